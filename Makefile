@@ -1,0 +1,45 @@
+# Two commands do everything on a fresh machine with Python 3.11 or newer:
+#   make quickstart   the whole path, from raw bytes to a released tiny model, in runs/quickstart
+#   make test         the fast tests
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+PIP := $(BIN)/python -m pip install --disable-pip-version-check --progress-bar off -q
+
+.PHONY: quickstart test test-slow lint clean help
+
+help:
+	@sed -n 's/^# \?//p' Makefile | head -4
+
+quickstart: $(VENV)/.installed
+	$(BIN)/python -m experiments.run --config=configs/quickstart.py --workdir=runs/quickstart
+
+test: $(VENV)/.installed-test lint
+	$(BIN)/python -m pytest -m "not slow"
+
+# Long tests, and live comparisons with the references (torch, transformers).
+test-slow: $(VENV)/.installed-reference
+	$(BIN)/python -m pytest -m slow
+
+lint: $(VENV)/.installed-test
+	$(BIN)/ruff check .
+
+$(BIN)/python:
+	@$(PYTHON) -c 'import sys; sys.version_info >= (3, 11) or sys.exit("smoljax needs Python 3.11 or newer; this is " + sys.version.split()[0] + ". Name another one: make PYTHON=python3.12 …")'
+	$(PYTHON) -m venv $(VENV)
+
+$(VENV)/.installed: requirements.txt | $(BIN)/python
+	@echo "Installing requirements.txt into $(VENV) (a minute or two)"
+	$(PIP) -r requirements.txt
+	@touch $@
+
+$(VENV)/.installed-test: pyproject.toml $(VENV)/.installed
+	$(PIP) $$($(BIN)/python -c 'import tomllib; print(*tomllib.load(open("pyproject.toml", "rb"))["project"]["optional-dependencies"]["test"])')
+	@touch $@
+
+$(VENV)/.installed-reference: pyproject.toml $(VENV)/.installed-test
+	$(PIP) $$($(BIN)/python -c 'import tomllib; print(*tomllib.load(open("pyproject.toml", "rb"))["project"]["optional-dependencies"]["reference"])')
+	@touch $@
+
+clean:
+	rm -rf $(VENV) runs

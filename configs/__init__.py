@@ -1,0 +1,1 @@
+"""Recipes: plain Python files that build one `ml_collections.ConfigDict` each."""

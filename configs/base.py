@@ -1,0 +1,114 @@
+"""Every default of smoljax, once, with its unit. A recipe starts here and changes what it must.
+
+`get_config()` returns a ConfigDict whose sections are the steps of an experiment (DESIGN §4.5 of the
+README): fields of a section decide whether the step that reads them is redone.
+"""
+
+from ml_collections import ConfigDict
+
+
+def get_config() -> ConfigDict:
+  c = ConfigDict()
+  c.name = 'base'
+  c.seed = 0  # the run's key: initialisation, data order, task sampling and decoding fold names into it
+
+  # --- Input -----------------------------------------------------------------------------------
+  # The quickstart's own crawl, built from this machine's documentation; used by whichever of
+  # web.input and pdf.input is empty.
+  c.selfdocs = ConfigDict()
+  c.selfdocs.pages = 3000  # web pages, junk and duplicates included
+  c.selfdocs.pdfs = 60  # PDF files
+
+  # --- Curation (Beam) -------------------------------------------------------------------------
+  c.beam = ConfigDict()
+  c.beam.args = ()  # passed to Beam as they are, for example ('--runner=DataflowRunner', …)
+
+  c.web = ConfigDict()
+  c.web.enabled = True
+  c.web.input = ''  # comma-separated WARC globs, local or any Beam file system; '' = selfdocs
+  c.web.languages = ('en',)  # ISO 639-1; documents in other languages are rejected
+  c.web.filters = 'fineweb'  # profile: fineweb | docs | none
+  c.web.tier = 'default'  # extraction: default | balanced | fast
+  c.web.limit = 0  # pages to read at most; 0 = all
+
+  c.pdf = ConfigDict()
+  c.pdf.enabled = True
+  c.pdf.input = ''  # comma-separated PDF or WARC globs; '' = selfdocs
+  c.pdf.languages = ('en',)
+  c.pdf.filters = 'pdf'
+  c.pdf.ocr = 'auto'  # auto | never | always
+  c.pdf.limit = 0
+
+  # --- Tokens ----------------------------------------------------------------------------------
+  c.tokenizer = ConfigDict()
+  c.tokenizer.path = ''  # a SentencePiece .model or a Hugging Face tokenizer.json; '' = train one
+  c.tokenizer.vocab_size = 2048
+  c.tokenizer.train_bytes = 20_000_000  # text shown to the trainer, UTF-8 bytes
+
+  c.tokenize = ConfigDict()
+  c.tokenize.bos = True  # prepend BOS to each document (SmolLM3's released tokenizer does not)
+  c.tokenize.holdout = 0.03  # share of documents kept for validation, by hash of their id
+
+  # --- Model (smoljax.model.ModelConfig; vocab_size comes from the tokenizer) ------------------
+  c.model = ConfigDict()
+  c.model.num_layers = 4
+  c.model.embed_dim = 128
+  c.model.num_heads = 4
+  c.model.num_kv_heads = 2
+  c.model.head_dim = 32
+  c.model.mlp_dim = 384
+  c.model.nope_interval = 4  # every 4th layer has no position encoding; 0 = RoPE everywhere
+  c.model.rope_theta = 5e4
+  c.model.norm_eps = 1e-6
+  c.model.tie_embeddings = True
+  c.model.init = 'nanotron'  # nanotron (as SmolLM3 was trained) | hf
+  c.model.init_std = 0.02
+  c.model.dtype = 'bfloat16'  # compute dtype; master weights are float32
+  c.model.remat = 'none'  # residuals kept for the backward pass: none = keep all | full | …
+
+  # --- Training --------------------------------------------------------------------------------
+  c.data = ConfigDict()
+  c.data.seq_len = 1024  # tokens a row
+  c.data.window = 2048  # documents shuffled and packed together
+  c.data.max_segments = 32  # documents a row may hold
+
+  c.train = ConfigDict()
+  c.train.tokens = 2_000_000  # to train on; steps are derived from it
+  c.train.batch_tokens = 8192  # tokens a step, over all devices
+  c.train.accumulate = 1  # micro-batches a step
+  # Stages in order: share of the steps, and the mixture (weights by token, normalised).
+  c.train.stages = (
+    dict(name='stable', fraction=1.0, mixture=dict(web=0.75, pdf=0.25)),
+  )
+  c.train.loss_chunk = 512  # positions whose logits exist at once
+  c.train.z_loss = 0.0  # weight of log(Z)²; SmolLM3: off
+  c.train.log_every = 10  # steps
+  c.train.eval_every = 100  # steps
+  c.train.eval_documents = 64  # held-out documents per corpus at each evaluation while training
+  c.train.checkpoint_every = 100  # steps
+  c.train.keep = 3  # newest checkpoints kept
+  c.train.tensorboard = True
+
+  c.mesh = ConfigDict()  # devices per axis; 0 for one axis = all that the others leave
+  c.mesh.data = 1
+  c.mesh.fsdp = 0
+  c.mesh.tensor = 1
+  c.mesh.context = 1
+
+  c.optimizer = ConfigDict()
+  c.optimizer.name = 'adamw'  # adamw | muon
+
+  # --- Evaluation, export, report --------------------------------------------------------------
+  c.eval = ConfigDict()
+  c.eval.documents = 0  # held-out documents per corpus; 0 = all
+  c.eval.batch_size = 16
+  c.eval.tasks = ('continuation',)
+  c.eval.task_examples = 200
+  c.eval.data = ''  # folder with the JSONL files of public tasks
+
+  c.sample = ConfigDict()
+  c.sample.prompts = ('The', 'Return')
+  c.sample.tokens = 96
+  c.sample.temperature = 0.7
+
+  return c
