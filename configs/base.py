@@ -1,7 +1,7 @@
 """Every default of smoljax, once, with its unit. A recipe starts here and changes what it must.
 
-`get_config()` returns a ConfigDict whose sections are the steps of an experiment (DESIGN §4.5 of the
-README): fields of a section decide whether the step that reads them is redone.
+`get_config()` returns a ConfigDict whose sections are, by and large, the steps of an experiment: a
+changed field redoes the steps that read it and those that depend on them, nothing else.
 """
 
 from ml_collections import ConfigDict
@@ -10,7 +10,7 @@ from ml_collections import ConfigDict
 def get_config() -> ConfigDict:
   c = ConfigDict()
   c.name = 'base'
-  c.seed = 0  # the run's key: initialisation, data order, task sampling and decoding fold names into it
+  c.seed = 0  # the run's key: initialisation, data order, tasks and sampling derive from it
 
   # --- Input -----------------------------------------------------------------------------------
   # The quickstart's own crawl, built from this machine's documentation; used by whichever of
@@ -89,14 +89,39 @@ def get_config() -> ConfigDict:
   c.train.keep = 3  # newest checkpoints kept
   c.train.tensorboard = True
 
-  c.mesh = ConfigDict()  # devices per axis; 0 for one axis = all that the others leave
+  c.mesh = ConfigDict()  # devices per axis; -1 for one axis = all that the others leave
   c.mesh.data = 1
-  c.mesh.fsdp = 0
+  c.mesh.fsdp = -1
   c.mesh.tensor = 1
   c.mesh.context = 1
 
   c.optimizer = ConfigDict()
-  c.optimizer.name = 'adamw'  # adamw | muon
+  c.optimizer.name = 'adamw'  # adamw | muon (matrices by Muon, the rest by AdamW)
+  c.optimizer.learning_rate = 2e-3  # peak
+  c.optimizer.weight_decay = 0.1
+  c.optimizer.no_decay = ('embedding',)  # roles without weight decay; SmolLM3 decays norms
+  c.optimizer.b1 = 0.9
+  c.optimizer.b2 = 0.95
+  c.optimizer.eps = 1e-8
+  c.optimizer.clip_norm = 1.0  # global norm of the gradients of AdamW's leaves; 0 = no clipping
+  c.optimizer.momentum_dtype = 'float32'
+  c.optimizer.schedule = 'wsd'  # wsd | cosine | constant
+  c.optimizer.warmup_steps = 0  # 0 = warmup_fraction of all steps
+  c.optimizer.warmup_fraction = 0.05
+  c.optimizer.decay_steps = 0  # 0 = decay_fraction of all steps
+  c.optimizer.decay_fraction = 0.2
+  c.optimizer.decay_shape = 'linear'  # linear | 1-sqrt
+  c.optimizer.floor = 0.0  # last learning rate as a share of the peak
+  c.optimizer.muon = ConfigDict()
+  c.optimizer.muon.beta = 0.95
+  c.optimizer.muon.nesterov = True
+  c.optimizer.muon.coefficients = 'pe5'  # Newton–Schulz table: pe5 | jordan | …
+  c.optimizer.muon.steps = 5
+  c.optimizer.muon.scale_rule = 'moonlight'  # update RMS like AdamW's: its learning rate fits
+  c.optimizer.muon.rms = 0.2
+  c.optimizer.muon.lr_multiplier = 1.0
+  c.optimizer.muon.per_head = 'none'
+  c.optimizer.muon.compute_dtype = 'bfloat16'
 
   # --- Evaluation, export, report --------------------------------------------------------------
   c.eval = ConfigDict()

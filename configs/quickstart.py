@@ -1,0 +1,35 @@
+"""The whole path on two CPU cores, in minutes: what `make quickstart` runs.
+
+  python -m experiments.run --config=configs/quickstart.py --workdir=runs/quickstart
+
+With better data: --config.web.input='crawl/*.warc.gz' --config.pdf.input='papers/*.pdf'
+"""
+
+from ml_collections import ConfigDict
+
+from configs import base
+
+
+def get_config() -> ConfigDict:
+  c = base.get_config()
+  c.name = 'quickstart'
+
+  # Software documentation: braces and `javascript` are part of the text (DESIGN: its own profile).
+  c.web.filters = 'docs'
+  c.web.tier = 'balanced'
+
+  c.tokenizer.vocab_size = 2048
+  c.model.dtype = 'float32'  # CPUs have no fast bfloat16
+
+  c.data.seq_len = 256
+  c.train.tokens = 2_400_000
+  c.train.batch_tokens = 8192
+  c.train.stages = (
+    dict(name='stable', fraction=0.6, mixture=dict(web=0.9, pdf=0.1)),
+    dict(name='stable-2', fraction=0.2, mixture=dict(web=0.8, pdf=0.2)),
+    dict(name='decay', fraction=0.2, mixture=dict(web=0.7, pdf=0.3)),
+  )
+  c.train.log_every = 10
+  c.train.eval_every = 50
+  c.train.checkpoint_every = 50
+  return c

@@ -1,0 +1,147 @@
+"""A content-addressed step graph: what is done is not redone, what is half done is never taken.
+
+A step's address is the hash of its name, its version, the config fields it reads, what it reads
+from outside, and the addresses of the steps it needs. Its output stands in
+`WORKDIR/steps/NAME-HASH/`; that folder exists only when the step has finished, because a step
+writes into `NAME-HASH.partial`, which is renamed at its end. A killed step starts over, unless it
+is `resumable`: then it finds its partial folder again. A lock keeps two processes from running the
+same step; the second one waits and takes the result. The code is not hashed: a change of code that
+changes results bumps `version`.
+"""
+
+import contextlib
+import dataclasses
+import fcntl
+import hashlib
+import json
+import os
+import pathlib
+import shutil
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import Any
+
+RESULT_FILE = 'step.json'
+
+
+@dataclasses.dataclass(frozen=True)
+class Step:
+  """One step of an experiment.
+
+  Attributes:
+    run: `(output folder, {needed step: its output folder}) -> result`; the result is a small
+      JSON-able dict that later steps and the summary can read.
+    config: the config fields the step reads, JSON-able.
+    outside: what it reads besides config and needed steps (input files, installed versions).
+    cost: words about what running it takes, for `--dry_run`.
+    links: name in the workdir → path in the output folder, kept pointing at the current output.
+  """
+
+  name: str
+  run: Callable[[str, Mapping[str, str]], Mapping[str, Any] | None]
+  config: Mapping[str, Any] = dataclasses.field(default_factory=dict)
+  needs: Sequence['Step'] = ()
+  version: int = 1
+  outside: Any = None
+  resumable: bool = False
+  cost: str = ''
+  links: Mapping[str, str] = dataclasses.field(default_factory=dict)
+
+  @property
+  def address(self) -> str:
+    """`NAME-HASH`, eight hexadecimal digits of sha256."""
+    what = [self.name, self.version, self.config, self.outside, [n.address for n in self.needs]]
+    text = json.dumps(what, sort_keys=True, default=list)
+    return f'{self.name}-{hashlib.sha256(text.encode()).hexdigest()[:8]}'
+
+
+class Graph:
+  """Runs steps in order in one workdir (a local or network file system with rename and flock)."""
+
+  def __init__(self, steps: Sequence[Step], workdir: str, say: Callable[[str], None] = print):
+    self.steps = steps
+    self.workdir = pathlib.Path(workdir)
+    self._root = self.workdir / 'steps'
+    self._say = say
+
+  def output(self, step: Step) -> pathlib.Path:
+    """Where the step's finished output stands."""
+    return self._root / step.address
+
+  def done(self, step: Step) -> bool:
+    return self.output(step).is_dir()
+
+  def result(self, step: Step) -> dict:
+    """What a finished step returned, with its `seconds`."""
+    return json.loads((self.output(step) / RESULT_FILE).read_text())
+
+  def describe(self) -> list[tuple[str, str, str]]:
+    """`(address, state, cost)` of each step, for a dry run; writes nothing."""
+    rows = []
+    for step in self.steps:
+      partial = self.output(step).with_suffix('.partial')
+      state = 'done' if self.done(step) else 'continue' if _resumes(step, partial) else 'run'
+      rows.append((step.address, state, step.cost))
+    return rows
+
+  def run(self) -> None:
+    """Runs what is not done; a step that raises leaves the finished ones as they are."""
+    self._root.mkdir(parents=True, exist_ok=True)
+    for number, step in enumerate(self.steps, start=1):
+      title = f'[{number}/{len(self.steps)}] {step.name}'
+      if self.done(step):
+        self._say(f'{title}: done ({step.address})')
+      else:
+        with self._lock(step):
+          if not self.done(step):  # another process may have finished it while we waited
+            self._run(step, title)
+      self._link(step, self.output(step))
+
+  def _run(self, step: Step, title: str) -> None:
+    partial = self.output(step).with_suffix('.partial')
+    if _resumes(step, partial):
+      self._say(f'{title}: continuing ({step.address})')
+    else:
+      self._say(f'{title}: {step.cost or "running"} ({step.address})')
+      shutil.rmtree(partial, ignore_errors=True)
+    partial.mkdir(exist_ok=True)
+    if step.resumable:
+      self._link(step, partial)  # so that a long step can be watched
+    start = time.monotonic()
+    try:
+      result = step.run(str(partial), {n.name: str(self.output(n)) for n in step.needs})
+    except BaseException:
+      if not step.resumable:
+        shutil.rmtree(partial, ignore_errors=True)
+      raise
+    seconds = round(time.monotonic() - start, 2)
+    record = {**(result or {}), 'seconds': seconds, 'address': step.address}
+    (partial / RESULT_FILE).write_text(json.dumps(record, indent=1))
+    os.replace(partial, self.output(step))
+    self._say(f'{title}: finished in {seconds:.0f} s')
+
+  def _link(self, step: Step, output: pathlib.Path) -> None:
+    for name, path in step.links.items():
+      link = self.workdir / name
+      link.parent.mkdir(parents=True, exist_ok=True)
+      target = os.path.relpath(output / path, link.parent)
+      if os.path.islink(link) and os.readlink(link) == target:
+        continue
+      temporary = link.with_name(link.name + '.link')
+      temporary.unlink(missing_ok=True)
+      temporary.symlink_to(target)
+      os.replace(temporary, link)
+
+  @contextlib.contextmanager
+  def _lock(self, step: Step) -> Iterator[None]:
+    with open(self._root / f'{step.address}.lock', 'w') as f:
+      try:
+        fcntl.flock(f, fcntl.LOCK_EX | fcntl.LOCK_NB)
+      except BlockingIOError:
+        self._say(f'{step.name}: another process runs it; waiting')
+        fcntl.flock(f, fcntl.LOCK_EX)
+      yield
+
+
+def _resumes(step: Step, partial: pathlib.Path) -> bool:
+  return step.resumable and partial.is_dir()

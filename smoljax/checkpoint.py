@@ -1,0 +1,188 @@
+"""Checkpoints that can be trusted: written by Orbax, sealed and verified by us.
+
+`checkpoints/{step}/` holds the items `params`, `opt_state`, `data` (position of the input, JSON)
+and `meta` (model config, resolved run config, code version, JSON). Orbax writes in the background
+and publishes a step by renaming, but it neither checks array bytes when reading nor falls back to
+an older step. So every published step is *sealed*: sizes and sha256 of its files go to
+`checkpoints/_integrity/{step}.json`. Restoring takes the newest step whose files still match its
+seal and moves any newer one, damaged or unsealed, to `checkpoints/_quarantine`.
+"""
+
+import hashlib
+import json
+import os
+import pathlib
+import re
+import shutil
+from typing import Any
+
+import jax
+import orbax.checkpoint as ocp
+
+from smoljax.model import ModelConfig
+
+_SEALS = '_integrity'
+_QUARANTINE = '_quarantine'
+
+
+class Checkpoints:
+  """The checkpoints of one run; use as a context manager, so that the last save is awaited."""
+
+  def __init__(self, directory: str, *, keep: int = 3):
+    self._root = pathlib.Path(directory).absolute()  # Orbax fails later on relative paths
+    self._root.mkdir(parents=True, exist_ok=True)
+    self.quarantined = self._quarantine_bad()
+    self._manager = ocp.CheckpointManager(
+      self._root,
+      options=ocp.CheckpointManagerOptions(
+        # One more than asked for: the newest is not sealed until the save after it, or the end.
+        preservation_policy=ocp.checkpoint_managers.LatestN(keep + 1),
+        save_decision_policy=ocp.checkpoint_managers.FixedIntervalPolicy(1),
+        cleanup_tmp_directories=True,
+      ),
+      item_names=('params', 'opt_state', 'data', 'meta'),
+    )
+
+  def __enter__(self) -> 'Checkpoints':
+    return self
+
+  def __exit__(self, *_: object) -> None:
+    self.close()
+
+  def save(self, step: int, params: Any, opt_state: Any, data: dict, meta: dict) -> None:
+    """Starts writing `step`; returns once the arrays are copied off the device.
+
+    Errors of a background write are raised by the next save or by `close`.
+    """
+    self._seal()
+    self._manager.save(
+      step,
+      args=ocp.args.Composite(
+        params=ocp.args.StandardSave(params),
+        opt_state=ocp.args.StandardSave(opt_state),
+        data=ocp.args.JsonSave(data),
+        meta=ocp.args.JsonSave(meta),
+      ),
+    )
+
+  def restore(self, params: Any, opt_state: Any) -> tuple[int, Any, Any, dict, dict] | None:
+    """The newest verified step as `(step, params, opt_state, data, meta)`; None if there is none.
+
+    Args:
+      params, opt_state: trees of `jax.ShapeDtypeStruct` with shardings, on any mesh.
+    Raises:
+      ValueError: the stored trees have other names, shapes or dtypes.
+    """
+    step = self._manager.latest_step()
+    if step is None:
+      return None
+    restored = self._manager.restore(
+      step,
+      args=ocp.args.Composite(
+        params=ocp.args.StandardRestore(params),
+        opt_state=ocp.args.StandardRestore(opt_state),
+        data=ocp.args.JsonRestore(),
+        meta=ocp.args.JsonRestore(),
+      ),
+    )
+    return step, restored.params, restored.opt_state, restored.data, restored.meta
+
+  def close(self) -> None:
+    """Waits for the last save, seals it, and raises what went wrong in the background."""
+    self._seal()
+    self._manager.close()
+
+  def _seal(self) -> None:
+    self._manager.wait_until_finished()
+    if jax.process_index() != 0:
+      return
+    seals = self._root / _SEALS
+    steps = {str(s) for s in self._manager.all_steps()}
+    for step in steps:
+      if not (seals / f'{step}.json').exists():
+        _write_json(seals / f'{step}.json', _digests(self._root / step))
+    for seal in seals.glob('*.json'):
+      if seal.stem not in steps:
+        seal.unlink()
+
+  def _quarantine_bad(self) -> list[int]:
+    """Moves steps newer than the newest intact one away; returns them."""
+    bad = []
+    for step in reversed(_steps(self._root)):
+      if _intact(self._root, step):
+        break
+      bad.append(step)
+    if jax.process_index() == 0:
+      for step in bad:
+        target = self._root / _QUARANTINE / str(step)
+        shutil.rmtree(target, ignore_errors=True)
+        target.parent.mkdir(exist_ok=True)
+        (self._root / str(step)).rename(target)
+    return bad
+
+
+def load_params(path: str) -> tuple[ModelConfig, dict, dict]:
+  """Reads a checkpoint's parameters for evaluation, export or distillation.
+
+  Args:
+    path: a run's `checkpoints` folder (its newest intact step is taken), one step's folder, or a
+      workdir that holds `checkpoints`.
+  Returns:
+    `(model config, params as float32 arrays on the default device, meta)`.
+  Raises:
+    FileNotFoundError: no intact checkpoint there.
+  """
+  root = pathlib.Path(path).absolute()
+  if (root / 'checkpoints').is_dir():
+    root = root / 'checkpoints'
+  if re.fullmatch(r'\d+', root.name) and (root / 'params').is_dir():
+    root, steps = root.parent, [int(root.name)]
+  else:
+    steps = _steps(root)
+  intact = next((s for s in reversed(steps) if _intact(root, s)), None)
+  if intact is None:
+    raise FileNotFoundError(
+      f'{path}: no intact checkpoint; give a folder with checkpoints/STEP that a run has finished'
+    )
+  root = root.resolve() / str(intact)
+  with ocp.Checkpointer(ocp.JsonCheckpointHandler()) as reader:
+    meta = reader.restore(root / 'meta')
+  with ocp.StandardCheckpointer() as reader:
+    abstract = jax.tree.map(
+      lambda x: jax.ShapeDtypeStruct(
+        x.shape, x.dtype, sharding=jax.sharding.SingleDeviceSharding(jax.devices()[0])
+      ),
+      reader.metadata(root / 'params').item_metadata.tree,
+    )
+    params = reader.restore(root / 'params', abstract)
+  return ModelConfig(**meta['model']), params, meta
+
+
+def _steps(root: pathlib.Path) -> list[int]:
+  if not root.is_dir():
+    return []
+  return sorted(int(p.name) for p in root.iterdir() if p.name.isdigit() and p.is_dir())
+
+
+def _intact(root: pathlib.Path, step: int) -> bool:
+  seal = root / _SEALS / f'{step}.json'
+  return seal.exists() and json.loads(seal.read_text()) == _digests(root / str(step))
+
+
+def _digests(folder: pathlib.Path) -> dict[str, list]:
+  digests = {}
+  for path in sorted(p for p in folder.rglob('*') if p.is_file()):
+    with open(path, 'rb') as f:
+      digest = hashlib.file_digest(f, 'sha256').hexdigest()
+    digests[path.relative_to(folder).as_posix()] = [path.stat().st_size, digest]
+  return digests
+
+
+def _write_json(path: pathlib.Path, value: Any) -> None:
+  path.parent.mkdir(exist_ok=True)
+  temporary = path.with_suffix('.tmp')
+  with open(temporary, 'w') as f:
+    json.dump(value, f)
+    f.flush()
+    os.fsync(f.fileno())
+  os.replace(temporary, path)

@@ -1,0 +1,349 @@
+"""Tokenised corpora → staged mixture → packed rows → batches.
+
+A *corpus* is a directory of token documents (one record each). Training sees *rows* of `seq_len`
+tokens, each packed from whole or cut documents of one corpus:
+
+1. Every epoch is a keyed permutation of the documents, computed, never stored.
+2. The permuted documents are taken in *windows*; each window is packed on its own from the stored
+   lengths alone, best fit first, so a row can be found again from (epoch, window, row).
+3. A stage's mixture hands out rows so that each corpus's share of tokens follows its weight.
+
+So a batch depends on the seed and the step alone, not on processes or threads; the position is a
+dozen integers; a restart repacks one window per corpus; and no index grows with the run.
+
+A piece of a document with n tokens fills n - 1 places: inputs are its tokens but the last, targets
+its tokens but the first. A document longer than a row is cut into pieces that share one token, so
+every token but a document's first is a target exactly once. Positions restart and segment ids
+change at each piece; attention, loss mask and evaluation all derive from these two.
+"""
+
+import bisect
+import dataclasses
+import hashlib
+import json
+import os
+from collections.abc import Mapping, Sequence
+from typing import NamedTuple
+
+import grain
+import numpy as np
+import tensorflow_datasets as tfds
+
+
+class Piece(NamedTuple):
+  """Tokens `[start, start + length]` of a document: `length` inputs and as many targets."""
+
+  document: int
+  start: int
+  length: int
+
+
+@dataclasses.dataclass(frozen=True)
+class Corpus:
+  """One split of a tokenised corpus on disk (contract: data_beam/tokenize_corpus.py)."""
+
+  name: str
+  manifest: Mapping
+  lengths: np.ndarray  # [documents] int32, tokens of each document in record order
+  records: Sequence[Mapping]  # random access; 'tokens', 'num_bytes', 'id', …
+  digest: str  # identifies the split's bytes
+
+  def tokens(self, document: int) -> np.ndarray:
+    """The token ids of one document, `[n]` int32."""
+    return self.decode(self.records[document])
+
+  def decode(self, record: Mapping) -> np.ndarray:
+    return np.frombuffer(record['tokens'], self.manifest['dtype']).astype(np.int32)
+
+  def token_counts(self, vocab_size: int, limit: int = 100_000) -> np.ndarray:
+    """How often each id occurs, `[vocab_size]` int64, in up to `limit` documents evenly spread."""
+    counts = np.zeros(vocab_size, np.int64)
+    for document in range(0, len(self.lengths), -(-len(self.lengths) // limit)):
+      counts += np.bincount(self.tokens(document), minlength=vocab_size)
+    return counts
+
+
+def open_corpus(path: str, split: str = 'train', name: str | None = None) -> Corpus:
+  """Opens `path` (`DIR/NAME/VERSION`).
+
+  Raises:
+    FileNotFoundError: there is no finished tokenised corpus at `path`.
+    ValueError: the split is empty, or its lengths do not match its records.
+  """
+  if not os.path.exists(os.path.join(path, '_SUCCESS')):
+    raise FileNotFoundError(
+      f'{path} is not a finished corpus (no _SUCCESS): run data_beam.tokenize_corpus to its end'
+    )
+  with open(os.path.join(path, 'manifest.json')) as f:
+    manifest = json.load(f)
+  if manifest.get('kind') != 'tokenised':
+    raise ValueError(f'{path} holds text, not tokens: run data_beam.tokenize_corpus on it first')
+  info = manifest['splits'].get(split)
+  shards = info['shards'] if info else []
+  lengths = [np.load(os.path.join(path, s['lengths'])) for s in shards]
+  lengths = np.concatenate(lengths) if lengths else np.zeros(0, np.int32)
+  if not (lengths > 1).any():
+    raise ValueError(f'{path} has no tokens to predict in split {split!r}: give it more input')
+  records = tfds.builder_from_directory(path).as_data_source(split)
+  if len(lengths) != len(records):
+    raise ValueError(f'{path}: {len(lengths)} lengths but {len(records)} records: tokenise again')
+  digest = hashlib.sha256(''.join(s['sha256'] for s in shards).encode()).hexdigest()
+  return Corpus(name or manifest['name'], manifest, lengths.astype(np.int32), records, digest)
+
+
+# --- Order and packing -------------------------------------------------------------------------
+
+
+def permute(index: np.ndarray, size: int, key: bytes) -> np.ndarray:
+  """Where a keyed permutation of `range(size)` sends `index`, `[n]` → `[n]` int64.
+
+  A four-round Feistel network over the next power of four, walked until it lands inside the range
+  (format-preserving encryption, Black and Rogaway 2002): no table, any element on its own.
+  """
+  half = max(1, ((size - 1).bit_length() + 1) // 2)
+  mask = np.uint64((1 << half) - 1)
+  rounds = np.frombuffer(hashlib.sha256(key).digest(), np.uint64)
+
+  def encrypt(x: np.ndarray) -> np.ndarray:
+    left, right = x >> np.uint64(half), x & mask
+    for r in rounds:
+      # splitmix64's finaliser, keyed
+      h = (right + r) * np.uint64(0x9E3779B97F4A7C15)
+      h = (h ^ (h >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
+      h ^= h >> np.uint64(27)
+      left, right = right, (left ^ (h >> np.uint64(11))) & mask
+    return (left << np.uint64(half)) | right
+
+  with np.errstate(over='ignore'):
+    out = encrypt(index.astype(np.uint64))
+    while (outside := out >= size).any():
+      out[outside] = encrypt(out[outside])
+  return out.astype(np.int64)
+
+
+def pack(lengths: Sequence[int], seq_len: int, max_segments: int) -> list[list[Piece]]:
+  """Packs documents of these token counts into rows of `seq_len` places, best fit decreasing.
+
+  Long documents are cut first; the whole pieces fill rows of their own and what remains shares rows
+  with at most `max_segments` pieces. Documents of fewer than two tokens predict nothing and are
+  left out. Returns rows of pieces whose `document` indexes `lengths`.
+  """
+  rows, remainders = [], []
+  for document, length in enumerate(lengths):
+    start = 0
+    while length - 1 - start > seq_len:
+      rows.append([Piece(document, start, seq_len)])
+      start += seq_len
+    if length - 1 > start:
+      remainders.append(Piece(document, start, int(length) - 1 - start))
+  remainders.sort(key=lambda p: (-p.length, p.document))
+  open_rows: list[tuple[int, int]] = []  # (places left, row), sorted
+  for piece in remainders:
+    i = bisect.bisect_left(open_rows, (piece.length, -1))
+    if i == len(open_rows):
+      left, row = seq_len, len(rows)
+      rows.append([])
+    else:
+      left, row = open_rows.pop(i)
+    rows[row].append(piece)
+    if left > piece.length and len(rows[row]) < max_segments:
+      bisect.insort(open_rows, (left - piece.length, row))
+  return rows
+
+
+class Rows:
+  """The endless row stream of one corpus; its position is `(epoch, window, row)`."""
+
+  def __init__(self, corpus: Corpus, *, seq_len: int, window: int, max_segments: int, seed: int):
+    self.corpus = corpus
+    self._seq_len, self._window, self._max_segments = seq_len, window, max_segments
+    self._key = f'{seed}/{corpus.name}'
+    self._num_windows = -(-len(corpus.lengths) // window)
+    self.position = (0, 0, 0)
+    self._packed: tuple[tuple[int, int], list[list[Piece]]] = ((-1, -1), [])
+
+  def _rows(self, epoch: int, window: int) -> list[list[Piece]]:
+    if self._packed[0] != (epoch, window):
+      size = len(self.corpus.lengths)
+      index = np.arange(window * self._window, min((window + 1) * self._window, size))
+      documents = permute(index, size, f'{self._key}/{epoch}'.encode())
+      rows = pack(self.corpus.lengths[documents].tolist(), self._seq_len, self._max_segments)
+      # Best fit leaves rows of equally long documents side by side: shuffle them.
+      key = f'{self._key}/{epoch}/{window}'.encode()
+      order = permute(np.arange(len(rows)), max(1, len(rows)), key)
+      rows = [[p._replace(document=int(documents[p.document])) for p in rows[i]] for i in order]
+      self._packed = ((epoch, window), rows)
+    return self._packed[1]
+
+  def __next__(self) -> list[Piece]:
+    epoch, window, row = self.position
+    while row >= len(self._rows(epoch, window)):
+      row, window = 0, window + 1
+      if window == self._num_windows:
+        epoch, window = epoch + 1, 0
+    self.position = (epoch, window, row + 1)
+    return self._rows(epoch, window)[row]
+
+
+# --- Mixture and batches -----------------------------------------------------------------------
+
+
+@dataclasses.dataclass(frozen=True)
+class Stage:
+  """A span of steps `[start, stop)` with one mixture of corpora, weights by token."""
+
+  name: str
+  start: int
+  stop: int
+  mixture: Mapping[str, float]
+
+
+def make_stages(stages: Sequence[Mapping], steps: int) -> list[Stage]:
+  """Turns shares of the run into steps; mixtures are normalised.
+
+  Raises:
+    ValueError: fractions that do not sum to 1, or weights that are negative or all zero.
+  """
+  total = sum(s['fraction'] for s in stages)
+  if abs(total - 1) > 1e-6:
+    raise ValueError(f'train.stages: fractions sum to {total:g}, not 1')
+  result, done = [], 0.0
+  for s in stages:
+    weights = {k: float(w) for k, w in s['mixture'].items()}
+    if min(weights.values(), default=0) < 0 or sum(weights.values()) <= 0:
+      raise ValueError(f'train.stages: mixture of {s["name"]!r} needs weights ≥ 0, one above 0')
+    start, done = round(done * steps), done + s['fraction']
+    weights = {k: w / sum(weights.values()) for k, w in weights.items() if w > 0}
+    result.append(Stage(s['name'], start, round(done * steps), weights))
+  return result
+
+
+class Batches(grain.IterDataset):
+  """Endless-by-epochs batches for the steps of `stages`, as a grain dataset (checkpointable).
+
+  Each batch is a dict of numpy arrays, this process's `rows / process_count` rows of it:
+    inputs, targets   [B, T] int32, 0 where there is no token
+    segment_ids       [B, T] int32, pieces counted from 1; 0 = padding
+    positions         [B, T] int32, from 0 in each piece
+    source            [B] int32, index into `sources`
+
+  Args:
+    corpora: name → `Corpus`; all names in the mixtures must be there.
+    rows: rows in a global batch.
+  Raises:
+    ValueError: a mixture names an unknown corpus, or rows do not divide the processes.
+  """
+
+  def __init__(
+    self,
+    corpora: Mapping[str, Corpus],
+    stages: Sequence[Stage],
+    *,
+    rows: int,
+    seq_len: int,
+    window: int,
+    max_segments: int,
+    seed: int,
+    process_index: int = 0,
+    process_count: int = 1,
+  ):
+    super().__init__()
+    self.sources = sorted({name for s in stages for name in s.mixture})
+    if unknown := [n for n in self.sources if n not in corpora]:
+      raise ValueError(
+        f'train.stages: no corpus named {", ".join(unknown)}; there are: {", ".join(corpora)}'
+      )
+    if rows % process_count:
+      raise ValueError(f'{rows} rows a batch do not divide {process_count} processes')
+    self.corpora = {n: corpora[n] for n in self.sources}
+    self.stages = stages
+    self.rows, self.seq_len = rows, seq_len
+    self.options = dict(seq_len=seq_len, window=window, max_segments=max_segments, seed=seed)
+    local = rows // process_count
+    self.local_rows = range(process_index * local, (process_index + 1) * local)
+
+  def fingerprint(self) -> str:
+    """Identifies the stream of batches; a checkpoint of another stream must not be continued."""
+    what = [
+      {n: c.digest for n, c in self.corpora.items()},
+      [dataclasses.astuple(s) for s in self.stages],
+      self.rows,
+      self.options,
+    ]
+    return hashlib.sha256(json.dumps(what, sort_keys=True).encode()).hexdigest()
+
+  def __iter__(self) -> '_BatchIterator':
+    return _BatchIterator(self)
+
+
+class _BatchIterator(grain.DatasetIterator):
+  """State: the next step, tokens taken per corpus in its stage, and each corpus's position."""
+
+  def __init__(self, batches: Batches):
+    super().__init__()
+    self._batches = batches
+    self._streams = {n: Rows(c, **batches.options) for n, c in batches.corpora.items()}
+    self._step = 0
+    self._taken = dict.fromkeys(batches.sources, 0)
+
+  def get_state(self) -> dict:
+    return {
+      'step': self._step,
+      'taken': dict(self._taken),
+      'positions': {n: list(s.position) for n, s in self._streams.items()},
+    }
+
+  def set_state(self, state: dict) -> None:
+    self._step = state['step']
+    self._taken = dict(state['taken'])
+    for name, position in state['positions'].items():
+      self._streams[name].position = tuple(position)
+
+  def next_plan(self) -> list[tuple[str, list[Piece]]]:
+    """The next global batch as `[(corpus, pieces), …]`, one a row, without reading any token."""
+    stage = next((s for s in self._batches.stages if s.start <= self._step < s.stop), None)
+    if stage is None:
+      raise StopIteration
+    if self._step == stage.start:
+      self._taken = dict.fromkeys(self._taken, 0)
+    plan = []
+    for _ in range(self._batches.rows):
+      total = sum(self._taken.values())
+      # The corpus furthest behind its share, counted in tokens; ties go to the heavier weight.
+      name = max(
+        stage.mixture,
+        key=lambda n: (stage.mixture[n] * (total + 1) - self._taken[n], stage.mixture[n], n),
+      )
+      pieces = next(self._streams[name])
+      self._taken[name] += sum(p.length for p in pieces)
+      plan.append((name, pieces))
+    self._step += 1
+    return plan
+
+  def __next__(self) -> dict[str, np.ndarray]:
+    b = self._batches
+    plan = self.next_plan()
+    shape = (len(b.local_rows), b.seq_len)
+    batch = {
+      k: np.zeros(shape, np.int32) for k in ('inputs', 'targets', 'segment_ids', 'positions')
+    }
+    batch['source'] = np.zeros(shape[0], np.int32)
+    for i, (name, pieces) in enumerate(plan[b.local_rows.start : b.local_rows.stop]):
+      corpus = b.corpora[name]
+      batch['source'][i] = b.sources.index(name)
+      at = 0
+      records = corpus.records.__getitems__([p.document for p in pieces])
+      for segment, (piece, record) in enumerate(zip(pieces, records, strict=True), start=1):
+        tokens = corpus.decode(record)[piece.start : piece.start + piece.length + 1]
+        span = slice(at, at + piece.length)
+        batch['inputs'][i, span] = tokens[:-1]
+        batch['targets'][i, span] = tokens[1:]
+        batch['segment_ids'][i, span] = segment
+        batch['positions'][i, span] = np.arange(piece.length)
+        at += piece.length
+    return batch
+
+
+def prefetch(batches: Batches, size: int = 4) -> grain.DatasetIterator:
+  """An iterator over `batches` that reads `size` ahead in a thread; state as if it did not."""
+  return iter(grain.experimental.ThreadPrefetchIterDataset(batches, prefetch_buffer_size=size))

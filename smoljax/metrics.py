@@ -1,0 +1,83 @@
+"""Numbers of a run: JSON lines that a resumed run continues, TensorBoard, and peak FLOPs."""
+
+import json
+import os
+import time
+from collections.abc import Mapping
+
+# Peak dense bf16 FLOP/s of one device by a substring of `jax.Device.device_kind` (vendors' data
+# sheets, without sparsity). A kind that is not here has no MFU.
+PEAK_FLOPS = {
+  'H200': 989.4e12,
+  'H100': 989.4e12,
+  'A100': 312e12,
+  'v6 lite': 918e12,
+  'v5p': 459e12,
+  'v5 lite': 197e12,
+  'v4': 275e12,
+}
+
+
+def peak_flops(device_kind: str) -> float | None:
+  """Peak bf16 FLOP/s of a device kind, or None where it is not known."""
+  return next((peak for name, peak in PEAK_FLOPS.items() if name in device_kind), None)
+
+
+class Log:
+  """Appends rows to `DIR/metrics.jsonl` and `DIR/events.jsonl`, and scalars to TensorBoard.
+
+  Opening it at `step` drops the rows after that step, which a run killed later had written: the
+  file of a resumed run reads like that of an undisturbed one. Events are kept for ever.
+  """
+
+  def __init__(self, directory: str, *, step: int = 0, tensorboard: bool = False):
+    os.makedirs(directory, exist_ok=True)
+    path = os.path.join(directory, 'metrics.jsonl')
+    rows = [r for r in read_rows(path) if r['step'] <= step]
+    with open(path + '.tmp', 'w') as f:
+      f.writelines(json.dumps(r) + '\n' for r in rows)
+    os.replace(path + '.tmp', path)
+    self._metrics = open(path, 'a', buffering=1)  # noqa: SIM115 (closed in __exit__)
+    events = os.path.join(directory, 'events.jsonl')
+    self._events = open(events, 'a', buffering=1)  # noqa: SIM115
+    self._writer = None
+    if tensorboard:
+      import tensorboardX
+
+      self._writer = tensorboardX.SummaryWriter(
+        os.path.join(directory, 'tensorboard'), purge_step=step + 1
+      )
+
+  def __enter__(self) -> 'Log':
+    return self
+
+  def __exit__(self, *_: object) -> None:
+    self._metrics.close()
+    self._events.close()
+    if self._writer:
+      self._writer.close()
+
+  def row(self, step: int, values: Mapping[str, float | int | str]) -> None:
+    """Writes one row of metrics (names as in the README, such as `train/loss`)."""
+    self._metrics.write(json.dumps({'step': step, **values}) + '\n')
+    if self._writer:
+      for name, value in values.items():
+        if '/' in name:
+          self._writer.add_scalar(name, value, step)
+
+  def event(self, step: int, event: str, **details: object) -> None:
+    """Writes one event: a decision or a change of state, with the time it happened (UTC)."""
+    now = time.strftime('%Y-%m-%dT%H:%M:%SZ', time.gmtime())
+    self._events.write(json.dumps({'time': now, 'step': step, 'event': event, **details}) + '\n')
+
+
+def read_rows(path: str) -> list[dict]:
+  """Rows of a JSONL file; a last line cut short by a kill is left out, a missing file is empty."""
+  if not os.path.exists(path):
+    return []
+  rows = []
+  with open(path) as f:
+    for line in f:
+      if line.endswith('\n'):
+        rows.append(json.loads(line))
+  return rows

@@ -1,0 +1,95 @@
+"""What a step minimises. An objective turns `(config, params, batch)` into a `Loss`."""
+
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+
+from smoljax import model
+
+
+class Loss(NamedTuple):
+  """`total` is what is differentiated; `metrics` holds sums over this batch for the log."""
+
+  total: jax.Array  # float32 scalar
+  metrics: dict[str, jax.Array]
+
+
+def token_losses(
+  hidden_BTD: jax.Array, unembed_DV: jax.Array, targets_BT: jax.Array, *, chunk: int
+) -> tuple[jax.Array, jax.Array]:
+  """Cross entropy and log Z of each place without ever holding `[B, T, V]`.
+
+  The head's matmul and softmax run `chunk` places at a time (all rows together) and are recomputed
+  in the backward pass, so the peak is `[B, chunk, V]` in float32.
+
+  Args:
+    hidden_BTD: final hidden states, compute dtype.
+    unembed_DV: output matrix, compute dtype.
+    chunk: places per slice; the largest divisor of T up to it is used.
+  Returns:
+    `(nll_BT, log_z_BT)`, float32, in nats.
+  """
+  B, T, D = hidden_BTD.shape
+  chunk = next(c for c in range(min(chunk, T), 0, -1) if T % c == 0)
+
+  @jax.checkpoint
+  def one(_, slice_):
+    hidden_BCD, targets_BC = slice_
+    logits_BCV = jnp.einsum(
+      'bcd,dv->bcv', hidden_BCD, unembed_DV, preferred_element_type=jnp.float32
+    )
+    log_z_BC = jax.nn.logsumexp(logits_BCV, axis=-1)
+    # A one-hot product instead of a gather: it also works where V is sharded.
+    hot_BCV = jax.nn.one_hot(targets_BC, logits_BCV.shape[-1], dtype=jnp.float32)
+    return None, (log_z_BC - jnp.sum(logits_BCV * hot_BCV, axis=-1), log_z_BC)
+
+  slices = (
+    hidden_BTD.reshape(B, T // chunk, chunk, D).swapaxes(0, 1),
+    targets_BT.reshape(B, T // chunk, chunk).swapaxes(0, 1),
+  )
+  _, (nll, log_z) = jax.lax.scan(one, None, slices)
+  return nll.swapaxes(0, 1).reshape(B, T), log_z.swapaxes(0, 1).reshape(B, T)
+
+
+def next_token(
+  config: model.ModelConfig,
+  params: dict,
+  batch: dict[str, jax.Array],
+  *,
+  total_tokens: jax.Array,
+  num_sources: int,
+  chunk: int = 512,
+  z_loss: float = 0.0,
+) -> Loss:
+  """Mean cross entropy of the next token within documents, plus `z_loss`·mean(log²Z).
+
+  Padding (segment id 0) is not predicted; document starts are no targets by construction
+  (smoljax/data.py). The sum is divided by `total_tokens`, the count over the *global* batch, so
+  micro-batches and devices add up to the exact mean (a mean of means is not one when rows differ).
+
+  Metrics: `loss_sum_S` and `tokens_S`, sums per source `[S]`, and `log_z_sum`.
+  """
+  hidden_BTD = model.hidden(
+    config,
+    params,
+    batch['inputs'],
+    positions_BT=batch['positions'],
+    segment_ids_BT=batch['segment_ids'],
+  )
+  nll_BT, log_z_BT = token_losses(
+    hidden_BTD, model.unembedding(config, params), batch['targets'], chunk=chunk
+  )
+  mask_BT = (batch['segment_ids'] > 0).astype(jnp.float32)
+  loss = jnp.sum(nll_BT * mask_BT) / total_tokens
+  if z_loss:
+    loss += z_loss * jnp.sum(jnp.square(log_z_BT) * mask_BT) / total_tokens
+  source_BS = jax.nn.one_hot(batch['source'], num_sources, dtype=jnp.float32)
+  return Loss(
+    loss,
+    {
+      'loss_sum_S': jnp.sum(nll_BT * mask_BT, axis=1) @ source_BS,
+      'tokens_S': jnp.sum(mask_BT, axis=1) @ source_BS,
+      'log_z_sum': jnp.sum(log_z_BT * mask_BT),
+    },
+  )

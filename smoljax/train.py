@@ -1,0 +1,301 @@
+"""One run of pretraining: batches in, checkpoints and metrics out, exactly resumable."""
+
+import dataclasses
+import math
+import os
+import signal
+import time
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+import smoljax
+from smoljax import data, evals, metrics, model, objectives, optim, sharding
+from smoljax.checkpoint import Checkpoints
+
+PyTree = Any
+
+
+class Diverged(ArithmeticError):
+  """The loss or a gradient is not finite; checkpoints before it are untouched."""
+
+
+def make_train_step(
+  config: model.ModelConfig,
+  optimizer: Any,
+  *,
+  num_sources: int,
+  accumulate: int = 1,
+  chunk: int = 512,
+  z_loss: float = 0.0,
+) -> Callable[[dict, dict], tuple[dict, dict]]:
+  """The jitted `(state, batch) -> (state, metrics)`; `state` = {params, opt_state}, donated.
+
+  With `accumulate` > 1 the rows are split into that many micro-batches whose gradients are summed
+  in float32; the loss is divided by the token count of the whole batch, so the result is that of
+  one big batch up to rounding.
+
+  Metrics: `loss` (nats per token), `loss_sum_S` and `tokens_S` per source, `grad_norm`.
+  """
+
+  def loss_fn(params: PyTree, batch: dict, total_tokens: jax.Array) -> objectives.Loss:
+    loss = objectives.next_token(
+      config,
+      params,
+      batch,
+      total_tokens=total_tokens,
+      num_sources=num_sources,
+      chunk=chunk,
+      z_loss=z_loss,
+    )
+    return loss.total, loss.metrics
+
+  grad_fn = jax.value_and_grad(loss_fn, has_aux=True)
+
+  def gradients(params: PyTree, batch: dict) -> tuple[PyTree, dict]:
+    total_tokens = jnp.maximum(jnp.sum(batch['segment_ids'] > 0), 1).astype(jnp.float32)
+    if accumulate == 1:
+      (loss, aux), grads = grad_fn(params, batch, total_tokens)
+      return grads, {'loss': loss, **aux}
+
+    def one(total: PyTree, micro: dict) -> tuple[PyTree, None]:
+      (loss, aux), grads = grad_fn(params, micro, total_tokens)
+      return jax.tree.map(jnp.add, total, (grads, {'loss': loss, **aux})), None
+
+    # Neighbouring rows go to different micro-batches: the rows of each device stay on it.
+    micros = jax.tree.map(
+      lambda x: x.reshape(x.shape[0] // accumulate, accumulate, *x.shape[1:]).swapaxes(0, 1), batch
+    )
+    first = jax.tree.map(lambda x: x[0], micros)
+    (loss, aux), grads = grad_fn(params, first, total_tokens)
+    rest = jax.tree.map(lambda x: x[1:], micros)
+    (grads, aux), _ = jax.lax.scan(one, (grads, {'loss': loss, **aux}), rest)
+    return grads, aux
+
+  def train_step(state: dict, batch: dict) -> tuple[dict, dict]:
+    grads, aux = gradients(state['params'], batch)
+    updates, opt_state = optimizer.update(grads, state['opt_state'], state['params'])
+    params = jax.tree.map(lambda p, u: p + u.astype(p.dtype), state['params'], updates)
+    aux['grad_norm'] = jnp.sqrt(sum(jnp.sum(jnp.square(g)) for g in jax.tree.leaves(grads)))
+    return {'params': params, 'opt_state': opt_state}, aux
+
+  return jax.jit(train_step, donate_argnums=0)
+
+
+def train(
+  config: Any,
+  model_config: model.ModelConfig,
+  corpora: Mapping[str, str],
+  directory: str,
+  *,
+  meta: Mapping[str, Any] | None = None,
+  say: Callable[[str], None] = print,
+) -> dict:
+  """Trains in `directory` until `config.train.steps`, from the newest checkpoint there if any.
+
+  Args:
+    config: attribute mapping with `seed` and the sections data, train, mesh, optimizer of
+      configs/base.py, with the derived `train.steps` and `train.rows`.
+    corpora: name → tokenised corpus, as named by `train.stages`.
+    directory: gets `checkpoints/`, `metrics.jsonl`, `events.jsonl`, `tensorboard/`.
+    meta: stored with each checkpoint beside the model config, JSON-able.
+  Returns:
+    Key figures: steps, tokens, parameters, loss (first, final), tokens_per_sec, …
+  Raises:
+    ValueError: config, mesh, corpora and checkpoint do not fit each other.
+    Diverged: the loss stopped being finite.
+  """
+  t = config.train
+  mesh = sharding.make_mesh(**{axis: config.mesh[axis] for axis in sharding.AXES})
+  opened = {name: data.open_corpus(path, 'train', name) for name, path in corpora.items()}
+  held_out = {
+    name: evals.load_documents(path, limit=t.eval_documents) for name, path in corpora.items()
+  }
+  stages = data.make_stages(t.stages, t.steps)
+  batches = data.Batches(
+    opened,
+    stages,
+    rows=t.rows,
+    seq_len=config.data.seq_len,
+    window=config.data.window,
+    max_segments=config.data.max_segments,
+    seed=config.seed,
+    process_index=jax.process_index(),
+    process_count=jax.process_count(),
+  )
+  meta = {
+    **(meta or {}),
+    'model': dataclasses.asdict(model_config),
+    'fingerprint': batches.fingerprint(),
+    'code_version': smoljax.__version__,
+  }
+
+  with jax.set_mesh(mesh), Checkpoints(os.path.join(directory, 'checkpoints'), keep=t.keep) as ckpt:
+    key = jax.random.fold_in(jax.random.key(config.seed), _name_seed('init'))
+    params = jax.eval_shape(lambda: model.init(model_config, key))
+    optimizer, info = optim.make_optimizer(config.optimizer, params, t.steps)
+    like = {
+      'params': sharding.abstract(params, mesh),
+      'opt_state': sharding.abstract(jax.eval_shape(optimizer.init, params), mesh),
+    }
+    placed = jax.tree.map(lambda x: x.sharding, like)
+    restored = ckpt.restore(like['params'], like['opt_state'])
+    iterator = data.prefetch(batches)
+    if restored is None:
+      step = 0
+      init = jax.jit(lambda: model.init(model_config, key), out_shardings=placed['params'])
+      state = {'params': init()}
+      init = jax.jit(optimizer.init, out_shardings=placed['opt_state'])
+      state['opt_state'] = init(state['params'])
+    else:
+      step, *arrays, position, stored = restored
+      if stored['fingerprint'] != meta['fingerprint']:
+        raise ValueError(
+          f'{directory}: the checkpoint at step {step} was trained on another stream of batches '
+          '(corpus, mixture, rows or seed differ): use a fresh workdir'
+        )
+      state = dict(zip(('params', 'opt_state'), arrays, strict=True))
+      iterator.set_state(position)
+
+    train_step = make_train_step(
+      model_config,
+      optimizer,
+      num_sources=len(batches.sources),
+      accumulate=t.accumulate,
+      chunk=t.loss_chunk,
+      z_loss=t.z_loss,
+    )
+    flops = model_config.flops_per_token(config.data.seq_len)
+    peak = metrics.peak_flops(jax.devices()[0].device_kind)
+    window: list[tuple[dict, float, float]] = []  # metrics, step seconds, wait seconds since a row
+
+    with (
+      metrics.Log(directory, step=step, tensorboard=t.tensorboard) as log,
+      _Termination() as termination,
+    ):
+      log.event(
+        step,
+        'resume' if step else 'start',
+        devices=f'{jax.device_count()} x {jax.devices()[0].device_kind}',
+        **({'quarantined': ckpt.quarantined} if ckpt.quarantined else {}),
+      )
+
+      def write_row(step: int, stage: str) -> None:
+        """One row over the steps since the last one; blocks until they are computed."""
+        values = jax.device_get([m for m, _, _ in window])
+        seconds = sum(s for _, s, _ in window)
+        tokens_S = np.sum([v['tokens_S'] for v in values], axis=0)
+        loss_S = np.sum([v['loss_sum_S'] for v in values], axis=0) / np.maximum(tokens_S, 1)
+        rate = tokens_S.sum() / seconds
+        row = {
+          'stage': stage,
+          'tokens': step * t.rows * config.data.seq_len,
+          'train/loss': float(np.average(loss_S, weights=tokens_S)),
+          **{
+            f'train/loss/{n}': float(x)
+            for n, x, k in zip(batches.sources, loss_S, tokens_S, strict=True)
+            if k
+          },
+          'grad/norm': float(np.mean([v['grad_norm'] for v in values])),
+          'optim/lr': float(info.schedule(step - 1)),
+          'perf/tokens_per_sec': round(float(rate), 1),
+          'perf/step_time': round(seconds / len(window), 4),
+          'data/wait': round(sum(w for _, _, w in window) / seconds, 4),
+        }
+        if peak:
+          row['perf/mfu'] = round(float(rate * flops / peak / jax.device_count()), 4)
+        window.clear()
+        log.row(step, row)
+        if not (math.isfinite(row['train/loss']) and math.isfinite(row['grad/norm'])):
+          log.event(step, 'diverged', loss=str(row['train/loss']), grad=str(row['grad/norm']))
+          raise Diverged(
+            f'loss {row["train/loss"]} and gradient norm {row["grad/norm"]} at step {step}: '
+            'lower --config.optimizer.learning_rate; the last good checkpoint is kept'
+          )
+        left = (t.steps - step) * row['perf/step_time']
+        say(
+          f'step {step}/{t.steps} | {stage} | loss {row["train/loss"]:.3f} | '
+          f'lr {row["optim/lr"]:.2e} | grad {row["grad/norm"]:.2f} | {rate:,.0f} tok/s | '
+          f'{left:.0f} s left'
+        )
+
+      while step < t.steps:
+        stage = next(s for s in stages if s.start <= step < s.stop)
+        if step == stage.start:
+          log.event(step, 'stage', stage=stage.name, mixture=dict(stage.mixture))
+        began = time.perf_counter()
+        batch = next(iterator)
+        waited = time.perf_counter() - began
+        state, step_metrics = train_step(state, sharding.shard_batch(batch, mesh))
+        step += 1
+        last = step == t.steps
+        save = step % t.checkpoint_every == 0 or last or termination.requested
+        if step % t.log_every == 0 or save:
+          jax.block_until_ready(step_metrics)
+        window.append((step_metrics, time.perf_counter() - began, waited))
+        if step % t.log_every == 0 or save:
+          write_row(step, stage.name)
+        if step % t.eval_every == 0 or last:
+          row = {}
+          for name, documents in held_out.items():
+            score = evals.bits_per_byte(
+              model_config,
+              state['params'],
+              documents,
+              batch_size=t.rows,
+              seq_len=config.data.seq_len,
+            )
+            row |= {f'val/{name}/loss': score['loss'], f'val/{name}/bpb': score['bpb']}
+          log.row(step, {'tokens': step * t.rows * config.data.seq_len, **row})
+          say(f'step {step}/{t.steps} | ' + ' | '.join(f'{k} {v:.3f}' for k, v in row.items()))
+        if save:
+          ckpt.save(step, state['params'], state['opt_state'], iterator.get_state(), meta)
+          log.event(step, 'checkpoint')
+        if termination.requested and not last:
+          ckpt.close()
+          log.event(step, 'stop', reason='SIGTERM')
+          raise SystemExit(128 + signal.SIGTERM)
+      ckpt.close()
+      iterator.close()
+      log.event(step, 'stop', reason='finished')
+
+  rows = metrics.read_rows(os.path.join(directory, 'metrics.jsonl'))
+  trained = [r for r in rows if 'train/loss' in r]
+  rates = [r['perf/tokens_per_sec'] for r in trained[1:]] or [trained[0]['perf/tokens_per_sec']]
+  return {
+    'steps': t.steps,
+    'tokens': t.steps * t.rows * config.data.seq_len,
+    'parameters': model_config.num_params(),
+    'non_embedding_parameters': model_config.num_params(embedding=False),
+    'loss': {'first': trained[0]['train/loss'], 'final': trained[-1]['train/loss']},
+    'tokens_per_sec': float(np.median(rates)),
+    'flops': flops * t.steps * t.rows * config.data.seq_len,
+    'device': f'{jax.device_count()} x {jax.devices()[0].device_kind}',
+  }
+
+
+class _Termination:
+  """While entered, SIGTERM is noted instead of ending the process, so that a step can be saved."""
+
+  def __enter__(self) -> '_Termination':
+    self.requested = False
+    try:
+      self._previous = signal.signal(signal.SIGTERM, self._note)
+    except ValueError:  # not the main thread: the embedding program owns the signals
+      self._previous = None
+    return self
+
+  def _note(self, *_: object) -> None:
+    self.requested = True
+
+  def __exit__(self, *_: object) -> None:
+    if self._previous is not None:
+      signal.signal(signal.SIGTERM, self._previous)
+
+
+def _name_seed(name: str) -> int:
+  """A 32-bit number that a consumer of randomness folds into the run's key."""
+  return int.from_bytes(name.encode()[:4].ljust(4, b'\0'), 'little')

@@ -1,0 +1,110 @@
+"""Eight fake CPU devices, set before anything imports jax; the compilation cache; shared data."""
+
+import math
+import os
+import pathlib
+import tempfile
+
+os.environ['XLA_FLAGS'] = (
+  os.environ.get('XLA_FLAGS', '') + ' --xla_force_host_platform_device_count=8'
+)
+os.environ['JAX_PLATFORMS'] = 'cpu'
+os.environ.setdefault(
+  'JAX_COMPILATION_CACHE_DIR', os.path.join(tempfile.gettempdir(), f'smoljax-jit-{os.getuid()}')
+)
+os.environ.setdefault('JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS', '0.5')
+os.environ.setdefault('HF_HUB_OFFLINE', '1')
+
+import hypothesis
+import numpy as np
+import pytest
+from absl import flags
+
+REPOSITORY = pathlib.Path(__file__).resolve().parent.parent
+
+hypothesis.settings.register_profile('ci', derandomize=True, deadline=None, max_examples=50)
+hypothesis.settings.load_profile('ci')
+flags.FLAGS.mark_as_parsed()  # grain reads absl flags
+
+
+@pytest.fixture(scope='session')
+def shared_data() -> pathlib.Path:
+  """Real documents for tests, kept outside the repository; tests that need them skip without."""
+  folder = pathlib.Path(os.environ.get('SMOLJAX_SHARED_DATA', REPOSITORY.parent / 'shared/data'))
+  if not folder.is_dir():
+    pytest.skip('no shared data: set SMOLJAX_SHARED_DATA')
+  return folder
+
+
+def write_tokenised(folder: pathlib.Path, name: str, splits: dict, vocab_size: int) -> str:
+  """A tokenised corpus of the given token documents, `{split: [[ids], …]}`; returns its path."""
+  from data_beam import records
+
+  path = records.corpus_path(str(folder), name)
+  os.makedirs(path)
+  shards = []
+  for split, documents in splits.items():
+    rows = []
+    for i, tokens in enumerate(documents):
+      values = {
+        'id': f'{name}-{split}-{i:05d}',
+        'tokens': np.asarray(tokens, '<u2').tobytes(),
+        'num_bytes': 3 * len(tokens),
+        'source': name,
+        'language': 'en',
+        'weight': 1.0,
+        'quality': math.nan,
+        'cluster_size': 1,
+        'dump': '',
+      }
+      data = records.encode('tokenised', values)
+      rows.append(records.Record(split, values['id'], data, (('documents', 1),), len(tokens)))
+    shards.append(
+      records._write_shard(
+        ((split, 0), rows), path=path, name=name, shards={split: 1}, lengths=True, ready=None
+      )
+    )
+  info = {
+    split: {
+      'documents': len(documents),
+      'tokens': sum(map(len, documents)),
+      'bytes': 3 * sum(map(len, documents)),
+      'shards': records.shard_entries(shards, split),
+    }
+    for split, documents in splits.items()
+  }
+  manifest = {
+    'name': name,
+    'kind': 'tokenised',
+    'dtype': '<u2',
+    'vocab_size': vocab_size,
+    'bos': True,
+    'splits': info,
+  }
+  return records.publish(path, 'tokenised', shards, manifest)
+
+
+@pytest.fixture(scope='session')
+def markov_corpora(tmp_path_factory) -> dict[str, str]:
+  """Two small corpora of a learnable language: each token mostly determines the next."""
+  folder = tmp_path_factory.mktemp('corpora')
+  rng = np.random.default_rng(0)
+  vocab = 64
+  follow = rng.permutation(vocab)
+
+  def document(shift: int) -> list[int]:
+    tokens = [2]
+    for _ in range(int(rng.integers(10, 120))):
+      sure = rng.random() < 0.8
+      tokens.append(int((follow[tokens[-1]] + shift) % vocab if sure else rng.integers(vocab)))
+    return tokens
+
+  return {
+    name: write_tokenised(
+      folder,
+      name,
+      {'train': [document(k) for _ in range(n)], 'validation': [document(k) for _ in range(20)]},
+      vocab,
+    )
+    for k, (name, n) in enumerate([('web', 300), ('pdf', 90)])
+  }

@@ -1,0 +1,162 @@
+"""Order, packing, mixture, batches: invariants by property, restart, processes, refusals."""
+
+import collections
+import json
+
+import hypothesis.strategies as st
+import numpy as np
+import pytest
+from hypothesis import given
+
+from smoljax import data
+
+OPTIONS = dict(seq_len=64, window=32, max_segments=8, seed=7)
+
+
+def open_all(paths):
+  return {name: data.open_corpus(path, 'train', name) for name, path in paths.items()}
+
+
+def batches(paths, *, rows=4, steps=40, **kwargs):
+  stages = data.make_stages(
+    [
+      dict(name='a', fraction=0.5, mixture=dict(web=0.7, pdf=0.3)),
+      dict(name='b', fraction=0.5, mixture=dict(web=0.2, pdf=0.8)),
+    ],
+    steps,
+  )
+  return data.Batches(open_all(paths), stages, rows=rows, **(OPTIONS | kwargs))
+
+
+@given(st.integers(1, 3000), st.binary(max_size=8))
+def test_permute_is_a_permutation(size, key):
+  out = data.permute(np.arange(size), size, key)
+  assert sorted(out.tolist()) == list(range(size))
+
+
+def test_permute_differs_by_key_and_needs_no_neighbours():
+  a, b = (data.permute(np.arange(1000), 1000, key) for key in (b'a', b'b'))
+  assert (a != b).mean() > 0.9
+  assert data.permute(np.array([17]), 1000, b'a')[0] == a[17]
+  assert abs(np.corrcoef(np.arange(1000), a)[0, 1]) < 0.1
+
+
+@given(
+  st.lists(st.integers(0, 300), max_size=60), st.integers(1, 64), st.integers(1, 6)
+)  # fmt: skip
+def test_pack_covers_every_target_once(lengths, seq_len, max_segments):
+  rows = data.pack(lengths, seq_len, max_segments)
+  seen = collections.Counter()
+  for row in rows:
+    assert 0 < len(row) <= max_segments
+    assert sum(p.length for p in row) <= seq_len
+    for p in row:
+      seen.update((p.document, t) for t in range(p.start + 1, p.start + p.length + 1))
+  assert seen == collections.Counter((d, t) for d, n in enumerate(lengths) for t in range(1, n))
+
+
+def test_pack_fills_rows():
+  rng = np.random.default_rng(0)
+  lengths = rng.lognormal(5, 1, 2000).astype(int) + 2
+  rows = data.pack(lengths.tolist(), 512, 32)
+  assert sum(p.length for row in rows for p in row) > 0.99 * 512 * len(rows)
+
+
+def test_an_epoch_sees_every_token_once(markov_corpora):
+  corpus = data.open_corpus(markov_corpora['web'])
+  rows = data.Rows(corpus, **OPTIONS)
+  seen = collections.Counter()
+  while rows.position[0] == 0:
+    row = next(rows)
+    if rows.position[0] == 0:
+      seen.update((p.document, t) for p in row for t in range(p.start, p.start + p.length))
+  assert set(seen.values()) == {1}
+  assert len(seen) == int((corpus.lengths - 1).sum())
+
+
+def test_batch_is_what_the_documents_say(markov_corpora):
+  stream = batches(markov_corpora)
+  iterator = iter(stream)
+  plan = iter(stream).next_plan()
+  batch = next(iterator)
+  assert batch['inputs'].shape == (4, 64) and batch['inputs'].dtype == np.int32
+  for i, (name, pieces) in enumerate(plan):
+    corpus = stream.corpora[name]
+    assert stream.sources[batch['source'][i]] == name
+    at = 0
+    for segment, p in enumerate(pieces, start=1):
+      tokens = corpus.tokens(p.document)
+      span = slice(at, at + p.length)
+      np.testing.assert_array_equal(batch['inputs'][i, span], tokens[p.start :][: p.length])
+      np.testing.assert_array_equal(batch['targets'][i, span], tokens[p.start + 1 :][: p.length])
+      assert set(batch['segment_ids'][i, span]) == {segment}
+      np.testing.assert_array_equal(batch['positions'][i, span], np.arange(p.length))
+      at += p.length
+    assert not batch['segment_ids'][i, at:].any()
+
+
+def test_mixture_is_exact_by_token(markov_corpora):
+  iterator = iter(batches(markov_corpora))
+  for share in (0.7, 0.2):
+    taken = collections.Counter()
+    for _ in range(20):
+      for name, pieces in iterator.next_plan():
+        taken[name] += sum(p.length for p in pieces)
+    assert abs(taken['web'] / taken.total() - share) < 64 / taken.total() + 1e-9
+  with pytest.raises(StopIteration):
+    iterator.next_plan()
+
+
+@pytest.mark.parametrize('prefetched', [False, True])
+def test_restart_anywhere(markov_corpora, prefetched):
+  """The state, through JSON, at every position gives the same batches as never stopping."""
+  make = data.prefetch if prefetched else iter
+  iterator = make(batches(markov_corpora))
+  whole = [next(iterator) for _ in range(40)]
+  iterator.close()
+  iterator = make(batches(markov_corpora))
+  states = [json.dumps(iterator.get_state())]
+  for _ in range(39):
+    next(iterator)
+    states.append(json.dumps(iterator.get_state()))
+  iterator.close()
+  for step in range(0, 40, 3):
+    iterator = make(batches(markov_corpora))
+    iterator.set_state(json.loads(states[step]))
+    for expected in whole[step : step + 3]:
+      got = next(iterator)
+      assert all(np.array_equal(got[k], expected[k]) for k in expected)
+    iterator.close()
+
+
+def test_processes_share_the_global_batch(markov_corpora):
+  whole = next(iter(batches(markov_corpora)))
+  parts = [
+    next(iter(batches(markov_corpora, process_index=i, process_count=2))) for i in range(2)
+  ]
+  for key, value in whole.items():
+    np.testing.assert_array_equal(np.concatenate([p[key] for p in parts]), value)
+
+
+def test_fingerprint_follows_what_matters(markov_corpora):
+  reference = batches(markov_corpora).fingerprint()
+  assert batches(markov_corpora).fingerprint() == reference
+  assert batches(markov_corpora, process_count=2).fingerprint() == reference
+  for change in (dict(seed=8), dict(rows=8), dict(steps=42), dict(seq_len=32)):
+    assert batches(markov_corpora, **change).fingerprint() != reference
+
+
+def test_bad_input_is_named(markov_corpora, tmp_path):
+  with pytest.raises(FileNotFoundError, match='not a finished corpus'):
+    data.open_corpus(str(tmp_path))
+  with pytest.raises(ValueError, match='no tokens to predict'):
+    data.open_corpus(markov_corpora['web'], 'test')
+  with pytest.raises(ValueError, match=r'fractions sum to 0\.5'):
+    data.make_stages([dict(name='a', fraction=0.5, mixture=dict(web=1))], 10)
+  with pytest.raises(ValueError, match='weights'):
+    data.make_stages([dict(name='a', fraction=1, mixture=dict(web=-1))], 10)
+  stages = data.make_stages([dict(name='a', fraction=1, mixture=dict(books=1))], 10)
+  with pytest.raises(ValueError, match='no corpus named books; there are: web, pdf'):
+    data.Batches(open_all(markov_corpora), stages, rows=4, **OPTIONS)
+  with pytest.raises(ValueError, match='do not divide 3 processes'):
+    batches(markov_corpora, process_count=3)

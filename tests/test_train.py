@@ -1,0 +1,188 @@
+"""The training loop: it learns, resumes bit for bit, agrees across meshes, and refuses nonsense."""
+
+import json
+import os
+import pathlib
+import signal
+import subprocess
+import sys
+
+import jax
+import numpy as np
+import pytest
+
+from configs import base
+from experiments import run as run_lib
+from smoljax import checkpoint, metrics, train
+
+
+def tiny(**changes):
+  c = base.get_config()
+  c.data.seq_len = 64
+  c.data.window = 64
+  c.model.update(dict(embed_dim=32, mlp_dim=64, head_dim=16, num_heads=2, num_kv_heads=1))
+  c.model.dtype = 'float32'
+  c.tokenizer.vocab_size = 64
+  c.train.batch_tokens = 8 * 64
+  c.train.tokens = 12 * 8 * 64
+  c.train.stages = (
+    dict(name='stable', fraction=0.5, mixture=dict(web=0.75, pdf=0.25)),
+    dict(name='decay', fraction=0.5, mixture=dict(web=0.5, pdf=0.5)),
+  )
+  c.train.log_every = 2
+  c.train.eval_every = 6
+  c.train.checkpoint_every = 4
+  c.train.tensorboard = False
+  c.optimizer.learning_rate = 1e-2
+  c.mesh.data, c.mesh.fsdp = 1, -1
+  c.update_from_flattened_dict(changes)
+  return run_lib.resolve(c)
+
+
+def fit(c, corpora, directory):
+  return train.train(c, run_lib.model_config(c, 64), corpora, str(directory), say=lambda line: None)
+
+
+def leaves(directory):
+  _, params, _ = checkpoint.load_params(str(directory))
+  return [np.asarray(x) for x in jax.tree.leaves(params)]
+
+
+@pytest.fixture(scope='module')
+def undisturbed(markov_corpora, tmp_path_factory):
+  directory = tmp_path_factory.mktemp('undisturbed')
+  return fit(tiny(), markov_corpora, directory), directory
+
+
+def test_it_learns_and_logs(undisturbed):
+  result, directory = undisturbed
+  assert result['loss']['final'] < result['loss']['first'] - 0.3
+  rows = metrics.read_rows(directory / 'metrics.jsonl')
+  assert [r['step'] for r in rows if 'train/loss' in r] == [2, 4, 6, 8, 10, 12]
+  assert {r['stage'] for r in rows if 'stage' in r} == {'stable', 'decay'}
+  assert all('val/web/bpb' in r for r in rows if 'train/loss' not in r)
+  events = [r['event'] for r in metrics.read_rows(directory / 'events.jsonl')]
+  assert events == [
+    'start', 'stage', 'checkpoint', 'stage', 'checkpoint', 'checkpoint', 'stop',
+  ]  # fmt: skip
+
+
+def test_running_again_changes_nothing(undisturbed, markov_corpora):
+  result, directory = undisturbed
+  before = (directory / 'metrics.jsonl').read_text()
+  assert fit(tiny(), markov_corpora, directory)['loss'] == result['loss']
+  assert (directory / 'metrics.jsonl').read_text() == before
+
+
+@pytest.mark.parametrize('damage', ['none', 'bit flip', 'unsealed'])
+def test_resume_is_bitwise(undisturbed, markov_corpora, tmp_path, damage):
+  """Stop after 8 of 12 steps, hurt the newest checkpoint or not, continue: the same bits."""
+  c = tiny()
+  c.train.steps = 8  # the stages still follow 12 steps
+  c_full = tiny()
+  with pytest.MonkeyPatch.context() as patch:
+    make_stages = train.data.make_stages
+    patch.setattr(train.data, 'make_stages', lambda s, _: make_stages(s, 12))
+    make_optimizer = train.optim.make_optimizer
+    patch.setattr(train.optim, 'make_optimizer', lambda o, p, _: make_optimizer(o, p, 12))
+    fit(c, markov_corpora, tmp_path)
+  newest = tmp_path / 'checkpoints' / '8'
+  if damage == 'bit flip':
+    victim = max((f for f in (newest / 'params').rglob('*') if f.is_file()), key=os.path.getsize)
+    data = bytearray(victim.read_bytes())
+    data[len(data) // 2] ^= 1
+    victim.write_bytes(data)
+  elif damage == 'unsealed':
+    (tmp_path / 'checkpoints' / '_integrity' / '8.json').unlink()
+  fit(c_full, markov_corpora, tmp_path)
+  events = metrics.read_rows(tmp_path / 'events.jsonl')
+  resume = next(e for e in events if e['event'] == 'resume')
+  assert resume['step'] == (8 if damage == 'none' else 4)
+  for a, b in zip(leaves(undisturbed[1]), leaves(tmp_path), strict=True):
+    np.testing.assert_array_equal(a, b)
+  losses = [
+    {r['step']: r['train/loss'] for r in metrics.read_rows(d / 'metrics.jsonl') if 'stage' in r}
+    for d in (undisturbed[1], tmp_path)
+  ]
+  assert losses[0] == losses[1]
+
+
+@pytest.mark.parametrize(
+  'mesh', [dict(data=8, fsdp=1), dict(data=2, fsdp=2, tensor=1), dict(data=1, fsdp=1)]
+)
+def test_meshes_agree(undisturbed, markov_corpora, tmp_path, mesh, monkeypatch):
+  """The same losses on any mesh, to float32 rounding."""
+  mesh = {'data': 1, 'fsdp': 1, 'tensor': 1, 'context': 1} | mesh
+  count = int(np.prod(list(mesh.values())))
+  make_mesh = train.sharding.make_mesh
+  monkeypatch.setattr(
+    train.sharding, 'make_mesh', lambda **kw: make_mesh(**kw, devices=jax.devices()[:count])
+  )
+  c = tiny(**{f'mesh.{k}': v for k, v in mesh.items()}, **{'train.eval_every': 100})
+  fit(c, markov_corpora, tmp_path)
+  reference, got = (
+    [r['train/loss'] for r in metrics.read_rows(d / 'metrics.jsonl') if 'train/loss' in r]
+    for d in (undisturbed[1], tmp_path)
+  )
+  np.testing.assert_allclose(got, reference, rtol=2e-4)
+
+
+def test_accumulation_is_one_big_batch(undisturbed, markov_corpora, tmp_path, monkeypatch):
+  make_mesh = train.sharding.make_mesh
+  monkeypatch.setattr(
+    train.sharding, 'make_mesh', lambda **kw: make_mesh(**kw, devices=jax.devices()[:2])
+  )
+  fit(tiny(**{'train.accumulate': 4}), markov_corpora, tmp_path)
+  reference, got = (
+    [r['train/loss'] for r in metrics.read_rows(d / 'metrics.jsonl') if 'train/loss' in r]
+    for d in (undisturbed[1], tmp_path)
+  )
+  np.testing.assert_allclose(got, reference, rtol=2e-4)
+
+
+def test_muon_by_a_flag(markov_corpora, tmp_path):
+  result = fit(tiny(**{'optimizer.name': 'muon'}), markov_corpora, tmp_path)
+  assert result['loss']['final'] < result['loss']['first'] - 0.3
+
+
+def test_divergence_stops_with_advice(markov_corpora, tmp_path):
+  c = tiny(**{'optimizer.learning_rate': 1e30, 'optimizer.clip_norm': 0.0})
+  with pytest.raises(train.Diverged, match='learning_rate'):
+    fit(c, markov_corpora, tmp_path)
+  assert metrics.read_rows(tmp_path / 'events.jsonl')[-1]['event'] == 'diverged'
+
+
+def test_another_stream_is_refused(undisturbed, markov_corpora):
+  _, directory = undisturbed
+  with pytest.raises(ValueError, match='another stream of batches'):
+    fit(tiny(seed=1), markov_corpora, directory)
+
+
+_SCRIPT = """
+import json, sys
+sys.path[:0] = {paths!r}
+import conftest, test_train
+test_train.fit(test_train.tiny(), json.loads({corpora!r}), {directory!r})
+"""
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize('kill', [signal.SIGTERM, signal.SIGKILL])
+def test_killed_process_continues(undisturbed, markov_corpora, tmp_path, kill):
+  """A real process, killed after its first checkpoint; the next one ends with the same bits."""
+  tests = pathlib.Path(__file__).parent
+  script = _SCRIPT.format(
+    paths=[str(tests.parent), str(tests)],
+    corpora=json.dumps(markov_corpora),
+    directory=str(tmp_path),
+  )
+  process = subprocess.Popen([sys.executable, '-c', script])
+  while not metrics.read_rows(tmp_path / 'events.jsonl') or not any(
+    e['event'] == 'checkpoint' for e in metrics.read_rows(tmp_path / 'events.jsonl')
+  ):
+    assert process.poll() is None, 'ended before its first checkpoint'
+  process.send_signal(kill)
+  process.wait(120)
+  subprocess.run([sys.executable, '-c', script], check=True, timeout=300)
+  for a, b in zip(leaves(undisturbed[1]), leaves(tmp_path), strict=True):
+    np.testing.assert_array_equal(a, b)
