@@ -1,9 +1,11 @@
 """Numbers of a run: JSON lines that a resumed run continues, TensorBoard, and peak FLOPs."""
 
 import json
+import math
 import os
 import time
 from collections.abc import Mapping
+from typing import TextIO
 
 # Peak dense bf16 FLOP/s of one device by a substring of `jax.Device.device_kind` (vendors' data
 # sheets, without sparsity). A kind that is not here has no MFU.
@@ -32,14 +34,8 @@ class Log:
 
   def __init__(self, directory: str, *, step: int = 0, tensorboard: bool = False):
     os.makedirs(directory, exist_ok=True)
-    path = os.path.join(directory, 'metrics.jsonl')
-    rows = [r for r in read_rows(path) if r['step'] <= step]
-    with open(path + '.tmp', 'w') as f:
-      f.writelines(json.dumps(r) + '\n' for r in rows)
-    os.replace(path + '.tmp', path)
-    self._metrics = open(path, 'a', buffering=1)  # noqa: SIM115 (closed in __exit__)
-    events = os.path.join(directory, 'events.jsonl')
-    self._events = open(events, 'a', buffering=1)  # noqa: SIM115
+    self._metrics = _reopen(os.path.join(directory, 'metrics.jsonl'), last_step=step)
+    self._events = _reopen(os.path.join(directory, 'events.jsonl'))
     self._writer = None
     if tensorboard:
       import tensorboardX
@@ -69,6 +65,15 @@ class Log:
     """Writes one event: a decision or a change of state, with the time it happened (UTC)."""
     now = time.strftime('%Y-%m-%dT%H:%M:%SZ', time.gmtime())
     self._events.write(json.dumps({'time': now, 'step': step, 'event': event, **details}) + '\n')
+
+
+def _reopen(path: str, last_step: float = math.inf) -> TextIO:
+  """Opens a JSONL file for appending, without rows after `last_step` or a line cut by a kill."""
+  rows = [r for r in read_rows(path) if r['step'] <= last_step]
+  with open(path + '.tmp', 'w') as f:
+    f.writelines(json.dumps(r) + '\n' for r in rows)
+  os.replace(path + '.tmp', path)
+  return open(path, 'a', buffering=1)
 
 
 def read_rows(path: str) -> list[dict]:

@@ -77,7 +77,6 @@ def test_a_dry_run_writes_nothing(tmp_path):
 
 _SCRIPT = """
 import os, sys, time
-from conftest import REPOSITORY
 from experiments.steps import Graph, Step
 def run(output, _):
   path = os.path.join(output, 'parts')
@@ -100,11 +99,14 @@ def start(workdir, mode, pause):
   )
 
 
+def wait_for_line(process, text):
+  assert any(line.strip() == text for line in process.stdout), f'ended without printing {text}'
+
+
 @pytest.mark.parametrize('mode', ['resumable', 'afresh'])
 def test_killed_step(tmp_path, mode):
   process = start(tmp_path, mode, 60)
-  while process.stdout.readline().strip() != '1':
-    pass
+  wait_for_line(process, '1')
   process.send_signal(signal.SIGKILL)
   process.wait()
   assert not any(p.name.endswith('parts') for p in tmp_path.glob('steps/*'))
@@ -116,8 +118,7 @@ def test_killed_step(tmp_path, mode):
 
 def test_two_processes_run_a_step_once(tmp_path):
   first = start(tmp_path, 'afresh', 0.5)
-  while first.stdout.readline().strip() != '1':
-    pass
+  wait_for_line(first, '1')
   time.sleep(0.1)
   second = start(tmp_path, 'afresh', 0.5).communicate(timeout=60)[0]
   first.wait(60)
