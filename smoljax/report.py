@@ -1,0 +1,693 @@
+"""A run's files → one HTML page a person enjoys reading, with a CSV beside every plot.
+
+Reads files only: config.json, summary.json, metrics.jsonl, events.jsonl, evals/, samples.json,
+checkpoints/, export/ and the corpora with their manifests. What is missing is named on the page;
+only a run without metrics has no page. The page loads nothing: no script, no font, no image.
+Everything that comes from data is escaped, and control and bidirectional characters are removed
+first, so that no document can speak in the page's own voice.
+"""
+
+import collections
+import csv
+import dataclasses
+import io
+import json
+import os
+import pathlib
+import re
+import statistics
+import urllib.parse
+from collections.abc import Callable, Iterable, Sequence
+from typing import Any
+
+from smoljax import charts
+from smoljax.charts import (
+  Series,
+  clean,
+  compact,
+  count,
+  duration,
+  excerpt,
+  figure,
+  fixed,
+  join,
+  missing,
+  number,
+  percent,
+  section,
+  table,
+  text,
+)
+
+SAMPLE = 4000  # documents read from a corpus for examples, lengths and domains
+EXAMPLES = 3  # shown of each kind
+
+_SECRET = re.compile(r'secret|passw|authorization|api_?key|(hf|access|auth|wandb)_?token', re.I)
+
+
+def size(path: pathlib.Path) -> str:
+  """Bytes of a file or of everything under a directory, in words."""
+  files = [path] if path.is_file() else [f for f in path.rglob('*') if f.is_file()]
+  amount = sum(f.stat().st_size for f in files)
+  unit, scale = next((u, s) for u, s in (('GB', 1e9), ('MB', 1e6), ('kB', 1e3), ('bytes', 1))
+                     if amount >= s or s == 1)
+  return f'{amount / scale:.3g} {unit}'
+
+
+def get(tree: object, *keys: str) -> Any:
+  """tree[k0][k1]…, or None where a level is missing."""
+  for key in keys:
+    tree = tree.get(key) if isinstance(tree, dict) else None
+  return tree
+
+
+# --- Files ----------------------------------------------------------------------------------------
+
+
+@dataclasses.dataclass
+class Corpus:
+  """A curated corpus: its manifest and a sample of its records, kept and rejected."""
+
+  name: str
+  manifest: dict
+  kept: list[dict]
+  rejects: list[dict]
+
+
+@dataclasses.dataclass
+class Run:
+  """Everything a workdir says; absent files leave their empty value."""
+
+  workdir: pathlib.Path
+  config: dict
+  summary: dict
+  metrics: list[dict]  # one row a step, training and validation merged
+  events: list[dict]
+  evals: dict
+  samples: list[dict]
+  corpora: list[Corpus]
+  tokenised: list[dict]  # manifests
+  notes: list[str]  # what could not be read
+
+  def points(self, key: str) -> list[tuple[float, float]]:
+    return [(r['step'], r[key]) for r in self.metrics if isinstance(r.get(key), int | float)]
+
+  def names(self) -> list[str]:
+    """Every corpus; its place in the list is its colour in all charts."""
+    match = re.compile('train/loss/(.+)|val/(.+)/(?:loss|bpb)').fullmatch
+    found = [m[1] or m[2] for row in self.metrics for k in row if (m := match(k))]
+    return list(dict.fromkeys([c.name for c in self.corpora] + found))
+
+  def stages(self) -> list[tuple[str, float, float]]:
+    """(name, first step, last step) of each stretch of one stage."""
+    out: list[tuple[str, float, float]] = []
+    for row in self.metrics:
+      if stage := row.get('stage'):
+        if out and out[-1][0] == stage:
+          out[-1] = (stage, out[-1][1], row['step'])
+        else:
+          out.append((stage, out[-1][2] if out else row['step'], row['step']))
+    return out
+
+
+def sample_records(path: pathlib.Path, limit: int = SAMPLE) -> list[dict]:
+  """Up to `limit` evenly spaced records of a TFDS directory. Raises what TFDS raises."""
+  import tensorflow_datasets as tfds  # here: pages without corpora need not wait for it
+
+  source = tfds.builder_from_directory(str(path)).as_data_source('train')
+  total = len(source)
+  picks = range(total) if total <= limit else [i * total // limit for i in range(limit)]
+  found = source.__getitems__(picks) if total else []
+  return [{k: clean(v) if isinstance(v, bytes) else v for k, v in r.items()} for r in found]
+
+
+def load(workdir: str) -> Run:
+  """Reads a workdir. Raises FileNotFoundError or ValueError if there is no run in it to report."""
+  root, notes = pathlib.Path(workdir), []
+  if not root.is_dir():
+    raise FileNotFoundError(f'no run at {workdir}: no such directory; check --workdir')
+
+  def read(path: pathlib.Path, empty):
+    try:
+      value = json.loads(path.read_text('utf-8', 'replace'))
+      if isinstance(value, type(empty)):
+        return value
+      notes.append(f'{path.relative_to(root)} does not hold a JSON {type(empty).__name__}')
+    except FileNotFoundError:
+      pass
+    except (OSError, ValueError) as e:
+      notes.append(f'{path.relative_to(root)} could not be read: {e}')
+    return empty
+
+  def rows(name: str) -> list[dict]:
+    """Whole lines of a JSONL file: a killed run leaves a torn one."""
+    path, out = root / name, []
+    lines = path.read_text('utf-8', 'replace').split('\n') if path.is_file() else []
+    for line in filter(str.strip, lines):
+      try:
+        row = json.loads(line)
+      except ValueError:
+        row = None
+      if isinstance(row, dict):
+        out.append(row)
+      else:
+        notes.append(f'{name}: a torn line was skipped')
+    return out
+
+  by_step: dict[int, dict] = {}
+  for row in rows('metrics.jsonl'):  # a step done again after a resume overwrites the first try
+    if number(row.get('step')):
+      by_step.setdefault(row['step'], {}).update(row)
+  if not by_step:
+    state = 'is empty' if (root / 'metrics.jsonl').exists() else 'does not exist'
+    raise ValueError(f'nothing to report in {workdir}: metrics.jsonl {state}; train first: python '
+                     f'-m experiments.run --config=configs/quickstart.py --workdir={workdir}')
+
+  def records(path: pathlib.Path) -> list[dict]:
+    try:
+      return sample_records(path)
+    except Exception as e:  # a damaged corpus must not hide the rest of the run
+      notes.append(f'corpus {path.parent.name} could not be sampled: {str(e).splitlines()[0]}')
+      return []
+
+  corpora, tokenised, seen = [], [], set()
+  apart = ('checkpoints', 'steps', 'evals', 'export', 'report')
+  for top in sorted(p for p in root.iterdir() if p.is_dir() and p.name not in apart):
+    for depth in range(4):
+      for path in sorted(top.glob('*/' * depth + 'manifest.json')):
+        manifest, home = read(path, {}), path.parent
+        name = str(manifest.get('name', home.parent.name))
+        if path.resolve() in seen or name.endswith('_rejects'):
+          continue
+        seen.add(path.resolve())
+        if not (home / '_SUCCESS').exists():
+          notes.append(f'corpus {name} in {home.relative_to(root)} is not complete: no _SUCCESS')
+        if manifest.get('kind') == 'tokenised':
+          tokenised.append(manifest)
+        elif manifest.get('kind') == 'curated':
+          beside = (p.parent.parent / f'{name}_rejects' / home.name for p in (home, home.resolve()))
+          rejects = next((p for p in beside if p.is_dir()), None)
+          corpora.append(Corpus(name, manifest, records(home), records(rejects) if rejects else []))
+
+  evals = sorted((root / 'evals').glob('*.json'), key=lambda p: (len(p.stem), p.stem))
+  return Run(root, read(root / 'config.json', {}), read(root / 'summary.json', {}),
+             [by_step[s] for s in sorted(by_step)], rows('events.jsonl'),
+             read(evals[-1], {}) if evals else {}, read(root / 'samples.json', []),
+             sorted(corpora, key=lambda c: -(c.manifest.get('documents') or 0)),
+             sorted(tokenised, key=lambda m: -(get(m, 'splits', 'train', 'tokens') or 0)), notes)
+
+
+# --- Sections, in the order a person wants them ---------------------------------------------------
+
+Csv = Callable[[str, Sequence[str], Iterable[Sequence]], str]  # stores a table, returns its link
+
+
+def tasks(run: Run) -> dict[str, dict]:
+  return {k: v for k, v in (get(run.evals, 'tasks') or {}).items() if isinstance(v, dict)}
+
+
+def bits(run: Run) -> dict[str, float]:
+  """Bits per byte by corpus, from the last evaluation or else from the summary."""
+  held_out = get(run.evals, 'bits_per_byte')
+  return ({k: get(v, 'bpb') for k, v in held_out.items()} if isinstance(held_out, dict)
+          else dict(get(run.summary, 'bits_per_byte') or {}))
+
+
+def losses(run: Run) -> tuple[float | None, str, float | None]:
+  """(loss, its name, unigram loss) to compare: validation where measured, else training."""
+  loss, unigram = get(run.summary, 'loss'), get(run.summary, 'loss', 'unigram')
+  if number(get(loss, 'validation')):
+    return loss['validation'], 'validation loss', unigram
+  train = run.points('train/loss')
+  return get(loss, 'final') or (train[-1][1] if train else None), 'training loss', unigram
+
+
+def totals(run: Run) -> dict[str, Any]:
+  """Documents in and kept, tokens in the corpora and trained on."""
+  documents = get(run.summary, 'documents') or {
+      c.name: {'in': get((c.manifest.get('funnel') or [{}])[0], 'documents_in'),
+               'kept': c.manifest.get('documents')} for c in run.corpora}
+  add = lambda xs: sum(xs) if (xs := [x for x in xs if number(x)]) else None
+  tokens = dict(get(run.summary, 'tokens') or {})
+  trained = tokens.pop('trained', run.metrics[-1].get('tokens'))
+  return {'in': add(get(d, 'in') for d in documents.values()),
+          'kept': add(get(d, 'kept') for d in documents.values()),
+          'tokens': add(tokens.values()), 'trained': trained}
+
+
+def headline(run: Run, _: Csv) -> str:
+  total, (loss, which, unigram) = totals(run), losses(run)
+  seconds = [s for s in (get(run.summary, 'seconds') or {}).values() if number(s)]
+  size_of = compact(get(run.summary, 'parameters'))
+  model = 'A model' if size_of == '–' else f'A model of {size_of} parameters'
+  if number(loss) and number(unigram):
+    gap = unigram - loss
+    title = (f'{model} that {"beats" if gap > 0 else "loses to"} unigram '
+             f'by {abs(gap):.2f} nats per token')
+  else:
+    title = f'{model} with a {which} of {fixed(loss)}'
+  names = join([text(c) for c in (get(run.summary, 'documents') or [c.name for c in run.corpora])])
+  lede = (f'Trained on {compact(total["trained"])} tokens of {names or "text"}, '
+          f'drawn from {count(total["kept"])} curated documents')
+  lede += f', in {duration(sum(seconds))} from raw bytes to exported model' if seconds else ''
+  device = get(run.summary, 'device')
+  lede += f' on {text(device)}.' if device else '.'
+  if number(loss):
+    lede += f' It ends at a {which} of <b>{fixed(loss)}</b>'
+    lede += (f', where a unigram model of the same text has {fixed(unigram)}' if number(unigram)
+             else '')
+    lede += ''.join(f'; <b>{fixed(b)}</b> bits per byte on held-out {text(c)}'
+                    for c, b in bits(run).items() if number(b)) + '.'
+  for name, task in tasks(run).items():
+    lede += (f' On {text(name)} it is right <b>{percent(task.get("acc"), 0)}</b> of the time; '
+             f'{percent(get(task, "blind", "acc"), 0)} without seeing the context'
+             + (f', {percent(task["chance"], 0)} by chance.' if task.get('chance') else '.'))
+  when = next((str(e['time'])[:10] for e in reversed(run.events) if e.get('time')), '')
+  kicker = ' · '.join(text(x) for x in ('smoljax', get(run.config, 'name'), when) if x)
+  return (f'<header><p class="kicker">{kicker}</p><h1>{title}</h1><p class="lede">{lede}</p>'
+          '</header>')
+
+
+def flow(run: Run, _: Csv) -> str:
+  total = totals(run)
+  share = (f'{percent(total["kept"] / total["in"], 0)} of them'
+           if number(total['kept']) and total['in'] else '')
+  first = next(((c, b) for c, b in bits(run).items() if number(b)), None)
+  per_second = get(run.summary, 'tokens_per_sec')
+  export = run.workdir / 'export'
+  boxes = [
+      ('documents in', compact(total['in']), join([text(c.name) for c in run.corpora])),
+      ('kept', compact(total['kept']), share),
+      ('tokens', compact(total['tokens']), 'in the training corpora'),
+      ('trained on', compact(total['trained']),
+       f'tokens, {compact(run.metrics[-1]["step"])} steps' + (
+           f', {compact(per_second)}/s' if number(per_second) else '')),
+      ('evaluated', fixed(first[1]) if first else '–',
+       f'bits per byte, {text(first[0])}' if first else 'not yet'),
+      ('exported', size(export) if export.is_dir() else '–',
+       'for transformers' if export.is_dir() else 'not yet')]
+  items = ''.join(f'<li><span>{name}</span><b>{value}</b><small>{note}</small></li>'
+                  for name, value, note in boxes)
+  return f'<ol class="flow">{items}</ol>'
+
+
+def funnel(c: Corpus, csv: Csv) -> str:
+  stages = [s for s in c.manifest.get('funnel') or [] if isinstance(s, dict)]
+  if not stages:
+    return missing(f'funnel for {text(c.name)}', 'its manifest.json lists no stages')
+  start = stages[0].get('documents_in') or 0
+  kept = stages[-1].get('documents_out') or 0
+  rows, flat = [], []
+  for s in stages:
+    inn, out = s.get('documents_in') or 0, s.get('documents_out') or 0
+    dropped = sorted((s.get('dropped') or {}).items(), key=lambda kv: (-kv[1], kv[0]))
+    flat += [(s.get('stage'), inn, out, s.get('characters_out'), reason, n)
+             for reason, n in dropped or [('', 0)]]
+    whole = max(start, 1)
+    why = ', '.join(f'{text(reason)} <b>{count(n)}</b>' for reason, n in dropped[:10])
+    why += f', and {len(dropped) - 10} more reasons' if len(dropped) > 10 else ''
+    rows.append(
+        f'<tr class="first"><td>{text(s.get("stage"))}</td>'
+        f'<td class="bar">{charts.bar(out / whole, rest=(inn - out) / whole)}</td>'
+        f'<td class="num">{count(out)}</td>'
+        f'<td class="num lost">{f"−{inn - out:,}" if inn > out else ""}</td>'
+        f'<td class="num">{compact(s.get("characters_out"))}</td></tr>'
+        f'<tr><td></td><td colspan="4" class="why">{why}</td></tr>')
+  link = csv(f'funnel_{c.name}', ('stage', 'documents_in', 'documents_out', 'characters_out',
+                                  'reason', 'dropped'), flat)
+  body = ('<div class="wide"><table class="funnel"><tr><th>after</th><th></th>'
+          '<th class="num">documents</th><th class="num lost">dropped</th>'
+          f'<th class="num">characters</th></tr>{"".join(rows)}</table></div>')
+  share = f' ({percent(kept / start, 0)})' if start else ''
+  title = f'{text(c.name)}: {count(start)} documents in, {count(kept)} kept{share}'
+  return figure(title, body, link)
+
+
+def spread(records: list[dict]) -> list[dict]:
+  """A few examples from along the list."""
+  return records[:: max(1, len(records) // EXAMPLES)][:EXAMPLES]
+
+
+def quote(record: dict, limit: int) -> str:
+  where = record.get('url') or record.get('id') or ''
+  words = excerpt(record.get('text', ''), limit) or '(no text)'
+  return f'<blockquote dir="auto">{words}<cite>{excerpt(where, 120)}</cite></blockquote>'
+
+
+def rejects(c: Corpus) -> str:
+  """A few documents for each reason, from the rejects corpus."""
+  if not c.rejects:
+    return missing(f'rejected documents of {text(c.name)}', 'no readable rejects corpus beside it')
+  groups = collections.defaultdict(list)
+  for r in c.rejects:
+    groups[r.get('stage', ''), r.get('reason', '')].append(r)
+  counts = {(s.get('stage'), k): n for s in c.manifest.get('funnel') or []
+            for k, n in (s.get('dropped') or {}).items()}
+  ranked = sorted(groups, key=lambda k: (-counts.get(k, len(groups[k])), k))
+  out = []
+  for key in ranked:
+    chosen = spread(groups[key])
+    out.append(f'<details class="reject"{"" if out else " open"}><summary>'
+               f'<b>{text(key[1]) or "no reason"}</b>'
+               f'<small>{text(key[0])} · {count(counts.get(key, len(groups[key])))}</small>'
+               f'<span dir="auto">{excerpt(chosen[0].get("text", ""), 160)}</span></summary>'
+               f'{"".join(quote(r, 280) for r in chosen)}</details>')
+  return f'<h4>{text(c.name)}</h4>{"".join(out)}'
+
+
+def curation(run: Run, csv: Csv) -> str:
+  if not run.corpora:
+    return section('curation', 'Curation', missing(
+        'curated corpora', 'no manifest.json of kind “curated” under the run’s corpora/'))
+  kept = [f'<h4>{text(c.name)}</h4><div class="grid three">'
+          f'{"".join(quote(r, 420) for r in spread(c.kept))}</div>' for c in run.corpora if c.kept]
+  return section(
+      'curation', 'Curation',
+      '<p class="note">What each stage let through (solid) and what it dropped (light), with its '
+      'reasons.</p>', *(funnel(c, csv) for c in run.corpora),
+      '<h3>What was thrown away</h3>', *(rejects(c) for c in run.corpora),
+      '<h3>What was kept</h3>', *(kept or [missing('examples', 'no corpus could be read')]))
+
+
+def corpus(run: Run, csv: Csv) -> str:
+  """Sizes, languages, lengths, domains, bytes per token."""
+  rows, plots, domain_rows = [], [], []
+  for i, c in enumerate(run.corpora):
+    m = c.manifest
+    languages = sorted((m.get('languages') or {}).items(), key=lambda kv: -kv[1])
+    known = sum(n for _, n in languages) or 1
+    lengths = [len(r.get('text', '')) for r in c.kept]
+    rows.append((text(c.name),
+                 ', '.join(f'{text(k)} {percent(n / known)}' for k, n in languages[:4]) or '–',
+                 count(m.get('documents')), compact(m.get('characters')),
+                 compact(round(statistics.median(lengths))) if lengths else '–'))
+    bins = charts.log_histogram(lengths)
+    if bins:
+      of = (f'a sample of {count(len(lengths))}' if len(lengths) < (m.get('documents') or 0)
+            else 'all documents')
+      plots.append(figure(f'Length of documents, {text(c.name)}',
+                          charts.histogram(bins, label=f'Length of documents, {c.name}',
+                                           x_label='characters', color=i),
+                          csv(f'lengths_{c.name}', ('from', 'to', 'documents'), bins), of))
+    domains = collections.Counter(h for r in c.kept if (h := host(r.get('url', ''))))
+    domain_rows += [(c.name, h, n, n / len(c.kept), i) for h, n in domains.most_common(8)]
+  parts = [table(('corpus', 'languages', 'documents', 'characters', 'median length'),
+                 rows, words=2)] if rows else [
+      missing('statistics', 'no curated corpus was found')]
+  split_rows = [(text(m.get('name')), text(split), count(s.get('documents')),
+                 compact(s.get('tokens')), compact(s.get('bytes')),
+                 fixed(s['bytes'] / s['tokens']) if s.get('bytes') and s.get('tokens') else '–')
+                for m in run.tokenised for split, s in (m.get('splits') or {}).items()]
+  if split_rows:
+    vocab = count(run.tokenised[0].get('vocab_size'))
+    parts.append(f'<h3>Tokens</h3><p class="note">A vocabulary of {vocab}.</p>' + table(
+        ('corpus', 'split', 'documents', 'tokens', 'bytes', 'bytes per token'), split_rows,
+        words=2))
+  else:
+    parts.append(missing('bytes per token', 'no manifest.json of kind “tokenised” in the run'))
+  parts.append(f'<div class="grid">{"".join(plots)}</div>')
+  if domain_rows:
+    most = max(share for *_, share, _ in domain_rows)
+    link = csv('domains', ('corpus', 'domain', 'documents', 'share'), [r[:4] for r in domain_rows])
+    parts.append(figure('Most frequent domains', table(
+        ('domain', 'corpus', '', 'share'),
+        [(text(h), text(name), charts.bar(share / most, color=i), percent(share))
+         for name, h, _, share, i in domain_rows], words=2, kind='bars'), link,
+        'share of the documents of the same corpus'))
+  return section('corpus', 'Corpus', *parts)
+
+
+def host(url: str) -> str:
+  try:
+    return urllib.parse.urlsplit(url).hostname or ''
+  except ValueError:
+    return ''
+
+
+def training(run: Run, csv: Csv) -> str:
+  loss, lr = run.points('train/loss'), run.points('optim/lr')
+  unigram, stages = losses(run)[2], run.stages()
+  steps = (run.metrics[0]['step'], run.metrics[-1]['step'])
+  common = {'bands': stages, 'x_range': steps}
+  parts = []
+  if loss:
+    smooth = charts.smooth(loss)
+    body = charts.lines([Series('each row', loss, 0, 'faint'), Series('smoothed', smooth, 0)]
+                        if len(loss) > 50 else [Series('', loss, 0)],
+                        label='Training loss by step', y_label='nats per token', height=320,
+                        x_label='' if lr else 'step',
+                        rule=(f'unigram {unigram:.2f}', unigram) if number(unigram) else None,
+                        **common)
+    if lr:
+      body += charts.lines([Series('', lr, 1, 'area')], label='Learning rate by step', height=90,
+                           y_label='learning rate', from_zero=True, x_range=steps,
+                           bands=[('', a, b) for _, a, b in stages])
+    rows = [(r['step'], r.get('tokens'), r.get('stage'), r.get('train/loss'), r.get('optim/lr'))
+            for r in run.metrics if 'train/loss' in r]
+    note = f'From {fixed(loss[0][1])} to {fixed(smooth[-1][1]) if smooth else "–"} (smoothed)'
+    note += f', through {join([text(s[0]) for s in stages])}.' if stages else '.'
+    parts.append(figure('Loss and learning rate', body,
+                        csv('loss', ('step', 'tokens', 'stage', 'loss', 'lr'), rows), note))
+  else:
+    parts.append(missing('loss curve', 'metrics.jsonl has no train/loss'))
+
+  known = run.names()
+  series = [s for i, name in enumerate(known) for s in (
+      Series(f'{name}, training', charts.smooth(run.points(f'train/loss/{name}')), i),
+      Series(f'{name}, held out', run.points(f'val/{name}/loss'), i, 'dots')) if s.points]
+  grid = []
+  if series:
+    rows = [(r['step'], name, r.get(f'train/loss/{name}'), r.get(f'val/{name}/loss'),
+             r.get(f'val/{name}/bpb')) for r in run.metrics for name in known
+            if {f'train/loss/{name}', f'val/{name}/loss', f'val/{name}/bpb'} & r.keys()]
+    by_corpus = csv('loss_by_corpus', ('step', 'corpus', 'train_loss', 'val_loss', 'val_bpb'), rows)
+    grid.append(figure('Loss by corpus', charts.lines(
+        series, label='Loss by corpus', y_label='nats per token', **common), by_corpus))
+    bpb = [Series(name, run.points(f'val/{name}/bpb'), i, 'dots')
+           for i, name in enumerate(known) if run.points(f'val/{name}/bpb')]
+    if bpb:
+      grid.append(figure('Held-out bits per byte', charts.lines(
+          bpb, label='Held-out bits per byte', y_label='bits per byte', **common), by_corpus))
+  else:
+    parts.append(missing('loss by corpus', 'metrics.jsonl has no train/loss/NAME or val/NAME/loss'))
+
+  speed, wait = run.points('perf/tokens_per_sec'), run.points('data/wait')
+  rows = [(r['step'], r.get('perf/tokens_per_sec'), r.get('perf/step_time'), r.get('perf/mfu'),
+           r.get('data/wait')) for r in run.metrics
+          if {'perf/tokens_per_sec', 'data/wait'} & r.keys()]
+  link = csv('throughput', ('step', 'tokens_per_sec', 'step_time', 'mfu', 'data_wait'),
+             rows) if rows else ''
+  if speed:
+    middle = statistics.median(y for _, y in speed)
+    mfu = [y for _, y in run.points('perf/mfu')]
+    note = f'median {compact(middle)} tokens per second'
+    note += f', model FLOPs utilisation {percent(statistics.median(mfu))}' if mfu else ''
+    grid.append(figure('Throughput', charts.lines(
+        [Series('', speed, 2)], label='Tokens per second', y_label='tokens per second',
+        height=200, from_zero=True, **common), link, note))
+  else:
+    parts.append(missing('throughput', 'metrics.jsonl has no perf/tokens_per_sec'))
+  if wait:
+    grid.append(figure('Waiting for data', charts.lines(
+        [Series('', wait, 3)], label='Share of time spent waiting for data', height=200,
+        y_label='share of step time', from_zero=True, percent=True, **common), link,
+        f'mean {percent(statistics.fmean(y for _, y in wait))} of the time'))
+  return section('training', 'Training', *parts, f'<div class="grid">{"".join(grid)}</div>')
+
+
+def evaluation(run: Run, csv: Csv) -> str:
+  if not run.evals:
+    return section('evaluation', 'Evaluation', missing('evaluation', 'evals/ holds no STEP.json'))
+  held_out = [(k, v) for k, v in (run.evals.get('bits_per_byte') or {}).items()
+              if isinstance(v, dict)]
+  parts = [f'<p class="note">At step {count(run.evals.get("step"))}.</p>']
+  if held_out:
+    gap = lambda v: (v['unigram_loss'] - v['loss']
+                     if number(v.get('unigram_loss')) and number(v.get('loss')) else None)
+    parts.append('<h3>Held-out documents</h3>' + table(
+        ('corpus', 'bits per byte', 'loss', 'unigram', 'below unigram', 'documents', 'tokens'),
+        [(text(k), f'<b>{fixed(v.get("bpb"), 3)}</b>', fixed(v.get('loss')),
+          fixed(v.get('unigram_loss')), fixed(gap(v)), count(v.get('documents')),
+          count(v.get('tokens'))) for k, v in held_out]))
+  for name, t in tasks(run).items():
+    blind = t.get('blind') if isinstance(t.get('blind'), dict) else {}
+    chance = t.get('chance') or None  # 0: there is nothing to choose from
+    scores = [('with context', t.get('acc'), t.get('stderr'), 0),
+              ('with context, normalised by length', t.get('acc_norm'), None, 0),
+              ('blind: without the context', blind.get('acc'), None, 5),
+              ('blind, normalised by length', blind.get('acc_norm'), None, 5),
+              ('always the longest choice', t.get('longest') if chance else None, None, 5),
+              ('chance', chance, None, 5)]
+    scores = [s for s in scores if number(s[1])]
+    parts.append(figure(
+        f'{text(name)}, {count(t.get("n"))} questions', table(('', '', 'accuracy'), [
+            (label, charts.bar(value, color=color, error=error or 0.0, mark=chance),
+             f'<b>{percent(value)}</b>' if i == 0 else percent(value))
+            for i, (label, value, error, color) in enumerate(scores)], kind='bars'),
+        csv(f'task_{name}', ('score', 'accuracy', 'stderr'), [s[:3] for s in scores]),
+        verdict(t, blind) + ' The line marks chance.' * bool(chance)))
+    shown = [e for e in t.get('examples') or [] if isinstance(e, dict)]
+    right = [e for e in shown if e.get('predicted') == e.get('answer')]
+    wrong = [e for e in shown if e.get('predicted') != e.get('answer')]
+    parts += [question(e) for e in (right[:2] + wrong)[:EXAMPLES]]
+  if not tasks(run):
+    parts.append(missing('task', 'the evaluation file lists none'))
+  return section('evaluation', 'Evaluation', *parts)
+
+
+def verdict(t: dict, blind: dict) -> str:
+  """One sentence on whether the score means anything."""
+  rivals = {'the blind model': blind.get('acc'), 'the longest choice': t.get('longest'),
+            'chance': t.get('chance')}
+  rivals = {k: v for k, v in rivals.items() if number(v)}
+  if not rivals or not number(t.get('acc')):
+    return ''
+  best = max(rivals, key=rivals.get)
+  gap, error = 100 * (t['acc'] - rivals[best]), 100 * (t.get('stderr') or 0)
+  points = f'{abs(gap):.1f}{f" ± {error:.1f}" if error else ""} points'
+  side = 'above' if gap > 0 else 'below'
+  doubt = ': too little to tell them apart' if abs(gap) < 2 * error else ''
+  return f'{points} {side} {best}, the best of the baselines{doubt}.'
+
+
+def question(e: dict) -> str:
+  right, chosen = e.get('answer'), e.get('predicted')
+  items = ''.join(
+      f'<li class="{"right" if i == right else ""} {"chosen" if i == chosen else ""}" dir="auto">'
+      f'{excerpt(c, 200)}{"<em>✓ real</em>" if i == right else ""}'
+      f'{"<em>model’s choice</em>" if i == chosen else ""}</li>'
+      for i, c in enumerate(e.get('choices') or []))
+  mark = 'Answered right' if right == chosen else 'Answered wrong'
+  context = excerpt(e.get('context', ''), 360, tail=True)
+  return (f'<div class="question"><b>{mark}</b><p dir="auto">{context}</p>'
+          f'<ol type="A">{items}</ol></div>')
+
+
+def sample(run: Run, _: Csv) -> str:
+  gap = lambda s: ' ' if str(s.get('completion', ''))[:1].isspace() else ''
+  texts = ''.join(
+      f'<blockquote class="sample" dir="auto"><b>{text(s.get("prompt", ""))}</b>'
+      f'{gap(s)}{excerpt(s.get("completion", ""), 1500, lines=True)}'
+      f'<cite>temperature {fixed(s.get("temperature"), 1)}</cite></blockquote>'
+      for s in run.samples if isinstance(s, dict))
+  return section('sample', 'Sample text', '<p class="note">The prompt in bold, then the model.</p>'
+                 f'<div class="grid">{texts}</div>' if texts else
+                 missing('sample text', 'no samples.json in the run'))
+
+
+def artefacts(run: Run, _: Csv) -> str:
+  root, rows = run.workdir, []
+  steps = sorted((p for p in (root / 'checkpoints').glob('*') if p.name.isdigit()),
+                 key=lambda p: int(p.name))
+  if steps:
+    rows.append(('checkpoint', f'<code>checkpoints/{steps[-1].name}</code>'
+                 f'<small>last of {len(steps)}: params, optimizer state, data position</small>',
+                 size(steps[-1])))
+  if (root / 'export').is_dir():
+    rows += [('' if i else 'exported model', f'<code>export/{text(f.name)}</code>', size(f))
+             for i, f in enumerate(sorted((root / 'export').iterdir()))]
+  code = ('from transformers import AutoModelForCausalLM, AutoTokenizer\n'
+          "model = AutoModelForCausalLM.from_pretrained('export')\n"
+          "tokenizer = AutoTokenizer.from_pretrained('export')")
+  return section('files', 'Where things lie', *(
+      [] if steps else [missing('checkpoint', 'checkpoints/ is empty')]), *(
+      [table(('', 'path, relative to the run', 'size'), rows, words=2)] if rows else []), *(
+      [f'<p class="note">In the run’s directory:</p><pre>{text(code)}</pre>']
+      if (root / 'export').is_dir() else [missing('exported model', 'there is no export/')]))
+
+
+def record(run: Run, csv: Csv) -> str:
+  """Seconds by step of the experiment, events, the resolved config."""
+  seconds = {k: v for k, v in (get(run.summary, 'seconds') or {}).items() if number(v)}
+  parts = []
+  if seconds:
+    most, total = max(seconds.values()) or 1, sum(seconds.values())
+    parts.append(figure(f'Where the time went: {duration(total)}', table(
+        ('step', '', 'time', 'share'),
+        [(text(k), charts.bar(v / most, color=2), duration(v), percent(v / (total or 1), 0))
+         for k, v in seconds.items()], kind='bars'),
+        csv('seconds', ('step', 'seconds'), seconds.items())))
+  else:
+    parts.append(missing('times', 'no summary.json, or no seconds in it'))
+  saves = [e for e in run.events if e.get('event') == 'checkpoint']
+  told = [e for e in run.events if e.get('event') != 'checkpoint']
+  if run.events:
+    rows = [(text(str(e.get('time', ''))[:19].replace('T', ' ')), text(e.get('event', '')),
+             ', '.join(f'{text(k)} {text(v)}' for k, v in e.items()
+                       if k not in ('time', 'event', 'step')), count(e.get('step')))
+            for e in told[:100]]
+    more = f' {len(told) - 100} later events are in events.jsonl.' if len(told) > 100 else ''
+    note = f'{len(saves)} checkpoints were saved.{more}'
+    parts.append(f'<h3>Events</h3><p class="note">{note}</p>' + table(
+        ('time', 'event', 'what', 'step'), rows, words=3, kind='events'))
+  else:
+    parts.append(missing('events', 'no events.jsonl in the run'))
+  if run.config:
+    parts.append('<h3>Config</h3><details class="config"><summary>resolved, as the run saw it'
+                 f'</summary><pre>{text(json.dumps(redact(run.config), indent=2))}</pre></details>')
+  else:
+    parts.append(missing('config', 'no config.json in the run'))
+  if run.notes:
+    notes = ''.join(f'<li>{text(n)}</li>' for n in run.notes)
+    parts.append(f'<h3>Not readable</h3><ul>{notes}</ul>')
+  return section('record', 'Record', *parts)
+
+
+def redact(tree: Any) -> Any:
+  """A config without the values of keys that name secrets."""
+  if isinstance(tree, dict):
+    return {k: '(not shown)' if v and _SECRET.search(k) else redact(v) for k, v in tree.items()}
+  return [redact(v) for v in tree] if isinstance(tree, list) else tree
+
+
+# --- The page -------------------------------------------------------------------------------------
+
+SECTIONS = (headline, flow, curation, corpus, training, evaluation, sample, artefacts, record)
+
+
+def write(workdir: str, output: str | None = None) -> str:
+  """Writes the report of the run in `workdir`.
+
+  Args:
+    workdir: what experiments.run wrote.
+    output: directory for index.html and the CSV files; workdir/report if None.
+
+  Returns:
+    The path of index.html.
+
+  Raises:
+    FileNotFoundError: there is no such workdir.
+    ValueError: it holds no metrics.
+  """
+  run, tables = load(workdir), {}
+
+  def store(name: str, head: Sequence[str], rows: Iterable[Sequence]) -> str:
+    name = re.sub(r'[^A-Za-z0-9_-]', '_', name) + '.csv'
+    file = io.StringIO()
+    out = csv.writer(file, lineterminator='\n')
+    out.writerow(head)
+    # A leading quote keeps a spreadsheet from running a cell of the corpus as a formula.
+    guard = lambda x: "'" + x if isinstance(x, str) and x[:1] in tuple('=+-@\t') else x
+    out.writerows([guard(clean(x) if isinstance(x, str) else x) for x in row] for row in rows)
+    tables[name] = file.getvalue()
+    return f'<a class="csv" href="{name}">CSV</a>'
+
+  body = [part(run, store) for part in SECTIONS]
+  name = text(get(run.config, 'name') or run.workdir.resolve().name)
+  nav = ''.join(f'<a href="#{a}">{a.capitalize()}</a>' for a in (
+      'curation', 'corpus', 'training', 'evaluation', 'sample', 'files', 'record'))
+  page = (f'<!doctype html><html lang="en"><head><meta charset="utf-8">{CSP}'
+          '<meta name="viewport" content="width=device-width, initial-scale=1">'
+          f'<meta name="color-scheme" content="light dark"><title>smoljax: {name}</title>'
+          f'<style>{charts.CSS}</style></head><body><main>{body[0]}{body[1]}'
+          f'<nav>{nav}</nav>{"".join(body[2:])}</main></body></html>\n')
+  folder = pathlib.Path(output) if output else run.workdir / 'report'
+  folder.mkdir(parents=True, exist_ok=True)
+  for file, content in [*tables.items(), ('index.html', page)]:  # the page last: it links the rest
+    (folder / f'.{file}.tmp').write_text(content, 'utf-8')
+    os.replace(folder / f'.{file}.tmp', folder / file)
+  return str(folder / 'index.html')
+
+
+CSP = ('<meta http-equiv="Content-Security-Policy" '
+       'content="default-src \'none\'; style-src \'unsafe-inline\'; img-src data:">')
