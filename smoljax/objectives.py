@@ -5,7 +5,7 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 
-from smoljax import model
+from smoljax import model, sharding
 
 
 class Loss(NamedTuple):
@@ -37,19 +37,24 @@ def token_losses(
   def one(_, slice_):
     hidden_BCD, targets_BC = slice_
     logits_BCV = jnp.einsum(
-      'bcd,dv->bcv', hidden_BCD, unembed_DV, preferred_element_type=jnp.float32
+      'BCD,DV->BCV',
+      hidden_BCD,
+      unembed_DV,
+      preferred_element_type=jnp.float32,
+      out_sharding=sharding.out('batch', None, 'vocab'),
     )
     log_z_BC = jax.nn.logsumexp(logits_BCV, axis=-1)
-    # A one-hot product instead of a gather: it also works where V is sharded.
-    hot_BCV = jax.nn.one_hot(targets_BC, logits_BCV.shape[-1], dtype=jnp.float32)
-    return None, (log_z_BC - jnp.sum(logits_BCV * hot_BCV, axis=-1), log_z_BC)
+    # A one-hot sum instead of a gather: it also works where V is split over devices.
+    hot_BCV = jax.nn.one_hot(targets_BC, logits_BCV.shape[-1], dtype=bool)
+    hot_BCV = sharding.constrain(hot_BCV, 'batch', None, 'vocab')
+    return None, (log_z_BC - jnp.sum(jnp.where(hot_BCV, logits_BCV, 0.0), axis=-1), log_z_BC)
 
-  slices = (
-    hidden_BTD.reshape(B, T // chunk, chunk, D).swapaxes(0, 1),
-    targets_BT.reshape(B, T // chunk, chunk).swapaxes(0, 1),
-  )
-  _, (nll, log_z) = jax.lax.scan(one, None, slices)
-  return nll.swapaxes(0, 1).reshape(B, T), log_z.swapaxes(0, 1).reshape(B, T)
+  def sliced(x_BT: jax.Array) -> jax.Array:
+    x_BT = sharding.constrain(x_BT, 'batch', *(None,) * (x_BT.ndim - 1))
+    return x_BT.reshape(B, T // chunk, chunk, *x_BT.shape[2:]).swapaxes(0, 1)
+
+  _, losses = jax.lax.scan(one, None, (sliced(hidden_BTD), sliced(targets_BT)))
+  return tuple(x.swapaxes(0, 1).reshape(B, T) for x in losses)
 
 
 def next_token(
@@ -70,7 +75,7 @@ def next_token(
 
   Metrics: `loss_sum_S` and `tokens_S`, sums per source `[S]`, and `log_z_sum`.
   """
-  hidden_BTD = model.hidden(
+  hidden_BTD, _ = model.hidden(
     config,
     params,
     batch['inputs'],
@@ -81,6 +86,7 @@ def next_token(
     hidden_BTD, model.unembedding(config, params), batch['targets'], chunk=chunk
   )
   mask_BT = (batch['segment_ids'] > 0).astype(jnp.float32)
+  mask_BT = sharding.constrain(mask_BT, 'batch', None)
   loss = jnp.sum(nll_BT * mask_BT) / total_tokens
   if z_loss:
     loss += z_loss * jnp.sum(jnp.square(log_z_BT) * mask_BT) / total_tokens
@@ -88,8 +94,8 @@ def next_token(
   return Loss(
     loss,
     {
-      'loss_sum_S': jnp.sum(nll_BT * mask_BT, axis=1) @ source_BS,
-      'tokens_S': jnp.sum(mask_BT, axis=1) @ source_BS,
+      'loss_sum_S': jnp.sum(jnp.sum(nll_BT * mask_BT, axis=1)[:, None] * source_BS, axis=0),
+      'tokens_S': jnp.sum(jnp.sum(mask_BT, axis=1)[:, None] * source_BS, axis=0),
       'log_z_sum': jnp.sum(log_z_BT * mask_BT),
     },
   )

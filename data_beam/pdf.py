@@ -1,0 +1,352 @@
+"""PDF files → a curated corpus. The pipeline is the list of stages in `stages`.
+
+  python -m data_beam.pdf --input='papers/*.pdf' --output=corpora --name=pdf
+
+Inputs are PDFs, or WARC files with PDFs in them. What travels between workers is a reference to a
+document's bytes, not the bytes: `read` finds and hashes them, equal ones are dropped before the
+costly part, and `extract` reads each again where it will be parsed. Every worker parses in a child
+process of its own (see pdf_text), so one bad file is one reject.
+"""
+
+import argparse
+import dataclasses
+import hashlib
+import itertools
+import logging
+import os
+import statistics
+import sys
+import time
+from collections.abc import Iterable, Iterator, Sequence
+from typing import Any, NamedTuple
+
+import apache_beam as beam
+from fastwarc.warc import ArchiveIterator
+
+from data_beam import filters as filters_lib
+from data_beam import pdf_ocr, pdf_text, records, sources, text, web
+from data_beam.dedup import ExactDedup, MinHashDedup
+from data_beam.records import Document, Reject
+
+MAX_PDF_BYTES = 256 << 20
+
+log = logging.getLogger('data_beam')
+
+
+class Reference(NamedTuple):
+  """Where a PDF's bytes are, and what they are known by."""
+  digest: str            # sha256 of the bytes
+  id: str                # the WARC-Record-ID, or the digest for a file
+  url: str
+  date: str
+  path: str
+  offset: int            # of the record in a WARC file, -1 for a file of its own
+  truncated: str         # why the crawler says that the payload is incomplete
+
+
+def stages(
+  *, ocr: str = 'auto', languages: Sequence[str] = ('en',), min_language_score: float = .4,
+  rules: Sequence[filters_lib.Rule] = filters_lib.PDF, limit: int | None = None,
+  source: str = 'pdf',
+) -> list[tuple[str, beam.PTransform]]:
+  """The pipeline, in the order of FinePDFs: each transform takes what the one before kept."""
+  return [
+    ('read', web.Each(read, source, limit)),
+    ('same_bytes', SameBytes(source)),
+    ('extract', Extract(ocr, tuple(languages), source)),
+    ('language', web.Each(identify, tuple(languages), min_language_score)),
+    ('filter', web.Each(judge, tuple(rules))),
+    ('exact_dedup', ExactDedup()),
+    ('minhash', MinHashDedup(bands=32, rows=10)),
+    ('pii', web.Each(anonymise)),
+  ]
+
+
+def read(paths: Sequence[str], source: str, limit: int | None) -> Iterator[Reference | Reject]:
+  """References to the PDFs in files, the first `limit` of them."""
+  found = itertools.chain.from_iterable(_references(path, source) for path in paths)
+  count = 0
+  for result in found:
+    yield result
+    count += isinstance(result, Reference)
+    if count == limit:
+      return
+
+
+def _references(path: str, source: str) -> Iterator[Reference | Reject]:
+  if is_warc(path):
+    for page in sources.read_warc(path, types=sources.PDF_TYPES, max_bytes=MAX_PDF_BYTES):
+      if isinstance(page, Reject):
+        yield page._replace(document=dataclasses.replace(page.document, source=source))
+      else:
+        yield Reference(hashlib.sha256(page.body).hexdigest(), page.id, page.url, page.date, path,
+                        page.warc_offset, page.truncated)
+    return
+  with sources.open_file(path) as f:
+    body = f.read(MAX_PDF_BYTES + 1)
+  digest = hashlib.sha256(body).hexdigest()
+  reference = Reference(digest, digest, '', '', path, -1, '')
+  if len(body) > MAX_PDF_BYTES:
+    yield Reject(_document(reference, source), 'read', 'too_large')
+  else:
+    yield reference
+
+
+def is_warc(path: str) -> bool:
+  """By its name: anything else is taken for a PDF, and refused later if it is none."""
+  return '.warc' in os.path.basename(path).lower()
+
+
+def _body(reference: Reference) -> bytes:
+  """The bytes again: those that `read` has hashed."""
+  with sources.open_file(reference.path) as f:
+    if reference.offset < 0:
+      return f.read(MAX_PDF_BYTES)
+    f.seek(reference.offset)
+    record = next(iter(ArchiveIterator(f, parse_http=True, auto_decode='none', strict_mode=False)))
+    raw = record.reader.read(MAX_PDF_BYTES + 1)
+    return sources.decode_payload(raw, record.http_headers, MAX_PDF_BYTES)
+
+
+def _document(reference: Reference, source: str, text: str = '', **metadata: Any) -> Document:
+  name = os.path.basename(reference.path)        # so that a corpus does not depend on where it lay
+  where = ({'file': name} if reference.offset < 0
+           else {'warc_file': name, 'warc_offset': reference.offset})
+  if reference.truncated:
+    where['truncated'] = reference.truncated
+  return Document(id=reference.id, text=text, url=reference.url, source=source,
+                  date=reference.date,
+                  metadata={'pdf_digest': reference.digest, **where, **metadata})
+
+
+class SameBytes(beam.PTransform):
+  """PCollection[Reference] → (kept, rejects): one of each digest, the first by url, id, place."""
+
+  def __init__(self, source: str):
+    super().__init__()
+    self.source = source
+
+  def expand(self, references):
+    split = (references
+             | beam.Map(lambda reference: (reference.digest, tuple(reference)))
+             | beam.GroupByKey()
+             | beam.FlatMap(_first, self.source).with_outputs('rejects', main='kept'))
+    return split.kept | beam.Reshuffle(), split.rejects
+
+
+def _first(group: tuple[str, Iterable[tuple]], source: str) -> Iterator[Any]:
+  def order(reference):
+    return (reference.url, reference.id, os.path.basename(reference.path), reference.offset)
+
+  first, *others = sorted((Reference(*fields) for fields in group[1]), key=order)
+  yield first
+  for reference in others:
+    yield beam.pvalue.TaggedOutput('rejects', Reject(
+      _document(reference, source, duplicate_of=first.id), 'same_bytes', 'duplicate'))
+
+
+class Extract(beam.PTransform):
+  """PCollection[Reference] → (kept: Document, rejects); reasons are pdf_pages.REASONS."""
+
+  def __init__(self, ocr: str, languages: tuple[str, ...], source: str):
+    super().__init__()
+    self.settings = (ocr, languages, source)
+
+  def expand(self, references):
+    split = references | beam.ParDo(_Extract(*self.settings)).with_outputs('rejects', main='kept')
+    return split.kept, split.rejects
+
+
+class _Extract(beam.DoFn):
+  def __init__(self, ocr, languages, source):
+    self.ocr, self.languages, self.source = ocr, languages, source
+
+  def setup(self):
+    self.extractor = pdf_text.Extractor()
+    self.documents, self.pages, self.said = 0, 0, time.monotonic()
+
+  def teardown(self):
+    self.extractor.close()
+
+  def process(self, reference: Reference):
+    try:
+      found = self.extractor.extract(_body(reference), ocr=self.ocr, languages=self.languages)
+    except pdf_text.PdfError as error:
+      cut = reference.truncated and error.reason == 'damaged'
+      document = _document(reference, self.source, **({'error': error.detail} if error.detail
+                                                      else {}))
+      yield beam.pvalue.TaggedOutput('rejects', Reject(
+        document, 'extract', 'truncated' if cut else error.reason))
+      return
+    yield to_document(reference, found, self.source)
+    self.documents, self.pages = self.documents + 1, self.pages + len(found.pages)
+    if time.monotonic() - self.said > 5:
+      self.said = time.monotonic()
+      log.info('%d PDFs, %d pages so far', self.documents, self.pages)
+
+
+def to_document(reference: Reference, found: pdf_text.PdfText, source: str = 'pdf') -> Document:
+  """A document with all that is known of its pages."""
+  found = dataclasses.replace(found, pages=[text.normalize(page).strip() for page in found.pages])
+  sure = [c for c, method in zip(found.ocr_confidence, found.page_methods, strict=True)
+          if method == 'ocr']
+  wanted = {i: f for i, f in enumerate(found.features) if f['ocr_wanted']}
+  return _document(
+    reference, source, found.text, extractor=found.method, pages=len(found.pages),
+    page_offsets=found.page_offsets, page_methods=found.page_methods,
+    **({'ocr_confidence': round(statistics.fmean(sure), 4)} if sure else {}),
+    **({'page_features': {str(i): f for i, f in wanted.items()}} if wanted else {}))
+
+
+def identify(document: Document, languages: Sequence[str],
+             min_score: float) -> Iterator[Document | Reject]:
+  """The language of the text between the tables."""
+  lines = document.text.split('\n')
+  prose = '\n'.join(line for line in lines if not line.startswith('|'))
+  for result in web.identify(dataclasses.replace(document, text=prose), languages, min_score):
+    if isinstance(result, Reject):
+      yield result._replace(document=dataclasses.replace(result.document, text=document.text))
+    else:
+      yield dataclasses.replace(result, text=document.text)
+
+
+def judge(document: Document, rules: Sequence[filters_lib.Rule]) -> Iterator[Document | Reject]:
+  """The quality rules. Where one tidies the text, its page offsets no longer hold and go."""
+  for result in web.judge(document, rules):
+    if isinstance(result, Document) and result.text != document.text:
+      result.metadata = {k: v for k, v in result.metadata.items() if k != 'page_offsets'}
+    yield result
+
+
+def anonymise(document: Document) -> Iterator[Document]:
+  """E-mail and IP addresses replaced, page by page, so that the offsets stay true."""
+  offsets = document.metadata.get('page_offsets') or [0]
+  pages = [text.replace_pii(document.text[a:b])
+           for a, b in itertools.zip_longest(offsets, offsets[1:])]
+  metadata = dict(document.metadata)
+  if 'page_offsets' in metadata:
+    metadata['page_offsets'] = [0, *itertools.accumulate(map(len, pages[:-1]))]
+  yield dataclasses.replace(document, text=''.join(pages), metadata=metadata)
+
+
+def run(
+  input: Sequence[str], output: str, name: str = 'pdf', *, ocr: str = 'auto',
+  languages: Sequence[str] = ('en',), min_language_score: float = .4,
+  filters: str | Sequence[str] = 'pdf', limit: int | None = None, num_shards: int = 8,
+  beam_args: Sequence[str] = (),
+) -> str:
+  """Curates PDFs into the corpus `output/name/1.0.0`. Returns that path.
+
+  Args:
+    input: PDF or WARC files or patterns, of any scheme that sources.expand knows.
+    output: parent directory of the corpus and of `name_rejects`.
+    name: of the corpus.
+    ocr: 'auto' reads by OCR the pages without a usable text layer, 'never', or 'always'.
+    languages: ISO 639-1 codes to keep; empty for all.
+    min_language_score: the detector's probability must be above it (FinePDFs: 0.24 to 0.41 for
+      most languages of Western Europe).
+    filters: a profile or rule names, see filters.PROFILES and filters.RULES.
+    limit: read at most so many PDFs, from the first files on: for trial runs.
+    num_shards: files of the corpus.
+    beam_args: flags of Beam. Without a choice of its own, as many threads as cores are used on
+      this machine: the work is done in child processes.
+
+  Raises:
+    FileNotFoundError: a pattern matches nothing.
+    ValueError: an unknown OCR mode, profile, rule or flag; or no document was kept, saying where
+      they went (the rejects are on disk then).
+  """
+  rules = filters_lib.profile(filters)
+  if ocr not in pdf_text.OCR_MODES:
+    raise ValueError(f'unknown OCR mode {ocr!r}: choose one of {", ".join(pdf_text.OCR_MODES)}')
+  if limit is not None and limit < 1:
+    raise ValueError(f'limit is {limit}: give a number of PDFs, at least 1')
+  if not name or '/' in name:
+    raise ValueError(f'{name!r} cannot be the name of a corpus: give a word such as pdf')
+  options = records.pipeline_options(with_threads(beam_args))
+  files = sources.expand(input)
+  engine = pdf_ocr.engine() if ocr != 'never' else None
+  log.info('curating %d files (%.1f MB) into %s; OCR: %s', len(files),
+           sum(f['bytes'] for f in files) / 1e6, records.corpus_path(output, name),
+           engine or ('off' if ocr == 'never' else 'not installed, scanned pages will be dropped'))
+  paths = [f['path'] for f in files]
+  steps = stages(ocr=ocr, languages=languages, min_language_score=min_language_score, rules=rules,
+                 limit=limit, source=name)
+  with beam.Pipeline(options=options) as pipeline:
+    kept = (pipeline | 'files' >> beam.Create([paths] if limit else [[path] for path in paths])
+            | beam.Reshuffle())
+    rejects = []
+    for stage, transform in steps:
+      kept, dropped = kept | stage >> transform
+      rejects.append(dropped)
+    records.write_corpus(
+      kept, rejects | 'rejects' >> beam.Flatten(), output=output, name=name,
+      stages=[stage for stage, _ in steps], inputs=files, num_shards=num_shards,
+      config={'ocr': ocr, 'ocr_engine': engine, 'languages': list(languages),
+              'min_language_score': min_language_score,
+              'filters': [rule.__name__ for rule in rules], 'limit': limit})
+  path = records.corpus_path(output, name)
+  records.read_corpus(path)   # raises if nothing was kept
+  for row in records.read_manifest(path)['funnel']:
+    reasons = ', '.join(f'{reason} {n}' for reason, n in list(row['dropped'].items())[:5])
+    log.info('%-12s %6d of %6d kept%s', row['stage'], row['documents_out'], row['documents_in'],
+             f' (dropped: {reasons})' if reasons else '')
+  return path
+
+
+def with_threads(beam_args: Sequence[str]) -> list[str]:
+  """Beam's flags, with a thread for each core unless they choose a runner or a mode."""
+  chosen = ('--runner', '--direct_num_workers', '--direct_running_mode')
+  if any(arg.startswith(chosen) for arg in beam_args) or (os.cpu_count() or 1) < 2:
+    return list(beam_args)
+  return [*beam_args, '--direct_running_mode=multi_threading',
+          f'--direct_num_workers={os.cpu_count()}']
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+  """The command line. Returns 0, or 2 after one line about what was wrong with the input."""
+  parser = argparse.ArgumentParser(
+    prog='python -m data_beam.pdf', allow_abbrev=False,
+    formatter_class=argparse.ArgumentDefaultsHelpFormatter,
+    description='Turns PDF files into a clean text corpus: reads each page from its text layer, or '
+    'from its picture by OCR where it has none, puts columns and tables in order, leaves out '
+    'running headers and page numbers, keeps the languages you name, drops poor and duplicate '
+    'documents, and hides e-mail and IP addresses. Every document that is dropped is kept aside '
+    'with the reason.',
+    epilog='OCR is done by the tesseract program if it is installed, else by the rapidocr package, '
+    'ten CPU seconds a page. Any other flag goes to Apache Beam, such as '
+    '--runner=DataflowRunner --project=… .')
+  parser.add_argument('--input', nargs='+', action='extend', required=True, metavar='GLOB',
+                      help='PDF files, or WARC files with PDFs in them, or patterns; local or '
+                      'gs://, s3://, hf://, https://; several after spaces, or as --input=A '
+                      '--input=B')
+  parser.add_argument('--output', required=True, metavar='DIR', help='where corpora go')
+  parser.add_argument('--name', default='pdf', help='name of the corpus, a directory in DIR')
+  parser.add_argument('--ocr', default='auto', choices=pdf_text.OCR_MODES,
+                      help='read pictures of text: auto for pages that need it')
+  parser.add_argument('--languages', default='en', metavar='CODES',
+                      help='languages to keep, such as en,fr,de; any for all of them')
+  parser.add_argument('--min_language_score', type=float, default=.4, metavar='P',
+                      help='drop documents whose language is less certain than this')
+  parser.add_argument('--filters', default='pdf', metavar='NAME',
+                      help=f'quality rules: a profile ({", ".join(filters_lib.PROFILES)}), or '
+                      f'names of rules with commas between ({", ".join(filters_lib.RULES)})')
+  parser.add_argument('--limit', type=int, metavar='N', help='read only the first N PDFs')
+  parser.add_argument('--num_shards', type=int, default=8, metavar='N', help='files of the corpus')
+  args, beam_args = parser.parse_known_args(argv)
+  logging.basicConfig(format='%(message)s', level=logging.WARNING, force=True)
+  log.setLevel(logging.INFO)
+  options = vars(args)
+  options['languages'] = [] if args.languages == 'any' else args.languages.split(',')
+  try:
+    path = run(**options, beam_args=beam_args)
+  except (ValueError, OSError) as error:
+    print(f'data_beam.pdf: {error}', file=sys.stderr)
+    return 2
+  print(f'The corpus is at {path}, what was dropped at '
+        f'{records.corpus_path(args.output, args.name + "_rejects")}')
+  return 0
+
+
+if __name__ == '__main__':
+  sys.exit(main())

@@ -1,0 +1,473 @@
+"""Lines with boxes → text in reading order: columns, tables, paragraphs, running headers.
+
+Knows nothing of PDF files or OCR: both hand it `Line`s. Coordinates are points (or pixels) with
+the origin at the top left of the page as it is displayed, x to the right and y downwards.
+
+The page is cut recursively at its best gutter (an x that few lines cross while others stand on
+both sides of it); the lines that do cross it (titles, wide figures' captions) end a band, and
+within a band the left side is read before the right. Where the two sides are short and share
+their baselines, the band is a table and becomes Markdown.
+"""
+import collections
+import dataclasses
+import math
+import re
+import statistics
+import unicodedata
+from collections.abc import Sequence
+from typing import NamedTuple
+
+BREAK = '\ufffe'            # a hyphen at a line end, not yet known to be soft (pdfium's own mark)
+PROSE_CHARS = 20            # a column whose lines are shorter on average is no prose
+MARGIN = 0.12               # share of the page's height in which running lines stand
+RTL = re.compile('[\u0590-\u08ff\ufb1d-\ufdff\ufe70-\ufefc]')
+
+_BULLET = re.compile(r'^([•·°◦●○▪■□–‣▶►❖➢*-]|\(?\d{1,3}[.)]|\(?[a-z][.)]|\[\d{1,3}\])\s+\S')
+_PAGE_NUMBER = re.compile(
+  r'^\W{0,3}(?:(?:page|seite|página|pagina|pág\.?|p\.)\s*)?'
+  r'(?:\d{1,4}|[ivxlc]{1,7})(?:\s*(?:/|of|de|von|sur|di|aus)\s*\d{1,4})?\W{0,3}$', re.I)
+_CONJUNCTIONS = frozenset({'and', 'or', 'und', 'oder', 'et', 'ou', 'e', 'o', 'y', 'ed'})
+_HYPHENATED = re.compile(rf'(\S+){BREAK}(\S+)')
+_LEADERS = re.compile(r'(?:\s?[.·…_]){5,}')
+_SPACED_CAPITALS = re.compile(r'(?<!\S)(?:[^\W\d_a-zß-ÿ] ){4,}[^\W\d_a-zß-ÿ](?!\S)')
+_ACCENTS = {'¨': '\u0308', '´': '\u0301', 'ˆ': '\u0302', '˜': '\u0303', '¸': '\u0327',
+            'ˇ': '\u030c', '˚': '\u030a'}
+_SPLIT_ACCENT = re.compile(f'([{"".join(_ACCENTS)}])([A-Za-zıȷ])')
+_LIGATURES = {0xFB00 + i: s for i, s in enumerate(('ff', 'fi', 'fl', 'ffi', 'ffl', 'st', 'st'))}
+_CHARACTERS = {**_LIGATURES, 0xAD: None, 0xFFFD: None, 0xFEFF: None, 0x200B: None,
+               **dict.fromkeys((0xA0, 0x09, *range(0x2000, 0x200B), 0x202F, 0x205F, 0x3000), ' '),
+               **{c: None for c in range(32) if c not in (9, 10)}}
+
+
+@dataclasses.dataclass(slots=True)
+class Line:
+  """A run of text on one baseline; `size` is the height of its font."""
+  x0: float
+  y0: float
+  x1: float
+  y1: float
+  text: str
+  size: float
+  mono: bool = False
+
+  @property
+  def middle(self) -> float:
+    return (self.y0 + self.y1) / 2
+
+
+class Paragraph(NamedTuple):
+  """Text and the size of its font."""
+  text: str
+  size: float
+
+
+def page_text(lines: Sequence[Line]) -> str:
+  """Text of one page in reading order, paragraphs separated by blank lines.
+
+  A hyphen at a line end whose word goes on stays as `BREAK` for `join_hyphens`, which needs the
+  words of the whole document.
+  """
+  lines = [line for line in lines if line.text.strip()]
+  if not lines:
+    return ''
+  rtl = sum(bool(RTL.search(line.text)) for line in lines) * 2 > len(lines)
+  paragraphs: list[Paragraph] = []
+  for block in _read(lines, rtl, depth=0):
+    _join_block(paragraphs, block)
+  return '\n\n'.join(_spell_list(p.text) for p in paragraphs if p.text.strip())
+
+
+def join_pages(pages: Sequence[str]) -> tuple[str, list[int]]:
+  """Joins page texts; returns the text and, for each page, the offset where it begins.
+
+  A word cut by a hyphen at the page's end is made whole, a sentence that goes on in lower case
+  is not broken; otherwise pages are paragraphs apart.
+  """
+  text, offsets = '', []
+  for page in pages:
+    if text and page:
+      if re.search(r'[^\W\d_]-$', text) and page[0].islower():
+        text = text[:-1]
+      elif _continues(text.rpartition('\n')[2], page):
+        text += ' '
+      else:
+        text += '\n\n'
+    offsets.append(len(text))
+    text += page
+  return text, offsets
+
+
+def clean(text: str) -> str:
+  """Ligatures, split accents, odd spaces, control and private-use characters, spaced capitals."""
+  if not text.isascii():
+    text = text.translate(_CHARACTERS)
+    text = ''.join(c for c in text if not '\ue000' <= c <= '\uf8ff')
+    text = _SPLIT_ACCENT.sub(_accent, text)
+    text = unicodedata.normalize('NFC', text)
+  elif not text.isprintable():
+    text = text.translate(_CHARACTERS)
+  text = _LEADERS.sub(' … ', text)
+  return _SPACED_CAPITALS.sub(lambda m: m[0].replace(' ', ''), text)
+
+
+def join_hyphens(pages: Sequence[str]) -> list[str]:
+  """Decides every hyphen at a line end (`BREAK`) by the document's own words.
+
+  The hyphen goes if the whole word is known, or if the rest is lower case and the hyphenated form
+  is not known ("well-known" stays if it stands so elsewhere); it stays in URLs and before
+  conjunctions ("Haupt- und").
+  """
+  if not any(BREAK in page for page in pages):
+    return list(pages)
+  known = set()
+  for page in pages:
+    known.update(w.lower() for w in re.findall(r'\w+(?:-\w+)*', page.replace(BREAK, ' ')))
+
+  def decide(match: re.Match) -> str:
+    before, after = match[1], match[2]
+    if '/' in before or '@' in before:
+      return f'{before}-{after}'
+    head, tail = re.search(r'\w*$', before)[0], re.match(r'\w*', after)[0]
+    if tail in _CONJUNCTIONS:
+      return f'{before}- {after}'
+    if not head or not tail or tail[0].isdigit():
+      return f'{before}-{after}'
+    whole, hyphenated = f'{head}{tail}'.lower(), f'{head}-{tail}'.lower()
+    soft = whole in known or (tail[0].islower() and hyphenated not in known)
+    return f'{before}{after}' if soft else f'{before}-{after}'
+
+  def page_of(page: str) -> str:
+    while BREAK in page:                     # a word may be cut twice
+      page, n = _HYPHENATED.subn(decide, page)
+      if not n:
+        page = page.replace(BREAK, '-')
+    return page
+  return [page_of(page) for page in pages]
+
+
+# Running headers, footers and page numbers.
+
+def strip_running(pages: Sequence[Sequence[Line]], heights: Sequence[float]) -> list[list[Line]]:
+  """Removes lines that repeat at the top or bottom of pages, and page numbers there.
+
+  FinePDFs' rule (post-processing of huggingface/finepdfs): the longest common run of top (bottom)
+  lines, digits alike, on at least 25 % of the pages and at least 5 of them. It is applied again
+  to what is left, so that odd and even pages may differ. Documents of two to four pages cannot
+  reach 5: there a line must repeat on every page (all but one of four) and stand in the outer
+  12 % of the page.
+  """
+  rows = [_rows(page) for page in pages]
+  n = len(rows)
+  for bottom in (False, True):
+    for _ in range(3):
+      if n >= 5:
+        least, sides = max(5, n / 4), [row[::-1] if bottom else row for row in rows]
+      else:
+        least = n - n // 4
+        sides = [_margin_rows(r, h, bottom) for r, h in zip(rows, heights, strict=True)]
+      keys = [[_key(row) for row in page[:8]] for page in sides]
+      found, k = _common_prefix(keys, least) if n >= 2 else ((), 0)
+      if not k:
+        break
+      for i in found:
+        rows[i] = rows[i][:-k] if bottom else rows[i][k:]
+    for i, height in enumerate(heights):
+      margin = _margin_rows(rows[i], height, bottom, share=0.2)
+      if margin and _PAGE_NUMBER.match(_row_text(margin[0])):
+        rows[i] = rows[i][:-1] if bottom else rows[i][1:]
+  return [[line for row in page for line in row] for page in rows]
+
+
+def _common_prefix(keys: list[list[str]], least: float) -> tuple[list[int], int]:
+  """Pages that share the most frequent first rows, and how many rows: FinePDFs' search."""
+  pages, k = list(range(len(keys))), 0
+  while True:
+    counts = collections.Counter(tuple(keys[p][:k + 1]) for p in pages if len(keys[p]) > k)
+    if not counts:
+      return pages, k
+    top, count = min(counts.items(), key=lambda item: (-item[1], item[0]))
+    if count < least or (k and count < len(pages)):
+      return pages, k
+    pages, k = [p for p in pages if tuple(keys[p][:k + 1]) == top], k + 1
+
+
+def _margin_rows(rows: list[list[Line]], height: float, bottom: bool,
+                 share: float = MARGIN) -> list[list[Line]]:
+  """Rows in the outer share of the page, the outermost first."""
+  if bottom:
+    return [row for row in rows[::-1] if row[0].y0 > (1 - share) * height]
+  return [row for row in rows if row[0].y1 < share * height]
+
+
+def _key(row: list[Line]) -> str:
+  return re.sub(r'\d+', '0', re.sub(r'\s+', '', _row_text(row)))
+
+
+# Reading order.
+
+def _read(lines: list[Line], rtl: bool, depth: int) -> list[list[Paragraph]]:
+  """Blocks of paragraphs in reading order."""
+  gutter = _gutter(lines) if len(lines) >= 6 and depth < 8 else None
+  if gutter is None:
+    return [_paragraphs(_rows(lines, rtl))]
+  blocks = []
+  for left, right, others in _bands(lines, gutter):
+    if others:
+      # The whole page again means that no band came of this gutter.
+      again = len(others) < len(lines)
+      blocks += _read(others, rtl, depth + 1) if again else [_paragraphs(_rows(others, rtl))]
+    elif _tabular(left, right):
+      blocks.append(_table(left + right, rtl))
+    else:
+      for side in ((right, left) if rtl else (left, right)):
+        blocks += _read(side, rtl, depth + 1)
+  return blocks
+
+
+def _join_block(paragraphs: list[Paragraph], block: list[Paragraph]) -> None:
+  """Appends a block; its first paragraph may go on with one that the column's end has cut.
+
+  Footnotes and captions may stand between the two: the last few paragraphs are asked, and the
+  size of the font tells them apart.
+  """
+  if block:
+    for i in range(len(paragraphs) - 1, max(-1, len(paragraphs) - 5), -1):
+      size = paragraphs[i].size
+      if (abs(size - block[0].size) < 0.05 * size
+          and _continues(paragraphs[i].text, block[0].text)):
+        paragraphs[i] = Paragraph(_glue(paragraphs[i].text, block[0].text), size)
+        block = block[1:]
+        break
+  paragraphs += block
+
+
+def _gutter(lines: list[Line]) -> float | None:
+  """The x with most lines wholly on its either side (three at least) and few across it."""
+  step = 2.0
+  origin = min(line.x0 for line in lines)
+  bins = int((max(line.x1 for line in lines) - origin) / step) + 2
+  if not 2 < bins < 20_000:
+    return None
+  ends, starts = [0] * (bins + 1), [0] * (bins + 1)
+  for line in lines:
+    ends[int((line.x1 - origin) / step) + 1] += 1
+    starts[int((line.x0 - origin) / step)] += 1
+  left, right = 0, len(lines)
+  best, best_score, run = None, -math.inf, 0
+  for b in range(bins):                     # a gutter as narrow as bin b
+    left, right = left + ends[b], right - starts[b]
+    few = min(left, right)
+    score = few - (len(lines) - left - right) / 2
+    if few >= 3 and score > best_score:
+      best, best_score, run = b, score, 1
+    elif few >= 3 and score == best_score and b == best + run:
+      run += 1
+  return origin + (best + run / 2) * step if best is not None else None
+
+
+def _bands(lines: list[Line], x: float) -> list[tuple[list[Line], list[Line], list[Line]]]:
+  """Top to bottom: (left, right, []) where two sides stand beside each other, or ([], [], rest)."""
+  out, left, right, others = [], [], [], []
+
+  def close():
+    nonlocal left, right, others
+    if _beside(left, right):
+      if others:
+        out.append(([], [], others))
+      out.append((left, right, []))
+      others = []
+    else:
+      others += left + right
+    left, right = [], []
+
+  for row in _rows(lines):
+    if any(line.x0 < x < line.x1 for line in row):
+      close()
+      others += row
+    else:
+      left += [line for line in row if line.x1 <= x]
+      right += [line for line in row if line.x0 >= x]
+  close()
+  if others:
+    out.append(([], [], others))
+  return out
+
+
+def _beside(left: list[Line], right: list[Line]) -> bool:
+  """Two columns, or a table: two rows each at least, a gap between, side by side."""
+  if len(left) < 2 or len(right) < 2:
+    return False
+  size = statistics.median(line.size for line in left + right)
+  gap = min(line.x0 for line in right) - max(line.x1 for line in left)
+  top = max(min(line.y0 for line in left), min(line.y0 for line in right))
+  bottom = min(max(line.y1 for line in left), max(line.y1 for line in right))
+  return gap > 0.35 * size and bottom - top > 1.5 * size
+
+
+def _tabular(left: list[Line], right: list[Line]) -> bool:
+  """Short cells that share baselines; prose on both sides is columns even on a common grid."""
+  if all(sum(len(line.text) for line in s) >= PROSE_CHARS * len(s) for s in (left, right)):
+    return False
+  few, many = sorted((left, right), key=len)
+  middles = sorted(line.middle for line in many)
+  shared = sum(any(abs(line.middle - y) < 0.3 * line.size for y in middles) for line in few)
+  return shared >= 0.6 * len(few)
+
+
+# Rows, paragraphs, tables.
+
+def _rows(lines: Sequence[Line], rtl: bool = False) -> list[list[Line]]:
+  """Lines grouped by baseline, top to bottom, each row in reading order."""
+  rows: list[list[Line]] = []
+  for line in sorted(lines, key=lambda line: (line.middle, line.x0)):
+    if rows and abs(line.middle - rows[-1][0].middle) < 0.4 * min(line.size, rows[-1][0].size):
+      rows[-1].append(line)
+    else:
+      rows.append([line])
+  for row in rows:
+    row.sort(key=lambda line: -line.x1 if rtl else line.x0)
+  return rows
+
+
+def _row_text(row: list[Line]) -> str:
+  return ' '.join(line.text.strip() for line in row).strip()
+
+
+def _paragraphs(rows: list[list[Line]]) -> list[Paragraph]:
+  """Wrapped lines joined; a break stays where the next line's first word would have fitted."""
+  if not rows:
+    return []
+  ends = [row[-1].x1 for row in rows]
+  right = statistics.median(x for x in ends if x > max(ends) - 2 * rows[0][0].size)
+  edge = min(row[0].x0 for row in rows)
+  paragraphs: list[Paragraph] = []
+  previous, previous_text, left = None, '', edge
+  for row in rows:
+    text, mono, size = _row_text(row), _is_mono(row), row[0].size
+    if mono:
+      width = (row[0].x1 - row[0].x0) / max(1, len(row[0].text))
+      text = ' ' * min(40, round((row[0].x0 - edge) / max(width, 0.1))) + text
+    separator = '\n\n'
+    if previous is not None:
+      pitch = row[0].middle - previous[0].middle
+      near = pitch < 1.8 * max(size, previous[0].size)
+      same = abs(size - previous[0].size) <= 0.15 * size
+      was_mono = _is_mono(previous)
+      if mono and was_mono:
+        separator = '\n' if pitch < 2.6 * size else '\n\n'
+      elif near and same and mono == was_mono:
+        if _BULLET.match(text) or _LEADERS.search(previous_text):
+          separator = '\n'
+        elif _wrapped(previous, row, right, left):
+          separator = ''
+    if separator == '\n\n' or not paragraphs:
+      paragraphs.append(Paragraph(text, size))
+    else:
+      last = paragraphs[-1]
+      joined = f'{last.text}\n{text}' if separator else _glue(last.text, text)
+      paragraphs[-1] = Paragraph(joined, last.size)
+    previous, previous_text = row, text
+    left = row[0].x0                        # so a hanging indent begins with the second line
+  return paragraphs
+
+
+def _is_mono(row: list[Line]) -> bool:
+  return sum(len(line.text) * (1 if line.mono else -1) for line in row) >= 0
+
+
+def _wrapped(above: list[Line], row: list[Line], right: float, left: float) -> bool:
+  """Whether `row` goes on with the paragraph of the row above it."""
+  text = _row_text(row)
+  if _row_text(above)[-1:] in (BREAK, '-') and text[:1].islower():
+    return True
+  if row[0].x0 > left + 0.8 * row[0].size and row[0].x0 < left + 5 * row[0].size \
+      and not text[:1].islower() and not _BULLET.match(_row_text(above)):
+    return False                            # a first line's indent
+  before = _row_text(above)
+  wide = above[-1].x1 - left > 0.6 * (right - left)
+  if wide and text[:1].islower() and before[-1:] not in '.:;!?':
+    return True
+  length = sum(len(line.text) for line in row)
+  width = sum(line.x1 - line.x0 for line in row) / max(1, length)
+  first = len(text.split(' ', 1)[0]) + 1
+  return above[-1].x1 + first * width > right - 0.5 * row[0].size
+
+
+def _continues(text: str, following: str) -> bool:
+  """A paragraph cut by the end of a column or page."""
+  if not text or not following or following[0] == '|' or text[-1] == '|':
+    return False
+  if text[-1] == BREAK:
+    return True
+  return (following[0].islower() and len(text) > 40 and text[-1] not in '.!?:;。！？")”»'
+          and not _BULLET.match(following))
+
+
+def _glue(text: str, following: str) -> str:
+  if text.endswith(BREAK):
+    return text + following
+  if re.search(r'[^\W\d_]-$', text) and following[:1].islower():
+    return text[:-1] + BREAK + following
+  return f'{text} {following}'
+
+
+def _table(lines: list[Line], rtl: bool) -> list[Paragraph]:
+  """A Markdown table, or the rows as lines where cells and columns cannot be told apart."""
+  rows = _rows(lines, rtl)
+  if len(rows[0]) == 1 and len(rows) > 3:   # a caption
+    return _paragraphs(rows[:1]) + _table([line for row in rows[1:] for line in row], rtl)
+  wide = [row for row in rows if len(row) > 1]
+  as_lines = [Paragraph('\n'.join(_row_text(row) for row in rows), lines[0].size)]
+  if len(wide) < 3 or sum(line.mono for line in lines) * 2 > len(lines):
+    return as_lines
+  columns = _columns(wide)
+  # One merged header cell would weld columns: ask the commonest kind of row alone.
+  usual = statistics.mode(len(row) for row in wide)
+  if len(columns) < usual:
+    columns = _columns([row for row in wide if len(row) == usual])
+  if not 2 <= len(columns) <= 20:
+    return as_lines
+  if rtl:
+    columns.reverse()
+  cells, last = [], None
+  for row in rows:
+    out = [''] * len(columns)
+    for line in row:
+      i = max(range(len(columns)),
+              key=lambda i: min(line.x1, columns[i][1]) - max(line.x0, columns[i][0]))
+      out[i] = f'{out[i]} {line.text.strip()}'.strip()
+    close = last is not None and row[0].middle - last[0].middle < 1.35 * row[0].size
+    # A cell that runs over several lines; a full row is a row of its own.
+    if cells and not out[0] and close and sum(map(bool, out)) * 2 <= sum(map(bool, cells[-1])):
+      cells[-1] = [_glue(a, b) if a and b else a or b for a, b in zip(cells[-1], out, strict=True)]
+    else:
+      cells.append(out)
+    last = row
+  full = [i for i in range(len(columns)) if any(row[i] for row in cells)]
+  cells = [[row[i] for i in full] for row in cells]
+  if len(full) < 2 or sum(sum(map(bool, row)) > 1 for row in cells) < max(2, len(cells) / 2):
+    return as_lines
+  text = [f'| {" | ".join(cell.replace("|", chr(92) + "|") for cell in row)} |' for row in cells]
+  text.insert(1, '|' + ' --- |' * len(full))
+  return [Paragraph('\n'.join(text), lines[0].size)]
+
+
+def _columns(rows: list[list[Line]]) -> list[list[float]]:
+  """Stretches of x covered by the cells of these rows, left to right."""
+  columns: list[list[float]] = []
+  for line in sorted((line for row in rows for line in row), key=lambda line: line.x0):
+    if columns and line.x0 < columns[-1][1] + 1:
+      columns[-1][1] = max(columns[-1][1], line.x1)
+    else:
+      columns.append([line.x0, line.x1])
+  return columns
+
+
+def _spell_list(paragraph: str) -> str:
+  """List markers as Markdown knows them (FinePDFs' normalisation)."""
+  return re.sub(r'^[•·°◦●○▪■‣▶►❖➢](?=\s)', '*', paragraph, flags=re.M)
+
+
+def _accent(match: re.Match) -> str:
+  letter = {'ı': 'i', 'ȷ': 'j'}.get(match[2], match[2])
+  return unicodedata.normalize('NFC', letter + _ACCENTS[match[1]])

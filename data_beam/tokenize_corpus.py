@@ -1,0 +1,270 @@
+"""Curated corpora → one tokenised corpus: each document becomes a record of token ids.
+
+  python -m data_beam.tokenize_corpus --input=corpora/web/1.0.0 --tokenizer=tokenizer.model \\
+    --output=tokens --name=web
+
+A document is [BOS] text [EOS]; packing, mixtures and lineage are decided at training time. A small
+share of the documents, chosen by a hash of their id and nothing else, makes the split
+`validation`, so a document stays on its side when the corpus around it changes.
+"""
+
+import argparse
+import dataclasses
+import hashlib
+import json
+import logging
+import math
+import os
+import sys
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+import apache_beam as beam
+import numpy as np
+import sentencepiece
+import tokenizers
+
+from data_beam import records
+from data_beam.records import CorpusError, Record
+
+# Looked for, in this order, in a tokenizer.json without a tokenizer_config.json beside it.
+_BOS_NAMES = ('<|begin_of_text|>', '<s>')
+_EOS_NAMES = ('<|end_of_text|>', '</s>', '<|endoftext|>')
+
+
+@dataclasses.dataclass(frozen=True)
+class Tokenizer:
+  """What the pipeline needs to know of a tokenizer file.
+
+  Attributes:
+    path: a SentencePiece .model or a Hugging Face tokenizer.json.
+    sha256: of the file.
+    vocab_size: one more than the largest id.
+    bos_id: the id that may begin a document, None if the tokenizer has none.
+    eos_id: the id that ends one.
+  """
+
+  path: str
+  sha256: str
+  vocab_size: int
+  bos_id: int | None
+  eos_id: int
+
+  @property
+  def dtype(self) -> np.dtype:
+    """Little-endian uint16 if every id fits, else uint32."""
+    return np.dtype('<u2' if self.vocab_size <= 1 << 16 else '<u4')
+
+
+def load_tokenizer(path: str) -> Tokenizer:
+  """Reads what there is to know of the tokenizer at `path`, local or on any Beam file system.
+
+  The special tokens of a tokenizer.json are those that the tokenizer_config.json beside it names;
+  without one, the usual names are looked for.
+
+  Raises:
+    ValueError: there is no such file, it is no tokenizer, or it has no end-of-text token.
+  """
+  if not records.is_file(path):
+    raise ValueError(f'no tokenizer at {path!r}: give a SentencePiece .model or a tokenizer.json')
+  try:
+    tokenizer = _open(path)
+  except Exception as error:  # both libraries raise whatever their parser raises
+    raise ValueError(f'{path!r} is neither a SentencePiece model nor a tokenizer.json: '
+                     f'{str(error).splitlines()[0][:200]}') from error
+  if isinstance(tokenizer, tokenizers.Tokenizer):
+    ids = tokenizer.get_vocab()
+    size = max(ids.values()) + 1
+    bos, eos = (next((ids[name] for name in names if name in ids), None)
+                for names in _special_names(path))
+  else:
+    size = tokenizer.vocab_size()
+    bos, eos = (i if i >= 0 else None for i in (tokenizer.bos_id(), tokenizer.eos_id()))
+  if eos is None:
+    raise ValueError(f'the tokenizer {path!r} has no end-of-text token: name its "eos_token" in a '
+                     'tokenizer_config.json beside it, or train it with an eos_id')
+  sha256 = hashlib.sha256(records.read_bytes(path)).hexdigest()
+  return Tokenizer(path, sha256, size, bos, eos)
+
+
+def _open(path: str) -> Any:
+  with records.local_copy(path) as local:
+    if not path.endswith('.json'):
+      return sentencepiece.SentencePieceProcessor(model_file=local)
+    tokenizer = tokenizers.Tokenizer.from_file(local)
+  tokenizer.no_truncation()
+  tokenizer.no_padding()
+  tokenizer.encode_special_tokens = True  # a page that quotes '<|endoftext|>' does not end there
+  return tokenizer
+
+
+def _special_names(path: str) -> tuple[Sequence[str], Sequence[str]]:
+  config = os.path.join(os.path.dirname(path), 'tokenizer_config.json')
+  if not records.is_file(config):
+    return _BOS_NAMES, _EOS_NAMES
+  config = json.loads(records.read_bytes(config))
+  names = []
+  for key in ('bos_token', 'eos_token'):
+    token = config.get(key)
+    token = token['content'] if isinstance(token, dict) else token  # {'content': …, 'lstrip': …}
+    names.append((token,) if token else ())
+  return names[0], names[1]
+
+
+def is_validation(document_id: str, holdout: float) -> bool:
+  """Whether a document belongs to the validation split, of about `holdout` of all documents."""
+  digest = hashlib.sha256(document_id.encode('utf-8', 'replace')).hexdigest()
+  return int(digest[:8], 16) % 1000 < round(1000 * holdout)
+
+
+class _Tokenize(beam.DoFn):
+  """(shard file, records in it) → the tokenised Records of its documents."""
+
+  def __init__(self, tokenizer: Tokenizer, bos: bool, holdout: float):
+    self.tokenizer, self.bos, self.holdout = tokenizer, bos, holdout
+
+  def setup(self):
+    tokenizer = _open(self.tokenizer.path)
+    if isinstance(tokenizer, tokenizers.Tokenizer):
+      self.encode = lambda text: tokenizer.encode(text, add_special_tokens=False).ids
+    else:
+      self.encode = tokenizer.encode
+
+  def process(self, shard: tuple[str, int]) -> Iterator[Record]:
+    prefix = [self.tokenizer.bos_id] if self.bos else []
+    for row in records.read_shard(*shard, 'curated'):
+      tokens = [*prefix, *self.encode(row['text']), self.tokenizer.eos_id]
+      num_bytes = len(row['text'].encode())
+      data = records.encode('tokenised', {
+        'id': row['id'], 'tokens': np.array(tokens, self.tokenizer.dtype).tobytes(),
+        'num_bytes': num_bytes, 'source': row['source'], 'language': row['language'],
+        'weight': 1.0, 'quality': row['quality'],
+        'cluster_size': row['metadata'].get('cluster_size', 1),
+        'dump': row['metadata'].get('dump', ''),
+      })
+      yield Record(
+        'validation' if is_validation(row['id'], self.holdout) else 'train', row['id'], data,
+        (('documents', 1), ('tokens', len(tokens)), ('bytes', num_bytes)), len(tokens))
+
+
+def _publish(element, *, path: str, manifest: dict[str, Any], splits: Sequence[str]) -> str:
+  shards = list(element[1])
+  counts = ('documents', 'tokens', 'bytes')
+  by_split = {}
+  for split in splits:
+    total = records.add_tallies(s for s in shards if s['split'] == split)
+    by_split[split] = {k: total.get(k, 0) for k in counts} | {
+      'shards': records.shard_entries(shards, split)}
+  totals = {k: sum(by_split[split][k] for split in splits) for k in counts}
+  return records.publish(path, 'tokenised', shards, manifest | totals | {'splits': by_split})
+
+
+def run(
+  input: Sequence[str] | str,
+  tokenizer: str,
+  output: str,
+  name: str,
+  *,
+  holdout: float = 0.02,
+  bos: bool = True,
+  num_shards: int = 8,
+  beam_args: Sequence[str] = (),
+) -> str:
+  """Tokenises curated corpora into the corpus `output/name/1.0.0`.
+
+  Args:
+    input: the directory of a curated corpus, or several.
+    tokenizer: a SentencePiece .model or a Hugging Face tokenizer.json.
+    output: the parent directory of the result.
+    name: the result's name.
+    holdout: share of documents for the split `validation`, in steps of 0.001; 0 makes none.
+    bos: begin each document with the tokenizer's BOS. (EOS ends each in any case.)
+    num_shards: shards of the split `train`.
+    beam_args: Beam's own flags, such as ['--runner=DataflowRunner', …].
+
+  Returns:
+    The directory of the finished corpus.
+
+  Raises:
+    ValueError: an input is missing, incomplete or empty, the tokenizer cannot be read or lacks a
+      special token, or an argument is out of range. Nothing has been written then.
+  """
+  if not 0 <= holdout < 1 or num_shards < 1:
+    raise ValueError(f'holdout must be at least 0 and below 1 and num_shards at least 1, not '
+                     f'{holdout} and {num_shards}')
+  manifests = [records.read_manifest(path, 'curated')
+               for path in ([input] if isinstance(input, str) else input)]
+  for manifest in manifests:
+    records.check_not_empty(manifest)
+  if not manifests:
+    raise CorpusError('no input: give the directory of a curated corpus')
+  facts = load_tokenizer(tokenizer)
+  if bos and facts.bos_id is None:
+    raise ValueError(f'the tokenizer {tokenizer!r} has no begin-of-text token; say --no-bos')
+
+  shards = {'train': num_shards}
+  if holdout:
+    shards['validation'] = max(1, math.ceil(num_shards * holdout))
+  manifest = {
+    'name': name, 'version': records.VERSION, 'kind': 'tokenised',
+    'code_version': records.code_version(), 'config': {'holdout': holdout},
+    'inputs': [{'path': m['path'], 'name': m['name'], 'documents': m['documents']}
+               for m in manifests],
+    'tokenizer': os.path.basename(tokenizer), 'tokenizer_sha256': facts.sha256,
+    'vocab_size': facts.vocab_size, 'bos_id': facts.bos_id, 'eos_id': facts.eos_id, 'bos': bos,
+    'dtype': facts.dtype.str,
+  }
+  path = records.corpus_path(output, name)
+  options = records.pipeline_options(beam_args)
+  records.log.info('tokenising %d documents', sum(m['documents'] for m in manifests))
+  with beam.Pipeline(options=options) as pipeline:
+    tokenised = (
+      pipeline
+      | 'shards' >> beam.Create([s for m in manifests for s in records.list_shards(m)])
+      | beam.Reshuffle()
+      | 'tokenise' >> beam.ParDo(_Tokenize(facts, bos, holdout)))
+    _ = (
+      records.write_records(tokenised, output=output, name=name, shards=shards, lengths=True)
+      | 'one' >> beam.Map(lambda shard: (None, shard))
+      | beam.GroupByKey()
+      | 'publish' >> beam.Map(_publish, path=path, manifest=manifest, splits=tuple(shards)))
+  return path
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+  """The command line."""
+  parser = argparse.ArgumentParser(
+    prog='python -m data_beam.tokenize_corpus', allow_abbrev=False,
+    description='Turns curated corpora into a corpus of token ids, ready for training.',
+    epilog='Any other flag goes to Apache Beam: --runner=DataflowRunner --project=…, or '
+           '--direct_running_mode=multi_processing --direct_num_workers=8 on one machine.')
+  parser.add_argument('--input', required=True, nargs='+', action='extend', metavar='CORPUS',
+                      help='directory of a curated corpus, DIR/NAME/1.0.0; may be repeated')
+  parser.add_argument('--tokenizer', required=True, metavar='FILE',
+                      help='a SentencePiece .model, or a Hugging Face tokenizer.json')
+  parser.add_argument('--output', required=True, metavar='DIR',
+                      help='where the corpus goes: DIR/NAME/1.0.0 (local, gs://, s3://)')
+  parser.add_argument('--name', help="the corpus's name (default: that of the first input)")
+  parser.add_argument('--holdout', type=float, default=0.02, metavar='SHARE',
+                      help='share of documents held out for validation (default: %(default)s)')
+  parser.add_argument('--bos', action=argparse.BooleanOptionalAction, default=True,
+                      help='begin each document with the begin-of-text token (default: yes)')
+  parser.add_argument('--num_shards', type=int, default=8, metavar='N',
+                      help='files to spread the training split over (default: %(default)s)')
+  args, beam_args = parser.parse_known_args(argv)
+  logging.basicConfig(format='%(message)s', force=True)
+  records.log.setLevel(logging.INFO)
+  try:
+    name = args.name or records.read_manifest(args.input[0], 'curated')['name']
+    path = run(args.input, args.tokenizer, args.output, name, holdout=args.holdout, bos=args.bos,
+               num_shards=args.num_shards, beam_args=beam_args)
+  except (ValueError, OSError) as error:
+    print(f'error: {error}', file=sys.stderr)
+    sys.exit(2)
+  manifest = records.read_manifest(path)
+  print(f'{manifest["documents"]} documents, {manifest["tokens"]} tokens '
+        f'({manifest["bytes"] / max(1, manifest["tokens"]):.2f} bytes per token): {path}')
+
+
+if __name__ == '__main__':
+  main()

@@ -1,0 +1,225 @@
+"""WARC files → a curated web corpus. The pipeline is the list of stages in `stages`.
+
+  python -m data_beam.web --input='crawl/*.warc.gz' --output=corpora --name=web
+
+Each stage passes documents on or drops them as a Reject with its reason; the corpus holds what
+passed them all, `NAME_rejects` beside it what did not, and manifest.json the funnel. The result
+depends on the records alone, not on their order, their files' order, or the number of workers.
+"""
+
+import argparse
+import dataclasses
+import itertools
+import logging
+import sys
+import time
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any
+
+import apache_beam as beam
+
+from data_beam import filters as filters_lib
+from data_beam import html_text, records, sources, text
+from data_beam.dedup import ExactDedup, MinHashDedup
+from data_beam.records import Document, Reject
+from data_beam.sources import Page
+
+log = logging.getLogger('data_beam')
+
+
+def stages(
+  *, languages: Sequence[str] = ('en',), min_language_score: float = .65,
+  rules: Sequence[filters_lib.Rule] = filters_lib.WEB, tier: str = 'default',
+  limit: int | None = None,
+) -> list[tuple[str, beam.PTransform]]:
+  """The pipeline, in the order of FineWeb: each transform takes what the one before kept."""
+  return [
+    ('read', Each(read, limit)),
+    ('extract', Each(extract, tier)),
+    ('language', Each(identify, tuple(languages), min_language_score)),
+    ('filter', Each(judge, tuple(rules))),
+    ('exact_dedup', ExactDedup()),
+    ('minhash', MinHashDedup()),
+    ('pii', Each(anonymise)),
+  ]
+
+
+class Each(beam.PTransform):
+  """PCollection → (kept, rejects): applies a generator function that yields results and Rejects."""
+
+  def __init__(self, function: Callable[..., Iterator[Any]], *args):
+    super().__init__()
+    self.function, self.args = function, args
+
+  def expand(self, elements):
+    split = elements | beam.FlatMap(_route, self.function, self.args).with_outputs(
+      'rejects', main='kept')
+    return split.kept, split.rejects
+
+
+def _route(element, function, args):
+  for result in function(element, *args):
+    yield beam.pvalue.TaggedOutput('rejects', result) if isinstance(result, Reject) else result
+
+
+def read(paths: Sequence[str], limit: int | None = None) -> Iterator[Page | Reject]:
+  """Pages of WARC files, the first `limit` of them."""
+  pages, start = 0, time.monotonic()
+  said = start
+  for result in itertools.chain.from_iterable(map(sources.read_warc, paths)):
+    yield result
+    pages += isinstance(result, Page)
+    if pages == limit:
+      break
+    # The stages up to the first deduplication run page by page within this loop.
+    if time.monotonic() - said > 5:
+      said = time.monotonic()
+      log.info('%s: %d pages so far, %.0f a second', result.document.metadata['warc_file']
+               if isinstance(result, Reject) else result.warc_file, pages, pages / (said - start))
+  log.info('%d pages read from %s (%.0f s)', pages, paths[0] if len(paths) == 1 else
+           f'{len(paths)} files', time.monotonic() - start)
+
+
+def extract(page: Page, tier: str = 'default') -> Iterator[Document | Reject]:
+  """The page's main text as a document, in a clean form."""
+  metadata = {'warc_file': page.warc_file, 'warc_offset': page.warc_offset, 'extractor': tier}
+  if page.truncated:
+    metadata['truncated'] = page.truncated
+  main = html_text.extract(page.body, page.url, page.content_type, tier=tier)
+  document = Document(id=page.id, text=text.normalize(main or '').strip(), url=page.url,
+                      source='web', date=page.date, metadata=metadata)
+  yield document if document.text else Reject(document, 'extract', 'no_text')
+
+
+def identify(
+  document: Document, languages: Sequence[str], min_score: float,
+) -> Iterator[Document | Reject]:
+  """Names the language; keeps the wanted ones (all, if none is named) where it is fairly sure."""
+  language, score = next(iter(text.detect_language(document.text)), ('', 0.))
+  document = dataclasses.replace(document, language=language, language_score=score)
+  if languages and language not in languages:
+    yield Reject(document, 'language', language or 'unknown')
+  elif score <= min_score:
+    yield Reject(document, 'language', 'unsure')
+  else:
+    yield document
+
+
+def judge(document: Document, rules: Sequence[filters_lib.Rule]) -> Iterator[Document | Reject]:
+  """The quality rules, which may tidy the text; a rejected document is reported as it came."""
+  tidy = dataclasses.replace(document)
+  reason = filters_lib.first_reason(tidy, rules)
+  yield Reject(document, 'filter', reason) if reason else tidy
+
+
+def anonymise(document: Document) -> Iterator[Document]:
+  """E-mail and IP addresses replaced; drops nothing."""
+  yield dataclasses.replace(document, text=text.replace_pii(document.text))
+
+
+def run(
+  input: Sequence[str], output: str, name: str = 'web', *, languages: Sequence[str] = ('en',),
+  min_language_score: float = .65, filters: str | Sequence[str] = 'fineweb',
+  tier: str = 'default', limit: int | None = None, num_shards: int = 8,
+  beam_args: Sequence[str] = (),
+) -> str:
+  """Curates WARC files into the corpus `output/name/1.0.0`. Returns that path.
+
+  Args:
+    input: files or patterns, of any scheme that sources.expand knows.
+    output: parent directory of the corpus and of `name_rejects`.
+    name: of the corpus.
+    languages: ISO 639-1 codes to keep; empty for all.
+    min_language_score: the detector's probability must be above it (FineWeb: 0.65).
+    filters: a profile or rule names, see filters.PROFILES and filters.RULES.
+    tier: of the extractor, see html_text.TIERS.
+    limit: read at most so many pages, from the first files on, in one worker: for trial runs.
+    num_shards: files of the corpus.
+    beam_args: flags of Beam, such as ('--runner=DataflowRunner', …).
+
+  Raises:
+    FileNotFoundError: a pattern matches nothing.
+    ValueError: an unknown profile, rule, tier or flag; or no document was kept, saying where they
+      went (the rejects are on disk then).
+  """
+  rules = filters_lib.profile(filters)
+  if tier not in html_text.TIERS:
+    raise ValueError(f'unknown tier {tier!r}: choose one of {", ".join(html_text.TIERS)}')
+  if limit is not None and limit < 1:
+    raise ValueError(f'limit is {limit}: give a number of pages, at least 1')
+  if not name or '/' in name:
+    raise ValueError(f'{name!r} cannot be the name of a corpus: give a word such as web')
+  options = records.pipeline_options(beam_args)
+  files = sources.expand(input)
+  log.info('curating %d WARC files (%.1f MB) into %s', len(files),
+           sum(f['bytes'] for f in files) / 1e6, records.corpus_path(output, name))
+  paths = [f['path'] for f in files]
+  steps = stages(languages=languages, min_language_score=min_language_score, rules=rules,
+                 tier=tier, limit=limit)
+  with beam.Pipeline(options=options) as pipeline:
+    kept = (pipeline | 'files' >> beam.Create([paths] if limit else [[path] for path in paths])
+            | beam.Reshuffle())
+    rejects = []
+    for stage, transform in steps:
+      kept, dropped = kept | stage >> transform
+      rejects.append(dropped)
+    records.write_corpus(
+      kept, rejects | 'rejects' >> beam.Flatten(), output=output, name=name,
+      stages=[stage for stage, _ in steps], inputs=files, num_shards=num_shards,
+      config={'languages': list(languages), 'min_language_score': min_language_score,
+              'filters': [rule.__name__ for rule in rules], 'tier': tier, 'limit': limit})
+  path = records.corpus_path(output, name)
+  records.read_corpus(path)   # raises if nothing was kept
+  for row in records.read_manifest(path)['funnel']:
+    reasons = ', '.join(f'{reason} {n}' for reason, n in list(row['dropped'].items())[:5])
+    log.info('%-12s %6d of %6d kept%s', row['stage'], row['documents_out'], row['documents_in'],
+             f' (dropped: {reasons})' if reasons else '')
+  return path
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+  """The command line. Returns 0, or 2 after one line about what was wrong with the input."""
+  parser = argparse.ArgumentParser(
+    prog='python -m data_beam.web', allow_abbrev=False,
+    formatter_class=argparse.ArgumentDefaultsHelpFormatter,
+    description='Turns web archives (WARC files) into a clean text corpus: takes the main text of '
+    'each page, keeps the languages you name, drops low-quality and duplicate pages, and hides '
+    'e-mail and IP addresses. Every page that is dropped is kept aside with the reason.',
+    epilog='Any other flag goes to Apache Beam, such as --runner=DataflowRunner --project=…, or '
+    '--direct_running_mode=multi_processing --direct_num_workers=4 for more cores of this machine.')
+  parser.add_argument('--input', nargs='+', action='extend', required=True, metavar='GLOB',
+                      default=argparse.SUPPRESS,
+                      help='WARC files or patterns, local or gs://, s3://, hf://, https://; '
+                      'several after spaces, or as --input=A --input=B')
+  parser.add_argument('--output', required=True, metavar='DIR', default=argparse.SUPPRESS,
+                      help='where corpora go')
+  parser.add_argument('--name', default='web', help='name of the corpus, a directory in DIR')
+  parser.add_argument('--languages', default='en', metavar='CODES',
+                      help='languages to keep, such as en,fr,de; any for all of them')
+  parser.add_argument('--min_language_score', type=float, default=.65, metavar='P',
+                      help='drop pages whose language is less certain than this')
+  parser.add_argument('--filters', default='fineweb', metavar='NAME',
+                      help=f'quality rules: a profile ({", ".join(filters_lib.PROFILES)}), or '
+                      f'names of rules with commas between ({", ".join(filters_lib.RULES)})')
+  parser.add_argument('--tier', default='default', choices=html_text.TIERS,
+                      help='how the main text is found: default for quality, fast for speed')
+  parser.add_argument('--limit', type=int, metavar='N', default=argparse.SUPPRESS,
+                      help='read only the first N pages')
+  parser.add_argument('--num_shards', type=int, default=8, metavar='N', help='files of the corpus')
+  args, beam_args = parser.parse_known_args(argv)
+  logging.basicConfig(format='%(message)s', level=logging.WARNING, force=True)
+  log.setLevel(logging.INFO)
+  options = vars(args)
+  options['languages'] = [] if args.languages == 'any' else args.languages.split(',')
+  try:
+    path = run(**options, beam_args=beam_args)
+  except (ValueError, OSError) as error:
+    print(f'data_beam.web: {error}', file=sys.stderr)
+    return 2
+  print(f'The corpus is at {path}, what was dropped at '
+        f'{records.corpus_path(args.output, args.name + "_rejects")}')
+  return 0
+
+
+if __name__ == '__main__':
+  sys.exit(main())

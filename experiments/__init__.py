@@ -1,0 +1,1 @@
+"""Entry points: what a user runs from the command line. The libraries are smoljax and data_beam."""

@@ -1,0 +1,112 @@
+"""Measures a model: bits per byte on held-out text, and multiple-choice tasks.
+
+  python -m experiments.evaluate --checkpoint=runs/quickstart --tasks=continuation \\
+      --corpus=runs/quickstart/tokens/web/1.0.0 --output=eval.json
+  python -m experiments.evaluate --checkpoint=SmolLM3-3B --tasks=hellaswag,piqa \\
+      --eval_data=eval_data --limit=1000 --output=eval.json
+
+Public tasks are read from JSONL files in --eval_data (nothing is downloaded; a missing file is
+named). Beside each score stand chance, the model without the question, and the longest answer.
+"""
+
+import json
+import os
+import sys
+
+import jax
+from absl import app, flags
+from rich.console import Console
+from rich.table import Table
+
+from smoljax import evals, sharding
+
+_CHECKPOINT = flags.DEFINE_string(
+  'checkpoint', None, 'A run (its workdir, checkpoints folder or one step), or a HF model folder.'
+)
+_TASKS = flags.DEFINE_list('tasks', [], f'Any of: {", ".join(evals.TASKS)}.')
+_EVAL_DATA = flags.DEFINE_string('eval_data', '', 'Folder with the JSONL files of public tasks.')
+_CORPUS = flags.DEFINE_list(
+  'corpus', [], 'Tokenised corpora (DIR/NAME/VERSION) whose held-out documents give bits per byte '
+  'and the continuation task.'
+)
+_OUTPUT = flags.DEFINE_string('output', None, 'The JSON file to write.')
+_TOKENIZER = flags.DEFINE_string('tokenizer', '', 'Tokenizer file, where the model names none.')
+_LIMIT = flags.DEFINE_integer('limit', 0, 'Examples a task and documents a corpus; 0 = all.')
+_BATCH_SIZE = flags.DEFINE_integer('batch_size', 16, 'Sequences at once; changes no score.')
+_SEQ_LEN = flags.DEFINE_integer(
+  'seq_len', 0, 'Context in tokens; 0 = what the model was trained for, at most 4096.'
+)
+_SEED = flags.DEFINE_integer('seed', 0, 'Draws the continuation task.')
+
+console = Console(highlight=False, soft_wrap=True)
+
+
+def main(argv: list[str]) -> None:
+  try:
+    if len(argv) > 1:
+      raise ValueError(f'unknown argument {argv[1]!r}: flags look like --tasks=piqa,arc_easy')
+    if not _CHECKPOINT.value:
+      raise ValueError('which model? Give --checkpoint=DIR')
+    if not _OUTPUT.value:
+      raise ValueError('where to? Give --output=FILE.json')
+    if not _TASKS.value and not _CORPUS.value:
+      raise ValueError('nothing to measure: give --tasks, --corpus or both')
+    results = _evaluate()
+  except (OSError, ValueError) as e:
+    print(f'error: {e}', file=sys.stderr)
+    sys.exit(2)
+  if results['tasks']:
+    console.print(_table(results['tasks']))
+  print(f'results: {_OUTPUT.value}')
+
+
+def _evaluate() -> dict:
+  folder = os.path.dirname(os.path.abspath(_OUTPUT.value))
+  os.makedirs(folder, exist_ok=True)  # a bad path must not cost an evaluation
+  documents = {}
+  for path in _CORPUS.value:
+    name = os.path.basename(os.path.dirname(os.path.normpath(path))) or path
+    documents[name] = evals.load_documents(path, limit=_LIMIT.value)
+  loaded = evals.load_model(_CHECKPOINT.value, _TOKENIZER.value)
+  config = loaded.config
+  mesh = sharding.make_mesh(data=-1)  # every device holds the model and takes a part of each batch
+  with jax.set_mesh(mesh):
+    results = evals.evaluate(
+      config,
+      jax.device_put(loaded.params, sharding.shardings(loaded.params, mesh)),
+      loaded.tokenizer,
+      _TASKS.value,
+      _EVAL_DATA.value,
+      documents=documents,
+      bos=loaded.bos,
+      seq_len=_SEQ_LEN.value or min(config.max_seq_len, 4096),
+      batch_size=_BATCH_SIZE.value,
+      limit=_LIMIT.value,
+      seed=_SEED.value,
+      say=console.print,
+    )
+  results = {'checkpoint': _CHECKPOINT.value, **results}
+  temporary = f'{_OUTPUT.value}.tmp'
+  with open(temporary, 'w', encoding='utf-8') as f:
+    json.dump(results, f, indent=1, ensure_ascii=False)
+  os.replace(temporary, _OUTPUT.value)
+  return results
+
+
+def _table(tasks: dict) -> Table:
+  table = Table(title='Accuracy, %')
+  columns = ('acc', '±', 'acc_norm', 'per token', 'PMI', 'blind', 'longest', 'chance', 'n')
+  for name in ('task', *columns):
+    table.add_column(name, justify='left' if name == 'task' else 'right')
+  for name, r in tasks.items():
+    values = [
+      r['acc'], r['stderr'], r.get('acc_norm'), r.get('acc_token'), r.get('acc_pmi'),
+      r['blind']['acc'], r['longest'], r['chance'],
+    ]
+    cells = ['' if v is None else f'{100 * v:.1f}' for v in values]
+    table.add_row(name, *cells, f'{r["n"]:,}')
+  return table
+
+
+if __name__ == '__main__':
+  app.run(main)

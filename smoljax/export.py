@@ -1,0 +1,397 @@
+"""Parameters ↔ Hugging Face folders, without loss: config.json, *.safetensors, model card.
+
+One table names every tensor and the order of its dims on both sides. A PyTorch weight is (out,
+in); ours keep heads apart. Rotary dims need no permutation: both sides rotate (i, i + H/2) pairs.
+"""
+
+import json
+import math
+import os
+import shutil
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import ml_dtypes
+import numpy as np
+import safetensors
+import safetensors.numpy
+from jax.experimental import multihost_utils
+
+from smoljax import sharding
+from smoljax.model import ModelConfig, Params, abstract_params
+
+# Our path: (their name with {} for the layer, their dims; letters in one group are one dim).
+NAMES: dict[str, tuple[str, str]] = {
+  'embed_VD': ('model.embed_tokens.weight', 'V D'),
+  'head_DV': ('lm_head.weight', 'V D'),
+  'final_norm/scale_D': ('model.norm.weight', 'D'),
+  'blocks/attn_norm/scale_D': ('model.layers.{}.input_layernorm.weight', 'D'),
+  'blocks/attn/q_DNH': ('model.layers.{}.self_attn.q_proj.weight', 'NH D'),
+  'blocks/attn/k_DKH': ('model.layers.{}.self_attn.k_proj.weight', 'KH D'),
+  'blocks/attn/v_DKH': ('model.layers.{}.self_attn.v_proj.weight', 'KH D'),
+  'blocks/attn/o_NHD': ('model.layers.{}.self_attn.o_proj.weight', 'D NH'),
+  'blocks/attn/q_bias_NH': ('model.layers.{}.self_attn.q_proj.bias', 'NH'),
+  'blocks/attn/k_bias_KH': ('model.layers.{}.self_attn.k_proj.bias', 'KH'),
+  'blocks/attn/v_bias_KH': ('model.layers.{}.self_attn.v_proj.bias', 'KH'),
+  'blocks/attn/o_bias_D': ('model.layers.{}.self_attn.o_proj.bias', 'D'),
+  'blocks/mlp_norm/scale_D': ('model.layers.{}.post_attention_layernorm.weight', 'D'),
+  'blocks/mlp/gate_DF': ('model.layers.{}.mlp.gate_proj.weight', 'F D'),
+  'blocks/mlp/up_DF': ('model.layers.{}.mlp.up_proj.weight', 'F D'),
+  'blocks/mlp/down_FD': ('model.layers.{}.mlp.down_proj.weight', 'D F'),
+  'blocks/mlp/gate_bias_F': ('model.layers.{}.mlp.gate_proj.bias', 'F'),
+  'blocks/mlp/up_bias_F': ('model.layers.{}.mlp.up_proj.bias', 'F'),
+  'blocks/mlp/down_bias_D': ('model.layers.{}.mlp.down_proj.bias', 'D'),
+}
+
+TOKENIZER_FILES = (
+  'tokenizer.json', 'tokenizer_config.json', 'special_tokens_map.json', 'added_tokens.json',
+  'chat_template.jinja', 'tokenizer.model', 'vocab.json', 'merges.txt',
+)
+
+DTYPES = {  # by name here, and by safetensors' name
+  'bfloat16': ml_dtypes.bfloat16, 'float16': np.float16, 'float32': np.float32,
+}
+READABLE = ('BF16', 'F16', 'F32')
+
+
+def save_hf(
+  config: ModelConfig,
+  params: Params,
+  path: str,
+  *,
+  dtype: str = 'bfloat16',
+  tokenizer_dir: str | None = None,
+  bos_id: int | None = None,
+  eos_id: int | None = None,
+  pad_id: int | None = None,
+  generation: Mapping[str, Any] | None = None,
+  facts: Mapping[str, Any] | None = None,
+  max_shard_bytes: int = 5_000_000_000,
+) -> None:
+  """Writes a folder that `transformers.AutoModelForCausalLM.from_pretrained` loads.
+
+  Args:
+    config, params: the model. `SmolLM3ForCausalLM`, or `LlamaForCausalLM` if all layers rotate.
+    path: the folder; made if missing. config.json is written last, so a folder that has one is
+      whole. With several processes all must call; process 0 writes.
+    dtype: of the stored weights: bfloat16, float16 or float32.
+    tokenizer_dir: folder whose tokenizer files (and generation_config.json) are copied along.
+    bos_id, eos_id, pad_id: token ids for config.json and generation_config.json.
+    generation: further entries of generation_config.json, such as temperature.
+    facts: rows for the model card, such as tokens trained on.
+    max_shard_bytes: larger models are split into several files with an index.
+  Raises:
+    ValueError: for what the format cannot represent, parameters that do not fit the config, and
+      weights that are not finite in `dtype`.
+  """
+  if dtype not in DTYPES:
+    raise ValueError(f'dtype={dtype!r}: one of {", ".join(DTYPES)}')
+  hf_config = config.to_hf() | dict(
+    torch_dtype=dtype, dtype=dtype, bos_token_id=bos_id, eos_token_id=eos_id, pad_token_id=pad_id)
+  _check_tree(config, params)
+  _check_ids(config, bos_id=bos_id, eos_id=eos_id, pad_id=pad_id)
+  writes = jax.process_index() == 0
+  if writes:
+    os.makedirs(path, exist_ok=True)
+    _remove(os.path.join(path, 'config.json'))
+
+  itemsize = np.dtype(DTYPES[dtype]).itemsize
+  total = itemsize * config.num_params()
+  shards, size, files = [{}], 0, {}
+  num_shards = _count_shards(config, itemsize, max_shard_bytes)
+
+  def flush(shard):
+    name = 'model.safetensors'
+    if num_shards > 1:
+      name = f'model-{len(shards):05d}-of-{num_shards:05d}.safetensors'
+    files.update(dict.fromkeys(shard, name))
+    if writes:
+      _replace(os.path.join(path, name),
+               lambda tmp: safetensors.numpy.save_file(shard, tmp, metadata={'format': 'pt'}))
+
+  for name, tensor in _to_hf_tensors(config, params, DTYPES[dtype]):
+    if shards[-1] and size + tensor.nbytes > max_shard_bytes:
+      flush(shards[-1])
+      shards[-1] = None  # written: let it be freed
+      shards.append({})
+      size = 0
+    shards[-1][name] = tensor
+    size += tensor.nbytes
+  flush(shards[-1])
+  if not writes:
+    return
+
+  keep = set(files.values())
+  if num_shards > 1:
+    _write_json(path, 'model.safetensors.index.json',
+                {'metadata': {'total_size': total}, 'weight_map': files})
+    keep.add('model.safetensors.index.json')
+  for name in os.listdir(path):  # of an earlier export, split otherwise
+    if name.startswith('model') and '.safetensors' in name and name not in keep:
+      _remove(os.path.join(path, name))
+  ids = dict(bos_token_id=bos_id, eos_token_id=eos_id, pad_token_id=pad_id)
+  generation = {k: v for k, v in ids.items() if v is not None} | dict(generation or {})
+  if tokenizer_dir:
+    generation = _copy_tokenizer(tokenizer_dir, path) | generation
+  _write_json(path, 'generation_config.json', generation)
+  _replace(os.path.join(path, 'README.md'),
+           lambda tmp: _write_text(tmp, _model_card(config, dtype, facts or {})))
+  _write_json(path, 'config.json', {k: v for k, v in hf_config.items()})
+
+
+def load_hf(path: str, *, param_dtype: str = 'float32', **overrides: Any) -> tuple[ModelConfig, Params]:
+  """Reads a Hugging Face folder of SmolLM3ForCausalLM or LlamaForCausalLM.
+
+  Args:
+    path: folder with config.json (keys of transformers 4 or 5) and model.safetensors, or its
+      shards and their index.
+    param_dtype: of the parameters. Under `jax.set_mesh` they are placed on the mesh.
+    **overrides: fields of the ModelConfig, such as dtype or remat.
+  Raises:
+    FileNotFoundError: a file is missing.
+    ValueError: a truncated file; missing, extra, misshapen or wrongly typed tensors.
+  """
+  config_file = os.path.join(path, 'config.json')
+  if not os.path.isfile(config_file):
+    raise FileNotFoundError(f'{path} has no config.json: give a folder in Hugging Face format')
+  with open(config_file, encoding='utf-8') as f:
+    config = ModelConfig.from_hf(json.load(f), **overrides)
+  files = _weight_files(path)
+  mesh = jax.sharding.get_abstract_mesh()
+  opened = {file: _open(os.path.join(path, file)) for file in set(files.values())}
+  expected = {name for names in _hf_names(config).values() for name in names}
+  _check_names(path, config, files, expected, opened)
+
+  flat = {}
+  for ours, names in _hf_names(config).items():
+    stacked = ours.startswith('blocks/')
+    letters = sharding.dim_letters(ours)
+    shape = tuple(config.dims[c] for c in letters)
+    value = np.empty(((len(names),) if stacked else ()) + shape, DTYPES[param_dtype])
+    for layer, name in enumerate(names):
+      value[layer if stacked else ...] = _read(config, opened[files[name]], path, name, ours)
+    flat[ours] = value
+  params = _nest(flat)
+  if mesh.empty:
+    return config, jax.tree.map(jnp.asarray, params)
+  return config, jax.device_put(params, sharding.shardings(params, jax.sharding.get_mesh()))
+
+
+# ------------------------------------------------------------------------------------- tensors
+
+
+def _hf_names(config: ModelConfig) -> dict[str, list[str]]:
+  """Our paths that this config has → their names, one per layer for stacked parameters."""
+  paths = _flatten(abstract_params(config))
+  return {
+    path: [name.format(i) for i in range(config.num_layers if '{}' in name else 1)]
+    for path, (name, _) in NAMES.items() if path in paths
+  }
+
+
+def _to_hf_tensors(config, params, dtype) -> Iterator[tuple[str, np.ndarray]]:
+  """Their (name, tensor) pairs, in the order of our table, layer by layer within a parameter."""
+  flat = _flatten(params)
+  for ours, names in _hf_names(config).items():
+    value = flat[ours]
+    if isinstance(value, jax.Array) and not value.is_fully_addressable:
+      value = multihost_utils.process_allgather(value, tiled=True)
+    value = np.asarray(value)
+    letters, groups = sharding.dim_letters(ours), NAMES[ours][1].split()
+    order = [letters.index(c) for c in ''.join(groups)]
+    shape = [math.prod(config.dims[c] for c in group) for group in groups]
+    for name, x in zip(names, value if ours.startswith('blocks/') else [value]):
+      with np.errstate(over='ignore'):
+        x = np.ascontiguousarray(x.transpose(order).reshape(shape).astype(dtype))
+      if not np.isfinite(x).all():
+        raise ValueError(f'{ours} ({name}) is not finite in {np.dtype(dtype).name}: '
+                         'export another checkpoint, or use a wider dtype')
+      yield name, x
+
+
+def _read(config, file, path, name, ours) -> np.ndarray:
+  groups = NAMES[ours][1].split()
+  shape = [math.prod(config.dims[c] for c in group) for group in groups]
+  part = file.get_slice(name)
+  if part.get_shape() != shape:
+    raise ValueError(f'{path}: {name} has shape {part.get_shape()}, but config.json means {shape}')
+  if part.get_dtype() not in READABLE:
+    raise ValueError(f'{path}: {name} is stored as {part.get_dtype()}: only '
+                     f'{", ".join(READABLE)} can be read; convert or dequantise the model first')
+  letters, theirs = sharding.dim_letters(ours), ''.join(groups)
+  x = file.get_tensor(name).reshape([config.dims[c] for c in theirs])
+  return x.transpose([theirs.index(c) for c in letters])
+
+
+def _weight_files(path: str) -> dict[str, str]:
+  """Tensor name → file name, from the index or the single file."""
+  index_file = os.path.join(path, 'model.safetensors.index.json')
+  single = os.path.join(path, 'model.safetensors')
+  if os.path.isfile(single):
+    return dict.fromkeys(_open(single).keys(), 'model.safetensors')
+  if not os.path.isfile(index_file):
+    raise FileNotFoundError(f'{path} has neither model.safetensors nor '
+                            'model.safetensors.index.json: only safetensors are read')
+  with open(index_file, encoding='utf-8') as f:
+    files = json.load(f)['weight_map']
+  absent = sorted({f for f in files.values() if not os.path.isfile(os.path.join(path, f))})
+  if absent:
+    raise FileNotFoundError(f'{path}: the index names {absent[0]}, which is not there '
+                            f'({len(absent)} file(s) missing): download them again')
+  return files
+
+
+def _open(file: str):
+  try:
+    return safetensors.safe_open(file, 'np')
+  except safetensors.SafetensorError as e:
+    raise ValueError(f'{file} is not a whole safetensors file ({e}): download it again') from e
+
+
+def _check_names(path, config, files, expected, opened):
+  found = {name for name in files if not name.endswith('rotary_emb.inv_freq')}
+  if config.tie_embeddings and 'lm_head.weight' in found:
+    found.remove('lm_head.weight')  # some writers store the shared matrix twice
+    embed, head = (
+      opened[files[n]].get_tensor(n) for n in ('model.embed_tokens.weight', 'lm_head.weight'))
+    if not np.array_equal(embed, head):
+      raise ValueError(f'{path}: lm_head.weight differs from the embedding, but config.json says '
+                       'tie_word_embeddings=true: set it to false')
+  for names, what in ((expected - found, 'lacks'), (found - expected, 'has the unexpected')):
+    if names:
+      more = f' and {len(names) - 1} more' if len(names) > 1 else ''
+      raise ValueError(f'{path} {what} tensor {min(names)}{more}: config.json and weights do not '
+                       'belong together')
+  for name in expected:
+    if name not in opened[files[name]].keys():
+      raise ValueError(f'{path}: {files[name]} lacks {name}, which the index says it holds')
+
+
+def _check_tree(config, params):
+  expected, given = _flatten(abstract_params(config)), _flatten(params)
+  for name in sorted(expected.keys() ^ given.keys()):
+    raise ValueError(f'parameter {name} is {"missing" if name in expected else "unknown"}: params '
+                     'and config do not belong together')
+  for name, x in expected.items():
+    if given[name].shape != x.shape:
+      raise ValueError(f'parameter {name} has shape {given[name].shape}, the config means {x.shape}')
+
+
+def _check_ids(config, **ids):
+  for name, value in ids.items():
+    if value is not None and not 0 <= value < config.vocab_size:
+      raise ValueError(f'{name}={value} lies outside the vocabulary of {config.vocab_size}')
+
+
+def _count_shards(config, itemsize, max_shard_bytes) -> int:
+  """How many files the loop in save_hf will write."""
+  count, size = 1, 0
+  for ours, names in _hf_names(config).items():
+    nbytes = itemsize * math.prod(config.dims[c] for c in sharding.dim_letters(ours))
+    for _ in names:
+      if size and size + nbytes > max_shard_bytes:
+        count, size = count + 1, 0
+      size += nbytes
+  return count
+
+
+def _flatten(tree: Params) -> dict[str, Any]:
+  return {
+    '/'.join(k.key for k in path): leaf
+    for path, leaf in jax.tree_util.tree_leaves_with_path(tree)
+  }
+
+
+def _nest(flat: Mapping[str, Any]) -> Params:
+  tree: Params = {}
+  for path, value in flat.items():
+    *folders, name = path.split('/')
+    node = tree
+    for folder in folders:
+      node = node.setdefault(folder, {})
+    node[name] = value
+  return tree
+
+
+# --------------------------------------------------------------------------------------- files
+
+
+def _copy_tokenizer(source: str, path: str) -> dict[str, Any]:
+  """Copies tokenizer files; returns the source's generation_config.json, if it has one."""
+  present = [n for n in TOKENIZER_FILES if os.path.isfile(os.path.join(source, n))]
+  if not present:
+    raise FileNotFoundError(f'no tokenizer files in {source}: expected tokenizer.json or others '
+                            f'of {", ".join(TOKENIZER_FILES)}')
+  for name in present:
+    if not os.path.realpath(source) == os.path.realpath(path):
+      _replace(os.path.join(path, name),
+               lambda tmp, name=name: shutil.copyfile(os.path.join(source, name), tmp))
+  generation = os.path.join(source, 'generation_config.json')
+  if not os.path.isfile(generation):
+    return {}
+  with open(generation, encoding='utf-8') as f:
+    return json.load(f)
+
+
+def _model_card(config: ModelConfig, dtype: str, facts: Mapping[str, Any]) -> str:
+  nope = sum(not r for r in config.rope_flags)
+  rows = {
+    'Parameters': f'{config.num_params():,}'
+    f' ({config.num_params(embedding=False):,} without embedding)',
+    'Layers': f'{config.num_layers}, {nope} of them without rotary positions (NoPE)',
+    'Width': f'{config.embed_dim}, MLP {config.mlp_dim} (SwiGLU)',
+    'Attention': f'{config.num_heads} query heads, {config.num_kv_heads} key/value heads of '
+    f'{config.head_dim}',
+    'Vocabulary': f'{config.vocab_size:,}, ' + (
+      'tied embeddings' if config.tie_embeddings else 'separate head'),
+    'Context': f'{config.max_seq_len:,} tokens, rotary base {config.rope_theta:g}',
+    'Weights': dtype,
+    **facts,
+  }
+  table = '\n'.join(f'| {k} | {v} |' for k, v in rows.items())
+  return f"""---
+library_name: transformers
+pipeline_tag: text-generation
+tags: [smoljax]
+---
+
+# {config.to_hf()['architectures'][0]}, {config.num_params() / 1e6:,.1f}M parameters
+
+Trained with smoljax.
+
+| | |
+|---|---|
+{table}
+
+```python
+from transformers import AutoModelForCausalLM, AutoTokenizer
+
+tokenizer = AutoTokenizer.from_pretrained('.')
+model = AutoModelForCausalLM.from_pretrained('.')
+inputs = tokenizer('The', return_tensors='pt', return_token_type_ids=False)
+print(tokenizer.decode(model.generate(**inputs, max_new_tokens=50)[0]))
+```
+"""
+
+
+def _write_json(path: str, name: str, value: Any) -> None:
+  text = json.dumps(value, indent=2, ensure_ascii=False) + '\n'
+  _replace(os.path.join(path, name), lambda tmp: _write_text(tmp, text))
+
+
+def _write_text(file: str, text: str) -> None:
+  with open(file, 'w', encoding='utf-8') as f:
+    f.write(text)
+
+
+def _replace(file: str, write) -> None:
+  """Writes beside the file, then renames: no half-written file under its own name."""
+  write(file + '.tmp')
+  os.replace(file + '.tmp', file)
+
+
+def _remove(file: str) -> None:
+  if os.path.exists(file):
+    os.remove(file)

@@ -1,0 +1,734 @@
+"""SmolLM3-shaped transformers: configuration, parameters, forward pass.
+
+Pre-norm blocks of grouped-query attention and SwiGLU; RMSNorm; rotary positions on the layers of
+`rope_flags` and none on the others (NoPE, arXiv:2501.18795); tied or separate head. Llama and
+SmolLM2 are the same with every layer rotating.
+
+Shape legend, used in all files: B batch, T query time, S key time, D model, F mlp, N query heads,
+K kv heads, G = N/K, H head dim, V vocabulary, L layers, M future tokens. Arrays and parameters
+carry their dims: `x_BTD`, `q_DNH`. A parameter's name decides its shape, its sharding and its
+initialisation key.
+
+Parameters are a plain nested dict of fp32 arrays with the layers stacked on axis 0:
+
+  embed_VD                     blocks/attn/{q_DNH, k_DKH, v_DKH, o_NHD}
+  head_DV   (untied only)      blocks/mlp/{gate_DF, up_DF, down_FD}
+  final_norm/scale_D           blocks/{attn_norm, mlp_norm}/scale_D
+
+Flax NNX modules declare them; jax transforms do the rest.
+"""
+
+import dataclasses
+import functools
+import math
+import zlib
+from collections.abc import Callable, Mapping
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax import nnx
+from jax.ad_checkpoint import checkpoint_name
+
+from smoljax import sharding
+from smoljax.attention import attention, positions_from_segments, segments_from_positions
+
+Params = dict[str, Any]
+
+REMAT_NAMES = ('qkv', 'ctx', 'mid', 'gu')  # values that may be saved for the backward pass
+
+
+@dataclasses.dataclass(frozen=True)
+class Yarn:
+  """YaRN context extension (arXiv:2309.00071), numbers as in transformers."""
+
+  factor: float  # context length / original context length
+  original_max_seq_len: int
+  beta_fast: float = 32.0  # dims turning more often than this over the original context are kept
+  beta_slow: float = 1.0  # dims turning less often than this are interpolated
+  attention_factor: float = 0.0  # cos and sin are scaled by it; 0 = 0.1 ln(factor) + 1
+  truncate: bool = True  # round the two bounds outwards to whole dims
+
+
+@dataclasses.dataclass(frozen=True)
+class ModelConfig:
+  """What a model is. Raises ValueError, naming the field, where the numbers do not fit."""
+
+  vocab_size: int
+  num_layers: int
+  embed_dim: int
+  num_heads: int
+  num_kv_heads: int
+  head_dim: int
+  mlp_dim: int
+  max_seq_len: int  # tokens; longer inputs are refused
+  rope_theta: float = 50_000.0
+  nope_interval: int = 4  # every 4th layer is without rotary positions; 0 = all layers rotate
+  rope_layers: tuple[int, ...] = ()  # per layer, 1 = rotates; given, it overrides nope_interval
+  rope_scaling: Yarn | None = None
+  sliding_window: int = 0  # tokens a windowed layer looks back, itself included; 0 = no window
+  window_layers: tuple[int, ...] = ()  # per layer, 1 = windowed; empty = the NoPE layers, as HF
+  norm_eps: float = 1e-6
+  tie_embeddings: bool = True
+  attention_bias: bool = False
+  mlp_bias: bool = False
+  qk_norm: bool = False  # RMSNorm over the head dim of queries and keys
+  init: str = 'nanotron'  # 'nanotron': o and down get init_std / sqrt(2 L); 'hf': all init_std
+  init_std: float = 0.02
+  dtype: str = 'bfloat16'  # of the computation; parameters stay fp32
+  remat: str = 'none'  # saved for the backward pass: none (all), full (nothing), dots, qkv+ctx+…
+  scan_layers: bool = True  # False unrolls them: slow to compile, sometimes faster to run
+
+  def __post_init__(self):
+    if isinstance(self.rope_scaling, Mapping):
+      object.__setattr__(self, 'rope_scaling', Yarn(**self.rope_scaling))
+    for name in ('rope_layers', 'window_layers'):
+      object.__setattr__(self, name, tuple(int(x) for x in getattr(self, name)))
+    for name in ('vocab_size', 'num_layers', 'embed_dim', 'num_heads', 'num_kv_heads', 'head_dim',
+                 'mlp_dim', 'max_seq_len'):
+      value = getattr(self, name)
+      if not isinstance(value, int) or value < 1:
+        raise ValueError(f'{name}={value!r}: give a positive whole number')
+    if self.num_heads % self.num_kv_heads:
+      raise ValueError(f'num_heads={self.num_heads} is not a multiple of '
+                       f'num_kv_heads={self.num_kv_heads}: change one of them')
+    if self.head_dim % 2:
+      raise ValueError(f'head_dim={self.head_dim}: rotary positions need an even number')
+    if self.nope_interval < 0:
+      raise ValueError(f'nope_interval={self.nope_interval}: give 0 (all layers rotate) or more')
+    for name in ('rope_layers', 'window_layers'):
+      value = getattr(self, name)
+      if value and (len(value) != self.num_layers or set(value) - {0, 1}):
+        raise ValueError(f'{name}={value}: give one 0 or 1 for each of the {self.num_layers} '
+                         'layers, or leave it empty')
+    if self.sliding_window < 0:
+      raise ValueError(f'sliding_window={self.sliding_window}: give 0 (none) or more')
+    if self.window_layers and not self.sliding_window:
+      raise ValueError('window_layers is given but sliding_window=0: set the window in tokens')
+    if self.rope_scaling and (self.rope_scaling.factor < 1
+                              or self.rope_scaling.original_max_seq_len < 1):
+      raise ValueError(f'rope_scaling={self.rope_scaling}: factor must be at least 1 and '
+                       'original_max_seq_len positive')
+    for name in ('rope_theta', 'norm_eps', 'init_std'):
+      if not getattr(self, name) > 0:
+        raise ValueError(f'{name}={getattr(self, name)!r}: give a positive number')
+    _one_of('init', self.init, ('nanotron', 'hf'))
+    _one_of('dtype', self.dtype, ('bfloat16', 'float32'))
+    if self.remat not in ('none', 'full', 'dots'):
+      for name in self.remat.split('+'):
+        _one_of('remat', name, ('none', 'full', 'dots', *REMAT_NAMES))
+
+  @property
+  def dims(self) -> dict[str, int]:
+    """Sizes by the letters of parameter names."""
+    return dict(V=self.vocab_size, D=self.embed_dim, F=self.mlp_dim, N=self.num_heads,
+                K=self.num_kv_heads, H=self.head_dim)
+
+  @property
+  def rope_flags(self) -> tuple[bool, ...]:
+    """Per layer: does it rotate queries and keys."""
+    if self.rope_layers:
+      return tuple(bool(x) for x in self.rope_layers)
+    every = self.nope_interval or self.num_layers + 1
+    return tuple((i + 1) % every != 0 for i in range(self.num_layers))
+
+  @property
+  def windows(self) -> tuple[int, ...]:
+    """Per layer: the sliding window in tokens, 0 for full attention."""
+    flags = self.window_layers or tuple(not r for r in self.rope_flags)
+    return tuple(self.sliding_window if f else 0 for f in flags)
+
+  def num_params(self, *, embedding: bool = True) -> int:
+    """Number of parameters, a tied head counted once; without embedding and head if asked."""
+    D, F, N, K, H = self.embed_dim, self.mlp_dim, self.num_heads, self.num_kv_heads, self.head_dim
+    layer = D * (2 * N + 2 * K) * H + 3 * D * F + 2 * D
+    layer += ((N + 2 * K) * H + D) * self.attention_bias + (2 * F + D) * self.mlp_bias
+    layer += 2 * H * self.qk_norm
+    outer = (1 if self.tie_embeddings else 2) * self.vocab_size * D
+    return self.num_layers * layer + D + (outer if embedding else 0)
+
+  def flops_per_token(self, seq_len: int, *, causal: bool = True) -> float:
+    """Training FLOPs per token of a row of `seq_len` tokens: 3 times the forward pass.
+
+    Counts matmuls only, 2 FLOPs per multiply-add: 6 per weight (the head included, the embedding
+    look-up not) and 12 N H per layer and visible key. `causal` counts the (T + 1) / 2 keys that a
+    query sees on average (fewer under a sliding window); without it all T, the convention of
+    Megatron, torchtitan and nanotron. Neither knows of document boundaries or recomputation.
+    """
+    D, F, N, K, H = self.embed_dim, self.mlp_dim, self.num_heads, self.num_kv_heads, self.head_dim
+    weights = self.num_layers * (D * (2 * N + 2 * K) * H + 3 * D * F) + D * self.vocab_size
+    keys = 0.0
+    for window in self.windows:
+      w = min(window or seq_len, seq_len)
+      keys += (w * (w + 1) / 2 + (seq_len - w) * w) / seq_len if causal else seq_len
+    return 6.0 * weights + 12.0 * N * H * keys
+
+  @classmethod
+  def from_hf(cls, hf: Mapping[str, Any], **overrides: Any) -> 'ModelConfig':
+    """From the contents of a config.json (keys of transformers v4 or v5) of SmolLM3 or Llama.
+
+    Raises ValueError for what these models cannot be here (another activation, rope type, …).
+    """
+    known = ('SmolLM3ForCausalLM', 'LlamaForCausalLM')
+    names = hf.get('architectures') or [{'smollm3': known[0], 'llama': known[1]}.get(
+      hf.get('model_type'), hf.get('model_type'))]
+    if names[0] not in known:
+      raise ValueError(f'architectures={names}: only {" and ".join(known)} can be read')
+    smollm3 = names[0] == known[0]
+    missing = [k for k in ('vocab_size', 'hidden_size', 'num_hidden_layers', 'num_attention_heads',
+                           'intermediate_size') if k not in hf]
+    if missing:
+      raise ValueError(f'config.json lacks {", ".join(missing)}')
+    if hf.get('hidden_act', 'silu') != 'silu':
+      raise ValueError(f'hidden_act={hf["hidden_act"]!r}: only silu (SwiGLU) is supported')
+    L, N = hf['num_hidden_layers'], hf['num_attention_heads']
+    max_seq_len = hf.get('max_position_embeddings', 32768 if smollm3 else 2048)
+
+    # v5 has rope_parameters; v4 has rope_theta beside rope_scaling. Where both are given the
+    # former wins, as in transformers 5.
+    rope = dict(hf.get('rope_parameters') or hf.get('rope_scaling') or {})
+    theta = rope.get('rope_theta', hf.get('rope_theta', 2e6 if smollm3 else 1e4))
+    kind = rope.get('rope_type', rope.get('type', 'default'))
+    scaling = None
+    if kind == 'yarn':
+      original = rope.get('original_max_position_embeddings') or max_seq_len
+      factor = rope.get('factor') or max_seq_len / original
+      attention_factor = rope.get('attention_factor') or 0.0
+      if not attention_factor and rope.get('mscale') and rope.get('mscale_all_dim'):
+        attention_factor = (_mscale(factor, rope['mscale'])
+                            / _mscale(factor, rope['mscale_all_dim']))
+      scaling = Yarn(factor, original, rope.get('beta_fast') or 32.0, rope.get('beta_slow') or 1.0,
+                     attention_factor, rope.get('truncate', True))
+    elif kind != 'default':
+      raise ValueError(f'rope type {kind!r}: only default and yarn are supported')
+
+    # `no_rope_layers` says 1 where the layer DOES rotate (transformers#43756).
+    interval = (hf.get('no_rope_layer_interval') or 4) if smollm3 else 0
+    pattern = tuple(int((i + 1) % (interval or L + 1) != 0) for i in range(L))
+    rope_layers = tuple(hf.get('no_rope_layers') or pattern)[:L] if smollm3 else pattern
+    window = hf.get('sliding_window') or 0 if smollm3 and hf.get('use_sliding_window') else 0
+    window_layers = ()
+    if window and hf.get('layer_types'):
+      window_layers = tuple(int(t == 'sliding_attention') for t in hf['layer_types'])
+    return cls(**{
+      **dict(
+        vocab_size=hf['vocab_size'],
+        num_layers=L,
+        embed_dim=hf['hidden_size'],
+        num_heads=N,
+        num_kv_heads=hf.get('num_key_value_heads') or (4 if smollm3 else N),
+        head_dim=hf.get('head_dim') or hf['hidden_size'] // N,
+        mlp_dim=hf['intermediate_size'],
+        max_seq_len=max_seq_len,
+        rope_theta=float(theta),
+        nope_interval=interval,
+        rope_layers=() if rope_layers == pattern else rope_layers,
+        rope_scaling=scaling,
+        sliding_window=window,
+        window_layers=window_layers,
+        norm_eps=hf.get('rms_norm_eps', 1e-6),
+        tie_embeddings=hf.get('tie_word_embeddings', smollm3),
+        attention_bias=hf.get('attention_bias', False),
+        mlp_bias=hf.get('mlp_bias', False),
+        init_std=hf.get('initializer_range', 0.02),
+      ),
+      **overrides,
+    })
+
+  def to_hf(self) -> dict[str, Any]:
+    """The contents of a config.json that transformers 4 and 5 both read.
+
+    LlamaForCausalLM where every layer rotates (any runtime loads that), else SmolLM3ForCausalLM.
+    Raises ValueError for what neither can represent.
+    """
+    if self.qk_norm:
+      raise ValueError('qk_norm=True: neither SmolLM3ForCausalLM nor LlamaForCausalLM has it; '
+                       'only models trained with qk_norm=False can be exported')
+    scaling = None
+    if self.rope_scaling:
+      y = self.rope_scaling
+      scaling = dict(
+        rope_type='yarn', factor=y.factor, original_max_position_embeddings=y.original_max_seq_len,
+        beta_fast=y.beta_fast, beta_slow=y.beta_slow, attention_factor=y.attention_factor or None,
+        truncate=y.truncate,
+      )
+      scaling = {k: v for k, v in scaling.items() if v is not None}
+    llama = (all(self.rope_flags) and not self.sliding_window
+             and self.embed_dim % self.num_heads == 0)
+    hf = dict(
+      architectures=['LlamaForCausalLM' if llama else 'SmolLM3ForCausalLM'],
+      model_type='llama' if llama else 'smollm3',
+      vocab_size=self.vocab_size,
+      hidden_size=self.embed_dim,
+      intermediate_size=self.mlp_dim,
+      num_hidden_layers=self.num_layers,
+      num_attention_heads=self.num_heads,
+      num_key_value_heads=self.num_kv_heads,
+      head_dim=self.head_dim,
+      hidden_act='silu',
+      max_position_embeddings=self.max_seq_len,
+      rope_theta=self.rope_theta,
+      rope_scaling=scaling,
+      rope_parameters={'rope_theta': self.rope_theta, **(scaling or {'rope_type': 'default'})},
+      rms_norm_eps=self.norm_eps,
+      initializer_range=self.init_std,
+      tie_word_embeddings=self.tie_embeddings,
+      attention_bias=self.attention_bias,
+      mlp_bias=self.mlp_bias,
+      attention_dropout=0.0,
+      use_cache=True,
+    )
+    if not llama:
+      kinds = ('full_attention', 'sliding_attention')
+      hf.update(
+        no_rope_layers=[int(x) for x in self.rope_flags],
+        no_rope_layer_interval=self.nope_interval or self.num_layers + 1,
+        use_sliding_window=bool(self.sliding_window),
+        sliding_window=self.sliding_window or None,
+        layer_types=[kinds[bool(w)] for w in self.windows],
+      )
+    return hf
+
+
+# -------------------------------------------------------------------------------- declarations
+
+
+class RMSNorm(nnx.Module):
+  """x / rms(x) in fp32, cast, then times the scale (arXiv:1910.07467)."""
+
+  def __init__(self, config: ModelConfig, name: str = 'scale_D'):
+    self.config = config
+    setattr(self, name, nnx.Param(jnp.ones(_shape(config, name))))
+
+  def __call__(self, x):
+    (name,) = (n for n in vars(self) if n.startswith('scale_'))
+    x32 = x.astype(jnp.float32)
+    x32 *= jax.lax.rsqrt(jnp.mean(x32 * x32, axis=-1, keepdims=True) + self.config.norm_eps)
+    return x32.astype(x.dtype) * _use(self, name)
+
+
+class Attention(nnx.Module):
+  """Projections of grouped-query attention; what is seen is `attend`'s business."""
+
+  def __init__(self, config: ModelConfig, key: jax.Array):
+    self.config = config
+    self.q_DNH = _normal(config, key, 'q_DNH')
+    self.k_DKH = _normal(config, key, 'k_DKH')
+    self.v_DKH = _normal(config, key, 'v_DKH')
+    self.o_NHD = _normal(config, key, 'o_NHD', into_residual=True)
+    if config.attention_bias:
+      self.q_bias_NH = _zeros(config, 'q_bias_NH')
+      self.k_bias_KH = _zeros(config, 'k_bias_KH')
+      self.v_bias_KH = _zeros(config, 'v_bias_KH')
+      self.o_bias_D = _zeros(config, 'o_bias_D')
+    if config.qk_norm:
+      self.q_norm = RMSNorm(config, 'scale_H')
+      self.k_norm = RMSNorm(config, 'scale_H')
+
+  def __call__(self, x_BTD, rotate: Callable, attend: Callable):
+    q_BTNH = jnp.einsum('BTD,DNH->BTNH', x_BTD, _use(self, 'q_DNH'))
+    k_BTKH = jnp.einsum('BTD,DKH->BTKH', x_BTD, _use(self, 'k_DKH'))
+    v_BTKH = jnp.einsum('BTD,DKH->BTKH', x_BTD, _use(self, 'v_DKH'))
+    if self.config.attention_bias:
+      q_BTNH += _use(self, 'q_bias_NH')
+      k_BTKH += _use(self, 'k_bias_KH')
+      v_BTKH += _use(self, 'v_bias_KH')
+    if self.config.qk_norm:
+      q_BTNH, k_BTKH = self.q_norm(q_BTNH), self.k_norm(k_BTKH)
+    q_BTNH, k_BTKH, v_BTKH = (checkpoint_name(y, 'qkv') for y in (q_BTNH, k_BTKH, v_BTKH))
+    out_BTNH, state, max_N = attend(rotate(q_BTNH), rotate(k_BTKH), v_BTKH)
+    out_BTNH = checkpoint_name(out_BTNH, 'ctx')
+    out_BTD = jnp.einsum('BTNH,NHD->BTD', out_BTNH, _use(self, 'o_NHD'),
+                         out_sharding=sharding.out('batch', 'length', 'residual'))
+    if self.config.attention_bias:
+      out_BTD += _use(self, 'o_bias_D')
+    return out_BTD, state, max_N
+
+
+class MLP(nnx.Module):
+  """SwiGLU (arXiv:2002.05202)."""
+
+  def __init__(self, config: ModelConfig, key: jax.Array):
+    self.config = config
+    self.gate_DF = _normal(config, key, 'gate_DF')
+    self.up_DF = _normal(config, key, 'up_DF')
+    self.down_FD = _normal(config, key, 'down_FD', into_residual=True)
+    if config.mlp_bias:
+      self.gate_bias_F = _zeros(config, 'gate_bias_F')
+      self.up_bias_F = _zeros(config, 'up_bias_F')
+      self.down_bias_D = _zeros(config, 'down_bias_D')
+
+  def __call__(self, x_BTD):
+    gate_BTF = jnp.einsum('BTD,DF->BTF', x_BTD, _use(self, 'gate_DF'))
+    up_BTF = jnp.einsum('BTD,DF->BTF', x_BTD, _use(self, 'up_DF'))
+    if self.config.mlp_bias:
+      gate_BTF += _use(self, 'gate_bias_F')
+      up_BTF += _use(self, 'up_bias_F')
+    gate_BTF, up_BTF = checkpoint_name(gate_BTF, 'gu'), checkpoint_name(up_BTF, 'gu')
+    out_BTD = jnp.einsum('BTF,FD->BTD', jax.nn.silu(gate_BTF) * up_BTF, _use(self, 'down_FD'),
+                         out_sharding=sharding.out('batch', 'length', 'residual'))
+    return out_BTD + _use(self, 'down_bias_D') if self.config.mlp_bias else out_BTD
+
+
+class Block(nnx.Module):
+  """x + attention(norm(x)), then x + mlp(norm(x))."""
+
+  def __init__(self, config: ModelConfig, key: jax.Array):
+    self.attn_norm = RMSNorm(config)
+    self.attn = Attention(config, jax.random.fold_in(key, _hash('attn')))
+    self.mlp_norm = RMSNorm(config)
+    self.mlp = MLP(config, jax.random.fold_in(key, _hash('mlp')))
+
+  def __call__(self, x_BTD, rotate: Callable, attend: Callable):
+    out_BTD, state, max_N = self.attn(self.attn_norm(x_BTD), rotate, attend)
+    x_BTD = checkpoint_name(x_BTD + out_BTD, 'mid')
+    return x_BTD + self.mlp(self.mlp_norm(x_BTD)), state, max_N
+
+
+class Transformer(nnx.Module):
+  """All parameters of a model; `blocks` is one Block whose leaves have a leading L."""
+
+  def __init__(self, config: ModelConfig, key: jax.Array):
+    layers = jnp.arange(config.num_layers)
+    block_key = jax.random.fold_in(key, _hash('blocks'))
+    self.embed_VD = _normal(config, key, 'embed_VD')
+    self.blocks = jax.vmap(lambda i: Block(config, jax.random.fold_in(block_key, i)))(layers)
+    self.final_norm = RMSNorm(config)
+    if not config.tie_embeddings:
+      self.head_DV = _normal(config, key, 'head_DV')
+
+
+# ----------------------------------------------------------------------------------- functions
+
+
+class Output(NamedTuple):
+  logits: jax.Array  # fp32 [B, T, V]
+  hidden: jax.Array  # [B, T, D] after the final norm, in the compute dtype
+  aux: dict[str, jax.Array]  # max_logits_LN if asked for
+
+
+def init(config: ModelConfig, key: jax.Array) -> Params:
+  """Fresh fp32 parameters; the same numbers on every mesh, placed on the mesh that is set."""
+  make = functools.partial(_make, config)
+  mesh = jax.sharding.get_abstract_mesh()
+  placed = None if mesh.empty else sharding.shardings(jax.eval_shape(make, key), mesh)
+  return jax.jit(make, out_shardings=placed)(key)
+
+
+def abstract_params(config: ModelConfig, mesh: jax.sharding.Mesh | None = None) -> Params:
+  """ShapeDtypeStructs of `init`'s result, with shardings if a mesh is given (for Orbax)."""
+  params = jax.eval_shape(functools.partial(_make, config), jax.random.key(0))
+  return params if mesh is None else sharding.abstract(params, mesh)
+
+
+def apply(
+  config: ModelConfig,
+  params: Params,
+  tokens_BT: jax.Array,
+  *,
+  positions_BT: jax.Array | None = None,
+  segment_ids_BT: jax.Array | None = None,
+  max_logits: bool = False,
+) -> Output:
+  """The whole model, logits of every position included.
+
+  Args:
+    tokens_BT: int token ids; an id outside the vocabulary gives NaN, not a neighbour's row.
+    positions_BT: int positions that restart at 0 with each document.
+    segment_ids_BT: int document ids, one per document of a row; tokens see their own document
+      only. Either of the two is derived from the other; without both a row is one document.
+    max_logits: also give aux['max_logits_LN'], the largest attention logit per layer and head.
+  """
+  x_BTD, aux = hidden(
+    config, params, tokens_BT, positions_BT=positions_BT, segment_ids_BT=segment_ids_BT,
+    max_logits=max_logits,
+  )
+  return Output(logits(config, params, x_BTD), x_BTD, aux)
+
+
+def hidden(
+  config: ModelConfig,
+  params: Params,
+  tokens_BT: jax.Array,
+  *,
+  positions_BT: jax.Array | None = None,
+  segment_ids_BT: jax.Array | None = None,
+  max_logits: bool = False,
+) -> tuple[jax.Array, dict[str, jax.Array]]:
+  """`apply` up to the head: (hidden_BTD, aux). For losses that never form [B, T, V]."""
+  T = tokens_BT.shape[1]
+  if T > config.max_seq_len:
+    raise ValueError(f'{T} tokens in a row, but max_seq_len={config.max_seq_len}: shorten the '
+                     'rows, or raise max_seq_len (and extend rope_theta or rope_scaling)')
+  x_BTD = embed(config, params, tokens_BT)
+  positions_BS, segments_BS = _documents(T, positions_BT, segment_ids_BT)
+  positions_BT, segments_BT = positions_BS, segments_BS
+  if segments_BS is not None:  # a query's own document and place: split as the sequence is
+    positions_BT = sharding.constrain(positions_BS, 'batch', 'length')
+    segments_BT = sharding.constrain(segments_BS, 'batch', 'length')
+
+  def attend(q_BTNH, k_BTKH, v_BTKH, layer, window, state):
+    out_BTNH, max_N = attention(
+      q_BTNH, k_BTKH, v_BTKH, q_positions_BT=positions_BT, kv_positions_BS=positions_BS,
+      q_segments_BT=segments_BT, kv_segments_BS=segments_BS, window=window,
+      max_logits=max_logits,
+    )
+    return out_BTNH, state, max_N
+
+  x_BTD, _, max_LN = run_blocks(config, params, x_BTD, positions_BT, attend)
+  return final_norm(config, params, x_BTD), {'max_logits_LN': max_LN} if max_logits else {}
+
+
+def embed(config: ModelConfig, params: Params, tokens_BT: jax.Array) -> jax.Array:
+  """Rows of the embedding, in the compute dtype.
+
+  They are looked up before the cast, so that the gradient is summed in the parameters' fp32.
+  """
+  if jax.sharding.get_abstract_mesh().empty and not _mesh_of(params['embed_VD']).empty:
+    raise ValueError('the parameters live on a mesh: compute under `with jax.set_mesh(mesh):`, '
+                     'or move them to one device first')
+  table_VD = sharding.constrain(params['embed_VD'], None, 'residual')
+  tokens_BT = sharding.constrain(jnp.asarray(tokens_BT), 'batch', 'length')
+  x_BTD = table_VD.at[tokens_BT].get(
+    mode='fill', fill_value=jnp.nan, wrap_negative_indices=False,
+    out_sharding=sharding.out('batch', 'length', 'residual'),
+  )
+  return x_BTD.astype(config.dtype)
+
+
+def run_blocks(
+  config: ModelConfig,
+  params: Params,
+  x_BTD: jax.Array,
+  positions_BT: jax.Array,
+  attend: Callable,
+  state: Any = None,
+) -> tuple[jax.Array, Any, jax.Array | None]:
+  """All layers: scanned, or unrolled if not `scan_layers`.
+
+  Args:
+    positions_BT: int positions, or [1, T] if all rows share them.
+    attend: (q_BTNH, k_BTKH, v_BTKH, layer, window, state) → (out_BTNH, state, max_logits_N).
+      `state` is carried from layer to layer: a KV cache, or None.
+  Returns:
+    x_BTD, the last state, and the stacked max_logits_LN (None if `attend` gives None).
+  """
+  cos_BT1H, sin_BT1H = rope_table(config, positions_BT)
+  graph = _block_graph(config)
+
+  def block(x_BTD, state, layer_params, layer, rotates, window):
+    def rotate(y):
+      if rotates is False:
+        return y
+      flags = (rotates, cos_BT1H, sin_BT1H)
+      return _rotate(y, *(flags[1:] if rotates is True else (
+        jnp.where(rotates, cos_BT1H, 1.0), jnp.where(rotates, sin_BT1H, 0.0))))
+
+    def attend_here(q_BTNH, k_BTKH, v_BTKH):
+      return attend(q_BTNH, k_BTKH, v_BTKH, layer, window, state)
+
+    return nnx.merge(graph, layer_params)(x_BTD, rotate, attend_here)
+
+  # Flags that all layers share stay static: nothing is computed for them.
+  rotates = np.array(config.rope_flags)
+  windows = np.array([w or np.iinfo(np.int32).max for w in config.windows], np.int32)
+  if not config.scan_layers:
+    maxima = []
+    for i in range(config.num_layers):
+      step = functools.partial(
+        block, layer=i, rotates=bool(rotates[i]), window=config.windows[i] or None)
+      layer_params = jax.tree.map(lambda p: p[i], params['blocks'])  # noqa: B023
+      x_BTD, state, max_N = _checkpoint(config, step)(x_BTD, state, layer_params)
+      maxima.append(max_N)
+    return x_BTD, state, None if maxima[0] is None else jnp.stack(maxima)
+
+  shared = {}
+  if rotates.all() or not rotates.any():
+    shared['rotates'] = bool(rotates[0])
+  if not any(config.windows):
+    shared['window'] = None
+  scanned = {
+    'layer_params': params['blocks'], 'layer': jnp.arange(config.num_layers),
+    'rotates': jnp.asarray(rotates), 'window': jnp.asarray(windows),
+  }
+
+  def body(carry, layer):
+    x_BTD, state, max_N = block(*carry, **{**layer, **shared})
+    return (x_BTD, state), max_N
+
+  scanned = {k: v for k, v in scanned.items() if k not in shared}
+  (x_BTD, state), max_LN = jax.lax.scan(_checkpoint(config, body), (x_BTD, state), scanned)
+  return x_BTD, state, max_LN
+
+
+def final_norm(config: ModelConfig, params: Params, x_BTD: jax.Array) -> jax.Array:
+  """The RMSNorm before the head."""
+  graph, _ = nnx.split(RMSNorm(config))
+  return nnx.merge(graph, params['final_norm'])(x_BTD)
+
+
+def unembedding(config: ModelConfig, params: Params) -> jax.Array:
+  """unembed_DV in the compute dtype: the head's matrix, or the embedding transposed if tied.
+
+  On a mesh it is gathered over `fsdp` and its V stays split over `tensor`.
+  """
+  w_DV = params['embed_VD'].T if config.tie_embeddings else params['head_DV']
+  return sharding.constrain(w_DV.astype(config.dtype), 'residual', 'vocab')
+
+
+def logits(config: ModelConfig, params: Params, hidden_BTD: jax.Array) -> jax.Array:
+  """fp32 logits_BTV of hidden states that are past the final norm."""
+  return jnp.einsum(
+    'BTD,DV->BTV', hidden_BTD, unembedding(config, params),
+    preferred_element_type=jnp.float32, out_sharding=sharding.out('batch', 'length', 'vocab'),
+  )
+
+
+def rope_table(config: ModelConfig, positions_BT: jax.Array) -> tuple[jax.Array, jax.Array]:
+  """(cos, sin) of the rotation angles, fp32 [B, T, 1, H/2]; YaRN's scale is in them."""
+  freq_H, scale = rope_frequencies(config)
+  angle_BT1H = positions_BT[:, :, None, None].astype(jnp.float32) * freq_H
+  return jnp.cos(angle_BT1H) * scale, jnp.sin(angle_BT1H) * scale
+
+
+def rope_frequencies(config: ModelConfig) -> tuple[np.ndarray, float]:
+  """Radians per position of each pair of dims (fp32 [H/2]) and the factor on cos and sin.
+
+  YaRN as in transformers' `_compute_yarn_parameters`: fast dims keep their frequency, slow ones
+  are divided by `factor`, with a linear ramp between.
+  """
+  H, theta = config.head_dim, config.rope_theta
+  exponent = np.arange(0, H, 2, dtype=np.float32) / H
+  freq_H = (1.0 / np.float32(theta) ** exponent).astype(np.float32)
+  if config.rope_scaling is None:
+    return freq_H, 1.0
+  y = config.rope_scaling
+
+  def dim_turning(times):  # the (fractional) dim that turns so often over the original context
+    return H * math.log(y.original_max_seq_len / (times * 2 * math.pi)) / (2 * math.log(theta))
+
+  low, high = dim_turning(y.beta_fast), dim_turning(y.beta_slow)
+  if y.truncate:
+    low, high = math.floor(low), math.ceil(high)
+  low, high = max(low, 0), min(high, H - 1)
+  high += 0.001 * (low == high)
+  slow_H = np.clip((np.arange(H // 2, dtype=np.float32) - low) / (high - low), 0, 1)
+  freq_H = freq_H / y.factor * slow_H + freq_H * (1 - slow_H)
+  return freq_H.astype(np.float32), y.attention_factor or _mscale(y.factor)
+
+
+def _documents(T, positions_BT, segments_BT):
+  """Positions and document ids of the keys, each derived from the other where it is missing."""
+  positions_BT, segments_BT = (
+    x if x is None else sharding.constrain(jnp.asarray(x, jnp.int32), 'batch', None)
+    for x in (positions_BT, segments_BT)
+  )
+  if positions_BT is None and segments_BT is None:
+    return jnp.arange(T, dtype=jnp.int32)[None], None
+  if segments_BT is None:
+    segments_BT = segments_from_positions(positions_BT)
+  if positions_BT is None:
+    positions_BT = positions_from_segments(segments_BT)
+  return positions_BT, segments_BT
+
+
+def _make(config, key):
+  return nnx.to_pure_dict(nnx.split(Transformer(config, key))[1])
+
+
+@functools.cache
+def _block_graph(config):
+  return nnx.split(jax.eval_shape(lambda: Block(config, jax.random.key(0))))[0]
+
+
+def _shape(config, name):
+  return tuple(config.dims[letter] for letter in sharding.dim_letters(name))
+
+
+def _normal(config, key, name, into_residual=False):
+  """normal(0, init_std) by the key of its name, so that new parameters change no old ones."""
+  std = config.init_std
+  if into_residual and config.init == 'nanotron':
+    std /= math.sqrt(2 * config.num_layers)
+  key = jax.random.fold_in(key, _hash(name))
+  # The barrier keeps XLA from folding std into the sampler's constants, which it does on some
+  # meshes and not on others: the last bit would differ.
+  x = jax.lax.optimization_barrier(jax.random.normal(key, _shape(config, name), jnp.float32))
+  return nnx.Param(std * x)
+
+
+def _zeros(config, name):
+  return nnx.Param(jnp.zeros(_shape(config, name), jnp.float32))
+
+
+def _use(module, name):
+  """A parameter as computed with: cast, then gathered over the mesh's fsdp axis."""
+  value = getattr(module, name)[...].astype(module.config.dtype)
+  return sharding.constrain(value, *sharding.param_names(name, stored=False))
+
+
+def _rotate(x_BTNH, cos_BT1H, sin_BT1H):
+  """Rotary positions (arXiv:2104.09864) on dims paired as (i, i + H/2), in fp32."""
+  a, b = jnp.split(x_BTNH.astype(jnp.float32), 2, axis=-1)
+  y = jnp.concatenate([a * cos_BT1H - b * sin_BT1H, b * cos_BT1H + a * sin_BT1H], axis=-1)
+  return y.astype(x_BTNH.dtype)
+
+
+def _checkpoint(config, function):
+  """Recompute in the backward pass what `config.remat` does not name."""
+  policies = jax.checkpoint_policies
+  if config.remat == 'none':
+    return function
+  if config.remat == 'full':
+    policy = policies.nothing_saveable
+  elif config.remat == 'dots':
+    policy = policies.checkpoint_dots
+  else:
+    policy = policies.save_only_these_names(*config.remat.split('+'))
+  return jax.checkpoint(function, policy=policy, prevent_cse=not config.scan_layers)
+
+
+def _mscale(factor, mscale=1.0):
+  return 0.1 * mscale * math.log(factor) + 1.0 if factor > 1 else 1.0
+
+
+def _mesh_of(x):
+  return jax.typeof(x).sharding.mesh
+
+
+def _hash(name):
+  return zlib.crc32(name.encode())
+
+
+def _one_of(field, value, names):
+  if value not in names:
+    raise ValueError(f'{field}={value!r}: one of {", ".join(names)}')
+
+
+# --------------------------------------------------------------------------------- ready shapes
+
+SHAPES: dict[str, ModelConfig] = {
+  'smollm3-3b': ModelConfig(
+    vocab_size=128256, num_layers=36, embed_dim=2048, num_heads=16, num_kv_heads=4, head_dim=128,
+    mlp_dim=11008, max_seq_len=65536, rope_theta=5e6,
+  ),
+  'smollm2-1.7b': ModelConfig(
+    vocab_size=49152, num_layers=24, embed_dim=2048, num_heads=32, num_kv_heads=32, head_dim=64,
+    mlp_dim=8192, max_seq_len=8192, rope_theta=1.3e5, nope_interval=0, norm_eps=1e-5,
+  ),
+  'smollm2-360m': ModelConfig(
+    vocab_size=49152, num_layers=32, embed_dim=960, num_heads=15, num_kv_heads=5, head_dim=64,
+    mlp_dim=2560, max_seq_len=8192, rope_theta=1e5, nope_interval=0, norm_eps=1e-5,
+    init_std=960**-0.5,
+  ),
+  'smollm2-135m': ModelConfig(
+    vocab_size=49152, num_layers=30, embed_dim=576, num_heads=9, num_kv_heads=3, head_dim=64,
+    mlp_dim=1536, max_seq_len=8192, rope_theta=1e5, nope_interval=0, norm_eps=1e-5,
+    init_std=576**-0.5,
+  ),
+  'tiny': ModelConfig(
+    vocab_size=2048, num_layers=4, embed_dim=128, num_heads=4, num_kv_heads=2, head_dim=32,
+    mlp_dim=384, max_seq_len=512, dtype='float32',
+  ),
+}

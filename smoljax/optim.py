@@ -1,0 +1,343 @@
+"""Optimizers and learning-rate schedules.
+
+Every optimizer here is one optax chain:
+
+  direction of each leaf      one transform per label: OPTIMIZERS[label], AdamW's or Muon's
+  + decay · parameter         decoupled weight decay, times the leaf's decay multiplier
+  × −learning rate            schedule(step), times the leaf's learning-rate multiplier
+
+so W ← W − lr·(direction + wd·W). A leaf's label follows from its role, and its role from its name
+(ROLES): weight matrices go to the optimizer the config names, all else (embedding, head, norms,
+biases) to AdamW. A leaf whose name fits no role, or two, is an error.
+
+The config is any object with these attributes (configs/base.py holds the defaults and units):
+
+  name             a key of OPTIMIZERS
+  learning_rate    peak
+  weight_decay     and no_decay: tuple of the roles that are not decayed
+  b1, b2, eps      AdamW
+  clip_norm        largest global norm of the gradients of AdamW's leaves; 0 = no clipping
+  momentum_dtype   of the first moments, AdamW's and Muon's
+  schedule         a key of SCHEDULES
+  warmup_steps     steps of linear warm-up; if 0, warmup_fraction of all steps
+  decay_steps      steps of the final cooldown (wsd); if 0, decay_fraction of all steps
+  decay_shape      a key of COOLDOWNS (wsd)
+  floor            last learning rate as a share of the peak (wsd, cosine)
+  muon             attributes of its own, read if name is 'muon': beta, nesterov, coefficients,
+                   steps, scale_rule, rms, compute_dtype (see muon.scale_by_muon), lr_multiplier
+                   (Muon's learning rate over AdamW's), per_head (a key of PER_HEAD: the attention
+                   kernels that are one matrix a head)
+
+SmolLM3 (nanotron): adamw, 2e-4, decay 0.1 on all but the embedding (norms too), 0.9, 0.95, 1e-8,
+clip 1.0, wsd with 2000 steps of warm-up and a linear cooldown to 0 over the last 522,000 of
+4,720,000 steps.
+"""
+
+import math
+import re
+from collections.abc import Callable, Iterable, Mapping
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import optax
+
+from smoljax.muon import View, matrix_shape, path_name, scale_by_muon
+
+Params = Any  # nested dict of arrays, or of anything with a shape
+
+
+class Role(NamedTuple):
+  """What a leaf is for. Views count dims from the end, so that stacks of layers need no mention."""
+
+  pattern: str  # regular expression of the last part of the leaf's path
+  view: View | None = None  # its matrix, if it is one
+  head_view: View | None = None  # its matrices, one a head
+
+
+class Label(NamedTuple):
+  """How one leaf is optimised."""
+
+  optimizer: str
+  role: str
+  view: View | None  # None unless the optimizer sees matrices
+  lr: float  # multiplier of the learning rate
+  decay: float  # multiplier of the weight decay
+
+
+class OptimizerInfo(NamedTuple):
+  schedule: optax.Schedule  # step (from 0) → learning rate
+  labels: dict[str, Label]  # by path
+  table: str  # the labels, to be printed
+
+
+def make_optimizer(
+  config: Any, params: Params, total_steps: int
+) -> tuple[optax.GradientTransformation, OptimizerInfo]:
+  """The optax transformation that the config describes, for these parameters.
+
+  `update` needs the parameters as its third argument. Gradients and parameters may be sharded over
+  a mesh of Explicit axes. A NaN in a gradient reaches the update (clipping spreads it over all of
+  AdamW's leaves) and the state: to skip such a step is the caller's business.
+
+  Args:
+    config: see the top of this file.
+    params: nested dict of arrays or ShapeDtypeStructs.
+    total_steps: length of the run in optimizer steps.
+
+  Raises:
+    ValueError: a missing key, an unknown name, a value out of range, a leaf without a role.
+  """
+  _require(config, _KEYS, 'optimizer')
+  _choose(OPTIMIZERS, config.name, 'optimizer.name')
+  if config.name == 'muon':
+    _require(config, ('muon',), 'optimizer')
+    _require(config.muon, _MUON_KEYS, 'optimizer.muon')
+  for key in ('learning_rate', 'weight_decay', 'clip_norm', 'eps'):
+    if not 0 <= getattr(config, key) < math.inf:
+      raise ValueError(f'optimizer.{key}={getattr(config, key)}: give a number of 0 or more')
+  learning_rate = schedule(config, total_steps)
+  labels = label_params(config, params)
+  transforms = {}
+  for name in sorted({label.optimizer for label in labels.values()}):
+    mine = {path: label for path, label in labels.items() if label.optimizer == name}
+    transforms[name] = OPTIMIZERS[name](config, mine)
+  optimizers = jax.tree.map_with_path(lambda path, _: labels[path_name(path)].optimizer, params)
+  tx = optax.chain(
+    optax.partition(transforms, optimizers),
+    decay_and_multiply(config.weight_decay, labels),
+    optax.scale_by_learning_rate(learning_rate),
+  )
+  return tx, OptimizerInfo(learning_rate, labels, label_table(labels, params))
+
+
+def adamw(config: Any, labels: Mapping[str, Label]) -> optax.GradientTransformation:
+  """AdamW's direction (torch's rule), after clipping the gradients it is given by their norm.
+
+  With every leaf on AdamW that is the usual global clip. Beside Muon it is the norm of AdamW's
+  leaves alone: Muon's step does not depend on the size of its gradient.
+  """
+  del labels
+  return optax.chain(
+    optax.clip_by_global_norm(config.clip_norm) if config.clip_norm else optax.identity(),
+    optax.scale_by_adam(config.b1, config.b2, config.eps, mu_dtype=config.momentum_dtype),
+  )
+
+
+def muon(config: Any, labels: Mapping[str, Label]) -> optax.GradientTransformation:
+  """Muon's direction for the matrices; see muon.scale_by_muon."""
+  m = config.muon
+  return scale_by_muon(
+    {path: label.view for path, label in labels.items()},
+    beta=m.beta,
+    nesterov=m.nesterov,
+    coefficients=m.coefficients,
+    steps=m.steps,
+    scale_rule=m.scale_rule,
+    rms=m.rms,
+    compute_dtype=m.compute_dtype,
+    momentum_dtype=config.momentum_dtype,
+  )
+
+
+def decay_and_multiply(
+  weight_decay: float, labels: Mapping[str, Label]
+) -> optax.GradientTransformation:
+  """direction → (direction + weight_decay · decay multiplier · parameter) · lr multiplier."""
+
+  def leaf(path, update, param):
+    label = labels[path_name(path)]
+    decayed = update + weight_decay * label.decay * param if label.decay else update
+    return decayed * label.lr
+
+  return optax.stateless(lambda updates, params: jax.tree.map_with_path(leaf, updates, params))
+
+
+def label_params(config: Any, params: Params) -> dict[str, Label]:
+  """The Label of every leaf, by its path. Raises ValueError if a leaf has no role or two."""
+  for role in config.no_decay:
+    _choose(ROLES, role, 'optimizer.no_decay')
+  per_head = ()
+  if config.name == 'muon':
+    per_head = _choose(PER_HEAD, config.muon.per_head, 'optimizer.muon.per_head')
+  labels = {}
+  for path, leaf in jax.tree.leaves_with_path(params):
+    name = path_name(path)
+    roles = [r for r, role in ROLES.items() if re.fullmatch(role.pattern, name.split('/')[-1])]
+    if len(roles) != 1:
+      raise ValueError(
+        f'parameter {name!r} {leaf.shape} fits {" and ".join(roles) or "no role"}: '
+        'its name must fit exactly one pattern of ROLES in smoljax/optim.py'
+      )
+    role = ROLES[roles[0]]
+    optimizer = config.name if role.view else 'adamw'
+    labels[name] = Label(
+      optimizer=optimizer,
+      role=roles[0],
+      view=None if optimizer == 'adamw' else role.head_view if roles[0] in per_head else role.view,
+      lr=float(config.muon.lr_multiplier) if optimizer == 'muon' else 1.0,
+      decay=0.0 if roles[0] in config.no_decay else 1.0,
+    )
+  return labels
+
+
+def label_table(labels: Mapping[str, Label], params: Params) -> str:
+  """The labels as text; matrices are [fan-in, fan-out] as the optimizer sees them."""
+  rows = [('path', 'shape', 'role', 'optimizer', 'matrices', 'lr ×', 'decay ×')]
+  counts = {}
+  for path, leaf in jax.tree.leaves_with_path(params):
+    label = labels[path_name(path)]
+    view = '-'
+    if label.view:
+      number, fan_in, fan_out = matrix_shape(leaf.shape, label.view)
+      view = f'{number} of [{fan_in}, {fan_out}]'
+    shape = 'x'.join(map(str, leaf.shape)) or 'scalar'
+    rows.append((path_name(path), shape, label.role, label.optimizer, view,
+                 f'{label.lr:g}', f'{label.decay:g}'))
+    counts[label.optimizer] = counts.get(label.optimizer, 0) + math.prod(leaf.shape)
+  widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+  lines = ['  '.join(cell.ljust(w) for cell, w in zip(row, widths, strict=True)) for row in rows]
+  total = ', '.join(f'{name} {count:,}' for name, count in sorted(counts.items()))
+  return '\n'.join([*(line.rstrip() for line in lines), f'parameters: {total}'])
+
+
+def schedule(config: Any, total_steps: int) -> optax.Schedule:
+  """Learning rate of each step, counted from 0: linear warm-up, then SCHEDULES[config.schedule].
+
+  The first of W warm-up steps has peak/W and the last the peak; the first of D cooldown steps has
+  the peak, and the floor belongs to step `total_steps`, the one after the last: no step is idle.
+  Before the cooldown wsd does not depend on total_steps (with warmup_steps, not warmup_fraction),
+  so that a cooldown may branch from any earlier checkpoint by another total_steps.
+
+  Returns a function of a Python or traced integer that gives a float32 scalar.
+  """
+  shape = _choose(SCHEDULES, config.schedule, 'optimizer.schedule')
+  if total_steps < 1:
+    raise ValueError(f'total_steps={total_steps}: a schedule needs at least 1 step')
+  if not 0 <= config.floor <= 1:
+    raise ValueError(f'optimizer.floor={config.floor}: give a share of the peak, from 0 to 1')
+  peak, warmup = float(config.learning_rate), _steps(config, 'warmup', total_steps)
+  factor = shape(config, warmup, total_steps)
+
+  def learning_rate(step):
+    step = jnp.asarray(step, jnp.float32)
+    return peak * jnp.minimum(1.0, (step + 1) / max(warmup, 1)) * factor(step)
+
+  return learning_rate
+
+
+def wsd(config: Any, warmup: int, total_steps: int) -> optax.Schedule:
+  """Warm-up, stable, decay (arXiv 2404.06395): 1, then the cooldown over the last steps."""
+  decay, floor = _steps(config, 'decay', total_steps), config.floor
+  cooldown = _choose(COOLDOWNS, config.decay_shape, 'optimizer.decay_shape')
+  if warmup + decay > total_steps:
+    raise ValueError(
+      f'{warmup} steps of warm-up and {decay} of cooldown do not fit in {total_steps} steps: '
+      'lower optimizer.warmup_steps or decay_steps (or the fractions), or train longer'
+    )
+
+  def factor(step):
+    return floor + (1 - floor) * cooldown(jnp.clip((total_steps - step) / max(decay, 1), 0, 1))
+
+  return factor
+
+
+def cosine(config: Any, warmup: int, total_steps: int) -> optax.Schedule:
+  """Half a cosine from the end of warm-up to the floor."""
+  floor = config.floor
+
+  def factor(step):
+    progress = jnp.clip((step - warmup) / max(total_steps - warmup, 1), 0, 1)
+    return floor + (1 - floor) * 0.5 * (1 + jnp.cos(jnp.pi * progress))
+
+  return factor
+
+
+def constant(config: Any, warmup: int, total_steps: int) -> optax.Schedule:
+  """1 after warm-up."""
+  del config, warmup, total_steps
+  return jnp.ones_like
+
+
+def _steps(config: Any, phase: str, total_steps: int) -> int:
+  """Steps of 'warmup' or 'decay': given, or as a fraction of all."""
+  steps, fraction = getattr(config, f'{phase}_steps'), getattr(config, f'{phase}_fraction')
+  if steps < 0 or not 0 <= fraction <= 1:
+    raise ValueError(
+      f'optimizer.{phase}_steps={steps}, {phase}_fraction={fraction}: '
+      'give steps of 0 or more and a fraction from 0 to 1'
+    )
+  steps = steps or round(fraction * total_steps)
+  if steps > total_steps:
+    raise ValueError(
+      f'optimizer.{phase}_steps={steps} exceeds the {total_steps} steps of the run: '
+      f'lower it, or set it to 0 and use {phase}_fraction'
+    )
+  return steps
+
+
+def _choose(options: Mapping[str, Any], name: str, key: str) -> Any:
+  if name not in options:
+    raise ValueError(f'{key}={name!r}: choose one of {", ".join(options)}')
+  return options[name]
+
+
+def _require(config: Any, keys: Iterable[str], name: str) -> None:
+  missing = [key for key in keys if not hasattr(config, key)]
+  if missing:
+    raise ValueError(f'{name} lacks {", ".join(missing)}: see the top of smoljax/optim.py')
+
+
+_KEYS = (
+  'name', 'learning_rate', 'weight_decay', 'no_decay', 'b1', 'b2', 'eps', 'clip_norm',
+  'momentum_dtype', 'schedule', 'warmup_steps', 'warmup_fraction', 'decay_steps', 'decay_fraction',
+  'decay_shape', 'floor',
+)
+_MUON_KEYS = (
+  'beta', 'nesterov', 'coefficients', 'steps', 'scale_rule', 'rms', 'compute_dtype',
+  'lr_multiplier', 'per_head',
+)
+
+_KERNEL = View((-2,), (-1,))
+
+# A new kind of parameter is one line here.
+ROLES: dict[str, Role] = {
+  'embedding': Role('embed_VD'),
+  'head': Role('head_DV'),
+  'norm': Role('scale_[DH]'),
+  'bias': Role('[a-z]+_bias_(NH|KH|D|F)'),
+  'q': Role('q_DNH', View((-3,), (-2, -1)), View((-3,), (-1,))),
+  'k': Role('k_DKH', View((-3,), (-2, -1)), View((-3,), (-1,))),
+  'v': Role('v_DKH', View((-3,), (-2, -1)), View((-3,), (-1,))),
+  'o': Role('o_NHD', View((-3, -2), (-1,)), View((-2,), (-1,))),
+  'gate': Role('gate_DF', _KERNEL),
+  'up': Role('up_DF', _KERNEL),
+  'down': Role('down_FD', _KERNEL),
+}
+
+PER_HEAD: dict[str, tuple[str, ...]] = {
+  'none': (),
+  'qk': ('q', 'k'),
+  'qko': ('q', 'k', 'o'),
+  'all': ('q', 'k', 'v', 'o'),
+}
+
+# (config, labels of its leaves) → transform from gradients to directions. `adamw` gets every leaf
+# that is not a matrix, whatever the config names.
+OPTIMIZERS: dict[str, Callable[[Any, Mapping[str, Label]], optax.GradientTransformation]] = {
+  'adamw': adamw,
+  'muon': muon,
+}
+
+# (config, warm-up steps, all steps) → share of the peak at each step after warm-up.
+SCHEDULES: dict[str, Callable[[Any, int, int], optax.Schedule]] = {
+  'wsd': wsd,
+  'cosine': cosine,
+  'constant': constant,
+}
+
+# Share of the cooldown that is left (from 1 to 0) → share of the peak.
+COOLDOWNS: dict[str, Callable[[jax.Array], jax.Array]] = {
+  'linear': lambda left: left,
+  '1-sqrt': lambda left: 1 - jnp.sqrt(1 - left),  # Hägele et al., arXiv 2405.18392
+}

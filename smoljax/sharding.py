@@ -1,0 +1,195 @@
+"""Where arrays live: mesh axes, logical names → PartitionSpec, host batches → global arrays.
+
+The mesh has four axes. `data` replicates the parameters, `fsdp` also splits them, `tensor` splits
+heads, MLP columns and vocabulary, `context` splits the sequence. Axis types are Explicit, so a
+mistake is an error while tracing; computation runs under `with jax.set_mesh(mesh):` and
+everything here does nothing without a mesh. `jax.jit` on arrays (or abstract arrays) that carry
+shardings is what used to be called pjit: there is no other entry point.
+
+A parameter's name ends in its dims (`q_DNH`), so its name is also its sharding.
+"""
+
+import math
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import jax
+import numpy as np
+from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
+
+PyTree = Any
+
+AXES = ('data', 'fsdp', 'tensor', 'context')
+
+# Logical name → mesh axis (or axes) it is split over. `embed` is the model dim of a stored
+# parameter; `residual` is the same dim in activations and in weights gathered for use.
+RULES: dict[str, str | tuple[str, ...] | None] = {
+  'batch': ('data', 'fsdp'),
+  'length': 'context',
+  'residual': None,
+  'layers': None,
+  'embed': 'fsdp',
+  'mlp': 'tensor',
+  'heads': 'tensor',
+  'kv_heads': 'tensor',
+  'head_dim': None,
+  'vocab': 'tensor',
+}
+
+# The letters of the shape legend that appear in parameter names.
+DIMS = {
+  'D': 'embed',
+  'F': 'mlp',
+  'N': 'heads',
+  'K': 'kv_heads',
+  'H': 'head_dim',
+  'V': 'vocab',
+}
+
+
+def make_mesh(
+  data: int = -1,
+  fsdp: int = 1,
+  tensor: int = 1,
+  context: int = 1,
+  *,
+  devices: Sequence[jax.Device] | None = None,
+) -> Mesh:
+  """An Explicit mesh over all devices (of all processes); at most one size is -1 = what is left.
+
+  Raises ValueError if the sizes do not multiply to the number of devices.
+  """
+  devices = list(devices) if devices is not None else jax.devices()
+  sizes = dict(zip(AXES, (data, fsdp, tensor, context)))
+  for axis, size in sizes.items():
+    if size != -1 and size < 1:
+      raise ValueError(f'mesh axis {axis}={size}: give a positive size, or -1 for what is left')
+  free = [axis for axis, size in sizes.items() if size == -1]
+  if len(free) > 1:
+    raise ValueError(f'mesh axes {" and ".join(free)} are both -1: at most one can be automatic')
+  fixed = math.prod(size for size in sizes.values() if size != -1)
+  if len(devices) % fixed or (not free and fixed != len(devices)):
+    text = ' x '.join(f'{axis}={size}' for axis, size in sizes.items())
+    raise ValueError(
+      f'mesh {text} does not fit {len(devices)} device(s): '
+      f'the sizes must multiply to {len(devices)}; set one of them to -1 to have it computed'
+    )
+  if free:
+    sizes[free[0]] = len(devices) // fixed
+  if sizes['context'] > 1:
+    raise ValueError(f'mesh axis context={sizes["context"]}: splitting the sequence is not built '
+                     'yet; use context=1 and give these devices to data, fsdp or tensor')
+  return jax.make_mesh(
+    tuple(sizes.values()), AXES, axis_types=(AxisType.Explicit,) * len(AXES), devices=devices
+  )
+
+
+def spec(*names: str | None) -> PartitionSpec:
+  """The PartitionSpec of an array whose dims bear these logical names (None: not split)."""
+  unknown = [n for n in names if n is not None and n not in RULES]
+  if unknown:
+    raise ValueError(f'unknown logical dim {unknown[0]!r}: one of {", ".join(RULES)}')
+  return PartitionSpec(*(None if n is None else RULES[n] for n in names))
+
+
+def out(*names: str | None) -> PartitionSpec | None:
+  """`spec(*names)` for `out_sharding=` arguments; None when no mesh is set."""
+  return None if jax.sharding.get_abstract_mesh().empty else spec(*names)
+
+
+def constrain(x: jax.Array, *names: str | None) -> jax.Array:
+  """Reshard `x` to `spec(*names)`; the identity when no mesh is set."""
+  if len(names) != x.ndim:
+    raise ValueError(f'constrain: {len(names)} names {names} for an array of {x.ndim} dims')
+  return x if jax.sharding.get_abstract_mesh().empty else jax.reshard(x, spec(*names))
+
+
+def dim_letters(name: str) -> str:
+  """The dims a parameter's name ends in: 'q_DNH' → 'DNH'. Raises ValueError if it has none."""
+  letters = name.rpartition('_')[2]
+  if not letters or set(letters) - set(DIMS):
+    raise ValueError(
+      f'parameter name {name!r} does not end in its dims: letters of {"".join(DIMS)} as in q_DNH'
+    )
+  return letters
+
+
+def param_names(name: str, *, stored: bool = True) -> tuple[str, ...]:
+  """Logical names of a parameter's dims: as stored, or as gathered over `fsdp` for use.
+
+  Vectors of model size (norm scales, output biases) are too small to be worth splitting.
+  """
+  letters = dim_letters(name)
+  split = stored and len(letters) > 1
+  return tuple('residual' if c == 'D' and not split else DIMS[c] for c in letters)
+
+
+def param_spec(path: Sequence[Any], ndim: int) -> PartitionSpec:
+  """The spec of a leaf by the name of its innermost dict key; scalars are replicated.
+
+  Works on parameters and on optimizer states that mirror them. A leading dim beyond the letters
+  of the name is the stack of layers. Raises ValueError for an array whose name fits neither.
+  """
+  if ndim == 0:
+    return PartitionSpec()
+  keys = [k.key for k in path if isinstance(k, jax.tree_util.DictKey)]
+  names = param_names(str(keys[-1])) if keys else ()
+  if ndim == len(names) + 1:
+    names = ('layers', *names)
+  if ndim != len(names):
+    raise ValueError(f'{jax.tree_util.keystr(path)}: {ndim} dims do not fit its name')
+  return spec(*names)
+
+
+def shardings(tree: PyTree, mesh: Mesh) -> PyTree:
+  """NamedShardings of a tree of (abstract) parameters or optimizer state on `mesh`.
+
+  Raises ValueError, naming the parameter, where a dim does not divide by its mesh axes.
+  """
+
+  def place(path, leaf):
+    parts = param_spec(path, np.ndim(leaf) if not hasattr(leaf, 'ndim') else leaf.ndim)
+    for dim, (size, axes) in enumerate(zip(leaf.shape, parts)):
+      ways = _ways(mesh, axes)
+      if size % ways:
+        raise ValueError(
+          f'{"/".join(str(getattr(k, "key", k)) for k in path)}: dim {dim} of size {size} does not '
+          f'divide over mesh axis {axes}={ways}; change that size or the mesh'
+        )
+    return NamedSharding(mesh, parts)
+
+  return jax.tree_util.tree_map_with_path(place, tree)
+
+
+def abstract(tree: PyTree, mesh: Mesh) -> PyTree:
+  """ShapeDtypeStructs of `tree` with shardings on `mesh`: what Orbax restores into."""
+  return jax.tree.map(
+    lambda x, s: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=s), tree, shardings(tree, mesh)
+  )
+
+
+def shard_batch(host_batch: Mapping[str, np.ndarray], mesh: Mesh) -> dict[str, jax.Array]:
+  """This process's rows of a batch ([B_local, T] or [B_local] arrays) → global arrays on `mesh`.
+
+  With several processes each gives its own rows; the global batch is all of them. Raises
+  ValueError if the global batch does not divide over the data and fsdp axes.
+  """
+  ways = _ways(mesh, RULES['batch'])
+
+  def place(name, x):
+    x = np.asarray(x)
+    rows = x.shape[0] * jax.process_count()
+    if rows % ways:
+      raise ValueError(
+        f'batch {name!r} has {rows} rows, which do not divide over the mesh '
+        f'(data={mesh.shape["data"]} x fsdp={mesh.shape["fsdp"]}): use a multiple of {ways}'
+      )
+    names = ('batch', 'length', *(None,) * x.ndim)[: x.ndim]
+    return jax.make_array_from_process_local_data(NamedSharding(mesh, spec(*names)), x)
+
+  return {name: place(name, x) for name, x in host_batch.items()}
+
+
+def _ways(mesh: Mesh, axes: str | tuple[str, ...] | None) -> int:
+  axes = (axes,) if isinstance(axes, str) else axes or ()
+  return math.prod(mesh.shape[a] for a in axes)

@@ -1,0 +1,449 @@
+"""PDFs made here, and real ones: reading order, running lines, tables, OCR, and hostile files."""
+
+import io
+import re
+import time
+import zlib
+from collections import Counter
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from reportlab.lib.pdfencrypt import StandardEncryption
+from reportlab.lib.utils import ImageReader
+from reportlab.pdfgen import canvas
+
+from data_beam import pdf_layout, pdf_ocr, pdf_pages, pdf_text
+from data_beam.pdf_layout import BREAK, Line
+
+WIDTH, HEIGHT = 612, 792
+
+
+def make(draw, **options) -> bytes:
+  """A PDF drawn by `draw(canvas)`."""
+  out = io.BytesIO()
+  page = canvas.Canvas(out, pagesize=(WIDTH, HEIGHT), invariant=1, **options)
+  draw(page)
+  page.save()
+  return out.getvalue()
+
+
+def column(page, x, y, lines, size=10):
+  page.setFont('Times-Roman', size)
+  for i, line in enumerate(lines):
+    page.drawString(x, y - 1.2 * size * i, line)
+
+
+def prose(tag, lines, chars=46):
+  """Lines about as wide as a column, each beginning with its own tag."""
+  filler = 'the quick brown fox jumps over the lazy dog and runs through the wide green field'
+  return [f'{tag}{i} {filler}'[:chars].rsplit(' ', 1)[0] for i in range(lines)]
+
+
+def tags(text):
+  return re.findall(r'\b[A-Z]{1,2}\d+\b', text)
+
+
+@pytest.fixture(scope='module')
+def extractor():
+  with pdf_text.Extractor() as e:
+    yield e
+
+
+def reason(extractor, body, **options):
+  with pytest.raises(pdf_text.PdfError) as caught:
+    extractor.extract(body, **options)
+  assert caught.value.reason in pdf_pages.REASONS
+  return caught.value.reason
+
+
+# Layout of a real file.
+
+def two_columns(page):
+  for number in range(1, 7):
+    page.setFont('Helvetica', 9)
+    page.drawString(72, 760, f'Journal of Foxes {number}')
+    page.drawRightString(540, 760, 'A. Author')
+    page.drawCentredString(306, 30, f'- {number} -')
+    if number == 1:
+      page.setFont('Times-Bold', 18)
+      page.drawCentredString(306, 700, 'A Title That Spans Both of the Columns')
+    letter = chr(ord('A') + number - 1)
+    # Rows are drawn across the columns: the order of the file is not the order of reading.
+    left, right = prose(letter + 'L', 40), prose(letter + 'R', 40)
+    page.setFont('Times-Roman', 10)
+    for i in range(40):
+      page.drawString(72, 660 - 12 * i, left[i])
+      page.drawString(318, 660 - 12 * i, right[i])
+    page.showPage()
+
+
+def test_two_columns_running_header_and_page_numbers(extractor):
+  found = extractor.extract(make(two_columns))
+  assert found.method == 'text' and found.page_methods == ['text'] * 6
+  assert found.pages[0].startswith('A Title That Spans Both of the Columns\n\nAL0 ')
+  for letter, page in zip('ABCDEF', found.pages, strict=True):
+    assert tags(page) == [f'{letter}L{i}' for i in range(40)] + [f'{letter}R{i}' for i in range(40)]
+  for gone in ('Journal of Foxes', 'A. Author', '- 3 -'):
+    assert gone not in found.text
+  assert [found.text[o:o + 3] for o in found.page_offsets] == ['A T', *(f'{c}L0' for c in 'BCDEF')]
+
+
+def test_three_columns(extractor):
+  def draw(page):
+    for k in range(3):
+      column(page, 60 + 170 * k, 720, prose('ABC'[k], 30, chars=32), 9)
+  text = extractor.extract(make(draw)).text
+  assert tags(text) == [f'{c}{i}' for c in 'ABC' for i in range(30)]
+
+
+def test_short_document_loses_its_running_header_but_no_heading(extractor):
+  def draw(page):
+    for number, heading in enumerate(('Introduction', 'Method'), 1):
+      page.drawString(72, 765, f'Annual report, page {number}')
+      page.drawString(72, 730, heading)
+      column(page, 72, 700, prose('ab'[number - 1], 20, 90))
+      page.showPage()
+  text = extractor.extract(make(draw)).text
+  assert 'Annual' not in text
+  assert 'Introduction' in text and 'Method' in text
+
+
+def test_one_page_keeps_its_first_line(extractor):
+  assert extractor.extract(make(lambda page: page.drawString(72, 765, 'A lone headline'))).text == (
+    'A lone headline')
+
+
+def test_table_becomes_markdown(extractor):
+  rows = [('Name', 'Mass (kg)', 'Diet'), ('Otter', '9', 'fish'), ('Badger', '12', 'worms | roots'),
+          ('Marten', '1.5', 'voles')]
+
+  def draw(page):
+    column(page, 72, 720, prose('A', 12, 95))
+    page.setFont('Times-Roman', 10)
+    for i, row in enumerate(rows):
+      for x, cell in zip((90, 250, 400), row, strict=True):
+        page.drawString(x, 540 - 14 * i, cell)
+    column(page, 72, 450, prose('B', 12, 95))
+  text = extractor.extract(make(draw)).text
+  table = ('| Name | Mass (kg) | Diet |\n| --- | --- | --- |\n| Otter | 9 | fish |\n'
+           '| Badger | 12 | worms \\| roots |\n| Marten | 1.5 | voles |')
+  assert table in text
+  assert tags(text) == [f'{c}{i}' for c in 'AB' for i in range(12)]
+  assert text.index('A11') < text.index('Otter') < text.index('B0')
+
+
+def test_hyphens_paragraphs_and_code(extractor):
+  def draw(page):
+    column(page, 72, 720, [
+      'A well-known rule of typesetting is that the last word of a line may be hyphen-',
+      'ated where it does not fit, and that a compound such as this well-',
+      'known one keeps its hyphen all the same, wherever it happens to be cut.',
+      '    A second paragraph begins with an indent and has a ligature: de\ufb01ne, to be sure.'])
+    page.setFont('Courier', 10)
+    for i, line in enumerate(('def area(r):', '    if r < 0:', '        raise ValueError(r)')):
+      page.drawString(72, 600 - 12 * i, line)
+  text = extractor.extract(make(draw)).text
+  assert 'may be hyphenated where it' in text
+  assert 'this well-known one keeps' in text
+  assert 'def area(r):\n    if r < 0:\n        raise ValueError(r)' in text
+
+
+def test_rotated_pages_read_like_upright_ones(extractor):
+  def draw(page, rotation):
+    page.setPageRotation(rotation)
+    if rotation == 90:                      # drawn sideways, so that it is displayed upright
+      page.translate(WIDTH, 0)
+      page.rotate(90)
+    column(page, 72, 500, prose('A', 20, 60))
+  assert tags(extractor.extract(make(lambda p: draw(p, 90))).text) == [f'A{i}' for i in range(20)]
+  assert tags(extractor.extract(make(lambda p: draw(p, 0))).text) == [f'A{i}' for i in range(20)]
+
+  def sideways(page):                       # a landscape text on a page that nobody turned
+    page.translate(WIDTH, 0)
+    page.rotate(90)
+    column(page, 72, 500, prose('A', 20, 60))
+  assert tags(extractor.extract(make(sideways)).text) == [f'A{i}' for i in range(20)]
+
+
+# Refusals.
+
+def test_refusals(extractor):
+  good = make(two_columns)
+  assert reason(extractor, b'') == 'not_pdf'
+  assert reason(extractor, b'<html>no PDF</html>') == 'not_pdf'
+  assert reason(extractor, good[:len(good) // 2]) == 'truncated'
+  assert reason(extractor, b'%PDF-1.4\n' + b'\x00' * 500 + b'\n%%EOF') == 'damaged'
+  assert reason(extractor, make(lambda page: page.showPage())) == 'blank'
+  assert reason(extractor, good, max_pages=5) == 'too_long'
+  locked = make(two_columns, encrypt=StandardEncryption('user', 'owner', strength=128))
+  assert reason(extractor, locked) == 'encrypted'
+  open_to_all = make(two_columns, encrypt=StandardEncryption('', 'owner', strength=128))
+  assert 'AL0' in extractor.extract(open_to_all).text     # only changing it takes a password
+  with pytest.raises(ValueError, match='auto, never, always'):
+    extractor.extract(good, ocr='sometimes')
+
+
+FAULTS = '''
+import ctypes, time
+from data_beam import pdf_text
+honest = pdf_text.parse
+def parse(body, **options):
+  if b'SEGFAULT' in body: ctypes.string_at(0)
+  if b'HANG' in body: time.sleep(600)
+  if b'SPIN' in body:
+    while True: pass
+  if b'MEMORY' in body: bytearray(1 << 33)
+  if b'BUG' in body: raise KeyError('x')
+  return honest(body, **options)
+pdf_text.parse = parse
+'''
+
+
+def test_a_fault_in_the_child_loses_one_document():
+  good = make(lambda page: page.drawString(72, 700, 'still here'))
+  limits = pdf_text.Limits(cpu_seconds=1, wall_seconds=4)
+  with pdf_text.Extractor(limits, recycle=3) as extractor:
+    extractor._code = FAULTS + extractor._code
+    for fault, expected in ((b'SEGFAULT', 'crash'), (b'HANG', 'timeout'), (b'SPIN', 'timeout'),
+                            (b'MEMORY', 'memory'), (b'BUG', 'crash')):
+      start = time.monotonic()
+      assert reason(extractor, good + fault) == expected
+      assert time.monotonic() - start < 10
+      assert extractor.extract(good).text == 'still here'
+    first = extractor._process.pid
+    for _ in range(4):
+      assert extractor.extract(good).text == 'still here'
+    assert extractor._process.pid != first  # recycled
+  assert extractor._process is None
+
+
+def test_bomb_is_bounded():
+  # 1 MB of Flate data that holds 600 MB of operators, in one content stream.
+  packer = zlib.compressobj(9)
+  block = b'0 0 m 9 9 l S\n' * 75_000
+  stream = b''.join(packer.compress(block) for _ in range(600)) + packer.flush()
+  body = make(lambda page: page.drawString(72, 700, 'x'), pageCompression=0)
+  start, end = body.index(b'stream\n') + 7, body.index(b'endstream')
+  head = re.sub(rb'/Length \d+', b'/Length %d /Filter /FlateDecode' % len(stream), body[:start])
+  limits = pdf_text.Limits(memory=1 << 30, cpu_seconds=6)
+  with pdf_text.Extractor(limits) as extractor:
+    assert reason(extractor, head + stream + b'\n' + body[end:]) in ('crash', 'memory', 'timeout')
+
+
+def test_extract_is_safe_by_itself():
+  assert pdf_text.extract(make(lambda page: page.drawString(72, 700, 'hello'))).text == 'hello'
+
+
+# Routing and OCR.
+
+def scan(draw, scale=2) -> bytes:
+  """The same page as a picture alone."""
+  import pypdfium2
+  picture = pypdfium2.PdfDocument(make(draw))[0].render(scale=scale).to_pil()
+  return make(lambda page: page.drawImage(ImageReader(picture), 0, 0, WIDTH, HEIGHT))
+
+
+def test_routing_rules():
+  def feature(**values):
+    return {'characters': 3000, 'hidden': 0.0, 'garbled': 0.0, 'picture': 0.0, **values}
+  assert pdf_text.needs_ocr(feature()) == ''
+  assert pdf_text.needs_ocr(feature(characters=0)) == ''          # blank
+  assert pdf_text.needs_ocr(feature(characters=150, picture=0.4)) == 'picture'
+  assert pdf_text.needs_ocr(feature(characters=1400, picture=0.5)) == ''
+  assert pdf_text.needs_ocr(feature(characters=1400, picture=0.9)) == 'picture'
+  assert pdf_text.needs_ocr(feature(hidden=0.9)) == 'hidden'
+  assert pdf_text.needs_ocr(feature(garbled=0.2)) == 'garbled'
+
+
+def test_scan_without_ocr_is_refused_and_hidden_text_is_seen(extractor):
+  def draw(page):
+    column(page, 72, 700, prose('A', 30, 80))
+  assert reason(extractor, scan(draw), ocr='never') == 'needs_ocr'
+
+  def hidden(page):
+    text = page.beginText(72, 700)
+    text.setFont('Times-Roman', 10)
+    text.setTextRenderMode(3)
+    for line in prose('A', 30, 80):
+      text.textLine(line)
+    page.drawText(text)
+  found = extractor.extract(make(hidden), ocr='never')
+  assert found.features[0]['hidden'] == 1 and found.features[0]['ocr_wanted'] == 'hidden'
+  assert tags(found.text) == [f'A{i}' for i in range(30)]
+
+
+@pytest.mark.skipif(pdf_ocr.engine() is None, reason='no OCR here')
+def test_ocr_of_a_scan_beside_a_digital_page(extractor):
+  import pypdfium2
+  sentence = ['The heron waits in the shallow water', 'until a careless fish comes near.']
+  mixed = pypdfium2.PdfDocument.new()
+  for part in (make(lambda page: column(page, 72, 700, prose('A', 8, 80))),
+               scan(lambda page: column(page, 72, 700, sentence, 24))):
+    mixed.import_pages(pypdfium2.PdfDocument(part))
+  out = io.BytesIO()
+  mixed.save(out)
+  found = extractor.extract(out.getvalue())
+  assert found.method == 'mixed' and found.page_methods == ['text', 'ocr']
+  assert found.ocr_confidence[0] is None and found.ocr_confidence[1] > 0.8
+  assert re.sub(r'\s+', ' ', found.pages[1]) == ' '.join(sentence)
+
+
+def test_ocr_noise_and_limits(monkeypatch):
+  # In this process, with an engine that is sure of nothing.
+  noise = Line(10, 10, 50, 20, '~~ ;;', 10)
+  monkeypatch.setattr(pdf_ocr, 'engine', lambda: 'rapidocr')
+  monkeypatch.setattr(pdf_ocr, 'read_page', lambda document, index, languages: ([noise], 0.3))
+  body = scan(lambda page: column(page, 72, 700, prose('A', 5)), scale=1)
+  with pytest.raises(pdf_text.PdfError, match='ocr_noise'):
+    pdf_text.parse(body)
+  monkeypatch.setattr(pdf_text, 'MAX_OCR_PAGES', 0)
+  with pytest.raises(pdf_text.PdfError, match='too_long'):
+    pdf_text.parse(body)
+  text = make(lambda page: page.drawString(72, 700, 'a text layer'))
+  monkeypatch.setattr(pdf_text, 'MAX_OCR_PAGES', 9)
+  assert pdf_text.parse(text, ocr='always').page_methods == ['text']      # better than noise
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(pdf_ocr.engine() is None, reason='no OCR here')
+def test_ocr_of_a_dense_page(extractor, shared_data):
+  gold = (shared_data / 'pdf/gold/ocrmypdf__linn.txt').read_text()
+  found = extractor.extract((shared_data / 'pdf/scan/OCRmyPDF__linn.pdf').read_bytes())
+  assert found.method == 'ocr' and found.ocr_confidence[0] > 0.85
+  recall, precision = overlap(gold, found.text)
+  assert recall > 0.93 and precision > 0.96
+
+
+# Layout by itself.
+
+@given(st.integers(1, 3), st.lists(st.integers(4, 30), min_size=3, max_size=3),
+       st.floats(9, 12), st.floats(12, 40), st.randoms())
+def test_columns_are_read_in_order_however_they_were_drawn(columns, lengths, size, gap, random):
+  width = (WIDTH - 100) / columns - gap
+  lines, expected = [], []
+  for k in range(columns):
+    x = 50 + k * (width + gap)
+    for i in range(lengths[k]):
+      text = f'{"ABC"[k]}{i} reads onwards as any line of prose would'
+      y = 60 + i * 1.2 * size
+      lines.append(Line(x, y, x + width, y + size, text, size))
+      expected.append(f'{"ABC"[k]}{i}')
+  random.shuffle(lines)
+  assert tags(pdf_layout.page_text(lines)) == expected
+
+
+@given(st.lists(st.text(alphabet='ab-C. \n', max_size=12).map(str.strip), max_size=6))
+def test_join_pages_loses_only_hyphens(pages):
+  text, offsets = pdf_layout.join_pages(pages)
+  assert len(offsets) == len(pages) and offsets == sorted(offsets)
+  assert re.sub(r'[\s-]', '', text) == re.sub(r'[\s-]', '', ''.join(pages))
+  for page, offset in zip(pages, offsets, strict=True):
+    kept = page[:-1] if page.endswith('-') else page
+    assert text[offset:].startswith(kept)
+
+
+def test_join_pages():
+  assert pdf_layout.join_pages(['It was inter-', 'rupted.', 'New page.', '']) == (
+    'It was interrupted.\n\nNew page.', [0, 12, 21, 30])
+
+
+@pytest.mark.parametrize(('page', 'expected'), [
+  (f'hyphen{BREAK}ated', 'hyphenated'),
+  (f'well{BREAK}known, and well-known', 'well-known, and well-known'),
+  (f'a post{BREAK}Soviet state', 'a post-Soviet state'),
+  (f'BUIL{BREAK}TIN and BUILTIN', 'BUILTIN and BUILTIN'),
+  (f'Haupt{BREAK}und Nebensatz', 'Haupt- und Nebensatz'),
+  (f'https://a.example/long{BREAK}path', 'https://a.example/long-path'),
+  (f'pages 10{BREAK}12', 'pages 10-12'),
+  (f'in{BREAK}con{BREAK}ceivable', 'inconceivable'),
+])
+def test_join_hyphens(page, expected):
+  assert pdf_layout.join_hyphens([page]) == [expected]
+
+
+@pytest.mark.parametrize(('text', 'expected'), [
+  ('de\ufb01ne e\ufb03cient', 'define efficient'),
+  ('na¨ıve caf´e', 'naïve café'),
+  ('C O N S E I L', 'CONSEIL'),
+  ('I A M not', 'I A M not'),
+  ('soft\xadhyphen\u00a0space\ue000\ufffd', 'softhyphen space'),
+  ('Chapter 1 . . . . . . . . . 12', 'Chapter 1 …  12'),
+])
+def test_clean(text, expected):
+  assert pdf_layout.clean(text) == expected
+
+
+def rows_of(*texts, top=100):
+  return [Line(72, top + 14 * i, 300, top + 14 * i + 10, text, 10) for i, text in enumerate(texts)]
+
+
+def test_running_lines_need_five_pages_and_a_quarter():
+  body = ['one two', 'three four', 'five six', 'seven eight']
+
+  def pages(total, marked):
+    return [rows_of(*(['Chapter 7'] if i < marked else []), f'{body[i % 4]} {"x" * i}', 'end ' * i)
+            for i in range(total)]
+
+  def left(total, marked):
+    stripped = pdf_layout.strip_running(pages(total, marked), [800] * total)
+    return sum(line.text == 'Chapter 7' for page in stripped for line in page)
+  assert left(8, 8) == 0 and left(20, 5) == 0
+  assert left(8, 4) == 4                    # four pages are too few
+  assert left(24, 5) == 5                   # less than a quarter
+  # Odd and even pages may have lines of their own.
+  odd_even = [rows_of('Left title' if i % 2 else 'Right title', f'{body[i % 4]} {"y" * i}')
+              for i in range(12)]
+  assert not any(line.text.endswith('title')
+                 for page in pdf_layout.strip_running(odd_even, [800] * 12) for line in page)
+
+
+# Real files.
+
+def overlap(gold, text):
+  a, b = (Counter(re.findall(r'\w+', t.lower())) for t in (gold, text))
+  common = (a & b).total()
+  return common / a.total(), common / b.total()
+
+
+def test_a_two_column_paper_in_order(extractor, shared_data):
+  body = (shared_data / 'pdf/digital/pdfjs__tracemonkey.pdf').read_bytes()
+  text = extractor.extract(body, ocr='never').text
+  order = [
+    'Trace-based Just-in-Time Type Specialization', 'Abstract',
+    'Dynamic languages such as JavaScript are more difficult to compile', 'Introduction',
+    'web programming and is used for the application logic',      # over the copyright notice
+    'Compilers for statically typed languages rely on', 'Hence, recording and compiling a trace',
+    'Section 3 is a general overview', 'TraceMonkey always begins executing a program',
+    'Conclusions', 'Acknowledgments', 'References']
+  places = [text.find(phrase) for phrase in order]
+  assert -1 not in places and places == sorted(places)
+
+
+def test_hostile_and_broken_files_never_crash(extractor, shared_data):
+  expected = {
+    'encrypted/': {'encrypted'}, 'blank/': {'blank'}, 'corrupt/pdfplumber__empty': {'not_pdf'},
+    'corrupt/truncated__': {'truncated'}, 'corrupt/pdfjs__poppler': {'damaged'},
+    'corrupt/OCRmyPDF__invalid': {'damaged'}}
+  seen = 0
+  for folder in ('encrypted', 'corrupt', 'adversarial', 'blank', 'odd', 'garbled', 'form'):
+    for path in sorted((shared_data / 'pdf' / folder).glob('*.pdf')):
+      seen += 1
+      try:
+        extractor.extract(path.read_bytes(), ocr='never')
+        outcome = 'text'
+      except pdf_text.PdfError as error:
+        outcome = error.reason
+      assert outcome not in ('crash', 'timeout', 'memory'), path.name
+      for prefix, reasons in expected.items():
+        if f'{folder}/{path.name}'.startswith(prefix):
+          assert outcome in reasons, (path.name, outcome)
+  assert seen >= 15
+
+
+def test_a_long_book_against_checked_text(extractor, shared_data):
+  gold = (shared_data / 'pdf/gold/benchmarks__GeoTopo.txt').read_text()
+  found = extractor.extract(
+    (shared_data / 'pdf/digital/sample-files__GeoTopo-komprimiert.pdf').read_bytes(), ocr='never')
+  recall, precision = overlap(gold, found.text)
+  assert len(found.pages) == 117 and recall > 0.9 and precision > 0.9, (recall, precision)

@@ -1,0 +1,294 @@
+"""Reading WARC files: formats, encodings, lies in headers, damage, and files by pattern."""
+
+import gzip
+import hashlib
+import io
+import tracemalloc
+import zlib
+from pathlib import Path
+
+import fsspec
+import pytest
+from fastwarc.stream_io import BrotliWriter, GzipWriter, Lz4Writer, ZstdWriter
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from warcio.statusandheaders import StatusAndHeaders
+from warcio.warcwriter import WARCWriter
+
+from data_beam import sources
+from data_beam.records import Reject
+from data_beam.sources import HTML_TYPES, PDF_TYPES, Page, expand, read_warc
+
+HTML = b'<html><body><p>Hello.</p></body></html>'
+PDF = b'%PDF-1.4\n%\xe2\xe3\xcf\xd3\n1 0 obj\n'
+ID = '<urn:uuid:00000000-0000-0000-0000-{:012d}>'
+
+
+def write_warc(path, responses, *, compress: bool = True):
+  """A WARC of (url, body, HTTP headers, status) responses; record ids count up from 0."""
+  with open(path, 'wb') as f:
+    writer = WARCWriter(f, gzip=compress)
+    writer.write_record(writer.create_warcinfo_record('test.warc', {'software': 'test'}))
+    for i, (url, body, headers, status) in enumerate(responses):
+      http = StatusAndHeaders(f'{status} X', list(headers.items()), protocol='HTTP/1.1')
+      writer.write_record(writer.create_warc_record(
+        url, 'response', payload=io.BytesIO(body), length=len(body), http_headers=http,
+        warc_headers_dict={'WARC-Record-ID': ID.format(i), 'WARC-Date': '2024-05-01T00:00:00Z'}))
+  return str(path)
+
+
+def html(url='https://a.test/', body=HTML, *, status=200, **headers):
+  headers = {k.replace('_', '-'): v for k, v in headers.items()}
+  return url, body, {'Content-Type': 'text/html'} | headers, status
+
+
+def packed(writer, data):
+  buffer = io.BytesIO()
+  with writer(buffer) as w:
+    while data:
+      data = data[w.write(data):]   # may take less than it is given
+  return buffer.getvalue()
+
+
+def chunked(data, size=7):
+  parts = [data[i:i + size] for i in range(0, len(data), size)]
+  return b''.join(b'%x\r\n%s\r\n' % (len(p), p) for p in parts) + b'0\r\n\r\n'
+
+
+def reasons(results):
+  return [r.reason for r in results if isinstance(r, Reject)]
+
+
+# --- files by pattern ------------------------------------------------------------------------
+
+
+def test_expand_sorts_and_lists_each_file_once(tmp_path):
+  for name in ('b.warc', 'a.warc', 'c.txt'):
+    (tmp_path / name).write_bytes(b'x' * len(name))
+  files = expand([f'{tmp_path}/b*', f'{tmp_path}/*.warc'])
+  assert files == [{'path': f'{tmp_path}/{n}.warc', 'bytes': 6} for n in 'ab']
+
+
+def test_expand_says_what_is_missing(tmp_path):
+  with pytest.raises(FileNotFoundError, match=r'no file matches .*/none\*\.warc'):
+    expand([f'{tmp_path}/none*.warc'])
+  with pytest.raises(ValueError, match='is a directory: give a pattern, such as'):
+    expand([str(tmp_path)])
+  with pytest.raises(ValueError, match='no input'):
+    expand([])
+  with pytest.raises(ValueError, match='cannot open nosuch://'):
+    expand(['nosuch://bucket/*.warc'])
+
+
+def test_other_schemes_are_read_through_fsspec(tmp_path):
+  data = Path(write_warc(tmp_path / 'x.warc.gz', [html()])).read_bytes()
+  memory = fsspec.filesystem('memory')
+  memory.pipe('/crawl/x.warc.gz', data)
+  try:
+    (file,) = expand(['memory://crawl/*.gz'])
+    assert file['bytes'] == len(data)
+    assert [p.body for p in read_warc(file['path'])] == [HTML]
+  finally:
+    memory.rm('/crawl', recursive=True)
+
+
+# --- records ---------------------------------------------------------------------------------
+
+
+def test_page_fields(tmp_path):
+  path = write_warc(tmp_path / 'x.warc.gz', [html('https://a.test/?q=1'), html('https://b.test/')])
+  first, second = read_warc(path)
+  assert first == Page(
+    id=ID.format(0), url='https://a.test/?q=1', date='2024-05-01T00:00:00Z',
+    warc_file='x.warc.gz', warc_offset=first.warc_offset, content_type='text/html', body=HTML)
+  # The offset is where a gzip member starts: the record can be fetched alone.
+  member = Path(path).read_bytes()[second.warc_offset:]
+  assert b'https://b.test/' in zlib.decompressobj(31).decompress(member)
+
+
+def test_records_without_id_get_one_from_url_and_date(tmp_path):
+  data = Path(write_warc(tmp_path / 'x.warc', [html()], compress=False)).read_bytes()
+  path = tmp_path / 'y.warc'
+  path.write_bytes(data.replace(b'WARC-Record-ID: ' + ID.format(0).encode(), b'X-None: 0'))
+  (page,) = read_warc(str(path))
+  assert page.id == hashlib.sha256(b'https://a.test/ 2024-05-01T00:00:00Z').hexdigest()
+
+
+@pytest.mark.parametrize('writer', [GzipWriter, ZstdWriter, Lz4Writer])
+def test_compressed_files_hold_the_same_pages(tmp_path, writer):
+  plain = write_warc(tmp_path / 'x.warc', [html(f'https://a.test/{i}') for i in range(3)],
+                     compress=False)
+  packed_path = tmp_path / 'y.warc'   # the format is told by the bytes, not by the name
+  packed_path.write_bytes(packed(writer, Path(plain).read_bytes()))
+  want, got = list(read_warc(plain)), list(read_warc(str(packed_path)))
+  assert [(p.id, p.url, p.body) for p in got] == [(p.id, p.url, p.body) for p in want]
+  assert len(got) == 3
+
+
+RAW_DEFLATE = zlib.compressobj(wbits=-15)
+CODINGS = {
+  'gzip': gzip.compress(HTML),
+  'x-gzip': gzip.compress(HTML),
+  'deflate': zlib.compress(HTML),
+  'Deflate': RAW_DEFLATE.compress(HTML) + RAW_DEFLATE.flush(),
+  'br': packed(BrotliWriter, HTML),
+  'zstd': packed(ZstdWriter, HTML),
+  'deflate, gzip': gzip.compress(zlib.compress(HTML)),
+  'identity': HTML,
+}
+
+
+@pytest.mark.parametrize('coding', CODINGS)
+def test_content_encodings_are_undone(tmp_path, coding):
+  body = CODINGS[coding]
+  path = write_warc(tmp_path / 'x.warc.gz', [
+    html(body=body, Content_Encoding=coding),
+    html(body=chunked(body), Content_Encoding=coding, Transfer_Encoding='chunked'),
+    html(body=HTML, Content_Encoding=coding, Transfer_Encoding='chunked'),   # stored decoded
+  ])
+  assert [p.body for p in read_warc(path)] == [HTML] * 3
+
+
+def test_dechunk_keeps_what_stands_before_a_break():
+  assert sources.dechunk(chunked(HTML)) == HTML
+  assert sources.dechunk(chunked(HTML)[:20]) == HTML[:12]
+  assert sources.dechunk(b'5;x=y\nhello\n0\n') == b'hello'
+  assert sources.dechunk(b'5\r\nhelloffffffffffffff\r\n') == b'hello'
+
+
+@pytest.mark.parametrize(('types', 'record', 'kept'), [
+  (HTML_TYPES, html(), True),
+  (HTML_TYPES, html(Content_Type='Text/HTML; charset=x'), True),
+  (HTML_TYPES, html(Content_Type='application/xhtml+xml'), True),
+  (HTML_TYPES, html(Content_Type='image/png'), False),
+  (HTML_TYPES, html(Content_Type=''), True),               # told by the bytes
+  (HTML_TYPES, html(Content_Type='text/plain'), True),
+  (HTML_TYPES, html(body=b'plain words', Content_Type='text/plain'), False),
+  (HTML_TYPES, html(body=PDF, Content_Type=''), False),
+  (PDF_TYPES, html(body=PDF, Content_Type='application/pdf'), True),
+  (PDF_TYPES, html(body=PDF, Content_Type='application/octet-stream'), True),
+  (PDF_TYPES, html('https://a.test/x.PDF?y', body=PDF), True),
+  (PDF_TYPES, html('https://a.test/x.pdf'), False),        # an error page
+  (PDF_TYPES, html(), False),
+])
+def test_types(tmp_path, types, record, kept):
+  path = write_warc(tmp_path / 'x.warc.gz', [record])
+  assert [isinstance(r, Page) for r in read_warc(path, types=types)] == [True] * kept
+
+
+def test_the_crawlers_verdict_goes_before_the_servers(tmp_path):
+  data = Path(write_warc(tmp_path / 'x.warc', [html(Content_Type='image/png')],
+                         compress=False)).read_bytes()
+  data = data.replace(b'WARC-Date', b'WARC-Identified-Payload-Type: text/html\r\nWARC-Date')
+  (tmp_path / 'y.warc').write_bytes(data)
+  assert [p.body for p in read_warc(str(tmp_path / 'y.warc'))] == [HTML]
+
+
+@pytest.mark.parametrize(('record', 'reason'), [
+  (html(status=404), 'http_status'),
+  (html(body=b' \n'), 'empty'),
+  (html(body=HTML + b' ' * 5000), 'too_large'),
+  (html(body=gzip.compress(HTML + b' ' * 5000), Content_Encoding='gzip'), 'too_large'),
+  (html(body=b'\x00garbage', Content_Encoding='br'), 'bad_encoding'),
+  (html(body=b'\x1f\x8bgarbage', Content_Encoding='gzip'), 'bad_encoding'),
+])
+def test_unusable_pages_are_rejected_with_their_reason(tmp_path, record, reason):
+  path = write_warc(tmp_path / 'x.warc.gz', [record, html()])
+  reject, page = read_warc(path, max_bytes=4096)
+  assert (reject.stage, reject.reason) == ('read', reason)
+  assert reject.document.id == ID.format(0) and reject.document.url == 'https://a.test/'
+  assert page.body == HTML
+
+
+@pytest.mark.parametrize('coding', ['gzip', 'br', 'zstd', 'deflate'])
+def test_bombs_cost_no_memory(tmp_path, coding):
+  zeros = bytes(50 << 20)
+  body = {'gzip': gzip.compress, 'deflate': zlib.compress, 'br': lambda d: packed(BrotliWriter, d),
+          'zstd': lambda d: packed(ZstdWriter, d)}[coding](zeros)
+  path = write_warc(tmp_path / 'x.warc.gz', [html(body=body, Content_Encoding=coding)])
+  del zeros
+  assert reasons(read_warc(path)) == ['too_large']
+  assert reasons(read_warc(path, max_bytes=100 << 20)) == ['ratio']
+  tracemalloc.start()
+  list(read_warc(path))
+  peak = tracemalloc.get_traced_memory()[1]
+  tracemalloc.stop()
+  assert peak < 3 * sources.MAX_PAGE_BYTES
+
+
+# --- damage ----------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope='module')
+def three_pages(tmp_path_factory):
+  directory = tmp_path_factory.mktemp('damage')
+  bodies = [b'<html><p>%s</p>' % hashlib.sha256(b'%d' % i).hexdigest().encode() for i in range(3)]
+  data = {}
+  for compress in (True, False):
+    path = write_warc(directory / 'x.warc', [html(body=b) for b in bodies], compress=compress)
+    data[compress] = Path(path).read_bytes()
+  return directory, bodies, data
+
+
+@settings(max_examples=60, deadline=None)
+@given(compress=st.booleans(), cut=st.floats(0, 1))
+def test_a_clipped_file_keeps_the_pages_before_the_cut(three_pages, compress, cut):
+  directory, bodies, data = three_pages
+  path = directory / 'cut.warc'
+  path.write_bytes(data[compress][:int(cut * len(data[compress]))])
+  results = list(read_warc(str(path)))
+  pages = [r for r in results if isinstance(r, Page)]
+  assert [p.body for p in pages if not p.truncated] == bodies[:sum(not p.truncated for p in pages)]
+  for page in pages[:-1]:
+    assert not page.truncated
+  if pages and pages[-1].truncated:
+    assert bodies[len(pages) - 1].startswith(pages[-1].body)
+    assert reasons(results)[-1] in ('clipped_file', 'corrupt_file')
+
+
+@settings(max_examples=100, deadline=None)
+@given(compress=st.booleans(), flips=st.lists(st.tuples(st.floats(0, .999), st.integers(1, 255))))
+def test_damaged_bytes_never_raise(three_pages, compress, flips):
+  directory, _, data = three_pages
+  damaged = bytearray(data[compress])
+  for where, mask in flips:
+    damaged[int(where * len(damaged))] ^= mask
+  path = directory / 'damaged.warc'
+  path.write_bytes(damaged)
+  for result in read_warc(str(path)):
+    assert isinstance(result, Page) or result.stage == 'read'
+
+
+def test_a_file_that_is_no_warc_says_so(tmp_path):
+  path = tmp_path / 'x.warc'
+  path.write_bytes(b'hello, this is not an archive\n' * 10)
+  (reject,) = read_warc(str(path))
+  assert reject.reason == 'corrupt_file' and reject.document.metadata['error']
+
+
+# Pages and rejects of archives with known faults.
+EDGE = {
+  'gowarc-corrupted-mid-record.warc.gz.open': (12, ['corrupt_file']),
+  'gowarc-corrupted-trailing-bytes.warc.gz.open': (30, ['corrupt_file']),
+  'resiliparse-clipped.warc.gz': (1, ['clipped_file']),
+  'resiliparse-warcfile.warc.lz4': (16, []),
+  'ukwa-transfer_compression_brotli.warc': (1, []),
+  'warcio-example-bad-non-chunked.warc.gz': (1, []),
+  'warcio-example-iana.org-chunked.warc': (1, []),
+  'warcio-example-trunc.warc': (1, ['corrupt_file']),
+  'warcio-example-wget-bad-target-uri.warc.gz': (1, []),
+}
+
+
+@pytest.mark.parametrize('name', EDGE)
+def test_edge_files(shared_data, name):
+  results = list(read_warc(str(shared_data / 'warc' / 'edge' / name)))
+  pages = [r for r in results if isinstance(r, Page)]
+  assert (len(pages), reasons(results)) == EDGE[name]
+  assert not any(p.url.startswith('<') or p.body[:2] == b'\x1f\x8b' for p in pages)
+
+
+def test_pdfs_in_a_warc(shared_data):
+  path = shared_data / 'warc' / 'real' / 'aut-2019-example.pdf.warc.gz'
+  pages = list(read_warc(str(path), types=PDF_TYPES, max_bytes=64 << 20))
+  assert len(pages) == 2 and all(p.body.startswith(b'%PDF-') for p in pages)
