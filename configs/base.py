@@ -27,7 +27,8 @@ def get_config() -> ConfigDict:
   c.web.enabled = True
   c.web.input = ''  # comma-separated WARC globs, local or any Beam file system; '' = selfdocs
   c.web.languages = ('en',)  # ISO 639-1; documents in other languages are rejected
-  c.web.filters = 'fineweb'  # profile: fineweb | docs | none
+  c.web.min_language_score = 0.65  # documents whose language is less sure are rejected
+  c.web.filters = 'fineweb'  # profile: fineweb | docs | none; or rule names with commas
   c.web.tier = 'default'  # extraction: default | balanced | fast
   c.web.limit = 0  # pages to read at most; 0 = all
 

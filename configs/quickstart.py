@@ -14,15 +14,18 @@ def get_config() -> ConfigDict:
   c = base.get_config()
   c.name = 'quickstart'
 
-  # Software documentation: braces and `javascript` are part of the text (DESIGN: its own profile).
+  # Software documentation: braces and `javascript` are part of the text, identifiers are not English.
   c.web.filters = 'docs'
-  c.web.tier = 'balanced'
+  c.web.min_language_score = 0.5
+  c.pdf.filters = 'length,garbage,docs_repetition'
+  c.selfdocs.pdfs = 120
 
   c.tokenizer.vocab_size = 2048
+  c.tokenize.holdout = 0.05
   c.model.dtype = 'float32'  # CPUs have no fast bfloat16
 
   c.data.seq_len = 256
-  c.train.tokens = 2_400_000
+  c.train.tokens = 1_800_000
   c.train.batch_tokens = 8192
   c.train.stages = (
     dict(name='stable', fraction=0.6, mixture=dict(web=0.9, pdf=0.1)),
@@ -30,6 +33,8 @@ def get_config() -> ConfigDict:
     dict(name='decay', fraction=0.2, mixture=dict(web=0.7, pdf=0.3)),
   )
   c.train.log_every = 10
+  c.train.loss_chunk = 32  # small enough for the caches of a CPU
+  c.train.eval_documents = 16
   c.train.eval_every = 50
   c.train.checkpoint_every = 50
   return c

@@ -28,7 +28,7 @@ ALPHABETIC = re.compile(r'[^\W\d_]')
 WORDLIKE = re.compile(r'\w')
 # Unicode's Sentence_Terminal, which knows neither closing quotes nor the ellipsis: FineWeb's list.
 TERMINAL = tuple(c for c in map(chr, range(0x20000)) if regex.match(r'\p{Sentence_Terminal}', c))
-SENTENCE_END = re.compile(r'''[.!?。！？]['"”’)\]]*\s+(?=\W*\w)''')
+SENTENCE_END = re.compile(r'''[.!?。！？]['"”’)\]]*\s+(?=\W{0,9}\w)''')
 
 # The eight words of Gopher's English rule.
 STOP_WORDS = frozenset(['the', 'be', 'to', 'of', 'and', 'that', 'have', 'with'])
@@ -319,8 +319,9 @@ def docs_repetition(doc: Document) -> str | None:
 
 def docs_quality(doc: Document) -> str | None:
   """gopher_quality for text with code in it: a function can be documented in thirty words, names
-  are long words, changelogs are lists throughout, and a good half of code is punctuation."""
-  return gopher_quality(doc, min_words=30, word_length=(2.5, 12), bullets=1, alphabetic=.5)
+  are long words, changelogs are lists throughout, and half of the tokens of code are punctuation;
+  tables of numbers have hardly a letter."""
+  return gopher_quality(doc, min_words=30, word_length=(2.5, 12), bullets=1, alphabetic=.4)
 
 
 def docs_lines(doc: Document) -> str | None:

@@ -10,6 +10,7 @@ their baselines, the band is a table and becomes Markdown.
 """
 import collections
 import dataclasses
+import itertools
 import math
 import re
 import statistics
@@ -152,9 +153,10 @@ def strip_running(pages: Sequence[Sequence[Line]], heights: Sequence[float]) -> 
 
   FinePDFs' rule (post-processing of huggingface/finepdfs): the longest common run of top (bottom)
   lines, digits alike, on at least 25 % of the pages and at least 5 of them. It is applied again
-  to what is left, so that odd and even pages may differ. Documents of two to four pages cannot
-  reach 5: there a line must repeat on every page (all but one of four) and stand in the outer
-  12 % of the page.
+  to what is left, so that odd and even pages may differ. The outermost line in the margin also goes
+  if it stands there on three pages: heads that change with the chapter. Documents of two to four
+  pages cannot reach 5: there a line must repeat on every page (all but one of four) and stand in
+  the outer 12 % of the page.
   """
   rows = [_rows(page) for page in pages]
   n = len(rows)
@@ -171,7 +173,11 @@ def strip_running(pages: Sequence[Sequence[Line]], heights: Sequence[float]) -> 
         break
       for i in found:
         rows[i] = rows[i][:-k] if bottom else rows[i][k:]
+    outer = [_margin_rows(r, h, bottom)[:1] for r, h in zip(rows, heights, strict=True)]
+    often = collections.Counter(_key(row) for margin in outer for row in margin)
     for i, height in enumerate(heights):
+      if n >= 5 and outer[i] and often[_key(outer[i][0])] >= 3:
+        rows[i] = rows[i][:-1] if bottom else rows[i][1:]
       margin = _margin_rows(rows[i], height, bottom, share=0.2)
       if margin and _PAGE_NUMBER.match(_row_text(margin[0])):
         rows[i] = rows[i][:-1] if bottom else rows[i][1:]
@@ -207,15 +213,16 @@ def _key(row: list[Line]) -> str:
 
 def _read(lines: list[Line], rtl: bool, depth: int) -> list[list[Paragraph]]:
   """Blocks of paragraphs in reading order."""
-  gutter = _gutter(lines) if len(lines) >= 6 and depth < 8 else None
-  if gutter is None:
+  bands = []
+  if len(lines) >= 6 and depth < 8:
+    tried = (_bands(lines, x) for x in _gutters(lines))
+    bands = next((b for b in tried if any(left for left, _, _ in b)), [])
+  if not bands:
     return [_paragraphs(_rows(lines, rtl))]
   blocks = []
-  for left, right, others in _bands(lines, gutter):
+  for left, right, others in bands:
     if others:
-      # The whole page again means that no band came of this gutter.
-      again = len(others) < len(lines)
-      blocks += _read(others, rtl, depth + 1) if again else [_paragraphs(_rows(others, rtl))]
+      blocks += _read(others, rtl, depth + 1)
     elif _tabular(left, right):
       blocks.append(_table(left + right, rtl))
     else:
@@ -241,28 +248,32 @@ def _join_block(paragraphs: list[Paragraph], block: list[Paragraph]) -> None:
   paragraphs += block
 
 
-def _gutter(lines: list[Line]) -> float | None:
-  """The x with most lines wholly on its either side (three at least) and few across it."""
+def _gutters(lines: list[Line]) -> list[float]:
+  """The x with many lines wholly on either side (three at least) and few across: the best six."""
   step = 2.0
   origin = min(line.x0 for line in lines)
   bins = int((max(line.x1 for line in lines) - origin) / step) + 2
   if not 2 < bins < 20_000:
-    return None
+    return []
   ends, starts = [0] * (bins + 1), [0] * (bins + 1)
   for line in lines:
     ends[int((line.x1 - origin) / step) + 1] += 1
     starts[int((line.x0 - origin) / step)] += 1
   left, right = 0, len(lines)
-  best, best_score, run = None, -math.inf, 0
-  for b in range(bins):                     # a gutter as narrow as bin b
+  found, score, run = [], -math.inf, 0
+  for b in range(bins):                     # a gutter as narrow as bin b, or a run of them
     left, right = left + ends[b], right - starts[b]
     few = min(left, right)
-    score = few - (len(lines) - left - right) / 2
-    if few >= 3 and score > best_score:
-      best, best_score, run = b, score, 1
-    elif few >= 3 and score == best_score and b == best + run:
+    before, score = score, few - (len(lines) - left - right) / 2 if few >= 3 else -math.inf
+    if score == before:
       run += 1
-  return origin + (best + run / 2) * step if best is not None else None
+    else:
+      run = 1
+    if few >= 3:
+      if run > 1:
+        found.pop()
+      found.append((-score, origin + (b + 1 - run / 2) * step))
+  return [x for _, x in sorted(found)[:6]]
 
 
 def _bands(lines: list[Line], x: float) -> list[tuple[list[Line], list[Line], list[Line]]]:
@@ -340,18 +351,20 @@ def _paragraphs(rows: list[list[Line]]) -> list[Paragraph]:
   ends = [row[-1].x1 for row in rows]
   right = statistics.median(x for x in ends if x > max(ends) - 2 * rows[0][0].size)
   edge = min(row[0].x0 for row in rows)
+  leading = [(b[0].middle - a[0].middle) / _size(b) for a, b in itertools.pairwise(rows)]
+  usual = statistics.median_low([v for v in leading if v < 1.8] or [1.8])
   paragraphs: list[Paragraph] = []
   previous, previous_text, left = None, '', edge
   for row in rows:
-    text, mono, size = _row_text(row), _is_mono(row), row[0].size
+    text, mono, size = _row_text(row), _is_mono(row), _size(row)
     if mono:
       width = (row[0].x1 - row[0].x0) / max(1, len(row[0].text))
       text = ' ' * min(40, round((row[0].x0 - edge) / max(width, 0.1))) + text
     separator = '\n\n'
     if previous is not None:
       pitch = row[0].middle - previous[0].middle
-      near = pitch < 1.8 * max(size, previous[0].size)
-      same = abs(size - previous[0].size) <= 0.15 * size
+      near = pitch / size < min(1.8, 1.25 * usual)
+      same = abs(size - _size(previous)) <= 0.08 * size
       was_mono = _is_mono(previous)
       if mono and was_mono:
         separator = '\n' if pitch < 2.6 * size else '\n\n'
@@ -369,6 +382,10 @@ def _paragraphs(rows: list[list[Line]]) -> list[Paragraph]:
     previous, previous_text = row, text
     left = row[0].x0                        # so a hanging indent begins with the second line
   return paragraphs
+
+
+def _size(row: list[Line]) -> float:
+  return max(row, key=lambda line: line.x1 - line.x0).size
 
 
 def _is_mono(row: list[Line]) -> bool:

@@ -163,6 +163,8 @@ def _lines(handle: int, text: str, page) -> tuple[list[Line], float]:
       joined = i and text[words[i - 1].end():words[i].start()] == ' '
       upright[i] = upright[i - 1] if joined else True
 
+  # Outside a crop box stand printers' marks; beyond the edge of the sheet, an overlong table.
+  slack = 0 if page.get_cropbox(False) not in (None, page.get_mediabox(False)) else 1
   runs = _runs(words, text, boxes, upright)
   marks = [max(run, key=lambda i: words[i].end() - words[i].start()) for run, _ in runs]
   raw_R4, sizes = _baselines(handle, [words[i].start() for i in marks])
@@ -177,8 +179,9 @@ def _lines(handle: int, text: str, page) -> tuple[list[Line], float]:
       continue                              # sideways: a stamp in the margin, an axis of a plot
     if not 0.1 < size < height:
       base, size = boxes[mark][3], max(0.1, boxes[mark][3] - boxes[mark][1])
-    if not (0 <= (x0 + x1) / 2 <= width and 0 <= base <= height + size):
-      continue                              # outside what is displayed
+    if not (-slack * width <= (x0 + x1) / 2 <= (1 + slack) * width
+            and -slack * height <= base <= (1 + slack) * height + size):
+      continue
     mono = (_is_mono(handle, words[run[0]].start()) and _is_mono(handle, words[run[-1]].end() - 1))
     wide = boxes[mark][2] - boxes[mark][0]
     advance = wide / (words[mark].end() - words[mark].start()) if mono else 0

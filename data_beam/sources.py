@@ -32,7 +32,7 @@ PDF_TYPES = frozenset({
 
 # Common Crawl cuts payloads at 1 MiB (5 MiB since 2025), so a page beyond 8 MiB is not a page.
 MAX_PAGE_BYTES = 8 << 20
-# HTML deflates about 5–20 times; deflate's own limit is 1032. Only payloads above 1 MiB are judged.
+# HTML deflates about five times; deflate's own limit is 1032. Only payloads above 1 MiB are judged.
 MAX_RATIO = 200
 RATIO_FLOOR = 1 << 20
 

@@ -252,8 +252,6 @@ def main(argv: Sequence[str] | None = None) -> None:
   parser.add_argument('--num_shards', type=int, default=8, metavar='N',
                       help='files to spread the training split over (default: %(default)s)')
   args, beam_args = parser.parse_known_args(argv)
-  logging.basicConfig(format='%(message)s', force=True)
-  records.log.setLevel(logging.INFO)
   try:
     name = args.name or records.read_manifest(args.input[0], 'curated')['name']
     path = run(args.input, args.tokenizer, args.output, name, holdout=args.holdout, bos=args.bos,
@@ -267,4 +265,6 @@ def main(argv: Sequence[str] | None = None) -> None:
 
 
 if __name__ == '__main__':
+  logging.basicConfig(format='%(message)s', force=True)
+  records.log.setLevel(logging.INFO)
   main()

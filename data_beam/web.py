@@ -9,7 +9,6 @@ depends on the records alone, not on their order, their files' order, or the num
 
 import argparse
 import dataclasses
-import itertools
 import logging
 import sys
 import time
@@ -66,18 +65,19 @@ def read(paths: Sequence[str], limit: int | None = None) -> Iterator[Page | Reje
   """Pages of WARC files, the first `limit` of them."""
   pages, start = 0, time.monotonic()
   said = start
-  for result in itertools.chain.from_iterable(map(sources.read_warc, paths)):
-    yield result
-    pages += isinstance(result, Page)
+  for path in paths:
+    for result in sources.read_warc(path):
+      yield result
+      pages += isinstance(result, Page)
+      # The stages up to the first deduplication run page by page inside this loop.
+      if time.monotonic() - said > 5:
+        said = time.monotonic()
+        log.info('%s: %d pages, %.0f a second', path, pages, pages / (said - start))
+      if pages == limit:
+        break
     if pages == limit:
       break
-    # The stages up to the first deduplication run page by page within this loop.
-    if time.monotonic() - said > 5:
-      said = time.monotonic()
-      log.info('%s: %d pages so far, %.0f a second', result.document.metadata['warc_file']
-               if isinstance(result, Reject) else result.warc_file, pages, pages / (said - start))
-  log.info('%d pages read from %s (%.0f s)', pages, paths[0] if len(paths) == 1 else
-           f'{len(paths)} files', time.monotonic() - start)
+  log.info('%s: %d pages read', path, pages)
 
 
 def extract(page: Page, tier: str = 'default') -> Iterator[Document | Reject]:
@@ -169,8 +169,9 @@ def run(
       config={'languages': list(languages), 'min_language_score': min_language_score,
               'filters': [rule.__name__ for rule in rules], 'tier': tier, 'limit': limit})
   path = records.corpus_path(output, name)
-  records.read_corpus(path)   # raises if nothing was kept
-  for row in records.read_manifest(path)['funnel']:
+  manifest = records.read_manifest(path)
+  records.check_not_empty(manifest)
+  for row in manifest['funnel']:
     reasons = ', '.join(f'{reason} {n}' for reason, n in list(row['dropped'].items())[:5])
     log.info('%-12s %6d of %6d kept%s', row['stage'], row['documents_out'], row['documents_in'],
              f' (dropped: {reasons})' if reasons else '')

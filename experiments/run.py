@@ -9,6 +9,7 @@ continued by the same command. `--dry_run` shows what would happen.
 
 import functools
 import json
+import logging
 import os
 import sys
 import time
@@ -47,6 +48,7 @@ def _web(output: str, inputs: Mapping[str, str], *, c: Any) -> dict:
     output,
     'web',
     languages=c.web.languages,
+    min_language_score=c.web.min_language_score,
     filters=c.web.filters,
     tier=c.web.tier,
     limit=c.web.limit or None,
@@ -158,30 +160,28 @@ def _evaluate(output: str, inputs: Mapping[str, str], *, c: Any, corpora: Sequen
 
 
 def _export(output: str, inputs: Mapping[str, str], *, c: Any) -> dict:
-  from smoljax import checkpoint, decode, export, tokenizer
+  from experiments import export
+  from smoljax import decode, evals
 
-  config, params, _ = checkpoint.load_params(os.path.join(inputs['train'], 'checkpoints'))
-  folder = os.path.join(output, 'export')
-  export.save_hf(config, params, folder)
-  path = _tokenizer_file(c, inputs)
-  tokenizer.to_hf(path, folder, bos=c.tokenize.bos, max_length=config.max_seq_len)
-  text = tokenizer.load(path)
-  start = [text.bos_id] if c.tokenize.bos else []
+  model = evals.load_model(
+    os.path.join(inputs['train'], 'checkpoints'), _tokenizer_file(c, inputs)
+  )
+  export.write(model, os.path.join(output, 'export'))
+  start = [model.tokenizer.bos_id] if model.bos else []
   outputs = decode.generate(
-    config,
-    params,
-    [start + text.encode(p) for p in c.sample.prompts],
+    model.config,
+    model.params,
+    [start + model.tokenizer.encode(p) for p in c.sample.prompts],
     max_new_tokens=c.sample.tokens,
     temperature=c.sample.temperature,
-    eos_id=text.eos_id,
+    eos_id=model.tokenizer.eos_id,
     seed=c.seed,
   )
   samples = [
-    {'prompt': p, 'completion': text.decode(o), 'temperature': c.sample.temperature}
+    {'prompt': p, 'completion': model.tokenizer.decode(o), 'temperature': c.sample.temperature}
     for p, o in zip(c.sample.prompts, outputs, strict=True)
   ]
-  with open(os.path.join(output, 'samples.json'), 'w') as f:
-    json.dump(samples, f, indent=1, ensure_ascii=False)
+  _write_json(os.path.join(output, 'samples.json'), samples)
   return {}
 
 
@@ -328,12 +328,29 @@ def resolve(c: ConfigDict) -> ConfigDict:
   return c
 
 
-def check_devices(c: Any) -> None:
-  """Raises ValueError where the mesh does not fit this machine's devices or the batch the mesh."""
+def check(c: Any) -> None:
+  """Checks what needs Beam's or JAX's part of the house, before any step runs.
+
+  Raises:
+    ValueError: an unknown name, or a mesh that fits neither devices, batch nor model.
+  """
   import jax
 
-  from smoljax import data, optim, sharding
+  from data_beam import filters, html_text, pdf_text
+  from smoljax import data, evals, model, optim, sharding
 
+  filters.profile(c.web.filters)
+  filters.profile(c.pdf.filters)
+  for name, valid in (
+    ('web.tier', html_text.TIERS),
+    ('pdf.ocr', pdf_text.OCR_MODES),
+    ('eval.tasks', evals.TASKS),
+  ):
+    section, field = name.split('.')
+    values = c[section][field]
+    for value in [values] if isinstance(values, str) else values:
+      if value not in valid:
+        raise ValueError(f'unknown {name} {value!r}: one of {", ".join(valid)}')
   mesh = sharding.make_mesh(**{axis: c.mesh[axis] for axis in sharding.AXES})
   ways = mesh.shape['data'] * mesh.shape['fsdp'] * c.train.accumulate
   if c.train.rows % ways:
@@ -344,8 +361,6 @@ def check_devices(c: Any) -> None:
     )
   data.make_stages(c.train.stages, c.train.steps)
   config = model_config(c, c.tokenizer.vocab_size)
-  from smoljax import model
-
   params = jax.eval_shape(lambda: model.init(config, jax.random.key(0)))
   optim.make_optimizer(c.optimizer, params, c.train.steps)
   if not c.tokenizer.path:
@@ -401,7 +416,7 @@ def run(c: ConfigDict, workdir: str, *, dry_run: bool = False) -> None:
     console.print(table)
     return
   began = time.monotonic()
-  check_devices(c)
+  check(c)
   os.makedirs(workdir, exist_ok=True)
   _write_json(os.path.join(workdir, 'config.json'), json.loads(c.to_json_best_effort()))
   *steps, report = graph.steps
@@ -478,6 +493,9 @@ def _complain(error: BaseException) -> int:
 
 
 def main(_: Sequence[str]) -> int:
+  # Our own progress, and of the libraries only errors.
+  logging.basicConfig(format='%(message)s', level=logging.ERROR, force=True)
+  logging.getLogger('data_beam').setLevel(logging.INFO)
   try:
     run(_CONFIG.value, _WORKDIR.value, dry_run=_DRY_RUN.value)
   except (ValueError, OSError, ArithmeticError) as e:

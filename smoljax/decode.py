@@ -110,7 +110,7 @@ def generate(
     config, params, prompt_tokens, max_new_tokens=max_new_tokens, temperature=temperature,
     top_k=top_k, top_p=top_p, eos_id=eos_id, seed=seed,
   ):
-    for result, token in zip(results, tokens):
+    for result, token in zip(results, tokens, strict=True):
       if token is not None:
         result.append(token)
   return results
@@ -138,7 +138,7 @@ def stream(
   T = min(_bucket(int(lengths_B.max())), config.max_seq_len)
   S = min(_bucket(int(lengths_B.max()) + max_new_tokens), config.max_seq_len)
   tokens_BT = np.zeros((len(prompt_tokens), T), np.int32)
-  for row, prompt in zip(tokens_BT, prompt_tokens):
+  for row, prompt in zip(tokens_BT, prompt_tokens, strict=True):
     row[: len(prompt)] = prompt
 
   prefill, step = _programs(config, float(temperature), int(top_k), float(top_p))
@@ -155,7 +155,7 @@ def stream(
     ended_B |= np.isin(host_B, ends)
     if ended_B.all():
       return
-    yield [None if e else int(t) for t, e in zip(host_B, ended_B)]
+    yield [None if e else int(t) for t, e in zip(host_B, ended_B, strict=True)]
 
 
 @functools.lru_cache(maxsize=16)

@@ -236,7 +236,7 @@ def bits_per_byte(
 
   Args:
     seq_len: tokens a window, no more than the model was trained for.
-    min_context: see `windows`; None = half of `seq_len`.
+    min_context: see `windows`; None = a quarter of `seq_len`.
   Returns:
     `bpb` (bits per UTF-8 byte of text), `loss` (nats per token), and the counts `documents`,
     `tokens`, `bytes`.
@@ -244,7 +244,7 @@ def bits_per_byte(
     ValueError: the documents hold no token to predict.
   """
   if min_context is None:
-    min_context = seq_len // 2
+    min_context = seq_len // 4
   counts = collections.Counter()
 
   def stream() -> Iterator[Window]:
@@ -336,7 +336,7 @@ def score_choices(
           np.asarray(prefix + ids),
           first=len(prefix) + common[c],
           seq_len=seq_len,
-          min_context=seq_len // 2,
+          min_context=seq_len // 4,
         )
 
   scored = run_windows(config, params, stream(), batch_size=batch_size, seq_len=seq_len)

@@ -8,7 +8,7 @@ import json
 import math
 import os
 import shutil
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 import jax
@@ -111,7 +111,7 @@ def save_hf(
       _replace(os.path.join(path, name),
                lambda tmp: safetensors.numpy.save_file(shard, tmp, metadata={'format': 'pt'}))
 
-  for name, tensor in _to_hf_tensors(config, params, DTYPES[dtype]):
+  for name, tensor in to_hf_tensors(config, params, dtype):
     if shards[-1] and size + tensor.nbytes > max_shard_bytes:
       flush(shards[-1])
       shards[-1] = None  # written: let it be freed
@@ -138,10 +138,12 @@ def save_hf(
   _write_json(path, 'generation_config.json', generation)
   _replace(os.path.join(path, 'README.md'),
            lambda tmp: _write_text(tmp, _model_card(config, dtype, facts or {})))
-  _write_json(path, 'config.json', {k: v for k, v in hf_config.items()})
+  _write_json(path, 'config.json', hf_config)
 
 
-def load_hf(path: str, *, param_dtype: str = 'float32', **overrides: Any) -> tuple[ModelConfig, Params]:
+def load_hf(
+  path: str, *, param_dtype: str = 'float32', **overrides: Any
+) -> tuple[ModelConfig, Params]:
   """Reads a Hugging Face folder of SmolLM3ForCausalLM or LlamaForCausalLM.
 
   Args:
@@ -164,16 +166,14 @@ def load_hf(path: str, *, param_dtype: str = 'float32', **overrides: Any) -> tup
   expected = {name for names in _hf_names(config).values() for name in names}
   _check_names(path, config, files, expected, opened)
 
-  flat = {}
-  for ours, names in _hf_names(config).items():
-    stacked = ours.startswith('blocks/')
-    letters = sharding.dim_letters(ours)
-    shape = tuple(config.dims[c] for c in letters)
-    value = np.empty(((len(names),) if stacked else ()) + shape, DTYPES[param_dtype])
-    for layer, name in enumerate(names):
-      value[layer if stacked else ...] = _read(config, opened[files[name]], path, name, ours)
-    flat[ours] = value
-  params = _nest(flat)
+  def read(name):
+    part = opened[files[name]].get_slice(name)
+    if part.get_dtype() not in READABLE:
+      raise ValueError(f'{path}: {name} is stored as {part.get_dtype()}: only '
+                       f'{", ".join(READABLE)} can be read; convert or dequantise the model first')
+    return opened[files[name]].get_tensor(name)
+
+  params = from_hf_tensors(config, read, param_dtype=param_dtype)
   if mesh.empty:
     return config, jax.tree.map(jnp.asarray, params)
   return config, jax.device_put(params, sharding.shardings(params, jax.sharding.get_mesh()))
@@ -182,16 +182,33 @@ def load_hf(path: str, *, param_dtype: str = 'float32', **overrides: Any) -> tup
 # ------------------------------------------------------------------------------------- tensors
 
 
-def _hf_names(config: ModelConfig) -> dict[str, list[str]]:
-  """Our paths that this config has → their names, one per layer for stacked parameters."""
-  paths = _flatten(abstract_params(config))
-  return {
-    path: [name.format(i) for i in range(config.num_layers if '{}' in name else 1)]
-    for path, (name, _) in NAMES.items() if path in paths
-  }
+def from_hf_tensors(
+  config: ModelConfig, read: Callable[[str], np.ndarray], *, param_dtype: str = 'float32'
+) -> Params:
+  """Our parameters, as numpy arrays, from their tensors: `read` gives the one of a name."""
+  params: Params = {}
+  for ours, names in _hf_names(config).items():
+    letters, groups = sharding.dim_letters(ours), NAMES[ours][1].split()
+    theirs = ''.join(groups)
+    shape = [math.prod(config.dims[c] for c in group) for group in groups]
+    layers = []
+    for name in names:
+      x = read(name)
+      if list(x.shape) != shape:
+        raise ValueError(f'tensor {name} has shape {list(x.shape)}, but config.json means {shape}')
+      x = x.reshape([config.dims[c] for c in theirs]).transpose([theirs.index(c) for c in letters])
+      layers.append(x.astype(DTYPES[param_dtype]))
+    *folders, leaf = ours.split('/')
+    node = params
+    for folder in folders:
+      node = node.setdefault(folder, {})
+    node[leaf] = np.stack(layers) if ours.startswith('blocks/') else layers[0]
+  return params
 
 
-def _to_hf_tensors(config, params, dtype) -> Iterator[tuple[str, np.ndarray]]:
+def to_hf_tensors(
+  config: ModelConfig, params: Params, dtype: str
+) -> Iterator[tuple[str, np.ndarray]]:
   """Their (name, tensor) pairs, in the order of our table, layer by layer within a parameter."""
   flat = _flatten(params)
   for ours, names in _hf_names(config).items():
@@ -202,27 +219,22 @@ def _to_hf_tensors(config, params, dtype) -> Iterator[tuple[str, np.ndarray]]:
     letters, groups = sharding.dim_letters(ours), NAMES[ours][1].split()
     order = [letters.index(c) for c in ''.join(groups)]
     shape = [math.prod(config.dims[c] for c in group) for group in groups]
-    for name, x in zip(names, value if ours.startswith('blocks/') else [value]):
+    for name, x in zip(names, value if ours.startswith('blocks/') else [value], strict=True):
       with np.errstate(over='ignore'):
-        x = np.ascontiguousarray(x.transpose(order).reshape(shape).astype(dtype))
+        x = np.ascontiguousarray(x.transpose(order).reshape(shape).astype(DTYPES[dtype]))
       if not np.isfinite(x).all():
-        raise ValueError(f'{ours} ({name}) is not finite in {np.dtype(dtype).name}: '
-                         'export another checkpoint, or use a wider dtype')
+        raise ValueError(f'{ours} ({name}) is not finite in {dtype}: export another checkpoint, '
+                         'or use a wider dtype')
       yield name, x
 
 
-def _read(config, file, path, name, ours) -> np.ndarray:
-  groups = NAMES[ours][1].split()
-  shape = [math.prod(config.dims[c] for c in group) for group in groups]
-  part = file.get_slice(name)
-  if part.get_shape() != shape:
-    raise ValueError(f'{path}: {name} has shape {part.get_shape()}, but config.json means {shape}')
-  if part.get_dtype() not in READABLE:
-    raise ValueError(f'{path}: {name} is stored as {part.get_dtype()}: only '
-                     f'{", ".join(READABLE)} can be read; convert or dequantise the model first')
-  letters, theirs = sharding.dim_letters(ours), ''.join(groups)
-  x = file.get_tensor(name).reshape([config.dims[c] for c in theirs])
-  return x.transpose([theirs.index(c) for c in letters])
+def _hf_names(config: ModelConfig) -> dict[str, list[str]]:
+  """Our paths that this config has → their names, one per layer for stacked parameters."""
+  paths = _flatten(abstract_params(config))
+  return {
+    path: [name.format(i) for i in range(config.num_layers if '{}' in name else 1)]
+    for path, (name, _) in NAMES.items() if path in paths
+  }
 
 
 def _weight_files(path: str) -> dict[str, str]:
@@ -264,8 +276,9 @@ def _check_names(path, config, files, expected, opened):
       more = f' and {len(names) - 1} more' if len(names) > 1 else ''
       raise ValueError(f'{path} {what} tensor {min(names)}{more}: config.json and weights do not '
                        'belong together')
-  for name in expected:
-    if name not in opened[files[name]].keys():
+  stored = {file: set(f.keys()) for file, f in opened.items()}
+  for name in sorted(expected):
+    if name not in stored[files[name]]:
       raise ValueError(f'{path}: {files[name]} lacks {name}, which the index says it holds')
 
 
@@ -276,7 +289,8 @@ def _check_tree(config, params):
                      'and config do not belong together')
   for name, x in expected.items():
     if given[name].shape != x.shape:
-      raise ValueError(f'parameter {name} has shape {given[name].shape}, the config means {x.shape}')
+      raise ValueError(
+        f'parameter {name} has shape {given[name].shape}, but the config means {x.shape}')
 
 
 def _check_ids(config, **ids):
@@ -304,17 +318,6 @@ def _flatten(tree: Params) -> dict[str, Any]:
   }
 
 
-def _nest(flat: Mapping[str, Any]) -> Params:
-  tree: Params = {}
-  for path, value in flat.items():
-    *folders, name = path.split('/')
-    node = tree
-    for folder in folders:
-      node = node.setdefault(folder, {})
-    node[name] = value
-  return tree
-
-
 # --------------------------------------------------------------------------------------- files
 
 
@@ -325,7 +328,7 @@ def _copy_tokenizer(source: str, path: str) -> dict[str, Any]:
     raise FileNotFoundError(f'no tokenizer files in {source}: expected tokenizer.json or others '
                             f'of {", ".join(TOKENIZER_FILES)}')
   for name in present:
-    if not os.path.realpath(source) == os.path.realpath(path):
+    if os.path.realpath(source) != os.path.realpath(path):
       _replace(os.path.join(path, name),
                lambda tmp, name=name: shutil.copyfile(os.path.join(source, name), tmp))
   generation = os.path.join(source, 'generation_config.json')

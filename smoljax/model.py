@@ -338,7 +338,6 @@ class Attention(nnx.Module):
       q_BTNH, k_BTKH = self.q_norm(q_BTNH), self.k_norm(k_BTKH)
     q_BTNH, k_BTKH, v_BTKH = (checkpoint_name(y, 'qkv') for y in (q_BTNH, k_BTKH, v_BTKH))
     out_BTNH, state, max_N = attend(rotate(q_BTNH), rotate(k_BTKH), v_BTKH)
-    out_BTNH = checkpoint_name(out_BTNH, 'ctx')
     out_BTD = jnp.einsum('BTNH,NHD->BTD', out_BTNH, _use(self, 'o_NHD'),
                          out_sharding=sharding.out('batch', 'length', 'residual'))
     if self.config.attention_bias:
@@ -458,7 +457,7 @@ def hidden(
 ) -> tuple[jax.Array, dict[str, jax.Array]]:
   """`apply` up to the head: (hidden_BTD, aux). For losses that never form [B, T, V]."""
   T = tokens_BT.shape[1]
-  if T > config.max_seq_len:
+  if config.max_seq_len < T:
     raise ValueError(f'{T} tokens in a row, but max_seq_len={config.max_seq_len}: shorten the '
                      'rows, or raise max_seq_len (and extend rope_theta or rope_scaling)')
   x_BTD = embed(config, params, tokens_BT)
@@ -471,10 +470,9 @@ def hidden(
   def attend(q_BTNH, k_BTKH, v_BTKH, layer, window, state):
     out_BTNH, max_N = attention(
       q_BTNH, k_BTKH, v_BTKH, q_positions_BT=positions_BT, kv_positions_BS=positions_BS,
-      q_segments_BT=segments_BT, kv_segments_BS=segments_BS, window=window,
-      max_logits=max_logits,
+      q_segments_BT=segments_BT, kv_segments_BS=segments_BS, window=window, in_order=True,
     )
-    return out_BTNH, state, max_N
+    return out_BTNH, state, max_N if max_logits else None
 
   x_BTD, _, max_LN = run_blocks(config, params, x_BTD, positions_BT, attend)
   return final_norm(config, params, x_BTD), {'max_logits_LN': max_LN} if max_logits else {}
@@ -515,15 +513,14 @@ def run_blocks(
     x_BTD, the last state, and the stacked max_logits_LN (None if `attend` gives None).
   """
   cos_BT1H, sin_BT1H = rope_table(config, positions_BT)
-  graph = _block_graph(config)
+  graph = _graph(config, 'block')
 
   def block(x_BTD, state, layer_params, layer, rotates, window):
     def rotate(y):
-      if rotates is False:
-        return y
-      flags = (rotates, cos_BT1H, sin_BT1H)
-      return _rotate(y, *(flags[1:] if rotates is True else (
-        jnp.where(rotates, cos_BT1H, 1.0), jnp.where(rotates, sin_BT1H, 0.0))))
+      if isinstance(rotates, bool):
+        return _rotate(y, cos_BT1H, sin_BT1H) if rotates else y
+      cos, sin = jnp.where(rotates, cos_BT1H, 1.0), jnp.where(rotates, sin_BT1H, 0.0)
+      return _rotate(y, cos, sin)
 
     def attend_here(q_BTNH, k_BTKH, v_BTKH):
       return attend(q_BTNH, k_BTKH, v_BTKH, layer, window, state)
@@ -564,8 +561,7 @@ def run_blocks(
 
 def final_norm(config: ModelConfig, params: Params, x_BTD: jax.Array) -> jax.Array:
   """The RMSNorm before the head."""
-  graph, _ = nnx.split(RMSNorm(config))
-  return nnx.merge(graph, params['final_norm'])(x_BTD)
+  return nnx.merge(_graph(config, 'final_norm'), params['final_norm'])(x_BTD)
 
 
 def unembedding(config: ModelConfig, params: Params) -> jax.Array:
@@ -638,8 +634,12 @@ def _make(config, key):
 
 
 @functools.cache
-def _block_graph(config):
-  return nnx.split(jax.eval_shape(lambda: Block(config, jax.random.key(0))))[0]
+def _graph(config, part):
+  make = {
+    'block': lambda: Block(config, jax.random.key(0)),
+    'final_norm': lambda: RMSNorm(config),
+  }
+  return nnx.split(jax.eval_shape(make[part]))[0]
 
 
 def _shape(config, name):

@@ -60,7 +60,7 @@ def make_mesh(
   Raises ValueError if the sizes do not multiply to the number of devices.
   """
   devices = list(devices) if devices is not None else jax.devices()
-  sizes = dict(zip(AXES, (data, fsdp, tensor, context)))
+  sizes = dict(zip(AXES, (data, fsdp, tensor, context), strict=True))
   for axis, size in sizes.items():
     if size != -1 and size < 1:
       raise ValueError(f'mesh axis {axis}={size}: give a positive size, or -1 for what is left')
@@ -148,8 +148,8 @@ def shardings(tree: PyTree, mesh: Mesh) -> PyTree:
   """
 
   def place(path, leaf):
-    parts = param_spec(path, np.ndim(leaf) if not hasattr(leaf, 'ndim') else leaf.ndim)
-    for dim, (size, axes) in enumerate(zip(leaf.shape, parts)):
+    parts = param_spec(path, leaf.ndim)
+    for dim, (size, axes) in enumerate(zip(leaf.shape, parts, strict=True)):
       ways = _ways(mesh, axes)
       if size % ways:
         raise ValueError(

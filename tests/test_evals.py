@@ -118,7 +118,7 @@ def test_bits_per_byte_against_numpy(small):
 def test_windows_of_long_documents_against_one_token_at_a_time(small, seq_len, min_context):
   docs = documents(20, 33, 34, 111)
   got = evals.bits_per_byte(*small, docs, batch_size=4, seq_len=seq_len, min_context=min_context)
-  step = seq_len - (seq_len // 2 if min_context is None else min_context)
+  step = seq_len - (seq_len // 4 if min_context is None else min_context)
   nats = 0.0
   for d in docs:
     for t in range(1, len(d['tokens'])):

@@ -1,4 +1,4 @@
-"""The rules of the house: who may import whom, every config builds, every command explains itself."""
+"""The rules of the house: who imports whom, every config builds, every command explains itself."""
 
 import ast
 import importlib

@@ -166,6 +166,18 @@ def test_rotated_pages_read_like_upright_ones(extractor):
   assert tags(extractor.extract(make(sideways)).text) == [f'A{i}' for i in range(20)]
 
 
+def test_text_beyond_the_sheet_stays_and_printers_marks_go(extractor):
+  def draw(page, crop):
+    column(page, 72, 700, prose('A', 10))
+    page.drawString(72, -20, 'the last row of an overlong table')
+    if crop:
+      page.setCropBox((0, 0, WIDTH, HEIGHT - 30))
+      page.drawString(72, HEIGHT - 10, 'job 4711 plate cyan')
+  assert 'last row' in extractor.extract(make(lambda page: draw(page, False))).text
+  text = extractor.extract(make(lambda page: draw(page, True))).text
+  assert 'A9' in text and 'last row' not in text and 'plate' not in text
+
+
 # Refusals.
 
 def test_refusals(extractor):
@@ -202,7 +214,7 @@ pdf_text.parse = parse
 
 def test_a_fault_in_the_child_loses_one_document():
   good = make(lambda page: page.drawString(72, 700, 'still here'))
-  limits = pdf_text.Limits(cpu_seconds=1, wall_seconds=4)
+  limits = pdf_text.Limits(cpu_seconds=1, wall_seconds=3)
   with pdf_text.Extractor(limits, recycle=3) as extractor:
     extractor._code = FAULTS + extractor._code
     for fault, expected in ((b'SEGFAULT', 'crash'), (b'HANG', 'timeout'), (b'SPIN', 'timeout'),
@@ -396,6 +408,15 @@ def test_running_lines_need_five_pages_and_a_quarter():
               for i in range(12)]
   assert not any(line.text.endswith('title')
                  for page in pdf_layout.strip_running(odd_even, [800] * 12) for line in page)
+
+
+def test_heads_that_change_with_the_chapter_go_from_the_margin_alone():
+  body = [f'line {"z" * i}' for i in range(18)]
+  pages = [[Line(72, 30, 300, 40, f'{i + 1} CHAPTER {"ABCDEF"[i // 3]}', 10),
+            *rows_of(body[i], f'Section of {"ABCDEF"[i // 3]}', 'end ' * i)] for i in range(18)]
+  left = [line.text for page in pdf_layout.strip_running(pages, [800] * 18) for line in page]
+  assert not any('CHAPTER' in text for text in left)
+  assert sum(text.startswith('Section') for text in left) == 18
 
 
 # Real files.

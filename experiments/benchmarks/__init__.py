@@ -1,0 +1,1 @@
+"""Benchmarks of hot paths; each prints one JSON line."""

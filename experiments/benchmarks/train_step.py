@@ -1,0 +1,95 @@
+"""Times the train step on this machine's devices: one JSON line.
+
+  python -m experiments.benchmarks.train_step --shape=tiny --rows=32 --seq_len=256
+
+Rows are packed from documents of log-normal length (median 400 tokens) of random ids; the first
+step compiles and is timed apart.
+"""
+
+import json
+import time
+
+import jax
+import numpy as np
+from absl import app, flags
+
+from configs import base
+from smoljax import data, metrics, model, optim, sharding, train
+
+_SHAPE = flags.DEFINE_enum('shape', 'tiny', list(model.SHAPES), 'Model to train.')
+_ROWS = flags.DEFINE_integer('rows', 32, 'Rows a step.')
+_SEQ_LEN = flags.DEFINE_integer('seq_len', 256, 'Tokens a row.')
+_STEPS = flags.DEFINE_integer('steps', 10, 'Steps timed.')
+_OPTIMIZER = flags.DEFINE_enum('optimizer', 'adamw', list(optim.OPTIMIZERS), 'Optimizer.')
+_CHUNK = flags.DEFINE_integer('chunk', 512, 'Places whose logits exist at once.')
+
+
+def packed_batch(rows: int, seq_len: int, vocab_size: int, seed: int = 0) -> dict[str, np.ndarray]:
+  """A batch of random ids packed from documents of log-normal length."""
+  rng = np.random.default_rng(seed)
+  lengths = np.maximum(2, rng.lognormal(np.log(400), 1.0, 4 * rows * seq_len // 400)).astype(int)
+  packed = data.pack(lengths.tolist(), seq_len, 32)[:rows]
+  batch = {k: np.zeros((rows, seq_len), np.int32) for k in ('segment_ids', 'positions')}
+  for i, row in enumerate(packed):
+    ends = np.cumsum([p.length for p in row])
+    for segment, (end, piece) in enumerate(zip(ends, row, strict=True), start=1):
+      batch['segment_ids'][i, end - piece.length : end] = segment
+      batch['positions'][i, end - piece.length : end] = np.arange(piece.length)
+  batch['inputs'], batch['targets'] = rng.integers(0, vocab_size, (2, rows, seq_len), np.int32)
+  batch['source'] = np.zeros(rows, np.int32)
+  return batch
+
+
+def main(_: list[str]) -> None:
+  config = model.SHAPES[_SHAPE.value]
+  settings = base.get_config().optimizer
+  settings.name = _OPTIMIZER.value
+  mesh = sharding.make_mesh(data=1, fsdp=-1)
+  with jax.set_mesh(mesh):
+    key = jax.random.key(0)
+    abstract = jax.eval_shape(lambda: model.init(config, key))
+    optimizer, _ = optim.make_optimizer(settings, abstract, 1000)
+    params = jax.jit(
+      lambda: model.init(config, key), out_shardings=sharding.shardings(abstract, mesh)
+    )()
+    state = {'params': params, 'opt_state': jax.jit(optimizer.init)(params)}
+    step = train.make_train_step(config, optimizer, num_sources=1, chunk=_CHUNK.value)
+    batch = sharding.shard_batch(
+      packed_batch(_ROWS.value, _SEQ_LEN.value, config.vocab_size), mesh
+    )
+    began = time.perf_counter()
+    state, out = step(state, batch)
+    jax.block_until_ready(out)
+    first = time.perf_counter() - began
+    seconds = []
+    for _ in range(_STEPS.value):
+      began = time.perf_counter()
+      state, out = step(state, batch)
+      jax.block_until_ready(out)
+      seconds.append(time.perf_counter() - began)
+  rate = _ROWS.value * _SEQ_LEN.value / float(np.median(seconds))
+  peak = metrics.peak_flops(jax.devices()[0].device_kind)
+  flops = config.flops_per_token(_SEQ_LEN.value)
+  stats = jax.devices()[0].memory_stats() or {}
+  print(
+    json.dumps(
+      {
+        'benchmark': 'train_step',
+        'shape': _SHAPE.value,
+        'optimizer': _OPTIMIZER.value,
+        'rows': _ROWS.value,
+        'seq_len': _SEQ_LEN.value,
+        'tokens_per_sec': round(rate, 1),
+        'mfu': peak and round(rate * flops / peak / jax.device_count(), 4),
+        'gflops_per_sec': round(rate * flops / 1e9, 2),
+        'first_step_seconds': round(first, 2),
+        'peak_gb': round(stats.get('peak_bytes_in_use', 0) / 1e9, 2) or None,
+        'device': f'{jax.device_count()} x {jax.devices()[0].device_kind}',
+        'jax': jax.__version__,
+      }
+    )
+  )
+
+
+if __name__ == '__main__':
+  app.run(main)

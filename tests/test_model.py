@@ -1,0 +1,384 @@
+"""The model against transformers, against itself, and against what a transformer must do."""
+
+import dataclasses
+import json
+import math
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+import safetensors.numpy
+from goldens import make_hf_logits as goldens
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from smoljax import export, model
+from smoljax.attention import attention, positions_from_segments, segments_from_positions
+
+TINY = model.ModelConfig(
+  vocab_size=64, num_layers=4, embed_dim=32, num_heads=4, num_kv_heads=2, head_dim=8, mlp_dim=48,
+  max_seq_len=256, dtype='float32', init_std=0.2,
+)  # fmt: skip
+TOKENS = np.random.default_rng(1).integers(0, TINY.vocab_size, (2, 24)).astype(np.int32)
+apply = jax.jit(model.apply, static_argnums=0, static_argnames='max_logits')
+
+
+def with_(**fields):
+  return dataclasses.replace(TINY, **fields)
+
+
+def make(config, seed=0):
+  return model.init(config, jax.random.key(seed))
+
+
+def mean_loss(config, params, tokens_BT, **places):
+  """Next-token loss over all places of a row but the last."""
+  logits_BTV = model.apply(config, params, tokens_BT[:, :-1], **places).logits
+  hot_BTV = jax.nn.one_hot(tokens_BT[:, 1:], config.vocab_size)
+  return -jnp.mean(jnp.sum(jax.nn.log_softmax(logits_BTV) * hot_BTV, axis=-1))
+
+
+def close(a, b, **tolerance):
+  jax.tree.map(lambda x, y: np.testing.assert_allclose(x, y, **tolerance), a, b)
+
+
+# ------------------------------------------------------------------------- against transformers
+
+
+@pytest.mark.parametrize('case', goldens.CASES)
+def test_logits_equal_stored_transformers_logits(case, tmp_path):
+  prefix, entries, lengths = goldens.CASES[case]
+  with np.load(goldens.FILE) as stored:
+    expected, shapes = stored[case], json.loads(str(stored[f'{case}/shapes']))
+  hf = {'architectures': [f'{prefix}ForCausalLM'], **goldens.BASE, **entries}
+  (tmp_path / 'config.json').write_text(json.dumps(hf))
+  tensors = {name: goldens.weights(name, tuple(shape)) for name, shape in shapes.items()}
+  safetensors.numpy.save_file(tensors, tmp_path / 'model.safetensors')
+  config, params = export.load_hf(str(tmp_path), dtype='float32')
+  out = apply(config, params, goldens.tokens(), positions_BT=goldens.positions(lengths))
+  assert np.abs(expected).max() > 2  # the bound below means something
+  np.testing.assert_allclose(out.logits, expected, atol=5e-4, rtol=0)
+  # A control: the bound tells apart a model whose rotating layers are other ones.
+  flipped = tuple(int(not r) for r in config.rope_flags)
+  if prefix == 'SmolLM3' and not config.sliding_window:
+    wrong = dataclasses.replace(config, rope_layers=flipped)
+    out = apply(wrong, params, goldens.tokens(), positions_BT=goldens.positions(lengths))
+    assert np.abs(out.logits - expected).max() > 0.1
+
+
+def random_hf_config(seed):
+  """Entries of a config.json, drawn over every switch that transformers' two classes have."""
+  rng = np.random.default_rng(seed)
+  pick = lambda *options: options[rng.integers(len(options))]
+  smollm3 = seed % 4 != 3
+  L = int(pick(1, 3, 6, 36 if seed == 5 else 4))
+  kv, groups = int(pick(1, 2, 3)), int(pick(1, 2, 4))
+  head_dim = int(pick(8, 16, 24))
+  hf = dict(
+    vocab_size=int(pick(53, 96)), num_hidden_layers=L, num_attention_heads=kv * groups,
+    num_key_value_heads=kv, head_dim=head_dim, intermediate_size=int(pick(40, 96)),
+    hidden_size=kv * groups * int(pick(8, 16)), max_position_embeddings=128,
+    rms_norm_eps=pick(1e-6, 1e-5), tie_word_embeddings=bool(pick(0, 1)),
+    attention_bias=bool(pick(0, 1)), mlp_bias=bool(pick(0, 1)),
+    pad_token_id=0, bos_token_id=1, eos_token_id=2,
+    rope_parameters=dict(rope_type='default', rope_theta=pick(1e4, 5e4, 5e6)),
+  )  # fmt: skip
+  if pick(0, 1):
+    hf['rope_parameters'] |= dict(
+      rope_type='yarn', factor=pick(2.0, 4.0), original_max_position_embeddings=32)
+  if smollm3:
+    hf |= dict(no_rope_layer_interval=int(pick(2, 4)))
+    if pick(0, 1):
+      hf |= dict(no_rope_layers=[int(x) for x in rng.integers(0, 2, L)])
+    if pick(0, 0, 1):
+      hf |= dict(use_sliding_window=True, sliding_window=int(pick(5, 17)))
+  return 'SmolLM3' if smollm3 else 'Llama', hf
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize('seed', range(16))
+def test_logits_equal_live_transformers_logits(seed):
+  torch = pytest.importorskip('torch')
+  transformers = pytest.importorskip('transformers')
+  prefix, hf = random_hf_config(seed)
+  reference = getattr(transformers, f'{prefix}ForCausalLM')(
+    getattr(transformers, f'{prefix}Config')(**hf)).eval()
+  state = {}
+  with torch.no_grad():
+    for name, p in reference.named_parameters():
+      state[name] = goldens.weights(name, tuple(p.shape))
+      p.copy_(torch.from_numpy(state[name]))
+  config = model.ModelConfig.from_hf(
+    {'architectures': [f'{prefix}ForCausalLM'], **hf}, dtype='float32')
+  params = export.from_hf_tensors(config, state)
+  rng = np.random.default_rng(seed)
+  tokens_BT = rng.integers(0, config.vocab_size, (2, 60))
+  cuts = [np.sort(rng.choice(np.arange(1, 60), 3, replace=False)) for _ in range(2)]
+  packed_BT = np.stack([
+    np.concatenate([np.arange(n) for n in np.diff([0, *c, 60])]) for c in cuts])
+  for positions_BT in (None, packed_BT):
+    with torch.no_grad():
+      expected = reference(
+        torch.from_numpy(tokens_BT), use_cache=False,
+        position_ids=None if positions_BT is None else torch.from_numpy(positions_BT),
+      ).logits.numpy()
+    logits = apply(config, params, tokens_BT, positions_BT=positions_BT).logits
+    np.testing.assert_allclose(logits, expected, atol=5e-4, rtol=0)
+
+
+# ------------------------------------------------------------------------------ documents, masks
+
+
+@pytest.mark.parametrize('fields', [
+  {}, {'sliding_window': 5, 'window_layers': (1, 0, 1, 1)}, {'nope_interval': 0},
+])  # fmt: skip
+def test_packed_documents_equal_separate_ones_and_so_do_their_gradients(fields):
+  config = with_(**fields)
+  params = make(config)
+  lengths = [7, 1, 16]
+  tokens_1T = TOKENS[:1]
+  segments_1T = np.repeat([3, 1, 2], lengths)[None].astype(np.int32)  # any distinct ids will do
+
+  def packed(params):
+    out = model.apply(config, params, tokens_1T, segment_ids_BT=segments_1T)
+    return jnp.sum(out.logits[0] * scale_TV), out.logits[0]
+
+  def separate(params):
+    rows = jnp.split(tokens_1T, np.cumsum(lengths)[:-1], axis=1)
+    logits_TV = jnp.concatenate([model.apply(config, params, row).logits[0] for row in rows])
+    return jnp.sum(logits_TV * scale_TV), logits_TV
+
+  scale_TV = np.random.default_rng(2).normal(size=(24, config.vocab_size)).astype(np.float32)
+  (_, one), one_gradient = jax.jit(jax.value_and_grad(packed, has_aux=True))(params)
+  (_, many), many_gradient = jax.jit(jax.value_and_grad(separate, has_aux=True))(params)
+  np.testing.assert_allclose(one, many, atol=2e-5)
+  close(one_gradient, many_gradient, rtol=2e-4, atol=2e-4)
+  unmasked = model.apply(config, params, tokens_1T).logits[0]
+  assert np.abs(unmasked - one).max() > 0.1
+
+
+def test_documents_may_be_given_by_segments_by_positions_or_by_both():
+  params = make(TINY)
+  segments = np.repeat([[1, 2, 3, 0], [5, 6, 7, 8]], 6, axis=1).astype(np.int32)
+  positions = np.tile(np.arange(6, dtype=np.int32), (2, 4))
+  np.testing.assert_array_equal(positions_from_segments(segments), positions)
+  same = segments_from_positions(positions)
+  np.testing.assert_array_equal(same[0], np.repeat([1, 2, 3, 4], 6))
+  outs = [
+    apply(TINY, params, TOKENS, **places).logits
+    for places in (
+      dict(segment_ids_BT=segments),
+      dict(positions_BT=positions),
+      dict(segment_ids_BT=segments, positions_BT=positions),
+    )
+  ]
+  np.testing.assert_array_equal(outs[0], outs[1])
+  np.testing.assert_array_equal(outs[0], outs[2])
+
+
+def test_no_token_sees_the_future_or_another_document():
+  config = with_(tie_embeddings=False)  # so that the embedding's gradient is the input's alone
+  params = make(config)
+  tokens_1T = np.arange(24, dtype=np.int32)[None]  # all different: row t of the table is token t
+  segments_1T = np.repeat([1, 2], [10, 14])[None].astype(np.int32)
+
+  def gradient(t):
+    def one_place(table_VD):
+      out = model.apply(config, {**params, 'embed_VD': table_VD}, tokens_1T,
+                        segment_ids_BT=segments_1T)
+      return out.logits[0, t].sum()
+
+    return np.abs(jax.grad(one_place)(params['embed_VD'])).sum(axis=1)
+
+  seen = np.stack([gradient(t)[:24] for t in (0, 9, 10, 17, 23)]) > 0
+  expected = [range(1), range(10), range(10, 11), range(10, 18), range(10, 24)]
+  np.testing.assert_array_equal(seen, [[s in r for s in range(24)] for r in expected])
+
+
+@settings(max_examples=12)
+@given(
+  T=st.integers(1, 300), kv=st.integers(1, 2), groups=st.integers(1, 3),
+  window=st.sampled_from([None, 1, 7]), documents=st.booleans(), seed=st.integers(0, 99),
+)  # fmt: skip
+def test_attention_equals_its_definition(T, kv, groups, window, documents, seed):
+  rng = np.random.default_rng(seed)
+  B, H = 2, 4
+  q, k, v, dout = (rng.normal(size=(B, T, n, H)).astype(np.float32)
+                   for n in (kv * groups, kv, kv, kv * groups))
+  positions = np.tile(np.arange(T, dtype=np.int32), (B, 1))
+  segments = np.ones((B, T), np.int32)
+  if documents:
+    segments = np.cumsum(rng.random((B, T)) < 0.05, axis=1).astype(np.int32)
+    positions = np.asarray(positions_from_segments(segments))
+
+  def ours(q, k, v):
+    out, _ = attention(
+      q, k, v, q_positions_BT=positions, kv_positions_BS=positions, q_segments_BT=segments,
+      kv_segments_BS=segments, window=window, in_order=True)
+    return jnp.sum(out * dout), out
+
+  def definition(q, k, v):  # one pair of heads and places at a time
+    i = np.arange(T)
+    mask = (segments[:, :, None] == segments[:, None, :]) & (i[:, None] >= i)
+    mask &= i[:, None] - i < (window or T)
+    s = jnp.einsum('btnh,bsnh->bnts', q, jnp.repeat(k, groups, 2)) / math.sqrt(H)
+    s = jnp.where(mask[:, None], s, -jnp.inf)
+    out = jnp.einsum('bnts,bsnh->btnh', jax.nn.softmax(s), jnp.repeat(v, groups, 2))
+    return jnp.sum(out * dout), (out, s.max(axis=(0, 2, 3)))
+
+  (_, out), gradients = jax.value_and_grad(ours, (0, 1, 2), has_aux=True)(q, k, v)
+  (_, (expected, largest)), wanted = jax.value_and_grad(
+    definition, (0, 1, 2), has_aux=True)(q, k, v)
+  close(out, expected, atol=1e-5)
+  close(gradients, wanted, atol=5e-5)
+  _, max_N = attention(
+    q, k, v, q_positions_BT=positions, kv_positions_BS=positions, q_segments_BT=segments,
+    kv_segments_BS=segments, window=window)
+  np.testing.assert_allclose(max_N, largest, rtol=1e-5)
+
+
+def test_max_logits_come_per_layer_and_head_only_on_request():
+  params = make(TINY)
+  assert apply(TINY, params, TOKENS).aux == {}
+  max_LN = apply(TINY, params, TOKENS, max_logits=True).aux['max_logits_LN']
+  assert max_LN.shape == (TINY.num_layers, TINY.num_heads)
+  # Queries twice as large: the first layer's logits, whose inputs stay the same, double.
+  doubled = jax.tree.map(lambda x: x, params)
+  doubled['blocks']['attn']['q_DNH'] = 2 * params['blocks']['attn']['q_DNH']
+  again_LN = apply(TINY, doubled, TOKENS, max_logits=True).aux['max_logits_LN']
+  np.testing.assert_allclose(again_LN[0], 2 * max_LN[0], rtol=1e-5)
+
+
+# ------------------------------------------------------------------- one model, computed variously
+
+
+@pytest.mark.parametrize('fields', [
+  {'remat': 'full'}, {'remat': 'dots'}, {'remat': 'qkv+ctx+mid+gu'},
+  {'scan_layers': False}, {'scan_layers': False, 'remat': 'ctx'},
+])  # fmt: skip
+def test_loss_and_gradient_do_not_depend_on_how_layers_run(fields):
+  params = make(TINY)
+  f = lambda config: jax.jit(jax.value_and_grad(lambda p: mean_loss(config, p, TOKENS)))(params)
+  close(f(TINY), f(with_(**fields)), rtol=1e-4, atol=1e-6)
+
+
+def test_remat_ctx_keeps_attention_from_running_again():
+  """What `ctx` saves is used: the backward pass has fewer matrix products than without it."""
+  count = lambda remat: str(jax.make_jaxpr(jax.grad(
+    lambda p: mean_loss(with_(remat=remat), p, TOKENS)))(make(TINY))).count('dot_general')
+  assert count('qkv+ctx+mid+gu') < count('qkv+mid+gu') < count('full')
+
+
+def test_bfloat16_stays_near_float32():
+  params = make(with_(init_std=0.05))
+  exact = apply(with_(init_std=0.05), params, TOKENS)
+  rough = apply(with_(init_std=0.05, dtype='bfloat16'), params, TOKENS)
+  assert rough.logits.dtype == jnp.float32 and rough.hidden.dtype == jnp.bfloat16
+  assert 0 < np.abs(rough.logits - exact.logits).max() < 0.02 * np.abs(exact.logits).max()
+
+
+def test_hidden_and_unembedding_give_the_logits():
+  for config in (TINY, with_(tie_embeddings=False)):
+    params = make(config)
+    hidden_BTD, _ = model.hidden(config, params, TOKENS)
+    unembed_DV = model.unembedding(config, params)
+    assert unembed_DV.shape == (config.embed_dim, config.vocab_size)
+    np.testing.assert_allclose(
+      hidden_BTD @ unembed_DV, apply(config, params, TOKENS).logits, atol=1e-4)
+
+
+# --------------------------------------------------------------------------------- parameters
+
+
+@pytest.mark.parametrize('name, total', [
+  ('smollm3-3b', 3_075_098_624), ('smollm2-1.7b', 1_711_376_384),
+  ('smollm2-360m', 361_821_120), ('smollm2-135m', 134_515_008),
+])  # fmt: skip
+def test_released_shapes_have_the_released_number_of_parameters(name, total):
+  config = model.SHAPES[name]
+  params = model.abstract_params(config)
+  assert config.num_params() == total == sum(x.size for x in jax.tree.leaves(params))
+  assert total - config.num_params(embedding=False) == config.vocab_size * config.embed_dim
+
+
+@pytest.mark.parametrize('fields', [
+  {'tie_embeddings': False}, {'attention_bias': True, 'mlp_bias': True}, {'qk_norm': True},
+])  # fmt: skip
+def test_num_params_counts_every_switch(fields):
+  config = with_(**fields)
+  assert config.num_params() == sum(x.size for x in jax.tree.leaves(model.abstract_params(config)))
+
+
+def test_flops_follow_the_stated_convention():
+  config = model.SHAPES['smollm3-3b']
+  # Smol Training Playbook: 22.07 GFLOP per token with full attention; 20.262 with causal halving.
+  assert config.flops_per_token(4096, causal=False) == pytest.approx(22.07e9, rel=1e-3)
+  assert config.flops_per_token(4096) == pytest.approx(20.262e9, rel=1e-4)
+  # By hand: keys seen by queries 0…9 under a window of 4 are 1, 2, 3, 4, 4, …: 34 in all.
+  windowed = with_(sliding_window=4, window_layers=(1, 0, 0, 0))
+  saved = with_().flops_per_token(10) - windowed.flops_per_token(10)
+  assert saved == pytest.approx(12 * 32 * (55 - 34) / 10)
+
+
+def test_rope_flags():
+  assert with_().rope_flags == (True, True, True, False)
+  assert model.SHAPES['smollm3-3b'].rope_flags.count(False) == 9
+  assert with_(nope_interval=0).rope_flags == (True,) * 4
+  assert with_(rope_layers=(0, 1, 1, 0)).rope_flags == (False, True, True, False)
+
+
+@pytest.mark.parametrize('init', ['nanotron', 'hf'])
+def test_init_has_the_stated_spread(init):
+  config = model.ModelConfig(
+    vocab_size=512, num_layers=8, embed_dim=64, num_heads=4, num_kv_heads=2, head_dim=16,
+    mlp_dim=128, max_seq_len=64, tie_embeddings=False, init=init)
+  params = make(config)
+  into_residual = 0.02 / math.sqrt(16) if init == 'nanotron' else 0.02
+  blocks = params['blocks']
+  for x, std in [
+    (params['embed_VD'], 0.02), (params['head_DV'], 0.02), (blocks['attn']['q_DNH'], 0.02),
+    (blocks['attn']['o_NHD'], into_residual), (blocks['mlp']['down_FD'], into_residual),
+  ]:
+    assert np.std(x) == pytest.approx(std, rel=0.03)
+    assert x.dtype == jnp.float32
+  assert (np.asarray(params['final_norm']['scale_D']) == 1).all()
+  # Layers and parameters are independent draws.
+  q, k = (np.asarray(blocks['attn'][n]).reshape(8, -1) for n in ('q_DNH', 'k_DKH'))
+  assert np.abs(np.corrcoef(np.concatenate([q[:, : k.shape[1]], k])) - np.eye(16)).max() < 0.12
+
+
+def test_a_new_parameter_changes_no_other():
+  plain, more = make(TINY), make(with_(qk_norm=True, attention_bias=True, tie_embeddings=False))
+  np.testing.assert_array_equal(plain['blocks']['attn']['q_DNH'], more['blocks']['attn']['q_DNH'])
+  np.testing.assert_array_equal(plain['embed_VD'], more['embed_VD'])
+
+
+# ---------------------------------------------------------------------------------- bad input
+
+
+@pytest.mark.parametrize('fields, message', [
+  ({'num_kv_heads': 3}, 'num_heads=4 is not a multiple of num_kv_heads=3'),
+  ({'head_dim': 7}, 'head_dim=7'),
+  ({'vocab_size': 0}, 'vocab_size=0'),
+  ({'embed_dim': 32.0}, 'embed_dim=32.0'),
+  ({'rope_layers': (1, 0)}, 'rope_layers'),
+  ({'window_layers': (1, 0, 0, 0)}, 'sliding_window=0'),
+  ({'rope_scaling': {'factor': 0.5, 'original_max_seq_len': 64}}, 'factor must be at least 1'),
+  ({'init': 'xavier'}, "init='xavier': one of nanotron, hf"),
+  ({'dtype': 'float16'}, 'one of bfloat16, float32'),
+  ({'remat': 'qkv+everything'}, "remat='everything': one of"),
+  ({'norm_eps': 0.0}, 'norm_eps=0.0'),
+])  # fmt: skip
+def test_a_config_that_does_not_fit_names_the_field(fields, message):
+  with pytest.raises(ValueError, match=message.replace('(', r'\(').replace('+', r'\+')):
+    with_(**fields)
+
+
+def test_too_long_rows_and_unknown_tokens():
+  params = make(TINY)
+  with pytest.raises(ValueError, match='max_seq_len=256'):
+    model.apply(TINY, params, np.zeros((1, 257), np.int32))
+  for token in (64, -1):
+    out = apply(TINY, params, np.array([[1, 2, token, 3]], np.int32))
+    assert np.isfinite(out.logits[0, :2]).all() and np.isnan(out.logits[0, 2:]).all()

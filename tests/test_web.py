@@ -1,0 +1,213 @@
+"""The web pipeline end to end: a small crawl in, corpus and rejects out, order of no importance."""
+
+import gzip
+import itertools
+import json
+import random
+from pathlib import Path
+
+import pytest
+from test_sources import ID, html, write_warc
+
+from data_beam import records, web
+
+ADJECTIVES = [
+  'old', 'small', 'famous', 'quiet', 'northern', 'wooden', 'broken', 'modern', 'narrow',
+  'public', 'empty', 'royal',
+]
+NOUNS = [
+  'harbour', 'mill', 'library', 'market', 'bridge', 'castle', 'garden', 'museum', 'school',
+  'theatre', 'station', 'tower',
+]
+VERBS = [
+  'overlooks', 'replaced', 'admired', 'bought', 'described', 'painted', 'remembers', 'left',
+  'crossed', 'visited',
+]
+
+
+def article(seed: int, paragraphs: int = 8) -> list[str]:
+  """English paragraphs in which hardly any five words occur twice."""
+  rng = random.Random(seed)
+  name = lambda: ''.join(rng.choices('abdeilmnorstu', k=7)).capitalize()
+  thing = lambda: f'{rng.choice(ADJECTIVES)} {rng.choice(NOUNS)} of {name()}'
+  sentence = lambda: (
+    f'The {thing()} {rng.choice(VERBS)} the {thing()}.')
+  return [' '.join(sentence() for _ in range(4)) for _ in range(paragraphs)]
+
+
+def page(paragraphs, title='A page') -> bytes:
+  body = ''.join(f'<p>{p}</p>' for p in paragraphs)
+  return (f'<!doctype html><html><head><title>{title}</title></head><body><nav><a href="/">Home</a>'
+          f'</nav><article><h1>{title}</h1>{body}</article><footer>© 2024</footer></body></html>'
+          ).encode()
+
+
+FRENCH = ['Le vieux port de la ville a été construit au douzième siècle, et ses murs sont encore '
+          f'debout aujourd’hui, comme le racontent les habitants du quartier numéro {i}.'
+          for i in range(9)]
+CODE = [*article(11), 'The whole program is int main() { return 0; } and no more than that.']
+near = article(3)
+near[5] = near[5].replace('The', 'A', 1) + ' It was late.'
+
+# (url, body, kept or (stage, reason)); the record's id is its number.
+CRAWL = [
+  *[(html(f'https://a.test/{i}', page(article(i), f'Page {i}')), 'kept') for i in range(6)],
+  (html('https://b.test/copy', page(article(2), 'Page 2')), ('exact_dedup', 'duplicate')),
+  (html('https://b.test/near', page(near, 'Page 3')), 'kept'),   # longer than page 3: it survives
+  (html('https://b.test/fr', page(FRENCH)), ('language', 'fr')),
+  (html('https://b.test/code', page(CODE)), ('filter', 'curly_bracket')),
+  (html('https://b.test/gone', page(article(9)), status=404), ('read', 'http_status')),
+  (html('https://b.test/empty', b'<html><body></body></html>'), ('extract', 'no_text')),
+  (html('https://b.test/pii', page([
+    *article(10), 'Write to jane.doe@mail.example.net or to the host 9.9.9.9 about it.'])), 'kept'),
+]
+NEAR_DUPLICATE = ID.format(3)
+
+
+@pytest.fixture(scope='module')
+def crawl(tmp_path_factory):
+  folder = tmp_path_factory.mktemp('crawl')
+  write_warc(folder / 'x.warc.gz', [record for record, _ in CRAWL])
+  path = web.run([f'{folder}/x*.gz'], str(folder / 'out'))
+  return folder, path
+
+
+def kept(path):
+  return {row['id']: row for row in records.read_corpus(path)}
+
+
+def dropped(path):
+  return {row['id']: row for row in records.read_corpus(path.replace('/web/', '/web_rejects/'))}
+
+
+def test_each_page_meets_its_fate(crawl):
+  _, path = crawl
+  rows, rejects = kept(path), dropped(path)
+  fates = {ID.format(i): fate for i, (_, fate) in enumerate(CRAWL)}
+  fates[NEAR_DUPLICATE] = ('minhash', 'near_duplicate')
+  assert rows.keys() | rejects.keys() == fates.keys() and not rows.keys() & rejects.keys()
+  for id_, fate in fates.items():
+    if fate == 'kept':
+      assert id_ in rows
+    else:
+      assert (rejects[id_]['stage'], rejects[id_]['reason']) == fate
+
+
+def test_documents_are_complete(crawl):
+  _, path = crawl
+  row = kept(path)[ID.format(0)]
+  assert row['url'] == 'https://a.test/0' and row['source'] == 'web' and row['language'] == 'en'
+  assert row['language_score'] > .65 and row['date'] == '2024-05-01T00:00:00Z'
+  assert row['metadata']['warc_file'] == 'x.warc.gz' and row['metadata']['warc_offset'] > 0
+  for paragraph in article(0):
+    assert paragraph in row['text']
+  assert 'Home' not in row['text'] and '2024' not in row['text']
+
+
+def test_duplicates_name_the_survivor(crawl):
+  _, path = crawl
+  rejects = dropped(path)
+  assert rejects[ID.format(6)]['metadata']['duplicate_of'] == ID.format(2)
+  assert rejects[NEAR_DUPLICATE]['metadata']['duplicate_of'] == ID.format(7)
+  assert kept(path)[ID.format(7)]['metadata']['cluster_size'] == 2
+
+
+def test_addresses_are_hidden(crawl):
+  text = kept(crawl[1])[ID.format(12)]['text']
+  assert 'jane.doe' not in text and '9.9.9.9' not in text and 'example.' in text
+
+
+def test_the_funnel_adds_up(crawl):
+  manifest = records.read_manifest(crawl[1])
+  funnel = manifest['funnel']
+  assert [row['stage'] for row in funnel] == [stage for stage, _ in web.stages()]
+  assert funnel[0]['documents_in'] == len(CRAWL)
+  for row, following in itertools.pairwise(funnel):
+    assert row['documents_in'] - sum(row['dropped'].values()) == row['documents_out']
+    assert following['documents_in'] == row['documents_out']
+  assert funnel[-1]['documents_out'] == manifest['documents'] == len(kept(crawl[1]))
+
+
+def test_other_grouping_and_order_give_the_same_corpus(crawl, tmp_path):
+  _, path = crawl
+  numbered = list(enumerate(CRAWL))
+  random.Random(1).shuffle(numbered)
+  for name, part in (('b', numbered[:5]), ('a', numbered[5:])):
+    data = write_warc(tmp_path / 'one.warc.gz', [record for _, (record, _) in part])
+    # write_warc numbers the records of each file; here they keep the number they had.
+    renumber(data, tmp_path / f'{name}.warc.gz', [i for i, _ in part])
+  other = web.run([f'{tmp_path}/[ab].warc.gz'], str(tmp_path / 'out'),
+                  beam_args=['--direct_running_mode=multi_threading', '--direct_num_workers=3'])
+
+  def content(rows):
+    places = ('warc_file', 'warc_offset')
+    return {id_: {**row, 'metadata': {k: v for k, v in row['metadata'].items() if k not in places}}
+            for id_, row in rows.items()}
+
+  assert same(content(kept(other)), content(kept(path)))
+  assert same(content(dropped(other)), content(dropped(path)))
+
+
+def same(a, b):
+  return json.dumps(a, sort_keys=True) == json.dumps(b, sort_keys=True)   # NaN equals NaN there
+
+
+def renumber(source, target, numbers):
+  text = gzip.decompress(Path(source).read_bytes())
+  for i in range(len(numbers)):
+    text = text.replace(ID.format(i).encode(), b'<new %d>' % numbers[i], 1)
+  for i in numbers:
+    text = text.replace(b'<new %d>' % i, ID.format(i).encode())
+  target.write_bytes(gzip.compress(text))
+
+
+def test_the_same_files_give_the_same_bytes(crawl, tmp_path):
+  folder, path = crawl
+  again = web.run([f'{folder}/x.warc.gz'] * 2, str(tmp_path))
+  shards = lambda p: records.read_manifest(p)['shards']
+  assert shards(again) == shards(path)
+
+
+def test_edge_archives_go_through(shared_data, tmp_path):
+  path = web.run([str(shared_data / 'warc' / 'edge' / '*')], str(tmp_path), filters='none',
+                 languages=(), min_language_score=0, tier='fast')
+  broken = {row['reason'] for row in dropped(path).values() if row['stage'] == 'read'}
+  assert {'corrupt_file', 'clipped_file'} <= broken
+  assert len(kept(path)) > 10
+
+
+# --- the command line ------------------------------------------------------------------------
+
+
+def test_help_is_for_people(capsys):
+  with pytest.raises(SystemExit) as exit_:
+    web.main(['--help'])
+  text = ' '.join(capsys.readouterr().out.split())
+  assert exit_.value.code == 0
+  for words in ('web archives', '--languages CODES', '--limit N', 'fineweb, docs, pdf, none'):
+    assert words in text
+
+
+@pytest.mark.parametrize(('flags', 'message'), [
+  (['--input=nowhere/*.warc.gz'], 'no file matches nowhere/*.warc.gz'),
+  (['--filters=finweb'], "unknown filter 'finweb': choose a profile (fineweb, docs, pdf, none)"),
+  (['--limit=0'], 'limit is 0'),
+  (['--name=a/b'], "'a/b' cannot be the name of a corpus"),
+  (['--runer=DirectRunner'], "unknown flag '--runer=DirectRunner'"),
+  (['--languages=eo'], 'is empty'),
+])
+def test_bad_input_is_one_line_and_exit_2(crawl, tmp_path, capsys, flags, message):
+  folder, _ = crawl
+  code = web.main([f'--input={folder}/x.warc.gz', f'--output={tmp_path}', '--limit=3', *flags]
+                  if not flags[0].startswith('--input') else [f'--output={tmp_path}', *flags])
+  lines = [line for line in capsys.readouterr().err.splitlines() if 'data_beam.web:' in line]
+  assert code == 2 and len(lines) == 1 and message in lines[0]
+
+
+def test_the_end_says_where_the_corpus_is(crawl, tmp_path, capsys):
+  folder, _ = crawl
+  code = web.main(['--input', f'{folder}/x.warc.gz', f'--output={tmp_path}', '--name=crawl',
+                   '--limit=2', '--languages=en,fr', '--runner=DirectRunner', '--num_shards=2'])
+  assert code == 0
+  assert f'The corpus is at {tmp_path}/crawl/1.0.0' in capsys.readouterr().out
+  assert sorted(kept(f'{tmp_path}/crawl')) == [ID.format(0), ID.format(1)]   # the first two pages
