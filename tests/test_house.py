@@ -10,7 +10,7 @@ import pytest
 from conftest import REPOSITORY
 
 from configs import base
-from experiments import run
+from experiments import pipeline
 
 # What each wing must never import.
 FORBIDDEN = {
@@ -102,8 +102,8 @@ def test_every_config_builds(path):
   config = importlib.import_module(f'configs.{path.stem}').get_config()
   extra = set(config) - set(base.get_config())
   assert not extra, f'{path.name} has keys that base.py does not know: {extra}'
-  run.resolve(config)
-  run.model_config(config, config.tokenizer.vocab_size)
+  pipeline.resolve(config)
+  pipeline.model_config(config, config.tokenizer.vocab_size)
 
 
 @pytest.mark.parametrize('command', COMMANDS)

@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 
 from configs import base
-from experiments import run as run_lib
+from experiments import pipeline
 from smoljax import checkpoint, metrics, train
 
 
@@ -36,11 +36,11 @@ def tiny(**changes):
   c.optimizer.learning_rate = 1e-2
   c.mesh.data, c.mesh.fsdp = 1, -1
   c.update_from_flattened_dict(changes)
-  return run_lib.resolve(c)
+  return pipeline.resolve(c)
 
 
 def fit(c, corpora, directory):
-  return train.train(c, run_lib.model_config(c, 64), corpora, str(directory), say=lambda line: None)
+  return train.train(c, pipeline.model_config(c, 64), corpora, str(directory), say=lambda line: None)
 
 
 def leaves(directory):

@@ -1,0 +1,425 @@
+"""What an experiment is made of: the steps of one config, what each reads, and the checks before.
+
+`resolve` derives what follows from a config, `check` refuses what cannot work before anything runs,
+`build_steps` makes the graph, `summarize` collects the key figures of what has run.
+"""
+
+import functools
+import json
+import os
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+from ml_collections import ConfigDict
+from rich.console import Console
+
+from experiments import selfdocs
+from experiments.steps import Graph, Step
+
+console = Console(highlight=False, soft_wrap=True)
+
+# --- Steps: each reads the outputs of the steps it needs and writes into its own folder ----------
+# Imports stay inside: Beam and JAX each take seconds to load, and a step needs one of them.
+
+
+def _selfdocs(output: str, _: Mapping[str, str], *, c: Any) -> dict:
+  return selfdocs.build(
+    output, max_pages=c.selfdocs.pages, pdfs=c.selfdocs.pdfs, seed=c.seed, progress=console.print
+  )
+
+
+def _web(output: str, inputs: Mapping[str, str], *, c: Any) -> dict:
+  from data_beam import web
+
+  path = web.run(
+    _globs(c.web.input) or [os.path.join(inputs['selfdocs'], 'web', '*.warc.gz')],
+    output,
+    'web',
+    languages=c.web.languages,
+    min_language_score=c.web.min_language_score,
+    filters=c.web.filters,
+    tier=c.web.tier,
+    limit=c.web.limit or None,
+    beam_args=c.beam.args,
+  )
+  return _corpus_result(path)
+
+
+def _pdf(output: str, inputs: Mapping[str, str], *, c: Any) -> dict:
+  from data_beam import pdf
+
+  path = pdf.run(
+    _globs(c.pdf.input) or [os.path.join(inputs['selfdocs'], 'pdf', '*.pdf')],
+    output,
+    'pdf',
+    languages=c.pdf.languages,
+    filters=c.pdf.filters,
+    ocr=c.pdf.ocr,
+    limit=c.pdf.limit or None,
+    beam_args=c.beam.args,
+  )
+  return _corpus_result(path)
+
+
+def _corpus_result(path: str) -> dict:
+  manifest = read_json(os.path.join(path, 'manifest.json'))
+  documents_in = manifest['funnel'][0]['documents_in']
+  if not manifest['documents']:
+    worst = {r: n for s in manifest['funnel'] for r, n in s['dropped'].items()}
+    raise ValueError(
+      f'the corpus {manifest["name"]!r} is empty: of {documents_in} documents none was kept '
+      f'(reasons: {worst}); give --config.{manifest["name"]}.input other files or looser filters'
+    )
+  return {'documents_in': documents_in, 'documents': manifest['documents']}
+
+
+def _tokenizer(output: str, inputs: Mapping[str, str], *, c: Any) -> dict:
+  from data_beam import records
+  from smoljax import tokenizer
+
+  texts = (
+    d['text'] for name, path in inputs.items() for d in records.read_corpus(_corpus(path, name))
+  )
+  tokenizer.train(
+    texts,
+    os.path.join(output, 'tokenizer.model'),
+    vocab_size=c.tokenizer.vocab_size,
+    seed=c.seed,
+    max_bytes=c.tokenizer.train_bytes,
+  )
+  return {'vocab_size': c.tokenizer.vocab_size}
+
+
+def _tokenize(output: str, inputs: Mapping[str, str], *, c: Any, corpus: str) -> dict:
+  from data_beam import tokenize_corpus
+
+  path = tokenize_corpus.run(
+    _corpus(inputs[corpus], corpus),
+    _tokenizer_file(c, inputs),
+    output,
+    corpus,
+    holdout=c.tokenize.holdout,
+    bos=c.tokenize.bos,
+    beam_args=c.beam.args,
+  )
+  splits = read_json(os.path.join(path, 'manifest.json'))['splits']
+  return {split: {k: info[k] for k in ('documents', 'tokens')} for split, info in splits.items()}
+
+
+def _train(output: str, inputs: Mapping[str, str], *, c: Any, corpora: Sequence[str]) -> dict:
+  from smoljax import tokenizer, train
+
+  return train.train(
+    c,
+    model_config(c, tokenizer.load(_tokenizer_file(c, inputs)).vocab_size),
+    {name: _corpus(inputs[f'tokenize_{name}'], name) for name in corpora},
+    output,
+    meta={'config': c.to_dict(), 'tokenizer': _tokenizer_file(c, inputs)},
+    say=console.print,
+  )
+
+
+def _evaluate(output: str, inputs: Mapping[str, str], *, c: Any, corpora: Sequence[str]) -> dict:
+  from smoljax import checkpoint, data, evals, tokenizer
+
+  config, params, _ = checkpoint.load_params(os.path.join(inputs['train'], 'checkpoints'))
+  paths = {name: _corpus(inputs[f'tokenize_{name}'], name) for name in corpora}
+  result = evals.evaluate(
+    config,
+    params,
+    tokenizer.load(_tokenizer_file(c, inputs)),
+    c.eval.tasks,
+    c.eval.data,
+    documents={n: evals.load_documents(p, limit=c.eval.documents) for n, p in paths.items()},
+    unigram_counts={
+      n: data.open_corpus(p).token_counts(config.vocab_size) for n, p in paths.items()
+    },
+    bos=c.tokenize.bos,
+    batch_size=c.eval.batch_size,
+    seq_len=c.data.seq_len,
+    limit=c.eval.task_examples,
+    seed=c.seed,
+    say=console.print,
+  )
+  path = os.path.join(output, 'evals', f'{c.train.steps}.json')
+  os.makedirs(os.path.dirname(path))
+  write_json(path, {'step': c.train.steps, **result})
+  return {'file': os.path.basename(path)}
+
+
+def _export(output: str, inputs: Mapping[str, str], *, c: Any) -> dict:
+  from experiments import export
+  from smoljax import decode, evals
+
+  model = evals.load_model(
+    os.path.join(inputs['train'], 'checkpoints'), _tokenizer_file(c, inputs)
+  )
+  export.write(model, os.path.join(output, 'export'))
+  start = [model.tokenizer.bos_id] if model.bos else []
+  outputs = decode.generate(
+    model.config,
+    model.params,
+    [start + model.tokenizer.encode(p) for p in c.sample.prompts],
+    max_new_tokens=c.sample.tokens,
+    temperature=c.sample.temperature,
+    eos_id=model.tokenizer.eos_id,
+    seed=c.seed,
+  )
+  samples = [
+    {'prompt': p, 'completion': model.tokenizer.decode(o), 'temperature': c.sample.temperature}
+    for p, o in zip(c.sample.prompts, outputs, strict=True)
+  ]
+  write_json(os.path.join(output, 'samples.json'), samples)
+  return {}
+
+
+def _report(output: str, _: Mapping[str, str], *, workdir: str) -> dict:
+  from smoljax import report
+
+  report.write(workdir, os.path.join(output, 'report'))
+  return {}
+
+
+# --- The graph -----------------------------------------------------------------------------------
+
+
+def build_steps(c: ConfigDict, workdir: str) -> list[Step]:
+  """The steps of the experiment that the resolved config `c` describes, in order."""
+  corpora = [name for name in ('web', 'pdf') if c[name].enabled]
+  used = sorted({name for stage in c.train.stages for name in stage['mixture']})
+  if unknown := set(used) - set(corpora):
+    raise ValueError(
+      f'train.stages names the corpus {", ".join(sorted(unknown))}, which no step makes; '
+      f'there are: {", ".join(corpora)}'
+    )
+
+  def step(name: str, run: Callable, sections: Sequence[str] = (), **kwargs: Any) -> Step:
+    config = {s: c[s].to_dict() if isinstance(c[s], ConfigDict) else c[s] for s in sections}
+    return Step(name, functools.partial(run, c=c), config, **kwargs)
+
+  steps = []
+  docs = step(
+    'selfdocs',
+    _selfdocs,
+    ['selfdocs', 'seed'],
+    outside=selfdocs.fingerprint(),
+    cost=f'{c.selfdocs.pages:,} web pages and {c.selfdocs.pdfs} PDFs from this machine’s docs',
+  )
+  if any(not c[name].input for name in corpora):
+    steps.append(docs)
+  curated = {}
+  for name, run in (('web', _web), ('pdf', _pdf)):
+    if name not in corpora:
+      continue
+    found = _find(c[name].input, f'--config.{name}.input')
+    size = sum(f['bytes'] or 0 for f in found)
+    source = f'{len(found)} files, {size / 1e6:.1f} MB' if found else 'the documents above'
+    curated[name] = step(
+      name,
+      run,
+      [name],
+      needs=[] if c[name].input else [docs],
+      outside=found,
+      cost=f'curating {source}',
+      links={f'corpora/{n}': n for n in (name, f'{name}_rejects')},
+    )
+  steps += curated.values()
+
+  tokenizer = []
+  if not c.tokenizer.path:
+    tokenizer = [
+      step(
+        'tokenizer',
+        _tokenizer,
+        ['tokenizer', 'seed'],
+        needs=list(curated.values()),
+        cost=f'BPE of {c.tokenizer.vocab_size:,} pieces',
+        links={'tokenizer.model': 'tokenizer.model'},
+      )
+    ]
+  steps += tokenizer
+  tokenised = [
+    step(
+      f'tokenize_{name}',
+      functools.partial(_tokenize, corpus=name),
+      ['tokenize'],
+      needs=[curated[name], *tokenizer],
+      outside=_find(c.tokenizer.path, '--config.tokenizer.path'),
+      cost=f'the corpus {name!r} to token documents',
+      links={f'tokens/{name}': name},
+    )
+    for name in used
+  ]
+  steps += tokenised
+
+  flops = model_config(c, c.tokenizer.vocab_size).flops_per_token(c.data.seq_len)
+  train = step(
+    'train',
+    functools.partial(_train, corpora=used),
+    ['seed', 'model', 'data', 'train', 'mesh', 'optimizer'],
+    needs=[*tokenised, *tokenizer],
+    resumable=True,
+    cost=f'{c.train.steps:,} steps, {c.train.tokens:,} tokens, {flops * c.train.tokens:.2e} FLOPs',
+    links={n: n for n in ('checkpoints', 'metrics.jsonl', 'events.jsonl', 'tensorboard')},
+  )
+  evaluate = step(
+    'evaluate',
+    functools.partial(_evaluate, corpora=used),
+    ['eval', 'seed'],
+    needs=[train, *tokenised, *tokenizer],
+    cost=f'bits per byte on {", ".join(used)}; tasks: {", ".join(c.eval.tasks) or "none"}',
+    links={'evals': 'evals'},
+  )
+  export = step(
+    'export',
+    _export,
+    ['sample', 'seed'],
+    needs=[train, *tokenizer],
+    cost='a Hugging Face folder, and sample text',
+    links={'export': 'export', 'samples.json': 'samples.json'},
+  )
+  report = Step(
+    'report',
+    functools.partial(_report, workdir=workdir),
+    needs=[*steps, train, evaluate, export],
+    cost='one page',
+    links={'report': 'report'},
+  )
+  return [*steps, train, evaluate, export, report]
+
+
+def model_config(c: Any, vocab_size: int) -> Any:
+  """The `smoljax.model.ModelConfig` of a config, for a tokenizer of `vocab_size` pieces."""
+  from smoljax.model import ModelConfig
+
+  return ModelConfig(vocab_size=vocab_size, max_seq_len=c.data.seq_len, **c.model.to_dict())
+
+
+def resolve(c: ConfigDict) -> ConfigDict:
+  """Derives steps and rows and checks what can be checked before anything runs.
+
+  Raises:
+    ValueError: fields that contradict each other; the message names one to change.
+  """
+  t = c.train
+  if t.batch_tokens % c.data.seq_len:
+    raise ValueError(
+      f'train.batch_tokens={t.batch_tokens} is no multiple of data.seq_len={c.data.seq_len}: '
+      f'try --config.train.batch_tokens={max(1, t.batch_tokens // c.data.seq_len) * c.data.seq_len}'
+    )
+  with c.unlocked():
+    t.rows = t.batch_tokens // c.data.seq_len
+    t.steps = -(-t.tokens // t.batch_tokens)
+    t.tokens = t.steps * t.batch_tokens
+  if t.steps < 1:
+    raise ValueError(f'train.tokens={t.tokens}: give at least one batch, {t.batch_tokens}')
+  return c
+
+
+def check(c: Any) -> None:
+  """Checks what needs Beam's or JAX's part of the house, before any step runs.
+
+  Raises:
+    ValueError: an unknown name, or a mesh that fits neither devices, batch nor model.
+  """
+  import jax
+
+  from data_beam import filters, html_text, pdf_text
+  from smoljax import data, evals, model, optim, sharding
+
+  filters.profile(c.web.filters)
+  filters.profile(c.pdf.filters)
+  for name, valid in (
+    ('web.tier', html_text.TIERS),
+    ('pdf.ocr', pdf_text.OCR_MODES),
+    ('eval.tasks', evals.TASKS),
+  ):
+    section, field = name.split('.')
+    values = c[section][field]
+    for value in [values] if isinstance(values, str) else values:
+      if value not in valid:
+        raise ValueError(f'unknown {name} {value!r}: one of {", ".join(valid)}')
+  mesh = sharding.make_mesh(**{axis: c.mesh[axis] for axis in sharding.AXES})
+  ways = mesh.shape['data'] * mesh.shape['fsdp'] * c.train.accumulate
+  if c.train.rows % ways:
+    rows = -(-c.train.rows // ways) * ways
+    raise ValueError(
+      f'a batch of {c.train.rows} rows does not divide over data × fsdp × train.accumulate = '
+      f'{ways}: try --config.train.batch_tokens={rows * c.data.seq_len}'
+    )
+  data.make_stages(c.train.stages, c.train.steps)
+  config = model_config(c, c.tokenizer.vocab_size)
+  params = jax.eval_shape(lambda: model.init(config, jax.random.key(0)))
+  optim.make_optimizer(c.optimizer, params, c.train.steps)
+  if not c.tokenizer.path:
+    sharding.shardings(params, mesh)
+
+
+def summarize(graph: Graph) -> dict:
+  """The run's key figures, from what the finished steps left."""
+  done = {s.name: graph.result(s) for s in graph.steps if graph.done(s)}
+  summary: dict[str, Any] = {
+    'documents': {
+      n: {'in': done[n]['documents_in'], 'kept': done[n]['documents']}
+      for n in ('web', 'pdf')
+      if n in done
+    },
+    'tokens': {
+      n.removeprefix('tokenize_'): sum(split['tokens'] for k, split in r.items() if k in ('train', 'validation'))
+      for n, r in done.items()
+      if n.startswith('tokenize_')
+    },
+  }
+  if train := done.get('train'):
+    summary['tokens']['trained'] = train['tokens']
+    keys = ('parameters', 'non_embedding_parameters', 'flops', 'tokens_per_sec', 'device')
+    summary |= {k: train[k] for k in keys}
+    summary['loss'] = dict(train['loss'])
+  if evaluate := done.get('evaluate'):
+    scores = read_json(str(graph.workdir / 'evals' / evaluate['file']))
+    bits = scores['bits_per_byte']
+    tokens = sum(b['tokens'] for b in bits.values())
+    for key, field in (('validation', 'loss'), ('unigram', 'unigram_loss')):
+      summary['loss'][key] = sum(b[field] * b['tokens'] for b in bits.values()) / tokens
+    summary['bits_per_byte'] = {n: b['bpb'] for n, b in bits.items()}
+    summary['tasks'] = {n: t['acc'] for n, t in scores['tasks'].items()}
+  summary['seconds'] = {n: r['seconds'] for n, r in done.items()}
+  return summary
+
+
+# --- Files ---------------------------------------------------------------------------------------
+
+
+def _globs(patterns: str) -> list[str]:
+  return [p.strip() for p in patterns.split(',') if p.strip()]
+
+
+def _find(patterns: str, flag: str) -> list[dict]:
+  """The files that comma-separated globs match, with sizes; raises if one matches nothing."""
+  if not patterns:
+    return []
+  from data_beam import sources
+
+  try:
+    return sources.expand(_globs(patterns))
+  except (OSError, ValueError) as e:
+    raise type(e)(f'{flag}: {e}') from None
+
+
+def _corpus(output: str, name: str) -> str:
+  return os.path.join(output, name, '1.0.0')
+
+
+def _tokenizer_file(c: Any, inputs: Mapping[str, str]) -> str:
+  return c.tokenizer.path or os.path.join(inputs['tokenizer'], 'tokenizer.model')
+
+
+def read_json(path: str) -> Any:
+  with open(path) as f:
+    return json.load(f)
+
+
+def write_json(path: str, value: Any) -> None:
+  with open(path + '.tmp', 'w') as f:
+    json.dump(value, f, indent=1)
+  os.replace(path + '.tmp', path)
