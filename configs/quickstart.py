@@ -14,7 +14,7 @@ def get_config() -> ConfigDict:
   c = base.get_config()
   c.name = 'quickstart'
 
-  # Software documentation: braces and `javascript` are part of the text, identifiers are not English.
+  # Software documentation: braces and `javascript` belong to the text, identifiers to no language.
   c.web.filters = 'docs'
   c.web.min_language_score = 0.5
   c.pdf.filters = 'length,garbage,docs_repetition'

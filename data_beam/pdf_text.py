@@ -10,6 +10,7 @@ Which pages are read by OCR follows three rules on cheap features (`needs_ocr`);
 kept beside the text so that the thresholds can be fitted again.
 """
 import atexit
+import contextlib
 import dataclasses
 import functools
 import json
@@ -66,7 +67,7 @@ class PdfText:
 @dataclasses.dataclass(frozen=True)
 class Limits:
   """What one document may use. OCR pages add to the time, each by `ocr_seconds`."""
-  memory: int = 3 << 29                # bytes of address space: 1.5 GiB
+  memory: int = 2 << 30                # bytes of address space; OCR alone takes 1.2 GiB
   cpu_seconds: int = 60
   wall_seconds: float = 240.0          # CPU may be shared; this catches what sleeps
   ocr_seconds: int = 90                # CPU; wall is in the same proportion
@@ -138,6 +139,8 @@ class Extractor:
       except BaseException:                 # interrupted: what the child says next is stale
         self._stop()
         raise
+    if reply.pop('retire'):
+      self.close()
     if 'error' in reply:
       raise PdfError(reply['error'], reply['detail'])
     return PdfText(**reply)
@@ -233,7 +236,8 @@ def _serve(source: int, sink: int, memory: int, cpu_seconds: int, ocr_seconds: i
   """Answers requests until the pipe closes; runs under the limits."""
   resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
   resource.setrlimit(resource.RLIMIT_FSIZE, (0, 0))
-  resource.setrlimit(resource.RLIMIT_AS, (memory, memory))
+  with contextlib.suppress(ValueError, OSError):     # macOS has no such limit
+    resource.setrlimit(resource.RLIMIT_AS, (memory, memory))
   reader, writer = os.fdopen(source, 'rb'), os.fdopen(sink, 'wb')
 
   def allow(seconds: int) -> None:          # from now on: RLIMIT_CPU counts the whole life
@@ -260,9 +264,19 @@ def _serve(source: int, sink: int, memory: int, cpu_seconds: int, ocr_seconds: i
     except Exception as error:              # a bug of ours or of a library: one document's loss
       reply = {'error': 'crash', 'detail': f'{type(error).__name__}: {error}'[:200]}
     del body
+    reply['retire'] = _address_space() > 0.75 * memory
     data = json.dumps(reply).encode()
     writer.write(struct.pack('<Q', len(data)) + data)
     writer.flush()
+
+
+def _address_space() -> int:
+  """Bytes, 0 where the system does not tell."""
+  try:
+    with open('/proc/self/statm') as f:
+      return int(f.read().split()[0]) * resource.getpagesize()
+  except OSError:
+    return 0
 
 
 def parse(body: bytes, *, ocr: str = 'auto', languages: Sequence[str] = ('en',),

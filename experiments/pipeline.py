@@ -6,6 +6,7 @@
 
 import functools
 import json
+import math
 import os
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
@@ -102,8 +103,8 @@ def _tokenize(output: str, inputs: Mapping[str, str], *, c: Any, corpus: str) ->
     bos=c.tokenize.bos,
     beam_args=c.beam.args,
   )
-  splits = read_json(os.path.join(path, 'manifest.json'))['splits']
-  return {split: {k: info[k] for k in ('documents', 'tokens')} for split, info in splits.items()}
+  splits = read_json(os.path.join(path, 'manifest.json'))['splits'].values()
+  return {k: sum(info[k] for info in splits) for k in ('documents', 'tokens')}
 
 
 def _train(output: str, inputs: Mapping[str, str], *, c: Any, corpora: Sequence[str]) -> dict:
@@ -316,6 +317,27 @@ def resolve(c: ConfigDict) -> ConfigDict:
   return c
 
 
+def use_all_cores(c: Any, most: int = 8) -> None:
+  """On a machine without accelerators, lets jax see one device a core, `most` at the most.
+
+  XLA runs one CPU device on little more than one core. The number is the largest that the batch
+  divides over; it must be set before jax looks for devices, and a number set by the user stays.
+  """
+  import jax
+
+  if 'xla_force_host_platform_device_count' in os.environ.get('XLA_FLAGS', ''):
+    return
+  fixed = math.prod(size for size in c.mesh.values() if size > 0)
+  if -1 not in c.mesh.values():
+    devices = fixed
+  else:
+    cores = min(len(os.sched_getaffinity(0)), most)
+    rows = c.train.rows // c.train.accumulate
+    fits = [n for n in range(fixed, cores + 1, fixed) if rows % n == 0]
+    devices = max(fits, default=fixed)
+  jax.config.update('jax_num_cpu_devices', devices)
+
+
 def check(c: Any) -> None:
   """Checks what needs Beam's or JAX's part of the house, before any step runs.
 
@@ -364,11 +386,7 @@ def summarize(graph: Graph) -> dict:
       for n in ('web', 'pdf')
       if n in done
     },
-    'tokens': {
-      n.removeprefix('tokenize_'): sum(split['tokens'] for k, split in r.items() if k in ('train', 'validation'))
-      for n, r in done.items()
-      if n.startswith('tokenize_')
-    },
+    'tokens': {n[9:]: r['tokens'] for n, r in done.items() if n.startswith('tokenize_')},
   }
   if train := done.get('train'):
     summary['tokens']['trained'] = train['tokens']
@@ -382,7 +400,7 @@ def summarize(graph: Graph) -> dict:
     for key, field in (('validation', 'loss'), ('unigram', 'unigram_loss')):
       summary['loss'][key] = sum(b[field] * b['tokens'] for b in bits.values()) / tokens
     summary['bits_per_byte'] = {n: b['bpb'] for n, b in bits.items()}
-    summary['tasks'] = {n: t['acc'] for n, t in scores['tasks'].items()}
+    summary['tasks'] = {n: t[t['metric']] for n, t in scores['tasks'].items()}
   summary['seconds'] = {n: r['seconds'] for n, r in done.items()}
   return summary
 

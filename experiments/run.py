@@ -18,7 +18,15 @@ from absl import app, flags
 from ml_collections import ConfigDict, config_flags
 from rich.table import Table
 
-from experiments.pipeline import build_steps, check, console, resolve, summarize, write_json
+from experiments.pipeline import (
+  build_steps,
+  check,
+  console,
+  resolve,
+  summarize,
+  use_all_cores,
+  write_json,
+)
 from experiments.steps import Graph
 
 _CONFIG = config_flags.DEFINE_config_file('config', None, 'Recipe, such as configs/quickstart.py.')
@@ -37,15 +45,15 @@ def run(c: ConfigDict, workdir: str, *, dry_run: bool = False) -> None:
     console.print(table)
     return
   began = time.monotonic()
+  use_all_cores(c)
   check(c)
   os.makedirs(workdir, exist_ok=True)
   write_json(os.path.join(workdir, 'config.json'), json.loads(c.to_json_best_effort()))
-  *steps, report = graph.steps
-  Graph(steps, workdir, console.print).run()
-  write_json(os.path.join(workdir, 'summary.json'), summarize(graph))
-  Graph([report], workdir, console.print).run()
+  # Kept current, because the report, the last step, is made of it.
+  summary_file = os.path.join(workdir, 'summary.json')
+  graph.run(before=lambda step: write_json(summary_file, summarize(graph)))
   summary = summarize(graph)
-  write_json(os.path.join(workdir, 'summary.json'), summary)
+  write_json(summary_file, summary)
   loss = summary['loss']
   console.print(
     f'\n{c.name}: {summary["parameters"]:,} parameters, loss {loss["first"]:.2f} → '

@@ -84,8 +84,11 @@ class Graph:
       rows.append((step.address, state, step.cost))
     return rows
 
-  def run(self) -> None:
-    """Runs what is not done; a step that raises leaves the finished ones as they are."""
+  def run(self, before: Callable[[Step], None] = lambda step: None) -> None:
+    """Runs what is not done; a step that raises leaves the finished ones as they are.
+
+    `before` is called ahead of each step that is to run.
+    """
     self._root.mkdir(parents=True, exist_ok=True)
     for number, step in enumerate(self.steps, start=1):
       title = f'[{number}/{len(self.steps)}] {step.name}'
@@ -94,6 +97,7 @@ class Graph:
       else:
         with self._lock(step):
           if not self.done(step):  # another process may have finished it while we waited
+            before(step)
             self._run(step, title)
       self._link(step, self.output(step))
 

@@ -119,7 +119,7 @@ def _xla_forward(q_BTNH, k_BSKH, v_BSKH, places, in_order):
   # [B, K, X] with X = (T, G) → the largest per head, heads ordered (K, G).
   B, _, N, _ = q_BTNH.shape
   max_BKTG = _join(maxima, 2).reshape(B, K, -1, N // K)
-  max_N = max_BKTG.max(axis=(0, 2)).reshape(N)
+  max_N = jnp.reshape(max_BKTG.max(axis=(0, 2)), (N,), out_sharding=sharding.out('heads'))
   return (out_BTNH, max_N), (q_BTNH, k_BSKH, v_BSKH, places, out_BTNH, lse)
 
 
@@ -128,6 +128,7 @@ def _xla_backward(in_order, residuals, gradients):
   dout_BTNH, _ = gradients
   K, S, H = k_BSKH.shape[2], k_BSKH.shape[1], k_BSKH.shape[3]
   k_BKSH, v_BKSH = k_BSKH.swapaxes(1, 2), v_BSKH.swapaxes(1, 2)
+  gathered = sharding.out('batch', 'kv_heads', None, 'head_dim')  # summed over a split sequence
   dq, dk, dv = [], [], []
   for (t, s, chunk_places), lse_BKX in zip(
     _chunks(q_BTNH, k_BSKH, places, in_order), lse, strict=True
@@ -140,8 +141,9 @@ def _xla_backward(in_order, residuals, gradients):
     dq_BKXH = _dot('BKXS,BKSH->BKXH', ds_BKXS, k_BKSH[:, :, s])
     dq.append(_split(dq_BKXH, q_BTNH[:, t].shape).astype(q_BTNH.dtype))
     after = ((0, 0), (0, 0), (0, S - s.stop), (0, 0))  # keys that this chunk did not need
-    dk.append(jnp.pad(_dot('BKXS,BKXH->BKSH', ds_BKXS, q_BKXH), after))
-    dv.append(jnp.pad(_dot('BKXS,BKXH->BKSH', p_BKXS.astype(v_BSKH.dtype), do_BKXH), after))
+    dk.append(jnp.pad(_dot('BKXS,BKXH->BKSH', ds_BKXS, q_BKXH, gathered), after))
+    dv.append(
+      jnp.pad(_dot('BKXS,BKXH->BKSH', p_BKXS.astype(v_BSKH.dtype), do_BKXH, gathered), after))
   dk_BSKH = sum(dk[1:], dk[0]).swapaxes(1, 2).astype(k_BSKH.dtype)
   dv_BSKH = sum(dv[1:], dv[0]).swapaxes(1, 2).astype(v_BSKH.dtype)
   return _join(dq, 1), dk_BSKH, dv_BSKH, None
@@ -153,7 +155,7 @@ _xla.defvjp(_xla_forward, _xla_backward)
 def _chunks(q_BTNH, k_BSKH, places, in_order):
   """(queries, keys, places) of each chunk: two slices, and the arguments of `visible`."""
   T, S = q_BTNH.shape[1], k_BSKH.shape[1]
-  split = jax.typeof(q_BTNH).sharding.spec[1]  # by the mesh already: no further
+  split = sharding.num_parts('length') > 1  # by the mesh already: no further
   size = T if split else -(-T // max(1, min(T // MIN_CHUNK, MAX_CHUNKS)))
   q_positions, kv_positions, q_segments, kv_segments, window = places
   for start in range(0, T, size):
@@ -173,21 +175,26 @@ def _logits(q_BKXH, k_BKSH, places):
   return jnp.where(mask_BTS[:, None, :, None, :], logits_BKTGS, MASKED).reshape(B, K, X, S)
 
 
-def _dot(equation, a, b):
-  return jnp.einsum(equation, a, b, preferred_element_type=jnp.float32)
+def _dot(equation, a, b, out_sharding=None):
+  return jnp.einsum(
+    equation, a, b, preferred_element_type=jnp.float32, out_sharding=out_sharding)
 
 
 def _merge(x_BTNH, K):
   """[B, T, N, H] → [B, K, X, H]."""
   B, T, N, H = x_BTNH.shape
-  return x_BTNH.reshape(B, T, K, N // K, H).swapaxes(1, 2).reshape(B, K, T * (N // K), H)
+  x_BTKGH = jnp.reshape(x_BTNH, (B, T, K, N // K, H),
+                        out_sharding=sharding.out('batch', 'length', 'kv_heads', None, 'head_dim'))
+  return x_BTKGH.swapaxes(1, 2).reshape(B, K, T * (N // K), H)
 
 
 def _split(x_BKXH, shape):
   """[B, K, X, H] → [B, T, N, H], the given shape."""
   B, T, N, H = shape
   K = x_BKXH.shape[1]
-  return x_BKXH.reshape(B, K, T, N // K, H).swapaxes(1, 2).reshape(B, T, N, H)
+  x_BTKGH = x_BKXH.reshape(B, K, T, N // K, H).swapaxes(1, 2)
+  return jnp.reshape(
+    x_BTKGH, shape, out_sharding=sharding.out('batch', 'length', 'heads', 'head_dim'))
 
 
 def _join(parts, dim):

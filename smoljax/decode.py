@@ -133,7 +133,6 @@ def stream(
   if not prompt_tokens or not max_new_tokens:
     return
   ends = () if eos_id is None else (eos_id,) if isinstance(eos_id, int) else tuple(eos_id)
-  params = _on_one_device(params)
   lengths_B = np.array([len(p) for p in prompt_tokens], np.int32)
   T = min(_bucket(int(lengths_B.max())), config.max_seq_len)
   S = min(_bucket(int(lengths_B.max()) + max_new_tokens), config.max_seq_len)
@@ -142,15 +141,18 @@ def stream(
     row[: len(prompt)] = prompt
 
   prefill, step = _programs(config, float(temperature), int(top_k), float(top_p))
-  key = jax.random.key(seed)
-  cache = init_cache(config, len(prompt_tokens), S)
-  tokens_B, cache = prefill(params, tokens_BT, lengths_B, cache, jax.random.fold_in(key, 0))
+  with _no_mesh():
+    key = jax.random.key(seed)
+    params = jax.tree.map(_on_one_device, params)
+    cache = init_cache(config, len(prompt_tokens), S)
+    tokens_B, cache = prefill(params, tokens_BT, lengths_B, cache, jax.random.fold_in(key, 0))
   ended_B = np.zeros(len(prompt_tokens), bool)
   for i in range(max_new_tokens):
     current_B = tokens_B
     if i + 1 < max_new_tokens:  # dispatched before the current tokens are waited for
-      tokens_B, cache = step(
-        params, current_B, lengths_B + np.int32(i), cache, jax.random.fold_in(key, i + 1))
+      with _no_mesh():
+        tokens_B, cache = step(
+          params, current_B, lengths_B + np.int32(i), cache, jax.random.fold_in(key, i + 1))
     host_B = np.asarray(current_B)
     ended_B |= np.isin(host_B, ends)
     if ended_B.all():
@@ -199,11 +201,15 @@ def _check(config, prompts, max_new_tokens, temperature, top_k, top_p):
                      f'must not be negative and top_p={top_p} must be in (0, 1]')
 
 
-def _on_one_device(params: Any) -> Any:
-  return jax.tree.map(
-    lambda x: jax.device_put(x, jax.local_devices()[0]) if len(x.devices()) > 1 else x,
-    jax.tree.map(jnp.asarray, params),
-  )
+def _no_mesh():
+  """Context without a mesh, whatever the caller has set."""
+  return jax.set_mesh(jax.sharding.Mesh(np.empty((), object), ()))
+
+
+def _on_one_device(x: Any) -> jax.Array:
+  if isinstance(x, jax.Array) and jax.typeof(x).sharding.mesh.empty:
+    return x
+  return jnp.asarray(np.asarray(x))
 
 
 def _bucket(n: int) -> int:

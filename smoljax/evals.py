@@ -353,6 +353,7 @@ def summarize(
   scores: Sequence[Sequence[Score]],
   blind: Sequence[Sequence[Score]],
   *,
+  metric: str = 'acc',
   num_shown: int = 4,
 ) -> dict[str, Any]:
   """Accuracies of scored examples, beside what no knowledge would get.
@@ -360,35 +361,40 @@ def summarize(
   acc: highest log-likelihood. acc_norm: per character of the answer, its leading space not counted
   (the convention of lm-eval and lighteval; without knowledge it favours long answers). acc_token:
   per token. acc_pmi: log-likelihood less that without the context. blind: the first three without
-  the context. longest: always the longest answer. chance: one in the number of choices. stderr: of
-  acc. Equals share the point. Where there is one choice only, acc counts the examples whose every
-  token was the likeliest, and chance is 0.
+  the context. longest: always the longest answer. chance: one in the number of choices. metric:
+  which of the four counts for this task; stderr and the choices shown are by it. Equals share the
+  point. Where there is one choice only, acc counts the examples whose every token was the
+  likeliest, and chance is 0.
   """
   lengths = [[max(1, len(c.removeprefix(' '))) for c in e['choices']] for e in examples]
   answers = [e['answer'] for e in examples]
 
-  def accuracies(rows: Sequence[Sequence[Score]]) -> dict[str, np.ndarray]:
-    if all(len(row) == 1 for row in rows):
-      return {'acc': np.array([float(row[0].greedy) for row in rows])}
+  def values(rows: Sequence[Sequence[Score]]) -> dict[str, list[list[float]]]:
     logprobs = [[s.logprob for s in row] for row in rows]
     return {
-      'acc': _credit(logprobs, answers),
-      'acc_norm': _credit(_divide(logprobs, lengths), answers),
-      'acc_token': _credit(_divide(logprobs, [[s.tokens for s in r] for r in rows]), answers),
+      'acc': logprobs,
+      'acc_norm': _divide(logprobs, lengths),
+      'acc_token': _divide(logprobs, [[s.tokens for s in row] for row in rows]),
     }
 
-  credits = accuracies(scores)
-  single = len(credits) == 1
-  result = {k: float(v.mean()) for k, v in credits.items()}
+  def accuracies(rows: Sequence[Sequence[Score]]) -> dict[str, np.ndarray]:
+    if single:
+      return {'acc': np.array([float(row[0].greedy) for row in rows])}
+    return {k: _credit(v, answers) for k, v in values(rows).items()}
+
+  single = all(len(row) == 1 for row in scores)
+  informed, credits = values(scores), accuracies(scores)
   if not single:
-    gain = [
+    informed['acc_pmi'] = [
       [s.logprob - b.logprob for s, b in zip(*r, strict=True)]
       for r in zip(scores, blind, strict=True)
     ]
-    result['acc_pmi'] = float(_credit(gain, answers).mean())
+    credits['acc_pmi'] = _credit(informed['acc_pmi'], answers)
+  result: dict[str, Any] = {k: float(v.mean()) for k, v in credits.items()}
   n = len(examples)
   result |= {
-    'stderr': float(credits['acc'].std(ddof=1) / math.sqrt(n)) if n > 1 else math.nan,
+    'metric': metric,
+    'stderr': float(credits[metric].std(ddof=1) / math.sqrt(n)) if n > 1 else math.nan,
     'n': n,
     'chance': 0.0 if single else float(np.mean([1 / len(e['choices']) for e in examples])),
     'blind': {k: float(v.mean()) for k, v in accuracies(blind).items()},
@@ -401,7 +407,7 @@ def summarize(
       'context': _contexts(examples[i])[examples[i]['answer']],
       'choices': list(examples[i]['choices']),
       'answer': examples[i]['answer'],
-      'predicted': int(np.argmax([s.logprob for s in scores[i]])),
+      'predicted': int(np.argmax(informed[metric][i])),
     }
     for i in range(min(n, num_shown))
   ]
@@ -539,11 +545,11 @@ def evaluate(
       score_choices(config, params, tokenizer, x, bos=bos, **options)
       for x in (examples, uninformed)
     )
-    row = results['tasks'][name] = summarize(examples, scores, blind)
-    norm = f', acc_norm {row["acc_norm"]:.3f}' if 'acc_norm' in row else ''
+    metric = TASKS[name].metric
+    row = results['tasks'][name] = summarize(examples, scores, blind, metric=metric)
     say(
-      f'{name}: acc {row["acc"]:.3f} ± {row["stderr"]:.3f}{norm} '
-      f'(blind {row["blind"]["acc"]:.3f}, chance {row["chance"]:.3f}, {row["n"]} examples)'
+      f'{name}: {metric} {row[metric]:.3f} ± {row["stderr"]:.3f} (blind '
+      f'{max(row["blind"].values()):.3f}, chance {row["chance"]:.3f}, {row["n"]} examples)'
     )
   return results
 
@@ -688,23 +694,24 @@ class Task(NamedTuple):
   file: str | None  # JSONL in the folder of evaluation data; None = made from held-out documents
   example: Callable[[Mapping], Example] | None
   blind: str  # what stands in for the context in the blind baseline and in PMI
+  metric: str = 'acc_norm'  # the score that counts, by the field's custom for the task
 
 
 TASKS: dict[str, Task] = {
-  'continuation': Task(None, None, ''),
+  'continuation': Task(None, None, '', 'acc_pmi'),
   'arc_challenge': Task(
     'arc_challenge.validation.jsonl', lambda r: _labelled(_question(r['question']), r), 'Answer:'
   ),
   'arc_easy': Task(
     'arc_easy.validation.jsonl', lambda r: _labelled(_question(r['question']), r), 'Answer:'
   ),
-  'boolq': Task('boolq.validation.jsonl', _boolq, 'Answer:'),
+  'boolq': Task('boolq.validation.jsonl', _boolq, 'Answer:', 'acc'),
   'commonsense_qa': Task(
     'commonsense_qa.validation.jsonl', lambda r: _labelled(_question(r['question']), r), 'Answer:'
   ),
-  'copa': Task('copa.validation.jsonl', _copa, ''),
+  'copa': Task('copa.validation.jsonl', _copa, '', 'acc'),
   'hellaswag': Task('hellaswag.validation.jsonl', _hellaswag, ''),
-  'lambada': Task('lambada_openai.test.jsonl', _lambada, ''),
+  'lambada': Task('lambada_openai.test.jsonl', _lambada, '', 'acc'),
   'mmlu': Task('mmlu.test.jsonl', _mmlu, 'Answer:'),
   'openbookqa': Task(
     'openbookqa.validation.jsonl', lambda r: _labelled(r['question_stem'], r), ''
@@ -712,5 +719,5 @@ TASKS: dict[str, Task] = {
   'piqa': Task('piqa.validation.jsonl', _piqa, 'Answer:'),
   'sciq': Task('sciq.validation.jsonl', _sciq, 'Answer:'),
   'social_i_qa': Task('social_i_qa.validation.jsonl', _social_i_qa, 'A:'),
-  'winogrande': Task('winogrande_xl.validation.jsonl', _winogrande, ''),
+  'winogrande': Task('winogrande_xl.validation.jsonl', _winogrande, '', 'acc'),
 }

@@ -92,6 +92,7 @@ def save_hf(
     torch_dtype=dtype, dtype=dtype, bos_token_id=bos_id, eos_token_id=eos_id, pad_token_id=pad_id)
   _check_tree(config, params)
   _check_ids(config, bos_id=bos_id, eos_id=eos_id, pad_id=pad_id)
+  tokenizer_files = _tokenizer_files(tokenizer_dir) if tokenizer_dir else []
   writes = jax.process_index() == 0
   if writes:
     os.makedirs(path, exist_ok=True)
@@ -133,8 +134,13 @@ def save_hf(
       _remove(os.path.join(path, name))
   ids = dict(bos_token_id=bos_id, eos_token_id=eos_id, pad_token_id=pad_id)
   generation = {k: v for k, v in ids.items() if v is not None} | dict(generation or {})
-  if tokenizer_dir:
-    generation = _copy_tokenizer(tokenizer_dir, path) | generation
+  for name in tokenizer_files:
+    _replace(os.path.join(path, name),
+             lambda tmp, name=name: shutil.copyfile(os.path.join(tokenizer_dir, name), tmp))
+  source = os.path.join(tokenizer_dir or '', 'generation_config.json')
+  if tokenizer_dir and os.path.isfile(source):
+    with open(source, encoding='utf-8') as f:
+      generation = json.load(f) | generation
   _write_json(path, 'generation_config.json', generation)
   _replace(os.path.join(path, 'README.md'),
            lambda tmp: _write_text(tmp, _model_card(config, dtype, facts or {})))
@@ -321,21 +327,12 @@ def _flatten(tree: Params) -> dict[str, Any]:
 # --------------------------------------------------------------------------------------- files
 
 
-def _copy_tokenizer(source: str, path: str) -> dict[str, Any]:
-  """Copies tokenizer files; returns the source's generation_config.json, if it has one."""
-  present = [n for n in TOKENIZER_FILES if os.path.isfile(os.path.join(source, n))]
+def _tokenizer_files(folder: str) -> list[str]:
+  present = [n for n in TOKENIZER_FILES if os.path.isfile(os.path.join(folder, n))]
   if not present:
-    raise FileNotFoundError(f'no tokenizer files in {source}: expected tokenizer.json or others '
+    raise FileNotFoundError(f'no tokenizer files in {folder}: expected tokenizer.json or others '
                             f'of {", ".join(TOKENIZER_FILES)}')
-  for name in present:
-    if os.path.realpath(source) != os.path.realpath(path):
-      _replace(os.path.join(path, name),
-               lambda tmp, name=name: shutil.copyfile(os.path.join(source, name), tmp))
-  generation = os.path.join(source, 'generation_config.json')
-  if not os.path.isfile(generation):
-    return {}
-  with open(generation, encoding='utf-8') as f:
-    return json.load(f)
+  return present
 
 
 def _model_card(config: ModelConfig, dtype: str, facts: Mapping[str, Any]) -> str:

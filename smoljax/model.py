@@ -433,7 +433,7 @@ def apply(
   """The whole model, logits of every position included.
 
   Args:
-    tokens_BT: int token ids; an id outside the vocabulary gives NaN, not a neighbour's row.
+    tokens_BT: int token ids; an id outside the vocabulary turns its row into NaN.
     positions_BT: int positions that restart at 0 with each document.
     segment_ids_BT: int document ids, one per document of a row; tokens see their own document
       only. Either of the two is derived from the other; without both a row is one document.

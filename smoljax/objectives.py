@@ -30,7 +30,7 @@ def token_losses(
   Returns:
     `(nll_BT, log_z_BT)`, float32, in nats.
   """
-  B, T, D = hidden_BTD.shape
+  B, T, _ = hidden_BTD.shape
   chunk = next(c for c in range(min(chunk, T), 0, -1) if T % c == 0)
 
   @jax.checkpoint

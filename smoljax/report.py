@@ -259,8 +259,8 @@ def headline(run: Run, _: Csv) -> str:
     lede += ''.join(f'; <b>{fixed(b)}</b> bits per byte on held-out {text(c)}'
                     for c, b in bits(run).items() if number(b)) + '.'
   for name, task in tasks(run).items():
-    lede += (f' On {text(name)} it is right <b>{percent(task.get("acc"), 0)}</b> of the time; '
-             f'{percent(get(task, "blind", "acc"), 0)} without seeing the context'
+    lede += (f' On {text(name)} it is right <b>{percent(task.get(metric(task)), 0)}</b> of the '
+             f'time; {percent(get(task, "blind", "acc"), 0)} without seeing the context'
              + (f', {percent(task["chance"], 0)} by chance.' if task.get('chance') else '.'))
   when = next((str(e['time'])[:10] for e in reversed(run.events) if e.get('time')), '')
   kicker = ' · '.join(text(x) for x in ('smoljax', get(run.config, 'name'), when) if x)
@@ -512,10 +512,10 @@ def evaluation(run: Run, csv: Csv) -> str:
   for name, t in tasks(run).items():
     blind = t.get('blind') if isinstance(t.get('blind'), dict) else {}
     chance = t.get('chance') or None  # 0: there is nothing to choose from
-    scores = [('with context', t.get('acc'), t.get('stderr'), 0),
-              ('with context, normalised by length', t.get('acc_norm'), None, 0),
-              ('blind: without the context', blind.get('acc'), None, 5),
-              ('blind, normalised by length', blind.get('acc_norm'), None, 5),
+    main = metric(t)
+    scores = [(f'with context, {SCORES[main]}', t.get(main), t.get('stderr'), 0),
+              *((f'with context, {SCORES[k]}', t.get(k), None, 0) for k in SCORES if k != main),
+              *((f'blind, {SCORES[k]}', blind.get(k), None, 5) for k in SCORES),
               ('always the longest choice', t.get('longest') if chance else None, None, 5),
               ('chance', chance, None, 5)]
     scores = [s for s in scores if number(s[1])]
@@ -535,15 +535,30 @@ def evaluation(run: Run, csv: Csv) -> str:
   return section('evaluation', 'Evaluation', *parts)
 
 
+# How a choice is scored, in words.
+SCORES = {
+  'acc': 'by its probability',
+  'acc_norm': 'per character',
+  'acc_token': 'per token',
+  'acc_pmi': 'by what the context adds',
+}
+
+
+def metric(t: dict) -> str:
+  """The score that counts for a task."""
+  return t['metric'] if t.get('metric') in SCORES else 'acc'
+
+
 def verdict(t: dict, blind: dict) -> str:
   """One sentence on whether the score means anything."""
-  rivals = {'the blind model': blind.get('acc'), 'the longest choice': t.get('longest'),
-            'chance': t.get('chance')}
+  rivals = {'the blind model': max(filter(number, blind.values()), default=None),
+            'the longest choice': t.get('longest'), 'chance': t.get('chance')}
   rivals = {k: v for k, v in rivals.items() if number(v)}
-  if not rivals or not number(t.get('acc')):
+  score = t.get(metric(t))
+  if not rivals or not number(score):
     return ''
   best = max(rivals, key=rivals.get)
-  gap, error = 100 * (t['acc'] - rivals[best]), 100 * (t.get('stderr') or 0)
+  gap, error = 100 * (score - rivals[best]), 100 * (t.get('stderr') or 0)
   points = f'{abs(gap):.1f}{f" ± {error:.1f}" if error else ""} points'
   side = 'above' if gap > 0 else 'below'
   doubt = ': too little to tell them apart' if abs(gap) < 2 * error else ''

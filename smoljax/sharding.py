@@ -104,6 +104,12 @@ def constrain(x: jax.Array, *names: str | None) -> jax.Array:
   return x if jax.sharding.get_abstract_mesh().empty else jax.reshard(x, spec(*names))
 
 
+def num_parts(name: str) -> int:
+  """Into how many parts the mesh that is set splits this logical dim; 1 without a mesh."""
+  mesh = jax.sharding.get_abstract_mesh()
+  return 1 if mesh.empty else _ways(mesh, spec(name)[0])
+
+
 def dim_letters(name: str) -> str:
   """The dims a parameter's name ends in: 'q_DNH' → 'DNH'. Raises ValueError if it has none."""
   letters = name.rpartition('_')[2]

@@ -1,6 +1,7 @@
 """The model against transformers, against itself, and against what a transformer must do."""
 
 import dataclasses
+import functools
 import json
 import math
 
@@ -10,8 +11,6 @@ import numpy as np
 import pytest
 import safetensors.numpy
 from goldens import make_hf_logits as goldens
-from hypothesis import given, settings
-from hypothesis import strategies as st
 
 from smoljax import export, model
 from smoljax.attention import attention, positions_from_segments, segments_from_positions
@@ -28,8 +27,9 @@ def with_(**fields):
   return dataclasses.replace(TINY, **fields)
 
 
-def make(config, seed=0):
-  return model.init(config, jax.random.key(seed))
+@functools.cache
+def make(config):
+  return model.init(config, jax.random.key(0))
 
 
 def mean_loss(config, params, tokens_BT, **places):
@@ -111,7 +111,7 @@ def test_logits_equal_live_transformers_logits(seed):
       p.copy_(torch.from_numpy(state[name]))
   config = model.ModelConfig.from_hf(
     {'architectures': [f'{prefix}ForCausalLM'], **hf}, dtype='float32')
-  params = export.from_hf_tensors(config, state)
+  params = export.from_hf_tensors(config, state.__getitem__)
   rng = np.random.default_rng(seed)
   tokens_BT = rng.integers(0, config.vocab_size, (2, 60))
   cuts = [np.sort(rng.choice(np.arange(1, 60), 3, replace=False)) for _ in range(2)]
@@ -131,7 +131,7 @@ def test_logits_equal_live_transformers_logits(seed):
 
 
 @pytest.mark.parametrize('fields', [
-  {}, {'sliding_window': 5, 'window_layers': (1, 0, 1, 1)}, {'nope_interval': 0},
+  {}, {'nope_interval': 0, 'sliding_window': 5, 'window_layers': (1, 0, 1, 1)},
 ])  # fmt: skip
 def test_packed_documents_equal_separate_ones_and_so_do_their_gradients(fields):
   config = with_(**fields)
@@ -154,7 +154,7 @@ def test_packed_documents_equal_separate_ones_and_so_do_their_gradients(fields):
   (_, many), many_gradient = jax.jit(jax.value_and_grad(separate, has_aux=True))(params)
   np.testing.assert_allclose(one, many, atol=2e-5)
   close(one_gradient, many_gradient, rtol=2e-4, atol=2e-4)
-  unmasked = model.apply(config, params, tokens_1T).logits[0]
+  unmasked = apply(config, params, tokens_1T).logits[0]
   assert np.abs(unmasked - one).max() > 0.1
 
 
@@ -183,26 +183,26 @@ def test_no_token_sees_the_future_or_another_document():
   tokens_1T = np.arange(24, dtype=np.int32)[None]  # all different: row t of the table is token t
   segments_1T = np.repeat([1, 2], [10, 14])[None].astype(np.int32)
 
+  @jax.jit
   def gradient(t):
     def one_place(table_VD):
       out = model.apply(config, {**params, 'embed_VD': table_VD}, tokens_1T,
                         segment_ids_BT=segments_1T)
       return out.logits[0, t].sum()
 
-    return np.abs(jax.grad(one_place)(params['embed_VD'])).sum(axis=1)
+    return jnp.abs(jax.grad(one_place)(params['embed_VD'])).sum(axis=1)
 
   seen = np.stack([gradient(t)[:24] for t in (0, 9, 10, 17, 23)]) > 0
   expected = [range(1), range(10), range(10, 11), range(10, 18), range(10, 24)]
   np.testing.assert_array_equal(seen, [[s in r for s in range(24)] for r in expected])
 
 
-@settings(max_examples=12)
-@given(
-  T=st.integers(1, 300), kv=st.integers(1, 2), groups=st.integers(1, 3),
-  window=st.sampled_from([None, 1, 7]), documents=st.booleans(), seed=st.integers(0, 99),
-)  # fmt: skip
-def test_attention_equals_its_definition(T, kv, groups, window, documents, seed):
-  rng = np.random.default_rng(seed)
+@pytest.mark.parametrize('T, kv, groups, window, documents', [
+  (1, 1, 1, None, False), (37, 2, 3, 7, True), (130, 1, 2, None, True), (601, 2, 1, 1, True),
+  (513, 1, 3, 200, False),
+])  # fmt: skip
+def test_attention_equals_its_definition(T, kv, groups, window, documents):
+  rng = np.random.default_rng(T)
   B, H = 2, 4
   q, k, v, dout = (rng.normal(size=(B, T, n, H)).astype(np.float32)
                    for n in (kv * groups, kv, kv, kv * groups))
@@ -212,11 +212,11 @@ def test_attention_equals_its_definition(T, kv, groups, window, documents, seed)
     segments = np.cumsum(rng.random((B, T)) < 0.05, axis=1).astype(np.int32)
     positions = np.asarray(positions_from_segments(segments))
 
-  def ours(q, k, v):
-    out, _ = attention(
+  def ours(q, k, v, in_order=True):
+    out, max_N = attention(
       q, k, v, q_positions_BT=positions, kv_positions_BS=positions, q_segments_BT=segments,
-      kv_segments_BS=segments, window=window, in_order=True)
-    return jnp.sum(out * dout), out
+      kv_segments_BS=segments, window=window, in_order=in_order)
+    return jnp.sum(out * dout), (out, max_N)
 
   def definition(q, k, v):  # one pair of heads and places at a time
     i = np.arange(T)
@@ -227,15 +227,13 @@ def test_attention_equals_its_definition(T, kv, groups, window, documents, seed)
     out = jnp.einsum('bnts,bsnh->btnh', jax.nn.softmax(s), jnp.repeat(v, groups, 2))
     return jnp.sum(out * dout), (out, s.max(axis=(0, 2, 3)))
 
-  (_, out), gradients = jax.value_and_grad(ours, (0, 1, 2), has_aux=True)(q, k, v)
-  (_, (expected, largest)), wanted = jax.value_and_grad(
-    definition, (0, 1, 2), has_aux=True)(q, k, v)
-  close(out, expected, atol=1e-5)
-  close(gradients, wanted, atol=5e-5)
-  _, max_N = attention(
-    q, k, v, q_positions_BT=positions, kv_positions_BS=positions, q_segments_BT=segments,
-    kv_segments_BS=segments, window=window)
-  np.testing.assert_allclose(max_N, largest, rtol=1e-5)
+  both = lambda f: jax.jit(jax.value_and_grad(f, (0, 1, 2), has_aux=True))(q, k, v)
+  (_, (expected, largest)), wanted = both(definition)
+  for in_order in (True, False):
+    (_, (out, max_N)), gradients = both(functools.partial(ours, in_order=in_order))
+    close(out, expected, atol=1e-5)
+    close(gradients, wanted, atol=1e-4)
+    np.testing.assert_allclose(max_N, largest, rtol=1e-5)
 
 
 def test_max_logits_come_per_layer_and_head_only_on_request():
@@ -254,8 +252,7 @@ def test_max_logits_come_per_layer_and_head_only_on_request():
 
 
 @pytest.mark.parametrize('fields', [
-  {'remat': 'full'}, {'remat': 'dots'}, {'remat': 'qkv+ctx+mid+gu'},
-  {'scan_layers': False}, {'scan_layers': False, 'remat': 'ctx'},
+  {'remat': 'full'}, {'remat': 'qkv+ctx+mid+gu'}, {'scan_layers': False, 'remat': 'dots'},
 ])  # fmt: skip
 def test_loss_and_gradient_do_not_depend_on_how_layers_run(fields):
   params = make(TINY)
@@ -379,6 +376,5 @@ def test_too_long_rows_and_unknown_tokens():
   params = make(TINY)
   with pytest.raises(ValueError, match='max_seq_len=256'):
     model.apply(TINY, params, np.zeros((1, 257), np.int32))
-  for token in (64, -1):
-    out = apply(TINY, params, np.array([[1, 2, token, 3]], np.int32))
-    assert np.isfinite(out.logits[0, :2]).all() and np.isnan(out.logits[0, 2:]).all()
+  out = apply(TINY, params, np.array([[1, 2, 3], [1, 64, 3], [1, -1, 3]], np.int32))
+  assert np.isfinite(out.logits[0]).all() and np.isnan(out.logits[1:]).all()

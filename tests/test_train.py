@@ -40,7 +40,8 @@ def tiny(**changes):
 
 
 def fit(c, corpora, directory):
-  return train.train(c, pipeline.model_config(c, 64), corpora, str(directory), say=lambda line: None)
+  config = pipeline.model_config(c, 64)
+  return train.train(c, config, corpora, str(directory), say=lambda line: None)
 
 
 def leaves(directory):

@@ -1,0 +1,186 @@
+"""Meshes: the same numbers on every one of them, and clear words where something does not fit."""
+
+import dataclasses
+import functools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+from jax.sharding import PartitionSpec as P
+
+from smoljax import model, sharding
+
+CONFIG = model.ModelConfig(
+  vocab_size=64, num_layers=2, nope_interval=2, embed_dim=32, num_heads=4, num_kv_heads=2,
+  head_dim=8, mlp_dim=48, max_seq_len=64, dtype='float32', init_std=0.1, tie_embeddings=False,
+  attention_bias=True, mlp_bias=True,
+)  # fmt: skip
+RNG = np.random.default_rng(0)
+BATCH = {
+  'tokens': RNG.integers(0, 64, (8, 16)).astype(np.int32),
+  'segments': np.cumsum(RNG.random((8, 16)) < 0.2, axis=1).astype(np.int32) + 1,
+}
+MESHES = [
+  dict(data=1), dict(data=8), dict(data=1, fsdp=4), dict(data=1, tensor=2),
+  dict(data=2, fsdp=2, tensor=2),
+]  # fmt: skip
+
+
+def make_mesh(sizes):
+  count = int(np.prod(list(sizes.values())))
+  return sharding.make_mesh(**sizes, devices=jax.devices()[:count])
+
+
+def loss(config, params, batch):
+  out = model.apply(
+    config, params, batch['tokens'], segment_ids_BT=batch['segments'], max_logits=True)
+  targets_BT = jnp.roll(batch['tokens'], -1, axis=1)
+  hot_BTV = targets_BT[..., None] == jnp.arange(config.vocab_size)
+  picked_BT = jnp.sum(jnp.where(hot_BTV, out.logits, 0), axis=-1)
+  nll_BT = jax.nn.logsumexp(out.logits, axis=-1) - picked_BT
+  return nll_BT.mean(), out.aux['max_logits_LN']
+
+
+@functools.partial(jax.jit, static_argnums=0)
+def step(config, params, batch):
+  """Loss, gradients and one AdamW update, as a training step has them."""
+  optimizer = optax.adamw(1e-2)
+  (value, max_LN), gradients = jax.value_and_grad(loss, 1, has_aux=True)(config, params, batch)
+  updates, _ = optimizer.update(gradients, optimizer.init(params), params)
+  return value, max_LN, gradients, optax.apply_updates(params, updates)
+
+
+@functools.cache
+def alone():
+  params = model.init(CONFIG, jax.random.key(0))
+  return jax.device_get((params, step(CONFIG, params, BATCH)))
+
+
+@pytest.mark.parametrize('sizes', MESHES, ids=str)
+def test_every_mesh_gives_the_same_parameters_loss_gradient_and_update(sizes):
+  expected_params, (value, max_LN, gradients, _) = alone()
+  mesh = make_mesh(sizes)
+  with jax.set_mesh(mesh):
+    params = model.init(CONFIG, jax.random.key(0))
+    jax.tree.map(np.testing.assert_array_equal, params, expected_params)  # to the last bit
+    places = sharding.shardings(params, mesh)
+    jax.tree.map(lambda x, s: x.sharding == s or pytest.fail(str(x.sharding)), params, places)
+    got = step(CONFIG, params, sharding.shard_batch(BATCH, mesh))
+  np.testing.assert_allclose(got[0], value, rtol=1e-6)
+  np.testing.assert_allclose(got[1], max_LN, rtol=1e-5)
+  jax.tree.map(
+    lambda x, y: np.testing.assert_allclose(x, y, rtol=1e-4, atol=1e-7), got[2], gradients)
+  # Gradients and updated parameters stay where the parameters are.
+  for tree in got[2:]:
+    jax.tree.map(lambda x, s: x.sharding.spec == s.spec or pytest.fail(str(x.sharding)),
+                 tree, places)
+
+
+def test_parameters_are_really_split():
+  mesh = make_mesh(dict(data=2, fsdp=2, tensor=2))
+  with jax.set_mesh(mesh):
+    params = model.init(CONFIG, jax.random.key(0))
+  for leaf, part in [('q_DNH', 4), ('k_DKH', 4), ('o_NHD', 4), ('q_bias_NH', 2), ('o_bias_D', 1)]:
+    x = params['blocks']['attn'][leaf]
+    assert x.addressable_shards[0].data.size * part == x.size, leaf
+
+
+@pytest.mark.parametrize('fields, sizes', [
+  (dict(tie_embeddings=True, scan_layers=False, remat='full'), dict(data=1, fsdp=2, tensor=2)),
+  (dict(num_kv_heads=1, nope_interval=0, sliding_window=5, window_layers=(1, 0)), dict(data=2)),
+])  # fmt: skip
+def test_other_models_on_a_mesh(fields, sizes):
+  config = dataclasses.replace(CONFIG, max_seq_len=128, **fields)
+  batch = {name: np.tile(x, (1, 8)) for name, x in BATCH.items()}  # long enough for two chunks
+  batch['segments'] = np.sort(batch['segments'], axis=1)
+  value = step(config, model.init(config, jax.random.key(0)), batch)[0]
+  mesh = make_mesh(sizes)
+  with jax.set_mesh(mesh):
+    params = model.init(config, jax.random.key(0))
+    got = step(config, params, sharding.shard_batch(batch, mesh))[0]
+  np.testing.assert_allclose(got, value, rtol=1e-6)
+
+
+def test_the_model_itself_runs_on_a_split_sequence():
+  """Keys are gathered over `context`; make_mesh refuses that axis until training has it too."""
+  _, (_, max_LN, _, _) = alone()
+  mesh = jax.make_mesh((1, 2, 1, 4), sharding.AXES)
+  with jax.set_mesh(mesh):
+    params = model.init(CONFIG, jax.random.key(0))
+    batch = sharding.shard_batch(BATCH, mesh)
+    out = jax.jit(functools.partial(model.apply, CONFIG, max_logits=True))(
+      params, batch['tokens'], segment_ids_BT=batch['segments'])
+  assert out.logits.sharding.spec == P(('data', 'fsdp'), 'context', 'tensor')
+  np.testing.assert_allclose(out.aux['max_logits_LN'], max_LN, rtol=1e-5)
+
+
+def test_abstract_state_has_the_shardings_of_the_real_one():
+  mesh = make_mesh(dict(data=2, fsdp=4))
+  params = model.abstract_params(CONFIG, mesh)
+  state = sharding.abstract(jax.eval_shape(optax.adamw(1e-3).init, params), mesh)
+  with jax.set_mesh(mesh):
+    real = model.init(CONFIG, jax.random.key(0))
+    real_state = jax.jit(optax.adamw(1e-3).init)(real)
+  same = lambda a, b: (a.shape, a.dtype, a.sharding.spec) == (b.shape, b.dtype, b.sharding.spec)
+  assert all(jax.tree.leaves(jax.tree.map(same, params, real)))
+  assert all(jax.tree.leaves(jax.tree.map(same, state, real_state)))
+
+
+@pytest.mark.parametrize('sizes, shape', [
+  ({}, (8, 1, 1, 1)), (dict(data=1, fsdp=-1), (1, 8, 1, 1)), (dict(fsdp=2, tensor=2), (2, 2, 2, 1)),
+])  # fmt: skip
+def test_mesh_sizes_are_computed(sizes, shape):
+  assert tuple(sharding.make_mesh(**sizes).shape.values()) == shape
+
+
+@pytest.mark.parametrize('sizes, message', [
+  (dict(data=3), 'data=3 .* does not fit 8 device'),
+  (dict(data=2, fsdp=2), 'must multiply to 8'),
+  (dict(tensor=16), 'does not fit 8'),
+  (dict(data=-1, fsdp=-1), 'data and fsdp are both -1'),
+  (dict(tensor=0), 'tensor=0'),
+  (dict(context=2), 'context=2: splitting the sequence is not built'),
+])  # fmt: skip
+def test_impossible_meshes_say_why(sizes, message):
+  with pytest.raises(ValueError, match=message):
+    sharding.make_mesh(**sizes)
+
+
+def test_typos_are_errors():
+  with pytest.raises(ValueError, match="unknown logical dim 'bacth': one of batch"):
+    sharding.spec('bacth', None)
+  with pytest.raises(ValueError, match="'kernel' does not end in its dims"):
+    sharding.param_names('kernel')
+  with pytest.raises(ValueError, match='3 dims do not fit'):
+    sharding.shardings({'down_F': jnp.zeros((2, 2, 2))}, sharding.make_mesh())
+  with pytest.raises(ValueError, match='2 names'):
+    sharding.constrain(jnp.zeros(3), 'batch', 'length')
+
+
+def test_what_does_not_divide_is_named():
+  mesh = make_mesh(dict(data=2, fsdp=4))
+  with pytest.raises(ValueError, match=r'6 rows.*data=2 x fsdp=4.*multiple of 8'):
+    sharding.shard_batch({'tokens': np.zeros((6, 4), np.int32)}, mesh)
+  odd = dataclasses.replace(CONFIG, embed_dim=30)
+  with pytest.raises(ValueError, match=r'k_DKH: dim 1 of size 30 .* fsdp=4'):
+    model.abstract_params(odd, mesh)
+  with jax.set_mesh(mesh), pytest.raises(ValueError, match='size 30'):
+    model.init(odd, jax.random.key(0))
+
+
+def test_parameters_on_a_mesh_need_it_set():
+  with jax.set_mesh(make_mesh(dict(data=2, fsdp=2))):
+    params = model.init(CONFIG, jax.random.key(0))
+  with pytest.raises(ValueError, match=r'jax\.set_mesh'):
+    model.apply(CONFIG, params, BATCH['tokens'])
+
+
+def test_shard_batch_places_rows():
+  mesh = make_mesh(dict(data=2, fsdp=2))
+  batch = sharding.shard_batch({**BATCH, 'source': np.arange(8)}, mesh)
+  assert batch['tokens'].sharding.spec == P(('data', 'fsdp'), 'context')
+  assert batch['source'].sharding.spec == P(('data', 'fsdp'))
+  assert batch['source'].addressable_shards[3].data.tolist() == [6, 7]
+  np.testing.assert_array_equal(batch['segments'], BATCH['segments'])
