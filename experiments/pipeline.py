@@ -131,7 +131,7 @@ def _evaluate(output: str, inputs: Mapping[str, str], *, c: Any, corpora: Sequen
     tokenizer.load(_tokenizer_file(c, inputs)),
     c.eval.tasks,
     c.eval.data,
-    documents={n: evals.load_documents(p, limit=c.eval.documents) for n, p in paths.items()},
+    documents=evals.load_held_out(paths, limit=c.eval.documents),
     unigram_counts={
       n: data.open_corpus(p).token_counts(config.vocab_size) for n, p in paths.items()
     },

@@ -30,6 +30,10 @@ import numpy as np
 import tensorflow_datasets as tfds
 
 
+class EmptySplit(ValueError):
+  """A split of a corpus holds nothing to predict."""
+
+
 class Piece(NamedTuple):
   """Tokens `[start, start + length]` of a document: `length` inputs and as many targets."""
 
@@ -68,7 +72,8 @@ def open_corpus(path: str, split: str = 'train', name: str | None = None) -> Cor
 
   Raises:
     FileNotFoundError: there is no finished tokenised corpus at `path`.
-    ValueError: the split is empty, or its lengths do not match its records.
+    EmptySplit: the split has no tokens to predict.
+    ValueError: the path holds text, or lengths that do not match the records.
   """
   if not os.path.exists(os.path.join(path, '_SUCCESS')):
     raise FileNotFoundError(
@@ -83,7 +88,7 @@ def open_corpus(path: str, split: str = 'train', name: str | None = None) -> Cor
   lengths = [np.load(os.path.join(path, s['lengths'])) for s in shards]
   lengths = np.concatenate(lengths) if lengths else np.zeros(0, np.int32)
   if not (lengths > 1).any():
-    raise ValueError(f'{path} has no tokens to predict in split {split!r}: give it more input')
+    raise EmptySplit(f'{path} has no tokens to predict in split {split!r}: give it more input')
   records = tfds.builder_from_directory(path).as_data_source(split)
   if len(lengths) != len(records):
     raise ValueError(f'{path}: {len(lengths)} lengths but {len(records)} records: tokenise again')

@@ -12,6 +12,7 @@ Add a task: a function row → example, and an entry in `TASKS` at the bottom.
 """
 
 import collections
+import contextlib
 import functools
 import json
 import math
@@ -217,6 +218,22 @@ def load_documents(path: str, *, split: str = 'validation', limit: int = 0) -> l
   corpus = data.open_corpus(path, split)
   records = (corpus.records[i] for i in _spread(len(corpus.records), limit))
   return [{'tokens': corpus.decode(r), 'num_bytes': int(r['num_bytes'])} for r in records]
+
+
+def load_held_out(corpora: Mapping[str, str], *, limit: int = 0) -> dict[str, list[Document]]:
+  """`load_documents` of each corpus (name → path); one too small to hold any out is left out.
+
+  Raises ValueError if that leaves none.
+  """
+  documents = {}
+  for name, path in corpora.items():
+    with contextlib.suppress(data.EmptySplit):
+      documents[name] = load_documents(path, limit=limit)
+  if not documents:
+    raise ValueError(
+      f'no held-out document in {", ".join(corpora)}: raise --config.tokenize.holdout'
+    )
+  return documents
 
 
 def bits_per_byte(

@@ -409,10 +409,7 @@ class Output(NamedTuple):
 
 def init(config: ModelConfig, key: jax.Array) -> Params:
   """Fresh fp32 parameters; the same numbers on every mesh, placed on the mesh that is set."""
-  make = functools.partial(_make, config)
-  mesh = jax.sharding.get_abstract_mesh()
-  placed = None if mesh.empty else sharding.shardings(jax.eval_shape(make, key), mesh)
-  return jax.jit(make, out_shardings=placed)(key)
+  return _jitted_init(config, jax.sharding.get_abstract_mesh())(key)
 
 
 def abstract_params(config: ModelConfig, mesh: jax.sharding.Mesh | None = None) -> Params:
@@ -627,6 +624,12 @@ def _documents(T, positions_BT, segments_BT):
   if positions_BT is None:
     positions_BT = positions_from_segments(segments_BT)
   return positions_BT, segments_BT
+
+
+@functools.lru_cache(maxsize=32)
+def _jitted_init(config, mesh):
+  placed = None if mesh.empty else sharding.shardings(abstract_params(config), mesh)
+  return jax.jit(functools.partial(_make, config), out_shardings=placed)
 
 
 def _make(config, key):

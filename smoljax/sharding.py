@@ -1,10 +1,10 @@
 """Where arrays live: mesh axes, logical names → PartitionSpec, host batches → global arrays.
 
 The mesh has four axes. `data` replicates the parameters, `fsdp` also splits them, `tensor` splits
-heads, MLP columns and vocabulary, `context` splits the sequence. Axis types are Explicit, so a
-mistake is an error while tracing; computation runs under `with jax.set_mesh(mesh):` and
-everything here does nothing without a mesh. `jax.jit` on arrays (or abstract arrays) that carry
-shardings is what used to be called pjit: there is no other entry point.
+heads, MLP columns and vocabulary, `context` will split the sequence (its size is 1 so far). Axis
+types are Explicit, so a mistake is an error while tracing; computation runs under
+`with jax.set_mesh(mesh):` and everything here does nothing without a mesh. `jax.jit` on arrays
+(or abstract arrays) that carry shardings is what used to be called pjit; there is no other way in.
 
 A parameter's name ends in its dims (`q_DNH`), so its name is also its sharding.
 """
@@ -25,7 +25,7 @@ AXES = ('data', 'fsdp', 'tensor', 'context')
 # parameter; `residual` is the same dim in activations and in weights gathered for use.
 RULES: dict[str, str | tuple[str, ...] | None] = {
   'batch': ('data', 'fsdp'),
-  'length': 'context',
+  'length': None,  # 'context', once losses and batches can do with a split sequence too
   'residual': None,
   'layers': None,
   'embed': 'fsdp',

@@ -111,9 +111,7 @@ def train(
   t = config.train
   mesh = sharding.make_mesh(**{axis: config.mesh[axis] for axis in sharding.AXES})
   opened = {name: data.open_corpus(path, 'train', name) for name, path in corpora.items()}
-  held_out = {
-    name: evals.load_documents(path, limit=t.eval_documents) for name, path in corpora.items()
-  }
+  held_out = evals.load_held_out(corpora, limit=t.eval_documents)
   stages = data.make_stages(t.stages, t.steps)
   batches = data.Batches(
     opened,

@@ -19,10 +19,10 @@ from experiments import run as run_lib
 
 SMALL = [
   '--config.selfdocs.pages=240',
-  '--config.selfdocs.pdfs=12',
+  '--config.selfdocs.pdfs=24',
   '--config.pdf.ocr=never',
   '--config.tokenizer.vocab_size=600',
-  '--config.tokenize.holdout=0.15',
+  '--config.tokenize.holdout=0.2',
   '--config.model.embed_dim=32',
   '--config.model.mlp_dim=64',
   '--config.model.head_dim=16',
