@@ -459,6 +459,10 @@ def _credit(rows: Sequence[Sequence[float]], answers: Sequence[int]) -> np.ndarr
 # --- Tasks -------------------------------------------------------------------------------------
 
 
+class TooFewDocuments(ValueError):
+  """A corpus holds out too few documents to make a task of."""
+
+
 def build_continuation_task(
   documents: Sequence[Document],
   tokenizer: Tokenizer,
@@ -478,7 +482,7 @@ def build_continuation_task(
   the same text gives the same task under every tokenizer.
 
   Raises:
-    ValueError: too few documents are long enough.
+    TooFewDocuments: fewer than `num_choices` documents are long enough.
   """
   texts = [tokenizer.decode(d['tokens']) for d in documents]
   need = context_chars + choice_chars
@@ -488,7 +492,7 @@ def build_continuation_task(
     cuts.append([at for at in found if context_chars <= at <= len(text) - choice_chars])
   usable = [i for i, c in enumerate(cuts) if c]
   if len(usable) < num_choices:
-    raise ValueError(
+    raise TooFewDocuments(
       f'the continuation task needs {num_choices} held-out documents of {need} characters, '
       f'there are {len(usable)}: give it more documents, or a larger --config.tokenize.holdout'
     )
@@ -505,7 +509,7 @@ def build_continuation_task(
     if len(set(choices)) == num_choices:
       examples.append({'context': context, 'choices': choices, 'answer': answer})
   if len(examples) < n:
-    raise ValueError('the continuation task found no four documents that differ: give it more')
+    raise TooFewDocuments('the continuation task found no four documents that differ: give it more')
   return examples
 
 
@@ -588,12 +592,16 @@ def load_task(
     if not documents:
       raise ValueError(f'task {name!r} is made from held-out documents: give it a tokenised corpus')
     n = limit or 200
-    share = [n * (i + 1) // len(documents) - n * i // len(documents) for i in range(len(documents))]
-    return [
-      example
-      for k, docs in zip(share, documents.values(), strict=True)
-      for example in build_continuation_task(docs, tokenizer, n=k, seed=seed)
-    ]
+    tasks = []  # of each corpus with enough documents
+    for docs in documents.values():
+      try:
+        tasks.append(build_continuation_task(docs, tokenizer, n=n, seed=seed))
+      except TooFewDocuments as e:
+        error = e
+    if not tasks:
+      raise error
+    shares = [n * (i + 1) // len(tasks) - n * i // len(tasks) for i in range(len(tasks))]
+    return [e for task, k in zip(tasks, shares, strict=True) for e in task[:k]]
   path = os.path.join(eval_data, task.file)
   if not os.path.exists(path):
     raise FileNotFoundError(
