@@ -344,8 +344,6 @@ def check(c: Any) -> None:
   Raises:
     ValueError: an unknown name, or a mesh that fits neither devices, batch nor model.
   """
-  import jax
-
   from data_beam import filters, html_text, pdf_text
   from smoljax import data, evals, model, optim, sharding
 
@@ -371,10 +369,9 @@ def check(c: Any) -> None:
     )
   data.make_stages(c.train.stages, c.train.steps)
   config = model_config(c, c.tokenizer.vocab_size)
-  params = jax.eval_shape(lambda: model.init(config, jax.random.key(0)))
+  # A tokenizer that is given decides the vocabulary, and that only when it is loaded.
+  params = model.abstract_params(config, None if c.tokenizer.path else mesh)
   optim.make_optimizer(c.optimizer, params, c.train.steps)
-  if not c.tokenizer.path:
-    sharding.shardings(params, mesh)
 
 
 def summarize(graph: Graph) -> dict:

@@ -133,21 +133,16 @@ def train(
 
   with jax.set_mesh(mesh), Checkpoints(os.path.join(directory, 'checkpoints'), keep=t.keep) as ckpt:
     key = jax.random.fold_in(jax.random.key(config.seed), _name_seed('init'))
-    params = jax.eval_shape(lambda: model.init(model_config, key))
+    params = model.abstract_params(model_config, mesh)
     optimizer, info = optim.make_optimizer(config.optimizer, params, t.steps)
-    like = {
-      'params': sharding.abstract(params, mesh),
-      'opt_state': sharding.abstract(jax.eval_shape(optimizer.init, params), mesh),
-    }
-    placed = jax.tree.map(lambda x: x.sharding, like)
-    restored = ckpt.restore(like['params'], like['opt_state'])
+    opt_state = sharding.abstract(jax.eval_shape(optimizer.init, params), mesh)
+    restored = ckpt.restore(params, opt_state)
     iterator = data.prefetch(batches)
     if restored is None:
       step = 0
-      init = jax.jit(lambda: model.init(model_config, key), out_shardings=placed['params'])
-      state = {'params': init()}
-      init = jax.jit(optimizer.init, out_shardings=placed['opt_state'])
-      state['opt_state'] = init(state['params'])
+      state = {'params': model.init(model_config, key)}
+      placed = jax.tree.map(lambda x: x.sharding, opt_state)
+      state['opt_state'] = jax.jit(optimizer.init, out_shardings=placed)(state['params'])
     else:
       step, *arrays, position, stored = restored
       if stored['fingerprint'] != meta['fingerprint']:

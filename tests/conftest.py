@@ -1,12 +1,18 @@
 """Eight fake CPU devices, set before anything imports jax; the compilation cache; shared data."""
 
+import logging
 import math
 import os
 import pathlib
 import tempfile
 
-os.environ['XLA_FLAGS'] = (
-  os.environ.get('XLA_FLAGS', '') + ' --xla_force_host_platform_device_count=8'
+# Most of a cold test's time is compiling, so little is optimised.
+os.environ['XLA_FLAGS'] = ' '.join(
+  [
+    os.environ.get('XLA_FLAGS', ''),
+    '--xla_force_host_platform_device_count=8',
+    '--xla_backend_optimization_level=0',
+  ]
 )
 os.environ['JAX_PLATFORMS'] = 'cpu'
 os.environ.setdefault(
@@ -25,6 +31,14 @@ REPOSITORY = pathlib.Path(__file__).resolve().parent.parent
 hypothesis.settings.register_profile('ci', derandomize=True, deadline=None, max_examples=50)
 hypothesis.settings.load_profile('ci')
 flags.FLAGS.mark_as_parsed()  # grain reads absl flags
+
+
+@pytest.fixture(autouse=True)
+def logging_as_it_was():
+  """Commands set up logging onto a stderr that is captured, and closed, for one test."""
+  handlers = logging.root.handlers[:]
+  yield
+  logging.root.handlers[:] = handlers
 
 
 @pytest.fixture(scope='session')

@@ -46,12 +46,8 @@ def main(_: list[str]) -> None:
   settings.name = _OPTIMIZER.value
   mesh = sharding.make_mesh(data=1, fsdp=-1)
   with jax.set_mesh(mesh):
-    key = jax.random.key(0)
-    abstract = jax.eval_shape(lambda: model.init(config, key))
-    optimizer, _ = optim.make_optimizer(settings, abstract, 1000)
-    params = jax.jit(
-      lambda: model.init(config, key), out_shardings=sharding.shardings(abstract, mesh)
-    )()
+    params = model.init(config, jax.random.key(0))
+    optimizer, _ = optim.make_optimizer(settings, params, 1000)
     state = {'params': params, 'opt_state': jax.jit(optimizer.init)(params)}
     step = train.make_train_step(config, optimizer, num_sources=1, chunk=_CHUNK.value)
     batch = sharding.shard_batch(
