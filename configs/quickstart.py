@@ -26,15 +26,18 @@ def get_config() -> ConfigDict:
 
   c.data.seq_len = 256
   c.train.tokens = 1_800_000
-  c.train.batch_tokens = 8192
+  c.train.batch_tokens = 2048  # small: with so few tokens, steps count for more than batches
   c.train.stages = (
     dict(name='stable', fraction=0.6, mixture=dict(web=0.9, pdf=0.1)),
     dict(name='stable-2', fraction=0.2, mixture=dict(web=0.8, pdf=0.2)),
     dict(name='decay', fraction=0.2, mixture=dict(web=0.7, pdf=0.3)),
   )
-  c.train.log_every = 10
+  c.train.log_every = 20
   c.train.loss_chunk = 32  # small enough for the caches of a CPU
   c.train.eval_documents = 16
-  c.train.eval_every = 50
-  c.train.checkpoint_every = 50
+  c.train.eval_every = 220
+  c.train.checkpoint_every = 110
+
+  c.optimizer.name = 'muon'
+  c.optimizer.learning_rate = 4e-3
   return c

@@ -308,7 +308,7 @@ def _whole_matrices(stack_BIO: jax.Array) -> tuple[jax.Array, Callable[[jax.Arra
   """
   home = _spec(stack_BIO)
   mesh = jax.typeof(stack_BIO).sharding.mesh
-  if home is None or mesh.size == 1:
+  if home is None:
     return stack_BIO, lambda o: o
   axes_of = lambda axes: () if axes is None else (axes if isinstance(axes, tuple) else (axes,))
   rows, cols = axes_of(home[1]), axes_of(home[2])

@@ -117,13 +117,13 @@ def test_a_second_run_redoes_nothing(finished):
 def test_a_changed_field_redoes_what_depends_on_it(finished):
   workdir, _ = finished
   states = {}
-  for change in ('--config.sample.tokens=17', '--config.optimizer.name=muon'):
+  for change in ('--config.sample.tokens=17', '--config.optimizer.name=adamw'):
     output = run(workdir, *SMALL, change, '--dry_run').stdout
     states[change] = {
       m[1] for m in re.finditer(r'(\w+)-[0-9a-f]{8}\s*│\s*run', output)
     }  # fmt: skip
   assert states['--config.sample.tokens=17'] == {'export', 'report'}
-  assert states['--config.optimizer.name=muon'] == {'train', 'evaluate', 'export', 'report'}
+  assert states['--config.optimizer.name=adamw'] == {'train', 'evaluate', 'export', 'report'}
 
 
 @pytest.mark.slow

@@ -141,7 +141,12 @@ def test_accumulation_is_one_big_batch(undisturbed, markov_corpora, tmp_path, mo
   np.testing.assert_allclose(got, reference, rtol=2e-4)
 
 
-def test_muon_by_a_flag(markov_corpora, tmp_path):
+@pytest.mark.parametrize('devices', [1, 8])
+def test_muon_by_a_flag(markov_corpora, tmp_path, monkeypatch, devices):
+  make_mesh = train.sharding.make_mesh
+  monkeypatch.setattr(
+    train.sharding, 'make_mesh', lambda **kw: make_mesh(**kw, devices=jax.devices()[:devices])
+  )
   result = fit(tiny(**{'optimizer.name': 'muon'}), markov_corpora, tmp_path)
   assert result['loss']['final'] < result['loss']['first'] - 0.3
 
