@@ -14,7 +14,7 @@ from typing import Any
 from ml_collections import ConfigDict
 from rich.console import Console
 
-from experiments import selfdocs
+from experiments import docstrings, selfdocs
 from experiments.steps import Graph, Step
 
 console = Console(highlight=False, soft_wrap=True)
@@ -203,7 +203,7 @@ def build_steps(c: ConfigDict, workdir: str) -> list[Step]:
     'selfdocs',
     _selfdocs,
     ['selfdocs', 'seed'],
-    outside=selfdocs.fingerprint(),
+    outside=docstrings.fingerprint(),
     cost=f'{c.selfdocs.pages:,} web pages and {c.selfdocs.pdfs} PDFs from this machine’s docs',
   )
   if any(not c[name].input for name in corpora):

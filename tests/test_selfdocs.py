@@ -15,7 +15,7 @@ import pytest
 import trafilatura
 from fastwarc.warc import ArchiveIterator, WarcRecordType
 
-from experiments import selfdocs
+from experiments import docstrings, selfdocs
 
 ROOT = pathlib.Path(__file__).parent.parent
 SIZE = {'max_pages': 60, 'pdfs': 8}
@@ -214,7 +214,7 @@ def test_web_and_pdf_tell_different_things(truth, built, records):
                                                    ('p', 'End.')]),
 ])
 def test_docstring_styles(doc, expected):
-  assert selfdocs.parse_doc(doc) == expected
+  assert docstrings.parse_doc(doc) == expected
 
 
 def test_parser_survives_every_prefix_of_a_docstring():
@@ -223,11 +223,11 @@ def test_parser_survives_every_prefix_of_a_docstring():
          '```\n\nTitle\n=====\n\n1. f\n   - g\n\n:param h: i\n\nterm\n    j\n\n==  ==\nk   l\n'
          '==  ==\n>>> m')
   for k in range(len(doc)):
-    assert all(kind in ('p', 'li', 'pre', 'h3') for kind, _ in selfdocs.parse_doc(doc[:k]))
+    assert all(kind in ('p', 'li', 'pre', 'h3') for kind, _ in docstrings.parse_doc(doc[:k]))
 
 
 def test_fingerprint_names_python_and_what_is_read():
-  lines = selfdocs.fingerprint().split('\n')
+  lines = docstrings.fingerprint().split('\n')
   assert lines[0].endswith(sys.version.split()[0])
   assert any(re.fullmatch(r'numpy==[\d.]+', line) for line in lines)
   assert not any(line.startswith('pytest') for line in lines)
