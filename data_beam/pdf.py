@@ -285,13 +285,7 @@ def run(
       config={'ocr': ocr, 'ocr_engine': engine, 'languages': list(languages),
               'min_language_score': min_language_score,
               'filters': [rule.__name__ for rule in rules], 'limit': limit})
-  path = records.corpus_path(output, name)
-  records.read_corpus(path)   # raises if nothing was kept
-  for row in records.read_manifest(path)['funnel']:
-    reasons = ', '.join(f'{reason} {n}' for reason, n in list(row['dropped'].items())[:5])
-    log.info('%-12s %6d of %6d kept%s', row['stage'], row['documents_out'], row['documents_in'],
-             f' (dropped: {reasons})' if reasons else '')
-  return path
+  return web.announce(records.corpus_path(output, name))
 
 
 def with_threads(beam_args: Sequence[str]) -> list[str]:
@@ -320,32 +314,10 @@ def main(argv: Sequence[str] | None = None) -> int:
                       help='PDF files, or WARC files with PDFs in them, or patterns; local or '
                       'gs://, s3://, hf://, https://; several after spaces, or as --input=A '
                       '--input=B')
-  parser.add_argument('--output', required=True, metavar='DIR', help='where corpora go')
-  parser.add_argument('--name', default='pdf', help='name of the corpus, a directory in DIR')
+  web.add_flags(parser, name='pdf', min_language_score=.4, filters='pdf')
   parser.add_argument('--ocr', default='auto', choices=pdf_text.OCR_MODES,
                       help='read pictures of text: auto for pages that need it')
-  parser.add_argument('--languages', default='en', metavar='CODES',
-                      help='languages to keep, such as en,fr,de; any for all of them')
-  parser.add_argument('--min_language_score', type=float, default=.4, metavar='P',
-                      help='drop documents whose language is less certain than this')
-  parser.add_argument('--filters', default='pdf', metavar='NAME',
-                      help=f'quality rules: a profile ({", ".join(filters_lib.PROFILES)}), or '
-                      f'names of rules with commas between ({", ".join(filters_lib.RULES)})')
-  parser.add_argument('--limit', type=int, metavar='N', help='read only the first N PDFs')
-  parser.add_argument('--num_shards', type=int, default=8, metavar='N', help='files of the corpus')
-  args, beam_args = parser.parse_known_args(argv)
-  logging.basicConfig(format='%(message)s', level=logging.WARNING, force=True)
-  log.setLevel(logging.INFO)
-  options = vars(args)
-  options['languages'] = [] if args.languages == 'any' else args.languages.split(',')
-  try:
-    path = run(**options, beam_args=beam_args)
-  except (ValueError, OSError) as error:
-    print(f'data_beam.pdf: {error}', file=sys.stderr)
-    return 2
-  print(f'The corpus is at {path}, what was dropped at '
-        f'{records.corpus_path(args.output, args.name + "_rejects")}')
-  return 0
+  return web.command(parser, run, argv)
 
 
 if __name__ == '__main__':

@@ -169,6 +169,11 @@ def run(
       config={'languages': list(languages), 'min_language_score': min_language_score,
               'filters': [rule.__name__ for rule in rules], 'tier': tier, 'limit': limit})
   path = records.corpus_path(output, name)
+  return announce(path)
+
+
+def announce(path: str) -> str:
+  """Logs the funnel of a finished corpus; raises CorpusError if nothing was kept."""
   manifest = records.read_manifest(path)
   records.check_not_empty(manifest)
   for row in manifest['funnel']:
@@ -192,21 +197,36 @@ def main(argv: Sequence[str] | None = None) -> int:
                       default=argparse.SUPPRESS,
                       help='WARC files or patterns, local or gs://, s3://, hf://, https://; '
                       'several after spaces, or as --input=A --input=B')
-  parser.add_argument('--output', required=True, metavar='DIR', default=argparse.SUPPRESS,
-                      help='where corpora go')
-  parser.add_argument('--name', default='web', help='name of the corpus, a directory in DIR')
-  parser.add_argument('--languages', default='en', metavar='CODES',
-                      help='languages to keep, such as en,fr,de; any for all of them')
-  parser.add_argument('--min_language_score', type=float, default=.65, metavar='P',
-                      help='drop pages whose language is less certain than this')
-  parser.add_argument('--filters', default='fineweb', metavar='NAME',
-                      help=f'quality rules: a profile ({", ".join(filters_lib.PROFILES)}), or '
-                      f'names of rules with commas between ({", ".join(filters_lib.RULES)})')
+  add_flags(parser, name='web', min_language_score=.65, filters='fineweb')
   parser.add_argument('--tier', default='default', choices=html_text.TIERS,
                       help='how the main text is found: default for quality, fast for speed')
-  parser.add_argument('--limit', type=int, metavar='N', default=argparse.SUPPRESS,
-                      help='read only the first N pages')
-  parser.add_argument('--num_shards', type=int, default=8, metavar='N', help='files of the corpus')
+  return command(parser, run, argv)
+
+
+def add_flags(
+  parser: argparse.ArgumentParser, *, name: str, min_language_score: float, filters: str
+) -> None:
+  """The flags that every curation command has, with its defaults."""
+  add = parser.add_argument
+  add('--output', required=True, metavar='DIR', default=argparse.SUPPRESS,
+      help='where corpora go')
+  add('--name', default=name, help='name of the corpus, a directory in DIR')
+  add('--languages', default='en', metavar='CODES',
+      help='languages to keep, such as en,fr,de; any for all of them')
+  add('--min_language_score', type=float, default=min_language_score, metavar='P',
+      help='drop documents whose language is less certain than this')
+  add('--filters', default=filters, metavar='NAME',
+      help=f'quality rules: a profile ({", ".join(filters_lib.PROFILES)}), or names of rules with '
+      f'commas between ({", ".join(filters_lib.RULES)})')
+  add('--limit', type=int, metavar='N', default=argparse.SUPPRESS,
+      help='read only the first N documents')
+  add('--num_shards', type=int, default=8, metavar='N', help='files of the corpus')
+
+
+def command(
+  parser: argparse.ArgumentParser, run: Callable[..., str], argv: Sequence[str] | None
+) -> int:
+  """Runs a curation command: 0, or 2 after one line about what was wrong with the input."""
   args, beam_args = parser.parse_known_args(argv)
   logging.basicConfig(format='%(message)s', level=logging.WARNING, force=True)
   log.setLevel(logging.INFO)
@@ -215,7 +235,7 @@ def main(argv: Sequence[str] | None = None) -> int:
   try:
     path = run(**options, beam_args=beam_args)
   except (ValueError, OSError) as error:
-    print(f'data_beam.web: {error}', file=sys.stderr)
+    print(f'{parser.prog.removeprefix("python -m ")}: {error}', file=sys.stderr)
     return 2
   print(f'The corpus is at {path}, what was dropped at '
         f'{records.corpus_path(args.output, args.name + "_rejects")}')
