@@ -133,7 +133,7 @@ def get_config() -> ConfigDict:
   c.eval.data = ''  # folder with the JSONL files of public tasks
 
   c.sample = ConfigDict()
-  c.sample.prompts = ('The', 'Return')
+  c.sample.prompts = ('Returns the', 'This function')
   c.sample.tokens = 96
   c.sample.temperature = 0.7
 
