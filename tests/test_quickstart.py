@@ -158,7 +158,7 @@ def test_kills_anywhere_change_nothing(finished, tmp_path):
   environment = {k: v for k, v in os.environ.items() if k != 'XLA_FLAGS'}
   rng = np.random.default_rng(0)
   kills = 0
-  for _ in range(6):
+  for _ in range(8):
     process = subprocess.Popen(
       command(workdir, *SMALL),
       cwd=REPOSITORY,
@@ -166,13 +166,13 @@ def test_kills_anywhere_change_nothing(finished, tmp_path):
       stdout=subprocess.DEVNULL,
       start_new_session=True,
     )
-    time.sleep(float(rng.uniform(6, 20)))
+    time.sleep(float(rng.uniform(3, 11)))
     if process.poll() is None:
       os.killpg(process.pid, signal.SIGKILL)
       kills += 1
     process.wait()
   run(workdir, *SMALL)
-  assert kills >= 3
+  assert kills >= 2
   assert digest(workdir) == digest(finished[0])
   for name in ('web', 'pdf'):
     shards = [
