@@ -36,6 +36,9 @@ from smoljax.attention import attention, positions_from_segments, segments_from_
 
 Params = dict[str, Any]
 
+# Matrices with the same input, by module: `unstack` joins them.
+JOINED = {'attn': ('q_DNH', 'k_DKH', 'v_DKH'), 'mlp': ('gate_DF', 'up_DF')}
+
 REMAT_NAMES = ('qkv', 'ctx', 'mid', 'gu')  # values that may be saved for the backward pass
 
 
@@ -327,9 +330,7 @@ class Attention(nnx.Module):
       self.k_norm = RMSNorm(config, 'scale_H')
 
   def __call__(self, x_BTD, rotate: Callable, attend: Callable):
-    q_BTNH = jnp.einsum('BTD,DNH->BTNH', x_BTD, _use(self, 'q_DNH'))
-    k_BTKH = jnp.einsum('BTD,DKH->BTKH', x_BTD, _use(self, 'k_DKH'))
-    v_BTKH = jnp.einsum('BTD,DKH->BTKH', x_BTD, _use(self, 'v_DKH'))
+    q_BTNH, k_BTKH, v_BTKH = _project(self, x_BTD, *JOINED['attn'])
     if self.config.attention_bias:
       q_BTNH += _use(self, 'q_bias_NH')
       k_BTKH += _use(self, 'k_bias_KH')
@@ -359,8 +360,7 @@ class MLP(nnx.Module):
       self.down_bias_D = _zeros(config, 'down_bias_D')
 
   def __call__(self, x_BTD):
-    gate_BTF = jnp.einsum('BTD,DF->BTF', x_BTD, _use(self, 'gate_DF'))
-    up_BTF = jnp.einsum('BTD,DF->BTF', x_BTD, _use(self, 'up_DF'))
+    gate_BTF, up_BTF = _project(self, x_BTD, *JOINED['mlp'])
     if self.config.mlp_bias:
       gate_BTF += _use(self, 'gate_bias_F')
       up_BTF += _use(self, 'up_bias_F')
@@ -500,7 +500,7 @@ def run_blocks(
   attend: Callable,
   state: Any = None,
 ) -> tuple[jax.Array, Any, jax.Array | None]:
-  """All layers: scanned, or unrolled if not `scan_layers`.
+  """All layers: scanned, or unrolled if not `scan_layers` or if `unstack` made a list of them.
 
   Args:
     positions_BT: int positions, or [1, T] if all rows share them.
@@ -510,7 +510,8 @@ def run_blocks(
     x_BTD, the last state, and the stacked max_logits_LN (None if `attend` gives None).
   """
   cos_BT1H, sin_BT1H = rope_table(config, positions_BT)
-  graph = _graph(config, 'block')
+  layers = params['blocks'] if isinstance(params['blocks'], list) else None
+  graph = _graph(config, 'joined' if layers and 'joined_DJ' in layers[0]['attn'] else 'block')
 
   def block(x_BTD, state, layer_params, layer, rotates, window):
     def rotate(y):
@@ -527,12 +528,12 @@ def run_blocks(
   # Flags that all layers share stay static: nothing is computed for them.
   rotates = np.array(config.rope_flags)
   windows = np.array([w or np.iinfo(np.int32).max for w in config.windows], np.int32)
-  if not config.scan_layers:
+  if layers or not config.scan_layers:
     maxima = []
     for i in range(config.num_layers):
       step = functools.partial(
         block, layer=i, rotates=bool(rotates[i]), window=config.windows[i] or None)
-      layer_params = jax.tree.map(lambda p: p[i], params['blocks'])  # noqa: B023
+      layer_params = layers[i] if layers else _layer(params, i)
       x_BTD, state, max_N = _checkpoint(config, step)(x_BTD, state, layer_params)
       maxima.append(max_N)
     return x_BTD, state, None if maxima[0] is None else jnp.stack(maxima)
@@ -554,6 +555,21 @@ def run_blocks(
   scanned = {k: v for k, v in scanned.items() if k not in shared}
   (x_BTD, state), max_LN = jax.lax.scan(_checkpoint(config, body), (x_BTD, state), scanned)
   return x_BTD, state, max_LN
+
+
+def unstack(config: ModelConfig, params: Params, *, join: bool = True) -> Params:
+  """The parameters as decoding reads them: `blocks` a list of layers, in the compute dtype.
+
+  A scan over stacked layers copies each layer's matrices out of the stack before it uses them,
+  which costs more than using them where there is one token to compute. `join` also makes one
+  matrix of those that share their input (queries, keys and values; gate and up).
+  """
+  params = jax.tree.map(lambda p: p.astype(config.dtype), params)
+  layers = [_layer(params, i) for i in range(config.num_layers)]
+  if join:
+    blocks = [_join(nnx.merge(_graph(config, 'block'), layer)) for layer in layers]
+    layers = [nnx.to_pure_dict(nnx.split(block)[1]) for block in blocks]
+  return params | {'blocks': layers}
 
 
 def final_norm(config: ModelConfig, params: Params, x_BTD: jax.Array) -> jax.Array:
@@ -640,9 +656,36 @@ def _make(config, key):
 def _graph(config, part):
   make = {
     'block': lambda: Block(config, jax.random.key(0)),
+    'joined': lambda: _join(Block(config, jax.random.key(0))),
     'final_norm': lambda: RMSNorm(config),
   }
   return nnx.split(jax.eval_shape(make[part]))[0]
+
+
+def _layer(params, i):
+  return jax.tree.map(lambda p: p[i], params['blocks'])
+
+
+def _join(block):
+  for module, names in JOINED.items():
+    module = getattr(block, module)
+    parts = [getattr(module, name)[...] for name in names]
+    module.joined_DJ = nnx.Param(jnp.concatenate([p.reshape(len(p), -1) for p in parts], axis=1))
+    for name in names:
+      delattr(module, name)
+  return block
+
+
+def _project(module, x_BTD, *names):
+  """x times each of the named matrices: one product if they are joined."""
+  if not hasattr(module, 'joined_DJ'):
+    letters = [sharding.dim_letters(name) for name in names]
+    return [jnp.einsum(f'BTD,{dims}->BT{dims[1:]}', x_BTD, _use(module, name))
+            for name, dims in zip(names, letters, strict=True)]
+  shapes = [_shape(module.config, name)[1:] for name in names]
+  y_BTJ = x_BTD @ module.joined_DJ[...]
+  parts = jnp.split(y_BTJ, np.cumsum([math.prod(shape) for shape in shapes])[:-1], axis=-1)
+  return [y.reshape(*x_BTD.shape[:2], *shape) for y, shape in zip(parts, shapes, strict=True)]
 
 
 def _shape(config, name):
