@@ -45,6 +45,7 @@ def get_config() -> ConfigDict:
   c.tokenizer.path = ''  # a SentencePiece .model or a Hugging Face tokenizer.json; '' = train one
   c.tokenizer.vocab_size = 2048
   c.tokenizer.train_bytes = 20_000_000  # text shown to the trainer, UTF-8 bytes
+  c.tokenizer.chat = False  # a trained one reserves <|im_start|> and <|im_end|> (smoljax.chat)
 
   c.tokenize = ConfigDict()
   c.tokenize.bos = True  # prepend BOS to each document (SmolLM3's released tokenizer does not)

@@ -76,7 +76,7 @@ def _corpus_result(path: str) -> dict:
 
 def _tokenizer(output: str, inputs: Mapping[str, str], *, c: Any) -> dict:
   from data_beam import records
-  from smoljax import tokenizer
+  from smoljax import chat, tokenizer
 
   texts = (
     d['text'] for name, path in inputs.items() for d in records.read_corpus(_corpus(path, name))
@@ -87,6 +87,7 @@ def _tokenizer(output: str, inputs: Mapping[str, str], *, c: Any) -> dict:
     vocab_size=c.tokenizer.vocab_size,
     seed=c.seed,
     max_bytes=c.tokenizer.train_bytes,
+    control=chat.CONTROL if c.tokenizer.chat else (),
   )
   return {'vocab_size': c.tokenizer.vocab_size}
 

@@ -7,7 +7,8 @@ every text can be encoded, and decoding gives it back. The one exception is U+25
 SentencePiece itself uses for a space and decodes as one.
 
 Ids of a trained tokenizer: 0 `<pad>`, 1 `<unk>` (never produced), 2 `<s>` begin of document,
-3 `</s>` end of document, 4–259 the bytes, then merged pieces in order of their rank, then single
+3 `</s>` end of document, then further control tokens (a chat template's) where asked for, the 256
+bytes (4–259 without those), then merged pieces in order of their rank, then single
 characters. Text is data: `</s>` written in a document is four characters, never the control token.
 """
 
@@ -39,12 +40,14 @@ def train(
   vocab_size: int,
   seed: int = 0,
   max_bytes: int = 20_000_000,
+  control: Sequence[str] = (),
 ) -> None:
   """Trains a SentencePiece BPE model on `texts` and writes it to `path` (`….model`).
 
-  The file depends on the set of texts, `vocab_size`, `seed` and `max_bytes` alone: neither on the
-  order of the texts nor on threads or paths. Of more than `max_bytes` of text (UTF-8), a sample of
-  documents is used, chosen by a hash of `seed` and their text; memory stays near `max_bytes`.
+  The file depends on the set of texts and the arguments alone: neither on the order of the texts
+  nor on threads or paths. Of more than `max_bytes` of text (UTF-8), a sample of documents is used,
+  chosen by a hash of `seed` and their text; memory stays near `max_bytes`. `control` are further
+  control tokens, such as a chat template's.
 
   Raises:
     ValueError: there is no text, or it supports fewer (or needs more) than `vocab_size` pieces.
@@ -75,6 +78,7 @@ def train(
       unk_id=UNK_ID,
       bos_id=BOS_ID,
       eos_id=EOS_ID,
+      control_symbols=list(control),
       num_threads=1,
       minloglevel=2,
     )
@@ -149,6 +153,13 @@ class Tokenizer:
     """Ids of `text` alone: no BOS or EOS is added, and control tokens are not looked for in it."""
     return self._model.encode(text)
 
+  def control_id(self, token: str) -> int | None:
+    """Id of the control token spelt `token`, which `encode` never gives; None if there is none."""
+    if isinstance(self._model, _HuggingFace):
+      return self._model.control_id(token)
+    i = self._model.piece_to_id(token)
+    return i if self._model.is_control(i) else None
+
   def decode(self, ids: Sequence[int]) -> str:
     """Text of `ids`; control tokens give nothing, bytes that are not UTF-8 give U+FFFD."""
     return self._model.decode([int(i) for i in ids])
@@ -200,6 +211,10 @@ class _HuggingFace:
   def decode(self, ids: list[int]) -> str:
     return self.tokenizer.decode(ids, skip_special_tokens=True)
 
+  def control_id(self, token: str) -> int | None:
+    added = self.tokenizer.get_added_tokens_decoder()
+    return next((i for i, t in added.items() if t.content == token and t.special), None)
+
   def vocab_size(self) -> int:
     return max(self.tokenizer.get_vocab(with_added_tokens=True).values()) + 1
 
@@ -241,7 +256,9 @@ def load(path: str) -> Tokenizer:
   return Tokenizer(path)
 
 
-def to_hf(path: str, output_dir: str, *, bos: bool, max_length: int) -> None:
+def to_hf(
+  path: str, output_dir: str, *, bos: bool, max_length: int, chat_template: str = ''
+) -> None:
   """Writes the tokenizer files that `transformers.AutoTokenizer.from_pretrained` reads.
 
   A SentencePiece BPE model becomes a Hugging Face tokenizer that encodes exactly alike, and decodes
@@ -252,6 +269,8 @@ def to_hf(path: str, output_dir: str, *, bos: bool, max_length: int) -> None:
     path: the `.model` or `tokenizer.json`.
     bos: documents began with BOS in training, so the exported tokenizer prepends it to a text.
     max_length: context length the model was trained for, in tokens.
+    chat_template: Jinja text for chat_template.jinja (`smoljax.chat.template`), if any. Control
+      tokens are then read in a text, as transformers encodes rendered conversations.
   Raises:
     ValueError: the model is not a plain BPE with byte fallback, so it cannot be exported exactly;
       or it has no BOS token to prepend.
@@ -282,6 +301,10 @@ def to_hf(path: str, output_dir: str, *, bos: bool, max_length: int) -> None:
     **special,
     'model_max_length': max_length,
   }
+  if chat_template:
+    tokenizer_config['split_special_tokens'] = False
+    with open(os.path.join(output_dir, 'chat_template.jinja'), 'w', encoding='utf-8') as f:
+      f.write(chat_template)
   names = ('bos_token', 'eos_token', 'unk_token', 'pad_token')
   for name, content in (
     ('tokenizer_config.json', tokenizer_config),
