@@ -1,15 +1,29 @@
-"""Causal attention over packed documents, behind one function.
+"""Causal attention over packed documents: one function, three implementations.
 
 What may be seen is decided by positions and segment ids alone: key s is visible to query t when
 both belong to the same segment (document) and s's position is not after t's (nor further back
 than the sliding window). Positions restart at each document, so the same rule serves training on
 packed rows and decoding against a cache whose slot s holds position s.
 
+  xla     plain matrix products, anywhere, any mask
+  cudnn   NVIDIA GPUs in bf16 or fp16: documents by their lengths and offsets, so that what lies
+          outside a document costs nothing
+  splash  TPUs: blocks outside the causal triangle or the window are skipped, documents masked
+
+All give the output and the log-sum-exp of each query, and a backward pass from the two. So one
+custom gradient serves all: its residuals bear the name `ctx` (a remat policy that saves it does
+not run attention twice), and the log-sum-exp bounds the largest logit for nothing.
+
+On a mesh each device computes its rows and heads (`shard_map`); where the mesh splits the
+sequence, keys and values are gathered (see `_forward`).
+
 Shapes: B batch, T query time, S key time, N query heads, K kv heads, G = N/K, H head dim;
-X = T * G, the queries that share a kv head.
+X = T * G, the queries that share a kv head; M documents in a row at most.
 """
 
 import functools
+from collections.abc import Callable
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -18,7 +32,25 @@ from jax.ad_checkpoint import checkpoint_name
 from smoljax import sharding
 
 MASKED = -1e30  # not -inf: a row without any visible key must not become NaN
-MIN_CHUNK, MAX_CHUNKS = 64, 8  # queries handled at a time: at least, and in at most so many parts
+
+
+class Places(NamedTuple):
+  """Where queries and keys stand; all int32. Segments are both given or both None."""
+
+  q_positions_BT: jax.Array
+  kv_positions_BS: jax.Array
+  q_segments_BT: jax.Array | None = None
+  kv_segments_BS: jax.Array | None = None
+  window: jax.Array | int | None = None
+
+
+class How(NamedTuple):
+  """What is static about a call."""
+
+  implementation: str
+  windows: tuple[int | None, ...]  # that `window` may be, None = no window; kernels need them
+  softcap: float
+  in_order: bool
 
 
 def attention(
@@ -31,9 +63,12 @@ def attention(
   q_segments_BT: jax.Array | None = None,
   kv_segments_BS: jax.Array | None = None,
   window: jax.Array | int | None = None,
+  windows: tuple[int | None, ...] = (),
+  softcap: float = 0.0,
   in_order: bool = False,
+  max_logits: str | None = None,
   implementation: str = 'auto',
-) -> tuple[jax.Array, jax.Array]:
+) -> tuple[jax.Array, jax.Array | None]:
   """Grouped-query attention, scale H^-0.5, softmax in fp32.
 
   Args:
@@ -41,38 +76,57 @@ def attention(
     q_positions_BT, kv_positions_BS: int32 positions within the document; B may be 1.
     q_segments_BT, kv_segments_BS: int32 document ids; both or neither.
     window: a query sees this many positions, itself included (a traced int is allowed).
+    windows: all values that a traced `window` takes, static; at least the row length (or None)
+      means no window. cudnn and splash compile one kernel for each and branch between them, so
+      that layers with different windows can still be scanned; xla does not need it.
+    softcap: logits become softcap * tanh(logits / softcap) (Gemma 2, arXiv:2408.00118); 0 = off.
     in_order: queries and keys are the same tokens of rows whose documents lie one after the
       other, so no key after a query's own place is needed; those are skipped, not just masked.
-    implementation: 'auto' or 'xla'.
+    max_logits: None; 'bound', the largest log-sum-exp, at least the largest logit and at most
+      log(S) above it, for nothing; 'exact', which costs another product of queries and keys
+      (except on xla, where the compiler shares it).
+    implementation: 'xla', 'cudnn', 'splash', or 'auto': cudnn on GPUs and splash on TPUs where
+      they can do what is asked, else xla.
   Returns:
-    out_BTNH in q's dtype, and max_logits_N: the largest visible scaled logit of each head, fp32,
-    exact and without gradient (for MuonClip, arXiv:2507.20534).
+    out_BTNH in q's dtype, and max_logits_N: per head the largest visible logit that enters the
+    softmax, fp32, without gradient (for MuonClip, arXiv:2507.20534); None unless asked for.
+  Raises:
+    ValueError: an unknown name, or an implementation that cannot do what is asked, saying why.
   """
-  if implementation not in IMPLEMENTATIONS:
-    raise ValueError(
-      f'attention implementation {implementation!r}: one of {", ".join(IMPLEMENTATIONS)}'
-    )
-  # Where the mesh splits the sequence, every device needs all keys of its rows.
-  k_BSKH = sharding.constrain(k_BSKH, 'batch', None, 'kv_heads', 'head_dim')
-  v_BSKH = sharding.constrain(v_BSKH, 'batch', None, 'kv_heads', 'head_dim')
-  places = (q_positions_BT, kv_positions_BS, q_segments_BT, kv_segments_BS, window)
-  return IMPLEMENTATIONS[implementation](q_BTNH, k_BSKH, v_BSKH, places, in_order)
+  if max_logits not in (None, 'bound', 'exact'):
+    raise ValueError(f"max_logits={max_logits!r}: one of None, 'bound', 'exact'")
+  S = k_BSKH.shape[1]
+  static = window is None or isinstance(window, int)
+  choices = tuple(dict.fromkeys(
+    w if w and w < S else None for w in ((window,) if static else windows)))
+  how = How(implementation, choices, float(softcap), in_order)
+  segmented = q_segments_BT is not None
+  how = how._replace(implementation=_choose(how, q_BTNH, k_BSKH, segmented))
+  names = 'batch', 'length'
+  q_BTNH = sharding.constrain(q_BTNH, *names, 'heads', 'head_dim')
+  k_BSKH, v_BSKH = (
+    sharding.constrain(x, *names, 'kv_heads', 'head_dim') for x in (k_BSKH, v_BSKH))
+  places = Places(*(
+    None if x is None else sharding.constrain(jnp.asarray(x), *_place_names(x))
+    for x in (q_positions_BT, kv_positions_BS, q_segments_BT, kv_segments_BS)
+  ), None if choices == (None,) else jnp.asarray(window, jnp.int32))  # fmt: skip
+  out_BTNH, lse_BTN = _attend(how, q_BTNH, k_BSKH, v_BSKH, places)
+  if max_logits is None:
+    return out_BTNH, None
+  if max_logits == 'exact':
+    q_BTNH, k_BSKH = jax.lax.stop_gradient((q_BTNH, k_BSKH))
+    lse_BTN = _per_device(_largest, [STATISTIC], how, q_BTNH, k_BSKH, places)[0]
+  return out_BTNH, jax.lax.stop_gradient(jnp.max(lse_BTN, axis=(0, 1)))
 
 
-def visible(
-  q_positions_BT: jax.Array,
-  kv_positions_BS: jax.Array,
-  q_segments_BT: jax.Array | None = None,
-  kv_segments_BS: jax.Array | None = None,
-  window: jax.Array | int | None = None,
-) -> jax.Array:
+def visible(places: Places) -> jax.Array:
   """mask_BTS, True where query t sees key s: the one place where masks are made."""
-  q_BT1, kv_B1S = q_positions_BT[:, :, None], kv_positions_BS[:, None, :]
+  q_BT1, kv_B1S = places.q_positions_BT[:, :, None], places.kv_positions_BS[:, None, :]
   mask_BTS = kv_B1S <= q_BT1
-  if q_segments_BT is not None:
-    mask_BTS &= q_segments_BT[:, :, None] == kv_segments_BS[:, None, :]
-  if window is not None:
-    mask_BTS &= q_BT1 - kv_B1S < window
+  if places.q_segments_BT is not None:
+    mask_BTS &= places.q_segments_BT[:, :, None] == places.kv_segments_BS[:, None, :]
+  if places.window is not None:
+    mask_BTS &= q_BT1 - kv_B1S < places.window
   return mask_BTS
 
 
@@ -88,117 +142,222 @@ def positions_from_segments(segment_ids_BT: jax.Array) -> jax.Array:
   return index_T - jax.lax.cummax(jnp.where(start_BT, index_T, 0), axis=1)
 
 
+# ------------------------------------------------------------------ one gradient, many devices
+
+QUERY = ('batch', 'length', 'heads', 'head_dim')
+KEY = ('batch', 'length', 'kv_heads', 'head_dim')
+STATISTIC = ('batch', 'length', 'heads')
+
+
+@functools.partial(jax.custom_vjp, nondiff_argnums=(0,))
+def _attend(how, q_BTNH, k_BSKH, v_BSKH, places):
+  """(out_BTNH, lse_BTN); the second has no gradient."""
+  return _per_device(_forward, [QUERY, STATISTIC], how, q_BTNH, k_BSKH, v_BSKH, places)
+
+
+def _attend_forward(how, q_BTNH, k_BSKH, v_BSKH, places):
+  out_BTNH, lse_BTN = _attend(how, q_BTNH, k_BSKH, v_BSKH, places)
+  out_BTNH, lse_BTN = checkpoint_name(out_BTNH, 'ctx'), checkpoint_name(lse_BTN, 'ctx')
+  return (out_BTNH, lse_BTN), (q_BTNH, k_BSKH, v_BSKH, places, out_BTNH, lse_BTN)
+
+
+def _attend_backward(how, residuals, gradients):
+  q_BTNH, k_BSKH, v_BSKH, places, out_BTNH, lse_BTN = residuals
+  dout_BTNH = sharding.constrain(gradients[0], *QUERY)
+  return *_per_device(
+    _backward, [QUERY, KEY, KEY], how, q_BTNH, k_BSKH, v_BSKH, out_BTNH, lse_BTN, dout_BTNH, places
+  ), None
+
+
+_attend.defvjp(_attend_forward, _attend_backward)
+
+
+def _forward(how, q_BTNH, k_BSKH, v_BSKH, places):
+  how, k_BSKH, v_BSKH, places = _gather(how, k_BSKH, v_BSKH, places)
+  forward = IMPLEMENTATIONS[how.implementation].forward
+  return _branch(how, places, forward, q_BTNH, k_BSKH, v_BSKH, places)
+
+
+def _backward(how, q_BTNH, k_BSKH, v_BSKH, out_BTNH, lse_BTN, dout_BTNH, places):
+  how, k_BSKH, v_BSKH, places = _gather(how, k_BSKH, v_BSKH, places)
+  backward = IMPLEMENTATIONS[how.implementation].backward
+  dq_BTNH, dk_BSKH, dv_BSKH = _branch(
+    how, places, backward, q_BTNH, k_BSKH, v_BSKH, out_BTNH, lse_BTN, dout_BTNH, places)
+  if sharding.num_parts('length') > 1:
+    dk_BSKH, dv_BSKH = (
+      jax.lax.psum_scatter(x, sharding.RULES['length'], scatter_dimension=1, tiled=True)
+      for x in (dk_BSKH, dv_BSKH)
+    )
+  return dq_BTNH, dk_BSKH, dv_BSKH
+
+
+def _gather(how, k_BSKH, v_BSKH, places):
+  """Keys and values of the whole row, where the mesh splits it."""
+  if sharding.num_parts('length') == 1:
+    return how, k_BSKH, v_BSKH, places
+  whole = lambda x: x if x is None else jax.lax.all_gather(
+    x, sharding.RULES['length'], axis=1, tiled=True)
+  places = places._replace(
+    kv_positions_BS=whole(places.kv_positions_BS), kv_segments_BS=whole(places.kv_segments_BS))
+  return how._replace(in_order=False), whole(k_BSKH), whole(v_BSKH), places
+
+
+def _branch(how, places, function, *args):
+  """function(how, window, *args), the window static as the kernels need it."""
+  if len(how.windows) == 1 or how.implementation == 'xla':
+    return function(how, how.windows[0] if how.windows else None, *args)
+  no_window = jnp.iinfo(jnp.int32).max
+  sizes = jnp.array([w or no_window for w in how.windows])
+  window = jnp.where(jnp.any(sizes == places.window), places.window, no_window)
+  branches = [functools.partial(function, how, w) for w in how.windows]
+  return jax.lax.switch(jnp.argmax(sizes == window), branches, *args)
+
+
+def _per_device(function, out_names, how, *args):
+  """function(how, *args) on each device's part of the arguments; without a mesh, on all."""
+  function = functools.partial(function, how)
+  if jax.sharding.get_abstract_mesh().empty:
+    return function(*args)
+  out_specs = tuple(sharding.spec(*names) for names in out_names)
+  return jax.shard_map(function, out_specs=out_specs, check_vma=False)(*args)
+
+
+def _place_names(x):
+  return 'batch' if x.shape[0] > 1 else None, 'length'
+
+
+def _choose(how, q_BTNH, k_BSKH, segmented):
+  if how.implementation == 'auto':
+    able = (n for n, i in IMPLEMENTATIONS.items() if not i.refusal(how, q_BTNH, k_BSKH, segmented))
+    return next(able)
+  if how.implementation not in IMPLEMENTATIONS:
+    raise ValueError(f'attention implementation {how.implementation!r}: '
+                     f'one of auto, {", ".join(sorted(IMPLEMENTATIONS))}')
+  reason = IMPLEMENTATIONS[how.implementation].refusal(how, q_BTNH, k_BSKH, segmented)
+  if reason:
+    raise ValueError(f'attention implementation {how.implementation!r} {reason}; '
+                     "use 'auto' or 'xla'")
+  return how.implementation
+
+
 # ---------------------------------------------------------------------------------------- XLA
 # Plain matrix products that run anywhere. As in FlashAttention (arXiv:2205.14135) the backward
 # pass recomputes the probabilities from the log-sum-exp instead of keeping [B, N, T, S] of every
 # layer, and queries are taken a chunk at a time, each against the keys up to its end only. The
 # queries of a kv head are merged into one matrix dim: XLA's CPU products are slow otherwise.
 
-
-@functools.partial(jax.custom_vjp, nondiff_argnums=(4,))
-def _xla(q_BTNH, k_BSKH, v_BSKH, places, in_order):
-  return _xla_forward(q_BTNH, k_BSKH, v_BSKH, places, in_order)[0]
+MIN_CHUNK, MAX_CHUNK, CHUNKS = 64, 2048, 8  # queries at a time: an 8th of the row, within bounds
 
 
-def _xla_forward(q_BTNH, k_BSKH, v_BSKH, places, in_order):
+def _xla_forward(how, _, q_BTNH, k_BSKH, v_BSKH, places):
   K = k_BSKH.shape[2]
   k_BKSH, v_BKSH = k_BSKH.swapaxes(1, 2), v_BSKH.swapaxes(1, 2)
-  parts = []
-  for t, s, chunk_places in _chunks(q_BTNH, k_BSKH, places, in_order):
-    s_BKXS = _logits(_merge(q_BTNH[:, t], K), k_BKSH[:, :, s], chunk_places)
+  outs, lses = [], []
+  for t, s, chunk_places in _chunks(how, q_BTNH, k_BSKH, places):
+    s_BKXS, _ = _logits(how, _merge(q_BTNH[:, t], K), k_BKSH[:, :, s], chunk_places)
     max_BKX = s_BKXS.max(axis=-1)
     e_BKXS = jnp.exp(s_BKXS - max_BKX[..., None])
     sum_BKX = e_BKXS.sum(axis=-1)
     o_BKXH = _dot('BKXS,BKSH->BKXH', e_BKXS.astype(v_BSKH.dtype), v_BKSH[:, :, s])
     o_BKXH = (o_BKXH / sum_BKX[..., None]).astype(q_BTNH.dtype)
-    parts.append((_split(o_BKXH, q_BTNH[:, t].shape), max_BKX + jnp.log(sum_BKX), max_BKX))
-  out, lse, maxima = zip(*parts, strict=True)
-  # Named, so that a policy that saves `ctx` need not run the forward pass again.
-  out_BTNH = checkpoint_name(_join(out, 1), 'ctx')
-  lse = [checkpoint_name(x, 'ctx') for x in lse]
-  # [B, K, X] with X = (T, G) → the largest per head, heads ordered (K, G).
-  B, _, N, _ = q_BTNH.shape
-  max_BKTG = _join(maxima, 2).reshape(B, K, -1, N // K)
-  max_N = jnp.reshape(max_BKTG.max(axis=(0, 2)), (N,), out_sharding=sharding.out('heads'))
-  return (out_BTNH, max_N), (q_BTNH, k_BSKH, v_BSKH, places, out_BTNH, lse)
+    outs.append(_split(o_BKXH, q_BTNH[:, t].shape))
+    lses.append(_split(max_BKX + jnp.log(sum_BKX), q_BTNH[:, t].shape[:3]))
+  return _join(outs), _join(lses)
 
 
-def _xla_backward(in_order, residuals, gradients):
-  q_BTNH, k_BSKH, v_BSKH, places, out_BTNH, lse = residuals
-  dout_BTNH, _ = gradients
+def _xla_backward(how, _, q_BTNH, k_BSKH, v_BSKH, out_BTNH, lse_BTN, dout_BTNH, places):
   K, S, H = k_BSKH.shape[2], k_BSKH.shape[1], k_BSKH.shape[3]
   k_BKSH, v_BKSH = k_BSKH.swapaxes(1, 2), v_BSKH.swapaxes(1, 2)
-  gathered = sharding.out('batch', 'kv_heads', None, 'head_dim')  # summed over a split sequence
   dq, dk, dv = [], [], []
-  for (t, s, chunk_places), lse_BKX in zip(
-    _chunks(q_BTNH, k_BSKH, places, in_order), lse, strict=True
-  ):
-    q_BKXH, do_BKXH, o_BKXH = (_merge(x[:, t], K) for x in (q_BTNH, dout_BTNH, out_BTNH))
-    p_BKXS = jnp.exp(_logits(q_BKXH, k_BKSH[:, :, s], chunk_places) - lse_BKX[..., None])
+  for t, s, chunk_places in _chunks(how, q_BTNH, k_BSKH, places):
+    q_BKXH, do_BKXH, o_BKXH, lse_BKX = (
+      _merge(x[:, t], K) for x in (q_BTNH, dout_BTNH, out_BTNH, lse_BTN))
+    s_BKXS, slope_BKXS = _logits(how, q_BKXH, k_BKSH[:, :, s], chunk_places)
+    p_BKXS = jnp.exp(s_BKXS - lse_BKX[..., None])
     delta_BKX = jnp.sum(do_BKXH.astype(jnp.float32) * o_BKXH.astype(jnp.float32), axis=-1)
     dp_BKXS = _dot('BKXH,BKSH->BKXS', do_BKXH, v_BKSH[:, :, s])
-    ds_BKXS = (p_BKXS * (dp_BKXS - delta_BKX[..., None]) * H**-0.5).astype(q_BTNH.dtype)
+    ds_BKXS = p_BKXS * (dp_BKXS - delta_BKX[..., None]) * slope_BKXS * H**-0.5
+    ds_BKXS = ds_BKXS.astype(q_BTNH.dtype)
     dq_BKXH = _dot('BKXS,BKSH->BKXH', ds_BKXS, k_BKSH[:, :, s])
     dq.append(_split(dq_BKXH, q_BTNH[:, t].shape).astype(q_BTNH.dtype))
     after = ((0, 0), (0, 0), (0, S - s.stop), (0, 0))  # keys that this chunk did not need
-    dk.append(jnp.pad(_dot('BKXS,BKXH->BKSH', ds_BKXS, q_BKXH, gathered), after))
-    dv.append(
-      jnp.pad(_dot('BKXS,BKXH->BKSH', p_BKXS.astype(v_BSKH.dtype), do_BKXH, gathered), after))
+    dk.append(jnp.pad(_dot('BKXS,BKXH->BKSH', ds_BKXS, q_BKXH), after))
+    dv.append(jnp.pad(_dot('BKXS,BKXH->BKSH', p_BKXS.astype(v_BSKH.dtype), do_BKXH), after))
   dk_BSKH = sum(dk[1:], dk[0]).swapaxes(1, 2).astype(k_BSKH.dtype)
   dv_BSKH = sum(dv[1:], dv[0]).swapaxes(1, 2).astype(v_BSKH.dtype)
-  return _join(dq, 1), dk_BSKH, dv_BSKH, None
+  return _join(dq), dk_BSKH, dv_BSKH
 
 
-_xla.defvjp(_xla_forward, _xla_backward)
+def _largest(how, q_BTNH, k_BSKH, places):
+  """The largest visible logit of each query, [B, T, N]."""
+  how, k_BSKH, _, places = _gather(how, k_BSKH, None, places)
+  K, k_BKSH = k_BSKH.shape[2], k_BSKH.swapaxes(1, 2)
+  parts = []
+  for t, s, chunk_places in _chunks(how, q_BTNH, k_BSKH, places):
+    s_BKXS, _ = _logits(how, _merge(q_BTNH[:, t], K), k_BKSH[:, :, s], chunk_places)
+    parts.append(_split(s_BKXS.max(axis=-1), q_BTNH[:, t].shape[:3]))
+  return (_join(parts),)
 
 
-def _chunks(q_BTNH, k_BSKH, places, in_order):
+def _chunks(how, q_BTNH, k_BSKH, places):
   """(queries, keys, places) of each chunk: two slices, and the arguments of `visible`."""
   T, S = q_BTNH.shape[1], k_BSKH.shape[1]
-  split = sharding.num_parts('length') > 1  # by the mesh already: no further
-  size = T if split else -(-T // max(1, min(T // MIN_CHUNK, MAX_CHUNKS)))
-  q_positions, kv_positions, q_segments, kv_segments, window = places
+  size = min(-(-T // max(1, min(T // MIN_CHUNK, CHUNKS))), MAX_CHUNK)
   for start in range(0, T, size):
     t = slice(start, min(start + size, T))
-    s = slice(0, t.stop if in_order and not split else S)
-    segments = (None, None) if q_segments is None else (q_segments[:, t], kv_segments[:, s])
-    yield t, s, (q_positions[:, t], kv_positions[:, s], *segments, window)
+    s = slice(0, t.stop if how.in_order else S)
+    q_segments, kv_segments = places.q_segments_BT, places.kv_segments_BS
+    if q_segments is not None:
+      q_segments, kv_segments = q_segments[:, t], kv_segments[:, s]
+    yield t, s, Places(places.q_positions_BT[:, t], places.kv_positions_BS[:, s],
+                       q_segments, kv_segments, places.window)
 
 
-def _logits(q_BKXH, k_BKSH, places):
-  """Scaled logits in fp32, hidden ones at MASKED."""
+def _logits(how, q_BKXH, k_BKSH, places):
+  """Logits as they enter the softmax, fp32, hidden ones at MASKED; and the softcap's slope."""
   logits_BKXS = _dot('BKXH,BKSH->BKXS', q_BKXH, k_BKSH) * q_BKXH.shape[-1] ** -0.5
-  mask_BTS = visible(*places)
+  slope_BKXS = 1.0
+  if how.softcap:
+    tanh_BKXS = jnp.tanh(logits_BKXS / how.softcap)
+    logits_BKXS, slope_BKXS = how.softcap * tanh_BKXS, 1 - tanh_BKXS**2
+  mask_BTS = visible(places)
   B, K, X, S = logits_BKXS.shape
   T = mask_BTS.shape[1]
   logits_BKTGS = logits_BKXS.reshape(B, K, T, X // T, S)
-  return jnp.where(mask_BTS[:, None, :, None, :], logits_BKTGS, MASKED).reshape(B, K, X, S)
+  masked_BKTGS = jnp.where(mask_BTS[:, None, :, None, :], logits_BKTGS, MASKED)
+  return masked_BKTGS.reshape(B, K, X, S), slope_BKXS
 
 
-def _dot(equation, a, b, out_sharding=None):
-  return jnp.einsum(
-    equation, a, b, preferred_element_type=jnp.float32, out_sharding=out_sharding)
+def _dot(equation, a, b):
+  return jnp.einsum(equation, a, b, preferred_element_type=jnp.float32)
 
 
-def _merge(x_BTNH, K):
-  """[B, T, N, H] → [B, K, X, H]."""
-  B, T, N, H = x_BTNH.shape
-  x_BTKGH = jnp.reshape(x_BTNH, (B, T, K, N // K, H),
-                        out_sharding=sharding.out('batch', 'length', 'kv_heads', None, 'head_dim'))
-  return x_BTKGH.swapaxes(1, 2).reshape(B, K, T * (N // K), H)
+def _merge(x, K):
+  """[B, T, N, …] → [B, K, X, …]."""
+  B, T, N, *rest = x.shape
+  return x.reshape(B, T, K, N // K, *rest).swapaxes(1, 2).reshape(B, K, T * (N // K), *rest)
 
 
-def _split(x_BKXH, shape):
-  """[B, K, X, H] → [B, T, N, H], the given shape."""
-  B, T, N, H = shape
-  K = x_BKXH.shape[1]
-  x_BTKGH = x_BKXH.reshape(B, K, T, N // K, H).swapaxes(1, 2)
-  return jnp.reshape(
-    x_BTKGH, shape, out_sharding=sharding.out('batch', 'length', 'heads', 'head_dim'))
+def _split(x, shape):
+  """[B, K, X, …] → [B, T, N, …], the given shape."""
+  B, T, N, *rest = shape
+  K = x.shape[1]
+  return x.reshape(B, K, T, N // K, *rest).swapaxes(1, 2).reshape(shape)
 
 
-def _join(parts, dim):
-  return parts[0] if len(parts) == 1 else jnp.concatenate(parts, axis=dim)
+def _join(parts):
+  return parts[0] if len(parts) == 1 else jnp.concatenate(parts, axis=1)
 
 
-IMPLEMENTATIONS = {'auto': _xla, 'xla': _xla}
+class Implementation(NamedTuple):
+  """Both functions get `(how, static window, arrays …, places)`, on one device."""
+
+  refusal: Callable  # (how, q_BTNH, k_BSKH, segmented) → why it cannot do this, or None
+  forward: Callable  # … q_BTNH, k_BSKH, v_BSKH → out_BTNH, lse_BTN
+  backward: Callable  # … q_BTNH, k_BSKH, v_BSKH, out_BTNH, lse_BTN, dout_BTNH → dq, dk, dv
+
+
+# In the order in which 'auto' takes the first that can.
+IMPLEMENTATIONS = {
+  'xla': Implementation(lambda *_: None, _xla_forward, _xla_backward),
+}

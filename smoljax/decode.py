@@ -55,6 +55,7 @@ def hidden(
     out_BTNH, _ = attention(
       q_BTNH, cache['k_LBSKH'][layer], cache['v_LBSKH'][layer],
       q_positions_BT=positions_BT, kv_positions_BS=slots_BS, window=window,
+      softcap=config.attention_softcap,
     )
     return out_BTNH, cache, None
 

@@ -32,7 +32,12 @@ from flax import nnx
 from jax.ad_checkpoint import checkpoint_name
 
 from smoljax import sharding
-from smoljax.attention import attention, positions_from_segments, segments_from_positions
+from smoljax.attention import (
+  IMPLEMENTATIONS,
+  attention,
+  positions_from_segments,
+  segments_from_positions,
+)
 
 Params = dict[str, Any]
 
@@ -77,6 +82,8 @@ class ModelConfig:
   attention_bias: bool = False
   mlp_bias: bool = False
   qk_norm: bool = False  # RMSNorm over the head dim of queries and keys
+  attention: str = 'auto'  # implementation: auto, xla, cudnn (NVIDIA), splash (TPU)
+  attention_softcap: float = 0.0  # attention logits are capped to ± this by tanh; 0 = not
   init: str = 'nanotron'  # 'nanotron': o and down get init_std / sqrt(2 L); 'hf': all init_std
   init_std: float = 0.02
   dtype: str = 'bfloat16'  # of the computation; parameters stay fp32
@@ -105,6 +112,8 @@ class ModelConfig:
       if value and (len(value) != self.num_layers or set(value) - {0, 1}):
         raise ValueError(f'{name}={value}: give one 0 or 1 for each of the {self.num_layers} '
                          'layers, or leave it empty')
+    if self.attention_softcap < 0:
+      raise ValueError(f'attention_softcap={self.attention_softcap}: give 0 (none) or more')
     if self.sliding_window < 0:
       raise ValueError(f'sliding_window={self.sliding_window}: give 0 (none) or more')
     if self.window_layers and not self.sliding_window:
@@ -116,6 +125,7 @@ class ModelConfig:
     for name in ('rope_theta', 'norm_eps', 'init_std'):
       if not getattr(self, name) > 0:
         raise ValueError(f'{name}={getattr(self, name)!r}: give a positive number')
+    _one_of('attention', self.attention, ('auto', *IMPLEMENTATIONS))
     _one_of('init', self.init, ('nanotron', 'hf'))
     _one_of('dtype', self.dtype, ('bfloat16', 'float32'))
     if self.remat not in ('none', 'full', 'dots'):
@@ -248,6 +258,9 @@ class ModelConfig:
     if self.qk_norm:
       raise ValueError('qk_norm=True: neither SmolLM3ForCausalLM nor LlamaForCausalLM has it; '
                        'only models trained with qk_norm=False can be exported')
+    if self.attention_softcap:
+      raise ValueError(f'attention_softcap={self.attention_softcap}: neither SmolLM3ForCausalLM nor '
+                       'LlamaForCausalLM has it; only models trained without can be exported')
     scaling = None
     if self.rope_scaling:
       y = self.rope_scaling
@@ -425,7 +438,7 @@ def apply(
   *,
   positions_BT: jax.Array | None = None,
   segment_ids_BT: jax.Array | None = None,
-  max_logits: bool = False,
+  max_logits: str | None = None,
 ) -> Output:
   """The whole model, logits of every position included.
 
@@ -434,7 +447,8 @@ def apply(
     positions_BT: int positions that restart at 0 with each document.
     segment_ids_BT: int document ids, one per document of a row; tokens see their own document
       only. Either of the two is derived from the other; without both a row is one document.
-    max_logits: also give aux['max_logits_LN'], the largest attention logit per layer and head.
+    max_logits: 'bound' or 'exact' also gives aux['max_logits_LN'], the largest attention logit
+      per layer and head (smoljax/attention.py).
   """
   x_BTD, aux = hidden(
     config, params, tokens_BT, positions_BT=positions_BT, segment_ids_BT=segment_ids_BT,
@@ -450,7 +464,7 @@ def hidden(
   *,
   positions_BT: jax.Array | None = None,
   segment_ids_BT: jax.Array | None = None,
-  max_logits: bool = False,
+  max_logits: str | None = None,
 ) -> tuple[jax.Array, dict[str, jax.Array]]:
   """`apply` up to the head: (hidden_BTD, aux). For losses that never form [B, T, V]."""
   T = tokens_BT.shape[1]
@@ -458,18 +472,16 @@ def hidden(
     raise ValueError(f'{T} tokens in a row, but max_seq_len={config.max_seq_len}: shorten the '
                      'rows, or raise max_seq_len (and extend rope_theta or rope_scaling)')
   x_BTD = embed(config, params, tokens_BT)
-  positions_BS, segments_BS = _documents(T, positions_BT, segment_ids_BT)
-  positions_BT, segments_BT = positions_BS, segments_BS
-  if segments_BS is not None:  # a query's own document and place: split as the sequence is
-    positions_BT = sharding.constrain(positions_BS, 'batch', 'length')
-    segments_BT = sharding.constrain(segments_BS, 'batch', 'length')
+  positions_BT, segments_BT = _documents(T, positions_BT, segment_ids_BT)
 
   def attend(q_BTNH, k_BTKH, v_BTKH, layer, window, state):
     out_BTNH, max_N = attention(
-      q_BTNH, k_BTKH, v_BTKH, q_positions_BT=positions_BT, kv_positions_BS=positions_BS,
-      q_segments_BT=segments_BT, kv_segments_BS=segments_BS, window=window, in_order=True,
+      q_BTNH, k_BTKH, v_BTKH, q_positions_BT=positions_BT, kv_positions_BS=positions_BT,
+      q_segments_BT=segments_BT, kv_segments_BS=segments_BT, in_order=True,
+      window=window, windows=config.windows, softcap=config.attention_softcap, max_logits=max_logits,
+      implementation=config.attention,
     )
-    return out_BTNH, state, max_N if max_logits else None
+    return out_BTNH, state, max_N
 
   x_BTD, _, max_LN = run_blocks(config, params, x_BTD, positions_BT, attend)
   return final_norm(config, params, x_BTD), {'max_logits_LN': max_LN} if max_logits else {}
@@ -628,18 +640,21 @@ def rope_frequencies(config: ModelConfig) -> tuple[np.ndarray, float]:
 
 
 def _documents(T, positions_BT, segments_BT):
-  """Positions and document ids of the keys, each derived from the other where it is missing."""
+  """Positions and document ids, each derived from the other where it is missing.
+
+  Deriving needs whole rows; the results are split as the sequence is.
+  """
   positions_BT, segments_BT = (
     x if x is None else sharding.constrain(jnp.asarray(x, jnp.int32), 'batch', None)
     for x in (positions_BT, segments_BT)
   )
   if positions_BT is None and segments_BT is None:
-    return jnp.arange(T, dtype=jnp.int32)[None], None
+    return sharding.constrain(jnp.arange(T, dtype=jnp.int32)[None], None, 'length'), None
   if segments_BT is None:
     segments_BT = segments_from_positions(positions_BT)
   if positions_BT is None:
     positions_BT = positions_from_segments(segments_BT)
-  return positions_BT, segments_BT
+  return tuple(sharding.constrain(x, 'batch', 'length') for x in (positions_BT, segments_BT))
 
 
 @functools.lru_cache(maxsize=32)

@@ -33,7 +33,7 @@ def make_mesh(sizes):
 
 def loss(config, params, batch):
   out = model.apply(
-    config, params, batch['tokens'], segment_ids_BT=batch['segments'], max_logits=True)
+    config, params, batch['tokens'], segment_ids_BT=batch['segments'], max_logits='exact')
   targets_BT = jnp.roll(batch['tokens'], -1, axis=1)
   hot_BTV = targets_BT[..., None] == jnp.arange(config.vocab_size)
   picked_BT = jnp.sum(jnp.where(hot_BTV, out.logits, 0), axis=-1)
@@ -110,7 +110,7 @@ def test_the_model_itself_runs_on_a_split_sequence(monkeypatch):
   with jax.set_mesh(mesh):
     params = model.init(CONFIG, jax.random.key(0))
     batch = sharding.shard_batch(BATCH, mesh)
-    out = jax.jit(functools.partial(model.apply, CONFIG, max_logits=True))(
+    out = jax.jit(functools.partial(model.apply, CONFIG, max_logits='exact'))(
       params, batch['tokens'], segment_ids_BT=batch['segments'])
   assert out.logits.sharding.spec == P(('data', 'fsdp'), 'context', 'tensor')
   np.testing.assert_allclose(out.aux['max_logits_LN'], max_LN, rtol=1e-5)
