@@ -259,8 +259,8 @@ class ModelConfig:
       raise ValueError('qk_norm=True: neither SmolLM3ForCausalLM nor LlamaForCausalLM has it; '
                        'only models trained with qk_norm=False can be exported')
     if self.attention_softcap:
-      raise ValueError(f'attention_softcap={self.attention_softcap}: neither SmolLM3ForCausalLM nor '
-                       'LlamaForCausalLM has it; only models trained without can be exported')
+      raise ValueError(f'attention_softcap={self.attention_softcap}: neither SmolLM3ForCausalLM '
+                       'nor LlamaForCausalLM has it; only models trained without can be exported')
     scaling = None
     if self.rope_scaling:
       y = self.rope_scaling
@@ -478,8 +478,8 @@ def hidden(
     out_BTNH, max_N = attention(
       q_BTNH, k_BTKH, v_BTKH, q_positions_BT=positions_BT, kv_positions_BS=positions_BT,
       q_segments_BT=segments_BT, kv_segments_BS=segments_BT, in_order=True,
-      window=window, windows=config.windows, softcap=config.attention_softcap, max_logits=max_logits,
-      implementation=config.attention,
+      window=window, windows=config.windows, softcap=config.attention_softcap,
+      max_logits=max_logits, implementation=config.attention,
     )
     return out_BTNH, state, max_N
 
