@@ -4,7 +4,26 @@
 changed field redoes the steps that read it and those that depend on them, nothing else.
 """
 
+from collections.abc import Iterable
+from types import SimpleNamespace
+
 from ml_collections import ConfigDict
+from ml_collections.config_dict import placeholder
+
+
+def parse_arg(arg: str, **choices: Iterable[str]) -> SimpleNamespace:
+  """What follows the colon of `--config=FILE.py:size=1b`; the first choice is the default.
+
+  Raises ValueError for a name or value that is not among the choices.
+  """
+  chosen = {name: next(iter(values)) for name, values in choices.items()}
+  for part in filter(None, arg.split(',')):
+    name, _, value = part.partition('=')
+    if name not in choices or value not in choices[name]:
+      known = '; '.join(f'{n}={" | ".join(values)}' for n, values in choices.items())
+      raise ValueError(f'config argument {part!r}: give {known}')
+    chosen[name] = value
+  return SimpleNamespace(**chosen)
 
 
 def get_config() -> ConfigDict:
@@ -51,22 +70,32 @@ def get_config() -> ConfigDict:
   c.tokenize.bos = True  # prepend BOS to each document (SmolLM3's released tokenizer does not)
   c.tokenize.holdout = 0.03  # share of documents kept for validation, by hash of their id
 
-  # --- Model (smoljax.model.ModelConfig; vocab_size comes from the tokenizer) ------------------
+  # --- Model (smoljax.model.ModelConfig; vocab_size comes from the tokenizer, max_seq_len is
+  # data.seq_len). Fields left None are those of the shape. ------------------------------------
   c.model = ConfigDict()
-  c.model.num_layers = 4
-  c.model.embed_dim = 128
-  c.model.num_heads = 4
-  c.model.num_kv_heads = 2
-  c.model.head_dim = 32
-  c.model.mlp_dim = 384
-  c.model.nope_interval = 4  # every 4th layer has no position encoding; 0 = RoPE everywhere
-  c.model.rope_theta = 5e4
-  c.model.norm_eps = 1e-6
-  c.model.tie_embeddings = True
+  c.model.shape = 'tiny'  # a ready shape: `python -m experiments.shapes` lists them
+  c.model.num_layers = placeholder(int)
+  c.model.embed_dim = placeholder(int)
+  c.model.num_heads = placeholder(int)
+  c.model.num_kv_heads = placeholder(int)
+  c.model.head_dim = placeholder(int)
+  c.model.mlp_dim = placeholder(int)
+  c.model.rope_theta = placeholder(float)
+  c.model.rope_scaling = placeholder(dict)  # {} = none; fields of smoljax.model.Yarn
+  c.model.nope_interval = placeholder(int)  # every n-th layer rotates nothing; 0 = all rotate
+  c.model.rope_layers = placeholder(tuple)  # per layer, 1 = rotates; overrides nope_interval
+  c.model.sliding_window = placeholder(int)  # tokens; 0 = none
+  c.model.window_layers = placeholder(tuple)  # per layer, 1 = windowed
+  c.model.norm_eps = placeholder(float)
+  c.model.tie_embeddings = placeholder(bool)
+  c.model.attention_bias = placeholder(bool)
+  c.model.mlp_bias = placeholder(bool)
+  c.model.qk_norm = placeholder(bool)
   c.model.init = 'nanotron'  # nanotron (as SmolLM3 was trained) | hf
-  c.model.init_std = 0.02
+  c.model.init_std = placeholder(float)
   c.model.dtype = 'bfloat16'  # compute dtype; master weights are float32
   c.model.remat = 'none'  # residuals kept for the backward pass: none = keep all | full | …
+  c.model.scan_layers = True  # False unrolls them: slow to compile, sometimes faster to run
 
   # --- Training --------------------------------------------------------------------------------
   c.data = ConfigDict()
@@ -82,6 +111,7 @@ def get_config() -> ConfigDict:
   c.train.stages = (
     dict(name='stable', fraction=1.0, mixture=dict(web=0.75, pdf=0.25)),
   )
+  c.train.init_from = ''  # a run, its checkpoint or a HF folder whose weights training starts from
   c.train.loss_chunk = 512  # positions whose logits exist at once
   c.train.z_loss = 0.0  # weight of log(Z)²; SmolLM3: off
   c.train.log_every = 10  # steps

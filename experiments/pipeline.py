@@ -4,6 +4,7 @@
 `build_steps` makes the graph, `summarize` collects the key figures of what has run.
 """
 
+import dataclasses
 import functools
 import json
 import math
@@ -187,6 +188,8 @@ def _report(output: str, _: Mapping[str, str], *, workdir: str) -> dict:
 
 def build_steps(c: ConfigDict, workdir: str) -> list[Step]:
   """The steps of the experiment that the resolved config `c` describes, in order."""
+  from smoljax import evals
+
   corpora = [name for name in ('web', 'pdf') if c[name].enabled]
   used = sorted({name for stage in c.train.stages for name in stage['mixture']})
   if unknown := set(used) - set(corpora):
@@ -260,6 +263,7 @@ def build_steps(c: ConfigDict, workdir: str) -> list[Step]:
     functools.partial(_train, corpora=used),
     ['seed', 'model', 'data', 'train', 'mesh', 'optimizer'],
     needs=[*tokenised, *tokenizer],
+    outside=evals.weights_fingerprint(c.train.init_from) if c.train.init_from else None,
     resumable=True,
     cost=f'{c.train.steps:,} steps, {c.train.tokens:,} tokens, {flops * c.train.tokens:.2e} FLOPs',
     links={n: n for n in ('checkpoints', 'metrics.jsonl', 'events.jsonl', 'tensorboard')},
@@ -294,15 +298,19 @@ def model_config(c: Any, vocab_size: int) -> Any:
   """The `smoljax.model.ModelConfig` of a config, for a tokenizer of `vocab_size` pieces."""
   from smoljax.model import ModelConfig
 
-  return ModelConfig(vocab_size=vocab_size, max_seq_len=c.data.seq_len, **c.model.to_dict())
+  fields = {k: v for k, v in c.model.to_dict().items() if k != 'shape'}
+  fields['rope_scaling'] = fields['rope_scaling'] or None
+  return ModelConfig(vocab_size=vocab_size, max_seq_len=c.data.seq_len, **fields)
 
 
 def resolve(c: ConfigDict) -> ConfigDict:
-  """Derives steps and rows and checks what can be checked before anything runs.
+  """Derives steps, rows and what the model's shape says; checks what can be checked before a run.
 
   Raises:
     ValueError: fields that contradict each other; the message names one to change.
   """
+  from smoljax.model import SHAPES
+
   t = c.train
   if t.batch_tokens % c.data.seq_len:
     raise ValueError(
@@ -315,6 +323,11 @@ def resolve(c: ConfigDict) -> ConfigDict:
     t.tokens = t.steps * t.batch_tokens
   if t.steps < 1:
     raise ValueError(f'train.tokens={t.tokens}: give at least one batch, {t.batch_tokens}')
+  if c.model.shape not in SHAPES:
+    raise ValueError(f'unknown model.shape {c.model.shape!r}: one of {", ".join(SHAPES)}')
+  for field, value in dataclasses.asdict(SHAPES[c.model.shape]).items():
+    if field in c.model and c.model[field] is None:
+      c.model[field] = value
   return c
 
 

@@ -132,6 +132,25 @@ def load_params(path: str) -> tuple[ModelConfig, dict, dict]:
   Raises:
     FileNotFoundError: no intact checkpoint there.
   """
+  root, _ = find(path)
+  with ocp.Checkpointer(ocp.JsonCheckpointHandler()) as reader:
+    meta = reader.restore(root / 'meta')
+  with ocp.StandardCheckpointer() as reader:
+    abstract = jax.tree.map(
+      lambda x: jax.ShapeDtypeStruct(
+        x.shape, x.dtype, sharding=jax.sharding.SingleDeviceSharding(jax.devices()[0])
+      ),
+      reader.metadata(root / 'params').item_metadata.tree,
+    )
+    params = reader.restore(root / 'params', abstract)
+  return ModelConfig(**meta['model']), params, meta
+
+
+def find(path: str) -> tuple[pathlib.Path, dict[str, list]]:
+  """The folder of the newest intact step at `path` (as for `load_params`), and its digests.
+
+  Raises FileNotFoundError where there is none.
+  """
   root = pathlib.Path(path).absolute()
   if (root / 'checkpoints').is_dir():
     root = root / 'checkpoints'
@@ -144,18 +163,7 @@ def load_params(path: str) -> tuple[ModelConfig, dict, dict]:
     raise FileNotFoundError(
       f'{path}: no intact checkpoint; give a folder with checkpoints/STEP that a run has finished'
     )
-  root = root.resolve() / str(intact)
-  with ocp.Checkpointer(ocp.JsonCheckpointHandler()) as reader:
-    meta = reader.restore(root / 'meta')
-  with ocp.StandardCheckpointer() as reader:
-    abstract = jax.tree.map(
-      lambda x: jax.ShapeDtypeStruct(
-        x.shape, x.dtype, sharding=jax.sharding.SingleDeviceSharding(jax.devices()[0])
-      ),
-      reader.metadata(root / 'params').item_metadata.tree,
-    )
-    params = reader.restore(root / 'params', abstract)
-  return ModelConfig(**meta['model']), params, meta
+  return root.resolve() / str(intact), _digests(root / str(intact))
 
 
 def _steps(root: pathlib.Path) -> list[int]:

@@ -54,19 +54,13 @@ def load_model(path: str, tokenizer_path: str = '') -> Model:
     FileNotFoundError: no model or no tokenizer there; the message says what to give.
     ValueError: the tokenizer has ids that the model does not know.
   """
-  if not os.path.isdir(path):
-    raise FileNotFoundError(f'no model at {path}: give a run, its checkpoints or a HF folder')
-  meta: Mapping[str, Any] = {}
-  if any(name.endswith('.safetensors') for name in os.listdir(path)):
-    config, params = export.load_hf(path)
-    tokenizer_path = tokenizer_path or path
-  else:
-    config, params, meta = checkpoint.load_params(path)
-    # Where the run had it, or in the workdir (or an export) that may have been moved since.
-    here = pathlib.Path(os.path.abspath(path))
-    around = [d / 'tokenizer.model' for d in (here, *here.parents[:2])]
-    places = [meta.get('tokenizer', ''), *around]
-    tokenizer_path = tokenizer_path or next((str(p) for p in places if os.path.isfile(p)), '')
+  config, params, meta = load_weights(path)
+  # Where the run had it, or in the workdir (or an export) that may have been moved since.
+  here = pathlib.Path(os.path.abspath(path))
+  names = ('tokenizer.json', 'tokenizer.model')
+  around = [d / n for d in (here, *here.parents[:2]) for n in names]
+  places = [meta.get('tokenizer', ''), *around]
+  tokenizer_path = tokenizer_path or next((str(p) for p in places if os.path.isfile(p)), '')
   if not tokenizer_path:
     raise FileNotFoundError(f'no tokenizer.model in {path} or above: give one with --tokenizer')
   text = tokenizer.load(tokenizer_path)
@@ -75,6 +69,30 @@ def load_model(path: str, tokenizer_path: str = '') -> Model:
   if bos is None:
     bos = meta.get('config', {}).get('tokenize', {}).get('bos', text.bos_id is not None)
   return Model(config, params, text, bos)
+
+
+def load_weights(path: str) -> tuple[model.ModelConfig, dict, Mapping[str, Any]]:
+  """`(config, params, meta)` of a Hugging Face folder (no meta), a run or one of its checkpoints.
+
+  Raises FileNotFoundError where there is no model.
+  """
+  if _is_hf(path):
+    return *export.load_hf(path), {}
+  return checkpoint.load_params(path)
+
+
+def weights_fingerprint(path: str) -> Any:
+  """What tells the weights that `load_weights` would read from others, without reading them."""
+  if _is_hf(path):
+    files = sorted(n for n in os.listdir(path) if n.endswith(('.safetensors', 'config.json')))
+    return [(n, os.path.getsize(os.path.join(path, n))) for n in files]
+  return checkpoint.find(path)[1]
+
+
+def _is_hf(path: str) -> bool:
+  if not os.path.isdir(path):
+    raise FileNotFoundError(f'no model at {path}: give a run, its checkpoints or a HF folder')
+  return any(name.endswith('.safetensors') for name in os.listdir(path))
 
 
 def _require_vocabulary(config: model.ModelConfig, text: Tokenizer) -> None:

@@ -140,7 +140,7 @@ def train(
     iterator = data.prefetch(batches)
     if restored is None:
       step = 0
-      state = {'params': model.init(model_config, key)}
+      state = {'params': _first_params(t.init_from, model_config, key, params)}
       placed = jax.tree.map(lambda x: x.sharding, opt_state)
       state['opt_state'] = jax.jit(optimizer.init, out_shardings=placed)(state['params'])
     else:
@@ -172,6 +172,7 @@ def train(
       log.event(
         step,
         'resume' if step else 'start',
+        **({'init_from': t.init_from} if t.init_from and not step else {}),
         devices=f'{jax.device_count()} x {jax.devices()[0].device_kind}',
         **({'quarantined': ckpt.quarantined} if ckpt.quarantined else {}),
       )
@@ -268,6 +269,29 @@ def train(
     'flops': flops * t.steps * t.rows * config.data.seq_len,
     'device': f'{jax.device_count()} x {jax.devices()[0].device_kind}',
   }
+
+
+def _first_params(
+  init_from: str, config: model.ModelConfig, key: jax.Array, expected: PyTree
+) -> PyTree:
+  """Fresh parameters, or those of another model of the same shape, placed on the mesh that is set.
+
+  What gives parameters no shape may differ: rotary base, context length, which layers rotate.
+  """
+  if not init_from:
+    return model.init(config, key)
+  params = evals.load_weights(init_from)[1]
+  shapes, wanted = (
+    {jax.tree_util.keystr(k): x.shape for k, x in jax.tree_util.tree_leaves_with_path(tree)}
+    for tree in (params, expected)
+  )
+  for name in sorted(shapes.keys() | wanted.keys()):
+    if shapes.get(name) != wanted.get(name):
+      raise ValueError(
+        f'train.init_from={init_from}: its parameter {name} has the shape {shapes.get(name)}, '
+        f'but the config means {wanted.get(name)}: set --config.model.shape and tokenizer to fit'
+      )
+  return jax.device_put(params, jax.tree.map(lambda x: x.sharding, expected))
 
 
 class _Termination:

@@ -1,6 +1,7 @@
 """The rules of the house: who imports whom, every config builds, every command explains itself."""
 
 import ast
+import dataclasses
 import importlib
 import pathlib
 import subprocess
@@ -9,8 +10,9 @@ import sys
 import pytest
 from conftest import REPOSITORY
 
-from configs import base
+from configs import base, smollm3
 from experiments import pipeline
+from smoljax.model import ModelConfig
 
 # What each wing must never import.
 FORBIDDEN = {
@@ -104,6 +106,29 @@ def test_every_config_builds(path):
   assert not extra, f'{path.name} has keys that base.py does not know: {extra}'
   pipeline.resolve(config)
   pipeline.model_config(config, config.tokenizer.vocab_size)
+
+
+@pytest.mark.parametrize('size', smollm3.SIZES)
+@pytest.mark.parametrize('stage', smollm3.STAGES)
+def test_smollm3_at_every_size_and_stage(size, stage):
+  c = pipeline.resolve(smollm3.get_config(f'size={size},stage={stage}'))
+  steps = dict(pretrain=4_720_000, **{'32k': 20_000, '64k': 22_000})[stage]
+  assert (c.train.steps, c.train.rows * c.data.seq_len) == (steps, 2_359_296)
+  model = pipeline.model_config(c, c.tokenizer.vocab_size)
+  assert model.rope_theta == dict(pretrain=5e4, **{'32k': 2e6, '64k': 5e6})[stage]
+  assert model.nope_interval == 4 and model.max_seq_len == c.data.seq_len
+  if size == '3b':
+    assert model.num_params() == 3_075_098_624
+
+
+def test_every_field_of_a_model_can_be_set_in_a_config():
+  fields = {f.name for f in dataclasses.fields(ModelConfig)} - {'vocab_size', 'max_seq_len'}
+  assert fields == set(base.get_config().model) - {'shape'}
+
+
+def test_config_arguments_are_checked():
+  with pytest.raises(ValueError, match=r'stage=16k.*size=3b'):
+    smollm3.get_config('stage=16k')
 
 
 @pytest.mark.parametrize('command', COMMANDS)

@@ -108,6 +108,23 @@ def test_resume_is_bitwise(undisturbed, markov_corpora, tmp_path, damage):
   assert losses[0] == losses[1]
 
 
+def test_continued_training_starts_from_the_given_weights(undisturbed, markov_corpora, tmp_path):
+  """Rows twice as long and another rotary base, from the weights of a run: as SmolLM3's stages."""
+  longer = {
+    'data.seq_len': 128, 'train.init_from': str(undisturbed[1]), 'train.tokens': 2 * 8 * 128,
+    'train.batch_tokens': 8 * 128,
+    'model.rope_theta': 5e5, 'optimizer.learning_rate': 1e-9, 'optimizer.weight_decay': 0.0,
+  }  # fmt: skip
+  result = fit(tiny(**longer), markov_corpora, tmp_path / 'longer')
+  assert abs(result['loss']['first'] - undisturbed[0]['loss']['final']) < 0.2
+  for a, b in zip(leaves(undisturbed[1]), leaves(tmp_path / 'longer'), strict=True):
+    np.testing.assert_allclose(a, b, atol=1e-6)
+  start = metrics.read_rows(tmp_path / 'longer' / 'events.jsonl')[0]
+  assert start['init_from'] == str(undisturbed[1])
+  with pytest.raises(ValueError, match=r'down_FD.* shape \(4, 64, 32\), but .*\(4, 96, 32\)'):
+    fit(tiny(**longer, **{'model.mlp_dim': 96}), markov_corpora, tmp_path / 'other')
+
+
 @pytest.mark.parametrize(
   'mesh', [dict(data=8, fsdp=1), dict(data=2, fsdp=2, tensor=1), dict(data=1, fsdp=1)]
 )
