@@ -91,8 +91,10 @@ def get_config() -> ConfigDict:
   c.model.attention_bias = placeholder(bool)
   c.model.mlp_bias = placeholder(bool)
   c.model.qk_norm = placeholder(bool)
+  c.model.attention_softcap = placeholder(float)  # attention logits stay within ± this; 0 = off
   c.model.init = 'nanotron'  # nanotron (as SmolLM3 was trained) | hf
   c.model.init_std = placeholder(float)
+  c.model.attention = 'auto'  # implementation: auto | xla | cudnn | splash
   c.model.dtype = 'bfloat16'  # compute dtype; master weights are float32
   c.model.remat = 'none'  # residuals kept for the backward pass: none = keep all | full | …
   c.model.scan_layers = True  # False unrolls them: slow to compile, sometimes faster to run
