@@ -150,9 +150,7 @@ def _score(
 
   def one(slice_: tuple[jax.Array, jax.Array]) -> tuple[jax.Array, jax.Array]:
     hidden_BCD, targets_BC = slice_
-    logits_BCV = jnp.einsum(
-      'bcd,dv->bcv', hidden_BCD, unembed_DV, preferred_element_type=jnp.float32
-    )
+    logits_BCV = model.project(config, hidden_BCD, unembed_DV, length=None)
     # A masked sum instead of a gather: it also works where V is sharded.
     hot_BCV = jax.nn.one_hot(targets_BC, logits_BCV.shape[-1], dtype=jnp.float32)
     target_BC = jnp.sum(logits_BCV * hot_BCV, axis=-1)

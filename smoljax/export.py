@@ -36,6 +36,8 @@ NAMES: dict[str, tuple[str, str]] = {
   'blocks/attn/k_bias_KH': ('model.layers.{}.self_attn.k_proj.bias', 'KH'),
   'blocks/attn/v_bias_KH': ('model.layers.{}.self_attn.v_proj.bias', 'KH'),
   'blocks/attn/o_bias_D': ('model.layers.{}.self_attn.o_proj.bias', 'D'),
+  'blocks/attn/q_norm/scale_H': ('model.layers.{}.self_attn.q_norm.weight', 'H'),
+  'blocks/attn/k_norm/scale_H': ('model.layers.{}.self_attn.k_norm.weight', 'H'),
   'blocks/mlp_norm/scale_D': ('model.layers.{}.post_attention_layernorm.weight', 'D'),
   'blocks/mlp/gate_DF': ('model.layers.{}.mlp.gate_proj.weight', 'F D'),
   'blocks/mlp/up_DF': ('model.layers.{}.mlp.up_proj.weight', 'F D'),
@@ -73,7 +75,7 @@ def save_hf(
   """Writes a folder that `transformers.AutoModelForCausalLM.from_pretrained` loads.
 
   Args:
-    config, params: the model. `SmolLM3ForCausalLM`, or `LlamaForCausalLM` if all layers rotate.
+    config, params: the model; its class in transformers is `ModelConfig.to_hf`'s choice.
     path: the folder; made if missing. config.json is written last, so a folder that has one is
       whole. With several processes all must call; process 0 writes.
     dtype: of the stored weights: bfloat16, float16 or float32.
@@ -150,7 +152,7 @@ def save_hf(
 def load_hf(
   path: str, *, param_dtype: str = 'float32', **overrides: Any
 ) -> tuple[ModelConfig, Params]:
-  """Reads a Hugging Face folder of SmolLM3ForCausalLM or LlamaForCausalLM.
+  """Reads a Hugging Face folder of one of `model.HF_CLASSES`.
 
   Args:
     path: folder with config.json (keys of transformers 4 or 5) and model.safetensors, or its
@@ -341,7 +343,7 @@ def _model_card(config: ModelConfig, dtype: str, facts: Mapping[str, Any]) -> st
     'Parameters': f'{config.num_params():,}'
     f' ({config.num_params(embedding=False):,} without embedding)',
     'Layers': f'{config.num_layers}, {nope} of them without rotary positions (NoPE)',
-    'Width': f'{config.embed_dim}, MLP {config.mlp_dim} (SwiGLU)',
+    'Width': f'{config.embed_dim}, MLP {config.mlp_dim} ({config.activation})',
     'Attention': f'{config.num_heads} query heads, {config.num_kv_heads} key/value heads of '
     f'{config.head_dim}',
     'Vocabulary': f'{config.vocab_size:,}, ' + (

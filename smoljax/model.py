@@ -2,7 +2,8 @@
 
 Pre-norm blocks of grouped-query attention and SwiGLU; RMSNorm; rotary positions on the layers of
 `rope_flags` and none on the others (NoPE, arXiv:2501.18795); tied or separate head. Llama and
-SmolLM2 are the same with every layer rotating.
+SmolLM2 are the same with every layer rotating, Qwen3 with norms on queries and keys too. Other
+activations, norms and places of norms are fields of ModelConfig.
 
 Shape legend, used in all files: B batch, T query time, S key time, D model, F mlp, N query heads,
 K kv heads, G = N/K, H head dim, V vocabulary, L layers, M future tokens. Arrays and parameters
@@ -12,8 +13,8 @@ initialisation key.
 Parameters are a plain nested dict of fp32 arrays with the layers stacked on axis 0:
 
   embed_VD                     blocks/attn/{q_DNH, k_DKH, v_DKH, o_NHD}
-  head_DV   (untied only)      blocks/mlp/{gate_DF, up_DF, down_FD}
-  final_norm/scale_D           blocks/{attn_norm, mlp_norm}/scale_D
+  head_DV   (untied only)      blocks/mlp/{gate_DF, up_DF, down_FD}   (gate_DF: gated only)
+  final_norm/scale_D           blocks/{attn_norm, mlp_norm}/scale_D   (layer norm: and bias_D)
 
 Flax NNX modules declare them; jax transforms do the rest.
 """
@@ -47,6 +48,32 @@ JOINED = {'attn': ('q_DNH', 'k_DKH', 'v_DKH'), 'mlp': ('gate_DF', 'up_DF')}
 REMAT_NAMES = ('qkv', 'ctx', 'mid', 'gu')  # values that may be saved for the backward pass
 
 
+GATED = {'swiglu': True, 'geglu': True, 'gelu': False, 'relu2': False}  # activation → gate_DF?
+
+
+@dataclasses.dataclass(frozen=True)
+class LinearRope:
+  """Position interpolation (arXiv:2306.15595): all frequencies are divided by `factor`."""
+
+  factor: float
+  rope_type: str = 'linear'
+
+
+@dataclasses.dataclass(frozen=True)
+class Llama3Rope:
+  """Llama 3.1's context extension, numbers as in transformers.
+
+  Dims that turn more than `high_freq_factor` times over the original context are kept, those
+  that turn less than `low_freq_factor` times are divided by `factor`, with a ramp between.
+  """
+
+  factor: float
+  original_max_seq_len: int
+  low_freq_factor: float = 1.0
+  high_freq_factor: float = 4.0
+  rope_type: str = 'llama3'
+
+
 @dataclasses.dataclass(frozen=True)
 class Yarn:
   """YaRN context extension (arXiv:2309.00071), numbers as in transformers."""
@@ -57,11 +84,28 @@ class Yarn:
   beta_slow: float = 1.0  # dims turning less often than this are interpolated
   attention_factor: float = 0.0  # cos and sin are scaled by it; 0 = 0.1 ln(factor) + 1
   truncate: bool = True  # round the two bounds outwards to whole dims
+  rope_type: str = 'yarn'
+
+
+ROPE_SCALINGS = {'linear': LinearRope, 'llama3': Llama3Rope, 'yarn': Yarn}
 
 
 @dataclasses.dataclass(frozen=True)
 class ModelConfig:
-  """What a model is. Raises ValueError, naming the field, where the numbers do not fit."""
+  """What a model is. Raises ValueError, naming the field, where the numbers do not fit.
+
+  `activation`: swiglu and geglu are gated, down(f(gate x) * up x) (arXiv:2002.05202); gelu and
+  relu2 (arXiv:2109.08668) are not, down(f(up x)). GELU is its tanh form, as in Gemma and GPT-2.
+
+  `norm_position`, for f = attention and f = MLP:
+    pre:      x + f(norm(x))           (arXiv:2002.04745; Llama, SmolLM3)
+    post:     x + norm(f(x))           (OLMo 2, arXiv:2501.00656; not the post-LN of 2017, which
+                                        normalises the sum)
+    sandwich: x + norm'(f(norm(x)))    (CogView, arXiv:2105.13290; Gemma 2)
+  A norm before the head there is always. `norm` is what all of these are (qk_norm is RMS always).
+
+  `rope_scaling` may be given as a mapping with `rope_type` linear, llama3 or yarn (the default).
+  """
 
   vocab_size: int
   num_layers: int
@@ -74,10 +118,14 @@ class ModelConfig:
   rope_theta: float = 50_000.0
   nope_interval: int = 4  # every 4th layer is without rotary positions; 0 = all layers rotate
   rope_layers: tuple[int, ...] = ()  # per layer, 1 = rotates; given, it overrides nope_interval
-  rope_scaling: Yarn | None = None
+  rope_scaling: LinearRope | Llama3Rope | Yarn | None = None
   sliding_window: int = 0  # tokens a windowed layer looks back, itself included; 0 = no window
   window_layers: tuple[int, ...] = ()  # per layer, 1 = windowed; empty = the NoPE layers, as HF
+  activation: str = 'swiglu'  # swiglu, geglu, gelu or relu2
+  norm: str = 'rms'  # rms, or layer (scale and bias)
+  norm_position: str = 'pre'  # pre, post or sandwich
   norm_eps: float = 1e-6
+  logit_softcap: float = 0.0  # c: logits become c tanh(logits / c) (arXiv:2408.00118); 0 = none
   tie_embeddings: bool = True
   attention_bias: bool = False
   mlp_bias: bool = False
@@ -92,7 +140,7 @@ class ModelConfig:
 
   def __post_init__(self):
     if isinstance(self.rope_scaling, Mapping):
-      object.__setattr__(self, 'rope_scaling', Yarn(**self.rope_scaling))
+      object.__setattr__(self, 'rope_scaling', _rope_scaling(self.rope_scaling))
     for name in ('rope_layers', 'window_layers'):
       object.__setattr__(self, name, tuple(int(x) for x in getattr(self, name)))
     for name in ('vocab_size', 'num_layers', 'embed_dim', 'num_heads', 'num_kv_heads', 'head_dim',
@@ -118,14 +166,17 @@ class ModelConfig:
       raise ValueError(f'sliding_window={self.sliding_window}: give 0 (none) or more')
     if self.window_layers and not self.sliding_window:
       raise ValueError('window_layers is given but sliding_window=0: set the window in tokens')
-    if self.rope_scaling and (self.rope_scaling.factor < 1
-                              or self.rope_scaling.original_max_seq_len < 1):
-      raise ValueError(f'rope_scaling={self.rope_scaling}: factor must be at least 1 and '
-                       'original_max_seq_len positive')
+    if self.rope_scaling:
+      _check_rope_scaling(self.rope_scaling)
+    if self.logit_softcap < 0:
+      raise ValueError(f'logit_softcap={self.logit_softcap}: give 0 (none) or a positive number')
     for name in ('rope_theta', 'norm_eps', 'init_std'):
       if not getattr(self, name) > 0:
         raise ValueError(f'{name}={getattr(self, name)!r}: give a positive number')
     _one_of('attention', self.attention, ('auto', *IMPLEMENTATIONS))
+    _one_of('activation', self.activation, GATED)
+    _one_of('norm', self.norm, ('rms', 'layer'))
+    _one_of('norm_position', self.norm_position, ('pre', 'post', 'sandwich'))
     _one_of('init', self.init, ('nanotron', 'hf'))
     _one_of('dtype', self.dtype, ('bfloat16', 'float32'))
     if self.remat not in ('none', 'full', 'dots'):
@@ -155,11 +206,12 @@ class ModelConfig:
   def num_params(self, *, embedding: bool = True) -> int:
     """Number of parameters, a tied head counted once; without embedding and head if asked."""
     D, F, N, K, H = self.embed_dim, self.mlp_dim, self.num_heads, self.num_kv_heads, self.head_dim
-    layer = D * (2 * N + 2 * K) * H + 3 * D * F + 2 * D
-    layer += ((N + 2 * K) * H + D) * self.attention_bias + (2 * F + D) * self.mlp_bias
-    layer += 2 * H * self.qk_norm
+    gated, norm = GATED[self.activation], D * (2 if self.norm == 'layer' else 1)
+    layer = D * (2 * N + 2 * K) * H + (2 + gated) * D * F
+    layer += (4 if self.norm_position == 'sandwich' else 2) * norm + 2 * H * self.qk_norm
+    layer += ((N + 2 * K) * H + D) * self.attention_bias + ((1 + gated) * F + D) * self.mlp_bias
     outer = (1 if self.tie_embeddings else 2) * self.vocab_size * D
-    return self.num_layers * layer + D + (outer if embedding else 0)
+    return self.num_layers * layer + norm + (outer if embedding else 0)
 
   def flops_per_token(self, seq_len: int, *, causal: bool = True) -> float:
     """Training FLOPs per token of a row of `seq_len` tokens: 3 times the forward pass.
@@ -170,7 +222,8 @@ class ModelConfig:
     Megatron, torchtitan and nanotron. Neither knows of document boundaries or recomputation.
     """
     D, F, N, K, H = self.embed_dim, self.mlp_dim, self.num_heads, self.num_kv_heads, self.head_dim
-    weights = self.num_layers * (D * (2 * N + 2 * K) * H + 3 * D * F) + D * self.vocab_size
+    layer = D * (2 * N + 2 * K) * H + (2 + GATED[self.activation]) * D * F
+    weights = self.num_layers * layer + D * self.vocab_size
     keys = 0.0
     for window in self.windows:
       w = min(window or seq_len, seq_len)
@@ -179,71 +232,61 @@ class ModelConfig:
 
   @classmethod
   def from_hf(cls, hf: Mapping[str, Any], **overrides: Any) -> 'ModelConfig':
-    """From the contents of a config.json (keys of transformers v4 or v5) of SmolLM3 or Llama.
+    """From the contents of a config.json (keys of transformers v4 or v5) of a class in HF_CLASSES.
 
     Raises ValueError for what these models cannot be here (another activation, rope type, …).
     """
-    known = ('SmolLM3ForCausalLM', 'LlamaForCausalLM')
-    names = hf.get('architectures') or [{'smollm3': known[0], 'llama': known[1]}.get(
-      hf.get('model_type'), hf.get('model_type'))]
-    if names[0] not in known:
-      raise ValueError(f'architectures={names}: only {" and ".join(known)} can be read')
-    smollm3 = names[0] == known[0]
+    types = {model_type: name for name, (model_type, _) in HF_CLASSES.items()}
+    names = hf.get('architectures') or [types.get(hf.get('model_type'), hf.get('model_type'))]
+    name = names[0]
+    if name not in HF_CLASSES:
+      raise ValueError(f'architectures={names}: only {", ".join(HF_CLASSES)} can be read')
     missing = [k for k in ('vocab_size', 'hidden_size', 'num_hidden_layers', 'num_attention_heads',
                            'intermediate_size') if k not in hf]
     if missing:
       raise ValueError(f'config.json lacks {", ".join(missing)}')
-    if hf.get('hidden_act', 'silu') != 'silu':
-      raise ValueError(f'hidden_act={hf["hidden_act"]!r}: only silu (SwiGLU) is supported')
+    hf = HF_CLASSES[name][1] | {k: v for k, v in hf.items() if v is not None}
+    _one_of('hidden_act', hf.get('hidden_act', 'silu'), HF_ACTIVATIONS)
     L, N = hf['num_hidden_layers'], hf['num_attention_heads']
-    max_seq_len = hf.get('max_position_embeddings', 32768 if smollm3 else 2048)
 
     # v5 has rope_parameters; v4 has rope_theta beside rope_scaling. Where both are given the
     # former wins, as in transformers 5.
-    rope = dict(hf.get('rope_parameters') or hf.get('rope_scaling') or {})
-    theta = rope.get('rope_theta', hf.get('rope_theta', 2e6 if smollm3 else 1e4))
-    kind = rope.get('rope_type', rope.get('type', 'default'))
-    scaling = None
-    if kind == 'yarn':
-      original = rope.get('original_max_position_embeddings') or max_seq_len
-      factor = rope.get('factor') or max_seq_len / original
-      attention_factor = rope.get('attention_factor') or 0.0
-      if not attention_factor and rope.get('mscale') and rope.get('mscale_all_dim'):
-        attention_factor = (_mscale(factor, rope['mscale'])
-                            / _mscale(factor, rope['mscale_all_dim']))
-      scaling = Yarn(factor, original, rope.get('beta_fast') or 32.0, rope.get('beta_slow') or 1.0,
-                     attention_factor, rope.get('truncate', True))
-    elif kind != 'default':
-      raise ValueError(f'rope type {kind!r}: only default and yarn are supported')
+    field = 'rope_parameters' if hf.get('rope_parameters') else 'rope_scaling'
+    rope = dict(hf.get(field) or {})
 
     # `no_rope_layers` says 1 where the layer DOES rotate (transformers#43756).
-    interval = (hf.get('no_rope_layer_interval') or 4) if smollm3 else 0
+    smollm3 = name == 'SmolLM3ForCausalLM'
+    interval = hf['no_rope_layer_interval'] if smollm3 else 0
     pattern = tuple(int((i + 1) % (interval or L + 1) != 0) for i in range(L))
     rope_layers = tuple(hf.get('no_rope_layers') or pattern)[:L] if smollm3 else pattern
-    window = hf.get('sliding_window') or 0 if smollm3 and hf.get('use_sliding_window') else 0
+    window = hf.get('sliding_window', 0) if hf['use_sliding_window'] else 0
     window_layers = ()
     if window and hf.get('layer_types'):
       window_layers = tuple(int(t == 'sliding_attention') for t in hf['layer_types'])
+    elif window and not smollm3:  # Qwen's rule
+      window_layers = tuple(int(i >= hf.get('max_window_layers', 28)) for i in range(L))
     return cls(**{
       **dict(
         vocab_size=hf['vocab_size'],
         num_layers=L,
         embed_dim=hf['hidden_size'],
         num_heads=N,
-        num_kv_heads=hf.get('num_key_value_heads') or (4 if smollm3 else N),
-        head_dim=hf.get('head_dim') or hf['hidden_size'] // N,
+        num_kv_heads=hf.get('num_key_value_heads', N),
+        head_dim=hf.get('head_dim', hf['hidden_size'] // N),
         mlp_dim=hf['intermediate_size'],
-        max_seq_len=max_seq_len,
-        rope_theta=float(theta),
+        max_seq_len=hf['max_position_embeddings'],
+        rope_theta=float(rope.get('rope_theta', hf['rope_theta'])),
         nope_interval=interval,
         rope_layers=() if rope_layers == pattern else rope_layers,
-        rope_scaling=scaling,
-        sliding_window=window,
-        window_layers=window_layers,
+        rope_scaling=_rope_from_hf(field, rope, hf['max_position_embeddings']),
+        sliding_window=window if any(window_layers) or not window_layers else 0,
+        window_layers=window_layers if any(window_layers) else (),
+        activation=HF_ACTIVATIONS[hf.get('hidden_act', 'silu')],
         norm_eps=hf.get('rms_norm_eps', 1e-6),
-        tie_embeddings=hf.get('tie_word_embeddings', smollm3),
+        tie_embeddings=hf['tie_word_embeddings'],
         attention_bias=hf.get('attention_bias', False),
         mlp_bias=hf.get('mlp_bias', False),
+        qk_norm=name == 'Qwen3ForCausalLM',
         init_std=hf.get('initializer_range', 0.02),
       ),
       **overrides,
@@ -252,29 +295,29 @@ class ModelConfig:
   def to_hf(self) -> dict[str, Any]:
     """The contents of a config.json that transformers 4 and 5 both read.
 
-    LlamaForCausalLM where every layer rotates (any runtime loads that), else SmolLM3ForCausalLM.
-    Raises ValueError for what neither can represent.
+    LlamaForCausalLM where every layer rotates (any runtime loads that), Qwen3ForCausalLM with
+    qk_norm, else SmolLM3ForCausalLM. Raises ValueError, naming the field, for what they cannot be.
     """
+    acts = {ours: theirs for theirs, ours in HF_ACTIVATIONS.items()}
+    can_be = dict(activation=tuple(acts), norm=('rms',), norm_position=('pre',),
+                  logit_softcap=(0,), attention_softcap=(0,))
+    if self.qk_norm:  # only Qwen3 has it, and that one rotates all layers
+      can_be |= dict(rope_flags=((True,) * self.num_layers,), mlp_bias=(False,))
+    for field, values in can_be.items():
+      if getattr(self, field) not in values:
+        raise ValueError(
+          f'{field}={getattr(self, field)!r}{" with qk_norm=True" * self.qk_norm}: none of '
+          f'{", ".join(HF_CLASSES)} can be that; only models trained with '
+          f'{" or ".join(f"{field}={v!r}" for v in values)} can be exported')
+    name = 'SmolLM3ForCausalLM'
     if self.qk_norm:
-      raise ValueError('qk_norm=True: neither SmolLM3ForCausalLM nor LlamaForCausalLM has it; '
-                       'only models trained with qk_norm=False can be exported')
-    if self.attention_softcap:
-      raise ValueError(f'attention_softcap={self.attention_softcap}: neither SmolLM3ForCausalLM '
-                       'nor LlamaForCausalLM has it; only models trained without can be exported')
-    scaling = None
-    if self.rope_scaling:
-      y = self.rope_scaling
-      scaling = dict(
-        rope_type='yarn', factor=y.factor, original_max_position_embeddings=y.original_max_seq_len,
-        beta_fast=y.beta_fast, beta_slow=y.beta_slow, attention_factor=y.attention_factor or None,
-        truncate=y.truncate,
-      )
-      scaling = {k: v for k, v in scaling.items() if v is not None}
-    llama = (all(self.rope_flags) and not self.sliding_window
-             and self.embed_dim % self.num_heads == 0)
+      name = 'Qwen3ForCausalLM'
+    elif all(self.rope_flags) and not self.sliding_window and self.embed_dim % self.num_heads == 0:
+      name = 'LlamaForCausalLM'
+    scaling = _rope_to_hf(self.rope_scaling)
     hf = dict(
-      architectures=['LlamaForCausalLM' if llama else 'SmolLM3ForCausalLM'],
-      model_type='llama' if llama else 'smollm3',
+      architectures=[name],
+      model_type=HF_CLASSES[name][0],
       vocab_size=self.vocab_size,
       hidden_size=self.embed_dim,
       intermediate_size=self.mlp_dim,
@@ -282,7 +325,7 @@ class ModelConfig:
       num_attention_heads=self.num_heads,
       num_key_value_heads=self.num_kv_heads,
       head_dim=self.head_dim,
-      hidden_act='silu',
+      hidden_act=acts[self.activation],
       max_position_embeddings=self.max_seq_len,
       rope_theta=self.rope_theta,
       rope_scaling=scaling,
@@ -295,33 +338,132 @@ class ModelConfig:
       attention_dropout=0.0,
       use_cache=True,
     )
-    if not llama:
-      kinds = ('full_attention', 'sliding_attention')
+    if name == 'SmolLM3ForCausalLM':
       hf.update(
         no_rope_layers=[int(x) for x in self.rope_flags],
         no_rope_layer_interval=self.nope_interval or self.num_layers + 1,
-        use_sliding_window=bool(self.sliding_window),
+      )
+    if name != 'LlamaForCausalLM':
+      kinds = ('full_attention', 'sliding_attention')
+      hf.update(
+        use_sliding_window=any(self.windows),
         sliding_window=self.sliding_window or None,
         layer_types=[kinds[bool(w)] for w in self.windows],
       )
     return hf
 
 
+# Class of transformers: (its model_type, its own defaults for what a config.json leaves out).
+HF_CLASSES: dict[str, tuple[str, dict[str, Any]]] = {
+  'SmolLM3ForCausalLM': ('smollm3', dict(
+    max_position_embeddings=32768, rope_theta=2e6, num_key_value_heads=4, use_sliding_window=False,
+    tie_word_embeddings=True, no_rope_layer_interval=4)),
+  'LlamaForCausalLM': ('llama', dict(
+    max_position_embeddings=2048, rope_theta=1e4, use_sliding_window=False,
+    tie_word_embeddings=False)),
+  'Qwen3ForCausalLM': ('qwen3', dict(
+    max_position_embeddings=32768, rope_theta=1e4, num_key_value_heads=32, head_dim=128,
+    use_sliding_window=False, tie_word_embeddings=False)),
+}  # fmt: skip
+HF_ACTIVATIONS = {'silu': 'swiglu', 'gelu_pytorch_tanh': 'geglu'}  # hidden_act → activation
+
+
+def _rope_from_hf(field, rope, max_seq_len):
+  """A rope scaling from the `rope_parameters` or `rope_scaling` of a config.json."""
+  kind = rope.get('rope_type', rope.get('type', 'default'))
+  if rope.get('partial_rotary_factor', 1.0) != 1.0:
+    raise ValueError(f'{field}.partial_rotary_factor={rope["partial_rotary_factor"]}: only models '
+                     'that rotate whole heads (1.0) can be read')
+  if kind == 'default':
+    return None
+  if kind not in ROPE_SCALINGS:
+    raise ValueError(f'{field}.rope_type={kind!r}: rope type not supported; only default, '
+                     f'{", ".join(ROPE_SCALINGS)} are (for a longer context set yarn, with factor '
+                     'and original_max_position_embeddings)')
+  if kind == 'yarn':
+    original = rope.get('original_max_position_embeddings') or max_seq_len
+    factor = rope.get('factor') or max_seq_len / original
+    attention_factor = rope.get('attention_factor') or 0.0
+    if not attention_factor and rope.get('mscale') and rope.get('mscale_all_dim'):
+      attention_factor = (_mscale(factor, rope['mscale'])
+                          / _mscale(factor, rope['mscale_all_dim']))
+    return Yarn(factor, original, rope.get('beta_fast') or 32.0, rope.get('beta_slow') or 1.0,
+                attention_factor, rope.get('truncate', True))
+  keys = {'linear': ('factor',),
+          'llama3': ('factor', 'low_freq_factor', 'high_freq_factor')}[kind]
+  missing = [k for k in keys if rope.get(k) is None]
+  if missing:
+    raise ValueError(f'{field} lacks {", ".join(missing)}, which rope type {kind} needs')
+  if kind == 'linear':
+    return LinearRope(rope['factor'])
+  return Llama3Rope(
+    rope['factor'], rope.get('original_max_position_embeddings') or max_seq_len,
+    rope['low_freq_factor'], rope['high_freq_factor'])
+
+
+def _rope_to_hf(scaling):
+  if scaling is None:
+    return None
+  hf = dataclasses.asdict(scaling)
+  if 'original_max_seq_len' in hf:
+    hf['original_max_position_embeddings'] = hf.pop('original_max_seq_len')
+  if hf.get('attention_factor') == 0:
+    del hf['attention_factor']
+  return hf
+
+
+def _rope_scaling(fields):
+  kind = fields.get('rope_type', 'yarn')
+  _one_of('rope_scaling.rope_type', kind, ROPE_SCALINGS)
+  known = [f.name for f in dataclasses.fields(ROPE_SCALINGS[kind])]
+  for name in fields:
+    _one_of(f'a field of rope_scaling with rope_type={kind}', name, known)
+  for name in known[: 1 + (kind != 'linear')]:
+    if name not in fields:
+      raise ValueError(f'rope_scaling lacks {name}, which rope_type={kind} needs')
+  return ROPE_SCALINGS[kind](**fields)
+
+
+def _check_rope_scaling(scaling):
+  if scaling.factor < 1 or getattr(scaling, 'original_max_seq_len', 1) < 1:
+    raise ValueError(f'rope_scaling={scaling}: factor must be at least 1 and '
+                     'original_max_seq_len positive')
+  for low, high in (('low_freq_factor', 'high_freq_factor'), ('beta_slow', 'beta_fast')):
+    if hasattr(scaling, low) and not 0 < getattr(scaling, low) < getattr(scaling, high):
+      raise ValueError(f'rope_scaling.{low}={getattr(scaling, low)}: must be positive and below '
+                       f'{high}={getattr(scaling, high)}')
+
+
 # -------------------------------------------------------------------------------- declarations
 
 
-class RMSNorm(nnx.Module):
-  """x / rms(x) in fp32, cast, then times the scale (arXiv:1910.07467)."""
+class Norm(nnx.Module):
+  """RMSNorm (arXiv:1910.07467) or LayerNorm (arXiv:1607.06450) in fp32; cast, then scaled."""
 
-  def __init__(self, config: ModelConfig, name: str = 'scale_D'):
+  def __init__(self, config: ModelConfig):
     self.config = config
-    setattr(self, name, nnx.Param(jnp.ones(_shape(config, name))))
+    self.scale_D = _ones(config, 'scale_D')
+    if config.norm == 'layer':
+      self.bias_D = _zeros(config, 'bias_D')
 
-  def __call__(self, x):
-    (name,) = (n for n in vars(self) if n.startswith('scale_'))
-    x32 = x.astype(jnp.float32)
-    x32 *= jax.lax.rsqrt(jnp.mean(x32 * x32, axis=-1, keepdims=True) + self.config.norm_eps)
-    return x32.astype(x.dtype) * _use(self, name)
+  def __call__(self, x_BTD):
+    if self.config.norm == 'rms':
+      return _unit_rms(x_BTD, self.config) * _use(self, 'scale_D')
+    x32_BTD = x_BTD.astype(jnp.float32)
+    x32_BTD -= jnp.mean(x32_BTD, axis=-1, keepdims=True)
+    x_BTD = _unit_rms(x32_BTD, self.config).astype(x_BTD.dtype)
+    return x_BTD * _use(self, 'scale_D') + _use(self, 'bias_D')
+
+
+class HeadNorm(nnx.Module):
+  """RMSNorm over the head dim of queries or keys (QK-norm, arXiv:2302.05442)."""
+
+  def __init__(self, config: ModelConfig):
+    self.config = config
+    self.scale_H = _ones(config, 'scale_H')
+
+  def __call__(self, x_BTNH):
+    return _unit_rms(x_BTNH, self.config) * _use(self, 'scale_H')
 
 
 class Attention(nnx.Module):
@@ -339,8 +481,8 @@ class Attention(nnx.Module):
       self.v_bias_KH = _zeros(config, 'v_bias_KH')
       self.o_bias_D = _zeros(config, 'o_bias_D')
     if config.qk_norm:
-      self.q_norm = RMSNorm(config, 'scale_H')
-      self.k_norm = RMSNorm(config, 'scale_H')
+      self.q_norm = HeadNorm(config)
+      self.k_norm = HeadNorm(config)
 
   def __call__(self, x_BTD, rotate: Callable, attend: Callable):
     q_BTNH, k_BTKH, v_BTKH = _project(self, x_BTD, *JOINED['attn'])
@@ -360,42 +502,62 @@ class Attention(nnx.Module):
 
 
 class MLP(nnx.Module):
-  """SwiGLU (arXiv:2002.05202)."""
+  """Two or, gated, three matrices; see ModelConfig.activation."""
 
   def __init__(self, config: ModelConfig, key: jax.Array):
     self.config = config
-    self.gate_DF = _normal(config, key, 'gate_DF')
+    if GATED[config.activation]:
+      self.gate_DF = _normal(config, key, 'gate_DF')
     self.up_DF = _normal(config, key, 'up_DF')
     self.down_FD = _normal(config, key, 'down_FD', into_residual=True)
     if config.mlp_bias:
-      self.gate_bias_F = _zeros(config, 'gate_bias_F')
+      if GATED[config.activation]:
+        self.gate_bias_F = _zeros(config, 'gate_bias_F')
       self.up_bias_F = _zeros(config, 'up_bias_F')
       self.down_bias_D = _zeros(config, 'down_bias_D')
 
   def __call__(self, x_BTD):
-    gate_BTF, up_BTF = _project(self, x_BTD, *JOINED['mlp'])
+    gated = GATED[self.config.activation]
+    names = JOINED['mlp'] if gated else ('up_DF',)
+    parts = _project(self, x_BTD, *names)
     if self.config.mlp_bias:
-      gate_BTF += _use(self, 'gate_bias_F')
-      up_BTF += _use(self, 'up_bias_F')
-    gate_BTF, up_BTF = checkpoint_name(gate_BTF, 'gu'), checkpoint_name(up_BTF, 'gu')
-    out_BTD = jnp.einsum('BTF,FD->BTD', jax.nn.silu(gate_BTF) * up_BTF, _use(self, 'down_FD'),
+      parts = [y + _use(self, name.replace('_D', '_bias_'))
+               for y, name in zip(parts, names, strict=True)]
+    *gate, up_BTF = (checkpoint_name(y, 'gu') for y in parts)
+    f = ACTIVATIONS[self.config.activation]
+    mid_BTF = f(gate[0]) * up_BTF if gated else f(up_BTF)
+    out_BTD = jnp.einsum('BTF,FD->BTD', mid_BTF, _use(self, 'down_FD'),
                          out_sharding=sharding.out('batch', 'length', 'residual'))
     return out_BTD + _use(self, 'down_bias_D') if self.config.mlp_bias else out_BTD
 
 
+ACTIVATIONS: dict[str, Callable[[jax.Array], jax.Array]] = {
+  'swiglu': jax.nn.silu,
+  'geglu': jax.nn.gelu,
+  'gelu': jax.nn.gelu,
+  'relu2': lambda x: jnp.square(jax.nn.relu(x)),
+}
+
+
 class Block(nnx.Module):
-  """x + attention(norm(x)), then x + mlp(norm(x))."""
+  """x + attention(x), then x + mlp(x), with norms where ModelConfig.norm_position says."""
 
   def __init__(self, config: ModelConfig, key: jax.Array):
-    self.attn_norm = RMSNorm(config)
     self.attn = Attention(config, jax.random.fold_in(key, _hash('attn')))
-    self.mlp_norm = RMSNorm(config)
     self.mlp = MLP(config, jax.random.fold_in(key, _hash('mlp')))
+    if config.norm_position != 'post':
+      self.attn_norm, self.mlp_norm = Norm(config), Norm(config)
+    if config.norm_position != 'pre':
+      self.attn_post_norm, self.mlp_post_norm = Norm(config), Norm(config)
 
   def __call__(self, x_BTD, rotate: Callable, attend: Callable):
-    out_BTD, state, max_N = self.attn(self.attn_norm(x_BTD), rotate, attend)
-    x_BTD = checkpoint_name(x_BTD + out_BTD, 'mid')
-    return x_BTD + self.mlp(self.mlp_norm(x_BTD)), state, max_N
+    out_BTD, state, max_N = self.attn(self._norm('attn_norm', x_BTD), rotate, attend)
+    x_BTD = checkpoint_name(x_BTD + self._norm('attn_post_norm', out_BTD), 'mid')
+    out_BTD = self.mlp(self._norm('mlp_norm', x_BTD))
+    return x_BTD + self._norm('mlp_post_norm', out_BTD), state, max_N
+
+  def _norm(self, name, x_BTD):
+    return getattr(self, name)(x_BTD) if hasattr(self, name) else x_BTD
 
 
 class Transformer(nnx.Module):
@@ -406,7 +568,7 @@ class Transformer(nnx.Module):
     block_key = jax.random.fold_in(key, _hash('blocks'))
     self.embed_VD = _normal(config, key, 'embed_VD')
     self.blocks = jax.vmap(lambda i: Block(config, jax.random.fold_in(block_key, i)))(layers)
-    self.final_norm = RMSNorm(config)
+    self.final_norm = Norm(config)
     if not config.tie_embeddings:
       self.head_DV = _normal(config, key, 'head_DV')
 
@@ -585,7 +747,7 @@ def unstack(config: ModelConfig, params: Params, *, join: bool = True) -> Params
 
 
 def final_norm(config: ModelConfig, params: Params, x_BTD: jax.Array) -> jax.Array:
-  """The RMSNorm before the head."""
+  """The norm before the head."""
   return nnx.merge(_graph(config, 'final_norm'), params['final_norm'])(x_BTD)
 
 
@@ -600,10 +762,27 @@ def unembedding(config: ModelConfig, params: Params) -> jax.Array:
 
 def logits(config: ModelConfig, params: Params, hidden_BTD: jax.Array) -> jax.Array:
   """fp32 logits_BTV of hidden states that are past the final norm."""
-  return jnp.einsum(
-    'BTD,DV->BTV', hidden_BTD, unembedding(config, params),
-    preferred_element_type=jnp.float32, out_sharding=sharding.out('batch', 'length', 'vocab'),
+  return project(config, hidden_BTD, unembedding(config, params))
+
+
+def project(
+  config: ModelConfig,
+  hidden_BTD: jax.Array,
+  unembed_DV: jax.Array,
+  *,
+  length: str | None = 'length',
+) -> jax.Array:
+  """`logits` with the matrix of `unembedding`, for those who take a chunk of places at a time.
+
+  `length` is the logical name of the T dim: None for a chunk, which no mesh axis splits.
+  """
+  logits_BTV = jnp.einsum(
+    'BTD,DV->BTV', hidden_BTD, unembed_DV,
+    preferred_element_type=jnp.float32, out_sharding=sharding.out('batch', length, 'vocab'),
   )
+  if config.logit_softcap:
+    logits_BTV = config.logit_softcap * jnp.tanh(logits_BTV / config.logit_softcap)
+  return logits_BTV
 
 
 def rope_table(config: ModelConfig, positions_BT: jax.Array) -> tuple[jax.Array, jax.Array]:
@@ -616,15 +795,23 @@ def rope_table(config: ModelConfig, positions_BT: jax.Array) -> tuple[jax.Array,
 def rope_frequencies(config: ModelConfig) -> tuple[np.ndarray, float]:
   """Radians per position of each pair of dims (fp32 [H/2]) and the factor on cos and sin.
 
-  YaRN as in transformers' `_compute_yarn_parameters`: fast dims keep their frequency, slow ones
-  are divided by `factor`, with a linear ramp between.
+  As transformers' `_compute_{linear_scaling_rope,llama3,yarn}_parameters`. With llama3 and yarn
+  fast dims keep their frequency, slow ones are divided by `factor`, with a linear ramp between: in
+  turns over the original context for llama3, in dims for yarn.
   """
   H, theta = config.head_dim, config.rope_theta
   exponent = np.arange(0, H, 2, dtype=np.float32) / H
   freq_H = (1.0 / np.float32(theta) ** exponent).astype(np.float32)
-  if config.rope_scaling is None:
-    return freq_H, 1.0
   y = config.rope_scaling
+  if y is None:
+    return freq_H, 1.0
+  if y.rope_type == 'linear':
+    return freq_H / np.float32(y.factor), 1.0
+  if y.rope_type == 'llama3':
+    turns_H = y.original_max_seq_len * freq_H / (2 * math.pi)
+    fast_H = (turns_H - y.low_freq_factor) / (y.high_freq_factor - y.low_freq_factor)
+    fast_H = np.clip(fast_H, 0, 1)
+    return (freq_H * fast_H + freq_H / y.factor * (1 - fast_H)).astype(np.float32), 1.0
 
   def dim_turning(times):  # the (fractional) dim that turns so often over the original context
     return H * math.log(y.original_max_seq_len / (times * 2 * math.pi)) / (2 * math.log(theta))
@@ -672,7 +859,7 @@ def _graph(config, part):
   make = {
     'block': lambda: Block(config, jax.random.key(0)),
     'joined': lambda: _join(Block(config, jax.random.key(0))),
-    'final_norm': lambda: RMSNorm(config),
+    'final_norm': lambda: Norm(config),
   }
   return nnx.split(jax.eval_shape(make[part]))[0]
 
@@ -684,6 +871,8 @@ def _layer(params, i):
 def _join(block):
   for module, names in JOINED.items():
     module = getattr(block, module)
+    if not all(hasattr(module, name) for name in names):
+      continue  # an MLP without a gate
     parts = [getattr(module, name)[...] for name in names]
     module.joined_DJ = nnx.Param(jnp.concatenate([p.reshape(len(p), -1) for p in parts], axis=1))
     for name in names:
@@ -719,8 +908,19 @@ def _normal(config, key, name, into_residual=False):
   return nnx.Param(std * x)
 
 
+def _ones(config, name):
+  return nnx.Param(jnp.ones(_shape(config, name), jnp.float32))
+
+
 def _zeros(config, name):
   return nnx.Param(jnp.zeros(_shape(config, name), jnp.float32))
+
+
+def _unit_rms(x, config):
+  """x / rms(x) over the last dim, computed in fp32, in x's dtype."""
+  x32 = x.astype(jnp.float32)
+  x32 *= jax.lax.rsqrt(jnp.mean(x32 * x32, axis=-1, keepdims=True) + config.norm_eps)
+  return x32.astype(x.dtype)
 
 
 def _use(module, name):

@@ -16,7 +16,12 @@ class Loss(NamedTuple):
 
 
 def token_losses(
-  hidden_BTD: jax.Array, unembed_DV: jax.Array, targets_BT: jax.Array, *, chunk: int
+  config: model.ModelConfig,
+  hidden_BTD: jax.Array,
+  unembed_DV: jax.Array,
+  targets_BT: jax.Array,
+  *,
+  chunk: int,
 ) -> tuple[jax.Array, jax.Array]:
   """Cross entropy and log Z of each place without ever holding `[B, T, V]`.
 
@@ -25,7 +30,7 @@ def token_losses(
 
   Args:
     hidden_BTD: final hidden states, compute dtype.
-    unembed_DV: output matrix, compute dtype.
+    unembed_DV: output matrix (`model.unembedding`), compute dtype.
     chunk: places per slice; the largest divisor of T up to it is used.
   Returns:
     `(nll_BT, log_z_BT)`, float32, in nats.
@@ -36,13 +41,7 @@ def token_losses(
   @jax.checkpoint
   def one(_, slice_):
     hidden_BCD, targets_BC = slice_
-    logits_BCV = jnp.einsum(
-      'BCD,DV->BCV',
-      hidden_BCD,
-      unembed_DV,
-      preferred_element_type=jnp.float32,
-      out_sharding=sharding.out('batch', None, 'vocab'),
-    )
+    logits_BCV = model.project(config, hidden_BCD, unembed_DV, length=None)
     log_z_BC = jax.nn.logsumexp(logits_BCV, axis=-1)
     # A one-hot sum instead of a gather: it also works where V is split over devices.
     hot_BCV = jax.nn.one_hot(targets_BC, logits_BCV.shape[-1], dtype=bool)
@@ -83,7 +82,7 @@ def next_token(
     segment_ids_BT=batch['segment_ids'],
   )
   nll_BT, log_z_BT = token_losses(
-    hidden_BTD, model.unembedding(config, params), batch['targets'], chunk=chunk
+    config, hidden_BTD, model.unembedding(config, params), batch['targets'], chunk=chunk
   )
   mask_BT = (batch['segment_ids'] > 0).astype(jnp.float32)
   mask_BT = sharding.constrain(mask_BT, 'batch', None)

@@ -305,7 +305,7 @@ ROLES: dict[str, Role] = {
   'embedding': Role('embed_VD'),
   'head': Role('head_DV'),
   'norm': Role('scale_[DH]'),
-  'bias': Role('[a-z]+_bias_(NH|KH|D|F)'),
+  'bias': Role('([a-z]+_)?bias_(NH|KH|D|F)'),
   'q': Role('q_DNH', View((-3,), (-2, -1)), View((-3,), (-1,))),
   'k': Role('k_DKH', View((-3,), (-2, -1)), View((-3,), (-1,))),
   'v': Role('v_DKH', View((-3,), (-2, -1)), View((-3,), (-1,))),

@@ -40,9 +40,10 @@ def uncached(config, prompts, num_tokens):
 
 @pytest.mark.parametrize('fields', [
   {}, {'sliding_window': 6, 'window_layers': (1, 0, 1, 0), 'scan_layers': False},
+  {'activation': 'gelu', 'mlp_bias': True, 'norm_position': 'sandwich', 'logit_softcap': 5.0},
   {'tie_embeddings': False, 'attention_bias': True, 'qk_norm': True, 'rope_scaling': model.Yarn(
     factor=2.0, original_max_seq_len=64)},
-], ids=['plain', 'windows', 'switches'])  # fmt: skip
+], ids=['plain', 'windows', 'ungated', 'switches'])  # fmt: skip
 def test_cached_greedy_tokens_equal_uncached_argmax(fields):
   config = dataclasses.replace(CONFIG, **fields)
   expected = uncached(config, PROMPTS, 24)

@@ -53,7 +53,8 @@ def read(folder):
 
 @pytest.mark.parametrize('entries', [
   {}, {'tie_word_embeddings': False, 'attention_bias': True, 'mlp_bias': True},
-], ids=['tied', 'untied_biases'])  # fmt: skip
+  {'architectures': ['Qwen3ForCausalLM'], 'attention_bias': True},
+], ids=['tied', 'untied_biases', 'qwen3'])  # fmt: skip
 def test_bfloat16_tensors_come_back_byte_for_byte(tmp_path, entries):
   source, tensors = hf_folder(tmp_path / 'hf', **entries)
   config, params = export.load_hf(str(source))
@@ -113,7 +114,9 @@ configs = st.builds(
   rope_theta=st.sampled_from([1e4, 5e6]), nope_interval=st.integers(0, 5),
   rope_layers=st.sampled_from([(), (0, 1, 1, 0), (0, 0, 0, 0)]),
   rope_scaling=st.sampled_from(
-    [None, model.Yarn(2.0, 32), model.Yarn(4.0, 64, 16.0, 2.0, 1.25, False)]),
+    [None, model.Yarn(2.0, 32), model.Yarn(4.0, 64, 16.0, 2.0, 1.25, False),
+     model.LinearRope(2.0), model.Llama3Rope(8.0, 64, 1.0, 3.0)]),
+  activation=st.sampled_from(['swiglu', 'geglu']),
   sliding_window=st.sampled_from([0, 9]), norm_eps=st.sampled_from([1e-5, 1e-6]),
   tie_embeddings=st.booleans(), attention_bias=st.booleans(), mlp_bias=st.booleans(),
 )  # fmt: skip
@@ -280,9 +283,12 @@ def test_a_second_copy_of_the_tied_matrix_is_accepted(tmp_path):
 
 
 @pytest.mark.parametrize('entries, message', [
-  ({'architectures': ['GemmaForCausalLM']}, 'only SmolLM3ForCausalLM and LlamaForCausalLM'),
+  ({'architectures': ['GemmaForCausalLM']}, 'only SmolLM3ForCausalLM, LlamaForCausalLM'),
   ({'hidden_act': 'gelu'}, "hidden_act='gelu'"),
-  ({'rope_scaling': {'rope_type': 'longrope'}, 'rope_parameters': None}, "rope type 'longrope'"),
+  ({'rope_scaling': {'rope_type': 'longrope'}, 'rope_parameters': None},
+   "rope_scaling.rope_type='longrope': .*set yarn"),
+  ({'rope_parameters': {'type': 'llama3', 'factor': 8}}, 'rope_parameters lacks low_freq_factor'),
+  ({'rope_parameters': {'partial_rotary_factor': 0.5}}, 'partial_rotary_factor=0.5'),
   ({'num_key_value_heads': 3}, 'num_heads=4 is not a multiple of num_kv_heads=3'),
 ])  # fmt: skip
 def test_models_that_cannot_be_read(entries, message):
@@ -293,8 +299,16 @@ def test_models_that_cannot_be_read(entries, message):
 def test_models_that_cannot_be_written(tmp_path):
   params = model.init(CONFIG, jax.random.key(0))
   path = str(tmp_path / 'x')
-  with pytest.raises(ValueError, match='qk_norm=True'):
-    export.save_hf(dataclasses.replace(CONFIG, qk_norm=True), params, path)
+  for fields, message in [
+    ({'qk_norm': True}, r'rope_flags=.* with qk_norm=True'),
+    ({'qk_norm': True, 'nope_interval': 0, 'mlp_bias': True}, 'mlp_bias=True with qk_norm=True'),
+    ({'activation': 'relu2'}, "activation='relu2'.* trained with activation='swiglu' or"),
+    ({'norm': 'layer'}, "norm='layer'"), ({'norm_position': 'post'}, "norm_position='post'"),
+    ({'logit_softcap': 3.0}, 'logit_softcap=3.0'),
+    ({'attention_softcap': 3.0}, 'attention_softcap=3.0'),
+  ]:  # fmt: skip
+    with pytest.raises(ValueError, match=message):
+      export.save_hf(dataclasses.replace(CONFIG, **fields), params, path)
   with pytest.raises(ValueError, match='head_DV is missing'):
     export.save_hf(dataclasses.replace(CONFIG, tie_embeddings=False), params, path)
   with pytest.raises(ValueError, match=r'embed_VD has shape \(40, 24\), but the config'):

@@ -67,6 +67,31 @@ def test_logits_equal_stored_transformers_logits(case, tmp_path):
     assert np.abs(out.logits - expected).max() > 0.1
 
 
+@pytest.mark.parametrize('case', goldens.FOREIGN)
+def test_switches_that_smollm3_lacks_equal_other_classes_of_transformers(case, monkeypatch):
+  _, entries, lengths, fields, names, one = goldens.FOREIGN[case]
+  with np.load(goldens.FILE) as stored:
+    expected, shapes = stored[case], json.loads(str(stored[f'{case}/shapes']))
+  rope = {'rope_parameters': {'rope_type': 'default', 'rope_theta': 1e4}}
+  llama = {**goldens.BASE, **{k: v for k, v in entries.items() if k == 'head_dim'}, **rope}
+  config = model.ModelConfig.from_hf(
+    {'architectures': ['LlamaForCausalLM'], **llama}, dtype='float32', **fields)
+  monkeypatch.setattr(export, 'NAMES', export.NAMES | names)
+  used = set()
+
+  def read(name):
+    used.add(name)
+    return goldens.weights(name, tuple(shapes[name])) + one * name.endswith('norm.weight')
+
+  params = export.from_hf_tensors(config, read)
+  assert used == set(shapes) and config.num_params() == sum(map(math.prod, shapes.values()))
+  if case.startswith('geglu'):  # Gemma scales its embeddings
+    params['embed_VD'] *= np.float32(config.embed_dim**0.5)
+  out = apply(config, params, goldens.tokens(), positions_BT=goldens.positions(lengths))
+  assert np.abs(expected).max() > 2
+  np.testing.assert_allclose(out.logits, expected, atol=5e-4, rtol=0)
+
+
 def random_hf_config(seed):
   """Entries of a config.json, drawn over every switch that transformers' two classes have."""
   rng = np.random.default_rng(seed)
@@ -301,6 +326,8 @@ def test_released_shapes_have_the_released_number_of_parameters(name, total):
 
 @pytest.mark.parametrize('fields', [
   {'tie_embeddings': False}, {'attention_bias': True, 'mlp_bias': True}, {'qk_norm': True},
+  {'norm': 'layer'}, {'norm_position': 'post', 'norm': 'layer'}, {'norm_position': 'sandwich'},
+  {'activation': 'geglu', 'mlp_bias': True}, {'activation': 'relu2', 'mlp_bias': True},
 ])  # fmt: skip
 def test_num_params_counts_every_switch(fields):
   config = with_(**fields)
@@ -316,6 +343,15 @@ def test_flops_follow_the_stated_convention():
   windowed = with_(sliding_window=4, window_layers=(1, 0, 0, 0))
   saved = with_().flops_per_token(10) - windowed.flops_per_token(10)
   assert saved == pytest.approx(12 * 32 * (55 - 34) / 10)
+
+
+def test_flops_count_the_matrices_that_there_are():
+  forward = lambda config: jax.jit(lambda p: model.apply(config, p, TOKENS[:1]).logits).lower(
+    model.abstract_params(config)).cost_analysis()['flops']
+  gated, plain = with_(num_layers=1, remat='full'), with_(num_layers=1, activation='gelu')
+  saved = 2 * TINY.embed_dim * TINY.mlp_dim * 24
+  assert forward(gated) - forward(plain) == pytest.approx(saved, rel=0.1)
+  assert gated.flops_per_token(9) - plain.flops_per_token(9) == 3 * saved / 24
 
 
 def test_rope_flags():
@@ -366,6 +402,14 @@ def test_a_new_parameter_changes_no_other():
   ({'dtype': 'float16'}, 'one of bfloat16, float32'),
   ({'remat': 'qkv+everything'}, "remat='everything': one of"),
   ({'norm_eps': 0.0}, 'norm_eps=0.0'),
+  ({'activation': 'silu'}, "activation='silu': one of swiglu, geglu, gelu, relu2"),
+  ({'norm': 'batch'}, "norm='batch': one of rms, layer"),
+  ({'norm_position': 'none'}, "norm_position='none': one of pre, post, sandwich"),
+  ({'logit_softcap': -1.0}, 'logit_softcap=-1.0'),
+  ({'rope_scaling': {'rope_type': 'dynamic'}}, "rope_type='dynamic': one of linear, llama3, yarn"),
+  ({'rope_scaling': {'rope_type': 'llama3', 'factor': 8.0}}, 'lacks original_max_seq_len'),
+  ({'rope_scaling': {'rope_type': 'linear', 'factor': 2.0, 'beta_fast': 1}}, "'beta_fast': one of"),
+  ({'rope_scaling': model.Llama3Rope(8.0, 64, 4.0, 1.0)}, 'low_freq_factor=4.0'),
 ])  # fmt: skip
 def test_a_config_that_does_not_fit_names_the_field(fields, message):
   with pytest.raises(ValueError, match=message.replace('(', r'\(').replace('+', r'\+')):
