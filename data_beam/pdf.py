@@ -26,6 +26,7 @@ from fastwarc.warc import ArchiveIterator
 from data_beam import filters as filters_lib
 from data_beam import pdf_ocr, pdf_text, records, sources, text, web
 from data_beam.dedup import ExactDedup, MinHashDedup
+from data_beam.progress import Funnel
 from data_beam.records import Document, Reject
 
 MAX_PDF_BYTES = 256 << 20
@@ -272,15 +273,12 @@ def run(
   paths = [f['path'] for f in files]
   steps = stages(ocr=ocr, languages=languages, min_language_score=min_language_score, rules=rules,
                  limit=limit, source=name)
-  with beam.Pipeline(options=options) as pipeline:
-    kept = (pipeline | 'files' >> beam.Create([paths] if limit else [[path] for path in paths])
-            | beam.Reshuffle())
-    rejects = []
-    for stage, transform in steps:
-      kept, dropped = kept | stage >> transform
-      rejects.append(dropped)
+  with Funnel(steps, options) as funnel, beam.Pipeline(options=options) as pipeline:
+    kept, rejects = funnel.apply(
+      pipeline | 'files' >> beam.Create([paths] if limit else [[path] for path in paths])
+      | beam.Reshuffle())
     records.write_corpus(
-      kept, rejects | 'rejects' >> beam.Flatten(), output=output, name=name,
+      kept, rejects, output=output, name=name,
       stages=[stage for stage, _ in steps], inputs=files, num_shards=num_shards,
       config={'ocr': ocr, 'ocr_engine': engine, 'languages': list(languages),
               'min_language_score': min_language_score,

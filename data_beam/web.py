@@ -11,7 +11,6 @@ import argparse
 import dataclasses
 import logging
 import sys
-import time
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
@@ -20,6 +19,7 @@ import apache_beam as beam
 from data_beam import filters as filters_lib
 from data_beam import html_text, records, sources, text
 from data_beam.dedup import ExactDedup, MinHashDedup
+from data_beam.progress import Funnel
 from data_beam.records import Document, Reject
 from data_beam.sources import Page
 
@@ -63,21 +63,13 @@ def _route(element, function, args):
 
 def read(paths: Sequence[str], limit: int | None = None) -> Iterator[Page | Reject]:
   """Pages of WARC files, the first `limit` of them."""
-  pages, start = 0, time.monotonic()
-  said = start
+  pages = 0
   for path in paths:
     for result in sources.read_warc(path):
       yield result
       pages += isinstance(result, Page)
-      # The stages up to the first deduplication run page by page inside this loop.
-      if time.monotonic() - said > 5:
-        said = time.monotonic()
-        log.info('%s: %d pages, %.0f a second', path, pages, pages / (said - start))
       if pages == limit:
-        break
-    if pages == limit:
-      break
-  log.info('%s: %d pages read', path, pages)
+        return
 
 
 def extract(page: Page, tier: str = 'default') -> Iterator[Document | Reject]:
@@ -156,15 +148,12 @@ def run(
   paths = [f['path'] for f in files]
   steps = stages(languages=languages, min_language_score=min_language_score, rules=rules,
                  tier=tier, limit=limit)
-  with beam.Pipeline(options=options) as pipeline:
-    kept = (pipeline | 'files' >> beam.Create([paths] if limit else [[path] for path in paths])
-            | beam.Reshuffle())
-    rejects = []
-    for stage, transform in steps:
-      kept, dropped = kept | stage >> transform
-      rejects.append(dropped)
+  with Funnel(steps, options) as funnel, beam.Pipeline(options=options) as pipeline:
+    kept, rejects = funnel.apply(
+      pipeline | 'files' >> beam.Create([paths] if limit else [[path] for path in paths])
+      | beam.Reshuffle())
     records.write_corpus(
-      kept, rejects | 'rejects' >> beam.Flatten(), output=output, name=name,
+      kept, rejects, output=output, name=name,
       stages=[stage for stage, _ in steps], inputs=files, num_shards=num_shards,
       config={'languages': list(languages), 'min_language_score': min_language_score,
               'filters': [rule.__name__ for rule in rules], 'tier': tier, 'limit': limit})
