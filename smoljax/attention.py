@@ -130,6 +130,27 @@ def visible(places: Places) -> jax.Array:
   return mask_BTS
 
 
+def probabilities(
+  q_BTNH: jax.Array, k_BSKH: jax.Array, places: Places, *, softcap: float = 0.0
+) -> jax.Array:
+  """The weights_BNTS of the values, fp32, all at once: to be looked at, not to compute with."""
+  B, T, N, H = q_BTNH.shape
+  S, K = k_BSKH.shape[1:3]
+  whole = sharding.out('batch', None, 'kv_heads', None, None)
+  q_BTKGH = jnp.reshape(q_BTNH, (B, T, K, N // K, H), out_sharding=whole)
+  k_BSKH = sharding.constrain(k_BSKH, 'batch', None, 'kv_heads', None)
+  logits_BKGTS = H**-0.5 * jnp.einsum(
+    'BTKGH,BSKH->BKGTS', q_BTKGH, k_BSKH, preferred_element_type=jnp.float32)
+  if softcap:
+    logits_BKGTS = softcap * jnp.tanh(logits_BKGTS / softcap)
+  mask_BTS = visible(Places(*(
+    None if x is None else sharding.constrain(x, *_place_names(x)[:1], None) for x in places[:4]
+  ), places.window))  # fmt: skip
+  probs_BKGTS = jax.nn.softmax(jnp.where(mask_BTS[:, None, None], logits_BKGTS, MASKED), axis=-1)
+  return jnp.reshape(
+    probs_BKGTS, (B, N, T, S), out_sharding=sharding.out('batch', 'heads', None, None))
+
+
 def segments_from_positions(positions_BT: jax.Array) -> jax.Array:
   """Document ids counted from the places where the position is 0."""
   return jnp.cumsum(positions_BT == 0, axis=1, dtype=jnp.int32)

@@ -23,7 +23,7 @@ import dataclasses
 import functools
 import math
 import zlib
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import jax
@@ -35,8 +35,10 @@ from jax.ad_checkpoint import checkpoint_name
 from smoljax import sharding
 from smoljax.attention import (
   IMPLEMENTATIONS,
+  Places,
   attention,
   positions_from_segments,
+  probabilities,
   segments_from_positions,
 )
 
@@ -45,6 +47,7 @@ Params = dict[str, Any]
 # Matrices with the same input, by module: `unstack` joins them.
 JOINED = {'attn': ('q_DNH', 'k_DKH', 'v_DKH'), 'mlp': ('gate_DF', 'up_DF')}
 
+CAPTURED = ('residual', 'attention')  # activations that `apply` gives on request
 REMAT_NAMES = ('qkv', 'ctx', 'mid', 'gu')  # values that may be saved for the backward pass
 
 
@@ -493,12 +496,12 @@ class Attention(nnx.Module):
     if self.config.qk_norm:
       q_BTNH, k_BTKH = self.q_norm(q_BTNH), self.k_norm(k_BTKH)
     q_BTNH, k_BTKH, v_BTKH = (checkpoint_name(y, 'qkv') for y in (q_BTNH, k_BTKH, v_BTKH))
-    out_BTNH, state, max_N = attend(rotate(q_BTNH), rotate(k_BTKH), v_BTKH)
+    out_BTNH, state, seen = attend(rotate(q_BTNH), rotate(k_BTKH), v_BTKH)
     out_BTD = jnp.einsum('BTNH,NHD->BTD', out_BTNH, _use(self, 'o_NHD'),
                          out_sharding=sharding.out('batch', 'length', 'residual'))
     if self.config.attention_bias:
       out_BTD += _use(self, 'o_bias_D')
-    return out_BTD, state, max_N
+    return out_BTD, state, seen
 
 
 class MLP(nnx.Module):
@@ -551,10 +554,10 @@ class Block(nnx.Module):
       self.attn_post_norm, self.mlp_post_norm = Norm(config), Norm(config)
 
   def __call__(self, x_BTD, rotate: Callable, attend: Callable):
-    out_BTD, state, max_N = self.attn(self._norm('attn_norm', x_BTD), rotate, attend)
+    out_BTD, state, seen = self.attn(self._norm('attn_norm', x_BTD), rotate, attend)
     x_BTD = checkpoint_name(x_BTD + self._norm('attn_post_norm', out_BTD), 'mid')
     out_BTD = self.mlp(self._norm('mlp_norm', x_BTD))
-    return x_BTD + self._norm('mlp_post_norm', out_BTD), state, max_N
+    return x_BTD + self._norm('mlp_post_norm', out_BTD), state, seen
 
   def _norm(self, name, x_BTD):
     return getattr(self, name)(x_BTD) if hasattr(self, name) else x_BTD
@@ -579,7 +582,7 @@ class Transformer(nnx.Module):
 class Output(NamedTuple):
   logits: jax.Array  # fp32 [B, T, V]
   hidden: jax.Array  # [B, T, D] after the final norm, in the compute dtype
-  aux: dict[str, jax.Array]  # max_logits_LN if asked for
+  aux: dict[str, jax.Array]  # what was asked for: max_logits_LN, residual_LBTD, …
 
 
 def init(config: ModelConfig, key: jax.Array) -> Params:
@@ -601,20 +604,25 @@ def apply(
   positions_BT: jax.Array | None = None,
   segment_ids_BT: jax.Array | None = None,
   max_logits: str | None = None,
+  capture: Sequence[str] = (),
 ) -> Output:
   """The whole model, logits of every position included.
 
   Args:
-    tokens_BT: int token ids; an id outside the vocabulary turns its row into NaN.
+    tokens_BT: int token ids. An id outside the vocabulary is a ValueError if they are a host
+      array, and turns its row into NaN if they are traced or on a device.
     positions_BT: int positions that restart at 0 with each document.
     segment_ids_BT: int document ids, one per document of a row; tokens see their own document
       only. Either of the two is derived from the other; without both a row is one document.
     max_logits: 'bound' or 'exact' also gives aux['max_logits_LN'], the largest attention logit
       per layer and head (smoljax/attention.py).
+    capture: activations to give as well, of each layer; whatever is not named is not kept.
+      'residual': aux['residual_LBTD'], the residual stream after the layer, compute dtype;
+      'attention': aux['attention_LBNTS'], the fp32 weights with which each head reads the values.
   """
   x_BTD, aux = hidden(
     config, params, tokens_BT, positions_BT=positions_BT, segment_ids_BT=segment_ids_BT,
-    max_logits=max_logits,
+    max_logits=max_logits, capture=capture,
   )
   return Output(logits(config, params, x_BTD), x_BTD, aux)
 
@@ -627,9 +635,12 @@ def hidden(
   positions_BT: jax.Array | None = None,
   segment_ids_BT: jax.Array | None = None,
   max_logits: str | None = None,
+  capture: Sequence[str] = (),
 ) -> tuple[jax.Array, dict[str, jax.Array]]:
   """`apply` up to the head: (hidden_BTD, aux). For losses that never form [B, T, V]."""
-  T = tokens_BT.shape[1]
+  for name in (capture,) if isinstance(capture, str) else capture:
+    _one_of('capture', name, CAPTURED)
+  T = np.shape(tokens_BT)[1]
   if config.max_seq_len < T:
     raise ValueError(f'{T} tokens in a row, but max_seq_len={config.max_seq_len}: shorten the '
                      'rows, or raise max_seq_len (and extend rope_theta or rope_scaling)')
@@ -643,20 +654,30 @@ def hidden(
       window=window, windows=config.windows, softcap=config.attention_softcap,
       max_logits=max_logits, implementation=config.attention,
     )
-    return out_BTNH, state, max_N
+    seen = {'max_logits_LN': max_N} if max_logits else {}
+    if 'attention' in capture:
+      places = Places(positions_BT, positions_BT, segments_BT, segments_BT, window)
+      seen['attention_LBNTS'] = probabilities(
+        q_BTNH, k_BTKH, places, softcap=config.attention_softcap)
+    return out_BTNH, state, seen
 
-  x_BTD, _, max_LN = run_blocks(config, params, x_BTD, positions_BT, attend)
-  return final_norm(config, params, x_BTD), {'max_logits_LN': max_LN} if max_logits else {}
+  x_BTD, _, (seen, residual_LBTD) = run_blocks(
+    config, params, x_BTD, positions_BT, attend, residual='residual' in capture)
+  aux = seen | ({} if residual_LBTD is None else {'residual_LBTD': residual_LBTD})
+  return final_norm(config, params, x_BTD), aux
 
 
 def embed(config: ModelConfig, params: Params, tokens_BT: jax.Array) -> jax.Array:
   """Rows of the embedding, in the compute dtype.
 
   They are looked up before the cast, so that the gradient is summed in the parameters' fp32.
+  Raises ValueError for tokens on the host that are no ids of this vocabulary.
   """
   if jax.sharding.get_abstract_mesh().empty and not _mesh_of(params['embed_VD']).empty:
     raise ValueError('the parameters live on a mesh: compute under `with jax.set_mesh(mesh):`, '
                      'or move them to one device first')
+  if not isinstance(tokens_BT, jax.Array):
+    tokens_BT = _check_tokens(config, tokens_BT)
   table_VD = sharding.constrain(params['embed_VD'], None, 'residual')
   tokens_BT = sharding.constrain(jnp.asarray(tokens_BT), 'batch', 'length')
   x_BTD = table_VD.at[tokens_BT].get(
@@ -673,15 +694,18 @@ def run_blocks(
   positions_BT: jax.Array,
   attend: Callable,
   state: Any = None,
-) -> tuple[jax.Array, Any, jax.Array | None]:
+  *,
+  residual: bool = False,
+) -> tuple[jax.Array, Any, tuple[Any, jax.Array | None]]:
   """All layers: scanned, or unrolled if not `scan_layers` or if `unstack` made a list of them.
 
   Args:
     positions_BT: int positions, or [1, T] if all rows share them.
-    attend: (q_BTNH, k_BTKH, v_BTKH, layer, window, state) → (out_BTNH, state, max_logits_N).
-      `state` is carried from layer to layer: a KV cache, or None.
+    attend: (q_BTNH, k_BTKH, v_BTKH, layer, window, state) → (out_BTNH, state, seen). `state` is
+      carried from layer to layer: a KV cache, or None. `seen`: any tree of what is to be shown.
+    residual: also give the residual stream after each layer.
   Returns:
-    x_BTD, the last state, and the stacked max_logits_LN (None if `attend` gives None).
+    x_BTD, the last state, and (`seen` of all layers stacked, residual_LBTD or None).
   """
   cos_BT1H, sin_BT1H = rope_table(config, positions_BT)
   layers = params['blocks'] if isinstance(params['blocks'], list) else None
@@ -697,20 +721,21 @@ def run_blocks(
     def attend_here(q_BTNH, k_BTKH, v_BTKH):
       return attend(q_BTNH, k_BTKH, v_BTKH, layer, window, state)
 
-    return nnx.merge(graph, layer_params)(x_BTD, rotate, attend_here)
+    x_BTD, state, seen = nnx.merge(graph, layer_params)(x_BTD, rotate, attend_here)
+    return x_BTD, state, (seen, x_BTD if residual else None)
 
   # Flags that all layers share stay static: nothing is computed for them.
   rotates = np.array(config.rope_flags)
   windows = np.array([w or np.iinfo(np.int32).max for w in config.windows], np.int32)
   if layers or not config.scan_layers:
-    maxima = []
+    kept = []
     for i in range(config.num_layers):
       step = functools.partial(
         block, layer=i, rotates=bool(rotates[i]), window=config.windows[i] or None)
       layer_params = layers[i] if layers else _layer(params, i)
-      x_BTD, state, max_N = _checkpoint(config, step)(x_BTD, state, layer_params)
-      maxima.append(max_N)
-    return x_BTD, state, None if maxima[0] is None else jnp.stack(maxima)
+      x_BTD, state, seen = _checkpoint(config, step)(x_BTD, state, layer_params)
+      kept.append(seen)
+    return x_BTD, state, jax.tree.map(lambda *xs: jnp.stack(xs), *kept)
 
   shared = {}
   if rotates.all() or not rotates.any():
@@ -723,12 +748,12 @@ def run_blocks(
   }
 
   def body(carry, layer):
-    x_BTD, state, max_N = block(*carry, **{**layer, **shared})
-    return (x_BTD, state), max_N
+    x_BTD, state, seen = block(*carry, **{**layer, **shared})
+    return (x_BTD, state), seen
 
   scanned = {k: v for k, v in scanned.items() if k not in shared}
-  (x_BTD, state), max_LN = jax.lax.scan(_checkpoint(config, body), (x_BTD, state), scanned)
-  return x_BTD, state, max_LN
+  (x_BTD, state), seen = jax.lax.scan(_checkpoint(config, body), (x_BTD, state), scanned)
+  return x_BTD, state, seen
 
 
 def unstack(config: ModelConfig, params: Params, *, join: bool = True) -> Params:
@@ -824,6 +849,21 @@ def rope_frequencies(config: ModelConfig) -> tuple[np.ndarray, float]:
   slow_H = np.clip((np.arange(H // 2, dtype=np.float32) - low) / (high - low), 0, 1)
   freq_H = freq_H / y.factor * slow_H + freq_H * (1 - slow_H)
   return freq_H.astype(np.float32), y.attention_factor or _mscale(y.factor)
+
+
+def _check_tokens(config, tokens_BT):
+  tokens_BT = np.asarray(tokens_BT)
+  if tokens_BT.ndim != 2 or tokens_BT.dtype.kind not in 'iu':
+    raise ValueError(f'tokens_BT has shape {tokens_BT.shape} and dtype {tokens_BT.dtype}: give '
+                     'whole numbers [batch, time]')
+  wrong = np.argwhere((tokens_BT < 0) | (tokens_BT >= config.vocab_size))
+  if len(wrong):
+    b, t = map(int, wrong[0])
+    raise ValueError(
+      f'token id {tokens_BT[b, t]} in row {b} at place {t} lies outside the vocabulary of '
+      f'{config.vocab_size}{f" ({len(wrong) - 1} more do)" * (len(wrong) > 1)}: was the text '
+      'tokenised for another model?')
+  return tokens_BT
 
 
 def _documents(T, positions_BT, segments_BT):

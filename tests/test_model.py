@@ -12,7 +12,7 @@ import pytest
 import safetensors.numpy
 from goldens import make_hf_logits as goldens
 
-from smoljax import export, model
+from smoljax import evals, export, model, objectives, sharding
 from smoljax.attention import attention, positions_from_segments, segments_from_positions
 
 TINY = model.ModelConfig(
@@ -20,7 +20,7 @@ TINY = model.ModelConfig(
   max_seq_len=256, dtype='float32', init_std=0.2,
 )  # fmt: skip
 TOKENS = np.random.default_rng(1).integers(0, TINY.vocab_size, (2, 24)).astype(np.int32)
-apply = jax.jit(model.apply, static_argnums=0, static_argnames='max_logits')
+apply = jax.jit(model.apply, static_argnums=0, static_argnames=('max_logits', 'capture'))
 
 
 def with_(**fields):
@@ -273,6 +273,65 @@ def test_max_logits_come_per_layer_and_head_only_on_request():
   np.testing.assert_allclose(again_LN[0], 2 * max_LN[0], rtol=1e-5)
 
 
+@pytest.mark.parametrize('fields', [
+  {}, {'scan_layers': False, 'norm_position': 'sandwich', 'attention_softcap': 2.0,
+       'sliding_window': 5, 'window_layers': (1, 0, 1, 1)},
+])  # fmt: skip
+def test_captured_activations_are_what_the_model_computes_with(fields):
+  config = with_(**fields)
+  params = make(config)
+  segments = np.repeat([[1, 2, 3], [5, 6, 7]], 8, axis=1).astype(np.int32)
+  out = apply(config, params, TOKENS, segment_ids_BT=segments, capture=('residual', 'attention'))
+  plain = apply(config, params, TOKENS, segment_ids_BT=segments)
+  assert plain.aux == {}
+  np.testing.assert_allclose(out.logits, plain.logits, atol=1e-5)
+  residual, weights = out.aux['residual_LBTD'], out.aux['attention_LBNTS']
+  assert residual.shape == (4, 2, 24, 32) and weights.shape == (4, 2, 4, 24, 24)
+  np.testing.assert_allclose(model.final_norm(config, params, residual[-1]), out.hidden, atol=1e-5)
+  np.testing.assert_allclose(weights.sum(-1), 1, atol=1e-5)
+  hidden_from = segments[:, None] != segments[:, :, None]
+  assert (np.where(hidden_from[:, None], weights, 0) == 0).all()
+  assert (np.triu(weights, 1) == 0).all()
+  assert (np.asarray(weights) > 0.9).mean() < 0.2  # not all of a query's weight is on one key
+  # One layer again, by hand, from the stream before it and the weights it reads with.
+  block = jax.tree.map(lambda x: x[1], params['blocks'])
+  norm = lambda x, name: x if name not in block else (
+    x / np.sqrt(np.mean(x**2, -1, keepdims=True) + 1e-6) * block[name]['scale_D'])
+  v = np.einsum('btd,dkh->btkh', norm(residual[0], 'attn_norm'), block['attn']['v_DKH'])
+  read = np.einsum('bnts,bsnh->btnh', weights[1], np.repeat(v, 2, axis=2))
+  x = residual[0] + norm(np.einsum('btnh,nhd->btd', read, block['attn']['o_NHD']), 'attn_post_norm')
+  h = norm(x, 'mlp_norm')
+  h = (jax.nn.silu(h @ block['mlp']['gate_DF']) * (h @ block['mlp']['up_DF'])) @ (
+    block['mlp']['down_FD'])
+  np.testing.assert_allclose(x + norm(h, 'mlp_post_norm'), residual[1], rtol=1e-3, atol=1e-3)
+  with pytest.raises(ValueError, match="capture='probs': one of residual, attention"):
+    model.apply(config, params, TOKENS, capture=('probs',))
+
+
+def test_capture_works_on_a_mesh():
+  expected = apply(TINY, make(TINY), TOKENS, capture=('residual', 'attention')).aux
+  with jax.set_mesh(sharding.make_mesh(fsdp=2, tensor=2, devices=jax.devices()[:4])):
+    params = model.init(TINY, jax.random.key(0))
+    aux = apply(TINY, params, TOKENS, capture=('residual', 'attention')).aux
+  close(aux, expected, atol=1e-4)
+
+
+def test_losses_are_of_the_capped_logits():
+  config = with_(logit_softcap=2.0)
+  params = make(config)
+  logits_BTV = apply(config, params, TOKENS).logits
+  assert 1.9 < np.abs(logits_BTV).max() <= 2
+  targets_BT = np.roll(TOKENS, -1, axis=1)
+  expected_BT = -np.take_along_axis(
+    np.asarray(jax.nn.log_softmax(logits_BTV)), targets_BT[..., None], axis=-1)[..., 0]
+  hidden_BTD, _ = model.hidden(config, params, TOKENS)
+  nll_BT, _ = objectives.token_losses(
+    config, hidden_BTD, model.unembedding(config, params), targets_BT, chunk=8)
+  np.testing.assert_allclose(nll_BT, expected_BT, atol=1e-5)
+  logprobs_BT, _ = evals._score(config, params, TOKENS)
+  np.testing.assert_allclose(logprobs_BT, -expected_BT[:, :-1], atol=1e-5)
+
+
 # ------------------------------------------------------------------- one model, computed variously
 
 
@@ -422,3 +481,10 @@ def test_too_long_rows_and_unknown_tokens():
     model.apply(TINY, params, np.zeros((1, 257), np.int32))
   out = apply(TINY, params, np.array([[1, 2, 3], [1, 64, 3], [1, -1, 3]], np.int32))
   assert np.isfinite(out.logits[0]).all() and np.isnan(out.logits[1:]).all()
+  for wrong, message in [
+    (np.array([[1, 2], [3, 64]]), r'id 64 in row 1 at place 1 .* vocabulary of 64: was'),
+    ([[-1, 99]], r'id -1 in row 0 at place 0 .* \(1 more do\)'),
+    (np.zeros((1, 2)), r'shape \(1, 2\) and dtype float64'),
+  ]:
+    with pytest.raises(ValueError, match=message):
+      model.apply(TINY, params, wrong)
