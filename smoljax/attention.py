@@ -370,6 +370,235 @@ def _join(parts):
   return parts[0] if len(parts) == 1 else jnp.concatenate(parts, axis=1)
 
 
+# -------------------------------------------------------------------------------------- cuDNN
+# The flash attention of cuDNN 9 through jax._src: the public jax.nn.dot_product_attention knows no
+# documents. Packed rows are given as lengths and offsets of their documents, and only the pairs
+# inside a document are computed, in both passes.
+
+MAX_DOCUMENTS = 33  # in a row: the 32 that smoljax/data.py packs, and a run of padding
+
+
+def _cudnn_refusal(how, q_BTNH, k_BSKH, segmented):
+  platform, H = _platform(), q_BTNH.shape[3]
+  if platform not in ('gpu', 'cuda'):
+    return f'runs on NVIDIA GPUs, not on {platform}'
+  if q_BTNH.dtype not in (jnp.bfloat16, jnp.float16):
+    return f'computes in bfloat16 or float16, not in {q_BTNH.dtype}'
+  if how.softcap:
+    return 'has no softcap'
+  if H % 8 or H > 256:
+    return f'needs a head_dim that is a multiple of 8 and at most 256, not {H}'
+  if reason := _needs_order(how):
+    return reason
+  if segmented and jax.__version_info__ < (0, 11, 2):
+    return f'needs jax 0.11.2 for documents (jax#39521), this is {jax.__version__}'
+  if how.windows != (None,) and sharding.num_parts('length') > 1:
+    return 'has no sliding window where the mesh splits the sequence'
+  if jax.default_backend() == 'gpu':  # not when compiling for another machine
+    capability = float(jax.devices()[0].compute_capability)
+    if capability < (9.0 if segmented else 8.0):
+      need = 'a Hopper GPU (compute capability 9.0) for documents' if segmented else 'an Ampere GPU'
+      return f'needs {need} or later, this is {capability}'
+  return None
+
+
+def _cudnn_forward(how, window, q_BTNH, k_BSKH, v_BSKH, places):
+  from jax._src.cudnn import fused_attention_stablehlo as cudnn
+
+  documents = _Documents(_segments_of(q_BTNH, places.q_segments_BT))
+  q_BTNH = documents.poison(q_BTNH)
+  out_BTNH, statistics = cudnn.dot_product_attention(
+    q_BTNH, k_BSKH, v_BSKH, scale=q_BTNH.shape[3] ** -0.5, sliding_window_length=window,
+    return_residual=True, **documents.arguments(cudnn),
+  )
+  return out_BTNH, documents.unpack(statistics)
+
+
+def _cudnn_backward(how, window, q_BTNH, k_BSKH, v_BSKH, out_BTNH, lse_BTN, dout_BTNH, places):
+  from jax._src.cudnn import fused_attention_stablehlo as cudnn
+
+  documents = _Documents(_segments_of(q_BTNH, places.q_segments_BT))
+  given = documents.arguments(cudnn)
+  unused = jnp.zeros(0, q_BTNH.dtype)
+  lengths, offsets = given.get('q_seqlen', unused), given.get('q_offsets', unused)
+  residuals = (
+    q_BTNH, k_BSKH, v_BSKH, unused, lengths, lengths, offsets, offsets, unused, unused,
+    documents.pack(lse_BTN), out_BTNH,
+  )
+  # scale, seed, dropout, (bias, its gradient), mask, layout, window, training, residual returned
+  return cudnn._dot_product_attention_bwd_rule(
+    q_BTNH.shape[3] ** -0.5, 42, 0.0, (False, False), given['mask_type'],
+    cudnn.AttentionLayout.BTNH.value, window, True, False, residuals, dout_BTNH,
+  )[:3]
+
+
+def document_spans(
+  segment_ids_BT: jax.Array, max_documents: int = MAX_DOCUMENTS
+) -> tuple[jax.Array, jax.Array, jax.Array]:
+  """Where the documents of packed rows lie: runs of one segment id.
+
+  Returns lengths_BM and starts_BM of the first `max_documents` runs, -1 where there are fewer, and
+  index_BT, the number of each token's run within its row; all int32.
+  """
+  change_BT = jnp.pad(segment_ids_BT[:, 1:] != segment_ids_BT[:, :-1], ((0, 0), (1, 0)))
+  index_BT = jnp.cumsum(change_BT, axis=1, dtype=jnp.int32)
+  run_M1 = jnp.arange(max_documents, dtype=jnp.int32)[:, None]
+  lengths_BM = jnp.sum(index_BT[:, None, :] == run_M1, axis=2, dtype=jnp.int32)
+  starts_BM = jnp.cumsum(lengths_BM, axis=1) - lengths_BM
+  unused_BM = lengths_BM == 0
+  return jnp.where(unused_BM, -1, lengths_BM), jnp.where(unused_BM, -1, starts_BM), index_BT
+
+
+class _Documents:
+  """Packed rows in cuDNN's terms; without segments each row is one document.
+
+  cuDNN's statistics are [B * M, N, T]: a row of each document, those in use first. They are kept
+  as [B, T, N], one value a query, which is M times smaller.
+  """
+
+  def __init__(self, segments_BT):
+    self.packed = segments_BT is not None
+    if not self.packed:
+      return
+    self.lengths_BM, self.starts_BM, index_BT = document_spans(segments_BT)
+    self.too_many_B = index_BT[:, -1] >= MAX_DOCUMENTS
+    used_B = jnp.sum(self.lengths_BM > 0, axis=1)
+    before_B1 = (jnp.cumsum(used_B) - used_B)[:, None]
+    self.document_BT = before_B1 + jnp.minimum(index_BT, MAX_DOCUMENTS - 1)
+    self.place_BT = positions_from_segments(segments_BT)
+
+  def arguments(self, cudnn):
+    if not self.packed:
+      return {'mask_type': cudnn.MaskType.CAUSAL}
+    offsets_BM = jnp.pad(self.starts_BM, ((0, 0), (0, 1)), constant_values=-1)
+    return dict(
+      mask_type=cudnn.MaskType.PADDING_CAUSAL, q_seqlen=self.lengths_BM,
+      kv_seqlen=self.lengths_BM, q_offsets=offsets_BM, kv_offsets=offsets_BM,
+    )
+
+  def poison(self, q_BTNH):
+    """NaN for rows of more documents than fit: better than tokens that see other documents."""
+    if not self.packed:
+      return q_BTNH
+    return jnp.where(self.too_many_B[:, None, None, None], jnp.nan, q_BTNH)
+
+  def unpack(self, statistics):
+    if not self.packed:
+      return statistics.swapaxes(1, 2)
+    return statistics[self.document_BT, :, self.place_BT]
+
+  def pack(self, lse_BTN):
+    if not self.packed:
+      return lse_BTN.swapaxes(1, 2)
+    B, T, N = lse_BTN.shape
+    empty = jnp.zeros((B * MAX_DOCUMENTS, N, T), lse_BTN.dtype)
+    return empty.at[self.document_BT, :, self.place_BT].set(lse_BTN, unique_indices=True)
+
+
+# ------------------------------------------------------------------------------------- splash
+# The TPU kernel that comes with jax. Its own gradient is not used, so that one rule names the
+# residuals for every implementation; forward and backward kernels are called apart.
+
+BLOCK = 1024  # queries and keys of a tile at most; fits the smallest VMEM (v5e) up to H = 128
+interpret_splash = False  # set by tests: runs the kernels on any device, slowly
+
+
+def _splash_refusal(how, q_BTNH, k_BSKH, segmented):
+  if _platform() != 'tpu' and not interpret_splash:
+    return f'runs on TPUs, not on {_platform()}'
+  if q_BTNH.shape[1] % 128:
+    return f'needs rows of a multiple of 128 tokens, not {q_BTNH.shape[1]}'
+  if sharding.num_parts('length') > 1:
+    return 'is not built for a mesh that splits the sequence'
+  return _needs_order(how)
+
+
+def _splash_forward(how, window, q_BTNH, k_BSKH, v_BSKH, places):
+  kernel = _splash_kernel(how, window, q_BTNH)
+
+  def row(q_NTH, k_KSH, v_KSH, segments):
+    out_NTH, (lse_NT,) = kernel(q_NTH, k_KSH, v_KSH, segments)
+    return out_NTH, lse_NT
+
+  q_BNTH, k_BKSH, v_BKSH = (x.swapaxes(1, 2) for x in (_scaled(q_BTNH), k_BSKH, v_BSKH))
+  out_BNTH, lse_BNT = jax.vmap(row)(q_BNTH, k_BKSH, v_BKSH, _splash_segments(q_BTNH, places))
+  return out_BNTH.swapaxes(1, 2), lse_BNT.swapaxes(1, 2)
+
+
+def _splash_backward(how, window, q_BTNH, k_BSKH, v_BSKH, out_BTNH, lse_BTN, dout_BTNH, places):
+  from jax.experimental.pallas.ops.tpu.splash_attention import splash_attention_kernel as splash
+
+  kernel = _splash_kernel(how, window, q_BTNH)
+  options = kernel.kwargs
+
+  def row(q_NTH, k_KSH, v_KSH, out_NTH, lse_NT, dout_NTH, segments):
+    residuals = (q_NTH, k_KSH, v_KSH, segments, None, out_NTH, lse_NT,
+                 kernel.dq_mask_info, kernel.dkv_mask_info)
+    return splash._splash_attention_bwd(
+      False, options['mask_value'], False, options['block_sizes'], None, options['mask_function'],
+      options['attn_logits_soft_cap'], options['interpret'], residuals, dout_NTH,
+    )[3:6]
+
+  arrays = (_scaled(q_BTNH), k_BSKH, v_BSKH, out_BTNH, lse_BTN, dout_BTNH)
+  dq, dk, dv = jax.vmap(row)(
+    *(x.swapaxes(1, 2) for x in arrays), _splash_segments(q_BTNH, places))
+  dq_BTNH = _scaled(dq.swapaxes(1, 2))
+  return dq_BTNH, dk.swapaxes(1, 2), dv.swapaxes(1, 2)
+
+
+def _splash_kernel(how, window, q_BTNH):
+  from jax.experimental.pallas.ops.tpu.splash_attention import (
+    splash_attention_kernel as splash,
+  )
+  from jax.experimental.pallas.ops.tpu.splash_attention import (
+    splash_attention_mask as masks,
+  )
+
+  _, T, N, _ = q_BTNH.shape
+  block = next(b for b in range(min(T, BLOCK), 0, -128) if T % b == 0)
+  mask = masks.LocalMask((T, T), (window - 1, 0), 0) if window else masks.CausalMask((T, T))
+  return splash.make_splash_mha(
+    masks.MultiHeadMask([mask] * N), head_shards=1, q_seq_shards=1, save_residuals=True,
+    block_sizes=splash.BlockSizes(
+      block_q=block, block_kv=block, block_q_dkv=block, block_kv_dkv=block,
+      use_fused_bwd_kernel=True,
+    ),
+    attn_logits_soft_cap=how.softcap or None, interpret=interpret_splash,
+  )
+
+
+def _splash_segments(q_BTNH, places):
+  from jax.experimental.pallas.ops.tpu.splash_attention import splash_attention_kernel as splash
+
+  if places.q_segments_BT is None:
+    return None
+  q_segments, kv_segments = (
+    _segments_of(q_BTNH, x) for x in (places.q_segments_BT, places.kv_segments_BS))
+  return splash.SegmentIds(q_segments, kv_segments)
+
+
+def _scaled(q_BTNH):
+  return (q_BTNH.astype(jnp.float32) * q_BTNH.shape[3] ** -0.5).astype(q_BTNH.dtype)
+
+
+def _segments_of(q_BTNH, segments_BT):
+  return None if segments_BT is None else jnp.broadcast_to(segments_BT, q_BTNH.shape[:2])
+
+
+def _needs_order(how):
+  if not how.in_order:
+    return 'needs in_order (training and prefill on whole rows)'
+  if not how.windows:
+    return 'needs all `windows` that a traced window may be'
+  return None
+
+
+def _platform():
+  mesh = jax.sharding.get_abstract_mesh()
+  device = None if mesh.empty else mesh.abstract_device
+  return device.platform if device else jax.default_backend()
+
+
 class Implementation(NamedTuple):
   """Both functions get `(how, static window, arrays …, places)`, on one device."""
 
@@ -380,5 +609,7 @@ class Implementation(NamedTuple):
 
 # In the order in which 'auto' takes the first that can.
 IMPLEMENTATIONS = {
+  'cudnn': Implementation(_cudnn_refusal, _cudnn_forward, _cudnn_backward),
+  'splash': Implementation(_splash_refusal, _splash_forward, _splash_backward),
   'xla': Implementation(lambda *_: None, _xla_forward, _xla_backward),
 }

@@ -1,4 +1,7 @@
-"""Eight fake CPU devices, set before anything imports jax; the compilation cache; shared data."""
+"""Eight fake CPU devices, set before anything imports jax; the compilation cache; shared data.
+
+SMOLJAX_TEST_PLATFORM=cuda (or tpu) leaves the devices as they are: for tests of that hardware.
+"""
 
 import logging
 import math
@@ -6,15 +9,13 @@ import os
 import pathlib
 import tempfile
 
+PLATFORM = os.environ.get('SMOLJAX_TEST_PLATFORM', 'cpu')
 # Most of a cold test's time is compiling, so little is optimised.
+CPU_FLAGS = '--xla_force_host_platform_device_count=8 --xla_backend_optimization_level=0'
 os.environ['XLA_FLAGS'] = ' '.join(
-  [
-    os.environ.get('XLA_FLAGS', ''),
-    '--xla_force_host_platform_device_count=8',
-    '--xla_backend_optimization_level=0',
-  ]
+  [os.environ.get('XLA_FLAGS', ''), CPU_FLAGS if PLATFORM == 'cpu' else '']
 )
-os.environ['JAX_PLATFORMS'] = 'cpu'
+os.environ['JAX_PLATFORMS'] = PLATFORM
 os.environ.setdefault(
   'JAX_COMPILATION_CACHE_DIR', os.path.join(tempfile.gettempdir(), f'smoljax-jit-{os.getuid()}')
 )

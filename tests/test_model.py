@@ -13,7 +13,7 @@ import safetensors.numpy
 from goldens import make_hf_logits as goldens
 
 from smoljax import evals, export, model, objectives, sharding
-from smoljax.attention import attention, positions_from_segments, segments_from_positions
+from smoljax.attention import positions_from_segments, segments_from_positions
 
 TINY = model.ModelConfig(
   vocab_size=64, num_layers=4, embed_dim=32, num_heads=4, num_kv_heads=2, head_dim=8, mlp_dim=48,
@@ -220,45 +220,6 @@ def test_no_token_sees_the_future_or_another_document():
   seen = np.stack([gradient(t)[:24] for t in (0, 9, 10, 17, 23)]) > 0
   expected = [range(1), range(10), range(10, 11), range(10, 18), range(10, 24)]
   np.testing.assert_array_equal(seen, [[s in r for s in range(24)] for r in expected])
-
-
-@pytest.mark.parametrize('T, kv, groups, window, documents', [
-  (1, 1, 1, None, False), (37, 2, 3, 7, True), (130, 1, 2, None, True), (601, 2, 1, 1, True),
-  (513, 1, 3, 200, False),
-])  # fmt: skip
-def test_attention_equals_its_definition(T, kv, groups, window, documents):
-  rng = np.random.default_rng(T)
-  B, H = 2, 4
-  q, k, v, dout = (rng.normal(size=(B, T, n, H)).astype(np.float32)
-                   for n in (kv * groups, kv, kv, kv * groups))
-  positions = np.tile(np.arange(T, dtype=np.int32), (B, 1))
-  segments = np.ones((B, T), np.int32)
-  if documents:
-    segments = np.cumsum(rng.random((B, T)) < 0.05, axis=1).astype(np.int32)
-    positions = np.asarray(positions_from_segments(segments))
-
-  def ours(q, k, v, in_order=True):
-    out, max_N = attention(
-      q, k, v, q_positions_BT=positions, kv_positions_BS=positions, q_segments_BT=segments,
-      kv_segments_BS=segments, window=window, in_order=in_order, max_logits='exact')
-    return jnp.sum(out * dout), (out, max_N)
-
-  def definition(q, k, v):  # one pair of heads and places at a time
-    i = np.arange(T)
-    mask = (segments[:, :, None] == segments[:, None, :]) & (i[:, None] >= i)
-    mask &= i[:, None] - i < (window or T)
-    s = jnp.einsum('btnh,bsnh->bnts', q, jnp.repeat(k, groups, 2)) / math.sqrt(H)
-    s = jnp.where(mask[:, None], s, -jnp.inf)
-    out = jnp.einsum('bnts,bsnh->btnh', jax.nn.softmax(s), jnp.repeat(v, groups, 2))
-    return jnp.sum(out * dout), (out, s.max(axis=(0, 2, 3)))
-
-  both = lambda f: jax.jit(jax.value_and_grad(f, (0, 1, 2), has_aux=True))(q, k, v)
-  (_, (expected, largest)), wanted = both(definition)
-  for in_order in (True, False):
-    (_, (out, max_N)), gradients = both(functools.partial(ours, in_order=in_order))
-    close(out, expected, atol=1e-5)
-    close(gradients, wanted, atol=1e-4)
-    np.testing.assert_allclose(max_N, largest, rtol=1e-5)
 
 
 def test_max_logits_come_per_layer_and_head_only_on_request():
