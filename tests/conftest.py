@@ -9,13 +9,15 @@ import os
 import pathlib
 import tempfile
 
-PLATFORM = os.environ.get('SMOLJAX_TEST_PLATFORM', 'cpu')
+os.environ['JAX_PLATFORMS'] = os.environ.get('SMOLJAX_TEST_PLATFORM', 'cpu')
 # Most of a cold test's time is compiling, so little is optimised.
-CPU_FLAGS = '--xla_force_host_platform_device_count=8 --xla_backend_optimization_level=0'
 os.environ['XLA_FLAGS'] = ' '.join(
-  [os.environ.get('XLA_FLAGS', ''), CPU_FLAGS if PLATFORM == 'cpu' else '']
+  [
+    os.environ.get('XLA_FLAGS', ''),
+    '--xla_force_host_platform_device_count=8' * (os.environ['JAX_PLATFORMS'] == 'cpu'),
+    '--xla_backend_optimization_level=0' * (os.environ['JAX_PLATFORMS'] == 'cpu'),
+  ]
 )
-os.environ['JAX_PLATFORMS'] = PLATFORM
 os.environ.setdefault(
   'JAX_COMPILATION_CACHE_DIR', os.path.join(tempfile.gettempdir(), f'smoljax-jit-{os.getuid()}')
 )
