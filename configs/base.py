@@ -81,12 +81,16 @@ def get_config() -> ConfigDict:
   c.model.head_dim = placeholder(int)
   c.model.mlp_dim = placeholder(int)
   c.model.rope_theta = placeholder(float)
-  c.model.rope_scaling = placeholder(dict)  # {} = none; fields of smoljax.model.Yarn
+  c.model.rope_scaling = placeholder(dict)  # {} = none; rope_type and fields, as in smoljax.model
   c.model.nope_interval = placeholder(int)  # every n-th layer rotates nothing; 0 = all rotate
   c.model.rope_layers = placeholder(tuple)  # per layer, 1 = rotates; overrides nope_interval
   c.model.sliding_window = placeholder(int)  # tokens; 0 = none
   c.model.window_layers = placeholder(tuple)  # per layer, 1 = windowed
+  c.model.activation = placeholder(str)  # swiglu | geglu | gelu | relu2
+  c.model.norm = placeholder(str)  # rms | layer
+  c.model.norm_position = placeholder(str)  # pre | post | sandwich
   c.model.norm_eps = placeholder(float)
+  c.model.logit_softcap = placeholder(float)  # final logits stay within ± this; 0 = off
   c.model.tie_embeddings = placeholder(bool)
   c.model.attention_bias = placeholder(bool)
   c.model.mlp_bias = placeholder(bool)

@@ -16,7 +16,7 @@ from ml_collections import ConfigDict
 
 from configs import base
 
-SIZES = ('3b',)  # shapes smollm3-SIZE
+SIZES = ('3b', '1b', '500m', '360m', '135m', '50m')  # shapes smollm3-SIZE
 
 # stage: sequence length, rotary base, steps, warm-up and decay steps, schedule, learning rate
 STAGES = {

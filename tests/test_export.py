@@ -153,6 +153,15 @@ def test_released_config_files_are_understood():
     initializer_range=0.041666666666666664, rope_interleaved=False,
   ))  # fmt: skip
   assert smollm2 == model.SHAPES['smollm2-135m']
+  llama = model.ModelConfig.from_hf(dict(
+    architectures=['LlamaForCausalLM'], hidden_size=2048, intermediate_size=8192, head_dim=64,
+    num_hidden_layers=16, num_attention_heads=32, num_key_value_heads=8, vocab_size=128256,
+    max_position_embeddings=131072, rope_theta=500000.0, rms_norm_eps=1e-5, hidden_act='silu',
+    rope_scaling={'factor': 32.0, 'high_freq_factor': 4.0, 'low_freq_factor': 1.0,
+                  'original_max_position_embeddings': 8192, 'rope_type': 'llama3'},
+    tie_word_embeddings=True, mlp_bias=False, attention_bias=False, pretraining_tp=1,
+  ))  # fmt: skip
+  assert llama == model.SHAPES['llama-3.2-1b']
 
 
 def test_what_comes_along(tmp_path):

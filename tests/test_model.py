@@ -336,12 +336,24 @@ def test_hidden_and_unembedding_give_the_logits():
 @pytest.mark.parametrize('name, total', [
   ('smollm3-3b', 3_075_098_624), ('smollm2-1.7b', 1_711_376_384),
   ('smollm2-360m', 361_821_120), ('smollm2-135m', 134_515_008),
+  ('llama-3.2-3b', 3_212_749_824), ('llama-3.2-1b', 1_235_814_400),
 ])  # fmt: skip
 def test_released_shapes_have_the_released_number_of_parameters(name, total):
   config = model.SHAPES[name]
   params = model.abstract_params(config)
   assert config.num_params() == total == sum(x.size for x in jax.tree.leaves(params))
   assert total - config.num_params(embedding=False) == config.vocab_size * config.embed_dim
+
+
+def test_the_family_is_smollm3_in_small():
+  """Sizes count what is not embedding; all else is as in the 3B model."""
+  big = model.SHAPES['smollm3-3b']
+  for size, millions in {'50m': 50, '135m': 135, '360m': 360, '500m': 500, '1b': 1000}.items():
+    config = model.SHAPES[f'smollm3-{size}']
+    assert config.num_params(embedding=False) == pytest.approx(millions * 1e6, rel=0.01)
+    assert config.num_layers % 4 == 0 and config.num_heads * config.head_dim == config.embed_dim
+    shape = ('num_layers', 'embed_dim', 'num_heads', 'num_kv_heads', 'head_dim', 'mlp_dim')
+    assert dataclasses.replace(config, **{f: getattr(big, f) for f in shape}) == big
 
 
 @pytest.mark.parametrize('fields', [
