@@ -92,7 +92,7 @@ def save_hf(
     raise ValueError(f'dtype={dtype!r}: one of {", ".join(DTYPES)}')
   hf_config = config.to_hf() | dict(
     torch_dtype=dtype, dtype=dtype, bos_token_id=bos_id, eos_token_id=eos_id, pad_token_id=pad_id)
-  _check_tree(config, params)
+  check_tree(config, params)
   _check_ids(config, bos_id=bos_id, eos_id=eos_id, pad_id=pad_id)
   tokenizer_files = _tokenizer_files(tokenizer_dir) if tokenizer_dir else []
   writes = jax.process_index() == 0
@@ -218,22 +218,29 @@ def to_hf_tensors(
   config: ModelConfig, params: Params, dtype: str
 ) -> Iterator[tuple[str, np.ndarray]]:
   """Their (name, tensor) pairs, in the order of our table, layer by layer within a parameter."""
-  flat = _flatten(params)
+  flat, shapes = _flatten(params), hf_shapes(config)
   for ours, names in _hf_names(config).items():
     value = flat[ours]
     if isinstance(value, jax.Array) and not value.is_fully_addressable:
       value = multihost_utils.process_allgather(value, tiled=True)
     value = np.asarray(value)
-    letters, groups = sharding.dim_letters(ours), NAMES[ours][1].split()
-    order = [letters.index(c) for c in ''.join(groups)]
-    shape = [math.prod(config.dims[c] for c in group) for group in groups]
+    letters = sharding.dim_letters(ours)
+    order = [letters.index(c) for c in NAMES[ours][1] if c != ' ']
     for name, x in zip(names, value if ours.startswith('blocks/') else [value], strict=True):
       with np.errstate(over='ignore'):
-        x = np.ascontiguousarray(x.transpose(order).reshape(shape).astype(DTYPES[dtype]))
+        x = np.ascontiguousarray(x.transpose(order).reshape(shapes[name]).astype(DTYPES[dtype]))
       if not np.isfinite(x).all():
         raise ValueError(f'{ours} ({name}) is not finite in {dtype}: export another checkpoint, '
                          'or use a wider dtype')
       yield name, x
+
+
+def hf_shapes(config: ModelConfig) -> dict[str, tuple[int, ...]]:
+  """The shapes of what `to_hf_tensors` gives, by name and in its order."""
+  return {
+    name: tuple(math.prod(config.dims[c] for c in group) for group in NAMES[ours][1].split())
+    for ours, names in _hf_names(config).items() for name in names
+  }
 
 
 def _hf_names(config: ModelConfig) -> dict[str, list[str]]:
@@ -290,7 +297,8 @@ def _check_names(path, config, files, expected, opened):
       raise ValueError(f'{path}: {files[name]} lacks {name}, which the index says it holds')
 
 
-def _check_tree(config, params):
+def check_tree(config: ModelConfig, params: Params) -> None:
+  """Raises ValueError, naming the parameter, if the params are not of this config."""
   expected, given = _flatten(abstract_params(config)), _flatten(params)
   for name in sorted(expected.keys() ^ given.keys()):
     raise ValueError(f'parameter {name} is {"missing" if name in expected else "unknown"}: params '
@@ -310,12 +318,11 @@ def _check_ids(config, **ids):
 def _count_shards(config, itemsize, max_shard_bytes) -> int:
   """How many files the loop in save_hf will write."""
   count, size = 1, 0
-  for ours, names in _hf_names(config).items():
-    nbytes = itemsize * math.prod(config.dims[c] for c in sharding.dim_letters(ours))
-    for _ in names:
-      if size and size + nbytes > max_shard_bytes:
-        count, size = count + 1, 0
-      size += nbytes
+  for shape in hf_shapes(config).values():
+    nbytes = itemsize * math.prod(shape)
+    if size and size + nbytes > max_shard_bytes:
+      count, size = count + 1, 0
+    size += nbytes
   return count
 
 
