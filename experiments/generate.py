@@ -1,28 +1,47 @@
-"""Continues a text with a trained model.
+"""Continues texts with a trained model.
 
   python -m experiments.generate --checkpoint=runs/quickstart --prompt='The list of'
   python -m experiments.generate --checkpoint=runs/quickstart/export --prompt='Return' --seed=1
+  python -m experiments.generate --checkpoint=HF_DIR --prompt_file=book.txt --context=131072
 
-Prints the prompt and what the model writes after it, as it is written, until it ends the document
-or reaches --max_new_tokens. With --temperature=0 it always takes the likeliest token.
+Prints the prompt and what the model writes after it, as it is written, until it ends the document,
+writes a --stop string, or reaches --max_new_tokens. Several --prompt are continued together and
+printed when all are done.
 """
 
-import itertools
 import sys
+import time
+from collections.abc import Iterable, Iterator
 
 from absl import app, flags
 
-from smoljax import decode, evals
+from smoljax import decode, evals, model
 
 _CHECKPOINT = flags.DEFINE_string(
   'checkpoint', None, 'A run (its workdir, checkpoints folder or one step), or a HF model folder.'
 )
-_PROMPT = flags.DEFINE_string('prompt', '', 'The text to continue; empty = a new document.')
+_PROMPT = flags.DEFINE_multi_string(
+  'prompt', [], 'The text to continue; none = a new document; may be given several times.'
+)
+_PROMPT_FILE = flags.DEFINE_multi_string('prompt_file', [], 'UTF-8 file that holds a prompt.')
 _MAX_NEW_TOKENS = flags.DEFINE_integer('max_new_tokens', 128, 'Tokens to write at most.')
 _TEMPERATURE = flags.DEFINE_float('temperature', 0.7, 'Higher is more varied; 0 = no sampling.')
 _TOP_K = flags.DEFINE_integer('top_k', 0, 'Sample among the k likeliest tokens; 0 = among all.')
 _TOP_P = flags.DEFINE_float(
   'top_p', 1.0, 'Sample among the likeliest tokens that together have this probability.'
+)
+_MIN_P = flags.DEFINE_float(
+  'min_p', 0.0, "Sample among tokens with this share of the likeliest one's probability."
+)
+_REPETITION_PENALTY = flags.DEFINE_float(
+  'repetition_penalty', 1.0, 'Above 1, tokens already in the text become less likely; 1 = off.'
+)
+_STOP = flags.DEFINE_multi_string(
+  'stop', [], 'Text before which the model is cut off; may be given several times.'
+)
+_CONTEXT = flags.DEFINE_integer(
+  'context', 0, 'Tokens of prompt and continuation to allow beyond the trained context, by YaRN; '
+  'used where they are needed. 0 = the trained context.'
 )
 _SEED = flags.DEFINE_integer('seed', 0, 'The same seed writes the same text.')
 _TOKENIZER = flags.DEFINE_string('tokenizer', '', 'Tokenizer file, where the model names none.')
@@ -41,33 +60,78 @@ def main(argv: list[str]) -> None:
 
 
 def _generate() -> None:
-  config, params, tokenizer, bos = evals.load_model(_CHECKPOINT.value, _TOKENIZER.value)
-  prompt = tokenizer.encode(_PROMPT.value)
-  if bos:
-    prompt = [tokenizer.bos_id, *prompt]
-  elif not prompt:
-    raise ValueError('this model has no token that begins a document: give it a --prompt')
-  steps = decode.stream(
-    config,
-    params,
-    [prompt],
-    max_new_tokens=_MAX_NEW_TOKENS.value,
-    temperature=_TEMPERATURE.value,
-    top_k=_TOP_K.value,
-    top_p=_TOP_P.value,
-    eos_id=tokenizer.eos_id,
-    seed=_SEED.value,
+  sampling = decode.Sampling(
+    _TEMPERATURE.value, _TOP_K.value, _TOP_P.value, _MIN_P.value, _REPETITION_PENALTY.value
   )
-  first = list(itertools.islice(steps, 1))  # wrong arguments are found here, before any output
-  print(_PROMPT.value, end='')
-  ids, shown = [], ''
-  for [token] in itertools.chain(first, steps):
-    ids.append(token)
-    text = tokenizer.decode(ids)
-    if not text.endswith('\ufffd'):  # a character whose last bytes are still to come
-      print(text[len(shown) :], end='', flush=True)
-      shown = text
-  print(tokenizer.decode(ids)[len(shown) :])
+  prompts = [*_PROMPT.value, *map(_read, _PROMPT_FILE.value)] or ['']
+  config, params, tokenizer, bos = evals.load_model(_CHECKPOINT.value, _TOKENIZER.value)
+  tokens = [[tokenizer.bos_id] * bos + tokenizer.encode(prompt) for prompt in prompts]
+  if not all(tokens):
+    raise ValueError('this model has no token that begins a document: give it a --prompt')
+  config = _with_context(config, max(map(len, tokens)) + _MAX_NEW_TOKENS.value)
+  rows = [decode.Text(tokenizer.decode, _STOP.value, context) for context in tokens]
+  clock = _Clock()
+  steps = clock.watch(
+    decode.stream(
+      config,
+      params,
+      tokens,
+      max_new_tokens=_MAX_NEW_TOKENS.value,
+      sampling=sampling,
+      eos_id=tokenizer.eos_id,
+      seed=_SEED.value,
+    )
+  )
+  if len(prompts) == 1:
+    print(prompts[0], end='')
+    for (text,) in decode.stream_text(steps, rows):
+      print(text, end='', flush=True)
+    print()
+  else:
+    texts = [''.join(parts) for parts in zip(*decode.stream_text(steps, rows), strict=True)]
+    for i, (prompt, text) in enumerate(zip(prompts, texts, strict=True), start=1):
+      print(f'--- {i}\n{prompt}{text}')
+  print(clock.report(), file=sys.stderr)
+
+
+def _with_context(config: model.ModelConfig, needed: int) -> model.ModelConfig:
+  """The config for `needed` tokens: stretched to --context where the trained one is too short."""
+  if needed <= config.max_seq_len:
+    return config
+  if needed > max(_CONTEXT.value, config.max_seq_len):
+    raise ValueError(
+      f'{needed} tokens of prompt and continuation, but the model was trained on '
+      f'{config.max_seq_len}: give --context={needed} or more to stretch its positions by YaRN, '
+      'or shorten --prompt or --max_new_tokens'
+    )
+  return config.extended(_CONTEXT.value)
+
+
+class _Clock:
+  """Counts tokens as they come."""
+
+  def __init__(self):
+    self._counts, self._times = [0], [time.perf_counter()]
+
+  def watch(self, steps: Iterable[list[int | None]]) -> Iterator[list[int | None]]:
+    for tokens in steps:
+      self._counts.append(self._counts[-1] + sum(token is not None for token in tokens))
+      self._times.append(time.perf_counter())
+      yield tokens
+
+  def report(self) -> str:
+    """Tokens and seconds in all, and the rate once everything is compiled."""
+    text = f'{self._counts[-1]} tokens in {self._times[-1] - self._times[0]:.1f} s'
+    warm = min(2 * decode.BLOCK, len(self._counts) - 1)  # the second block is under way by then
+    if self._counts[-1] > self._counts[warm]:
+      rate = (self._counts[-1] - self._counts[warm]) / (self._times[-1] - self._times[warm])
+      text += f', {rate:.1f} tokens/s after compilation'
+    return text
+
+
+def _read(path: str) -> str:
+  with open(path, encoding='utf-8') as f:
+    return f.read()
 
 
 if __name__ == '__main__':

@@ -164,7 +164,7 @@ def _export(output: str, inputs: Mapping[str, str], *, c: Any) -> dict:
     model.params,
     [start + model.tokenizer.encode(p) for p in c.sample.prompts],
     max_new_tokens=c.sample.tokens,
-    temperature=c.sample.temperature,
+    sampling=decode.Sampling(temperature=c.sample.temperature),
     eos_id=model.tokenizer.eos_id,
     seed=c.seed,
   )

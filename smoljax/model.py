@@ -206,6 +206,19 @@ class ModelConfig:
     flags = self.window_layers or tuple(not r for r in self.rope_flags)
     return tuple(self.sliding_window if f else 0 for f in flags)
 
+  def extended(self, max_seq_len: int) -> 'ModelConfig':
+    """The same model for texts of `max_seq_len` tokens: its rotary positions stretched by YaRN.
+
+    Needs no training, but costs a little on short texts: for inputs that need it.
+    """
+    if max_seq_len <= self.max_seq_len:
+      return self
+    yarn = self.rope_scaling or Yarn(1.0, self.max_seq_len)
+    if not isinstance(yarn, Yarn):
+      raise ValueError(f'rope_scaling={yarn}: only plain rotary positions and YaRN can be extended')
+    yarn = dataclasses.replace(yarn, factor=max_seq_len / yarn.original_max_seq_len)
+    return dataclasses.replace(self, max_seq_len=max_seq_len, rope_scaling=yarn)
+
   def num_params(self, *, embedding: bool = True) -> int:
     """Number of parameters, a tied head counted once; without embedding and head if asked."""
     D, F, N, K, H = self.embed_dim, self.mlp_dim, self.num_heads, self.num_kv_heads, self.head_dim

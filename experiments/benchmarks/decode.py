@@ -1,0 +1,368 @@
+"""Times generation beside transformers' on this machine's device: one JSON line per measurement.
+
+  python -m experiments.benchmarks.decode --size=smollm3-3b --against=transformers
+
+Random weights, greedy, no end token. `share_of_bound` is the time in which weights and cache could
+be copied once, at the rate of a plain copy in the same run, over the time of a token.
+Cases of ours: `joined` (what decode.stream does), `separate` (q, k, v, gate, up each by itself),
+`scan` (over stacked layers), `ends` (an end token is looked for), `sampled` (temperature 0.6,
+top-p 0.95), `block1`, `block32` (tokens computed between two looks of the host), `products` (each
+kind of matrix alone, in several forms), `profile` (the kernels that take longest).
+"""
+
+import dataclasses
+import functools
+import glob
+import json
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+import traceback
+
+from absl import app, flags
+
+_SIZE = flags.DEFINE_string('size', 'smollm3-3b', 'Shape of the model, of smoljax.model.SHAPES.')
+_BATCH = flags.DEFINE_list('batch', ['1', '32'], 'Batch sizes.')
+_PROMPT = flags.DEFINE_integer('prompt', 128, 'Tokens of each prompt.')
+_NEW = flags.DEFINE_integer('new', 256, 'Tokens to generate in each row.')
+_CASES = flags.DEFINE_list('cases', ['joined'], 'Cases of ours, see above; "all" for all.')
+_AGAINST = flags.DEFINE_enum('against', 'none', ['none', 'transformers'], 'Who else is timed.')
+_SIDE = flags.DEFINE_enum('side', '', ['', 'ours', 'transformers'], 'Internal: whom to time here.')
+_COPY_RATE = flags.DEFINE_float('copy_rate', 0.0, 'Internal: bytes per second of a copy.')
+_RUNS = flags.DEFINE_integer('runs', 3, 'Timed runs of each case; the median counts.')
+
+CASES = (
+  'joined', 'separate', 'scan', 'ends', 'sampled', 'block1', 'block32', 'products', 'profile')
+
+
+def main(_: list[str]) -> None:
+  batches = [int(batch) for batch in _BATCH.value]
+  if _SIDE.value == 'ours':
+    time_ours(CASES if _CASES.value == ['all'] else _CASES.value, batches)
+  elif _SIDE.value == 'transformers':
+    for batch in batches:
+      attempt(functools.partial(transformers, batch), case='transformers', batch=batch)
+  else:  # each in a process of its own, one after the other, as neither gives memory back
+    rate = child('ours', 0)
+    if _AGAINST.value == 'transformers':
+      child('transformers', rate)
+
+
+def child(side: str, copy_rate: float) -> float:
+  """Runs this benchmark as that side and passes its lines on; returns the copy rate, if told."""
+  command = [sys.executable, '-m', 'experiments.benchmarks.decode', *sys.argv[1:]]
+  process = subprocess.Popen(
+    [*command, f'--side={side}', f'--copy_rate={copy_rate}'], stdout=subprocess.PIPE, text=True)
+  for line in process.stdout:
+    print(line, end='', flush=True)
+    if line.startswith('{'):
+      copy_rate = 1e12 * json.loads(line).get('copy_tb_per_sec', copy_rate / 1e12)
+  process.wait()
+  return copy_rate
+
+
+def time_ours(cases: list[str], batches: list[int]) -> None:
+  copy_rate = attempt(copy, case='copy')
+  for join in (True, False):  # one set of weights at a time
+    chosen = [case for case in cases if (case in ('separate', 'scan')) != join]
+    if not chosen:
+      continue
+    config, params = weights(join)
+    functions = dict(products=products, profile=profile, scan=scan)
+    for case in chosen:
+      given = attempt(functools.partial(stack, params), case='stack') if case == 'scan' else params
+      for batch in batches:
+        function = functools.partial(functions.get(case, ours), config, given, batch, case)
+        attempt(functools.partial(function, copy_rate), case=case, batch=batch)
+    del params, given, function
+
+
+def attempt(function, **names):
+  """Runs one measurement; prints what it returns, or the error, and goes on."""
+  began = time.perf_counter()
+  try:
+    value, result = function()
+  except Exception as e:  # the next case may well run
+    traceback.print_exc()
+    value, result = None, {'error': f'{type(e).__name__}: {e}'[:500]}
+  seconds = round(time.perf_counter() - began, 1)
+  print(json.dumps({'benchmark': 'decode', 'size': _SIZE.value, **names, **result,
+                    'all_seconds': seconds}), flush=True)
+  return value
+
+
+def median_seconds(function) -> float:
+  """Of `_RUNS` calls after one that compiles; `function` must wait for its result."""
+  function()
+  seconds = []
+  for _ in range(_RUNS.value):
+    began = time.perf_counter()
+    function()
+    seconds.append(time.perf_counter() - began)
+  return statistics.median(seconds)
+
+
+def figures(config, batch: int, seconds: float, prefill: float, copy_rate: float | None) -> dict:
+  """What is printed of a run of _NEW tokens in `seconds`, `prefill` of them before the first."""
+  new = _NEW.value
+  per_token = (seconds - prefill) / (new - 1)
+  # The embedding is read whole only where it is also the head.
+  weight_bytes = 2 * (config.num_params() - (
+    0 if config.tie_embeddings else config.vocab_size * config.embed_dim))
+  length = _PROMPT.value + new / 2
+  kv_bytes = sum(min(w or length, length) for w in config.windows)
+  kv_bytes *= 2 * 2 * batch * config.num_kv_heads * config.head_dim
+  bound = (weight_bytes + kv_bytes) / copy_rate if copy_rate else None
+  return {
+    'tokens_per_sec': round(batch * new / seconds, 1),
+    'decode_tokens_per_sec': round(batch / per_token, 1),
+    'ms_per_token': round(1e3 * per_token, 4),
+    'prefill_ms': round(1e3 * prefill, 2),
+    'bound_ms': bound and round(1e3 * bound, 4),
+    'share_of_bound': bound and round(bound / per_token, 4),
+  }
+
+
+def prompts(config, batch: int) -> list[list[int]]:
+  import numpy as np
+
+  rng = np.random.default_rng(0)
+  return rng.integers(0, config.vocab_size, (batch, _PROMPT.value)).tolist()
+
+
+# ------------------------------------------------------------------------------------------ ours
+
+
+def copy():
+  """Bytes read and written per second by a plain copy."""
+  import jax
+  import jax.numpy as jnp
+
+  big = jax.default_backend() != 'cpu'
+  x = jnp.ones(1 << (31 if big else 26), jnp.int8)
+  run = jax.jit(lambda x, i: x + i)
+  n = 20
+  seconds = median_seconds(lambda: [jax.block_until_ready([run(x, jnp.int8(1)) for _ in range(n)])])
+  rate = 2 * x.size * n / seconds
+  return rate, {'copy_tb_per_sec': round(rate / 1e12, 4), 'device': jax.devices()[0].device_kind,
+                'jax': jax.__version__}
+
+
+def weights(join: bool):
+  import jax
+
+  from smoljax import decode, model
+
+  config = dataclasses.replace(model.SHAPES[_SIZE.value], dtype='bfloat16')
+  params = decode.prepare(config, model.init(config, jax.random.key(0)), join=join)
+  return config, jax.block_until_ready(params)
+
+
+def ours(config, params, batch, case, copy_rate):
+  from smoljax import decode
+
+  rows, new = prompts(config, batch), _NEW.value
+  settings = dict(
+    block={'block1': 1, 'block32': 32}.get(case, decode.BLOCK),
+    sampling=decode.Sampling(0.6, top_p=0.95) if case == 'sampled' else decode.GREEDY,
+    eos_id=config.vocab_size if case == 'ends' else None,  # an id that never comes
+  )
+  began = time.perf_counter()
+  tokens = decode.generate(config, params, rows, max_new_tokens=new, **settings)
+  first = time.perf_counter() - began
+  assert all(len(row) == new for row in tokens)
+  seconds = median_seconds(
+    lambda: decode.generate(config, params, rows, max_new_tokens=new, **settings))
+  prefill = median_seconds(
+    lambda: decode.prefill(config, params, rows, new)[0].block_until_ready())
+  return None, {
+    'block': settings['block'], **figures(config, batch, seconds, prefill, copy_rate),
+    'first_seconds': round(first, 1),
+  }
+
+
+def stack(params):
+  import jax
+  import jax.numpy as jnp
+
+  blocks = jax.jit(lambda layers: jax.tree.map(lambda *x: jnp.stack(x), *layers))(params['blocks'])
+  return params | {'blocks': blocks}, {}
+
+
+def scan(config, params, batch, case, copy_rate):
+  """Steps whose layers are scanned, with one stacked cache; without prefill."""
+  import jax
+  import jax.numpy as jnp
+
+  from smoljax import decode, model
+  from smoljax.attention import attention
+
+  S = decode._bucket(_PROMPT.value + _NEW.value)
+  slots_1S = jnp.arange(S, dtype=jnp.int32)[None]
+
+  def step(params, carry, index):
+    token_B, cache = carry
+
+    def attend(q_BTNH, k_BTKH, v_BTKH, layer, window, cache):
+      cache = [
+        jax.lax.dynamic_update_slice(held, new.swapaxes(1, 2)[None], (layer, 0, 0, index, 0))
+        for held, new in zip(cache, (k_BTKH, v_BTKH), strict=True)]
+      k_BSKH, v_BSKH = (held[layer].swapaxes(1, 2) for held in cache)
+      out_BTNH, _ = attention(
+        q_BTNH, k_BSKH, v_BSKH, q_positions_BT=index[None, None], kv_positions_BS=slots_1S,
+        window=window, implementation='xla')
+      return out_BTNH, cache, None
+
+    x_B1D = model.embed(config, params, token_B[:, None])
+    x_B1D, cache, _ = model.run_blocks(config, params, x_B1D, index[None, None], attend, cache)
+    x_B1D = model.final_norm(config, params, x_B1D)
+    token_B = model.logits(config, params, x_B1D)[:, 0].argmax(-1).astype(jnp.int32)
+    return (token_B, cache), token_B
+
+  @jax.jit
+  def run(params, token_B):
+    shape = (config.num_layers, batch, config.num_kv_heads, S, config.head_dim)
+    cache = [jnp.zeros(shape, config.dtype)] * 2
+    indices = _PROMPT.value + jnp.arange(_NEW.value, dtype=jnp.int32)
+    return jax.lax.scan(functools.partial(step, params), (token_B, cache), indices)[1]
+
+  seconds = median_seconds(lambda: run(params, jnp.zeros(batch, jnp.int32)).block_until_ready())
+  return None, figures(config, batch, seconds, 0.0, copy_rate)
+
+
+def products(config, params, batch, case, copy_rate):
+  """Rates of the products of one token with each kind of matrix, all layers one after the other."""
+  import jax
+  import jax.numpy as jnp
+
+  f32 = jnp.float32
+  forms = {
+    'in_out': lambda x, w: jnp.einsum('BX,XY->BY', x, w),
+    'in_out_f32': lambda x, w: jnp.einsum('BX,XY->BY', x, w, preferred_element_type=f32),
+    'out_in': lambda x, w: jnp.einsum('BX,YX->BY', x, w),
+    'out_in_f32': lambda x, w: jnp.einsum('BX,YX->BY', x, w, preferred_element_type=f32),
+  }
+  if batch == 1:
+    forms['in_out_sum'] = lambda x, w: jnp.sum(x[0, :, None].astype(f32) * w, axis=0)[None]
+    forms['out_in_sum'] = lambda x, w: jnp.sum(x.astype(f32) * w, axis=1)[None]
+  layers, D = params['blocks'], config.embed_dim
+  matrices = {
+    'qkv': [p['attn']['joined_DJ'] for p in layers],
+    'o': [p['attn']['o_NHD'].reshape(-1, D) for p in layers],
+    'gate_up': [p['mlp']['joined_DJ'] for p in layers],
+    'down': [p['mlp']['down_FD'] for p in layers],
+    'head': [params['embed_VD'].T] if config.tie_embeddings else [params['head_DV']],
+  }
+
+  def rate(ws, product):
+    @jax.jit
+    def run(ws, x):
+      def once(_, x):
+        for w in ws:
+          y = jax.lax.optimization_barrier(product(x, w))  # all of it
+          x = x + (1e-3 * y[:, :1]).astype(x.dtype)  # so that they run in order
+        return x
+
+      return jax.lax.fori_loop(0, 20, once, x)
+
+    x = jnp.ones((batch, stored[0].shape[0]), config.dtype)
+    seconds = median_seconds(lambda: run(ws, x).block_until_ready())
+    return round(20 * sum(w.nbytes for w in ws) / seconds / 1e12, 3)
+
+  rates = {}
+  for kind, stored in matrices.items():
+    turned = jax.jit(lambda ws: [w.T for w in ws])(stored)
+    for form, product in forms.items():
+      ws = turned if form.startswith('out_in') else stored
+      rates[f'{kind}/{form}'] = rate(ws, product)
+  return None, {'tb_per_sec': rates}
+
+
+def profile(config, params, batch, case, copy_rate):
+  """The kernels of generation, longest first, in µs per token."""
+  import jax
+
+  from smoljax import decode
+
+  rows, new = prompts(config, batch), _NEW.value
+  run = functools.partial(decode.generate, config, params, rows, max_new_tokens=new)
+  run()
+  with tempfile.TemporaryDirectory() as folder:
+    with jax.profiler.trace(folder):
+      run()
+    (file,) = glob.glob(f'{folder}/**/*.xplane.pb', recursive=True)
+    data = jax.profiler.ProfileData.from_file(file)
+  times, counts = {}, {}
+  for plane in data.planes:
+    if not plane.name.startswith('/device:'):
+      continue
+    for line in plane.lines:
+      if not line.name.startswith('Stream'):
+        continue
+      for event in line.events:
+        times[event.name] = times.get(event.name, 0) + event.duration_ns / 1e3
+        counts[event.name] = counts.get(event.name, 0) + 1
+  top = sorted(times, key=times.get, reverse=True)[:40]
+  return None, {
+    'us_per_token': round(sum(times.values()) / new, 1),
+    'kernels_per_token': round(sum(counts.values()) / new, 1),
+    'kernels': {k: [round(times[k] / new, 2), round(counts[k] / new, 2)] for k in top},
+  }
+
+
+# ---------------------------------------------------------------------------------- transformers
+
+
+def transformers(batch: int):
+  """`generate` of SmolLM3ForCausalLM with a static cache, compiled, bf16, on the same device."""
+  import torch
+  from transformers import CompileConfig, SmolLM3Config, SmolLM3ForCausalLM
+  from transformers import __version__ as version
+
+  from smoljax import model as ours_
+
+  device = 'cuda' if torch.cuda.is_available() else 'cpu'
+  config = ours_.SHAPES[_SIZE.value]
+  hf = config.to_hf() | dict(pad_token_id=0, bos_token_id=None, eos_token_id=None)
+  for key in ('architectures', 'model_type'):
+    hf.pop(key)
+  torch.manual_seed(0)
+  with torch.device(device):
+    torch.set_default_dtype(torch.bfloat16)
+    model = SmolLM3ForCausalLM(SmolLM3Config(**hf)).eval()
+  ids = torch.tensor(prompts(config, batch), device=device)
+
+  def synchronise():
+    if device == 'cuda':
+      torch.cuda.synchronize()
+
+  @torch.inference_mode()
+  def run():
+    out = model.generate(
+      ids, attention_mask=torch.ones_like(ids), max_new_tokens=_NEW.value, do_sample=False,
+      cache_implementation='static',
+      compile_config=CompileConfig(mode='reduce-overhead', fullgraph=False),
+    )
+    synchronise()
+    assert out.shape[1] == _PROMPT.value + _NEW.value
+
+  @torch.inference_mode()
+  def prefill():
+    model(ids, logits_to_keep=1)
+    synchronise()
+
+  began = time.perf_counter()
+  run()
+  first = time.perf_counter() - began
+  run()  # cuda graphs are recorded on the second call
+  seconds = median_seconds(run)
+  return None, {
+    **figures(config, batch, seconds, median_seconds(prefill), _COPY_RATE.value),
+    'first_seconds': round(first, 1), 'torch': torch.__version__, 'transformers': version,
+  }
+
+
+if __name__ == '__main__':
+  app.run(main)
