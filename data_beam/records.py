@@ -40,6 +40,7 @@ from tensorflow_datasets.proto import tf_example_pb2, tf_feature_pb2
 import data_beam
 
 VERSION = '1.0.0'  # of the layout on disk
+EXAMPLES = 10  # record numbers that the manifest of rejects lists for each reason
 _SPLIT_TEMPLATE = '{DATASET}-{SPLIT}.{FILEFORMAT}-{SHARD_X_OF_Y}'  # TFDS's own default
 
 log = logging.getLogger('data_beam')
@@ -158,6 +159,7 @@ class Record(NamedTuple):
     data: the bytes, from `encode`.
     tally: ((name, count), …), summed per shard for the manifest.
     length: written to the shard's sidecar of lengths, unless None.
+    label: (name, …) under which the manifest of rejects lists a few examples, unless None.
   """
 
   split: str
@@ -165,6 +167,7 @@ class Record(NamedTuple):
   data: bytes
   tally: tuple[tuple[Any, int], ...]
   length: int | None = None
+  label: tuple[str, ...] | None = None
 
 
 def corpus_path(output: str, name: str) -> str:
@@ -196,8 +199,8 @@ def write_records(
     lengths: write the records' lengths (int32) beside each shard, NAME-SPLIT.lengths-*.npy.
 
   Returns:
-    One dict per shard: split, index, file, records, bytes (of the file), sha256, tally, and
-    lengths (the file's name) if written.
+    One dict per shard: split, index, file, records, bytes (of the file), sha256, tally, examples
+    ({label: the first record numbers in the shard}), and lengths (the file's name) if written.
   """
   return records | f'write {name}' >> _WriteRecords(
     path=corpus_path(output, name), name=name, shards=dict(shards), lengths=lengths)
@@ -228,7 +231,7 @@ def publish(
     } for split, members in splits.items()],
   }
   features = json_format.MessageToJson(features.to_proto(), sort_keys=True)
-  _write_bytes(FileSystems.join(path, 'features.json'), features.encode())
+  write_bytes(FileSystems.join(path, 'features.json'), features.encode())
   _write_json(FileSystems.join(path, 'dataset_info.json'), info)
   _write_json(FileSystems.join(path, 'manifest.json'), manifest)
   # A run that was killed, or had another number of shards, may have left files of ours.
@@ -237,7 +240,7 @@ def publish(
   stray = [f.path for f in found if os.path.basename(f.path) not in expected]
   if stray:
     FileSystems.delete(stray)
-  _write_bytes(FileSystems.join(path, '_SUCCESS'), b'')
+  write_bytes(FileSystems.join(path, '_SUCCESS'), b'')
   return path
 
 
@@ -316,15 +319,17 @@ def _reject_record(reject: Reject, stages: Sequence[str]) -> Record:
   if stage not in stages:
     raise ValueError(f'a document was dropped by stage {stage!r}, which is not among the '
                      f'corpus\'s stages: {", ".join(stages)}')
-  tally = (*_tally(document), (('dropped', stage, reason), 1),
-           (('dropped_characters', stage), len(document.text)))
+  counts = _tally(document)
+  tally = (*counts, (('dropped', stage, reason), 1),
+           *((('dropped', stage, reason, unit), n) for unit, n in counts[1:]))
   data = encode('rejects', vars(document) | {'stage': stage, 'reason': reason})
-  return Record('train', document.id, data, tally)
+  return Record('train', document.id, data, tally, label=(stage, reason))
 
 
 def _tally(document: Document) -> tuple[tuple[str, int], ...]:
   num_bytes = len(document.text.encode('utf-8', 'replace'))
-  return (('documents', 1), ('characters', len(document.text)), ('bytes', num_bytes))
+  return (('documents', 1), ('characters', len(document.text)),
+          ('words', len(document.text.split())), ('bytes', num_bytes))
 
 
 def funnel(kept: Mapping[Any, int], rejects: Mapping[Any, int], stages: Sequence[str]) -> list:
@@ -333,18 +338,23 @@ def funnel(kept: Mapping[Any, int], rejects: Mapping[Any, int], stages: Sequence
   Counting only where documents end up makes the funnel add up by construction, and exact however
   often a runner repeats a bundle. A dropped document counts with the text it had when dropped.
   """
-  documents, characters = kept.get('documents', 0), kept.get('characters', 0)
+  documents = kept.get('documents', 0)
+  amounts = {unit: kept.get(unit, 0) for unit in ('characters', 'words')}
   rows = []
   for stage in reversed(stages):
-    dropped = {key[2]: n for key, n in rejects.items() if key[:2] == ('dropped', stage)}
+    dropped = {key[2]: n for key, n in rejects.items()
+               if key[:2] == ('dropped', stage) and len(key) == 3}
+    words = {reason: rejects.get(('dropped', stage, reason, 'words'), 0) for reason in dropped}
     documents_in = documents + sum(dropped.values())
     rows.append({
       'stage': stage, 'documents_in': documents_in, 'documents_out': documents,
-      'characters_out': characters,
+      **{f'{unit}_out': n for unit, n in amounts.items()},
       'dropped': dict(sorted(dropped.items(), key=lambda kv: (-kv[1], kv[0]))),
+      'dropped_words': words,
     })
     documents = documents_in
-    characters += rejects.get(('dropped_characters', stage), 0)
+    for unit in amounts:
+      amounts[unit] += sum(rejects.get(('dropped', stage, r, unit), 0) for r in dropped)
   return rows[::-1]
 
 
@@ -353,15 +363,31 @@ def _publish_corpus(element, *, output, name, base, stages) -> str:
   kept = [s for is_kept, s in tagged if is_kept]
   dropped = [s for is_kept, s in tagged if not is_kept]
   kept_tally, dropped_tally = add_tallies(kept), add_tallies(dropped)
-  counts = ('documents', 'characters', 'bytes')
+  counts = ('documents', 'characters', 'words', 'bytes')
   publish(corpus_path(output, f'{name}_rejects'), 'rejects', dropped, {
     'name': f'{name}_rejects', 'kind': 'rejects', **base,
-    **{k: dropped_tally.get(k, 0) for k in counts}, 'shards': shard_entries(dropped)})
+    **{k: dropped_tally.get(k, 0) for k in counts}, 'examples': _examples(dropped),
+    'shards': shard_entries(dropped)})
   languages = {key[1]: n for key, n in kept_tally.items() if key[0] == 'language'}
   return publish(corpus_path(output, name), 'curated', kept, {
     'name': name, 'kind': 'curated', **base, **{k: kept_tally.get(k, 0) for k in counts},
     'languages': dict(sorted(languages.items(), key=lambda kv: (-kv[1], kv[0]))),
     'funnel': funnel(kept_tally, dropped_tally, stages), 'shards': shard_entries(kept)})
+
+
+def _examples(shards: Iterable[Mapping[str, Any]]) -> dict[str, dict[str, list[int]]]:
+  """{stage: {reason: numbers of the first EXAMPLES records, counted over all shards}}."""
+  found: dict[tuple[str, str], list[int]] = {}
+  before = 0
+  for shard in sorted(shards, key=lambda s: s['index']):
+    for label, numbers in shard['examples'].items():
+      members = found.setdefault(label, [])
+      members += [before + i for i in numbers[:EXAMPLES - len(members)]]
+    before += shard['records']
+  by_stage: dict[str, dict[str, list[int]]] = {}
+  for (stage, reason), numbers in sorted(found.items()):
+    by_stage.setdefault(stage, {})[reason] = numbers
+  return by_stage
 
 
 class _WriteRecords(beam.PTransform):
@@ -407,7 +433,7 @@ def _write_shard(element, *, path, name, shards, lengths, ready) -> dict[str, An
   (split, index), records = element
   of = f'{index:05d}-of-{shards[split]:05d}'
   shard = {'split': split, 'index': index, 'file': f'{name}-{split}.array_record-{of}'}
-  rows = sorted(Record(*r) for r in records if r is not None)
+  rows = sorted((Record(*r) for r in records if r is not None), key=lambda row: row[:3])
   with tempfile.TemporaryDirectory() as scratch:
     local = os.path.join(scratch, 'shard')
     writer = array_record.ArrayRecordWriter(local, 'group_size:1')
@@ -421,25 +447,28 @@ def _write_shard(element, *, path, name, shards, lengths, ready) -> dict[str, An
     reader.close()
     with open(local, 'rb') as f:
       data = f.read()
-  _write_bytes(FileSystems.join(path, shard['file']), data)
+  write_bytes(FileSystems.join(path, shard['file']), data)
   shard |= {'records': len(rows), 'bytes': len(data), 'sha256': hashlib.sha256(data).hexdigest()}
   if lengths:
     shard['lengths'] = f'{name}-{split}.lengths-{of}.npy'
     sidecar = io.BytesIO()
     np.save(sidecar, np.array([row.length for row in rows], np.int32))
-    _write_bytes(FileSystems.join(path, shard['lengths']), sidecar.getvalue())
+    write_bytes(FileSystems.join(path, shard['lengths']), sidecar.getvalue())
   tally: dict[Any, int] = {}
-  for row in rows:
+  examples: dict[tuple, list[int]] = {}
+  for number, row in enumerate(rows):
     for k, n in row.tally:
       tally[k] = tally.get(k, 0) + n
-  return shard | {'tally': tally}
+    if row.label and len(found := examples.setdefault(row.label, [])) < EXAMPLES:
+      found.append(number)
+  return shard | {'tally': tally, 'examples': examples}
 
 
 def _write_json(path: str, value: Any) -> None:
-  _write_bytes(path, (json.dumps(value, indent=1, ensure_ascii=False) + '\n').encode())
+  write_bytes(path, (json.dumps(value, indent=1, ensure_ascii=False) + '\n').encode())
 
 
-def _write_bytes(path: str, data: bytes) -> None:
+def write_bytes(path: str, data: bytes) -> None:
   """Writes a file under a temporary name, then renames, so that no reader sees half of it."""
   temporary = f'{path}.tmp-{uuid.uuid4().hex[:8]}'
   with FileSystems.create(temporary, 'application/octet-stream',

@@ -45,6 +45,7 @@ COMMANDS = [
   'data_beam.web',
   'data_beam.pdf',
   'data_beam.tokenize_corpus',
+  'data_beam.tables',
 ]
 
 

@@ -81,15 +81,30 @@ def test_manifest_and_funnel(output):
   after_first = [d for d in documents if d.metadata['n'] % 8]
   assert first == {'stage': 'extract', 'documents_in': 40, 'documents_out': 35,
                    'characters_out': sum(len(d.text) for d in after_first),
-                   'dropped': {'unlucky': 5}}
+                   'words_out': sum(len(d.text.split()) for d in after_first),
+                   'dropped': {'unlucky': 5},
+                   'dropped_words': {'unlucky': sum(len(d.text.split()) for d in documents
+                                                    if d.metadata['n'] % 8 == 0)}}
   assert (second['documents_in'], second['documents_out']) == (35, 30)
   assert second['characters_out'] == manifest['characters']
+  assert second['words_out'] == manifest['words'] == sum(len(d.text.split()) for d in kept)
   for shard in manifest['shards']:
     data = (output / 'web/1.0.0' / shard['file']).read_bytes()
     assert (shard['bytes'], shard['sha256']) == (len(data), hashlib.sha256(data).hexdigest())
   assert sum(s['records'] for s in manifest['shards']) == 30
   assert (manifest['config'], manifest['inputs']) == ({'b': 1, 'a': 2},
                                                       [{'path': 'x', 'bytes': 3}])
+
+
+def test_the_manifest_of_rejects_finds_examples_of_each_reason(output):
+  manifest = records.read_manifest(str(output / 'web_rejects'))
+  rows = list(records.read_corpus(manifest['path']))
+  assert [(k, list(v)) for k, v in manifest['examples'].items()] == [
+    (stage, ['unlucky']) for stage in STAGES]
+  for stage in STAGES:
+    numbers = manifest['examples'][stage]['unlucky']
+    assert numbers == [i for i, r in enumerate(rows) if r['stage'] == stage][:records.EXAMPLES]
+    assert len(numbers) == 5
 
 
 @pytest.mark.parametrize('mode', ['in_memory', 'multi_threading'])

@@ -1,0 +1,576 @@
+"""Tables ↔ corpora: other people's Parquet and JSONL in, any corpus of ours out.
+
+  python -m data_beam.tables import --input='hf://datasets/HuggingFaceFW/fineweb-edu/sample/10BT/*'
+    --layout=fineweb-edu --output=corpora --name=edu
+  python -m data_beam.tables export --input=corpora/web/1.0.0 --output=web_parquet
+
+Import maps columns onto the fields of a Document; what no field takes stays in `metadata`, so
+nothing is lost. A row that cannot become a document is a reject with its reason, like a web page.
+Export writes one file a shard, a dataset card made from the manifest, and the manifest itself;
+importing that again (`--layout=corpus`) gives the identical corpus.
+"""
+
+import argparse
+import bz2
+import contextlib
+import datetime
+import gzip
+import hashlib
+import io
+import json
+import logging
+import lzma
+import math
+import os
+import sys
+import tempfile
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from typing import Any, BinaryIO, NamedTuple
+
+import apache_beam as beam
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+from apache_beam.io.filesystems import FileSystems
+from fastwarc.stream_io import ZstdReader
+
+from data_beam import records, sources
+from data_beam.progress import Funnel
+from data_beam.records import Document, Reject
+from data_beam.web import Each, announce
+
+log = logging.getLogger('data_beam')
+
+# Document field, or `metadata.NAME` → column, `a.b` for b inside the struct (or JSON text) a, or
+# =VALUE for a constant. The columns of the published datasets, as their cards list them.
+_PLAIN = {k: k for k in ('text', 'id', 'url', 'date', 'language', 'language_score')}
+_FINEWEB = _PLAIN | {'metadata.warc_file': 'file_path'}
+LAYOUTS: dict[str, dict[str, str]] = {
+  'corpus': {k: k for k in records.FEATURES['curated']},  # what `export` writes
+  'plain': _PLAIN | {'quality': 'quality'},
+  'fineweb': _FINEWEB,
+  'fineweb-edu': _FINEWEB | {'quality': 'score'},
+  'fineweb-2': _FINEWEB | {'metadata.cluster_size': 'minhash_cluster_size'},
+  'finepdfs': _FINEWEB | {
+    'language_score': 'full_doc_lid_score', 'metadata.warc_offset': 'offset',
+    'metadata.cluster_size': 'minhash_cluster_size'},
+  'dclm': {
+    'text': 'text', 'url': 'url', 'id': 'metadata.WARC-Record-ID', 'date': 'metadata.WARC-Date',
+    'language': '=en', 'language_score': 'language_id_whole_page_fasttext.en',
+    'quality': 'fasttext_openhermes_reddit_eli5_vs_rw_v2_bigram_200k_train_prob'},
+  'finemath': _PLAIN | {
+    'id': '', 'date': 'fetch_time', 'quality': 'score', 'metadata.warc_file': 'warc_filename',
+    'metadata.warc_offset': 'warc_record_offset', 'metadata.dump': 'crawl'},
+  # Its language is a programming language. Published without text: join the files' contents first.
+  'stack-edu': {'text': 'text', 'id': 'blob_id', 'quality': 'score',
+                'metadata.programming_language': 'language'},
+}
+# ISO 639-3 (and a script), as FineWeb-2 and FinePDFs have it, of the languages we curate.
+_ISO_639_1 = {'eng': 'en', 'fra': 'fr', 'deu': 'de', 'spa': 'es', 'ita': 'it', 'por': 'pt'}
+FORMATS = ('parquet', 'jsonl')
+_BATCH = 256  # rows in memory at once
+_OPEN = {'.gz': gzip.open, '.zst': lambda f: io.BufferedReader(_Raw(ZstdReader(f))),
+         '.bz2': bz2.open, '.xz': lzma.open}
+
+
+class RowError(ValueError):
+  """A row that cannot become a document. `reason` is one word for the funnel."""
+
+  def __init__(self, reason: str, detail: str):
+    super().__init__(f'{reason}: {detail}')
+    self.reason, self.detail = reason, detail
+
+
+# --- rows of files -------------------------------------------------------------------------------
+
+
+class Part(NamedTuple):
+  """A unit of reading: one row group of a Parquet file, or (None) the whole of any file."""
+
+  path: str
+  row_group: int | None
+
+
+def is_parquet(path: str) -> bool:
+  return path.endswith(('.parquet', '.pq'))
+
+
+def split(path: str) -> list[Part]:
+  """The row groups of a Parquet file; any other file (or a damaged one) is one part."""
+  if is_parquet(path):
+    with contextlib.suppress(OSError, pa.ArrowException), _seekable(path) as f:
+      return [Part(path, i) for i in range(pq.ParquetFile(f).num_row_groups)]
+  return [Part(path, None)]
+
+
+def read_rows(part: Part) -> Iterator[tuple[int, dict[str, Any] | RowError]]:
+  """(number in the part, the row) of Parquet, or of JSON lines (plain, gz, zst, bz2 or xz).
+
+  Raises what the library of the format raises where the file itself breaks off.
+  """
+  if is_parquet(part.path):
+    with _seekable(part.path) as f:
+      groups = None if part.row_group is None else [part.row_group]
+      batches = pq.ParquetFile(f).iter_batches(batch_size=_BATCH, row_groups=groups)
+      yield from enumerate(row for batch in batches for row in batch.to_pylist())
+    return
+  with sources.open_file(part.path) as raw:
+    unpack = _OPEN.get(os.path.splitext(part.path)[1], io.BufferedReader)
+    for number, line in enumerate(unpack(raw)):
+      if not line.strip():
+        continue
+      try:
+        row = json.loads(line)
+      except ValueError as error:  # bad UTF-8 too
+        row = RowError('bad_json', str(error))
+      if not isinstance(row, dict | RowError):
+        row = RowError('bad_json', f'a JSON {type(row).__name__}, not an object')
+      yield number, row
+
+
+@contextlib.contextmanager
+def _seekable(path: str) -> Iterator[BinaryIO]:
+  """The file, fetched into a temporary one if it cannot be read at any place."""
+  with sources.open_file(path) as f:
+    if f.seekable():
+      yield f
+      return
+    with tempfile.TemporaryFile() as copy:
+      while data := f.read(1 << 20):
+        copy.write(data)
+      yield copy
+
+
+class _Raw(io.RawIOBase):
+  """FastWARC's stream as a file that io.BufferedReader can split into lines."""
+
+  def __init__(self, stream):
+    self._stream = stream
+
+  def readable(self):
+    return True
+
+  def readinto(self, buffer):
+    data = self._stream.read(len(buffer))
+    buffer[:len(data)] = data
+    return len(data)
+
+
+# --- rows → documents ----------------------------------------------------------------------------
+
+
+def to_document(row: Mapping[str, Any], columns: Mapping[str, str], source: str) -> Document:
+  """A row as a document: `columns` fill its fields, all other columns go into its metadata.
+
+  A row without an id gets the sha256 of its url and text, so that it does not depend on the file.
+
+  Raises:
+    RowError: no_text (missing, empty or not text), or bad_value (not what its field holds).
+  """
+  values, taken, metadata = {}, set(), {}
+  for field, column in columns.items():
+    value = column[1:] if column.startswith('=') else _find(row, column)
+    if column in row and field != 'metadata':
+      taken.add(column)
+    if field.startswith('metadata.'):
+      if value is not None:
+        metadata[field.removeprefix('metadata.')] = _plain(value)
+    else:
+      values[field] = value
+  inner = _unpack(values.pop('metadata', None))
+  if inner is not None and not isinstance(inner, dict):
+    raise RowError('bad_value', f'metadata is a {type(inner).__name__}, not an object')
+  if 'metadata' in columns:
+    taken.add(columns['metadata'])
+  rest = {k: _plain(v) for k, v in row.items() if k not in taken and v is not None}
+  text = values['text']
+  if not isinstance(text, str) or not text.strip():
+    raise RowError('no_text', f'{columns["text"]!r} holds {_show(text)}')
+  url = _string(values, 'url')
+  tag = _string(values, 'language')
+  if tag and (short := _ISO_639_1.get(tag.partition('_')[0])):
+    rest['language_tag'], tag = tag, short
+  return Document(
+    id=_string(values, 'id') or hashlib.sha256(f'{url}\n{text}'.encode('utf-8', 'replace'))
+    .hexdigest(),
+    text=text, url=url, source=_string(values, 'source') or source, language=tag,
+    language_score=_number(values, 'language_score'), date=_date(values.get('date')),
+    quality=_number(values, 'quality'), metadata={**rest, **metadata, **(inner or {})})
+
+
+def _find(row: Mapping[str, Any], column: str) -> Any:
+  if column in row or not column:
+    return row.get(column)
+  outer, _, inner = column.partition('.')
+  value = _unpack(row.get(outer))
+  return value.get(inner) if inner and isinstance(value, dict) else None
+
+
+def _unpack(value: Any) -> Any:
+  """A value, read as JSON where it is the text of an object."""
+  if isinstance(value, str) and value.lstrip().startswith('{'):
+    try:
+      return json.loads(value)
+    except ValueError as error:
+      raise RowError('bad_value', f'{_show(value)} is not JSON') from error
+  return value
+
+
+def _string(values: Mapping[str, Any], field: str) -> str:
+  value = values.get(field)
+  if value is None:
+    return ''
+  if not isinstance(value, str | int):
+    raise RowError('bad_value', f'{field} is {_show(value)}')
+  return str(value)
+
+
+def _number(values: Mapping[str, Any], field: str) -> float:
+  value = values.get(field)
+  if value is None:
+    return math.nan
+  try:
+    return float(value)
+  except (TypeError, ValueError) as error:
+    raise RowError('bad_value', f'{field} is {_show(value)}') from error
+
+
+def _date(value: Any) -> str:
+  """ISO 8601 of a text (as it is), a timestamp, or a time since 1970 in s, ms, µs or ns."""
+  if isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value):
+    while abs(value) > 1e11:  # seconds reach the year 5138
+      value /= 1000
+    value = datetime.datetime.fromtimestamp(value, datetime.UTC)
+  if isinstance(value, datetime.datetime):
+    value = value.replace(microsecond=0, tzinfo=value.tzinfo or datetime.UTC)
+    return value.astimezone(datetime.UTC).isoformat().replace('+00:00', 'Z')
+  return '' if value is None else str(value)
+
+
+def _plain(value: Any) -> Any:
+  """A value of a table as JSON can hold it."""
+  if isinstance(value, Mapping):
+    return {str(k): _plain(v) for k, v in value.items()}
+  if isinstance(value, list | tuple):
+    return [_plain(v) for v in value]
+  if isinstance(value, float) and not math.isfinite(value):
+    return None
+  if value is None or isinstance(value, str | int | float):
+    return value
+  return value.decode('utf-8', 'replace') if isinstance(value, bytes) else str(value)
+
+
+def _show(value: Any) -> str:
+  return repr(value)[:80]
+
+
+def read(
+  parts: Sequence[Part], columns: Mapping[str, str], source: str, limit: int | None = None,
+) -> Iterator[Document | Reject]:
+  """The documents of parts, the first `limit` of them; what cannot be one becomes a Reject.
+
+  Reasons: no_text, bad_value, bad_json, and corrupt_file once where a file breaks off.
+  """
+  found = 0
+  for part in parts:
+    name = os.path.basename(part.path)
+    where = {'table': name} | ({} if part.row_group is None else {'row_group': part.row_group})
+    number = -1
+    try:
+      for number, row in read_rows(part):
+        try:
+          if isinstance(row, RowError):
+            raise row
+          yield to_document(row, columns, source)
+          found += 1
+          if found == limit:
+            return
+        except RowError as error:
+          yield _reject(where | {'row': number}, source, error.reason, error.detail)
+    # What the parsers say about damaged bytes; the rows before them stand.
+    except Exception as error:
+      detail = f'{type(error).__name__}: {error}'
+      yield _reject(where | {'row': number + 1}, source, 'corrupt_file', detail)
+
+
+def _reject(where: dict[str, Any], source: str, reason: str, detail: str) -> Reject:
+  place = '#'.join(map(str, where.values()))
+  document = Document(id=place, text='', source=source, metadata=where | {'error': detail[:200]})
+  return Reject(document, 'read', reason)
+
+
+def import_tables(
+  input: Sequence[str], output: str, name: str, *, layout: str = 'plain',
+  columns: Mapping[str, str] | None = None, limit: int | None = None, num_shards: int = 8,
+  beam_args: Sequence[str] = (),
+) -> str:
+  """Parquet and JSONL files → the curated corpus `output/name/1.0.0`. Returns that path.
+
+  Args:
+    input: files or patterns, of any scheme that sources.expand knows.
+    output: parent directory of the corpus and of `name_rejects`.
+    name: of the corpus, and its documents' source where no column says it.
+    layout: a key of LAYOUTS.
+    columns: on top of the layout, see LAYOUTS.
+    limit: read at most so many documents, from the first files on, in one worker.
+    num_shards: files of the corpus.
+    beam_args: flags of Beam.
+
+  Raises:
+    FileNotFoundError: a pattern matches nothing.
+    ValueError: an unknown layout, field or flag, a first file without the text column, or no
+      document was found, saying why.
+  """
+  if layout not in LAYOUTS:
+    raise ValueError(f'unknown layout {layout!r}: choose one of {", ".join(LAYOUTS)}')
+  columns = LAYOUTS[layout] | dict(columns or {})
+  unknown = [k for k in columns if k not in records.FEATURES['curated']
+             and not k.startswith('metadata.')]
+  if unknown:
+    raise ValueError(f'unknown field {unknown[0]!r}: choose one of '
+                     f'{", ".join(records.FEATURES["curated"])} or metadata.NAME')
+  if limit is not None and limit < 1:
+    raise ValueError(f'limit is {limit}: give a number of documents, at least 1')
+  options = records.pipeline_options(beam_args)
+  files = sources.expand(input)
+  _check_text(files[0]['path'], columns['text'], layout)
+  paths = [f['path'] for f in files]
+  log.info('importing %d files (%.1f MB) into %s', len(files),
+           sum(f['bytes'] for f in files) / 1e6, records.corpus_path(output, name))
+  steps = [('read', Each(read, columns, name, limit))]
+  with Funnel(steps, options) as funnel, beam.Pipeline(options=options) as pipeline:
+    if limit:
+      parts = pipeline | beam.Create([[Part(path, None) for path in paths]])
+    else:
+      parts = (pipeline | beam.Create(paths) | 'files' >> beam.Reshuffle()
+               | beam.FlatMap(lambda path: [[part] for part in split(path)]))
+    kept, rejects = funnel.apply(parts | 'parts' >> beam.Reshuffle())
+    records.write_corpus(
+      kept, rejects, output=output, name=name, stages=['read'], inputs=files,
+      num_shards=num_shards, config={'layout': layout, 'columns': columns, 'limit': limit})
+  return announce(records.corpus_path(output, name))
+
+
+def _check_text(path: str, column: str, layout: str) -> None:
+  """Refuses a first file whose first row has no text column: the layout is the wrong one."""
+  part = Part(path, 0 if is_parquet(path) else None)
+  row = None
+  with contextlib.suppress(Exception):  # a damaged file is a reject, not the end
+    row = next((row for _, row in read_rows(part) if isinstance(row, dict)), None)
+  if row is not None and column not in row and '.' not in column:
+    raise ValueError(
+      f'{path} has no column {column!r} (layout {layout!r}), only {", ".join(row)}: choose '
+      f'another --layout ({", ".join(LAYOUTS)}) or say --columns text=NAME')
+
+
+# --- corpora → files -----------------------------------------------------------------------------
+
+
+def schema(manifest: Mapping[str, Any]) -> pa.Schema:
+  """The Arrow schema of a corpus's export. `metadata` is JSON text: one schema for all shards."""
+  arrow = {str: pa.string(), dict: pa.string(), int: pa.int64(), float: pa.float32()}
+  fields = []
+  for name, type_ in records.FEATURES[manifest['kind']].items():
+    if type_ is bytes:
+      arrow[bytes] = pa.list_(pa.from_numpy_dtype(np.dtype(manifest['dtype'])))
+    fields.append((name, arrow[type_]))
+  return pa.schema(fields)
+
+
+def _rows(
+  file: str, num_records: int, manifest: Mapping[str, Any], as_json: bool,
+) -> Iterator[dict[str, Any]]:
+  kind = manifest['kind']
+  for row in records.read_shard(file, num_records, kind):
+    for name, type_ in records.FEATURES[kind].items():
+      if type_ is dict and not as_json:
+        row[name] = json.dumps(row[name], sort_keys=True, ensure_ascii=False)
+      elif type_ is bytes:
+        tokens = np.frombuffer(row[name], manifest['dtype'])
+        row[name] = tokens.tolist() if as_json else tokens
+      elif as_json and isinstance(row[name], float) and math.isnan(row[name]):
+        row[name] = None
+    yield row
+
+
+def export_shard(
+  shard: tuple[str, int, str], *, output: str, format: str, manifest: Mapping[str, Any],
+) -> str:
+  """Writes one shard as one file, the same bytes each time. Returns the file's path.
+
+  Args:
+    shard: (file, number of records, name of the result without its ending).
+    output: where it goes.
+    format: 'parquet' (zstd) or 'jsonl' (gzip).
+    manifest: of the corpus, from records.read_manifest.
+  """
+  file, num_records, name = shard
+  buffer, rows = io.BytesIO(), _rows(file, num_records, manifest, format == 'jsonl')
+  if format == 'parquet':
+    arrow = schema(manifest)
+    with pq.ParquetWriter(buffer, arrow, compression='zstd') as writer:
+      while batch := [row for row, _ in zip(rows, range(1024), strict=False)]:
+        writer.write_table(pa.Table.from_pylist(batch, schema=arrow))
+  else:
+    with gzip.GzipFile(fileobj=buffer, mode='wb', compresslevel=6, mtime=0) as f:
+      for row in rows:
+        f.write((json.dumps(row, ensure_ascii=False) + '\n').encode())
+  path = FileSystems.join(output, 'data', name + ('.parquet' if format == 'parquet'
+                                                  else '.jsonl.gz'))
+  records.write_bytes(path, buffer.getvalue())
+  return path
+
+
+def export_corpus(
+  input: str, output: str, *, format: str = 'parquet', beam_args: Sequence[str] = (),
+) -> str:
+  """A corpus (curated, rejects or tokenised) → Parquet or JSONL with a dataset card, in `output`.
+
+  The layout is the one of the Hugging Face hub: `data/SPLIT-00000-of-00008.parquet`, README.md.
+  The card is written last: a folder with one is complete.
+
+  Raises:
+    CorpusError: no corpus, an unfinished or an empty one.
+    ValueError: an unknown format, or a folder that holds something else.
+  """
+  if format not in FORMATS:
+    raise ValueError(f'unknown format {format!r}: choose one of {", ".join(FORMATS)}')
+  options = records.pipeline_options(beam_args)
+  manifest = records.read_manifest(input)
+  records.check_not_empty(manifest)
+  data = FileSystems.join(output, 'data')
+  if records.is_file(output, 'README.md') or FileSystems.exists(data):
+    raise ValueError(f'{output!r} holds an export already: remove it, or choose another --output')
+  FileSystems.mkdirs(data)
+  splits = list(manifest.get('splits', ['train']))
+  shards = []
+  for name in splits:
+    files = records.list_shards(manifest, name)
+    shards += [(file, n, f'{name}-{i:05d}-of-{len(files):05d}')
+               for i, (file, n) in enumerate(files)]
+  log.info('exporting %d documents of %s into %s', manifest['documents'], manifest['path'], output)
+  with beam.Pipeline(options=options) as pipeline:
+    _ = (pipeline | beam.Create(shards) | beam.Reshuffle()
+         | beam.Map(export_shard, output=output, format=format, manifest=manifest))
+  records.write_bytes(FileSystems.join(output, 'manifest.json'),
+                      records.read_bytes(FileSystems.join(manifest['path'], 'manifest.json')))
+  records.write_bytes(FileSystems.join(output, 'README.md'),
+                      card(manifest, splits, format).encode())
+  return output
+
+
+def card(manifest: Mapping[str, Any], splits: Sequence[str], format: str) -> str:
+  """The dataset card: what the manifest knows, in the form the Hugging Face hub reads."""
+  n = manifest['documents']
+  top = next(t for t in (10**k for k in range(3, 16)) if n < t)
+  size = 'n<1K' if top == 1000 else f'{_short(top // 10)}<n<{_short(top)}'
+  languages = manifest.get('languages', {})
+  ending = 'parquet' if format == 'parquet' else 'jsonl.gz'
+  head = ['---', f'pretty_name: {json.dumps(manifest["name"])}']
+  head += ['language:', *(f'- {k}' for k in languages if k)] if any(languages) else []
+  head += ['task_categories:', '- text-generation', 'size_categories:', f'- {size}', 'configs:',
+           '- config_name: default', '  data_files:']
+  for split_ in splits:
+    head += [f'  - split: {split_}', f'    path: data/{split_}-*.{ending}']
+  head.append('---')
+  counts = [(k, manifest[k]) for k in ('documents', 'tokens', 'words', 'characters', 'bytes')
+            if k in manifest]
+  body = [
+    f'# {_cell(manifest["name"])}', '',
+    f'A {manifest["kind"]} corpus made by smoljax {_cell(manifest["code_version"])}. State the '
+    'licence of its sources here before you publish it.', '',
+    *_table(('', 'count'), [(k, f'{v:,}') for k, v in counts])]
+  if languages:
+    body += ['## Languages', '', *_table(
+      ('language', 'documents'), [(k or 'unknown', f'{v:,}') for k, v in languages.items()])]
+  if rows := manifest.get('funnel'):
+    body += ['## What was kept', '', *_table(
+      ('stage', 'documents in', 'documents out', 'dropped'),
+      [(r['stage'], f'{r["documents_in"]:,}', f'{r["documents_out"]:,}',
+        ', '.join(f'{k} {v:,}' for k, v in r['dropped'].items())) for r in rows])]
+  fields = zip(schema(manifest).names, schema(manifest).types, strict=True)
+  inputs = manifest.get('inputs', [])
+  some = [_cell(f['path']) for f in inputs[:20]]
+  body += [
+    '## Columns', '', *_table(('column', 'type'), [(k, str(t)) for k, t in fields]),
+    '## Made from', '', f'{len(inputs):,} inputs' + (', the first 20:' if inputs[20:] else ':'),
+    '', *(f'- `{path}`' for path in some), '',
+    '## Settings', '', '```json', json.dumps(manifest['config'], indent=1, ensure_ascii=False),
+    '```', '']
+  if manifest['kind'] == 'curated':
+    body += ['## Back into a corpus', '', '```',
+             f"python -m data_beam.tables import --layout=corpus --input='data/*.{ending}' \\",
+             f'  --output=corpora --name={_cell(manifest["name"])}', '```', '']
+  return '\n'.join(head + body)
+
+
+def _short(n: int) -> str:
+  return next(f'{n // size}{unit}' for size, unit in ((10**12, 'T'), (10**9, 'B'), (10**6, 'M'),
+                                                      (10**3, 'K')) if n >= size)
+
+
+def _cell(value: Any) -> str:
+  """Text that cannot end its cell, line or code span."""
+  return ' '.join(str(value).replace('|', '\\|').replace('`', "'").split())
+
+
+def _table(head: Sequence[str], rows: Iterable[Sequence[Any]]) -> list[str]:
+  lines = [head, ['---'] * len(head), *([_cell(c) for c in row] for row in rows)]
+  return [f'| {" | ".join(line)} |' for line in lines] + ['']
+
+
+# --- command line --------------------------------------------------------------------------------
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+  """The command line. Returns 0, or 2 after one line about what was wrong with the input."""
+  parser = argparse.ArgumentParser(
+    prog='python -m data_beam.tables', allow_abbrev=False,
+    description='Turns Parquet and JSONL files (FineWeb, DCLM, your own) into a corpus, or a '
+    'corpus into Parquet or JSONL files with a dataset card.',
+    epilog='Each has a --help of its own. Any other flag goes to Apache Beam.')
+  commands = parser.add_subparsers(dest='command', required=True, metavar='import|export')
+  shape = dict(allow_abbrev=False, formatter_class=argparse.ArgumentDefaultsHelpFormatter)
+  add = commands.add_parser('import', help='files → corpus', **shape).add_argument
+  add('--input', nargs='+', action='extend', required=True, metavar='GLOB',
+      default=argparse.SUPPRESS, help='.parquet, .jsonl (plain, .gz, .zst, .bz2, .xz) files or '
+      'patterns, local or gs://, s3://, https://, hf://datasets/OWNER/NAME/…')
+  add('--output', required=True, metavar='DIR', default=argparse.SUPPRESS,
+      help='where corpora go')
+  add('--name', required=True, default=argparse.SUPPRESS, help='name of the corpus')
+  add('--layout', default='plain', choices=LAYOUTS, help='which columns mean what')
+  add('--columns', nargs='+', action='extend', default=[], metavar='FIELD=COLUMN',
+      help='on top of the layout, such as text=content metadata.licence=license; a.b is b in the '
+      'struct a, and source==wiki sets a constant')
+  add('--limit', type=int, metavar='N', default=argparse.SUPPRESS,
+      help='read only the first N documents')
+  add('--num_shards', type=int, default=8, metavar='N', help='files of the corpus')
+  add = commands.add_parser('export', help='corpus → files', **shape).add_argument
+  add('--input', required=True, metavar='CORPUS', default=argparse.SUPPRESS,
+      help='directory of a corpus, DIR/NAME/1.0.0: curated, rejects or tokenised')
+  add('--output', required=True, metavar='DIR', default=argparse.SUPPRESS,
+      help='where data/ and README.md go')
+  add('--format', default='parquet', choices=FORMATS, help='of the files')
+
+  args, beam_args = parser.parse_known_args(argv)
+  logging.basicConfig(format='%(message)s', level=logging.WARNING, force=True)
+  log.setLevel(logging.INFO)
+  options = vars(args)
+  run: Callable[..., str] = {'import': import_tables, 'export': export_corpus}[
+    options.pop('command')]
+  try:
+    if 'columns' in options:
+      pairs = [pair.partition('=') for pair in options['columns']]
+      if wrong := [field for field, equals, _ in pairs if not equals]:
+        raise ValueError(f'--columns takes FIELD=COLUMN, not {wrong[0]!r}')
+      options['columns'] = {field: column for field, _, column in pairs}
+    path = run(**options, beam_args=beam_args)
+  except (ValueError, OSError) as error:
+    print(f'data_beam.tables: {error}', file=sys.stderr)
+    return 2
+  print(f'The result is at {path}')
+  return 0
+
+
+if __name__ == '__main__':
+  sys.exit(main())
