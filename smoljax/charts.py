@@ -312,9 +312,20 @@ def missing(what: str, why: str) -> str:
   return f'<p class="missing">No {what}: {why}.</p>'
 
 
+def page(title: str, body: str) -> str:
+  """A whole page that loads nothing; `body` is HTML already."""
+  return (f'<!doctype html><html lang="en"><head><meta charset="utf-8">{CSP}'
+          '<meta name="viewport" content="width=device-width, initial-scale=1">'
+          f'<meta name="color-scheme" content="light dark"><title>{text(title)}</title>'
+          f'<style>{CSS}</style></head><body><main>{body}</main></body></html>\n')
+
+
 def join(words: Sequence[str]) -> str:
   return ' and '.join(filter(None, [', '.join(words[:-1]), *words[-1:]]))
 
+
+CSP = ('<meta http-equiv="Content-Security-Policy" '
+       'content="default-src \'none\'; style-src \'unsafe-inline\'; img-src data:">')
 
 CSS = '''
 :root { --paper: #fdfdfc; --ink: #1d2126; --muted: #626a73; --line: #e3e5e7; --wash: #f4f5f5;

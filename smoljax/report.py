@@ -688,21 +688,13 @@ def write(workdir: str, output: str | None = None) -> str:
     return f'<a class="csv" href="{name}">CSV</a>'
 
   body = [part(run, store) for part in SECTIONS]
-  name = text(get(run.config, 'name') or run.workdir.resolve().name)
+  name = get(run.config, 'name') or run.workdir.resolve().name
   nav = ''.join(f'<a href="#{a}">{a.capitalize()}</a>' for a in (
       'curation', 'corpus', 'training', 'evaluation', 'sample', 'files', 'record'))
-  page = (f'<!doctype html><html lang="en"><head><meta charset="utf-8">{CSP}'
-          '<meta name="viewport" content="width=device-width, initial-scale=1">'
-          f'<meta name="color-scheme" content="light dark"><title>smoljax: {name}</title>'
-          f'<style>{charts.CSS}</style></head><body><main>{body[0]}{body[1]}'
-          f'<nav>{nav}</nav>{"".join(body[2:])}</main></body></html>\n')
+  page = charts.page(f'smoljax: {name}', f'{body[0]}{body[1]}<nav>{nav}</nav>{"".join(body[2:])}')
   folder = pathlib.Path(output) if output else run.workdir / 'report'
   folder.mkdir(parents=True, exist_ok=True)
   for file, content in [*tables.items(), ('index.html', page)]:  # the page last: it links the rest
     (folder / f'.{file}.tmp').write_text(content, 'utf-8')
     os.replace(folder / f'.{file}.tmp', folder / file)
   return str(folder / 'index.html')
-
-
-CSP = ('<meta http-equiv="Content-Security-Policy" '
-       'content="default-src \'none\'; style-src \'unsafe-inline\'; img-src data:">')

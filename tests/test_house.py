@@ -41,6 +41,7 @@ COMMANDS = [
   'experiments.export',
   'experiments.generate',
   'experiments.report',
+  'experiments.architecture',
   'experiments.selfdocs',
   'data_beam.web',
   'data_beam.pdf',

@@ -1,0 +1,598 @@
+"""Tables what an architecture costs: memory per token, decoding speed, loss at equal parameters.
+
+  python -m experiments.architecture --text='texts/*.txt' --output=runs/architecture --prepare
+  python -m experiments.architecture --corpus=runs/architecture/tokens/text/1.0.0 --size=gpu \\
+      --tokens=12000000 --seeds=3 --output=runs/architecture
+
+Every variant changes one thing of the baseline (grouped queries, every fourth layer without rotary
+positions, SwiGLU, RMSNorm before each block); its MLP is widened or narrowed until the parameters
+are as many as the baseline's within 1 %. All variants of a seed see the same batches in the same
+order, so losses are compared seed by seed. What is finished is not redone: the same command
+continues a killed table, and more seeds or variants only add to it.
+"""
+
+import csv
+import dataclasses
+import functools
+import glob
+import gzip
+import hashlib
+import io
+import json
+import logging
+import os
+import pathlib
+import shutil
+import statistics
+import sys
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
+
+from absl import app, flags
+from ml_collections import ConfigDict
+from rich.table import Table
+
+from configs import base
+from experiments.pipeline import (
+  console,
+  model_config,
+  read_json,
+  resolve,
+  use_all_cores,
+  write_json,
+)
+from experiments.steps import Graph, Step
+
+_CORPUS = flags.DEFINE_list('corpus', [], 'Tokenised corpora, DIR/NAME/VERSION, with commas.')
+_TEXT = flags.DEFINE_list(
+  'text', [], 'Instead: plain text files (.txt, .txt.gz), globs with commas; needs Beam.'
+)
+_VOCAB_SIZE = flags.DEFINE_integer('vocab_size', 8192, 'Of the tokenizer trained for --text.')
+_PREPARE = flags.DEFINE_bool('prepare', False, 'Only make the corpus of --text.')
+_OUTPUT = flags.DEFINE_string('output', None, 'Folder for the table and all it is made of.')
+_SIZE = flags.DEFINE_enum('size', 'tiny', ['tiny', 'gpu'], 'tiny: two CPU cores; gpu: one GPU.')
+_TOKENS = flags.DEFINE_integer('tokens', 0, 'To train each model on; 0 = as --size has it.')
+_SEEDS = flags.DEFINE_integer('seeds', 3, 'Models trained of each variant.')
+_VARIANTS = flags.DEFINE_list('variants', [], 'Only these (and the baseline, gqa); empty = all.')
+
+# Baselines. `decode`: context length in tokens, the last `new` of them generated, rows at once.
+SIZES: dict[str, dict[str, Any]] = {
+  'tiny': dict(
+    model=dict(
+      num_layers=4, embed_dim=128, num_heads=4, num_kv_heads=2, head_dim=32, mlp_dim=384,
+      dtype='float32',
+    ),
+    seq_len=256,
+    batch_tokens=4096,
+    tokens=200_000,
+    decode=dict(context=256, new=64, batches=(1, 8)),
+  ),
+  'gpu': dict(
+    model=dict(
+      num_layers=8, embed_dim=384, num_heads=6, num_kv_heads=2, head_dim=64, mlp_dim=1024,
+      dtype='bfloat16',
+    ),
+    seq_len=1024,
+    batch_tokens=32_768,
+    tokens=12_000_000,
+    decode=dict(context=2048, new=256, batches=(1, 64)),
+  ),
+}
+
+
+@dataclasses.dataclass(frozen=True)
+class Variant:
+  """One row of the table: `change` maps the baseline's model section and seq_len to new fields."""
+
+  group: str
+  words: str
+  change: Any = lambda m, seq_len: {}
+
+
+def _windowed(m: Mapping, seq_len: int, layers: Sequence[int]) -> dict:
+  return {'sliding_window': seq_len // 4, 'window_layers': tuple(layers)}
+
+
+def _rotating(m: Mapping) -> list[int]:
+  return [int((i + 1) % 4 != 0) for i in range(m['num_layers'])]
+
+
+BASELINE = 'gqa'
+VARIANTS: dict[str, Variant] = {
+  'gqa': Variant('attention', 'grouped queries (baseline)'),
+  'mha': Variant(
+    'attention', 'a key and value head per query head',
+    lambda m, _: {'num_kv_heads': m['num_heads']},
+  ),
+  'mqa': Variant(
+    'attention', 'one key and value head', lambda m, _: {'num_kv_heads': 1}
+  ),
+  'rope': Variant('positions', 'every layer rotates', lambda m, _: {'nope_interval': 0}),
+  'nope': Variant('positions', 'no layer rotates', lambda m, _: {'nope_interval': 1}),
+  'window': Variant(
+    'window', 'a quarter of the row on rotating layers',
+    lambda m, t: _windowed(m, t, _rotating(m)),
+  ),
+  'window_all': Variant(
+    'window', 'a quarter of the row on all layers',
+    lambda m, t: _windowed(m, t, [1] * m['num_layers']),
+  ),
+  'geglu': Variant('activation', 'GeGLU', lambda m, _: {'activation': 'geglu'}),
+  'gelu': Variant('activation', 'GELU, no gate', lambda m, _: {'activation': 'gelu'}),
+  'relu2': Variant('activation', 'squared ReLU, no gate', lambda m, _: {'activation': 'relu2'}),
+  'layernorm': Variant('norm', 'LayerNorm', lambda m, _: {'norm': 'layer'}),
+  'post': Variant('norm', 'after each block', lambda m, _: {'norm_position': 'post'}),
+  'sandwich': Variant(
+    'norm', 'before and after each block', lambda m, _: {'norm_position': 'sandwich'}
+  ),
+}
+
+
+# --- Models of equal size ------------------------------------------------------------------------
+
+
+def make_config(
+  name: str, size: str, *, seed: int, tokens: int, vocab_size: int, mixture: Mapping[str, float]
+) -> ConfigDict:
+  """The resolved config of one run: the baseline of `size`, changed, its MLP fitted.
+
+  Raises:
+    ValueError: no MLP width brings the parameters within 1 % of the baseline's.
+  """
+  preset = SIZES[size]
+  c = base.get_config()
+  c.unlock()
+  c.name, c.seed = f'{name}-{seed}', seed
+  c.data.seq_len = preset['seq_len']
+  c.train.batch_tokens = preset['batch_tokens']
+  c.train.tokens = tokens or preset['tokens']
+  c.train.stages = (dict(name='all', fraction=1.0, mixture=dict(mixture)),)
+  c.train.tensorboard = False
+  c.model = ConfigDict({**c.model.to_dict(), **preset['model']})
+  resolve(c)
+  c.train.log_every = max(1, c.train.steps // 5)
+  c.train.checkpoint_every = 1000
+  c.train.eval_every = c.train.steps  # once, at the end
+  c.train.eval_documents = 0  # all that are held out
+  target = model_config(c, vocab_size).num_params(embedding=False)
+  change = VARIANTS[name].change(preset['model'], preset['seq_len'])
+  c.model = ConfigDict({**c.model.to_dict(), **change})
+
+  def params(mlp_dim: int) -> int:
+    c.model.mlp_dim = mlp_dim
+    return model_config(c, vocab_size).num_params(embedding=False)
+
+  exact = 8 + (target - params(8)) / (params(9) - params(8))
+  for multiple in (8, 1):  # of 8 if that is near enough, for the matrix units
+    mlp_dim = max(1, round(exact / multiple) * multiple)
+    if abs(params(mlp_dim) - target) <= 0.01 * target:
+      return c
+  raise ValueError(f'{name}: no mlp_dim gives {target:,} parameters within 1 %')
+
+
+def kv_bytes(config: Any, context: int) -> float:
+  """Bytes of keys and values per token of a context of `context` tokens, in the compute dtype.
+
+  A windowed layer needs to keep its window only.
+  """
+  each = 2 * config.num_kv_heads * config.head_dim * (2 if config.dtype == 'bfloat16' else 4)
+  return sum(each * min(w or context, context) / context for w in config.windows)
+
+
+# --- Steps ---------------------------------------------------------------------------------------
+
+
+def _train(output: str, _: Mapping[str, str], *, c: Any, corpora: Mapping[str, str]) -> dict:
+  from smoljax import data, train
+
+  vocab_size = _vocab_size(corpora)
+  try:
+    result = train.train(c, model_config(c, vocab_size), corpora, output, say=console.print)
+  except train.Diverged as e:
+    return {'diverged': str(e)}
+  with open(os.path.join(output, 'metrics.jsonl')) as f:
+    last = [r for r in map(json.loads, f) if any(k.startswith('val/') for k in r)][-1]
+  held_out = {}
+  for name, path in corpora.items():
+    if f'val/{name}/loss' in last:
+      held_out[name] = int((data.open_corpus(path, 'validation').lengths - 1).clip(0).sum())
+  total = sum(held_out.values())
+  shutil.rmtree(os.path.join(output, 'checkpoints'))  # hundreds of megabytes a run
+  return {
+    'loss': sum(last[f'val/{n}/loss'] * k for n, k in held_out.items()) / total,
+    'held_out_tokens': total,
+    **{k: result[k] for k in ('steps', 'tokens', 'tokens_per_sec', 'device')},
+    'train_loss': result['loss']['final'],
+  }
+
+
+def _decode(
+  output: str, _: Mapping[str, str], *, config: Any, context: int, new: int, batches: Sequence[int]
+) -> dict:
+  """Tokens per second past the prompt, at the end of a context, per batch size; greedy."""
+  import jax
+  import numpy as np
+
+  from smoljax import decode, model
+
+  config = dataclasses.replace(config, max_seq_len=context)
+  params = model.init(config, jax.random.key(0))
+  prompt = np.random.default_rng(0).integers(0, config.vocab_size, context - new).tolist()
+
+  def seconds(batch: int, tokens: int) -> float:
+    times = []
+    for _ in range(4):  # the first compiles
+      began = time.perf_counter()
+      decode.generate(config, params, [prompt] * batch, max_new_tokens=tokens)
+      times.append(time.perf_counter() - began)
+    return statistics.median(times[1:])
+
+  rates = {str(b): b * (new - 1) / (seconds(b, new) - seconds(b, 1)) for b in batches}
+  return {'decode_tokens_per_sec': rates, 'device': jax.devices()[0].device_kind}
+
+
+def _vocab_size(corpora: Mapping[str, str]) -> int:
+  sizes = {n: read_json(os.path.join(p, 'manifest.json'))['vocab_size'] for n, p in corpora.items()}
+  if len(set(sizes.values())) != 1:
+    raise ValueError(f'the corpora were made with different tokenizers, of {sizes} pieces')
+  return next(iter(sizes.values()))
+
+
+def _documents(path: str, chars: int = 16_000) -> Iterator[Any]:
+  """A text file as documents of about `chars` characters, cut between paragraphs."""
+  from data_beam import records
+
+  with open(path, 'rb') as f:
+    data = f.read()
+  data = gzip.decompress(data) if path.endswith('.gz') else data
+  try:
+    text = data.decode()
+  except UnicodeDecodeError:
+    text = data.decode('latin-1')
+  part: list[str] = []
+  for paragraph in [*text.replace('\r\n', '\n').split('\n\n'), None]:
+    if part and (paragraph is None or len('\n\n'.join([*part, paragraph])) > chars):
+      whole = '\n\n'.join(part).strip()
+      if whole:
+        digest = hashlib.sha256(whole.encode()).hexdigest()
+        yield records.Document(id=digest, text=whole, source=os.path.basename(path))
+      part = []
+    part += [paragraph] if paragraph is not None else []
+
+
+def _curate(output: str, _: Mapping[str, str], *, files: Sequence[str]) -> dict:
+  import apache_beam as beam
+
+  from data_beam import records
+
+  inputs = [{'path': f, 'bytes': os.path.getsize(f)} for f in files]
+  with beam.Pipeline(options=records.pipeline_options()) as pipeline:
+    kept = pipeline | 'files' >> beam.Create(files) | beam.FlatMap(_documents)
+    rejects = pipeline | 'none' >> beam.Create([])
+    records.write_corpus(
+      kept, rejects, output=output, name='text', stages=(), config={}, inputs=inputs
+    )
+  return {}
+
+
+def _train_tokenizer(output: str, inputs: Mapping[str, str], *, vocab_size: int) -> dict:
+  from data_beam import records
+  from smoljax import tokenizer
+
+  corpus = records.corpus_path(inputs['curate'], 'text')
+  texts = (d['text'] for d in records.read_corpus(corpus))
+  tokenizer.train(texts, os.path.join(output, 'tokenizer.model'), vocab_size=vocab_size)
+  return {}
+
+
+def _tokenize(output: str, inputs: Mapping[str, str]) -> dict:
+  from data_beam import records, tokenize_corpus
+
+  tokenize_corpus.run(
+    records.corpus_path(inputs['curate'], 'text'),
+    os.path.join(inputs['tokenizer'], 'tokenizer.model'),
+    output,
+    'text',
+    holdout=0.05,
+  )
+  return {}
+
+
+def prepare(patterns: Sequence[str], vocab_size: int, output: str) -> str:
+  """Plain text files → a tokenised corpus, `output/tokens/text/1.0.0`; needs no network.
+
+  The files under `output/tokens` are all that the table needs: they can be carried elsewhere.
+
+  Raises:
+    ValueError: a pattern matches no file, or the text is too small for the vocabulary.
+  """
+  files = []
+  for pattern in patterns:
+    found = sorted(f for f in glob.glob(os.path.expanduser(pattern), recursive=True)
+                   if os.path.isfile(f))
+    if not found:
+      raise ValueError(f'--text: {pattern} matches no file')
+    files += [f for f in found if f not in files]
+  digests = [hashlib.sha256(pathlib.Path(f).read_bytes()).hexdigest() for f in files]
+  curate = Step(
+    'curate', functools.partial(_curate, files=files), outside=digests,
+    cost=f'{len(files)} text files, {sum(map(os.path.getsize, files)) / 1e6:.1f} MB',
+  )
+  train = Step(
+    'tokenizer', functools.partial(_train_tokenizer, vocab_size=vocab_size),
+    {'vocab_size': vocab_size}, needs=[curate], cost=f'BPE of {vocab_size:,} pieces',
+    links={'tokens/tokenizer.model': 'tokenizer.model'},
+  )
+  tokens = Step(
+    'tokenize', _tokenize, needs=[curate, train], cost='text to token documents',
+    links={'tokens/text': 'text'},
+  )
+  Graph([curate, train, tokens], output, console.print).run()
+  return os.path.join(output, 'tokens', 'text', '1.0.0')
+
+
+# --- The table -----------------------------------------------------------------------------------
+
+
+def interval(values: Sequence[float]) -> tuple[float, float]:
+  """Mean and half-width of its 95 % interval (Student's t); NaN for the latter with one value."""
+  from scipy import stats
+
+  mean, n = statistics.fmean(values), len(values)
+  if n < 2:
+    return mean, float('nan')
+  return mean, float(stats.t.ppf(0.975, n - 1)) * statistics.stdev(values) / n**0.5
+
+
+def collect(runs: Mapping[str, Mapping[int, dict]], models: Mapping[str, Any],
+            speeds: Mapping[str, dict], context: int) -> list[dict]:
+  """One dict per variant from what is finished.
+
+  Args:
+    runs: variant → seed → result of training.
+    models: variant → ModelConfig.
+    speeds: variant → result of decoding.
+    context: tokens, for bytes per token.
+  """
+  rows = []
+  for name, config in models.items():
+    done = {s: r for s, r in runs.get(name, {}).items() if 'loss' in r}
+    reference = {s: r['loss'] for s, r in runs.get(BASELINE, {}).items() if 'loss' in r}
+    row = {
+      'variant': name, 'group': VARIANTS[name].group, 'words': VARIANTS[name].words,
+      'parameters': config.num_params(), 'mlp_dim': config.mlp_dim,
+      'non_embedding_parameters': config.num_params(embedding=False),
+      'kv_bytes_per_token': kv_bytes(config, context), 'context': context,
+      'seeds': len(done), 'diverged': len(runs.get(name, {})) - len(done),
+      'losses': {str(s): r['loss'] for s, r in sorted(done.items())},
+    }
+    if done:
+      row['loss'], row['loss_interval'] = interval([r['loss'] for r in done.values()])
+      row['train_tokens_per_sec'] = statistics.median(r['tokens_per_sec'] for r in done.values())
+    both = sorted(set(done) & set(reference))
+    if both and name != BASELINE:
+      row['difference'], row['difference_interval'] = interval(
+        [done[s]['loss'] - reference[s] for s in both]
+      )
+    if name in speeds:
+      row['decode_tokens_per_sec'] = speeds[name]['decode_tokens_per_sec']
+    rows.append(row)
+  return rows
+
+
+def write_table(rows: Sequence[dict], output: str, about: Mapping[str, Any]) -> None:
+  """Writes architecture.json, architecture.csv and index.html into `output`."""
+  write_json(os.path.join(output, 'architecture.json'), {**about, 'rows': list(rows)})
+  batches = list(dict.fromkeys(b for r in rows for b in r.get('decode_tokens_per_sec', {})))
+  keys = [
+    'variant', 'group', 'words', 'parameters', 'non_embedding_parameters', 'mlp_dim', 'context',
+    'kv_bytes_per_token', 'train_tokens_per_sec', 'seeds', 'diverged', 'loss', 'loss_interval',
+    'difference', 'difference_interval',
+  ]
+  file = io.StringIO()
+  out = csv.writer(file, lineterminator='\n')
+  out.writerow([*keys, *(f'decode_tokens_per_sec_batch_{b}' for b in batches)])
+  for row in rows:
+    speeds = row.get('decode_tokens_per_sec', {})
+    out.writerow([row.get(k, '') for k in keys] + [speeds.get(b, '') for b in batches])
+  for name, content in (('architecture.csv', file.getvalue()), ('index.html', _page(rows, about))):
+    temporary = os.path.join(output, f'.{name}.tmp')
+    pathlib.Path(temporary).write_text(content, 'utf-8')
+    os.replace(temporary, os.path.join(output, name))
+
+
+def _page(rows: Sequence[dict], about: Mapping[str, Any]) -> str:
+  from smoljax import charts
+
+  batches = list(dict.fromkeys(b for r in rows for b in r.get('decode_tokens_per_sec', {})))
+  most_kv = max(r['kv_bytes_per_token'] for r in rows)
+  fastest = {b: max(r.get('decode_tokens_per_sec', {}).get(b, 0) for r in rows) for b in batches}
+  losses = [r['loss'] for r in rows if 'loss' in r]
+  link = '<a class="csv" href="architecture.csv">CSV</a>'
+
+  def bars(value: float | None, most: float, words: str) -> list[str]:
+    return [charts.bar((value or 0) / most if most else 0), words]
+
+  parts = []
+  body = [
+    [charts.text(r['variant']), charts.text(r['words']), f'{r["parameters"]:,}',
+     charts.count(r['mlp_dim']), _loss(r), _difference(r), charts.compact(r.get(
+       'train_tokens_per_sec'))]
+    for r in rows
+  ]
+  parts.append(charts.figure(
+    'Held-out loss at equal parameters',
+    charts.table(['', 'change', 'parameters', 'mlp_dim', 'loss, nats per token',
+                  'against the baseline', 'trained, tokens/s'], body, words=2),
+    link,
+    'Mean ± 95 % interval over seeds. Against the baseline: the same seed and batches, seed by '
+    'seed; an interval that reaches zero is no difference.'))
+  parts.append(charts.figure(
+    f'Keys and values, bytes per token of a context of {rows[0]["context"]:,} tokens',
+    charts.table(['', '', 'bytes'],
+                 [[charts.text(r['variant']),
+                   *bars(r['kv_bytes_per_token'], most_kv, charts.count(r['kv_bytes_per_token']))]
+                  for r in rows], words=2, kind='bars'), link))
+  for b in batches:
+    body = [[charts.text(r['variant']), *bars(v := r.get('decode_tokens_per_sec', {}).get(b),
+                                              fastest[b], charts.count(v))] for r in rows]
+    parts.append(charts.figure(
+      f'Decoding, tokens per second, batch {b}',
+      charts.table(['', '', 'tokens/s'], body, words=2, kind='bars'), link,
+      'Greedy, past the prompt, at the end of that context; random weights.'))
+  spread = f'{max(losses) - min(losses):.3f} nats' if losses else '–'
+  lede = (f'{len(rows)} variants of one model, each trained on {about["tokens"]:,} tokens from '
+          f'{about["seeds"]} seeds on {charts.text(about["device"])}. From best to worst the loss '
+          f'spans {spread}.')
+  return charts.page('What an architecture costs', (
+    f'<p class="kicker">smoljax</p><h1>What an architecture costs</h1><p class="lede">{lede}</p>'
+    + ''.join(parts)))
+
+
+def _loss(row: Mapping) -> str:
+  if 'loss' not in row:
+    return 'diverged' if row['diverged'] else '–'
+  lost = f', {row["diverged"]} diverged' if row['diverged'] else ''
+  return f'{row["loss"]:.4f}{_half(row["loss_interval"])}{lost}'
+
+
+def _difference(row: Mapping) -> str:
+  if 'difference' not in row:
+    return '–'
+  return f'{row["difference"]:+.4f}{_half(row["difference_interval"])}'
+
+
+def _half(x: float) -> str:
+  return f' ± {x:.4f}' if x == x else ''
+
+
+# --- The command ---------------------------------------------------------------------------------
+
+
+def run(
+  corpora: Sequence[str],
+  output: str,
+  *,
+  size: str = 'tiny',
+  tokens: int = 0,
+  seeds: int = 3,
+  variants: Sequence[str] = (),
+) -> list[dict]:
+  """Trains and times what is not done yet; returns and writes the table's rows.
+
+  Raises:
+    ValueError, OSError: naming the argument and what to give instead.
+  """
+  if unknown := set(variants) - set(VARIANTS):
+    raise ValueError(f'--variants: {", ".join(sorted(unknown))}: one of {", ".join(VARIANTS)}')
+  if seeds < 1:
+    raise ValueError(f'--seeds={seeds}: give at least 1')
+  from smoljax import data
+
+  opened = [data.open_corpus(path) for path in corpora]
+  paths = {corpus.name: path for corpus, path in zip(opened, corpora, strict=True)}
+  if len(paths) < len(corpora):
+    raise ValueError(f'--corpus: two corpora have the same name: {", ".join(paths)}')
+  mixture = {corpus.name: float(corpus.lengths.sum()) for corpus in opened}
+  vocab_size = _vocab_size(paths)
+  names = [n for n in VARIANTS if n == BASELINE or not variants or n in variants]
+  configs = {
+    (n, s): make_config(
+      n, size, seed=s, tokens=tokens, vocab_size=vocab_size, mixture=mixture
+    )
+    for s in range(seeds)
+    for n in names
+  }
+  use_all_cores(configs[BASELINE, 0])
+  import jax
+
+  if not jax.config.jax_compilation_cache_dir:  # seeds share their programs
+    jax.config.update('jax_compilation_cache_dir', os.path.join(output, 'xla'))
+  device = jax.devices()[0].device_kind
+  models = {n: model_config(configs[n, 0], vocab_size) for n in names}
+  preset = SIZES[size]['decode']
+
+  sections = ('seed', 'model', 'data', 'train', 'mesh', 'optimizer')
+  digests = [corpus.digest for corpus in opened]
+  training = {}
+  for (name, seed), c in configs.items():
+    read = {s: c[s].to_dict() if isinstance(c[s], ConfigDict) else c[s] for s in sections}
+    training[name, seed] = Step(
+      f'train-{name}-{seed}', functools.partial(_train, c=c, corpora=paths), read,
+      outside=digests, resumable=True,
+      cost=f'{models[name].num_params():,} parameters (mlp_dim {models[name].mlp_dim}), '
+           f'{c.train.steps:,} steps',
+    )
+  decoding = {
+    name: Step(
+      f'decode-{name}', functools.partial(_decode, config=config, **preset),
+      {'model': dataclasses.asdict(config), **preset}, outside=device,
+      cost=f'{preset["new"]} tokens at batch {" and ".join(map(str, preset["batches"]))}',
+    )
+    for name, config in models.items()
+  }
+  graph = Graph([*decoding.values(), *training.values()], output, console.print)
+  about = {
+    'size': size, 'tokens': configs[BASELINE, 0].train.tokens, 'seeds': seeds, 'device': device,
+    'corpora': paths, 'vocab_size': vocab_size, 'baseline': BASELINE,
+  }
+
+  def table() -> list[dict]:
+    runs: dict[str, dict] = {}
+    for (name, seed), step in training.items():
+      if graph.done(step):
+        runs.setdefault(name, {})[seed] = graph.result(step)
+    speeds = {n: graph.result(s) for n, s in decoding.items() if graph.done(s)}
+    rows = collect(runs, models, speeds, preset['context'])
+    write_table(rows, output, about)
+    return rows
+
+  graph.run(before=lambda _: table())
+  return table()
+
+
+def _show(rows: Sequence[dict]) -> None:
+  batches = list(dict.fromkeys(b for r in rows for b in r.get('decode_tokens_per_sec', {})))
+  table = Table('variant', 'parameters', 'KV B/token', *(f'decode tok/s ×{b}' for b in batches),
+                'loss', 'against gqa')
+  for r in rows:
+    speeds = r.get('decode_tokens_per_sec', {})
+    table.add_row(r['variant'], f'{r["parameters"]:,}', f'{r["kv_bytes_per_token"]:,.0f}',
+                  *(f'{speeds[b]:,.0f}' if b in speeds else '–' for b in batches),
+                  _loss(r), _difference(r))
+  console.print(table)
+
+
+def main(argv: list[str]) -> int:
+  logging.basicConfig(format='%(message)s', level=logging.ERROR, force=True)
+  try:
+    if len(argv) > 1:
+      raise ValueError(f'unexpected argument {argv[1]!r}: flags look like --size=gpu')
+    if not _OUTPUT.value:
+      raise ValueError('give --output=DIR')
+    if bool(_TEXT.value) == bool(_CORPUS.value):
+      raise ValueError('give --corpus=DIR/NAME/VERSION or --text=FILES, one of them')
+    output = _OUTPUT.value
+    os.makedirs(output, exist_ok=True)
+    corpora = _CORPUS.value or [prepare(_TEXT.value, _VOCAB_SIZE.value, output)]
+    if _PREPARE.value:
+      console.print(f'the corpus is in {os.path.join(output, "tokens")}')
+      return 0
+    rows = run(
+      corpora, output, size=_SIZE.value, tokens=_TOKENS.value, seeds=_SEEDS.value,
+      variants=_VARIANTS.value,
+    )
+    _show(rows)
+    console.print(f'{output}/index.html, architecture.csv, architecture.json')
+  except (ValueError, OSError) as e:
+    print(f'error: {" ".join(str(e).split())}', file=sys.stderr)
+    return 2
+  except KeyboardInterrupt:
+    print('interrupted; the same command continues', file=sys.stderr)
+    return 130
+  return 0
+
+
+if __name__ == '__main__':
+  app.run(main)

@@ -1,0 +1,200 @@
+"""What architecture costs: equal sizes, honest memory, one table that survives being killed."""
+
+import csv
+import itertools
+import json
+import math
+import os
+
+import jax
+import pytest
+
+from experiments import architecture
+from smoljax import data, decode, train
+from smoljax import model as model_lib
+
+MIXTURE = {'text': 1.0}
+
+
+@pytest.fixture
+def small(monkeypatch):
+  preset = dict(
+    model=dict(
+      num_layers=4, embed_dim=32, num_heads=4, num_kv_heads=2, head_dim=8, mlp_dim=96,
+      dtype='float32',
+    ),
+    seq_len=64,
+    batch_tokens=512,
+    tokens=4096,
+    decode=dict(context=64, new=8, batches=(1, 2)),
+  )
+  monkeypatch.setitem(architecture.SIZES, 'tiny', preset)
+
+
+def make(name, size='tiny', seed=0):
+  return architecture.make_config(
+    name, size, seed=seed, tokens=0, vocab_size=8192, mixture=MIXTURE
+  )
+
+
+def model(name, size='tiny'):
+  return architecture.model_config(make(name, size), 8192)
+
+
+@pytest.mark.parametrize('size', architecture.SIZES)
+@pytest.mark.parametrize('name', architecture.VARIANTS)
+def test_every_variant_has_as_many_parameters(name, size):
+  baseline, config = model('gqa', size), model(name, size)
+  for embedding in (True, False):
+    ratio = config.num_params(embedding=embedding) / baseline.num_params(embedding=embedding)
+    assert abs(ratio - 1) < 0.01
+  changed = {
+    k for k, v in make(name, size).model.to_dict().items()
+    if v != make('gqa', size).model.to_dict().get(k)
+  }
+  expected = set(architecture.VARIANTS[name].change(architecture.SIZES[size]['model'], 256))
+  assert changed <= expected | {'mlp_dim'}
+
+
+def test_a_variant_that_cannot_be_as_large_is_refused(monkeypatch):
+  wide = architecture.Variant('x', 'x', lambda m, _: {'num_heads': 64, 'num_kv_heads': 64})
+  monkeypatch.setitem(architecture.VARIANTS, 'wide', wide)
+  with pytest.raises(ValueError, match=r'wide: no mlp_dim gives .* parameters within 1 %'):
+    make('wide')
+
+
+def test_bytes_of_keys_and_values():
+  for name in ('gqa', 'mha', 'mqa', 'rope'):
+    config = model(name, 'gpu')
+    cache = decode.init_cache(config, 1, 128)
+    held = sum(x.nbytes for x in jax.tree.leaves(cache)) / 128
+    assert architecture.kv_bytes(config, 128) == held
+  # bf16, 8 layers, 2 kv heads of 64: the window is a quarter of 1024 tokens.
+  full = 2 * 2 * 64 * 2 * 8
+  assert architecture.kv_bytes(model('gqa', 'gpu'), 2048) == full
+  assert architecture.kv_bytes(model('window', 'gpu'), 2048) == full * (2 + 6 * 256 / 2048) / 8
+  assert architecture.kv_bytes(model('window_all', 'gpu'), 2048) == full * 256 / 2048
+  assert architecture.kv_bytes(model('window_all', 'gpu'), 100) == full
+
+
+def test_interval_is_students():
+  mean, half = architecture.interval([1.0, 2.0, 3.0])
+  assert mean == 2 and half == pytest.approx(4.3027 / math.sqrt(3), rel=1e-4)  # t table, 2 dof
+  assert math.isnan(architecture.interval([1.0])[1])
+
+
+def test_differences_are_seed_by_seed():
+  runs = {
+    'gqa': {0: {'loss': 4.0, 'tokens_per_sec': 1}, 1: {'loss': 5.0, 'tokens_per_sec': 1}},
+    'mqa': {0: {'loss': 4.1, 'tokens_per_sec': 1}, 1: {'loss': 5.1, 'tokens_per_sec': 1},
+            2: {'diverged': 'x'}},
+    'mha': {},
+  }
+  models = {n: model(n) for n in runs}
+  gqa, mqa, mha = architecture.collect(runs, models, {}, 256)
+  assert 'difference' not in gqa and gqa['loss'] == 4.5 and gqa['loss_interval'] > 6
+  assert mqa['difference'] == pytest.approx(0.1) and mqa['difference_interval'] < 1e-6
+  assert mqa['diverged'] == 1 and mqa['seeds'] == 2
+  assert 'loss' not in mha
+
+
+def test_a_killed_table_continues(small, markov_corpora, tmp_path, monkeypatch):
+  """Killed after three runs, then finished, then extended: nothing is trained twice."""
+  corpora = [markov_corpora['web'], markov_corpora['pdf']]
+  trained = []
+
+  def pretend(c, config, paths, output, **kwargs):
+    if len(trained) == 3:
+      raise KeyboardInterrupt
+    trained.append(c.name)
+    if c.name == 'rope-1':
+      raise train.Diverged('loss nan')
+    loss = 3 + 0.1 * config.num_kv_heads + c.seed
+    with open(os.path.join(output, 'metrics.jsonl'), 'w') as f:
+      f.write(json.dumps({'train/loss': 9.0}) + '\n')
+      f.write(json.dumps({'val/web/loss': loss, 'val/pdf/loss': loss + 1}) + '\n')
+    os.makedirs(os.path.join(output, 'checkpoints'))
+    return dict(steps=1, tokens=2, tokens_per_sec=3.0, device='x', loss={'final': 9.0})
+
+  monkeypatch.setattr(train, 'train', pretend)
+  monkeypatch.setattr(decode, 'generate', lambda *_, max_new_tokens, **__: None)
+  monkeypatch.setattr(model_lib, 'init', lambda *_: None)
+  ticks = itertools.count()
+  monkeypatch.setattr(architecture.time, 'perf_counter', lambda: next(ticks) ** 2)
+  out = str(tmp_path / 'out')
+  os.makedirs(out)
+  with pytest.raises(KeyboardInterrupt):
+    architecture.run(corpora, out, seeds=2, variants=['mqa'])
+  partial = json.loads((tmp_path / 'out/architecture.json').read_text())['rows']
+  assert [(r['variant'], r['seeds']) for r in partial] == [('gqa', 2), ('mqa', 1)]
+  first, trained[:] = list(trained), []
+  gqa, mqa = architecture.run(corpora, out, seeds=2, variants=['mqa'])
+  assert (first, trained) == (['gqa-0', 'mqa-0', 'gqa-1'], ['mqa-1'])
+
+  # The loss is over all held-out tokens of both corpora.
+  tokens = [int((data.open_corpus(p, 'validation').lengths - 1).sum()) for p in corpora]
+  assert gqa['loss'] == pytest.approx(3 + 0.2 + 0.5 + tokens[1] / sum(tokens))
+  assert mqa['difference'] == pytest.approx(-0.1) and mqa['difference_interval'] < 1e-6
+  assert mqa['kv_bytes_per_token'] == gqa['kv_bytes_per_token'] / 2
+  table = list(csv.DictReader((tmp_path / 'out/architecture.csv').open()))
+  assert float(table[1]['difference']) == pytest.approx(-0.1)
+  page = (tmp_path / 'out/index.html').read_text()
+  assert 'one key and value head' in page and f'{mqa["loss"]:.4f}' in page and '-0.1000' in page
+  assert not list((tmp_path / 'out/steps').glob('*/checkpoints'))
+
+  trained[:] = []
+  *_, rope = architecture.run(corpora, out, seeds=2, variants=['mqa', 'rope'])
+  assert trained == ['rope-0', 'rope-1']
+  assert rope['diverged'] == 1 and rope['seeds'] == 1
+  assert '1 diverged' in (tmp_path / 'out/index.html').read_text()
+
+
+@pytest.mark.slow
+def test_two_architectures_for_real(small, markov_corpora, tmp_path):
+  out = str(tmp_path / 'out')
+  os.makedirs(out)
+  gqa, mqa = architecture.run([markov_corpora['web']], out, seeds=2, variants=['mqa'])
+  for row in (gqa, mqa):
+    assert row['loss'] < math.log(64) and len(set(row['losses'].values())) == 2
+    assert all(rate > 0 for rate in row['decode_tokens_per_sec'].values())
+  assert mqa['difference'] == pytest.approx(mqa['loss'] - gqa['loss']) and mqa['difference'] != 0
+  # The same batches for both: the first losses are of equal initial models up to their shapes.
+  steps = tmp_path / 'out/steps'
+  log = [
+    json.loads(next(steps.glob(f'train-{n}-0-*/metrics.jsonl')).open().readline())
+    for n in ('gqa', 'mqa')
+  ]
+  assert log[0]['train/loss'] == pytest.approx(log[1]['train/loss'], abs=0.05)
+
+
+def test_plain_text_becomes_a_corpus(tmp_path):
+  paragraph = 'One line of a paragraph, and another.\nNumber {}: naïve café.'
+  text = '\n\n'.join(paragraph.format(i) for i in range(3000))
+  (tmp_path / 'a.txt').write_text(text, 'utf-8')
+  (tmp_path / 'b.txt').write_bytes(text.replace('3', 'ß').encode('latin-1'))
+  path = architecture.prepare([str(tmp_path / '*.txt')], 300, str(tmp_path / 'out'))
+  corpus = data.open_corpus(path)
+  held_out = data.open_corpus(path, 'validation')
+  assert len(corpus.lengths) > 10 and len(held_out.lengths) >= 1
+  from smoljax import tokenizer
+
+  encoder = tokenizer.load(str(tmp_path / 'out/tokens/tokenizer.model'))
+  documents = [encoder.decode(corpus.tokens(i)) for i in range(len(corpus.lengths))]
+  documents += [encoder.decode(held_out.tokens(i)) for i in range(len(held_out.lengths))]
+  numbers = sorted(line for d in documents for line in d.split('\n') if line.startswith('Number'))
+  expected = [paragraph.format(i).split('\n')[1] for i in range(3000)]
+  assert numbers == sorted(expected + [e.replace('3', 'ß') for e in expected])
+  assert all(len(d) <= 16_000 for d in documents)
+  with pytest.raises(ValueError, match=r'--text: .*nothing.* matches no file'):
+    architecture.prepare([str(tmp_path / 'nothing*')], 300, str(tmp_path / 'out'))
+
+
+def test_bad_arguments(markov_corpora, tmp_path):
+  with pytest.raises(ValueError, match='--variants: mla: one of gqa, mha'):
+    architecture.run([markov_corpora['web']], str(tmp_path), variants=['mla'])
+  with pytest.raises(ValueError, match='--seeds=0'):
+    architecture.run([markov_corpora['web']], str(tmp_path), seeds=0)
+  with pytest.raises(ValueError, match='same name'):
+    architecture.run([markov_corpora['web']] * 2, str(tmp_path))
+  with pytest.raises(FileNotFoundError, match='is not a finished corpus'):
+    architecture.run([str(tmp_path / 'none')], str(tmp_path))
