@@ -1,37 +1,33 @@
-"""Quality rules for documents: Gopher, C4 and FineWeb (arXiv 2112.11446, 1910.10683, 2406.17557),
-and gentler ones for software documentation and PDFs.
+"""Quality rules for documents: URL lists, Gopher, C4, FineWeb and FineWeb-2 (arXiv 2112.11446,
+1910.10683, 2406.17557, 2506.20920), and gentler ones for software documentation and PDFs.
 
 A rule is a function `(Document) -> None | reason`; a profile is a tuple of rules, run in order
 until one gives a reason. A rule may also tidy `document.text` (C4 drops lines), and those after it
 see the new text. What rules need of a text, `Stats`, is computed once and shared: it is found again
 by the text itself. Parameters are those of FineWeb (datatrove's examples/fineweb.py) unless a
-comment says otherwise, and so are the reasons' names and the order in which they are tried.
+comment says otherwise, and so are the reasons' names and the order in which they are tried: on the
+same text the rules decide as datatrove 0.10.1 does (experiments/benchmarks/parity.py).
 """
 
+import dataclasses
 import functools
-import itertools
+import os
 import re
+import urllib.parse
 from collections import Counter
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 
 import numpy as np
-import regex
+import xxhash
 
+from data_beam import words
 from data_beam.records import Document
-from data_beam.text import words
 
 Rule = Callable[[Document], str | None]
 
-# FineWeb's word splitter (spaCy) keeps links whole; in pieces they are mostly punctuation.
-LINK = re.compile(r'''((?:https?://|www\.)[^\s<>"')\]]+)''')
 ALPHABETIC = re.compile(r'[^\W\d_]')
-WORDLIKE = re.compile(r'\w')
-# Unicode's Sentence_Terminal, which knows neither closing quotes nor the ellipsis: FineWeb's list.
-TERMINAL = tuple(c for c in map(chr, range(0x20000)) if regex.match(r'\p{Sentence_Terminal}', c))
-SENTENCE_END = re.compile(r'''[.!?。！？]['"”’)\]]*\s+(?=\W{0,9}\w)''')
+TERMINAL = tuple(sorted(words.TERMINAL))
 
-# The eight words of Gopher's English rule.
-STOP_WORDS = frozenset(['the', 'be', 'to', 'of', 'and', 'that', 'have', 'with'])
 # C4's marks of boilerplate lines.
 POLICY_LINES = ('terms of use', 'privacy policy', 'cookie policy', 'uses cookies',
                 'use of cookies', 'use cookies')
@@ -41,41 +37,35 @@ CITATION = re.compile(r'\[\d*]|\[edit]|\[citation needed]')
 
 
 class Stats:
-  """What the rules ask about a text, each part computed at most once.
+  """What the rules ask about a text in a language, each part computed at most once."""
 
-  A text of n tokens has far fewer distinct ones: what depends on the token alone is computed for
-  those and weighted by `counts`.
-  """
-
-  def __init__(self, text: str):
+  def __init__(self, text: str, language: str):
     self.text = text
+    self.lexicon = words.lexicon(language)
 
   @functools.cached_property
-  def tokens(self) -> list[str]:
-    """Words, links and punctuation marks, in order."""
-    parts = LINK.split(self.text)   # text, link, text, link, …
-    for i in range(0, len(parts), 2):
-      parts[i] = words(parts[i])
-    for i in range(1, len(parts), 2):
-      parts[i] = [parts[i]]
-    return list(itertools.chain.from_iterable(parts))
-
-  @functools.cached_property
-  def counts(self) -> dict[str, int]:
-    """Occurrences of each distinct token, in order of first occurrence."""
-    return Counter(self.tokens)
+  def numbers(self) -> np.ndarray:
+    """The words, links and punctuation marks, by their number in the lexicon: int64 [tokens]."""
+    return self.lexicon.read(self.text)
 
   @functools.cached_property
   def word_stats(self) -> tuple[int, float]:
-    """Number and mean length of the words: the tokens that hold a letter, digit or underscore."""
-    sizes = [(len(t), n) for t, n in self.counts.items() if t.isalnum() or WORDLIKE.search(t)]
-    number = sum(n for _, n in sizes)
-    return number, sum(size * n for size, n in sizes) / max(1, number)
+    """Number and mean length of the words: the tokens that are not all punctuation."""
+    numbers = self.numbers
+    sizes = self.lexicon.size[numbers][self.lexicon.wordlike[numbers]]
+    return len(sizes), float(sizes.sum()) / max(1, len(sizes))
 
   @functools.cached_property
   def alphabetic(self) -> int:
     """Number of tokens that hold a letter."""
-    return sum(n for t, n in self.counts.items() if t.isalpha() or ALPHABETIC.search(t))
+    numbers = self.numbers
+    return int(self.lexicon.alphabetic[numbers].sum())
+
+  def distinct(self, vocabulary: Iterable[str]) -> int:
+    """How many words of a vocabulary occur."""
+    numbers = self.numbers
+    known = map(self.lexicon.numbers.get, vocabulary)
+    return sum(bool((numbers == number).any()) for number in known if number is not None)
 
   @functools.cached_property
   def lines(self) -> list[str]:
@@ -84,80 +74,237 @@ class Stats:
 
   @functools.cached_property
   def ngrams(self) -> 'NGrams':
-    numbers = {token: i for i, token in enumerate(self.counts)}
-    ids = np.fromiter(map(numbers.__getitem__, self.tokens), np.uint64, len(self.tokens))
-    sizes = np.fromiter(map(len, numbers), np.int64, len(numbers))
-    return NGrams(ids, sizes[ids.astype(np.int64)])
+    numbers = self.numbers   # first: reading may lengthen the lexicon's arrays
+    lexicon = self.lexicon
+    return NGrams(lexicon.spelling[numbers], lexicon.power[numbers], lexicon.size[numbers])
 
 
 @functools.lru_cache(maxsize=4)
-def stats(text: str) -> Stats:
+def stats(text: str, language: str = 'en') -> Stats:
   """The Stats of a text; the same object while the rules of one document run."""
-  return Stats(text)
+  return Stats(text, language)
 
 
 class NGrams:
-  """Repeated n-grams of a token sequence, found by hash rather than by joined strings.
+  """Repeated n-grams of a word sequence, found by hash rather than by joined strings.
+
+  The hash of a string is a polynomial in its characters modulo 2^64, so that of a joined n-gram
+  follows from those of its words.
 
   Args:
-    ids: uint64 [tokens], equal for equal tokens.
-    sizes: int64 [tokens], characters of each.
+    spelling: uint64 [words], the hash of each word.
+    power: uint64 [words], the polynomial's base to the power of the word's length.
+    size: int [words], characters of each.
   """
 
-  def __init__(self, ids: np.ndarray, sizes: np.ndarray):
-    self.by_size = {1: ids + np.uint64(1)}
-    self.ends = np.concatenate([[0], np.cumsum(sizes)])   # characters before each token
+  def __init__(self, spelling: np.ndarray, power: np.ndarray, size: np.ndarray):
+    self.joined = {1: (spelling, power)}
+    self.spaced = {1: spelling}
+    self.ends = np.zeros(len(size) + 1, np.int64)   # characters before each word
+    np.cumsum(size, out=self.ends[1:])
+    self.again: dict[int, tuple[np.ndarray, np.ndarray]] = {}
+    self.most = len(spelling)   # no n-gram tried so far, nor a longer one, is more frequent
 
-  def hashes(self, n: int) -> np.ndarray:
-    """One hash per n-gram, uint64 [tokens − n + 1]: a polynomial in the ids, modulo 2^64."""
-    if n not in self.by_size:
-      shorter = self.hashes(n - 1)[:-1] * np.uint64(0x9E3779B97F4A7C15)
-      self.by_size[n] = shorter + self.by_size[1][n - 1:]
-    return self.by_size[n]
+  def _joined(self, n: int) -> tuple[np.ndarray, np.ndarray]:
+    """One hash per n-gram joined without spaces, and the base to its length: uint64 [words-n+1]."""
+    if n not in self.joined:
+      head = n // 2
+      (a, p), (b, q) = self._joined(head), self._joined(n - head)
+      b, q = b[head:], q[head:]
+      a, p = a[:len(b)], p[:len(b)]
+      self.joined[n] = (a + p * b, p * q)
+    return self.joined[n]
+
+  def _spaced(self, n: int) -> np.ndarray:
+    """One hash per n-gram that tells where its words end: uint64 [words - n + 1]."""
+    if n not in self.spaced:
+      shorter = self._spaced(n - 1)[:-1] * np.uint64(0xD1342543DE82EF95)
+      self.spaced[n] = shorter + self.spaced[1][n - 1:]
+    return self.spaced[n]
+
+  def longest(self, n: int) -> int:
+    """Characters of the longest n-gram, joined without spaces."""
+    return int((self.ends[n:] - self.ends[:-n]).max()) if n < len(self.ends) else 0
 
   def top(self, n: int) -> int:
     """Characters of the most common n-gram, joined by spaces, times its occurrences; of equally
     common ones the first."""
-    hashes = self.hashes(n)
+    hashes = self._spaced(n)
     if not len(hashes):
       return 0
     ordered = np.sort(hashes)
-    starts = np.flatnonzero(np.concatenate([[True], ordered[1:] != ordered[:-1]]))
-    counts = np.diff(starts, append=len(ordered))
-    most = int(counts.max())
-    at = 0 if most == 1 else int(np.isin(hashes, ordered[starts[counts == most]]).argmax())
+    last = np.flatnonzero(ordered[1:] != ordered[:-1])   # the last of each run of equal ones
+    last = np.append(last, len(ordered) - 1)
+    counts = last.copy()
+    counts[0] += 1
+    counts[1:] -= last[:-1]
+    most = self.most = int(counts.max())
+    at = 0
+    if most > 1:
+      common = ordered[last[counts == most]]
+      at = int((hashes == common[0] if len(common) == 1 else np.isin(hashes, common)).argmax())
     return int(self.ends[at + n] - self.ends[at] + n - 1) * most
 
-  def covered(self, n: int) -> int:
-    """Characters of all tokens inside an n-gram seen before: at least `duplicated(n)`, and at
-    least `duplicated(m)` for every larger m, since its repeats consist of repeats of n."""
-    hashes = self.hashes(n)
-    _, first = np.unique(hashes, return_index=True)
-    if len(first) == len(hashes):
-      return 0
-    again = np.ones(len(hashes), np.int64)
-    again[first] = 0
-    inside = np.convolve(again, np.ones(n, np.int64)) > 0
-    return int(np.diff(self.ends)[inside].sum())
+  def top_exceeds(self, n: int, characters: float) -> bool:
+    """Whether `top(n)` is more; ask for smaller n first, which often settles it."""
+    return (self.longest(n) + n - 1) * self.most > characters and self.top(n) > characters
+
+  def _again(self, n: int) -> tuple[np.ndarray, np.ndarray]:
+    """Where n-grams start that occur more than once, and where those that occurred before: int64,
+    each sorted. Only places of smaller n, if asked for before, are looked at."""
+    if n not in self.again:
+      hashes = self._joined(n)[0]
+      shorter = self.again.get(n - 1)
+      places = np.arange(len(hashes)) if shorter is None else shorter[0]
+      places = places[:np.searchsorted(places, len(hashes))]
+      order = places[np.argsort(hashes[places], kind='stable')]
+      ordered = hashes[order]
+      same = ordered[1:] == ordered[:-1]
+      later = np.sort(order[1:][same])
+      self.again[n] = (np.union1d(order[:-1][same], later) if len(later) else later, later)
+    return self.again[n]
+
+  def covers(self, n: int, characters: float) -> bool:
+    """Whether all words inside an n-gram seen before have more characters. If not, neither has
+    `duplicated(n)`, nor `duplicated(m)` for any larger m, whose repeats consist of repeats of n."""
+    ordered = np.sort(self._joined(n)[0])
+    repeats = np.count_nonzero(ordered[1:] == ordered[:-1])
+    if repeats * self.longest(n) <= characters:
+      return False
+    _, later = self._again(n)
+    inside = np.zeros(len(self.spaced[1]), bool)
+    for i in range(n):
+      inside[later + i] = True
+    return int((self.ends[1:] - self.ends[:-1])[inside].sum()) > characters
 
   def duplicated(self, n: int) -> int:
     """Characters in repeated n-grams, scanned greedily without overlap as datatrove does."""
-    hashes = self.hashes(n).tolist()
-    seen, at, total = set(), 0, 0
-    while at < len(hashes):
-      if hashes[at] in seen:
-        total += int(self.ends[at + n] - self.ends[at])
-        at += n
+    places, _ = self._again(n)
+    hashes = self._joined(n)[0][places].tolist()
+    sizes = (self.ends[places + n] - self.ends[places]).tolist()
+    seen, done, total = set(), 0, 0
+    for place, value, size in zip(places.tolist(), hashes, sizes, strict=True):
+      if place < done:
+        continue
+      if value in seen:
+        total += size
+        done = place + n
       else:
-        seen.add(hashes[at])
-        at += 1
+        seen.add(value)
     return total
 
 
-def duplicates(parts: Iterable[str]) -> tuple[int, int]:
+def duplicates(parts: Sequence[str]) -> tuple[int, int]:
   """How many of the parts repeat an earlier one, and their characters."""
+  if len(set(parts)) == len(parts):
+    return 0, 0
   counts = Counter(parts)
   return sum(n - 1 for n in counts.values()), sum(len(p) * (n - 1) for p, n in counts.items())
+
+
+# --- where it comes from ---------------------------------------------------------------------
+
+URL_LISTS = ('domains', 'urls', 'words', 'subwords', 'soft_words')
+_NOT_IN_WORDS = re.compile('[^a-zA-Z0-9]+')
+
+
+class _Hashes:
+  """A set of strings kept as sorted 64-bit hashes: 8 bytes each, for lists of millions."""
+
+  def __init__(self, lines: Iterable[str]):
+    self.sorted = np.unique(np.fromiter(map(self._hash, lines), np.uint64))
+
+  @staticmethod
+  def _hash(line: str) -> int:
+    return xxhash.xxh3_64_intdigest(line.encode())
+
+  def __contains__(self, line: str) -> bool:
+    value = np.uint64(self._hash(line))
+    at = int(np.searchsorted(self.sorted, value))
+    return at < len(self.sorted) and self.sorted[at] == value
+
+
+@functools.lru_cache(maxsize=4)
+def _url_lists(folder: str) -> dict[str, frozenset[str] | _Hashes]:
+  lists = {}
+  for name in URL_LISTS:
+    lines = []
+    path = os.path.join(folder, f'{name}.txt')
+    if os.path.exists(path):
+      with open(path, encoding='utf-8') as file:
+        lines = [line.strip() for line in file if line.strip() and line[0] != '#']
+    if name in ('domains', 'urls'):
+      lists[name] = _Hashes(lines)
+    else:
+      lists[name] = frozenset(_NOT_IN_WORDS.sub('', line).lower() for line in lines) - {''}
+  return lists
+
+
+@dataclasses.dataclass(frozen=True)
+class UrlFilter:
+  """A rule by lists of the user's own: files of `folder`, one entry a line, # before comments.
+
+  `domains.txt` (a domain stands for its subdomains), `urls.txt`, `words.txt` (words between the
+  signs of a URL), `subwords.txt` (anywhere in the URL without its signs) and `soft_words.txt` (so
+  many different ones as `soft` says). Any of the files may be missing. Reasons are datatrove's.
+
+  `parity` keeps two faults of datatrove that are otherwise mended: words of the URL are compared
+  with the lists as they are spelt, so that /CASINO/ passes where /casino/ does not; and only the
+  registered domain and the full host name are looked up, not the subdomains between.
+  """
+
+  folder: str
+  soft: int = 2
+  parity: bool = False
+
+  __name__ = 'url'
+
+  def __post_init__(self):
+    names = [f'{name}.txt' for name in URL_LISTS]
+    if not any(os.path.exists(os.path.join(self.folder, name)) for name in names):
+      raise ValueError(f'{self.folder} holds no URL list: put one of {", ".join(names)} there')
+
+  def __call__(self, doc: Document) -> str | None:
+    return self.reason(doc.url)
+
+  def reason(self, url: str) -> str | None:
+    """Why documents of this URL are unwanted, or None."""
+    lists = _url_lists(self.folder)
+    host = _host(url)
+    if any(domain in lists['domains'] for domain in self._parents(host)):
+      return 'domain'
+    if host in lists['domains']:
+      return 'subdomain'
+    if url in lists['urls']:
+      return 'url'
+    found = set(_NOT_IN_WORDS.split(url if self.parity else url.lower()))
+    if found & lists['words']:
+      return 'hard_blacklisted'
+    if len(found & lists['soft_words']) >= self.soft:
+      return 'soft_blacklisted'
+    plain = _NOT_IN_WORDS.sub('', url).lower()
+    if any(part in plain for part in lists['subwords']):
+      return 'blacklisted_subword'
+    return None
+
+  def _parents(self, host: str) -> list[str]:
+    labels = host.split('.')
+    parents = ['.'.join(labels[i:]) for i in range(1, len(labels))]
+    if not self.parity:
+      return parents if len(labels) > 2 else [host]
+    import tld  # comes with trafilatura; carries the list of public suffixes
+    found = tld.get_tld(f'http://{host}', fail_silently=True, as_object=True, search_private=False)
+    return [found.fld] if found else []
+
+
+def _host(url: str) -> str:
+  try:
+    return (urllib.parse.urlsplit(url).hostname or '').rstrip('.')
+  except ValueError:   # brackets that hold no IPv6 address
+    return ''
+
+
+# --- repetition, quality, boilerplate, lines -------------------------------------------------
 
 
 def gopher_repetition(
@@ -167,32 +314,50 @@ def gopher_repetition(
 ) -> str | None:
   """Repeated paragraphs, lines and n-grams, as shares of their number or of the text's characters.
 
-  `top` bounds the most common 2-, 3- and 4-gram, `duplicated` the repeated 5- to 10-grams.
+  `top` bounds the most common 2-, 3- and 4-gram, `duplicated` the repeated 5- to 10-grams. A bound
+  of 0 on paragraphs or lines switches that rule off.
   """
   text = doc.text
   if not text:
     return 'empty'
-  stripped = text.strip()
   for name, parts, max_share, max_chars in (
-    ('para', re.split(r'\n{2,}', stripped), paragraphs, paragraph_chars),
-    ('line', re.split(r'\n+', stripped), lines, line_chars),
+    ('para', _split_paragraphs(text.strip()), paragraphs, paragraph_chars),
+    ('line', _split_lines(text), lines, line_chars),
   ):
     number, characters = duplicates(parts)
-    if number > max_share * len(parts):
+    if max_share and number / len(parts) > max_share:
       return f'dup_{name}_frac'
-    if characters > max_chars * len(text):
+    if max_chars and characters / len(text) > max_chars:
       return f'dup_{name}_char_frac'
-  ngrams = stats(text).ngrams
+  ngrams = stats(text, doc.language).ngrams
   for n, share in enumerate(top, start=2):
-    if ngrams.top(n) > share * len(text):
+    if ngrams.top_exceeds(n, share * len(text)):
       return f'top_{n}_gram'
   # Nearly all documents end here: too little is covered for any n to be above its bound.
-  if ngrams.covered(5) <= min(duplicated) * len(text):
+  if not ngrams.covers(5, min(duplicated) * len(text)):
     return None
   for n, share in enumerate(duplicated, start=5):
-    if ngrams.duplicated(n) > share * len(text):
+    if ngrams.duplicated(n) / len(text) > share:
       return f'duplicated_{n}_n_grams'
   return None
+
+
+def _split_paragraphs(text: str) -> list[str]:
+  return re.split(r'\n{2,}', text) if '\n\n' in text else [text]
+
+
+def _split_lines(text: str) -> list[str]:
+  return re.split(r'\n+', text) if '\n\n' in text else text.split('\n')
+
+
+# Gopher's eight English words; the most common words of the other languages, from FineWeb-2.
+STOP_WORDS: Mapping[str, frozenset[str]] = {k: frozenset(line.split()) for k, line in {
+  'en': 'the be to of and that have with',
+  'fr': "de la le et à en l' des du les est d' un une il dans par au",
+  'de': 'der und die in von im den des mit das er dem als wurde für',
+  'es': 'de la en el y a que del los se por un con una las su',
+  'it': "di e il la in a del che è della un per nel l' con da i una",
+  'pt': 'de a e o em do da que um no uma com para na é foi'}.items()}
 
 
 def gopher_quality(
@@ -202,10 +367,11 @@ def gopher_quality(
 ) -> str | None:
   """Number and length of words, shares of symbols, bullets, ellipses and words with letters.
 
-  Stop words are English ones, so that rule waits for documents in English (or of unknown language).
+  `stop_words` different ones of the document's language must occur (English if the language is
+  unknown; a language without a list has no such rule).
   """
-  text, s = doc.text, stats(doc.text)
-  tokens, (number, mean) = len(s.tokens), s.word_stats
+  text, s = doc.text, stats(doc.text, doc.language)
+  tokens, (number, mean) = len(s.numbers), s.word_stats
   if number < min_words:
     return 'gopher_short_doc'
   if number > max_words:
@@ -214,19 +380,22 @@ def gopher_quality(
     return 'gopher_below_avg_threshold'
   if mean > word_length[1]:
     return 'gopher_above_avg_threshold'
-  if text.count('#') > symbols * tokens:
+  if text.count('#') / tokens > symbols:
     return 'gopher_too_many_hashes'
-  if text.count('...') + text.count('…') > symbols * tokens:
+  ellipsis = text.count('...') + text.count('…')
+  if ellipsis / tokens > symbols:
     return 'gopher_too_many_ellipsis'
   lines = text.splitlines()
-  if sum(line.lstrip().startswith(('•', '-')) for line in lines) > bullets * len(lines):
+  if sum(line.lstrip().startswith(('•', '-')) for line in lines) / len(lines) > bullets:
     return 'gopher_too_many_bullets'
-  if sum(line.rstrip().endswith(('...', '…')) for line in lines) > ellipses * len(lines):
+  if ellipsis and (
+      sum(line.rstrip().endswith(('...', '…')) for line in lines) / len(lines) > ellipses):
     return 'gopher_too_many_end_ellipsis'
   # Of all tokens, punctuation too: the rule that drops most.
-  if s.alphabetic < alphabetic * tokens:
+  if s.alphabetic / tokens < alphabetic:
     return 'gopher_below_alpha_threshold'
-  if doc.language in ('', 'en') and len(STOP_WORDS & s.counts.keys()) < stop_words:
+  known = STOP_WORDS.get(doc.language or 'en')
+  if known and s.distinct(known) < stop_words:
     return 'gopher_enough_stop_words'
   return None
 
@@ -235,27 +404,33 @@ def c4(doc: Document, *, min_sentences: int = 5) -> str | None:
   """Drops boilerplate lines and citation marks from the text, and documents that are code, filler
   or too short after it. C4's rule that lines end in punctuation is off, as in FineWeb.
   """
-  kept, sentences = [], 0
+  whole = doc.text.lower()
+  filler, braces, citations = 'lorem ipsum' in whole, '{' in whole, '[' in whole
+  marks = [mark for mark in ('javascript', *POLICY_LINES) if mark in whole]
+  kept = []
   for line in doc.text.splitlines():
     line = line.strip()
     if len(line) > 1000 and any(len(word) > 1000 for word in line.split()):
       continue
-    tidy = CITATION.sub('', line) if '[' in line else line
+    tidy = CITATION.sub('', line) if citations and '[' in line else line
     if len(line.split(maxsplit=2)) < 3:
       continue
-    lower = tidy.lower()
-    if 'lorem ipsum' in lower:
-      return 'lorem_ipsum'
-    if 'javascript' in lower:
-      continue
-    if '{' in tidy:
-      return 'curly_bracket'
-    if any(mark in lower for mark in POLICY_LINES):
-      continue
+    if filler or braces or marks:
+      lower = tidy.lower()
+      if 'lorem ipsum' in lower:
+        return 'lorem_ipsum'
+      if 'javascript' in lower:
+        continue
+      if '{' in tidy:
+        return 'curly_bracket'
+      if any(mark in lower for mark in marks):
+        continue
     kept.append(tidy)
-    sentences += len(SENTENCE_END.findall(tidy)) + 1
-  if sentences < min_sentences:
-    return 'too_few_sentences'
+  # A line has at least one sentence: most documents need no look at them.
+  if len(kept) < min_sentences:
+    sentences = sum(words.count_sentences(line, doc.language) for line in kept)
+    if sentences < min_sentences:
+      return 'too_few_sentences'
   doc.text = '\n'.join(kept).strip()
   return None
 
@@ -265,20 +440,64 @@ def fineweb(
   repeated_chars: float = .01, newlines: float = .3,
 ) -> str | None:
   """FineWeb's own rules: lists, menus and repeated lines."""
-  text, lines = doc.text, stats(doc.text).lines
+  text = doc.text
+  lines = stats(text, doc.language).lines
   if not lines:
     return 'empty'
-  if sum(line.endswith(TERMINAL) for line in lines) < line_punctuation * len(lines):
+  if sum(line.endswith(TERMINAL) for line in lines) / len(lines) < line_punctuation:
     return 'line_punct_ratio'
-  if sum(len(line) <= short_line for line in lines) > short_lines * len(lines):
+  if sum(len(line) <= short_line for line in lines) / len(lines) > short_lines:
     return 'short_line_ratio'
-  if duplicates(lines)[1] > repeated_chars * len(text.replace('\n', '')):
-    return 'char_dup_ratio'
   breaks = text.count('\n')
+  if duplicates(lines)[1] / (len(text) - breaks) > repeated_chars:
+    return 'char_dup_ratio'
   # There are at least as many tokens as strings between spaces: most documents need no tokens here.
-  if breaks > newlines * len(text.split()) and breaks > newlines * len(stats(text).tokens):
+  if breaks / len(text.split()) > newlines and (
+      breaks / len(stats(text, doc.language).numbers) > newlines):
     return 'list_ratio'
   return None
+
+
+# --- FineWeb-2 -------------------------------------------------------------------------------
+
+# Bounds by language: huggingface/fineweb-2, configs/*_Latn.yml at d0defb2. `language` is a score of
+# GlotLID's, not of our detector's (text.LANGUAGE_THRESHOLDS).
+FINEWEB2_TABLES: Mapping[str, Mapping] = {
+  'fr': dict(language=.824, line_punctuation=.100, newlines=.185, lines=.264, word_length=(2, 11),
+             alphabetic=.812, top=(.161, .149, .134),
+             duplicated=(.150, .141, .131, .121, .111, .100)),
+  'de': dict(language=.821, line_punctuation=.000, newlines=.152, lines=.263, word_length=(0, 15),
+             alphabetic=.774, top=(.169, .153, .137),
+             duplicated=(.141, .134, .126, .117, .108, .098)),
+  'es': dict(language=.840, line_punctuation=.182, newlines=.138, lines=.252, word_length=(3, 14),
+             alphabetic=.825, top=(.156, .140, .125),
+             duplicated=(.145, .136, .127, .117, .108, .099)),
+  'it': dict(language=.817, line_punctuation=.025, newlines=.200, lines=.246, word_length=(3, 21),
+             alphabetic=.807, top=(.198, .156, .133),
+             duplicated=(.144, .136, .127, .118, .109, .100)),
+  'pt': dict(language=.799, line_punctuation=.077, newlines=.186, lines=.287, word_length=(3, 13),
+             alphabetic=.814, top=(.371, .191, .163),
+             duplicated=(.163, .153, .141, .130, .119, .108)),
+}
+
+
+def fineweb2(doc: Document) -> str | None:
+  """FineWeb-2: repetition, lines, then quality, with bounds by language, and no C4. English, which
+  FineWeb-2 leaves to FineWeb, goes through FineWeb's rules; other languages have no bounds."""
+  if doc.language in ('', 'en'):
+    return first_reason(doc, WEB)
+  table = FINEWEB2_TABLES.get(doc.language)
+  if table is None:
+    return 'no_filter_table'
+  return (
+    gopher_repetition(doc, paragraphs=0, paragraph_chars=0, line_chars=0, lines=table['lines'],
+                      top=table['top'], duplicated=table['duplicated'])
+    or fineweb(doc, line_punctuation=table['line_punctuation'], short_lines=999,
+               repeated_chars=.1, newlines=table['newlines'])
+    or gopher_quality(doc, word_length=table['word_length'], alphabetic=table['alphabetic']))
+
+
+# --- other kinds of text ---------------------------------------------------------------------
 
 
 def garbage(
@@ -298,14 +517,14 @@ def garbage(
     return 'broken_characters'
   if len(ALPHABETIC.findall(text)) < letters * visible:
     return 'few_letters'
-  if not word_length[0] <= stats(text).word_stats[1] <= word_length[1]:
+  if not word_length[0] <= stats(text, doc.language).word_stats[1] <= word_length[1]:
     return 'word_length'
   return None
 
 
 def length(doc: Document, *, min_words: int = 50) -> str | None:
   """At least `min_words` words; no upper bound, long PDFs are the best ones."""
-  return 'short' if stats(doc.text).word_stats[0] < min_words else None
+  return 'short' if stats(doc.text, doc.language).word_stats[0] < min_words else None
 
 
 # Software documentation, by the same rules with looser bounds: it is honest text of another shape.
@@ -331,13 +550,15 @@ def docs_lines(doc: Document) -> str | None:
 
 
 WEB: tuple[Rule, ...] = (gopher_repetition, gopher_quality, c4, fineweb)
+FINEWEB2: tuple[Rule, ...] = (fineweb2,)
 # No C4: braces and "javascript" are what this text is about.
 DOCS: tuple[Rule, ...] = (docs_repetition, docs_quality, docs_lines)
 # No line rules: the lines of a PDF are the printer's.
 PDF: tuple[Rule, ...] = (length, garbage, gopher_repetition)
 
-PROFILES: dict[str, tuple[Rule, ...]] = {'fineweb': WEB, 'docs': DOCS, 'pdf': PDF, 'none': ()}
-RULES: dict[str, Rule] = {rule.__name__: rule for rule in (*WEB, *DOCS, *PDF)}
+PROFILES: dict[str, tuple[Rule, ...]] = {
+  'fineweb': WEB, 'fineweb2': FINEWEB2, 'docs': DOCS, 'pdf': PDF, 'none': ()}
+RULES: dict[str, Rule] = {rule.__name__: rule for rule in (*WEB, *FINEWEB2, *DOCS, *PDF)}
 
 
 def profile(filters: str | Sequence[str]) -> tuple[Rule, ...]:

@@ -1,4 +1,4 @@
-"""What every stage needs to know about text: its language, its words, a clean form, PII.
+"""What every stage needs to know about text: its language, a clean form, PII.
 
 All functions are pure and take time linear in the length of the text, whatever the text: web
 pages are hostile input.
@@ -41,26 +41,6 @@ def detect_language(text: str) -> list[tuple[str, float]]:
   labels, scores = _language_model().predict(line, k=-1, threshold=0.01)
   return [(label.removeprefix('__label__'), min(float(score), 1.0))
           for label, score in zip(labels, scores, strict=True)]
-
-
-# --- words -----------------------------------------------------------------------------------
-
-_WORD = re.compile(
-  r'(?:[A-Za-z]\.){2,}'  # U.S., a.m.
-  r'|(?:Mr|Mrs|Ms|Dr|St|Jr|Gov|Rep|Sen|Gen|Inc|Jan|Feb|Aug|Sept?|Oct|Nov|Dec|vs)\.'
-  r"|@?\w+(?:\.(?!(?<=[a-z]\.)[A-Z])\w+|(?<=\d)[–,:/](?=\d)\w+)*"  # word, os.path, 3.14, 10:45, 2–3
-  r"|['’]\w+"  # the tail of a contraction or a genitive: it|'s
-  r'|\.{2,}|[-|]{2,}'  # an ellipsis, a dash or a table's rule is one sign
-  r'|[^\w\s]')  # any other sign by itself
-
-
-def words(text: str) -> list[str]:
-  """Words, numbers and punctuation signs, in order.
-
-  A regular expression that follows spaCy's blank English tokenizer, the one FineWeb's rules were
-  tuned with, closely enough for its statistics, some fifty times faster.
-  """
-  return _WORD.findall(text)
 
 
 # --- a clean form ----------------------------------------------------------------------------

@@ -32,27 +32,6 @@ def test_language_of_many_lines_and_of_none():
   assert text.detect_language(' 12 — 34\n') == text.detect_language('') == []
 
 
-@pytest.mark.parametrize(('sentence', 'count'), [  # counts of spaCy 3.8's blank English tokenizer
-  ('The U.S. economy grew 3.14% in 2023, Mr. Smith said.', 13),
-  ("It's 10:45 a.m. and they don't know -- really...", 12),
-  ('Well-known in the U.K. (see www.example.com, @user or page 5), e.g. Dr. No... 10/12!', 22),
-  ('Price: $1,000; ages 2–3. “Quoted,” he said!', 15),
-])
-def test_as_many_words_as_spacy(sentence, count):
-  assert len(text.words(sentence)) == count
-
-
-def test_words():
-  assert text.words("Don't e-mail U.S. os.path 3.14!") == [
-    'Don', "'t", 'e', '-', 'mail', 'U.S.', 'os.path', '3.14', '!']
-  assert text.words('end.Start naïve…') == ['end', '.', 'Start', 'naïve', '…']
-
-
-@hypothesis.given(st.text())
-def test_words_lose_nothing_but_space(value):
-  assert ''.join(text.words(value)) == ''.join(value.split())
-
-
 @pytest.mark.parametrize(('value', 'clean'), [
   ('a\r\nb\rc\u2028d', 'a\nb\nc\nd'),
   ('a\xa0b\u2009c \t\nd', 'a b c\nd'),
@@ -126,7 +105,7 @@ def seconds(function, value):
 
 @pytest.mark.parametrize('unit', ['a.', 'a@', 'x@a-', '@', 'a@a.', '1.', '1.1.1.1.', ' ', ' \n',
                                   '\u2003', "'", 'â€', '-|', 'U.', 'x@' + 'a-' * 200])
-@pytest.mark.parametrize('function', [text.replace_pii, text.normalize, text.words])
+@pytest.mark.parametrize('function', [text.replace_pii, text.normalize])
 def test_time_is_linear(function, unit):
   # Eight times the text: 8 for linear time, 64 for quadratic.
   small, large = (unit * (n // len(unit)) for n in (10_000, 80_000))

@@ -184,13 +184,13 @@ def test_help_is_for_people(capsys):
     web.main(['--help'])
   text = ' '.join(capsys.readouterr().out.split())
   assert exit_.value.code == 0
-  for words in ('web archives', '--languages CODES', '--limit N', 'fineweb, docs, pdf, none'):
+  for words in ('web archives', '--languages CODES', '--limit N', 'fineweb, fineweb2, docs'):
     assert words in text
 
 
 @pytest.mark.parametrize(('flags', 'message'), [
   (['--input=nowhere/*.warc.gz'], 'no file matches nowhere/*.warc.gz'),
-  (['--filters=finweb'], "unknown filter 'finweb': choose a profile (fineweb, docs, pdf, none)"),
+  (['--filters=finweb'], "unknown filter 'finweb': choose a profile (fineweb, fineweb2, docs"),
   (['--limit=0'], 'limit is 0'),
   (['--name=a/b'], "'a/b' cannot be the name of a corpus"),
   (['--runer=DirectRunner'], "unknown flag '--runer=DirectRunner'"),
