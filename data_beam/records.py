@@ -344,13 +344,13 @@ def funnel(kept: Mapping[Any, int], rejects: Mapping[Any, int], stages: Sequence
   for stage in reversed(stages):
     dropped = {key[2]: n for key, n in rejects.items()
                if key[:2] == ('dropped', stage) and len(key) == 3}
-    words = {reason: rejects.get(('dropped', stage, reason, 'words'), 0) for reason in dropped}
+    dropped = dict(sorted(dropped.items(), key=lambda kv: (-kv[1], kv[0])))
     documents_in = documents + sum(dropped.values())
     rows.append({
       'stage': stage, 'documents_in': documents_in, 'documents_out': documents,
       **{f'{unit}_out': n for unit, n in amounts.items()},
-      'dropped': dict(sorted(dropped.items(), key=lambda kv: (-kv[1], kv[0]))),
-      'dropped_words': words,
+      'dropped': dropped,
+      'dropped_words': {r: rejects.get(('dropped', stage, r, 'words'), 0) for r in dropped},
     })
     documents = documents_in
     for unit in amounts:
@@ -553,6 +553,72 @@ def read_corpus(path: str, split: str = 'train') -> Iterator[dict[str, Any]]:
   if not sum(n for _, n in shards):
     raise CorpusError(f'the split {split!r} of the corpus at {manifest["path"]!r} is empty')
   return (row for file, n in shards for row in read_shard(file, n, manifest['kind']))
+
+
+class Finder:
+  """Records of a finished corpus by their id or number, without reading the others.
+
+  An id's shard is its hash and a shard is sorted by id, so that a search reads about log2(n)
+  records of one shard. (A shard that is not local is copied once.)
+  """
+
+  def __init__(self, path: str, split: str = 'train'):
+    """Opens the corpus; raises CorpusError as read_corpus does."""
+    self.manifest = read_manifest(path)
+    self.shards = list_shards(self.manifest, split)
+    self._files = contextlib.ExitStack()
+    self._readers: dict[int, Any] = {}
+
+  def __enter__(self) -> 'Finder':
+    return self
+
+  def __exit__(self, *_) -> None:
+    for reader in self._readers.values():
+      reader.close()
+    self._files.close()
+
+  def find(self, id: str) -> list[tuple[int, dict[str, Any]]]:
+    """(number in the corpus, record) of all records with this id; a record may occur twice."""
+    if not self.shards:
+      return []
+    shard = stable_hash(id) % len(self.shards)
+    low, high = 0, self.shards[shard][1]
+    while low < high:
+      middle = (low + high) // 2
+      if self._read(shard, middle)['id'] < id:
+        low = middle + 1
+      else:
+        high = middle
+    before, found = sum(n for _, n in self.shards[:shard]), []
+    while low < self.shards[shard][1] and (row := self._read(shard, low))['id'] == id:
+      found.append((before + low, row))
+      low += 1
+    return found
+
+  def read(self, number: int) -> dict[str, Any]:
+    """The record with this number, counted over all shards."""
+    for shard, (_, size) in enumerate(self.shards):
+      if number < size:
+        return self._read(shard, number)
+      number -= size
+    raise IndexError(f'the corpus at {self.manifest["path"]!r} has no such record')
+
+  def place(self, number: int) -> tuple[str, int]:
+    """(shard's file, place in it) of a record number."""
+    for path, size in self.shards:
+      if number < size:
+        return os.path.basename(path), number
+      number -= size
+    raise IndexError(f'the corpus at {self.manifest["path"]!r} has no such record')
+
+  def _read(self, shard: int, place: int) -> dict[str, Any]:
+    if shard not in self._readers:
+      path, size = self.shards[shard]
+      reader = array_record.ArrayRecordReader(self._files.enter_context(local_copy(path)))
+      if not reader.ok() or reader.num_records() != size:
+        raise CorpusError(f'{path} is missing or damaged, make the corpus again')
+      self._readers[shard] = reader
+    return decode(self.manifest['kind'], self._readers[shard].read([place])[0])
 
 
 def check_not_empty(manifest: Mapping[str, Any]) -> None:

@@ -42,6 +42,7 @@ COMMANDS = [
   'experiments.generate',
   'experiments.report',
   'experiments.architecture',
+  'experiments.lineage',
   'experiments.selfdocs',
   'data_beam.web',
   'data_beam.pdf',

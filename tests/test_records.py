@@ -216,3 +216,19 @@ def test_direct_runner_means_the_in_process_runner(caplog, monkeypatch):
 def test_a_misspelt_flag_is_refused():
   with pytest.raises(ValueError, match='--direct_num_worker=2'):
     records.pipeline_options(['--direct_num_worker=2'])
+
+
+def test_records_are_found_by_id_and_number(output):
+  rows = list(records.read_corpus(str(output / 'web')))
+  with records.Finder(str(output / 'web')) as finder:
+    for number, row in enumerate(rows):
+      assert finder.read(number)['id'] == row['id']
+      ((found, record),) = finder.find(row['id'])
+      assert (found, record['text']) == (number, row['text'])
+      file, place = finder.place(number)
+      shard = next(s for s in finder.shards if s[0].endswith(file))
+      assert list(records.read_shard(*shard, 'curated'))[place]['id'] == row['id']
+    for id_ in ('<urn:0>', '', '<urn:99>', 'zzz', '\ud800'):  # the first is among the rejects
+      assert finder.find(id_) == []
+    with pytest.raises(IndexError):
+      finder.read(len(rows))
