@@ -1,0 +1,145 @@
+"""A GGUF file in the runtime (llama.cpp by llama-cpp-python), measured in a process of its own.
+
+  python -m experiments.benchmarks.gguf_runtime FILE.gguf '{"window": 512, "threads": 2}'
+
+Prints one JSON line; `gguf_formats` runs it once per format. It imports neither jax nor smoljax,
+so that the peak of its memory is the runtime's. Needs llama-cpp-python (not in requirements.txt:
+it compiles llama.cpp).
+"""
+
+import json
+import logging
+import math
+import os
+import resource
+import sys
+import time
+
+import llama_cpp as llama
+import numpy as np
+
+logging.getLogger('llama-cpp-python').setLevel(logging.CRITICAL)
+
+
+class Runtime:
+  """An open model. Token ids in, fp32 logits out.
+
+  Args:
+    path: a GGUF file.
+    window: tokens that fit the KV cache.
+    threads: of the CPU.
+    exact: an fp32 KV cache and plain attention, where the runtime's defaults are fp16 and its
+      flash attention; for comparing logits.
+  """
+
+  def __init__(self, path: str, *, window: int, threads: int = 0, exact: bool = False):
+    settings = llama.llama_model_default_params()
+    settings.n_gpu_layers = 0
+    self.model = llama.llama_model_load_from_file(path.encode(), settings)
+    if not self.model:
+      raise ValueError(f'the runtime cannot open {path}')
+    self.vocab = llama.llama_model_get_vocab(self.model)
+    self.vocab_size = llama.llama_vocab_n_tokens(self.vocab)
+    settings = llama.llama_context_default_params()
+    settings.n_ctx = settings.n_batch = settings.n_ubatch = window
+    settings.n_threads = settings.n_threads_batch = threads or os.cpu_count()
+    if exact:
+      settings.type_k = settings.type_v = llama.GGML_TYPE_F32
+      settings.flash_attn_type = llama.LLAMA_FLASH_ATTN_TYPE_DISABLED
+    self.context = llama.llama_init_from_model(self.model, settings)
+    self.batch = llama.llama_batch_init(window, 0, 1)
+    self.used = 0
+
+  def close(self) -> None:
+    llama.llama_batch_free(self.batch)
+    llama.llama_free(self.context)
+    llama.llama_model_free(self.model)
+
+  def start(self) -> None:
+    """Forgets all tokens."""
+    llama.llama_memory_clear(llama.llama_get_memory(self.context), True)
+    self.used = 0
+
+  def feed(self, ids, *, every: bool = False) -> np.ndarray:
+    """Appends tokens; fp32 logits [n, V] after each of them if `every`, else [1, V] of the last."""
+    batch = self.batch
+    batch.n_tokens = len(ids)
+    for i, token in enumerate(ids):
+      batch.token[i], batch.pos[i] = int(token), self.used + i
+      batch.n_seq_id[i], batch.seq_id[i][0] = 1, 0
+      batch.logits[i] = every or i == len(ids) - 1
+    if llama.llama_decode(self.context, batch):
+      raise ValueError(f'the runtime refused {len(ids)} tokens after {self.used}')
+    self.used += len(ids)
+    rows = len(ids) if every else 1
+    logits = llama.llama_get_logits(self.context)
+    return np.ctypeslib.as_array(logits, (rows, self.vocab_size)).copy()
+
+  def tokenize(self, text: str, *, special: bool = False) -> list[int]:
+    """Ids of `text`; with `special`, BOS and EOS are added where the file says so."""
+    data = text.encode()
+    ids = (llama.llama_token * (len(data) + 3))()
+    n = llama.llama_tokenize(self.vocab, data, len(data), ids, len(ids), special, False)
+    return list(ids[:n])
+
+
+def nats_per_token(runtime: Runtime, windows: list) -> float:
+  """Mean negative log-likelihood of each window's tokens but the first, given those before."""
+  total = count = 0
+  for ids in windows:
+    runtime.start()
+    logits = runtime.feed(ids, every=True)[:-1].astype(np.float64)
+    logits -= logits.max(-1, keepdims=True)
+    chosen = np.take_along_axis(logits, np.asarray(ids[1:])[:, None], 1)[:, 0]
+    total += float((np.log(np.exp(logits).sum(-1)) - chosen).sum())
+    count += len(ids) - 1
+  return total / count
+
+
+def speed(runtime: Runtime, window: int, new_tokens: int, repeats: int = 3) -> dict[str, float]:
+  """Tokens per second of reading `window` tokens at once, and of writing one by one after 32."""
+  ids = np.random.default_rng(0).integers(0, runtime.vocab_size, window)
+  prompt, generation = [], []
+  for i in range(repeats + 1):
+    runtime.start()
+    began = time.perf_counter()
+    runtime.feed(ids)
+    read = time.perf_counter() - began
+    runtime.start()
+    runtime.feed(ids[:32])
+    began = time.perf_counter()
+    for token in ids[32 : 32 + new_tokens]:
+      runtime.feed([token])
+    wrote = time.perf_counter() - began
+    if i:  # the first warms up
+      prompt.append(window / read)
+      generation.append(new_tokens / wrote)
+  return {'prompt_tokens_per_sec': float(np.median(prompt)),
+          'generated_tokens_per_sec': float(np.median(generation))}
+
+
+def main(argv: list[str]) -> None:
+  path, settings = argv[1], json.loads(argv[2])
+  window = settings['window']
+  empty = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+  runtime = Runtime(path, window=window, threads=settings.get('threads', 0))
+  result = {'file_mb': os.path.getsize(path) / 1e6}
+  result |= speed(runtime, window, min(window - 32, settings.get('new_tokens', 64)))
+  # Before the perplexity, whose logits at every place no user holds.
+  result['peak_rss_mb'] = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024 / 1e6
+  result['python_rss_mb'] = empty * 1024 / 1e6
+  if settings.get('text'):
+    with open(settings['text'], encoding='utf-8') as f:
+      ids = runtime.tokenize(f.read())
+    bos = runtime.tokenize('', special=True)
+    step = window - len(bos)
+    ids = ids[: settings['max_tokens']]
+    windows = [bos + ids[i : i + step] for i in range(0, len(ids) - 1, step)]
+    result['tokens'] = len(ids)
+    result['nats_per_token'] = nats_per_token(runtime, windows)
+    result['perplexity'] = math.exp(result['nats_per_token'])
+  print(json.dumps(result))
+
+
+if __name__ == '__main__':
+  main(sys.argv)
