@@ -176,8 +176,9 @@ def kv_bytes(config: Any, context: int) -> float:
 
   A windowed layer needs to keep its window only.
   """
-  each = 2 * config.num_kv_heads * config.head_dim * (2 if config.dtype == 'bfloat16' else 4)
-  return sum(each * min(w or context, context) / context for w in config.windows)
+  from smoljax import memory
+
+  return memory.kv_cache_per_row(config, context) / context
 
 
 # --- Steps ---------------------------------------------------------------------------------------

@@ -41,6 +41,7 @@ COMMANDS = [
   'experiments.export',
   'experiments.generate',
   'experiments.report',
+  'experiments.shapes',
   'experiments.architecture',
   'experiments.lineage',
   'experiments.selfdocs',
