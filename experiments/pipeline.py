@@ -177,9 +177,10 @@ def _export(output: str, inputs: Mapping[str, str], *, c: Any) -> dict:
 
 
 def _report(output: str, _: Mapping[str, str], *, workdir: str) -> dict:
+  from data_beam import spans
   from smoljax import report
 
-  report.write(workdir, os.path.join(output, 'report'))
+  report.write(workdir, os.path.join(output, 'report'), spans.find)
   return {}
 
 

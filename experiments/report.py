@@ -1,6 +1,7 @@
 """Writes the report of a run again, from the files in its workdir.
 
   python -m experiments.report --workdir=runs/quickstart
+  python -m experiments.report --workdir=corpora     # curated corpora alone: what data_beam wrote
 
 `experiments.run` writes the same page as its last step; this is for runs that were stopped before,
 or moved, or evaluated again since. Nothing is trained or computed: open the page it names in any
@@ -11,9 +12,11 @@ import sys
 
 from absl import app, flags, logging
 
+from data_beam import spans
 from smoljax import report
 
-_WORKDIR = flags.DEFINE_string('workdir', None, 'Directory of the run (experiments.run --workdir).')
+_WORKDIR = flags.DEFINE_string(
+  'workdir', None, 'Directory of a run (experiments.run --workdir), or of corpora.')
 _OUTPUT = flags.DEFINE_string(
   'output', None, 'Where index.html and the CSV files go; WORKDIR/report if not given.')
 
@@ -25,7 +28,7 @@ def main(argv: list[str]) -> None:
       raise ValueError(f'unknown argument {argv[1]!r}: flags look like --workdir=DIR')
     if not _WORKDIR.value:
       raise ValueError('which run? Give --workdir=DIR')
-    page = report.write(_WORKDIR.value, _OUTPUT.value)
+    page = report.write(_WORKDIR.value, _OUTPUT.value, spans.find)
   except (OSError, ValueError) as e:
     print(f'error: {e}', file=sys.stderr)
     sys.exit(2)

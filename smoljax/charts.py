@@ -395,6 +395,7 @@ table.events td:nth-child(3) { overflow-wrap: anywhere; width: 55%; }
 blockquote { margin: 0 0 .7rem; padding: .7rem .9rem; background: var(--wash); border-radius: 6px;
   font-size: .9rem; line-height: 1.5; white-space: pre-line; overflow: hidden;
   overflow-wrap: anywhere; break-inside: avoid; }
+mark { background: var(--lost); color: inherit; border-radius: 3px; padding: 0 .15em; }
 cite { display: block; font-style: normal; color: var(--muted); font-size: .8rem;
   margin-top: .3rem; }
 .sample { font-family: Georgia, "Liberation Serif", serif; font-size: 1rem; }
@@ -409,7 +410,7 @@ summary { cursor: pointer; color: var(--muted); font-size: .9rem; }
 .reject summary b { font-weight: 600; color: var(--ink); }
 .reject summary small { font-size: .84rem; font-variant-numeric: tabular-nums; }
 .reject[open] summary span { visibility: hidden; }
-.reject blockquote { margin-left: 1.4rem; }
+.reject .grid { gap: 0 .8rem; margin-left: 1.4rem; }
 .question { margin: 1.2rem 0; padding: 1rem 1.2rem; background: var(--wash); border-radius: 6px;
   font-size: .92rem; break-inside: avoid; overflow-wrap: anywhere; }
 .question p { margin: .3rem 0 .6rem; }

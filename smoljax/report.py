@@ -2,12 +2,11 @@
 
 Reads files only: config.json, summary.json, metrics.jsonl, events.jsonl, evals/, samples.json,
 checkpoints/, export/ and the corpora with their manifests. What is missing is named on the page;
-only a run without metrics has no page. The page loads nothing: no script, no font, no image.
-Everything that comes from data is escaped, and control and bidirectional characters are removed
-first, so that no document can speak in the page's own voice.
+only a directory with neither metrics nor a corpus has no page. The page loads nothing: no script,
+no font, no image. Everything that comes from data is escaped, and control and bidirectional
+characters are removed first, so that no document can speak in the page's own voice.
 """
 
-import collections
 import csv
 import dataclasses
 import io
@@ -16,11 +15,10 @@ import os
 import pathlib
 import re
 import statistics
-import urllib.parse
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Iterable, Sequence
 from typing import Any
 
-from smoljax import charts
+from smoljax import charts, corpus_page
 from smoljax.charts import (
   Series,
   clean,
@@ -38,9 +36,9 @@ from smoljax.charts import (
   table,
   text,
 )
+from smoljax.corpus_page import Csv
 
-SAMPLE = 4000  # documents read from a corpus for examples, lengths and domains
-EXAMPLES = 3  # shown of each kind
+EXAMPLES = 3  # questions shown of each task
 
 _SECRET = re.compile(r'secret|passw|authorization|api_?key|(hf|access|auth|wandb)_?token', re.I)
 
@@ -65,16 +63,6 @@ def get(tree: object, *keys: str) -> Any:
 
 
 @dataclasses.dataclass
-class Corpus:
-  """A curated corpus: its manifest and a sample of its records, kept and rejected."""
-
-  name: str
-  manifest: dict
-  kept: list[dict]
-  rejects: list[dict]
-
-
-@dataclasses.dataclass
 class Run:
   """Everything a workdir says; absent files leave their empty value."""
 
@@ -85,9 +73,10 @@ class Run:
   events: list[dict]
   evals: dict
   samples: list[dict]
-  corpora: list[Corpus]
+  corpora: list[corpus_page.Corpus]
   tokenised: list[dict]  # manifests
   notes: list[str]  # what could not be read
+  locate: corpus_page.Locate | None = None  # where in a dropped document its reason shows
 
   def points(self, key: str) -> list[tuple[float, float]]:
     return [(r['step'], r[key]) for r in self.metrics if isinstance(r.get(key), int | float)]
@@ -108,17 +97,6 @@ class Run:
         else:
           out.append((stage, out[-1][2] if out else row['step'], row['step']))
     return out
-
-
-def sample_records(path: pathlib.Path, limit: int = SAMPLE) -> list[dict]:
-  """Up to `limit` evenly spaced records of a TFDS directory. Raises what TFDS raises."""
-  import tensorflow_datasets as tfds  # here: pages without corpora need not wait for it
-
-  source = tfds.builder_from_directory(str(path)).as_data_source('train')
-  total = len(source)
-  picks = range(total) if total <= limit else [i * total // limit for i in range(limit)]
-  found = source.__getitems__(picks) if total else []
-  return [{k: clean(v) if isinstance(v, bytes) else v for k, v in r.items()} for r in found]
 
 
 def load(workdir: str) -> Run:
@@ -158,18 +136,6 @@ def load(workdir: str) -> Run:
   for row in rows('metrics.jsonl'):  # a step done again after a resume overwrites the first try
     if number(row.get('step')):
       by_step.setdefault(row['step'], {}).update(row)
-  if not by_step:
-    state = 'is empty' if (root / 'metrics.jsonl').exists() else 'does not exist'
-    raise ValueError(f'nothing to report in {workdir}: metrics.jsonl {state}; train first: python '
-                     f'-m experiments.run --config=configs/quickstart.py --workdir={workdir}')
-
-  def records(path: pathlib.Path) -> list[dict]:
-    try:
-      return sample_records(path)
-    except Exception as e:  # a damaged corpus must not hide the rest of the run
-      notes.append(f'corpus {path.parent.name} could not be sampled: {str(e).splitlines()[0]}')
-      return []
-
   corpora, tokenised, seen = [], [], set()
   apart = ('checkpoints', 'steps', 'evals', 'export', 'report')
   for top in sorted(p for p in root.iterdir() if p.is_dir() and p.name not in apart):
@@ -187,7 +153,13 @@ def load(workdir: str) -> Run:
         elif manifest.get('kind') == 'curated':
           beside = (p.parent.parent / f'{name}_rejects' / home.name for p in (home, home.resolve()))
           rejects = next((p for p in beside if p.is_dir()), None)
-          corpora.append(Corpus(name, manifest, records(home), records(rejects) if rejects else []))
+          corpora.append(corpus_page.load(home, manifest, rejects, notes.append))
+
+  if not by_step and not corpora:
+    state = 'is empty' if (root / 'metrics.jsonl').exists() else 'does not exist'
+    raise ValueError(f'nothing to report in {workdir}: no curated corpus, and metrics.jsonl '
+                     f'{state}; train first: python -m experiments.run '
+                     f'--config=configs/quickstart.py --workdir={workdir}')
 
   evals = sorted((root / 'evals').glob('*.json'), key=lambda p: (len(p.stem), p.stem))
   return Run(root, read(root / 'config.json', {}), read(root / 'summary.json', {}),
@@ -198,9 +170,6 @@ def load(workdir: str) -> Run:
 
 
 # --- Sections, in the order a person wants them ---------------------------------------------------
-
-Csv = Callable[[str, Sequence[str], Iterable[Sequence]], str]  # stores a table, returns its link
-
 
 def tasks(run: Run) -> dict[str, dict]:
   return {k: v for k, v in (get(run.evals, 'tasks') or {}).items() if isinstance(v, dict)}
@@ -229,7 +198,7 @@ def totals(run: Run) -> dict[str, Any]:
                'kept': c.manifest.get('documents')} for c in run.corpora}
   add = lambda xs: sum(xs) if (xs := [x for x in xs if number(x)]) else None
   tokens = dict(get(run.summary, 'tokens') or {})
-  trained = tokens.pop('trained', run.metrics[-1].get('tokens'))
+  trained = tokens.pop('trained', run.metrics[-1].get('tokens') if run.metrics else None)
   return {'in': add(get(d, 'in') for d in documents.values()),
           'kept': add(get(d, 'kept') for d in documents.values()),
           'tokens': add(tokens.values()), 'trained': trained}
@@ -268,6 +237,17 @@ def headline(run: Run, _: Csv) -> str:
           '</header>')
 
 
+def corpora_headline(run: Run, _: Csv) -> str:
+  total = totals(run)
+  names = join([text(c.name) for c in run.corpora])
+  words = sum(c.manifest.get('words') or 0 for c in run.corpora)
+  share = (f' of {count(total["in"])}, {percent(total["kept"] / total["in"], 0)}'
+           if number(total['kept']) and total['in'] else '')
+  return (f'<header><p class="kicker">smoljax · corpora</p><h1>{count(total["kept"])} documents '
+          f'kept{share}</h1><p class="lede">{names}{f": {compact(words)} words" if words else ""}.'
+          '</p></header>')
+
+
 def flow(run: Run, _: Csv) -> str:
   total = totals(run)
   share = (f'{percent(total["kept"] / total["in"], 0)} of them'
@@ -289,139 +269,6 @@ def flow(run: Run, _: Csv) -> str:
   items = ''.join(f'<li><span>{name}</span><b>{value}</b><small>{note}</small></li>'
                   for name, value, note in boxes)
   return f'<ol class="flow">{items}</ol>'
-
-
-def funnel(c: Corpus, csv: Csv) -> str:
-  stages = [s for s in c.manifest.get('funnel') or [] if isinstance(s, dict)]
-  if not stages:
-    return missing(f'funnel for {text(c.name)}', 'its manifest.json lists no stages')
-  start = stages[0].get('documents_in') or 0
-  kept = stages[-1].get('documents_out') or 0
-  rows, flat = [], []
-  for s in stages:
-    inn, out = s.get('documents_in') or 0, s.get('documents_out') or 0
-    dropped = sorted((s.get('dropped') or {}).items(), key=lambda kv: (-kv[1], kv[0]))
-    flat += [(s.get('stage'), inn, out, s.get('characters_out'), reason, n)
-             for reason, n in dropped or [('', 0)]]
-    whole = max(start, 1)
-    why = ', '.join(f'{text(reason)} <b>{count(n)}</b>' for reason, n in dropped[:10])
-    why += f', and {len(dropped) - 10} more reasons' if len(dropped) > 10 else ''
-    rows.append(
-        f'<tr class="first"><td>{text(s.get("stage"))}</td>'
-        f'<td class="bar">{charts.bar(out / whole, rest=(inn - out) / whole)}</td>'
-        f'<td class="num">{count(out)}</td>'
-        f'<td class="num lost">{f"−{inn - out:,}" if inn > out else ""}</td>'
-        f'<td class="num">{compact(s.get("characters_out"))}</td></tr>'
-        f'<tr><td></td><td colspan="4" class="why">{why}</td></tr>')
-  link = csv(f'funnel_{c.name}', ('stage', 'documents_in', 'documents_out', 'characters_out',
-                                  'reason', 'dropped'), flat)
-  body = ('<div class="wide"><table class="funnel"><tr><th>after</th><th></th>'
-          '<th class="num">documents</th><th class="num lost">dropped</th>'
-          f'<th class="num">characters</th></tr>{"".join(rows)}</table></div>')
-  share = f' ({percent(kept / start, 0)})' if start else ''
-  title = f'{text(c.name)}: {count(start)} documents in, {count(kept)} kept{share}'
-  return figure(title, body, link)
-
-
-def spread(records: list[dict]) -> list[dict]:
-  """A few examples from along the list."""
-  return records[:: max(1, len(records) // EXAMPLES)][:EXAMPLES]
-
-
-def quote(record: dict, limit: int) -> str:
-  where = record.get('url') or record.get('id') or ''
-  words = excerpt(record.get('text', ''), limit) or '(no text)'
-  return f'<blockquote dir="auto">{words}<cite>{excerpt(where, 120)}</cite></blockquote>'
-
-
-def rejects(c: Corpus) -> str:
-  """A few documents for each reason, from the rejects corpus."""
-  if not c.rejects:
-    return missing(f'rejected documents of {text(c.name)}', 'no readable rejects corpus beside it')
-  groups = collections.defaultdict(list)
-  for r in c.rejects:
-    groups[r.get('stage', ''), r.get('reason', '')].append(r)
-  counts = {(s.get('stage'), k): n for s in c.manifest.get('funnel') or []
-            for k, n in (s.get('dropped') or {}).items()}
-  ranked = sorted(groups, key=lambda k: (-counts.get(k, len(groups[k])), k))
-  out = []
-  for key in ranked:
-    chosen = spread(groups[key])
-    out.append(f'<details class="reject"{"" if out else " open"}><summary>'
-               f'<b>{text(key[1]) or "no reason"}</b>'
-               f'<small>{text(key[0])} · {count(counts.get(key, len(groups[key])))}</small>'
-               f'<span dir="auto">{excerpt(chosen[0].get("text", ""), 160)}</span></summary>'
-               f'{"".join(quote(r, 280) for r in chosen)}</details>')
-  return f'<h4>{text(c.name)}</h4>{"".join(out)}'
-
-
-def curation(run: Run, csv: Csv) -> str:
-  if not run.corpora:
-    return section('curation', 'Curation', missing(
-        'curated corpora', 'no manifest.json of kind “curated” under the run’s corpora/'))
-  kept = [f'<h4>{text(c.name)}</h4><div class="grid three">'
-          f'{"".join(quote(r, 420) for r in spread(c.kept))}</div>' for c in run.corpora if c.kept]
-  return section(
-      'curation', 'Curation',
-      '<p class="note">What each stage let through (solid) and what it dropped (light), with its '
-      'reasons.</p>', *(funnel(c, csv) for c in run.corpora),
-      '<h3>What was thrown away</h3>', *(rejects(c) for c in run.corpora),
-      '<h3>What was kept</h3>', *(kept or [missing('examples', 'no corpus could be read')]))
-
-
-def corpus(run: Run, csv: Csv) -> str:
-  """Sizes, languages, lengths, domains, bytes per token."""
-  rows, plots, domain_rows = [], [], []
-  for i, c in enumerate(run.corpora):
-    m = c.manifest
-    languages = sorted((m.get('languages') or {}).items(), key=lambda kv: -kv[1])
-    known = sum(n for _, n in languages) or 1
-    lengths = [len(r.get('text', '')) for r in c.kept]
-    rows.append((text(c.name),
-                 ', '.join(f'{text(k)} {percent(n / known)}' for k, n in languages[:4]) or '–',
-                 count(m.get('documents')), compact(m.get('characters')),
-                 compact(round(statistics.median(lengths))) if lengths else '–'))
-    bins = charts.log_histogram(lengths)
-    if bins:
-      of = (f'a sample of {count(len(lengths))}' if len(lengths) < (m.get('documents') or 0)
-            else 'all documents')
-      plots.append(figure(f'Length of documents, {text(c.name)}',
-                          charts.histogram(bins, label=f'Length of documents, {c.name}',
-                                           x_label='characters', color=i),
-                          csv(f'lengths_{c.name}', ('from', 'to', 'documents'), bins), of))
-    domains = collections.Counter(h for r in c.kept if (h := host(r.get('url', ''))))
-    domain_rows += [(c.name, h, n, n / len(c.kept), i) for h, n in domains.most_common(8)]
-  parts = [table(('corpus', 'languages', 'documents', 'characters', 'median length'),
-                 rows, words=2)] if rows else [
-      missing('statistics', 'no curated corpus was found')]
-  split_rows = [(text(m.get('name')), text(split), count(s.get('documents')),
-                 compact(s.get('tokens')), compact(s.get('bytes')),
-                 fixed(s['bytes'] / s['tokens']) if s.get('bytes') and s.get('tokens') else '–')
-                for m in run.tokenised for split, s in (m.get('splits') or {}).items()]
-  if split_rows:
-    vocab = count(run.tokenised[0].get('vocab_size'))
-    parts.append(f'<h3>Tokens</h3><p class="note">A vocabulary of {vocab}.</p>' + table(
-        ('corpus', 'split', 'documents', 'tokens', 'bytes', 'bytes per token'), split_rows,
-        words=2))
-  else:
-    parts.append(missing('bytes per token', 'no manifest.json of kind “tokenised” in the run'))
-  parts.append(f'<div class="grid">{"".join(plots)}</div>')
-  if domain_rows:
-    most = max(share for *_, share, _ in domain_rows)
-    link = csv('domains', ('corpus', 'domain', 'documents', 'share'), [r[:4] for r in domain_rows])
-    parts.append(figure('Most frequent domains', table(
-        ('domain', 'corpus', '', 'share'),
-        [(text(h), text(name), charts.bar(share / most, color=i), percent(share))
-         for name, h, _, share, i in domain_rows], words=2, kind='bars'), link,
-        'share of the documents of the same corpus'))
-  return section('corpus', 'Corpus', *parts)
-
-
-def host(url: str) -> str:
-  try:
-    return urllib.parse.urlsplit(url).hostname or ''
-  except ValueError:
-    return ''
 
 
 def training(run: Run, csv: Csv) -> str:
@@ -642,10 +489,12 @@ def record(run: Run, csv: Csv) -> str:
                  f'</summary><pre>{text(json.dumps(redact(run.config), indent=2))}</pre></details>')
   else:
     parts.append(missing('config', 'no config.json in the run'))
-  if run.notes:
-    notes = ''.join(f'<li>{text(n)}</li>' for n in run.notes)
-    parts.append(f'<h3>Not readable</h3><ul>{notes}</ul>')
-  return section('record', 'Record', *parts)
+  return section('record', 'Record', *parts, unreadable(run, csv))
+
+
+def unreadable(run: Run, _: Csv) -> str:
+  notes = ''.join(f'<li>{text(n)}</li>' for n in run.notes)
+  return f'<h3>Not readable</h3><ul>{notes}</ul>' if notes else ''
 
 
 def redact(tree: Any) -> Any:
@@ -657,22 +506,28 @@ def redact(tree: Any) -> Any:
 
 # --- The page -------------------------------------------------------------------------------------
 
-SECTIONS = (headline, flow, curation, corpus, training, evaluation, sample, artefacts, record)
+SECTIONS = (headline, flow, corpus_page.curation, corpus_page.corpus, training, evaluation, sample,
+            artefacts, record)
+# Of a directory that holds corpora and no run.
+CORPORA = (corpora_headline, corpus_page.curation, corpus_page.corpus, unreadable)
 
 
-def write(workdir: str, output: str | None = None) -> str:
-  """Writes the report of the run in `workdir`.
+def write(
+  workdir: str, output: str | None = None, locate: corpus_page.Locate | None = None,
+) -> str:
+  """Writes the report of the run in `workdir`, or of the corpora there.
 
   Args:
-    workdir: what experiments.run wrote.
+    workdir: what experiments.run wrote, or a directory of corpora.
     output: directory for index.html and the CSV files; workdir/report if None.
+    locate: (reason, text, metadata) → (start, end) of what to mark in a dropped document, or None.
 
   Returns:
     The path of index.html.
 
   Raises:
     FileNotFoundError: there is no such workdir.
-    ValueError: it holds no metrics.
+    ValueError: it holds neither metrics nor a curated corpus.
   """
   run, tables = load(workdir), {}
 
@@ -687,11 +542,14 @@ def write(workdir: str, output: str | None = None) -> str:
     tables[name] = file.getvalue()
     return f'<a class="csv" href="{name}">CSV</a>'
 
-  body = [part(run, store) for part in SECTIONS]
+  run.locate = locate
+  body = [part(run, store) for part in (SECTIONS if run.metrics else CORPORA)]
   name = get(run.config, 'name') or run.workdir.resolve().name
-  nav = ''.join(f'<a href="#{a}">{a.capitalize()}</a>' for a in (
-      'curation', 'corpus', 'training', 'evaluation', 'sample', 'files', 'record'))
-  page = charts.page(f'smoljax: {name}', f'{body[0]}{body[1]}<nav>{nav}</nav>{"".join(body[2:])}')
+  top = 2 if run.metrics else 1  # what stands above the navigation
+  nav = ''.join(f'<a href="#{a}">{a.capitalize()}</a>'
+                for a in re.findall('<section id="([a-z]+)">', ''.join(body)))
+  page = charts.page(f'smoljax: {name}',
+                     f'{"".join(body[:top])}<nav>{nav}</nav>{"".join(body[top:])}')
   folder = pathlib.Path(output) if output else run.workdir / 'report'
   folder.mkdir(parents=True, exist_ok=True)
   for file, content in [*tables.items(), ('index.html', page)]:  # the page last: it links the rest

@@ -263,7 +263,7 @@ def test_text_from_data_adds_no_markup(workdirs):
   tags = {'html', 'head', 'meta', 'title', 'style', 'body', 'main', 'header', 'nav', 'section', 'a',
           'h1', 'h2', 'h3', 'h4', 'p', 'b', 'em', 'small', 'span', 'code', 'pre', 'div', 'ol', 'ul',
           'li', 'table', 'tr', 'th', 'td', 'figure', 'figcaption', 'blockquote', 'cite', 'details',
-          'summary', 'svg', 'line', 'rect', 'path', 'circle', 'text'}
+          'mark', 'summary', 'svg', 'line', 'rect', 'path', 'circle', 'text'}
   for page in (plain, hostile):
     assert {tag for tag, _ in page.elements} <= tags
     assert not [a for _, attrs in page.elements for a in attrs if a.startswith('on')]
