@@ -2,13 +2,15 @@
 
   python -m experiments.architecture --text='texts/*.txt' --output=runs/architecture --prepare
   python -m experiments.architecture --corpus=runs/architecture/tokens/text/1.0.0 --size=gpu \\
-      --tokens=12000000 --seeds=3 --output=runs/architecture
+      --seeds=3 --parallel=4 --output=runs/architecture
 
 Every variant changes one thing of the baseline (grouped queries, every fourth layer without rotary
 positions, SwiGLU, RMSNorm before each block); its MLP is widened or narrowed until the parameters
 are as many as the baseline's within 1 %. All variants of a seed see the same batches in the same
 order, so losses are compared seed by seed. What is finished is not redone: the same command
-continues a killed table, and more seeds or variants only add to it.
+continues a killed table, and more seeds or variants only add to it. `--parallel` trains several
+models at a time (they are small: most of their time is compiling and waiting); the speed of
+decoding is always measured alone, that of training only then.
 """
 
 import csv
@@ -24,6 +26,7 @@ import os
 import pathlib
 import shutil
 import statistics
+import subprocess
 import sys
 import time
 from collections.abc import Iterator, Mapping, Sequence
@@ -55,8 +58,12 @@ _SIZE = flags.DEFINE_enum('size', 'tiny', ['tiny', 'gpu'], 'tiny: two CPU cores;
 _TOKENS = flags.DEFINE_integer('tokens', 0, 'To train each model on; 0 = as --size has it.')
 _SEEDS = flags.DEFINE_integer('seeds', 3, 'Models trained of each variant.')
 _VARIANTS = flags.DEFINE_list('variants', [], 'Only these (and the baseline, gqa); empty = all.')
+_PARALLEL = flags.DEFINE_integer('parallel', 1, 'Models trained at a time on the same devices.')
 
-# Baselines. `decode`: context length in tokens, the last `new` of them generated, rows at once.
+DECODED = ('attention', 'positions', 'window')  # groups whose change is felt in decoding
+
+# Baselines. `decode`: context length in tokens, the last `new` of them generated, `block` between
+# two looks of the host, for each number of rows at once. `held_out`: documents; 0 = all.
 SIZES: dict[str, dict[str, Any]] = {
   'tiny': dict(
     model=dict(
@@ -66,7 +73,8 @@ SIZES: dict[str, dict[str, Any]] = {
     seq_len=256,
     batch_tokens=4096,
     tokens=200_000,
-    decode=dict(context=256, new=64, batches=(1, 8)),
+    held_out=24,
+    decode=dict(context=256, new=64, block=16, batches=(1, 8)),
   ),
   'gpu': dict(
     model=dict(
@@ -75,8 +83,9 @@ SIZES: dict[str, dict[str, Any]] = {
     ),
     seq_len=1024,
     batch_tokens=32_768,
-    tokens=12_000_000,
-    decode=dict(context=2048, new=256, batches=(1, 64)),
+    tokens=8_000_000,
+    held_out=0,
+    decode=dict(context=2048, new=256, block=32, batches=(1, 64)),
   ),
 }
 
@@ -154,7 +163,7 @@ def make_config(
   c.train.log_every = max(1, c.train.steps // 5)
   c.train.checkpoint_every = 1000
   c.train.eval_every = c.train.steps  # once, at the end
-  c.train.eval_documents = 0  # all that are held out
+  c.train.eval_documents = preset['held_out']
   target = model_config(c, vocab_size).num_params(embedding=False)
   change = VARIANTS[name].change(preset['model'], preset['seq_len'])
   c.model = ConfigDict({**c.model.to_dict(), **change})
@@ -184,32 +193,42 @@ def kv_bytes(config: Any, context: int) -> float:
 # --- Steps ---------------------------------------------------------------------------------------
 
 
-def _train(output: str, _: Mapping[str, str], *, c: Any, corpora: Mapping[str, str]) -> dict:
-  from smoljax import data, train
+def _train(
+  output: str, _: Mapping[str, str], *, c: Any, corpora: Mapping[str, str], alone: bool
+) -> dict:
+  from smoljax import evals, train
 
-  vocab_size = _vocab_size(corpora)
+  say = lambda line: console.print(f'{c.name}: {line}')
   try:
-    result = train.train(c, model_config(c, vocab_size), corpora, output, say=console.print)
+    result = train.train(c, model_config(c, _vocab_size(corpora)), corpora, output, say=say)
   except train.Diverged as e:
     return {'diverged': str(e)}
   with open(os.path.join(output, 'metrics.jsonl')) as f:
     last = [r for r in map(json.loads, f) if any(k.startswith('val/') for k in r)][-1]
-  held_out = {}
-  for name, path in corpora.items():
-    if f'val/{name}/loss' in last:
-      held_out[name] = int((data.open_corpus(path, 'validation').lengths - 1).clip(0).sum())
+  held_out = {
+    name: sum(len(d['tokens']) - 1 for d in documents)
+    for name, documents in evals.load_held_out(corpora, limit=c.train.eval_documents).items()
+  }
   total = sum(held_out.values())
   shutil.rmtree(os.path.join(output, 'checkpoints'))  # hundreds of megabytes a run
   return {
     'loss': sum(last[f'val/{n}/loss'] * k for n, k in held_out.items()) / total,
     'held_out_tokens': total,
-    **{k: result[k] for k in ('steps', 'tokens', 'tokens_per_sec', 'device')},
+    **{k: result[k] for k in ('steps', 'tokens', 'device')},
+    'tokens_per_sec': result['tokens_per_sec'] if alone else None,
     'train_loss': result['loss']['final'],
   }
 
 
 def _decode(
-  output: str, _: Mapping[str, str], *, config: Any, context: int, new: int, batches: Sequence[int]
+  output: str,
+  _: Mapping[str, str],
+  *,
+  config: Any,
+  context: int,
+  new: int,
+  block: int,
+  batches: Sequence[int],
 ) -> dict:
   """Tokens per second past the prompt, at the end of a context, per batch size; greedy."""
   import jax
@@ -218,18 +237,21 @@ def _decode(
   from smoljax import decode, model
 
   config = dataclasses.replace(config, max_seq_len=context)
-  params = model.init(config, jax.random.key(0))
+  params = decode.prepare(config, model.init(config, jax.random.key(0)))
   prompt = np.random.default_rng(0).integers(0, config.vocab_size, context - new).tolist()
 
   def seconds(batch: int, tokens: int) -> float:
     times = []
-    for _ in range(4):  # the first compiles
+    for _ in range(6):  # the first compiles
       began = time.perf_counter()
-      decode.generate(config, params, [prompt] * batch, max_new_tokens=tokens)
+      decode.generate(
+        config, params, [prompt] * batch, max_new_tokens=tokens, block=block
+      )
       times.append(time.perf_counter() - began)
     return statistics.median(times[1:])
 
-  rates = {str(b): b * (new - 1) / (seconds(b, new) - seconds(b, 1)) for b in batches}
+  # What the prompt costs is in both and drops out.
+  rates = {str(b): b * (new - block) / (seconds(b, new) - seconds(b, block)) for b in batches}
   return {'decode_tokens_per_sec': rates, 'device': jax.devices()[0].device_kind}
 
 
@@ -370,7 +392,8 @@ def collect(runs: Mapping[str, Mapping[int, dict]], models: Mapping[str, Any],
     }
     if done:
       row['loss'], row['loss_interval'] = interval([r['loss'] for r in done.values()])
-      row['train_tokens_per_sec'] = statistics.median(r['tokens_per_sec'] for r in done.values())
+      if rates := [r['tokens_per_sec'] for r in done.values() if r['tokens_per_sec']]:
+        row['train_tokens_per_sec'] = statistics.median(rates)
     both = sorted(set(done) & set(reference))
     if both and name != BASELINE:
       row['difference'], row['difference_interval'] = interval(
@@ -436,12 +459,13 @@ def _page(rows: Sequence[dict], about: Mapping[str, Any]) -> str:
                    *bars(r['kv_bytes_per_token'], most_kv, charts.count(r['kv_bytes_per_token']))]
                   for r in rows], words=2, kind='bars'), link))
   for b in batches:
-    body = [[charts.text(r['variant']), *bars(v := r.get('decode_tokens_per_sec', {}).get(b),
-                                              fastest[b], charts.count(v))] for r in rows]
+    body = [[charts.text(r['variant']), *bars(v := r['decode_tokens_per_sec'][b], fastest[b],
+                                              charts.count(v))]
+            for r in rows if 'decode_tokens_per_sec' in r]
     parts.append(charts.figure(
       f'Decoding, tokens per second, batch {b}',
       charts.table(['', '', 'tokens/s'], body, words=2, kind='bars'), link,
-      'Greedy, past the prompt, at the end of that context; random weights.'))
+      'Greedy, past the prompt, at the end of that context; random weights, measured alone.'))
   spread = f'{max(losses) - min(losses):.3f} nats' if losses else '–'
   lede = (f'{len(rows)} variants of one model, each trained on {about["tokens"]:,} tokens from '
           f'{about["seeds"]} seeds on {charts.text(about["device"])}. From best to worst the loss '
@@ -471,6 +495,62 @@ def _half(x: float) -> str:
 # --- The command ---------------------------------------------------------------------------------
 
 
+@dataclasses.dataclass(frozen=True)
+class Plan:
+  """What is to be done: by variant the models, by (variant, seed) the steps that train."""
+
+  models: Mapping[str, Any]
+  training: Mapping[tuple[str, int], Step]
+  about: dict[str, Any]  # size, tokens, seeds, corpora, vocab_size
+  first: Any  # the config of one run
+
+
+def plan(
+  corpora: Sequence[str],
+  *,
+  size: str,
+  tokens: int,
+  seeds: int,
+  variants: Sequence[str],
+  alone: bool = True,
+) -> Plan:
+  """Checks the arguments and lays out the runs, seed after seed."""
+  from smoljax import data
+
+  if unknown := set(variants) - set(VARIANTS):
+    raise ValueError(f'--variants: {", ".join(sorted(unknown))}: one of {", ".join(VARIANTS)}')
+  if seeds < 1:
+    raise ValueError(f'--seeds={seeds}: give at least 1')
+  opened = [data.open_corpus(path) for path in corpora]
+  paths = {corpus.name: path for corpus, path in zip(opened, corpora, strict=True)}
+  if len(paths) < len(corpora):
+    raise ValueError(f'--corpus: two corpora have the same name: {", ".join(paths)}')
+  mixture = {corpus.name: float(corpus.lengths.sum()) for corpus in opened}
+  vocab_size = _vocab_size(paths)
+  training, models = {}, {}
+  for seed in range(seeds):
+    for name in variants:
+      c = make_config(
+        name, size, seed=seed, tokens=tokens, vocab_size=vocab_size, mixture=mixture
+      )
+      models[name] = config = model_config(c, vocab_size)
+      sections = ('seed', 'model', 'data', 'train', 'mesh', 'optimizer')
+      training[name, seed] = Step(
+        f'train-{name}-{seed}',
+        functools.partial(_train, c=c, corpora=paths, alone=alone),
+        {s: c[s].to_dict() if isinstance(c[s], ConfigDict) else c[s] for s in sections},
+        outside=[corpus.digest for corpus in opened],
+        resumable=True,
+        cost=f'{config.num_params():,} parameters (mlp_dim {config.mlp_dim}), '
+        f'{c.train.steps:,} steps',
+      )
+  about = dict(
+    size=size, tokens=c.train.tokens, seeds=seeds, corpora=paths, vocab_size=vocab_size,
+    baseline=BASELINE,
+  )
+  return Plan(models, training, about, c)
+
+
 def run(
   corpora: Sequence[str],
   output: str,
@@ -479,78 +559,89 @@ def run(
   tokens: int = 0,
   seeds: int = 3,
   variants: Sequence[str] = (),
+  parallel: int = 1,
 ) -> list[dict]:
   """Trains and times what is not done yet; returns and writes the table's rows.
 
   Raises:
     ValueError, OSError: naming the argument and what to give instead.
   """
-  if unknown := set(variants) - set(VARIANTS):
-    raise ValueError(f'--variants: {", ".join(sorted(unknown))}: one of {", ".join(VARIANTS)}')
-  if seeds < 1:
-    raise ValueError(f'--seeds={seeds}: give at least 1')
-  from smoljax import data
-
-  opened = [data.open_corpus(path) for path in corpora]
-  paths = {corpus.name: path for corpus, path in zip(opened, corpora, strict=True)}
-  if len(paths) < len(corpora):
-    raise ValueError(f'--corpus: two corpora have the same name: {", ".join(paths)}')
-  mixture = {corpus.name: float(corpus.lengths.sum()) for corpus in opened}
-  vocab_size = _vocab_size(paths)
-  names = [n for n in VARIANTS if n == BASELINE or not variants or n in variants]
-  configs = {
-    (n, s): make_config(
-      n, size, seed=s, tokens=tokens, vocab_size=vocab_size, mixture=mixture
-    )
-    for s in range(seeds)
-    for n in names
-  }
-  use_all_cores(configs[BASELINE, 0])
+  if parallel < 1:
+    raise ValueError(f'--parallel={parallel}: give at least 1')
+  chosen = dict.fromkeys([BASELINE, *variants] if variants else VARIANTS)
+  arguments = dict(size=size, tokens=tokens, seeds=seeds)
+  todo = plan(corpora, variants=list(chosen), **arguments)
+  if parallel > 1:  # before this process takes hold of the devices
+    _train_in_parallel(corpora, output, parallel, list(chosen), arguments)
+  _use_devices(todo, output)
   import jax
 
-  if not jax.config.jax_compilation_cache_dir:  # seeds share their programs
-    jax.config.update('jax_compilation_cache_dir', os.path.join(output, 'xla'))
   device = jax.devices()[0].device_kind
-  models = {n: model_config(configs[n, 0], vocab_size) for n in names}
   preset = SIZES[size]['decode']
-
-  sections = ('seed', 'model', 'data', 'train', 'mesh', 'optimizer')
-  digests = [corpus.digest for corpus in opened]
-  training = {}
-  for (name, seed), c in configs.items():
-    read = {s: c[s].to_dict() if isinstance(c[s], ConfigDict) else c[s] for s in sections}
-    training[name, seed] = Step(
-      f'train-{name}-{seed}', functools.partial(_train, c=c, corpora=paths), read,
-      outside=digests, resumable=True,
-      cost=f'{models[name].num_params():,} parameters (mlp_dim {models[name].mlp_dim}), '
-           f'{c.train.steps:,} steps',
-    )
   decoding = {
     name: Step(
-      f'decode-{name}', functools.partial(_decode, config=config, **preset),
-      {'model': dataclasses.asdict(config), **preset}, outside=device,
-      cost=f'{preset["new"]} tokens at batch {" and ".join(map(str, preset["batches"]))}',
+      f'decode-{name}',
+      functools.partial(_decode, config=config, **preset),
+      {'model': dataclasses.asdict(config), **preset},
+      outside=device,
+      cost=f'{preset["new"]} tokens, {" and ".join(map(str, preset["batches"]))} rows at once',
     )
-    for name, config in models.items()
+    for name, config in todo.models.items()
+    if VARIANTS[name].group in DECODED
   }
-  graph = Graph([*decoding.values(), *training.values()], output, console.print)
-  about = {
-    'size': size, 'tokens': configs[BASELINE, 0].train.tokens, 'seeds': seeds, 'device': device,
-    'corpora': paths, 'vocab_size': vocab_size, 'baseline': BASELINE,
-  }
+  graph = Graph([*decoding.values(), *todo.training.values()], output, console.print)
 
   def table() -> list[dict]:
     runs: dict[str, dict] = {}
-    for (name, seed), step in training.items():
+    for (name, seed), step in todo.training.items():
       if graph.done(step):
         runs.setdefault(name, {})[seed] = graph.result(step)
     speeds = {n: graph.result(s) for n, s in decoding.items() if graph.done(s)}
-    rows = collect(runs, models, speeds, preset['context'])
-    write_table(rows, output, about)
+    rows = collect(runs, todo.models, speeds, preset['context'])
+    write_table(rows, output, todo.about | {'device': device})
     return rows
 
   graph.run(before=lambda _: table())
   return table()
+
+
+def _use_devices(todo: Plan, output: str) -> None:
+  use_all_cores(todo.first)
+  import jax
+
+  if not jax.config.jax_compilation_cache_dir:  # the seeds of a variant share their programs
+    jax.config.update('jax_compilation_cache_dir', os.path.abspath(os.path.join(output, 'xla')))
+
+
+def _train_in_parallel(
+  corpora: Sequence[str], output: str, parallel: int, variants: Sequence[str], arguments: Mapping
+) -> None:
+  """Trains in `parallel` processes that share the devices, each with variants of its own."""
+  share = f'{0.9 / parallel:.2f}'
+  environment = {'XLA_PYTHON_CLIENT_MEM_FRACTION': share} | os.environ
+  code = 'import sys; from experiments import architecture; architecture._worker(sys.argv[1])'
+  workers = []
+  for part in range(min(parallel, len(variants))):
+    mine = {'corpora': list(corpora), 'variants': variants[part::parallel], **arguments}
+    command = [sys.executable, '-c', code, json.dumps([output, mine])]
+    workers.append(subprocess.Popen(command, env=environment))
+  try:
+    failed = sum(worker.wait() != 0 for worker in workers)
+  except BaseException:
+    for worker in workers:
+      worker.terminate()
+    raise
+  if failed:
+    raise ChildProcessError(f'{failed} of {len(workers)} processes failed; what they say is above')
+
+
+def _worker(task: str) -> None:
+  """One process of `_train_in_parallel`."""
+  flags.FLAGS.mark_as_parsed()  # grain reads absl flags
+  output, arguments = json.loads(task)
+  todo = plan(alone=False, **arguments)
+  _use_devices(todo, output)
+  Graph(list(todo.training.values()), output, console.print).run()
 
 
 def _show(rows: Sequence[dict]) -> None:
@@ -582,7 +673,7 @@ def main(argv: list[str]) -> int:
       return 0
     rows = run(
       corpora, output, size=_SIZE.value, tokens=_TOKENS.value, seeds=_SEEDS.value,
-      variants=_VARIANTS.value,
+      variants=_VARIANTS.value, parallel=_PARALLEL.value,
     )
     _show(rows)
     console.print(f'{output}/index.html, architecture.csv, architecture.json')

@@ -1,6 +1,7 @@
 """What architecture costs: equal sizes, honest memory, one table that survives being killed."""
 
 import csv
+import functools
 import itertools
 import json
 import math
@@ -26,7 +27,8 @@ def small(monkeypatch):
     seq_len=64,
     batch_tokens=512,
     tokens=4096,
-    decode=dict(context=64, new=8, batches=(1, 2)),
+    held_out=0,
+    decode=dict(context=64, new=16, block=4, batches=(1, 2)),
   )
   monkeypatch.setitem(architecture.SIZES, 'tiny', preset)
 
@@ -64,11 +66,11 @@ def test_a_variant_that_cannot_be_as_large_is_refused(monkeypatch):
 
 
 def test_bytes_of_keys_and_values():
-  for name in ('gqa', 'mha', 'mqa', 'rope'):
+  for name in architecture.VARIANTS:  # what decoding holds, rings of windowed layers included
     config = model(name, 'gpu')
-    cache = decode.init_cache(config, 1, 128)
-    held = sum(x.nbytes for x in jax.tree.leaves(cache)) / 128
-    assert architecture.kv_bytes(config, 128) == held
+    cache = jax.eval_shape(functools.partial(decode.init_cache, config, 1, 2048))
+    held = sum(x.size * x.dtype.itemsize for x in jax.tree.leaves(cache)) / 2048
+    assert architecture.kv_bytes(config, 2048) == held
   # bf16, 8 layers, 2 kv heads of 64: the window is a quarter of 1024 tokens.
   full = 2 * 2 * 64 * 2 * 8
   assert architecture.kv_bytes(model('gqa', 'gpu'), 2048) == full
@@ -117,7 +119,8 @@ def test_a_killed_table_continues(small, markov_corpora, tmp_path, monkeypatch):
     return dict(steps=1, tokens=2, tokens_per_sec=3.0, device='x', loss={'final': 9.0})
 
   monkeypatch.setattr(train, 'train', pretend)
-  monkeypatch.setattr(decode, 'generate', lambda *_, max_new_tokens, **__: None)
+  monkeypatch.setattr(decode, 'generate', lambda *_, **__: None)
+  monkeypatch.setattr(decode, 'prepare', lambda *_: None)
   monkeypatch.setattr(model_lib, 'init', lambda *_: None)
   ticks = itertools.count()
   monkeypatch.setattr(architecture.time, 'perf_counter', lambda: next(ticks) ** 2)
@@ -145,8 +148,34 @@ def test_a_killed_table_continues(small, markov_corpora, tmp_path, monkeypatch):
   trained[:] = []
   *_, rope = architecture.run(corpora, out, seeds=2, variants=['mqa', 'rope'])
   assert trained == ['rope-0', 'rope-1']
+  assert set(rope['decode_tokens_per_sec']) == {'1', '2'}
   assert rope['diverged'] == 1 and rope['seeds'] == 1
   assert '1 diverged' in (tmp_path / 'out/index.html').read_text()
+
+
+def test_several_at_a_time(small, markov_corpora, tmp_path, monkeypatch):
+  """Each process trains variants of its own; one that fails is an error, not a hole."""
+  commands = []
+
+  class Worker:
+    def __init__(self, command, env):
+      output, arguments = json.loads(command[-1])
+      commands.append((output, arguments['variants'], env['XLA_PYTHON_CLIENT_MEM_FRACTION']))
+      architecture.plan(alone=False, **arguments)  # what it would do is well formed
+
+    def wait(self):
+      return len(commands) == 3
+
+  monkeypatch.setattr(architecture.subprocess, 'Popen', Worker)
+  monkeypatch.delenv('XLA_PYTHON_CLIENT_MEM_FRACTION', raising=False)
+  out = str(tmp_path)
+  with pytest.raises(ChildProcessError, match='3 of 3 processes failed'):
+    architecture.run(
+      [markov_corpora['web']], out, variants=['mha', 'mqa', 'rope', 'nope'], parallel=3
+    )
+  assert commands == [
+    (out, ['gqa', 'rope'], '0.30'), (out, ['mha', 'nope'], '0.30'), (out, ['mqa'], '0.30')
+  ]
 
 
 @pytest.mark.slow
