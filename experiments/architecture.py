@@ -73,7 +73,7 @@ SIZES: dict[str, dict[str, Any]] = {
     seq_len=256,
     batch_tokens=4096,
     tokens=200_000,
-    held_out=24,
+    held_out=8,
     decode=dict(context=256, new=64, block=16, batches=(1, 8)),
   ),
   'gpu': dict(
