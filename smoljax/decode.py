@@ -60,12 +60,12 @@ class Sampling:
 GREEDY = Sampling()
 
 
-def prepare(config: model.ModelConfig, params: model.Params, *, join: bool = True) -> model.Params:
+def prepare(config: model.ModelConfig, params: model.Params) -> model.Params:
   """Parameters as generation uses them, for many calls: see `model.unstack`. Idempotent."""
   if isinstance(params['blocks'], list):
     return params
   with _no_mesh():
-    return _unstack(config, join)(jax.tree.map(_on_one_device, params))
+    return _unstack(config)(jax.tree.map(_on_one_device, params))
 
 
 def generate(
@@ -321,8 +321,8 @@ class State(NamedTuple):
 
 
 @functools.lru_cache(maxsize=16)
-def _unstack(config: model.ModelConfig, join: bool) -> Callable:
-  return jax.jit(functools.partial(model.unstack, config, join=join))
+def _unstack(config: model.ModelConfig) -> Callable:
+  return jax.jit(functools.partial(model.unstack, config))
 
 
 @functools.lru_cache(maxsize=16)

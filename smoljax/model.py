@@ -44,8 +44,12 @@ from smoljax.attention import (
 
 Params = dict[str, Any]
 
-# Matrices with the same input, by module: `unstack` joins them.
-JOINED = {'attn': ('q_DNH', 'k_DKH', 'v_DKH'), 'mlp': ('gate_DF', 'up_DF')}
+# The matrices of each module: those that take its input (an MLP may have no gate), and the one
+# that gives its output.
+MATRICES = {
+  'attn': (('q_DNH', 'k_DKH', 'v_DKH'), 'o_NHD'),
+  'mlp': (('gate_DF', 'up_DF'), 'down_FD'),
+}
 
 CAPTURED = ('residual', 'attention')  # activations that `apply` gives on request
 REMAT_NAMES = ('qkv', 'ctx', 'mid', 'gu')  # values that may be saved for the backward pass
@@ -501,7 +505,7 @@ class Attention(nnx.Module):
       self.k_norm = HeadNorm(config)
 
   def __call__(self, x_BTD, rotate: Callable, attend: Callable):
-    q_BTNH, k_BTKH, v_BTKH = _project(self, x_BTD, *JOINED['attn'])
+    q_BTNH, k_BTKH, v_BTKH = _inwards(self, x_BTD, *MATRICES['attn'][0])
     if self.config.attention_bias:
       q_BTNH += _use(self, 'q_bias_NH')
       k_BTKH += _use(self, 'k_bias_KH')
@@ -510,8 +514,7 @@ class Attention(nnx.Module):
       q_BTNH, k_BTKH = self.q_norm(q_BTNH), self.k_norm(k_BTKH)
     q_BTNH, k_BTKH, v_BTKH = (checkpoint_name(y, 'qkv') for y in (q_BTNH, k_BTKH, v_BTKH))
     out_BTNH, state, seen = attend(rotate(q_BTNH), rotate(k_BTKH), v_BTKH)
-    out_BTD = jnp.einsum('BTNH,NHD->BTD', out_BTNH, _use(self, 'o_NHD'),
-                         out_sharding=sharding.out('batch', 'length', 'residual'))
+    out_BTD = _outwards(self, out_BTNH, 'o_NHD')
     if self.config.attention_bias:
       out_BTD += _use(self, 'o_bias_D')
     return out_BTD, state, seen
@@ -534,16 +537,15 @@ class MLP(nnx.Module):
 
   def __call__(self, x_BTD):
     gated = GATED[self.config.activation]
-    names = JOINED['mlp'] if gated else ('up_DF',)
-    parts = _project(self, x_BTD, *names)
+    names = MATRICES['mlp'][0] if gated else ('up_DF',)
+    parts = _inwards(self, x_BTD, *names)
     if self.config.mlp_bias:
       parts = [y + _use(self, name.replace('_D', '_bias_'))
                for y, name in zip(parts, names, strict=True)]
     *gate, up_BTF = (checkpoint_name(y, 'gu') for y in parts)
     f = ACTIVATIONS[self.config.activation]
     mid_BTF = f(gate[0]) * up_BTF if gated else f(up_BTF)
-    out_BTD = jnp.einsum('BTF,FD->BTD', mid_BTF, _use(self, 'down_FD'),
-                         out_sharding=sharding.out('batch', 'length', 'residual'))
+    out_BTD = _outwards(self, mid_BTF, 'down_FD')
     return out_BTD + _use(self, 'down_bias_D') if self.config.mlp_bias else out_BTD
 
 
@@ -722,7 +724,7 @@ def run_blocks(
   """
   cos_BT1H, sin_BT1H = rope_table(config, positions_BT)
   layers = params['blocks'] if isinstance(params['blocks'], list) else None
-  graph = _graph(config, 'joined' if layers and 'joined_DJ' in layers[0]['attn'] else 'block')
+  graph = _graph(config, 'unstacked' if layers else 'block')
 
   def block(x_BTD, state, layer_params, layer, rotates, window):
     def rotate(y):
@@ -769,19 +771,20 @@ def run_blocks(
   return x_BTD, state, seen
 
 
-def unstack(config: ModelConfig, params: Params, *, join: bool = True) -> Params:
-  """The parameters as decoding reads them: `blocks` a list of layers, in the compute dtype.
+def unstack(config: ModelConfig, params: Params) -> Params:
+  """The parameters as decoding reads them, in the compute dtype: `blocks` is a list of layers.
 
-  A scan over stacked layers copies each layer's matrices out of the stack before it uses them,
-  which costs more than using them where there is one token to compute. `join` also makes one
-  matrix of those that share their input (queries, keys and values; gate and up).
+  Where there is one token per row to compute, all the time goes into reading matrices. A scan over
+  stacked layers copies each layer's out of the stack first; so they are apart here, those with the
+  same input are one, and all are stored (out, in), which is read fastest.
   """
   params = jax.tree.map(lambda p: p.astype(config.dtype), params)
-  layers = [_layer(params, i) for i in range(config.num_layers)]
-  if join:
-    blocks = [_join(nnx.merge(_graph(config, 'block'), layer)) for layer in layers]
-    layers = [nnx.to_pure_dict(nnx.split(block)[1]) for block in blocks]
-  return params | {'blocks': layers}
+  layers = []
+  for i in range(config.num_layers):
+    block = _unstacked(nnx.merge(_graph(config, 'block'), _layer(params, i)))
+    layers.append(nnx.to_pure_dict(nnx.split(block)[1]))
+  head = {} if config.tie_embeddings else {'head_VD': params.pop('head_DV').T}
+  return params | head | {'blocks': layers}
 
 
 def final_norm(config: ModelConfig, params: Params, x_BTD: jax.Array) -> jax.Array:
@@ -794,7 +797,10 @@ def unembedding(config: ModelConfig, params: Params) -> jax.Array:
 
   On a mesh it is gathered over `fsdp` and its V stays split over `tensor`.
   """
-  w_DV = params['embed_VD'].T if config.tie_embeddings else params['head_DV']
+  if 'head_DV' in params:
+    w_DV = params['head_DV']
+  else:
+    w_DV = params['embed_VD' if config.tie_embeddings else 'head_VD'].T
   return sharding.constrain(w_DV.astype(config.dtype), 'residual', 'vocab')
 
 
@@ -814,10 +820,13 @@ def project(
 
   `length` is the logical name of the T dim: None for a chunk, which no mesh axis splits.
   """
-  logits_BTV = jnp.einsum(
-    'BTD,DV->BTV', hidden_BTD, unembed_DV,
-    preferred_element_type=jnp.float32, out_sharding=sharding.out('batch', length, 'vocab'),
-  )
+  if jax.sharding.get_abstract_mesh().empty:
+    logits_BTV = _product(hidden_BTD, unembed_DV.T, jnp.float32)
+  else:
+    logits_BTV = jnp.einsum(
+      'BTD,DV->BTV', hidden_BTD, unembed_DV,
+      preferred_element_type=jnp.float32, out_sharding=sharding.out('batch', length, 'vocab'),
+    )
   if config.logit_softcap:
     logits_BTV = config.logit_softcap * jnp.tanh(logits_BTV / config.logit_softcap)
   return logits_BTV
@@ -911,7 +920,7 @@ def _make(config, key):
 def _graph(config, part):
   make = {
     'block': lambda: Block(config, jax.random.key(0)),
-    'joined': lambda: _join(Block(config, jax.random.key(0))),
+    'unstacked': lambda: _unstacked(Block(config, jax.random.key(0))),
     'final_norm': lambda: Norm(config),
   }
   return nnx.split(jax.eval_shape(make[part]))[0]
@@ -921,28 +930,52 @@ def _layer(params, i):
   return jax.tree.map(lambda p: p[i], params['blocks'])
 
 
-def _join(block):
-  for module, names in JOINED.items():
+def _unstacked(block):
+  for module, (inwards, outwards) in MATRICES.items():
     module = getattr(block, module)
-    if not all(hasattr(module, name) for name in names):
-      continue  # an MLP without a gate
-    parts = [getattr(module, name)[...] for name in names]
-    module.joined_DJ = nnx.Param(jnp.concatenate([p.reshape(len(p), -1) for p in parts], axis=1))
-    for name in names:
+    inwards = [name for name in inwards if hasattr(module, name)]
+    parts_XD = [p.reshape(len(p), -1).T for p in (getattr(module, n)[...] for n in inwards)]
+    out_XD = getattr(module, outwards)[...]
+    for name in (*inwards, outwards):
       delattr(module, name)
+    module.inwards_XD = nnx.Param(jnp.concatenate(parts_XD))
+    module.outwards_DX = nnx.Param(out_XD.reshape(-1, out_XD.shape[-1]).T)
   return block
 
 
-def _project(module, x_BTD, *names):
-  """x times each of the named matrices: one product if they are joined."""
-  if not hasattr(module, 'joined_DJ'):
+def _inwards(module, x_BTD, *names):
+  """x_BTD times each of the named matrices of a module."""
+  if not hasattr(module, 'inwards_XD'):
     letters = [sharding.dim_letters(name) for name in names]
     return [jnp.einsum(f'BTD,{dims}->BT{dims[1:]}', x_BTD, _use(module, name))
             for name, dims in zip(names, letters, strict=True)]
   shapes = [_shape(module.config, name)[1:] for name in names]
-  y_BTJ = x_BTD @ module.joined_DJ[...]
-  parts = jnp.split(y_BTJ, np.cumsum([math.prod(shape) for shape in shapes])[:-1], axis=-1)
+  y_BTX = _product(x_BTD, module.inwards_XD[...], x_BTD.dtype)
+  parts = jnp.split(y_BTX, np.cumsum([math.prod(shape) for shape in shapes])[:-1], axis=-1)
   return [y.reshape(*x_BTD.shape[:2], *shape) for y, shape in zip(parts, shapes, strict=True)]
+
+
+def _outwards(module, y, name):
+  """y [B, T, …] times the named matrix, back into the residual stream."""
+  if hasattr(module, 'outwards_DX'):
+    return _product(y.reshape(*y.shape[:2], -1), module.outwards_DX[...], y.dtype)
+  dims = sharding.dim_letters(name)
+  return jnp.einsum(f'BT{dims[:-1]},{dims}->BTD', y, _use(module, name),
+                    out_sharding=sharding.out('batch', 'length', 'residual'))
+
+
+def _product(x_BTI, w_OI, dtype):
+  """x times w transposed, accumulated in fp32 and given in `dtype`."""
+  def dot(x_BTI, w_OI):
+    return jnp.einsum('BTI,OI->BTO', x_BTI, w_OI, preferred_element_type=dtype)
+
+  def total(x_11I, w_OI):  # for one row, XLA's GPU reductions read w faster than its products
+    y_1O = jnp.sum(x_11I.astype(jnp.float32) * w_OI.astype(jnp.float32), axis=-1)
+    return y_1O[None].astype(dtype)
+
+  if x_BTI.shape[:2] == (1, 1):
+    return jax.lax.platform_dependent(x_BTI, w_OI, cuda=total, default=dot)
+  return dot(x_BTI, w_OI)
 
 
 def _shape(config, name):

@@ -4,10 +4,10 @@
 
 Random weights, greedy, no end token. `share_of_bound` is the time in which weights and cache could
 be copied once, at the rate of a plain copy in the same run, over the time of a token.
-Cases of ours: `joined` (what decode.stream does), `separate` (q, k, v, gate, up each by itself),
-`scan` (over stacked layers), `ends` (an end token is looked for), `sampled` (temperature 0.6,
-top-p 0.95), `block1`, `block32` (tokens computed between two looks of the host), `products` (each
-kind of matrix alone, in several forms), `profile` (the kernels that take longest).
+Cases of ours: `greedy` (what decode.generate does), `ends` (an end token is looked for), `sampled`
+(temperature 0.6, top-p 0.95), `block1`, `block32` (tokens computed between two looks of the host),
+`scan` (over stacked layers, as in training), `products` (each kind of matrix alone, in several
+forms), `profile` (the kernels that take longest).
 """
 
 import dataclasses
@@ -27,14 +27,13 @@ _SIZE = flags.DEFINE_string('size', 'smollm3-3b', 'Shape of the model, of smolja
 _BATCH = flags.DEFINE_list('batch', ['1', '32'], 'Batch sizes.')
 _PROMPT = flags.DEFINE_integer('prompt', 128, 'Tokens of each prompt.')
 _NEW = flags.DEFINE_integer('new', 256, 'Tokens to generate in each row.')
-_CASES = flags.DEFINE_list('cases', ['joined'], 'Cases of ours, see above; "all" for all.')
+_CASES = flags.DEFINE_list('cases', ['greedy'], 'Cases of ours, see above; "all" for all.')
 _AGAINST = flags.DEFINE_enum('against', 'none', ['none', 'transformers'], 'Who else is timed.')
 _SIDE = flags.DEFINE_enum('side', '', ['', 'ours', 'transformers'], 'Internal: whom to time here.')
 _COPY_RATE = flags.DEFINE_float('copy_rate', 0.0, 'Internal: bytes per second of a copy.')
 _RUNS = flags.DEFINE_integer('runs', 3, 'Timed runs of each case; the median counts.')
 
-CASES = (
-  'joined', 'separate', 'scan', 'ends', 'sampled', 'block1', 'block32', 'products', 'profile')
+CASES = ('greedy', 'ends', 'sampled', 'block1', 'block32', 'scan', 'products', 'profile')
 
 
 def main(_: list[str]) -> None:
@@ -64,19 +63,20 @@ def child(side: str, copy_rate: float) -> float:
 
 
 def time_ours(cases: list[str], batches: list[int]) -> None:
+  from smoljax import model
+
+  config = dataclasses.replace(model.SHAPES[_SIZE.value], dtype='bfloat16')
   copy_rate = attempt(copy, case='copy')
-  for join in (True, False):  # one set of weights at a time
-    chosen = [case for case in cases if (case in ('separate', 'scan')) != join]
-    if not chosen:
-      continue
-    config, params = weights(join)
-    functions = dict(products=products, profile=profile, scan=scan)
+  functions = dict(products=products, profile=profile, scan=scan)
+  for stacked in (False, True):  # one set of weights at a time
+    chosen = [case for case in cases if (case == 'scan') == stacked]
+    params = weights(config, stacked) if chosen else None
     for case in chosen:
-      given = attempt(functools.partial(stack, params), case='stack') if case == 'scan' else params
       for batch in batches:
-        function = functools.partial(functions.get(case, ours), config, given, batch, case)
+        function = functools.partial(functions.get(case, ours), config, params, batch, case)
         attempt(functools.partial(function, copy_rate), case=case, batch=batch)
-    del params, given, function
+        del function
+    del params
 
 
 def attempt(function, **names):
@@ -150,14 +150,16 @@ def copy():
                 'jax': jax.__version__}
 
 
-def weights(join: bool):
+def weights(config, stacked: bool):
+  """Random weights, as generation uses them or as bf16 copies of what is trained."""
   import jax
 
   from smoljax import decode, model
 
-  config = dataclasses.replace(model.SHAPES[_SIZE.value], dtype='bfloat16')
-  params = decode.prepare(config, model.init(config, jax.random.key(0)), join=join)
-  return config, jax.block_until_ready(params)
+  params = model.init(config, jax.random.key(0))
+  if stacked:
+    return jax.tree.map(lambda p: p.astype(config.dtype), params)
+  return jax.block_until_ready(decode.prepare(config, params))
 
 
 def ours(config, params, batch, case, copy_rate):
@@ -181,14 +183,6 @@ def ours(config, params, batch, case, copy_rate):
     'block': settings['block'], **figures(config, batch, seconds, prefill, copy_rate),
     'first_seconds': round(first, 1),
   }
-
-
-def stack(params):
-  import jax
-  import jax.numpy as jnp
-
-  blocks = jax.jit(lambda layers: jax.tree.map(lambda *x: jnp.stack(x), *layers))(params['blocks'])
-  return params | {'blocks': blocks}, {}
 
 
 def scan(config, params, batch, case, copy_rate):
@@ -239,21 +233,20 @@ def products(config, params, batch, case, copy_rate):
 
   f32 = jnp.float32
   forms = {
-    'in_out': lambda x, w: jnp.einsum('BX,XY->BY', x, w),
-    'in_out_f32': lambda x, w: jnp.einsum('BX,XY->BY', x, w, preferred_element_type=f32),
-    'out_in': lambda x, w: jnp.einsum('BX,YX->BY', x, w),
-    'out_in_f32': lambda x, w: jnp.einsum('BX,YX->BY', x, w, preferred_element_type=f32),
+    'in_out': lambda x, w: jnp.einsum('BI,IO->BO', x, w),
+    'out_in': lambda x, w: jnp.einsum('BI,OI->BO', x, w),
+    'out_in_f32': lambda x, w: jnp.einsum('BI,OI->BO', x, w, preferred_element_type=f32),
   }
   if batch == 1:
     forms['in_out_sum'] = lambda x, w: jnp.sum(x[0, :, None].astype(f32) * w, axis=0)[None]
     forms['out_in_sum'] = lambda x, w: jnp.sum(x.astype(f32) * w, axis=1)[None]
-  layers, D = params['blocks'], config.embed_dim
+  layers = params['blocks']
   matrices = {
-    'qkv': [p['attn']['joined_DJ'] for p in layers],
-    'o': [p['attn']['o_NHD'].reshape(-1, D) for p in layers],
-    'gate_up': [p['mlp']['joined_DJ'] for p in layers],
-    'down': [p['mlp']['down_FD'] for p in layers],
-    'head': [params['embed_VD'].T] if config.tie_embeddings else [params['head_DV']],
+    'qkv': [p['attn']['inwards_XD'] for p in layers],
+    'o': [p['attn']['outwards_DX'] for p in layers],
+    'gate_up': [p['mlp']['inwards_XD'] for p in layers],
+    'down': [p['mlp']['outwards_DX'] for p in layers],
+    'head': [params['embed_VD'] if config.tie_embeddings else params['head_VD']],
   }
 
   def rate(ws, product):
@@ -267,7 +260,7 @@ def products(config, params, batch, case, copy_rate):
 
       return jax.lax.fori_loop(0, 20, once, x)
 
-    x = jnp.ones((batch, stored[0].shape[0]), config.dtype)
+    x = jnp.ones((batch, stored[0].shape[1]), config.dtype)
     seconds = median_seconds(lambda: run(ws, x).block_until_ready())
     return round(20 * sum(w.nbytes for w in ws) / seconds / 1e12, 3)
 
@@ -275,7 +268,7 @@ def products(config, params, batch, case, copy_rate):
   for kind, stored in matrices.items():
     turned = jax.jit(lambda ws: [w.T for w in ws])(stored)
     for form, product in forms.items():
-      ws = turned if form.startswith('out_in') else stored
+      ws = stored if form.startswith('out_in') else turned
       rates[f'{kind}/{form}'] = rate(ws, product)
   return None, {'tb_per_sec': rates}
 
