@@ -48,7 +48,7 @@ def get_config() -> ConfigDict:
   c.web.languages = ('en',)  # ISO 639-1; documents in other languages are rejected
   c.web.min_language_score = 0.65  # documents whose language is less sure are rejected
   c.web.filters = 'fineweb'  # profile: fineweb | docs | none; or rule names with commas
-  c.web.tier = 'default'  # extraction: default | balanced | fast
+  c.web.tier = 'default'  # extraction: default | fast | trafilatura
   c.web.limit = 0  # pages to read at most; 0 = all
 
   c.pdf = ConfigDict()

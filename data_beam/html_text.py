@@ -1,4 +1,4 @@
-"""HTML bytes → main text: charset, boilerplate, and a budget that hostile pages cannot exceed.
+"""HTML bytes → main text: charset, a choice of extractors, and a budget no page can exceed.
 
 Every call depends on its arguments alone. In particular trafilatura's `deduplicate` stays off: its
 segment cache is global to the process, so that a page's text would depend on the pages before it.
@@ -10,25 +10,16 @@ from collections.abc import Iterator
 
 from resiliparse.extract.html2text import extract_plain_text
 from resiliparse.parse.encoding import detect_encoding, map_encoding_to_html5
-from trafilatura import extract as trafilatura_extract
-from trafilatura.settings import Extractor
+
+from data_beam import html_main
 
 log = logging.getLogger('data_beam')
-# It reports every page it finds nothing in; our rejects say that, with the page's id.
-logging.getLogger('trafilatura').setLevel(logging.CRITICAL)
 
 # The budget of one page: characters of markup, and tags, on whose number trafilatura's cost depends
 # (in the worst case quadratically). A page beyond it is read up to there. Of 343 real pages
 # the largest has 70,000 tags, the tenth largest 3,200.
 MAX_CHARS = 4_000_000
 MAX_TAGS = 60_000
-
-# Comments are left out, tables kept, no links, images or formatting; as FineWeb has it.
-# Figures: 181 pages of article-extraction-benchmark, 4-gram F1 and documents per CPU-second.
-TRAFILATURA = {
-  'default': Extractor(output_format='txt', fast=True, comments=False),    # .962, 88
-  'balanced': Extractor(output_format='txt', fast=False, comments=False),  # .960, 54
-}
 
 BOMS = ((b'\xef\xbb\xbf', 'utf-8'), (b'\xff\xfe', 'utf-16-le'), (b'\xfe\xff', 'utf-16-be'))
 CHARSET = re.compile(r'''charset\s*=\s*["']?\s*([\w.:-]+)''', re.I)
@@ -39,6 +30,7 @@ CONTROL = re.compile('[\x00-\x08\x0b\x0e-\x1f\ufffd]')
 
 def extract(
   body: bytes, url: str = '', content_type: str = '', *, tier: str = 'default',
+  markdown: bool = False,
 ) -> str | None:
   """Main text of a page, or None if it has none. Never raises on account of the page.
 
@@ -46,7 +38,9 @@ def extract(
     body: the payload, content encodings undone.
     url: only named in the log when the extractor fails.
     content_type: of the HTTP response. 'text/plain' is decoded and returned as it is.
-    tier: 'default', 'balanced' or 'fast', see TIERS.
+    tier: 'default', 'balanced', 'fast' or 'trafilatura', see TIERS.
+    markdown: keep the structure (headings, lists, tables, code) as Markdown; the fast tier marks
+      lists only.
 
   Raises:
     ValueError: unknown tier.
@@ -58,7 +52,7 @@ def extract(
     return None   # an image or an archive under a false name
   if content_type.partition(';')[0].strip().lower() != 'text/plain':
     try:
-      text = TIERS[tier](within_budget(text))
+      text = TIERS[tier](within_budget(text), markdown)
     # lxml, trafilatura and resiliparse raise whatever they like on broken markup.
     except Exception as error:
       log.debug('no text from %s: %r', url, error)
@@ -107,17 +101,29 @@ def within_budget(html: str) -> str:
   return html
 
 
-def _trafilatura(html: str, tier: str) -> str | None:
-  return trafilatura_extract(html, options=TRAFILATURA[tier])
+def _trafilatura(html: str, markdown: bool) -> str | None:
+  # Slow to import, and only this tier needs it.
+  from trafilatura import extract
+  from trafilatura.settings import Extractor
+
+  # It reports every page it finds nothing in; our rejects say that, with the page's id.
+  logging.getLogger('trafilatura').setLevel(logging.CRITICAL)
+  options = Extractor(output_format='markdown' if markdown else 'txt', fast=True, comments=False,
+                      formatting=markdown)
+  return extract(html, options=options)
 
 
-def _resiliparse(html: str) -> str:
+def _resiliparse(html: str, markdown: bool) -> str:
   return extract_plain_text(
-    html, main_content=True, comments=False, alt_texts=False, list_bullets=False)
+    html, main_content=True, comments=False, alt_texts=False, list_bullets=markdown)
 
 
+# (html, markdown) → text. Figures of each: experiments/LOG.md, 2026-11-25, and
+# experiments/benchmarks/web_extract.py, which measures them again.
 TIERS = {
-  'default': lambda html: _trafilatura(html, 'default'),
-  'balanced': lambda html: _trafilatura(html, 'balanced'),
-  'fast': _resiliparse,  # .927, 590
+  'default': lambda html, markdown: html_main.extract(html, markdown=markdown),
+  # Another extractor as long as the default was trafilatura; the name stays for who uses it.
+  'balanced': lambda html, markdown: html_main.extract(html, markdown=markdown),
+  'fast': _resiliparse,
+  'trafilatura': _trafilatura,
 }
