@@ -163,20 +163,34 @@ def adjust(
     return logits_BV
   logits_BV = logits_BV / sampling.temperature
   if 0 < sampling.top_k < logits_BV.shape[-1]:
-    lowest_B1 = jax.lax.top_k(logits_BV, sampling.top_k)[0][:, -1:]
-    logits_BV = jnp.where(logits_BV < lowest_B1, -jnp.inf, logits_BV)
+    likeliest_BV = _likeliest(logits_BV, jnp.ones_like(logits_BV), sampling.top_k)
+    logits_BV = jnp.where(likeliest_BV, logits_BV, -jnp.inf)
   if sampling.top_p < 1:
-    sorted_BV = jnp.sort(logits_BV, axis=-1, descending=True)
-    probs_BV = jax.nn.softmax(sorted_BV, axis=-1)
-    before_BV = jnp.cumsum(probs_BV, axis=-1) - probs_BV  # the likeliest always stays
-    kept_BV = before_BV < sampling.top_p
-    lowest_B1 = jnp.min(jnp.where(kept_BV, sorted_BV, jnp.inf), axis=-1, keepdims=True)
-    logits_BV = jnp.where(logits_BV < lowest_B1, -jnp.inf, logits_BV)
+    likeliest_BV = _likeliest(logits_BV, jax.nn.softmax(logits_BV), sampling.top_p)
+    logits_BV = jnp.where(likeliest_BV, logits_BV, -jnp.inf)
   if sampling.min_p > 0:
     highest_B1 = logits_BV.max(axis=-1, keepdims=True)
     logits_BV = jnp.where(
       logits_BV < highest_B1 + np.log(sampling.min_p), -jnp.inf, logits_BV)
   return logits_BV
+
+
+def _likeliest(logits_BV, weight_BV, enough):
+  """Where the fewest largest logits (and their equals) are whose weights sum to `enough`.
+
+  The smallest of them is found bit by bit: 32 sums, many times faster than a sort of 128k.
+  """
+  bits_BV = jax.lax.bitcast_convert_type(logits_BV, jnp.uint32)
+  sign = jnp.uint32(1 << 31)
+  order_BV = jnp.where(bits_BV >= sign, ~bits_BV, bits_BV | sign)  # as integers, ordered as floats
+
+  def set_bit(i, lowest_B1):
+    higher_B1 = lowest_B1 | sign >> i.astype(jnp.uint32)
+    sum_B1 = jnp.sum(jnp.where(order_BV >= higher_B1, weight_BV, 0), axis=-1, keepdims=True)
+    return jnp.where(sum_B1 >= enough, higher_B1, lowest_B1)
+
+  lowest_B1 = jnp.zeros_like(order_BV[:, :1])
+  return order_BV >= jax.lax.fori_loop(0, 32, set_bit, lowest_B1)
 
 
 def sample(
@@ -356,13 +370,8 @@ def _block(
     B, V = state.logits_BV.shape
     keys_B = jax.vmap(jax.random.fold_in, (None, 0))(key, jnp.arange(B))
 
-    def unfinished(carry):
-      i, _, state = carry
-      # Without end tokens the number of steps is known, and the host need not look at each.
-      return (i < num_steps) & ~state.ended_B.all() if ends else i < num_steps
-
-    def step(carry):
-      i, tokens_BJ, state = carry
+    def step(i, carry):
+      tokens_BJ, state = carry
       now_B = jax.vmap(jax.random.fold_in, (0, None))(keys_B, state.step)
       token_B = sample(now_B, state.logits_BV, sampling, state.seen_BV)
       ended_B = state.ended_B
@@ -374,12 +383,21 @@ def _block(
       tokens_BJ = tokens_BJ.at[:, i].set(jnp.where(ended_B, -1, token_B))
       x_B1D, cache = hidden(config, params, token_B[:, None], offset_B, state.cache, state.index)
       logits_BV = model.logits(config, params, x_B1D)[:, 0]
-      return i + 1, tokens_BJ, State(
+      return tokens_BJ, State(
         logits_BV, cache, state.index + 1, state.step + 1, ended_B, seen_BV)
 
-    tokens_BJ = jnp.full((B, num_steps), -1, jnp.int32)
-    _, tokens_BJ, state = jax.lax.while_loop(unfinished, step, (jnp.int32(0), tokens_BJ, state))
-    return tokens_BJ, state
+    def steps(carry):
+      return jax.lax.fori_loop(0, num_steps, step, carry)
+
+    carry = jnp.full((B, num_steps), -1, jnp.int32), state
+    if not ends:
+      return steps(carry)
+    # A loop that runs once, or not at all if all rows have ended. Asked before every step, GPUs
+    # would wait for the host every time.
+    _, carry = jax.lax.while_loop(
+      lambda c: c[0] & ~c[1][1].ended_B.all(), lambda c: (jnp.array(False), steps(c[1])),
+      (jnp.array(True), carry))
+    return carry
 
   return run
 

@@ -96,12 +96,13 @@ def attempt(function, **names):
 def median_seconds(function) -> float:
   """Of `_RUNS` calls after one that compiles; `function` must wait for its result."""
   function()
-  seconds = []
-  for _ in range(_RUNS.value):
-    began = time.perf_counter()
-    function()
-    seconds.append(time.perf_counter() - began)
-  return statistics.median(seconds)
+  return statistics.median(seconds_of(function) for _ in range(_RUNS.value))
+
+
+def seconds_of(function) -> float:
+  began = time.perf_counter()
+  function()
+  return time.perf_counter() - began
 
 
 def figures(config, batch: int, seconds: float, prefill: float, copy_rate: float | None) -> dict:
@@ -141,11 +142,10 @@ def copy():
   import jax.numpy as jnp
 
   big = jax.default_backend() != 'cpu'
-  x = jnp.ones(1 << (31 if big else 26), jnp.int8)
-  run = jax.jit(lambda x, i: x + i)
-  n = 20
-  seconds = median_seconds(lambda: [jax.block_until_ready([run(x, jnp.int8(1)) for _ in range(n)])])
-  rate = 2 * x.size * n / seconds
+  x = jnp.zeros(1 << (31 if big else 25), jnp.bfloat16)
+  run = jax.jit(lambda x: x + 1)
+  seconds = [seconds_of(lambda: run(x).block_until_ready()) for _ in range(11)]
+  rate = 2 * x.nbytes / min(seconds)
   return rate, {'copy_tb_per_sec': round(rate / 1e12, 4), 'device': jax.devices()[0].device_kind,
                 'jax': jax.__version__}
 
@@ -236,6 +236,7 @@ def products(config, params, batch, case, copy_rate):
     'in_out': lambda x, w: jnp.einsum('BI,IO->BO', x, w),
     'out_in': lambda x, w: jnp.einsum('BI,OI->BO', x, w),
     'out_in_f32': lambda x, w: jnp.einsum('BI,OI->BO', x, w, preferred_element_type=f32),
+    'out_in_swapped': lambda x, w: jnp.einsum('OI,BI->OB', w, x).T,
   }
   if batch == 1:
     forms['in_out_sum'] = lambda x, w: jnp.sum(x[0, :, None].astype(f32) * w, axis=0)[None]
