@@ -53,6 +53,8 @@ def extract(
   if content_type.partition(';')[0].strip().lower() != 'text/plain':
     try:
       text = TIERS[tier](within_budget(text), markdown)
+    except MemoryError:
+      raise
     # lxml, trafilatura and resiliparse raise whatever they like on broken markup.
     except Exception as error:
       log.debug('no text from %s: %r', url, error)

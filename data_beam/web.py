@@ -16,8 +16,8 @@ from typing import Any
 
 import apache_beam as beam
 
+from data_beam import bounded, html_text, records, sources, text
 from data_beam import filters as filters_lib
-from data_beam import html_text, records, sources, text
 from data_beam.dedup import ExactDedup, MinHashDedup
 from data_beam.progress import Funnel
 from data_beam.records import Document, Reject
@@ -29,12 +29,12 @@ log = logging.getLogger('data_beam')
 def stages(
   *, languages: Sequence[str] = ('en',), min_language_score: float = .65,
   rules: Sequence[filters_lib.Rule] = filters_lib.WEB, tier: str = 'default',
-  limit: int | None = None,
+  markdown: bool = False, limit: int | None = None,
 ) -> list[tuple[str, beam.PTransform]]:
   """The pipeline, in the order of FineWeb: each transform takes what the one before kept."""
   return [
     ('read', Each(read, limit)),
-    ('extract', Each(extract, tier)),
+    ('extract', Each(extract, tier, markdown)),
     ('language', Each(identify, tuple(languages), min_language_score)),
     ('filter', Each(judge, tuple(rules))),
     ('exact_dedup', ExactDedup()),
@@ -72,15 +72,21 @@ def read(paths: Sequence[str], limit: int | None = None) -> Iterator[Page | Reje
         return
 
 
-def extract(page: Page, tier: str = 'default') -> Iterator[Document | Reject]:
+def extract(
+  page: Page, tier: str = 'default', markdown: bool = False
+) -> Iterator[Document | Reject]:
   """The page's main text as a document, in a clean form."""
   metadata = {'warc_file': page.warc_file, 'warc_offset': page.warc_offset, 'extractor': tier}
   if page.truncated:
     metadata['truncated'] = page.truncated
-  main = html_text.extract(page.body, page.url, page.content_type, tier=tier)
+  main, reason = None, 'no_text'
+  try:
+    main = bounded.extract(page.body, page.url, page.content_type, tier=tier, markdown=markdown)
+  except bounded.Lost as lost:
+    reason = str(lost)
   document = Document(id=page.id, text=text.normalize(main or '').strip(), url=page.url,
                       source='web', date=page.date, metadata=metadata)
-  yield document if document.text else Reject(document, 'extract', 'no_text')
+  yield document if document.text else Reject(document, 'extract', reason)
 
 
 def identify(
@@ -112,7 +118,7 @@ def anonymise(document: Document) -> Iterator[Document]:
 def run(
   input: Sequence[str], output: str, name: str = 'web', *, languages: Sequence[str] = ('en',),
   min_language_score: float = .65, filters: str | Sequence[str] = 'fineweb',
-  tier: str = 'default', limit: int | None = None, num_shards: int = 8,
+  tier: str = 'default', markdown: bool = False, limit: int | None = None, num_shards: int = 8,
   beam_args: Sequence[str] = (),
 ) -> str:
   """Curates WARC files into the corpus `output/name/1.0.0`. Returns that path.
@@ -125,6 +131,7 @@ def run(
     min_language_score: the detector's probability must be above it (FineWeb: 0.65).
     filters: a profile or rule names, see filters.PROFILES and filters.RULES.
     tier: of the extractor, see html_text.TIERS.
+    markdown: keep headings, lists, tables and code as Markdown.
     limit: read at most so many pages, from the first files on, in one worker: for trial runs.
     num_shards: files of the corpus.
     beam_args: flags of Beam, such as ('--runner=DataflowRunner', …).
@@ -147,7 +154,7 @@ def run(
            sum(f['bytes'] for f in files) / 1e6, records.corpus_path(output, name))
   paths = [f['path'] for f in files]
   steps = stages(languages=languages, min_language_score=min_language_score, rules=rules,
-                 tier=tier, limit=limit)
+                 tier=tier, markdown=markdown, limit=limit)
   with Funnel(steps, options) as funnel, beam.Pipeline(options=options) as pipeline:
     kept, rejects = funnel.apply(
       pipeline | 'files' >> beam.Create([paths] if limit else [[path] for path in paths])
@@ -156,7 +163,8 @@ def run(
       kept, rejects, output=output, name=name,
       stages=[stage for stage, _ in steps], inputs=files, num_shards=num_shards,
       config={'languages': list(languages), 'min_language_score': min_language_score,
-              'filters': [rule.__name__ for rule in rules], 'tier': tier, 'limit': limit})
+              'filters': [rule.__name__ for rule in rules], 'tier': tier,
+              'markdown': markdown, 'limit': limit})
   path = records.corpus_path(output, name)
   return announce(path)
 
@@ -189,6 +197,8 @@ def main(argv: Sequence[str] | None = None) -> int:
   add_flags(parser, name='web', min_language_score=.65, filters='fineweb')
   parser.add_argument('--tier', default='default', choices=html_text.TIERS,
                       help='how the main text is found: default for quality, fast for speed')
+  parser.add_argument('--markdown', action='store_true',
+                      help='keep headings, lists, tables and code as Markdown')
   return command(parser, run, argv)
 
 
