@@ -35,6 +35,32 @@ hypothesis.settings.register_profile('ci', derandomize=True, deadline=None, max_
 hypothesis.settings.load_profile('ci')
 flags.FLAGS.mark_as_parsed()  # grain reads absl flags
 
+# A command has a process of its own, and flags such as --output repeat from one to the next. Here
+# they are imported into one process: each test module sees the flags of the commands it imports.
+_flags_of: dict[str, list[flags.Flag]] = {}
+_define, _register = flags.FlagValues.__setitem__, flags.FlagValues.register_flag_by_module
+
+
+def _redefine(self, name, flag):
+  flag.allow_override = True
+  _define(self, name, flag)
+
+
+def _record(self, module_name, flag):
+  _flags_of.setdefault(module_name, []).append(flag)
+  _register(self, module_name, flag)
+
+
+flags.FlagValues.__setitem__ = _redefine
+flags.FlagValues.register_flag_by_module = _record
+
+
+@pytest.fixture(autouse=True)
+def flags_of_the_commands(request):
+  for value in list(vars(request.module).values()):
+    for flag in _flags_of.get(getattr(value, '__name__', ''), ()):
+      flags.FLAGS[flag.name] = flag
+
 
 @pytest.fixture(autouse=True)
 def logging_as_it_was():
