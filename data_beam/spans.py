@@ -55,6 +55,21 @@ def _matches(pattern: str, flags: int = 0) -> Callable[[str], Span | None]:
   return locate
 
 
+def _line_with(pattern: str, flags: int = 0) -> Callable[[str], Span | None]:
+  """The first line in which the pattern is found, from its first visible character."""
+  locate = _matches(pattern, flags)
+
+  def line(text: str) -> Span | None:
+    if found := locate(text):
+      start = text.rfind('\n', 0, found[0]) + 1
+      end = text.find('\n', found[1])
+      whole = text[start:end if end >= 0 else len(text)]
+      return start + len(whole) - len(whole.lstrip()), start + len(whole)
+    return None
+
+  return line
+
+
 def _repeated(pattern: re.Pattern) -> Callable[[str], Span | None]:
   """The longest part that occurred before, at its second occurrence."""
 
@@ -126,7 +141,8 @@ def _longest(pattern: str) -> Callable[[str], Span | None]:
                           key=lambda span: span[1] - span[0], default=None)
 
 
-# Patterns of reasons: those of filters.py. A number in the reason is the n of its n-grams.
+# Patterns of reasons, of filters.py and of other sources. A number in the reason is the n of its
+# n-grams.
 _LOCATE: list[tuple[str, Callable[..., Span | None]]] = [
   (r'dup_para_.*', _repeated(_PARAGRAPH)),
   (r'dup_line_.*|char_dup_ratio', _repeated(_LINE)),
@@ -142,5 +158,8 @@ _LOCATE: list[tuple[str, Callable[..., Span | None]]] = [
   (r'curly_bracket', _matches(r'\{')),
   (r'line_punct_ratio|no_terminal_punc', _lines(lambda line: not _ENDS.search(line))),
   (r'short_line_ratio|list_ratio', _lines(lambda line: len(line) <= 30)),
+  (r'long_lines', _longest(r'[^\n]+')),
+  (r'generated', _line_with(r'@generated|do\s+not\s+(?:edit|modify)|generated', re.I)),
+  (r'licence_.*', _line_with('SPDX|GPL|GNU|Mozilla|confidential|proprietary', re.I)),
   (r'broken_characters', _matches('[\x00-\x08\x0e-\x1f\x7f-\x9f\ufffd\ue000-\uf8ff]+')),
 ]

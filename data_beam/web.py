@@ -230,7 +230,8 @@ def command(
   logging.basicConfig(format='%(message)s', level=logging.WARNING, force=True)
   log.setLevel(logging.INFO)
   options = vars(args)
-  options['languages'] = [] if args.languages == 'any' else args.languages.split(',')
+  if 'languages' in options:
+    options['languages'] = [] if args.languages == 'any' else args.languages.split(',')
   try:
     path = run(**options, beam_args=beam_args)
   except (ValueError, OSError) as error:

@@ -49,6 +49,7 @@ COMMANDS = [
   'data_beam.pdf',
   'data_beam.tokenize_corpus',
   'data_beam.tables',
+  'data_beam.python_source',
 ]
 
 
