@@ -14,8 +14,11 @@ All give the output and the log-sum-exp of each query, and a backward pass from 
 custom gradient serves all: its residuals bear the name `ctx` (a remat policy that saves it does
 not run attention twice), and the log-sum-exp bounds the largest logit for nothing.
 
-On a mesh each device computes its rows and heads (`shard_map`); where the mesh splits the
-sequence, keys and values are gathered (see `_forward`).
+On a mesh each device computes its rows and heads (`shard_map`). Where the mesh splits the sequence
+too, each gathers the keys and values of its rows, and their gradients are summed and scattered
+back. That moves as many bytes as passing them round a ring, in one collective instead of C - 1
+steps, and needs [B, S, K, H] twice on every device, which grouped queries make small: 134 MB for
+65,536 tokens of SmolLM3-3B.
 
 Shapes: B batch, T query time, S key time, N query heads, K kv heads, G = N/K, H head dim;
 X = T * G, the queries that share a kv head; M documents in a row at most.
@@ -51,6 +54,7 @@ class How(NamedTuple):
   windows: tuple[int | None, ...]  # that `window` may be, None = no window; kernels need them
   softcap: float
   in_order: bool
+  dealt: bool
 
 
 def attention(
@@ -66,6 +70,7 @@ def attention(
   windows: tuple[int | None, ...] = (),
   softcap: float = 0.0,
   in_order: bool = False,
+  dealt: bool = False,
   max_logits: str | None = None,
   implementation: str = 'auto',
 ) -> tuple[jax.Array, jax.Array | None]:
@@ -82,6 +87,7 @@ def attention(
     softcap: logits become softcap * tanh(logits / softcap) (Gemma 2, arXiv:2408.00118); 0 = off.
     in_order: queries and keys are the same tokens of rows whose documents lie one after the
       other, so no key after a query's own place is needed; those are skipped, not just masked.
+    dealt: in_order, and where the mesh splits the sequence, rows are as `sharding.deal` has them.
     max_logits: None; 'bound', the largest log-sum-exp, at least the largest logit and at most
       log(S) above it, for nothing; 'exact', which costs another product of queries and keys
       (except on xla, where the compiler shares it).
@@ -99,8 +105,8 @@ def attention(
   static = window is None or isinstance(window, int)
   choices = tuple(dict.fromkeys(
     w if w and w < S else None for w in ((window,) if static else windows)))
-  how = How(implementation, choices, float(softcap), in_order)
-  segmented = q_segments_BT is not None
+  how = How(implementation, choices, float(softcap), in_order, dealt)
+  segmented = q_segments_BT is not None or sharding.num_parts('length') > 1
   how = how._replace(implementation=_choose(how, q_BTNH, k_BSKH, segmented))
   names = 'batch', 'length'
   q_BTNH = sharding.constrain(q_BTNH, *names, 'heads', 'head_dim')
@@ -194,26 +200,86 @@ _attend.defvjp(_attend_forward, _attend_backward)
 
 
 def _forward(how, q_BTNH, k_BSKH, v_BSKH, places):
-  how, k_BSKH, v_BSKH, places = _gather(how, k_BSKH, v_BSKH, places)
-  forward = IMPLEMENTATIONS[how.implementation].forward
-  return _branch(how, places, forward, q_BTNH, k_BSKH, v_BSKH, places)
+  kernel = IMPLEMENTATIONS[how.implementation]
+  if sharding.num_parts('length') == 1 or kernel.forward_across is None:
+    how, k_BSKH, v_BSKH, places = _gather(how, k_BSKH, v_BSKH, places)
+    return _branch(how, places, kernel.forward, q_BTNH, k_BSKH, v_BSKH, places)
+  own, reaches = _reaches(q_BTNH, places)
+  out_BTNH, lse_BTN = kernel.forward(how, None, q_BTNH, k_BSKH, v_BSKH, own)
+  k_BSKH, v_BSKH = _whole_row(k_BSKH), _whole_row(v_BSKH)
+  outs, lses = [], []
+  for t, reach in reaches:
+    out, lse = kernel.forward_across(how, q_BTNH[:, t], k_BSKH, v_BSKH, reach)
+    total = jnp.logaddexp(lse, lse_BTN[:, t])
+    share, own_share = (jnp.exp(x - total)[..., None] for x in (lse, lse_BTN[:, t]))
+    outs.append((out * share + out_BTNH[:, t] * own_share).astype(q_BTNH.dtype))
+    lses.append(total)
+  return _join(outs), _join(lses)
 
 
 def _backward(how, q_BTNH, k_BSKH, v_BSKH, out_BTNH, lse_BTN, dout_BTNH, places):
-  how, k_BSKH, v_BSKH, places = _gather(how, k_BSKH, v_BSKH, places)
-  backward = IMPLEMENTATIONS[how.implementation].backward
-  dq_BTNH, dk_BSKH, dv_BSKH = _branch(
-    how, places, backward, q_BTNH, k_BSKH, v_BSKH, out_BTNH, lse_BTN, dout_BTNH, places)
-  if sharding.num_parts('length') > 1:
-    dk_BSKH, dv_BSKH = (
-      jax.lax.psum_scatter(x, sharding.RULES['length'], scatter_dimension=1, tiled=True)
-      for x in (dk_BSKH, dv_BSKH)
-    )
-  return dq_BTNH, dk_BSKH, dv_BSKH
+  kernel = IMPLEMENTATIONS[how.implementation]
+  of_queries = q_BTNH, out_BTNH, lse_BTN, dout_BTNH
+  if sharding.num_parts('length') == 1 or kernel.forward_across is None:
+    how, k_BSKH, v_BSKH, places = _gather(how, k_BSKH, v_BSKH, places)
+    dq_BTNH, dk_BSKH, dv_BSKH = _branch(
+      how, places, kernel.backward, q_BTNH, k_BSKH, v_BSKH, *of_queries[1:], places)
+    return dq_BTNH, _scatter(dk_BSKH), _scatter(dv_BSKH)
+  # The log-sum-exp and the output over all keys make each part's gradients the right ones.
+  own, reaches = _reaches(q_BTNH, places)
+  dq_BTNH, dk_BSKH, dv_BSKH = kernel.backward(
+    how, None, q_BTNH, k_BSKH, v_BSKH, *of_queries[1:], own)
+  k_whole, v_whole = _whole_row(k_BSKH), _whole_row(v_BSKH)
+  dqs, dk_whole, dv_whole = [], 0.0, 0.0
+  for t, reach in reaches:
+    q, *rest = (x[:, t] for x in of_queries)
+    dq, dk, dv = kernel.backward_across(how, q, k_whole, v_whole, *rest, reach)
+    dqs.append(dq + dq_BTNH[:, t])
+    dk_whole, dv_whole = dk_whole + dk.astype(jnp.float32), dv_whole + dv.astype(jnp.float32)
+  parts = sharding.num_parts('length')
+  dk_own, dv_own = (_scatter(sharding.dealt(x, parts)) for x in (dk_whole, dv_whole))
+  return (_join(dqs), (dk_BSKH + dk_own).astype(k_BSKH.dtype),
+          (dv_BSKH + dv_own).astype(v_BSKH.dtype))
+
+
+class Reach(NamedTuple):
+  """What a piece of a row needs of earlier pieces: its first `queries_B` places belong to the
+  document that holds the keys from `start_B` to `stop_B` of the whole row; none, if it begins one.
+  """
+
+  queries_B: jax.Array
+  start_B: jax.Array
+  stop_B: jax.Array
+
+
+def _reaches(q_BTNH, places):
+  """Rows that were dealt → (places within this device's own two pieces, which are documents apart;
+  and of each piece its slice and `Reach`)."""
+  parts, axis = sharding.num_parts('length'), sharding.RULES['length']
+  B, T = q_BTNH.shape[:2]
+  segments_BT = places.q_segments_BT
+  if segments_BT is None:
+    segments_BT = jnp.zeros((1, T), jnp.int32)
+  segments_BT = jnp.broadcast_to(segments_BT, (B, T))
+  half = T // 2
+  own_BT = 2 * segments_BT + (jnp.arange(T) >= half)
+  own = Places(places.q_positions_BT, places.kv_positions_BS, own_BT, own_BT)
+  whole_BS = _whole_row(segments_BT)
+  starts_BS = jnp.arange(T * parts) - positions_from_segments(whole_BS)  # of each one's document
+  reaches = []
+  first_piece = jax.lax.axis_index(axis)
+  for i, piece in enumerate((first_piece, 2 * parts - 1 - first_piece)):
+    stop = piece * half
+    piece_BT = jax.lax.dynamic_slice_in_dim(starts_BS, stop, half, axis=1)
+    start_B = piece_BT[:, 0]
+    queries_B = jnp.sum(piece_BT == start_B[:, None], axis=1) * (start_B < stop)
+    reach = Reach(*(x.astype(jnp.int32) for x in (queries_B, start_B, jnp.full(B, stop))))
+    reaches.append((slice(i * half, (i + 1) * half), reach))
+  return own, reaches
 
 
 def _gather(how, k_BSKH, v_BSKH, places):
-  """Keys and values of the whole row, where the mesh splits it."""
+  """Keys and values of the whole row, still as dealt, where the mesh splits it."""
   if sharding.num_parts('length') == 1:
     return how, k_BSKH, v_BSKH, places
   whole = lambda x: x if x is None else jax.lax.all_gather(
@@ -221,6 +287,21 @@ def _gather(how, k_BSKH, v_BSKH, places):
   places = places._replace(
     kv_positions_BS=whole(places.kv_positions_BS), kv_segments_BS=whole(places.kv_segments_BS))
   return how._replace(in_order=False), whole(k_BSKH), whole(v_BSKH), places
+
+
+def _whole_row(x):
+  """All pieces of a split row, in reading order."""
+  x = jax.lax.all_gather(x, sharding.RULES['length'], axis=1, tiled=True)
+  return sharding.dealt(x, sharding.num_parts('length'), back=True)
+
+
+def _scatter(dx_BSKH):
+  """Gradients of gathered keys: the devices' sums, each one its part."""
+  if sharding.num_parts('length') == 1:
+    return dx_BSKH
+  dx = jax.lax.psum_scatter(dx_BSKH.astype(jnp.float32), sharding.RULES['length'],
+                            scatter_dimension=1, tiled=True)
+  return dx.astype(dx_BSKH.dtype)
 
 
 def _branch(how, places, function, *args):
@@ -392,8 +473,6 @@ def _cudnn_refusal(how, q_BTNH, k_BSKH, segmented):
     return reason
   if segmented and jax.__version_info__ < (0, 11, 2):
     return f'needs jax 0.11.2 for documents (jax#39521), this is {jax.__version__}'
-  if how.windows != (None,) and sharding.num_parts('length') > 1:
-    return 'has no sliding window where the mesh splits the sequence'
   if jax.default_backend() == 'gpu':  # not when compiling for another machine
     capability = float(jax.devices()[0].compute_capability)
     if capability < (9.0 if segmented else 8.0):
@@ -405,7 +484,7 @@ def _cudnn_refusal(how, q_BTNH, k_BSKH, segmented):
 def _cudnn_forward(how, window, q_BTNH, k_BSKH, v_BSKH, places):
   from jax._src.cudnn import fused_attention_stablehlo as cudnn
 
-  documents = _Documents(_segments_of(q_BTNH, places.q_segments_BT))
+  documents = _documents_of(q_BTNH, places)
   q_BTNH = documents.poison(q_BTNH)
   out_BTNH, statistics = cudnn.dot_product_attention(
     q_BTNH, k_BSKH, v_BSKH, scale=q_BTNH.shape[3] ** -0.5, sliding_window_length=window,
@@ -417,17 +496,69 @@ def _cudnn_forward(how, window, q_BTNH, k_BSKH, v_BSKH, places):
 def _cudnn_backward(how, window, q_BTNH, k_BSKH, v_BSKH, out_BTNH, lse_BTN, dout_BTNH, places):
   from jax._src.cudnn import fused_attention_stablehlo as cudnn
 
-  documents = _Documents(_segments_of(q_BTNH, places.q_segments_BT))
-  given = documents.arguments(cudnn)
-  unused = jnp.zeros(0, q_BTNH.dtype)
-  lengths, offsets = given.get('q_seqlen', unused), given.get('q_offsets', unused)
-  residuals = (
-    q_BTNH, k_BSKH, v_BSKH, unused, lengths, lengths, offsets, offsets, unused, unused,
-    documents.pack(lse_BTN), out_BTNH,
+  documents = _documents_of(q_BTNH, places)
+  return _cudnn_gradients(window, q_BTNH, k_BSKH, v_BSKH, documents.pack(lse_BTN), out_BTNH,
+                          dout_BTNH, **documents.arguments(cudnn))
+
+
+def _cudnn_forward_across(how, q_BTNH, k_BSKH, v_BSKH, reach):
+  from jax._src.cudnn import fused_attention_stablehlo as cudnn
+
+  B, T, N, H = q_BTNH.shape
+  out_BTNH, statistics = cudnn.dot_product_attention(
+    q_BTNH, k_BSKH, v_BSKH, scale=H**-0.5, return_residual=True, **_across(cudnn, reach))
+  lse_BTN = statistics.reshape(B, 2, N, T)[:, 0].swapaxes(1, 2)
+  reached_BT1 = _reached(T, 0, reach.queries_B)[..., None]
+  # What no document covers is memory as it was found.
+  return (jnp.where(reached_BT1[..., None], out_BTNH, 0),
+          jnp.where(reached_BT1, lse_BTN, MASKED))
+
+
+def _cudnn_backward_across(how, q_BTNH, k_BSKH, v_BSKH, out_BTNH, lse_BTN, dout_BTNH, reach):
+  from jax._src.cudnn import fused_attention_stablehlo as cudnn
+
+  B, T, N, _ = q_BTNH.shape
+  statistics = jnp.pad(lse_BTN.swapaxes(1, 2)[:, None], ((0, 0), (0, 1), (0, 0), (0, 0)))
+  dq_BTNH, dk_BSKH, dv_BSKH = _cudnn_gradients(
+    None, q_BTNH, k_BSKH, v_BSKH, statistics.reshape(2 * B, N, T), out_BTNH, dout_BTNH,
+    **_across(cudnn, reach))
+  queries = _reached(T, 0, reach.queries_B)[..., None, None]
+  keys = _reached(k_BSKH.shape[1], reach.start_B, reach.stop_B)
+  keys = (keys & (reach.queries_B > 0)[:, None])[..., None, None]
+  return (jnp.where(queries, dq_BTNH, 0), jnp.where(keys, dk_BSKH, 0),
+          jnp.where(keys, dv_BSKH, 0))
+
+
+def _across(cudnn, reach):
+  """One document a row, and an empty one: cuDNN takes offsets only for two at least."""
+  some_B = reach.queries_B > 0
+  zero_B = jnp.zeros_like(reach.queries_B)
+  keys_B = jnp.where(some_B, reach.stop_B - reach.start_B, 0)
+  return dict(
+    mask_type=cudnn.MaskType.PADDING,
+    q_seqlen=jnp.stack([reach.queries_B, zero_B], 1), kv_seqlen=jnp.stack([keys_B, zero_B], 1),
+    q_offsets=jnp.stack([zero_B, reach.queries_B, zero_B - 1], 1),
+    kv_offsets=jnp.stack([reach.start_B, reach.stop_B, zero_B - 1], 1),
   )
+
+
+def _reached(size, start_B, stop_B):
+  place = jnp.arange(size)
+  return (place >= jnp.reshape(start_B, (-1, 1))) & (place < jnp.reshape(stop_B, (-1, 1)))
+
+
+def _cudnn_gradients(
+  window, q_BTNH, k_BSKH, v_BSKH, statistics, out_BTNH, dout_BTNH, *, mask_type, q_seqlen=None,
+  kv_seqlen=None, q_offsets=None, kv_offsets=None,
+):
+  from jax._src.cudnn import fused_attention_stablehlo as cudnn
+
+  unused = jnp.zeros(0, q_BTNH.dtype)
+  spans = (unused if x is None else x for x in (q_seqlen, kv_seqlen, q_offsets, kv_offsets))
+  residuals = (q_BTNH, k_BSKH, v_BSKH, unused, *spans, unused, unused, statistics, out_BTNH)
   # scale, seed, dropout, (bias, its gradient), mask, layout, window, training, residual returned
   return cudnn._dot_product_attention_bwd_rule(
-    q_BTNH.shape[3] ** -0.5, 42, 0.0, (False, False), given['mask_type'],
+    q_BTNH.shape[3] ** -0.5, 42, 0.0, (False, False), mask_type,
     cudnn.AttentionLayout.BTNH.value, window, True, False, residuals, dout_BTNH,
   )[:3]
 
@@ -456,15 +587,15 @@ class _Documents:
   as [B, T, N], one value a query, which is M times smaller.
   """
 
-  def __init__(self, segments_BT):
-    self.packed = segments_BT is not None
+  def __init__(self, segments_BT, max_documents=MAX_DOCUMENTS):
+    self.packed, self.max_documents = segments_BT is not None, max_documents
     if not self.packed:
       return
-    self.lengths_BM, self.starts_BM, index_BT = document_spans(segments_BT)
-    self.too_many_B = index_BT[:, -1] >= MAX_DOCUMENTS
+    self.lengths_BM, self.starts_BM, index_BT = document_spans(segments_BT, max_documents)
+    self.too_many_B = index_BT[:, -1] >= max_documents
     used_B = jnp.sum(self.lengths_BM > 0, axis=1)
     before_B1 = (jnp.cumsum(used_B) - used_B)[:, None]
-    self.document_BT = before_B1 + jnp.minimum(index_BT, MAX_DOCUMENTS - 1)
+    self.document_BT = before_B1 + jnp.minimum(index_BT, max_documents - 1)
     self.place_BT = positions_from_segments(segments_BT)
 
   def arguments(self, cudnn):
@@ -491,8 +622,14 @@ class _Documents:
     if not self.packed:
       return lse_BTN.swapaxes(1, 2)
     B, T, N = lse_BTN.shape
-    empty = jnp.zeros((B * MAX_DOCUMENTS, N, T), lse_BTN.dtype)
+    empty = jnp.zeros((B * self.max_documents, N, T), lse_BTN.dtype)
     return empty.at[self.document_BT, :, self.place_BT].set(lse_BTN, unique_indices=True)
+
+
+def _documents_of(q_BTNH, places):
+  # Where a device holds two pieces of a row, a document may lie in both.
+  cut = sharding.num_parts('length') > 1
+  return _Documents(_segments_of(q_BTNH, places.q_segments_BT), MAX_DOCUMENTS + cut)
 
 
 # ------------------------------------------------------------------------------------- splash
@@ -506,29 +643,55 @@ interpret_splash = False  # set by tests: runs the kernels on any device, slowly
 def _splash_refusal(how, q_BTNH, k_BSKH, segmented):
   if _platform() != 'tpu' and not interpret_splash:
     return f'runs on TPUs, not on {_platform()}'
-  if q_BTNH.shape[1] % 128:
-    return f'needs rows of a multiple of 128 tokens, not {q_BTNH.shape[1]}'
-  if sharding.num_parts('length') > 1:
-    return 'is not built for a mesh that splits the sequence'
+  parts = sharding.num_parts('length')
+  piece = 128 * (2 * parts if parts > 1 else 1)
+  if q_BTNH.shape[1] % piece:
+    return f'needs rows of a multiple of {piece} tokens, not {q_BTNH.shape[1]}'
   return _needs_order(how)
 
 
 def _splash_forward(how, window, q_BTNH, k_BSKH, v_BSKH, places):
-  kernel = _splash_kernel(how, window, q_BTNH)
+  segments = _splash_segments(q_BTNH, places)
+  return _splash_run(how, window, True, q_BTNH, k_BSKH, v_BSKH, segments)
+
+
+def _splash_forward_across(how, q_BTNH, k_BSKH, v_BSKH, reach):
+  segments = _splash_reach(q_BTNH, k_BSKH, reach)
+  out_BTNH, lse_BTN = _splash_run(how, None, False, q_BTNH, k_BSKH, v_BSKH, segments)
+  reached_BT1 = _reached(q_BTNH.shape[1], 0, reach.queries_B)[..., None]
+  return out_BTNH, jnp.where(reached_BT1, lse_BTN, MASKED)
+
+
+def _splash_backward(how, window, q_BTNH, k_BSKH, v_BSKH, out_BTNH, lse_BTN, dout_BTNH, places):
+  segments = _splash_segments(q_BTNH, places)
+  return _splash_gradients(
+    how, window, True, q_BTNH, k_BSKH, v_BSKH, out_BTNH, lse_BTN, dout_BTNH, segments)
+
+
+def _splash_backward_across(how, q_BTNH, k_BSKH, v_BSKH, out_BTNH, lse_BTN, dout_BTNH, reach):
+  segments = _splash_reach(q_BTNH, k_BSKH, reach)
+  return _splash_gradients(
+    how, None, False, q_BTNH, k_BSKH, v_BSKH, out_BTNH, lse_BTN, dout_BTNH, segments)
+
+
+def _splash_run(how, window, causal, q_BTNH, k_BSKH, v_BSKH, segments):
+  kernel = _splash_kernel(how, window, causal, q_BTNH, k_BSKH)
 
   def row(q_NTH, k_KSH, v_KSH, segments):
     out_NTH, (lse_NT,) = kernel(q_NTH, k_KSH, v_KSH, segments)
     return out_NTH, lse_NT
 
   q_BNTH, k_BKSH, v_BKSH = (x.swapaxes(1, 2) for x in (_scaled(q_BTNH), k_BSKH, v_BSKH))
-  out_BNTH, lse_BNT = jax.vmap(row)(q_BNTH, k_BKSH, v_BKSH, _splash_segments(q_BTNH, places))
+  out_BNTH, lse_BNT = jax.vmap(row)(q_BNTH, k_BKSH, v_BKSH, segments)
   return out_BNTH.swapaxes(1, 2), lse_BNT.swapaxes(1, 2)
 
 
-def _splash_backward(how, window, q_BTNH, k_BSKH, v_BSKH, out_BTNH, lse_BTN, dout_BTNH, places):
+def _splash_gradients(
+  how, window, causal, q_BTNH, k_BSKH, v_BSKH, out_BTNH, lse_BTN, dout_BTNH, segments
+):
   from jax.experimental.pallas.ops.tpu.splash_attention import splash_attention_kernel as splash
 
-  kernel = _splash_kernel(how, window, q_BTNH)
+  kernel = _splash_kernel(how, window, causal, q_BTNH, k_BSKH)
   options = kernel.kwargs
 
   def row(q_NTH, k_KSH, v_KSH, out_NTH, lse_NT, dout_NTH, segments):
@@ -540,13 +703,11 @@ def _splash_backward(how, window, q_BTNH, k_BSKH, v_BSKH, out_BTNH, lse_BTN, dou
     )[3:6]
 
   arrays = (_scaled(q_BTNH), k_BSKH, v_BSKH, out_BTNH, lse_BTN, dout_BTNH)
-  dq, dk, dv = jax.vmap(row)(
-    *(x.swapaxes(1, 2) for x in arrays), _splash_segments(q_BTNH, places))
-  dq_BTNH = _scaled(dq.swapaxes(1, 2))
-  return dq_BTNH, dk.swapaxes(1, 2), dv.swapaxes(1, 2)
+  dq, dk, dv = jax.vmap(row)(*(x.swapaxes(1, 2) for x in arrays), segments)
+  return _scaled(dq.swapaxes(1, 2)), dk.swapaxes(1, 2), dv.swapaxes(1, 2)
 
 
-def _splash_kernel(how, window, q_BTNH):
+def _splash_kernel(how, window, causal, q_BTNH, k_BSKH):
   from jax.experimental.pallas.ops.tpu.splash_attention import (
     splash_attention_kernel as splash,
   )
@@ -554,17 +715,32 @@ def _splash_kernel(how, window, q_BTNH):
     splash_attention_mask as masks,
   )
 
-  _, T, N, _ = q_BTNH.shape
-  block = next(b for b in range(min(T, BLOCK), 0, -128) if T % b == 0)
-  mask = masks.LocalMask((T, T), (window - 1, 0), 0) if window else masks.CausalMask((T, T))
+  (_, T, N, _), S = q_BTNH.shape, k_BSKH.shape[1]
+  if not causal:
+    mask = masks.FullMask((T, S))
+  elif window:
+    mask = masks.LocalMask((T, S), (window - 1, 0), 0)
+  else:
+    mask = masks.CausalMask((T, S))
+  q_block, kv_block = (
+    next(b for b in range(min(n, BLOCK), 0, -128) if n % b == 0) for n in (T, S))
   return splash.make_splash_mha(
     masks.MultiHeadMask([mask] * N), head_shards=1, q_seq_shards=1, save_residuals=True,
     block_sizes=splash.BlockSizes(
-      block_q=block, block_kv=block, block_q_dkv=block, block_kv_dkv=block,
+      block_q=q_block, block_kv=kv_block, block_q_dkv=q_block, block_kv_dkv=kv_block,
       use_fused_bwd_kernel=True,
     ),
     attn_logits_soft_cap=how.softcap or None, interpret=interpret_splash,
   )
+
+
+def _splash_reach(q_BTNH, k_BSKH, reach):
+  """Segment 1 for what is reached; queries and keys outside have different ones."""
+  from jax.experimental.pallas.ops.tpu.splash_attention import splash_attention_kernel as splash
+
+  queries = _reached(q_BTNH.shape[1], 0, reach.queries_B)
+  keys = _reached(k_BSKH.shape[1], reach.start_B, reach.stop_B)
+  return splash.SegmentIds(jnp.where(queries, 1, 2), jnp.where(keys, 1, 3))
 
 
 def _splash_segments(q_BTNH, places):
@@ -590,6 +766,10 @@ def _needs_order(how):
     return 'needs in_order (training and prefill on whole rows)'
   if not how.windows:
     return 'needs all `windows` that a traced window may be'
+  if sharding.num_parts('length') > 1 and not how.dealt:
+    return 'needs rows as sharding.deal has them where the mesh splits the sequence'
+  if sharding.num_parts('length') > 1 and how.windows != (None,):
+    return 'has no sliding window where the mesh splits the sequence'
   return None
 
 
@@ -600,16 +780,24 @@ def _platform():
 
 
 class Implementation(NamedTuple):
-  """Both functions get `(how, static window, arrays …, places)`, on one device."""
+  """What runs on one device; all get `how` first.
+
+  The functions `across` see no mask but a `Reach`, for rows that the mesh splits; an implementation
+  without them gets all keys and masks.
+  """
 
   refusal: Callable  # (how, q_BTNH, k_BSKH, segmented) → why it cannot do this, or None
-  forward: Callable  # … q_BTNH, k_BSKH, v_BSKH → out_BTNH, lse_BTN
-  backward: Callable  # … q_BTNH, k_BSKH, v_BSKH, out_BTNH, lse_BTN, dout_BTNH → dq, dk, dv
+  forward: Callable  # (how, static window, q, k, v, places) → out_BTNH, lse_BTN
+  backward: Callable  # (how, static window, q, k, v, out, lse, dout, places) → dq, dk, dv
+  forward_across: Callable | None = None  # (how, q, k, v, reach) → out_BTNH, lse_BTN
+  backward_across: Callable | None = None  # (how, q, k, v, out, lse, dout, reach) → dq, dk, dv
 
 
 # In the order in which 'auto' takes the first that can.
 IMPLEMENTATIONS = {
-  'cudnn': Implementation(_cudnn_refusal, _cudnn_forward, _cudnn_backward),
-  'splash': Implementation(_splash_refusal, _splash_forward, _splash_backward),
+  'cudnn': Implementation(_cudnn_refusal, _cudnn_forward, _cudnn_backward,
+                          _cudnn_forward_across, _cudnn_backward_across),
+  'splash': Implementation(_splash_refusal, _splash_forward, _splash_backward,
+                           _splash_forward_across, _splash_backward_across),
   'xla': Implementation(lambda *_: None, _xla_forward, _xla_backward),
 }

@@ -137,31 +137,26 @@ def windows(
 
 @functools.partial(jax.jit, static_argnums=0)
 def _score(
-  config: model.ModelConfig, params: dict, tokens_BT: jax.Array
+  config: model.ModelConfig, params: dict, inputs_BT: jax.Array, targets_BT: jax.Array
 ) -> tuple[jax.Array, jax.Array]:
-  """Log-probability of tokens 1… given those before, and whether each is the likeliest; [B, T-1].
+  """Log-probability of each target given the inputs up to it, and whether it is the likeliest.
 
   Rows are right-padded; nothing that is scored can see the padding (attention is causal).
   """
-  hidden_BTD, _ = model.hidden(config, params, tokens_BT[:, :-1])
+  hidden_BTD, _ = model.hidden(config, params, inputs_BT)
   unembed_DV = model.unembedding(config, params)
-  B, T, _ = hidden_BTD.shape
-  chunk = next(c for c in range(min(_CHUNK, T), 0, -1) if T % c == 0)
 
   def one(slice_: tuple[jax.Array, jax.Array]) -> tuple[jax.Array, jax.Array]:
     hidden_BCD, targets_BC = slice_
-    logits_BCV = model.project(config, hidden_BCD, unembed_DV, length=None)
+    logits_BCV = model.project(config, hidden_BCD, unembed_DV)
     # A masked sum instead of a gather: it also works where V is sharded.
     hot_BCV = jax.nn.one_hot(targets_BC, logits_BCV.shape[-1], dtype=jnp.float32)
     target_BC = jnp.sum(logits_BCV * hot_BCV, axis=-1)
     log_z_BC = jax.nn.logsumexp(logits_BCV, axis=-1)
     return target_BC - log_z_BC, target_BC >= jnp.max(logits_BCV, axis=-1)
 
-  slices = (
-    hidden_BTD.reshape(B, T // chunk, chunk, -1).swapaxes(0, 1),
-    tokens_BT[:, 1:].reshape(B, T // chunk, chunk).swapaxes(0, 1),
-  )
-  scores = jax.tree.map(lambda x: x.swapaxes(0, 1).reshape(B, T), jax.lax.map(one, slices))
+  over = (sharding.slices(hidden_BTD, _CHUNK), sharding.slices(targets_BT, _CHUNK))
+  scores = jax.tree.map(sharding.unsliced, jax.lax.map(one, over))
   return jax.tree.map(lambda x: sharding.constrain(x, None, None), scores)
 
 
@@ -190,11 +185,12 @@ def run_windows(
     tokens_BT = np.zeros((batch_size, length + 1), np.int32)
     for i, w in enumerate(batch):
       tokens_BT[i, : len(w.tokens)] = w.tokens
+    arrays = {'inputs_BT': tokens_BT[:, :-1], 'targets_BT': tokens_BT[:, 1:]}
     if not mesh.empty:
       rows = batch_size // jax.process_count()
-      mine = tokens_BT[jax.process_index() * rows :][:rows]
-      tokens_BT = sharding.shard_batch({'tokens': mine}, mesh)['tokens']
-    return batch, _score(config, params, tokens_BT)
+      mine = slice(jax.process_index() * rows, (jax.process_index() + 1) * rows)
+      arrays = sharding.shard_batch({k: x[mine] for k, x in arrays.items()}, mesh)
+    return batch, _score(config, params, **arrays)
 
   def fetch(batch: list[Window], scores: Any) -> Iterator[tuple[Any, np.ndarray, np.ndarray]]:
     logprobs_BT, greedy_BT = map(np.asarray, scores)

@@ -659,13 +659,16 @@ def hidden(
   if config.max_seq_len < T:
     raise ValueError(f'{T} tokens in a row, but max_seq_len={config.max_seq_len}: shorten the '
                      'rows, or raise max_seq_len (and extend rope_theta or rope_scaling)')
-  x_BTD = embed(config, params, tokens_BT)
+  if capture and sharding.num_parts('length') > 1:
+    raise ValueError('capture needs a mesh that does not split the sequence: use context=1')
+  # Where the mesh splits rows, their pieces are dealt out: restored at the end.
+  x_BTD = embed(config, params, sharding.deal(jnp.asarray(tokens_BT)))
   positions_BT, segments_BT = _documents(T, positions_BT, segment_ids_BT)
 
   def attend(q_BTNH, k_BTKH, v_BTKH, layer, window, state):
     out_BTNH, max_N = attention(
       q_BTNH, k_BTKH, v_BTKH, q_positions_BT=positions_BT, kv_positions_BS=positions_BT,
-      q_segments_BT=segments_BT, kv_segments_BS=segments_BT, in_order=True,
+      q_segments_BT=segments_BT, kv_segments_BS=segments_BT, in_order=True, dealt=True,
       window=window, windows=config.windows, softcap=config.attention_softcap,
       max_logits=max_logits, implementation=config.attention,
     )
@@ -679,7 +682,7 @@ def hidden(
   x_BTD, _, (seen, residual_LBTD) = run_blocks(
     config, params, x_BTD, positions_BT, attend, residual='residual' in capture)
   aux = seen | ({} if residual_LBTD is None else {'residual_LBTD': residual_LBTD})
-  return final_norm(config, params, x_BTD), aux
+  return sharding.undeal(final_norm(config, params, x_BTD)), aux
 
 
 def embed(config: ModelConfig, params: Params, tokens_BT: jax.Array) -> jax.Array:
@@ -813,19 +816,14 @@ def project(
   config: ModelConfig,
   hidden_BTD: jax.Array,
   unembed_DV: jax.Array,
-  *,
-  length: str | None = 'length',
 ) -> jax.Array:
-  """`logits` with the matrix of `unembedding`, for those who take a chunk of places at a time.
-
-  `length` is the logical name of the T dim: None for a chunk, which no mesh axis splits.
-  """
+  """`logits` with the matrix of `unembedding`, for those who take a chunk of places at a time."""
   if jax.sharding.get_abstract_mesh().empty:
     logits_BTV = _product(hidden_BTD, unembed_DV.T, jnp.float32)
   else:
     logits_BTV = jnp.einsum(
       'BTD,DV->BTV', hidden_BTD, unembed_DV,
-      preferred_element_type=jnp.float32, out_sharding=sharding.out('batch', length, 'vocab'),
+      preferred_element_type=jnp.float32, out_sharding=sharding.out('batch', 'length', 'vocab'),
     )
   if config.logit_softcap:
     logits_BTV = config.logit_softcap * jnp.tanh(logits_BTV / config.logit_softcap)
@@ -891,19 +889,19 @@ def _check_tokens(config, tokens_BT):
 def _documents(T, positions_BT, segments_BT):
   """Positions and document ids, each derived from the other where it is missing.
 
-  Deriving needs whole rows; the results are split as the sequence is.
+  Deriving needs whole rows; the results are split, and dealt, as the sequence is.
   """
   positions_BT, segments_BT = (
     x if x is None else sharding.constrain(jnp.asarray(x, jnp.int32), 'batch', None)
     for x in (positions_BT, segments_BT)
   )
   if positions_BT is None and segments_BT is None:
-    return sharding.constrain(jnp.arange(T, dtype=jnp.int32)[None], None, 'length'), None
+    return sharding.deal(jnp.arange(T, dtype=jnp.int32)[None]), None
   if segments_BT is None:
     segments_BT = segments_from_positions(positions_BT)
   if positions_BT is None:
     positions_BT = positions_from_segments(segments_BT)
-  return tuple(sharding.constrain(x, 'batch', 'length') for x in (positions_BT, segments_BT))
+  return sharding.deal(positions_BT), sharding.deal(segments_BT)
 
 
 @functools.lru_cache(maxsize=32)

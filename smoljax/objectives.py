@@ -25,35 +25,30 @@ def token_losses(
 ) -> tuple[jax.Array, jax.Array]:
   """Cross entropy and log Z of each place without ever holding `[B, T, V]`.
 
-  The head's matmul and softmax run `chunk` places at a time (all rows together) and are recomputed
-  in the backward pass, so the peak is `[B, chunk, V]` in float32.
+  The head's matmul and softmax run `chunk` places at a time (all rows together, and as many of each
+  part of a split sequence) and are recomputed in the backward pass, so the peak is
+  `[B, chunk, V]` in float32 on each device.
 
   Args:
     hidden_BTD: final hidden states, compute dtype.
     unembed_DV: output matrix (`model.unembedding`), compute dtype.
-    chunk: places per slice; the largest divisor of T up to it is used.
+    chunk: places per slice and device; the largest divisor up to it is used.
   Returns:
     `(nll_BT, log_z_BT)`, float32, in nats.
   """
-  B, T, _ = hidden_BTD.shape
-  chunk = next(c for c in range(min(chunk, T), 0, -1) if T % c == 0)
-
   @jax.checkpoint
   def one(_, slice_):
     hidden_BCD, targets_BC = slice_
-    logits_BCV = model.project(config, hidden_BCD, unembed_DV, length=None)
+    logits_BCV = model.project(config, hidden_BCD, unembed_DV)
     log_z_BC = jax.nn.logsumexp(logits_BCV, axis=-1)
     # A one-hot sum instead of a gather: it also works where V is split over devices.
     hot_BCV = jax.nn.one_hot(targets_BC, logits_BCV.shape[-1], dtype=bool)
-    hot_BCV = sharding.constrain(hot_BCV, 'batch', None, 'vocab')
+    hot_BCV = sharding.constrain(hot_BCV, 'batch', 'length', 'vocab')
     return None, (log_z_BC - jnp.sum(jnp.where(hot_BCV, logits_BCV, 0.0), axis=-1), log_z_BC)
 
-  def sliced(x_BT: jax.Array) -> jax.Array:
-    x_BT = sharding.constrain(x_BT, 'batch', *(None,) * (x_BT.ndim - 1))
-    return x_BT.reshape(B, T // chunk, chunk, *x_BT.shape[2:]).swapaxes(0, 1)
-
-  _, losses = jax.lax.scan(one, None, (sliced(hidden_BTD), sliced(targets_BT)))
-  return tuple(x.swapaxes(0, 1).reshape(B, T) for x in losses)
+  over = (sharding.slices(hidden_BTD, chunk), sharding.slices(targets_BT, chunk))
+  _, losses = jax.lax.scan(one, None, over)
+  return tuple(sharding.unsliced(x) for x in losses)
 
 
 def next_token(
@@ -85,7 +80,7 @@ def next_token(
     config, hidden_BTD, model.unembedding(config, params), batch['targets'], chunk=chunk
   )
   mask_BT = (batch['segment_ids'] > 0).astype(jnp.float32)
-  mask_BT = sharding.constrain(mask_BT, 'batch', None)
+  mask_BT = sharding.constrain(mask_BT, 'batch', 'length')
   loss = jnp.sum(nll_BT * mask_BT) / total_tokens
   if z_loss:
     loss += z_loss * jnp.sum(jnp.square(log_z_BT) * mask_BT) / total_tokens

@@ -1,7 +1,7 @@
 """Where arrays live: mesh axes, logical names → PartitionSpec, host batches → global arrays.
 
 The mesh has four axes. `data` replicates the parameters, `fsdp` also splits them, `tensor` splits
-heads, MLP columns and vocabulary, `context` will split the sequence (its size is 1 so far). Axis
+heads, MLP columns and vocabulary, `context` splits the sequence in activations and batches. Axis
 types are Explicit, so a mistake is an error while tracing; computation runs under
 `with jax.set_mesh(mesh):` and everything here does nothing without a mesh. `jax.jit` on arrays
 (or abstract arrays) that carry shardings is what used to be called pjit; there is no other way in.
@@ -14,6 +14,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
@@ -25,7 +26,7 @@ AXES = ('data', 'fsdp', 'tensor', 'context')
 # parameter; `residual` is the same dim in activations and in weights gathered for use.
 RULES: dict[str, str | tuple[str, ...] | None] = {
   'batch': ('data', 'fsdp'),
-  'length': None,  # 'context', once losses and batches can do with a split sequence too
+  'length': 'context',
   'residual': None,
   'layers': None,
   'embed': 'fsdp',
@@ -76,9 +77,6 @@ def make_mesh(
     )
   if free:
     sizes[free[0]] = len(devices) // fixed
-  if sizes['context'] > 1:
-    raise ValueError(f'mesh axis context={sizes["context"]}: splitting the sequence is not built '
-                     'yet; use context=1 and give these devices to data, fsdp or tensor')
   return jax.make_mesh(
     tuple(sizes.values()), AXES, axis_types=(AxisType.Explicit,) * len(AXES), devices=devices
   )
@@ -108,6 +106,81 @@ def num_parts(name: str) -> int:
   """Into how many parts the mesh that is set splits this logical dim; 1 without a mesh."""
   mesh = jax.sharding.get_abstract_mesh()
   return 1 if mesh.empty else _ways(mesh, spec(name)[0])
+
+
+def deal(x: jax.Array) -> jax.Array:
+  """[B, T, …] whole rows → split as `context` devices share them, in the order they compute in.
+
+  Causal attention gives late tokens more work. So a row is cut into 2C pieces and device r holds
+  pieces r and 2C - 1 - r (as in Llama 3, arXiv:2407.21783): each pair has the same work. The
+  identity where no mesh splits the sequence. `undeal` is the way back, for hidden states.
+
+  Raises ValueError if T does not divide into 2C pieces.
+  """
+  parts = num_parts('length')
+  names = ('batch' if x.shape[0] > 1 else None, 'length', *(None,) * (x.ndim - 2))
+  if parts > 1:
+    x = dealt(constrain(x, names[0], *(None,) * (x.ndim - 1)), parts)
+  return constrain(x, *names)
+
+
+def dealt(x: jax.Array, parts: int, *, back: bool = False) -> jax.Array:
+  """Whole rows [B, T, …] with their pieces in the devices' order, or `back` in reading order."""
+  B, T, *rest = x.shape
+  if T % (2 * parts):
+    raise ValueError(f'rows of {T} tokens do not divide over the mesh (context={parts}, two pieces '
+                     f'a device): use a multiple of {2 * parts}')
+  order = np.array([piece for r in range(parts) for piece in (r, 2 * parts - 1 - r)])
+  order = np.argsort(order) if back else order
+  return x.reshape(B, 2 * parts, T // (2 * parts), *rest)[:, order].reshape(x.shape)
+
+
+def undeal(x_BTD: jax.Array) -> jax.Array:
+  """Hidden states of a row that was dealt, back in reading order; each device swaps one half."""
+  parts, axis = num_parts('length'), RULES['length']
+  if parts == 1:
+    return x_BTD
+  names = ('batch', 'length', 'residual')
+
+  def swap(x_BTD):
+    # Of pieces r and 2C - 1 - r one is even and one odd; piece p goes to device p // 2.
+    first, second = jnp.split(x_BTD, 2, axis=1)
+    held = [(r, 2 * parts - 1 - r) for r in range(parts)]
+    moves = [[(r, p // 2) for r, pieces in enumerate(held) for p in pieces if p % 2 == parity]
+             for parity in (0, 1)]
+    even = jax.lax.axis_index(axis) % 2 == 0
+    return jnp.concatenate([
+      jax.lax.ppermute(jnp.where(even, first, second), axis, moves[0]),
+      jax.lax.ppermute(jnp.where(even, second, first), axis, moves[1]),
+    ], axis=1)  # fmt: skip
+
+  return jax.shard_map(swap, out_specs=spec(*names), check_vma=False)(constrain(x_BTD, *names))
+
+
+def slices(x: jax.Array, size: int) -> jax.Array:
+  """[B, T, …] → [n, B, c, …] to scan over, c being `size` places of each device that T is split on.
+
+  The largest divisor of a device's places up to `size` is used. `unsliced` puts it back.
+  """
+  B, T, *rest = x.shape
+  parts = num_parts('length')
+  size = next(c for c in range(min(size, T // parts), 0, -1) if T // parts % c == 0)
+  none = (None,) * len(rest)
+  x = constrain(x, 'batch', 'length', *none)
+  x = jnp.reshape(x, (B, parts, T // parts // size, size, *rest),
+                  out_sharding=out('batch', 'length', None, None, *none))
+  return jnp.reshape(jnp.moveaxis(x, 2, 0), (T // parts // size, B, parts * size, *rest),
+                     out_sharding=out(None, 'batch', 'length', *none))
+
+
+def unsliced(x: jax.Array) -> jax.Array:
+  """[n, B, c, …] of `slices` → [B, T, …]."""
+  n, B, c, *rest = x.shape
+  parts, none = num_parts('length'), (None,) * len(rest)
+  x = jnp.reshape(x, (n, B, parts, c // parts, *rest),
+                  out_sharding=out(None, 'batch', 'length', None, *none))
+  return jnp.reshape(jnp.moveaxis(x, 0, 2), (B, n * c, *rest),
+                     out_sharding=out('batch', 'length', *none))
 
 
 def dim_letters(name: str) -> str:
@@ -180,7 +253,7 @@ def shard_batch(host_batch: Mapping[str, np.ndarray], mesh: Mesh) -> dict[str, j
   With several processes each gives its own rows; the global batch is all of them. Raises
   ValueError if the global batch does not divide over the data and fsdp axes.
   """
-  ways = _ways(mesh, RULES['batch'])
+  ways, parts = _ways(mesh, RULES['batch']), _ways(mesh, RULES['length'])
 
   def place(name, x):
     x = np.asarray(x)
@@ -190,8 +263,12 @@ def shard_batch(host_batch: Mapping[str, np.ndarray], mesh: Mesh) -> dict[str, j
         f'batch {name!r} has {rows} rows, which do not divide over the mesh '
         f'(data={mesh.shape["data"]} x fsdp={mesh.shape["fsdp"]}): use a multiple of {ways}'
       )
+    if x.ndim > 1 and x.shape[1] % parts:
+      raise ValueError(f'batch {name!r} has {x.shape[1]} tokens a row, which do not divide over '
+                       f'the mesh (context={parts}): use a multiple of {parts}')
     names = ('batch', 'length', *(None,) * x.ndim)[: x.ndim]
-    return jax.make_array_from_process_local_data(NamedSharding(mesh, spec(*names)), x)
+    return jax.make_array_from_process_local_data(
+      NamedSharding(mesh, spec(*names)), x, (rows, *x.shape[1:]))
 
   return {name: place(name, x) for name, x in host_batch.items()}
 

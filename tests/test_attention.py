@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 
 from smoljax import attention as module
+from smoljax import sharding
 from smoljax.attention import attention, positions_from_segments, segments_from_positions
 
 PLATFORM = jax.default_backend()
@@ -154,6 +155,39 @@ def test_a_traced_window_gives_what_the_static_one_does(implementation, interpre
       near(x, y, tolerance)
 
 
+@pytest.mark.skipif(jax.device_count() < 2, reason='needs two devices')
+@pytest.mark.parametrize('implementation', IMPLEMENTATIONS)
+def test_a_split_sequence_equals_the_definition(implementation, interpreted):
+  """Two devices hold pieces 0 and 3, and 1 and 2, of rows whose documents cross them."""
+  dtype, tolerance = IMPLEMENTATIONS[implementation]
+  rng = np.random.default_rng(0)
+  T, H = 512, 64 if implementation == 'cudnn' else 8
+  arrays = [jnp.asarray(rng.normal(size=(2, T, n, H)), dtype) for n in (2, 1, 1, 2)]
+  skip_where_it_cannot_run(implementation, arrays, 0.0)
+  lengths = [[300, 84, 100, 28], [512]]
+  segments = np.stack([np.repeat(np.arange(len(row)), row) for row in lengths]).astype(np.int32)
+  positions = np.asarray(positions_from_segments(segments))
+  expected_out, largest_N, gradients = definition(arrays, lengths, None, 0.0)
+
+  @jax.jit
+  @functools.partial(jax.value_and_grad, argnums=(0, 1, 2), has_aux=True)
+  def run(q, k, v, dout):
+    q, k, v, dout, places, ids = (sharding.deal(x) for x in (q, k, v, dout, positions, segments))
+    out, max_N = attention(
+      q, k, v, q_positions_BT=places, kv_positions_BS=places, q_segments_BT=ids,
+      kv_segments_BS=ids, in_order=True, dealt=True, max_logits='bound',
+      implementation=implementation)
+    return jnp.sum(out.astype(jnp.float32) * dout.astype(jnp.float32)), (out, max_N)
+
+  mesh = sharding.make_mesh(data=1, context=2, devices=jax.devices()[:2])
+  with jax.set_mesh(mesh):
+    (_, (out, bound_N)), got = run(*arrays)
+  near(sharding.dealt(np.asarray(out), 2, back=True), expected_out, tolerance)
+  for x, y in zip(got, gradients, strict=True):
+    near(x, y, tolerance)
+  assert (bound_N >= largest_N - 0.1).all() and (bound_N <= largest_N + math.log(T)).all()
+
+
 def test_document_spans_and_cudnn_statistics_survive_the_round_trip():
   segments = np.array([[3, 3, 1, 1, 1, 0, 0, 0], [5] * 8, [1, 2, 3, 4, 5, 6, 7, 8]], np.int32)
   lengths_BM, starts_BM, index_BT = module.document_spans(segments, 4)
@@ -220,11 +254,11 @@ def test_what_cannot_be_done_is_refused(fields, message):
 def test_cudnn_says_what_it_cannot_do(fields, message, monkeypatch):
   monkeypatch.setattr(module, '_platform', lambda: 'gpu')
   how = module.How('cudnn', fields.get('windows', (None,)), fields.get('softcap', 0.0),
-                   fields.get('in_order', True))
+                   fields.get('in_order', True), False)
   x = jnp.ones((1, 8, 1, fields.get('H', 8)), fields.get('dtype', 'bfloat16'))
   assert message in module._cudnn_refusal(how, x, x, False)
   if jax.__version_info__ < (0, 11, 2):
-    how = module.How('cudnn', (None,), 0.0, True)
+    how = module.How('cudnn', (None,), 0.0, True, False)
     x = jnp.ones((1, 8, 1, 8), jnp.bfloat16)
     assert 'needs jax 0.11.2 for documents' in module._cudnn_refusal(how, x, x, True)
 

@@ -289,7 +289,7 @@ def test_losses_are_of_the_capped_logits():
   nll_BT, _ = objectives.token_losses(
     config, hidden_BTD, model.unembedding(config, params), targets_BT, chunk=8)
   np.testing.assert_allclose(nll_BT, expected_BT, atol=1e-5)
-  logprobs_BT, _ = evals._score(config, params, TOKENS)
+  logprobs_BT, _ = evals._score(config, params, TOKENS[:, :-1], TOKENS[:, 1:])
   np.testing.assert_allclose(logprobs_BT, -expected_BT[:, :-1], atol=1e-5)
 
 

@@ -10,7 +10,7 @@ import optax
 import pytest
 from jax.sharding import PartitionSpec as P
 
-from smoljax import model, sharding
+from smoljax import model, objectives, sharding
 
 CONFIG = model.ModelConfig(
   vocab_size=64, num_layers=2, nope_interval=2, embed_dim=32, num_heads=4, num_kv_heads=2,
@@ -20,9 +20,11 @@ RNG = np.random.default_rng(0)
 BATCH = {
   'tokens': RNG.integers(0, 64, (8, 16)).astype(np.int32),
   'segments': np.cumsum(RNG.random((8, 16)) < 0.2, axis=1).astype(np.int32) + 1,
+  'targets': RNG.integers(0, 64, (8, 16)).astype(np.int32),
 }
 MESHES = [
   dict(data=8), dict(data=1, fsdp=4), dict(data=1, tensor=2), dict(data=2, fsdp=2, tensor=2),
+  dict(data=1, context=4), dict(data=1, context=2, tensor=2), dict(data=1, context=2, fsdp=2),
 ]  # fmt: skip
 
 
@@ -32,13 +34,11 @@ def make_mesh(sizes):
 
 
 def loss(config, params, batch):
-  out = model.apply(
+  hidden_BTD, aux = model.hidden(
     config, params, batch['tokens'], segment_ids_BT=batch['segments'], max_logits='exact')
-  targets_BT = jnp.roll(batch['tokens'], -1, axis=1)
-  hot_BTV = targets_BT[..., None] == jnp.arange(config.vocab_size)
-  picked_BT = jnp.sum(jnp.where(hot_BTV, out.logits, 0), axis=-1)
-  nll_BT = jax.nn.logsumexp(out.logits, axis=-1) - picked_BT
-  return nll_BT.mean(), out.aux['max_logits_LN']
+  nll_BT, _ = objectives.token_losses(
+    config, hidden_BTD, model.unembedding(config, params), batch['targets'], chunk=8)
+  return nll_BT.mean(), aux['max_logits_LN']
 
 
 @functools.partial(jax.jit, static_argnums=0)
@@ -102,18 +102,31 @@ def test_other_models_on_a_mesh(fields, sizes):
   np.testing.assert_allclose(got, value, rtol=1e-6)
 
 
-def test_the_model_itself_runs_on_a_split_sequence(monkeypatch):
-  """Keys are gathered over `context`; make_mesh refuses that axis until training has it too."""
-  monkeypatch.setitem(sharding.RULES, 'length', 'context')
-  _, (_, max_LN, _) = alone()
-  mesh = jax.make_mesh((1, 2, 1, 4), sharding.AXES)
+def test_a_split_sequence_is_split_everywhere():
+  mesh = make_mesh(dict(data=1, fsdp=2, context=4))
   with jax.set_mesh(mesh):
     params = model.init(CONFIG, jax.random.key(0))
     batch = sharding.shard_batch(BATCH, mesh)
-    out = jax.jit(functools.partial(model.apply, CONFIG, max_logits='exact'))(
+    out = jax.jit(functools.partial(model.apply, CONFIG))(
       params, batch['tokens'], segment_ids_BT=batch['segments'])
+  assert batch['tokens'].sharding.spec == P(('data', 'fsdp'), 'context')
+  assert out.hidden.sharding.spec == P(('data', 'fsdp'), 'context', None)
   assert out.logits.sharding.spec == P(('data', 'fsdp'), 'context', 'tensor')
-  np.testing.assert_allclose(out.aux['max_logits_LN'], max_LN, rtol=1e-5)
+
+
+def test_slices_cut_each_part_of_a_split_sequence_and_come_back():
+  x = np.arange(2 * 16 * 3).reshape(2, 16, 3)
+  for sizes, size, shape, places in [
+    (dict(data=2), 6, (4, 2, 4, 3), [0, 1, 2, 3]),
+    (dict(data=1, context=4), 2, (2, 2, 8, 3), [0, 1, 4, 5, 8, 9, 12, 13]),
+  ]:
+    mesh = make_mesh(sizes)
+    with jax.set_mesh(mesh):
+      cut = sharding.slices(sharding.shard_batch({'x': x}, mesh)['x'], size)
+      back = sharding.unsliced(cut)
+    assert cut.shape == shape and cut.sharding.spec == P(None, ('data', 'fsdp'), 'context', None)
+    np.testing.assert_array_equal(cut[0], x[:, places])
+    np.testing.assert_array_equal(back, x)
 
 
 def test_abstract_state_has_the_shardings_of_the_real_one():
@@ -130,6 +143,7 @@ def test_abstract_state_has_the_shardings_of_the_real_one():
 
 @pytest.mark.parametrize('sizes, shape', [
   ({}, (8, 1, 1, 1)), (dict(data=1, fsdp=-1), (1, 8, 1, 1)), (dict(fsdp=2, tensor=2), (2, 2, 2, 1)),
+  (dict(context=4), (2, 1, 1, 4)),
 ])  # fmt: skip
 def test_mesh_sizes_are_computed(sizes, shape):
   assert tuple(sharding.make_mesh(**sizes).shape.values()) == shape
@@ -141,7 +155,6 @@ def test_mesh_sizes_are_computed(sizes, shape):
   (dict(tensor=16), 'does not fit 8'),
   (dict(data=-1, fsdp=-1), 'data and fsdp are both -1'),
   (dict(tensor=0), 'tensor=0'),
-  (dict(context=2), 'context=2: splitting the sequence is not built'),
 ])  # fmt: skip
 def test_impossible_meshes_say_why(sizes, message):
   with pytest.raises(ValueError, match=message):
@@ -180,7 +193,7 @@ def test_parameters_on_a_mesh_need_it_set():
 def test_shard_batch_places_rows():
   mesh = make_mesh(dict(data=2, fsdp=2))
   batch = sharding.shard_batch({**BATCH, 'source': np.arange(8)}, mesh)
-  assert batch['tokens'].sharding.spec == P(('data', 'fsdp'), None)
+  assert batch['tokens'].sharding.spec == P(('data', 'fsdp'), 'context')
   assert batch['source'].sharding.spec == P(('data', 'fsdp'))
   assert batch['source'].addressable_shards[3].data.tolist() == [6, 7]
   np.testing.assert_array_equal(batch['segments'], BATCH['segments'])

@@ -126,7 +126,7 @@ def test_continued_training_starts_from_the_given_weights(undisturbed, markov_co
 
 
 @pytest.mark.parametrize(
-  'mesh', [dict(data=8, fsdp=1), dict(data=2, fsdp=2, tensor=1), dict(data=1, fsdp=1)]
+  'mesh', [dict(data=8), dict(data=2, fsdp=2), dict(), dict(fsdp=2, context=2)]
 )
 def test_meshes_agree(undisturbed, markov_corpora, tmp_path, mesh, monkeypatch):
   """The same losses on any mesh, to float32 rounding."""
