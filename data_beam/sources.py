@@ -1,16 +1,28 @@
 """Readers of raw crawl files: which files, which records, and their payload bytes.
 
-`expand` turns patterns into files (local, gs://, s3:// through Beam, other schemes through fsspec);
-`read_warc` walks one WARC file and yields what it holds as `Page`s (bytes and provenance, nothing
-parsed), and a `Reject` for whatever it had to leave. A WARC is hostile input: payloads are capped
-in bytes and in decompression ratio, and a broken file yields all that stood before the break.
+`expand` turns patterns into files (local, gs://, s3:// through Beam, https:// by itself, other
+schemes through fsspec), and a listing of files (`warc.paths.gz`) into the files it lists. `read`
+walks one file (WARC, WET, ARC, HTML, JSON Lines, or the index of ranges in WARC files) and yields
+what it holds as `Page`s (bytes and provenance, nothing parsed), and a `Reject` for whatever it had
+to leave. Such a file is hostile input: payloads are capped in bytes and in decompression ratio, and
+a broken file yields all that stood before the break.
+
+Common Crawl: `https://data.commoncrawl.org/crawl-data/CC-MAIN-2024-22/warc.paths.gz`, or any path
+under `s3://commoncrawl/`, which is read over https unless Beam's S3 file system is installed (the
+same bytes, and no account needed). Parts of it: JSON lines with `filename`, `offset` and `length`, as
+its index server gives them (`index.commoncrawl.org/…?output=json`), or its cdx files.
 """
 
 import dataclasses
+import gzip
 import hashlib
+import importlib.util
 import io
+import json
 import os
 import re
+import time
+import urllib.request
 import zlib
 from collections.abc import Collection, Iterator, Sequence
 from typing import BinaryIO
@@ -18,9 +30,10 @@ from typing import BinaryIO
 import fsspec
 from apache_beam.io.filesystem import CompressionTypes
 from apache_beam.io.filesystems import FileSystems
-from fastwarc.stream_io import BrotliReader, ZstdReader
+from fastwarc.stream_io import BrotliReader, Lz4Reader, ZstdReader
 from fastwarc.warc import ArchiveIterator, WarcRecord, WarcRecordType
 from resiliparse.parse.encoding import detect_mime
+from warcio.archiveiterator import ArchiveIterator as ArcIterator
 
 from data_beam.records import Document, Reject
 
@@ -41,6 +54,9 @@ VAGUE_TYPES = frozenset({
   '', 'application/octet-stream', 'binary/octet-stream', 'application/download',
   'application/force-download', 'application/x-download', 'unknown/unknown', 'text/plain',
 })
+COMMON_CRAWL = 'https://data.commoncrawl.org/'
+LISTING = re.compile(r'\.paths(\.gz)?$')
+COMPRESSED = re.compile(r'\.(gz|zst|lz4)(\.open)?$', re.I)
 CHUNK_SIZE = re.compile(rb'[0-9a-fA-F]{1,8}')
 LOOKS_LIKE_HTML = re.compile(rb'<(?:!doctype\s+html|html|head|body|title|meta|div|table|p)\b', re.I)
 
@@ -84,13 +100,32 @@ def expand(patterns: Sequence[str]) -> list[dict]:
     found = _match(pattern)
     if not found:
       raise FileNotFoundError(f'no file matches {pattern}')
-    files.update(found)
+    for path, size in found.items():
+      # The size of a listed file is not asked for: a crawl has 90,000 of them.
+      files.update(dict.fromkeys(_listed(path), 0) if LISTING.search(path) else {path: size})
   return [{'path': path, 'bytes': size} for path, size in sorted(files.items())]
 
 
+def _listed(listing: str) -> list[str]:
+  """The files of a listing: absolute, beside the listing, or paths within Common Crawl."""
+  with open_file(listing) as stream, _decompressed(stream) as plain:
+    names = plain.read(1 << 28).decode().split()
+  if not names:
+    raise ValueError(f'{listing} lists no files')
+  folder = listing.rpartition('/')[0]
+  base = COMMON_CRAWL if names[0].startswith('crawl-data/') else folder + '/' if folder else ''
+  if listing.startswith('s3://commoncrawl/'):
+    base = 's3://commoncrawl/'
+  return [name if '://' in name or name.startswith('/') else base + name for name in names]
+
+
 def _match(pattern: str) -> dict[str, int]:
+  if _over_https(pattern):
+    with _urlopen(pattern, method='HEAD') as answer:
+      return {pattern: int(answer.headers.get('Content-Length') or 0)}
   if _beam_knows(pattern):
-    return {m.path: m.size_in_bytes for m in FileSystems.match([pattern])[0].metadata_list}
+    found = FileSystems.match([pattern])[0].metadata_list
+    return {m.path: m.size_in_bytes for m in found if not os.path.isdir(m.path)}
   try:
     fs, path = fsspec.url_to_fs(pattern)
     names = fs.glob(path) if any(c in path for c in '*?[') else [path] * fs.exists(path)
@@ -107,13 +142,116 @@ def _beam_knows(path: str) -> bool:
     return False
 
 
+def _over_https(path: str) -> bool:
+  return path.startswith(('https://', 'http://')) or (
+    path.startswith('s3://commoncrawl/') and importlib.util.find_spec('boto3') is None)
+
+
+def _urlopen(path: str, method: str = 'GET', **headers):
+  url = path.replace('s3://commoncrawl/', COMMON_CRAWL, 1)
+  headers['User-Agent'] = 'smoljax (https://commoncrawl.org/ reader)'
+  return urllib.request.urlopen(
+    urllib.request.Request(url, method=method, headers=headers), timeout=60)
+
+
 def open_file(path: str) -> BinaryIO:
   """Opens a file of any scheme `expand` understands, for reading raw bytes (nothing inflated)."""
   if os.path.exists(path):
     return open(path, 'rb')
+  if _over_https(path):
+    return _Forward(_urlopen(path))
   if _beam_knows(path):
     return FileSystems.open(path, compression_type=CompressionTypes.UNCOMPRESSED)
   return fsspec.open(path, 'rb').open()
+
+
+class _Forward:
+  """An HTTP answer without the `seek` that it has and cannot do; FastWARC would try it."""
+
+  def __init__(self, answer):
+    self.answer, self.read, self.close = answer, answer.read, answer.close
+
+  def tell(self) -> int:
+    return 0
+
+  def __enter__(self):
+    return self
+
+  def __exit__(self, *error):
+    self.close()
+
+
+def read_range(path: str, offset: int, length: int) -> bytes:
+  """Bytes [offset, offset + length) of a file of any scheme."""
+  if _over_https(path) and not os.path.exists(path):
+    with _urlopen(path, Range=f'bytes={offset}-{offset + length - 1}') as answer:
+      if answer.status != 206:
+        raise OSError(f'{path}: the server gives no ranges')
+      return answer.read(length)
+  with open_file(path) as f:
+    f.seek(offset)
+    return f.read(length)
+
+
+def _decompressed(stream: BinaryIO):
+  """The plain bytes of a gzip, zstd, lz4 or plain file, told by its first bytes."""
+  stream = stream if isinstance(stream, io.BufferedReader) else io.BufferedReader(_Raw(stream))
+  magic = stream.peek(4)[:4]
+  if magic[:2] == b'\x1f\x8b':
+    return gzip.GzipFile(fileobj=stream)
+  if magic == b'\x28\xb5\x2f\xfd':
+    return io.BufferedReader(_Raw(ZstdReader(stream)))
+  if magic == b'\x04\x22\x4d\x18':
+    return io.BufferedReader(_Raw(Lz4Reader(stream)))
+  return stream
+
+
+class _Raw(io.RawIOBase):
+  """Any object with `read` as what io.BufferedReader wants."""
+
+  def __init__(self, stream):
+    self.stream = stream
+
+  def readable(self) -> bool:
+    return True
+
+  def readinto(self, buffer) -> int:
+    data = self.stream.read(len(buffer))
+    buffer[:len(data)] = data
+    return len(data)
+
+
+def read(
+  path: str, *, types: Collection[str] = HTML_TYPES, max_bytes: int = MAX_PAGE_BYTES,
+) -> Iterator[Page | Reject]:
+  """Pages of one file, in its order: the format is told by its name, as READERS has it, and is WARC
+  otherwise. A file that cannot be opened, after three tries, or has no bytes is a Reject
+  (unreadable_file, empty_file); see the readers for what else they leave.
+  """
+  name = os.path.basename(path)
+  kind = os.path.splitext(COMPRESSED.sub('', name))[1].lower()
+  try:
+    with _patiently(open_file, path) as stream:
+      if not stream.read(1):
+        yield _reject_file(name, 0, 0, 'empty_file', 'the file has no bytes')
+        return
+  except OSError as error:
+    yield _reject_file(name, 0, 0, 'unreadable_file', f'{type(error).__name__}: {error}')
+    return
+  yield from READERS.get(kind, read_warc)(path, types=types, max_bytes=max_bytes)
+
+
+def _patiently(function, *args, tries: int = 3):
+  """Calls a function that reads from a network, again after a pause if it fails."""
+  for n in range(tries):
+    try:
+      return function(*args)
+    except (FileNotFoundError, IsADirectoryError, PermissionError):
+      raise
+    except OSError:
+      if n == tries - 1:
+        raise
+      time.sleep(2 ** n)
 
 
 def read_warc(
@@ -129,24 +267,174 @@ def read_warc(
   once, if it breaks off (corrupt_file: the error is in the metadata; clipped_file: it ends inside a
   record, whose page is kept, marked truncated).
   """
-  name = os.path.basename(path)
+  with open_file(path) as stream:
+    yield from _read_stream(stream, os.path.basename(path), types, max_bytes)
+
+
+def _read_stream(stream, name: str, types: Collection[str], max_bytes: int):
   offset, number = 0, 0
+  try:
+    records = iter(ArchiveIterator(
+      stream, record_types=WarcRecordType.response | WarcRecordType.conversion,
+      parse_http=True, auto_decode='none', strict_mode=False))
+    while (record := next(records, None)) is not None:
+      offset, number = record.stream_pos, number + 1
+      page = _read_record(record, name, types, max_bytes)
+      if page is None:
+        continue
+      yield page
+      if isinstance(page, Page) and page.truncated == 'clipped':
+        yield _reject_file(name, offset, number, 'clipped_file', 'the file ends inside a record')
+  # Whatever the parser says about damaged bytes, the records before them stand.
+  except Exception as error:
+    yield _reject_file(name, offset, number, 'corrupt_file', f'{type(error).__name__}: {error}')
+
+
+def read_arc(
+  path: str, *, types: Collection[str] = HTML_TYPES, max_bytes: int = MAX_PAGE_BYTES,
+) -> Iterator[Page | Reject]:
+  """Pages of one ARC file, WARC's predecessor (crawls before about 2010); as read_warc otherwise.
+
+  Records have no id there, so that pages get one from url and date.
+  """
+  name, number = os.path.basename(path), 0
   with open_file(path) as stream:
     try:
-      records = iter(ArchiveIterator(
-        stream, record_types=WarcRecordType.response | WarcRecordType.conversion,
-        parse_http=True, auto_decode='none', strict_mode=False))
-      while (record := next(records, None)) is not None:
-        offset, number = record.stream_pos, number + 1
-        page = _read_record(record, name, types, max_bytes)
-        if page is None:
-          continue
-        yield page
-        if isinstance(page, Page) and page.truncated == 'clipped':
-          yield _reject_file(name, offset, number, 'clipped_file', 'the file ends inside a record')
-    # Whatever the parser says about damaged bytes, the records before them stand.
+      archive = ArcIterator(stream, arc2warc=True)
+      for record in archive:
+        number += 1
+        if record.rec_type == 'response' and record.http_headers:
+          page = _read_record(_ArcRecord(record), name, types, max_bytes)
+          offset = archive.get_record_offset()   # known once the record is read
+          if isinstance(page, Page):
+            page.warc_offset = offset
+          if page is not None:
+            yield page
     except Exception as error:
-      yield _reject_file(name, offset, number, 'corrupt_file', f'{type(error).__name__}: {error}')
+      yield _reject_file(name, 0, number, 'corrupt_file', f'{type(error).__name__}: {error}')
+
+
+class _ArcRecord:
+  """A record of warcio's as one of FastWARC's, as far as _read_record looks."""
+
+  record_type = WarcRecordType.response
+  is_http_parsed = True
+
+  def __init__(self, record):
+    self.headers = dict(record.rec_headers.headers)
+    self.headers.pop('WARC-Record-ID', None)   # warcio's own, a random one
+    self.http_headers = _ArcHeaders(record.http_headers)
+    self.reader, self.stream_pos = record.raw_stream, 0
+    self.content_length = 0    # of the record's block, HTTP headers included: of no use
+
+
+class _ArcHeaders:
+  def __init__(self, headers):
+    self.get = headers.get_header
+    status = headers.get_statuscode()
+    self.status_code = int(status) if status.isdigit() else None
+
+
+def read_html(
+  path: str, *, types: Collection[str] = HTML_TYPES, max_bytes: int = MAX_PAGE_BYTES,
+) -> Iterator[Page | Reject]:
+  """The one page of an HTML file, compressed or not; its id is the sha256 of its bytes."""
+  name = os.path.basename(path)
+  page = Page(id='', url='', date='', warc_file=name, warc_offset=0, content_type='text/html',
+              body=b'')
+  with open_file(path) as stream:
+    try:
+      page.body = _read_up_to(_decompressed(stream), max_bytes + 1)
+    except (OSError, EOFError, zlib.error) as error:
+      yield _reject_file(name, 0, 0, 'corrupt_file', f'{type(error).__name__}: {error}')
+      return
+  page.id = hashlib.sha256(page.body).hexdigest()
+  if len(page.body) > max_bytes:
+    yield reject_page(page, 'too_large', f'more than {max_bytes} bytes')
+  elif not page.body.strip():
+    yield reject_page(page, 'empty')
+  elif 'text/html' in types:
+    yield page
+
+
+def read_jsonl(
+  path: str, *, types: Collection[str] = HTML_TYPES, max_bytes: int = MAX_PAGE_BYTES,
+) -> Iterator[Page | Reject]:
+  """Pages of a file of JSON lines, compressed or not.
+
+  A line is a page (`html`, or `text` or `content`: plain text; and `id`, `url`, `date` or
+  `timestamp` if known), or where one lies (`filename`, `offset`, `length`, and as much before the
+  first brace as cdx files have there). A line that is neither is a Reject (bad_line, too_large), a
+  range that cannot be read one too (unreadable_range).
+  """
+  name = os.path.basename(path)
+  with open_file(path) as stream:
+    number = 0
+    try:
+      plain = _decompressed(stream)
+      while line := plain.readline(2 * max_bytes):
+        number += 1
+        reason, results = _read_line(line, path, name, number, types, max_bytes)
+        while not line.endswith(b'\n') and len(line) == 2 * max_bytes:
+          line = plain.readline(2 * max_bytes)   # the rest of a line beyond the limit
+        if reason:
+          yield _reject_file(name, number, number, *reason)
+        yield from results
+    except (OSError, EOFError, zlib.error) as error:
+      yield _reject_file(name, number, number, 'corrupt_file', f'{type(error).__name__}: {error}')
+
+
+def _read_line(line, path, name, number, types, max_bytes):
+  """((reason, detail) or None, pages) of one JSON line."""
+  if len(line) >= 2 * max_bytes:
+    return ('too_large', f'a line of more than {2 * max_bytes} bytes'), ()
+  if not line.strip():
+    return None, ()
+  try:
+    row = json.loads(line[max(0, line.find(b'{')):])
+    if 'filename' in row and 'offset' in row:
+      return None, _read_indexed(row, path, types, max_bytes)
+    html = row.get('html')
+    body = html if html is not None else row['text'] if 'text' in row else row['content']
+    body = body.encode('utf-8', 'replace')
+    url, date = str(row.get('url') or ''), str(row.get('date') or row.get('timestamp') or '')
+    kind = 'text/plain' if html is None else 'text/html'
+    page = Page(
+      id=str(row.get('id') or hashlib.sha256(f'{url} {date} '.encode() + body).hexdigest()),
+      url=url, date=date, warc_file=name, warc_offset=number, body=body,
+      content_type=f'{kind}; charset=utf-8')
+  except (ValueError, KeyError, AttributeError, TypeError, RecursionError) as error:
+    return ('bad_line', f'line {number}: {type(error).__name__}: {error}'), ()
+  if len(body) > max_bytes:
+    page.body = b''
+    return None, (reject_page(page, 'too_large', f'more than {max_bytes} bytes'),)
+  if not body.strip():
+    return None, (reject_page(page, 'empty'),)
+  return None, (page,) if 'text/html' in types else ()
+
+
+def _read_indexed(row, path, types, max_bytes) -> Iterator[Page | Reject]:
+  """The record at `row`'s offset. Its file is one of Common Crawl's, or absolute, or beside
+  the index."""
+  (file,) = [row['filename']] if '://' in row['filename'] else _beside(path, row['filename'])
+  offset, length = int(row['offset']), int(row['length'])
+  try:
+    data = _patiently(read_range, file, offset, length)
+  except OSError as error:
+    yield _reject_file(os.path.basename(file), offset, 1, 'unreadable_range', str(error))
+    return
+  for result in _read_stream(io.BytesIO(data), os.path.basename(file), types, max_bytes):
+    if isinstance(result, Page):
+      result.warc_offset += offset
+    yield result
+
+
+def _beside(path: str, name: str) -> list[str]:
+  if name.startswith('/'):
+    return [name]
+  if name.startswith('crawl-data/'):
+    return [COMMON_CRAWL + name]
+  return [os.path.join(os.path.dirname(path), name)]
 
 
 def _read_record(
@@ -274,3 +562,12 @@ def _reject_file(name: str, offset: int, number: int, reason: str, detail: str) 
   metadata = {'warc_file': name, 'warc_offset': offset, 'record': number, 'error': detail[:200]}
   return Reject(Document(id=f'{name}#{offset}', text='', source='web', metadata=metadata),
                 'read', reason)
+
+
+# By the ending of the name, a compression's ending left aside; any other is a WARC.
+READERS = {
+  '.arc': read_arc,
+  '.html': read_html, '.htm': read_html, '.xhtml': read_html,
+  '.jsonl': read_jsonl, '.ndjson': read_jsonl, '.json': read_jsonl, '.cdx': read_jsonl,
+  '.cdxj': read_jsonl,
+}

@@ -1,4 +1,4 @@
-"""WARC files → a curated web corpus. The pipeline is the list of stages in `stages`.
+"""Web archives → a curated web corpus. The pipeline is the list of stages in `stages`.
 
   python -m data_beam.web --input='crawl/*.warc.gz' --output=corpora --name=web
 
@@ -62,10 +62,10 @@ def _route(element, function, args):
 
 
 def read(paths: Sequence[str], limit: int | None = None) -> Iterator[Page | Reject]:
-  """Pages of WARC files, the first `limit` of them."""
+  """Pages of files, the first `limit` of them."""
   pages = 0
   for path in paths:
-    for result in sources.read_warc(path):
+    for result in sources.read(path):
       yield result
       pages += isinstance(result, Page)
       if pages == limit:
@@ -121,7 +121,7 @@ def run(
   tier: str = 'default', markdown: bool = False, limit: int | None = None, num_shards: int = 8,
   beam_args: Sequence[str] = (),
 ) -> str:
-  """Curates WARC files into the corpus `output/name/1.0.0`. Returns that path.
+  """Curates web archives into the corpus `output/name/1.0.0`. Returns that path.
 
   Args:
     input: files or patterns, of any scheme that sources.expand knows.
@@ -150,7 +150,7 @@ def run(
     raise ValueError(f'{name!r} cannot be the name of a corpus: give a word such as web')
   options = records.pipeline_options(beam_args)
   files = sources.expand(input)
-  log.info('curating %d WARC files (%.1f MB) into %s', len(files),
+  log.info('curating %d files (%.1f MB) into %s', len(files),
            sum(f['bytes'] for f in files) / 1e6, records.corpus_path(output, name))
   paths = [f['path'] for f in files]
   steps = stages(languages=languages, min_language_score=min_language_score, rules=rules,
@@ -192,8 +192,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     '--direct_running_mode=multi_processing --direct_num_workers=4 for more cores of this machine.')
   parser.add_argument('--input', nargs='+', action='extend', required=True, metavar='GLOB',
                       default=argparse.SUPPRESS,
-                      help='WARC files or patterns, local or gs://, s3://, hf://, https://; '
-                      'several after spaces, or as --input=A --input=B')
+                      help='files or patterns, local or gs://, s3://, hf://, https://; WARC, WET, '
+                      'ARC, HTML or JSONL, or listings of such files (.paths.gz); several after '
+                      'spaces, or as --input=A --input=B')
   add_flags(parser, name='web', min_language_score=.65, filters='fineweb')
   parser.add_argument('--tier', default='default', choices=html_text.TIERS,
                       help='how the main text is found: default for quality, fast for speed')

@@ -2,7 +2,11 @@
 
 import gzip
 import hashlib
+import http.server
 import io
+import json
+import re
+import threading
 import tracemalloc
 import zlib
 from pathlib import Path
@@ -270,6 +274,11 @@ def test_a_file_that_is_no_warc_says_so(tmp_path):
 EDGE = {
   'gowarc-corrupted-mid-record.warc.gz.open': (12, ['corrupt_file']),
   'gowarc-corrupted-trailing-bytes.warc.gz.open': (30, ['corrupt_file']),
+  'resiliparse-block-sized-records.warc.gz': (0, []),       # no responses
+  'warcio-example-bad.warc.gz.bad': (1, ['http_status']),
+  'warcio-example-resource.warc.gz': (0, []),
+  'warcio-example.arc.gz': (1, []),
+  'warcio-example.warc.gz': (1, []),
   'resiliparse-clipped.warc.gz': (1, ['clipped_file']),
   'resiliparse-warcfile.warc.lz4': (16, []),
   'ukwa-transfer_compression_brotli.warc': (1, []),
@@ -282,13 +291,176 @@ EDGE = {
 
 @pytest.mark.parametrize('name', EDGE)
 def test_edge_files(shared_data, name):
-  results = list(read_warc(str(shared_data / 'warc' / 'edge' / name)))
+  results = list(sources.read(str(shared_data / 'warc' / 'edge' / name)))
   pages = [r for r in results if isinstance(r, Page)]
   assert (len(pages), reasons(results)) == EDGE[name]
   assert not any(p.url.startswith('<') or p.body[:2] == b'\x1f\x8b' for p in pages)
+
+
+def test_every_edge_file_is_tested(shared_data):
+  assert {f.name for f in (shared_data / 'warc' / 'edge').iterdir()} == EDGE.keys()
+
+
+def test_an_arc_holds_what_its_warc_holds(shared_data):
+  folder = shared_data / 'warc' / 'real'
+  arc, warc = (list(sources.read(str(folder / f'aut-ia2008-example.{kind}.gz')))
+               for kind in ('arc', 'warc'))
+  bodies = lambda results: {r.url: r.body for r in results if isinstance(r, Page)}
+  arc_pages, warc_pages = bodies(arc), bodies(warc)
+  assert len(arc_pages) > 90 and arc_pages.items() <= warc_pages.items()
+  assert sorted(reasons(arc)) == sorted(reasons(warc))
+  assert len({r.id for r in arc if isinstance(r, Page)}) == len(arc_pages)
+  assert [r.id for r in sources.read(str(folder / 'aut-ia2008-example.arc.gz'))
+          if isinstance(r, Page)] == [r.id for r in arc if isinstance(r, Page)]
+
+
+def test_wet_records(tmp_path):
+  path = tmp_path / 'x.warc.wet.gz'
+  with open(path, 'wb') as f:
+    writer = WARCWriter(f, gzip=True)
+    writer.write_record(writer.create_warc_record(
+      'https://a.test/', 'conversion', payload=io.BytesIO(b'Plain words.'), length=12,
+      warc_content_type='text/plain', warc_headers_dict={'WARC-Record-ID': ID.format(4)}))
+  (page,) = sources.read(str(path))
+  assert (page.id, page.url, page.content_type) == (ID.format(4), 'https://a.test/', 'text/plain')
+  assert page.body == b'Plain words.'
+  assert not list(sources.read(str(path), types=PDF_TYPES))
 
 
 def test_pdfs_in_a_warc(shared_data):
   path = shared_data / 'warc' / 'real' / 'aut-2019-example.pdf.warc.gz'
   pages = list(read_warc(str(path), types=PDF_TYPES, max_bytes=64 << 20))
   assert len(pages) == 2 and all(p.body.startswith(b'%PDF-') for p in pages)
+
+
+# --- other formats, other places -------------------------------------------------------------
+
+
+@pytest.mark.parametrize('pack', [bytes, gzip.compress, lambda d: packed(ZstdWriter, d),
+                                  lambda d: packed(Lz4Writer, d)])
+def test_html_files_and_json_lines(tmp_path, pack):
+  (tmp_path / 'a.html.gz').write_bytes(pack(HTML))
+  (page,) = sources.read(str(tmp_path / 'a.html.gz'))
+  assert page == Page(id=hashlib.sha256(HTML).hexdigest(), url='', date='', warc_file='a.html.gz',
+                      warc_offset=0, content_type='text/html', body=HTML)
+  lines = [
+    {'html': HTML.decode(), 'url': 'https://a.test/', 'timestamp': '2024-05-01', 'id': 7},
+    {'text': 'plain words', 'url': None}, {'content': ' '}, {'other': 1}, 'words', 3]
+  data = '\n'.join(map(json.dumps, lines)) + '\n\n{"text": "cut of'
+  (tmp_path / 'b.jsonl').write_bytes(pack(data.encode()))
+  results = list(sources.read(str(tmp_path / 'b.jsonl')))
+  first, second = (r for r in results if isinstance(r, Page))
+  assert (first.id, first.url, first.date, first.body) == ('7', 'https://a.test/', '2024-05-01',
+                                                           HTML)
+  assert second.body == b'plain words' and second.content_type.startswith('text/plain')
+  assert reasons(results) == ['empty', 'bad_line', 'bad_line', 'bad_line', 'bad_line']
+
+
+def test_ranges_of_an_index(tmp_path):
+  urls = [f'https://a.test/{i}' for i in range(3)]
+  path = write_warc(tmp_path / 'x.warc.gz', [html(url) for url in urls])
+  at = [p.warc_offset for p in read_warc(path)] + [len(Path(path).read_bytes())]
+  row = lambda i: json.dumps({'url': urls[i], 'filename': 'x.warc.gz', 'offset': str(at[i]),
+                              'length': str(at[i + 1] - at[i])})
+  (tmp_path / 'part.cdxj').write_text(
+    f'test,a)/2 20240501000000 {row(2)}\n{row(0)}\n'
+    '{"filename": "gone.warc.gz", "offset": 0, "length": 5}\n')
+  results = list(sources.read(str(tmp_path / 'part.cdxj')))
+  assert [(r.url, r.warc_file, r.warc_offset) for r in results[:2]] == [
+    (urls[2], 'x.warc.gz', at[2]), (urls[0], 'x.warc.gz', at[0])]
+  assert reasons(results) == ['unreadable_range']
+
+
+def test_listings_of_files(tmp_path):
+  for name in 'ab':
+    write_warc(tmp_path / f'{name}.warc.gz', [html()])
+  (tmp_path / 'warc.paths.gz').write_bytes(gzip.compress(b'b.warc.gz\na.warc.gz\n'))
+  files = expand([f'{tmp_path}/warc.paths.gz', f'{tmp_path}/a*'])
+  assert [f['path'] for f in files] == [f'{tmp_path}/{n}.warc.gz' for n in 'ab']
+  (tmp_path / 'wet.paths').write_text('crawl-data/CC-MAIN-2024-22/x.warc.wet.gz\ns3://b/y.gz')
+  assert [f['path'] for f in expand([f'{tmp_path}/wet.paths'])] == [
+    'https://data.commoncrawl.org/crawl-data/CC-MAIN-2024-22/x.warc.wet.gz', 's3://b/y.gz']
+
+
+@pytest.fixture
+def server(tmp_path):
+  """This machine as Common Crawl's: https paths in, with ranges."""
+
+  class Handler(http.server.SimpleHTTPRequestHandler):
+    def __init__(self, *args):
+      super().__init__(*args, directory=str(tmp_path))
+
+    def log_message(self, *args):
+      pass
+
+    def do_GET(self):
+      wanted = re.fullmatch(r'bytes=(\d+)-(\d+)', self.headers.get('Range') or '')
+      if not wanted:
+        return super().do_GET()
+      data = Path(self.translate_path(self.path)).read_bytes()
+      part = data[int(wanted[1]):int(wanted[2]) + 1]
+      self.send_response(206)
+      self.send_header('Content-Length', str(len(part)))
+      self.end_headers()
+      self.wfile.write(part)
+
+  with http.server.ThreadingHTTPServer(('127.0.0.1', 0), Handler) as httpd:
+    threading.Thread(target=httpd.serve_forever, daemon=True).start()
+    yield f'http://127.0.0.1:{httpd.server_port}/'
+    httpd.shutdown()
+
+
+def test_common_crawl_over_https(tmp_path, server, monkeypatch):
+  monkeypatch.setattr(sources, 'COMMON_CRAWL', server)
+  (tmp_path / 'crawl-data').mkdir()
+  path = write_warc(tmp_path / 'crawl-data' / 'x.warc.gz', [html('https://a.test/1'), html()])
+  (tmp_path / 'crawl-data' / 'warc.paths.gz').write_bytes(
+    gzip.compress(b'crawl-data/x.warc.gz\ncrawl-data/gone.warc.gz\n'))
+  want = list(read_warc(path))
+  for listing in (f'{server}crawl-data/warc.paths.gz', 's3://commoncrawl/crawl-data/warc.paths.gz'):
+    gone, there = (f['path'] for f in expand([listing]))
+    assert list(sources.read(there)) == want
+    assert reasons(sources.read(gone)) == ['unreadable_file']
+  (size,) = expand(['s3://commoncrawl/crawl-data/x.warc.gz'])
+  assert size['bytes'] == Path(path).stat().st_size
+  row = {'filename': 'crawl-data/x.warc.gz', 'offset': want[1].warc_offset, 'length': 10_000}
+  (tmp_path / 'part.jsonl').write_text(json.dumps(row))
+  (page,) = sources.read(str(tmp_path / 'part.jsonl'))
+  assert page == want[1]
+
+
+# --- hostile files ---------------------------------------------------------------------------
+
+MB = 1 << 20
+
+
+def zeros(n):
+  return gzip.compress(gzip.compress(bytes(n * MB)))
+
+
+@pytest.mark.parametrize(('name', 'data', 'reason'), [
+  ('empty.warc.gz', b'', 'empty_file'),
+  ('zeros.warc.gz', zeros(100), None),   # no record in it
+  ('zeros.html.gz', zeros(100), None),   # still gzip: the extractor says that it is no text
+  ('zeros.jsonl.gz', zeros(100), 'bad_line'),
+  ('zeros.arc.gz', zeros(100), 'corrupt_file'),
+  ('bomb.html.gz', gzip.compress(bytes(100 * MB)), 'too_large'),
+  ('bomb.jsonl.gz', gzip.compress(bytes(100 * MB)), 'too_large'),
+  ('line.jsonl', b'{"text": "' + b'x' * 40 * MB + b'"}\n', 'too_large'),
+  ('page.html', b'<html><p>' + b'word ' * 8 * MB, 'too_large'),
+  ('cut.html.gz', gzip.compress(HTML * 1000)[:50], 'corrupt_file'),
+])
+def test_hostile_files_cost_little_and_say_why(tmp_path, name, data, reason):
+  (tmp_path / name).write_bytes(data)
+  del data
+  tracemalloc.start()
+  found = reasons(sources.read(str(tmp_path / name)))
+  peak = tracemalloc.get_traced_memory()[1]
+  tracemalloc.stop()
+  assert found[:1] == [reason] if reason else len(found) <= 1
+  assert peak < 100 * MB
+
+
+def test_a_directory_and_a_missing_file_are_losses_with_a_reason(tmp_path):
+  assert reasons(sources.read(str(tmp_path))) == ['unreadable_file']
+  assert reasons(sources.read(str(tmp_path / 'x.warc.gz'))) == ['unreadable_file']
