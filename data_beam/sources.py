@@ -9,7 +9,7 @@ a broken file yields all that stood before the break.
 
 Common Crawl: `https://data.commoncrawl.org/crawl-data/CC-MAIN-2024-22/warc.paths.gz`, or any path
 under `s3://commoncrawl/`, which is read over https unless Beam's S3 file system is installed (the
-same bytes, and no account needed). Parts of it: JSON lines with `filename`, `offset` and `length`, as
+same bytes, and no account needed). Parts of it: JSON lines with `filename`, `offset`, `length`, as
 its index server gives them (`index.commoncrawl.org/…?output=json`), or its cdx files.
 """
 
