@@ -94,7 +94,7 @@ def _full_stop(before: str) -> list[str]:
 
 
 _TAIL = re.escape(QUOTES + _PUNCT) + '|(?:)'
-_PREFIXES = ['§', '%', '=', '—', '–', r'\+(?![0-9])', '……', _SIGN, _DOTS, _QUOTE, _CURRENCY, ICON]
+_PREFIXES = ['§', '%', '=', '—', '–', r'\+(?![0-9])', _SIGN, _DOTS, _QUOTE, _CURRENCY, ICON]
 _NUMBER_ENDS = [r'(?<=[0-9])\+', r'(?<=°[FfCcKk])\.', rf'(?<=[0-9]){_CURRENCY}']
 _SUFFIXES = ['……', _SIGN, _DOTS, _QUOTE, ICON, "'s", "'S", '’s', '’S', '—', '–', *_NUMBER_ENDS,
              rf'(?<=[0-9]){_units()}', *_full_stop(rf'0-9{LOWER}%²\-\+{_TAIL}')]
@@ -441,55 +441,80 @@ def words(text: str, language: str = 'en') -> list[str]:
 _BASE = 0x9E3779B97F4A7C15   # odd, so that a power of it is never zero
 _MASK = (1 << 64) - 1
 _POWERS = [pow(_BASE, i, 1 << 64) for i in range(_LONGEST + 1)]
-_MOST = 200_000   # pieces remembered per language: about 50 MB
+_MOST = 200_000   # pieces remembered
 
 
-class Lexicon:
-  """The pieces and words of a language met so far: a number for each word, and what is known of it.
+class Pieces:
+  """What each piece of a language's text stands for, an array of values, worked out once.
+
+  Subclasses say in `learn` what the values are.
+  """
+
+  dtype: type = np.int64
+
+  def __init__(self) -> None:
+    # Piece i stands for the values flat[starts[i]:starts[i] + counts[i]].
+    self.pieces: dict[str, int] = {}
+    self.starts, self.counts = np.zeros(0, np.int64), np.zeros(0, np.int64)
+    self.flat = np.zeros(0, self.dtype)
+
+  def learn(self, pieces: Sequence[str]) -> tuple[Sequence, Sequence[int]]:
+    """The values of all these pieces in order, and how many each has."""
+    raise NotImplementedError
+
+  def read(self, text: str) -> np.ndarray:
+    """The values of the pieces of a text, in order."""
+    pieces = text.split()
+    try:
+      found = np.fromiter(map(self.pieces.__getitem__, pieces), np.int64, len(pieces))
+    except KeyError:
+      new = [piece for piece in dict.fromkeys(pieces) if piece not in self.pieces]
+      flat, counts = self.learn(new)
+      self.pieces.update((piece, number) for number, piece in enumerate(new, len(self.pieces)))
+      self.starts = _append(self.starts, len(self.flat) + np.cumsum([0, *counts[:-1]]))
+      self.counts = _append(self.counts, counts)
+      self.flat = _append(self.flat, flat)
+      found = np.fromiter(map(self.pieces.__getitem__, pieces), np.int64, len(pieces))
+    counts = self.counts[found]
+    ends = np.cumsum(counts)
+    total = int(ends[-1]) if len(ends) else 0
+    # Value j of the text lies as far behind the start of its piece's values as j behind its piece.
+    return self.flat[np.repeat(self.starts[found] - ends + counts, counts) + np.arange(total)]
+
+  @property
+  def full(self) -> bool:
+    """So much is remembered that it is better to begin anew: about 50 MB."""
+    return len(self.pieces) > _MOST
+
+
+class Lexicon(Pieces):
+  """The words of a language met so far, a number for each, and what is known of it.
 
   `size` int32 (characters), `alphabetic` and `wordlike` bool (some character is a letter; some is
   no punctuation), `spelling` and `power` uint64 (a hash of the word, see filters.NGrams) are
-  indexed by that number.
+  indexed by that number. `read` gives the numbers of the words of a text: int64 [words].
   """
 
   def __init__(self, language: str):
+    super().__init__()
     self.language = language
     self.cut = splitter(language)
     self.numbers: dict[str, int] = {}
     self.size = np.zeros(0, np.int32)
     self.alphabetic, self.wordlike = np.zeros(0, bool), np.zeros(0, bool)
     self.spelling, self.power = np.zeros(0, np.uint64), np.zeros(0, np.uint64)
-    # Piece i consists of the words flat[starts[i]:starts[i] + counts[i]].
-    self.pieces: dict[str, int] = {}
-    self.starts, self.counts = np.zeros(0, np.int64), np.zeros(0, np.int64)
-    self.flat = np.zeros(0, np.int64)
 
   def read(self, text: str) -> np.ndarray:
-    """The numbers of the words of a text: int64 [words]."""
-    pieces = _joined(text, self.language).split()
-    try:
-      found = np.fromiter(map(self.pieces.__getitem__, pieces), np.int64, len(pieces))
-    except KeyError:
-      self._learn(piece for piece in dict.fromkeys(pieces) if piece not in self.pieces)
-      found = np.fromiter(map(self.pieces.__getitem__, pieces), np.int64, len(pieces))
-    counts = self.counts[found]
-    ends = np.cumsum(counts)
-    total = int(ends[-1]) if len(ends) else 0
-    # Word j of the text lies as far behind the start of its piece's words as j behind its piece.
-    return self.flat[np.repeat(self.starts[found] - ends + counts, counts) + np.arange(total)]
+    return super().read(_joined(text, self.language))
 
-  def _learn(self, pieces: Iterable[str]) -> None:
+  def learn(self, pieces: Sequence[str]) -> tuple[list[int], list[int]]:
     flat: list[int] = []
     counts, known = [], len(self.numbers)
     for piece in pieces:
       before = len(flat)
       for word in self.cut(piece):
         flat.append(self.numbers.setdefault(word, len(self.numbers)))
-      self.pieces[piece] = len(self.pieces)
       counts.append(len(flat) - before)
-    self.starts = _append(self.starts, len(self.flat) + np.cumsum([0, *counts[:-1]]))
-    self.counts = _append(self.counts, counts)
-    self.flat = _append(self.flat, flat)
     words = list(itertools.islice(self.numbers, known, None))
     self.size = _append(self.size, list(map(len, words)))
     self.alphabetic = _append(self.alphabetic, [
@@ -498,6 +523,7 @@ class Lexicon:
     self.spelling = _append(self.spelling, [
       sum(map(operator.mul, map(ord, word), _POWERS)) & _MASK for word in words])
     self.power = _append(self.power, [_POWERS[len(word)] for word in words])
+    return flat, counts
 
 
 def _append(array: np.ndarray, values: Sequence) -> np.ndarray:
@@ -518,7 +544,7 @@ def lexicon(language: str = 'en') -> Lexicon:
   """The Lexicon of a language; a full one is left to those who hold it, and begun anew."""
   language = language if language in _AFFIXES else 'en'
   found = _lexicons.get(language)
-  if found is None or len(found.pieces) > _MOST:
+  if found is None or found.full:
     found = _lexicons[language] = Lexicon(language)
   return found
 

@@ -1,6 +1,7 @@
 import itertools
 import json
 import math
+import pathlib
 import random
 
 import apache_beam as beam
@@ -71,7 +72,7 @@ def test_one_record_read_twice_is_kept_once():
 
 def test_signatures_are_those_of_datatrove(shared_data):
   golden = json.loads((shared_data / 'web_parity/minhash_golden.json').read_text())
-  assert dedup.simplify(golden['text']) == golden['simplified']
+  assert dedup.simplify(golden['text']) == golden['simplified'].split()
   for name, bands, rows in [('sha1_14x8', 14, 8), ('xxhash_14x8', 14, 8), ('xxhash_32x10', 32, 10)]:
     hash_name = 'sha1' if name.startswith('sha1') else 'xxh64'
     expected = golden['configs'][name]
@@ -98,7 +99,7 @@ def test_signature_equals_the_definition(length, bands, rows, ngram):
   words = random.Random(length).choices(VOCABULARY, k=length)
   text = ', '.join(words).title() + '.'
   np.testing.assert_array_equal(
-    dedup.signature(text, bands=bands, rows=rows, ngram=ngram),
+    dedup.signature(text, bands=bands, rows=rows, ngram=ngram, hash_name='xxh64'),
     reference_signature(words, bands, rows, ngram))
 
 
@@ -174,12 +175,19 @@ def near_duplicates():
   return documents
 
 
-def brute_force_survivors(documents, bands=14, rows=8):
-  """{id: (survivor, size)} of all pairs compared band by band."""
+def brute_force_survivors(documents, bands=14, rows=8, pairs=True):
+  """{id: (survivor, size)} of all pairs compared band by band, or of documents with equal bands."""
   signatures = [dedup.signature(d.text, bands=bands, rows=rows) for d in documents]
-  edges = [(dedup.rank(a), dedup.rank(b))
-           for (a, x), (b, y) in itertools.combinations(zip(documents, signatures, strict=True), 2)
-           if (x == y).all(axis=1).any()]
+  if pairs:
+    edges = [(dedup.rank(a), dedup.rank(b)) for (a, x), (b, y)
+             in itertools.combinations(zip(documents, signatures, strict=True), 2)
+             if (x == y).all(axis=1).any()]
+  else:
+    same = {}
+    for document, matrix in zip(documents, signatures, strict=True):
+      for band, row in enumerate(matrix.tolist()):
+        same.setdefault((band, *row), []).append(dedup.rank(document))
+    edges = [(group[0], other) for group in same.values() for other in group[1:]]
   roots = brute_force_components(edges)
   return {node[-1]: (root[-1], sum(r == root for r in roots.values()))
           for node, root in roots.items()}
@@ -233,3 +241,129 @@ def test_exact_copies_count_for_the_cluster_size_and_short_texts_stay():
   assert kept['short'].metadata == {'cluster_size': 1}
   assert {i: r.document.metadata['duplicate_of'] for i, r in rejects.items()} == {
     '0': 'near', '1': '0', '2': '0'}
+
+
+def pair_of_jaccard(rng, i, vocabulary):
+  """Two texts of 274 words whose sets of 5-grams have Jaccard similarity 240 / 300 = 0.8."""
+  common, *tails = (' '.join(rng.choices(vocabulary, k=k)) for k in (244, 30, 30))
+  return [Document(f'{i:05d}.{j}', f'{common} {tail}') for j, tail in enumerate(tails)]
+
+
+@pytest.mark.slow
+def test_twenty_thousand_documents():
+  # Clusters are those of the same signatures compared by brute force; recall is that of theory.
+  rng = random.Random(3)
+  vocabulary = [''.join(p) for p in itertools.product('bdfgklmnpr', 'aeiou', 'bdfgklmnprst', 'ae')]
+  documents = [d for i in range(3200) for d in pair_of_jaccard(rng, i, vocabulary)]
+  a, b = (set(dedup.shingles(d.text).tolist()) for d in documents[:2])
+  assert len(a & b) / len(a | b) == pytest.approx(.8, abs=.001)
+  shared = sum(
+    (dedup.signature(x.text) == dedup.signature(y.text)).all(axis=1).any()
+    for x, y in zip(documents[::2], documents[1::2], strict=True))
+  assert shared / 3200 >= .924 - .01
+  for i in range(3200, 20_000 - len(documents) + 3200):   # the rest: alone, or one of a family
+    words = random.Random(i % 500).choices(vocabulary, k=150)
+    for at in rng.sample(range(150), rng.choice([0, 1, 5, 60])):
+      words[at] = rng.choice(vocabulary)
+    documents.append(Document(f'{i:05d}', ' '.join(words), url=f'u{rng.randrange(99)}'))
+  assert len(documents) == 20_000
+  expected = brute_force_survivors(documents, pairs=False)
+  kept, rejects = run(dedup.MinHashDedup(), documents)
+  assert set(rejects) == {i for i, (survivor, _) in expected.items() if survivor != i}
+  assert all(r.document.metadata['duplicate_of'] == expected[i][0] for i, r in rejects.items())
+  assert all(d.metadata['cluster_size'] == expected.get(i, (i, 1))[1] for i, d in kept.items())
+
+
+def test_chains_of_a_thousand_are_one_component():
+  edges = [(chain * 5000 + i, chain * 5000 + i + 1) for chain in range(3) for i in range(999)]
+  random.Random(0).shuffle(edges)
+  combine = dedup.Components()
+  parts = [combine.create_accumulator() for _ in range(7)]
+  for i, edge in enumerate(edges):
+    combine.add_input(parts[i % 7], edge)
+  roots = combine.extract_output(combine.merge_accumulators(parts))
+  assert roots == {chain * 5000 + i: chain * 5000 for chain in range(3) for i in range(1000)}
+
+
+# --- scope, URLs, weights --------------------------------------------------------------------
+
+
+@pytest.mark.parametrize('transform', [
+  dedup.ExactDedup(scope='dump'), dedup.MinHashDedup(scope='dump'),
+  dedup.ExactDedup(scope='language'), dedup.MinHashDedup(scope='language', hash_name='xxh64')])
+def test_documents_of_other_scopes_are_no_duplicates(transform):
+  same = ' '.join(random.Random(2).choices(VOCABULARY, k=80))
+  documents = [
+    Document(str(i), same, language=scope, metadata={'dump': scope})
+    for i, scope in enumerate(['de', 'fr', 'de', 'fr', 'it'])]
+  kept, rejects = run(transform, documents)
+  assert set(kept) == {'0', '1', '4'}
+  survivors = {i: r.document.metadata['duplicate_of'] for i, r in rejects.items()}
+  assert survivors == {'2': '0', '3': '1'}
+
+
+def test_one_document_of_each_url():
+  documents = [Document('a', 'short', url='u'), Document('b', 'the longest', url='u'),
+               Document('c', 'other', url='v'), Document('d', 'x'), Document('e', 'y')]
+  kept, rejects = run(dedup.ExactDedup(by='url'), documents)
+  assert set(kept) == {'b', 'c', 'd', 'e'}
+  assert kept['b'].metadata == {'copies': 2}
+  assert rejects['a'][1:] == ('exact_dedup', 'duplicate_url')
+
+
+def test_unknown_settings_name_the_choices():
+  for make in (lambda: dedup.MinHashDedup(scope='crawl'), lambda: dedup.ExactDedup(scope='crawl')):
+    with pytest.raises(ValueError, match="unknown scope 'crawl': choose one of global, dump"):
+      make()
+  with pytest.raises(ValueError, match='choose one of fast, xxh64, sha1'):
+    dedup.MinHashDedup(hash_name='md5')
+
+
+@pytest.mark.parametrize(('size', 'language', 'weight'), [
+  (1, '', 1), (2, 'nl', 2), (4, '', 3), (99, '', 5), (100, '', 8), (10**6, '', 1), (0, 'fr', 1),
+  (13, 'fr', 4), (33, 'fr', 5), (150, 'es', 3), (2, 'de', 1), (3, 'de', 2)])
+def test_rehydration(size, language, weight):
+  assert dedup.rehydration_weight(size, language) == weight
+
+
+# --- evaluation sets -------------------------------------------------------------------------
+
+
+def test_documents_that_quote_an_evaluation_set_are_dropped(tmp_path):
+  long = 'Janet has 16 ducks that lay three eggs each on every day of the week but Sunday.'
+  rows = [{'question': long, 'answer': 'none'}, {'nested': {'choices': ['one two ' * 9, 'no']}},
+          {'question': 'Which of these eight words is the odd?'},
+          {'sum': '1+2+3+4+5+6+7+8+9+10=55'}]
+  (tmp_path / 'riddles.test.jsonl').write_text('\n'.join(map(json.dumps, rows)))
+  files = [str(tmp_path / 'riddles.test.jsonl')]
+  documents = [
+    Document('quotes', '"janet has 3 DUCKS, that lay three eggs each on every day of" and so on'),
+    Document('near', 'Janet has 16 ducks that lay three eggs each on any day of the week'),
+    Document('short item', 'Well. Which of these eight words is the odd?'),
+    Document('sums', ' + '.join(map(str, range(30)))), Document('repeats', 'one two ' * 30),
+    Document('empty', '')]
+  kept, rejects = run(dedup.Decontaminate(files), documents)
+  assert set(kept) == {'near', 'sums', 'repeats', 'empty'}
+  assert rejects['quotes'][1:] == ('decontaminate', 'riddles.test')
+  assert rejects['quotes'].document.metadata['contaminated'] == [{
+    'set': 'riddles.test', 'item': 0,
+    'words': 'janet has 0 ducks that lay three eggs each on every day of'}]
+  assert rejects['short item'].document.metadata['contaminated'][0]['item'] == 2
+
+
+def test_every_item_of_an_evaluation_set_is_found_in_itself(shared_data):
+  path = str(shared_data / 'eval/arc_challenge.validation.jsonl')
+  rows = [json.loads(line) for line in pathlib.Path(path).read_text().splitlines()]
+  long = [(i, row['question']) for i, row in enumerate(rows)
+          if len(dedup.simplify(row['question'])) >= 13]
+  assert len(long) > 200
+  found = [dedup.contamination(f'Before it. {question} And after.', (path,))
+           for _, question in long]
+  assert sum(bool(f) for f in found) == len(long)
+  assert sum(f[0]['item'] == i for (i, _), f in zip(long, found, strict=True)) > .95 * len(long)
+
+
+def test_a_file_that_is_no_jsonl_is_named(tmp_path):
+  (tmp_path / 'x.jsonl').write_text('{"a": 1}\nno json\n')
+  with pytest.raises(ValueError, match=r'x.jsonl, line 2, is not JSON'):
+    dedup.contamination('text', (str(tmp_path / 'x.jsonl'),))
