@@ -109,7 +109,7 @@ class Funnel:
   def table(self, counts: Mapping[str, Mapping[str, int]], seconds: float) -> Table:
     """The funnel as a table for a terminal."""
     table = Table(box=None, title=f'{seconds:.0f} s', title_justify='left', title_style='dim')
-    table.add_column('stage')
+    table.add_column('stage', no_wrap=True, min_width=max(len(stage) for stage, _ in self.steps))
     for name in ('in', 'kept', 'dropped', 'in/s'):
       table.add_column(name, justify='right')
     table.add_column('because', style='dim', overflow='ellipsis', no_wrap=True)

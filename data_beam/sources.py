@@ -108,7 +108,7 @@ def expand(patterns: Sequence[str]) -> list[dict]:
 
 def _listed(listing: str) -> list[str]:
   """The files of a listing: absolute, beside the listing, or paths within Common Crawl."""
-  with open_file(listing) as stream, _decompressed(stream) as plain:
+  with open_file(listing) as stream, decompressed(stream) as plain:
     names = plain.read(1 << 28).decode().split()
   if not names:
     raise ValueError(f'{listing} lists no files')
@@ -193,7 +193,7 @@ def read_range(path: str, offset: int, length: int) -> bytes:
     return f.read(length)
 
 
-def _decompressed(stream: BinaryIO):
+def decompressed(stream: BinaryIO):
   """The plain bytes of a gzip, zstd, lz4 or plain file, told by its first bytes."""
   stream = stream if isinstance(stream, io.BufferedReader) else io.BufferedReader(_Raw(stream))
   magic = stream.peek(4)[:4]
@@ -344,7 +344,7 @@ def read_html(
               body=b'')
   with open_file(path) as stream:
     try:
-      page.body = _read_up_to(_decompressed(stream), max_bytes + 1)
+      page.body = _read_up_to(decompressed(stream), max_bytes + 1)
     except (OSError, EOFError, zlib.error) as error:
       yield _reject_file(name, 0, 0, 'corrupt_file', f'{type(error).__name__}: {error}')
       return
@@ -371,7 +371,7 @@ def read_jsonl(
   with open_file(path) as stream:
     number = 0
     try:
-      plain = _decompressed(stream)
+      plain = decompressed(stream)
       while line := plain.readline(2 * max_bytes):
         number += 1
         reason, results = _read_line(line, path, name, number, types, max_bytes)

@@ -11,7 +11,6 @@ importing that again (`--layout=corpus`) gives the identical corpus.
 """
 
 import argparse
-import bz2
 import contextlib
 import datetime
 import gzip
@@ -19,7 +18,6 @@ import hashlib
 import io
 import json
 import logging
-import lzma
 import math
 import os
 import sys
@@ -32,7 +30,6 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 from apache_beam.io.filesystems import FileSystems
-from fastwarc.stream_io import ZstdReader
 
 from data_beam import records, sources
 from data_beam.progress import Funnel
@@ -69,8 +66,6 @@ LAYOUTS: dict[str, dict[str, str]] = {
 _ISO_639_1 = {'eng': 'en', 'fra': 'fr', 'deu': 'de', 'spa': 'es', 'ita': 'it', 'por': 'pt'}
 FORMATS = ('parquet', 'jsonl')
 _BATCH = 256  # rows in memory at once
-_OPEN = {'.gz': gzip.open, '.zst': lambda f: io.BufferedReader(_Raw(ZstdReader(f))),
-         '.bz2': bz2.open, '.xz': lzma.open}
 
 
 class RowError(ValueError):
@@ -96,15 +91,19 @@ def is_parquet(path: str) -> bool:
 
 
 def split(path: str) -> list[Part]:
-  """The row groups of a Parquet file; any other file (or a damaged one) is one part."""
+  """The row groups of a Parquet file; any other file is one part.
+
+  So is a damaged one, and one that can only be read from its start (https): it is fetched once.
+  """
   if is_parquet(path):
-    with contextlib.suppress(OSError, pa.ArrowException), _seekable(path) as f:
-      return [Part(path, i) for i in range(pq.ParquetFile(f).num_row_groups)]
+    with contextlib.suppress(OSError, pa.ArrowException), sources.open_file(path) as f:
+      if _can_seek(f):
+        return [Part(path, i) for i in range(pq.ParquetFile(f).num_row_groups)]
   return [Part(path, None)]
 
 
 def read_rows(part: Part) -> Iterator[tuple[int, dict[str, Any] | RowError]]:
-  """(number in the part, the row) of Parquet, or of JSON lines (plain, gz, zst, bz2 or xz).
+  """(number in the part, the row) of Parquet, or of JSON lines (plain, gz, zst or lz4).
 
   Raises what the library of the format raises where the file itself breaks off.
   """
@@ -115,8 +114,7 @@ def read_rows(part: Part) -> Iterator[tuple[int, dict[str, Any] | RowError]]:
       yield from enumerate(row for batch in batches for row in batch.to_pylist())
     return
   with sources.open_file(part.path) as raw:
-    unpack = _OPEN.get(os.path.splitext(part.path)[1], io.BufferedReader)
-    for number, line in enumerate(unpack(raw)):
+    for number, line in enumerate(sources.decompressed(raw)):
       if not line.strip():
         continue
       try:
@@ -132,7 +130,7 @@ def read_rows(part: Part) -> Iterator[tuple[int, dict[str, Any] | RowError]]:
 def _seekable(path: str) -> Iterator[BinaryIO]:
   """The file, fetched into a temporary one if it cannot be read at any place."""
   with sources.open_file(path) as f:
-    if f.seekable():
+    if _can_seek(f):
       yield f
       return
     with tempfile.TemporaryFile() as copy:
@@ -141,19 +139,8 @@ def _seekable(path: str) -> Iterator[BinaryIO]:
       yield copy
 
 
-class _Raw(io.RawIOBase):
-  """FastWARC's stream as a file that io.BufferedReader can split into lines."""
-
-  def __init__(self, stream):
-    self._stream = stream
-
-  def readable(self):
-    return True
-
-  def readinto(self, buffer):
-    data = self._stream.read(len(buffer))
-    buffer[:len(data)] = data
-    return len(data)
+def _can_seek(f: BinaryIO) -> bool:
+  return hasattr(f, 'seekable') and f.seekable()
 
 
 # --- rows → documents ----------------------------------------------------------------------------
@@ -533,7 +520,7 @@ def main(argv: Sequence[str] | None = None) -> int:
   shape = dict(allow_abbrev=False, formatter_class=argparse.ArgumentDefaultsHelpFormatter)
   add = commands.add_parser('import', help='files → corpus', **shape).add_argument
   add('--input', nargs='+', action='extend', required=True, metavar='GLOB',
-      default=argparse.SUPPRESS, help='.parquet, .jsonl (plain, .gz, .zst, .bz2, .xz) files or '
+      default=argparse.SUPPRESS, help='Parquet (.parquet) or JSONL (plain, gz, zst, lz4) files or '
       'patterns, local or gs://, s3://, https://, hf://datasets/OWNER/NAME/…')
   add('--output', required=True, metavar='DIR', default=argparse.SUPPRESS,
       help='where corpora go')
