@@ -8,6 +8,7 @@
 GGUF files are written as --output if it ends in .gguf, else as model-TYPE.gguf in that folder.
 """
 
+import logging
 import os
 import sys
 import tempfile
@@ -95,6 +96,7 @@ def write_gguf(
 
 
 def main(_: Sequence[str]) -> None:
+  logging.getLogger('gguf').setLevel(logging.WARNING)
   try:
     if _QUANTIZE.value and _FORMAT.value != 'gguf':
       raise ValueError(f'--quantize={_QUANTIZE.value} goes with --format=gguf')
