@@ -43,6 +43,36 @@ def detect_language(text: str) -> list[tuple[str, float]]:
           for label, score in zip(labels, scores, strict=True)]
 
 
+# From which score on a language is to be believed: fitted by experiments/benchmarks/language.py to
+# 98 % precision against the Universal Declaration in 380 languages and spellings, not below 0.5.
+# Spanish has the most look-alikes (Ladino, Asturian, Chamorro).
+LANGUAGE_THRESHOLDS = {'en': .525, 'fr': .515, 'de': .5, 'es': .805, 'it': .605, 'pt': .585}
+OTHER_THRESHOLD = .65   # FineWeb's for English, by the uncompressed model
+
+
+def language_shares(text: str, least: int = 200) -> dict[str, float]:
+  """{language: its share of the characters} of a text that may switch languages, largest first.
+
+  Whole lines are put together until they hold `least` characters, and each such part counts for
+  its likeliest language, or for '' where none has half of the probability.
+  """
+  shares: dict[str, int] = {}
+  part, size = [], 0
+  lines = text.split('\n')
+  for i, line in enumerate(lines):
+    part.append(line)
+    size += len(line)
+    if size >= least or i == len(lines) - 1:
+      language, score = next(iter(detect_language('\n'.join(part))), ('', 0.))
+      if size:
+        shares[language if score >= .5 else ''] = size + shares.get(
+          language if score >= .5 else '', 0)
+      part, size = [], 0
+  total = sum(shares.values())
+  return {language: count / total for language, count in
+          sorted(shares.items(), key=lambda item: (-item[1], item[0]))}
+
+
 # --- a clean form ----------------------------------------------------------------------------
 
 _LINE_BREAKS = re.compile(r'\r\n?|[\x0b\x0c\x85\u2028\u2029]')
@@ -92,8 +122,19 @@ _HOST = re.compile(r'[A-Za-z0-9.-]{1,255}')
 _IP = re.compile(r'(?<![\w.])\d{1,3}(?:\.\d{1,3}){3}(?!\w|\.\d)')
 
 
-def replace_pii(text: str) -> str:
-  """`text` with e-mail addresses and public IPv4 addresses replaced by FineWeb's placeholders.
+# International numbers (+49 30 1234567), and national ones that are marked by brackets or a word.
+_PHONE_DIGITS = r'\d(?:[ \u00a0./()-]{0,2}\d){6,13}'
+_PHONE = re.compile(
+  rf'(?<![\w+])(?:\+|00(?=[1-9])){_PHONE_DIGITS}(?![\w])'
+  r'|(?<![\w(])\(\d{2,5}\)[ \u00a0-]?\d{2,4}(?:[ \u00a0./-]?\d{2,4}){1,3}(?!\w)'
+  rf'|(?<=\b(?i:tel)[:.] ){_PHONE_DIGITS}(?!\w)|(?<=\b(?i:phone): ){_PHONE_DIGITS}(?!\w)')
+# Numbers set aside for fiction (NANPA 555-01xx, Ofcom).
+_PHONES = ('+1 202 555 0123', '+1 212 555 0147', '+1 312 555 0186', '+44 20 7946 0018')
+
+
+def replace_pii(text: str, phones: bool = False) -> str:
+  """`text` with e-mail addresses and public IPv4 addresses replaced by FineWeb's placeholders, and
+  with `phones` telephone numbers by fictitious ones.
 
   FineWeb's rules, with three faults mended: the time is linear (its e-mail pattern is quadratic;
   here each @ is looked at from both sides, a host name as far as it may go, 255 characters), an
@@ -102,7 +143,10 @@ def replace_pii(text: str) -> str:
   """
   if '@' in text:
     text = _replace_emails(text)
-  return _IP.sub(_replace_ip, text)
+  text = _IP.sub(_replace_ip, text)
+  if phones:
+    text = _PHONE.sub(lambda match: _pick(match.group(), _PHONES), text)
+  return text
 
 
 def _replace_emails(text: str) -> str:

@@ -1,3 +1,4 @@
+import functools
 import re
 import time
 import unicodedata
@@ -103,10 +104,44 @@ def seconds(function, value):
   return best
 
 
-@pytest.mark.parametrize('unit', ['a.', 'a@', 'x@a-', '@', 'a@a.', '1.', '1.1.1.1.', ' ', ' \n',
+@pytest.mark.parametrize('unit', ['1 ', '+1', '+1 2', '(030)', '(030) 12-', 'tel: ',
+                                  'a.', 'a@', 'x@a-', '@', 'a@a.', '1.', '1.1.1.1.', ' ', ' \n',
                                   '\u2003', "'", 'â€', '-|', 'U.', 'x@' + 'a-' * 200])
-@pytest.mark.parametrize('function', [text.replace_pii, text.normalize])
+@pytest.mark.parametrize('function', [
+  functools.partial(text.replace_pii, phones=True), text.normalize])
 def test_time_is_linear(function, unit):
   # Eight times the text: 8 for linear time, 64 for quadratic.
   small, large = (unit * (n // len(unit)) for n in (10_000, 80_000))
   assert seconds(function, large) < 24 * max(seconds(function, small), 1e-4)
+
+
+@pytest.mark.parametrize('number', [
+  '+49 30 1234567', '+1 (212) 736-5000', '0033 1 42 68 53 00', '(030) 1234-5678', '(212) 736-5000'])
+def test_phone_numbers(number):
+  line = f'Call {number}, or write.'
+  assert text.replace_pii(line) == line   # only if asked for
+  assert text.replace_pii(line, phones=True).removeprefix('Call ').removesuffix(', or write.') in (
+    text._PHONES)
+  once = text.replace_pii(line, phones=True)
+  assert text.replace_pii(once, phones=True) == once
+
+
+def test_phone_numbers_after_a_word_and_other_numbers():
+  assert '736' not in text.replace_pii('Tel: 212 736 5000', phones=True)
+  for same in ('1,234,567.89', '2019-11-25 10:45', 'ISBN 978-3-16-148410-0', '3 + 4567890', '1/2/3',
+               'x+4930123456789', '(1990) and 20 of 300', '10 000 000 000'):
+    assert text.replace_pii(same, phones=True) == same
+
+
+def test_switching_languages_is_seen():
+  english, french = SENTENCES['en'] * 4, SENTENCES['fr'] * 4
+  shares = text.language_shares('\n'.join([english, french, english, '123 456 ' * 20]))
+  assert list(shares)[:2] == ['en', 'fr']
+  assert sum(shares.values()) == pytest.approx(1)
+  assert text.language_shares(SENTENCES['de']) == {'de': 1}
+  assert text.language_shares('') == {}
+
+
+def test_thresholds_let_plain_sentences_pass():
+  for language, sentence in SENTENCES.items():
+    assert dict(text.detect_language(sentence * 5))[language] > text.LANGUAGE_THRESHOLDS[language]
