@@ -3,10 +3,12 @@
   python -m experiments.generate --checkpoint=runs/quickstart --prompt='The list of'
   python -m experiments.generate --checkpoint=runs/quickstart/export --prompt='Return' --seed=1
   python -m experiments.generate --checkpoint=HF_DIR --prompt_file=book.txt --context=131072
+  python -m experiments.generate --checkpoint=HF_DIR --prompt='Why is the sky blue?' --mode=think
 
 Prints the prompt and what the model writes after it, as it is written, until it ends the document,
-writes a --stop string, or reaches --max_new_tokens. Several --prompt are continued together and
-printed when all are done.
+writes a --stop string, or reaches --max_new_tokens. With --mode the prompt is a question to a chat
+model, and the answer alone is printed. Several --prompt are continued together and printed when all
+are done.
 """
 
 import sys
@@ -15,7 +17,7 @@ from collections.abc import Iterable, Iterator
 
 from absl import app, flags
 
-from smoljax import decode, evals, model
+from smoljax import chat, decode, evals, model, tokenizer
 
 _CHECKPOINT = flags.DEFINE_string(
   'checkpoint', None, 'A run (its workdir, checkpoints folder or one step), or a HF model folder.'
@@ -39,6 +41,10 @@ _REPETITION_PENALTY = flags.DEFINE_float(
 _STOP = flags.DEFINE_multi_string(
   'stop', [], 'Text before which the model is cut off; may be given several times.'
 )
+_MODE = flags.DEFINE_enum(
+  'mode', None, chat.MODES, 'Ask a chat model, to answer after thinking or at once.'
+)
+_SYSTEM = flags.DEFINE_string('system', '', 'Instructions to the chat model, with --mode.')
 _CONTEXT = flags.DEFINE_integer(
   'context', 0, 'Tokens of prompt and continuation to allow beyond the trained context, by YaRN; '
   'used where they are needed. 0 = the trained context.'
@@ -64,12 +70,19 @@ def _generate() -> None:
     _TEMPERATURE.value, _TOP_K.value, _TOP_P.value, _MIN_P.value, _REPETITION_PENALTY.value
   )
   prompts = [*_PROMPT.value, *map(_read, _PROMPT_FILE.value)] or ['']
-  config, params, tokenizer, bos = evals.load_model(_CHECKPOINT.value, _TOKENIZER.value)
-  tokens = [[tokenizer.bos_id] * bos + tokenizer.encode(prompt) for prompt in prompts]
+  if _SYSTEM.value and not _MODE.value:
+    raise ValueError('--system instructs a chat model: give --mode=think or --mode=no_think too')
+  config, params, text, bos = evals.load_model(_CHECKPOINT.value, _TOKENIZER.value)
+  ends = [text.eos_id]
+  if _MODE.value:
+    tokens = [_question(prompt, text) for prompt in prompts]
+    ends.append(chat.control_ids(text)[chat.END])
+  else:
+    tokens = [[text.bos_id] * bos + text.encode(prompt) for prompt in prompts]
   if not all(tokens):
     raise ValueError('this model has no token that begins a document: give it a --prompt')
   config = _with_context(config, max(map(len, tokens)) + _MAX_NEW_TOKENS.value)
-  rows = [decode.Text(tokenizer.decode, _STOP.value, context) for context in tokens]
+  rows = [decode.Text(text.decode, _STOP.value, context) for context in tokens]
   clock = _Clock()
   steps = clock.watch(
     decode.stream(
@@ -78,20 +91,31 @@ def _generate() -> None:
       tokens,
       max_new_tokens=_MAX_NEW_TOKENS.value,
       sampling=sampling,
-      eos_id=tokenizer.eos_id,
+      eos_id=[end for end in ends if end is not None],
       seed=_SEED.value,
     )
   )
+  shown = ['' if _MODE.value else prompt for prompt in prompts]
   if len(prompts) == 1:
-    print(prompts[0], end='')
-    for (text,) in decode.stream_text(steps, rows):
-      print(text, end='', flush=True)
+    print(shown[0], end='')
+    for (new,) in decode.stream_text(steps, rows):
+      print(new, end='', flush=True)
     print()
   else:
     texts = [''.join(parts) for parts in zip(*decode.stream_text(steps, rows), strict=True)]
-    for i, (prompt, text) in enumerate(zip(prompts, texts, strict=True), start=1):
-      print(f'--- {i}\n{prompt}{text}')
+    for i, (prompt, new) in enumerate(zip(shown, texts, strict=True), start=1):
+      print(f'--- {i}\n{prompt}{new}')
   print(clock.report(), file=sys.stderr)
+
+
+def _question(prompt: str, text: tokenizer.Tokenizer) -> list[int]:
+  """Token ids of a conversation up to where the model answers."""
+  if not prompt:
+    raise ValueError('--mode asks a chat model: give it a question with --prompt')
+  messages = [{'role': 'system', 'content': _SYSTEM.value}] if _SYSTEM.value else []
+  messages.append({'role': 'user', 'content': prompt})
+  rendered = chat.render(messages, mode=_MODE.value, generation_prompt=True)
+  return chat.encode(rendered, text)[0]
 
 
 def _with_context(config: model.ModelConfig, needed: int) -> model.ModelConfig:
@@ -131,7 +155,10 @@ class _Clock:
 
 def _read(path: str) -> str:
   with open(path, encoding='utf-8') as f:
-    return f.read()
+    try:
+      return f.read()
+    except UnicodeDecodeError as e:
+      raise ValueError(f'{path} is not UTF-8 text: {e}') from None
 
 
 if __name__ == '__main__':

@@ -127,8 +127,9 @@ def _stream(config, params, rows, max_new_tokens, sampling, ends, seed, block):
       seen_BV = np.zeros(logits_BV.shape, bool)
       for seen_V, row in zip(seen_BV, rows, strict=True):
         seen_V[row] = True
-    state = State(
-      logits_BV, cache, np.int32(index), np.int32(0), np.zeros(len(rows), bool), seen_BV)
+      seen_BV = jnp.asarray(seen_BV)
+    ended_B = jnp.zeros(len(rows), bool)
+    state = State(logits_BV, cache, jnp.int32(index), jnp.int32(0), ended_B, seen_BV)
     key = jax.random.key(seed)
     run = _block(config, sampling, ends, block)
     tokens_BJ, state = run(params, offset_B, key, state)

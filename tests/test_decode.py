@@ -1,26 +1,38 @@
-"""Cached generation against the plain forward pass."""
+"""Generation against the plain forward pass and transformers; sampling; text; the command."""
 
 import dataclasses
 import functools
+import json
+import subprocess
+import sys
 
+import hypothesis
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from conftest import REPOSITORY
+from goldens import make_hf_greedy as greedy
+from goldens import make_hf_logits as goldens
+from hypothesis import strategies as st
 
-from smoljax import decode, model, sharding
+from smoljax import chat, decode, export, model, sharding, tokenizer
 
 CONFIG = model.ModelConfig(
-  vocab_size=64, num_layers=4, embed_dim=32, num_heads=4, num_kv_heads=2, head_dim=8, mlp_dim=48,
-  max_seq_len=128, dtype='float32', init_std=0.3,
+  vocab_size=64, num_layers=2, embed_dim=32, num_heads=4, num_kv_heads=2, head_dim=8, mlp_dim=48,
+  max_seq_len=160, dtype='float32', init_std=0.3, nope_interval=2,
 )  # fmt: skip
 RNG = np.random.default_rng(3)
-PROMPTS = [RNG.integers(0, 64, n).tolist() for n in (1, 9, 30, 4)]
+PROMPTS = [RNG.integers(0, 64, n).tolist() for n in (1, 9, 40, 4)]
+VARIED = decode.Sampling(temperature=1.0)
 
 
 @functools.cache
 def make(config):
   return model.init(config, jax.random.key(0))
+
+
+generate = functools.partial(decode.generate, CONFIG)
 
 
 def uncached(config, prompts, num_tokens):
@@ -29,7 +41,7 @@ def uncached(config, prompts, num_tokens):
   forward = jax.jit(functools.partial(model.apply, config))
   rows = [list(p) for p in prompts]
   for _ in range(num_tokens):
-    padded = np.zeros((len(rows), 64), np.int32)
+    padded = np.zeros((len(rows), 160), np.int32)
     for i, row in enumerate(rows):
       padded[i, : len(row)] = row
     logits = forward(params, padded).logits
@@ -38,40 +50,176 @@ def uncached(config, prompts, num_tokens):
   return [row[len(p):] for row, p in zip(rows, prompts, strict=True)]
 
 
-@pytest.mark.parametrize('fields', [
-  {}, {'sliding_window': 6, 'window_layers': (1, 0, 1, 0), 'scan_layers': False},
-  {'activation': 'gelu', 'mlp_bias': True, 'norm_position': 'sandwich', 'logit_softcap': 5.0},
-  {'tie_embeddings': False, 'attention_bias': True, 'qk_norm': True, 'rope_scaling': model.Yarn(
-    factor=2.0, original_max_seq_len=64)},
-], ids=['plain', 'windows', 'ungated', 'switches'])  # fmt: skip
-def test_cached_greedy_tokens_equal_uncached_argmax(fields):
+# ------------------------------------------------------------------------------------- exactness
+
+
+@pytest.mark.parametrize('prefill_bytes, fields', [
+  (1, {'sliding_window': 6, 'window_layers': (1, 0), 'tie_embeddings': False}),
+  (decode.PREFILL_BYTES, {
+    'activation': 'gelu', 'mlp_bias': True, 'norm_position': 'sandwich', 'logit_softcap': 5.0}),
+], ids=['rings, prefilled in chunks', 'ungated'])  # fmt: skip
+def test_greedy_tokens_equal_uncached_argmax(prefill_bytes, fields, monkeypatch):
+  monkeypatch.setattr(decode, 'PREFILL_BYTES', prefill_bytes)  # 1: chunks of the least length
   config = dataclasses.replace(CONFIG, **fields)
-  expected = uncached(config, PROMPTS, 24)
-  batched = decode.generate(config, make(config), PROMPTS, max_new_tokens=24)
-  assert batched == expected
-  assert len({tuple(x) for x in batched}) == len(PROMPTS)  # and they are not all the same
-  alone = [decode.generate(config, make(config), [p], max_new_tokens=24)[0] for p in PROMPTS[:2]]
-  assert alone == expected[:2]
+  prompts = [*PROMPTS, RNG.integers(0, 64, 90).tolist()]
+  batched = decode.generate(config, make(config), prompts, max_new_tokens=64)
+  assert batched == uncached(config, prompts, 64)
+  assert len({tuple(x) for x in batched}) == len(prompts)  # and they are not all the same
+
+
+@pytest.mark.parametrize('case', [
+  pytest.param(case, marks=[pytest.mark.slow] * (case not in ('yarn', 'sliding_window')))
+  for case in greedy.CASES])
+def test_greedy_tokens_equal_transformers_generate(case):
+  prefix, entries, _ = goldens.CASES[case]
+  hf = {'architectures': [f'{prefix}ForCausalLM'], **goldens.BASE, **entries}
+  config = model.ModelConfig.from_hf(hf, dtype='float32')
+  with np.load(goldens.FILE) as stored, np.load(greedy.FILE) as tokens:
+    shapes, expected = json.loads(str(stored[f'{case}/shapes'])), tokens[case]
+  params = export.from_hf_tensors(config, lambda name: goldens.weights(name, tuple(shapes[name])))
+  rows = greedy.prompts(config.vocab_size)
+  assert decode.generate(config, params, rows, max_new_tokens=64) == expected.tolist()
+  if case == 'yarn':
+    (alone,) = decode.generate(config, params, rows[:1], max_new_tokens=64)
+    assert alone == expected[0].tolist()
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize('seed', range(12))
+def test_greedy_tokens_equal_live_transformers_generate(seed):
+  from test_model import random_hf_config
+
+  torch = pytest.importorskip('torch')
+  transformers = pytest.importorskip('transformers')
+  prefix, hf = random_hf_config(seed)
+  reference = getattr(transformers, f'{prefix}ForCausalLM')(
+    getattr(transformers, f'{prefix}Config')(**hf)).eval()
+  state = {}
+  with torch.no_grad():
+    for name, p in reference.named_parameters():
+      state[name] = goldens.weights(name, tuple(p.shape))
+      p.copy_(torch.from_numpy(state[name]))
+  config = model.ModelConfig.from_hf(
+    {'architectures': [f'{prefix}ForCausalLM'], **hf}, dtype='float32')
+  params = export.from_hf_tensors(config, state.__getitem__)
+  rows = greedy.prompts(config.vocab_size, longest=50)
+  expected = greedy.greedy(reference, rows).tolist()
+  assert decode.generate(config, params, rows, max_new_tokens=64) == expected
+  alone = greedy.greedy(reference, rows[:1]).tolist()
+  assert decode.generate(config, params, rows[:1], max_new_tokens=64) == alone == expected[:1]
+
+
+def test_padding_on_either_side_changes_nothing():
+  expected = generate(make(CONFIG), PROMPTS, max_new_tokens=12)
+  left, mask = greedy.left_padded(PROMPTS)
+  assert generate(make(CONFIG), left, mask=mask, max_new_tokens=12) == expected
+  right = np.array([np.roll(row, sum(m)) for row, m in zip(left, mask, strict=True)])
+  assert generate(
+    make(CONFIG), right, mask=mask[:, ::-1].astype(bool), max_new_tokens=12) == expected
+
+
+def test_unstacked_parameters_are_the_same_model():
+  config = dataclasses.replace(
+    CONFIG, attention_bias=True, mlp_bias=True, qk_norm=True, tie_embeddings=False)
+  tokens_BT = RNG.integers(0, 64, (2, 20)).astype(np.int32)
+  unstacked = decode.prepare(config, make(config))
+  assert decode.prepare(config, unstacked) is unstacked
+  logits = jax.jit(lambda params: model.apply(config, params, tokens_BT).logits)
+  np.testing.assert_allclose(logits(unstacked), logits(make(config)), atol=1e-4, rtol=1e-4)
+
+
+def test_parameters_of_a_mesh_are_brought_to_one_device():
+  mesh = sharding.make_mesh(data=2, fsdp=2, tensor=2)
+  with jax.set_mesh(mesh):
+    params = model.init(CONFIG, jax.random.key(0))
+    inside = generate(params, PROMPTS, max_new_tokens=12)
+  outside = generate(params, PROMPTS, max_new_tokens=12)
+  assert inside == outside == generate(make(CONFIG), PROMPTS, max_new_tokens=12)
+
+
+# ----------------------------------------------------------------------------------- the programs
+
+
+def test_windowed_layers_hold_the_window_only():
+  config = dataclasses.replace(CONFIG, sliding_window=6, window_layers=(1, 0))
+  slots = [k.shape[2] for k, _ in decode.init_cache(config, 2, 128)]
+  assert slots == [6, 128]
+
+
+def test_few_shapes_are_compiled():
+  run = decode._block(CONFIG, VARIED, (), 8)
+  run.clear_cache()
+  for prompt in PROMPTS:
+    generate(make(CONFIG), [prompt], max_new_tokens=10, sampling=VARIED)
+  assert run._cache_size() == 1
+
+
+def test_the_cache_is_written_in_place():
+  state = decode.State(
+    jnp.zeros((2, 64)), decode.init_cache(CONFIG, 2, 4096), jnp.int32(3), jnp.int32(0),
+    jnp.zeros(2, bool), None)
+  cache_bytes = sum(x.nbytes for x in jax.tree.leaves(state.cache))
+  params = decode.prepare(CONFIG, make(CONFIG))
+  run = decode._block(CONFIG, decode.GREEDY, (5,), 8)
+  compiled = run.lower(params, jnp.zeros(2, jnp.int32), jax.random.key(0), state).compile()
+  memory = compiled.memory_analysis()
+  assert memory.alias_size_in_bytes > cache_bytes
+  assert memory.temp_size_in_bytes < cache_bytes / (2 * CONFIG.num_layers)  # one layer's keys
+
+
+def test_a_long_prompt_needs_no_square_of_its_length():
+  config = dataclasses.replace(model.SHAPES['smollm3-3b'], sliding_window=0)
+  S, chunk = 65536 + 256, 1024
+  shapes = lambda tree: jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype), tree)
+  params = jax.eval_shape(lambda: model.unstack(config, model._make(config, jax.random.key(0))))
+  assert all(x.dtype == jnp.bfloat16 for x in jax.tree.leaves(params))
+  cache = shapes(jax.eval_shape(lambda: decode.init_cache(config, 1, S)))
+  tokens = jax.ShapeDtypeStruct((1, chunk), jnp.int32)
+  traced = decode._prefill(config)[1].trace(
+    params, tokens, jax.ShapeDtypeStruct((1,), jnp.int32), cache,
+    jax.ShapeDtypeStruct((), jnp.int32))
+  largest = max(
+    v.aval.size for eqn in traced.jaxpr.jaxpr.eqns for v in eqn.outvars if hasattr(v.aval, 'size'))
+  assert largest <= config.vocab_size * config.embed_dim  # nothing beyond the embedding
+
+
+# ----------------------------------------------------------------------------------- what is drawn
 
 
 def test_end_tokens_stop_a_row_and_are_not_returned():
-  free = decode.generate(CONFIG, make(CONFIG), PROMPTS, max_new_tokens=20)
+  free = generate(make(CONFIG), PROMPTS, max_new_tokens=20)
   eos = free[1][5]
-  stopped = decode.generate(CONFIG, make(CONFIG), PROMPTS, max_new_tokens=20, eos_id=eos)
+  stopped = generate(make(CONFIG), PROMPTS, max_new_tokens=20, eos_id=eos)
   cut = lambda row: row[: row.index(eos)] if eos in row else row
   assert stopped == [cut(row) for row in free] and len(stopped[1]) <= 5
-  two = decode.generate(CONFIG, make(CONFIG), PROMPTS, max_new_tokens=20, eos_id=(63, eos))
+  two = generate(make(CONFIG), PROMPTS, max_new_tokens=20, eos_id=(63, eos))
   assert all(len(a) <= len(b) for a, b in zip(two, stopped, strict=True))
-  steps = list(decode.stream(CONFIG, make(CONFIG), PROMPTS[1:2], max_new_tokens=20, eos_id=eos))
-  assert [t for (t,) in steps] == stopped[1]
+  steps = list(decode.stream(CONFIG, make(CONFIG), PROMPTS, max_new_tokens=20, eos_id=eos))
+  assert [[t for t in row if t is not None] for row in zip(*steps, strict=True)] == stopped
 
 
-def test_sampling_is_seeded_and_top_k_1_is_greedy():
-  run = functools.partial(decode.generate, CONFIG, make(CONFIG), PROMPTS, max_new_tokens=12)
-  varied = decode.Sampling(temperature=1.0)
-  assert run(sampling=varied, seed=1) == run(sampling=varied, seed=1)
-  assert run(sampling=varied, seed=1) != run(sampling=varied, seed=2)
-  assert run() == run(sampling=decode.Sampling(1.0, top_k=1))
+def test_sampling_is_seeded_and_a_row_does_not_depend_on_its_neighbours():
+  run = functools.partial(generate, make(CONFIG), max_new_tokens=12, sampling=VARIED)
+  one = run(PROMPTS, seed=1)
+  assert one == run(PROMPTS, seed=1) != run(PROMPTS, seed=2)
+  others = [PROMPTS[2], PROMPTS[1], [5], PROMPTS[0]]
+  assert run(others, seed=1)[1] == one[1]
+  # Equal prompts in one batch go their own ways.
+  same = run([PROMPTS[1]] * 4, seed=1)
+  assert same[1] == one[1] and len({tuple(row) for row in same}) == 4
+  # A top-k of 1 is greedy, however hot.
+  hot = decode.Sampling(temperature=5.0, top_k=1)
+  assert generate(make(CONFIG), PROMPTS, max_new_tokens=12, sampling=hot) == generate(
+    make(CONFIG), PROMPTS, max_new_tokens=12)
+
+
+def test_a_repetition_penalty_counts_the_prompt_and_what_is_written():
+  sampling = decode.Sampling(repetition_penalty=1e6)
+  for prompt, new in zip(PROMPTS, generate(
+      make(CONFIG), PROMPTS, max_new_tokens=20, sampling=sampling), strict=True):
+    fresh = 64 - len(set(prompt))  # so many tokens can come before one must be repeated
+    assert not set(new[:fresh]) & set(prompt)
+    assert len(set(new[:fresh])) == min(len(new), fresh)
 
 
 @pytest.mark.parametrize('settings, kept', [
@@ -81,6 +229,7 @@ def test_sampling_is_seeded_and_top_k_1_is_greedy():
   (dict(temperature=1.0, top_p=0.7), [0.5, 0.3, 0, 0]),
   (dict(temperature=1.0, top_p=0.9), [0.5, 0.3, 0.15, 0]),
   (dict(temperature=1.0, top_k=3, top_p=0.5), [0.5, 0, 0, 0]),
+  (dict(temperature=1.0, min_p=0.25), [0.5, 0.3, 0.15, 0]),
 ], ids=str)  # fmt: skip
 def test_samples_follow_the_stated_distribution(settings, kept):
   order = [2, 0, 3, 1]
@@ -94,36 +243,217 @@ def test_samples_follow_the_stated_distribution(settings, kept):
   np.testing.assert_allclose(counts / n, expected, atol=4 * np.sqrt(0.25 / n))
 
 
-def test_parameters_of_a_mesh_are_brought_to_one_device():
-  mesh = sharding.make_mesh(data=2, fsdp=2, tensor=2)
-  with jax.set_mesh(mesh):
-    params = model.init(CONFIG, jax.random.key(0))
-    inside = decode.generate(CONFIG, params, PROMPTS, max_new_tokens=5)
-  outside = decode.generate(CONFIG, params, PROMPTS, max_new_tokens=5)
-  assert inside == outside == decode.generate(CONFIG, make(CONFIG), PROMPTS, max_new_tokens=5)
+@pytest.mark.parametrize('settings', [
+  dict(temperature=0.7, top_p=0.9), dict(temperature=2.0, top_k=100, top_p=0.5),
+  dict(temperature=1.0, min_p=0.05), dict(temperature=1.0, top_p=1e-6),
+  dict(temperature=0.6, top_k=50, top_p=0.95, min_p=0.02, repetition_penalty=1.3),
+  dict(temperature=1.0, repetition_penalty=0.8),
+], ids=str)  # fmt: skip
+def test_logits_are_adjusted_as_by_transformers(settings):
+  torch = pytest.importorskip('torch')
+  process = pytest.importorskip('transformers.generation.logits_process')
+  rng = np.random.default_rng(0)
+  logits_BV = (3 * rng.normal(size=(4, 1000))).astype(np.float32)
+  ids_BT = rng.integers(0, 1000, (4, 30))
+  sampling = decode.Sampling(**settings)
+  expected = torch.from_numpy(logits_BV)
+  for processor in (  # in the order of transformers' generate
+    process.RepetitionPenaltyLogitsProcessor(float(sampling.repetition_penalty)),
+    process.TemperatureLogitsWarper(sampling.temperature),
+    process.TopKLogitsWarper(sampling.top_k or 1000),
+    process.TopPLogitsWarper(sampling.top_p),
+    process.MinPLogitsWarper(sampling.min_p),
+  ):
+    expected = processor(torch.from_numpy(ids_BT), expected)
+  seen_BV = np.zeros(logits_BV.shape, bool)
+  np.put_along_axis(seen_BV, ids_BT, True, axis=1)
+  adjusted = decode.adjust(jnp.asarray(logits_BV), sampling, jnp.asarray(seen_BV))
+  np.testing.assert_allclose(adjusted, expected.numpy(), rtol=1e-6)
+
+
+def test_equal_logits_stay_or_go_together():
+  logits_BV = jnp.array([[2.0, -1.0, -1.0, 0.0, 0.0, -jnp.inf]])
+  kept = lambda **settings: np.isfinite(
+    decode.adjust(logits_BV, decode.Sampling(temperature=1.0, **settings)))[0].tolist()
+  assert kept(top_k=2) == [True, False, False, True, True, False]
+  assert kept(top_k=5) == kept(top_p=0.9999) == [True] * 5 + [False]
+
+
+# -------------------------------------------------------------------------------------------- text
+
+
+def as_text(ids):
+  return bytes(ids).decode('utf-8', errors='replace')
+
+
+@hypothesis.given(
+  text=st.text(alphabet='ab·é𝄞\n', max_size=30),
+  stops=st.lists(st.text(alphabet='ab·é𝄞\n', min_size=1, max_size=4), max_size=3),
+  sizes=st.lists(st.integers(1, 5), min_size=1),
+)
+def test_text_comes_whole_and_ends_before_the_first_stop(text, stops, sizes):
+  """Bytes as tokens: characters and stop strings span several of them."""
+  row = decode.Text(as_text, stops, context=b'prompt')
+  parts, taken = [], b''
+  for token in text.encode():
+    taken += bytes([token])
+    parts.append(row.push(token))
+    if row.stopped:
+      break
+  parts.append(row.finish())
+  out = ''.join(parts)
+  so_far = taken.decode()  # a stop is noticed at the end of a character
+  if any(stop in text for stop in stops):
+    assert row.stopped and out == so_far[: min(so_far.find(s) for s in stops if s in so_far)]
+  else:
+    assert not row.stopped and out == text
+
+
+def test_text_shows_no_half_characters_and_keeps_spaces_that_need_context():
+  row = decode.Text(as_text)
+  assert [row.push(b) for b in 'é!'.encode()] == ['', 'é', '!']
+  assert row.push('é'.encode()[0]) == '' and row.finish() == '\ufffd'
+  # A tokenizer that drops the space before the first word, as Llama 2's does.
+  words = lambda ids: ' '.join('abc'[i] for i in ids)
+  row = decode.Text(words, context=[0])
+  assert [row.push(1), row.push(2)] == [' b', ' c']
+  with pytest.raises(ValueError, match='empty stop'):
+    decode.Text(as_text, [''])
+
+
+def test_rows_stop_apart_and_generation_ends_with_the_last():
+  steps = iter([[97, 97], [98, None], [99, None], [100, None], [101, None]])
+  rows = [decode.Text(as_text, ['cd']), decode.Text(as_text)]
+  assert list(decode.stream_text(steps, rows)) == [
+    ['a', 'a'], ['b', ''], ['', ''], ['', ''], ['', '']]
+  assert next(steps) == [101, None]  # nothing was asked for after 'cd'
+
+
+# ------------------------------------------------------------------------------ context, bad input
+
+
+def test_an_extended_context_is_yarn_as_transformers_has_it():
+  config = dataclasses.replace(CONFIG, max_seq_len=64)
+  extended = config.extended(128)
+  assert extended.rope_scaling == model.Yarn(2.0, 64) and extended.max_seq_len == 128
+  assert config.extended(64) is config
+  assert extended.extended(256).rope_scaling == model.Yarn(4.0, 64)
+  assert extended.to_hf()['rope_scaling']['factor'] == 2.0
+  prompt = [PROMPTS[2] + PROMPTS[2]]
+  with pytest.raises(ValueError, match=r'max_seq_len=64: .* extend'):
+    decode.generate(config, make(CONFIG), prompt, max_new_tokens=10)
+  assert len(decode.generate(extended, make(CONFIG), prompt, max_new_tokens=10)[0]) == 10
+  with pytest.raises(ValueError, match='LinearRope'):
+    dataclasses.replace(config, rope_scaling=model.LinearRope(2.0)).extended(128)
 
 
 def test_nothing_asked_nothing_done():
-  assert decode.generate(CONFIG, make(CONFIG), [], max_new_tokens=5) == []
-  assert decode.generate(CONFIG, make(CONFIG), PROMPTS, max_new_tokens=0) == [[], [], [], []]
+  assert generate(make(CONFIG), [], max_new_tokens=5) == []
+  assert generate(make(CONFIG), PROMPTS, max_new_tokens=0) == [[], [], [], []]
 
 
 @pytest.mark.parametrize('prompts, settings, message', [
   ([[]], {}, 'prompt 0 is empty'),
   ([[1], [2, 64]], {}, 'prompt 1 holds token id 64'),
-  ([[1] * 100], dict(max_new_tokens=29), 'max_seq_len=128'),
+  ([[1], [2, -1]], {}, 'prompt 1 holds token id -1'),
+  ([[1] * 100], dict(max_new_tokens=61), 'max_seq_len=160'),
   ([[1]], dict(max_new_tokens=-1), 'max_new_tokens=-1'),
+  ([[1]], dict(block=0), 'block=0'),
+  ([[1, 2]], dict(mask=[[1]]), r'mask \(1, 1\)'),
+  ([[1, 2]], dict(mask=[[0, 0]]), 'prompt 0 is empty'),
 ])  # fmt: skip
 def test_bad_requests_say_why(prompts, settings, message):
   with pytest.raises(ValueError, match=message):
-    decode.generate(CONFIG, make(CONFIG), prompts, **{'max_new_tokens': 4, **settings})
+    decode.stream(CONFIG, make(CONFIG), prompts, **{'max_new_tokens': 4, **settings})
 
 
-def test_unstacked_parameters_are_the_same_model():
-  config = dataclasses.replace(
-    CONFIG, attention_bias=True, mlp_bias=True, qk_norm=True, tie_embeddings=False)
-  tokens_BT = RNG.integers(0, 64, (2, 20)).astype(np.int32)
-  unstacked = model.unstack(config, make(config))
-  np.testing.assert_allclose(
-    model.apply(config, unstacked, tokens_BT).logits,
-    model.apply(config, make(config), tokens_BT).logits, atol=1e-4, rtol=1e-4)
+@pytest.mark.parametrize('field, value', [
+  ('temperature', -1.0), ('temperature', float('nan')), ('top_k', -1), ('top_p', 0.0),
+  ('top_p', 1.1), ('min_p', 1.5), ('repetition_penalty', 0.0),
+])  # fmt: skip
+def test_bad_sampling_says_which_field(field, value):
+  with pytest.raises(ValueError, match=f'{field}={value}'):
+    decode.Sampling(**{field: value})
+
+
+# -------------------------------------------------------------------------------------- the command
+
+
+# Runs several command lines in one process, as most of the time goes into starting one.
+DRIVER = """
+import contextlib, io, json, sys
+from absl import flags
+from absl.testing import flagsaver
+from experiments import generate
+results = {}
+for name, argv in json.load(sys.stdin).items():
+  if name == 'stop':
+    argv.append('--stop=' + results['plain'][0][13:16])
+  out, err, code = io.StringIO(), io.StringIO(), 0
+  with flagsaver.flagsaver(), contextlib.redirect_stdout(out), contextlib.redirect_stderr(err):
+    try:
+      flags.FLAGS.unparse_flags()
+      generate.main(flags.FLAGS(['generate', *argv]))
+    except SystemExit as e:
+      code = e.code
+  results[name] = out.getvalue(), err.getvalue(), code
+print(json.dumps(results))
+"""
+COMMANDS = {
+  'plain': ['--prompt=The number'],
+  'two': ['--prompt=The number', '--prompt=ça'],
+  'stop': ['--prompt=The number'],  # and --stop=, what 'plain' writes behind 'The number…'
+  'no_think': ['--prompt=The number?', '--mode=no_think'],
+  'system': ['--prompt=The number?', '--mode=think', '--system=Be brief.'],
+  'long': ['--prompt=' + 'The number ' * 300, '--context=4096'],
+}
+WRONG = {
+  'which model?': ['--checkpoint='],
+  'no model at /nowhere': ['--checkpoint=/nowhere'],
+  'top_p=2.0': ['--prompt=a', '--top_p=2'],
+  'give --context=': ['--prompt=' + 'The number ' * 300],
+  '--mode=think': ['--prompt=a', '--system=Be brief.'],
+  'give it a question': ['--mode=think'],
+  '/nowhere.txt': ['--prompt_file=/nowhere.txt'],
+  "unknown argument 'number'": ['--prompt=The', 'number'],
+}
+
+
+@pytest.fixture(scope='module')
+def commands(tmp_path_factory):
+  """What the command lines print, with a random model whose tokenizer knows chats."""
+  path = tmp_path_factory.mktemp('model')
+  file, hf = str(path / 'tokenizer.model'), str(path / 'hf')
+  texts = [f'The number {i} comes after {i - 1}; ça va?\n' * 3 for i in range(50)]
+  tokenizer.train(texts, file, vocab_size=312, control=chat.CONTROL)
+  config = dataclasses.replace(CONFIG, vocab_size=312, max_seq_len=1024)
+  export.save_hf(config, model.init(config, jax.random.key(1)), hf, dtype='float32')
+  tokenizer.to_hf(file, hf, bos=True, max_length=1024)
+
+  common = [f'--checkpoint={hf}', '--max_new_tokens=16', '--temperature=0']
+  process = subprocess.run(
+    [sys.executable, '-c', DRIVER], cwd=REPOSITORY, text=True, capture_output=True, check=False,
+    input=json.dumps({name: common + argv for name, argv in (COMMANDS | WRONG).items()}))
+  assert process.returncode == 0, process.stderr
+  return json.loads(process.stdout)
+
+
+def test_the_command_continues_prompts(commands):
+  plain, err, _ = commands['plain']
+  assert plain.startswith('The number') and len(plain) > 16 and '16 tokens in' in err
+  assert commands['two'][0].startswith(f'--- 1\n{plain}--- 2\nça')
+  new = plain[len('The number') :]
+  assert commands['stop'][0] == f'The number{new[: new.index(new[3:6])]}\n'
+  assert commands['long'][0].startswith('The number The number') and not commands['long'][2]
+
+
+def test_the_command_chats(commands):
+  answers = [commands[name][0] for name in ('no_think', 'system')]
+  assert len(set(answers)) == 2 and not any('The number?' in a for a in answers)
+
+
+@pytest.mark.parametrize('message', WRONG)
+def test_the_command_explains_wrong_input_in_one_line(commands, message):
+  out, err, code = commands[message]
+  assert out == '' and code == 2 and err.startswith('error: ') and err.count('\n') == 1
+  assert message in err
