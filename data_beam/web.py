@@ -18,7 +18,7 @@ import apache_beam as beam
 
 from data_beam import bounded, html_text, records, sources, text
 from data_beam import filters as filters_lib
-from data_beam.dedup import ExactDedup, MinHashDedup
+from data_beam.dedup import SCOPES, Decontaminate, ExactDedup, MinHashDedup
 from data_beam.progress import Funnel
 from data_beam.records import Document, Reject
 from data_beam.sources import Page
@@ -27,19 +27,26 @@ log = logging.getLogger('data_beam')
 
 
 def stages(
-  *, languages: Sequence[str] = ('en',), min_language_score: float = .65,
+  *, languages: Sequence[str] = ('en',), min_language_score: float | None = None,
   rules: Sequence[filters_lib.Rule] = filters_lib.WEB, tier: str = 'default',
   markdown: bool = False, limit: int | None = None,
+  url_filter: filters_lib.UrlFilter | None = None, scope: str = 'global',
+  evaluation_files: Sequence[str] = (), phones: bool = False,
 ) -> list[tuple[str, beam.PTransform]]:
-  """The pipeline, in the order of FineWeb: each transform takes what the one before kept."""
+  """The pipeline, in the order of FineWeb, or of FineWeb-2, which looks for duplicates before it
+  filters: each transform takes what the one before kept."""
+  judging = [('filter', Each(judge, tuple(rules)))]
+  deduplication = [('exact_dedup', ExactDedup(scope=scope)), ('minhash', MinHashDedup(scope=scope))]
+  middle = (deduplication + judging if tuple(rules) == filters_lib.FINEWEB2
+            else judging + deduplication)
   return [
     ('read', Each(read, limit)),
+    *([('url', Each(judge_url, url_filter))] if url_filter else []),
     ('extract', Each(extract, tier, markdown)),
     ('language', Each(identify, tuple(languages), min_language_score)),
-    ('filter', Each(judge, tuple(rules))),
-    ('exact_dedup', ExactDedup()),
-    ('minhash', MinHashDedup()),
-    ('pii', Each(anonymise)),
+    *middle,
+    *([('decontaminate', Decontaminate(evaluation_files))] if evaluation_files else []),
+    ('pii', Each(anonymise, phones)),
   ]
 
 
@@ -72,6 +79,13 @@ def read(paths: Sequence[str], limit: int | None = None) -> Iterator[Page | Reje
         return
 
 
+def judge_url(page: Page, url_filter: filters_lib.UrlFilter) -> Iterator[Page | Reject]:
+  """Drops pages by the user's lists, before anything dear is done with them."""
+  reason = url_filter.reason(page.url)
+  yield Reject(Document(id=page.id, text='', url=page.url, source='web', date=page.date), 'url',
+               reason) if reason else page
+
+
 def extract(
   page: Page, tier: str = 'default', markdown: bool = False
 ) -> Iterator[Document | Reject]:
@@ -90,11 +104,22 @@ def extract(
 
 
 def identify(
-  document: Document, languages: Sequence[str], min_score: float,
+  document: Document, languages: Sequence[str], min_score: float | None,
 ) -> Iterator[Document | Reject]:
-  """Names the language; keeps the wanted ones (all, if none is named) where it is fairly sure."""
+  """Names the language; keeps the wanted ones (all, if none is named) where it is fairly sure: its
+  score is above `min_score`, or above the threshold fitted to the language if that is None.
+
+  Where the detector is in doubt, `metadata['languages']` has each language's share of the text.
+  """
   language, score = next(iter(text.detect_language(document.text)), ('', 0.))
   document = dataclasses.replace(document, language=language, language_score=score)
+  if min_score is None:
+    min_score = text.LANGUAGE_THRESHOLDS.get(language, text.OTHER_THRESHOLD)
+  if score < .9:
+    shares = text.language_shares(document.text)
+    if len(shares) > 1:
+      document.metadata = {**document.metadata, 'languages': {
+        name: round(share, 3) for name, share in shares.items()}}
   if languages and language not in languages:
     yield Reject(document, 'language', language or 'unknown')
   elif score <= min_score:
@@ -110,16 +135,17 @@ def judge(document: Document, rules: Sequence[filters_lib.Rule]) -> Iterator[Doc
   yield Reject(document, 'filter', reason) if reason else tidy
 
 
-def anonymise(document: Document) -> Iterator[Document]:
-  """E-mail and IP addresses replaced; drops nothing."""
-  yield dataclasses.replace(document, text=text.replace_pii(document.text))
+def anonymise(document: Document, phones: bool = False) -> Iterator[Document]:
+  """E-mail and IP addresses replaced, telephone numbers if asked for; drops nothing."""
+  yield dataclasses.replace(document, text=text.replace_pii(document.text, phones=phones))
 
 
 def run(
   input: Sequence[str], output: str, name: str = 'web', *, languages: Sequence[str] = ('en',),
-  min_language_score: float = .65, filters: str | Sequence[str] = 'fineweb',
+  min_language_score: float | None = None, filters: str | Sequence[str] = 'fineweb',
   tier: str = 'default', markdown: bool = False, limit: int | None = None, num_shards: int = 8,
-  beam_args: Sequence[str] = (),
+  url_lists: str = '', parity: bool = False, dedup_scope: str = 'global',
+  decontaminate: Sequence[str] = (), phones: bool = False, beam_args: Sequence[str] = (),
 ) -> str:
   """Curates web archives into the corpus `output/name/1.0.0`. Returns that path.
 
@@ -128,12 +154,18 @@ def run(
     output: parent directory of the corpus and of `name_rejects`.
     name: of the corpus.
     languages: ISO 639-1 codes to keep; empty for all.
-    min_language_score: the detector's probability must be above it (FineWeb: 0.65).
+    min_language_score: the detector's probability must be above it (FineWeb: 0.65); None for
+      the thresholds fitted to each language, text.LANGUAGE_THRESHOLDS.
     filters: a profile or rule names, see filters.PROFILES and filters.RULES.
     tier: of the extractor, see html_text.TIERS.
     markdown: keep headings, lists, tables and code as Markdown.
     limit: read at most so many pages, from the first files on, in one worker: for trial runs.
     num_shards: files of the corpus.
+    url_lists: folder of lists for filters.UrlFilter; empty for none.
+    parity: with the faults of datatrove's URL filter, to compare.
+    dedup_scope: which documents may be duplicates of each other, one of dedup.SCOPES.
+    decontaminate: JSONL files of evaluation sets; documents that quote them are dropped.
+    phones: replace telephone numbers too.
     beam_args: flags of Beam, such as ('--runner=DataflowRunner', …).
 
   Raises:
@@ -142,6 +174,8 @@ def run(
       went (the rejects are on disk then).
   """
   rules = filters_lib.profile(filters)
+  url_filter = filters_lib.UrlFilter(url_lists, parity=parity) if url_lists else None
+  evaluation_files = [f['path'] for f in sources.expand(decontaminate)] if decontaminate else []
   if tier not in html_text.TIERS:
     raise ValueError(f'unknown tier {tier!r}: choose one of {", ".join(html_text.TIERS)}')
   if limit is not None and limit < 1:
@@ -154,7 +188,8 @@ def run(
            sum(f['bytes'] for f in files) / 1e6, records.corpus_path(output, name))
   paths = [f['path'] for f in files]
   steps = stages(languages=languages, min_language_score=min_language_score, rules=rules,
-                 tier=tier, markdown=markdown, limit=limit)
+                 tier=tier, markdown=markdown, limit=limit, url_filter=url_filter,
+                 scope=dedup_scope, evaluation_files=evaluation_files, phones=phones)
   with Funnel(steps, options) as funnel, beam.Pipeline(options=options) as pipeline:
     kept, rejects = funnel.apply(
       pipeline | 'files' >> beam.Create([paths] if limit else [[path] for path in paths])
@@ -164,7 +199,9 @@ def run(
       stages=[stage for stage, _ in steps], inputs=files, num_shards=num_shards,
       config={'languages': list(languages), 'min_language_score': min_language_score,
               'filters': [rule.__name__ for rule in rules], 'tier': tier,
-              'markdown': markdown, 'limit': limit})
+              'markdown': markdown, 'limit': limit, 'url_lists': url_lists, 'parity': parity,
+              'dedup_scope': dedup_scope, 'decontaminate': list(evaluation_files),
+              'phones': phones})
   path = records.corpus_path(output, name)
   return announce(path)
 
@@ -195,16 +232,27 @@ def main(argv: Sequence[str] | None = None) -> int:
                       help='files or patterns, local or gs://, s3://, hf://, https://; WARC, WET, '
                       'ARC, HTML or JSONL, or listings of such files (.paths.gz); several after '
                       'spaces, or as --input=A --input=B')
-  add_flags(parser, name='web', min_language_score=.65, filters='fineweb')
+  add_flags(parser, name='web', min_language_score=None, filters='fineweb')
   parser.add_argument('--tier', default='default', choices=html_text.TIERS,
                       help='how the main text is found: default for quality, fast for speed')
   parser.add_argument('--markdown', action='store_true',
                       help='keep headings, lists, tables and code as Markdown')
+  parser.add_argument('--url_lists', default='', metavar='DIR',
+                      help='drop pages by your own lists: domains.txt, urls.txt, words.txt, '
+                      'subwords.txt, soft_words.txt in this folder')
+  parser.add_argument('--parity', action='store_true',
+                      help="keep datatrove's faults in comparing URLs with the lists")
+  parser.add_argument('--dedup_scope', default='global', choices=SCOPES,
+                      help='look for duplicates among all documents, or within a crawl dump or a '
+                      'language only')
+  parser.add_argument('--decontaminate', nargs='+', default=(), metavar='GLOB',
+                      help='drop documents that quote these evaluation sets (JSONL)')
+  parser.add_argument('--phones', action='store_true', help='hide telephone numbers too')
   return command(parser, run, argv)
 
 
 def add_flags(
-  parser: argparse.ArgumentParser, *, name: str, min_language_score: float, filters: str
+  parser: argparse.ArgumentParser, *, name: str, min_language_score: float | None, filters: str
 ) -> None:
   """The flags that every curation command has, with its defaults."""
   add = parser.add_argument
@@ -214,7 +262,8 @@ def add_flags(
   add('--languages', default='en', metavar='CODES',
       help='languages to keep, such as en,fr,de; any for all of them')
   add('--min_language_score', type=float, default=min_language_score, metavar='P',
-      help='drop documents whose language is less certain than this')
+      help='drop documents whose language is less certain than this (None: a threshold fitted '
+      'to each language)')
   add('--filters', default=filters, metavar='NAME',
       help=f'quality rules: a profile ({", ".join(filters_lib.PROFILES)}), or names of rules with '
       f'commas between ({", ".join(filters_lib.RULES)})')

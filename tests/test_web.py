@@ -10,6 +10,7 @@ import pytest
 from test_sources import ID, html, write_warc
 
 from data_beam import records, web
+from data_beam.records import Document
 
 ADJECTIVES = [
   'old', 'small', 'famous', 'quiet', 'northern', 'wooden', 'broken', 'modern', 'narrow',
@@ -211,3 +212,33 @@ def test_the_end_says_where_the_corpus_is(crawl, tmp_path, capsys):
   assert code == 0
   assert f'The corpus is at {tmp_path}/crawl/1.0.0' in capsys.readouterr().out
   assert sorted(kept(f'{tmp_path}/crawl')) == [ID.format(0), ID.format(1)]   # the first two pages
+
+
+def test_lists_decontamination_and_order_are_stages_where_asked_for(tmp_path):
+  (tmp_path / 'words.txt').write_text('casino\n')
+  (tmp_path / 'eval.jsonl').write_text('{"q": "one of eight words or more of them"}\n')
+  lists = web.filters_lib.UrlFilter(str(tmp_path))
+  names = [name for name, _ in web.stages(
+    url_filter=lists, evaluation_files=[str(tmp_path / 'eval.jsonl')],
+    rules=web.filters_lib.FINEWEB2)]
+  assert names == ['read', 'url', 'extract', 'language', 'exact_dedup', 'minhash', 'filter',
+                   'decontaminate', 'pii']
+  (reject,) = web.judge_url(Document(id='a', text='', url='http://x.org/Casino'), lists)
+  assert reject[1:] == ('url', 'hard_blacklisted')
+  assert reject.document.url == 'http://x.org/Casino'
+
+
+def test_code_switching_is_recorded_and_thresholds_are_those_of_the_language():
+  english = 'The committee will meet again next week to discuss the results of the survey. ' * 4
+  french = 'Le comité se réunira de nouveau la semaine prochaine pour discuter des résultats. ' * 4
+  (mixed,) = web.identify(Document(id='', text=f'{english}\n{french}\n{english}'), (), 0)
+  assert set(mixed.metadata['languages']) == {'en', 'fr'}
+  (plain,) = web.identify(Document(id='', text=english), ('en',), None)
+  assert plain.language == 'en' and 'languages' not in plain.metadata
+  least = web.text.LANGUAGE_THRESHOLDS['en']
+  web.text.LANGUAGE_THRESHOLDS['en'] = 1
+  try:
+    (reject,) = web.identify(Document(id='', text=english), ('en',), None)
+    assert reject[1:] == ('language', 'unsure')
+  finally:
+    web.text.LANGUAGE_THRESHOLDS['en'] = least
