@@ -1,7 +1,7 @@
 """Python source code → a corpus: the curation of another kind of document, in one file.
 
   python -m data_beam.python_source --input=.venv/lib/python3.11/site-packages --output=corpora
-  python -m data_beam.python_source --input='sdists/*.tar.gz' 'wheels/*.whl' --output=corpora
+  python -m data_beam.python_source --input 'sdists/*.tar.gz' 'wheels/*.whl' --output=corpora
 
 How to curate a source of your own (LaTeX, forum dumps, another language), by this example:
 
@@ -322,6 +322,11 @@ def content(
 LICENCES: dict[str, Rule] = {'permissive': licence, 'any': any_licence}
 
 
+def rules(licences: str) -> tuple[Rule, ...]:
+  """The rules, in order."""
+  return generated, LICENCES[licences], minified, content
+
+
 # --- the pipeline --------------------------------------------------------------------------------
 
 
@@ -332,7 +337,7 @@ def stages(
   return [
     ('read', web.Each(read, source, limit)),
     ('parse', web.Each(parse)),
-    ('filter', web.Each(web.judge, (generated, LICENCES[licences], minified, content))),
+    ('filter', web.Each(web.judge, rules(licences))),
     ('exact_dedup', ExactDedup()),
     ('minhash', MinHashDedup()),
     ('pii', web.Each(web.anonymise)),
@@ -375,7 +380,9 @@ def run(
       | beam.Reshuffle())
     records.write_corpus(
       kept, rejects, output=output, name=name, stages=[stage for stage, _ in steps],
-      inputs=inputs, num_shards=num_shards, config={'licences': licences, 'limit': limit})
+      inputs=inputs, num_shards=num_shards,
+      config={'licences': licences, 'filters': [rule.__name__ for rule in rules(licences)],
+              'limit': limit})
   return web.announce(records.corpus_path(output, name))
 
 

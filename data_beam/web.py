@@ -129,10 +129,17 @@ def identify(
 
 
 def judge(document: Document, rules: Sequence[filters_lib.Rule]) -> Iterator[Document | Reject]:
-  """The quality rules, which may tidy the text; a rejected document is reported as it came."""
+  """The quality rules in order, which may tidy the text, until one gives a reason.
+
+  A rejected document is reported as it came; the rule's name is in its metadata.
+  """
   tidy = dataclasses.replace(document)
-  reason = filters_lib.first_reason(tidy, rules)
-  yield Reject(document, 'filter', reason) if reason else tidy
+  for rule in rules:
+    if reason := rule(tidy):
+      metadata = document.metadata | {'rule': rule.__name__}
+      yield Reject(dataclasses.replace(document, metadata=metadata), 'filter', reason)
+      return
+  yield tidy
 
 
 def anonymise(document: Document, phones: bool = False) -> Iterator[Document]:

@@ -301,9 +301,11 @@ def token_table(tokenised: Sequence[dict]) -> str:
 
 def variety(c: Corpus, color: int, csv: Csv) -> str:
   """Diversity before and after each stage, topics, and the sizes of clusters."""
-  names = [str(s.get('stage')) for s in c.stages]
+  names, places = filters_of(c)
   documents = [(r, len(names)) for r in c.kept] + [
-      (r, names.index(r['stage'])) for r in c.rejects if r.get('stage') in names]
+      (r, places[key]) for r in c.rejects
+      if (key := (r.get('stage'), metadata(r).get('rule'))) in places
+      or (key := (r.get('stage'), None)) in places]
   if not c.kept or not names:
     return ''
   points, topics = diversity.measure(
@@ -312,7 +314,7 @@ def variety(c: Corpus, color: int, csv: Csv) -> str:
       c) else ''
   fields = ('documents', 'domains', 'topics', 'novelty', 'duplicated')
   parts = [f'<h3>Diversity, {text(c.name)}</h3>', figure(
-      'Before and after each stage', table(
+      'Before and after each filter', table(
           ('after', 'documents', 'domains', 'topics', 'new 5-grams', 'near duplicates'),
           [(text(p.stage) or 'what came in', count(p.documents), fixed(p.domains, 1),
             fixed(p.topics, 1), percent(p.novelty), percent(p.duplicated)) for p in points]),
@@ -333,6 +335,23 @@ def variety(c: Corpus, color: int, csv: Csv) -> str:
         'Clusters of documents by their words. The bar is the share of the kept documents, the '
         'line that of all that came in.'))
   return ''.join(parts) + clusters(c, color, csv)
+
+
+def filters_of(c: Corpus) -> tuple[list[str], dict[tuple[str, str | None], int]]:
+  """The stages' names, the rules one by one, and the place of each (stage, rule) among them."""
+  config = c.manifest.get('config')
+  rules = config.get('filters') if isinstance(config, dict) else None
+  rules = rules if isinstance(rules, list) else []
+  names, places = [], {}
+  for s in c.stages:
+    stage = str(s.get('stage'))
+    for rule in rules if stage == 'filter' else ():
+      places[stage, rule] = len(names)
+      names.append(f'{stage}: {rule}')
+    if stage != 'filter' or not rules:
+      names.append(stage)
+    places[stage, None] = len(names) - 1
+  return names, places
 
 
 def clusters(c: Corpus, color: int, csv: Csv) -> str:

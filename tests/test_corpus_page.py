@@ -83,6 +83,21 @@ def test_a_large_corpus_is_sampled_evenly_and_says_so(output, tmp_path, monkeypa
   assert sum(int(r['documents']) for r in table(tmp_path, 'lengths_web.csv')) == 15
 
 
+def test_diversity_is_told_for_each_rule():
+  manifest = {'funnel': [{'stage': s} for s in ('read', 'filter', 'pii')],
+              'config': {'filters': ['short', 'long']}}
+  words = lambda i: ' '.join(f'word{i}x{k}' for k in range(20))
+  drop = lambda i, stage, rule=None: {
+    'text': words(i), 'stage': stage, 'metadata': json.dumps({'rule': rule} if rule else {})}
+  corpus = corpus_page.Corpus('web', manifest, [{'text': words(0)}], [
+    drop(1, 'read'), drop(2, 'filter', 'short'), drop(3, 'filter', 'long'), drop(4, 'filter'),
+    drop(5, 'elsewhere')])
+  tables = {}
+  corpus_page.variety(corpus, 0, lambda name, _, rows: tables.setdefault(name, list(rows)) and '')
+  assert [row[:2] for row in tables['diversity_web']] == [
+    ('', 5), ('read', 4), ('filter: short', 3), ('filter: long', 1), ('pii', 1)]
+
+
 @pytest.mark.parametrize('span, expected', [
   ((0, 3), '<mark>abc</mark>defghij …'), ((8, 10), '… gh<mark>ij</mark>klmnop …'),
   ((23, 26), '… qrstuvw<mark>xyz</mark>'), ((2, 26), 'ab<mark>cdefghijkl …</mark>'),

@@ -99,6 +99,8 @@ def test_the_text_is_the_code(corpus):
   rejects = pathlib.Path(corpus).parent.parent / 'python_rejects'
   error = next(r for r in records.read_corpus(str(rejects))
                if r['metadata']['path'] == 'pack/two.py')
+  gpl = next(r for r in records.read_corpus(str(rejects)) if r['reason'] == 'licence_gpl')
+  assert gpl['metadata']['rule'] == 'licence'
   start, end = error['metadata']['span']
   assert error['text'][start:end] == "print 'hello'"
   assert 'line 8: Missing parentheses' in error['metadata']['error']
