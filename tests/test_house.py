@@ -47,6 +47,7 @@ COMMANDS = [
   'experiments.selfdocs',
   'data_beam.web',
   'data_beam.pdf',
+  'data_beam.quality',
   'data_beam.tokenize_corpus',
   'data_beam.tables',
   'data_beam.python_source',
