@@ -3,10 +3,14 @@
 import gzip
 import itertools
 import json
+import os
 import random
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
+from conftest import REPOSITORY
 from test_sources import ID, html, write_warc
 
 from data_beam import records, web
@@ -242,3 +246,51 @@ def test_code_switching_is_recorded_and_thresholds_are_those_of_the_language():
     assert reject[1:] == ('language', 'unsure')
   finally:
     web.text.LANGUAGE_THRESHOLDS['en'] = least
+
+
+# --- hostile input ---------------------------------------------------------------------------
+
+
+MEASURED = '''
+import json, resource, sys
+from data_beam import web
+path = web.run(json.loads(sys.argv[1]), sys.argv[2], filters='none', languages=(),
+               min_language_score=0)
+from data_beam import bounded
+bounded.close()
+print(max(resource.getrusage(who).ru_maxrss
+          for who in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN)) >> 10)
+'''
+
+
+@pytest.mark.slow
+def test_hostile_files_lose_themselves_alone(tmp_path):
+  good = page(article(0))
+  write_warc(tmp_path / 'a.warc.gz', [
+    html('https://a.test/huge', b'<html><p>' + b'word ' * (20 << 20)),
+    html('https://a.test/line', b'<html><p>' + b'a' * (10 << 20)),
+    html('https://a.test/line7', b'<html><p>' + b'a b ' * (7 << 18)),
+    html('https://a.test/deep', b'<div>' * 500_000 + good),
+    html('https://a.test/tags', b'<table><tr><td>' * 300_000 + good),
+    html('https://a.test/utf8', good.replace(b'The ', b'\xff\xc3The ')),
+    html('https://a.test/bomb', gzip.compress(bytes(200 << 20)), Content_Encoding='gzip'),
+    html('https://a.test/good', good),
+  ])
+  (tmp_path / 'zeros.warc.gz').write_bytes(gzip.compress(gzip.compress(bytes(300 << 20))))
+  (tmp_path / 'bomb.jsonl.gz').write_bytes(gzip.compress(bytes(300 << 20)))
+  (tmp_path / 'empty.warc').write_bytes(b'')
+  (tmp_path / 'none.warc.gz').write_bytes(b'not an archive')
+  files = [str(tmp_path / '*.*')]
+  done = subprocess.run([sys.executable, '-c', MEASURED, json.dumps(files), str(tmp_path / 'out')],
+                        capture_output=True, text=True, cwd=tmp_path,
+                        env={**os.environ, 'PYTHONPATH': str(REPOSITORY)})
+  assert done.returncode == 0, done.stderr[-3000:]
+  assert int(done.stdout.split()[-1]) < 1024    # MiB, of the largest process
+  path = str(tmp_path / 'out' / 'web' / '1.0.0')
+  lost = {row['url'].rpartition('/')[2] or row['id'].partition('#')[0]: row['reason']
+          for row in dropped(path).values()}
+  assert lost['huge'] == lost['line'] == lost['bomb'] == 'too_large'
+  assert lost['empty.warc'] == 'empty_file' and lost['bomb.jsonl.gz'] == 'too_large'
+  assert lost['none.warc.gz'] == 'corrupt_file'
+  urls = {row['url'].rpartition('/')[2] for row in kept(path).values()}
+  assert 'good' in urls and {'deep', 'tags', 'utf8', 'line7'} <= urls | lost.keys()
