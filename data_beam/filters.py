@@ -11,7 +11,6 @@ same text the rules decide as datatrove 0.10.1 does (experiments/benchmarks/pari
 
 import dataclasses
 import functools
-import os
 import re
 import urllib.parse
 from collections import Counter
@@ -19,8 +18,9 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 
 import numpy as np
 import xxhash
+from apache_beam.io.filesystems import FileSystems
 
-from data_beam import words
+from data_beam import records, words
 from data_beam.records import Document
 
 Rule = Callable[[Document], str | None]
@@ -229,10 +229,9 @@ def _url_lists(folder: str) -> dict[str, frozenset[str] | _Hashes]:
   lists = {}
   for name in URL_LISTS:
     lines = []
-    path = os.path.join(folder, f'{name}.txt')
-    if os.path.exists(path):
-      with open(path, encoding='utf-8') as file:
-        lines = [line.strip() for line in file if line.strip() and line[0] != '#']
+    if records.is_file(folder, f'{name}.txt'):
+      body = records.read_bytes(FileSystems.join(folder, f'{name}.txt')).decode()
+      lines = [line.strip() for line in body.split('\n') if line.strip() and line[0] != '#']
     if name in ('domains', 'urls'):
       lists[name] = _Hashes(lines)
     else:
@@ -242,7 +241,8 @@ def _url_lists(folder: str) -> dict[str, frozenset[str] | _Hashes]:
 
 @dataclasses.dataclass(frozen=True)
 class UrlFilter:
-  """A rule by lists of the user's own: files of `folder`, one entry a line, # before comments.
+  """A rule by lists of the user's own: files of `folder`, local or on a Beam file system that the
+  workers can reach, one entry a line, # before comments.
 
   `domains.txt` (a domain stands for its subdomains), `urls.txt`, `words.txt` (words between the
   signs of a URL), `subwords.txt` (anywhere in the URL without its signs) and `soft_words.txt` (so
@@ -261,7 +261,7 @@ class UrlFilter:
 
   def __post_init__(self):
     names = [f'{name}.txt' for name in URL_LISTS]
-    if not any(os.path.exists(os.path.join(self.folder, name)) for name in names):
+    if not any(records.is_file(self.folder, name) for name in names):
       raise ValueError(f'{self.folder} holds no URL list: put one of {", ".join(names)} there')
 
   def __call__(self, doc: Document) -> str | None:

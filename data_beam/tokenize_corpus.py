@@ -25,6 +25,7 @@ import sentencepiece
 import tokenizers
 
 from data_beam import records
+from data_beam.dedup import rehydration_weight
 from data_beam.records import CorpusError, Record
 
 # Looked for, in this order, in a tokenizer.json without a tokenizer_config.json beside it.
@@ -120,8 +121,9 @@ def is_validation(document_id: str, holdout: float) -> bool:
 class _Tokenize(beam.DoFn):
   """(shard file, records in it) → the tokenised Records of its documents."""
 
-  def __init__(self, tokenizer: Tokenizer, bos: bool, holdout: float):
+  def __init__(self, tokenizer: Tokenizer, bos: bool, holdout: float, rehydrate: bool):
     self.tokenizer, self.bos, self.holdout = tokenizer, bos, holdout
+    self.rehydrate = rehydrate
 
   def setup(self):
     tokenizer = _open(self.tokenizer.path)
@@ -135,11 +137,12 @@ class _Tokenize(beam.DoFn):
     for row in records.read_shard(*shard, 'curated'):
       tokens = [*prefix, *self.encode(row['text']), self.tokenizer.eos_id]
       num_bytes = len(row['text'].encode())
+      cluster_size = row['metadata'].get('cluster_size', 1)
+      weight = rehydration_weight(cluster_size, row['language']) if self.rehydrate else 1
       data = records.encode('tokenised', {
         'id': row['id'], 'tokens': np.array(tokens, self.tokenizer.dtype).tobytes(),
         'num_bytes': num_bytes, 'source': row['source'], 'language': row['language'],
-        'weight': 1.0, 'quality': row['quality'],
-        'cluster_size': row['metadata'].get('cluster_size', 1),
+        'weight': float(weight), 'quality': row['quality'], 'cluster_size': cluster_size,
         'dump': row['metadata'].get('dump', ''),
       })
       yield Record(
@@ -167,6 +170,7 @@ def run(
   *,
   holdout: float = 0.02,
   bos: bool = True,
+  rehydrate: bool = False,
   num_shards: int = 8,
   beam_args: Sequence[str] = (),
 ) -> str:
@@ -179,6 +183,8 @@ def run(
     name: the result's name.
     holdout: share of documents for the split `validation`, in steps of 0.001; 0 makes none.
     bos: begin each document with the tokenizer's BOS. (EOS ends each in any case.)
+    rehydrate: store as each document's `weight` how often FineWeb-2 would repeat it for the
+      number of its near-duplicates (dedup.REHYDRATION), rather than 1.
     num_shards: shards of the split `train`.
     beam_args: Beam's own flags, such as ['--runner=DataflowRunner', …].
 
@@ -207,7 +213,7 @@ def run(
     shards['validation'] = max(1, math.ceil(num_shards * holdout))
   manifest = {
     'name': name, 'version': records.VERSION, 'kind': 'tokenised',
-    'code_version': records.code_version(), 'config': {'holdout': holdout},
+    'code_version': records.code_version(), 'config': {'holdout': holdout, 'rehydrate': rehydrate},
     'inputs': [{'path': m['path'], 'name': m['name'], 'documents': m['documents']}
                for m in manifests],
     'tokenizer': os.path.basename(tokenizer), 'tokenizer_sha256': facts.sha256,
@@ -222,7 +228,7 @@ def run(
       pipeline
       | 'shards' >> beam.Create([s for m in manifests for s in records.list_shards(m)])
       | beam.Reshuffle()
-      | 'tokenise' >> beam.ParDo(_Tokenize(facts, bos, holdout)))
+      | 'tokenise' >> beam.ParDo(_Tokenize(facts, bos, holdout, rehydrate)))
     _ = (
       records.write_records(tokenised, output=output, name=name, shards=shards, lengths=True)
       | 'one' >> beam.Map(lambda shard: (None, shard))
@@ -249,13 +255,15 @@ def main(argv: Sequence[str] | None = None) -> None:
                       help='share of documents held out for validation (default: %(default)s)')
   parser.add_argument('--bos', action=argparse.BooleanOptionalAction, default=True,
                       help='begin each document with the begin-of-text token (default: yes)')
+  parser.add_argument('--rehydrate', action='store_true',
+                      help="store FineWeb-2's repetitions by number of duplicates as weights")
   parser.add_argument('--num_shards', type=int, default=8, metavar='N',
                       help='files to spread the training split over (default: %(default)s)')
   args, beam_args = parser.parse_known_args(argv)
   try:
     name = args.name or records.read_manifest(args.input[0], 'curated')['name']
     path = run(args.input, args.tokenizer, args.output, name, holdout=args.holdout, bos=args.bos,
-               num_shards=args.num_shards, beam_args=beam_args)
+               rehydrate=args.rehydrate, num_shards=args.num_shards, beam_args=beam_args)
   except (ValueError, OSError) as error:
     print(f'error: {error}', file=sys.stderr)
     sys.exit(2)

@@ -146,6 +146,14 @@ def test_huggingface_tokenizer(tmp_path):
   assert list(manifest['splits']) == ['train']
 
 
+def test_rehydration_is_stored_as_weight(tmp_path):
+  corpus = write_corpus(tmp_path, 'many', ['a b c <eot> a'], {'cluster_size': 3})
+  tokenizer, _ = huggingface_tokenizer(tmp_path / 'hf', {'eos_token': '<eot>'})
+  path = tokenize_corpus.run(corpus, tokenizer, str(tmp_path), 't', holdout=0, bos=False,
+                             rehydrate=True)
+  assert [row['weight'] for row in records.read_corpus(path)] == [3.0]   # FineWeb-2: 3 to 4 copies
+
+
 def test_special_tokens_by_their_usual_names(tmp_path):
   path, tokenizer = huggingface_tokenizer(tmp_path / 'hf')
   facts = tokenize_corpus.load_tokenizer(path)
