@@ -3,8 +3,12 @@
 import concurrent.futures
 import os
 import signal
+import subprocess
+import sys
+import time
 
 import pytest
+from conftest import REPOSITORY
 
 from data_beam import bounded, html_text
 
@@ -76,3 +80,25 @@ def test_threads_share_the_children():
   assert bounded._idle.qsize() <= (os.cpu_count() or 1)
   bounded.close()
   assert bounded._idle.empty()
+
+
+def test_children_end_with_a_killed_parent():
+  program = ('import time; from data_beam import bounded; bounded.extract(b"<p>x"); '
+             'print(bounded._idle.queue[0].process.pid, flush=True); time.sleep(100)')
+  with subprocess.Popen([sys.executable, '-c', program], stdout=subprocess.PIPE,
+                        cwd=REPOSITORY) as parent:
+    child = int(parent.stdout.readline())
+    os.kill(child, 0)
+    parent.kill()
+  deadline = time.monotonic() + 20
+  while running(child) and time.monotonic() < deadline:
+    time.sleep(.05)
+  assert not running(child)
+
+
+def running(pid: int) -> bool:
+  try:
+    with open(f'/proc/{pid}/stat') as f:
+      return f.read().rpartition(')')[2].split()[0] != 'Z'
+  except FileNotFoundError:
+    return False

@@ -7,6 +7,7 @@ import os
 import random
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pytest
@@ -294,3 +295,18 @@ def test_hostile_files_lose_themselves_alone(tmp_path):
   assert lost['none.warc.gz'] == 'corrupt_file'
   urls = {row['url'].rpartition('/')[2] for row in kept(path).values()}
   assert 'good' in urls and {'deep', 'tags', 'utf8', 'line7'} <= urls | lost.keys()
+
+
+@pytest.mark.slow
+def test_killed_at_any_time_and_run_again_it_is_the_same(crawl, tmp_path):
+  folder, path = crawl
+  command = [sys.executable, '-m', 'data_beam.web', f'--input={folder}/x.warc.gz',
+             f'--output={tmp_path}']
+  for pause in (4, 6, 8):    # it takes about nine seconds
+    with subprocess.Popen(command, cwd=REPOSITORY, stderr=subprocess.DEVNULL) as process:
+      time.sleep(pause)
+      process.kill()
+  subprocess.run(command, cwd=REPOSITORY, check=True, capture_output=True)
+  files = lambda p: {f.name: f.read_bytes() for f in Path(p).iterdir() if f.name != 'manifest.json'}
+  assert files(f'{tmp_path}/web/1.0.0') == files(path)
+  assert files(f'{tmp_path}/web_rejects/1.0.0') == files(path.replace('/web/', '/web_rejects/'))
