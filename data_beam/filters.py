@@ -428,7 +428,7 @@ def c4(doc: Document, *, min_sentences: int = 5) -> str | None:
     kept.append(tidy)
   # A line has at least one sentence: most documents need no look at them.
   if len(kept) < min_sentences:
-    sentences = sum(words.count_sentences(line, doc.language) for line in kept)
+    sentences = sum(words.count_sentences(line, doc.language, min_sentences) for line in kept)
     if sentences < min_sentences:
       return 'too_few_sentences'
   doc.text = '\n'.join(kept).strip()

@@ -12,6 +12,7 @@ symbols are those of Python's Unicode tables where spaCy has lists of its own.
 
 import functools
 import itertools
+import math
 import operator
 import re
 import unicodedata
@@ -552,9 +553,9 @@ def lexicon(language: str = 'en') -> Lexicon:
 # --- sentences -------------------------------------------------------------------------------
 
 
-def count_sentences(line: str, language: str = 'en') -> int:
-  """Sentences by spaCy's rule: one begins at the first word after a terminal sign that is neither
-  terminal nor all punctuation (white space beyond one blank counts as such a word)."""
+def count_sentences(line: str, language: str = 'en', limit: float = math.inf) -> int:
+  """Sentences by spaCy's rule, `limit` at most: one begins at the first word after a terminal sign
+  that is neither terminal nor all punctuation (white space beyond one blank counts as a word)."""
   cut, count, ended = splitter(language), 1, False
   for match in re.finditer(r'\s+|\S+', line):
     piece = match.group()
@@ -565,4 +566,6 @@ def count_sentences(line: str, language: str = 'en') -> int:
         ended = True
       elif ended and not all(unicodedata.category(c)[0] == 'P' for c in word):
         count, ended = count + 1, False
+        if count >= limit:
+          return count
   return count

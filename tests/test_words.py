@@ -53,6 +53,7 @@ def test_words_are_those_of_spacy(language, line, expected):
   ('3.5 of them? "Yes."  "No" U.S. is. Fine', 4), ('no end', 1)])
 def test_sentences_are_those_of_spacy(line, count):
   assert words.count_sentences(line) == count
+  assert words.count_sentences(line, limit=2) == min(count, 2)
 
 
 ALPHABET = st.text('aBé1.,\'’"!?-–/:()$%…°&=<>@ \n中', max_size=30)
