@@ -145,7 +145,8 @@ def tell_record(record: dict[str, Any], manifest: dict[str, Any]) -> None:
   _say('id', record['id'])
   _say('url', record['url'])
   _say('date', record['date'])
-  for file, offset in (('warc_file', 'warc_offset'), ('table', 'row'), ('file', None)):
+  for file, offset in (('warc_file', 'warc_offset'), ('table', 'row'), ('file', None),
+                       ('archive', 'path'), ('path', None)):
     if metadata.get(file) is not None:
       inputs = [f['path'] for f in manifest.get('inputs', [])
                 if os.path.basename(f['path']) == os.path.basename(str(metadata[file]))]

@@ -186,7 +186,7 @@ def spread(records: list[dict]) -> list[dict]:
 
 def quote(record: dict, limit: int, locate: Locate | None = None) -> str:
   known = metadata(record)
-  where = record.get('url') or known.get('file') or record.get('id') or ''
+  where = record.get('url') or known.get('file') or known.get('path') or record.get('id') or ''
   words = marked(record, limit, locate) or f'({excerpt(known.get("error", "no text"), limit)})'
   more = known.get('duplicate_of')
   more = f' duplicate of {excerpt(more, 60)}' if more else ''
@@ -246,7 +246,8 @@ def corpus(run: Any, csv: Csv) -> str:
     language_rows += [(c.name, k or 'unknown', n, n / known, i) for k, n in languages[:12]]
     lengths = [len(r.get('text', '')) for r in c.kept]
     rows.append((text(c.name),
-                 ', '.join(f'{text(k)} {percent(n / known)}' for k, n in languages[:4]) or '–',
+                 ', '.join(f'{text(k) or "unknown"} {percent(n / known)}'
+                           for k, n in languages[:4]) or '–',
                  count(m.get('documents')), count(m.get('words')), compact(m.get('characters')),
                  compact(round(statistics.median(lengths))) if lengths else '–'))
     bins = charts.log_histogram(lengths)
