@@ -89,16 +89,19 @@ def save_gguf(
   arch = architecture(config)
   export.check_tree(config, params)
   vocabulary = read_vocabulary(tokenizer_dir, config.vocab_size) if tokenizer_dir else {}
-  if kind != 'q4_k_m':
-    _write(config, params, path, arch, vocabulary, kind)
-  else:
-    runtime()  # what is missing is said before the work
-    whole = f'{path}.float32'
-    try:
+  whole = f'{path}.tmp'
+  try:
+    if kind == 'q4_k_m':
+      runtime()  # what is missing is said before the work
       _write(config, params, whole, arch, vocabulary, 'float32')
       if jax.process_index() == 0:
         quantize_file(whole, path, kind)
-    finally:
+    else:
+      _write(config, params, whole, arch, vocabulary, kind)
+      if jax.process_index() == 0:
+        os.replace(whole, path)
+  finally:
+    if jax.process_index() == 0:
       _remove(whole)
   if jax.process_index():
     return {}
@@ -147,7 +150,7 @@ def architecture(config: ModelConfig) -> str:
 def _write(config, params, path, arch, vocabulary, kind):
   writer = None
   if jax.process_index() == 0:
-    writer = gguf.GGUFWriter(f'{path}.tmp', arch)
+    writer = gguf.GGUFWriter(path, arch)
     _add_architecture(writer, config, kind)
     _add_vocabulary(writer, vocabulary)
   tensors = {}  # name: stored type
@@ -182,7 +185,6 @@ def _write(config, params, path, arch, vocabulary, kind):
     if factors_H is not None:
       writer.write_tensor_data(factors_H)
     writer.close()
-    os.replace(f'{path}.tmp', path)
 
 
 def interleave(x: np.ndarray, head_dim: int) -> np.ndarray:
@@ -487,13 +489,14 @@ def quantize_file(source: str, path: str, kind: str) -> None:
   llama = runtime()
   settings = llama.llama_model_quantize_default_params()
   settings.ftype = int(KINDS[kind][1])
+  unfinished = f'{path}.unfinished'
   try:
     if llama.llama_model_quantize(
-      source.encode(), f'{path}.tmp'.encode(), ctypes.byref(settings)):
+      source.encode(), unfinished.encode(), ctypes.byref(settings)):
       raise ValueError(f'the GGUF runtime could not quantise {source} to {kind}')
-    os.replace(f'{path}.tmp', path)
+    os.replace(unfinished, path)
   finally:
-    _remove(f'{path}.tmp')
+    _remove(unfinished)
 
 
 def _remove(path):

@@ -5,12 +5,13 @@
 
 Exports the model in each format and measures it in the runtime (llama-cpp-python, which must be
 installed: it compiles llama.cpp), each in a process of its own: one JSON line a format, then a
-Markdown table. A first line has the same perplexity computed by this library in the model's own
-precision. Perplexity is of the first --max_tokens of the text, in windows of --window tokens (a
-BOS included where the model has one), each token given those before it in its window. With --shape
-the weights are random: all but perplexity is measured.
+Markdown table. A first line has the same perplexity computed by this library in fp32. Perplexity is
+of the first --max_tokens of the text, in windows of --window tokens (a BOS included where the model
+has one), each token given those before it in its window. With --shape the weights are random: all
+but perplexity is measured.
 """
 
+import dataclasses
 import json
 import logging
 import math
@@ -40,8 +41,9 @@ _KEEP = flags.DEFINE_string('keep', '', 'Folder to leave the GGUF files in; defa
 
 
 def our_nats_per_token(loaded: evals.Model, text: str, window: int, max_tokens: int) -> float:
-  """What gguf_runtime.nats_per_token computes, by this library."""
-  config, params, text_tokenizer, bos = loaded
+  """What gguf_runtime.nats_per_token computes, by this library in fp32."""
+  _, params, text_tokenizer, bos = loaded
+  config = dataclasses.replace(loaded.config, dtype='float32')
   start = [text_tokenizer.bos_id] if bos else []
   step = window - len(start)
   ids = text_tokenizer.encode(text)[:max_tokens]
@@ -114,7 +116,7 @@ def _measure() -> None:
   if _TEXT.value:
     with open(_TEXT.value, encoding='utf-8') as f:
       nats = our_nats_per_token(loaded, f.read(), window, _MAX_TOKENS.value)
-    print(json.dumps({**common, 'kind': f'smoljax, {config.dtype}', 'nats_per_token': nats,
+    print(json.dumps({**common, 'kind': 'smoljax, float32', 'nats_per_token': nats,
                       'perplexity': math.exp(nats)}), flush=True)  # fmt: skip
   rows = []
   with tempfile.TemporaryDirectory() as folder:
