@@ -16,9 +16,11 @@ not run attention twice), and the log-sum-exp bounds the largest logit for nothi
 
 On a mesh each device computes its rows and heads (`shard_map`). Where the mesh splits the sequence
 too, each gathers the keys and values of its rows, and their gradients are summed and scattered
-back. That moves as many bytes as passing them round a ring, in one collective instead of C - 1
-steps, and needs [B, S, K, H] twice on every device, which grouped queries make small: 134 MB for
-65,536 tokens of SmolLM3-3B.
+back. A ring would move as many bytes in C - 1 steps and was measured to need more memory
+(experiments/benchmarks/context_parallel.py); grouped queries make what is gathered small: 134 MB a
+layer for 65,536 tokens of SmolLM3-3B. Rows are dealt out in pairs of an early and a late piece, so
+that each device has the same work: `sharding.deal`. A kernel then runs on a device's own two
+pieces, and once for each on the keys before it, and the results are joined by their log-sum-exp.
 
 Shapes: B batch, T query time, S key time, N query heads, K kv heads, G = N/K, H head dim;
 X = T * G, the queries that share a kv head; M documents in a row at most.

@@ -1028,7 +1028,9 @@ def _checkpoint(config, function):
   if config.remat == 'full':
     policy = policies.nothing_saveable
   elif config.remat == 'dots':
-    policy = policies.checkpoint_dots
+    # Attention's kernels are no dots: their results are kept by name.
+    policy = policies.save_from_both_policies(
+      policies.checkpoint_dots, policies.save_only_these_names('ctx'))
   else:
     policy = policies.save_only_these_names(*config.remat.split('+'))
   return jax.checkpoint(function, policy=policy, prevent_cse=not config.scan_layers)

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from smoljax import attention as module
-from smoljax import sharding
+from smoljax import model, sharding
 from smoljax.attention import attention, positions_from_segments, segments_from_positions
 
 PLATFORM = jax.default_backend()
@@ -269,3 +269,38 @@ def test_segments_and_positions_give_each_other():
   np.testing.assert_array_equal(positions_from_segments(segments), positions)
   np.testing.assert_array_equal(
     segments_from_positions(positions)[0], np.repeat([1, 2, 3, 4], 6))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize('sizes, window, kernels', [
+  (dict(data=1, fsdp=4, tensor=2), 512, 4),  # forward and backward, with the window and without
+  (dict(data=1, fsdp=2, context=4), 0, 6),  # own keys, and those before either piece
+])  # fmt: skip
+def test_splash_compiles_for_a_tpu_slice(sizes, window, kernels, monkeypatch):
+  """Without a TPU: `pip install libtpu==0.0.42.*` is all it takes."""
+  pytest.importorskip('libtpu')
+  from jax.experimental import topologies
+
+  for name, value in dict(
+    TPU_SKIP_MDS_QUERY='1', TPU_WORKER_HOSTNAMES='localhost', TPU_MIN_LOG_LEVEL='3',
+    TPU_ACCELERATOR_TYPE='v5litepod-8', TPU_STDERR_LOG_LEVEL='3',
+  ).items():  # fmt: skip
+    monkeypatch.setenv(name, value)
+  topology = topologies.get_topology_desc(platform='tpu', topology_name='v5e:2x4')
+  mesh = sharding.make_mesh(**sizes, devices=topology.devices)
+  config = model.ModelConfig(
+    vocab_size=512, num_layers=4, embed_dim=256, num_heads=4, num_kv_heads=2, head_dim=64,
+    mlp_dim=512, max_seq_len=4096, remat='qkv+ctx+mid+gu', sliding_window=window)
+  params = model.abstract_params(config, mesh)
+  for part in ('block', 'final_norm'):  # cached: making them computes, and there is no device
+    model._graph(config, part)
+  with jax.set_mesh(mesh):
+    ids = jax.ShapeDtypeStruct(
+      (8, 4096), jnp.int32, sharding=jax.NamedSharding(mesh, sharding.spec('batch', 'length')))
+
+    def loss(params, tokens, segments):
+      hidden_BTD, _ = model.hidden(config, params, tokens, segment_ids_BT=segments)
+      return jnp.mean(hidden_BTD.astype(jnp.float32) ** 2)
+
+    compiled = jax.jit(jax.grad(loss)).lower(params, ids, ids).compile()
+  assert compiled.as_text().count('custom_call_target="tpu_custom_call"') == kernels
