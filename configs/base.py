@@ -131,7 +131,7 @@ def get_config() -> ConfigDict:
   c.mesh.data = 1
   c.mesh.fsdp = -1
   c.mesh.tensor = 1
-  c.mesh.context = 1
+  c.mesh.context = 1  # splits each row; seq_len must be a multiple of twice this
 
   c.optimizer = ConfigDict()
   c.optimizer.name = 'adamw'  # adamw | muon (matrices by Muon, the rest by AdamW)
