@@ -473,6 +473,8 @@ def _cudnn_refusal(how, q_BTNH, k_BSKH, segmented):
     return f'needs a head_dim that is a multiple of 8 and at most 256, not {H}'
   if reason := _needs_order(how):
     return reason
+  if q_BTNH.shape[1] < 2 * _pieces():
+    return 'has no plan for rows (or pieces of rows) of one token'
   if segmented and jax.__version_info__ < (0, 11, 2):
     return f'needs jax 0.11.2 for documents (jax#39521), this is {jax.__version__}'
   if jax.default_backend() == 'gpu':  # not when compiling for another machine
@@ -645,10 +647,8 @@ interpret_splash = False  # set by tests: runs the kernels on any device, slowly
 def _splash_refusal(how, q_BTNH, k_BSKH, segmented):
   if _platform() != 'tpu' and not interpret_splash:
     return f'runs on TPUs, not on {_platform()}'
-  parts = sharding.num_parts('length')
-  piece = 128 * (2 * parts if parts > 1 else 1)
-  if q_BTNH.shape[1] % piece:
-    return f'needs rows of a multiple of {piece} tokens, not {q_BTNH.shape[1]}'
+  if q_BTNH.shape[1] % (128 * _pieces()):
+    return f'needs rows of a multiple of {128 * _pieces()} tokens, not {q_BTNH.shape[1]}'
   return _needs_order(how)
 
 
@@ -773,6 +773,12 @@ def _needs_order(how):
   if sharding.num_parts('length') > 1 and how.windows != (None,):
     return 'has no sliding window where the mesh splits the sequence'
   return None
+
+
+def _pieces():
+  """That a row is dealt in."""
+  parts = sharding.num_parts('length')
+  return 2 * parts if parts > 1 else 1
 
 
 def _platform():
