@@ -35,6 +35,8 @@ def find(reason: str, text: str, metadata: Mapping[str, Any] | None = None) -> S
     start, end = known
     return (start, end) if 0 <= start < end <= len(text) else None
   text = text[:MAX_CHARS]
+  if quoted := (metadata or {}).get('contaminated'):
+    return _quote(quoted[0]['words'], text)
   number = re.search(r'\d+', reason)
   for pattern, locate in _LOCATE:
     if re.fullmatch(pattern, reason):
@@ -43,6 +45,13 @@ def find(reason: str, text: str, metadata: Mapping[str, Any] | None = None) -> S
 
 
 # --- what a reason looks like --------------------------------------------------------------------
+
+
+def _quote(words: str, text: str) -> Span | None:
+  """Where a text has the words that decontamination found, which dedup.simplify had changed."""
+  parts = [re.escape(word).replace('0', r'\d+(?:[.,]\d+)?') for word in words.split()]
+  found = re.search(r'[\W_]+'.join(parts), text, re.I)
+  return found.span() if found else None
 
 
 def _matches(pattern: str, flags: int = 0) -> Callable[[str], Span | None]:

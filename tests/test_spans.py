@@ -1,11 +1,18 @@
 """The spans that reasons are shown by."""
 
+import re
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from data_beam import spans
+from data_beam import filters, spans
+from data_beam.dedup import simplify
 
+# Reasons that speak of the whole document, or of its URL.
+WHOLE = {'empty', 'short', 'too_few_sentences', 'gopher_short_doc', 'gopher_long_doc',
+         'gopher_enough_stop_words', 'gopher_below_avg_threshold', 'no_filter_table', 'url',
+         'domain', 'subdomain', 'hard_blacklisted', 'soft_blacklisted', 'blacklisted_subword'}
 PROSE = 'One sentence stands here. Another one follows it.\n'
 
 
@@ -38,6 +45,24 @@ def test_a_stage_may_know_better():
   assert spans.find('contaminated', 'abcdef', {'span': [2, 4]}) == (2, 4)
   assert spans.find('contaminated', 'abc', {'span': [2, 4]}) is None  # of another text
   assert spans.find('near_duplicate', 'abc') is None
+
+
+def test_what_an_evaluation_set_has_too():
+  text = 'A page. “How many of the 12.5 apples — in the Red basket”, it asks.'
+  words = 'how many of the 0 apples in the red basket'
+  assert words.split() == simplify(text)[2:-2]
+  start, end = spans.find('arc_easy', text, {'contaminated': [{'set': 'x', 'words': words}]})
+  assert text[start:end] == 'How many of the 12.5 apples — in the Red basket'
+
+
+def test_every_reason_of_the_filters_is_known():
+  with open(filters.__file__) as f:
+    reasons = set(re.findall(r"return f?'([a-z0-9_{}]+)'", f.read()))
+  reasons = {r.replace('{name}', 'line').replace('{n}', '5') for r in reasons}
+  patterns = [pattern for pattern, _ in spans._LOCATE]
+  missing = {r for r in reasons - WHOLE if not any(re.fullmatch(p, r) for p in patterns)}
+  assert len(reasons) > 15
+  assert not missing, f'no span for {missing}: add them to spans.py, or here to WHOLE'
 
 
 @given(st.text(alphabet='ab1 .#{\n…-', max_size=80), st.sampled_from(
