@@ -358,13 +358,13 @@ def prepare(patterns: Sequence[str], vocab_size: int, output: str) -> str:
 # --- The table -----------------------------------------------------------------------------------
 
 
-def interval(values: Sequence[float]) -> tuple[float, float]:
-  """Mean and half-width of its 95 % interval (Student's t); NaN for the latter with one value."""
+def interval(values: Sequence[float]) -> tuple[float, float | None]:
+  """Mean and half-width of its 95 % interval (Student's t); of one value there is none."""
   from scipy import stats
 
   mean, n = statistics.fmean(values), len(values)
   if n < 2:
-    return mean, float('nan')
+    return mean, None
   return mean, float(stats.t.ppf(0.975, n - 1)) * statistics.stdev(values) / n**0.5
 
 
@@ -441,8 +441,9 @@ def _page(rows: Sequence[dict], about: Mapping[str, Any]) -> str:
   parts = []
   body = [
     [charts.text(r['variant']), charts.text(r['words']), f'{r["parameters"]:,}',
-     charts.count(r['mlp_dim']), _loss(r), _difference(r), charts.compact(r.get(
-       'train_tokens_per_sec'))]
+     charts.count(r['mlp_dim']),
+     _loss(r) + (f'<small>{r["diverged"]} diverged</small>' if r['diverged'] else ''),
+     _difference(r), charts.compact(r.get('train_tokens_per_sec'))]
     for r in rows
   ]
   parts.append(charts.figure(
@@ -475,21 +476,21 @@ def _page(rows: Sequence[dict], about: Mapping[str, Any]) -> str:
     + ''.join(parts)))
 
 
-def _loss(row: Mapping) -> str:
+def _loss(row: Mapping, digits: int = 4) -> str:
   if 'loss' not in row:
     return 'diverged' if row['diverged'] else '–'
-  lost = f', {row["diverged"]} diverged' if row['diverged'] else ''
-  return f'{row["loss"]:.4f}{_half(row["loss_interval"])}{lost}'
+  return _with_interval(f'{row["loss"]:.{digits}f}', row['loss_interval'], digits)
 
 
-def _difference(row: Mapping) -> str:
+def _difference(row: Mapping, digits: int = 4) -> str:
   if 'difference' not in row:
     return '–'
-  return f'{row["difference"]:+.4f}{_half(row["difference_interval"])}'
+  return _with_interval(
+    f'{row["difference"]:+.{digits}f}', row['difference_interval'], digits)
 
 
-def _half(x: float) -> str:
-  return f' ± {x:.4f}' if x == x else ''
+def _with_interval(mean: str, half: float | None, digits: int) -> str:
+  return mean if half is None else f'{mean} ± {half:.{digits}f}'
 
 
 # --- The command ---------------------------------------------------------------------------------
@@ -646,14 +647,21 @@ def _worker(task: str) -> None:
 
 def _show(rows: Sequence[dict]) -> None:
   batches = list(dict.fromkeys(b for r in rows for b in r.get('decode_tokens_per_sec', {})))
-  table = Table('variant', 'parameters', 'KV B/token', *(f'decode tok/s ×{b}' for b in batches),
-                'loss', 'against gqa')
+  table = Table('', 'params', 'KV', *(f'×{b}' for b in batches), 'loss', 'Δ', box=None,
+                padding=(0, 1, 0, 0))
   for r in rows:
     speeds = r.get('decode_tokens_per_sec', {})
-    table.add_row(r['variant'], f'{r["parameters"]:,}', f'{r["kv_bytes_per_token"]:,.0f}',
-                  *(f'{speeds[b]:,.0f}' if b in speeds else '–' for b in batches),
-                  _loss(r), _difference(r))
+    table.add_row(r['variant'], f'{r["parameters"] / 1e6:.2f}M', f'{r["kv_bytes_per_token"]:.0f}',
+                  *(f'{speeds[b]:.0f}' if b in speeds else '–' for b in batches),
+                  _loss(r, 3), _difference(r, 3))
   console.print(table)
+  console.print(
+    f'KV: bytes of keys and values per token of {rows[0]["context"]:,}; ×B: decoded tokens/s with '
+    f'B rows at once; loss: held out, nats per token, ± 95 %; Δ: against {BASELINE}, seed by seed'
+  )
+  for r in rows:
+    if r['diverged']:
+      console.print(f'{r["variant"]}: {r["diverged"]} of {r["diverged"] + r["seeds"]} diverged')
 
 
 def main(argv: list[str]) -> int:
