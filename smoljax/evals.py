@@ -203,10 +203,12 @@ def run_windows(
         )
       yield w.key, logprobs_BT[i, span], greedy_BT[i, span]
 
+  pieces = 2 * sharding.num_parts('length')  # where the mesh splits rows
   waiting: dict[int, list[Window]] = collections.defaultdict(list)  # by padded length
   running = None  # computed while the next batch is put together
   for w in stream:
-    length = min(seq_len, max(_MIN_BUCKET, 1 << (len(w.tokens) - 2).bit_length()))
+    length = max(_MIN_BUCKET, 1 << (len(w.tokens) - 2).bit_length())
+    length = min(seq_len, -(-length // pieces) * pieces)
     waiting[length].append(w)
     if len(waiting[length]) == batch_size:
       started = dispatch(waiting.pop(length), length)

@@ -137,15 +137,15 @@ def test_uniform_model_costs_log_v(small):
   assert got['bpb'] == pytest.approx(math.log2(V) * got['tokens'] / got['bytes'], rel=1e-6)
 
 
-@pytest.mark.parametrize('shape', [(8, 1, 1), (2, 2, 2), (1, 2, 2, 2)])
+@pytest.mark.parametrize('shape', [(8, 1, 1), (2, 2, 2), (1, 2, 1, 3)])
 def test_a_mesh_changes_nothing(small, shape):
   config, params = small
   docs = documents(5, 60, 170, 300)
-  alone = evals.bits_per_byte(config, params, docs, batch_size=3, seq_len=128)
-  mesh = sharding.make_mesh(*shape)
+  alone = evals.bits_per_byte(config, params, docs, batch_size=3, seq_len=132)
+  mesh = sharding.make_mesh(*shape, devices=jax.devices()[: math.prod(shape)])
   with jax.set_mesh(mesh):
     placed = jax.device_put(params, sharding.shardings(params, mesh))
-    meshed = evals.bits_per_byte(config, placed, docs, batch_size=3, seq_len=128)
+    meshed = evals.bits_per_byte(config, placed, docs, batch_size=3, seq_len=132)
   assert meshed == pytest.approx(alone, rel=1e-6)
 
 
