@@ -4,6 +4,7 @@ import dataclasses
 import functools
 import json
 import math
+import types
 
 import jax
 import jax.numpy as jnp
@@ -11,8 +12,9 @@ import numpy as np
 import pytest
 import safetensors.numpy
 from goldens import make_hf_logits as goldens
+from goldens import make_hf_steps as steps
 
-from smoljax import evals, export, model, objectives, sharding
+from smoljax import evals, export, model, objectives, optim, sharding, train
 from smoljax.attention import positions_from_segments, segments_from_positions
 
 TINY = model.ModelConfig(
@@ -92,11 +94,25 @@ def test_switches_that_smollm3_lacks_equal_other_classes_of_transformers(case, m
   np.testing.assert_allclose(out.logits, expected, atol=5e-4, rtol=0)
 
 
+ROPES = [
+  dict(rope_type='default'),
+  dict(rope_type='linear', factor=2.0),
+  dict(rope_type='llama3', factor=8.0, original_max_position_embeddings=32, low_freq_factor=1.0,
+       high_freq_factor=4.0),
+  dict(rope_type='yarn', factor=4.0, original_max_position_embeddings=32),
+  dict(rope_type='yarn', factor=2.0, original_max_position_embeddings=64, attention_factor=1.2,
+       beta_fast=20.0, beta_slow=2.0),
+  dict(rope_type='yarn', factor=4.0, original_max_position_embeddings=32, mscale=0.8,
+       mscale_all_dim=0.4, truncate=False),
+]  # fmt: skip
+CLASSES = ['SmolLM3', 'SmolLM3', 'Llama', 'Qwen3']
+
+
 def random_hf_config(seed):
-  """Entries of a config.json, drawn over every switch that transformers' two classes have."""
+  """Entries of a config.json, drawn over every switch that transformers' classes have."""
   rng = np.random.default_rng(seed)
   pick = lambda *options: options[rng.integers(len(options))]
-  smollm3 = seed % 4 != 3
+  prefix = CLASSES[seed % len(CLASSES)]
   L = int(pick(1, 3, 6, 36 if seed == 5 else 4))
   kv, groups = int(pick(1, 2, 3)), int(pick(1, 2, 4))
   head_dim = int(pick(8, 16, 24))
@@ -105,24 +121,25 @@ def random_hf_config(seed):
     num_key_value_heads=kv, head_dim=head_dim, intermediate_size=int(pick(40, 96)),
     hidden_size=kv * groups * int(pick(8, 16)), max_position_embeddings=128,
     rms_norm_eps=pick(1e-6, 1e-5), tie_word_embeddings=bool(pick(0, 1)),
-    attention_bias=bool(pick(0, 1)), mlp_bias=bool(pick(0, 1)),
+    attention_bias=bool(pick(0, 1)), hidden_act=pick('silu', 'gelu_pytorch_tanh'),
     pad_token_id=0, bos_token_id=1, eos_token_id=2,
-    rope_parameters=dict(rope_type='default', rope_theta=pick(1e4, 5e4, 5e6)),
+    rope_parameters=dict(rope_theta=pick(1e4, 5e4, 5e6), **ROPES[seed % len(ROPES)]),
   )  # fmt: skip
-  if pick(0, 1):
-    hf['rope_parameters'] |= dict(
-      rope_type='yarn', factor=pick(2.0, 4.0), original_max_position_embeddings=32)
-  if smollm3:
+  if prefix != 'Qwen3':
+    hf |= dict(mlp_bias=bool(pick(0, 1)))
+  if prefix != 'Llama' and pick(0, 0, 1):
+    hf |= dict(use_sliding_window=True, sliding_window=int(pick(5, 17)))
+  if prefix == 'Qwen3':
+    hf |= dict(max_window_layers=int(pick(1, 2)))
+  if prefix == 'SmolLM3':
     hf |= dict(no_rope_layer_interval=int(pick(2, 4)))
     if pick(0, 1):
       hf |= dict(no_rope_layers=[int(x) for x in rng.integers(0, 2, L)])
-    if pick(0, 0, 1):
-      hf |= dict(use_sliding_window=True, sliding_window=int(pick(5, 17)))
-  return 'SmolLM3' if smollm3 else 'Llama', hf
+  return prefix, hf
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize('seed', range(16))
+@pytest.mark.parametrize('seed', range(24))
 def test_logits_equal_live_transformers_logits(seed):
   torch = pytest.importorskip('torch')
   transformers = pytest.importorskip('transformers')
@@ -150,6 +167,50 @@ def test_logits_equal_live_transformers_logits(seed):
       ).logits.numpy()
     logits = apply(config, params, tokens_BT, positions_BT=positions_BT).logits
     np.testing.assert_allclose(logits, expected, atol=5e-4, rtol=0)
+
+
+def our_steps(case):
+  """What make_hf_steps.train gives, by our own training step, optimizer and all."""
+  prefix, entries = steps.CASES[case]
+  hf = {'architectures': [f'{prefix}ForCausalLM'], **goldens.BASE, **entries}
+  config = model.ModelConfig.from_hf(hf, dtype='float32')
+  shapes = {name: x.shape for name, x in export.to_hf_tensors(config, make(config), 'float32')}
+  params = export.from_hf_tensors(config, lambda name: steps.weights(name, shapes[name]))
+  tx, _ = optim.make_optimizer(
+    types.SimpleNamespace(
+      name='adamw', no_decay=('embedding',), momentum_dtype='float32', schedule='constant',
+      warmup_steps=0, warmup_fraction=0.0, decay_steps=0, decay_fraction=0.0, decay_shape='linear',
+      floor=0.0, **steps.OPTIMIZER),
+    params, steps.STEPS)
+  params = jax.tree.map(jnp.asarray, params)
+  state = {'params': params, 'opt_state': tx.init(params)}
+  step = train.make_train_step(config, tx, num_sources=1, chunk=8)
+  found = {'loss': [], 'grad_norm': []}
+  for i in range(steps.STEPS):
+    state, metrics = step(state, steps.batch(i))
+    for name, values in found.items():
+      values.append(float(metrics[name]))
+  return found
+
+
+@pytest.mark.parametrize('case', [
+  'smollm3', *(pytest.param(x, marks=pytest.mark.slow) for x in ('llama', 'qwen3'))])  # fmt: skip
+def test_training_follows_stored_torch_runs(case):
+  expected = json.loads(steps.FILE.read_text())[case]
+  found = our_steps(case)
+  assert expected['loss'][0] - expected['loss'][-1] > 0.1 and max(expected['grad_norm']) > 1
+  np.testing.assert_allclose(found['loss'], expected['loss'], atol=2e-4, rtol=0)
+  np.testing.assert_allclose(found['grad_norm'], expected['grad_norm'], atol=2e-4, rtol=0)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize('case', steps.CASES)
+def test_training_follows_live_torch(case):
+  pytest.importorskip('torch')
+  pytest.importorskip('transformers')
+  expected, found = steps.train(case, 'float32'), our_steps(case)
+  np.testing.assert_allclose(found['loss'], expected['loss'], atol=2e-4, rtol=0)
+  np.testing.assert_allclose(found['grad_norm'], expected['grad_norm'], atol=2e-4, rtol=0)
 
 
 # ------------------------------------------------------------------------------ documents, masks
