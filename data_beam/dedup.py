@@ -128,8 +128,9 @@ def _with(document: Document, **metadata) -> Document:
 # --- MinHash signatures ----------------------------------------------------------------------
 
 _MERSENNE = np.uint64((1 << 61) - 1)
-_DIGITS = {c: '0' for c in range(0x20000) if unicodedata.category(chr(c)) == 'Nd'}
 _NUMBER = re.compile('0+(?:[.,،٫⎖⎗⎘]0+)?')   # a literal first: found many times faster than \d
+_DIGITS = dict.fromkeys(map(ord, '123456789'), '0')
+_HIGH = re.compile(r'[^\x00-\u065f]')   # where digits of other scripts are
 _BLANKS = dict.fromkeys(map(ord, words.PUNCTUATION), ' ')
 _ACCENT = regex.compile(r'\p{Mn}+')
 
@@ -142,7 +143,15 @@ HASHES = ('fast', *_HASHES)
 
 def simplify(text: str) -> list[str]:
   """The words of a text without case, punctuation, accents or the values of numbers (datatrove)."""
-  text = _NUMBER.sub('0', text.lower().translate(_DIGITS)).translate(_BLANKS)
+  text = text.lower()
+  if text.isascii():
+    return _NUMBER.sub('0', text.translate(_DIGITS)).translate(_BLANKS).split()
+  # Outside ASCII, str.translate and classes of a regular expression are slow, str.replace is not.
+  for digit in (*'123456789', *filter(str.isdecimal, set(_HIGH.findall(text)))):
+    text = text.replace(digit, '0')
+  text = _NUMBER.sub('0', text)
+  for sign in words.PUNCTUATION:
+    text = text.replace(sign, ' ')
   if not text.isascii():
     text = _ACCENT.sub('', unicodedata.normalize('NFD', text))
   return text.split()
