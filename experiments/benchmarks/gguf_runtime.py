@@ -97,25 +97,29 @@ def nats_per_token(runtime: Runtime, windows: list) -> float:
 
 
 def speed(runtime: Runtime, window: int, new_tokens: int, repeats: int = 3) -> dict[str, float]:
-  """Tokens per second of reading `window` tokens at once, and of writing one by one after 32."""
+  """Tokens per second of reading `window` tokens at once, and of writing one by one after 32.
+
+  Medians; `…_per_cpu_sec` counts CPU time of all threads, which other programs on the machine
+  hardly change: with one thread it is what an idle core would do.
+  """
   ids = np.random.default_rng(0).integers(0, runtime.vocab_size, window)
-  prompt, generation = [], []
-  for i in range(repeats + 1):
+  rates: dict[str, list[float]] = {}
+
+  def timed(name, count, work):
+    wall, cpu = time.perf_counter(), time.process_time()
+    work()
+    for unit, seconds in (('sec', time.perf_counter() - wall),
+                          ('cpu_sec', time.process_time() - cpu)):  # fmt: skip
+      rates.setdefault(f'{name}_tokens_per_{unit}', []).append(count / seconds)
+
+  for _ in range(repeats + 1):
     runtime.start()
-    began = time.perf_counter()
-    runtime.feed(ids)
-    read = time.perf_counter() - began
+    timed('prompt', window, lambda: runtime.feed(ids))
     runtime.start()
     runtime.feed(ids[:32])
-    began = time.perf_counter()
-    for token in ids[32 : 32 + new_tokens]:
-      runtime.feed([token])
-    wrote = time.perf_counter() - began
-    if i:  # the first warms up
-      prompt.append(window / read)
-      generation.append(new_tokens / wrote)
-  return {'prompt_tokens_per_sec': float(np.median(prompt)),
-          'generated_tokens_per_sec': float(np.median(generation))}
+    rest = ids[32 : 32 + new_tokens]
+    timed('generated', len(rest), lambda rest=rest: [runtime.feed([token]) for token in rest])
+  return {name: float(np.median(values[1:])) for name, values in rates.items()}  # one warms up
 
 
 def peak_rss_mb() -> float:
