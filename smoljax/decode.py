@@ -362,7 +362,7 @@ def _block(
 ) -> Callable:
   """The jitted (params, offset_B, key, state) → (tokens_BJ, state) of J = `num_steps` steps.
 
-  Tokens are -1 from a row's end on; when all rows have ended nothing more is computed.
+  Tokens are -1 from a row's end on.
   """
   config = dataclasses.replace(config, remat='none')
 
@@ -387,18 +387,10 @@ def _block(
       return tokens_BJ, State(
         logits_BV, cache, state.index + 1, state.step + 1, ended_B, seen_BV)
 
-    def steps(carry):
-      return jax.lax.fori_loop(0, num_steps, step, carry)
-
-    carry = jnp.full((B, num_steps), -1, jnp.int32), state
-    if not ends:
-      return steps(carry)
-    # A loop that runs once, or not at all if all rows have ended. Asked before every step, GPUs
-    # would wait for the host every time.
-    _, carry = jax.lax.while_loop(
-      lambda c: c[0] & ~c[1][1].ended_B.all(), lambda c: (jnp.array(False), steps(c[1])),
-      (jnp.array(True), carry))
-    return carry
+    # The number of steps is fixed even where all rows end early: were a condition looked at on the
+    # way, the host would wait for the device there, and could not prepare the next block meanwhile.
+    tokens_BJ = jnp.full((B, num_steps), -1, jnp.int32)
+    return jax.lax.fori_loop(0, num_steps, step, (tokens_BJ, state))
 
   return run
 

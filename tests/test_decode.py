@@ -25,6 +25,7 @@ CONFIG = model.ModelConfig(
 RNG = np.random.default_rng(3)
 PROMPTS = [RNG.integers(0, 64, n).tolist() for n in (1, 9, 40, 4)]
 VARIED = decode.Sampling(temperature=1.0)
+decode_init_cache = decode.init_cache
 
 
 @functools.cache
@@ -167,20 +168,41 @@ def test_the_cache_is_written_in_place():
   assert memory.temp_size_in_bytes < cache_bytes / (2 * CONFIG.num_layers)  # one layer's keys
 
 
-def test_a_long_prompt_needs_no_square_of_its_length():
-  config = dataclasses.replace(model.SHAPES['smollm3-3b'], sliding_window=0)
-  S, chunk = 65536 + 256, 1024
-  shapes = lambda tree: jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype), tree)
-  params = jax.eval_shape(lambda: model.unstack(config, model._make(config, jax.random.key(0))))
-  assert all(x.dtype == jnp.bfloat16 for x in jax.tree.leaves(params))
-  cache = shapes(jax.eval_shape(lambda: decode.init_cache(config, 1, S)))
-  tokens = jax.ShapeDtypeStruct((1, chunk), jnp.int32)
+def test_a_long_prompt_needs_no_square_of_its_length(monkeypatch):
+  """Nothing computed for a chunk of 65,536 tokens of the 3B shape is larger than its embedding."""
+  config = dataclasses.replace(model.SHAPES['smollm3-3b'], num_layers=4)
+  chunks = []
+
+  def record(params, tokens_BT, offset_B, cache, start=None):
+    chunks.append((tokens_BT.shape, cache[0][0].shape))
+    return jnp.zeros((1, 8)), cache
+
+  monkeypatch.setattr(decode, '_prefill', lambda config: (record, record))
+  monkeypatch.setattr(decode, 'init_cache', lambda config, *shape: jax.eval_shape(
+    lambda: decode_init_cache(config, *shape)))
+  decode.prefill(config, {}, [[1] * 65536], 256)
+  monkeypatch.undo()
+  assert len(set(chunks)) == 1 and len(chunks) * chunks[0][0][1] == 65536
+  (tokens, cache) = chunks[0]
+
+  int32 = functools.partial(jax.ShapeDtypeStruct, dtype=jnp.int32)
+  params = jax.eval_shape(lambda key: model.unstack(config, model.init(config, key)),
+                          jax.eval_shape(lambda: jax.random.key(0)))
   traced = decode._prefill(config)[1].trace(
-    params, tokens, jax.ShapeDtypeStruct((1,), jnp.int32), cache,
-    jax.ShapeDtypeStruct((), jnp.int32))
-  largest = max(
-    v.aval.size for eqn in traced.jaxpr.jaxpr.eqns for v in eqn.outvars if hasattr(v.aval, 'size'))
-  assert largest <= config.vocab_size * config.embed_dim  # nothing beyond the embedding
+    params, int32(tokens), int32((1,)), jax.eval_shape(
+      lambda: decode.init_cache(config, 1, cache[2])), int32(()))
+  sizes = list(all_sizes(traced.jaxpr.jaxpr))
+  assert max(sizes) == config.vocab_size * config.embed_dim
+  assert max(n for n in sizes if n != max(sizes)) * 4 <= 1.1 * decode.PREFILL_BYTES
+
+
+def all_sizes(jaxpr):
+  for eqn in jaxpr.eqns:
+    yield from (v.aval.size for v in (*eqn.invars, *eqn.outvars) if hasattr(v.aval, 'size'))
+    for value in jax.tree.leaves(eqn.params, is_leaf=lambda x: hasattr(x, 'eqns')):
+      value = getattr(value, 'jaxpr', value)
+      if hasattr(value, 'eqns'):
+        yield from all_sizes(value)
 
 
 # ----------------------------------------------------------------------------------- what is drawn
