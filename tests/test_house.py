@@ -42,6 +42,7 @@ COMMANDS = [
   'experiments.generate',
   'experiments.report',
   'experiments.shapes',
+  'experiments.lens',
   'experiments.architecture',
   'experiments.lineage',
   'experiments.selfdocs',
