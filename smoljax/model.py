@@ -261,10 +261,15 @@ def hidden(
   max_logits: str | None = None,
   capture: Sequence[str] = (),
 ) -> tuple[jax.Array, dict[str, jax.Array]]:
-  """`apply` up to the head: (hidden_BTD, aux). For losses that never form [B, T, V]."""
+  """`apply` up to the head: (hidden_BTD, aux). For losses that never form [B, T, V].
+
+  Raises ValueError for rows beyond max_seq_len and, on the host, for ids outside the vocabulary.
+  """
   for name in (capture,) if isinstance(capture, str) else capture:
     one_of('capture', name, CAPTURED)
-  T = np.shape(tokens_BT)[1]
+  if not isinstance(tokens_BT, jax.Array):
+    tokens_BT = _check_tokens(config, tokens_BT)
+  T = tokens_BT.shape[1]
   if config.max_seq_len < T:
     raise ValueError(f'{T} tokens in a row, but max_seq_len={config.max_seq_len}: shorten the '
                      'rows, or raise max_seq_len (and extend rope_theta or rope_scaling)')
@@ -298,13 +303,10 @@ def embed(config: ModelConfig, params: Params, tokens_BT: jax.Array) -> jax.Arra
   """Rows of the embedding, in the compute dtype.
 
   They are looked up before the cast, so that the gradient is summed in the parameters' fp32.
-  Raises ValueError for tokens on the host that are no ids of this vocabulary.
   """
   if jax.sharding.get_abstract_mesh().empty and not _mesh_of(params['embed_VD']).empty:
     raise ValueError('the parameters live on a mesh: compute under `with jax.set_mesh(mesh):`, '
                      'or move them to one device first')
-  if not isinstance(tokens_BT, jax.Array):
-    tokens_BT = _check_tokens(config, tokens_BT)
   table_VD = sharding.constrain(params['embed_VD'], None, 'residual')
   tokens_BT = sharding.constrain(jnp.asarray(tokens_BT), 'batch', 'length')
   x_BTD = table_VD.at[tokens_BT].get(
