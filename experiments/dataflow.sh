@@ -24,7 +24,7 @@ run() {
 
 # What data_beam imports: requirements.txt without what only training and reports need.
 requirements() {
-  grep -vE '^(#|$|(jax|flax|optax|orbax-checkpoint|grain|safetensors|gguf|tensorboardX|matplotlib|reportlab|markdown-it-py|ml-collections)\b)' requirements.txt
+  grep -vE '^(#|$|(jax|flax|optax|orbax-checkpoint|grain|safetensors|gguf|tensorboardX|reportlab|markdown-it-py|ml-collections)\b)' requirements.txt
 }
 
 dockerfile() {
