@@ -2,5 +2,5 @@
 
 from absl import logging
 
-# Which version of Orbax reads a checkpoint, or that no TPU was found, is no news to a user.
-logging.set_verbosity(logging.WARNING)
+# Of the libraries only errors: that no TPU was found, or which file Orbax did without, is no news.
+logging.set_verbosity(logging.ERROR)
