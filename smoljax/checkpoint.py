@@ -163,7 +163,7 @@ def find(path: str) -> tuple[pathlib.Path, dict[str, list]]:
     raise FileNotFoundError(
       f'{path}: no intact checkpoint; give a folder with checkpoints/STEP that a run has finished'
     )
-  return root.resolve() / str(intact), _digests(root / str(intact))
+  return root.resolve() / str(intact), _sealed(root, intact)
 
 
 def _steps(root: pathlib.Path) -> list[int]:
@@ -173,8 +173,14 @@ def _steps(root: pathlib.Path) -> list[int]:
 
 
 def _intact(root: pathlib.Path, step: int) -> bool:
+  seal = _sealed(root, step)
+  return seal is not None and seal == _digests(root / str(step))
+
+
+def _sealed(root: pathlib.Path, step: int) -> dict[str, list] | None:
+  """The digests that a step was sealed with; None if it was not."""
   seal = root / _SEALS / f'{step}.json'
-  return seal.exists() and json.loads(seal.read_text()) == _digests(root / str(step))
+  return json.loads(seal.read_text()) if seal.exists() else None
 
 
 def _digests(folder: pathlib.Path) -> dict[str, list]:

@@ -82,7 +82,7 @@ def load_weights(path: str) -> tuple[model.ModelConfig, dict, Mapping[str, Any]]
 
 
 def weights_fingerprint(path: str) -> Any:
-  """What tells the weights that `load_weights` would read from others, without reading them."""
+  """What tells the weights that `load_weights` would read from others, without loading them."""
   if _is_hf(path):
     files = sorted(n for n in os.listdir(path) if n.endswith(('.safetensors', 'config.json')))
     return [(n, os.path.getsize(os.path.join(path, n))) for n in files]

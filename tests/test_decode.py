@@ -88,21 +88,9 @@ def test_greedy_tokens_equal_transformers_generate(case):
 @pytest.mark.slow
 @pytest.mark.parametrize('seed', range(12))
 def test_greedy_tokens_equal_live_transformers_generate(seed):
-  from test_model import random_hf_config
+  from test_model import live_reference, random_hf_config
 
-  torch = pytest.importorskip('torch')
-  transformers = pytest.importorskip('transformers')
-  prefix, hf = random_hf_config(seed)
-  reference = getattr(transformers, f'{prefix}ForCausalLM')(
-    getattr(transformers, f'{prefix}Config')(**hf)).eval()
-  state = {}
-  with torch.no_grad():
-    for name, p in reference.named_parameters():
-      state[name] = goldens.weights(name, tuple(p.shape))
-      p.copy_(torch.from_numpy(state[name]))
-  config = model.ModelConfig.from_hf(
-    {'architectures': [f'{prefix}ForCausalLM'], **hf}, dtype='float32')
-  params = export.from_hf_tensors(config, state.__getitem__)
+  reference, config, params = live_reference(*random_hf_config(seed))
   rows = greedy.prompts(config.vocab_size, longest=50)
   expected = greedy.greedy(reference, rows).tolist()
   assert decode.generate(config, params, rows, max_new_tokens=64) == expected

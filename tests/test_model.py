@@ -138,12 +138,10 @@ def random_hf_config(seed):
   return prefix, hf
 
 
-@pytest.mark.slow
-@pytest.mark.parametrize('seed', range(24))
-def test_logits_equal_live_transformers_logits(seed):
+def live_reference(prefix, hf):
+  """(transformers' model, our config, our params) of a config.json's entries, the same weights."""
   torch = pytest.importorskip('torch')
   transformers = pytest.importorskip('transformers')
-  prefix, hf = random_hf_config(seed)
   reference = getattr(transformers, f'{prefix}ForCausalLM')(
     getattr(transformers, f'{prefix}Config')(**hf)).eval()
   state = {}
@@ -153,7 +151,14 @@ def test_logits_equal_live_transformers_logits(seed):
       p.copy_(torch.from_numpy(state[name]))
   config = model.ModelConfig.from_hf(
     {'architectures': [f'{prefix}ForCausalLM'], **hf}, dtype='float32')
-  params = export.from_hf_tensors(config, state.__getitem__)
+  return reference, config, export.from_hf_tensors(config, state.__getitem__)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize('seed', range(24))
+def test_logits_equal_live_transformers_logits(seed):
+  torch = pytest.importorskip('torch')
+  reference, config, params = live_reference(*random_hf_config(seed))
   rng = np.random.default_rng(seed)
   tokens_BT = rng.integers(0, config.vocab_size, (2, 60))
   cuts = [np.sort(rng.choice(np.arange(1, 60), 3, replace=False)) for _ in range(2)]
