@@ -43,6 +43,20 @@ def detect_language(text: str) -> list[tuple[str, float]]:
           for label, score in zip(labels, scores, strict=True)]
 
 
+def language_sample(text: str, windows: int = 5, size: int = 1000) -> str:
+  """Enough of a document to tell its language: windows spread evenly from its start to its end.
+
+  The detector's time grows with its text. These 5,000 characters decide as the whole document does
+  (experiments/benchmarks/language.py), where as long a beginning errs on books with a foreign
+  licence in front.
+  """
+  if len(text) <= windows * size:
+    return text
+  last = len(text) - size
+  return '\n'.join(text[start:start + size]
+                   for start in (i * last // (windows - 1) for i in range(windows)))
+
+
 # From which score on a language is to be believed: fitted by experiments/benchmarks/language.py to
 # 98 % precision against the Universal Declaration in 380 languages and spellings, not below 0.5.
 # Spanish has the most look-alikes (Ladino, Asturian, Chamorro).

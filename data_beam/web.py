@@ -25,10 +25,6 @@ from data_beam.sources import Page
 
 log = logging.getLogger('data_beam')
 
-# So much of a document is asked for its language, as in FinePDFs: the rest tells nothing new, and
-# was a third of the text of 301 real pages.
-LANGUAGE_CHARS = 40_000
-
 
 def stages(
   *, languages: Sequence[str] = ('en',), min_language_score: float | None = None,
@@ -115,7 +111,7 @@ def identify(
 
   Where the detector is in doubt, `metadata['languages']` has each language's share of the text.
   """
-  language, score = next(iter(text.detect_language(document.text[:LANGUAGE_CHARS])), ('', 0.))
+  language, score = next(iter(text.detect_language(text.language_sample(document.text))), ('', 0.))
   document = dataclasses.replace(document, language=language, language_score=score)
   if min_score is None:
     min_score = text.LANGUAGE_THRESHOLDS.get(language, text.OTHER_THRESHOLD)

@@ -131,6 +131,21 @@ def test_switching_languages_is_seen():
   assert text.language_shares('') == {}
 
 
+@hypothesis.given(st.text('ab \n', max_size=60), st.integers(2, 6), st.integers(1, 8))
+def test_a_language_sample_spans_the_text(body, windows, size):
+  sample = text.language_sample(body, windows, size)
+  if len(body) <= windows * size:
+    assert sample == body
+  else:
+    assert len(sample) == windows * size + windows - 1
+    assert sample.startswith(body[:size]) and sample.endswith(body[-size:])
+
+
+def test_a_foreign_preface_does_not_decide_the_language():
+  book = (SENTENCES['en'] + ' ') * 60 + (SENTENCES['de'] + ' ') * 600
+  assert text.detect_language(text.language_sample(book))[0][0] == 'de'
+
+
 def test_thresholds_let_plain_sentences_pass():
   for language, sentence in SENTENCES.items():
     assert dict(text.detect_language(sentence * 5))[language] > text.LANGUAGE_THRESHOLDS[language]
