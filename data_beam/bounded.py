@@ -71,7 +71,7 @@ class Child:
     self.pages = 0
     self.process = subprocess.Popen(
       [sys.executable, '-m', 'data_beam.bounded', module, str(cpu_seconds), str(memory_bytes)],
-      stdin=subprocess.PIPE, stdout=subprocess.PIPE,
+      stdin=subprocess.PIPE, stdout=subprocess.PIPE, pipesize=1 << 20,
       env={**os.environ, 'PYTHONPATH': os.pathsep.join(filter(None, sys.path))})
 
   def call(self, body: bytes, **arguments) -> str | None:
