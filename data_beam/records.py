@@ -149,6 +149,8 @@ def decode(kind: str, data: bytes) -> dict[str, Any]:
 
 # --- writing ---------------------------------------------------------------------------------
 
+SIDECARS = ('lengths', 'repeats')  # of a tokenised corpus: tokens, and how often an epoch has them
+
 
 class Record(NamedTuple):
   """What the sink takes: one encoded record.
@@ -158,7 +160,7 @@ class Record(NamedTuple):
     id: chooses its shard and its place there.
     data: the bytes, from `encode`.
     tally: ((name, count), …), summed per shard for the manifest.
-    length: written to the shard's sidecar of lengths, unless None.
+    sidecars: one number for each of the sidecars that `write_records` is asked for.
     label: (name, …) under which the manifest of rejects lists a few examples, unless None.
   """
 
@@ -166,7 +168,7 @@ class Record(NamedTuple):
   id: str
   data: bytes
   tally: tuple[tuple[Any, int], ...]
-  length: int | None = None
+  sidecars: tuple[int, ...] = ()
   label: tuple[str, ...] | None = None
 
 
@@ -187,7 +189,7 @@ def code_version() -> str:
 
 def write_records(
   records: beam.PCollection[Record], *, output: str, name: str, shards: Mapping[str, int],
-  lengths: bool = False,
+  sidecars: Sequence[str] = (),
 ) -> beam.PCollection[dict[str, Any]]:
   """Writes the shards of a corpus, empty ones too. `publish` must follow.
 
@@ -196,14 +198,15 @@ def write_records(
     output: the parent directory, local or on any Beam file system.
     name: the corpus's name.
     shards: number of shards by split.
-    lengths: write the records' lengths (int32) beside each shard, NAME-SPLIT.lengths-*.npy.
+    sidecars: names of SIDECARS. Beside each shard, the records' numbers (int32) are written to
+      NAME-SPLIT.SIDECAR-*.npy, so that a reader can plan without reading the records.
 
   Returns:
     One dict per shard: split, index, file, records, bytes (of the file), sha256, tally, examples
-    ({label: the first record numbers in the shard}), and lengths (the file's name) if written.
+    ({label: the first record numbers in the shard}), and the file of each sidecar by its name.
   """
   return records | f'write {name}' >> _WriteRecords(
-    path=corpus_path(output, name), name=name, shards=dict(shards), lengths=lengths)
+    path=corpus_path(output, name), name=name, shards=dict(shards), sidecars=tuple(sidecars))
 
 
 def publish(
@@ -235,7 +238,7 @@ def publish(
   _write_json(FileSystems.join(path, 'dataset_info.json'), info)
   _write_json(FileSystems.join(path, 'manifest.json'), manifest)
   # A run that was killed, or had another number of shards, may have left files of ours.
-  expected = {file for s in shards for file in (s['file'], s.get('lengths'))}
+  expected = {file for s in shards for file in (s['file'], *map(s.get, SIDECARS))}
   found = FileSystems.match([FileSystems.join(path, f'{manifest["name"]}-*')])[0].metadata_list
   stray = [f.path for f in found if os.path.basename(f.path) not in expected]
   if stray:
@@ -245,9 +248,9 @@ def publish(
 
 
 def shard_entries(shards: Iterable[Mapping[str, Any]], split: str = 'train') -> list[dict]:
-  """The manifest's list of a split's shards: file, records, bytes, sha256 (and lengths)."""
+  """The manifest's list of a split's shards: file, records, bytes, sha256, and sidecars."""
   members = sorted((s for s in shards if s['split'] == split), key=lambda s: s['index'])
-  names = ('file', 'records', 'bytes', 'sha256', 'lengths')
+  names = ('file', 'records', 'bytes', 'sha256', *SIDECARS)
   return [{k: s[k] for k in names if k in s} for s in members]
 
 
@@ -393,7 +396,7 @@ def _examples(shards: Iterable[Mapping[str, Any]]) -> dict[str, dict[str, list[i
 class _WriteRecords(beam.PTransform):
   def __init__(self, **settings):
     super().__init__()
-    self.settings = settings  # path, name, shards, lengths
+    self.settings = settings  # path, name, shards, sidecars
 
   def expand(self, records):
     # As a side input it makes every shard wait until the old `_SUCCESS` is gone.
@@ -428,7 +431,7 @@ def _with_shard(record: Record, shards: Mapping[str, int]):
   return (record.split, index), tuple(record)
 
 
-def _write_shard(element, *, path, name, shards, lengths, ready) -> dict[str, Any]:
+def _write_shard(element, *, path, name, shards, sidecars, ready) -> dict[str, Any]:
   del ready
   (split, index), records = element
   of = f'{index:05d}-of-{shards[split]:05d}'
@@ -449,11 +452,11 @@ def _write_shard(element, *, path, name, shards, lengths, ready) -> dict[str, An
       data = f.read()
   write_bytes(FileSystems.join(path, shard['file']), data)
   shard |= {'records': len(rows), 'bytes': len(data), 'sha256': hashlib.sha256(data).hexdigest()}
-  if lengths:
-    shard['lengths'] = f'{name}-{split}.lengths-{of}.npy'
-    sidecar = io.BytesIO()
-    np.save(sidecar, np.array([row.length for row in rows], np.int32))
-    write_bytes(FileSystems.join(path, shard['lengths']), sidecar.getvalue())
+  for i, sidecar in enumerate(sidecars):
+    shard[sidecar] = f'{name}-{split}.{sidecar}-{of}.npy'
+    array = io.BytesIO()
+    np.save(array, np.array([row.sidecars[i] for row in rows], np.int32))
+    write_bytes(FileSystems.join(path, shard[sidecar]), array.getvalue())
   tally: dict[Any, int] = {}
   examples: dict[tuple, list[int]] = {}
   for number, row in enumerate(rows):

@@ -147,7 +147,7 @@ class _Tokenize(beam.DoFn):
       })
       yield Record(
         'validation' if is_validation(row['id'], self.holdout) else 'train', row['id'], data,
-        (('documents', 1), ('tokens', len(tokens)), ('bytes', num_bytes)), len(tokens))
+        (('documents', 1), ('tokens', len(tokens)), ('bytes', num_bytes)), (len(tokens), weight))
 
 
 def _publish(element, *, path: str, manifest: dict[str, Any], splits: Sequence[str]) -> str:
@@ -183,8 +183,8 @@ def run(
     name: the result's name.
     holdout: share of documents for the split `validation`, in steps of 0.001; 0 makes none.
     bos: begin each document with the tokenizer's BOS. (EOS ends each in any case.)
-    rehydrate: store as each document's `weight` how often FineWeb-2 would repeat it for the
-      number of its near-duplicates (dedup.REHYDRATION), rather than 1.
+    rehydrate: repeat each document in every epoch of training as often as FineWeb-2 does for the
+      number of its near-duplicates (dedup.REHYDRATION; stored as its `weight`), rather than once.
     num_shards: shards of the split `train`.
     beam_args: Beam's own flags, such as ['--runner=DataflowRunner', …].
 
@@ -230,7 +230,8 @@ def run(
       | beam.Reshuffle()
       | 'tokenise' >> beam.ParDo(_Tokenize(facts, bos, holdout, rehydrate)))
     _ = (
-      records.write_records(tokenised, output=output, name=name, shards=shards, lengths=True)
+      records.write_records(tokenised, output=output, name=name, shards=shards,
+                            sidecars=records.SIDECARS[:1 + rehydrate])
       | 'one' >> beam.Map(lambda shard: (None, shard))
       | beam.GroupByKey()
       | 'publish' >> beam.Map(_publish, path=path, manifest=manifest, splits=tuple(shards)))
@@ -256,7 +257,7 @@ def main(argv: Sequence[str] | None = None) -> None:
   parser.add_argument('--bos', action=argparse.BooleanOptionalAction, default=True,
                       help='begin each document with the begin-of-text token (default: yes)')
   parser.add_argument('--rehydrate', action='store_true',
-                      help="store FineWeb-2's repetitions by number of duplicates as weights")
+                      help='repeat documents in training as FineWeb-2 does, by number of duplicates')
   parser.add_argument('--num_shards', type=int, default=8, metavar='N',
                       help='files to spread the training split over (default: %(default)s)')
   args, beam_args = parser.parse_known_args(argv)

@@ -3,7 +3,8 @@
 A *corpus* is a directory of token documents (one record each). Training sees *rows* of `seq_len`
 tokens, each packed from whole or cut documents of one corpus:
 
-1. Every epoch is a keyed permutation of the documents, computed, never stored.
+1. Every epoch is a keyed permutation of the documents, computed, never stored. A rehydrated corpus
+   (tokenize_corpus --rehydrate) has a document in it as often as FineWeb-2 would repeat it.
 2. The permuted documents are taken in *windows*; each window is packed on its own from the stored
    lengths alone, best fit first, so a row can be found again from (epoch, window, row).
 3. A stage's mixture hands out rows so that each corpus's share of tokens follows its weight.
@@ -51,6 +52,7 @@ class Corpus:
   lengths: np.ndarray  # [documents] int32, tokens of each document in record order
   records: Sequence[Mapping]  # random access; 'tokens', 'num_bytes', 'id', …
   digest: str  # identifies the split's bytes
+  repeats: np.ndarray | None = None  # [documents] int32, how often an epoch has each; None: once
 
   def tokens(self, document: int) -> np.ndarray:
     """The token ids of one document, `[n]` int32."""
@@ -85,15 +87,20 @@ def open_corpus(path: str, split: str = 'train', name: str | None = None) -> Cor
     raise ValueError(f'{path} holds text, not tokens: run data_beam.tokenize_corpus on it first')
   info = manifest['splits'].get(split)
   shards = info['shards'] if info else []
-  lengths = [np.load(os.path.join(path, s['lengths'])) for s in shards]
-  lengths = np.concatenate(lengths) if lengths else np.zeros(0, np.int32)
+
+  def sidecar(kind: str) -> np.ndarray:
+    parts = [np.load(os.path.join(path, s[kind])).astype(np.int32) for s in shards]
+    return np.concatenate(parts) if parts else np.zeros(0, np.int32)
+
+  lengths = sidecar('lengths')
   if not (lengths > 1).any():
     raise EmptySplit(f'{path} has no tokens to predict in split {split!r}: give it more input')
   records = tfds.builder_from_directory(path).as_data_source(split)
   if len(lengths) != len(records):
     raise ValueError(f'{path}: {len(lengths)} lengths but {len(records)} records: tokenise again')
   digest = hashlib.sha256(''.join(s['sha256'] for s in shards).encode()).hexdigest()
-  return Corpus(name or manifest['name'], manifest, lengths.astype(np.int32), records, digest)
+  repeats = sidecar('repeats') if 'repeats' in shards[0] else None
+  return Corpus(name or manifest['name'], manifest, lengths, records, digest, repeats)
 
 
 # --- Order and packing -------------------------------------------------------------------------
@@ -163,15 +170,19 @@ class Rows:
     self.corpus = corpus
     self._seq_len, self._window, self._max_segments = seq_len, window, max_segments
     self._key = f'{seed}/{corpus.name}'
-    self._num_windows = -(-len(corpus.lengths) // window)
+    # Where each document's copies end among all copies.
+    self._ends = None if corpus.repeats is None else np.cumsum(corpus.repeats, dtype=np.int64)
+    self._size = len(corpus.lengths) if self._ends is None else int(self._ends[-1])
+    self._num_windows = -(-self._size // window)
     self.position = (0, 0, 0)
     self._packed: tuple[tuple[int, int], list[list[Piece]]] = ((-1, -1), [])
 
   def _rows(self, epoch: int, window: int) -> list[list[Piece]]:
     if self._packed[0] != (epoch, window):
-      size = len(self.corpus.lengths)
-      index = np.arange(window * self._window, min((window + 1) * self._window, size))
-      documents = permute(index, size, f'{self._key}/{epoch}'.encode())
+      index = np.arange(window * self._window, min((window + 1) * self._window, self._size))
+      documents = permute(index, self._size, f'{self._key}/{epoch}'.encode())
+      if self._ends is not None:
+        documents = np.searchsorted(self._ends, documents, side='right')
       rows = pack(self.corpus.lengths[documents].tolist(), self._seq_len, self._max_segments)
       # Best fit leaves rows of equally long documents side by side: shuffle them.
       key = f'{self._key}/{epoch}/{window}'.encode()

@@ -1,6 +1,7 @@
 """Order, packing, mixture, batches: invariants by property, restart, processes, refusals."""
 
 import collections
+import dataclasses
 import json
 
 import hypothesis.strategies as st
@@ -72,6 +73,18 @@ def test_an_epoch_sees_every_token_once(markov_corpora):
       seen.update((p.document, t) for p in row for t in range(p.start, p.start + p.length))
   assert set(seen.values()) == {1}
   assert len(seen) == int((corpus.lengths - 1).sum())
+
+
+def test_a_rehydrated_epoch_has_each_document_as_often_as_it_says(markov_corpora):
+  corpus = data.open_corpus(markov_corpora['web'])
+  repeats = np.arange(len(corpus.lengths), dtype=np.int32) % 4
+  rows = data.Rows(dataclasses.replace(corpus, repeats=repeats), **OPTIONS)
+  seen = collections.Counter()
+  while rows.position[0] == 0:
+    row = next(rows)
+    if rows.position[0] == 0:
+      seen.update(p.document for p in row if p.start == 0)
+  assert seen == {d: n for d, n in enumerate(repeats.tolist()) if n}
 
 
 def test_batch_is_what_the_documents_say(markov_corpora):

@@ -11,6 +11,7 @@ import tokenizers
 
 from data_beam import records, tokenize_corpus
 from data_beam.records import Document
+from smoljax import data
 
 WORDS = ['the', 'quick', 'brown', 'fox', 'jumped', 'over', 'a', 'lazy', 'dog', 'ünïcode', '日本',
          '🤖', '</s>', '<|eot|>']
@@ -146,12 +147,15 @@ def test_huggingface_tokenizer(tmp_path):
   assert list(manifest['splits']) == ['train']
 
 
-def test_rehydration_is_stored_as_weight(tmp_path):
+def test_rehydration_reaches_training(tmp_path):
   corpus = write_corpus(tmp_path, 'many', ['a b c <eot> a'], {'cluster_size': 3})
   tokenizer, _ = huggingface_tokenizer(tmp_path / 'hf', {'eos_token': '<eot>'})
   path = tokenize_corpus.run(corpus, tokenizer, str(tmp_path), 't', holdout=0, bos=False,
                              rehydrate=True)
   assert [row['weight'] for row in records.read_corpus(path)] == [3.0]   # FineWeb-2: 3 to 4 copies
+  assert data.open_corpus(path).repeats.tolist() == [3]
+  once = tokenize_corpus.run(corpus, tokenizer, str(tmp_path), 'once', holdout=0, bos=False)
+  assert data.open_corpus(once).repeats is None
 
 
 def test_special_tokens_by_their_usual_names(tmp_path):
