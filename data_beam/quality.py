@@ -3,6 +3,7 @@
   python -m data_beam.quality train  --examples=LABELLED.jsonl --model=edu.npz
   python -m data_beam.quality choose --examples=HELD_OUT.jsonl --model=edu.npz --at=3 --output=DIR
   python -m data_beam.quality score  --corpus=CORPUS --model=edu.npz --output=DIR --name=NAME
+  python -m data_beam.quality join   --corpus=CORPUS --scores='scores/*.jsonl' --output=DIR --name=NAME
 
 An example is a JSON object `{"text": …, "score": …}`, the score on any scale: FineWeb-Edu had a
 large model judge educational value from 0 to 5, trained a regressor on that, and kept what scores 3
@@ -10,6 +11,9 @@ or more (arXiv 2406.17557). The regressor here is linear on hashed word uni- and
 counts times inverse document frequency), solved by ridge regression on the sparse matrix, its
 penalty chosen on a part of the examples; or, with `"embedding": [...]` in the examples in place of
 the text's words, linear on embeddings of the user's. It is a file of arrays, no pickle.
+
+`join` stores scores made elsewhere, such as the perplexities of experiments.perplexity: JSON lines
+`{"id": …, "quality": number, …}`, whose other fields go to the document's metadata.
 """
 
 import argparse
@@ -21,7 +25,7 @@ import math
 import os
 import sys
 import zipfile
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any
 
 import apache_beam as beam
@@ -30,7 +34,7 @@ import scipy.sparse
 import scipy.sparse.linalg
 import xxhash
 
-from data_beam import records
+from data_beam import records, sources
 from data_beam.dedup import simplify
 from data_beam.records import Document, Reject
 
@@ -251,19 +255,93 @@ def score_corpus(
   """Writes the corpus with scores as `output/name/1.0.0`, of documents that score `at_least` so
   much if that is given (FineWeb-Edu: 3), the others in `name_rejects`. Returns its path."""
   load(model)   # says at once what is wrong with it
+  return _rewrite(
+    corpus, beam.ParDo(Score(model)), lambda document: (
+      None if at_least is None or document.quality >= at_least else 'below_threshold'),
+    output, name, num_shards, beam_args, {'model': os.path.basename(model), 'at_least': at_least})
+
+
+def join_scores(
+  corpus: str, scores: str, output: str, name: str, *, at_least: float | None = None,
+  buckets: Sequence[str] = (), num_shards: int = 8, beam_args: Sequence[str] = (),
+) -> str:
+  """Writes the corpus with scores made elsewhere as `output/name/1.0.0`. Returns its path.
+
+  Args:
+    corpus: of documents.
+    scores: JSONL files (pattern) of `{"id", "quality", …}`; other fields go to the metadata.
+    at_least: the lowest quality to keep.
+    buckets: values of the field `bucket` to keep (experiments.perplexity: head, middle, tail).
+
+  Documents without a score go to `name_rejects` too, as `no_score`.
+  Raises ValueError if a line of the scores is none.
+  """
+  def reason(document: Document) -> str | None:
+    if math.isnan(document.quality):
+      return 'no_score'
+    if at_least is not None and document.quality < at_least:
+      return 'below_threshold'
+    if buckets and document.metadata.get('bucket') not in buckets:
+      return f'bucket_{document.metadata.get("bucket")}'
+    return None
+
+  files = [file['path'] for file in sources.expand([scores])]
+  return _rewrite(
+    corpus, Join(files), reason, output, name, num_shards, beam_args,
+    {'scores': [os.path.basename(path) for path in files], 'at_least': at_least,
+     'buckets': list(buckets)})
+
+
+def _rewrite(
+  corpus: str, scored: beam.PTransform, reason: Callable[[Document], str | None], output: str,
+  name: str, num_shards: int, beam_args: Sequence[str], config: dict[str, Any],
+) -> str:
   options = records.pipeline_options(beam_args)
   manifest = records.read_manifest(corpus, 'curated')
   shards = records.list_shards(manifest)
   with beam.Pipeline(options=options) as pipeline:
     split = (
       pipeline | beam.Create(shards) | beam.Reshuffle() | 'read' >> beam.FlatMap(_documents)
-      | 'score' >> beam.ParDo(Score(model))
-      | 'choose' >> beam.FlatMap(_choose, at_least).with_outputs('rejects', main='kept'))
+      | 'score' >> scored
+      | 'choose' >> beam.FlatMap(_choose, reason).with_outputs('rejects', main='kept'))
     records.write_corpus(
       split.kept, split.rejects, output=output, name=name, stages=['quality'],
       inputs=[{'path': path, 'bytes': 0} for path, _ in shards], num_shards=num_shards,
-      config={'corpus': manifest['name'], 'model': os.path.basename(model), 'at_least': at_least})
+      config={'corpus': manifest['name'], **config})
   return records.corpus_path(output, name)
+
+
+class Join(beam.PTransform):
+  """Documents with the quality and the metadata that the lines of JSONL files give their ids."""
+
+  def __init__(self, files: Sequence[str]):
+    super().__init__()
+    self.files = list(files)
+
+  def expand(self, documents):
+    rows = (documents.pipeline | 'score files' >> beam.Create(self.files)
+            | beam.FlatMap(_score_rows))
+    by_id = documents | beam.Map(lambda document: (document.id, document))
+    return {'documents': by_id, 'rows': rows} | beam.CoGroupByKey() | beam.FlatMap(_with_score)
+
+
+def _score_rows(path: str) -> Iterator[tuple[str, dict[str, Any]]]:
+  for number, line in enumerate(records.read_bytes(path).splitlines(), start=1):
+    try:
+      row = json.loads(line)
+      row['quality'] = float(row['quality'])
+      yield row.pop('id'), row
+    except (ValueError, KeyError, TypeError) as error:
+      raise ValueError(f'{path}, line {number}: a score is {{"id": …, "quality": …}} ({error!r})'
+                       ) from error
+
+
+def _with_score(group: tuple[str, dict[str, Iterable]]) -> Iterator[Document]:
+  rows = sorted(group[1]['rows'], key=lambda row: json.dumps(row, sort_keys=True))
+  for document in group[1]['documents']:
+    row = dict(rows[0]) if rows else {'quality': math.nan}
+    quality = row.pop('quality')
+    yield dataclasses.replace(document, quality=quality, metadata={**document.metadata, **row})
 
 
 def _documents(shard: tuple[str, int]) -> Iterator[Document]:
@@ -271,11 +349,11 @@ def _documents(shard: tuple[str, int]) -> Iterator[Document]:
     yield Document(**row)
 
 
-def _choose(document: Document, at_least: float | None) -> Iterator[Any]:
-  if at_least is None or document.quality >= at_least:
-    yield document
+def _choose(document: Document, reason: Callable[[Document], str | None]) -> Iterator[Any]:
+  if why := reason(document):
+    yield beam.pvalue.TaggedOutput('rejects', Reject(document, 'quality', why))
   else:
-    yield beam.pvalue.TaggedOutput('rejects', Reject(document, 'quality', 'below_threshold'))
+    yield document
 
 
 # --- the command line ------------------------------------------------------------------------
@@ -329,6 +407,12 @@ def _score(args: argparse.Namespace, beam_args: Sequence[str]) -> None:
   print(f'The corpus is at {path}')
 
 
+def _join(args: argparse.Namespace, beam_args: Sequence[str]) -> None:
+  path = join_scores(args.corpus, args.scores, args.output, args.name, at_least=args.at_least,
+                     buckets=args.buckets, num_shards=args.num_shards, beam_args=beam_args)
+  print(f'The corpus is at {path}')
+
+
 def main(argv: Sequence[str] | None = None) -> int:
   """The command line. Returns 0, or 2 after one line about what was wrong with the input."""
   parser = argparse.ArgumentParser(
@@ -340,8 +424,16 @@ def main(argv: Sequence[str] | None = None) -> int:
   def command(name, function, help):
     sub = commands.add_parser(name, help=help, description=help, allow_abbrev=False)
     sub.set_defaults(function=function)
-    sub.add_argument('--model', required=True, metavar='FILE.npz')
+    if function is not _join:
+      sub.add_argument('--model', required=True, metavar='FILE.npz')
     return sub.add_argument
+
+  def corpus_flags(add):
+    add('--corpus', required=True, metavar='DIR')
+    add('--output', required=True, metavar='DIR')
+    add('--name', required=True)
+    add('--at_least', type=float, help='keep only documents that score so much')
+    add('--num_shards', type=int, default=8)
 
   add = command('train', _train, 'fit a regressor to labelled examples')
   add('--examples', required=True, metavar='JSONL')
@@ -353,13 +445,14 @@ def main(argv: Sequence[str] | None = None) -> int:
   add('--kept', type=float, help='the threshold that keeps this share (default: best F1)')
   add('--output', required=True, metavar='DIR', help='where the curves go')
   add = command('score', _score, 'store scores with the documents of a corpus; other flags: Beam')
-  add('--corpus', required=True, metavar='DIR')
-  add('--output', required=True, metavar='DIR')
-  add('--name', required=True)
-  add('--at_least', type=float, help='keep only documents that score so much')
-  add('--num_shards', type=int, default=8)
+  corpus_flags(add)
+  add = command('join', _join, 'store scores made elsewhere, by id; other flags: Beam')
+  corpus_flags(add)
+  add('--scores', required=True, metavar='JSONL', help='file or pattern, {"id": …, "quality": …}')
+  add('--buckets', type=lambda names: names.split(','), default=(), metavar='NAMES',
+      help='keep only these values of the field bucket, such as head,middle')
   args, beam_args = parser.parse_known_args(argv)
-  if beam_args and args.command != 'score':
+  if beam_args and args.command not in ('score', 'join'):
     parser.error(f'unknown flag {beam_args[0]}')
   try:
     args.function(args, beam_args)
