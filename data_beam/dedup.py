@@ -67,10 +67,10 @@ class ExactDedup(beam.PTransform):
     """Sets up the stage: `by` is 'text' or 'url', `scope` one of SCOPES.
 
     Of pages of one URL, those of other days may differ: the survivor is the best by `rank` there
-    too, and the rejects are named duplicate_url.
+    too, and the rejects are duplicate_url of the stage url_dedup.
     """
     super().__init__()
-    if by not in ('text', 'url'):
+    if by not in _VERDICTS:
       raise ValueError(f"ExactDedup goes by 'text' or 'url', not {by!r}")
     scope_key(Document(id='', text=''), scope)
     self.by, self.scope = by, scope
@@ -80,10 +80,12 @@ class ExactDedup(beam.PTransform):
       documents
       | 'key' >> beam.Map(_exact_key, self.by, self.scope)
       | beam.GroupByKey()
-      | 'choose' >> beam.FlatMap(
-        _choose, 'duplicate' if self.by == 'text' else 'duplicate_url').with_outputs(
-          'rejects', main='kept'))
+      | 'choose' >> beam.FlatMap(_choose, *_VERDICTS[self.by]).with_outputs(
+        'rejects', main='kept'))
     return split.kept, split.rejects
+
+
+_VERDICTS = {'text': ('exact_dedup', 'duplicate'), 'url': ('url_dedup', 'duplicate_url')}
 
 
 def _exact_key(document: Document, by: str, scope: str) -> tuple[bytes, Document]:
@@ -94,7 +96,7 @@ def _exact_key(document: Document, by: str, scope: str) -> tuple[bytes, Document
   return key + scope_key(document, scope).encode(), document
 
 
-def _choose(group: tuple[bytes, Iterable[Document]], reason: str) -> Iterator[Any]:
+def _choose(group: tuple[bytes, Iterable[Document]], stage: str, reason: str) -> Iterator[Any]:
   # Copies of one record differ at most in where they lay: the rest of a document settles ties.
   def order(document):
     details = json.dumps(document.metadata, sort_keys=True)
@@ -118,7 +120,7 @@ def _choose(group: tuple[bytes, Iterable[Document]], reason: str) -> Iterator[An
       yield _with(document, copies=copies)
     else:
       yield beam.pvalue.TaggedOutput('rejects', Reject(
-        _with(document, duplicate_of=best[3]), 'exact_dedup', reason))
+        _with(document, duplicate_of=best[3]), stage, reason))
 
 
 def _with(document: Document, **metadata) -> Document:
@@ -351,6 +353,21 @@ class MinHashDedup(beam.PTransform):
       | beam.CoGroupByKey()
       | 'choose' >> beam.FlatMap(_resolve).with_outputs('rejects', main='kept'))
     return split.kept, split.rejects
+
+
+def near_duplicates(
+  shape: str, hash_name: str = 'fast', scope: str = 'global',
+) -> list[tuple[str, beam.PTransform]]:
+  """The stage for `shape`: '14x8' is MinHashDedup with 14 bands of 8 rows; none for 'none'.
+
+  Raises ValueError for anything else.
+  """
+  if shape == 'none':
+    return []
+  if not (numbers := re.fullmatch(r'([1-9]\d{0,2})x([1-9]\d{0,2})', shape)):
+    raise ValueError(f'minhash={shape!r}: give bands x rows, such as 14x8, or none')
+  bands, rows = map(int, numbers.groups())
+  return [('minhash', MinHashDedup(bands=bands, rows=rows, hash_name=hash_name, scope=scope))]
 
 
 def _bands(

@@ -25,7 +25,7 @@ from fastwarc.warc import ArchiveIterator
 
 from data_beam import filters as filters_lib
 from data_beam import pdf_ocr, pdf_text, records, sources, text, web
-from data_beam.dedup import ExactDedup, MinHashDedup
+from data_beam.dedup import ExactDedup, near_duplicates
 from data_beam.progress import Funnel
 from data_beam.records import Document, Reject
 
@@ -48,7 +48,7 @@ class Reference(NamedTuple):
 def stages(
   *, ocr: str = 'auto', languages: Sequence[str] = ('en',), min_language_score: float = .4,
   rules: Sequence[filters_lib.Rule] = filters_lib.PDF, limit: int | None = None,
-  source: str = 'pdf',
+  source: str = 'pdf', minhash: str = '32x10', minhash_hash: str = 'fast',
 ) -> list[tuple[str, beam.PTransform]]:
   """The pipeline, in the order of FinePDFs: each transform takes what the one before kept."""
   return [
@@ -58,7 +58,7 @@ def stages(
     ('language', web.Each(identify, tuple(languages), min_language_score)),
     ('filter', web.Each(judge, tuple(rules))),
     ('exact_dedup', ExactDedup()),
-    ('minhash', MinHashDedup(bands=32, rows=10)),
+    *near_duplicates(minhash, minhash_hash),
     ('pii', web.Each(anonymise)),
   ]
 
@@ -233,8 +233,8 @@ def anonymise(document: Document) -> Iterator[Document]:
 def run(
   input: Sequence[str], output: str, name: str = 'pdf', *, ocr: str = 'auto',
   languages: Sequence[str] = ('en',), min_language_score: float = .4,
-  filters: str | Sequence[str] = 'pdf', limit: int | None = None, num_shards: int = 8,
-  beam_args: Sequence[str] = (),
+  filters: str | Sequence[str] = 'pdf', limit: int | None = None, minhash: str = '32x10',
+  minhash_hash: str = 'fast', num_shards: int = 8, beam_args: Sequence[str] = (),
 ) -> str:
   """Curates PDFs into the corpus `output/name/1.0.0`. Returns that path.
 
@@ -248,6 +248,8 @@ def run(
       most languages of Western Europe).
     filters: a profile or rule names, see filters.PROFILES and filters.RULES.
     limit: read at most so many PDFs, from the first files on: for trial runs.
+    minhash: bands x rows of the signatures by which near duplicates are found, or 'none'.
+    minhash_hash: one of dedup.HASHES.
     num_shards: files of the corpus.
     beam_args: flags of Beam. Without a choice of its own, as many threads as cores are used on
       this machine: the work is done in child processes.
@@ -272,7 +274,7 @@ def run(
            engine or ('off' if ocr == 'never' else 'not installed, scanned pages will be dropped'))
   paths = [f['path'] for f in files]
   steps = stages(ocr=ocr, languages=languages, min_language_score=min_language_score, rules=rules,
-                 limit=limit, source=name)
+                 limit=limit, source=name, minhash=minhash, minhash_hash=minhash_hash)
   with Funnel(steps, options) as funnel, beam.Pipeline(options=options) as pipeline:
     kept, rejects = funnel.apply(
       pipeline | 'files' >> beam.Create([paths] if limit else [[path] for path in paths])
@@ -282,7 +284,8 @@ def run(
       stages=[stage for stage, _ in steps], inputs=files, num_shards=num_shards,
       config={'ocr': ocr, 'ocr_engine': engine, 'languages': list(languages),
               'min_language_score': min_language_score,
-              'filters': [rule.__name__ for rule in rules], 'limit': limit})
+              'filters': [rule.__name__ for rule in rules], 'limit': limit, 'minhash': minhash,
+              'minhash_hash': minhash_hash})
   return web.announce(records.corpus_path(output, name))
 
 
@@ -312,7 +315,7 @@ def main(argv: Sequence[str] | None = None) -> int:
                       help='PDF files, or WARC files with PDFs in them, or patterns; local or '
                       'gs://, s3://, hf://, https://; several after spaces, or as --input=A '
                       '--input=B')
-  web.add_flags(parser, name='pdf', min_language_score=.4, filters='pdf')
+  web.add_flags(parser, name='pdf', min_language_score=.4, filters='pdf', minhash='32x10')
   parser.add_argument('--ocr', default='auto', choices=pdf_text.OCR_MODES,
                       help='read pictures of text: auto for pages that need it')
   return web.command(parser, run, argv)

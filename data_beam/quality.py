@@ -3,7 +3,7 @@
   python -m data_beam.quality train  --examples=LABELLED.jsonl --model=edu.npz
   python -m data_beam.quality choose --examples=HELD_OUT.jsonl --model=edu.npz --at=3 --output=DIR
   python -m data_beam.quality score  --corpus=CORPUS --model=edu.npz --output=DIR --name=NAME
-  python -m data_beam.quality join   --corpus=CORPUS --scores='scores/*.jsonl' --output=DIR --name=NAME
+  python -m data_beam.quality join   --corpus=CORPUS --scores='DIR/*.jsonl' --output=DIR --name=NAME
 
 An example is a JSON object `{"text": …, "score": …}`, the score on any scale: FineWeb-Edu had a
 large model judge educational value from 0 to 5, trained a regressor on that, and kept what scores 3

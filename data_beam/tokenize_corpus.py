@@ -257,7 +257,7 @@ def main(argv: Sequence[str] | None = None) -> None:
   parser.add_argument('--bos', action=argparse.BooleanOptionalAction, default=True,
                       help='begin each document with the begin-of-text token (default: yes)')
   parser.add_argument('--rehydrate', action='store_true',
-                      help='repeat documents in training as FineWeb-2 does, by number of duplicates')
+                      help='repeat documents in training by number of duplicates, as in FineWeb-2')
   parser.add_argument('--num_shards', type=int, default=8, metavar='N',
                       help='files to spread the training split over (default: %(default)s)')
   args, beam_args = parser.parse_known_args(argv)

@@ -18,7 +18,7 @@ import apache_beam as beam
 
 from data_beam import bounded, html_text, records, sources, text
 from data_beam import filters as filters_lib
-from data_beam.dedup import SCOPES, Decontaminate, ExactDedup, MinHashDedup
+from data_beam.dedup import HASHES, SCOPES, Decontaminate, ExactDedup, near_duplicates
 from data_beam.progress import Funnel
 from data_beam.records import Document, Reject
 from data_beam.sources import Page
@@ -31,12 +31,17 @@ def stages(
   rules: Sequence[filters_lib.Rule] = filters_lib.WEB, tier: str = 'default',
   markdown: bool = False, limit: int | None = None,
   url_filter: filters_lib.UrlFilter | None = None, scope: str = 'global',
+  url_dedup: bool = False, minhash: str = '14x8', minhash_hash: str = 'fast',
   evaluation_files: Sequence[str] = (), phones: bool = False,
 ) -> list[tuple[str, beam.PTransform]]:
   """The pipeline, in the order of FineWeb, or of FineWeb-2, which looks for duplicates before it
   filters: each transform takes what the one before kept."""
   judging = [('filter', Each(judge, tuple(rules)))]
-  deduplication = [('exact_dedup', ExactDedup(scope=scope)), ('minhash', MinHashDedup(scope=scope))]
+  deduplication = [
+    *([('url_dedup', ExactDedup(by='url', scope=scope))] if url_dedup else []),
+    ('exact_dedup', ExactDedup(scope=scope)),
+    *near_duplicates(minhash, minhash_hash, scope),
+  ]
   middle = (deduplication + judging if tuple(rules) == filters_lib.FINEWEB2
             else judging + deduplication)
   return [
@@ -152,6 +157,7 @@ def run(
   min_language_score: float | None = None, filters: str | Sequence[str] = 'fineweb',
   tier: str = 'default', markdown: bool = False, limit: int | None = None, num_shards: int = 8,
   url_lists: str = '', parity: bool = False, dedup_scope: str = 'global',
+  url_dedup: bool = False, minhash: str = '14x8', minhash_hash: str = 'fast',
   decontaminate: Sequence[str] = (), phones: bool = False, beam_args: Sequence[str] = (),
 ) -> str:
   """Curates web archives into the corpus `output/name/1.0.0`. Returns that path.
@@ -171,6 +177,9 @@ def run(
     url_lists: folder of lists for filters.UrlFilter; empty for none.
     parity: with the faults of datatrove's URL filter, to compare.
     dedup_scope: which documents may be duplicates of each other, one of dedup.SCOPES.
+    url_dedup: keep one page of each URL.
+    minhash: bands x rows of the signatures by which near duplicates are found, or 'none'.
+    minhash_hash: one of dedup.HASHES; all but 'fast' give datatrove's signatures.
     decontaminate: JSONL files of evaluation sets; documents that quote them are dropped.
     phones: replace telephone numbers too.
     beam_args: flags of Beam, such as ('--runner=DataflowRunner', …).
@@ -196,7 +205,8 @@ def run(
   paths = [f['path'] for f in files]
   steps = stages(languages=languages, min_language_score=min_language_score, rules=rules,
                  tier=tier, markdown=markdown, limit=limit, url_filter=url_filter,
-                 scope=dedup_scope, evaluation_files=evaluation_files, phones=phones)
+                 scope=dedup_scope, url_dedup=url_dedup, minhash=minhash,
+                 minhash_hash=minhash_hash, evaluation_files=evaluation_files, phones=phones)
   with Funnel(steps, options) as funnel, beam.Pipeline(options=options) as pipeline:
     kept, rejects = funnel.apply(
       pipeline | 'files' >> beam.Create([paths] if limit else [[path] for path in paths])
@@ -207,7 +217,8 @@ def run(
       config={'languages': list(languages), 'min_language_score': min_language_score,
               'filters': [rule.__name__ for rule in rules], 'tier': tier,
               'markdown': markdown, 'limit': limit, 'url_lists': url_lists, 'parity': parity,
-              'dedup_scope': dedup_scope, 'decontaminate': list(evaluation_files),
+              'dedup_scope': dedup_scope, 'url_dedup': url_dedup, 'minhash': minhash,
+              'minhash_hash': minhash_hash, 'decontaminate': list(evaluation_files),
               'phones': phones})
   path = records.corpus_path(output, name)
   return announce(path)
@@ -239,7 +250,7 @@ def main(argv: Sequence[str] | None = None) -> int:
                       help='files or patterns, local or gs://, s3://, hf://, https://; WARC, WET, '
                       'ARC, HTML or JSONL, or listings of such files (.paths.gz); several after '
                       'spaces, or as --input=A --input=B')
-  add_flags(parser, name='web', min_language_score=None, filters='fineweb')
+  add_flags(parser, name='web', min_language_score=None, filters='fineweb', minhash='14x8')
   parser.add_argument('--tier', default='default', choices=html_text.TIERS,
                       help='how the main text is found: default for quality, fast for speed')
   parser.add_argument('--markdown', action='store_true',
@@ -252,6 +263,7 @@ def main(argv: Sequence[str] | None = None) -> int:
   parser.add_argument('--dedup_scope', default='global', choices=SCOPES,
                       help='look for duplicates among all documents, or within a crawl dump or a '
                       'language only')
+  parser.add_argument('--url_dedup', action='store_true', help='keep one page of each URL')
   parser.add_argument('--decontaminate', nargs='+', default=(), metavar='GLOB',
                       help='drop documents that quote these evaluation sets (JSONL)')
   parser.add_argument('--phones', action='store_true', help='hide telephone numbers too')
@@ -259,7 +271,8 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def add_flags(
-  parser: argparse.ArgumentParser, *, name: str, min_language_score: float | None, filters: str
+  parser: argparse.ArgumentParser, *, name: str, min_language_score: float | None, filters: str,
+  minhash: str,
 ) -> None:
   """The flags that every curation command has, with its defaults."""
   add = parser.add_argument
@@ -274,6 +287,10 @@ def add_flags(
   add('--filters', default=filters, metavar='NAME',
       help=f'quality rules: a profile ({", ".join(filters_lib.PROFILES)}), or names of rules with '
       f'commas between ({", ".join(filters_lib.RULES)})')
+  add('--minhash', default=minhash, metavar='BANDSxROWS',
+      help='near duplicates share a band of so many hashes; none to keep them')
+  add('--minhash_hash', default='fast', choices=HASHES,
+      help="how words are hashed: fast, or datatrove's signatures with xxh64 or sha1")
   add('--limit', type=int, metavar='N', default=argparse.SUPPRESS,
       help='read only the first N documents')
   add('--num_shards', type=int, default=8, metavar='N', help='files of the corpus')

@@ -157,7 +157,10 @@ def tell_record(record: dict[str, Any], manifest: dict[str, Any]) -> None:
     _say('language', f'{record["language"]} ({record["language_score"]:.2f})')
   if record['quality'] == record['quality']:
     _say('quality', f'{record["quality"]:.3f}')
-  rest = {k: v for k, v in metadata.items() if k not in ('warc_file', 'warc_offset')}
+  for quote in metadata.get('contaminated', ()):
+    _say('quotes', f'item {quote["item"]} of {quote["set"]}: “{quote["words"]}”')
+  rest = {k: v for k, v in metadata.items()
+          if k not in ('warc_file', 'warc_offset', 'contaminated')}
   _say('metadata', json.dumps(rest, ensure_ascii=False) if rest else '')
   text = record['text']
   _say('text', f'{len(text):,} characters, {len(text.split()):,} words')

@@ -123,6 +123,7 @@ def curation(run: Any, csv: Csv) -> str:
       '<h3>What was thrown away</h3>', '<p class="note">For each reason up to '
       f'{REJECTS} documents, with the clearest place where it shows marked, if it has one.</p>',
       *(rejects(c, run.locate) for c in run.corpora),
+      *(contamination(c, csv) for c in run.corpora),
       '<h3>What was kept</h3>', *(kept or [missing('examples', 'no corpus could be read')]))
 
 
@@ -232,6 +233,29 @@ def rejects(c: Corpus, locate: Locate | None) -> str:
                f'<span dir="auto">{excerpt(head.get("text", ""), 160)}</span></summary>'
                f'<div class="grid">{quotes}</div></details>')
   return f'<h4>{text(c.name)}</h4>{"".join(out)}'
+
+
+def contamination(c: Corpus, csv: Csv) -> str:
+  """What was removed because it quotes evaluation sets, and which of their items; '' if nothing."""
+  dropped = {k: n for s in c.stages if s.get('stage') == 'decontaminate'
+             for k, n in (s.get('dropped') or {}).items()}
+  if not dropped:
+    return ''
+  seen = {r.get('id'): r for r in [*c.examples, *c.rejects] if r.get('stage') == 'decontaminate'}
+  quotes = [(q.get('set', ''), q.get('item', ''), q.get('words', ''), key, r.get('url', ''))
+            for key, r in sorted(seen.items()) for q in metadata(r).get('contaminated') or []]
+  link = csv(f'contamination_{c.name}', ('set', 'item', 'words', 'document', 'url'), quotes)
+  rows = []
+  for name, n in sorted(dropped.items(), key=lambda kv: (-kv[1], kv[0])):
+    mine = [q for q in quotes if q[0] == name]
+    items = collections.Counter(q[1] for q in mine).most_common(3)
+    words = {q[1]: q[2] for q in reversed(mine)}
+    rows.append((text(name), count(n), count(len({q[1] for q in mine})), '<br>'.join(
+      f'item {text(item)}: “{excerpt(words[item], 120)}”' for item, _ in items)))
+  some = f'items and words from {count(len(seen))} of {count(sum(dropped.values()))} documents'
+  return figure(f'{text(c.name)}: documents that quote evaluation sets',
+                table(('evaluation set', 'documents removed', 'items quoted', 'most quoted'), rows),
+                link, some)
 
 
 # --- Corpus: sizes, languages, lengths, domains, tokens, diversity --------------------------------

@@ -104,7 +104,8 @@ def write_tokenised(folder: pathlib.Path, name: str, splits: dict, vocab_size: i
       rows.append(records.Record(split, values['id'], data, (('documents', 1),), (len(tokens),)))
     shards.append(
       records._write_shard(
-        ((split, 0), rows), path=path, name=name, shards={split: 1}, sidecars=('lengths',), ready=None
+        ((split, 0), rows), path=path, name=name, shards={split: 1}, sidecars=('lengths',),
+        ready=None,
       )
     )
   info = {

@@ -98,6 +98,23 @@ def test_diversity_is_told_for_each_rule():
     ('', 5), ('read', 4), ('filter: short', 3), ('filter: long', 1), ('pii', 1)]
 
 
+def test_contamination_names_set_items_and_words():
+  manifest = {'funnel': [{'stage': 'decontaminate', 'dropped': {'arc': 7, 'piqa': 1}}]}
+  quote = lambda id_, *items: {'id': id_, 'url': f'http://{id_}', 'stage': 'decontaminate',
+                               'metadata': json.dumps({'contaminated': [
+                                 {'set': 'arc', 'item': i, 'words': f'<b> words {i}'}
+                                 for i in items]})}
+  corpus = corpus_page.Corpus('web', manifest, [], [quote('a', 3, 5)], 2, [quote('b', 5)])
+  tables = {}
+  html = corpus_page.contamination(corpus, lambda name, _, rows: tables.setdefault(
+    name, list(rows)) and 'x.csv')
+  assert tables['contamination_web'] == [
+    ('arc', 3, '<b> words 3', 'a', 'http://a'), ('arc', 5, '<b> words 5', 'a', 'http://a'),
+    ('arc', 5, '<b> words 5', 'b', 'http://b')]
+  assert '2 of 8 documents' in html and 'item 5: “&lt;b&gt; words 5”' in html
+  assert corpus_page.contamination(corpus_page.Corpus('web', {}, [], []), None) == ''
+
+
 @pytest.mark.parametrize('span, expected', [
   ((0, 3), '<mark>abc</mark>defghij …'), ((8, 10), '… gh<mark>ij</mark>klmnop …'),
   ((23, 26), '… qrstuvw<mark>xyz</mark>'), ((2, 26), 'ab<mark>cdefghijkl …</mark>'),

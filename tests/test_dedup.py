@@ -308,7 +308,7 @@ def test_one_document_of_each_url():
   kept, rejects = run(dedup.ExactDedup(by='url'), documents)
   assert set(kept) == {'b', 'c', 'd', 'e'}
   assert kept['b'].metadata == {'copies': 2}
-  assert rejects['a'][1:] == ('exact_dedup', 'duplicate_url')
+  assert rejects['a'][1:] == ('url_dedup', 'duplicate_url')
 
 
 def test_unknown_settings_name_the_choices():

@@ -201,6 +201,7 @@ def test_help_is_for_people(capsys):
   (['--name=a/b'], "'a/b' cannot be the name of a corpus"),
   (['--runer=DirectRunner'], "unknown flag '--runer=DirectRunner'"),
   (['--languages=eo'], 'is empty'),
+  (['--minhash=14'], "minhash='14': give bands x rows, such as 14x8, or none"),
 ])
 def test_bad_input_is_one_line_and_exit_2(crawl, tmp_path, capsys, flags, message):
   folder, _ = crawl
@@ -231,6 +232,22 @@ def test_lists_decontamination_and_order_are_stages_where_asked_for(tmp_path):
   (reject,) = web.judge_url(Document(id='a', text='', url='http://x.org/Casino'), lists)
   assert reject[1:] == ('url', 'hard_blacklisted')
   assert reject.document.url == 'http://x.org/Casino'
+
+
+def test_duplicates_are_looked_for_as_asked(crawl, tmp_path):
+  folder, _ = crawl
+  write_warc(tmp_path / 'y.warc.gz', [
+    html('https://a.test/same', page(article(20))),
+    html('https://a.test/same', page(article(21, paragraphs=9)))])
+  path = web.run([f'{tmp_path}/y.warc.gz'], str(tmp_path), url_dedup=True)
+  funnel = {row['stage']: row['dropped'] for row in records.read_manifest(path)['funnel']}
+  assert funnel['url_dedup'] == {'duplicate_url': 1} and list(kept(path)) == [ID.format(1)]
+  near = web.run([f'{folder}/x.warc.gz'], str(tmp_path / 'near'), minhash='none')
+  assert NEAR_DUPLICATE in kept(near)
+  coarse = web.run([f'{folder}/x.warc.gz'], str(tmp_path / 'coarse'), minhash='200x1',
+                   minhash_hash='xxh64')
+  assert NEAR_DUPLICATE not in kept(coarse)
+  assert records.read_manifest(coarse)['config']['minhash'] == '200x1'
 
 
 def test_code_switching_is_recorded_and_thresholds_are_those_of_the_language():
