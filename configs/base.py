@@ -161,6 +161,10 @@ def get_config() -> ConfigDict:
   c.optimizer.muon.per_head = 'none'
   c.optimizer.muon.compute_dtype = 'bfloat16'
 
+  c.optimizer.qk_clip = ConfigDict()  # QK-Clip; with name=muon this is MuonClip
+  c.optimizer.qk_clip.tau = 0.0  # largest attention logit of a head; 0 = off, Kimi K2: 100
+  c.optimizer.qk_clip.measure = 'bound'  # bound (from the log-sum-exp, at no cost) | exact
+
   # --- Evaluation, export, report --------------------------------------------------------------
   c.eval = ConfigDict()
   c.eval.documents = 0  # held-out documents per corpus; 0 = all

@@ -60,6 +60,7 @@ def next_token(
   num_sources: int,
   chunk: int = 512,
   z_loss: float = 0.0,
+  max_logits: str | None = None,
 ) -> Loss:
   """Mean cross entropy of the next token within documents, plus `z_loss`·mean(log²Z).
 
@@ -67,14 +68,16 @@ def next_token(
   (smoljax/data.py). The sum is divided by `total_tokens`, the count over the *global* batch, so
   micro-batches and devices add up to the exact mean (a mean of means is not one when rows differ).
 
-  Metrics: `loss_sum_S` and `tokens_S`, sums per source `[S]`, and `log_z_sum`.
+  Metrics: `loss_sum_S` and `tokens_S`, sums per source `[S]`, `log_z_sum`, and `max_logits_LN` if
+  `max_logits` ('bound' or 'exact', see model.apply) asks for it.
   """
-  hidden_BTD, _ = model.hidden(
+  hidden_BTD, aux = model.hidden(
     config,
     params,
     batch['inputs'],
     positions_BT=batch['positions'],
     segment_ids_BT=batch['segment_ids'],
+    max_logits=max_logits,
   )
   nll_BT, log_z_BT = token_losses(
     config, hidden_BTD, model.unembedding(config, params), batch['targets'], chunk=chunk
@@ -91,5 +94,6 @@ def next_token(
       'loss_sum_S': jnp.sum(jnp.sum(nll_BT * mask_BT, axis=1)[:, None] * source_BS, axis=0),
       'tokens_S': jnp.sum(jnp.sum(mask_BT, axis=1)[:, None] * source_BS, axis=0),
       'log_z_sum': jnp.sum(log_z_BT * mask_BT),
+      **({'max_logits_LN': aux['max_logits_LN']} if max_logits else {}),
     },
   )

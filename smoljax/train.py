@@ -5,7 +5,7 @@ import math
 import os
 import signal
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import jax
@@ -13,7 +13,7 @@ import jax.numpy as jnp
 import numpy as np
 
 import smoljax
-from smoljax import data, evals, metrics, model, objectives, optim, sharding
+from smoljax import data, evals, metrics, model, muon, objectives, optim, sharding
 from smoljax.checkpoint import Checkpoints
 
 PyTree = Any
@@ -31,14 +31,20 @@ def make_train_step(
   accumulate: int = 1,
   chunk: int = 512,
   z_loss: float = 0.0,
+  qk_clip_tau: float = 0.0,
+  max_logits: str | None = None,
 ) -> Callable[[dict, dict], tuple[dict, dict]]:
   """The jitted `(state, batch) -> (state, metrics)`; `state` = {params, opt_state}, donated.
+
+  With `qk_clip_tau` above 0, heads whose largest logit exceeded it, measured in this step as
+  `max_logits` says ('bound' or 'exact'), are shrunk after the update (muon.qk_clip).
 
   With `accumulate` > 1 the rows are split into that many micro-batches whose gradients are summed
   in float32; the loss is divided by the token count of the whole batch, so the result is that of
   one big batch up to rounding.
 
-  Metrics: `loss` (nats per token), `loss_sum_S` and `tokens_S` per source, `grad_norm`.
+  Metrics: `loss` (nats per token), `loss_sum_S` and `tokens_S` per source, `grad_norm`, and
+  `max_logits_LN` where asked for.
   """
 
   def loss_fn(params: PyTree, batch: dict, total_tokens: jax.Array) -> objectives.Loss:
@@ -50,6 +56,7 @@ def make_train_step(
       num_sources=num_sources,
       chunk=chunk,
       z_loss=z_loss,
+      max_logits=max_logits,
     )
     return loss.total, loss.metrics
 
@@ -63,7 +70,10 @@ def make_train_step(
 
     def one(total: PyTree, micro: dict) -> tuple[PyTree, None]:
       (loss, aux), grads = grad_fn(params, micro, total_tokens)
-      return jax.tree.map(jnp.add, total, (grads, {'loss': loss, **aux})), None
+      sums = jax.tree.map(jnp.add, total, (grads, {'loss': loss, **aux}))
+      if max_logits:
+        sums[1]['max_logits_LN'] = jnp.maximum(total[1]['max_logits_LN'], aux['max_logits_LN'])
+      return sums, None
 
     # Neighbouring rows go to different micro-batches: the rows of each device stay on it.
     micros = jax.tree.map(
@@ -79,6 +89,8 @@ def make_train_step(
     grads, aux = gradients(state['params'], batch)
     updates, opt_state = optimizer.update(grads, state['opt_state'], state['params'])
     params = jax.tree.map(lambda p, u: p + u.astype(p.dtype), state['params'], updates)
+    if qk_clip_tau:
+      params = muon.qk_clip(params, aux['max_logits_LN'], qk_clip_tau)
     aux['grad_norm'] = jnp.sqrt(sum(jnp.sum(jnp.square(g)) for g in jax.tree.leaves(grads)))
     return {'params': params, 'opt_state': opt_state}, aux
 
@@ -108,7 +120,7 @@ def train(
     ValueError: config, mesh, corpora and checkpoint do not fit each other.
     Diverged: the loss stopped being finite.
   """
-  t = config.train
+  t, qk_clip = config.train, config.optimizer.qk_clip
   mesh = sharding.make_mesh(**{axis: config.mesh[axis] for axis in sharding.AXES})
   opened = {name: data.open_corpus(path, 'train', name) for name, path in corpora.items()}
   held_out = evals.load_held_out(corpora, limit=t.eval_documents)
@@ -160,6 +172,8 @@ def train(
       accumulate=t.accumulate,
       chunk=t.loss_chunk,
       z_loss=t.z_loss,
+      qk_clip_tau=qk_clip.tau,
+      max_logits=qk_clip.measure if qk_clip.tau else None,
     )
     flops = model_config.flops_per_token(config.data.seq_len)
     peak = metrics.peak_flops(jax.devices()[0].device_kind)
@@ -199,6 +213,8 @@ def train(
           'perf/step_time': round(seconds / len(window), 4),
           'data/wait': round(sum(w for _, _, w in window) / seconds, 4),
         }
+        if qk_clip.tau:
+          row |= _logit_metrics([v['max_logits_LN'] for v in values], qk_clip.tau)
         if peak:
           row['perf/mfu'] = round(float(rate * flops / peak / jax.device_count()), 4)
         window.clear()
@@ -292,6 +308,17 @@ def _first_params(
         f'but the config means {wanted.get(name)}: set --config.model.shape and tokenizer to fit'
       )
   return jax.device_put(params, jax.tree.map(lambda x: x.sharding, expected))
+
+
+def _logit_metrics(max_logits: Sequence[np.ndarray], tau: float) -> dict[str, float]:
+  """Of the largest logits `[L, N]` of some steps: the largest of all, and what QK-Clip did."""
+  largest_LN = np.max(max_logits, axis=0)
+  clipped = largest_LN > tau
+  return {
+    'attn/max_logit': float(largest_LN.max()),
+    'qkclip/heads': int(clipped.sum()),
+    'qkclip/min_gamma': float(tau / largest_LN.max()) if clipped.any() else 1.0,
+  }
 
 
 class _Termination:

@@ -168,6 +168,30 @@ def test_muon_by_a_flag(markov_corpora, tmp_path, monkeypatch, devices):
   assert result['loss']['final'] < result['loss']['first'] - 0.3
 
 
+@pytest.mark.parametrize(('name', 'measure'), [('adamw', 'bound'), ('muon', 'exact')])
+def test_qk_clip_bounds_the_logits(markov_corpora, tmp_path, name, measure):
+  """At this learning rate logits grow fast; clipped after each step, they cannot."""
+  largest = {}
+  for tau in (1e9, None):
+    tau = tau or largest[1e9] / 3
+    changes = {'optimizer.name': name, 'optimizer.learning_rate': .05, 'train.log_every': 1,
+               'train.accumulate': 2, 'data.seq_len': 32,
+               'optimizer.qk_clip.measure': measure, 'optimizer.qk_clip.tau': tau}
+    fit(tiny(**changes), markov_corpora, tmp_path / str(tau))
+    rows = [r for r in metrics.read_rows(tmp_path / str(tau) / 'metrics.jsonl')
+            if 'attn/max_logit' in r]
+    largest[tau] = max(r['attn/max_logit'] for r in rows)
+    assert all((r['qkclip/min_gamma'] < 1) == (r['qkclip/heads'] > 0) for r in rows)
+    assert any(r['qkclip/heads'] for r in rows) == (tau < 1e9)
+  assert largest[tau] < .75 * largest[1e9]
+
+
+def test_qk_clip_and_qk_norm_exclude_each_other(markov_corpora, tmp_path):
+  c = tiny(**{'optimizer.qk_clip.tau': 10.0, 'model.qk_norm': True})
+  with pytest.raises(ValueError, match='qk_norm'):
+    fit(c, markov_corpora, tmp_path)
+
+
 def test_divergence_stops_with_advice(markov_corpora, tmp_path):
   c = tiny(**{'optimizer.learning_rate': 1e30, 'optimizer.clip_norm': 0.0})
   with pytest.raises(train.Diverged, match='learning_rate'):
