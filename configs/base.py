@@ -165,6 +165,18 @@ def get_config() -> ConfigDict:
   c.optimizer.qk_clip.tau = 0.0  # largest attention logit of a head; 0 = off, Kimi K2: 100
   c.optimizer.qk_clip.measure = 'bound'  # bound (from the log-sum-exp, at no cost) | exact
 
+  c.guard = ConfigDict()  # steps that are not taken, and what follows: smoljax/guard.py
+  c.guard.enabled = True
+  c.guard.sigma = 6.0  # standard deviations from the mean beyond which a step is skipped
+  c.guard.window = 128  # past steps that a step is compared with
+  c.guard.min_steps = 64  # of them before it is; a step that is not finite is always skipped
+  c.guard.patience = 3  # skips in a row before a rollback to the last good checkpoint
+  c.guard.skip_batches = 100  # left out of the data after a rollback, from the incident on
+  c.guard.horizon = 5000  # batches; a second rollback within them lowers the rate, a third stops
+  c.guard.backoff = 0.5  # factor on the learning rate
+  c.guard.recovery = 1.0002  # its growth a step, until it is 1 again: 2 % in 100 steps
+  c.guard.inject = ''  # faults to inject: nan@40,spike@60,bitflip@80,lr8x@100:120,vanish@140
+
   # --- Evaluation, export, report --------------------------------------------------------------
   c.eval = ConfigDict()
   c.eval.documents = 0  # held-out documents per corpus; 0 = all

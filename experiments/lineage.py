@@ -24,7 +24,7 @@ from rich.console import Console
 from rich.markup import escape
 
 from data_beam import records, spans
-from smoljax import data
+from smoljax import data, metrics
 
 _WORKDIR = flags.DEFINE_string(
   'workdir', None, 'Directory of a run (experiments.run --workdir), or one that holds corpora.')
@@ -272,7 +272,8 @@ def plan_of(
 ) -> tuple[list[tuple[str, list[data.Piece]]], int]:
   """([(corpus, pieces)] for each row of step `step`, the step that the search started from).
 
-  Starts at the last checkpoint before the step that belongs to the same stream of batches.
+  Starts at the last checkpoint before the step that belongs to the same stream of batches, or where
+  the guard's last rollback beyond the step began again.
 
   Raises:
     ValueError: the run has no such step.
@@ -282,6 +283,10 @@ def plan_of(
     raise ValueError(f'no step {step}: the run has steps 1 to {last}')
   iterator, start = iter(batches), 0
   fingerprint = batches.fingerprint()
+  for event in metrics.read_rows(os.path.join(workdir, 'events.jsonl')):
+    if 'position' in event and event['to'] < step:  # later checkpoints from before it are gone
+      iterator.set_state(event['position'])
+      start = event['to']
   for folder in pathlib.Path(workdir, 'checkpoints').glob('[0-9]*'):
     try:
       state, meta = (json.loads((folder / item / 'metadata').read_text())

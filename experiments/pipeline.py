@@ -262,7 +262,7 @@ def build_steps(c: ConfigDict, workdir: str) -> list[Step]:
   train = step(
     'train',
     functools.partial(_train, corpora=used),
-    ['seed', 'model', 'data', 'train', 'mesh', 'optimizer'],
+    ['seed', 'model', 'data', 'train', 'mesh', 'optimizer', 'guard'],
     needs=[*tokenised, *tokenizer],
     outside=evals.weights_fingerprint(c.train.init_from) if c.train.init_from else None,
     resumable=True,
@@ -360,7 +360,7 @@ def check(c: Any) -> None:
     ValueError: an unknown name, or a mesh that fits neither devices, batch nor model.
   """
   from data_beam import filters, html_text, pdf_text
-  from smoljax import data, evals, model, optim, sharding
+  from smoljax import data, evals, guard, model, optim, sharding
 
   filters.profile(c.web.filters)
   filters.profile(c.pdf.filters)
@@ -383,6 +383,7 @@ def check(c: Any) -> None:
       f'{ways}: try --config.train.batch_tokens={rows * c.data.seq_len}'
     )
   data.make_stages(c.train.stages, c.train.steps)
+  guard.init(c.guard, 1)
   config = model_config(c, c.tokenizer.vocab_size)
   # A tokenizer that is given decides the vocabulary, and that only when it is loaded.
   params = model.abstract_params(config, None if c.tokenizer.path else mesh)

@@ -87,6 +87,20 @@ class Checkpoints:
     )
     return step, restored.params, restored.opt_state, restored.data, restored.meta
 
+  def discard(self, first: int) -> None:
+    """Moves step `first` and all later ones to the quarantine: the run takes them again."""
+    self._seal()
+    if jax.process_index() == 0:
+      for step in _steps(self._root):
+        if step >= first:
+          self._quarantine(step)
+    self._manager.reload()
+
+  def latest(self) -> int | None:
+    """The newest step, once it is written."""
+    self._manager.wait_until_finished()
+    return self._manager.latest_step()
+
   def close(self) -> None:
     """Waits for the last save, seals it, and raises what went wrong in the background."""
     self._seal()
@@ -114,11 +128,14 @@ class Checkpoints:
       bad.append(step)
     if jax.process_index() == 0:
       for step in bad:
-        target = self._root / _QUARANTINE / str(step)
-        shutil.rmtree(target, ignore_errors=True)
-        target.parent.mkdir(exist_ok=True)
-        (self._root / str(step)).rename(target)
+        self._quarantine(step)
     return bad
+
+  def _quarantine(self, step: int) -> None:
+    target = self._root / _QUARANTINE / str(step)
+    shutil.rmtree(target, ignore_errors=True)
+    target.parent.mkdir(exist_ok=True)
+    (self._root / str(step)).rename(target)
 
 
 def load_params(path: str) -> tuple[ModelConfig, dict, dict]:

@@ -61,6 +61,11 @@ class Corpus:
   def decode(self, record: Mapping) -> np.ndarray:
     return np.frombuffer(record['tokens'], self.manifest['dtype']).astype(np.int32)
 
+  def ids(self, documents: Sequence[int]) -> list[str]:
+    """The ids of documents by their number."""
+    records = self.records.__getitems__(list(documents))
+    return [r['id'].decode() if isinstance(r['id'], bytes) else r['id'] for r in records]
+
   def token_counts(self, vocab_size: int, limit: int = 100_000) -> np.ndarray:
     """How often each id occurs, `[vocab_size]` int64, in up to `limit` documents evenly spread."""
     counts = np.zeros(vocab_size, np.int64)
@@ -291,6 +296,26 @@ class Batches(grain.IterDataset):
   def __iter__(self) -> '_BatchIterator':
     return _BatchIterator(self)
 
+  def after(self, position: dict, batches: int) -> dict:
+    """The position (an iterator's state) that leaves out so many batches without taking a step."""
+    iterator = iter(self)
+    for _ in range(batches):
+      iterator.set_state(position)
+      iterator.next_plan()
+      position = {**iterator.get_state(), 'step': position['step']}
+    return position
+
+  def documents(self, position: dict, ahead: int) -> dict[str, list[str]]:
+    """Corpus → ids of the documents of a global batch, the one `ahead` batches after `position`."""
+    iterator = iter(self)
+    iterator.set_state(position)
+    for _ in range(ahead):
+      iterator.next_plan()
+    found: dict[str, set[int]] = {}
+    for name, pieces in iterator.next_plan():
+      found.setdefault(name, set()).update(p.document for p in pieces)
+    return {name: self.corpora[name].ids(sorted(numbers)) for name, numbers in found.items()}
+
 
 class _BatchIterator(grain.DatasetIterator):
   """State: the next step, tokens taken per corpus in its stage, and each corpus's position."""
@@ -360,6 +385,14 @@ class _BatchIterator(grain.DatasetIterator):
     return batch
 
 
-def prefetch(batches: Batches, size: int = 4) -> grain.DatasetIterator:
-  """An iterator over `batches` that reads `size` ahead in a thread; state as if it did not."""
-  return iter(grain.experimental.ThreadPrefetchIterDataset(batches, prefetch_buffer_size=size))
+def prefetch(
+  batches: Batches, position: dict | None = None, size: int = 4
+) -> grain.DatasetIterator:
+  """An iterator over `batches`, from `position` on, that reads `size` ahead in a thread.
+
+  Its state is that of an iterator that does not read ahead.
+  """
+  iterator = iter(grain.experimental.ThreadPrefetchIterDataset(batches, prefetch_buffer_size=size))
+  if position is not None:
+    iterator.set_state(position)
+  return iterator

@@ -34,7 +34,8 @@ class Log:
 
   def __init__(self, directory: str, *, step: int = 0, tensorboard: bool = False):
     os.makedirs(directory, exist_ok=True)
-    self._metrics = _reopen(os.path.join(directory, 'metrics.jsonl'), last_step=step)
+    self._path = os.path.join(directory, 'metrics.jsonl')
+    self._metrics = _reopen(self._path, last_step=step)
     self._events = _reopen(os.path.join(directory, 'events.jsonl'))
     self._writer = None
     if tensorboard:
@@ -53,12 +54,17 @@ class Log:
     if self._writer:
       self._writer.close()
 
-  def row(self, step: int, values: Mapping[str, float | int | str]) -> None:
+  def rewind(self, step: int) -> None:
+    """Drops the rows after `step`, as opening at `step` does."""
+    self._metrics.close()
+    self._metrics = _reopen(self._path, last_step=step)
+
+  def row(self, step: int, values: Mapping[str, float | int | str | list]) -> None:
     """Writes one row of metrics (names as in the README, such as `train/loss`)."""
     self._metrics.write(json.dumps({'step': step, **values}) + '\n')
     if self._writer:
       for name, value in values.items():
-        if '/' in name:
+        if '/' in name and isinstance(value, int | float):
           self._writer.add_scalar(name, value, step)
 
   def event(self, step: int, event: str, **details: object) -> None:

@@ -247,6 +247,12 @@ def abstract(tree: PyTree, mesh: Mesh) -> PyTree:
   )
 
 
+def replicated(tree: PyTree, mesh: Mesh) -> PyTree:
+  """ShapeDtypeStructs of `tree`, every leaf whole on every device: for small states."""
+  whole = NamedSharding(mesh, PartitionSpec())
+  return jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=whole), tree)
+
+
 def shard_batch(host_batch: Mapping[str, np.ndarray], mesh: Mesh) -> dict[str, jax.Array]:
   """This process's rows of a batch ([B_local, T] or [B_local] arrays) → global arrays on `mesh`.
 

@@ -13,19 +13,20 @@ import jax.numpy as jnp
 import numpy as np
 
 import smoljax
-from smoljax import data, evals, metrics, model, muon, objectives, optim, sharding
+from smoljax import data, evals, guard, metrics, model, muon, objectives, optim, sharding
 from smoljax.checkpoint import Checkpoints
 
 PyTree = Any
 
 
 class Diverged(ArithmeticError):
-  """The loss or a gradient is not finite; checkpoints before it are untouched."""
+  """The loss is not finite, or the guard gave up; the checkpoints before that are untouched."""
 
 
 def make_train_step(
   config: model.ModelConfig,
   optimizer: Any,
+  guard_config: Any,
   *,
   num_sources: int,
   accumulate: int = 1,
@@ -36,6 +37,9 @@ def make_train_step(
 ) -> Callable[[dict, dict], tuple[dict, dict]]:
   """The jitted `(state, batch) -> (state, metrics)`; `state` = {params, opt_state}, donated.
 
+  `opt_state` is {optimizer, guard}: what `optimizer.init` and `guard.init` give. A step that the
+  guard refuses changes nothing but the guard's own state.
+
   With `qk_clip_tau` above 0, heads whose largest logit exceeded it, measured in this step as
   `max_logits` says ('bound' or 'exact'), are shrunk after the update (muon.qk_clip).
 
@@ -43,9 +47,10 @@ def make_train_step(
   in float32; the loss is divided by the token count of the whole batch, so the result is that of
   one big batch up to rounding.
 
-  Metrics: `loss` (nats per token), `loss_sum_S` and `tokens_S` per source, `grad_norm`, and
-  `max_logits_LN` where asked for.
+  Metrics: `loss` (nats per token), `loss_sum_S` and `tokens_S` per source, `grad_norm` and
+  `update_norm` over all leaves, `guard` (the report of guard.judge), `max_logits_LN` if asked for.
   """
+  faults = guard.parse_faults(guard_config.inject)
 
   def loss_fn(params: PyTree, batch: dict, total_tokens: jax.Array) -> objectives.Loss:
     loss = objectives.next_token(
@@ -86,13 +91,23 @@ def make_train_step(
     return grads, aux
 
   def train_step(state: dict, batch: dict) -> tuple[dict, dict]:
-    grads, aux = gradients(state['params'], batch)
-    updates, opt_state = optimizer.update(grads, state['opt_state'], state['params'])
-    params = jax.tree.map(lambda p, u: p + u.astype(p.dtype), state['params'], updates)
+    params, opt_state, guarded = state['params'], *(state['opt_state'][k] for k in _OPT_STATE)
+    number = guarded['batches'] + 1
+    grads, aux = gradients(params, guard.inject(faults, 'batch', number, batch))
+    grads = guard.inject(faults, 'grads', number, grads)
+    updates, new_opt_state = optimizer.update(grads, opt_state, params)
+    updates = jax.tree.map(lambda u: u * guarded['lr_scale'], updates)
+    updates = guard.inject(faults, 'updates', number, updates)
+    new_params = jax.tree.map(lambda p, u: p + u.astype(p.dtype), params, updates)
     if qk_clip_tau:
-      params = muon.qk_clip(params, aux['max_logits_LN'], qk_clip_tau)
-    aux['grad_norm'] = jnp.sqrt(sum(jnp.sum(jnp.square(g)) for g in jax.tree.leaves(grads)))
-    return {'params': params, 'opt_state': opt_state}, aux
+      new_params = muon.qk_clip(new_params, aux['max_logits_LN'], qk_clip_tau)
+
+    aux |= {'grad_norm': _norm(grads), 'update_norm': _norm(updates)}
+    stats = {k: aux[k] for k in ('loss', 'grad_norm', 'update_norm')}
+    stats['layer_grad_norm'] = guard.layer_norms(grads['blocks'])
+    ok, guarded, aux['guard'] = guard.judge(guard_config, guarded, stats)
+    params, opt_state = guard.select(ok, (new_params, new_opt_state), (params, opt_state))
+    return {'params': params, 'opt_state': {'optimizer': opt_state, 'guard': guarded}}, aux
 
   return jax.jit(train_step, donate_argnums=0)
 
@@ -109,7 +124,7 @@ def train(
   """Trains in `directory` until `config.train.steps`, from the newest checkpoint there if any.
 
   Args:
-    config: attribute mapping with `seed` and the sections data, train, mesh, optimizer of
+    config: attribute mapping with `seed` and the sections data, train, mesh, optimizer, guard of
       configs/base.py, with the derived `train.steps` and `train.rows`.
     corpora: name → tokenised corpus, as named by `train.stages`.
     directory: gets `checkpoints/`, `metrics.jsonl`, `events.jsonl`, `tensorboard/`.
@@ -118,7 +133,7 @@ def train(
     Key figures: steps, tokens, parameters, loss (first, final), tokens_per_sec, …
   Raises:
     ValueError: config, mesh, corpora and checkpoint do not fit each other.
-    Diverged: the loss stopped being finite.
+    Diverged: the guard stopped the run, or without it the loss stopped being finite.
   """
   t, qk_clip = config.train, config.optimizer.qk_clip
   mesh = sharding.make_mesh(**{axis: config.mesh[axis] for axis in sharding.AXES})
@@ -147,27 +162,39 @@ def train(
     key = jax.random.fold_in(jax.random.key(config.seed), _name_seed('init'))
     params = model.abstract_params(model_config, mesh)
     optimizer, info = optim.make_optimizer(config.optimizer, params, t.steps)
-    opt_state = sharding.abstract(jax.eval_shape(optimizer.init, params), mesh)
-    restored = ckpt.restore(params, opt_state)
-    iterator = data.prefetch(batches)
-    if restored is None:
-      step = 0
-      state = {'params': _first_params(t.init_from, model_config, key, params)}
-      placed = jax.tree.map(lambda x: x.sharding, opt_state)
-      state['opt_state'] = jax.jit(optimizer.init, out_shardings=placed)(state['params'])
-    else:
+    fresh_guard = guard.init(config.guard, model_config.num_layers)
+    opt_state = {
+      'optimizer': sharding.abstract(jax.eval_shape(optimizer.init, params), mesh),
+      'guard': sharding.replicated(fresh_guard, mesh),
+    }
+    placed = jax.tree.map(lambda x: x.sharding, opt_state)
+
+    def snapshot() -> tuple[int, dict, dict]:
+      """(step, state, position of the data) of the newest checkpoint, or of the run's start."""
+      restored = ckpt.restore(params, opt_state)
+      if restored is None:
+        state = {'params': _first_params(t.init_from, model_config, key, params)}
+        init = jax.jit(optimizer.init, out_shardings=placed['optimizer'])
+        state['opt_state'] = {
+          'optimizer': init(state['params']),
+          'guard': jax.device_put(fresh_guard, placed['guard']),
+        }
+        return 0, state, iter(batches).get_state()
       step, *arrays, position, stored = restored
       if stored['fingerprint'] != meta['fingerprint']:
         raise ValueError(
           f'{directory}: the checkpoint at step {step} was trained on another stream of batches '
           '(corpus, mixture, rows or seed differ): use a fresh workdir'
         )
-      state = dict(zip(('params', 'opt_state'), arrays, strict=True))
-      iterator.set_state(position)
+      return step, dict(zip(('params', 'opt_state'), arrays, strict=True)), position
+
+    step, state, position = snapshot()
+    iterator = data.prefetch(batches, position)
 
     train_step = make_train_step(
       model_config,
       optimizer,
+      config.guard,
       num_sources=len(batches.sources),
       accumulate=t.accumulate,
       chunk=t.loss_chunk,
@@ -191,51 +218,119 @@ def train(
         **({'quarantined': ckpt.quarantined} if ckpt.quarantined else {}),
       )
 
-      def write_row(step: int, stage: str) -> None:
-        """One row over the steps since the last one; blocks until they are computed."""
-        values = jax.device_get([m for m, _, _ in window])
+      def write_row(step: int, stage: str) -> list[dict]:
+        """One row over the steps since the last one, of which it returns the guard's reports.
+
+        Steps that were skipped count for time only. Blocks until all are computed.
+        """
+        everything = jax.device_get([m for m, _, _ in window])
+        reports = [v['guard'] for v in everything]
+        values = [v for v in everything if not v['guard']['streak']]
         seconds = sum(s for _, s, _ in window)
-        tokens_S = np.sum([v['tokens_S'] for v in values], axis=0)
-        loss_S = np.sum([v['loss_sum_S'] for v in values], axis=0) / np.maximum(tokens_S, 1)
+        tokens_S = np.sum([v['tokens_S'] for v in everything], axis=0)
         rate = tokens_S.sum() / seconds
-        row = {
-          'stage': stage,
-          'tokens': step * t.rows * config.data.seq_len,
-          'train/loss': float(np.average(loss_S, weights=tokens_S)),
-          **{
-            f'train/loss/{n}': float(x)
-            for n, x, k in zip(batches.sources, loss_S, tokens_S, strict=True)
-            if k
-          },
-          'grad/norm': float(np.mean([v['grad_norm'] for v in values])),
-          'optim/lr': float(info.schedule(step - 1)),
+        row = {'stage': stage, 'tokens': step * t.rows * config.data.seq_len}
+        if values:
+          counted_S = np.sum([v['tokens_S'] for v in values], axis=0)
+          loss_S = np.sum([v['loss_sum_S'] for v in values], axis=0) / np.maximum(counted_S, 1)
+          row |= {
+            'train/loss': float(np.average(loss_S, weights=counted_S)),
+            **{
+              f'train/loss/{n}': float(x)
+              for n, x, k in zip(batches.sources, loss_S, counted_S, strict=True)
+              if k
+            },
+            'grad/norm': float(np.mean([v['grad_norm'] for v in values])),
+          }
+        lr_scale = float(reports[-1]['lr_scale'])
+        row |= {
+          'optim/lr': float(info.schedule(max(int(reports[-1]['applied']) - 1, 0))) * lr_scale,
+          'guard/skips': int(reports[-1]['skips']),
+          'guard/lr_scale': lr_scale,
           'perf/tokens_per_sec': round(float(rate), 1),
           'perf/step_time': round(seconds / len(window), 4),
           'data/wait': round(sum(w for _, _, w in window) / seconds, 4),
         }
-        if qk_clip.tau:
+        if qk_clip.tau and values:
           row |= _logit_metrics([v['max_logits_LN'] for v in values], qk_clip.tau)
         if peak:
           row['perf/mfu'] = round(float(rate * flops / peak / jax.device_count()), 4)
         window.clear()
         log.row(step, row)
-        if not (math.isfinite(row['train/loss']) and math.isfinite(row['grad/norm'])):
-          log.event(step, 'diverged', loss=str(row['train/loss']), grad=str(row['grad/norm']))
+        loss, norm = row.get('train/loss', 0.0), row.get('grad/norm', 0.0)
+        if not (math.isfinite(loss) and math.isfinite(norm)):
+          log.event(step, 'diverged', loss=str(loss), grad=str(norm))
           raise Diverged(
-            f'loss {row["train/loss"]} and gradient norm {row["grad/norm"]} at step {step}: '
+            f'loss {loss} and gradient norm {norm} at step {step}: '
             'lower --config.optimizer.learning_rate; the last good checkpoint is kept'
           )
         left = (t.steps - step) * row['perf/step_time']
         say(
-          f'step {step}/{t.steps} | {stage} | loss {row["train/loss"]:.3f} | '
-          f'lr {row["optim/lr"]:.2e} | grad {row["grad/norm"]:.2f} | {rate:,.0f} tok/s | '
-          f'{left:.0f} s left'
+          f'step {step}/{t.steps} | {stage} | loss {loss:.3f} | '
+          f'lr {row["optim/lr"]:.2e} | grad {norm:.2f} | {rate:,.0f} tok/s | {left:.0f} s left'
         )
+        return reports
+
+      def log_skips(step: int, reports: list[dict], position: dict) -> dict | None:
+        """An event for each step that was skipped; the last one's first broken rule, if any.
+
+        Args:
+          reports: of the steps up to `step`.
+          position: of the data before the first of them.
+        """
+        broken = None
+        for i, report in enumerate(reports):
+          if report['streak'] and (rows := guard.incidents(report)):
+            broken = rows[0]
+            log.event(
+              step - len(reports) + 1 + i,
+              'guard',
+              action='skip',
+              broken=rows,
+              documents=batches.documents(position, i),
+            )
+        return broken
+
+      def roll_back(step: int, state: dict, broken: dict) -> tuple[int, dict, dict]:
+        """What the guard's ladder says after too many skips; returns what `snapshot` returns."""
+        now = jax.device_get(state['opt_state']['guard'])
+        action = guard.decide(config.guard, now, config.guard.patience)
+        if action == 'stop':
+          log.event(step, 'guard', action='stop', **broken, rollbacks=now['rollbacks'].tolist())
+          raise Diverged(
+            f'stopped at step {step}: {broken["rule"]} {broken["statistic"]} against '
+            f'{broken["threshold"]}, after two rollbacks in the last {config.guard.horizon} '
+            f'batches; {directory}/events.jsonl names the documents. Lower '
+            '--config.optimizer.learning_rate or look at these documents'
+          )
+        if action == 'back off' and ckpt.latest() == now['rollback_to']:
+          ckpt.discard(ckpt.latest())  # it led here again
+        to, state, position = snapshot()
+        ckpt.discard(to + 1)
+        before = jax.device_get(state['opt_state']['guard'])
+        after = guard.roll_back(config.guard, now, before, to)
+        state['opt_state']['guard'] = jax.device_put(after, placed['guard'])
+        position = batches.after(position, int(after['batches'] - before['batches']))
+        log.event(
+          step,
+          'guard',
+          action=action,
+          **broken,
+          to=to,
+          batches_left_out=int(after['batches'] - before['batches']),
+          lr_scale=float(after['lr_scale']),
+          position=position,
+        )
+        log.rewind(to)
+        say(f'step {step}: {action} to step {to}: {broken["rule"]} {broken["statistic"]}')
+        return to, state, position
 
       while step < t.steps:
         stage = next(s for s in stages if s.start <= step < s.stop)
         if step == stage.start:
           log.event(step, 'stage', stage=stage.name, mixture=dict(stage.mixture))
+          # Another mixture has another loss.
+          state['opt_state']['guard'] = guard.forget(state['opt_state']['guard'], 'loss')
         began = time.perf_counter()
         batch = next(iterator)
         waited = time.perf_counter() - began
@@ -247,7 +342,17 @@ def train(
           jax.block_until_ready(step_metrics)
         window.append((step_metrics, time.perf_counter() - began, waited))
         if step % t.log_every == 0 or save:
-          write_row(step, stage.name)
+          reports = write_row(step, stage.name)
+          streak = max(int(r['streak']) for r in reports)
+          broken = log_skips(step, reports, position)
+          if guard.decide(config.guard, reports[-1], streak) != 'go on':
+            iterator.close()
+            step, state, position = roll_back(step, state, broken)
+            iterator = data.prefetch(batches, position)
+            continue
+          position = iterator.get_state()
+          # In the midst of skips the state may be what makes the steps bad: no snapshot to keep.
+          save &= last or not reports[-1]['streak']
         if step % t.eval_every == 0 or last:
           row = {}
           for name, documents in held_out.items():
@@ -262,7 +367,7 @@ def train(
           log.row(step, {'tokens': step * t.rows * config.data.seq_len, **row})
           say(f'step {step}/{t.steps} | ' + ' | '.join(f'{k} {v:.3f}' for k, v in row.items()))
         if save:
-          ckpt.save(step, state['params'], state['opt_state'], iterator.get_state(), meta)
+          ckpt.save(step, state['params'], state['opt_state'], position, meta)
           log.event(step, 'checkpoint')
         if termination.requested and not last:
           ckpt.close()
@@ -285,6 +390,13 @@ def train(
     'flops': flops * t.steps * t.rows * config.data.seq_len,
     'device': f'{jax.device_count()} x {jax.devices()[0].device_kind}',
   }
+
+
+_OPT_STATE = ('optimizer', 'guard')
+
+
+def _norm(tree: PyTree) -> jax.Array:
+  return jnp.sqrt(sum(jnp.sum(jnp.square(x)) for x in jax.tree.leaves(tree)))
 
 
 def _first_params(

@@ -14,7 +14,8 @@ import safetensors.numpy
 from goldens import make_hf_logits as goldens
 from goldens import make_hf_steps as steps
 
-from smoljax import evals, export, model, objectives, optim, sharding, train
+from configs import base
+from smoljax import evals, export, guard, model, objectives, optim, sharding, train
 from smoljax.attention import positions_from_segments, segments_from_positions
 
 TINY = model.ModelConfig(
@@ -188,8 +189,10 @@ def our_steps(case):
       floor=0.0, **steps.OPTIMIZER),
     params, steps.STEPS)
   params = jax.tree.map(jnp.asarray, params)
-  state = {'params': params, 'opt_state': tx.init(params)}
-  step = train.make_train_step(config, tx, num_sources=1, chunk=8)
+  guarding = base.get_config().guard
+  opt_state = {'optimizer': tx.init(params), 'guard': guard.init(guarding, config.num_layers)}
+  state = {'params': params, 'opt_state': opt_state}
+  step = train.make_train_step(config, tx, guarding, num_sources=1, chunk=8)
   found = {'loss': [], 'grad_norm': []}
   for i in range(steps.STEPS):
     state, metrics = step(state, steps.batch(i))

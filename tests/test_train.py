@@ -192,11 +192,14 @@ def test_qk_clip_and_qk_norm_exclude_each_other(markov_corpora, tmp_path):
     fit(c, markov_corpora, tmp_path)
 
 
-def test_divergence_stops_with_advice(markov_corpora, tmp_path):
-  c = tiny(**{'optimizer.learning_rate': 1e30, 'optimizer.clip_norm': 0.0})
+@pytest.mark.parametrize('guarded', [False, True])
+def test_divergence_stops_with_advice(markov_corpora, tmp_path, guarded):
+  rate = {'optimizer.learning_rate': 1e30, 'optimizer.clip_norm': 0.0}
   with pytest.raises(train.Diverged, match='learning_rate'):
-    fit(c, markov_corpora, tmp_path)
-  assert metrics.read_rows(tmp_path / 'events.jsonl')[-1]['event'] == 'diverged'
+    fit(tiny(**rate, **{'guard.enabled': guarded}), markov_corpora, tmp_path)
+  last = metrics.read_rows(tmp_path / 'events.jsonl')[-1]
+  assert last['event'] == ('guard' if guarded else 'diverged')
+  assert last.get('action') == ('stop' if guarded else None)
 
 
 def test_another_stream_is_refused(undisturbed, markov_corpora):

@@ -14,7 +14,7 @@ import numpy as np
 from absl import app, flags
 
 from configs import base
-from smoljax import data, metrics, model, optim, sharding, train
+from smoljax import data, guard, metrics, model, optim, sharding, train
 
 _SHAPE = flags.DEFINE_enum('shape', 'tiny', list(model.SHAPES), 'Model to train.')
 _ROWS = flags.DEFINE_integer('rows', 32, 'Rows a step.')
@@ -42,14 +42,20 @@ def packed_batch(rows: int, seq_len: int, vocab_size: int, seed: int = 0) -> dic
 
 def main(_: list[str]) -> None:
   config = model.SHAPES[_SHAPE.value]
-  settings = base.get_config().optimizer
+  settings, guarding = base.get_config().optimizer, base.get_config().guard
   settings.name = _OPTIMIZER.value
   mesh = sharding.make_mesh(data=1, fsdp=-1)
   with jax.set_mesh(mesh):
     params = model.init(config, jax.random.key(0))
     optimizer, _ = optim.make_optimizer(settings, params, 1000)
-    state = {'params': params, 'opt_state': jax.jit(optimizer.init)(params)}
-    step = train.make_train_step(config, optimizer, num_sources=1, chunk=_CHUNK.value)
+    state = {
+      'params': params,
+      'opt_state': {
+        'optimizer': jax.jit(optimizer.init)(params),
+        'guard': guard.init(guarding, config.num_layers),
+      },
+    }
+    step = train.make_train_step(config, optimizer, guarding, num_sources=1, chunk=_CHUNK.value)
     batch = sharding.shard_batch(
       packed_batch(_ROWS.value, _SEQ_LEN.value, config.vocab_size), mesh
     )
