@@ -153,12 +153,13 @@ def get_config() -> ConfigDict:
   c.optimizer.muon = ConfigDict()
   c.optimizer.muon.beta = 0.95
   c.optimizer.muon.nesterov = True
-  c.optimizer.muon.coefficients = 'pe5'  # Newton–Schulz table: pe5 | jordan | …
+  c.optimizer.muon.coefficients = 'pe5'  # Newton–Schulz table: pe5 | gram5 (fewer operations) | …
   c.optimizer.muon.steps = 5
   c.optimizer.muon.scale_rule = 'moonlight'  # update RMS like AdamW's: its learning rate fits
   c.optimizer.muon.rms = 0.2
   c.optimizer.muon.lr_multiplier = 1.0
   c.optimizer.muon.per_head = 'none'
+  c.optimizer.muon.at_once = 0  # matrices a device iterates on at a time; 0 = all of one shape
   c.optimizer.muon.compute_dtype = 'bfloat16'
 
   c.optimizer.qk_clip = ConfigDict()  # QK-Clip; with name=muon this is MuonClip

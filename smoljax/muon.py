@@ -101,9 +101,6 @@ def newton_schulz(
     square = product(gram, gram)
     return plus(b * gram.astype(wide) + c * square.astype(wide), a).astype(gram.dtype)
 
-  def step(y, abc):
-    return product(polynomial(product(y, transposed(y)), *abc), y), None
-
   def gram_form(y):
     """Q such that Q y is what the steps make of y, restarted where the table says."""
     gram, q = product(y, transposed(y)), None
@@ -124,9 +121,11 @@ def newton_schulz(
   if table.restart is not None and y.shape[-2] < y.shape[-1]:
     y = gram_form(y.astype(jnp.float16) if y.dtype == jnp.bfloat16 else y)
     return (transposed(y) if tall else y).astype(x.dtype)
-  # A loop, not an unrolled graph: scratch memory does not grow with the number of steps.
-  y, _ = jax.lax.scan(step, y, jnp.asarray(table.rows, wide))
-  return (jnp.swapaxes(y, -2, -1) if tall else y).astype(x.dtype)
+  # Unrolled: 10 % faster than a scan, which copies what it carries, and the steps share two buffers
+  # of the size of y.
+  for abc in table.rows:
+    y = product(polynomial(product(y, transposed(y)), *abc), y)
+  return (transposed(y) if tall else y).astype(x.dtype)
 
 
 def scale_by_muon(
@@ -138,6 +137,7 @@ def scale_by_muon(
   steps: int,
   scale_rule: str,
   rms: float,
+  at_once: int,
   compute_dtype: jax.typing.DTypeLike,
   momentum_dtype: jax.typing.DTypeLike,
 ) -> optax.GradientTransformation:
@@ -158,6 +158,7 @@ def scale_by_muon(
     coefficients, steps: as in newton_schulz.
     scale_rule: a name in SCALE_RULES, a factor from the fan-in and fan-out of the view.
     rms: root mean square of the update's elements under 'moonlight' (AdamW's is about 0.2).
+    at_once: how many matrices each device iterates on at a time, for less scratch memory; 0 = all.
     compute_dtype: of the iteration and of what travels between devices; not float16.
     momentum_dtype: of the stored first moment.
 
@@ -169,6 +170,15 @@ def scale_by_muon(
     raise ValueError(f'scale_rule {scale_rule!r}: choose one of {", ".join(SCALE_RULES)}')
   if jnp.finfo(compute_dtype).maxexp < 128:
     raise ValueError(f'compute_dtype {compute_dtype}: gradients need the range of bfloat16')
+
+  def iterate(stack_BIO):
+    function = lambda x: newton_schulz(x, coefficients, steps, compute_dtype)
+    if not at_once:
+      return function(stack_BIO)
+    in_turn = lambda stack: jax.lax.map(function, stack, batch_size=at_once)
+    if (spec := _spec(stack_BIO)) is None:
+      return in_turn(stack_BIO)
+    return jax.shard_map(in_turn, in_specs=P(*spec), out_specs=P(*spec))(stack_BIO)
 
   def orthogonalize(updates):
     """Direction of every leaf: grouped by matrix shape, one Newton–Schulz call a group."""
@@ -184,7 +194,7 @@ def scale_by_muon(
     out = [None] * len(leaves)
     for members in groups.values():
       spread, gather = _whole_matrices(jnp.concatenate([stack for _, stack, _, _ in members]))
-      o_BIO = gather(newton_schulz(spread, coefficients, steps, compute_dtype))
+      o_BIO = gather(iterate(spread))
       start = 0
       for index, stack, scale, restore in members:
         o = restore(o_BIO[start : start + stack.shape[0]])

@@ -135,6 +135,7 @@ def muon(config: Any, labels: Mapping[str, Label]) -> optax.GradientTransformati
     steps=m.steps,
     scale_rule=m.scale_rule,
     rms=m.rms,
+    at_once=m.at_once,
     compute_dtype=m.compute_dtype,
     momentum_dtype=config.momentum_dtype,
   )
@@ -294,7 +295,7 @@ _KEYS = (
   'decay_shape', 'floor',
 )
 _MUON_KEYS = (
-  'beta', 'nesterov', 'coefficients', 'steps', 'scale_rule', 'rms', 'compute_dtype',
+  'beta', 'nesterov', 'coefficients', 'steps', 'scale_rule', 'rms', 'at_once', 'compute_dtype',
   'lr_multiplier', 'per_head',
 )
 

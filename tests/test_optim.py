@@ -25,7 +25,7 @@ def make_config(name='adamw', muon=(), **changes):
   )
   defaults = dict(
     beta=0.95, nesterov=True, coefficients='pe5', steps=5, scale_rule='moonlight', rms=0.2,
-    compute_dtype='float32', lr_multiplier=1.0, per_head='none',
+    at_once=0, compute_dtype='float32', lr_multiplier=1.0, per_head='none',
   )
   assert set(changes) <= set(config) and set(muon) <= set(defaults)
   return SimpleNamespace(**config | changes, muon=SimpleNamespace(**defaults | dict(muon)))
