@@ -141,7 +141,8 @@ def get_config() -> ConfigDict:
   c.optimizer.b1 = 0.9
   c.optimizer.b2 = 0.95
   c.optimizer.eps = 1e-8
-  c.optimizer.clip_norm = 1.0  # global norm of the gradients of AdamW's leaves; 0 = no clipping
+  c.optimizer.clip = 'norm'  # of the gradients of AdamW's leaves: norm | zclip | adagc
+  c.optimizer.clip_norm = 1.0  # their largest global norm; 0 = no clipping
   c.optimizer.momentum_dtype = 'float32'
   c.optimizer.schedule = 'wsd'  # wsd | cosine | constant
   c.optimizer.warmup_steps = 0  # 0 = warmup_fraction of all steps

@@ -16,7 +16,8 @@ The config is any object with these attributes (configs/base.py holds the defaul
   learning_rate    peak
   weight_decay     and no_decay: tuple of the roles that are not decayed
   b1, b2, eps      AdamW
-  clip_norm        largest global norm of the gradients of AdamW's leaves; 0 = no clipping
+  clip             a key of CLIPS: how the gradients of AdamW's leaves are clipped
+  clip_norm        largest global norm of these gradients, with any clip; 0 = no clipping at all
   momentum_dtype   of the first moments, AdamW's and Muon's
   schedule         a key of SCHEDULES
   warmup_steps     steps of linear warm-up; if 0, warmup_fraction of all steps
@@ -90,6 +91,7 @@ def make_optimizer(
   """
   _require(config, _KEYS, 'optimizer')
   _choose(OPTIMIZERS, config.name, 'optimizer.name')
+  _choose(CLIPS, config.clip, 'optimizer.clip')
   if config.name == 'muon':
     _require(config, ('muon',), 'optimizer')
     _require(config.muon, _MUON_KEYS, 'optimizer.muon')
@@ -115,13 +117,107 @@ def adamw(config: Any, labels: Mapping[str, Label]) -> optax.GradientTransformat
   """AdamW's direction (torch's rule), after clipping the gradients it is given by their norm.
 
   With every leaf on AdamW that is the usual global clip. Beside Muon it is the norm of AdamW's
-  leaves alone: Muon's step does not depend on the size of its gradient.
+  leaves alone: Muon's step does not depend on the size of its gradient, so clipping one would do
+  nothing but weigh it less in the momentum.
   """
   del labels
+  clip = CLIPS[config.clip](config.clip_norm) if config.clip_norm else optax.identity()
   return optax.chain(
-    optax.clip_by_global_norm(config.clip_norm) if config.clip_norm else optax.identity(),
+    clip,
     optax.scale_by_adam(config.b1, config.b2, config.eps, mu_dtype=config.momentum_dtype),
   )
+
+
+class ZClipState(NamedTuple):
+  count: jax.Array  # int32, steps seen
+  mean: jax.Array  # of the gradient's norm, float32
+  var: jax.Array
+
+
+def zclip(
+  max_norm: float, *, threshold: float = 2.5, decay: float = 0.97, warmup: int = 25
+) -> optax.GradientTransformation:
+  """Clips the global norm by its own statistics: ZClip (arXiv 2504.02507).
+
+  With z = (‖g‖ − mean) / std above the threshold t, ‖g‖ becomes mean + t²/z · std: the further out,
+  the harder. Mean and variance are those of the first `warmup` norms, then exponential averages of
+  the clipped ones. Never above `max_norm`, the only bound during the warm-up.
+  """
+
+  def init(params):
+    del params
+    return ZClipState(jnp.zeros((), jnp.int32), jnp.zeros(()), jnp.zeros(()))
+
+  def update(grads, state, params=None):
+    del params
+    norm, std = optax.tree.norm(grads).astype(jnp.float32), jnp.sqrt(state.var)
+    z = (norm - state.mean) / jnp.maximum(std, 1e-6)
+    warm = state.count < warmup
+    clipped = jnp.where(~warm & (z > threshold), state.mean + threshold**2 / z * std, norm)
+    # Welford's sums while it warms up, which make the population's variance.
+    share = jnp.where(warm, 1 / (state.count + 1), 1 - decay)
+    mean = state.mean + share * (clipped - state.mean)
+    spread = (clipped - mean) * jnp.where(warm, clipped - state.mean, clipped - mean)
+    var = state.var + share * (spread - state.var)
+    grads = _scale_to(grads, norm, jnp.minimum(clipped, max_norm))
+    return grads, ZClipState(state.count + 1, mean, var)
+
+  return optax.GradientTransformation(init, update)
+
+
+class AdaGCState(NamedTuple):
+  count: jax.Array  # int32, steps seen
+  norms: dict[str, jax.Array]  # path → usual norm of the tensor, [L] for a stack of layers
+
+
+def adagc(
+  max_norm: float, *, factor: float = 1.05, decay: float = 0.98, warmup: int = 100
+) -> optax.GradientTransformation:
+  """Clips each tensor by its own past: AdaGC (arXiv 2502.11034); a stack of layers is L tensors.
+
+  A gradient longer than `factor` times its usual norm is cut to that; the usual norm is an
+  exponential average of what was let through. During the warm-up the global norm is clipped to
+  `max_norm`, and the usual norm is the smallest seen.
+  """
+
+  def axes(path, x):
+    return tuple(range(int(path_name(path).startswith('blocks/')), x.ndim))
+
+  def key(path):
+    return path_name(path) + '/norm_L'
+
+  def init(params):
+    norms = {
+      key(path): jnp.full(x.shape[: x.ndim - len(axes(path, x))], jnp.inf)
+      for path, x in jax.tree.leaves_with_path(params)
+    }
+    return AdaGCState(jnp.zeros((), jnp.int32), norms)
+
+  def update(grads, state, params=None):
+    del params
+    warm = state.count < warmup
+    whole = optax.tree.norm(grads)
+    globally = jnp.where(warm, jnp.minimum(1, max_norm / (whole + 1e-6)), 1)
+    norms = {}
+
+    def leaf(path, g):
+      usual, name = state.norms[key(path)], key(path)
+      norm = globally * jnp.sqrt(jnp.sum(jnp.square(g.astype(jnp.float32)), axis=axes(path, g)))
+      clipped = jnp.where(warm, norm, jnp.minimum(norm, factor * usual))
+      averaged = decay * usual + (1 - decay) * clipped
+      norms[name] = jnp.where(warm, jnp.minimum(usual, norm), averaged)
+      scale = globally * jnp.where(norm > 0, clipped / jnp.maximum(norm, 1e-30), 1)
+      return g * scale.reshape(*scale.shape, *[1] * len(axes(path, g))).astype(g.dtype)
+
+    grads = jax.tree.map_with_path(leaf, grads)
+    return grads, AdaGCState(state.count + 1, norms)
+
+  return optax.GradientTransformation(init, update)
+
+
+def _scale_to(grads: Params, norm: jax.Array, target: jax.Array) -> Params:
+  scale = jnp.where(norm > target, target / jnp.maximum(norm, 1e-30), 1)
+  return jax.tree.map(lambda g: g * scale.astype(g.dtype), grads)
 
 
 def muon(config: Any, labels: Mapping[str, Label]) -> optax.GradientTransformation:
@@ -290,7 +386,7 @@ def _require(config: Any, keys: Iterable[str], name: str) -> None:
 
 
 _KEYS = (
-  'name', 'learning_rate', 'weight_decay', 'no_decay', 'b1', 'b2', 'eps', 'clip_norm',
+  'name', 'learning_rate', 'weight_decay', 'no_decay', 'b1', 'b2', 'eps', 'clip', 'clip_norm',
   'momentum_dtype', 'schedule', 'warmup_steps', 'warmup_fraction', 'decay_steps', 'decay_fraction',
   'decay_shape', 'floor',
 )
@@ -328,6 +424,13 @@ PER_HEAD: dict[str, tuple[str, ...]] = {
 OPTIMIZERS: dict[str, Callable[[Any, Mapping[str, Label]], optax.GradientTransformation]] = {
   'adamw': adamw,
   'muon': muon,
+}
+
+# Largest norm → transform of gradients.
+CLIPS: dict[str, Callable[[float], optax.GradientTransformation]] = {
+  'norm': optax.clip_by_global_norm,
+  'zclip': zclip,
+  'adagc': adagc,
 }
 
 # (config, warm-up steps, all steps) → share of the peak at each step after warm-up.

@@ -45,6 +45,7 @@ DIMS = {
   'K': 'kv_heads',
   'H': 'head_dim',
   'V': 'vocab',
+  'L': 'layers',
 }
 
 

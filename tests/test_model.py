@@ -184,7 +184,8 @@ def our_steps(case):
   params = export.from_hf_tensors(config, lambda name: steps.weights(name, shapes[name]))
   tx, _ = optim.make_optimizer(
     types.SimpleNamespace(
-      name='adamw', no_decay=('embedding',), momentum_dtype='float32', schedule='constant',
+      name='adamw', clip='norm', no_decay=('embedding',), momentum_dtype='float32',
+      schedule='constant',
       warmup_steps=0, warmup_fraction=0.0, decay_steps=0, decay_fraction=0.0, decay_shape='linear',
       floor=0.0, **steps.OPTIMIZER),
     params, steps.STEPS)
