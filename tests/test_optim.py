@@ -21,7 +21,8 @@ def make_config(name='adamw', muon=(), **changes):
   config = dict(
     name=name, learning_rate=0.01, weight_decay=0.1, no_decay=('embedding',), b1=0.9, b2=0.95,
     eps=1e-8, clip='norm', clip_norm=1.0, momentum_dtype='float32', schedule='constant',
-    warmup_steps=0, warmup_fraction=0.0, decay_steps=0, decay_fraction=0.0, decay_shape='linear', floor=0.0,
+    warmup_steps=0, warmup_fraction=0.0, decay_steps=0, decay_fraction=0.0, decay_shape='linear',
+    floor=0.0,
   )
   defaults = dict(
     beta=0.95, nesterov=True, coefficients='pe5', steps=5, scale_rule='moonlight', rms=0.2,
@@ -418,7 +419,10 @@ def test_sharded_equals_unsharded(name, clip):
   homes = sharding.shardings(params, mesh)
   with jax.set_mesh(mesh):
     together = train_steps(config, params, grads, lambda x: jax.device_put(x, homes))
-  jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-6, atol=1e-6), alone, together)
+  near = lambda rtol: functools.partial(np.testing.assert_allclose, rtol=rtol, atol=1e-6)
+  jax.tree.map(near(0), alone[0], together[0])
+  # A variance of norms is a small difference of large numbers.
+  jax.tree.map(near(1e-2 if clip == 'zclip' else 0), alone[1], together[1])
   for x, home in zip(jax.tree.leaves(together[0]), jax.tree.leaves(homes), strict=True):
     assert x.sharding.is_equivalent_to(home, x.ndim)
   states = sharding.shardings(together[1], mesh)  # what a checkpoint is restored to
