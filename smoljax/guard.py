@@ -291,7 +291,8 @@ def inject(faults: tuple[Fault, ...], where: str, batch: jax.Array, tree: PyTree
   for fault in faults:
     place, hurt = KINDS[fault.kind]
     if place == where:
-      tree = select(fault.now(batch), hurt(fault, tree), tree)
+      now = fault.now(batch)
+      tree = jax.tree.map(lambda h, x: jnp.where(now, h, x), hurt(fault, tree), tree)  # noqa: B023
   return tree
 
 
