@@ -179,6 +179,10 @@ def get_config() -> ConfigDict:
   c.guard.recovery = 1.0002  # its growth a step, until it is 1 again: 2 % in 100 steps
   c.guard.inject = ''  # faults to inject: nan@40,spike@60,bitflip@80,lr8x@100:120,vanish@140
 
+  c.diagnostics = ConfigDict()  # what metrics.jsonl says beyond the loss: smoljax/diagnostics.py
+  c.diagnostics.leaves = True  # norms and RMS of each leaf's gradient, update and parameter
+  c.diagnostics.every = 0  # steps between looks at activations and the gradient's noise; 0 = never
+
   # --- Evaluation, export, report --------------------------------------------------------------
   c.eval = ConfigDict()
   c.eval.documents = 0  # held-out documents per corpus; 0 = all

@@ -38,6 +38,8 @@ def get_config() -> ConfigDict:
   c.train.eval_every = 220
   c.train.checkpoint_every = 110
 
+  c.diagnostics.every = 220
+
   c.optimizer.name = 'muon'
   c.optimizer.learning_rate = 4e-3
   return c

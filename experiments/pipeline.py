@@ -262,7 +262,7 @@ def build_steps(c: ConfigDict, workdir: str) -> list[Step]:
   train = step(
     'train',
     functools.partial(_train, corpora=used),
-    ['seed', 'model', 'data', 'train', 'mesh', 'optimizer', 'guard'],
+    ['seed', 'model', 'data', 'train', 'mesh', 'optimizer', 'guard', 'diagnostics'],
     needs=[*tokenised, *tokenizer],
     outside=evals.weights_fingerprint(c.train.init_from) if c.train.init_from else None,
     resumable=True,

@@ -64,7 +64,7 @@ class Log:
     self._metrics.write(json.dumps({'step': step, **values}) + '\n')
     if self._writer:
       for name, value in values.items():
-        if '/' in name and isinstance(value, int | float):
+        if isinstance(value, int | float):
           self._writer.add_scalar(name, value, step)
 
   def event(self, step: int, event: str, **details: object) -> None:

@@ -60,7 +60,7 @@ MATRICES = {
   'mlp': (('gate_DF', 'up_DF'), 'down_FD'),
 }
 
-CAPTURED = ('residual', 'attention')  # activations that `apply` gives on request
+CAPTURED = ('residual', 'attention', 'units')  # activations that `apply` gives on request
 
 
 # -------------------------------------------------------------------------------- declarations
@@ -144,7 +144,7 @@ class MLP(nnx.Module):
       self.up_bias_F = _zeros(config, 'up_bias_F')
       self.down_bias_D = _zeros(config, 'down_bias_D')
 
-  def __call__(self, x_BTD):
+  def __call__(self, x_BTD, watch: Callable | None = None):
     gated = GATED[self.config.activation]
     names = MATRICES['mlp'][0] if gated else ('up_DF',)
     parts = _inwards(self, x_BTD, *names)
@@ -154,6 +154,8 @@ class MLP(nnx.Module):
     *gate, up_BTF = (checkpoint_name(y, 'gu') for y in parts)
     f = ACTIVATIONS[self.config.activation]
     mid_BTF = f(gate[0]) * up_BTF if gated else f(up_BTF)
+    if watch:
+      watch(mid_BTF)
     out_BTD = _outwards(self, mid_BTF, 'down_FD')
     return out_BTD + _use(self, 'down_bias_D') if self.config.mlp_bias else out_BTD
 
@@ -177,10 +179,10 @@ class Block(nnx.Module):
     if config.norm_position != 'pre':
       self.attn_post_norm, self.mlp_post_norm = Norm(config), Norm(config)
 
-  def __call__(self, x_BTD, rotate: Callable, attend: Callable):
+  def __call__(self, x_BTD, rotate: Callable, attend: Callable, watch: Callable | None = None):
     out_BTD, state, seen = self.attn(self._norm('attn_norm', x_BTD), rotate, attend)
     x_BTD = checkpoint_name(x_BTD + self._norm('attn_post_norm', out_BTD), 'mid')
-    out_BTD = self.mlp(self._norm('mlp_norm', x_BTD))
+    out_BTD = self.mlp(self._norm('mlp_norm', x_BTD), watch)
     return x_BTD + self._norm('mlp_post_norm', out_BTD), state, seen
 
   def _norm(self, name, x_BTD):
@@ -242,7 +244,8 @@ def apply(
       per layer and head (smoljax/attention.py).
     capture: activations to give as well, of each layer; whatever is not named is not kept.
       'residual': aux['residual_LBTD'], the residual stream after the layer, compute dtype;
-      'attention': aux['attention_LBNTS'], the fp32 weights with which each head reads the values.
+      'attention': aux['attention_LBNTS'], the fp32 weights with which each head reads the values;
+      'units': aux['units_LF'], the largest magnitude of each hidden unit of the MLP.
   """
   x_BTD, aux = hidden(
     config, params, tokens_BT, positions_BT=positions_BT, segment_ids_BT=segment_ids_BT,
@@ -293,10 +296,9 @@ def hidden(
         q_BTNH, k_BTKH, places, softcap=config.attention_softcap)
     return out_BTNH, state, seen
 
-  x_BTD, _, (seen, residual_LBTD) = run_blocks(
-    config, params, x_BTD, positions_BT, attend, residual='residual' in capture)
-  aux = seen | ({} if residual_LBTD is None else {'residual_LBTD': residual_LBTD})
-  return sharding.undeal(final_norm(config, params, x_BTD)), aux
+  x_BTD, _, (seen, captured) = run_blocks(
+    config, params, x_BTD, positions_BT, attend, capture=capture)
+  return sharding.undeal(final_norm(config, params, x_BTD)), seen | captured
 
 
 def embed(config: ModelConfig, params: Params, tokens_BT: jax.Array) -> jax.Array:
@@ -324,17 +326,17 @@ def run_blocks(
   attend: Callable,
   state: Any = None,
   *,
-  residual: bool = False,
-) -> tuple[jax.Array, Any, tuple[Any, jax.Array | None]]:
+  capture: Sequence[str] = (),
+) -> tuple[jax.Array, Any, tuple[Any, dict[str, jax.Array]]]:
   """All layers: scanned, or unrolled if not `scan_layers` or if `unstack` made a list of them.
 
   Args:
     positions_BT: int positions, or [1, T] if all rows share them.
     attend: (q_BTNH, k_BTKH, v_BTKH, layer, window, state) → (out_BTNH, state, seen). `state` is
       carried from layer to layer: a KV cache, or None. `seen`: any tree of what is to be shown.
-    residual: also give the residual stream after each layer.
+    capture: 'residual' and 'units' as for `apply`; other names are the business of `attend`.
   Returns:
-    x_BTD, the last state, and (`seen` of all layers stacked, residual_LBTD or None).
+    x_BTD, the last state, and (`seen` of all layers stacked, what was captured here).
   """
   cos_BT1H, sin_BT1H = rope_table(config, positions_BT)
   layers = params['blocks'] if isinstance(params['blocks'], list) else None
@@ -350,8 +352,16 @@ def run_blocks(
     def attend_here(q_BTNH, k_BTKH, v_BTKH):
       return attend(q_BTNH, k_BTKH, v_BTKH, layer, window, state)
 
-    x_BTD, state, seen = nnx.merge(graph, layer_params)(x_BTD, rotate, attend_here)
-    return x_BTD, state, (seen, x_BTD if residual else None)
+    captured = {}
+
+    def watch(mid_BTF):
+      captured['units_LF'] = jnp.max(jnp.abs(mid_BTF), axis=(0, 1))
+
+    x_BTD, state, seen = nnx.merge(graph, layer_params)(
+      x_BTD, rotate, attend_here, watch if 'units' in capture else None)
+    if 'residual' in capture:
+      captured['residual_LBTD'] = x_BTD
+    return x_BTD, state, (seen, captured)
 
   # Flags that all layers share stay static: nothing is computed for them.
   rotates = np.array(config.rope_flags)

@@ -13,7 +13,18 @@ import jax.numpy as jnp
 import numpy as np
 
 import smoljax
-from smoljax import data, evals, guard, metrics, model, muon, objectives, optim, sharding
+from smoljax import (
+  data,
+  diagnostics,
+  evals,
+  guard,
+  metrics,
+  model,
+  muon,
+  objectives,
+  optim,
+  sharding,
+)
 from smoljax.checkpoint import Checkpoints
 
 PyTree = Any
@@ -34,6 +45,7 @@ def make_train_step(
   z_loss: float = 0.0,
   qk_clip_tau: float = 0.0,
   max_logits: str | None = None,
+  leaves: bool = False,
 ) -> Callable[[dict, dict], tuple[dict, dict]]:
   """The jitted `(state, batch) -> (state, metrics)`; `state` = {params, opt_state}, donated.
 
@@ -48,9 +60,56 @@ def make_train_step(
   one big batch up to rounding.
 
   Metrics: `loss` (nats per token), `loss_sum_S` and `tokens_S` per source, `grad_norm` and
-  `update_norm` over all leaves, `guard` (the report of guard.judge), `max_logits_LN` if asked for.
+  `update_norm` over all leaves, `guard` (the report of guard.judge); `max_logits_LN` and,
+  with `leaves`, those of diagnostics.leaves if asked for.
   """
   faults = guard.parse_faults(guard_config.inject)
+  gradients = make_gradients(
+    config,
+    num_sources=num_sources,
+    accumulate=accumulate,
+    chunk=chunk,
+    z_loss=z_loss,
+    max_logits=max_logits,
+  )
+
+  def train_step(state: dict, batch: dict) -> tuple[dict, dict]:
+    params, opt_state, guarded = state['params'], *(state['opt_state'][k] for k in _OPT_STATE)
+    number = guarded['batches'] + 1
+    grads, aux = gradients(params, guard.inject(faults, 'batch', number, batch))
+    grads = guard.inject(faults, 'grads', number, grads)
+    updates, new_opt_state = optimizer.update(grads, opt_state, params)
+    updates = jax.tree.map(lambda u: u * guarded['lr_scale'], updates)
+    updates = guard.inject(faults, 'updates', number, updates)
+    new_params = jax.tree.map(lambda p, u: p + u.astype(p.dtype), params, updates)
+    if qk_clip_tau:
+      new_params = muon.qk_clip(new_params, aux['max_logits_LN'], qk_clip_tau)
+
+    if leaves:
+      aux['leaves'] = diagnostics.leaves(params, grads, updates)
+    aux |= {'grad_norm': _norm(grads), 'update_norm': _norm(updates)}
+    stats = {k: aux[k] for k in ('loss', 'grad_norm', 'update_norm')}
+    stats['layer_grad_norm'] = guard.layer_norms(grads['blocks'])
+    ok, guarded, aux['guard'] = guard.judge(guard_config, guarded, stats)
+    params, opt_state = guard.select(ok, (new_params, new_opt_state), (params, opt_state))
+    return {'params': params, 'opt_state': {'optimizer': opt_state, 'guard': guarded}}, aux
+
+  return jax.jit(train_step, donate_argnums=0)
+
+
+def make_gradients(
+  config: model.ModelConfig,
+  *,
+  num_sources: int,
+  accumulate: int = 1,
+  chunk: int = 512,
+  z_loss: float = 0.0,
+  max_logits: str | None = None,
+) -> Callable[[PyTree, dict], tuple[PyTree, dict]]:
+  """`(params, batch) -> (gradients, metrics)`, to be jitted; for the arguments see make_train_step.
+
+  With `accumulate` > 1 the metrics have `micro_sq` too, the sum of the micro-batches' |gradient|².
+  """
 
   def loss_fn(params: PyTree, batch: dict, total_tokens: jax.Array) -> objectives.Loss:
     loss = objectives.next_token(
@@ -75,7 +134,8 @@ def make_train_step(
 
     def one(total: PyTree, micro: dict) -> tuple[PyTree, None]:
       (loss, aux), grads = grad_fn(params, micro, total_tokens)
-      sums = jax.tree.map(jnp.add, total, (grads, {'loss': loss, **aux}))
+      aux |= {'loss': loss, 'micro_sq': jnp.square(_norm(grads))}
+      sums = jax.tree.map(jnp.add, total, (grads, aux))
       if max_logits:
         sums[1]['max_logits_LN'] = jnp.maximum(total[1]['max_logits_LN'], aux['max_logits_LN'])
       return sums, None
@@ -87,29 +147,11 @@ def make_train_step(
     first = jax.tree.map(lambda x: x[0], micros)
     (loss, aux), grads = grad_fn(params, first, total_tokens)
     rest = jax.tree.map(lambda x: x[1:], micros)
-    (grads, aux), _ = jax.lax.scan(one, (grads, {'loss': loss, **aux}), rest)
+    aux |= {'loss': loss, 'micro_sq': jnp.square(_norm(grads))}
+    (grads, aux), _ = jax.lax.scan(one, (grads, aux), rest)
     return grads, aux
 
-  def train_step(state: dict, batch: dict) -> tuple[dict, dict]:
-    params, opt_state, guarded = state['params'], *(state['opt_state'][k] for k in _OPT_STATE)
-    number = guarded['batches'] + 1
-    grads, aux = gradients(params, guard.inject(faults, 'batch', number, batch))
-    grads = guard.inject(faults, 'grads', number, grads)
-    updates, new_opt_state = optimizer.update(grads, opt_state, params)
-    updates = jax.tree.map(lambda u: u * guarded['lr_scale'], updates)
-    updates = guard.inject(faults, 'updates', number, updates)
-    new_params = jax.tree.map(lambda p, u: p + u.astype(p.dtype), params, updates)
-    if qk_clip_tau:
-      new_params = muon.qk_clip(new_params, aux['max_logits_LN'], qk_clip_tau)
-
-    aux |= {'grad_norm': _norm(grads), 'update_norm': _norm(updates)}
-    stats = {k: aux[k] for k in ('loss', 'grad_norm', 'update_norm')}
-    stats['layer_grad_norm'] = guard.layer_norms(grads['blocks'])
-    ok, guarded, aux['guard'] = guard.judge(guard_config, guarded, stats)
-    params, opt_state = guard.select(ok, (new_params, new_opt_state), (params, opt_state))
-    return {'params': params, 'opt_state': {'optimizer': opt_state, 'guard': guarded}}, aux
-
-  return jax.jit(train_step, donate_argnums=0)
+  return gradients
 
 
 def train(
@@ -124,8 +166,8 @@ def train(
   """Trains in `directory` until `config.train.steps`, from the newest checkpoint there if any.
 
   Args:
-    config: attribute mapping with `seed` and the sections data, train, mesh, optimizer, guard of
-      configs/base.py, with the derived `train.steps` and `train.rows`.
+    config: attribute mapping with `seed` and the sections data, train, mesh, optimizer, guard,
+      diagnostics of configs/base.py, with the derived `train.steps` and `train.rows`.
     corpora: name → tokenised corpus, as named by `train.stages`.
     directory: gets `checkpoints/`, `metrics.jsonl`, `events.jsonl`, `tensorboard/`.
     meta: stored with each checkpoint beside the model config, JSON-able.
@@ -138,6 +180,8 @@ def train(
   t, qk_clip = config.train, config.optimizer.qk_clip
   mesh = sharding.make_mesh(**{axis: config.mesh[axis] for axis in sharding.AXES})
   opened = {name: data.open_corpus(path, 'train', name) for name, path in corpora.items()}
+  if config.diagnostics.every and mesh.shape['context'] > 1:
+    raise ValueError('diagnostics.every needs whole rows: set it to 0, or mesh.context to 1')
   held_out = evals.load_held_out(corpora, limit=t.eval_documents)
   stages = data.make_stages(t.stages, t.steps)
   batches = data.Batches(
@@ -201,8 +245,10 @@ def train(
       z_loss=t.z_loss,
       qk_clip_tau=qk_clip.tau,
       max_logits=qk_clip.measure if qk_clip.tau else None,
+      leaves=config.diagnostics.leaves,
     )
     flops = model_config.flops_per_token(config.data.seq_len)
+    probe = make_probe(model_config, mesh, t, num_sources=len(batches.sources))
     peak = metrics.peak_flops(jax.devices()[0].device_kind)
     window: list[tuple[dict, float, float]] = []  # metrics, step seconds, wait seconds since a row
 
@@ -241,7 +287,15 @@ def train(
               if k
             },
             'grad/norm': float(np.mean([v['grad_norm'] for v in values])),
+            **{k: float(x) for k, x in values[-1].get('leaves', {}).items()},
           }
+          if t.accumulate > 1:
+            row |= diagnostics.micro_batches(
+              float(np.mean([v['micro_sq'] for v in values])),
+              float(np.mean([v['grad_norm'] ** 2 for v in values])),
+              t.accumulate,
+              float(counted_S.sum()) / len(values),
+            )
         lr_scale = float(reports[-1]['lr_scale'])
         row |= {
           'optim/lr': float(info.schedule(max(int(reports[-1]['applied']) - 1, 0))) * lr_scale,
@@ -353,6 +407,8 @@ def train(
           position = iterator.get_state()
           # In the midst of skips the state may be what makes the steps bad: no snapshot to keep.
           save &= last or not reports[-1]['streak']
+        if config.diagnostics.every and step % config.diagnostics.every == 0:
+          log.row(step, probe(state['params'], batch))
         if step % t.eval_every == 0 or last:
           row = {}
           for name, documents in held_out.items():
@@ -390,6 +446,45 @@ def train(
     'flops': flops * t.steps * t.rows * config.data.seq_len,
     'device': f'{jax.device_count()} x {jax.devices()[0].device_kind}',
   }
+
+
+def make_probe(
+  config: model.ModelConfig, mesh: jax.sharding.Mesh, t: Any, *, num_sources: int
+) -> Callable[[PyTree, dict], dict]:
+  """`(params, this process's batch) -> row` of diagnostics too dear for every step.
+
+  Activations of about 4,096 tokens; and, where no micro-batches tell it in every row, what the
+  gradients of the batch's two halves say (rows that do not divide in two say nothing).
+  """
+  ways = mesh.shape['data'] * mesh.shape['fsdp']
+  halves = make_gradients(
+    config, num_sources=num_sources, accumulate=2, chunk=t.loss_chunk, z_loss=t.z_loss
+  )
+
+  @jax.jit
+  def of_halves(params: PyTree, batch: dict) -> tuple[jax.Array, ...]:
+    grads, aux = halves(params, batch)
+    return aux['micro_sq'], jnp.square(_norm(grads)), jnp.sum(aux['tokens_S'])
+
+  @jax.jit
+  def of_activations(params: PyTree, batch: dict) -> dict[str, jax.Array]:
+    return diagnostics.activations(config, params, batch)
+
+  def probe(params: PyTree, batch: dict) -> dict:
+    rows, seq_len = batch['inputs'].shape
+    share = max(1, ways // jax.process_count())
+    few = min(rows, -(-4096 // (seq_len * jax.process_count() * share)) * share)
+    few = sharding.shard_batch({k: x[:few] for k, x in batch.items()}, mesh)
+    found = jax.device_get(of_activations(params, few))
+    max_L = np.max(found.pop('max_logits_LN'), axis=1)
+    row = {'attn/max_logit': float(max_L.max()), 'attn/max_logit_L': max_L.tolist()}
+    row |= {name: x.tolist() for name, x in found.items()}
+    if t.accumulate == 1 and t.rows % (2 * ways) == 0:
+      micro_sq, grad_sq, tokens = of_halves(params, sharding.shard_batch(batch, mesh))
+      row |= diagnostics.micro_batches(float(micro_sq), float(grad_sq), 2, float(tokens))
+    return row
+
+  return probe
 
 
 _OPT_STATE = ('optimizer', 'guard')

@@ -1,6 +1,6 @@
 """Times the train step on this machine's devices: one JSON line.
 
-  python -m experiments.benchmarks.train_step --shape=tiny --rows=32 --seq_len=256
+  python -m experiments.benchmarks.train_step --shape=tiny --rows=32 --seq_len=256 [--noguard]
 
 Rows are packed from documents of log-normal length (median 400 tokens) of random ids; the first
 step compiles and is timed apart.
@@ -21,6 +21,8 @@ _ROWS = flags.DEFINE_integer('rows', 32, 'Rows a step.')
 _SEQ_LEN = flags.DEFINE_integer('seq_len', 256, 'Tokens a row.')
 _STEPS = flags.DEFINE_integer('steps', 10, 'Steps timed.')
 _OPTIMIZER = flags.DEFINE_enum('optimizer', 'adamw', list(optim.OPTIMIZERS), 'Optimizer.')
+_GUARD = flags.DEFINE_bool('guard', True, 'With the guard.')
+_LEAVES = flags.DEFINE_bool('leaves', True, 'With norms and RMS of every leaf.')
 _CHUNK = flags.DEFINE_integer('chunk', 512, 'Places whose logits exist at once.')
 
 
@@ -44,6 +46,7 @@ def main(_: list[str]) -> None:
   config = model.SHAPES[_SHAPE.value]
   settings, guarding = base.get_config().optimizer, base.get_config().guard
   settings.name = _OPTIMIZER.value
+  guarding.enabled = _GUARD.value
   mesh = sharding.make_mesh(data=1, fsdp=-1)
   with jax.set_mesh(mesh):
     params = model.init(config, jax.random.key(0))
@@ -55,7 +58,9 @@ def main(_: list[str]) -> None:
         'guard': guard.init(guarding, config.num_layers),
       },
     }
-    step = train.make_train_step(config, optimizer, guarding, num_sources=1, chunk=_CHUNK.value)
+    step = train.make_train_step(
+      config, optimizer, guarding, num_sources=1, chunk=_CHUNK.value, leaves=_LEAVES.value
+    )
     batch = sharding.shard_batch(
       packed_batch(_ROWS.value, _SEQ_LEN.value, config.vocab_size), mesh
     )
@@ -63,11 +68,12 @@ def main(_: list[str]) -> None:
     state, out = step(state, batch)
     jax.block_until_ready(out)
     first = time.perf_counter() - began
-    seconds = []
+    seconds, cpu_seconds = [], []
     for _ in range(_STEPS.value):
-      began = time.perf_counter()
+      began, cpu_began = time.perf_counter(), time.process_time()
       state, out = step(state, batch)
-      jax.block_until_ready(out)
+      jax.block_until_ready((state, out))
+      cpu_seconds.append(time.process_time() - cpu_began)
       seconds.append(time.perf_counter() - began)
   rate = _ROWS.value * _SEQ_LEN.value / float(np.median(seconds))
   peak = metrics.peak_flops(jax.devices()[0].device_kind)
@@ -79,8 +85,11 @@ def main(_: list[str]) -> None:
         'benchmark': 'train_step',
         'shape': _SHAPE.value,
         'optimizer': _OPTIMIZER.value,
+        'guard': _GUARD.value,
+        'leaves': _LEAVES.value,
         'rows': _ROWS.value,
         'seq_len': _SEQ_LEN.value,
+        'cpu_seconds_per_step': round(float(np.median(cpu_seconds)), 4),
         'tokens_per_sec': round(rate, 1),
         'mfu': peak and round(rate * flops / peak / jax.device_count(), 4),
         'gflops_per_sec': round(rate * flops / 1e9, 2),

@@ -1,0 +1,131 @@
+"""How healthy a model's parameters, gradients and activations are: pure functions of arrays.
+
+Two prices. `leaves` and `micro_batches` cost sums over arrays that a step holds anyway: every step.
+`activations` costs a forward pass and an eigenvalue problem a layer: every `diagnostics.every`.
+
+References: gradient noise scale, McCandlish et al., arXiv 1812.06162, appendix A.1; effective rank,
+Roy and Vetterli 2007; kurtosis of the residual stream, Elhage et al. 2023 and He et al.,
+arXiv 2405.19279.
+"""
+
+import math
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+from smoljax import model, sharding
+
+PyTree = Any
+
+
+def leaves(params: PyTree, grads: PyTree, updates: PyTree) -> dict[str, jax.Array]:
+  """Of each leaf, float32 scalars by name: its gradient's norm, and root mean squares.
+
+  `grad_norm/LEAF`, `update_rms/LEAF`, `param_rms/LEAF`, and `update_ratio/LEAF` of these two:
+  1e-4 to 1e-2 in healthy training; with Muon about 0.2 · learning rate / parameter RMS.
+  """
+  found = {}
+  for (path, p), g, u in zip(
+    jax.tree.leaves_with_path(params), jax.tree.leaves(grads), jax.tree.leaves(updates), strict=True
+  ):
+    name = jax.tree_util.keystr(path, simple=True, separator='/')
+    param, grad, update = (
+      jnp.sqrt(jnp.mean(jnp.square(x.astype(jnp.float32)))) for x in (p, g, u)
+    )
+    found |= {
+      f'grad_norm/{name}': grad * math.sqrt(g.size),
+      f'update_rms/{name}': update,
+      f'param_rms/{name}': param,
+      f'update_ratio/{name}': update / jnp.maximum(param, 1e-30),
+    }
+  return found
+
+
+def micro_batches(micro_sq: float, grad_sq: float, micros: int, tokens: float) -> dict[str, float]:
+  """What the gradients of micro-batches say of the batch's; numbers, averaged over steps or not.
+
+  Args:
+    micro_sq: Σ|gᵢ|² of the micro-batches' gradients, whose sum is the batch's (each is divided by
+      the tokens of the whole batch).
+    grad_sq: |Σ gᵢ|².
+    micros: how many; at least 2.
+    tokens: of the whole batch.
+  Returns:
+    `grad_cos`: mean over pairs of gᵢ·gⱼ over the mean |gᵢ|²: the cosine of halves of equal norm.
+    `grad_sq` and `noise_trace`: unbiased estimates of |G|² and tr Σ, the true gradient's squared
+    norm and the variance of one token's gradient; average them over steps before dividing.
+    `noise_scale` = tr Σ / |G|² in tokens: batches far below it are mostly noise, batches far above
+    waste tokens. Absent where the estimate of |G|² is not positive: too much noise to tell.
+  """
+  small, big = tokens / micros, tokens
+  small_sq = micros * micro_sq  # mean of |A · gᵢ|²: a micro-batch's own mean gradient
+  true_sq = (big * grad_sq - small * small_sq) / (big - small)
+  trace = (small_sq - grad_sq) / (1 / small - 1 / big)
+  found = {
+    'grad_cos': (grad_sq - micro_sq) / ((micros - 1) * max(micro_sq, 1e-30)),
+    'grad_sq': true_sq,
+    'noise_trace': trace,
+  }
+  return found | ({'noise_scale': trace / true_sq} if true_sq > 0 else {})
+
+
+def activations(
+  config: model.ModelConfig, params: PyTree, batch: dict[str, jax.Array]
+) -> dict[str, jax.Array]:
+  """Of the tokens of a batch, float32, by layer where the name has an L:
+
+  resid_rms_L       RMS of the residual stream after the layer
+  act_kurtosis_L    E[x⁴] / E[x²]² of it: 3 if Gaussian, far above with outlier features
+  eff_rank_L        exp of the entropy of its squared singular values' shares: dims in use
+  dead_frac_L       share of the MLP's hidden units below 1e-6 on every token
+  max_logits_LN     largest attention logit of each head (exact)
+  token_cos         mean cosine of two tokens' final hidden states: 1 is collapse
+
+  Computed on every device alike: give it a few thousand tokens, on a mesh that splits no rows.
+  """
+  hidden_BTD, aux = model.hidden(
+    config, params, batch['inputs'], positions_BT=batch['positions'],
+    segment_ids_BT=batch['segment_ids'], max_logits='exact', capture=('residual', 'units'),
+  )  # fmt: skip
+  mask_BT = sharding.constrain(batch['segment_ids'] > 0, None, None)
+  mask_X = mask_BT.reshape(-1).astype(jnp.float32)
+  count = jnp.maximum(jnp.sum(mask_X), 1)
+
+  def layer(x_BTD):
+    x_XD = _whole(x_BTD).reshape(len(mask_X), -1).astype(jnp.float32) * mask_X[:, None]
+    square = jnp.sum(jnp.square(x_XD)) / (count * x_XD.shape[1])
+    fourth = jnp.sum(jnp.power(x_XD, 4)) / (count * x_XD.shape[1])
+    return jnp.sqrt(square), fourth / jnp.square(square), effective_rank(x_XD)
+
+  rms_L, kurtosis_L, rank_L = jax.lax.map(layer, _whole(aux['residual_LBTD']))
+  return {
+    'resid_rms_L': rms_L,
+    'act_kurtosis_L': kurtosis_L,
+    'eff_rank_L': rank_L,
+    'dead_frac_L': jnp.mean(_whole(aux['units_LF']) < 1e-6, axis=1, dtype=jnp.float32),
+    'max_logits_LN': aux['max_logits_LN'],
+    'token_cos': token_cosine(_whole(hidden_BTD).reshape(len(mask_X), -1), mask_X),
+  }
+
+
+def effective_rank(x_XD: jax.Array) -> jax.Array:
+  """exp(−Σ p log p) with p = σ²/Σσ² of the singular values, by the smaller Gram matrix, fp32."""
+  x_XD = x_XD if x_XD.shape[0] >= x_XD.shape[1] else x_XD.T
+  gram_DD = jnp.einsum('xd,xe->de', x_XD, x_XD, precision=jax.lax.Precision.HIGHEST)
+  p_D = jnp.maximum(jnp.linalg.eigvalsh(gram_DD), 0)
+  p_D /= jnp.maximum(jnp.sum(p_D), 1e-30)
+  return jnp.exp(-jnp.sum(jnp.where(p_D > 0, p_D * jnp.log(jnp.where(p_D > 0, p_D, 1)), 0)))
+
+
+def token_cosine(x_XD: jax.Array, mask_X: jax.Array) -> jax.Array:
+  """Mean cosine of two different rows among those that the mask (0 or 1) names."""
+  x_XD = x_XD.astype(jnp.float32)
+  norm_X1 = jnp.linalg.norm(x_XD, axis=1, keepdims=True)
+  sum_D = jnp.sum(x_XD / jnp.maximum(norm_X1, 1e-30) * mask_X[:, None], axis=0)
+  n = jnp.sum(mask_X)
+  return (jnp.sum(jnp.square(sum_D)) - n) / jnp.maximum(n * (n - 1), 1)
+
+
+def _whole(x: jax.Array) -> jax.Array:
+  return sharding.constrain(x, *(None,) * x.ndim)

@@ -1,0 +1,131 @@
+"""Diagnostics against numbers known in advance, and where a run writes them."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from test_train import fit, tiny
+
+from smoljax import diagnostics, metrics, model, train
+
+
+def test_leaves_are_those_of_numpy():
+  rng = np.random.default_rng(0)
+  p, g, u = ({'a': {'up_DF': rng.standard_normal((3, 4, 5))}} for _ in range(3))
+  found = diagnostics.leaves(*(jax.tree.map(jnp.float32, x) for x in (p, g, u)))
+  p, g, u = (x['a']['up_DF'] for x in (p, g, u))
+  rms = lambda x: np.sqrt(np.mean(x**2))
+  expected = {
+    'grad_norm/a/up_DF': np.linalg.norm(g.ravel()),
+    'update_rms/a/up_DF': rms(u),
+    'param_rms/a/up_DF': rms(p),
+    'update_ratio/a/up_DF': rms(u) / rms(p),
+  }
+  assert found.keys() == expected.keys()
+  for name, value in expected.items():
+    np.testing.assert_allclose(found[name], value, rtol=1e-5)
+
+
+@pytest.mark.parametrize('micros', [2, 8])
+def test_the_noise_scale_of_a_gaussian_gradient(micros):
+  """A token's gradient is N(G, Σ): |G|² = 9, tr Σ = 300 · 4; averaged before dividing."""
+  rng = np.random.default_rng(0)
+  mean, tokens, steps = np.full(300, np.sqrt(9 / 300)), 512, 400
+  per_micro = rng.normal(mean, 2 / np.sqrt(tokens / micros), (steps, micros, 300))
+  parts = per_micro / micros  # each divided by the tokens of the whole batch
+  micro_sq = np.mean(np.sum(parts**2, axis=(1, 2)))
+  grad_sq = np.mean(np.sum(np.sum(parts, axis=1) ** 2, axis=1))
+  found = diagnostics.micro_batches(micro_sq, grad_sq, micros, tokens)
+  assert found['grad_sq'] == pytest.approx(9, rel=0.02)
+  assert found['noise_trace'] == pytest.approx(1200, rel=0.05)
+  assert found['noise_scale'] == pytest.approx(1200 / 9, rel=0.06)
+  dot = np.mean(per_micro[:, 0] @ per_micro[:, 1].T) / np.mean(np.sum(per_micro**2, axis=2))
+  assert found['grad_cos'] == pytest.approx(dot, abs=0.02)
+
+
+def test_opposed_halves_have_no_noise_scale():
+  found = diagnostics.micro_batches(2.0, 0.0, 2, 100)
+  assert found['grad_cos'] == -1 and 'noise_scale' not in found
+
+
+@pytest.mark.parametrize('rank', [1, 5, 16])
+def test_effective_rank_counts_equal_directions(rank):
+  rng = np.random.default_rng(0)
+  q, r = (np.linalg.qr(rng.standard_normal((n, 16)))[0] for n in (40, 16))
+  tokens = q[:, :rank] @ r[:, :rank].T
+  for x in (tokens, tokens.T):
+    np.testing.assert_allclose(diagnostics.effective_rank(jnp.float32(x)), rank, rtol=1e-3)
+
+
+def test_token_cosine():
+  x = np.array([[1.0, 0], [0, 2], [3, 3], [9, -9]])
+  both = np.mean([0, np.sqrt(0.5), np.sqrt(0.5)])
+  found = diagnostics.token_cosine(jnp.float32(x), jnp.float32([1, 1, 1, 0]))
+  np.testing.assert_allclose(found, both, rtol=1e-5)
+
+
+CONFIG = model.ModelConfig(
+  vocab_size=64, num_layers=3, embed_dim=32, num_heads=4, num_kv_heads=2, head_dim=8, mlp_dim=48,
+  max_seq_len=32, dtype='float32',
+)  # fmt: skip
+
+
+def activations(params, **changes):
+  rng = np.random.default_rng(0)
+  batch = {
+    'inputs': rng.integers(1, 64, (4, 32)).astype(np.int32),
+    'positions': np.tile(np.arange(32, dtype=np.int32), (4, 1)),
+    'segment_ids': np.ones((4, 32), np.int32),
+  } | changes
+  return jax.device_get(jax.jit(diagnostics.activations, static_argnums=0)(CONFIG, params, batch))
+
+
+def test_dead_units_outliers_and_collapse_are_seen():
+  params = model.init(CONFIG, jax.random.key(0))
+  healthy = activations(params)
+  assert healthy['resid_rms_L'].shape == (3,) and healthy['max_logits_LN'].shape == (3, 4)
+  assert (healthy['dead_frac_L'] == 0).all()
+  assert (np.abs(healthy['act_kurtosis_L'] - 3) < 1).all()
+  assert (healthy['eff_rank_L'] > 20).all() and (healthy['eff_rank_L'] <= 32).all()
+  up = params['blocks']['mlp']['up_DF'].at[1, :, :12].set(0)
+  dead = activations({**params, 'blocks': {**params['blocks'], 'mlp': {
+    **params['blocks']['mlp'], 'up_DF': up}}})  # fmt: skip
+  np.testing.assert_allclose(dead['dead_frac_L'], [0, 0.25, 0])
+  outlier = activations({**params, 'embed_VD': params['embed_VD'].at[:, 3].set(1.0)})
+  assert (outlier['act_kurtosis_L'] > 20).all()
+  assert (outlier['eff_rank_L'] < 3).all()
+  assert outlier['token_cos'] > 0.9 > 0.3 > healthy['token_cos']
+
+
+def test_padding_counts_for_nothing():
+  params = model.init(CONFIG, jax.random.key(0))
+  segments = np.ones((4, 32), np.int32)
+  segments[:, 20:] = 0
+  a, b = (activations(params, segment_ids=segments, inputs=x) for x in (
+    np.full((4, 32), 5, np.int32), np.where(segments, 5, 9).astype(np.int32)))  # fmt: skip
+  for name in ('resid_rms_L', 'act_kurtosis_L', 'eff_rank_L', 'token_cos'):
+    np.testing.assert_allclose(a[name], b[name], rtol=1e-5)
+
+
+@pytest.mark.parametrize('accumulate', [1, 4])
+def test_a_run_writes_them(markov_corpora, tmp_path, monkeypatch, accumulate):
+  make_mesh = train.sharding.make_mesh
+  monkeypatch.setattr(
+    train.sharding, 'make_mesh', lambda **kw: make_mesh(**kw, devices=jax.devices()[:2])
+  )
+  c = tiny(**{'diagnostics.every': 4, 'train.accumulate': accumulate})
+  fit(c, markov_corpora, tmp_path)
+  rows = metrics.read_rows(tmp_path / 'metrics.jsonl')
+  looks = [r for r in rows if 'eff_rank_L' in r]
+  assert [r['step'] for r in looks] == [4, 8, 12]
+  assert all(len(r['resid_rms_L']) == c.model.num_layers for r in looks)
+  trained = [r for r in rows if 'train/loss' in r]
+  assert all(1e-6 < r['update_ratio/blocks/mlp/up_DF'] < 1 for r in trained)
+  told = looks if accumulate == 1 else trained
+  assert all(-1 <= r['grad_cos'] <= 1 and r['noise_trace'] > 0 for r in told)
+
+
+def test_a_split_sequence_is_refused(markov_corpora, tmp_path):
+  c = tiny(**{'diagnostics.every': 4, 'mesh.context': 2})
+  with pytest.raises(ValueError, match=r'diagnostics.every .*mesh.context'):
+    fit(c, markov_corpora, tmp_path)
