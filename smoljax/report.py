@@ -279,8 +279,9 @@ def training(run: Run, csv: Csv) -> str:
   parts = []
   if loss:
     smooth = charts.smooth(loss)
-    body = charts.lines([Series('each row', loss, 0, 'faint'), Series('smoothed', smooth, 0)]
-                        if len(loss) > 50 else [Series('', loss, 0)],
+    curve = ([Series('each row', loss, 0, 'faint'), Series('smoothed', smooth, 0)]
+             if len(loss) > 50 else [Series('loss', loss, 0)])
+    body = charts.lines(curve + decided(run, loss),
                         label='Training loss by step', y_label='nats per token', height=320,
                         x_label='' if lr else 'step',
                         rule=(f'unigram {unigram:.2f}', unigram) if number(unigram) else None,
@@ -340,6 +341,93 @@ def training(run: Run, csv: Csv) -> str:
         y_label='share of step time', from_zero=True, percent=True, **common), link,
         f'mean {percent(statistics.fmean(y for _, y in wait))} of the time'))
   return section('training', 'Training', *parts, f'<div class="grid">{"".join(grid)}</div>')
+
+
+def guarded(run: Run) -> list[dict]:
+  """The guard's decisions, each once: a run that was killed may have taken them again."""
+  unique = {}
+  for e in run.events:
+    if e.get('event') == 'guard' and number(e.get('step')):
+      told = {k: v for k, v in e.items() if k != 'time'}
+      unique.setdefault(json.dumps(told, sort_keys=True), e)
+  return list(unique.values())
+
+
+def decided(run: Run, curve: Sequence[tuple[float, float]]) -> list[Series]:
+  """The guard's decisions as dots on a curve: skips, and what is above them on the ladder."""
+  def at(step: float) -> tuple[float, float]:
+    return step, min(curve, key=lambda point: abs(point[0] - step))[1]
+
+  kinds = {'skipped': lambda a: a == 'skip', 'rolled back or stopped': lambda a: a != 'skip'}
+  series = [Series(name, [at(e['step']) for e in guarded(run) if among(e.get('action'))], 4 + i,
+                   'dots') for i, (name, among) in enumerate(kinds.items())]
+  return [s for s in series if s.points]
+
+
+def stability(run: Run, csv: Csv) -> str:
+  """What the guard did, how large gradients and updates are, and what the last look saw."""
+  norm, events = run.points('grad/norm'), guarded(run)
+  parts = []
+  if events:
+    def broken(e: dict) -> str:
+      rules = e['broken'] if isinstance(e.get('broken'), list) else [e]
+      return '; '.join(f'{text(r.get("rule"))} {text(r.get("statistic"))} against '
+                       f'{text(r.get("threshold"))}' for r in rules if isinstance(r, dict))
+
+    def then(e: dict) -> str:
+      named = e.get('documents') if isinstance(e.get('documents'), dict) else {}
+      documents = sum(len(ids) for ids in named.values() if isinstance(ids, list))
+      return (f'to step {count(e["to"])}, {count(e.get("batches_left_out"))} batches left out, '
+              f'learning rate × {text(e.get("lr_scale"))}' if 'to' in e else
+              f'{count(documents)} documents, named in events.jsonl' if documents else '')
+
+    skips = sum(e.get('action') == 'skip' for e in events)
+    parts.append(f'<h3>The guard</h3><p class="note">Steps not taken: {count(skips)}. '
+                 f'Rollbacks and stops: {count(len(events) - skips)}.</p>' + table(
+                   ('decision', 'because of', 'then', 'step'),
+                   [(text(e.get('action')), broken(e), then(e), count(e['step']))
+                    for e in events[:100]], words=3))
+  if norm:
+    link = csv('gradients', ('step', 'grad_norm'), norm)
+    grid = [figure('Gradient norm', charts.lines(
+      [Series('norm', norm, 1), *decided(run, norm)], label='Gradient norm by step', height=200,
+      y_label='global norm', from_zero=True), link)]
+    names = sorted({k.removeprefix('update_ratio/') for r in run.metrics for k in r
+                    if k.startswith('update_ratio/')})
+    if names:
+      rows = [(r['step'], n, *(r.get(f'{k}/{n}') for k in LEAF)) for r in run.metrics
+              for n in names if f'update_ratio/{n}' in r]
+      matrices = [n for n in names if n.startswith('blocks/') and 'norm' not in n][:6]
+      grid.append(figure('Update over parameter', charts.lines(
+        [Series(n.split('/')[-1], run.points(f'update_ratio/{n}'), i)
+         for i, n in enumerate(matrices or names[:6])],
+        label='RMS of the update over that of the parameter', height=200, y_label='ratio of RMS',
+        from_zero=True), csv('leaves', ('step', 'leaf', *LEAF), rows)))
+    parts.append(f'<div class="grid">{"".join(grid)}</div>')
+  looks = [r for r in run.metrics if isinstance(r.get('eff_rank_L'), list)]
+  if looks:
+    look = looks[-1]
+    columns = [(words, look[k]) for k, words in LOOK.items() if isinstance(look.get(k), list)]
+    layers = list(zip(*(values for _, values in columns), strict=False))
+    one = ', '.join(f'{words} {fixed(look[k], 3)}' for k, words in BATCH.items() if k in look)
+    parts.append(figure(f'Layers at step {count(look["step"])}', table(
+      ('layer', *(words for words, _ in columns)),
+      [(count(i), *(fixed(x) for x in row)) for i, row in enumerate(layers)]),
+      csv('layers', ('layer', *(words for words, _ in columns)),
+          [(i, *row) for i, row in enumerate(layers)]), f'Of all layers: {one}.' if one else ''))
+  return section('stability', 'Stability', *parts) if parts else ''
+
+
+LEAF = ('grad_norm', 'update_rms', 'param_rms', 'update_ratio')
+LOOK = {
+  'resid_rms_L': 'residual RMS', 'act_kurtosis_L': 'kurtosis (3: Gaussian)',
+  'eff_rank_L': 'effective rank', 'dead_frac_L': 'dead units, share',
+  'attn/max_logit_L': 'largest logit',
+}  # fmt: skip
+BATCH = {
+  'token_cos': 'mean cosine of two tokens', 'grad_cos': 'cosine of micro-batches',
+  'noise_scale': 'gradient noise scale in tokens',
+}  # fmt: skip
 
 
 def evaluation(run: Run, csv: Csv) -> str:
@@ -472,7 +560,7 @@ def record(run: Run, csv: Csv) -> str:
   else:
     parts.append(missing('times', 'no summary.json, or no seconds in it'))
   saves = [e for e in run.events if e.get('event') == 'checkpoint']
-  told = [e for e in run.events if e.get('event') != 'checkpoint']
+  told = [e for e in run.events if e.get('event') not in ('checkpoint', 'guard')]
   if run.events:
     rows = [(text(str(e.get('time', ''))[:19].replace('T', ' ')), text(e.get('event', '')),
              ', '.join(f'{text(k)} {text(v)}' for k, v in e.items()
@@ -506,8 +594,8 @@ def redact(tree: Any) -> Any:
 
 # --- The page -------------------------------------------------------------------------------------
 
-SECTIONS = (headline, flow, corpus_page.curation, corpus_page.corpus, training, evaluation, sample,
-            artefacts, record)
+SECTIONS = (headline, flow, corpus_page.curation, corpus_page.corpus, training, stability,
+            evaluation, sample, artefacts, record)
 # Of a directory that holds corpora and no run.
 CORPORA = (corpora_headline, corpus_page.curation, corpus_page.corpus, unreadable)
 

@@ -130,6 +130,10 @@ def make_workdir(root: pathlib.Path, hostile: bool = False) -> None:
                  'grad/norm': 0.8, 'perf/tokens_per_sec': 9000 * float(rng.normal(1, 0.03)),
                  'perf/step_time': 0.9, 'perf/mfu': 0.112,
                  'data/wait': float(rng.uniform(0, 0.03))})
+    rows[-1] |= {f'{k}/blocks/mlp/up_DF{bad}': 0.01 for k in report.LEAF}
+    if step == 200:
+      rows[-1] |= {k: [1.5, 2.5] for k in report.LOOK} | {'eff_rank_L': [61.0, 47.125]}
+      rows[-1] |= dict.fromkeys(report.BATCH, 0.125)
     if step % 50 == 0 or step == steps:
       rows.append({'step': step, 'tokens': 8192 * step, f'val/{web}/loss': loss + 0.08,
                    f'val/{web}/bpb': loss / 2.2, 'val/pdf/loss': loss - 0.1,
@@ -166,12 +170,17 @@ def make_workdir(root: pathlib.Path, hostile: bool = False) -> None:
     'tokens_per_sec': 9011.0, 'device': 'cpu x1' + bad,
     'seconds': {'selfdocs': 21.0, 'web': 84.2, 'pdf': 61.7, 'tokenizer': 9.3, 'tokenize': 12.8,
                 'train': 262.0, 'evaluate': 31.4, 'export': 2.7, 'sample': 4.4}}))
+  skip = {'action': 'skip', 'documents': {web: ['a' + bad, 'b'], 'pdf': ['c']}, 'broken': [
+    {'rule': 'grad_norm' + bad, 'statistic': 31.7, 'threshold': 2.25}]}
+  back = {'action': 'rollback' + bad, 'to': 30, 'batches_left_out': 102, 'lr_scale': 1.0,
+          'rule': 'loss', 'statistic': 'nan', 'threshold': 'inf', 'position': {'step': 30}}
   events = [('start', {'device': 'cpu x1' + bad}), ('stage', {'stage': 'stable'}),
-            ('checkpoint', {}), ('resume', {'from': 'checkpoints/100'}), ('checkpoint', {}),
+            ('checkpoint', {}), ('guard', skip), ('guard', skip), ('guard', back),
+            ('resume', {'from': 'checkpoints/100'}), ('checkpoint', {}),
             ('stage', {'stage': 'stage 2', 'mixture': {'web': 0.6, 'pdf': 0.4}}),
             ('stage', {'stage': 'decay'}), ('checkpoint', {}), ('stop', {'reason': 'finished'})]
   (root / 'events.jsonl').write_text(''.join(json.dumps(
-    {'time': f'2026-11-23T21:4{i}:07Z', 'step': 32 * i, 'event': e, **more}) + '\n'
+    {'time': f'2026-11-23T21:{40 + i}:07Z', 'step': min(20 * i, steps), 'event': e, **more}) + '\n'
     for i, (e, more) in enumerate(events)))
   (root / 'config.json').write_text(json.dumps({
     'name': 'quickstart' + bad, 'seed': 0, 'wandb_token': 'canary123',
@@ -234,6 +243,17 @@ def test_numbers_on_the_page_come_from_the_files(workdirs):
   assert 'canary123' not in page
   assert '99' not in re.findall(r'From (\S+) to', page)[0]  # the step done again counts
   assert 'metrics.jsonl: a torn line was skipped' in page
+
+
+def test_the_guard_is_on_the_page(workdirs):
+  page = (workdirs['plain'] / 'report/index.html').read_text()
+  assert 'Steps not taken: 2. Rollbacks and stops: 1.' in page
+  assert 'grad_norm 31.7 against 2.25' in page
+  assert 'to step 30, 102 batches left out' in page
+  assert page.count('>skipped<') == page.count('>rolled back or stopped<') == 2  # loss, gradient
+  assert 'Layers at step 200' in page and '47.12' in page
+  assert 'Of all layers: mean cosine of two tokens 0.125' in page
+  assert '102' not in page.split('id="record"')[1]
 
 
 def test_every_plot_has_its_csv(workdirs):
