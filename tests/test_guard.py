@@ -17,6 +17,7 @@ from test_train import leaves, tiny
 
 from configs import base
 from experiments import lineage, pipeline
+from experiments.benchmarks import stability
 from smoljax import guard, metrics, model, optim, train
 
 LAYERS = 3
@@ -326,6 +327,32 @@ def test_it_works_on_any_mesh(ladder, markov_corpora, tmp_path, mesh, monkeypatc
     for d in (ladder[1], tmp_path)
   ]
   np.testing.assert_allclose(*losses, rtol=5e-4)
+
+
+# --- The contest ---------------------------------------------------------------------------------
+
+
+def test_the_naive_rule_is_poisoned_by_a_nan(judged):
+  """Why the guard selects and keeps finite values only: what it is compared with does neither."""
+  series = [*noise(12), np.nan, *noise(12, seed=1)]
+  state, factors = guard.init(settings(), LAYERS), []
+  for x in series:
+    stats = {n: jnp.ones(LAYERS if n == 'layer_grad_norm' else ()) for n in guard.RULES}
+    factor, state, _ = stability.naive_judge(settings(), state, {**stats, 'loss': jnp.float32(x)})
+    factors.append(float(factor))
+  assert factors == [1.0] * 12 + [0.0] * 13  # none is taken while NaN is among the last 16
+  assert judged(series)[0] == [True] * 12 + [False] + [True] * 12
+  assert np.isnan(stability.naive_select(jnp.float32(0), jnp.float32(np.nan), jnp.float32(1)))
+
+
+def test_steps_to_recover():
+  clean = {'losses': dict.fromkeys(range(0, 101, 5), 2.0)}
+  result = {'outcome': 'finished', 'steps': 100, 'fault': 'nan'}
+  assert stability.steps_to_recover({**result, **clean}, clean) == 0
+  hurt = {**clean['losses'], 50: 5.0, 55: 3.0, 60: 2.3}
+  assert stability.steps_to_recover({**result, 'losses': hurt}, clean) == 20
+  assert stability.steps_to_recover({**result, 'losses': dict.fromkeys(hurt, 3.0)}, clean) is None
+  assert stability.steps_to_recover({**result, 'outcome': 'diverged'}, clean) is None
 
 
 _SCRIPT = """

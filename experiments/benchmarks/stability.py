@@ -38,11 +38,12 @@ from smoljax import data, evals, export, guard, metrics, model, train
 _CORPUS = flags.DEFINE_string('corpus', None, 'Tokenised corpus, with a validation split.')
 _OUTPUT = flags.DEFINE_string('output', None, 'Folder for the runs and the table.')
 _STEPS = flags.DEFINE_integer('steps', 200, 'Steps of each run; the fault comes half-way.')
+_ROWS = flags.DEFINE_integer('rows', 8, 'Rows of 128 tokens a step.')
 _TAU = flags.DEFINE_float('tau', 30.0, 'Largest logit allowed by QK-Clip.')
 _CONTESTANTS = flags.DEFINE_list('contestants', None, 'Names of CONTESTANTS; all if not given.')
 _FAULTS = flags.DEFINE_list('faults', None, 'Names of FAULTS; all if not given.')
 
-_SEQ_LEN, _ROWS = 128, 8
+_SEQ_LEN = 128
 _RATE = 3e-3
 
 # What each changes of AdamW without clipping and without a guard. `tau` becomes --tau.
@@ -79,8 +80,8 @@ def make_config(contestant: str, fault: str, steps: int, tau: float, vocab_size:
     dict(num_layers=3, embed_dim=96, num_heads=4, num_kv_heads=2, head_dim=24, mlp_dim=256)
   )
   c.model.dtype = 'float32'
-  c.train.batch_tokens = _ROWS * _SEQ_LEN
-  c.train.tokens = steps * _ROWS * _SEQ_LEN
+  c.train.batch_tokens = _ROWS.value * _SEQ_LEN
+  c.train.tokens = steps * c.train.batch_tokens
   c.train.stages = (dict(name='all', fraction=1.0, mixture=dict(text=1.0)),)
   c.train.log_every = 5
   c.train.eval_every = steps
@@ -166,6 +167,7 @@ def run(contestant: str, fault: str, corpus: str, start: str, directory: str) ->
     'losses': {r['step']: r['train/loss'] for r in trained},
     'cpu_seconds': round(time.process_time() - began, 1),
     'steps': _STEPS.value,
+    'rows': _ROWS.value,
     'tau': _TAU.value,
   }
 
@@ -174,7 +176,7 @@ def _largest_logit(config: model.ModelConfig, directory: str, corpus: str) -> fl
   _, params, _ = evals.load_weights(directory)
   documents = data.open_corpus(corpus, 'validation', 'text')
   rows = [documents.tokens(i)[:_SEQ_LEN] for i in range(len(documents.lengths))]
-  tokens_BT = np.stack([r for r in rows if len(r) == _SEQ_LEN][: 4 * _ROWS])
+  tokens_BT = np.stack([r for r in rows if len(r) == _SEQ_LEN][:32])
   out = model.apply(config, params, tokens_BT, max_logits='exact')
   return float(jnp.max(out.aux['max_logits_LN']))
 
