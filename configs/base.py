@@ -171,7 +171,7 @@ def get_config() -> ConfigDict:
   c.guard.enabled = True
   c.guard.sigma = 6.0  # standard deviations from the mean beyond which a step is skipped
   c.guard.window = 128  # past steps that a step is compared with
-  c.guard.min_steps = 64  # of them before it is; a step that is not finite is always skipped
+  c.guard.min_steps = 32  # of them before it is; a step that is not finite is always skipped
   c.guard.patience = 3  # skips in a row before a rollback to the last good checkpoint
   c.guard.skip_batches = 100  # left out of the data after a rollback, from the incident on
   c.guard.horizon = 5000  # batches; a second rollback within them lowers the rate, a third stops

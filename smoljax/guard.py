@@ -69,8 +69,8 @@ class Rule(NamedTuple):
 
 RULES: dict[str, Rule] = {
   'loss': Rule(relative_floor=0.01),
-  'grad_norm': Rule(relative_floor=0.01),
-  'update_norm': Rule(relative_floor=0.01),
+  'grad_norm': Rule(relative_floor=0.05),
+  'update_norm': Rule(relative_floor=0.05),  # Muon's hardly varies
   'layer_grad_norm': Rule(floor=0.5, log=True),
 }
 

@@ -379,6 +379,7 @@ def train(
         say(f'step {step}: {action} to step {to}: {broken["rule"]} {broken["statistic"]}')
         return to, state, position
 
+      due = False  # a checkpoint
       while step < t.steps:
         stage = next(s for s in stages if s.start <= step < s.stop)
         if step == stage.start:
@@ -391,7 +392,8 @@ def train(
         state, step_metrics = train_step(state, sharding.shard_batch(batch, mesh))
         step += 1
         last = step == t.steps
-        save = step % t.checkpoint_every == 0 or last or termination.requested
+        due |= step % t.checkpoint_every == 0
+        save = last or termination.requested or due
         if step % t.log_every == 0 or save:
           jax.block_until_ready(step_metrics)
         window.append((step_metrics, time.perf_counter() - began, waited))
@@ -402,10 +404,10 @@ def train(
           if guard.decide(config.guard, reports[-1], streak) != 'go on':
             iterator.close()
             step, state, position = roll_back(step, state, broken)
-            iterator = data.prefetch(batches, position)
+            iterator, due = data.prefetch(batches, position), False
             continue
           position = iterator.get_state()
-          # In the midst of skips the state may be what makes the steps bad: no snapshot to keep.
+          # In the midst of skips the state may be what makes the steps bad: the checkpoint waits.
           save &= last or not reports[-1]['streak']
         if config.diagnostics.every and step % config.diagnostics.every == 0:
           log.row(step, probe(state['params'], batch))
@@ -423,6 +425,7 @@ def train(
           log.row(step, {'tokens': step * t.rows * config.data.seq_len, **row})
           say(f'step {step}/{t.steps} | ' + ' | '.join(f'{k} {v:.3f}' for k, v in row.items()))
         if save:
+          due = False
           ckpt.save(step, state['params'], state['opt_state'], position, meta)
           log.event(step, 'checkpoint')
         if termination.requested and not last:
