@@ -32,8 +32,8 @@ def _muon(params, **changes):
   return optim.make_optimizer(settings, params, 1000)[0]
 
 
-def _optax_muon(params):
-  """optax's, with the matrices of each role named as it wants them."""
+def matrix_dims(params):
+  """Which dims of each leaf are a matrix's, as optax.contrib.muon wants to be told."""
   settings = copy.deepcopy(base.get_config().optimizer)
   settings.name = 'muon'
   labels = optim.label_params(settings, params)
@@ -45,9 +45,7 @@ def _optax_muon(params):
     positive = lambda ds: tuple(d % leaf.ndim for d in ds)
     return optax.contrib.MuonDimensionNumbers(positive(view.fan_in), positive(view.fan_out))
 
-  return optax.contrib.muon(
-    1e-3, weight_decay=.1, consistent_rms=.2,
-    muon_weight_dimension_numbers=jax.tree.map_with_path(dims, params))
+  return jax.tree.map_with_path(dims, params)
 
 
 VARIANTS = {
@@ -55,7 +53,8 @@ VARIANTS = {
   'muon pe5': lambda p: _muon(p),
   'muon pe5, 4 at once': lambda p: _muon(p, at_once=4),
   'muon gram5, 4 at once': lambda p: _muon(p, coefficients='gram5', at_once=4),
-  'optax.contrib.muon': _optax_muon,
+  'optax.contrib.muon': lambda p: optax.contrib.muon(
+    1e-3, weight_decay=.1, consistent_rms=.2, muon_weight_dimension_numbers=matrix_dims(p)),
 }
 
 

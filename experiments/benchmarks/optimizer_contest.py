@@ -1,0 +1,434 @@
+"""Which optimizer needs how many tokens? A contest of equally tuned ones, with intervals.
+
+  python -m experiments.benchmarks.optimizer_contest tokens --text='GLOB' --output=DIR
+  python -m experiments.benchmarks.optimizer_contest run    --output=DIR [--seconds=500]
+  python -m experiments.benchmarks.optimizer_contest report --output=DIR
+
+`tokens` trains a tokenizer on text files and stores their tokens, documents shuffled. `run` does
+what is left of the contest of configs/optimizer_contest.py, a line in DIR/runs.jsonl each, and
+stops before --seconds are over: call it again to go on. `report` writes DIR/contest.md and
+DIR/contest.svg. The contestants:
+
+  adamw                SmolLM3's optimizer
+  adamw_warm           the same with four times the warm-up
+  adamw_eighth         the same with the learning rate that was best for a model an eighth the size
+  optax_muon           optax.contrib.muon(learning_rate), as its documentation has it
+  optax_muon_labelled  optax.contrib.muon told which dims are matrices, with the settings of `muon`
+  muon                 ours: Polar Express, scaled to AdamW's update RMS
+  muon_heads           ours, queries and keys one matrix a head
+  muonclip             `muon` with QK-Clip
+
+Runs that differ in seed or learning rate alone are one compiled program, vmapped. Updates are
+linear in the learning rate, which is therefore an input: optimizers are built at 1.
+"""
+
+import argparse
+import copy
+import functools
+import glob
+import gzip
+import json
+import math
+import pathlib
+import time
+from collections.abc import Iterator
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+
+from configs import base, optimizer_contest
+from experiments.benchmarks.optimizer_step import matrix_dims
+from smoljax import model, muon, objectives, optim
+
+BLOCK = 8  # steps a call
+
+NAMES = {
+  'adamw': 'AdamW', 'adamw_warm': 'AdamW, longer warm-up',
+  'adamw_eighth': 'AdamW, tuned at 1/8 the size',
+  'optax_muon': 'optax Muon, as documented', 'optax_muon_labelled': 'optax Muon, labelled right',
+  'muon': 'our Muon', 'muon_heads': 'our Muon, q and k by head', 'muonclip': 'our MuonClip',
+}  # fmt: skip
+
+
+# --- tokens --------------------------------------------------------------------------------------
+
+
+def make_tokens(patterns: list[str], output: pathlib.Path, vocab_size: int, limit: int) -> None:
+  """Tokenises the files that match, whole documents in a fixed random order, up to `limit`."""
+  from smoljax import tokenizer
+
+  paths = sorted({p for pattern in patterns for p in glob.glob(pattern, recursive=True)})
+  if not paths:
+    raise SystemExit(f'no file matches {" ".join(patterns)}')
+  np.random.default_rng(0).shuffle(paths)
+  seen, texts = set(), []
+  for path in paths:
+    opener = gzip.open if path.endswith('.gz') else open
+    with opener(path, 'rb') as file:
+      text = file.read().decode('utf-8', 'replace')
+    if len(text) > 500 and text not in seen:
+      seen.add(text)
+      texts.append(text)
+  output.mkdir(parents=True, exist_ok=True)
+  sample = [line for text in texts[:400] for line in text.split('\n')]
+  tokenizer.train(sample, str(output / 'tokenizer.model'), vocab_size=vocab_size)
+  encoder = tokenizer.load(str(output / 'tokenizer.model'))
+  parts, total = [], 0
+  for text in texts:
+    part = np.array([encoder.bos_id, *encoder.encode(text)], np.uint16)
+    parts.append(part)
+    total += len(part)
+    if total >= limit:
+      break
+  tokens = np.concatenate(parts)[:limit]
+  np.save(output / 'tokens.npy', tokens)
+  print(f'{len(tokens):,} tokens of {len(parts):,} documents in {output}/tokens.npy')
+
+
+# --- runs ----------------------------------------------------------------------------------------
+
+
+def make_optimizer(name: str, c, params) -> optax.GradientTransformation:
+  """The contestant's transformation at a learning rate of 1."""
+  if name == 'optax_muon':
+    return optax.contrib.muon(1.0)
+  if name == 'optax_muon_labelled':
+    return optax.contrib.muon(
+      1.0, weight_decay=c.weight_decay, consistent_rms=.2, adam_b2=.95,
+      adam_weight_decay=c.weight_decay, muon_weight_dimension_numbers=matrix_dims(params))
+  settings = copy.deepcopy(base.get_config().optimizer)
+  settings.name = 'adamw' if name.startswith('adamw') else 'muon'
+  settings.learning_rate, settings.schedule, settings.warmup_fraction = 1.0, 'constant', 0.0
+  settings.weight_decay = c.weight_decay
+  settings.muon.per_head = 'qk' if name == 'muon_heads' else 'none'
+  return optim.make_optimizer(settings, params, c.steps)[0]
+
+
+class Runner:
+  """Trains many copies of one model by one optimizer at once: a learning rate and a seed each."""
+
+  def __init__(self, name: str, c, config: model.ModelConfig, tokens: np.ndarray):
+    self.c, self.config = c, config
+    self.warmup = c.long_warmup if name == 'adamw_warm' else c.warmup
+    held_out = c.eval_rows * (c.seq_len + 1)
+    self.train, self.held_out = jnp.asarray(tokens[:-held_out]), tokens[-held_out:]
+    self.tau = c.qk_clip_tau if name == 'muonclip' else 0.0
+    params = model.abstract_params(config)
+    self.optimizer = make_optimizer(name, c, params)
+    self.init = jax.jit(jax.vmap(self._init))
+    self.advance = jax.jit(jax.vmap(self._advance, in_axes=(0, 0, 0, None)))
+    self.evaluate = jax.jit(jax.vmap(self._evaluate))
+
+  def _init(self, seed):
+    params = model.init(self.config, jax.random.key(seed))
+    return params, self.optimizer.init(params)
+
+  def _batch(self, rows_BT):
+    B, T = rows_BT.shape[0], self.c.seq_len
+    return {
+      'inputs': rows_BT[:, :-1].astype(jnp.int32), 'targets': rows_BT[:, 1:].astype(jnp.int32),
+      'segment_ids': jnp.ones((B, T), jnp.int32), 'source': jnp.zeros(B, jnp.int32),
+      'positions': jnp.broadcast_to(jnp.arange(T, dtype=jnp.int32), (B, T)),
+    }  # fmt: skip
+
+  def _loss(self, params, rows_BT, max_logits):
+    loss = objectives.next_token(
+      self.config, params, self._batch(rows_BT), num_sources=1, max_logits=max_logits,
+      total_tokens=jnp.float32(rows_BT.shape[0] * self.c.seq_len))
+    return loss.total, loss.metrics
+
+  def _advance(self, state, starts_SB, lr_S, tokens):
+    def step(state, inputs):
+      (params, opt_state), (starts_B, lr) = state, inputs
+      rows_BT = tokens[starts_B[:, None] + jnp.arange(self.c.seq_len + 1)]
+      measure = 'bound' if self.tau else None
+      (loss, aux), grads = jax.value_and_grad(self._loss, has_aux=True)(params, rows_BT, measure)
+      updates, opt_state = self.optimizer.update(grads, opt_state, params)
+      params = jax.tree.map(lambda p, u: p + lr * u, params, updates)
+      if self.tau:
+        params = muon.qk_clip(params, aux['max_logits_LN'], self.tau)
+      return (params, opt_state), loss
+
+    return jax.lax.scan(step, state, (starts_SB, lr_S))
+
+  def _evaluate(self, params):
+    group = math.gcd(self.c.eval_rows, 16)
+    rows = jnp.asarray(self.held_out.reshape(-1, group, self.c.seq_len + 1))
+
+    def some(rows_BT):
+      loss, aux = self._loss(params, rows_BT, 'exact')
+      return loss, jnp.max(aux['max_logits_LN'])
+
+    losses, logits = jax.lax.map(some, rows)
+    return jnp.mean(losses), jnp.max(logits)
+
+  def steps(self, state, seeds, lrs, start: int, stop: int, scale):
+    """`state` after the steps [start, stop), with the learning rates `lrs` times scale(step)."""
+    at = start
+    while at < stop:
+      n = min(BLOCK, stop - at)
+      starts = np.stack([[self._rows(seed, s) for s in range(at, at + n)] for seed in seeds])
+      lr = np.array([[base_lr * scale(s) for s in range(at, at + n)] for base_lr in lrs])
+      state, _ = self.advance(state, starts.astype(np.int32), lr.astype(np.float32), self.train)
+      at += n
+    return state
+
+  def _rows(self, seed: int, step: int) -> np.ndarray:
+    """Where the rows of a step begin: every place once, in an order of the seed's own."""
+    whole = (len(self.train) - 1) // self.c.seq_len
+    order = _order(seed, whole)
+    return order[np.arange(step * self.c.rows, (step + 1) * self.c.rows) % whole] * self.c.seq_len
+
+  def score(self, state) -> list[dict]:
+    losses, logits = jax.device_get(self.evaluate(state[0]))
+    return [{'loss': round(float(a), 5), 'max_logit': round(float(b), 2)}
+            for a, b in zip(losses, logits, strict=True)]
+
+
+@functools.cache
+def _order(seed: int, size: int) -> np.ndarray:
+  return np.random.default_rng([7, seed]).permutation(size)
+
+
+def cooled(runner: Runner, state, seeds, lrs, steps: int):
+  """The state at the end of a run of `steps`, from the stable phase's at its last step."""
+  stable = steps - round(runner.c.decay * steps)
+  left = lambda s: (steps - s) / (steps - stable)
+  return runner.steps(state, seeds, lrs, stable, steps, left)
+
+
+def stable_to(runner: Runner, state, seeds, lrs, start: int, steps: int):
+  stable = steps - round(runner.c.decay * steps)
+  warm = lambda s: min(1.0, (s + 1) / runner.warmup)
+  return runner.steps(state, seeds, lrs, start, stable, warm), stable
+
+
+def tune(runner: Runner, lrs: list[float]) -> list[dict]:
+  """Final losses of short runs, one for each learning rate; as many at once as there are seeds."""
+  c, scores = runner.c, []
+  steps = round(c.tuning * c.steps)
+  for i in range(0, len(lrs), c.seeds):
+    some = lrs[i:i + c.seeds]
+    padded, seeds = some + some[-1:] * (c.seeds - len(some)), [0] * c.seeds
+    state = runner.init(jnp.zeros(c.seeds, jnp.int32))
+    state, _ = stable_to(runner, state, seeds, padded, 0, steps)
+    scores += runner.score(cooled(runner, state, seeds, padded, steps))[:len(some)]
+  return scores
+
+
+def branch(runner: Runner, lr: float) -> Iterator[tuple[int, list[dict], object]]:
+  """(steps, a score per seed, the cooled state) for each length, from one stable phase."""
+  c, seeds = runner.c, list(range(1, runner.c.seeds + 1))
+  lrs, at = [lr] * c.seeds, 0
+  state = runner.init(jnp.asarray(seeds, jnp.int32))
+  for length in c.lengths:
+    steps = round(length * c.steps)
+    state, at = stable_to(runner, state, seeds, lrs, at, steps)
+    end = cooled(runner, state, seeds, lrs, steps)
+    yield steps, runner.score(end), end
+
+
+def spectrum(params: dict) -> float:
+  """Mean entropy of the matrices' squared singular values, from 0 (rank one) to 1 (all equal):
+  -Σ p log p / log n, p = σ²/Σσ² (Moonlight, arXiv 2502.16982)."""
+  entropies = []
+  for path, leaf in jax.tree.leaves_with_path(params['blocks']):
+    role = next((r for r in optim.ROLES.values() if r.view and
+                 muon.path_name(path).split('/')[-1] == r.pattern), None)
+    if role is None:
+      continue
+    matrices = np.asarray(leaf).reshape(muon.matrix_shape(leaf.shape, role.view))
+    for matrix in matrices:
+      p = np.square(np.linalg.svd(matrix, compute_uv=False).astype(np.float64))
+      p /= p.sum()
+      entropies.append(-float(np.sum(p * np.log(p + 1e-30))) / math.log(len(p)))
+  return float(np.mean(entropies))
+
+
+# --- the contest ---------------------------------------------------------------------------------
+
+
+def read(output: pathlib.Path) -> list[dict]:
+  path = output / 'runs.jsonl'
+  return [json.loads(line) for line in path.read_text().splitlines()] if path.exists() else []
+
+
+def best(rows: list[dict], name: str) -> tuple[float, bool] | None:
+  """(learning rate of the lowest loss in tuning, whether both its neighbours were tried)."""
+  tuned = sorted((r['lr'], r['loss']) for r in rows if r['kind'] == 'tune' and r['name'] == name)
+  if not tuned:
+    return None
+  i = min(range(len(tuned)), key=lambda k: tuned[k][1] if math.isfinite(tuned[k][1]) else math.inf)
+  return tuned[i][0], 0 < i < len(tuned) - 1
+
+
+def run(output: pathlib.Path, seconds: float, c) -> bool:
+  """Goes on with the contest; True if nothing is left."""
+  began = time.monotonic()
+  tokens = np.load(output / 'tokens.npy')
+  full = model.ModelConfig(**c.model)
+  eighth = model.ModelConfig(**{**c.model, **c.eighth})
+  longest = 0.0
+
+  def write(rows):
+    with open(output / 'runs.jsonl', 'a') as file:
+      for row in rows:
+        row['device'] = jax.devices()[0].device_kind
+        file.write(json.dumps(row) + '\n')
+        print(json.dumps(row), flush=True)
+
+  for phase in ('tune', 'branch'):
+    for name in c.grids:
+      if phase == 'tune':
+        runner = None
+        while True:
+          rows = read(output)
+          tried = {r['lr'] for r in rows if r['kind'] == 'tune' and r['name'] == name}
+          lrs = [lr for lr in c.grids[name] if lr not in tried]
+          if not lrs:
+            lr, inside = best(rows, name)
+            if inside or len(tried) > len(c.grids[name]) + 3:
+              break
+            lrs = [lr / 2 if lr == min(tried) else 2 * lr]
+          if time.monotonic() - began + longest > seconds:
+            return False
+          start = time.monotonic()
+          small = name == 'adamw_eighth'
+          runner = runner or Runner(name, c, eighth if small else full, tokens)
+          write({'kind': 'tune', 'name': name, 'lr': lr, **score}
+                for lr, score in zip(lrs, tune(runner, lrs), strict=True))
+          longest = max(longest, time.monotonic() - start)
+        continue
+      if any(r['kind'] == 'branch' and r['name'] == name for r in read(output)):
+        continue
+      if time.monotonic() - began + longest > seconds:
+        return False
+      start = time.monotonic()
+      lr, _ = best(read(output), name)
+      runner, rows, end = Runner(name, c, full, tokens), [], None
+      for steps, scores, state in branch(runner, lr):
+        end = state
+        rows += [{'kind': 'branch', 'name': name, 'lr': lr, 'steps': steps, 'seed': i + 1, **s}
+                 for i, s in enumerate(scores)]
+      first = jax.tree.map(lambda x: x[0], jax.device_get(end[0]))
+      rows[-c.seeds]['weight_entropy'] = round(spectrum(first), 4)
+      write(rows)
+      longest = max(longest, time.monotonic() - start)
+  return True
+
+
+# --- the report ----------------------------------------------------------------------------------
+
+
+def steps_to(target: float, steps: np.ndarray, losses: np.ndarray) -> float:
+  """Steps at which the curve (falling, by linear interpolation in log steps) reaches the target;
+  infinity if it does not, the shortest run's steps if that was already below."""
+  order = np.argsort(steps)
+  steps, losses = np.log(np.asarray(steps, float)[order]), np.asarray(losses, float)[order]
+  losses = np.minimum.accumulate(losses)
+  if losses[0] <= target:
+    return float(np.exp(steps[0]))
+  for i in range(1, len(steps)):
+    if losses[i] <= target:
+      share = (losses[i - 1] - target) / (losses[i - 1] - losses[i])
+      return float(np.exp(steps[i - 1] + share * (steps[i] - steps[i - 1])))
+  return math.inf
+
+
+def summarize(rows: list[dict], draws: int = 2000) -> list[dict]:
+  """A row for each contestant: final loss by seed, and tokens to the final loss of the best AdamW
+  as a share of that one's, with the 95 % interval of resampled seeds (both sides)."""
+  curves = {}
+  for r in rows:
+    if r['kind'] == 'branch':
+      curves.setdefault(r['name'], {}).setdefault(r['seed'], {})[r['steps']] = r
+  end = max(steps for seeds in curves.values() for seed in seeds.values() for steps in seed)
+  reference = min((seeds for name, seeds in curves.items() if name.startswith('adamw')),
+                  key=lambda seeds: np.mean([seed[end]['loss'] for seed in seeds.values()]))
+  rng = np.random.default_rng(0)
+
+  def ratio(name, mine, theirs):
+    target = np.mean([reference[s][end]['loss'] for s in theirs])
+    steps = sorted(next(iter(curves[name].values())))
+    mean = [np.mean([curves[name][s][k]['loss'] for s in mine]) for k in steps]
+    return steps_to(target, np.array(steps), np.array(mean)) / end
+
+  out = []
+  for name, seeds in curves.items():
+    names, theirs = sorted(seeds), sorted(reference)
+    resampled = [ratio(name, rng.choice(names, len(names)), rng.choice(theirs, len(theirs)))
+                 for _ in range(draws)]
+    finals = [seeds[s][end] for s in names]
+    lr, inside = best(rows, name)
+    out.append({
+      'name': name, 'lr': lr, 'inside': inside, 'losses': [f['loss'] for f in finals],
+      'max_logit': max(f['max_logit'] for f in finals),
+      'entropy': next(f['weight_entropy'] for f in finals if 'weight_entropy' in f),
+      'ratio': ratio(name, names, theirs),
+      'reference': seeds is reference,
+      'interval': tuple(np.quantile(resampled, [.025, .975], method='nearest').tolist()),
+    })
+  return out
+
+
+def report(output: pathlib.Path, c) -> None:
+  import matplotlib
+
+  matplotlib.use('Agg')
+  from matplotlib import pyplot
+
+  rows = read(output)
+  table = summarize(rows)
+  share = lambda x: f'{x:.2f}' if math.isfinite(x) else 'not reached'
+  interval = lambda r: (
+    '' if r['reference'] or math.isinf(r['ratio']) else f' ({"–".join(map(share, r["interval"]))})')
+  lines = [
+    '| optimizer | best learning rate | final loss, mean ± s.d. | tokens to the best AdamW, '
+    'share (95 %) | largest logit | entropy of weights |', '|---|---|---|---|---|---|']
+  for r in sorted(table, key=lambda r: np.mean(r['losses'])):
+    lines.append(
+      f'| {NAMES[r["name"]]} | {r["lr"]:g}{"" if r["inside"] else " (end of the grid)"} | '
+      f'{np.mean(r["losses"]):.4f} ± {np.std(r["losses"], ddof=1):.4f} | {share(r["ratio"])}'
+      f'{interval(r)} | {r["max_logit"]:.0f} | {r["entropy"]:.3f} |')
+  (output / 'contest.md').write_text('\n'.join(lines) + '\n')
+  figure, axes = pyplot.subplots(1, 2, figsize=(11, 4), layout='constrained')
+  tokens = c.rows * c.seq_len / 1e6
+  for name in dict.fromkeys(r['name'] for r in rows):
+    tuned = sorted((r['lr'], r['loss']) for r in rows if r['kind'] == 'tune' and r['name'] == name)
+    axes[0].plot(*zip(*tuned, strict=True), marker='.', label=NAMES[name])
+    branches = [r for r in rows if r['kind'] == 'branch' and r['name'] == name]
+    steps = sorted({r['steps'] for r in branches})
+    means = [np.mean([r['loss'] for r in branches if r['steps'] == s]) for s in steps]
+    axes[1].plot([s * tokens for s in steps], means, marker='.', label=NAMES[name])
+  finite = [r['loss'] for r in rows if math.isfinite(r['loss'])]
+  axes[0].set(xscale='log', xlabel='learning rate', ylabel='held-out loss, half the steps',
+              ylim=(min(finite) - .05, float(np.median(finite)) + .6))
+  axes[1].set(xlabel='million tokens, cooled down', ylabel='held-out loss')
+  axes[1].legend(fontsize=8)
+  figure.savefig(output / 'contest.svg', metadata={'Date': None})
+  print('\n'.join(lines))
+
+
+def main() -> None:
+  parser = argparse.ArgumentParser(description=__doc__.split('\n')[0])
+  parser.add_argument('command', choices=('tokens', 'run', 'report'))
+  parser.add_argument('--output', required=True, type=pathlib.Path)
+  parser.add_argument('--text', nargs='+', default=[], help='globs of text files')
+  parser.add_argument('--seconds', type=float, default=1e9, help='stop before so many are over')
+  parser.add_argument('--limit', type=int, default=0, help='tokens to keep; 0 = one epoch and eval')
+  args = parser.parse_args()
+  c = optimizer_contest.get_config()
+  if args.command == 'tokens':
+    rows = c.steps * c.rows + c.eval_rows
+    make_tokens(args.text, args.output, c.model.vocab_size,
+                args.limit or (rows + 2) * (c.seq_len + 1))
+  elif args.command == 'run':
+    print('done' if run(args.output, args.seconds, c) else 'to be continued')
+  else:
+    report(args.output, c)
+
+
+if __name__ == '__main__':
+  main()

@@ -1,0 +1,81 @@
+import json
+import math
+
+import numpy as np
+import pytest
+
+from configs import optimizer_contest as settings
+from experiments.benchmarks import optimizer_contest as contest
+
+
+def test_steps_to_a_target_are_read_off_the_curve():
+  steps = [100, 200, 400]
+  assert contest.steps_to(3.0, steps, [4, 3, 2]) == pytest.approx(200)
+  assert contest.steps_to(2.5, steps, [4, 3, 2]) == pytest.approx(math.sqrt(200 * 400))
+  assert contest.steps_to(5.0, steps, [4, 3, 2]) == pytest.approx(100)
+  assert contest.steps_to(1.0, steps, [4, 3, 2]) == math.inf
+
+
+def tuned(name, *pairs):
+  return [{'kind': 'tune', 'name': name, 'lr': lr, 'loss': loss} for lr, loss in pairs]
+
+
+def test_the_best_learning_rate_lies_inside_its_grid_or_is_said_not_to():
+  assert contest.best(tuned('a', (1, 3), (2, 2), (4, 2.5)), 'a') == (2, True)
+  assert contest.best(tuned('a', (2, 2), (1, 3)), 'a') == (2, False)
+  assert contest.best(tuned('a', (1, 3), (2, 2), (4, math.nan)), 'a') == (2, True)
+  assert contest.best([], 'a') is None
+
+
+def test_a_contestant_twice_as_fast_has_a_ratio_of_one_half():
+  rows = []
+  for name, speed in (('adamw', 1), ('adamw_warm', 1.01), ('muon', 2.02)):
+    rows += tuned(name, (1, 3), (2, 2), (4, 3))
+    for seed in (1, 2, 3):
+      noise = .002 * np.random.default_rng(seed).standard_normal()
+      rows += [{'kind': 'branch', 'name': name, 'seed': seed, 'steps': steps, 'max_logit': 9.0,
+                'weight_entropy': .9, 'loss': 5 - .5 * math.log(speed * steps) + noise}
+               for steps in (100, 150, 200, 300, 400)]
+  table = {row['name']: row for row in contest.summarize(rows, draws=200)}
+  low, high = table['muon']['interval']
+  assert table['muon']['ratio'] == pytest.approx(.5, abs=.01) and low <= .5 <= high
+  assert table['adamw_warm']['ratio'] == pytest.approx(1)  # the better AdamW is the reference
+  assert high - low < .05
+
+
+def test_runs_are_resumed_and_a_best_at_the_end_extends_the_grid(tmp_path, monkeypatch):
+  c = settings.get_config()
+  for name in list(c.grids):
+    if name != 'muon':
+      del c.grids[name]
+  c.grids.muon = (1.0, 2.0)
+  np.save(tmp_path / 'tokens.npy', np.zeros(9, np.uint16))
+  calls = []
+  monkeypatch.setattr(contest, 'Runner', lambda *args: args)
+
+  def tune(runner, lrs):
+    calls.append(lrs)
+    return [{'loss': abs(math.log2(lr) - 3), 'max_logit': 1.0} for lr in lrs]
+
+  def branch(runner, lr):
+    assert lr == 8.0
+    yield 400, [{'loss': 1.0, 'max_logit': 1.0}] * c.seeds, ({},)
+
+  monkeypatch.setattr(contest, 'tune', tune)
+  monkeypatch.setattr(contest, 'branch', branch)
+  monkeypatch.setattr(contest, 'spectrum', lambda params: .5)
+  assert contest.run(tmp_path, 1e9, c)
+  assert calls == [[1.0, 2.0], [4.0], [8.0], [16.0]]
+  assert contest.run(tmp_path, 1e9, c) and len(calls) == 4
+  rows = [json.loads(line) for line in (tmp_path / 'runs.jsonl').read_text().splitlines()]
+  assert [r['kind'] for r in rows] == ['tune'] * 5 + ['branch'] * c.seeds
+
+
+def test_the_seeds_see_each_row_once_in_orders_of_their_own():
+  runner = object.__new__(contest.Runner)
+  runner.c = settings.get_config()
+  runner.train = np.zeros(runner.c.rows * runner.c.seq_len * 3 + 1)
+  rows = [np.concatenate([runner._rows(seed, step) for step in range(3)]) for seed in (1, 2)]
+  for places in rows:
+    assert sorted(places) == list(range(0, len(runner.train) - 1, runner.c.seq_len))
+  assert not np.array_equal(*rows)
