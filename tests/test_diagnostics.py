@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from test_train import fit, tiny
 
-from smoljax import diagnostics, metrics, model, train
+from smoljax import diagnostics, metrics, model, sharding, train
 
 
 def test_leaves_are_those_of_numpy():
@@ -70,14 +70,15 @@ CONFIG = model.ModelConfig(
 )  # fmt: skip
 
 
-def activations(params, **changes):
+def activations(params, place=dict, **changes):
   rng = np.random.default_rng(0)
   batch = {
     'inputs': rng.integers(1, 64, (4, 32)).astype(np.int32),
     'positions': np.tile(np.arange(32, dtype=np.int32), (4, 1)),
     'segment_ids': np.ones((4, 32), np.int32),
   } | changes
-  return jax.device_get(jax.jit(diagnostics.activations, static_argnums=0)(CONFIG, params, batch))
+  look = jax.jit(diagnostics.activations, static_argnums=0)
+  return jax.device_get(look(CONFIG, params, place(batch)))
 
 
 def test_dead_units_outliers_and_collapse_are_seen():
@@ -95,6 +96,18 @@ def test_dead_units_outliers_and_collapse_are_seen():
   assert (outlier['act_kurtosis_L'] > 20).all()
   assert (outlier['eff_rank_L'] < 3).all()
   assert outlier['token_cos'] > 0.9 > 0.3 > healthy['token_cos']
+
+
+def test_a_mesh_sees_the_same():
+  params = model.init(CONFIG, jax.random.key(0))
+  alone = activations(params)
+  mesh = sharding.make_mesh(data=2, fsdp=2, tensor=2)
+  place = lambda batch: sharding.shard_batch(batch, mesh)
+  with jax.set_mesh(mesh):
+    homes = sharding.shardings(params, mesh)
+    together = activations(jax.device_put(params, homes), place)
+  for name, value in alone.items():
+    np.testing.assert_allclose(together[name], value, rtol=1e-3, atol=1e-5, err_msg=name)
 
 
 def test_padding_counts_for_nothing():
