@@ -69,7 +69,7 @@ class Rule(NamedTuple):
 
 RULES: dict[str, Rule] = {
   'loss': Rule(relative_floor=0.01),
-  'grad_norm': Rule(relative_floor=0.05),
+  'grad_norm': Rule(relative_floor=1 / 6),  # twice the usual norm is within a clean run's tail
   'update_norm': Rule(relative_floor=0.05),  # Muon's hardly varies
   'layer_grad_norm': Rule(floor=0.5, log=True),
 }
