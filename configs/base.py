@@ -153,6 +153,10 @@ def get_config() -> ConfigDict:
   c.optimizer.floor = 0.0  # last learning rate as a share of the peak
   c.optimizer.muon = ConfigDict()
   c.optimizer.muon.beta = 0.95
+  c.optimizer.muon.beta_start = 0.85  # from which beta rises over the first beta_warmup steps
+  c.optimizer.muon.beta_warmup = 0  # 0 = beta from the start
+  c.optimizer.muon.momentum = 'average'  # average | debiased (as optax has it)
+  c.optimizer.muon.cautious_decay = False  # decay only where the step shrinks the parameter too
   c.optimizer.muon.nesterov = True
   c.optimizer.muon.coefficients = 'pe5'  # Newton–Schulz table: pe5 | gram5 (fewer operations) | …
   c.optimizer.muon.steps = 5

@@ -49,6 +49,7 @@ class View(NamedTuple):
 
 
 class MuonState(NamedTuple):
+  count: jax.Array  # int32, updates made
   mu: Params  # first moment, as the parameters
 
 
@@ -132,6 +133,9 @@ def scale_by_muon(
   views: Mapping[str, View],
   *,
   beta: float,
+  beta_start: float,
+  beta_warmup: int,
+  momentum: str,
   nesterov: bool,
   coefficients: str,
   steps: int,
@@ -153,7 +157,12 @@ def scale_by_muon(
 
   Args:
     views: path of a leaf ('blocks/attn/q_DNH') → its View. Every leaf must have one.
-    beta: decay of the first moment, an average: M ← beta·M + (1 − beta)·G.
+    beta: decay of the first moment M.
+    beta_start, beta_warmup: over its first `beta_warmup` updates the decay rises linearly from
+      `beta_start` to `beta` (modded-nanogpt); 0 = it is `beta` at once.
+    momentum: a name in MOMENTA: 'average', M ← beta·M + (1 − beta)·G, or 'debiased', the same over
+      1 − beta^t as in Adam (optax), which weighs the look-ahead of the first steps otherwise. (The
+      sum M ← beta·M + G differs from the average by a factor that the iteration divides out.)
     nesterov: orthogonalise beta·M + (1 − beta)·G rather than M.
     coefficients, steps: as in newton_schulz.
     scale_rule: a name in SCALE_RULES, a factor from the fan-in and fan-out of the view.
@@ -166,6 +175,10 @@ def scale_by_muon(
     ValueError: an unknown name, a dtype of too small a range, or (at init) a leaf without a view.
   """
   _table(coefficients, steps)
+  if momentum not in MOMENTA:
+    raise ValueError(f'momentum {momentum!r}: choose one of {", ".join(MOMENTA)}')
+  if momentum == 'debiased' and beta_warmup:
+    raise ValueError("momentum='debiased' wants a constant beta: set beta_warmup to 0")
   if scale_rule not in SCALE_RULES:
     raise ValueError(f'scale_rule {scale_rule!r}: choose one of {", ".join(SCALE_RULES)}')
   if jnp.finfo(compute_dtype).maxexp < 128:
@@ -206,19 +219,26 @@ def scale_by_muon(
     for path, x in jax.tree.leaves_with_path(params):
       if (name := path_name(path)) not in views:
         raise ValueError(f'Muon has no matrix view for {name!r} {x.shape}: add one to views')
-    return MuonState(jax.tree.map(lambda x: jnp.zeros_like(x, dtype=momentum_dtype), params))
+    mu = jax.tree.map(lambda x: jnp.zeros_like(x, dtype=momentum_dtype), params)
+    return MuonState(jnp.zeros((), jnp.int32), mu)
 
   def update(updates, state, params=None):
     del params
+    decay = beta
+    if beta_warmup:
+      decay = beta_start + (beta - beta_start) * jnp.minimum(1.0, state.count / beta_warmup)
 
-    def average(m, g):
+    def average(m, g, of_m=1.0, of_g=1.0):
       wide = jnp.result_type(m, g, jnp.float32)
-      return beta * m.astype(wide) + (1 - beta) * g.astype(wide)
+      return of_m * decay * m.astype(wide) + of_g * (1 - decay) * g.astype(wide)
 
     mu = jax.tree.map(average, state.mu, updates)
-    direction = jax.tree.map(average, mu, updates) if nesterov else mu
+    direction = mu
+    if nesterov:
+      of_m, of_g = MOMENTA[momentum](beta, state.count + 1)
+      direction = jax.tree.map(lambda m, g: average(m, g, of_m, of_g), mu, updates)
     mu = jax.tree.map(lambda m: m.astype(momentum_dtype), mu)
-    return orthogonalize(direction), MuonState(mu)
+    return orthogonalize(direction), MuonState(state.count + 1, mu)
 
   return optax.GradientTransformation(init, update)
 
@@ -447,6 +467,13 @@ COEFFICIENTS: dict[str, Table] = {
   'deepseek10': Table((_JORDAN,) * 8 + (_TAYLOR,) * 2, norm=1.0, eps=1e-7, endless=False),
   # Converges to the exact polar factor; give it 12 steps or more.
   'taylor': Table((_TAYLOR,), norm=1.0, eps=1e-7, endless=True),
+}
+
+# (beta, number of this update) → factors on moment and gradient in Nesterov's look-ahead.
+# Without it all are the same: the iteration divides any factor out.
+MOMENTA: dict[str, Callable[[float, jax.Array], tuple[Any, Any]]] = {
+  'average': lambda beta, t: (1.0, 1.0),
+  'debiased': lambda beta, t: (1 / (1 - beta ** (t + 1)), 1 / (1 - beta**t)),
 }
 
 # (fan_in, fan_out, rms) → factor on an orthogonalised matrix, whose RMS is 1/√max(fan_in, fan_out).

@@ -107,7 +107,8 @@ def make_optimizer(
   optimizers = jax.tree.map_with_path(lambda path, _: labels[path_name(path)].optimizer, params)
   tx = optax.chain(
     optax.partition(transforms, optimizers),
-    decay_and_multiply(config.weight_decay, labels),
+    decay_and_multiply(
+      config.weight_decay, labels, config.name == 'muon' and config.muon.cautious_decay),
     optax.scale_by_learning_rate(learning_rate),
   )
   return tx, OptimizerInfo(learning_rate, labels, label_table(labels, params))
@@ -226,6 +227,9 @@ def muon(config: Any, labels: Mapping[str, Label]) -> optax.GradientTransformati
   return scale_by_muon(
     {path: label.view for path, label in labels.items()},
     beta=m.beta,
+    beta_start=m.beta_start,
+    beta_warmup=m.beta_warmup,
+    momentum=m.momentum,
     nesterov=m.nesterov,
     coefficients=m.coefficients,
     steps=m.steps,
@@ -238,14 +242,22 @@ def muon(config: Any, labels: Mapping[str, Label]) -> optax.GradientTransformati
 
 
 def decay_and_multiply(
-  weight_decay: float, labels: Mapping[str, Label]
+  weight_decay: float, labels: Mapping[str, Label], cautious: bool = False
 ) -> optax.GradientTransformation:
-  """direction → (direction + weight_decay · decay multiplier · parameter) · lr multiplier."""
+  """direction → (direction + weight_decay · decay multiplier · parameter) · lr multiplier.
+
+  With `cautious`, Muon's matrices decay only where the step makes the parameter smaller anyway:
+  where direction · parameter ≥ 0 (nanochat).
+  """
 
   def leaf(path, update, param):
     label = labels[path_name(path)]
-    decayed = update + weight_decay * label.decay * param if label.decay else update
-    return decayed * label.lr
+    if label.decay:
+      decay = weight_decay * label.decay * param
+      if cautious and label.optimizer == 'muon':
+        decay = jnp.where(update * param >= 0, decay, 0)
+      update = update + decay
+    return update * label.lr
 
   return optax.stateless(lambda updates, params: jax.tree.map_with_path(leaf, updates, params))
 
@@ -391,8 +403,8 @@ _KEYS = (
   'decay_shape', 'floor',
 )
 _MUON_KEYS = (
-  'beta', 'nesterov', 'coefficients', 'steps', 'scale_rule', 'rms', 'at_once', 'compute_dtype',
-  'lr_multiplier', 'per_head',
+  'beta', 'beta_start', 'beta_warmup', 'momentum', 'nesterov', 'cautious_decay', 'coefficients',
+  'steps', 'scale_rule', 'rms', 'at_once', 'compute_dtype', 'lr_multiplier', 'per_head',
 )
 
 _KERNEL = View((-2,), (-1,))

@@ -40,7 +40,8 @@ SPECS = {
   'down': P(None, 'tensor', 'fsdp'),
 }
 JORDAN = dict(
-  beta=0.95, nesterov=True, coefficients='jordan', steps=5, scale_rule='jordan', rms=0.2, at_once=0,
+  beta=0.95, beta_start=0.85, beta_warmup=0, momentum='average', nesterov=True,
+  coefficients='jordan', steps=5, scale_rule='jordan', rms=0.2, at_once=0,
   compute_dtype='float32', momentum_dtype='float32',
 )
 F64 = dict(compute_dtype='float64', momentum_dtype='float64')
@@ -234,6 +235,42 @@ def test_four_steps_equal_the_rule_from_its_definition(scale_rule):
     np.testing.assert_allclose(params[name], expected[name], rtol=0, atol=1e-12)
 
 
+@pytest.mark.parametrize('nesterov', [True, False])
+def test_debiased_momentum_is_optax(nesterov):
+  rng = np.random.default_rng(11)
+  with jax.enable_x64(True):
+    params = {'w': jnp.asarray(rng.standard_normal((3, 6, 10)))}
+    dims = {'w': optax.contrib.MuonDimensionNumbers(1, 2)}
+    theirs = optax.contrib.muon(
+      .02, nesterov=nesterov, eps=1e-12, weight_decay=.1, muon_weight_dimension_numbers=dims)
+    ours = optax.chain(
+      muon.scale_by_muon(
+        {'w': KERNEL}, **JORDAN | F64 | dict(momentum='debiased', nesterov=nesterov)),
+      optax.add_decayed_weights(.1), optax.scale_by_learning_rate(.02))
+    results = []
+    for tx in (theirs, ours):
+      p, state = params, tx.init(params)
+      for t in range(4):
+        g = {'w': jnp.asarray(np.random.default_rng(t).standard_normal((3, 6, 10)))}
+        updates, state = tx.update(g, state, p)
+        p = optax.apply_updates(p, updates)
+      results.append(np.asarray(p['w']))
+  np.testing.assert_allclose(*results, rtol=0, atol=1e-6)
+
+
+def test_beta_rises_over_its_warmup():
+  taylor = dict(coefficients='taylor', steps=25, nesterov=False)
+  with jax.enable_x64(True):
+    tx = muon.scale_by_muon({'w': KERNEL}, **JORDAN | F64 | taylor | dict(beta_warmup=2))
+    grads = [np.random.default_rng(t).standard_normal((4, 7)) for t in range(4)]
+    state, moment = tx.init({'w': jnp.zeros((4, 7))}), 0
+    for g, beta in zip(grads, (.85, .9, .95, .95), strict=True):
+      updates, state = tx.update({'w': jnp.asarray(g)}, state)
+      moment = beta * moment + (1 - beta) * g
+      u, _, vt = np.linalg.svd(moment, full_matrices=False)
+      np.testing.assert_allclose(updates['w'], u @ vt * math.sqrt(7 / 4), atol=1e-6)
+
+
 # torch 2.13, optim.Muon(lr=.02, weight_decay=.1, momentum=.95), its bfloat16 cast made float64,
 # four steps: weight wave((3, 5), 1), gradients wave((3, 5), 2 + t), transposed to [out, in].
 TORCH_MUON = {
@@ -338,7 +375,7 @@ def test_momentum_is_stored_in_its_dtype():
   tx = muon.scale_by_muon(VIEWS, **JORDAN | dict(momentum_dtype='bfloat16'))
   params = block(0)
   updates, state = jax.eval_shape(tx.update, block(1), tx.init(params))
-  assert {x.dtype for x in jax.tree.leaves(state)} == {jnp.dtype('bfloat16')}
+  assert {x.dtype for x in jax.tree.leaves(state.mu)} == {jnp.dtype('bfloat16')}
   assert {x.dtype for x in jax.tree.leaves(updates)} == {jnp.dtype('float32')}
 
 
@@ -362,6 +399,8 @@ def test_any_view_can_be_undone(data):
   [
     (dict(coefficients='quintic'), 'choose one of jordan'),
     (dict(scale_rule='rms'), 'choose one of jordan, spectral'),
+    (dict(momentum='sum'), 'choose one of average, debiased'),
+    (dict(momentum='debiased', beta_warmup=9), 'set beta_warmup to 0'),
     (dict(compute_dtype='float16'), 'range of bfloat16'),
   ],
 )

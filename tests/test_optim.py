@@ -25,7 +25,8 @@ def make_config(name='adamw', muon=(), **changes):
     floor=0.0,
   )
   defaults = dict(
-    beta=0.95, nesterov=True, coefficients='pe5', steps=5, scale_rule='moonlight', rms=0.2,
+    beta=0.95, beta_start=0.85, beta_warmup=0, momentum='average', cautious_decay=False,
+    nesterov=True, coefficients='pe5', steps=5, scale_rule='moonlight', rms=0.2,
     at_once=0, compute_dtype='float32', lr_multiplier=1.0, per_head='none',
   )
   assert set(changes) <= set(config) and set(muon) <= set(defaults)
@@ -50,6 +51,16 @@ def random_like(tree, seed):
 def abstract(**changes):
   fields = {f: getattr(MODEL, f) for f in MODEL.__dataclass_fields__}
   return model.abstract_params(model.ModelConfig(**fields | changes))
+
+
+def test_cautious_decay_leaves_alone_what_the_step_enlarges():
+  label = lambda optimizer: optim.Label(optimizer, 'up', None, 1.0, 1.0)
+  params = {'a': jnp.array([2.0, -2.0, 2.0]), 'b': jnp.array([2.0])}
+  updates = {'a': jnp.array([1.0, 1.0, -1.0]), 'b': jnp.array([-1.0])}
+  tx = optim.decay_and_multiply(.1, {'a': label('muon'), 'b': label('adamw')}, cautious=True)
+  out, _ = tx.update(updates, tx.init(params), params)
+  np.testing.assert_allclose(out['a'], [1.2, 1.0, -1.0], rtol=1e-6)
+  np.testing.assert_allclose(out['b'], [-.8], rtol=1e-6)
 
 
 PROGRAMS = {}
