@@ -164,6 +164,7 @@ def get_config() -> ConfigDict:
   c.optimizer.muon.rms = 0.2
   c.optimizer.muon.lr_multiplier = 1.0
   c.optimizer.muon.per_head = 'none'
+  c.optimizer.muon.normuon = 0.0  # decay of NorMuon's second moment (0.95); 0 = plain Muon
   c.optimizer.muon.at_once = 0  # matrices a device iterates on at a time; 0 = all of one shape
   c.optimizer.muon.compute_dtype = 'bfloat16'
 

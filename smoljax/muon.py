@@ -51,6 +51,7 @@ class View(NamedTuple):
 class MuonState(NamedTuple):
   count: jax.Array  # int32, updates made
   mu: Params  # first moment, as the parameters
+  nu: dict[str, jax.Array]  # of NorMuon: path/nu_DIMS → mean square of the update by neuron
 
 
 def newton_schulz(
@@ -141,6 +142,7 @@ def scale_by_muon(
   steps: int,
   scale_rule: str,
   rms: float,
+  normuon: float,
   at_once: int,
   compute_dtype: jax.typing.DTypeLike,
   momentum_dtype: jax.typing.DTypeLike,
@@ -167,6 +169,9 @@ def scale_by_muon(
     coefficients, steps: as in newton_schulz.
     scale_rule: a name in SCALE_RULES, a factor from the fan-in and fan-out of the view.
     rms: root mean square of the update's elements under 'moonlight' (AdamW's is about 0.2).
+    normuon: decay of NorMuon's second moment (arXiv 2510.05491: 0.95); 0 = plain Muon. The mean
+      square of the orthogonalised update along the short side of each matrix is averaged over time,
+      the update divided by its root, and brought back to the size it had.
     at_once: how many matrices each device iterates on at a time, for less scratch memory; 0 = all.
     compute_dtype: of the iteration and of what travels between devices; not float16.
     momentum_dtype: of the stored first moment.
@@ -220,7 +225,24 @@ def scale_by_muon(
       if (name := path_name(path)) not in views:
         raise ValueError(f'Muon has no matrix view for {name!r} {x.shape}: add one to views')
     mu = jax.tree.map(lambda x: jnp.zeros_like(x, dtype=momentum_dtype), params)
-    return MuonState(jnp.zeros((), jnp.int32), mu)
+    nu = {}
+    if normuon:
+      for path, x in jax.tree.leaves_with_path(params):
+        short, key = _short_side(path_name(path), views[path_name(path)], x.shape)
+        kept = tuple(n for d, n in enumerate(x.shape) if d not in short)
+        nu[key] = jnp.zeros(kept, jnp.float32)
+    return MuonState(jnp.zeros((), jnp.int32), mu, nu)
+
+  def normalize(path, o, nu):
+    """NorMuon's step on one leaf; its second moment goes into `nu`."""
+    view = views[path_name(path)]
+    short, key = _short_side(path_name(path), view, o.shape)
+    whole = tuple(d % o.ndim for d in view.fan_in + view.fan_out)
+    size = lambda x: jnp.sqrt(jnp.sum(jnp.square(x), axis=whole, keepdims=True))
+    mean = normuon * nu[key] + (1 - normuon) * jnp.mean(jnp.square(o), axis=short)
+    nu[key] = _reshard(mean, _spec(nu[key])).astype(nu[key].dtype)
+    scaled = o * jax.lax.rsqrt(jnp.maximum(jnp.expand_dims(mean, short), 1e-10))
+    return scaled * (size(o) / jnp.maximum(size(scaled), 1e-10))
 
   def update(updates, state, params=None):
     del params
@@ -238,7 +260,10 @@ def scale_by_muon(
       of_m, of_g = MOMENTA[momentum](beta, state.count + 1)
       direction = jax.tree.map(lambda m, g: average(m, g, of_m, of_g), mu, updates)
     mu = jax.tree.map(lambda m: m.astype(momentum_dtype), mu)
-    return orthogonalize(direction), MuonState(state.count + 1, mu)
+    direction, nu = orthogonalize(direction), dict(state.nu)
+    if normuon:
+      direction = jax.tree.map_with_path(lambda path, o: normalize(path, o, nu), direction)
+    return direction, MuonState(state.count + 1, mu, nu)
 
   return optax.GradientTransformation(init, update)
 
@@ -296,6 +321,18 @@ def matrix_shape(shape: tuple[int, ...], view: View) -> tuple[int, int, int]:
 
 def _fans(shape: tuple[int, ...], view: View) -> tuple[int, int]:
   return math.prod(shape[d] for d in view.fan_in), math.prod(shape[d] for d in view.fan_out)
+
+
+def _short_side(name: str, view: View, shape: tuple[int, ...]) -> tuple[tuple[int, ...], str]:
+  """(the dims of a leaf that are the short side of its matrices, a name for what is left).
+
+  The name ends in the letters of the dims that are left, as names of parameters do.
+  """
+  fan_in, fan_out = _fans(shape, view)
+  short = tuple(d % len(shape) for d in (view.fan_in if fan_out >= fan_in else view.fan_out))
+  letters = name.rpartition('_')[2]
+  extra = len(shape) - len(letters)  # the stack of layers has no letter
+  return short, f'{name}/nu_{"".join(c for i, c in enumerate(letters, extra) if i not in short)}'
 
 
 def _table(name: str, steps: int) -> Table:

@@ -235,6 +235,7 @@ def muon(config: Any, labels: Mapping[str, Label]) -> optax.GradientTransformati
     steps=m.steps,
     scale_rule=m.scale_rule,
     rms=m.rms,
+    normuon=m.normuon,
     at_once=m.at_once,
     compute_dtype=m.compute_dtype,
     momentum_dtype=config.momentum_dtype,
@@ -404,7 +405,7 @@ _KEYS = (
 )
 _MUON_KEYS = (
   'beta', 'beta_start', 'beta_warmup', 'momentum', 'nesterov', 'cautious_decay', 'coefficients',
-  'steps', 'scale_rule', 'rms', 'at_once', 'compute_dtype', 'lr_multiplier', 'per_head',
+  'steps', 'scale_rule', 'rms', 'normuon', 'at_once', 'compute_dtype', 'lr_multiplier', 'per_head',
 )
 
 _KERNEL = View((-2,), (-1,))

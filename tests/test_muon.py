@@ -41,7 +41,7 @@ SPECS = {
 }
 JORDAN = dict(
   beta=0.95, beta_start=0.85, beta_warmup=0, momentum='average', nesterov=True,
-  coefficients='jordan', steps=5, scale_rule='jordan', rms=0.2, at_once=0,
+  coefficients='jordan', steps=5, scale_rule='jordan', rms=0.2, normuon=0.0, at_once=0,
   compute_dtype='float32', momentum_dtype='float32',
 )
 F64 = dict(compute_dtype='float64', momentum_dtype='float64')
@@ -256,6 +256,28 @@ def test_debiased_momentum_is_optax(nesterov):
         p = optax.apply_updates(p, updates)
       results.append(np.asarray(p['w']))
   np.testing.assert_allclose(*results, rtol=0, atol=1e-6)
+
+
+@pytest.mark.parametrize('shape', [(4, 7), (7, 4), (5, 5)])
+def test_normuon_by_its_definition(shape):
+  """torch's layout is transposed: rows there are fan-out; a wide matrix here keeps its columns."""
+  with jax.enable_x64(True):
+    change = dict(coefficients='taylor', steps=30, nesterov=False, normuon=.9, scale_rule='none')
+    tx = muon.scale_by_muon({'w_DF': KERNEL}, **JORDAN | F64 | change)
+    state, moment, v = tx.init({'w_DF': jnp.zeros((2, *shape))}), 0, np.zeros((2, max(shape)))
+    for t in range(3):
+      g = np.random.default_rng(t).standard_normal((2, *shape))
+      updates, state = tx.update({'w_DF': jnp.asarray(g)}, state)
+      moment = .95 * moment + .05 * g
+      for i in range(2):
+        u, _, vt = np.linalg.svd(moment[i], full_matrices=False)
+        o = u @ vt
+        axis = 0 if shape[1] >= shape[0] else 1
+        v[i] = .9 * v[i] + .1 * np.mean(o**2, axis=axis)
+        scaled = o / np.sqrt(np.expand_dims(v[i], axis))
+        scaled *= np.linalg.norm(o) / np.linalg.norm(scaled)
+        np.testing.assert_allclose(updates['w_DF'][i], scaled, atol=2e-6)
+  assert list(state.nu) == ['w_DF/nu_' + ('F' if shape[1] >= shape[0] else 'D')]
 
 
 def test_beta_rises_over_its_warmup():

@@ -26,7 +26,7 @@ def make_config(name='adamw', muon=(), **changes):
   )
   defaults = dict(
     beta=0.95, beta_start=0.85, beta_warmup=0, momentum='average', cautious_decay=False,
-    nesterov=True, coefficients='pe5', steps=5, scale_rule='moonlight', rms=0.2,
+    nesterov=True, coefficients='pe5', steps=5, scale_rule='moonlight', rms=0.2, normuon=0.0,
     at_once=0, compute_dtype='float32', lr_multiplier=1.0, per_head='none',
   )
   assert set(changes) <= set(config) and set(muon) <= set(defaults)

@@ -164,7 +164,9 @@ def test_muon_by_a_flag(markov_corpora, tmp_path, monkeypatch, devices):
   monkeypatch.setattr(
     train.sharding, 'make_mesh', lambda **kw: make_mesh(**kw, devices=jax.devices()[:devices])
   )
-  result = fit(tiny(**{'optimizer.name': 'muon'}), markov_corpora, tmp_path)
+  flags = {'normuon': .95, 'cautious_decay': True, 'beta_warmup': 4} if devices == 8 else {}
+  flags = {f'optimizer.muon.{k}': v for k, v in flags.items()}
+  result = fit(tiny(**flags | {'optimizer.name': 'muon'}), markov_corpora, tmp_path)
   assert result['loss']['final'] < result['loss']['first'] - 0.3
 
 
