@@ -16,6 +16,9 @@ os.environ['XLA_FLAGS'] = ' '.join(
     os.environ.get('XLA_FLAGS', ''),
     '--xla_force_host_platform_device_count=8' * (os.environ['JAX_PLATFORMS'] == 'cpu'),
     '--xla_backend_optimization_level=0' * (os.environ['JAX_PLATFORMS'] == 'cpu'),
+    # One thread a device: with a shared pool, collectives that may run in any order can each hold
+    # threads that another waits for (seen twice on a busy machine).
+    '--xla_cpu_multi_thread_eigen=false' * (os.environ['JAX_PLATFORMS'] == 'cpu'),
     # On a busy machine some of the eight may wait long for the others; 40 seconds end the process.
     '--xla_cpu_collective_call_terminate_timeout_seconds=600'
     * (os.environ['JAX_PLATFORMS'] == 'cpu'),
