@@ -16,9 +16,6 @@ os.environ['XLA_FLAGS'] = ' '.join(
     os.environ.get('XLA_FLAGS', ''),
     '--xla_force_host_platform_device_count=8' * (os.environ['JAX_PLATFORMS'] == 'cpu'),
     '--xla_backend_optimization_level=0' * (os.environ['JAX_PLATFORMS'] == 'cpu'),
-    # One thread a device: with a shared pool, collectives that may run in any order can each hold
-    # threads that another waits for (seen twice on a busy machine).
-    '--xla_cpu_multi_thread_eigen=false' * (os.environ['JAX_PLATFORMS'] == 'cpu'),
     # On a busy machine some of the eight may wait long for the others; 40 seconds end the process.
     '--xla_cpu_collective_call_terminate_timeout_seconds=600'
     * (os.environ['JAX_PLATFORMS'] == 'cpu'),
@@ -29,6 +26,10 @@ os.environ.setdefault(
 )
 os.environ.setdefault('JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS', '0.5')
 os.environ.setdefault('HF_HUB_OFFLINE', '1')
+# XLA's CPU client takes its number of threads from here, otherwise one a core and at least one a
+# device. Each waits inside its collective, and a device runs independent collectives side by side
+# in no fixed order: with eight threads, all may wait for one that has none left to run on.
+os.environ.setdefault('NPROC', '64')
 
 import hypothesis
 import numpy as np
