@@ -337,6 +337,10 @@ def use_all_cores(c: Any, most: int = 8) -> None:
 
   XLA runs one CPU device on little more than one core. The number is the largest that the batch
   divides over; it must be set before jax looks for devices, and a number set by the user stays.
+
+  XLA has as many threads as cores or devices unless NPROC says more. Each waits inside its
+  collective, and a device runs independent collectives side by side in no fixed order: with one a
+  device, all may come to wait for one that has no thread left to run on.
   """
   import jax
 
@@ -351,6 +355,7 @@ def use_all_cores(c: Any, most: int = 8) -> None:
     fits = [n for n in range(fixed, cores + 1, fixed) if rows % n == 0]
     devices = max(fits, default=fixed)
   jax.config.update('jax_num_cpu_devices', devices)
+  os.environ.setdefault('NPROC', str(8 * devices))
 
 
 def check(c: Any) -> None:

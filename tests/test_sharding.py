@@ -2,6 +2,9 @@
 
 import dataclasses
 import functools
+import os
+import subprocess
+import sys
 
 import jax
 import jax.numpy as jnp
@@ -197,3 +200,32 @@ def test_shard_batch_places_rows():
   assert batch['source'].sharding.spec == P(('data', 'fsdp'))
   assert batch['source'].addressable_shards[3].data.tolist() == [6, 7]
   np.testing.assert_array_equal(batch['segments'], BATCH['segments'])
+
+
+def test_collectives_of_a_run_on_cores_do_not_starve_each_other():
+  """In a process of its own: XLA ends it if its threads wait for each other."""
+  code = """
+import jax, jax.numpy as jnp
+from configs import base
+from experiments import pipeline
+c = base.get_config()
+c.mesh.update(dict(data=2, fsdp=1))
+pipeline.use_all_cores(c)
+mesh = jax.make_mesh((2,), ('x',), axis_types=(jax.sharding.AxisType.Auto,))
+split = jax.sharding.NamedSharding(mesh, jax.sharding.PartitionSpec('x'))
+many = [jax.device_put(jnp.full((800, 40), i), split) for i in range(60)]
+@jax.jit
+def step(many):
+  sums = [jnp.sum(jnp.sin(x @ jnp.ones((40, 40)))) for x in many]
+  return [0.99 * x + 1e-6 * sums[7 * i % len(many)] for i, x in enumerate(many)]
+for _ in range(300):
+  many = step(many)
+print(len(jax.devices()), jnp.isfinite(jax.block_until_ready(many)[0]).all())
+"""
+  environment = {k: v for k, v in os.environ.items() if k != 'NPROC'} | {
+    'XLA_FLAGS': '--xla_cpu_collective_call_terminate_timeout_seconds=20', 'JAX_PLATFORMS': 'cpu'
+  }
+  done = subprocess.run(
+    [sys.executable, '-c', code], env=environment, capture_output=True, text=True, timeout=300
+  )
+  assert done.stdout.split() == ['2', 'True'], done.stderr[-2000:]
