@@ -134,7 +134,7 @@ def get_config() -> ConfigDict:
   c.mesh.context = 1  # splits each row; seq_len must be a multiple of twice this
 
   c.optimizer = ConfigDict()
-  c.optimizer.name = 'adamw'  # adamw | muon (matrices by Muon, the rest by AdamW)
+  c.optimizer.name = 'adamw'  # adamw | muon | soap (matrices by these, the rest by AdamW)
   c.optimizer.learning_rate = 2e-3  # peak
   c.optimizer.weight_decay = 0.1
   c.optimizer.no_decay = ('embedding',)  # roles without weight decay; SmolLM3 decays norms
@@ -167,6 +167,10 @@ def get_config() -> ConfigDict:
   c.optimizer.muon.normuon = 0.0  # decay of NorMuon's second moment (0.95); 0 = plain Muon
   c.optimizer.muon.at_once = 0  # matrices a device iterates on at a time; 0 = all of one shape
   c.optimizer.muon.compute_dtype = 'bfloat16'
+
+  c.optimizer.soap = ConfigDict()  # with b1=b2=0.95 as its authors have it
+  c.optimizer.soap.every = 10  # steps between refreshments of the basis
+  c.optimizer.soap.max_dim = 8192  # a longer side of a matrix is not rotated
 
   c.optimizer.qk_clip = ConfigDict()  # QK-Clip; with name=muon this is MuonClip
   c.optimizer.qk_clip.tau = 0.0  # largest attention logit of a head; 0 = off, Kimi K2: 100

@@ -194,7 +194,7 @@ def scale_by_muon(
     if not at_once:
       return function(stack_BIO)
     in_turn = lambda stack: jax.lax.map(function, stack, batch_size=at_once)
-    if (spec := _spec(stack_BIO)) is None:
+    if (spec := spec_of(stack_BIO)) is None:
       return in_turn(stack_BIO)
     return jax.shard_map(in_turn, in_specs=P(*spec), out_specs=P(*spec))(stack_BIO)
 
@@ -204,10 +204,10 @@ def scale_by_muon(
     groups = {}
     for index, (path, x) in enumerate(leaves):
       view = views[path_name(path)]
-      stack_BIO, restore = _as_matrices(x.astype(compute_dtype), view)
+      stack_BIO, restore = as_matrices(x.astype(compute_dtype), view)
       scale = SCALE_RULES[scale_rule](*_fans(x.shape, view), rms)
       # Two stacks can be joined without communication only if they are sharded alike.
-      key = (stack_BIO.shape[1:], _spec(stack_BIO))
+      key = (stack_BIO.shape[1:], spec_of(stack_BIO))
       groups.setdefault(key, []).append((index, stack_BIO, scale, restore))
     out = [None] * len(leaves)
     for members in groups.values():
@@ -240,7 +240,7 @@ def scale_by_muon(
     whole = tuple(d % o.ndim for d in view.fan_in + view.fan_out)
     size = lambda x: jnp.sqrt(jnp.sum(jnp.square(x), axis=whole, keepdims=True))
     mean = normuon * nu[key] + (1 - normuon) * jnp.mean(jnp.square(o), axis=short)
-    nu[key] = _reshard(mean, _spec(nu[key])).astype(nu[key].dtype)
+    nu[key] = reshard(mean, spec_of(nu[key])).astype(nu[key].dtype)
     scaled = o * jax.lax.rsqrt(jnp.maximum(jnp.expand_dims(mean, short), 1e-10))
     return scaled * (size(o) / jnp.maximum(size(scaled), 1e-10))
 
@@ -347,7 +347,7 @@ def _table(name: str, steps: int) -> Table:
   return table._replace(rows=rows)
 
 
-def _spec(x: jax.Array) -> tuple | None:
+def spec_of(x: jax.Array) -> tuple | None:
   """Mesh axes of each dim if x is on a mesh of Explicit axes; else None: nothing to reshard."""
   sharding = jax.typeof(x).sharding
   if sharding.mesh.empty or any(t != AxisType.Explicit for t in sharding.mesh.axis_types):
@@ -355,8 +355,8 @@ def _spec(x: jax.Array) -> tuple | None:
   return (*sharding.spec, *[None] * (x.ndim - len(sharding.spec)))
 
 
-def _reshard(x: jax.Array, spec: tuple | None) -> jax.Array:
-  if spec is None or spec == _spec(x):
+def reshard(x: jax.Array, spec: tuple | None) -> jax.Array:
+  if spec is None or spec == spec_of(x):
     return x
   return jax.reshard(x, NamedSharding(jax.typeof(x).sharding.mesh, P(*spec)))
 
@@ -367,7 +367,7 @@ def _reshape(x: jax.Array, shape: tuple[int, ...], spec: tuple | None) -> jax.Ar
   return jnp.reshape(x, shape, out_sharding=NamedSharding(jax.typeof(x).sharding.mesh, P(*spec)))
 
 
-def _as_matrices(x: jax.Array, view: View) -> tuple[jax.Array, Callable[[jax.Array], jax.Array]]:
+def as_matrices(x: jax.Array, view: View) -> tuple[jax.Array, Callable[[jax.Array], jax.Array]]:
   """A leaf as one stack of matrices, no taller than wide, and the function that undoes it.
 
   Joining dims is free where only the first of them is sharded (heads of [heads, head_dim], say). An
@@ -376,15 +376,15 @@ def _as_matrices(x: jax.Array, view: View) -> tuple[jax.Array, Callable[[jax.Arr
   fan_in = tuple(d % x.ndim for d in view.fan_in)
   fan_out = tuple(d % x.ndim for d in view.fan_out)
   batch = tuple(d for d in range(x.ndim) if d not in fan_in + fan_out)
-  home, order = _spec(x), (*batch, *fan_in, *fan_out)
+  home, order = spec_of(x), (*batch, *fan_in, *fan_out)
   clean = merged = None
   if home is not None:
     kept = (fan_in[0], fan_out[0])
     clean = tuple(axes if d in kept else None for d, axes in enumerate(home))
     merged = (None, *(clean[d] for d in kept))
   shape_BIO = tuple(math.prod(x.shape[d] for d in dims) for dims in (batch, fan_in, fan_out))
-  y = jnp.transpose(_reshard(x, clean), order)
-  split, split_spec = y.shape, _spec(y)
+  y = jnp.transpose(reshard(x, clean), order)
+  split, split_spec = y.shape, spec_of(y)
   y = _reshape(y, shape_BIO, merged)
   # Which way a square matrix lies is free: choose it by sharding, so that q and o can be joined.
   flip = shape_BIO[1] > shape_BIO[2]
@@ -394,7 +394,7 @@ def _as_matrices(x: jax.Array, view: View) -> tuple[jax.Array, Callable[[jax.Arr
   def restore(o_BIO):
     o_BIO = jnp.swapaxes(o_BIO, 1, 2) if flip else o_BIO
     o = _reshape(o_BIO, split, split_spec)
-    return _reshard(jnp.transpose(o, tuple(order.index(d) for d in range(x.ndim))), home)
+    return reshard(jnp.transpose(o, tuple(order.index(d) for d in range(x.ndim))), home)
 
   return (jnp.swapaxes(y, 1, 2) if flip else y), restore
 
@@ -406,7 +406,7 @@ def _whole_matrices(stack_BIO: jax.Array) -> tuple[jax.Array, Callable[[jax.Arra
   cut the matrices (one all-to-all each): asked for all at once, XLA replicates the stack instead.
   Zeros fill the stack up to a multiple of the mesh; Newton–Schulz leaves them zero.
   """
-  home = _spec(stack_BIO)
+  home = spec_of(stack_BIO)
   mesh = jax.typeof(stack_BIO).sharding.mesh
   if home is None:
     return stack_BIO, lambda o: o
@@ -421,11 +421,11 @@ def _whole_matrices(stack_BIO: jax.Array) -> tuple[jax.Array, Callable[[jax.Arra
   size = stack_BIO.shape[0]
   x = jnp.pad(stack_BIO, ((0, -size % mesh.size), (0, 0), (0, 0)))
   for spec in hops[1:]:
-    x = _reshard(x, spec)
+    x = reshard(x, spec)
 
   def gather(o_BIO):
     for spec in hops[-2::-1]:
-      o_BIO = _reshard(o_BIO, spec)
+      o_BIO = reshard(o_BIO, spec)
     return o_BIO[:size]
 
   return x, gather

@@ -2,7 +2,7 @@
 
 Every optimizer here is one optax chain:
 
-  direction of each leaf      one transform per label: OPTIMIZERS[label], AdamW's or Muon's
+  direction of each leaf      one transform per label: OPTIMIZERS[label]: AdamW's, Muon's, SOAP's
   + decay · parameter         decoupled weight decay, times the leaf's decay multiplier
   × −learning rate            schedule(step), times the leaf's learning-rate multiplier
 
@@ -28,6 +28,7 @@ The config is any object with these attributes (configs/base.py holds the defaul
                    steps, scale_rule, rms, compute_dtype (see muon.scale_by_muon), lr_multiplier
                    (Muon's learning rate over AdamW's), per_head (a key of PER_HEAD: the attention
                    kernels that are one matrix a head)
+  soap             attributes of its own, read if name is 'soap': every, max_dim (soap.scale_by_soap)
 
 SmolLM3 (nanotron): adamw, 2e-4, decay 0.1 on all but the embedding (norms too), 0.9, 0.95, 1e-8,
 clip 1.0, wsd with 2000 steps of warm-up and a linear cooldown to 0 over the last 522,000 of
@@ -44,6 +45,7 @@ import jax.numpy as jnp
 import optax
 
 from smoljax.muon import View, matrix_shape, path_name, scale_by_muon
+from smoljax.soap import scale_by_soap
 
 Params = Any  # nested dict of arrays, or of anything with a shape
 
@@ -92,9 +94,9 @@ def make_optimizer(
   _require(config, _KEYS, 'optimizer')
   _choose(OPTIMIZERS, config.name, 'optimizer.name')
   _choose(CLIPS, config.clip, 'optimizer.clip')
-  if config.name == 'muon':
-    _require(config, ('muon',), 'optimizer')
-    _require(config.muon, _MUON_KEYS, 'optimizer.muon')
+  if own := _OWN_KEYS.get(config.name):
+    _require(config, (config.name,), 'optimizer')
+    _require(getattr(config, config.name), own, f'optimizer.{config.name}')
   for key in ('learning_rate', 'weight_decay', 'clip_norm', 'eps'):
     if not 0 <= getattr(config, key) < math.inf:
       raise ValueError(f'optimizer.{key}={getattr(config, key)}: give a number of 0 or more')
@@ -238,6 +240,19 @@ def muon(config: Any, labels: Mapping[str, Label]) -> optax.GradientTransformati
     normuon=m.normuon,
     at_once=m.at_once,
     compute_dtype=m.compute_dtype,
+    momentum_dtype=config.momentum_dtype,
+  )
+
+
+def soap(config: Any, labels: Mapping[str, Label]) -> optax.GradientTransformation:
+  """SOAP's direction for the matrices, with AdamW's b1, b2 and eps; see soap.scale_by_soap."""
+  return scale_by_soap(
+    {path: label.view for path, label in labels.items()},
+    b1=config.b1,
+    b2=config.b2,
+    eps=config.eps,
+    every=config.soap.every,
+    max_dim=config.soap.max_dim,
     momentum_dtype=config.momentum_dtype,
   )
 
@@ -403,10 +418,15 @@ _KEYS = (
   'momentum_dtype', 'schedule', 'warmup_steps', 'warmup_fraction', 'decay_steps', 'decay_fraction',
   'decay_shape', 'floor',
 )
-_MUON_KEYS = (
-  'beta', 'beta_start', 'beta_warmup', 'momentum', 'nesterov', 'cautious_decay', 'coefficients',
-  'steps', 'scale_rule', 'rms', 'normuon', 'at_once', 'compute_dtype', 'lr_multiplier', 'per_head',
-)
+# Of the config's section with the optimizer's name.
+_OWN_KEYS = {
+  'muon': (
+    'beta', 'beta_start', 'beta_warmup', 'momentum', 'nesterov', 'cautious_decay', 'coefficients',
+    'steps', 'scale_rule', 'rms', 'normuon', 'at_once', 'compute_dtype', 'lr_multiplier',
+    'per_head',
+  ),
+  'soap': ('every', 'max_dim'),
+}
 
 _KERNEL = View((-2,), (-1,))
 
@@ -437,6 +457,7 @@ PER_HEAD: dict[str, tuple[str, ...]] = {
 OPTIMIZERS: dict[str, Callable[[Any, Mapping[str, Label]], optax.GradientTransformation]] = {
   'adamw': adamw,
   'muon': muon,
+  'soap': soap,
 }
 
 # Largest norm → transform of gradients.

@@ -35,6 +35,7 @@ RULES: dict[str, str | tuple[str, ...] | None] = {
   'kv_heads': 'tensor',
   'head_dim': None,
   'vocab': 'tensor',
+  'side': None,
 }
 
 # The letters of the shape legend that appear in parameter names.
@@ -46,6 +47,7 @@ DIMS = {
   'H': 'head_dim',
   'V': 'vocab',
   'L': 'layers',
+  'I': 'side',  # of a matrix that an optimizer keeps whole
 }
 
 

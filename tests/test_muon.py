@@ -410,7 +410,7 @@ def test_any_view_can_be_undone(data):
   end = data.draw(st.integers(cut + 1, len(shape)))
   view = View(tuple(dims[:cut]), tuple(dims[cut:end]))
   x = np.arange(math.prod(shape), dtype=np.float32).reshape(shape)
-  stack, restore = muon._as_matrices(jnp.asarray(x), view)
+  stack, restore = muon.as_matrices(jnp.asarray(x), view)
   number, fan_in, fan_out = muon.matrix_shape(tuple(shape), view)
   assert stack.shape == (number, min(fan_in, fan_out), max(fan_in, fan_out))
   np.testing.assert_array_equal(restore(stack), x)

@@ -17,7 +17,7 @@ from smoljax import model, optim, sharding
 
 
 def make_config(name='adamw', muon=(), **changes):
-  """SmolLM3's optimizer, and Muon as shipped but for its compute dtype."""
+  """SmolLM3's optimizer, and Muon as shipped but for its compute dtype; SOAP for small matrices."""
   config = dict(
     name=name, learning_rate=0.01, weight_decay=0.1, no_decay=('embedding',), b1=0.9, b2=0.95,
     eps=1e-8, clip='norm', clip_norm=1.0, momentum_dtype='float32', schedule='constant',
@@ -30,7 +30,9 @@ def make_config(name='adamw', muon=(), **changes):
     at_once=0, compute_dtype='float32', lr_multiplier=1.0, per_head='none',
   )
   assert set(changes) <= set(config) and set(muon) <= set(defaults)
-  return SimpleNamespace(**config | changes, muon=SimpleNamespace(**defaults | dict(muon)))
+  sections = dict(muon=defaults | dict(muon), soap=dict(every=2, max_dim=64))
+  return SimpleNamespace(
+    **config | changes, **{k: SimpleNamespace(**v) for k, v in sections.items()})
 
 
 MODEL = model.ModelConfig(
