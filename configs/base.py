@@ -174,6 +174,7 @@ def get_config() -> ConfigDict:
 
   c.optimizer.qk_clip = ConfigDict()  # QK-Clip; with name=muon this is MuonClip
   c.optimizer.qk_clip.tau = 0.0  # largest attention logit of a head; 0 = off, Kimi K2: 100
+  c.optimizer.qk_clip.rule = 'weights'  # weights (K2) | rates: slows heads down, bounds nothing
   c.optimizer.qk_clip.measure = 'bound'  # bound (from the log-sum-exp, at no cost) | exact
 
   c.guard = ConfigDict()  # steps that are not taken, and what follows: smoljax/guard.py

@@ -39,6 +39,8 @@ def get_config() -> ConfigDict:
     muon=(2e-3, 4e-3, 8e-3, 16e-3, 32e-3),
     muonclip=(2e-3, 4e-3, 8e-3, 16e-3, 32e-3),
     muon_heads=(2e-3, 4e-3, 8e-3, 16e-3, 32e-3),
+    muon_rates=(2e-3, 4e-3, 8e-3, 16e-3, 32e-3),
+    soap=(1e-3, 2e-3, 4e-3, 8e-3, 16e-3),
   ))
   c.qk_clip_tau = 20.0  # K2's 100 is for runs a thousand times as long
   return c

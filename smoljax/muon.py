@@ -286,26 +286,67 @@ def qk_clip(params: Params, max_logits_LN: jax.Array, tau: float) -> Params:
   Raises:
     ValueError: tau is not above 0, or the model normalises q and k, which undoes any scaling.
   """
-  if not tau > 0:
-    raise ValueError(f'qk_clip: tau={tau} must be above 0')
   attn = params['blocks']['attn']
   if 'q_norm' in attn or 'k_norm' in attn:
     raise ValueError('qk_clip does nothing to a model with qk_norm: turn one of them off')
-  num_layers, num_kv_heads = attn['k_DKH'].shape[0], attn['k_DKH'].shape[-2]
+  gamma_LKG = _gammas(attn, max_logits_LN, tau)
+  kappa_LK1 = jnp.sqrt(jnp.max(gamma_LKG, axis=2, keepdims=True))
+  q_LN = (gamma_LKG / kappa_LK1).reshape(max_logits_LN.shape)
+  return _scale_heads(params, q_LN, kappa_LK1[..., 0])
+
+
+def qk_rates(updates: Params, max_logits_LN: jax.Array, tau: float) -> Params:
+  """Updates with the learning rate of each head's q and k times γ = min(1, tau / S).
+
+  What is sometimes said of Kimi K2: that it sets the learning rate by the largest logit of a head.
+  A slower head grows more slowly and does not shrink: no bound follows, unlike from `qk_clip`.
+  A key head takes the smallest γ of its group; S, tau and errors as in `qk_clip`.
+  """
+  gamma_LKG = _gammas(updates['blocks']['attn'], max_logits_LN, tau)
+  return _scale_heads(updates, gamma_LKG.reshape(max_logits_LN.shape), jnp.min(gamma_LKG, axis=2))
+
+
+def qk_clip_grads(grads: Params, max_logits_LN: jax.Array, tau: float, max_norm: float) -> Params:
+  """Gradients with each head's of q, and of k, clipped to a norm of max_norm · min(1, tau / S).
+
+  The other half of what is said of Kimi K2 (see `qk_rates`).
+  """
+  attn = grads['blocks']['attn']
+  gamma_LKG = _gammas(attn, max_logits_LN, tau)
+
+  def factor(name, gamma_L):
+    square_L = jnp.sum(jnp.square(attn[name].astype(jnp.float32)), axis=(1, 3))
+    return jnp.minimum(1.0, max_norm * gamma_L / jnp.maximum(jnp.sqrt(square_L), 1e-30))
+
+  q_LN = factor('q_DNH', gamma_LKG.reshape(max_logits_LN.shape))
+  k_LK = factor('k_DKH', jnp.min(gamma_LKG, axis=2))
+  return _scale_heads(grads, q_LN, k_LK)
+
+
+def _gammas(attn: Params, max_logits_LN: jax.Array, tau: float) -> jax.Array:
+  """γ = min(1, tau / S) of each query head, by group: float32 [L, K, N/K]; 1 where S is no number.
+
+  Raises ValueError unless tau is above 0.
+  """
+  if not tau > 0:
+    raise ValueError(f'qk_clip: tau={tau} must be above 0')
   s_LN = max_logits_LN.astype(jnp.float32)
   gamma_LN = jnp.where(jnp.isfinite(s_LN) & (s_LN > tau), tau / s_LN, 1.0)
-  gamma_LKG = gamma_LN.reshape(num_layers, num_kv_heads, -1)
-  kappa_LK1 = jnp.sqrt(jnp.max(gamma_LKG, axis=2, keepdims=True))
-  factors = {'q': (gamma_LKG / kappa_LK1).reshape(gamma_LN.shape), 'k': kappa_LK1[..., 0]}
+  return gamma_LN.reshape(len(gamma_LN), attn['k_DKH'].shape[-2], -1)
 
-  def clip(name, x):
+
+def _scale_heads(tree: Params, q_LN: jax.Array, k_LK: jax.Array) -> Params:
+  """A tree like the parameters with the leaves of q and k times a factor a head."""
+  factors = {'q': q_LN, 'k': k_LK}
+
+  def scaled(name, x):
     if name not in ('q_DNH', 'k_DKH', 'q_bias_NH', 'k_bias_KH'):
       return x
     factor = factors[name[0]][..., None]
     return x * (factor if 'bias' in name else factor[:, None]).astype(x.dtype)
 
-  attn = {name: clip(name, x) for name, x in attn.items()}
-  return {**params, 'blocks': {**params['blocks'], 'attn': attn}}
+  attn = {name: scaled(name, x) for name, x in tree['blocks']['attn'].items()}
+  return {**tree, 'blocks': {**tree['blocks'], 'attn': attn}}
 
 
 def path_name(path: tuple[Any, ...]) -> str:

@@ -28,7 +28,8 @@ The config is any object with these attributes (configs/base.py holds the defaul
                    steps, scale_rule, rms, compute_dtype (see muon.scale_by_muon), lr_multiplier
                    (Muon's learning rate over AdamW's), per_head (a key of PER_HEAD: the attention
                    kernels that are one matrix a head)
-  soap             attributes of its own, read if name is 'soap': every, max_dim (soap.scale_by_soap)
+  soap             attributes of its own, read if name is 'soap': every, max_dim (see
+                   soap.scale_by_soap)
 
 SmolLM3 (nanotron): adamw, 2e-4, decay 0.1 on all but the embedding (norms too), 0.9, 0.95, 1e-8,
 clip 1.0, wsd with 2000 steps of warm-up and a linear cooldown to 0 over the last 522,000 of

@@ -2,10 +2,10 @@
 
 Shampoo keeps two covariances of a matrix's gradient, L = E[GGᵀ] and R = E[GᵀG], whose Kronecker
 product approximates the Gauss–Newton Hessian. SOAP (Vyas et al., arXiv 2409.11321) rotates the
-gradient into their eigenvectors, takes Adam's step there, where coordinates are nearly uncorrelated,
-and rotates back. The eigenvectors are refreshed every few steps by one power iteration and a QR
-decomposition. Where L and R know nothing but the last gradient, this is Muon's U Vᵀ; over time they
-average, and directions that vary little get longer steps.
+gradient into their eigenvectors, takes Adam's step there, where coordinates are nearly
+uncorrelated, and rotates back. The eigenvectors are refreshed every few steps by one power
+iteration and a QR decomposition. If all that is known is the last gradient, this is Muon's U Vᵀ;
+over time the covariances average, and directions that vary little get longer steps.
 
 Matrices are seen through Views, as in smoljax/muon.py.
 """
@@ -83,6 +83,7 @@ def scale_by_soap(
   def update(updates, state, params=None):
     del params
     first, t = state.count == 0, state.count.astype(jnp.float32)
+    change = jnp.where(first, 0, jnp.where(state.count % every == 0, 1, 2))
     grams, bases = dict(state.grams), dict(state.bases)
 
     def leaf(path, g, mu, nu):
@@ -101,24 +102,17 @@ def scale_by_soap(
       out = rotate(adam, rotation, back=True)
       for key, side in mine:
         gram = b2 * grams[key] + (1 - b2) * _product(*_pair(g_BIO, side))
-        refreshed = (state.count % every == 0) & ~first
-        basis, order = jax.lax.cond(
-          first,
-          eigenvectors,
-          lambda gram, q: jax.lax.cond(refreshed, power_iteration, keep, gram, q),
-          gram,
-          bases[key],
+        basis, order = jax.lax.switch(
+          change, (eigenvectors, power_iteration, keep), gram, bases[key]
         )
         grams[key], bases[key] = gram, basis
-        axis = 1 if side == 'short' else 2
-        shape = (order.shape[0], *((-1, 1) if axis == 1 else (1, -1)))
-        new_nu = jnp.take_along_axis(new_nu, order.reshape(shape), axis=axis)
-      kept = lambda new, old: jnp.where(first, old, new)
-      back = lambda x, like: reshard(restore(x), spec_of(like)).astype(like.dtype)
-      return (
-        back(kept(out, jnp.zeros_like(out)), g),
-        back(kept(new_mu, mu_BIO), mu),
-        back(kept(new_nu, nu_BIO), nu),
+        by_row = side == 'short'
+        order = order[:, :, None] if by_row else order[:, None]
+        new_nu = jnp.take_along_axis(new_nu, order, axis=1 if by_row else 2)
+      pairs = ((out, 0.0, g), (new_mu, mu_BIO, mu), (new_nu, nu_BIO, nu))
+      return tuple(
+        reshard(restore(jnp.where(first, old, new)), spec_of(like)).astype(like.dtype)
+        for new, old, like in pairs
       )
 
     found = jax.tree.map_with_path(leaf, updates, state.mu, state.nu)

@@ -43,8 +43,8 @@ def make_train_step(
   accumulate: int = 1,
   chunk: int = 512,
   z_loss: float = 0.0,
-  qk_clip_tau: float = 0.0,
-  max_logits: str | None = None,
+  qk_clip: Any = None,
+  clip_norm: float = 0.0,
   leaves: bool = False,
 ) -> Callable[[dict, dict], tuple[dict, dict]]:
   """The jitted `(state, batch) -> (state, metrics)`; `state` = {params, opt_state}, donated.
@@ -52,8 +52,10 @@ def make_train_step(
   `opt_state` is {optimizer, guard}: what `optimizer.init` and `guard.init` give. A step that the
   guard refuses changes nothing but the guard's own state.
 
-  With `qk_clip_tau` above 0, heads whose largest logit exceeded it, measured in this step as
-  `max_logits` says ('bound' or 'exact'), are shrunk after the update (muon.qk_clip).
+  With `qk_clip` (attributes tau, measure, rule) and its tau above 0, something is done about heads
+  whose largest logit exceeded tau, measured in this step as `measure` says ('bound' or 'exact'):
+  by rule 'weights' they are shrunk after the update (muon.qk_clip); by 'rates' their gradients are
+  clipped to a share of `clip_norm` (0 = not at all) and their updates made smaller (muon.qk_rates).
 
   With `accumulate` > 1 the rows are split into that many micro-batches whose gradients are summed
   in float32; the loss is divided by the token count of the whole batch, so the result is that of
@@ -64,13 +66,17 @@ def make_train_step(
   with `leaves`, those of diagnostics.leaves if asked for.
   """
   faults = guard.parse_faults(guard_config.inject)
+  tau = qk_clip.tau if qk_clip else 0.0
+  if tau and qk_clip.rule not in ('weights', 'rates'):
+    raise ValueError(f'optimizer.qk_clip.rule={qk_clip.rule!r}: choose weights or rates')
+  slower = tau and qk_clip.rule == 'rates'
   gradients = make_gradients(
     config,
     num_sources=num_sources,
     accumulate=accumulate,
     chunk=chunk,
     z_loss=z_loss,
-    max_logits=max_logits,
+    max_logits=qk_clip.measure if tau else None,
   )
 
   def train_step(state: dict, batch: dict) -> tuple[dict, dict]:
@@ -78,18 +84,23 @@ def make_train_step(
     number = guarded['batches'] + 1
     grads, aux = gradients(params, guard.inject(faults, 'batch', number, batch))
     grads = guard.inject(faults, 'grads', number, grads)
+    raw = grads
+    if slower and clip_norm:
+      grads = muon.qk_clip_grads(grads, aux['max_logits_LN'], tau, clip_norm)
     updates, new_opt_state = optimizer.update(grads, opt_state, params)
     updates = jax.tree.map(lambda u: u * guarded['lr_scale'], updates)
     updates = guard.inject(faults, 'updates', number, updates)
+    if slower:
+      updates = muon.qk_rates(updates, aux['max_logits_LN'], tau)
     new_params = jax.tree.map(lambda p, u: p + u.astype(p.dtype), params, updates)
-    if qk_clip_tau:
-      new_params = muon.qk_clip(new_params, aux['max_logits_LN'], qk_clip_tau)
+    if tau and not slower:
+      new_params = muon.qk_clip(new_params, aux['max_logits_LN'], tau)
 
     if leaves:
-      aux['leaves'] = diagnostics.leaves(params, grads, updates)
-    aux |= {'grad_norm': _norm(grads), 'update_norm': _norm(updates)}
+      aux['leaves'] = diagnostics.leaves(params, raw, updates)
+    aux |= {'grad_norm': _norm(raw), 'update_norm': _norm(updates)}
     stats = {k: aux[k] for k in ('loss', 'grad_norm', 'update_norm')}
-    stats['layer_grad_norm'] = guard.layer_norms(grads['blocks'])
+    stats['layer_grad_norm'] = guard.layer_norms(raw['blocks'])
     ok, guarded, aux['guard'] = guard.judge(guard_config, guarded, stats)
     params, opt_state = guard.select(ok, (new_params, new_opt_state), (params, opt_state))
     return {'params': params, 'opt_state': {'optimizer': opt_state, 'guard': guarded}}, aux
@@ -243,8 +254,8 @@ def train(
       accumulate=t.accumulate,
       chunk=t.loss_chunk,
       z_loss=t.z_loss,
-      qk_clip_tau=qk_clip.tau,
-      max_logits=qk_clip.measure if qk_clip.tau else None,
+      qk_clip=qk_clip,
+      clip_norm=config.optimizer.clip_norm,
       leaves=config.diagnostics.leaves,
     )
     flops = model_config.flops_per_token(config.data.seq_len)

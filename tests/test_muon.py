@@ -556,6 +556,25 @@ def test_qk_clip_leaves_params_alone_without_a_cause(s):
   jax.tree.map(np.testing.assert_array_equal, untouched, params)
 
 
+def test_rates_and_clipping_by_head():
+  """A head in bounds keeps its rate; a key head takes the least of its group of two."""
+  updates = attention_params(6)
+  s_LN = jnp.array([[50, 200, 100, 80], [400, np.nan, -np.inf, 0]], jnp.float32)
+  slowed = muon.qk_rates(updates, s_LN, 100.0)['blocks']['attn']
+  ratio = lambda name, axes: np.mean(slowed[name] / updates['blocks']['attn'][name], axis=axes)
+  q_LN = [[1, 0.5, 1, 1], [0.25, 1, 1, 1]]
+  np.testing.assert_allclose(ratio('q_DNH', (1, 3)), q_LN, rtol=1e-6)
+  np.testing.assert_allclose(ratio('q_bias_NH', 2), q_LN, rtol=1e-6)
+  np.testing.assert_allclose(ratio('k_DKH', (1, 3)), [[0.5, 1], [0.25, 1]], rtol=1e-6)
+  np.testing.assert_array_equal(slowed['v_DKH'], updates['blocks']['attn']['v_DKH'])
+
+  clipped = muon.qk_clip_grads(updates, s_LN, 100.0, 4.0)['blocks']['attn']
+  norm = lambda x: np.sqrt(np.sum(np.square(x), axis=(1, 3)))
+  np.testing.assert_allclose(norm(clipped['q_DNH']), 4 * np.array(q_LN), rtol=1e-5)  # were about 11
+  untouched = muon.qk_clip_grads(updates, s_LN, 100.0, 1e3)
+  jax.tree.map(np.testing.assert_array_equal, untouched, updates)
+
+
 def test_qk_clip_sharded():
   params = attention_params(3)
   s_LN = jnp.asarray(np.random.default_rng(4).uniform(50, 200, (2, 4)), jnp.float32)

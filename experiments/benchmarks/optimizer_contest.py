@@ -17,9 +17,12 @@ DIR/contest.svg. The contestants:
   muon                 ours: Polar Express, scaled to AdamW's update RMS
   muon_heads           ours, queries and keys one matrix a head
   muonclip             `muon` with QK-Clip
+  muon_rates           `muon`, and the learning rate and clipping of q and k follow a head's logits
+  soap                 SOAP, Adam in the eigenbasis of Shampoo's preconditioner, b1 = b2 = .95
 
-Runs that differ in seed or learning rate alone are one compiled program, vmapped. Updates are
-linear in the learning rate, which is therefore an input: optimizers are built at 1.
+Runs that differ in seed or learning rate alone are one compiled program, vmapped (SOAP's, whose
+step branches on its number, take turns in it). Updates are linear in the learning rate, which is
+therefore an input: optimizers are built at 1.
 """
 
 import argparse
@@ -49,6 +52,7 @@ NAMES = {
   'adamw_eighth': 'AdamW, tuned at 1/8 the size',
   'optax_muon': 'optax Muon, as documented', 'optax_muon_labelled': 'optax Muon, labelled right',
   'muon': 'our Muon', 'muon_heads': 'our Muon, q and k by head', 'muonclip': 'our MuonClip',
+  'muon_rates': 'our Muon, rates of q and k by logits', 'soap': 'SOAP',
 }  # fmt: skip
 
 
@@ -99,7 +103,9 @@ def make_optimizer(name: str, c, params) -> optax.GradientTransformation:
       1.0, weight_decay=c.weight_decay, consistent_rms=.2, adam_b2=.95,
       adam_weight_decay=c.weight_decay, muon_weight_dimension_numbers=matrix_dims(params))
   settings = copy.deepcopy(base.get_config().optimizer)
-  settings.name = 'adamw' if name.startswith('adamw') else 'muon'
+  settings.name = 'muon' if name.startswith('muon') else name.split('_')[0]
+  if name == 'soap':
+    settings.b1 = settings.b2 = .95
   settings.learning_rate, settings.schedule, settings.warmup_fraction = 1.0, 'constant', 0.0
   settings.weight_decay = c.weight_decay
   settings.muon.per_head = 'qk' if name == 'muon_heads' else 'none'
@@ -114,11 +120,13 @@ class Runner:
     self.warmup = c.long_warmup if name == 'adamw_warm' else c.warmup
     held_out = c.eval_rows * (c.seq_len + 1)
     self.train, self.held_out = jnp.asarray(tokens[:-held_out]), tokens[-held_out:]
-    self.tau = c.qk_clip_tau if name == 'muonclip' else 0.0
+    self.rule = {'muonclip': 'weights', 'muon_rates': 'rates'}.get(name)
     params = model.abstract_params(config)
     self.optimizer = make_optimizer(name, c, params)
     self.init = jax.jit(jax.vmap(self._init))
-    self.advance = jax.jit(jax.vmap(self._advance, in_axes=(0, 0, 0, None)))
+    each = (lambda f: functools.partial(jax.lax.map, f)) if name == 'soap' else jax.vmap
+    self.advance = jax.jit(
+      lambda *args: each(lambda run: self._advance(*run, args[-1]))(args[:-1]))
     self.evaluate = jax.jit(jax.vmap(self._evaluate))
 
   def _init(self, seed):
@@ -141,14 +149,18 @@ class Runner:
 
   def _advance(self, state, starts_SB, lr_S, tokens):
     def step(state, inputs):
-      (params, opt_state), (starts_B, lr) = state, inputs
+      (params, opt_state), (starts_B, lr), tau = state, inputs, self.c.qk_clip_tau
       rows_BT = tokens[starts_B[:, None] + jnp.arange(self.c.seq_len + 1)]
-      measure = 'bound' if self.tau else None
+      measure = 'bound' if self.rule else None
       (loss, aux), grads = jax.value_and_grad(self._loss, has_aux=True)(params, rows_BT, measure)
+      if self.rule == 'rates':
+        grads = muon.qk_clip_grads(grads, aux['max_logits_LN'], tau, 1.0)
       updates, opt_state = self.optimizer.update(grads, opt_state, params)
+      if self.rule == 'rates':
+        updates = muon.qk_rates(updates, aux['max_logits_LN'], tau)
       params = jax.tree.map(lambda p, u: p + lr * u, params, updates)
-      if self.tau:
-        params = muon.qk_clip(params, aux['max_logits_LN'], self.tau)
+      if self.rule == 'weights':
+        params = muon.qk_clip(params, aux['max_logits_LN'], tau)
       return (params, opt_state), loss
 
     return jax.lax.scan(step, state, (starts_SB, lr_S))
