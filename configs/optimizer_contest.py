@@ -16,7 +16,7 @@ def get_config() -> ConfigDict:
   c.rows = 128  # 65,536 tokens a step
   c.steps = 400
   c.warmup = 20  # steps
-  c.long_warmup = 80  # of the contestant adamw_warm
+  c.long_warmup = 80  # of the contestants adamw_warm and soap
   c.decay = 0.2  # share of a run's steps in which the learning rate falls to 0, linearly
   c.lengths = (0.5, 0.6, 0.7, 0.8, 0.9, 1.0)  # of the branches, in shares of `steps`
   c.tuning = 0.5  # length of the runs that choose a learning rate

@@ -24,7 +24,7 @@ FORBIDDEN = {
 # One owner per third party.
 OWNERS = {
   'flax': {'model.py'},
-  'optax': {'optim.py', 'muon.py'},
+  'optax': {'optim.py', 'muon.py', 'soap.py'},
   'orbax': {'checkpoint.py'},
   'grain': {'data.py'},
   'sentencepiece': {'tokenizer.py'},

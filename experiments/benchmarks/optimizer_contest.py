@@ -18,7 +18,8 @@ DIR/contest.svg. The contestants:
   muon_heads           ours, queries and keys one matrix a head
   muonclip             `muon` with QK-Clip
   muon_rates           `muon`, and the learning rate and clipping of q and k follow a head's logits
-  soap                 SOAP, Adam in the eigenbasis of Shampoo's preconditioner, b1 = b2 = .95
+  soap                 SOAP, Adam in the eigenbasis of Shampoo's preconditioner, b1 = b2 = .95,
+                       with the warm-up of adamw_warm
 
 Runs that differ in seed or learning rate alone are one compiled program, vmapped (SOAP's, whose
 step branches on its number, take turns in it). Updates are linear in the learning rate, which is
@@ -52,7 +53,7 @@ NAMES = {
   'adamw_eighth': 'AdamW, tuned at 1/8 the size',
   'optax_muon': 'optax Muon, as documented', 'optax_muon_labelled': 'optax Muon, labelled right',
   'muon': 'our Muon', 'muon_heads': 'our Muon, q and k by head', 'muonclip': 'our MuonClip',
-  'muon_rates': 'our Muon, rates of q and k by logits', 'soap': 'SOAP',
+  'muon_rates': 'our Muon, rates of q and k by logits', 'soap': 'SOAP, longer warm-up',
 }  # fmt: skip
 
 
@@ -117,7 +118,7 @@ class Runner:
 
   def __init__(self, name: str, c, config: model.ModelConfig, tokens: np.ndarray):
     self.c, self.config = c, config
-    self.warmup = c.long_warmup if name == 'adamw_warm' else c.warmup
+    self.warmup = c.long_warmup if name in ('adamw_warm', 'soap') else c.warmup
     held_out = c.eval_rows * (c.seq_len + 1)
     self.train, self.held_out = jnp.asarray(tokens[:-held_out]), tokens[-held_out:]
     self.rule = {'muonclip': 'weights', 'muon_rates': 'rates'}.get(name)
