@@ -1,7 +1,8 @@
 """How healthy a model's parameters, gradients and activations are: pure functions of arrays.
 
 Two prices. `leaves` and `micro_batches` cost sums over arrays that a step holds anyway: every step.
-`activations` costs a forward pass and an eigenvalue problem a layer: every `diagnostics.every`.
+`activations` costs a forward pass and an eigenvalue problem a layer, `svd_entropy` one a matrix:
+every `diagnostics.every`.
 
 References: gradient noise scale, McCandlish et al., arXiv 1812.06162, appendix A.1; effective rank,
 Roy and Vetterli 2007; kurtosis of the residual stream, Elhage et al. 2023 and He et al.,
@@ -9,12 +10,13 @@ arXiv 2405.19279.
 """
 
 import math
+from collections.abc import Mapping
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 
-from smoljax import model, sharding
+from smoljax import model, muon, sharding
 
 PyTree = Any
 
@@ -80,13 +82,17 @@ def activations(
   eff_rank_L        exp of the entropy of its squared singular values' shares: dims in use
   dead_frac_L       share of the MLP's hidden units below 1e-6 on every token
   max_logits_LN     largest attention logit of each head (exact)
+  attn_entropy_LN   mean entropy in nats of each head's attention weights
+  act_rms/SITE_L, act_max/SITE_L, gate_sat_L: see 'sites' of model.apply
+  logit_max         largest magnitude of the final logits
   token_cos         mean cosine of two tokens' final hidden states: 1 is collapse
 
   Computed on every device alike: give it a few thousand tokens, on a mesh that splits no rows.
   """
   hidden_BTD, aux = model.hidden(
     config, params, batch['inputs'], positions_BT=batch['positions'],
-    segment_ids_BT=batch['segment_ids'], max_logits='exact', capture=('residual', 'units'),
+    segment_ids_BT=batch['segment_ids'], max_logits='exact',
+    capture=('residual', 'entropy', 'units', 'sites'),
   )  # fmt: skip
   mask_BT = sharding.constrain(batch['segment_ids'] > 0, None, None)
   mask_X = mask_BT.reshape(-1).astype(jnp.float32)
@@ -104,9 +110,36 @@ def activations(
     'act_kurtosis_L': kurtosis_L,
     'eff_rank_L': rank_L,
     'dead_frac_L': jnp.mean(_whole(aux['units_LF']) < 1e-6, axis=1, dtype=jnp.float32),
-    'max_logits_LN': aux['max_logits_LN'],
+    **{k: v for k, v in aux.items() if k not in ('residual_LBTD', 'units_LF')},
+    'logit_max': largest_logit(config, params, hidden_BTD, batch['segment_ids'] > 0),
     'token_cos': token_cosine(_whole(hidden_BTD).reshape(len(mask_X), -1), mask_X),
   }
+
+
+def largest_logit(
+  config: model.ModelConfig, params: PyTree, hidden_BTD: jax.Array, mask_BT: jax.Array
+) -> jax.Array:
+  """Largest magnitude of the final logits where the mask is set, a slice of places at a time."""
+  unembed_DV = model.unembedding(config, params)
+  masked_BTD = hidden_BTD * sharding.constrain(mask_BT, 'batch', 'length')[:, :, None]
+  one = lambda x_BCD: jnp.max(jnp.abs(model.project(config, x_BCD, unembed_DV)))
+  return jnp.max(jax.lax.map(one, sharding.slices(masked_BTD, 128)))
+
+
+def svd_entropy(tree: PyTree, views: Mapping[str, muon.View]) -> dict[str, jax.Array]:
+  """Of each leaf with a view, how evenly its matrices use their directions, by path: float32 [B].
+
+  −Σ p log p / log n with p = σ²/Σσ² of the n singular values (Moonlight, arXiv 2502.16982): 1 if
+  all are equal, 0 for rank one. Muon makes that of every update nearly 1.
+  """
+  found = {}
+  for path, x in jax.tree.leaves_with_path(tree):
+    if view := views.get(name := muon.path_name(path)):
+      stack_BIO, _ = muon.as_matrices(_whole(x.astype(jnp.float32)), view)
+      n = stack_BIO.shape[1]
+      ranks_B = jax.lax.map(effective_rank, stack_BIO)
+      found[name] = jnp.log(ranks_B) / math.log(n) if n > 1 else jnp.ones_like(ranks_B)
+  return found
 
 
 def effective_rank(x_XD: jax.Array) -> jax.Array:

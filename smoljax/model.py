@@ -60,7 +60,8 @@ MATRICES = {
   'mlp': (('gate_DF', 'up_DF'), 'down_FD'),
 }
 
-CAPTURED = ('residual', 'attention', 'units')  # activations that `apply` gives on request
+# Activations that `apply` gives on request.
+CAPTURED = ('residual', 'attention', 'entropy', 'units', 'sites')
 
 
 # -------------------------------------------------------------------------------- declarations
@@ -155,7 +156,9 @@ class MLP(nnx.Module):
     f = ACTIVATIONS[self.config.activation]
     mid_BTF = f(gate[0]) * up_BTF if gated else f(up_BTF)
     if watch:
-      watch(mid_BTF)
+      if gated:
+        watch('gate', gate[0])
+      watch('mlp_mid', mid_BTF)
     out_BTD = _outwards(self, mid_BTF, 'down_FD')
     return out_BTD + _use(self, 'down_bias_D') if self.config.mlp_bias else out_BTD
 
@@ -181,9 +184,14 @@ class Block(nnx.Module):
 
   def __call__(self, x_BTD, rotate: Callable, attend: Callable, watch: Callable | None = None):
     out_BTD, state, seen = self.attn(self._norm('attn_norm', x_BTD), rotate, attend)
-    x_BTD = checkpoint_name(x_BTD + self._norm('attn_post_norm', out_BTD), 'mid')
+    attn_BTD = self._norm('attn_post_norm', out_BTD)
+    x_BTD = checkpoint_name(x_BTD + attn_BTD, 'mid')
     out_BTD = self.mlp(self._norm('mlp_norm', x_BTD), watch)
-    return x_BTD + self._norm('mlp_post_norm', out_BTD), state, seen
+    mlp_BTD = self._norm('mlp_post_norm', out_BTD)
+    if watch:
+      watch('attn_out', attn_BTD)
+      watch('mlp_out', mlp_BTD)
+    return x_BTD + mlp_BTD, state, seen
 
   def _norm(self, name, x_BTD):
     return getattr(self, name)(x_BTD) if hasattr(self, name) else x_BTD
@@ -245,7 +253,13 @@ def apply(
     capture: activations to give as well, of each layer; whatever is not named is not kept.
       'residual': aux['residual_LBTD'], the residual stream after the layer, compute dtype;
       'attention': aux['attention_LBNTS'], the fp32 weights with which each head reads the values;
-      'units': aux['units_LF'], the largest magnitude of each hidden unit of the MLP.
+      'entropy': aux['attn_entropy_LN'], the mean entropy in nats of the attention weights of
+      each head, at 256 evenly spaced queries a row;
+      'units': aux['units_LF'], the largest magnitude of each hidden unit of the MLP;
+      'sites': aux['act_rms/SITE_L'] and aux['act_max/SITE_L'], root mean square and largest
+      magnitude of what attention and MLP add to the stream (attn_out, mlp_out) and of the MLP's
+      units (mlp_mid), and aux['gate_sat_L'], the share of gates beyond ±4.6, where a sigmoid is
+      within 1 % of 0 or 1.
   """
   x_BTD, aux = hidden(
     config, params, tokens_BT, positions_BT=positions_BT, segment_ids_BT=segment_ids_BT,
@@ -294,6 +308,16 @@ def hidden(
       places = Places(positions_BT, positions_BT, segments_BT, segments_BT, window)
       seen['attention_LBNTS'] = probabilities(
         q_BTNH, k_BTKH, places, softcap=config.attention_softcap)
+    if 'entropy' in capture:
+      some = slice(None, None, max(1, T // 256))
+      segments = (None, None) if segments_BT is None else (segments_BT[:, some], segments_BT)
+      places = Places(positions_BT[:, some], positions_BT, *segments, window)
+      p_BNTS = probabilities(q_BTNH[:, some], k_BTKH, places, softcap=config.attention_softcap)
+      entropy_BNT = -jnp.sum(jnp.where(p_BNTS > 0, p_BNTS * jnp.log(p_BNTS), 0), axis=-1)
+      real_BT = jnp.ones_like(places.q_positions_BT) if segments[0] is None else segments[0] > 0
+      real_B1T = sharding.constrain(real_BT, 'batch', None)[:, None].astype(jnp.float32)
+      total = jnp.maximum(jnp.sum(real_B1T) * entropy_BNT.shape[0] / real_B1T.shape[0], 1)
+      seen['attn_entropy_LN'] = jnp.sum(entropy_BNT * real_B1T, axis=(0, 2)) / total
     return out_BTNH, state, seen
 
   x_BTD, _, (seen, captured) = run_blocks(
@@ -334,7 +358,7 @@ def run_blocks(
     positions_BT: int positions, or [1, T] if all rows share them.
     attend: (q_BTNH, k_BTKH, v_BTKH, layer, window, state) → (out_BTNH, state, seen). `state` is
       carried from layer to layer: a KV cache, or None. `seen`: any tree of what is to be shown.
-    capture: 'residual' and 'units' as for `apply`; other names are the business of `attend`.
+    capture: 'residual', 'units', 'sites' as for `apply`; other names are for `attend`.
   Returns:
     x_BTD, the last state, and (`seen` of all layers stacked, what was captured here).
   """
@@ -354,11 +378,19 @@ def run_blocks(
 
     captured = {}
 
-    def watch(mid_BTF):
-      captured['units_LF'] = jnp.max(jnp.abs(mid_BTF), axis=(0, 1))
+    def watch(site, y_BTX):
+      size_BTX = jnp.abs(y_BTX.astype(jnp.float32))
+      if site == 'mlp_mid' and 'units' in capture:
+        captured['units_LF'] = jnp.max(size_BTX, axis=(0, 1))
+      if 'sites' in capture and site == 'gate':
+        captured['gate_sat_L'] = jnp.mean(size_BTX > 4.6, dtype=jnp.float32)
+      elif 'sites' in capture:
+        captured[f'act_rms/{site}_L'] = jnp.sqrt(jnp.mean(jnp.square(size_BTX)))
+        captured[f'act_max/{site}_L'] = jnp.max(size_BTX)
 
+    watched = {'units', 'sites'} & {*capture}
     x_BTD, state, seen = nnx.merge(graph, layer_params)(
-      x_BTD, rotate, attend_here, watch if 'units' in capture else None)
+      x_BTD, rotate, attend_here, watch if watched else None)
     if 'residual' in capture:
       captured['residual_LBTD'] = x_BTD
     return x_BTD, state, (seen, captured)

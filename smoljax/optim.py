@@ -307,6 +307,17 @@ def label_params(config: Any, params: Params) -> dict[str, Label]:
   return labels
 
 
+def matrix_views(params: Params) -> dict[str, View]:
+  """Path → view of every leaf whose role is to be a matrix, heads side by side."""
+  views = {}
+  for path, _ in jax.tree.leaves_with_path(params):
+    name = path_name(path)
+    for role in ROLES.values():
+      if role.view and re.fullmatch(role.pattern, name.split('/')[-1]):
+        views[name] = role.view
+  return views
+
+
 def label_table(labels: Mapping[str, Label], params: Params) -> str:
   """The labels as text; matrices are [fan-in, fan-out] as the optimizer sees them."""
   rows = [('path', 'shape', 'role', 'optimizer', 'matrices', 'lr ×', 'decay ×')]

@@ -259,7 +259,7 @@ def train(
       leaves=config.diagnostics.leaves,
     )
     flops = model_config.flops_per_token(config.data.seq_len)
-    probe = make_probe(model_config, mesh, t, num_sources=len(batches.sources))
+    probe = make_probe(model_config, optimizer, mesh, t, num_sources=len(batches.sources))
     peak = metrics.peak_flops(jax.devices()[0].device_kind)
     window: list[tuple[dict, float, float]] = []  # metrics, step seconds, wait seconds since a row
 
@@ -400,6 +400,10 @@ def train(
         began = time.perf_counter()
         batch = next(iterator)
         waited = time.perf_counter() - began
+        look = None
+        if config.diagnostics.every and (step + 1) % config.diagnostics.every == 0:
+          look = probe(state, batch)
+          began = time.perf_counter() - waited  # a look is no part of the step
         state, step_metrics = train_step(state, sharding.shard_batch(batch, mesh))
         step += 1
         last = step == t.steps
@@ -420,8 +424,8 @@ def train(
           position = iterator.get_state()
           # In the midst of skips the state may be what makes the steps bad: the checkpoint waits.
           save &= last or not reports[-1]['streak']
-        if config.diagnostics.every and step % config.diagnostics.every == 0:
-          log.row(step, probe(state['params'], batch))
+        if look:
+          log.row(step, look)
         if step % t.eval_every == 0 or last:
           row = {}
           for name, documents in held_out.items():
@@ -463,39 +467,56 @@ def train(
 
 
 def make_probe(
-  config: model.ModelConfig, mesh: jax.sharding.Mesh, t: Any, *, num_sources: int
-) -> Callable[[PyTree, dict], dict]:
-  """`(params, this process's batch) -> row` of diagnostics too dear for every step.
+  config: model.ModelConfig,
+  optimizer: Any,
+  mesh: jax.sharding.Mesh,
+  t: Any,
+  *,
+  num_sources: int,
+) -> Callable[[dict, dict], dict]:
+  """`(state, this process's batch) -> row` of diagnostics too dear for every step.
 
-  Activations of about 4,096 tokens; and, where no micro-batches tell it in every row, what the
-  gradients of the batch's two halves say (rows that do not divide in two say nothing).
+  To be taken before the step on that batch. Activations of about 4,096 tokens; how evenly weights,
+  and the update that the step will make, use their directions (`svd_entropy/weights/LEAF` and
+  `svd_entropy/updates/LEAF`, means over layers); and, where no micro-batches tell it in every row,
+  what the gradients of the batch's two halves say. Rows that do not divide into micro-batches on
+  this mesh say nothing of gradients.
   """
-  ways = mesh.shape['data'] * mesh.shape['fsdp']
-  halves = make_gradients(
-    config, num_sources=num_sources, accumulate=2, chunk=t.loss_chunk, z_loss=t.z_loss
+  ways, micros = mesh.shape['data'] * mesh.shape['fsdp'], max(2, t.accumulate)
+  gradients = make_gradients(
+    config, num_sources=num_sources, accumulate=micros, chunk=t.loss_chunk, z_loss=t.z_loss
   )
+  views = optim.matrix_views(model.abstract_params(config))
 
   @jax.jit
-  def of_halves(params: PyTree, batch: dict) -> tuple[jax.Array, ...]:
-    grads, aux = halves(params, batch)
-    return aux['micro_sq'], jnp.square(_norm(grads)), jnp.sum(aux['tokens_S'])
+  def of_gradients(state: dict, batch: dict) -> tuple[tuple[jax.Array, ...], dict]:
+    grads, aux = gradients(state['params'], batch)
+    updates, _ = optimizer.update(grads, state['opt_state']['optimizer'], state['params'])
+    sums = aux['micro_sq'], jnp.square(_norm(grads)), jnp.sum(aux['tokens_S'])
+    return sums, diagnostics.svd_entropy(updates, views)
 
   @jax.jit
-  def of_activations(params: PyTree, batch: dict) -> dict[str, jax.Array]:
-    return diagnostics.activations(config, params, batch)
+  def of_activations(params: PyTree, batch: dict) -> tuple[dict, dict]:
+    return (
+      diagnostics.activations(config, params, batch), diagnostics.svd_entropy(params, views))
 
-  def probe(params: PyTree, batch: dict) -> dict:
+  def probe(state: dict, batch: dict) -> dict:
     rows, seq_len = batch['inputs'].shape
     share = max(1, ways // jax.process_count())
     few = min(rows, -(-4096 // (seq_len * jax.process_count() * share)) * share)
     few = sharding.shard_batch({k: x[:few] for k, x in batch.items()}, mesh)
-    found = jax.device_get(of_activations(params, few))
+    found, of_weights = jax.device_get(of_activations(state['params'], few))
     max_L = np.max(found.pop('max_logits_LN'), axis=1)
     row = {'attn/max_logit': float(max_L.max()), 'attn/max_logit_L': max_L.tolist()}
+    row['attn/entropy_L'] = np.mean(found.pop('attn_entropy_LN'), axis=1).tolist()
     row |= {name: x.tolist() for name, x in found.items()}
-    if t.accumulate == 1 and t.rows % (2 * ways) == 0:
-      micro_sq, grad_sq, tokens = of_halves(params, sharding.shard_batch(batch, mesh))
-      row |= diagnostics.micro_batches(float(micro_sq), float(grad_sq), 2, float(tokens))
+    row |= {f'svd_entropy/weights/{name}': float(np.mean(x)) for name, x in of_weights.items()}
+    if t.rows % (micros * ways) == 0:
+      sums, of_updates = jax.device_get(of_gradients(state, sharding.shard_batch(batch, mesh)))
+      row |= {f'svd_entropy/updates/{name}': float(np.mean(x)) for name, x in of_updates.items()}
+      if t.accumulate == 1:
+        micro_sq, grad_sq, tokens = map(float, sums)
+        row |= diagnostics.micro_batches(micro_sq, grad_sq, micros, tokens)
     return row
 
   return probe

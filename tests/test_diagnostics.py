@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from test_train import fit, tiny
 
-from smoljax import diagnostics, metrics, model, sharding, train
+from smoljax import diagnostics, metrics, model, optim, sharding, train
 
 
 def test_leaves_are_those_of_numpy():
@@ -98,6 +98,40 @@ def test_dead_units_outliers_and_collapse_are_seen():
   assert outlier['token_cos'] > 0.9 > 0.3 > healthy['token_cos']
 
 
+def test_sites_gates_entropy_and_logits_by_hand():
+  """One layer whose keys are zero: attention is uniform over what a query sees."""
+  params = model.init(CONFIG, jax.random.key(0))
+  blocks = params['blocks']
+  attn = {**blocks['attn'], 'k_DKH': jnp.zeros_like(blocks['attn']['k_DKH'])}
+  mlp = {**blocks['mlp'], 'gate_DF': blocks['mlp']['gate_DF'].at[2].multiply(1e3)}
+  params = {**params, 'blocks': {**blocks, 'attn': attn, 'mlp': mlp}}
+  segments = np.ones((4, 32), np.int32)
+  segments[:, 20:] = 0
+  found = activations(params, segment_ids=segments)
+  seen = np.arange(1, 21)
+  np.testing.assert_allclose(found['attn_entropy_LN'], np.mean(np.log(seen)), rtol=1e-5)
+  assert (found['gate_sat_L'][:2] == 0).all() and found['gate_sat_L'][2] > 0.9
+  tokens = np.random.default_rng(0).integers(1, 64, (4, 32)).astype(np.int32)
+  out = model.apply(CONFIG, params, tokens, segment_ids_BT=segments, capture=('residual',))
+  np.testing.assert_allclose(found['logit_max'], np.abs(out.logits).max(), rtol=1e-5)
+  before, after = out.aux['residual_LBTD'][:2]
+  added = np.sqrt(np.mean(np.square(after - before)))
+  parts = found['act_rms/attn_out_L'][1], found['act_rms/mlp_out_L'][1]
+  assert abs(parts[0] - parts[1]) <= added <= sum(parts)
+  assert (found['act_max/mlp_mid_L'] >= found['act_rms/mlp_mid_L']).all()
+
+
+@pytest.mark.parametrize('shape', [(2, 12, 5), (2, 5, 12), (1, 1, 7)])
+def test_entropy_of_singular_values_is_that_of_numpy(shape):
+  w = np.random.default_rng(3).standard_normal(shape).astype(np.float32)
+  found = diagnostics.svd_entropy({'up_DF': jnp.asarray(w)}, optim.matrix_views({'up_DF': w}))
+  p = np.square(np.linalg.svd(w, compute_uv=False).astype(np.float64))
+  p /= p.sum(1, keepdims=True)
+  n = min(shape[1:])
+  want = -np.sum(p * np.log(p), axis=1) / np.log(n) if n > 1 else [1]
+  np.testing.assert_allclose(found['up_DF'], want, rtol=1e-4)
+
+
 def test_a_mesh_sees_the_same():
   params = model.init(CONFIG, jax.random.key(0))
   alone = activations(params)
@@ -131,7 +165,10 @@ def test_a_run_writes_them(markov_corpora, tmp_path, monkeypatch, accumulate):
   rows = metrics.read_rows(tmp_path / 'metrics.jsonl')
   looks = [r for r in rows if 'eff_rank_L' in r]
   assert [r['step'] for r in looks] == [4, 8, 12]
-  assert all(len(r['resid_rms_L']) == c.model.num_layers for r in looks)
+  for name in ('resid_rms_L', 'attn/entropy_L', 'act_rms/mlp_out_L'):
+    assert all(len(r[name]) == c.model.num_layers for r in looks)
+  for tree in ('weights', 'updates'):
+    assert all(0 < r[f'svd_entropy/{tree}/blocks/attn/q_DNH'] <= 1 for r in looks)
   trained = [r for r in rows if 'train/loss' in r]
   assert all(1e-6 < r['update_ratio/blocks/mlp/up_DF'] < 1 for r in trained)
   told = looks if accumulate == 1 else trained

@@ -44,7 +44,7 @@ import optax
 
 from configs import base, optimizer_contest
 from experiments.benchmarks.optimizer_step import matrix_dims
-from smoljax import model, muon, objectives, optim
+from smoljax import diagnostics, model, muon, objectives, optim
 
 BLOCK = 8  # steps a call
 
@@ -244,20 +244,9 @@ def branch(runner: Runner, lr: float) -> Iterator[tuple[int, list[dict], object]
 
 
 def spectrum(params: dict) -> float:
-  """Mean entropy of the matrices' squared singular values, from 0 (rank one) to 1 (all equal):
-  -Σ p log p / log n, p = σ²/Σσ² (Moonlight, arXiv 2502.16982)."""
-  entropies = []
-  for path, leaf in jax.tree.leaves_with_path(params['blocks']):
-    role = next((r for r in optim.ROLES.values() if r.view and
-                 muon.path_name(path).split('/')[-1] == r.pattern), None)
-    if role is None:
-      continue
-    matrices = np.asarray(leaf).reshape(muon.matrix_shape(leaf.shape, role.view))
-    for matrix in matrices:
-      p = np.square(np.linalg.svd(matrix, compute_uv=False).astype(np.float64))
-      p /= p.sum()
-      entropies.append(-float(np.sum(p * np.log(p + 1e-30))) / math.log(len(p)))
-  return float(np.mean(entropies))
+  """Mean over all matrices of diagnostics.svd_entropy, 0 (rank one) to 1 (all directions alike)."""
+  found = diagnostics.svd_entropy(params, optim.matrix_views(params))
+  return float(np.mean(np.concatenate([np.asarray(x) for x in found.values()])))
 
 
 # --- the contest ---------------------------------------------------------------------------------

@@ -34,12 +34,10 @@ def _muon(params, **changes):
 
 def matrix_dims(params):
   """Which dims of each leaf are a matrix's, as optax.contrib.muon wants to be told."""
-  settings = copy.deepcopy(base.get_config().optimizer)
-  settings.name = 'muon'
-  labels = optim.label_params(settings, params)
+  views = optim.matrix_views(params)
 
   def dims(path, leaf):
-    view = labels[muon.path_name(path)].view
+    view = views.get(muon.path_name(path))
     if view is None:
       return None
     positive = lambda ds: tuple(d % leaf.ndim for d in ds)
