@@ -259,12 +259,13 @@ def build_steps(c: ConfigDict, workdir: str) -> list[Step]:
   steps += tokenised
 
   flops = model_config(c, c.tokenizer.vocab_size).flops_per_token(c.data.seq_len)
+  before = c.train.init_from or c.train.branch_from
   train = step(
     'train',
     functools.partial(_train, corpora=used),
     ['seed', 'model', 'data', 'train', 'mesh', 'optimizer', 'guard', 'diagnostics'],
     needs=[*tokenised, *tokenizer],
-    outside=evals.weights_fingerprint(c.train.init_from) if c.train.init_from else None,
+    outside=evals.weights_fingerprint(before) if before else None,
     resumable=True,
     cost=f'{c.train.steps:,} steps, {c.train.tokens:,} tokens, {flops * c.train.tokens:.2e} FLOPs',
     links={n: n for n in ('checkpoints', 'metrics.jsonl', 'events.jsonl', 'tensorboard')},
@@ -387,6 +388,8 @@ def check(c: Any) -> None:
       f'a batch of {c.train.rows} rows does not divide over data × fsdp × train.accumulate = '
       f'{ways}: try --config.train.batch_tokens={rows * c.data.seq_len}'
     )
+  if c.train.init_from and c.train.branch_from:
+    raise ValueError('train.init_from takes weights, train.branch_from all of a run: give one')
   data.make_stages(c.train.stages, c.train.steps)
   guard.init(c.guard, 1)
   config = model_config(c, c.tokenizer.vocab_size)

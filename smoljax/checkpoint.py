@@ -138,6 +138,25 @@ class Checkpoints:
     (self._root / str(step)).rename(target)
 
 
+def restore_other(path: str, params: Any, opt_state: Any) -> tuple[int, Any, Any, dict, dict]:
+  """`Checkpoints.restore` from another run, of which nothing is changed.
+
+  Args:
+    path: as for `load_params`.
+    params, opt_state: trees of `jax.ShapeDtypeStruct` with shardings, on any mesh.
+  Raises:
+    FileNotFoundError: no intact checkpoint there.
+    ValueError: the stored trees have other names, shapes or dtypes.
+  """
+  root, _ = find(path)
+  with ocp.StandardCheckpointer() as reader:
+    arrays = [reader.restore(root / item, tree) for item, tree in (
+      ('params', params), ('opt_state', opt_state))]  # fmt: skip
+  with ocp.Checkpointer(ocp.JsonCheckpointHandler()) as reader:
+    data, meta = (reader.restore(root / item) for item in ('data', 'meta'))
+  return int(root.name), *arrays, data, meta
+
+
 def load_params(path: str) -> tuple[ModelConfig, dict, dict]:
   """Reads a checkpoint's parameters for evaluation, export or distillation.
 

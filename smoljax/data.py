@@ -22,6 +22,7 @@ import bisect
 import dataclasses
 import hashlib
 import json
+import math
 import os
 from collections.abc import Mapping, Sequence
 from typing import NamedTuple
@@ -283,14 +284,14 @@ class Batches(grain.IterDataset):
     local = rows // process_count
     self.local_rows = range(process_index * local, (process_index + 1) * local)
 
-  def fingerprint(self) -> str:
-    """Identifies the stream of batches; a checkpoint of another stream must not be continued."""
-    what = [
-      {n: c.digest for n, c in self.corpora.items()},
-      [dataclasses.astuple(s) for s in self.stages],
-      self.rows,
-      self.options,
-    ]
+  def fingerprint(self, stop: float = math.inf) -> str:
+    """Identifies the stream of batches; a checkpoint of another stream must not be continued.
+
+    With a `stop`, only of the steps before it: runs that branch off there have them in common.
+    """
+    spans = [(s.start, min(s.stop, stop), s.mixture) for s in self.stages if s.start < stop]
+    used = {name for *_, mixture in spans for name in mixture}
+    what = [{n: self.corpora[n].digest for n in used}, spans, self.rows, self.options]
     return hashlib.sha256(json.dumps(what, sort_keys=True).encode()).hexdigest()
 
   def __iter__(self) -> '_BatchIterator':
@@ -336,9 +337,9 @@ class _BatchIterator(grain.DatasetIterator):
 
   def set_state(self, state: dict) -> None:
     self._step = state['step']
-    self._taken = dict(state['taken'])
-    for name, position in state['positions'].items():
-      self._streams[name].position = tuple(position)
+    for name in self._streams:  # a run that branched off may know others than the one before
+      self._taken[name] = state['taken'].get(name, 0)
+      self._streams[name].position = tuple(state['positions'].get(name, (0, 0, 0)))
 
   def next_plan(self) -> list[tuple[str, list[Piece]]]:
     """The next global batch as `[(corpus, pieces), …]`, one a row, without reading any token."""

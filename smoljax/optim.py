@@ -127,9 +127,34 @@ def adamw(config: Any, labels: Mapping[str, Label]) -> optax.GradientTransformat
   del labels
   clip = CLIPS[config.clip](config.clip_norm) if config.clip_norm else optax.identity()
   return optax.chain(
-    clip,
+    recorded(clip),
     optax.scale_by_adam(config.b1, config.b2, config.eps, mu_dtype=config.momentum_dtype),
   )
+
+
+class ClipState(NamedTuple):
+  clip_kept: jax.Array  # float32, the last gradients' norm after clipping over that before
+  inner: Any
+
+
+def recorded(clip: optax.GradientTransformation) -> optax.GradientTransformation:
+  """A clipping whose state tells what share of the gradient it let through (see `clip_kept`)."""
+
+  def init(params):
+    return ClipState(jnp.ones(()), clip.init(params))
+
+  def update(grads, state, params=None):
+    clipped, inner = clip.update(grads, state.inner, params)
+    before = optax.tree.norm(grads).astype(jnp.float32)
+    after = optax.tree.norm(clipped).astype(jnp.float32)
+    return clipped, ClipState(jnp.where(before > 0, after / before, 1.0), inner)
+
+  return optax.GradientTransformation(init, update)
+
+
+def clip_kept(opt_state: Any) -> jax.Array:
+  """ClipState's `clip_kept` in the state of `make_optimizer`'s transformation."""
+  return optax.tree.get(opt_state, 'clip_kept')
 
 
 class ZClipState(NamedTuple):

@@ -403,6 +403,19 @@ def stability(run: Run, csv: Csv) -> str:
          for i, n in enumerate(matrices or names[:6])],
         label='RMS of the update over that of the parameter', height=200, y_label='ratio of RMS',
         from_zero=True), csv('leaves', ('step', 'leaf', *LEAF), rows)))
+    if noise := noise_scale(run):
+      grid.append(figure('Gradient noise scale', charts.lines(
+        [Series('', noise, 3)], label='Gradient noise scale by step', height=200,
+        y_label='tokens', from_zero=True), csv('noise', ('step', 'noise_scale'), noise),
+        'a batch far below it is mostly noise'))
+    spectra = [Series(tree, points, i) for i, tree in enumerate(('weights', 'updates'))
+               if (points := evenness(run, tree))]
+    if spectra:
+      grid.append(figure('Entropy of singular values', charts.lines(
+        spectra, label='Entropy of the matrices’ squared singular values', height=200,
+        y_label='share of the largest possible', from_zero=True),
+        csv('spectra', ('step', 'of', 'entropy'),
+            [(step, s.label, y) for s in spectra for step, y in s.points])))
     parts.append(f'<div class="grid">{"".join(grid)}</div>')
   looks = [r for r in run.metrics if isinstance(r.get('eff_rank_L'), list)]
   if looks:
@@ -418,15 +431,36 @@ def stability(run: Run, csv: Csv) -> str:
   return section('stability', 'Stability', *parts) if parts else ''
 
 
+def noise_scale(run: Run, decay: float = 0.9) -> list[tuple[float, float]]:
+  """tr Σ / |G|² by step, both averaged over rows before the ratio; left out where |G|² ≤ 0."""
+  trace = square = 0.0
+  points = []
+  for row in run.metrics:
+    if number(row.get('noise_trace')) and number(row.get('grad_sq')):
+      trace = decay * trace + (1 - decay) * row['noise_trace']
+      square = decay * square + (1 - decay) * row['grad_sq']
+      if square > 0:
+        points.append((row['step'], trace / square))
+  return points
+
+
+def evenness(run: Run, tree: str) -> list[tuple[float, float]]:
+  """Mean over all leaves of `svd_entropy/TREE/LEAF` by step."""
+  found = [(r['step'], [x for k, x in r.items() if k.startswith(f'svd_entropy/{tree}/')
+                        and number(x)]) for r in run.metrics]
+  return [(step, statistics.fmean(values)) for step, values in found if values]
+
+
 LEAF = ('grad_norm', 'update_rms', 'param_rms', 'update_ratio')
 LOOK = {
   'resid_rms_L': 'residual RMS', 'act_kurtosis_L': 'kurtosis (3: Gaussian)',
   'eff_rank_L': 'effective rank', 'dead_frac_L': 'dead units, share',
-  'attn/max_logit_L': 'largest logit',
+  'gate_sat_L': 'saturated gates, share', 'attn/max_logit_L': 'largest logit',
+  'attn/entropy_L': 'entropy of attention, nats',
 }  # fmt: skip
 BATCH = {
   'token_cos': 'mean cosine of two tokens', 'grad_cos': 'cosine of micro-batches',
-  'noise_scale': 'gradient noise scale in tokens',
+  'logit_max': 'largest final logit',
 }  # fmt: skip
 
 

@@ -14,6 +14,7 @@ import numpy as np
 
 import smoljax
 from smoljax import (
+  checkpoint,
   data,
   diagnostics,
   evals,
@@ -62,8 +63,8 @@ def make_train_step(
   one big batch up to rounding.
 
   Metrics: `loss` (nats per token), `loss_sum_S` and `tokens_S` per source, `grad_norm` and
-  `update_norm` over all leaves, `guard` (the report of guard.judge); `max_logits_LN` and,
-  with `leaves`, those of diagnostics.leaves if asked for.
+  `update_norm` over all leaves, `clip_kept` (see optim.ClipState), `guard` (the report of
+  guard.judge); `max_logits_LN` and, with `leaves`, those of diagnostics.leaves if asked for.
   """
   faults = guard.parse_faults(guard_config.inject)
   tau = qk_clip.tau if qk_clip else 0.0
@@ -98,6 +99,7 @@ def make_train_step(
 
     if leaves:
       aux['leaves'] = diagnostics.leaves(params, raw, updates)
+    aux['clip_kept'] = optim.clip_kept(new_opt_state)
     aux |= {'grad_norm': _norm(raw), 'update_norm': _norm(updates)}
     stats = {k: aux[k] for k in ('loss', 'grad_norm', 'update_norm')}
     stats['layer_grad_norm'] = guard.layer_norms(raw['blocks'])
@@ -228,6 +230,8 @@ def train(
       """(step, state, position of the data) of the newest checkpoint, or of the run's start."""
       restored = ckpt.restore(params, opt_state)
       if restored is None:
+        if t.branch_from:
+          return branch()
         state = {'params': _first_params(t.init_from, model_config, key, params)}
         init = jax.jit(optimizer.init, out_shardings=placed['optimizer'])
         state['opt_state'] = {
@@ -243,6 +247,22 @@ def train(
         )
       return step, dict(zip(('params', 'opt_state'), arrays, strict=True)), position
 
+    def branch() -> tuple[int, dict, dict]:
+      step, *arrays, position, stored = checkpoint.restore_other(t.branch_from, params, opt_state)
+      if stored.get('past') != batches.fingerprint(step):
+        raise ValueError(
+          f'train.branch_from={t.branch_from}: before its step {step} other batches were trained '
+          'on than this config has there: let corpora, rows, seed, and train.stages up to that '
+          'step be the same'
+        )
+      if step >= t.steps:
+        raise ValueError(
+          f'train.branch_from={t.branch_from} is at step {step}, but train.tokens={t.tokens} end '
+          f'with step {t.steps}: raise them, or branch from an earlier checkpoint'
+        )
+      return step, dict(zip(('params', 'opt_state'), arrays, strict=True)), position
+
+    resumed = ckpt.latest() is not None
     step, state, position = snapshot()
     iterator = data.prefetch(batches, position)
 
@@ -269,8 +289,8 @@ def train(
     ):
       log.event(
         step,
-        'resume' if step else 'start',
-        **({'init_from': t.init_from} if t.init_from and not step else {}),
+        'resume' if resumed else 'branch' if t.branch_from else 'start',
+        **{k: t[k] for k in ('init_from', 'branch_from') if t[k] and not resumed},
         devices=f'{jax.device_count()} x {jax.devices()[0].device_kind}',
         **({'quarantined': ckpt.quarantined} if ckpt.quarantined else {}),
       )
@@ -298,6 +318,7 @@ def train(
               if k
             },
             'grad/norm': float(np.mean([v['grad_norm'] for v in values])),
+            'clip_frac': float(np.mean([v['clip_kept'] < 1 - 1e-6 for v in values])),
             **{k: float(x) for k, x in values[-1].get('leaves', {}).items()},
           }
           if t.accumulate > 1:
@@ -441,7 +462,8 @@ def train(
           say(f'step {step}/{t.steps} | ' + ' | '.join(f'{k} {v:.3f}' for k, v in row.items()))
         if save:
           due = False
-          ckpt.save(step, state['params'], state['opt_state'], position, meta)
+          past = {'past': batches.fingerprint(step)}
+          ckpt.save(step, state['params'], state['opt_state'], position, meta | past)
           log.event(step, 'checkpoint')
         if termination.requested and not last:
           ckpt.close()

@@ -9,6 +9,7 @@ import pathlib
 import re
 import subprocess
 import sys
+import types
 
 import numpy as np
 import pytest
@@ -134,6 +135,8 @@ def make_workdir(root: pathlib.Path, hostile: bool = False) -> None:
     if step == 200:
       rows[-1] |= {k: [1.5, 2.5] for k in report.LOOK} | {'eff_rank_L': [61.0, 47.125]}
       rows[-1] |= dict.fromkeys(report.BATCH, 0.125)
+      rows[-1] |= {f'svd_entropy/{t}/blocks/mlp/up_DF{bad}': 0.5 for t in ('weights', 'updates')}
+      rows[-1] |= {'noise_trace': 4.0, 'grad_sq': 0.5}
     if step % 50 == 0 or step == steps:
       rows.append({'step': step, 'tokens': 8192 * step, f'val/{web}/loss': loss + 0.08,
                    f'val/{web}/bpb': loss / 2.2, 'val/pdf/loss': loss - 0.1,
@@ -431,3 +434,13 @@ def test_line_charts_survive_any_numbers():
   for points in ([], [(1, math.nan)], [(1, 2.0)], [(1, 0.0), (2, 0.0)], [(1, math.inf), (2, 1.0)]):
     drawn = charts.lines([charts.Series('a', points)], label='a', y_label='b')
     assert 'nan' not in drawn and 'inf' not in drawn.replace('infin', '')
+
+
+def test_the_noise_scale_is_a_ratio_of_averages():
+  """A look that saw too much noise to tell the gradient from 0 counts in the average."""
+  looks = [{'step': i, 'noise_trace': 8.0, 'grad_sq': x} for i, x in enumerate((-2.0, 2.0, 1.0))]
+  (first, second), _ = zip(*report.noise_scale(types.SimpleNamespace(metrics=looks)), strict=True)
+  assert (first, second) == (1, 2)
+  trace, square = 8 * (0.1 + 0.09), 0.1 * 2 - 0.09 * 2
+  assert report.noise_scale(types.SimpleNamespace(metrics=looks))[0][1] == pytest.approx(
+    trace / square)

@@ -125,6 +125,39 @@ def test_continued_training_starts_from_the_given_weights(undisturbed, markov_co
     fit(tiny(**longer, **{'model.mlp_dim': 96}), markov_corpora, tmp_path / 'other')
 
 
+def test_a_cooldown_branches_from_a_run(markov_corpora, tmp_path):
+  """From a constant phase to the bits of a run that was meant to end there from the start."""
+  one = dict(name='all', fraction=1.0, mixture=dict(web=0.75, pdf=0.25))
+  short = {
+    'train.stages': (one,), 'optimizer.warmup_steps': 2, 'optimizer.decay_steps': 4,
+    'train.tokens': 8 * 8 * 64,
+  }  # fmt: skip
+  fit(tiny(**short), markov_corpora, tmp_path / 'short')
+  fit(tiny(**short | {'train.tokens': 16 * 8 * 64}), markov_corpora, tmp_path / 'long')
+  base = str(tmp_path / 'long' / 'checkpoints' / '4')
+  branch = short | {'train.branch_from': base}
+  fit(tiny(**branch), markov_corpora, tmp_path / 'branch')
+  for a, b in zip(leaves(tmp_path / 'short'), leaves(tmp_path / 'branch'), strict=True):
+    np.testing.assert_array_equal(a, b)
+  first = metrics.read_rows(tmp_path / 'branch' / 'events.jsonl')[0]
+  assert (first['event'], first['step'], first['branch_from']) == ('branch', 4, base)
+
+  # Another mixture from there on, with a corpus that was not there before.
+  stages = tuple(dict(name=n, fraction=0.5, mixture=m) for n, m in (
+    ('all', dict(web=1.0)), ('decay', dict(web=0.5, pdf=0.5))))  # fmt: skip
+  alone = (dict(name='all', fraction=1.0, mixture=dict(web=1.0)),)
+  fit(tiny(**short | {'train.stages': alone}), markov_corpora, tmp_path / 'web')
+  base = str(tmp_path / 'web' / 'checkpoints' / '4')
+  branch = short | {'train.stages': stages, 'train.branch_from': base}
+  result = fit(tiny(**branch), markov_corpora, tmp_path / 'mixed')
+  assert result['steps'] == 8
+  with pytest.raises(ValueError, match=r'before its step 4 other batches .*than this config'):
+    fit(tiny(**branch | {'train.stages': (one,)}), markov_corpora, tmp_path / 'other')
+  with pytest.raises(ValueError, match=r'is at step 4, but train.tokens=2048 end with step 4'):
+    few = {'train.tokens': 4 * 8 * 64, 'train.stages': alone, 'optimizer.decay_steps': 2}
+    fit(tiny(**branch | few), markov_corpora, tmp_path / 'over')
+
+
 @pytest.mark.parametrize(
   'mesh', [dict(data=8), dict(data=2, fsdp=2), dict(), dict(fsdp=2, context=2)]
 )
