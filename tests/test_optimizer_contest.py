@@ -6,6 +6,7 @@ import pytest
 
 from configs import optimizer_contest as settings
 from experiments.benchmarks import optimizer_contest as contest
+from experiments.benchmarks import trajectories
 
 
 def test_steps_to_a_target_are_read_off_the_curve():
@@ -79,3 +80,18 @@ def test_the_seeds_see_each_row_once_in_orders_of_their_own():
   for places in rows:
     assert sorted(places) == list(range(0, len(runner.train) - 1, runner.c.seq_len))
   assert not np.array_equal(*rows)
+
+
+def test_trajectories_start_together_and_muon_uses_all_directions(tmp_path, monkeypatch):
+  c = settings.get_config()
+  c.update(dict(rows=2, seq_len=16, eval_rows=4, warmup=2))
+  c.model.update(dict(
+    vocab_size=32, num_layers=1, embed_dim=16, num_heads=2, num_kv_heads=1, head_dim=8, mlp_dim=24,
+    max_seq_len=16, dtype='float32'))  # fmt: skip
+  monkeypatch.setattr(trajectories, '_NAMES', ('adamw_warm', 'muon'))
+  np.save(tmp_path / 'tokens.npy', np.random.default_rng(0).integers(0, 8, 4000).astype(np.uint16))
+  adamw, muon = rows = trajectories.run(tmp_path, 3, 3, c)
+  assert (adamw['step'], muon['step']) == (3, 3) and 'cos/adamw_warm' not in adamw
+  assert 0 < muon['cos/adamw_warm'] < 1 and muon['update'] > .9 > adamw['update']
+  trajectories.report(tmp_path, rows)
+  assert 'our Muon' in (tmp_path / 'trajectories.md').read_text()

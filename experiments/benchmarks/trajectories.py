@@ -1,0 +1,134 @@
+"""How optimizers part from one start: the same weights and batches, one JSON line a look.
+
+  python -m experiments.benchmarks.trajectories --output=DIR [--steps=300] [--every=25]
+
+DIR is that of the optimizer contest (experiments/benchmarks/optimizer_contest.py), whose model and
+tokens are used, each optimizer at the learning rate that the contest found best. Writes
+DIR/trajectories.jsonl, .md and .svg. With W₀ the common start and ΔW = W − W₀ of the matrices:
+
+  loss             on held-out rows, not cooled down
+  moved            ‖ΔW‖ / ‖W₀‖
+  cos              cosine of ΔW with that of each other optimizer at the same step
+  weights, update  entropy of squared singular values (diagnostics.svd_entropy), mean over matrices,
+                   of W and of the step taken there
+"""
+
+import argparse
+import json
+import math
+import pathlib
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from configs import optimizer_contest as settings
+from experiments.benchmarks import optimizer_contest as contest
+from smoljax import model, muon, optim
+
+_NAMES = ('adamw_warm', 'muon', 'soap')
+_RATES = {'adamw_warm': 4e-3, 'muon': 4e-3, 'soap': 2e-3}  # where there is no contest to ask
+
+
+def matrices(params: dict) -> dict:
+  """Path → leaf of those leaves that are matrices."""
+  views = optim.matrix_views(params)
+  return {name: x for path, x in jax.tree.leaves_with_path(params)
+          if (name := muon.path_name(path)) in views}
+
+
+def norm(tree: dict) -> float:
+  return math.sqrt(dot(tree, tree))
+
+
+def dot(a: dict, b: dict) -> float:
+  return float(sum(jnp.vdot(x, y) for x, y in zip(a.values(), b.values(), strict=True)))
+
+
+def minus(a: dict, b: dict) -> dict:
+  return {k: a[k] - b[k] for k in a}
+
+
+def follow(name: str, lr: float, c, tokens: np.ndarray, steps: int, every: int):
+  """(step, row, ΔW) at every `every`-th step of a run at a constant rate after the warm-up."""
+  runner = contest.Runner(name, c, model.ModelConfig(**c.model), tokens)
+  seeds, lrs = [1], [lr]
+  warm = lambda s: min(1.0, (s + 1) / runner.warmup)
+  first = lambda state: jax.tree.map(lambda x: x[0], state[0])
+  state = runner.init(jnp.asarray(seeds, jnp.int32))
+  start = matrices(first(state))
+  for step in range(every, steps + 1, every):
+    state = runner.steps(state, seeds, lrs, step - every, step - 1, warm)
+    before = matrices(first(state))
+    state = runner.steps(state, seeds, lrs, step - 1, step, warm)
+    params = first(state)
+    now = matrices(params)
+    moved = minus(now, start)
+    nested = lambda tree: {'blocks': tree}
+    yield step, {
+      'name': name, 'lr': lr, 'step': step, **runner.score(state)[0],
+      'moved': norm(moved) / norm(start),
+      'weights': contest.spectrum(nested(now)),
+      'update': contest.spectrum(nested(minus(now, before))),
+    }, jax.device_get(moved)
+
+
+def run(output: pathlib.Path, steps: int, every: int, c) -> list[dict]:
+  tokens, rows, paths = np.load(output / 'tokens.npy'), [], {}
+  tuned = contest.read(output)
+  with open(output / 'trajectories.jsonl', 'w') as file:
+    for name in _NAMES:
+      lr = (contest.best(tuned, name) or (_RATES[name],))[0]
+      for step, row, moved in follow(name, lr, c, tokens, steps, every):
+        for other in (n for n, at in paths.items() if n != name and step in at):
+          theirs = paths[other][step]
+          row[f'cos/{other}'] = dot(moved, theirs) / (norm(moved) * norm(theirs))
+        paths.setdefault(name, {})[step] = moved
+        row = {k: round(v, 5) if isinstance(v, float) else v for k, v in row.items()}
+        rows.append(row | {'device': jax.devices()[0].device_kind})
+        file.write(json.dumps(rows[-1]) + '\n')
+        print(json.dumps(rows[-1]), flush=True)
+  return rows
+
+
+def report(output: pathlib.Path, rows: list[dict]) -> None:
+  import matplotlib
+
+  matplotlib.use('Agg')
+  from matplotlib import pyplot
+
+  figure, axes = pyplot.subplots(1, 3, figsize=(14, 4), layout='constrained')
+  lines = ['| optimizer | step | loss | moved | entropy of the update | of the weights | cosine |',
+           '|---|---|---|---|---|---|---|']
+  for name in dict.fromkeys(r['name'] for r in rows):
+    mine = [r for r in rows if r['name'] == name]
+    at = [r['step'] for r in mine]
+    for i, key in enumerate(('update', 'weights')):
+      axes[i].plot(at, [r[key] for r in mine], marker='.', label=contest.NAMES[name])
+      axes[i].set(xlabel='step', ylabel='entropy of singular values', title=f'of the {key}')
+    for key in (k for k in mine[0] if k.startswith('cos/')):
+      label = f'{contest.NAMES[name]} and {contest.NAMES[key[4:]]}'
+      axes[2].plot(at, [r[key] for r in mine], marker='.', label=label)
+    for r in (mine[0], mine[len(mine) // 2], mine[-1]):
+      cosines = ', '.join(f'{r[k]:.2f} ({contest.NAMES[k[4:]]})' for k in r if k[:4] == 'cos/')
+      lines.append(f'| {contest.NAMES[name]} | {r["step"]} | {r["loss"]:.3f} | {r["moved"]:.2f} | '
+                   f'{r["update"]:.3f} | {r["weights"]:.3f} | {cosines or "–"} |')
+  axes[2].set(xlabel='step', ylabel='cosine of W − W₀', title='which way they went')
+  for axis in axes:
+    axis.legend(fontsize=8)
+  figure.savefig(output / 'trajectories.svg', metadata={'Date': None})
+  (output / 'trajectories.md').write_text('\n'.join(lines) + '\n')
+  print('\n'.join(lines))
+
+
+def main() -> None:
+  parser = argparse.ArgumentParser(description=__doc__.split('\n')[0])
+  parser.add_argument('--output', required=True, type=pathlib.Path)
+  parser.add_argument('--steps', type=int, default=300)
+  parser.add_argument('--every', type=int, default=25, help='steps from one look to the next')
+  args = parser.parse_args()
+  report(args.output, run(args.output, args.steps, args.every, settings.get_config()))
+
+
+if __name__ == '__main__':
+  main()
