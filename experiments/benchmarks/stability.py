@@ -12,17 +12,21 @@ Every contestant trains cleanly and with each fault (injected by smoljax.guard o
   burst    the learning rate times 8 for ten steps from there
   logits   the learning rate times 8 and initial query and key kernels times 4, from the start
 
-Columns: held-out loss at the end; its gap to the same contestant's clean run; the largest attention
-logit of a step (exact; with QK-norm of the final model only); steps from the fault until the
+Columns, each a mean over --seeds: held-out loss at the end; its gap to the same contestant's clean
+runs of the same seeds, and the gaps of the best and the worst seed; the largest attention logit of
+a step of any seed (exact; with QK-norm of the final model only); steps from the fault until the
 training loss (mean of three rows) is within 3 % of the clean run's for good; steps skipped and
-batches that a rollback left out. A run that was done before is read from --output, not done again.
+batches that a rollback left out. A run that was done before is read from --output, not done again:
+several processes may share the work, each with some --contestants, and the last one makes the
+table of all.
 """
 
 import json
 import os
 import pathlib
+import re
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 from unittest import mock
 
@@ -40,6 +44,7 @@ _OUTPUT = flags.DEFINE_string('output', None, 'Folder for the runs and the table
 _STEPS = flags.DEFINE_integer('steps', 200, 'Steps of each run; the fault comes half-way.')
 _ROWS = flags.DEFINE_integer('rows', 8, 'Rows of 128 tokens a step.')
 _TAU = flags.DEFINE_float('tau', 30.0, 'Largest logit allowed by QK-Clip.')
+_SEEDS = flags.DEFINE_integer('seeds', 1, 'Runs of each contestant with each fault.')
 _CONTESTANTS = flags.DEFINE_list('contestants', None, 'Names of CONTESTANTS; all if not given.')
 _FAULTS = flags.DEFINE_list('faults', None, 'Names of FAULTS; all if not given.')
 
@@ -58,6 +63,10 @@ CONTESTANTS: dict[str, dict[str, Any]] = {
   'qk-norm': {'model.qk_norm': True},
   'muon': {'optimizer.name': 'muon'},
   'muonclip': {'optimizer.name': 'muon', 'optimizer.qk_clip.tau': 'tau'},
+  'muon, rates by logits': {
+    'optimizer.name': 'muon', 'optimizer.clip_norm': 1.0, 'optimizer.qk_clip.tau': 'tau',
+    'optimizer.qk_clip.rule': 'rates',
+  },
   'muonclip + guard': {
     'optimizer.name': 'muon', 'optimizer.qk_clip.tau': 'tau', 'guard.enabled': True,
   },
@@ -72,8 +81,11 @@ FAULTS = {
 }
 
 
-def make_config(contestant: str, fault: str, steps: int, tau: float, vocab_size: int) -> Any:
+def make_config(
+  contestant: str, fault: str, steps: int, tau: float, vocab_size: int, seed: int = 0
+) -> Any:
   c = base.get_config()
+  c.seed = seed
   c.data.seq_len = _SEQ_LEN
   c.tokenizer.vocab_size = vocab_size
   c.model.update(
@@ -133,10 +145,10 @@ def naive_select(factor: jax.Array, new: Any, old: Any) -> Any:
   return jax.tree.map(lambda n, o: (o + factor * (n - o)).astype(o.dtype), new, old)
 
 
-def run(contestant: str, fault: str, corpus: str, start: str, directory: str) -> dict:
+def run(contestant: str, fault: str, seed: int, corpus: str, start: str, directory: str) -> dict:
   """Trains one contestant with one fault; its figures."""
   vocab_size = _vocab_size(corpus)
-  c = make_config(contestant, fault, _STEPS.value, _TAU.value, vocab_size)
+  c = make_config(contestant, fault, _STEPS.value, _TAU.value, vocab_size, seed)
   if fault == 'logits':
     c.train.init_from = start
   config = pipeline.model_config(c, vocab_size)
@@ -159,6 +171,7 @@ def run(contestant: str, fault: str, corpus: str, start: str, directory: str) ->
   return {
     'contestant': contestant,
     'fault': fault,
+    'seed': seed,
     'outcome': outcome,
     'loss': rows[-1].get('val/text/loss') if outcome == 'finished' else None,
     'max_logit': max(logits, default=None),
@@ -197,24 +210,33 @@ def steps_to_recover(result: Mapping[str, Any], clean: Mapping[str, Any]) -> int
   return None if steps and last == steps[-1] - first else last
 
 
-def table(results: Mapping[tuple[str, str], Mapping[str, Any]]) -> str:
-  """Markdown, one line a run."""
+def table(results: Mapping[tuple[str, str], Sequence[Mapping[str, Any]]]) -> str:
+  """Markdown, one line for the runs of a contestant with a fault (one a seed)."""
   lines = [
-    '| contestant | fault | held-out loss | gap to clean | max logit | steps to recover | skipped '
-    '| left out |', '|---|---|---|---|---|---|---|---|',
+    '| contestant | fault | held-out loss | gap to clean | worst and best seed | max logit '
+    '| steps to recover | skipped | left out |', '|---|---|---|---|---|---|---|---|---|',
   ]  # fmt: skip
-  for (name, fault), r in results.items():
-    clean = results.get((name, 'clean'))
-    known = clean and clean['loss'] is not None
-    gap = f'{100 * (r["loss"] / clean["loss"] - 1):+.2f} %' if known and r['loss'] else '–'
-    back = steps_to_recover(r, clean) if known else None
-    logit = f'{r["max_logit"]:.1f}' if r['max_logit'] is not None else '–'
-    loss = f'{r["loss"]:.3f}' if r['loss'] else r['outcome']
-    lines.append(
-      f'| {name} | {fault} | {loss} | {gap if fault != "clean" else ""} | {logit} '
-      f'| {"" if fault == "clean" else "never" if back is None else back} '
-      f'| {r["skips"]} | {r["left_out"]} |'
-    )
+  for (name, fault), runs in results.items():
+    clean = results.get((name, 'clean'), ())
+    pairs = list(zip(runs, clean, strict=False))
+    failed = [r['outcome'] for r in runs if r['loss'] is None]
+    gaps = [100 * (r['loss'] / c['loss'] - 1) for r, c in pairs if r['loss'] and c['loss']]
+    back = [steps_to_recover(r, c) for r, c in pairs]
+    logits = [r['max_logit'] for r in runs if r['max_logit'] is not None]
+    known = fault != 'clean' and not failed and len(gaps) == len(runs)
+    keys = () if failed else ('loss', 'skips', 'left_out')
+    mean = {key: np.mean([r[key] for r in runs]) for key in keys}
+    cells = [
+      name,
+      fault,
+      f'{failed[0]} ({len(failed)} of {len(runs)})' if failed else f'{mean["loss"]:.3f}',
+      f'{np.mean(gaps):+.2f} %' if known else '–',
+      f'{max(gaps):+.2f}, {min(gaps):+.2f}' if known and len(gaps) > 1 else '–',
+      f'{max(logits):.1f}' if logits else '–',
+      '–' if not known else 'never' if None in back else f'{np.mean(back):.0f}',
+      *('–' if failed else f'{mean[k]:.1f}' for k in ('skips', 'left_out')),
+    ]
+    lines.append(f'| {" | ".join(cells)} |')
   return '\n'.join(lines)
 
 
@@ -239,21 +261,23 @@ def _start(corpus: str, output: str) -> str:
 def main(_: list[str]) -> None:
   corpus, output = _CORPUS.value, _OUTPUT.value
   start = _start(corpus, output)
-  results = {}
+  results: dict[tuple[str, str], list[dict]] = {}
   for fault in _FAULTS.value or FAULTS:
     for name in _CONTESTANTS.value or CONTESTANTS:
       if fault == 'logits' and name == 'qk-norm':
         continue  # it has other parameters, and none of them scales its queries and keys
-      directory = pathlib.Path(output, 'runs', f'{name.replace(" ", "-")}-{fault}')
-      done = directory / 'result.json'
-      if not done.exists():
-        result = run(name, fault, corpus, start, str(directory))
-        done.write_text(json.dumps(result))
-      result = json.loads(done.read_text())
-      result['losses'] = {int(step): loss for step, loss in result['losses'].items()}
-      results[name, fault] = result
-      shown = {k: v for k, v in results[name, fault].items() if k != 'losses'}
-      print(json.dumps(shown), flush=True)
+      for seed in range(_SEEDS.value):
+        folder = re.sub(r'\W+', '-', f'{name}-{fault}-{seed}')
+        directory = pathlib.Path(output, 'runs', folder)
+        done = directory / 'result.json'
+        if not done.exists():
+          result = run(name, fault, seed, corpus, start, str(directory))
+          done.write_text(json.dumps(result))
+        result = json.loads(done.read_text())
+        result['losses'] = {int(step): loss for step, loss in result['losses'].items()}
+        results.setdefault((name, fault), []).append(result)
+        shown = {k: v for k, v in result.items() if k != 'losses'}
+        print(json.dumps(shown), flush=True)
   order = list(CONTESTANTS)
   text = table(dict(sorted(results.items(), key=lambda item: order.index(item[0][0]))))
   pathlib.Path(output, 'stability.md').write_text(text + '\n')

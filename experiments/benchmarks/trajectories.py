@@ -76,7 +76,7 @@ def follow(name: str, lr: float, c, tokens: np.ndarray, steps: int, every: int):
 def run(output: pathlib.Path, steps: int, every: int, c) -> list[dict]:
   tokens, rows, paths = np.load(output / 'tokens.npy'), [], {}
   tuned = contest.read(output)
-  with open(output / 'trajectories.jsonl', 'w') as file:
+  with open(output / 'trajectories.jsonl', 'w', buffering=1) as file:
     for name in _NAMES:
       lr = (contest.best(tuned, name) or (_RATES[name],))[0]
       for step, row, moved in follow(name, lr, c, tokens, steps, every):
