@@ -47,6 +47,19 @@ NAMES: dict[str, tuple[str, str]] = {
   'blocks/mlp/down_bias_D': ('model.layers.{}.mlp.down_proj.bias', 'D'),
 }
 
+# Modules of multi-token prediction have the layers' names for what layers have, and DeepSeek-V3's for
+# what only they have; the readers of plain models pass them over.
+NAMES |= {
+  ours.replace('blocks/', 'mtp/block/'): (theirs.replace('model.layers', 'model.mtp'), dims)
+  for ours, (theirs, dims) in NAMES.items() if ours.startswith('blocks/')
+} | {
+  'mtp/hidden_norm/scale_D': ('model.mtp.{}.hnorm.weight', 'D'),
+  'mtp/embed_norm/scale_D': ('model.mtp.{}.enorm.weight', 'D'),
+  'mtp/final_norm/scale_D': ('model.mtp.{}.shared_head.norm.weight', 'D'),
+  'mtp/from_hidden_DE': ('model.mtp.{}.eh_proj.hidden.weight', 'E D'),
+  'mtp/from_embed_DE': ('model.mtp.{}.eh_proj.embed.weight', 'E D'),
+}
+
 TOKENIZER_FILES = (
   'tokenizer.json', 'tokenizer_config.json', 'special_tokens_map.json', 'added_tokens.json',
   'chat_template.jinja', 'tokenizer.model', 'vocab.json', 'merges.txt',
@@ -210,7 +223,7 @@ def from_hf_tensors(
     node = params
     for folder in folders:
       node = node.setdefault(folder, {})
-    node[leaf] = np.stack(layers) if ours.startswith('blocks/') else layers[0]
+    node[leaf] = np.stack(layers) if '{}' in NAMES[ours][0] else layers[0]
   return params
 
 
@@ -226,7 +239,7 @@ def to_hf_tensors(
     value = np.asarray(value)
     letters = sharding.dim_letters(ours)
     order = [letters.index(c) for c in NAMES[ours][1] if c != ' ']
-    for name, x in zip(names, value if ours.startswith('blocks/') else [value], strict=True):
+    for name, x in zip(names, value if '{}' in NAMES[ours][0] else [value], strict=True):
       with np.errstate(over='ignore'):
         x = np.ascontiguousarray(x.transpose(order).reshape(shapes[name]).astype(DTYPES[dtype]))
       if not np.isfinite(x).all():
@@ -247,9 +260,14 @@ def _hf_names(config: ModelConfig) -> dict[str, list[str]]:
   """Our paths that this config has → their names, one per layer for stacked parameters."""
   paths = _flatten(abstract_params(config))
   return {
-    path: [name.format(i) for i in range(config.num_layers if '{}' in name else 1)]
+    path: [name.format(i) for i in range(_num_stacked(config, path))]
     for path, (name, _) in NAMES.items() if path in paths
   }
+
+
+def _num_stacked(config: ModelConfig, path: str) -> int:
+  stacks = {'blocks': config.num_layers, 'mtp': config.mtp_depth}
+  return stacks.get(path.split('/')[0], 1)
 
 
 def _weight_files(path: str) -> dict[str, str]:

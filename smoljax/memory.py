@@ -46,7 +46,7 @@ def training(
   Args:
     config: its `remat` says what is saved.
     rows, seq_len: of the global micro-batch (with accumulation: of one of its parts).
-    chunk: places whose logits are formed at a time (`objectives.token_losses`).
+    chunk: places whose logits are formed at a time (`objectives.over_places`).
     mesh: sizes of the axes of smoljax.sharding; missing ones are 1. None is one device.
     opt_state: abstract optimizer state, as `jax.eval_shape(optimizer.init, params)` gives it;
       None means AdamW's two fp32 moments.

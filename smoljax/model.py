@@ -15,10 +15,12 @@ Parameters are a plain nested dict of fp32 arrays with the layers stacked on axi
   embed_VD                     blocks/attn/{q_DNH, k_DKH, v_DKH, o_NHD}
   head_DV   (untied only)      blocks/mlp/{gate_DF, up_DF, down_FD}   (gate_DF: gated only)
   final_norm/scale_D           blocks/{attn_norm, mlp_norm}/scale_D   (layer norm: and bias_D)
+  mtp/…                        (config.mtp) modules that predict further ahead, stacked likewise
 
 Flax NNX modules declare them; jax transforms do the rest.
 """
 
+import dataclasses
 import functools
 import math
 import zlib
@@ -61,7 +63,7 @@ MATRICES = {
 }
 
 # Activations that `apply` gives on request.
-CAPTURED = ('residual', 'attention', 'entropy', 'units', 'sites')
+CAPTURED = ('residual', 'attention', 'entropy', 'qkv', 'units', 'sites', 'trunk')
 
 
 # -------------------------------------------------------------------------------- declarations
@@ -197,6 +199,41 @@ class Block(nnx.Module):
     return getattr(self, name)(x_BTD) if hasattr(self, name) else x_BTD
 
 
+class MTPModule(nnx.Module):
+  """Predicts the token k places after the next one; k-th of a model's `mtp_depth` modules.
+
+  At place i, with t the tokens (t[i] is the input there, and the main head predicts t[i+1]):
+
+  parallel (Gloeckle et al., arXiv:2404.19737): one block on the shared trunk, side by side with the
+  model's last block, which is the main head's: h = block(trunk[i]). Norm and head are the model's.
+
+  sequential (DeepSeek-V3, arXiv:2412.19437, eq. 21-25): h^k = block(M [norm(emb(t[i+k])) ;
+  norm'(h^(k-1)[i])]), in the order of the released `eh_proj`; M is two matrices here. h^0 is the
+  residual stream after the last block, before the final norm. The head, shared with the model,
+  reads h^k through a norm of the module's own; the next module takes h^k without it, as the paper
+  writes (torchtitan and Megatron hand on the normed one; `norm'` undoes the difference but for
+  scales). Positions are those of place i: rotary attention sees differences only.
+  """
+
+  def __init__(self, config: ModelConfig, key: jax.Array):
+    self.config = config
+    self.block = Block(config, jax.random.fold_in(key, _hash('block')))
+    if config.mtp == 'sequential':
+      self.hidden_norm, self.embed_norm, self.final_norm = (Norm(config) for _ in range(3))
+      self.from_hidden_DE = _normal(config, key, 'from_hidden_DE')
+      self.from_embed_DE = _normal(config, key, 'from_embed_DE')
+
+  def __call__(self, x_BTD, embedded_BTD, rotate: Callable, attend: Callable):
+    if self.config.mtp == 'sequential':
+      product = functools.partial(
+        jnp.einsum, 'BTD,DE->BTE', out_sharding=sharding.out('batch', 'length', 'residual'))
+      x_BTD = (product(self.embed_norm(embedded_BTD), _use(self, 'from_embed_DE'))
+               + product(self.hidden_norm(x_BTD), _use(self, 'from_hidden_DE')))
+    x_BTD, state, _ = self.block(x_BTD, rotate, attend)
+    normed_BTD = self.final_norm(x_BTD) if self.config.mtp == 'sequential' else None
+    return x_BTD, normed_BTD, state
+
+
 class Transformer(nnx.Module):
   """All parameters of a model; `blocks` is one Block whose leaves have a leading L."""
 
@@ -208,6 +245,10 @@ class Transformer(nnx.Module):
     self.final_norm = Norm(config)
     if not config.tie_embeddings:
       self.head_DV = _normal(config, key, 'head_DV')
+    if config.mtp != 'none':
+      mtp_key = jax.random.fold_in(key, _hash('mtp'))
+      self.mtp = jax.vmap(lambda i: MTPModule(config, jax.random.fold_in(mtp_key, i)))(
+        jnp.arange(config.mtp_depth))
 
 
 # ----------------------------------------------------------------------------------- functions
@@ -259,7 +300,9 @@ def apply(
       'sites': aux['act_rms/SITE_L'] and aux['act_max/SITE_L'], root mean square and largest
       magnitude of what attention and MLP add to the stream (attn_out, mlp_out) and of the MLP's
       units (mlp_mid), and aux['gate_sat_L'], the share of gates beyond ±4.6, where a sigmoid is
-      within 1 % of 0 or 1.
+      within 1 % of 0 or 1;
+      'qkv': aux['q_LBTNH'], aux['k_LBTKH'] and aux['v_LBTKH'], rotated, as attention takes them;
+      'trunk': aux['trunk_BTD'], what `mtp` starts from (not undealt, see sharding.deal).
   """
   x_BTD, aux = hidden(
     config, params, tokens_BT, positions_BT=positions_BT, segment_ids_BT=segment_ids_BT,
@@ -290,20 +333,18 @@ def hidden(
   if config.max_seq_len < T:
     raise ValueError(f'{T} tokens in a row, but max_seq_len={config.max_seq_len}: shorten the '
                      'rows, or raise max_seq_len (and extend rope_theta or rope_scaling)')
-  if capture and sharding.num_parts('length') > 1:
+  if set(capture) - {'trunk'} and sharding.num_parts('length') > 1:
     raise ValueError('capture needs a mesh that does not split the sequence: use context=1')
   # Where the mesh splits rows, their pieces are dealt out: restored at the end.
   x_BTD = embed(config, params, sharding.deal(jnp.asarray(tokens_BT)))
   positions_BT, segments_BT = _documents(T, positions_BT, segment_ids_BT)
 
   def attend(q_BTNH, k_BTKH, v_BTKH, layer, window, state):
-    out_BTNH, max_N = attention(
-      q_BTNH, k_BTKH, v_BTKH, q_positions_BT=positions_BT, kv_positions_BS=positions_BT,
-      q_segments_BT=segments_BT, kv_segments_BS=segments_BT, in_order=True, dealt=True,
-      window=window, windows=config.windows, softcap=config.attention_softcap,
-      max_logits=max_logits, implementation=config.attention,
-    )
+    out_BTNH, max_N = _attend_documents(
+      config, q_BTNH, k_BTKH, v_BTKH, positions_BT, segments_BT, window, max_logits)
     seen = {'max_logits_LN': max_N} if max_logits else {}
+    if 'qkv' in capture:
+      seen |= {'q_LBTNH': q_BTNH, 'k_LBTKH': k_BTKH, 'v_LBTKH': v_BTKH}
     if 'attention' in capture:
       places = Places(positions_BT, positions_BT, segments_BT, segments_BT, window)
       seen['attention_LBNTS'] = probabilities(
@@ -322,7 +363,72 @@ def hidden(
 
   x_BTD, _, (seen, captured) = run_blocks(
     config, params, x_BTD, positions_BT, attend, capture=capture)
+  if 'trunk' in capture and config.mtp != 'parallel':
+    captured['trunk_BTD'] = x_BTD
   return sharding.undeal(final_norm(config, params, x_BTD)), seen | captured
+
+
+def mtp(
+  config: ModelConfig,
+  params: Params,
+  module: Params,
+  x_BTD: jax.Array,
+  tokens_BT: jax.Array,
+  *,
+  positions_BT: jax.Array | None = None,
+  segment_ids_BT: jax.Array | None = None,
+) -> tuple[jax.Array, jax.Array]:
+  """One module of multi-token prediction over whole rows, for training.
+
+  Args:
+    module: its parameters, one of the stack params['mtp'].
+    x_BTD: aux['trunk_BTD'] of `hidden`, or the previous module's first result.
+    tokens_BT: the token k places after that of each place, any id where there is none.
+  Returns:
+    What the next module takes (dealt), and the hidden states that `logits` takes.
+  """
+  positions_BT, segments_BT = _documents(tokens_BT.shape[1], positions_BT, segment_ids_BT)
+  tokens_BT = sharding.deal(jnp.asarray(tokens_BT))
+
+  def attend(q_BTNH, k_BTKH, v_BTKH, state):
+    out_BTNH, _ = _attend_documents(
+      config, q_BTNH, k_BTKH, v_BTKH, positions_BT, segments_BT, None, None)
+    return out_BTNH, state, {}
+
+  def run(params, module, x_BTD):
+    x_BTD, hidden_BTD, _ = run_mtp(config, params, module, x_BTD, tokens_BT, positions_BT, attend)
+    return x_BTD, hidden_BTD
+
+  x_BTD, hidden_BTD = _checkpoint(config, run)(params, module, x_BTD)
+  return x_BTD, sharding.undeal(hidden_BTD)
+
+
+def run_mtp(
+  config: ModelConfig,
+  params: Params,
+  module: Params,
+  x_BTD: jax.Array,
+  tokens_BT: jax.Array,
+  positions_BT: jax.Array,
+  attend: Callable,
+  state: Any = None,
+) -> tuple[jax.Array, jax.Array, Any]:
+  """`mtp` with any attention, `attend` as for `run_blocks` without layer and window.
+
+  Returns what the next module takes, what `logits` takes, and the last state.
+  """
+  table = rope_table(config, positions_BT)
+  embedded_BTD = embed(config, params, tokens_BT) if config.mtp == 'sequential' else None
+  x_BTD, normed_BTD, state = nnx.merge(_graph(config, 'mtp'), module)(
+    x_BTD, embedded_BTD, lambda y: _rotate(y, *table), functools.partial(attend, state=state))
+  hidden_BTD = final_norm(config, params, x_BTD) if normed_BTD is None else normed_BTD
+  return x_BTD, hidden_BTD, state
+
+
+def without_mtp(config: ModelConfig, params: Params) -> tuple[ModelConfig, Params]:
+  """The model alone, which needs no modules of multi-token prediction."""
+  config = dataclasses.replace(config, mtp='none', mtp_depth=1)
+  return config, {name: x for name, x in params.items() if name != 'mtp'}
 
 
 def embed(config: ModelConfig, params: Params, tokens_BT: jax.Array) -> jax.Array:
@@ -358,7 +464,8 @@ def run_blocks(
     positions_BT: int positions, or [1, T] if all rows share them.
     attend: (q_BTNH, k_BTKH, v_BTKH, layer, window, state) → (out_BTNH, state, seen). `state` is
       carried from layer to layer: a KV cache, or None. `seen`: any tree of what is to be shown.
-    capture: 'residual', 'units', 'sites' as for `apply`; other names are for `attend`.
+    capture: 'residual', 'units', 'sites' as for `apply`, and 'trunk' for parallel modules: what
+      the last block takes. Other names are for `attend`.
   Returns:
     x_BTD, the last state, and (`seen` of all layers stacked, what was captured here).
   """
@@ -398,15 +505,18 @@ def run_blocks(
   # Flags that all layers share stay static: nothing is computed for them.
   rotates = np.array(config.rope_flags)
   windows = np.array([w or np.iinfo(np.int32).max for w in config.windows], np.int32)
+  trunk = 'trunk' in capture and config.mtp == 'parallel'
   if layers or not config.scan_layers:
     kept = []
     for i in range(config.num_layers):
       step = functools.partial(
         block, layer=i, rotates=bool(rotates[i]), window=config.windows[i] or None)
       layer_params = layers[i] if layers else _layer(params, i)
+      before_BTD = x_BTD
       x_BTD, state, seen = _checkpoint(config, step)(x_BTD, state, layer_params)
       kept.append(seen)
-    return x_BTD, state, jax.tree.map(lambda *xs: jnp.stack(xs), *kept)
+    seen, captured = jax.tree.map(lambda *xs: jnp.stack(xs), *kept)
+    return x_BTD, state, (seen, captured | ({'trunk_BTD': before_BTD} if trunk else {}))
 
   shared = {}
   if rotates.all() or not rotates.any():
@@ -419,12 +529,15 @@ def run_blocks(
   }
 
   def body(carry, layer):
-    x_BTD, state, seen = block(*carry, **{**layer, **shared})
-    return (x_BTD, state), seen
+    before_BTD, state, _ = carry
+    x_BTD, state, seen = block(before_BTD, state, **{**layer, **shared})
+    return (x_BTD, state, before_BTD if trunk else None), seen
 
   scanned = {k: v for k, v in scanned.items() if k not in shared}
-  (x_BTD, state), seen = jax.lax.scan(_checkpoint(config, body), (x_BTD, state), scanned)
-  return x_BTD, state, seen
+  carry = (x_BTD, state, x_BTD if trunk else None)
+  (x_BTD, state, before_BTD), (seen, captured) = jax.lax.scan(
+    _checkpoint(config, body), carry, scanned)
+  return x_BTD, state, (seen, captured | ({'trunk_BTD': before_BTD} if trunk else {}))
 
 
 def unstack(config: ModelConfig, params: Params) -> Params:
@@ -524,6 +637,15 @@ def rope_frequencies(config: ModelConfig) -> tuple[np.ndarray, float]:
   return freq_H.astype(np.float32), y.attention_factor or mscale(y.factor)
 
 
+def _attend_documents(config, q_BTNH, k_BTKH, v_BTKH, positions_BT, segments_BT, window, max_logits):
+  return attention(
+    q_BTNH, k_BTKH, v_BTKH, q_positions_BT=positions_BT, kv_positions_BS=positions_BT,
+    q_segments_BT=segments_BT, kv_segments_BS=segments_BT, in_order=True, dealt=True,
+    window=window, windows=config.windows, softcap=config.attention_softcap,
+    max_logits=max_logits, implementation=config.attention,
+  )
+
+
 def _check_tokens(config, tokens_BT):
   tokens_BT = np.asarray(tokens_BT)
   if tokens_BT.ndim != 2 or tokens_BT.dtype.kind not in 'iu':
@@ -573,6 +695,7 @@ def _graph(config, part):
     'block': lambda: Block(config, jax.random.key(0)),
     'unstacked': lambda: _unstacked(Block(config, jax.random.key(0))),
     'final_norm': lambda: Norm(config),
+    'mtp': lambda: MTPModule(config, jax.random.key(0)),
   }
   return nnx.split(jax.eval_shape(make[part]))[0]
 

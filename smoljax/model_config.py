@@ -8,6 +8,7 @@ from typing import Any
 from smoljax.attention import IMPLEMENTATIONS
 
 REMAT_NAMES = ('qkv', 'ctx', 'mid', 'gu')  # values that may be saved for the backward pass
+MTP_KINDS = ('none', 'parallel', 'sequential')
 GATED = {'swiglu': True, 'geglu': True, 'gelu': False, 'relu2': False}  # activation → gate_DF?
 
 
@@ -64,6 +65,11 @@ class ModelConfig:
     sandwich: x + norm'(f(norm(x)))    (CogView, arXiv:2105.13290; Gemma 2)
   A norm before the head there is always. `norm` is what all of these are (qk_norm is RMS always).
 
+  `mtp` adds modules that predict further ahead, for training and for speculative decoding; the model
+  without them is the same model (see model.MTPModule):
+    parallel:    Gloeckle et al. (arXiv:2404.19737)
+    sequential:  DeepSeek-V3 (arXiv:2412.19437, section 2.2)
+
   `rope_scaling` may be given as a mapping with `rope_type` linear, llama3 or yarn (the default).
   """
 
@@ -90,6 +96,8 @@ class ModelConfig:
   attention_bias: bool = False
   mlp_bias: bool = False
   qk_norm: bool = False  # RMSNorm over the head dim of queries and keys
+  mtp: str = 'none'  # modules that predict tokens after the next: none, parallel, sequential
+  mtp_depth: int = 1  # how many; the k-th predicts the token k places after the next
   attention: str = 'auto'  # implementation: auto, xla, cudnn (NVIDIA), splash (TPU)
   attention_softcap: float = 0.0  # attention logits are capped to ± this by tanh; 0 = not
   init: str = 'nanotron'  # 'nanotron': o and down get init_std / sqrt(2 L); 'hf': all init_std
@@ -138,6 +146,13 @@ class ModelConfig:
     one_of('norm', self.norm, ('rms', 'layer'))
     one_of('norm_position', self.norm_position, ('pre', 'post', 'sandwich'))
     one_of('init', self.init, ('nanotron', 'hf'))
+    one_of('mtp', self.mtp, MTP_KINDS)
+    if not isinstance(self.mtp_depth, int) or self.mtp_depth < 1:
+      raise ValueError(f'mtp_depth={self.mtp_depth!r}: give a positive whole number (mtp=none turns '
+                       'the modules off)')
+    if self.mtp == 'parallel' and self.num_layers < 2:
+      raise ValueError('mtp=parallel shares all layers but the last: it needs num_layers of 2 or '
+                       'more')
     one_of('dtype', self.dtype, ('bfloat16', 'float32'))
     if self.remat not in ('none', 'full', 'dots'):
       for name in self.remat.split('+'):
@@ -147,7 +162,7 @@ class ModelConfig:
   def dims(self) -> dict[str, int]:
     """Sizes by the letters of parameter names."""
     return dict(V=self.vocab_size, D=self.embed_dim, F=self.mlp_dim, N=self.num_heads,
-                K=self.num_kv_heads, H=self.head_dim)
+                K=self.num_kv_heads, H=self.head_dim, E=self.embed_dim)
 
   @property
   def rope_flags(self) -> tuple[bool, ...]:
@@ -176,15 +191,21 @@ class ModelConfig:
     yarn = dataclasses.replace(yarn, factor=max_seq_len / yarn.original_max_seq_len)
     return dataclasses.replace(self, max_seq_len=max_seq_len, rope_scaling=yarn)
 
-  def num_params(self, *, embedding: bool = True) -> int:
-    """Number of parameters, a tied head counted once; without embedding and head if asked."""
+  def num_params(self, *, embedding: bool = True, mtp: bool = True) -> int:
+    """Number of parameters, a tied head counted once.
+
+    Without embedding and head, or without the modules of multi-token prediction, if asked.
+    """
     D, F, N, K, H = self.embed_dim, self.mlp_dim, self.num_heads, self.num_kv_heads, self.head_dim
     gated, norm = GATED[self.activation], D * (2 if self.norm == 'layer' else 1)
     layer = D * (2 * N + 2 * K) * H + (2 + gated) * D * F
     layer += (4 if self.norm_position == 'sandwich' else 2) * norm + 2 * H * self.qk_norm
     layer += ((N + 2 * K) * H + D) * self.attention_bias + ((1 + gated) * F + D) * self.mlp_bias
     outer = (1 if self.tie_embeddings else 2) * self.vocab_size * D
-    return self.num_layers * layer + norm + (outer if embedding else 0)
+    total = self.num_layers * layer + norm + (outer if embedding else 0)
+    if self.mtp == 'none' or not mtp:
+      return total
+    return total + self.mtp_depth * (layer + (self.mtp == 'sequential') * (2 * D * D + 3 * norm))
 
   def flops_per_token(self, seq_len: int, *, causal: bool = True) -> float:
     """Training FLOPs per token of a row of `seq_len` tokens: 3 times the forward pass.
@@ -193,12 +214,15 @@ class ModelConfig:
     look-up not) and 12 N H per layer and visible key. `causal` counts the (T + 1) / 2 keys that a
     query sees on average (fewer under a sliding window); without it all T, the convention of
     Megatron, torchtitan and nanotron. Neither knows of document boundaries or recomputation.
+    Modules of multi-token prediction are counted, each with its use of the head.
     """
     D, F, N, K, H = self.embed_dim, self.mlp_dim, self.num_heads, self.num_kv_heads, self.head_dim
     layer = D * (2 * N + 2 * K) * H + (2 + GATED[self.activation]) * D * F
-    weights = self.num_layers * layer + D * self.vocab_size
+    ahead = 0 if self.mtp == 'none' else self.mtp_depth
+    weights = (self.num_layers + ahead) * layer + (1 + ahead) * D * self.vocab_size
+    weights += ahead * (self.mtp == 'sequential') * 2 * D * D
     keys = 0.0
-    for window in self.windows:
+    for window in (*self.windows, *(0,) * ahead):
       w = min(window or seq_len, seq_len)
       keys += (w * (w + 1) / 2 + (seq_len - w) * w) / seq_len if causal else seq_len
     return 6.0 * weights + 12.0 * N * H * keys
@@ -261,6 +285,8 @@ class ModelConfig:
         mlp_bias=hf.get('mlp_bias', False),
         qk_norm=name == 'Qwen3ForCausalLM',
         init_std=hf.get('initializer_range', 0.02),
+        mtp=hf.get('mtp', 'none'),
+        mtp_depth=hf.get('num_nextn_predict_layers', 1),
       ),
       **overrides,
     })
@@ -323,6 +349,8 @@ class ModelConfig:
         sliding_window=self.sliding_window or None,
         layer_types=[kinds[bool(w)] for w in self.windows],
       )
+    if self.mtp != 'none':  # the second key is DeepSeek-V3's
+      hf.update(mtp=self.mtp, num_nextn_predict_layers=self.mtp_depth)
     return hf
 
 

@@ -480,6 +480,7 @@ ROLES: dict[str, Role] = {
   'gate': Role('gate_DF', _KERNEL),
   'up': Role('up_DF', _KERNEL),
   'down': Role('down_FD', _KERNEL),
+  'combine': Role('from_(hidden|embed)_DE', _KERNEL),
 }
 
 PER_HEAD: dict[str, tuple[str, ...]] = {

@@ -47,6 +47,7 @@ DIMS = {
   'H': 'head_dim',
   'V': 'vocab',
   'L': 'layers',
+  'E': 'residual',  # the model dim again, where a matrix has it on both sides
   'I': 'side',  # of a matrix that an optimizer keeps whole
 }
 

@@ -356,9 +356,11 @@ def test_losses_are_of_the_capped_logits():
   expected_BT = -np.take_along_axis(
     np.asarray(jax.nn.log_softmax(logits_BTV)), targets_BT[..., None], axis=-1)[..., 0]
   hidden_BTD, _ = model.hidden(config, params, TOKENS)
-  nll_BT, _ = objectives.token_losses(
-    config, hidden_BTD, model.unembedding(config, params), targets_BT, chunk=8)
-  np.testing.assert_allclose(nll_BT, expected_BT, atol=1e-5)
+  total, places = objectives.head_loss(
+    config, hidden_BTD, model.unembedding(config, params), targets_BT, np.ones_like(expected_BT),
+    chunk=8)
+  np.testing.assert_allclose(total, expected_BT.sum(), rtol=1e-6)
+  np.testing.assert_allclose(places['nll'], expected_BT, atol=1e-5)
   logprobs_BT, _ = evals._score(config, params, TOKENS[:, :-1], TOKENS[:, 1:])
   np.testing.assert_allclose(logprobs_BT, -expected_BT[:, :-1], atol=1e-5)
 

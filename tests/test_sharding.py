@@ -39,9 +39,10 @@ def make_mesh(sizes):
 def loss(config, params, batch):
   hidden_BTD, aux = model.hidden(
     config, params, batch['tokens'], segment_ids_BT=batch['segments'], max_logits='exact')
-  nll_BT, _ = objectives.token_losses(
-    config, hidden_BTD, model.unembedding(config, params), batch['targets'], chunk=8)
-  return nll_BT.mean(), aux['max_logits_LN']
+  weight_BT = jnp.full_like(batch['targets'], 1 / batch['targets'].size, jnp.float32)
+  mean, _ = objectives.head_loss(
+    config, hidden_BTD, model.unembedding(config, params), batch['targets'], weight_BT, chunk=8)
+  return mean, aux['max_logits_LN']
 
 
 @functools.partial(jax.jit, static_argnums=0)
