@@ -98,6 +98,8 @@ def get_config() -> ConfigDict:
   c.model.attention_softcap = placeholder(float)  # attention logits stay within ± this; 0 = off
   c.model.init = 'nanotron'  # nanotron (as SmolLM3 was trained) | hf
   c.model.init_std = placeholder(float)
+  c.model.mtp = placeholder(str)  # modules that predict further ahead: none | parallel | sequential
+  c.model.mtp_depth = placeholder(int)  # how many
   c.model.attention = 'auto'  # implementation: auto | xla | cudnn | splash
   c.model.dtype = 'bfloat16'  # compute dtype; master weights are float32
   c.model.remat = 'none'  # residuals kept for the backward pass: none = keep all | full | …
@@ -177,6 +179,24 @@ def get_config() -> ConfigDict:
   c.optimizer.qk_clip.tau = 0.0  # largest attention logit of a head; 0 = off, Kimi K2: 100
   c.optimizer.qk_clip.rule = 'weights'  # weights (K2) | rates: slows heads down, bounds nothing
   c.optimizer.qk_clip.measure = 'bound'  # bound (from the log-sum-exp, at no cost) | exact
+
+  c.mtp = ConfigDict()  # of a model with such modules; their loss is λ times the mean over them
+  c.mtp.weight = 0.3  # λ (DeepSeek-V3)
+  c.mtp.weight_last = 0.1  # λ at the end
+  c.mtp.switch = 0.7  # share of the steps after which it is weight_last
+
+  c.distill = ConfigDict()  # what is learned from another model: smoljax/distill.py
+  c.distill.teacher = ''  # a run, its checkpoint or a HF folder, with the same tokenizer; '' = none
+  c.distill.cache = 'none'  # none = it runs beside the student | sampled | topk | hidden: before
+  c.distill.draws = 50  # stored of each place: draws of sampled, ids of topk
+  c.distill.weight = 0.5  # share of the teacher in the loss; the rest is cross entropy
+  c.distill.distance = 'forward_kl'  # forward_kl | reverse_kl | jsd
+  c.distill.temperature = 1.0
+  c.distill.beta = 0.5  # of jsd
+  c.distill.features = 0.0  # weights of transfers; all need cache='none'
+  c.distill.attention = 0.0
+  c.distill.relations = 0.0
+  c.distill.relation_heads = 0  # 0 = the student's kv heads
 
   c.guard = ConfigDict()  # steps that are not taken, and what follows: smoljax/guard.py
   c.guard.enabled = True

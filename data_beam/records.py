@@ -94,6 +94,7 @@ FEATURES: dict[str, dict[str, type]] = {
     'id': str, 'tokens': bytes, 'num_bytes': int, 'source': str, 'language': str,
     'weight': float, 'quality': float, 'cluster_size': int, 'dump': str,
   },
+  'teacher': {'id': str, 'values': bytes},  # experiments/teacher_cache.py
 }
 
 _TFDS = {
@@ -407,7 +408,7 @@ class _WriteRecords(beam.PTransform):
     keyed = records | beam.Map(_with_shard, shards=shards)
     return (
       (keyed, empty) | beam.Flatten() | beam.GroupByKey()
-      | beam.Map(_write_shard, ready=beam.pvalue.AsSingleton(ready), **self.settings))
+      | beam.Map(write_shard, ready=beam.pvalue.AsSingleton(ready), **self.settings))
 
 
 def _prepare(path: str) -> str:
@@ -431,7 +432,8 @@ def _with_shard(record: Record, shards: Mapping[str, int]):
   return (record.split, index), tuple(record)
 
 
-def _write_shard(element, *, path, name, shards, sidecars, ready) -> dict[str, Any]:
+def write_shard(element, *, path, name, shards, sidecars, ready) -> dict[str, Any]:
+  """Writes a shard, ((split, index), records), for `publish`; `shards` counts those of a split."""
   del ready
   (split, index), records = element
   of = f'{index:05d}-of-{shards[split]:05d}'

@@ -109,6 +109,18 @@ def _tokenize(output: str, inputs: Mapping[str, str], *, c: Any, corpus: str) ->
   return {k: sum(info[k] for info in splits) for k in ('documents', 'tokens')}
 
 
+def _teacher(output: str, inputs: Mapping[str, str], *, c: Any, corpus: str) -> dict:
+  from experiments import teacher_cache
+
+  path = teacher_cache.write(
+    c.distill.teacher, _corpus(inputs[f'tokenize_{corpus}'], corpus), output, corpus,
+    kind=c.distill.cache, draws=c.distill.draws, temperature=c.distill.temperature,
+    seq_len=c.data.seq_len, batch_size=c.eval.batch_size, seed=c.seed,
+    corpus_tokenizer=c.tokenizer.path, say=console.print)
+  return {k: read_json(os.path.join(path, 'manifest.json'))[k]
+          for k in ('places', 'bytes_per_token')}
+
+
 def _train(output: str, inputs: Mapping[str, str], *, c: Any, corpora: Sequence[str]) -> dict:
   from smoljax import tokenizer, train
 
@@ -117,6 +129,8 @@ def _train(output: str, inputs: Mapping[str, str], *, c: Any, corpora: Sequence[
     model_config(c, tokenizer.load(_tokenizer_file(c, inputs)).vocab_size),
     {name: _corpus(inputs[f'tokenize_{name}'], name) for name in corpora},
     output,
+    caches={name: _corpus(inputs[f'teacher_{name}'], name)
+            for name in corpora if f'teacher_{name}' in inputs},
     meta={'config': c.to_dict(), 'tokenizer': _tokenizer_file(c, inputs)},
     say=console.print,
   )
@@ -258,14 +272,37 @@ def build_steps(c: ConfigDict, workdir: str) -> list[Step]:
   ]
   steps += tokenised
 
+  teacher = evals.weights_fingerprint(c.distill.teacher) if c.distill.teacher else None
+  caches = []
+  if teacher and c.distill.cache != 'none':
+    what = {k: c.distill[k] for k in ('cache', 'draws', 'temperature')}
+    caches = [
+      dataclasses.replace(
+        step(
+          f'teacher_{name}',
+          functools.partial(_teacher, corpus=name),
+          ['seed'],
+          needs=[before],
+          outside=teacher,
+          resumable=True,
+          cost=f'what the teacher says of {name!r}',
+          links={f'teacher/{name}': name},
+        ),
+        config={**what, 'seq_len': c.data.seq_len, 'seed': c.seed},
+      )
+      for name, before in zip(used, tokenised, strict=True)
+    ]
+  steps += caches
+
   flops = model_config(c, c.tokenizer.vocab_size).flops_per_token(c.data.seq_len)
   before = c.train.init_from or c.train.branch_from
   train = step(
     'train',
     functools.partial(_train, corpora=used),
-    ['seed', 'model', 'data', 'train', 'mesh', 'optimizer', 'guard', 'diagnostics'],
-    needs=[*tokenised, *tokenizer],
-    outside=evals.weights_fingerprint(before) if before else None,
+    ['seed', 'model', 'data', 'train', 'mesh', 'optimizer', 'mtp', 'distill', 'guard',
+     'diagnostics'],
+    needs=[*tokenised, *caches, *tokenizer],
+    outside=[evals.weights_fingerprint(before) if before else None, teacher],
     resumable=True,
     cost=f'{c.train.steps:,} steps, {c.train.tokens:,} tokens, {flops * c.train.tokens:.2e} FLOPs',
     links={n: n for n in ('checkpoints', 'metrics.jsonl', 'events.jsonl', 'tensorboard')},
@@ -311,8 +348,11 @@ def resolve(c: ConfigDict) -> ConfigDict:
   Raises:
     ValueError: fields that contradict each other; the message names one to change.
   """
+  from smoljax import evals
   from smoljax.model import SHAPES
 
+  if c.distill.teacher and not c.tokenizer.path:  # distributions compare over the same tokens only
+    c.tokenizer.path = evals.find_tokenizer(c.distill.teacher)
   t = c.train
   if t.batch_tokens % c.data.seq_len:
     raise ValueError(
@@ -366,7 +406,7 @@ def check(c: Any) -> None:
     ValueError: an unknown name, or a mesh that fits neither devices, batch nor model.
   """
   from data_beam import filters, html_text, pdf_text
-  from smoljax import data, evals, guard, model, optim, sharding
+  from smoljax import data, evals, guard, model, optim, sharding, tokenizer, train
 
   filters.profile(c.web.filters)
   filters.profile(c.pdf.filters)
@@ -390,6 +430,9 @@ def check(c: Any) -> None:
     )
   if c.train.init_from and c.train.branch_from:
     raise ValueError('train.init_from takes weights, train.branch_from all of a run: give one')
+  if c.distill.teacher:
+    tokenizer.require_same(evals.find_tokenizer(c.distill.teacher), c.tokenizer.path)
+  train.mtp_weight(c.mtp, c.train.steps)
   data.make_stages(c.train.stages, c.train.steps)
   guard.init(c.guard, 1)
   config = model_config(c, c.tokenizer.vocab_size)

@@ -179,6 +179,7 @@ def load_params(path: str) -> tuple[ModelConfig, dict, dict]:
       reader.metadata(root / 'params').item_metadata.tree,
     )
     params = reader.restore(root / 'params', abstract)
+  params.pop('distill', None)  # what a student learned beside itself
   return ModelConfig(**meta['model']), params, meta
 
 

@@ -25,11 +25,14 @@ import json
 import math
 import os
 from collections.abc import Mapping, Sequence
-from typing import NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 import grain
 import numpy as np
 import tensorflow_datasets as tfds
+
+if TYPE_CHECKING:
+  from smoljax import distill
 
 
 class EmptySplit(ValueError):
@@ -248,9 +251,11 @@ class Batches(grain.IterDataset):
     segment_ids       [B, T] int32, pieces counted from 1; 0 = padding
     positions         [B, T] int32, from 0 in each piece
     source            [B] int32, index into `sources`
+  and with `caches` what a teacher said of each place, see `distill.Cache`.
 
   Args:
     corpora: name → `Corpus`; all names in the mixtures must be there.
+    caches: name → `distill.Cache`, of all corpora or of none.
     rows: rows in a global batch.
   Raises:
     ValueError: a mixture names an unknown corpus, or rows do not divide the processes.
@@ -261,6 +266,7 @@ class Batches(grain.IterDataset):
     corpora: Mapping[str, Corpus],
     stages: Sequence[Stage],
     *,
+    caches: Mapping[str, 'distill.Cache'] | None = None,
     rows: int,
     seq_len: int,
     window: int,
@@ -278,6 +284,10 @@ class Batches(grain.IterDataset):
     if rows % process_count:
       raise ValueError(f'{rows} rows a batch do not divide {process_count} processes')
     self.corpora = {n: corpora[n] for n in self.sources}
+    self.caches = caches or {}
+    if self.caches and (unknown := set(self.sources) - self.caches.keys()):
+      raise ValueError(f'no teacher cache of the corpus {", ".join(sorted(unknown))}: write it '
+                       'with experiments.teacher_cache')
     self.stages = stages
     self.rows, self.seq_len = rows, seq_len
     self.options = dict(seq_len=seq_len, window=window, max_segments=max_segments, seed=seed)
@@ -292,6 +302,8 @@ class Batches(grain.IterDataset):
     spans = [(s.start, min(s.stop, stop), s.mixture) for s in self.stages if s.start < stop]
     used = {name for *_, mixture in spans for name in mixture}
     what = [{n: self.corpora[n].digest for n in used}, spans, self.rows, self.options]
+    if self.caches:
+      what.append({n: self.caches[n].digest for n in used})
     return hashlib.sha256(json.dumps(what, sort_keys=True).encode()).hexdigest()
 
   def __iter__(self) -> '_BatchIterator':
@@ -370,18 +382,26 @@ class _BatchIterator(grain.DatasetIterator):
       k: np.zeros(shape, np.int32) for k in ('inputs', 'targets', 'segment_ids', 'positions')
     }
     batch['source'] = np.zeros(shape[0], np.int32)
+    if b.caches:
+      batch |= b.caches[plan[0][0]].empty(shape)
     for i, (name, pieces) in enumerate(plan[b.local_rows.start : b.local_rows.stop]):
       corpus = b.corpora[name]
       batch['source'][i] = b.sources.index(name)
       at = 0
-      records = corpus.records.__getitems__([p.document for p in pieces])
-      for segment, (piece, record) in enumerate(zip(pieces, records, strict=True), start=1):
+      numbers = [p.document for p in pieces]
+      records = corpus.records.__getitems__(numbers)
+      said = b.caches[name].records.__getitems__(numbers) if b.caches else [None] * len(numbers)
+      for segment, (piece, record, words) in enumerate(zip(pieces, records, said, strict=True), 1):
         tokens = corpus.decode(record)[piece.start : piece.start + piece.length + 1]
         span = slice(at, at + piece.length)
         batch['inputs'][i, span] = tokens[:-1]
         batch['targets'][i, span] = tokens[1:]
         batch['segment_ids'][i, span] = segment
         batch['positions'][i, span] = np.arange(piece.length)
+        if words:
+          places = int(corpus.lengths[piece.document]) - 1
+          for key, x in b.caches[name].read(words, places, piece.start, piece.length).items():
+            batch[key][i, span] = x
         at += piece.length
     return batch
 

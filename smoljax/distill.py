@@ -371,7 +371,7 @@ class Cache:
           f'{path} was written for another {what} than that of corpus {corpus.name!r} '
           f'({str(self.manifest[what])[:12]} against {str(ours)[:12]}): write it again with '
           'experiments.teacher_cache')
-    self.cache = self.manifest['cache']
+    self.cache, self.width = self.manifest['cache'], self.manifest.get('width', 0)
     self.records = tfds.builder_from_directory(path).as_data_source(split)
     if len(self.records) != len(corpus.lengths):
       raise ValueError(f'{path} has {len(self.records)} documents, the corpus '
@@ -386,13 +386,13 @@ class Cache:
       return {'teacher_hidden': np.zeros((*shape, m['embed_dim']), ml_dtypes.bfloat16)}
     dtype = np.uint8 if self.cache == 'sampled' else np.float16
     return {
-      'teacher_ids': np.zeros((*shape, m['width']), np.int32),
-      'teacher_shares': np.zeros((*shape, m['width']), dtype),
+      'teacher_ids': np.zeros((*shape, self.width), np.int32),
+      'teacher_shares': np.zeros((*shape, self.width), dtype),
     }
 
   def read(self, record: Mapping, places: int, start: int, length: int) -> dict[str, np.ndarray]:
     """What is stored of places start … start + length - 1 of a document that has `places`."""
-    data, width = record['values'], self.manifest.get('width', 0)
+    data, width = record['values'], self.width
     if self.cache == 'sampled':
       ids, shares = unpack_draws(data, places, start, length, width)
       return {'teacher_ids': ids, 'teacher_shares': shares}
@@ -404,6 +404,19 @@ class Cache:
     ids[..., :3] = rows[:, : 3 * width].reshape(length, width, 3)
     shares = np.ascontiguousarray(rows[:, 3 * width :]).view('<f2')
     return {'teacher_ids': ids.view('<i4')[..., 0], 'teacher_shares': shares}
+
+
+def open_caches(paths: Mapping[str, str], corpora: Mapping[str, Any]) -> dict[str, Cache]:
+  """The caches of corpora by name, with arrays of one width for all.
+
+  Raises ValueError if they are of different kinds, and what `Cache` raises.
+  """
+  caches = {name: Cache(path, corpora[name]) for name, path in paths.items()}
+  if len(kinds := {(c.cache, c.manifest.get('embed_dim')) for c in caches.values()}) > 1:
+    raise ValueError(f'teacher caches of different kinds: {sorted(map(str, kinds))}')
+  for cache in caches.values():
+    cache.width = max(c.width for c in caches.values())
+  return caches
 
 
 def pack_topk(ids_XK: np.ndarray, p_XK: np.ndarray) -> bytes:

@@ -55,20 +55,28 @@ def load_model(path: str, tokenizer_path: str = '') -> Model:
     ValueError: the tokenizer has ids that the model does not know.
   """
   config, params, meta = load_weights(path)
-  # Where the run had it, or in the workdir (or an export) that may have been moved since.
-  here = pathlib.Path(os.path.abspath(path))
-  names = ('tokenizer.json', 'tokenizer.model')
-  around = [d / n for d in (here, *here.parents[:2]) for n in names]
-  places = [meta.get('tokenizer', ''), *around]
-  tokenizer_path = tokenizer_path or next((str(p) for p in places if os.path.isfile(p)), '')
-  if not tokenizer_path:
-    raise FileNotFoundError(f'no tokenizer.model in {path} or above: give one with --tokenizer')
-  text = tokenizer.load(tokenizer_path)
+  text = tokenizer.load(tokenizer_path or find_tokenizer(path, meta))
   _require_vocabulary(config, text)
   bos = text.adds_bos
   if bos is None:
     bos = meta.get('config', {}).get('tokenize', {}).get('bos', text.bos_id is not None)
   return Model(config, params, text, bos)
+
+
+def find_tokenizer(path: str, meta: Mapping[str, Any] | None = None) -> str:
+  """The tokenizer file of the model at `path`, which `load_model` reads.
+
+  It is where the run had it (`meta`), or in the workdir (or an export) that may have been moved
+  since. Raises FileNotFoundError if there is none.
+  """
+  here = pathlib.Path(os.path.abspath(path))
+  names = ('tokenizer.json', 'tokenizer.model')
+  around = [d / n for d in (here, *here.parents[:2]) for n in names]
+  places = [(meta or {}).get('tokenizer', ''), *around]
+  found = next((str(p) for p in places if os.path.isfile(p)), '')
+  if not found:
+    raise FileNotFoundError(f'no tokenizer.model in {path} or above: give one with --tokenizer')
+  return found
 
 
 def load_weights(path: str) -> tuple[model.ModelConfig, dict, Mapping[str, Any]]:

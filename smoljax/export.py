@@ -47,8 +47,8 @@ NAMES: dict[str, tuple[str, str]] = {
   'blocks/mlp/down_bias_D': ('model.layers.{}.mlp.down_proj.bias', 'D'),
 }
 
-# Modules of multi-token prediction have the layers' names for what layers have, and DeepSeek-V3's for
-# what only they have; the readers of plain models pass them over.
+# Modules of multi-token prediction have the layers' names for what layers have, and DeepSeek-V3's
+# for what only they have; the readers of plain models pass them over.
 NAMES |= {
   ours.replace('blocks/', 'mtp/block/'): (theirs.replace('model.layers', 'model.mtp'), dims)
   for ours, (theirs, dims) in NAMES.items() if ours.startswith('blocks/')

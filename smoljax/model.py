@@ -637,7 +637,9 @@ def rope_frequencies(config: ModelConfig) -> tuple[np.ndarray, float]:
   return freq_H.astype(np.float32), y.attention_factor or mscale(y.factor)
 
 
-def _attend_documents(config, q_BTNH, k_BTKH, v_BTKH, positions_BT, segments_BT, window, max_logits):
+def _attend_documents(
+  config, q_BTNH, k_BTKH, v_BTKH, positions_BT, segments_BT, window, max_logits
+):
   return attention(
     q_BTNH, k_BTKH, v_BTKH, q_positions_BT=positions_BT, kv_positions_BS=positions_BT,
     q_segments_BT=segments_BT, kv_segments_BS=segments_BT, in_order=True, dealt=True,

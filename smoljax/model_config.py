@@ -65,8 +65,8 @@ class ModelConfig:
     sandwich: x + norm'(f(norm(x)))    (CogView, arXiv:2105.13290; Gemma 2)
   A norm before the head there is always. `norm` is what all of these are (qk_norm is RMS always).
 
-  `mtp` adds modules that predict further ahead, for training and for speculative decoding; the model
-  without them is the same model (see model.MTPModule):
+  `mtp` adds modules that predict further ahead, for training and for speculative decoding; without
+  them it is the same model (see model.MTPModule):
     parallel:    Gloeckle et al. (arXiv:2404.19737)
     sequential:  DeepSeek-V3 (arXiv:2412.19437, section 2.2)
 
@@ -148,8 +148,8 @@ class ModelConfig:
     one_of('init', self.init, ('nanotron', 'hf'))
     one_of('mtp', self.mtp, MTP_KINDS)
     if not isinstance(self.mtp_depth, int) or self.mtp_depth < 1:
-      raise ValueError(f'mtp_depth={self.mtp_depth!r}: give a positive whole number (mtp=none turns '
-                       'the modules off)')
+      raise ValueError(f'mtp_depth={self.mtp_depth!r}: give a positive whole number (mtp=none '
+                       'turns the modules off)')
     if self.mtp == 'parallel' and self.num_layers < 2:
       raise ValueError('mtp=parallel shares all layers but the last: it needs num_layers of 2 or '
                        'more')

@@ -41,7 +41,8 @@ def summed(
   result must enter what is differentiated with one factor, the same for all parts.
 
   Args:
-    f: returns (array of losses, any tree). Must not close over what is differentiated.
+    f: returns (array of losses, any tree). Must not close over traced arrays: they belong into the
+      arguments.
     parts, given: trees of arrays with the parts on axis 0.
   Returns:
     The sum, float32, and the trees stacked on axis 0.
@@ -259,10 +260,11 @@ def multi_token(
     The weighted sum, and `mtp_sum_M` and `mtp_tokens_M`, sums per module.
   """
   depth = config.mtp_depth
-  read, targets, masks = (jnp.stack(x) for x in zip(*(ahead(batch, k + 1) for k in range(depth)), strict=True))
+  what = [ahead(batch, k + 1) for k in range(depth)]
+  read, targets, masks = (jnp.stack(x) for x in zip(*what, strict=True))
   masks = masks.astype(jnp.float32)
   documents = {'positions_BT': batch['positions'], 'segment_ids_BT': batch['segment_ids']}
-  def one(params, trunk_BTD, module, k):
+  def one(params, trunk_BTD, module, k, documents):
     x_BTD, hidden_BTD = model.mtp(config, params, module, trunk_BTD, k['read'], **documents)
     loss, places = head_loss(
       config, hidden_BTD, model.unembedding(config, params), k['targets'],
@@ -274,17 +276,17 @@ def multi_token(
   if config.mtp == 'parallel':
     outer = {k: x for k, x in params.items() if k not in ('mtp', 'blocks')}
 
-    def part(shared, module, k, _):
+    def part(shared, module, k, documents):
       outer, trunk_BTD = shared
-      _, loss, sum_ = one(outer, trunk_BTD, module, k)
+      _, loss, sum_ = one(outer, trunk_BTD, module, k, documents)
       return loss, sum_
 
-    loss, sums = summed(part, (outer, trunk_BTD), params['mtp'], known)
+    loss, sums = summed(part, (outer, trunk_BTD), params['mtp'], known, documents)
   else:
     loss, sums, x_BTD = 0.0, [], trunk_BTD
     for k in range(depth):
       module, knows = jax.tree.map(lambda x, k=k: x[k], (params['mtp'], known))
-      x_BTD, term, sum_ = one(params, x_BTD, module, knows)
+      x_BTD, term, sum_ = one(params, x_BTD, module, knows, documents)
       loss += term
       sums.append(sum_)
     sums = jnp.stack(sums)

@@ -480,6 +480,7 @@ ROLES: dict[str, Role] = {
   'gate': Role('gate_DF', _KERNEL),
   'up': Role('up_DF', _KERNEL),
   'down': Role('down_FD', _KERNEL),
+  'feature': Role('feature_DI'),
   'combine': Role('from_(hidden|embed)_DE', _KERNEL),
 }
 

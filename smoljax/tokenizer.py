@@ -169,6 +169,13 @@ class Tokenizer:
     return self._model.vocab_size()
 
   @property
+  def pieces(self) -> list[str | None]:
+    """The piece of each id, by which two files can be compared; None where an id has none."""
+    if isinstance(self._model, _HuggingFace):
+      return [self._model.tokenizer.id_to_token(i) for i in range(self.vocab_size)]
+    return [self._model.id_to_piece(i) for i in range(self.vocab_size)]
+
+  @property
   def bos_id(self) -> int | None:
     return _id(self._model.bos_id())
 
@@ -183,6 +190,22 @@ class Tokenizer:
   @property
   def adds_bos(self) -> bool | None:
     return getattr(self._model, 'adds_bos', None)
+
+
+def require_same(teacher: str, student: str) -> None:
+  """Raises ValueError unless two tokenizer files give every id the same piece."""
+  theirs, ours = load(teacher).pieces, load(student).pieces
+  if theirs == ours:
+    return
+  different = [i for i, (a, b) in enumerate(zip(theirs, ours, strict=False)) if a != b]
+  what = f'{len(theirs):,} pieces against {len(ours):,}'
+  if different:
+    i = different[0]
+    what += f', id {i} is {theirs[i]!r} against {ours[i]!r} ({len(different):,} differ)'
+  raise ValueError(
+    f'the teacher’s tokenizer {teacher} is not the student’s {student}: {what}. A teacher’s '
+    'distribution is over its own tokens: train the student with the teacher’s tokenizer, '
+    f'--config.tokenizer.path={teacher}')
 
 
 def _id(value: int | None) -> int | None:

@@ -1,6 +1,7 @@
 """One run of pretraining: batches in, checkpoints and metrics out, exactly resumable."""
 
 import dataclasses
+import json
 import math
 import os
 import signal
@@ -17,6 +18,7 @@ from smoljax import (
   checkpoint,
   data,
   diagnostics,
+  distill,
   evals,
   guard,
   metrics,
@@ -47,8 +49,13 @@ def make_train_step(
   qk_clip: Any = None,
   clip_norm: float = 0.0,
   leaves: bool = False,
-) -> Callable[[dict, dict], tuple[dict, dict]]:
-  """The jitted `(state, batch) -> (state, metrics)`; `state` = {params, opt_state}, donated.
+  mtp_weight: Callable[[jax.Array], jax.Array] | None = None,
+  teacher: distill.Teacher | None = None,
+) -> Callable[..., tuple[dict, dict]]:
+  """The jitted `(state, batch[, teacher's params]) -> (state, metrics)`.
+
+  `state` = {params, opt_state} is donated. `mtp_weight` gives λ of a step, and `teacher` what is
+  learned from another model (see objectives.next_token).
 
   `opt_state` is {optimizer, guard}: what `optimizer.init` and `guard.init` give. A step that the
   guard refuses changes nothing but the guard's own state.
@@ -78,12 +85,17 @@ def make_train_step(
     chunk=chunk,
     z_loss=z_loss,
     max_logits=qk_clip.measure if tau else None,
+    mtp_weight=mtp_weight,
+    teacher=teacher,
   )
 
-  def train_step(state: dict, batch: dict) -> tuple[dict, dict]:
+  def train_step(
+    state: dict, batch: dict, teacher_params: PyTree = None
+  ) -> tuple[dict, dict]:
     params, opt_state, guarded = state['params'], *(state['opt_state'][k] for k in _OPT_STATE)
     number = guarded['batches'] + 1
-    grads, aux = gradients(params, guard.inject(faults, 'batch', number, batch))
+    batch = guard.inject(faults, 'batch', number, batch)
+    grads, aux = gradients(params, batch, number, teacher_params)
     grads = guard.inject(faults, 'grads', number, grads)
     raw = grads
     if slower and clip_norm:
@@ -118,13 +130,19 @@ def make_gradients(
   chunk: int = 512,
   z_loss: float = 0.0,
   max_logits: str | None = None,
-) -> Callable[[PyTree, dict], tuple[PyTree, dict]]:
-  """`(params, batch) -> (gradients, metrics)`, to be jitted; for the arguments see make_train_step.
+  mtp_weight: Callable[[jax.Array], jax.Array] | None = None,
+  teacher: distill.Teacher | None = None,
+) -> Callable[..., tuple[PyTree, dict]]:
+  """`(params, batch, step, teacher's params) -> (gradients, metrics)`, to be jitted.
+
+  For the arguments see make_train_step.
 
   With `accumulate` > 1 the metrics have `micro_sq` too, the sum of the micro-batches' |gradient|².
   """
 
-  def loss_fn(params: PyTree, batch: dict, total_tokens: jax.Array) -> objectives.Loss:
+  def loss_fn(
+    params: PyTree, batch: dict, total_tokens: jax.Array, step: jax.Array, teacher_params: PyTree
+  ) -> tuple[jax.Array, dict]:
     loss = objectives.next_token(
       config,
       params,
@@ -134,19 +152,25 @@ def make_gradients(
       chunk=chunk,
       z_loss=z_loss,
       max_logits=max_logits,
+      mtp_weight=mtp_weight(step) if mtp_weight else 0.0,
+      teacher=teacher,
+      teacher_params=teacher_params,
     )
     return loss.total, loss.metrics
 
   grad_fn = jax.value_and_grad(loss_fn, has_aux=True)
 
-  def gradients(params: PyTree, batch: dict) -> tuple[PyTree, dict]:
+  def gradients(
+    params: PyTree, batch: dict, step: jax.Array, teacher_params: PyTree = None
+  ) -> tuple[PyTree, dict]:
     total_tokens = jnp.maximum(jnp.sum(batch['segment_ids'] > 0), 1).astype(jnp.float32)
+    rest = total_tokens, step, teacher_params
     if accumulate == 1:
-      (loss, aux), grads = grad_fn(params, batch, total_tokens)
+      (loss, aux), grads = grad_fn(params, batch, *rest)
       return grads, {'loss': loss, **aux}
 
     def one(total: PyTree, micro: dict) -> tuple[PyTree, None]:
-      (loss, aux), grads = grad_fn(params, micro, total_tokens)
+      (loss, aux), grads = grad_fn(params, micro, *rest)
       aux |= {'loss': loss, 'micro_sq': jnp.square(_norm(grads))}
       sums = jax.tree.map(jnp.add, total, (grads, aux))
       if max_logits:
@@ -158,10 +182,10 @@ def make_gradients(
       lambda x: x.reshape(x.shape[0] // accumulate, accumulate, *x.shape[1:]).swapaxes(0, 1), batch
     )
     first = jax.tree.map(lambda x: x[0], micros)
-    (loss, aux), grads = grad_fn(params, first, total_tokens)
-    rest = jax.tree.map(lambda x: x[1:], micros)
+    (loss, aux), grads = grad_fn(params, first, *rest)
+    others = jax.tree.map(lambda x: x[1:], micros)
     aux |= {'loss': loss, 'micro_sq': jnp.square(_norm(grads))}
-    (grads, aux), _ = jax.lax.scan(one, (grads, aux), rest)
+    (grads, aux), _ = jax.lax.scan(one, (grads, aux), others)
     return grads, aux
 
   return gradients
@@ -173,6 +197,7 @@ def train(
   corpora: Mapping[str, str],
   directory: str,
   *,
+  caches: Mapping[str, str] | None = None,
   meta: Mapping[str, Any] | None = None,
   say: Callable[[str], None] = print,
 ) -> dict:
@@ -180,9 +205,10 @@ def train(
 
   Args:
     config: attribute mapping with `seed` and the sections data, train, mesh, optimizer, guard,
-      diagnostics of configs/base.py, with the derived `train.steps` and `train.rows`.
+      mtp, distill, diagnostics of configs/base.py, with the derived `train.steps`, `train.rows`.
     corpora: name → tokenised corpus, as named by `train.stages`.
     directory: gets `checkpoints/`, `metrics.jsonl`, `events.jsonl`, `tensorboard/`.
+    caches: name → teacher cache of that corpus, if config.distill.cache says that there is one.
     meta: stored with each checkpoint beside the model config, JSON-able.
   Returns:
     Key figures: steps, tokens, parameters, loss (first, final), tokens_per_sec, …
@@ -197,9 +223,11 @@ def train(
     raise ValueError('diagnostics.every needs whole rows: set it to 0, or mesh.context to 1')
   held_out = evals.load_held_out(corpora, limit=t.eval_documents)
   stages = data.make_stages(t.stages, t.steps)
+  cached = distill.open_caches(caches or {}, opened)
   batches = data.Batches(
     opened,
     stages,
+    caches=cached,
     rows=t.rows,
     seq_len=config.data.seq_len,
     window=config.data.window,
@@ -217,7 +245,10 @@ def train(
 
   with jax.set_mesh(mesh), Checkpoints(os.path.join(directory, 'checkpoints'), keep=t.keep) as ckpt:
     key = jax.random.fold_in(jax.random.key(config.seed), _name_seed('init'))
+    teacher, teacher_params = load_teacher(config.distill, model_config, mesh, cached)
     params = model.abstract_params(model_config, mesh)
+    beside = teacher.init if teacher else lambda key: {}
+    params |= sharding.abstract(jax.eval_shape(beside, key), mesh)
     optimizer, info = optim.make_optimizer(config.optimizer, params, t.steps)
     fresh_guard = guard.init(config.guard, model_config.num_layers)
     opt_state = {
@@ -232,7 +263,10 @@ def train(
       if restored is None:
         if t.branch_from:
           return branch()
-        state = {'params': _first_params(t.init_from, model_config, key, params)}
+        first = _first_params(t.init_from, model_config, key, params)
+        more = beside(key)
+        first |= jax.device_put(more, sharding.shardings(more, mesh))
+        state = {'params': first}
         init = jax.jit(optimizer.init, out_shardings=placed['optimizer'])
         state['opt_state'] = {
           'optimizer': init(state['params']),
@@ -277,9 +311,13 @@ def train(
       qk_clip=qk_clip,
       clip_norm=config.optimizer.clip_norm,
       leaves=config.diagnostics.leaves,
+      mtp_weight=mtp_weight(config.mtp, t.steps),
+      teacher=teacher,
     )
     flops = model_config.flops_per_token(config.data.seq_len)
-    probe = make_probe(model_config, optimizer, mesh, t, num_sources=len(batches.sources))
+    probe = make_probe(
+      model_config, optimizer, mesh, t, num_sources=len(batches.sources),
+      mtp_weight=mtp_weight(config.mtp, t.steps), teacher=teacher, teacher_params=teacher_params)
     peak = metrics.peak_flops(jax.devices()[0].device_kind)
     window: list[tuple[dict, float, float]] = []  # metrics, step seconds, wait seconds since a row
 
@@ -318,6 +356,7 @@ def train(
               if k
             },
             'grad/norm': float(np.mean([v['grad_norm'] for v in values])),
+            **_terms(values, float(counted_S.sum())),
             'clip_frac': float(np.mean([v['clip_kept'] < 1 - 1e-6 for v in values])),
             **{k: float(x) for k, x in values[-1].get('leaves', {}).items()},
           }
@@ -425,7 +464,8 @@ def train(
         if config.diagnostics.every and (step + 1) % config.diagnostics.every == 0:
           look = probe(state, batch)
           began = time.perf_counter() - waited  # a look is no part of the step
-        state, step_metrics = train_step(state, sharding.shard_batch(batch, mesh))
+        batch = sharding.shard_batch(batch, mesh)
+        state, step_metrics = train_step(state, batch, teacher_params)
         step += 1
         last = step == t.steps
         due |= step % t.checkpoint_every == 0
@@ -488,6 +528,59 @@ def train(
   }
 
 
+def mtp_weight(config: Any, total_steps: int) -> Callable[[jax.Array], jax.Array]:
+  """Step (from 1) → λ: `config.weight`, and `config.weight_last` after `switch` of all steps.
+
+  Raises ValueError for weights below 0, or a switch that is no share.
+  """
+  if min(config.weight, config.weight_last) < 0 or not 0 <= config.switch <= 1:
+    raise ValueError(f'mtp.weight={config.weight}, mtp.weight_last={config.weight_last}, '
+          raise ValueError(f'the teacher cache of {name!r} has another {what} than distill.{what}: '
+  last = math.floor(config.switch * total_steps)
+  return lambda step: jnp.where(step <= last, config.weight, config.weight_last)
+
+
+def load_teacher(
+  config: Any,
+  student: model.ModelConfig,
+  mesh: jax.sharding.Mesh,
+  caches: Mapping[str, distill.Cache],
+) -> tuple[distill.Teacher | None, PyTree]:
+  """The teacher that `config` (section distill of configs/base.py) names, and its parameters.
+
+  They are in the student's compute dtype, on the mesh: all of them if it runs beside the student,
+  the output matrix for stored hidden states, nothing for samples.
+
+  Raises ValueError if teacher, student and caches do not fit each other.
+  """
+  if not config.teacher:
+    return None, None
+  given = {f.name: config[f.name] for f in dataclasses.fields(distill.Teacher) if f.name in config}
+  if config.cache != 'none':
+    found = json.loads(json.dumps(evals.weights_fingerprint(config.teacher)))
+    for name, cache in caches.items():
+      wanted = {'cache': config.cache, 'teacher': found}
+      if config.cache != 'hidden':
+        wanted['temperature'] = config.temperature
+      for what, value in wanted.items():
+        if cache.manifest[what] != value:
+          raise ValueError(
+            f'the teacher cache of {name!r} has another {what} than distill.{what}: '
+            f'{cache.manifest[what]!r}, not {value!r}; write it again')
+    if config.cache != 'hidden':
+      return distill.Teacher(None, student, **given), None
+  teacher, params, _ = evals.load_weights(config.teacher)
+  teacher, params = model.without_mtp(teacher, params)
+  teacher = dataclasses.replace(
+    teacher, dtype=student.dtype, attention=student.attention, remat='none')
+  made = distill.Teacher(teacher, student, **given)
+  params = jax.tree.map(lambda x: x.astype(teacher.dtype), params)
+  params = jax.device_put(params, sharding.shardings(params, mesh))
+  if config.cache == 'hidden':
+    params = {'unembed_DV': jax.jit(model.unembedding, static_argnums=0)(teacher, params)}
+  return made, params
+
+
 def make_probe(
   config: model.ModelConfig,
   optimizer: Any,
@@ -495,6 +588,9 @@ def make_probe(
   t: Any,
   *,
   num_sources: int,
+  mtp_weight: Callable[[jax.Array], jax.Array] | None = None,
+  teacher: distill.Teacher | None = None,
+  teacher_params: PyTree = None,
 ) -> Callable[[dict, dict], dict]:
   """`(state, this process's batch) -> row` of diagnostics too dear for every step.
 
@@ -506,13 +602,17 @@ def make_probe(
   """
   ways, micros = mesh.shape['data'] * mesh.shape['fsdp'], max(2, t.accumulate)
   gradients = make_gradients(
-    config, num_sources=num_sources, accumulate=micros, chunk=t.loss_chunk, z_loss=t.z_loss
+    config, num_sources=num_sources, accumulate=micros, chunk=t.loss_chunk, z_loss=t.z_loss,
+    mtp_weight=mtp_weight, teacher=teacher,
   )
   views = optim.matrix_views(model.abstract_params(config))
 
   @jax.jit
-  def of_gradients(state: dict, batch: dict) -> tuple[tuple[jax.Array, ...], dict]:
-    grads, aux = gradients(state['params'], batch)
+  def of_gradients(
+    state: dict, batch: dict, teacher_params: PyTree
+  ) -> tuple[tuple[jax.Array, ...], dict]:
+    number = state['opt_state']['guard']['batches'] + 1
+    grads, aux = gradients(state['params'], batch, number, teacher_params)
     updates, _ = optimizer.update(grads, state['opt_state']['optimizer'], state['params'])
     sums = aux['micro_sq'], jnp.square(_norm(grads)), jnp.sum(aux['tokens_S'])
     return sums, diagnostics.svd_entropy(updates, views)
@@ -534,7 +634,8 @@ def make_probe(
     row |= {name: x.tolist() for name, x in found.items()}
     row |= {f'svd_entropy/weights/{name}': float(np.mean(x)) for name, x in of_weights.items()}
     if t.rows % (micros * ways) == 0:
-      sums, of_updates = jax.device_get(of_gradients(state, sharding.shard_batch(batch, mesh)))
+      whole = sharding.shard_batch(batch, mesh)
+      sums, of_updates = jax.device_get(of_gradients(state, whole, teacher_params))
       row |= {f'svd_entropy/updates/{name}': float(np.mean(x)) for name, x in of_updates.items()}
       if t.accumulate == 1:
         micro_sq, grad_sq, tokens = map(float, sums)
@@ -549,6 +650,18 @@ _OPT_STATE = ('optimizer', 'guard')
 
 def _norm(tree: PyTree) -> jax.Array:
   return jnp.sqrt(sum(jnp.sum(jnp.square(x)) for x in jax.tree.leaves(tree)))
+
+
+def _terms(values: Sequence[dict], tokens: float) -> dict[str, Any]:
+  """Loss of each module of multi-token prediction and each term of a teacher, over some steps."""
+  row = {}
+  if 'mtp_sum_M' in values[0]:
+    sum_M, tokens_M = (
+      np.sum([v[k] for v in values], axis=0) for k in ('mtp_sum_M', 'mtp_tokens_M'))
+    row['mtp/loss_M'] = (sum_M / np.maximum(tokens_M, 1)).tolist()
+  for name in (k for k in values[0] if k.startswith('teacher_sum/')):
+    row[name.replace('_sum', '')] = float(np.sum([v[name] for v in values])) / tokens
+  return row
 
 
 def _first_params(

@@ -110,7 +110,7 @@ def write_tokenised(folder: pathlib.Path, name: str, splits: dict, vocab_size: i
       data = records.encode('tokenised', values)
       rows.append(records.Record(split, values['id'], data, (('documents', 1),), (len(tokens),)))
     shards.append(
-      records._write_shard(
+      records.write_shard(
         ((split, 0), rows), path=path, name=name, shards={split: 1}, sidecars=('lengths',),
         ready=None,
       )

@@ -1,0 +1,221 @@
+"""Objectives: gradients against independent ones, targets that stay in their document, memory."""
+
+import dataclasses
+import functools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from smoljax import model, objectives, sharding
+
+CONFIG = model.ModelConfig(
+  vocab_size=64, num_layers=2, nope_interval=2, embed_dim=32, num_heads=4, num_kv_heads=2,
+  head_dim=8, mlp_dim=48, max_seq_len=64, dtype='float32', init_std=0.1,
+)  # fmt: skip
+RNG = np.random.default_rng(0)
+KINDS = ('parallel', 'sequential')
+
+
+def with_mtp(kind, depth=2, **fields):
+  return dataclasses.replace(CONFIG, mtp=kind, mtp_depth=depth, **fields)
+
+
+def packed(lengths_by_row, T=24):
+  """A batch whose rows hold documents of these many tokens, and padding."""
+  batch = {k: np.zeros((len(lengths_by_row), T), np.int32)
+           for k in ('inputs', 'targets', 'segment_ids', 'positions')}
+  for row, lengths in enumerate(lengths_by_row):
+    at = 0
+    for segment, n in enumerate(lengths, start=1):
+      tokens, span = RNG.integers(0, 64, n + 1), slice(at, at + n)
+      batch['inputs'][row, span], batch['targets'][row, span] = tokens[:-1], tokens[1:]
+      batch['segment_ids'][row, span], batch['positions'][row, span] = segment, np.arange(n)
+      at += n
+  batch['source'] = np.zeros(len(lengths_by_row), np.int32)
+  return batch
+
+
+BATCH = packed([[10, 7, 5], [24], [3, 2, 12], [1, 20], [24], [9, 9], [5, 5, 5, 5], [16]])
+
+
+@functools.partial(jax.jit, static_argnums=0, static_argnames=('chunk', 'weight'))
+def loss(config, params, batch, *, chunk=8, weight=0.3):
+  total = jnp.sum(batch['segment_ids'] > 0).astype(jnp.float32)
+  return objectives.next_token(
+    config, params, batch, total_tokens=total, num_sources=1, chunk=chunk, mtp_weight=weight)
+
+
+@functools.partial(jax.jit, static_argnums=0)
+def gradient(config, params, batch):
+  return jax.grad(lambda p: loss(config, p, batch).total)(params)
+
+
+def plain(config, params, batch, weight=0.3):
+  """The definition, document by document, every logit at once, with nothing of objectives.py."""
+  total, count = 0.0, int((batch['segment_ids'] > 0).sum())
+  log_softmax = lambda x: jax.nn.log_softmax(x, axis=-1)
+
+  def norm(x, scale):
+    return x * jax.lax.rsqrt(jnp.mean(x * x, axis=-1, keepdims=True) + config.norm_eps) * scale
+
+  for row in range(len(batch['inputs'])):
+    for segment in range(1, batch['segment_ids'][row].max() + 1):
+      inside = batch['segment_ids'][row] == segment
+      tokens = np.append(batch['inputs'][row][inside], batch['targets'][row][inside][-1])
+      n = len(tokens) - 1
+      out = model.apply(config, params, tokens[None, :-1], capture=('residual',))
+      total -= jnp.sum(log_softmax(out.logits[0])[np.arange(n), tokens[1:]]) / count
+      # The trunk is what the last block takes, or what it gives.
+      h = out.aux['residual_LBTD'][-2 if config.mtp == 'parallel' else -1][0]
+      for k in range(1, config.mtp_depth + 1):
+        if n - k < 1:
+          continue
+        module = jax.tree.map(lambda x, k=k: x[k - 1], params['mtp'])
+        one = dataclasses.replace(
+          config, num_layers=1, nope_interval=0, mtp='none', mtp_depth=1, norm_eps=config.norm_eps)
+        if config.mtp == 'sequential':
+          h = h[: n - k]
+          e = params['embed_VD'][tokens[k:-1]]
+          h = (norm(e, module['embed_norm']['scale_D']) @ module['from_embed_DE']
+               + norm(h, module['hidden_norm']['scale_D']) @ module['from_hidden_DE'])
+        places = jnp.arange(len(h))[None]
+        attend = lambda q, k, v, layer, window, state, places=places: (
+          model.attention(q, k, v, q_positions_BT=places, kv_positions_BS=places,
+                          implementation='xla')[0], state, None)
+        block = {'blocks': jax.tree.map(lambda x: x[None], module['block'])}
+        x = model.run_blocks(one, block, h[None], places, attend)[0][0]
+        own = module if config.mtp == 'sequential' else params
+        logits = norm(x, own['final_norm']['scale_D'])[: n - k] @ params['embed_VD'].T
+        picked = log_softmax(logits)[np.arange(n - k), tokens[k + 1 :]]
+        total -= weight / config.mtp_depth * jnp.sum(picked) / count
+        if config.mtp == 'sequential':
+          h = x
+  return total
+
+
+@pytest.mark.parametrize('kind', KINDS)
+def test_packed_loss_and_gradient_are_those_of_the_definition_document_by_document(kind):
+  config = with_mtp(kind)
+  params = model.init(config, jax.random.key(0))
+  few = {k: x[np.array([0, 3])] for k, x in BATCH.items()}
+  define = jax.jit(jax.value_and_grad(lambda p: plain(config, p, few)))
+  expected, expected_grads = define(params)
+  np.testing.assert_allclose(loss(config, params, few).total, expected, rtol=1e-6)
+  for (path, a), b in zip(
+    jax.tree.leaves_with_path(gradient(config, params, few)), jax.tree.leaves(expected_grads),
+    strict=True,
+  ):  # fmt: skip
+    np.testing.assert_allclose(
+      a, b, atol=2e-6 * max(1, float(jnp.abs(b).max())), err_msg=jax.tree_util.keystr(path))
+    assert np.abs(b).max() > 0, path
+
+
+@pytest.mark.parametrize('kind', KINDS)
+@pytest.mark.parametrize('k', [1, 2, 3])
+def test_a_wrong_target_changes_the_loss_of_each_depth_that_predicts_it(kind, k):
+  """The negative control of a silent zero: token t[i+k+1] is what module k predicts at i."""
+  config = with_mtp(kind, depth=3)
+  params = model.init(config, jax.random.key(0))
+  before = loss(config, params, BATCH).metrics
+  wrong = {name: x.copy() for name, x in BATCH.items()}
+  wrong['targets'][1, 23] = (wrong['targets'][1, 23] + 1) % 64  # the last of its document
+  after = loss(config, params, wrong).metrics
+  assert before['mtp_tokens_M'][k - 1] == sum(
+    max(0, n - k) for row in BATCH['segment_ids'] for n in np.bincount(row)[1:])
+  assert abs(after['mtp_sum_M'][k - 1] - before['mtp_sum_M'][k - 1]) > 1e-3
+  assert after['loss_sum_S'] != before['loss_sum_S']
+
+
+@pytest.mark.parametrize('kind', KINDS)
+def test_no_target_and_no_input_crosses_a_document(kind):
+  """Whatever the second document of a row holds, the first one's share of the loss is the same."""
+  config = with_mtp(kind)
+  params = model.init(config, jax.random.key(0))
+  first = packed([[12, 12]])
+  alone = {k: x.copy() for k, x in first.items()}
+  for name in ('inputs', 'targets', 'segment_ids', 'positions'):
+    alone[name][:, 12:] = 0
+  other = {k: x.copy() for k, x in first.items()}
+  other['inputs'][:, 12:] = RNG.integers(0, 64, 12)
+  other['targets'][:, 12:] = RNG.integers(0, 64, 12)
+  second = lambda batch: {**batch, 'segment_ids': np.where(batch['segment_ids'] == 2, 2, 0)}
+  sums = lambda batch: np.asarray(loss(config, params, batch).metrics['mtp_sum_M'])
+  np.testing.assert_allclose(sums(first), sums(alone) + sums(second(first)), rtol=1e-5)
+  np.testing.assert_allclose(sums(other), sums(alone) + sums(second(other)), rtol=1e-5)
+
+
+MESHES = [dict(data=8), dict(fsdp=4), dict(data=2, tensor=2), dict(context=2, fsdp=2, data=1)]
+
+
+@pytest.mark.parametrize('kind', KINDS)
+@pytest.mark.parametrize('sizes', MESHES, ids=str)
+def test_every_mesh_gives_the_same_loss_and_gradient(kind, sizes):
+  config = with_mtp(kind)
+  alone = model.init(config, jax.random.key(0))
+  expected = loss(config, alone, BATCH).total, gradient(config, alone, BATCH)
+  sizes = dict(data=1) | sizes
+  count = int(np.prod(list(sizes.values())))
+  mesh = sharding.make_mesh(**sizes, devices=jax.devices()[:count])
+  with jax.set_mesh(mesh):
+    params = model.init(config, jax.random.key(0))
+    batch = sharding.shard_batch(BATCH, mesh)
+    found = jax.device_get((loss(config, params, batch).total, gradient(config, params, batch)))
+  np.testing.assert_allclose(found[0], expected[0], rtol=1e-5)
+  jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=2e-6), found[1], expected[1])
+
+
+def test_the_modules_change_nothing_of_the_model():
+  plain_params = model.init(CONFIG, jax.random.key(0))
+  for kind in KINDS:
+    config = with_mtp(kind)
+    params = model.init(config, jax.random.key(0))
+    again, rest = model.without_mtp(config, params)
+    assert again == CONFIG
+    jax.tree.map(np.testing.assert_array_equal, rest, plain_params)
+    assert config.num_params() == sum(x.size for x in jax.tree.leaves(params))
+    assert config.num_params(mtp=False) == CONFIG.num_params()
+
+
+@pytest.mark.parametrize('depth', [1, 4])
+def test_logits_of_all_places_or_modules_never_exist_together(depth):
+  """No array of a compiled step holds T x V numbers, and modules add no memory of logits."""
+  config = with_mtp('parallel', depth, vocab_size=4096)
+  batch = packed([[24], [24]])
+  params = model.abstract_params(config)
+  step = jax.jit(jax.grad(lambda p: loss(config, p, batch, chunk=4).total))
+  text = step.lower(params).compile().as_text()
+  assert 'f32[2,4,4096]' in text
+  for shape in ('2,24,4096', '48,4096', '24,2,4096'):
+    assert f'[{shape}]' not in text
+  per_module = 4 * 2 * 24 * 4096
+  if depth > 1:
+    one = jax.jit(jax.grad(lambda p: loss(with_mtp('parallel', 1, vocab_size=4096), p, batch,
+                                          chunk=4).total))
+    one = one.lower(model.abstract_params(with_mtp('parallel', 1, vocab_size=4096))).compile()
+    more = (step.lower(params).compile().memory_analysis().temp_size_in_bytes
+            - one.memory_analysis().temp_size_in_bytes)
+    assert more < per_module, f'{more:,} bytes more for three more modules'
+
+
+def test_accumulated_parts_are_the_sum_and_its_gradient():
+  """objectives.summed against jax's own differentiation of the same sum."""
+  shared, parts = jnp.asarray(RNG.normal(size=(3, 4))), jnp.asarray(RNG.normal(size=(5, 2, 3)))
+  known = jnp.asarray(RNG.normal(size=(5, 2, 4)))
+
+  def f(shared, part, known, fixed):
+    y = jnp.tanh(part @ shared) * known * fixed
+    return jnp.sum(y, axis=-1), y
+
+  def via(summed):
+    def total(shared, parts):
+      value, aux = summed(shared, parts)
+      return 0.7 * value, aux
+    return jax.value_and_grad(total, (0, 1), has_aux=True)(shared, parts)
+
+  ours = via(lambda s, p: objectives.summed(f, s, p, known, 2.0))
+  theirs = via(lambda s, p: (
+    sum(jnp.sum(f(s, p[j], known[j], 2.0)[0]) for j in range(5)),
+    jnp.stack([f(s, p[j], known[j], 2.0)[1] for j in range(5)])))
+  jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=1e-6), ours, theirs)
