@@ -120,7 +120,7 @@ def features(
     w_DI = sharding.constrain(w_LDI[i], *sharding.param_names('feature_DI', stored=False))
     x_BTD, y_BTI = student['residual_LBTD'][i], teacher['residual_LBTD'][layers[i]]
     x_BTI = jnp.einsum('BTD,DI->BTI', x_BTD, w_DI.astype(x_BTD.dtype),
-                       out_sharding=sharding.out('batch', 'length', None))
+                       out_sharding=sharding.out('batch', None, None))
     x_BTI, y_BTI = x_BTI.astype(jnp.float32), y_BTI.astype(jnp.float32)
     dot_BT = jnp.sum(x_BTI * y_BTI, axis=-1)
     norms_BT = jnp.sum(x_BTI**2, axis=-1) * jnp.sum(y_BTI**2, axis=-1)
@@ -282,13 +282,18 @@ class Teacher:
       student, teacher: what was captured of them.
     """
     found = {}
-    mask_BT = sharding.constrain(batch['segment_ids'] > 0, 'batch', 'length').astype(jnp.float32)
+    # Captures are of whole rows, on a mesh that does not split them; heads are compared as one.
+    whole = lambda x: sharding.constrain(jnp.asarray(x), 'batch', None)
+    student, teacher = (
+      {k: sharding.constrain(x, None, 'batch', *(None,) * (x.ndim - 2))
+       for k, x in aux.items() if k.split('_')[1].startswith('LB')} for aux in (student, teacher))
+    mask_BT = (whole(batch['segment_ids']) > 0).astype(jnp.float32)
     layers = layer_map(self.student.num_layers, self.config.num_layers) if self.config else ()
     for name, f in (('features', features), ('attention', attention)):
       if weight := getattr(self, name):
         found[name] = weight, f(params, student, teacher, layers, mask_BT)
     if self.relations:
-      positions_BT, segments_BT = batch['positions'], batch['segment_ids']
+      positions_BT, segments_BT = whole(batch['positions']), whole(batch['segment_ids'])
       seen_BTS = visible(Places(positions_BT, positions_BT, segments_BT, segments_BT))
       found['relations'] = self.relations, relations(
         student, teacher, seen_BTS, mask_BT, self._relation_heads)

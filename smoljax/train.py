@@ -534,8 +534,9 @@ def mtp_weight(config: Any, total_steps: int) -> Callable[[jax.Array], jax.Array
   Raises ValueError for weights below 0, or a switch that is no share.
   """
   if min(config.weight, config.weight_last) < 0 or not 0 <= config.switch <= 1:
-    raise ValueError(f'mtp.weight={config.weight}, mtp.weight_last={config.weight_last}, '
-          raise ValueError(f'the teacher cache of {name!r} has another {what} than distill.{what}: '
+    raise ValueError(
+      f'mtp.weight={config.weight}, mtp.weight_last={config.weight_last}, mtp.switch='
+      f'{config.switch}: weights are 0 or more, switch a share of the run')
   last = math.floor(config.switch * total_steps)
   return lambda step: jnp.where(step <= last, config.weight, config.weight_last)
 
