@@ -7,6 +7,10 @@ sees. Index i lies in slot i % R of a layer with R slots: layers with a sliding 
 slots as the window is long (a ring that forgets what can no longer be seen), the others one for
 every index.
 
+A model with modules of multi-token prediction can speculate: its modules draft the next tokens, the
+model reads all of them at once and keeps those that it would have drawn itself (arXiv:2211.17192,
+with the model as its own draft, arXiv:2404.19737). Rows then move at their own pace.
+
 Runs on one device; parameters that live on a mesh are brought to it first.
 """
 
@@ -28,6 +32,25 @@ PREFILL_BYTES = 1 << 29  # attention logits (fp32) that may exist at once while 
 HIDDEN = 1 << 30  # position of slots that hold nothing: in every query's future
 
 Cache = list[tuple[jax.Array, jax.Array]]  # per layer (k_BKRH, v_BKRH) in the compute dtype
+
+
+@dataclasses.dataclass
+class Speculation:
+  """Asks `stream` to speculate, and says after it how that went."""
+
+  rounds: int = 0  # times that the model was run, counted for each row
+  drafted: int = 0  # tokens
+  accepted: int = 0
+
+  @property
+  def acceptance(self) -> float:
+    """Share of the drafted tokens that were kept."""
+    return self.accepted / max(1, self.drafted)
+
+  @property
+  def tokens_per_round(self) -> float:
+    """Tokens made each time the model is run; 1 without speculation."""
+    return 1 + self.accepted / max(1, self.rounds)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -91,6 +114,7 @@ def stream(
   eos_id: int | Sequence[int] | None = None,
   seed: int = 0,
   block: int = BLOCK,
+  speculation: Speculation | None = None,
 ) -> Iterator[list[int | None]]:
   """Continues the prompts, one token per row at a time: None where a row has ended.
 
@@ -102,7 +126,9 @@ def stream(
     mask: [B, T], true where `prompts` holds a token and not padding, on whichever side.
     max_new_tokens: per row.
     eos_id: token(s) that end a row; they are not given out.
-    block: tokens computed on the device at once; they arrive together.
+    block: tokens (rounds, if speculating) computed on the device at once; they arrive together.
+    speculation: given, the modules of multi-token prediction draft. Greedy rows are the same as
+      without; sampled ones are other draws of the same distribution.
   Raises:
     ValueError: an empty prompt, a token outside the vocabulary, a length beyond
       `config.max_seq_len`.
@@ -112,8 +138,25 @@ def stream(
   rows = _rows(config, prompts, mask, max_new_tokens)
   if not rows or not max_new_tokens:
     return iter(())
+  if speculation is not None:
+    _require_speculative(config, sampling)
   ends = () if eos_id is None else (eos_id,) if isinstance(eos_id, int) else tuple(eos_id)
+  if speculation is not None:
+    return _speculate(
+      config, params, rows, max_new_tokens, sampling, ends, seed, block, speculation)
   return _stream(config, params, rows, max_new_tokens, sampling, ends, seed, block)
+
+
+def _require_speculative(config, sampling):
+  if config.mtp == 'none':
+    raise ValueError('this model has no modules of multi-token prediction (or its export left them '
+                     'out): it cannot speculate')
+  if any(config.windows):
+    raise ValueError('a model with sliding windows cannot speculate: a draft that is not kept has '
+                     'pushed out what the window still needs')
+  if sampling.repetition_penalty != 1:
+    raise ValueError('repetition_penalty does not go with speculation: each draft would change the '
+                     'penalties of the next; set it to 1')
 
 
 def _stream(config, params, rows, max_new_tokens, sampling, ends, seed, block):
@@ -121,7 +164,7 @@ def _stream(config, params, rows, max_new_tokens, sampling, ends, seed, block):
   block = min(block, max_new_tokens)
   num_blocks = -(-max_new_tokens // block)
   with _no_mesh():
-    logits_BV, cache, offset_B, index = prefill(config, params, rows, num_blocks * block)
+    logits_BV, cache, offset_B, index, *_ = prefill(config, params, rows, num_blocks * block)
     seen_BV = None
     if sampling.repetition_penalty != 1:
       seen_BV = np.zeros(logits_BV.shape, bool)
@@ -207,11 +250,16 @@ def sample(
 # ------------------------------------------------------------------------------- cached forward
 
 
-def init_cache(config: model.ModelConfig, batch_size: int, num_slots: int) -> Cache:
-  """An empty cache for indices below `num_slots` of `batch_size` rows; windowed layers: a ring."""
+def init_cache(
+  config: model.ModelConfig, batch_size: int, num_slots: int, modules: int = 0
+) -> Cache:
+  """An empty cache for indices below `num_slots` of `batch_size` rows; windowed layers: a ring.
+
+  So many modules of multi-token prediction come after the layers.
+  """
   shapes = [
     (batch_size, config.num_kv_heads, min(window or num_slots, num_slots), config.head_dim)
-    for window in config.windows
+    for window in (*config.windows, *(0,) * modules)
   ]
   return [(jnp.zeros(s, config.dtype), jnp.zeros(s, config.dtype)) for s in shapes]
 
@@ -224,18 +272,35 @@ def hidden(
   cache: Cache,
   start: jax.Array | None = None,
 ) -> tuple[jax.Array, Cache]:
-  """Hidden states (past the final norm) of the next tokens, and the cache with them.
+  """Hidden states (past the final norm) of the next tokens, and the cache with them."""
+  x_BTD, _, cache = _hidden(config, params, tokens_BT, offset_B, cache, start)
+  return x_BTD, cache
+
+
+def _hidden(config, params, tokens_BT, offset_B, cache, start=None, *, trunk=False):
+  """Hidden states of the next tokens, what modules start from (if asked for), and the cache.
 
   Args:
     params: of `prepare`.
     tokens_BT: tokens at indices start … start + T - 1. Above T = 1 they may not run past the
       cache's slots (of layers without a window).
     offset_B: int32, the padding on the left of each row.
-    start: int32 index of the first token, which must continue what the cache holds; None if it
-      holds nothing: then tokens see each other only, as in training.
+    start: int32 index of the first token, which must continue what the cache holds, one for all
+      rows or [B] (then no layer may have a window); None if it holds nothing: then tokens see each
+      other only, as in training.
   """
-  T = tokens_BT.shape[1]
-  index_T = (0 if start is None else start) + jnp.arange(T, dtype=jnp.int32)
+  positions_BT, attend = _places(config, tokens_BT.shape[1], offset_B, start)
+  x_BTD = model.embed(config, params, tokens_BT)
+  x_BTD, cache, (_, captured) = model.run_blocks(
+    config, params, x_BTD, positions_BT, attend, cache, capture=('trunk',) if trunk else ())
+  return model.final_norm(config, params, x_BTD), captured.get('trunk_BTD', x_BTD), cache
+
+
+def _places(config, T, offset_B, start):
+  """Positions of T tokens, and how they attend (see `model.run_blocks`) with a cache as state."""
+  first = 0 if start is None else start
+  own = jnp.ndim(first) == 1  # rows at their own pace
+  index_T = (first[:, None] if own else first) + jnp.arange(T, dtype=jnp.int32)
   positions_BT = index_T - offset_B[:, None]
   # Padding is a document of its own, so that whatever it holds stays finite and apart.
   segments_BT = jnp.where(positions_BT < 0, 0, 1)
@@ -244,7 +309,9 @@ def hidden(
   def attend(q_BTNH, k_BTKH, v_BTKH, layer, window, cache):
     held = cache[layer]
     new = (k_BTKH.swapaxes(1, 2), v_BTKH.swapaxes(1, 2))
-    write = functools.partial(_write, start=0 if start is None else start, ring=bool(window))
+    write = functools.partial(_write, start=first, ring=bool(window))
+    if own:
+      write = lambda held, new: jax.vmap(_write_row)(held, new, first)
     written = tuple(write(h, n) for h, n in zip(held, new, strict=True))
     cache = [*cache[:layer], written, *cache[layer + 1 :]]
     if start is None:
@@ -260,7 +327,7 @@ def hidden(
       index_S = jnp.concatenate([_held(start - 1, R), index_T])
     else:
       k_BKSH, v_BKSH = written
-      index_S = _held(start + T - 1, R)
+      index_S = _held((start[:, None] if own else start) + T - 1, R)
     kv_positions_BS = index_S - offset_B[:, None]
     hidden_BS = (index_S < 0) | (kv_positions_BS < 0)
     out_BTNH, _ = attention(
@@ -270,9 +337,11 @@ def hidden(
     )
     return out_BTNH, cache, None
 
-  x_BTD = model.embed(config, params, tokens_BT)
-  x_BTD, cache, _ = model.run_blocks(config, params, x_BTD, positions_BT, attend, cache)
-  return model.final_norm(config, params, x_BTD), cache
+  return positions_BT, attend
+
+
+def _write_row(held_KRH, new_KTH, start):
+  return jax.lax.dynamic_update_slice_in_dim(held_KRH, new_KTH, start, axis=1)
 
 
 def _held(last, R):
@@ -292,15 +361,22 @@ def _write(held_BKRH, new_BKTH, *, start, ring):
 
 
 def prefill(
-  config: model.ModelConfig, params: model.Params, rows: Sequence[Sequence[int]], num_new: int
-) -> tuple[jax.Array, Cache, jax.Array, int]:
+  config: model.ModelConfig,
+  params: model.Params,
+  rows: Sequence[Sequence[int]],
+  num_new: int,
+  *,
+  modules: int = 0,
+) -> tuple[jax.Array, Cache, jax.Array, int, jax.Array, jax.Array]:
   """Reads the prompts, in chunks if they are long.
 
   Args:
     params: of `prepare`.
     num_new: tokens that the cache must have room for after the prompts.
+    modules: of multi-token prediction that are to draft; they read the prompts too.
   Returns:
-    fp32 logits_BV of the first new token, the cache, offset_B and the index of the first new token.
+    fp32 logits_BV of the first new token, the cache, offset_B, the index of the first new token,
+    and of the last 2 · `modules` places the tokens and what the modules start from.
   """
   B, longest = len(rows), max(len(row) for row in rows)
   S = _bucket(_bucket(longest) + num_new)
@@ -315,13 +391,14 @@ def prefill(
   for tokens_T, row in zip(tokens_BT, rows, strict=True):
     tokens_T[T - len(row) :] = row
   offset_B = jnp.asarray([T - len(row) for row in rows], jnp.int32)
-  first, further = _prefill(config)
-  cache = init_cache(config, B, S)
-  logits_BV, cache = first(params, tokens_BT[:, :chunk], offset_B, cache)
+  first, further = _prefill(config, modules)
+  cache = init_cache(config, B, S, modules)
+  ahead_BT = np.pad(tokens_BT, ((0, 0), (0, modules)))  # modules read the tokens that come after
+  logits_BV, cache, trunk_BWD = first(params, ahead_BT[:, : chunk + modules], offset_B, cache)
   for start in range(chunk, T, chunk):
-    tokens_BC = tokens_BT[:, start : start + chunk]
-    logits_BV, cache = further(params, tokens_BC, offset_B, cache, np.int32(start))
-  return logits_BV, cache, offset_B, T
+    tokens_BC = ahead_BT[:, start : start + chunk + modules]
+    logits_BV, cache, trunk_BWD = further(params, tokens_BC, offset_B, cache, np.int32(start))
+  return logits_BV, cache, offset_B, T, tokens_BT[:, T - 2 * modules :], trunk_BWD
 
 
 class State(NamedTuple):
@@ -341,13 +418,18 @@ def _unstack(config: model.ModelConfig) -> Callable:
 
 
 @functools.lru_cache(maxsize=16)
-def _prefill(config: model.ModelConfig) -> tuple[Callable, Callable]:
+def _prefill(config: model.ModelConfig, modules: int) -> tuple[Callable, Callable]:
   """(first, further): the jitted programs of the first chunk and of the others."""
   config = dataclasses.replace(config, remat='none')
 
-  def logits_of_last(params, tokens_BT, offset_B, cache, start=None):
-    x_BTD, cache = hidden(config, params, tokens_BT, offset_B, cache, start)
-    return model.logits(config, params, x_BTD[:, -1:])[:, 0], cache
+  def logits_of_last(params, ahead_BT, offset_B, cache, start=None):
+    tokens_BT = ahead_BT[:, : ahead_BT.shape[1] - modules]
+    x_BTD, trunk_BTD, cache = _hidden(
+      config, params, tokens_BT, offset_B, cache, start, trunk=bool(modules))
+    read = lambda k: ahead_BT[:, k : k + tokens_BT.shape[1]]
+    _, cache = _modules(config, params, trunk_BTD, read, offset_B, cache, start, modules)
+    logits_BV = model.logits(config, params, x_BTD[:, -1:])[:, 0]
+    return logits_BV, cache, trunk_BTD[:, trunk_BTD.shape[1] - 2 * modules :]
 
   first = jax.jit(
     lambda params, tokens_BT, offset_B, cache: logits_of_last(params, tokens_BT, offset_B, cache),
@@ -393,6 +475,196 @@ def _block(
     return jax.lax.fori_loop(0, num_steps, step, (tokens_BJ, state))
 
   return run
+
+
+# ----------------------------------------------------------------------------------- speculation
+
+
+def _modules(config, params, trunk_BTD, read, offset_B, cache, start, modules, draft=None):
+  """Runs the modules of multi-token prediction over some places, one after another.
+
+  Args:
+    read: k → the tokens k places after these, [B, T].
+    draft: called with k and the k-th module's fp32 logits of the last place.
+  """
+  x_BTD, drafts = trunk_BTD, []
+  positions_BT, attend = _places(config, trunk_BTD.shape[1], offset_B, start)
+  for k in range(1, modules + 1):
+    here = functools.partial(attend, layer=config.num_layers + k - 1, window=None)
+    attend_here = lambda q, k_, v, state, here=here: here(q, k_, v, cache=state)
+    module = jax.tree.map(lambda x, k=k: x[k - 1], params['mtp'])
+    taken_BTD = trunk_BTD if config.mtp == 'parallel' else x_BTD
+    x_BTD, hidden_BTD, cache = model.run_mtp(
+      config, params, module, taken_BTD, read(k), positions_BT, attend_here, cache)
+    if draft:
+      drafts.append(draft(k, model.logits(config, params, hidden_BTD[:, -1:])[:, 0]))
+  return drafts, cache
+
+
+class Round(NamedTuple):
+  """Between two rounds of speculation: rows have read `index_B` tokens, one more is known."""
+
+  recent_BX: jax.Array  # int32, the last 2M + 1 tokens; the last of all is still to be read
+  trunk_BWD: jax.Array  # what the modules start from at the 2M places before it
+  drafts_BM: jax.Array  # int32
+  draft_logits_BMV: jax.Array  # fp32, adjusted: what the drafts were drawn from
+  cache: Cache
+  index_B: jax.Array  # int32, of the last known token
+  made_B: jax.Array  # int32, tokens given out
+  ended_B: jax.Array  # bool
+  rounds_B: jax.Array  # int32
+  accepted_B: jax.Array  # int32
+
+
+def verify(
+  key: jax.Array, drafts_M: jax.Array, q_MV: jax.Array, p_XV: jax.Array, greedy: bool
+) -> tuple[jax.Array, jax.Array]:
+  """How many drafts of a row are kept, and the token after them; int32 scalars.
+
+  Speculative sampling (arXiv:2211.17192, algorithm 1): a draft from q is kept with probability
+  min(1, p / q); at the first that is not, a token is drawn from max(p - q, 0), renormalised; so
+  every token is a draw from p. Greedy: kept as long as p's likeliest is the draft.
+
+  Args:
+    q_MV, p_XV: adjusted logits of the drafts, and the model's at their places and at the next one.
+  """
+  M = len(drafts_M)
+  if greedy:
+    likeliest_X = jnp.argmax(p_XV, axis=-1).astype(jnp.int32)
+    kept = jnp.sum(jnp.cumprod(likeliest_X[:M] == drafts_M))
+    return kept.astype(jnp.int32), likeliest_X[kept]
+  accept_key, draw_key = jax.random.split(key)
+  p_XV, q_MV = jax.nn.softmax(p_XV), jax.nn.softmax(q_MV)
+  of_draft = lambda x_MV: jnp.take_along_axis(x_MV[:M], drafts_M[:, None], axis=-1)[:, 0]
+  u_M = jax.random.uniform(accept_key, (M,))
+  kept = jnp.sum(jnp.cumprod(u_M * of_draft(q_MV) < of_draft(p_XV)))
+  # Beyond the drafts q is nothing, so the rest is p.
+  rest_V = jnp.maximum(p_XV[kept] - jnp.pad(q_MV, ((0, 1), (0, 0)))[kept], 0)
+  # Rounding may leave nothing where p and q are all but equal: then p is as good.
+  rest_V = jnp.where(jnp.sum(rest_V) > 0, rest_V, p_XV[kept])
+  token = jax.random.categorical(draw_key, jnp.log(rest_V))
+  return kept.astype(jnp.int32), token.astype(jnp.int32)
+
+
+def _speculate(config, params, rows, max_new_tokens, sampling, ends, seed, block, speculation):
+  params = prepare(config, params)
+  modules = config.mtp_depth
+  with _no_mesh():
+    logits_BV, cache, offset_B, index, recent_BW, trunk_BWD = prefill(
+      config, params, rows, max_new_tokens + modules + 1, modules=modules)
+    start, run = _rounds(config, sampling, ends, block, max_new_tokens)
+    key = jax.random.key(seed)
+    token_B, state = start(
+      params, offset_B, key, logits_BV, cache, jnp.int32(index), recent_BW, trunk_BWD)
+    waiting = [[t] if t >= 0 else [] for t in np.asarray(token_B).tolist()]
+    given, ended = 0, np.asarray(state.ended_B)
+  while True:
+    while given < max_new_tokens and any(waiting) and all(
+      row or over for row, over in zip(waiting, ended, strict=True)
+    ):  # fmt: skip
+      yield [row.pop(0) if row else None for row in waiting]
+      given += 1
+    if given == max_new_tokens or ended.all():
+      break
+    with _no_mesh():
+      tokens_BJX, state = run(params, offset_B, key, state)
+    ended = np.asarray(state.ended_B)
+    for row, tokens_X in zip(waiting, np.asarray(tokens_BJX).reshape(len(rows), -1), strict=True):
+      row.extend(tokens_X[tokens_X >= 0].tolist())
+  speculation.rounds += int(jnp.sum(state.rounds_B))
+  speculation.drafted += modules * int(jnp.sum(state.rounds_B))
+  speculation.accepted += int(jnp.sum(state.accepted_B))
+
+
+@functools.lru_cache(maxsize=16)
+def _rounds(
+  config: model.ModelConfig, sampling: Sampling, ends: tuple[int, ...], block: int, most: int
+) -> tuple[Callable, Callable]:
+  """The jitted first draw, and (params, offset_B, key, state) → (tokens_BJX, state) of J rounds.
+
+  Tokens are -1 where there is none: X = modules + 1 is the most that a round can give.
+  """
+  config = dataclasses.replace(config, remat='none')
+  M, greedy = config.mtp_depth, sampling.temperature == 0
+
+  def keys(key, index_B, use):
+    """A row's key for one use at one index; its place in the batch tells rows apart."""
+    fold = jax.vmap(jax.random.fold_in)
+    rows_B = jax.vmap(jax.random.fold_in, (None, 0))(key, jnp.arange(len(index_B)))
+    return fold(fold(rows_B, index_B), jnp.full_like(index_B, use))
+
+  def draft(params, offset_B, key, recent_BX, trunk_BWD, cache, index_B):
+    drawn = []
+
+    def read(k):  # tokens k places after the window: known ones, then those drafted here
+      known_BX = jnp.concatenate([recent_BX, *(token_B[:, None] for token_B, _ in drawn)], axis=1)
+      return known_BX[:, k : k + 2 * M]
+
+    def one(k, logits_BV):
+      logits_BV = adjust(logits_BV, sampling)
+      token_B = (jnp.argmax(logits_BV, axis=-1).astype(jnp.int32) if greedy else
+                 sample(keys(key, index_B, 1 + k), logits_BV, Sampling(temperature=1.0)))
+      drawn.append((token_B, logits_BV))
+
+    _, cache = _modules(
+      config, params, trunk_BWD, read, offset_B, cache, index_B - 2 * M, M, draft=one)
+    drafts_BM, logits_BMV = (jnp.stack(x, axis=1) for x in zip(*drawn, strict=True))
+    return drafts_BM, logits_BMV, cache
+
+  def stop(token_BX, made_B, ended_B):
+    """Tokens that are given out, -1 for the others; how many; which rows have ended."""
+    is_end_BX = jnp.isin(token_BX, jnp.asarray(ends, jnp.int32)) if ends else token_BX < -1
+    before_BX = jnp.cumsum(is_end_BX, axis=1) > 0
+    order_BX = made_B[:, None] + jnp.arange(token_BX.shape[1])
+    out_BX = jnp.where((token_BX >= 0) & ~before_BX & (order_BX < most) & ~ended_B[:, None],
+                       token_BX, -1)
+    made_B += jnp.sum(out_BX >= 0, axis=1)
+    return out_BX, made_B, ended_B | jnp.any(is_end_BX, axis=1) | (made_B >= most)
+
+  @functools.partial(jax.jit, donate_argnames='cache')
+  def start(params, offset_B, key, logits_BV, cache, index, recent_BW, trunk_BWD):
+    B = len(logits_BV)
+    index_B = jnp.full((B,), index)
+    token_B = sample(keys(key, index_B, 0), logits_BV, sampling)
+    zero_B = jnp.zeros((B,), jnp.int32)
+    out_B1, made_B, ended_B = stop(token_B[:, None], zero_B, zero_B > 0)
+    recent_BX = jnp.concatenate([recent_BW, token_B[:, None]], axis=1)
+    drafts_BM, logits_BMV, cache = draft(
+      params, offset_B, key, recent_BX, trunk_BWD, cache, index_B)
+    return out_B1[:, 0], Round(
+      recent_BX, trunk_BWD, drafts_BM, logits_BMV, cache, index_B, made_B, ended_B, zero_B, zero_B)
+
+  @functools.partial(jax.jit, donate_argnames='state')
+  def run(params, offset_B, key, state):
+    def one(i, carry):
+      tokens_BJX, s = carry
+      read_BX = jnp.concatenate([s.recent_BX[:, -1:], s.drafts_BM], axis=1)
+      x_BXD, trunk_BXD, cache = _hidden(
+        config, params, read_BX, offset_B, s.cache, s.index_B, trunk=True)
+      logits_BXV = model.logits(config, params, x_BXD)
+      p_BXV = adjust(logits_BXV.reshape(-1, logits_BXV.shape[-1]), sampling)
+      kept_B, token_B = jax.vmap(functools.partial(verify, greedy=greedy))(
+        keys(key, s.index_B, 1), s.drafts_BM, s.draft_logits_BMV, p_BXV.reshape(logits_BXV.shape))
+      place_X = jnp.arange(M + 1)
+      new_BX = jnp.where(place_X < kept_B[:, None], jnp.pad(s.drafts_BM, ((0, 0), (0, 1))), -1)
+      new_BX = jnp.where(place_X == kept_B[:, None], token_B[:, None], new_BX)
+      out_BX, made_B, ended_B = stop(new_BX, s.made_B, s.ended_B)
+      moved_B = jnp.where(s.ended_B, 0, kept_B + 1)
+      cut = jax.vmap(jax.lax.dynamic_slice_in_dim, (0, 0, None))
+      recent_BX = cut(jnp.concatenate([s.recent_BX, new_BX], axis=1), moved_B, 2 * M + 1)
+      trunk_BWD = cut(jnp.concatenate([s.trunk_BWD, trunk_BXD], axis=1), moved_B, 2 * M)
+      index_B = s.index_B + moved_B
+      drafts_BM, draft_logits_BMV, cache = draft(
+        params, offset_B, key, recent_BX, trunk_BWD, cache, index_B)
+      live_B = (~s.ended_B).astype(jnp.int32)
+      return tokens_BJX.at[:, i].set(out_BX), Round(
+        recent_BX, trunk_BWD, drafts_BM, draft_logits_BMV, cache, index_B, made_B, ended_B,
+        s.rounds_B + live_B, s.accepted_B + live_B * kept_B)
+
+    tokens_BJX = jnp.full((len(offset_B), block, M + 1), -1, jnp.int32)
+    return jax.lax.fori_loop(0, block, one, (tokens_BJX, state))
+
+  return start, run
 
 
 # ------------------------------------------------------------------------------------------ text

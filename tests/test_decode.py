@@ -163,9 +163,9 @@ def test_a_long_prompt_needs_no_square_of_its_length(monkeypatch):
 
   def record(params, tokens_BT, offset_B, cache, start=None):
     chunks.append((tokens_BT.shape, cache[0][0].shape))
-    return jnp.zeros((1, 8)), cache
+    return jnp.zeros((1, 8)), cache, None
 
-  monkeypatch.setattr(decode, '_prefill', lambda config: (record, record))
+  monkeypatch.setattr(decode, '_prefill', lambda config, modules: (record, record))
   monkeypatch.setattr(decode, 'init_cache', lambda config, *shape: jax.eval_shape(
     lambda: decode_init_cache(config, *shape)))
   decode.prefill(config, {}, [[1] * 65536], 256)
@@ -176,7 +176,7 @@ def test_a_long_prompt_needs_no_square_of_its_length(monkeypatch):
   int32 = functools.partial(jax.ShapeDtypeStruct, dtype=jnp.int32)
   params = jax.eval_shape(lambda key: model.unstack(config, model.init(config, key)),
                           jax.eval_shape(lambda: jax.random.key(0)))
-  traced = decode._prefill(config)[1].trace(
+  traced = decode._prefill(config, 0)[1].trace(
     params, int32(tokens), int32((1,)), jax.eval_shape(
       lambda: decode.init_cache(config, 1, cache[2])), int32(()))
   sizes = list(all_sizes(traced.jaxpr.jaxpr))
@@ -467,3 +467,104 @@ def test_the_command_explains_wrong_input_in_one_line(commands, message):
   out, err, code = commands[message]
   assert out == '' and code == 2 and err.startswith('error: ') and err.count('\n') == 1
   assert message in err
+
+
+# ----------------------------------------------------------------------------------- speculation
+
+
+def with_mtp(kind, depth, **fields):
+  return dataclasses.replace(CONFIG, mtp=kind, mtp_depth=depth, **fields)
+
+
+@pytest.mark.parametrize('kind, depth', [('parallel', 1), ('parallel', 3), ('sequential', 2)])
+def test_speculative_greedy_tokens_equal_plain_ones(kind, depth):
+  config = with_mtp(kind, depth)
+  params = make(config)
+  # Modules that agree with the model now and then: their head says what the embedding says.
+  params = {**params, 'mtp': jax.tree.map(lambda x: 0.3 * x, params['mtp'])}
+  plain = decode.generate(config, params, PROMPTS, max_new_tokens=50)
+  assert plain == generate(model.without_mtp(config, params)[1], PROMPTS, max_new_tokens=50)
+  for block in (1, 4):
+    seen = decode.Speculation()
+    found = decode.generate(
+      config, params, PROMPTS, max_new_tokens=50, block=block, speculation=seen)
+    assert found == plain
+    assert seen.rounds * depth == seen.drafted and 0 <= seen.accepted <= seen.drafted
+  for row, alone in zip(plain, PROMPTS, strict=True):
+    assert decode.generate(
+      config, params, [alone], max_new_tokens=50, speculation=decode.Speculation()) == [row]
+  end = plain[1][7]
+  stopped = decode.generate(config, params, PROMPTS, max_new_tokens=50, eos_id=end)
+  assert stopped == decode.generate(
+    config, params, PROMPTS, max_new_tokens=50, eos_id=end, speculation=decode.Speculation())
+
+
+def test_a_prompt_read_in_chunks_is_drafted_from_as_one_read_at_once(monkeypatch):
+  """Drafts depend on the modules' caches over the prompt, greedy tokens do not: count the kept."""
+  config = with_mtp('sequential', 2)
+  params, prompt = make(config), [RNG.integers(0, 64, 100).tolist()]
+  states = []
+  for size in (decode.PREFILL_BYTES, 1):
+    monkeypatch.setattr(decode, 'PREFILL_BYTES', size)
+    states.append(decode.prefill(config, decode.prepare(config, params), prompt, 8, modules=2))
+  whole, parts = states
+  np.testing.assert_allclose(whole[0], parts[0], atol=1e-4)
+  np.testing.assert_allclose(whole[5], parts[5], atol=1e-4)
+  slots = slice(28, 128 - 2)  # of the prompt, but those whose next tokens are not known yet
+  for a, b in zip(whole[1], parts[1], strict=True):
+    for x, y in zip(a, b, strict=True):
+      np.testing.assert_allclose(x[:, :, slots], y[:, :, slots], atol=1e-4)
+
+
+def test_what_is_verified_is_a_draw_from_the_model():
+  """Rejection sampling, one draft: accepted or not, the first token is distributed as p."""
+  p, q = (jnp.float32(RNG.normal(0, 1.5, (2, 12))) for _ in range(2))
+  keys = jax.random.split(jax.random.key(5), 40_000)
+
+  def one(key):
+    draft_key, verify_key = jax.random.split(key)
+    draft = jax.random.categorical(draft_key, q[0])[None]
+    kept, token = decode.verify(verify_key, draft, q[:1], p, False)
+    return jnp.where(kept == 1, draft[0], token), jnp.where(kept == 1, token, -1)
+
+  first, second = jax.vmap(one)(keys)
+  expected = jax.nn.softmax(p)
+  np.testing.assert_allclose(np.bincount(first, minlength=12) / 40_000, expected[0], atol=0.01)
+  kept = second[second >= 0]
+  np.testing.assert_allclose(np.bincount(kept, minlength=12) / len(kept), expected[1], atol=0.015)
+
+
+@pytest.mark.parametrize('kind', ['parallel', 'sequential'])
+def test_speculative_samples_follow_the_models_distribution(kind):
+  """Three tokens in a row against the exact probabilities of all 512 of them (chi-squared)."""
+  config = with_mtp(kind, 2, vocab_size=8)
+  params, prompt, rows = make(config), [3, 1, 4], 6000
+  sampling = decode.Sampling(temperature=1.3, top_k=6)
+  seen = decode.Speculation()
+  found = np.array(decode.generate(
+    config, params, [prompt] * rows, max_new_tokens=3, sampling=sampling, seed=2, speculation=seen))
+  counts = np.bincount(found @ [64, 8, 1], minlength=512)
+  pairs = np.array([[*prompt, a, b] for a in range(8) for b in range(8)], np.int32)
+  logits = model.apply(config, params, pairs).logits
+  p = np.asarray(jax.nn.softmax(decode.adjust(logits.reshape(-1, 8), sampling))).reshape(64, 5, 8)
+  first, second = p[0, 2], p.reshape(8, 8, 5, 8)[:, 0, 3]
+  exact = first[:, None, None] * second[:, :, None] * p.reshape(8, 8, 5, 8)[:, :, 4]
+  expected = rows * exact.ravel()
+  assert counts[expected == 0].sum() == 0  # what top_k leaves out
+  likely = expected > 5
+  chi = ((counts - expected)[likely] ** 2 / expected[likely]).sum()
+  degrees = likely.sum()
+  assert abs(chi - degrees) < 5 * np.sqrt(2 * degrees)
+  assert 0.02 < seen.acceptance < 0.98  # both branches were taken
+
+
+def test_what_cannot_speculate_says_why():
+  ask = functools.partial(
+    decode.generate, prompts=[[1]], max_new_tokens=4, speculation=decode.Speculation())
+  with pytest.raises(ValueError, match='no modules'):
+    ask(CONFIG, make(CONFIG))
+  config = with_mtp('parallel', 1)
+  with pytest.raises(ValueError, match='repetition_penalty'):
+    ask(config, make(config), sampling=decode.Sampling(repetition_penalty=1.2))
+  with pytest.raises(ValueError, match='sliding'):
+    ask(dataclasses.replace(config, sliding_window=8), {})
