@@ -4,8 +4,8 @@
       --output=caches --kind=sampled --seq_len=1024
 
 The cache lies at OUTPUT/NAME/1.0.0, record for record beside the corpus's training split
-(smoljax.distill.Cache says what is in it). Each piece of a document is read as training packs it,
-so `--seq_len` should be that of the student's rows: then the teacher's context is the student's.
+(smoljax.teacher_cache.Cache says what is in it). Each piece of a document is read as training
+packs it: with `--seq_len` that of the student's rows, the teacher's context is the student's.
 
 A command that was stopped goes on where it was. It uses one device; where there are several, or
 several machines on one file system, start it once for each: they share the corpus's shards.
@@ -26,7 +26,7 @@ import numpy as np
 from absl import app, flags
 
 from data_beam import records
-from smoljax import data, distill, evals, model, sharding, tokenizer
+from smoljax import data, distill, evals, model, sharding, teacher_cache, tokenizer
 
 _TEACHER = flags.DEFINE_string(
   'teacher', None, 'A run (its workdir, checkpoints folder or one step), or a HF model folder.')
@@ -34,7 +34,7 @@ _CORPUS = flags.DEFINE_string('corpus', None, 'Directory of a tokenised corpus.'
 _OUTPUT = flags.DEFINE_string('output', None, 'Directory for the cache: OUTPUT/NAME/1.0.0.')
 _NAME = flags.DEFINE_string('name', '', "The cache's name; default: the corpus's.")
 _KIND = flags.DEFINE_enum(
-  'kind', 'sampled', distill.KINDS, 'What is stored: draws from the distribution, the likeliest '
+  'kind', 'sampled', distill.CACHES, 'What is stored: draws from the distribution, the likeliest '
   'ids, or the last hidden state.')
 _DRAWS = flags.DEFINE_integer('draws', 50, 'Of each place: draws (sampled) or ids (topk).')
 _TEMPERATURE = flags.DEFINE_float('temperature', 1.0, 'Of the distribution (sampled, topk).')
@@ -73,11 +73,12 @@ def write(
   loaded = evals.load_model(teacher)
   same_tokenizer(loaded.tokenizer.path, manifest, corpus_tokenizer)
   config, params = model.without_mtp(loaded.config, loaded.params)
-  if not 0 < draws <= min(distill.MAX_DRAWS, config.vocab_size) or not temperature > 0:
-    raise ValueError(f'draws={draws}, temperature={temperature}: give 1 to {distill.MAX_DRAWS} '
-                     'draws, and a positive temperature')
-  if kind == 'sampled' and config.vocab_size > distill.MAX_VOCAB:
-    raise ValueError(f'kind=sampled stores ids below {distill.MAX_VOCAB:,}, the vocabulary has '
+  most, ids = min(teacher_cache.MAX_DRAWS, config.vocab_size), teacher_cache.MAX_VOCAB
+  if not 0 < draws <= most or not temperature > 0:
+    raise ValueError(f'draws={draws}, temperature={temperature}: give 1 to {most} draws, and a '
+                     'positive temperature')
+  if kind == 'sampled' and config.vocab_size > ids:
+    raise ValueError(f'kind=sampled stores ids below {ids:,}, the vocabulary has '
                      f'{config.vocab_size:,}: use topk or hidden')
   if seq_len > config.max_seq_len:
     raise ValueError(f'seq_len={seq_len}, but the teacher was trained on {config.max_seq_len}')
@@ -204,8 +205,8 @@ def _documents(documents, ask, kind, seq_len, batch_size, seed) -> Iterator[tupl
     if kind == 'hidden':
       return document['id'], arrays[0].tobytes(), 0
     if kind == 'topk':
-      return document['id'], distill.pack_topk(*arrays), 0
-    values = distill.pack_draws(arrays[0])
+      return document['id'], teacher_cache.pack_topk(*arrays), 0
+    values = teacher_cache.pack_draws(arrays[0])
     return document['id'], values, max(values[: len(arrays[0])])
 
   for id_, tokens in documents:

@@ -32,7 +32,7 @@ import numpy as np
 import tensorflow_datasets as tfds
 
 if TYPE_CHECKING:
-  from smoljax import distill
+  from smoljax import teacher_cache
 
 
 class EmptySplit(ValueError):
@@ -104,12 +104,17 @@ def open_corpus(path: str, split: str = 'train', name: str | None = None) -> Cor
   lengths = sidecar('lengths')
   if not (lengths > 1).any():
     raise EmptySplit(f'{path} has no tokens to predict in split {split!r}: give it more input')
-  records = tfds.builder_from_directory(path).as_data_source(split)
+  records = open_records(path, split)
   if len(lengths) != len(records):
     raise ValueError(f'{path}: {len(lengths)} lengths but {len(records)} records: tokenise again')
   digest = hashlib.sha256(''.join(s['sha256'] for s in shards).encode()).hexdigest()
   repeats = sidecar('repeats') if 'repeats' in shards[0] else None
   return Corpus(name or manifest['name'], manifest, lengths, records, digest, repeats)
+
+
+def open_records(path: str, split: str) -> Sequence[Mapping]:
+  """Random access to the records of a TFDS directory."""
+  return tfds.builder_from_directory(path).as_data_source(split)
 
 
 # --- Order and packing -------------------------------------------------------------------------
@@ -251,11 +256,11 @@ class Batches(grain.IterDataset):
     segment_ids       [B, T] int32, pieces counted from 1; 0 = padding
     positions         [B, T] int32, from 0 in each piece
     source            [B] int32, index into `sources`
-  and with `caches` what a teacher said of each place, see `distill.Cache`.
+  and with `caches` what a teacher said of each place, see `teacher_cache.Cache`.
 
   Args:
     corpora: name → `Corpus`; all names in the mixtures must be there.
-    caches: name → `distill.Cache`, of all corpora or of none.
+    caches: name → `teacher_cache.Cache`, of all corpora or of none.
     rows: rows in a global batch.
   Raises:
     ValueError: a mixture names an unknown corpus, or rows do not divide the processes.
@@ -266,7 +271,7 @@ class Batches(grain.IterDataset):
     corpora: Mapping[str, Corpus],
     stages: Sequence[Stage],
     *,
-    caches: Mapping[str, 'distill.Cache'] | None = None,
+    caches: Mapping[str, 'teacher_cache.Cache'] | None = None,
     rows: int,
     seq_len: int,
     window: int,

@@ -27,6 +27,7 @@ from smoljax import (
   objectives,
   optim,
   sharding,
+  teacher_cache,
 )
 from smoljax.checkpoint import Checkpoints
 
@@ -223,7 +224,7 @@ def train(
     raise ValueError('diagnostics.every needs whole rows: set it to 0, or mesh.context to 1')
   held_out = evals.load_held_out(corpora, limit=t.eval_documents)
   stages = data.make_stages(t.stages, t.steps)
-  cached = distill.open_caches(caches or {}, opened)
+  cached = teacher_cache.open_caches(caches or {}, opened)
   batches = data.Batches(
     opened,
     stages,
@@ -545,7 +546,7 @@ def load_teacher(
   config: Any,
   student: model.ModelConfig,
   mesh: jax.sharding.Mesh,
-  caches: Mapping[str, distill.Cache],
+  caches: Mapping[str, teacher_cache.Cache],
 ) -> tuple[distill.Teacher | None, PyTree]:
   """The teacher that `config` (section distill of configs/base.py) names, and its parameters.
 

@@ -10,7 +10,8 @@ import numpy as np
 import pytest
 
 from configs import base
-from experiments import pipeline, teacher_cache
+from experiments import pipeline
+from experiments import teacher_cache as writer
 from experiments.pipeline import read_json
 from smoljax import (
   checkpoint,
@@ -20,6 +21,7 @@ from smoljax import (
   model,
   objectives,
   sharding,
+  teacher_cache,
   tokenizer,
   train,
 )
@@ -131,15 +133,15 @@ def test_draws_follow_the_temperature_and_survive_packing():
   for row in range(3):
     found = np.bincount(ids[:, row].ravel(), minlength=100) / 20_000
     np.testing.assert_allclose(found, softmax(np.asarray(logits[row]) / 2), atol=0.012)
-  packed = distill.pack_draws(ids[0])
-  unpacked, counts = distill.unpack_draws(packed, 3, 0, 3, 50)
+  packed = teacher_cache.pack_draws(ids[0])
+  unpacked, counts = teacher_cache.unpack_draws(packed, 3, 0, 3, 50)
   for row in range(3):
     again = np.repeat(unpacked[row], counts[row])
     np.testing.assert_array_equal(again, ids[0, row])
-  some = distill.unpack_draws(packed, 3, 1, 2, 50)
+  some = teacher_cache.unpack_draws(packed, 3, 1, 2, 50)
   np.testing.assert_array_equal(some[0], unpacked[1:])
-  large = np.sort(RNG.integers(0, distill.MAX_VOCAB, (7, 127)))
-  back, counts = distill.unpack_draws(distill.pack_draws(large), 7, 0, 7, 127)
+  large = np.sort(RNG.integers(0, teacher_cache.MAX_VOCAB, (7, 127)))
+  back, counts = teacher_cache.unpack_draws(teacher_cache.pack_draws(large), 7, 0, 7, 127)
   np.testing.assert_array_equal(np.repeat(back.ravel(), counts.ravel()), large.ravel())
 
 
@@ -318,9 +320,9 @@ def a_tokenizer(tmp_path_factory):
 
 def write(teacher, corpora, output, monkeypatch, **kwargs):
   """Caches of all corpora; the tests' corpora are of numbers, so no tokenizer can be compared."""
-  monkeypatch.setattr(teacher_cache, 'same_tokenizer', lambda *_: None)
-  monkeypatch.setattr(teacher_cache.evals, 'load_model', lambda path: _Loaded(path))
-  return {name: teacher_cache.write(teacher, path, str(output), name, seq_len=64,
+  monkeypatch.setattr(writer, 'same_tokenizer', lambda *_: None)
+  monkeypatch.setattr(writer.evals, 'load_model', lambda path: _Loaded(path))
+  return {name: writer.write(teacher, path, str(output), name, seq_len=64,
                                     say=lambda line: None, **kwargs)
           for name, path in corpora.items()}
 
@@ -332,14 +334,14 @@ class _Loaded:
     self.path = ''
 
 
-@pytest.mark.parametrize('kind', distill.KINDS)
+@pytest.mark.parametrize('kind', distill.CACHES)
 def test_a_cache_says_what_the_teacher_does_where_training_reads_it(
   kind, a_teacher, markov_corpora, tmp_path, monkeypatch
 ):
   """Batches with a cache against the teacher run on the same batch."""
   paths = write(a_teacher, markov_corpora, tmp_path, monkeypatch, kind=kind, draws=50)
   opened = {name: data.open_corpus(path, 'train', name) for name, path in markov_corpora.items()}
-  caches = distill.open_caches(paths, opened)
+  caches = teacher_cache.open_caches(paths, opened)
   stages = data.make_stages(
     [dict(name='all', fraction=1.0, mixture=dict(web=0.5, pdf=0.5))], 4)
   batches = data.Batches(opened, stages, caches=caches, rows=16, seq_len=64, window=64,
@@ -390,13 +392,13 @@ def test_a_cache_resumes_is_checked_and_refuses_others(
     write(a_teacher, markov_corpora, tmp_path / 'a', monkeypatch, draws=20)
   opened = {name: data.open_corpus(path, 'train', name) for name, path in markov_corpora.items()}
   with pytest.raises(ValueError, match='another corpus'):
-    distill.Cache(first['web'], opened['pdf'])
+    teacher_cache.Cache(first['web'], opened['pdf'])
   other = dataclasses.replace(
     opened['web'], manifest={**opened['web'].manifest, 'tokenizer_sha256': 'other'})
   with pytest.raises(ValueError, match='another tokenizer'):
-    distill.Cache(first['web'], other)
+    teacher_cache.Cache(first['web'], other)
   with pytest.raises(FileNotFoundError, match='teacher_cache'):
-    distill.Cache(str(tmp_path), opened['web'])
+    teacher_cache.Cache(str(tmp_path), opened['web'])
   c = config_of(**{'distill.teacher': a_teacher, 'distill.cache': 'sampled',
                    'distill.temperature': 2.0})
   with pytest.raises(ValueError, match='another temperature'):
