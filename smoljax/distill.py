@@ -1,7 +1,7 @@
 """Learning from a teacher: its distribution over the next token, and what it computes on the way.
 
 The teacher runs beside the student (online), or its distributions were written down before, beside
-the tokenised corpus (teacher_cache.py; experiments/teacher_cache.py writes it). Stored are, by kind:
+the tokenised corpus (teacher_cache.py, experiments/teacher_cache.py writes it). Stored is, by kind:
 
   sampled  N draws with replacement from p, as counts c: the target c/N is an unbiased estimate of
            p, and so is its gradient (Random Sampling KD, arXiv:2503.16870); about 12 ids a token
