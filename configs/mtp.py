@@ -2,7 +2,6 @@
 
   python -m experiments.run --config=configs/mtp.py --workdir=runs/mtp
   python -m experiments.run --config=configs/mtp.py:kind=parallel,depth=2 --workdir=runs/mtp2
-  python -m experiments.sweep --config=configs/mtp.py --workdir=runs/mtp_sweep
 """
 
 from ml_collections import ConfigDict
@@ -19,7 +18,7 @@ def get_config(arg: str = '') -> ConfigDict:
 
 
 def sweep() -> list[dict]:
-  """Kinds, depths and weights; λ stays constant so that it is what differs."""
+  """Kinds, depths and weights, for benchmarks.more_per_token; λ is constant in each."""
   grid = [('none', 1, 0.0)]
   grid += [('sequential', depth, weight) for depth in (1, 2) for weight in (0.1, 0.3)]
   grid += [('parallel', depth, 0.3) for depth in (1, 3)]

@@ -17,6 +17,7 @@ from collections.abc import Sequence
 from absl import app, flags
 
 from smoljax import chat, evals, export, gguf, tokenizer
+from smoljax.model import without_mtp
 
 _CHECKPOINT = flags.DEFINE_string(
   'checkpoint', None, 'A workdir, its checkpoints folder or one step in it, or a HF model folder.',
@@ -41,9 +42,18 @@ _CHAT = flags.DEFINE_bool(
   'chat', False, 'With the chat template; answers then end at <|im_end|>. For chat models.'
 )
 
+_MTP = flags.DEFINE_bool(
+  'mtp', False, 'Of a hf: keep modules of multi-token prediction, for speculative decoding.'
+)
+
 
 def write(
-  model: evals.Model, output: str, *, dtype: str = 'float32', with_chat: bool = False
+  model: evals.Model,
+  output: str,
+  *,
+  dtype: str = 'float32',
+  with_chat: bool = False,
+  keep_mtp: bool = False,
 ) -> None:
   """Writes `model` with its tokenizer, and chat template if asked, for `transformers` to load.
 
@@ -55,7 +65,10 @@ def write(
   if with_chat:
     stops = [chat.control_ids(model.tokenizer)[chat.END], model.tokenizer.eos_id]
     generation = {'eos_token_id': [i for i in stops if i is not None]}
-  export.save_hf(model.config, model.params, output, dtype=dtype, generation=generation)
+  config, params = model.config, model.params
+  if not keep_mtp:
+    config, params = without_mtp(config, params)
+  export.save_hf(config, params, output, dtype=dtype, generation=generation)
   tokenizer.to_hf(
     model.tokenizer.path,
     output,
@@ -91,7 +104,8 @@ def write_gguf(
     else:
       folder = os.path.dirname(model.tokenizer.path)  # with what stands beside it
     os.makedirs(os.path.dirname(path) or '.', exist_ok=True)
-    other = gguf.save_gguf(model.config, model.params, path, kind=kind, tokenizer_dir=folder)
+    config, params = without_mtp(model.config, model.params)
+    other = gguf.save_gguf(config, params, path, kind=kind, tokenizer_dir=folder)
   return path, other
 
 
@@ -103,7 +117,7 @@ def main(_: Sequence[str]) -> None:
     model = evals.load_model(_CHECKPOINT.value, _TOKENIZER.value)
     if _FORMAT.value == 'hf':
       path, other = _OUTPUT.value, {}
-      write(model, path, dtype=_DTYPE.value, with_chat=_CHAT.value)
+      write(model, path, dtype=_DTYPE.value, with_chat=_CHAT.value, keep_mtp=_MTP.value)
     else:
       kind = _QUANTIZE.value or _DTYPE.value
       path, other = write_gguf(model, _OUTPUT.value, kind=kind, with_chat=_CHAT.value)

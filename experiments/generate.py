@@ -49,6 +49,10 @@ _CONTEXT = flags.DEFINE_integer(
   'context', 0, 'Tokens of prompt and continuation to allow beyond the trained context, by YaRN; '
   'used where they are needed. 0 = the trained context.'
 )
+_SPECULATIVE = flags.DEFINE_bool(
+  'speculative', False, 'Draft with the modules of multi-token prediction: the same greedy text, or '
+  'draws of the same distribution, sooner.'
+)
 _SEED = flags.DEFINE_integer('seed', 0, 'The same seed writes the same text.')
 _TOKENIZER = flags.DEFINE_string('tokenizer', '', 'Tokenizer file, where the model names none.')
 
@@ -83,7 +87,7 @@ def _generate() -> None:
     raise ValueError('this model has no token that begins a document: give it a --prompt')
   config = _with_context(config, max(map(len, tokens)) + _MAX_NEW_TOKENS.value)
   rows = [decode.Text(text.decode, _STOP.value, context) for context in tokens]
-  clock = _Clock()
+  clock, seen = _Clock(), decode.Speculation() if _SPECULATIVE.value else None
   steps = clock.watch(
     decode.stream(
       config,
@@ -93,6 +97,7 @@ def _generate() -> None:
       sampling=sampling,
       eos_id=[end for end in ends if end is not None],
       seed=_SEED.value,
+      speculation=seen,
     )
   )
   shown = ['' if _MODE.value else prompt for prompt in prompts]
@@ -106,6 +111,9 @@ def _generate() -> None:
     for i, (prompt, new) in enumerate(zip(shown, texts, strict=True), start=1):
       print(f'--- {i}\n{prompt}{new}')
   print(clock.report(), file=sys.stderr)
+  if seen:
+    print(f'{seen.acceptance:.0%} of the drafts kept, {seen.tokens_per_round:.2f} tokens a round',
+          file=sys.stderr)
 
 
 def _question(prompt: str, text: tokenizer.Tokenizer) -> list[int]:
