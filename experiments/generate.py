@@ -50,8 +50,8 @@ _CONTEXT = flags.DEFINE_integer(
   'used where they are needed. 0 = the trained context.'
 )
 _SPECULATIVE = flags.DEFINE_bool(
-  'speculative', False, 'Draft with the modules of multi-token prediction: the same greedy text, or '
-  'draws of the same distribution, sooner.'
+  'speculative', False, 'Draft with the modules of multi-token prediction: the same greedy text, '
+  'or draws of the same distribution.'
 )
 _SEED = flags.DEFINE_integer('seed', 0, 'The same seed writes the same text.')
 _TOKENIZER = flags.DEFINE_string('tokenizer', '', 'Tokenizer file, where the model names none.')
