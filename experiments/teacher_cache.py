@@ -1,6 +1,6 @@
 """Writes down what a teacher says of every token of a tokenised corpus, for distillation.
 
-  python -m experiments.teacher_cache --teacher=runs/large --corpus=runs/small/tokens/web \\
+  python -m experiments.teacher_cache --teacher=runs/large --corpus=runs/small/tokens/web/1.0.0 \\
       --output=caches --kind=sampled --seq_len=1024
 
 The cache lies at OUTPUT/NAME/1.0.0, record for record beside the corpus's training split
@@ -11,6 +11,7 @@ A command that was stopped goes on where it was. It uses one device; where there
 several machines on one file system, start it once for each: they share the corpus's shards.
 """
 
+import argparse
 import contextlib
 import fcntl
 import functools
@@ -23,26 +24,9 @@ from collections.abc import Iterator
 import jax
 import jax.numpy as jnp
 import numpy as np
-from absl import app, flags
 
 from data_beam import records
 from smoljax import data, distill, evals, model, sharding, teacher_cache, tokenizer
-
-_TEACHER = flags.DEFINE_string(
-  'teacher', None, 'A run (its workdir, checkpoints folder or one step), or a HF model folder.')
-_CORPUS = flags.DEFINE_string('corpus', None, 'Directory of a tokenised corpus.')
-_OUTPUT = flags.DEFINE_string('output', None, 'Directory for the cache: OUTPUT/NAME/1.0.0.')
-_NAME = flags.DEFINE_string('name', '', "The cache's name; default: the corpus's.")
-_KIND = flags.DEFINE_enum(
-  'kind', 'sampled', distill.CACHES, 'What is stored: draws from the distribution, the likeliest '
-  'ids, or the last hidden state.')
-_DRAWS = flags.DEFINE_integer('draws', 50, 'Of each place: draws (sampled) or ids (topk).')
-_TEMPERATURE = flags.DEFINE_float('temperature', 1.0, 'Of the distribution (sampled, topk).')
-_SEQ_LEN = flags.DEFINE_integer('seq_len', 1024, 'Tokens a row of the student.')
-_BATCH_SIZE = flags.DEFINE_integer('batch_size', 16, 'Pieces at once; changes no draw.')
-_SEED = flags.DEFINE_integer('seed', 0, 'Of the draws.')
-_TOKENIZER = flags.DEFINE_string(
-  'tokenizer', '', "The corpus's tokenizer file, where it is not the very file of the teacher.")
 
 _CHUNK = 128  # places whose logits exist at once
 
@@ -266,17 +250,27 @@ def _read_json(path: str) -> dict:
     return json.load(f)
 
 
-def main(argv: list[str]) -> None:
+def main() -> None:
+  # No absl flags: experiments.run imports this beside other commands, with flags of the same names.
+  parser = argparse.ArgumentParser(
+    prog='python -m experiments.teacher_cache', description=__doc__.split('\n')[0])
+  add = parser.add_argument
+  add('--teacher', required=True, help='a run (its workdir, checkpoints folder or one step), or a '
+      'HF model folder')
+  add('--corpus', required=True, help='directory of a tokenised corpus')
+  add('--output', required=True, help='directory for the cache: OUTPUT/NAME/1.0.0')
+  add('--name', default='', help="the cache's name (default: the corpus's)")
+  add('--kind', default='sampled', choices=distill.CACHES, help='what is stored: draws from the '
+      'distribution, the likeliest ids, or the last hidden state')
+  add('--draws', type=int, default=50, help='of each place: draws (sampled) or ids (topk)')
+  add('--temperature', type=float, default=1.0, help='of the distribution (sampled, topk)')
+  add('--seq_len', type=int, default=1024, help='tokens a row of the student')
+  add('--batch_size', type=int, default=16, help='pieces at once; changes no draw')
+  add('--seed', type=int, default=0, help='of the draws')
+  add('--tokenizer', default='', dest='corpus_tokenizer', help="the corpus's tokenizer file, where "
+      'it is not the very file of the teacher')
   try:
-    if len(argv) > 1:
-      raise ValueError(f'unknown argument {argv[1]!r}: flags look like --corpus=DIR')
-    for flag in (_TEACHER, _CORPUS, _OUTPUT):
-      if not flag.value:
-        raise ValueError(f'give --{flag.name}=DIR')
-    path = write(
-      _TEACHER.value, _CORPUS.value, _OUTPUT.value, _NAME.value, kind=_KIND.value,
-      draws=_DRAWS.value, temperature=_TEMPERATURE.value, seq_len=_SEQ_LEN.value,
-      batch_size=_BATCH_SIZE.value, seed=_SEED.value, corpus_tokenizer=_TOKENIZER.value)
+    path = write(**vars(parser.parse_args()))
   except (OSError, ValueError) as e:
     print(f'error: {e}', file=sys.stderr)
     sys.exit(2)
@@ -286,4 +280,4 @@ def main(argv: list[str]) -> None:
 
 
 if __name__ == '__main__':
-  app.run(main)
+  main()

@@ -3,11 +3,14 @@
 import dataclasses
 import functools
 import os
+import subprocess
+import sys
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from conftest import REPOSITORY
 
 from configs import base
 from experiments import pipeline
@@ -459,3 +462,9 @@ def test_bad_settings_are_named(fields, message):
     distill.Teacher(LARGE, STUDENT, **fields)
   with pytest.raises(ValueError, match='same tokenizer'):
     distill.Teacher(dataclasses.replace(LARGE, vocab_size=65), STUDENT)
+
+
+def test_the_commands_that_a_run_imports_go_together():
+  """Flags of the same name in two of them would end a run with a teacher."""
+  code = 'from experiments import export, run, teacher_cache'
+  subprocess.run([sys.executable, '-c', code], cwd=REPOSITORY, check=True, timeout=120)
