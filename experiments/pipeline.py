@@ -277,18 +277,15 @@ def build_steps(c: ConfigDict, workdir: str) -> list[Step]:
   if teacher and c.distill.cache != 'none':
     what = {k: c.distill[k] for k in ('cache', 'draws', 'temperature')}
     caches = [
-      dataclasses.replace(
-        step(
-          f'teacher_{name}',
-          functools.partial(_teacher, corpus=name),
-          ['seed'],
-          needs=[before],
-          outside=teacher,
-          resumable=True,
-          cost=f'what the teacher says of {name!r}',
-          links={f'teacher/{name}': name},
-        ),
-        config={**what, 'seq_len': c.data.seq_len, 'seed': c.seed},
+      Step(
+        f'teacher_{name}',
+        functools.partial(_teacher, c=c, corpus=name),
+        {**what, 'seq_len': c.data.seq_len, 'seed': c.seed},
+        needs=[before],
+        outside=teacher,
+        resumable=True,
+        cost=f'what the teacher says of {name!r}',
+        links={f'teacher/{name}': name},
       )
       for name, before in zip(used, tokenised, strict=True)
     ]

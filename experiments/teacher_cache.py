@@ -26,6 +26,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from data_beam import records
+from experiments.pipeline import read_json
 from smoljax import data, distill, evals, model, sharding, teacher_cache, tokenizer
 
 _CHUNK = 128  # places whose logits exist at once
@@ -103,7 +104,7 @@ def write(
   if not all(_is_whole(path, entry) for entry in entries):
     say('the other processes write what is left; the last one finishes the cache')
     return path
-  parts = [_read_json(entry) for entry in entries]
+  parts = [read_json(entry) for entry in entries]
   tokens = int(np.maximum(opened.lengths - 1, 0).sum())
   stored = sum(p['stored'] for p in parts)
   records.publish(path, 'teacher', parts, job | {
@@ -113,8 +114,6 @@ def write(
     'bytes_per_token': round(stored / max(1, tokens), 2),
     'splits': {'train': {'shards': records.shard_entries(parts)}},
   })
-  for entry in entries:
-    os.remove(entry)
   return path
 
 
@@ -226,7 +225,7 @@ def _is_whole(path: str, entry: str) -> bool:
   """A shard is done: its entry stands and its bytes are those that were written."""
   if not os.path.exists(entry):
     return False
-  written = _read_json(entry)
+  written = read_json(entry)
   file = os.path.join(path, written['file'])
   if not os.path.exists(file):
     return False
@@ -236,18 +235,13 @@ def _is_whole(path: str, entry: str) -> bool:
 
 def _same_job(file: str, job: dict, path: str) -> None:
   if os.path.exists(file):
-    before = _read_json(file)
+    before = read_json(file)
     for what, value in job.items():
       if before.get(what) != value:
         raise ValueError(f'{path} holds a teacher cache with another {what}: {before.get(what)!r}, '
                          f'not {value!r}; give a fresh --output')
   else:
     records.write_bytes(file, json.dumps(job).encode())
-
-
-def _read_json(path: str) -> dict:
-  with open(path) as f:
-    return json.load(f)
 
 
 def main() -> None:

@@ -107,9 +107,13 @@ def open_corpus(path: str, split: str = 'train', name: str | None = None) -> Cor
   records = open_records(path, split)
   if len(lengths) != len(records):
     raise ValueError(f'{path}: {len(lengths)} lengths but {len(records)} records: tokenise again')
-  digest = hashlib.sha256(''.join(s['sha256'] for s in shards).encode()).hexdigest()
   repeats = sidecar('repeats') if 'repeats' in shards[0] else None
-  return Corpus(name or manifest['name'], manifest, lengths, records, digest, repeats)
+  return Corpus(name or manifest['name'], manifest, lengths, records, digest(shards), repeats)
+
+
+def digest(shards: Sequence[Mapping]) -> str:
+  """Identifies a split's bytes by the checksums that the manifest has of its shards."""
+  return hashlib.sha256(''.join(s['sha256'] for s in shards).encode()).hexdigest()
 
 
 def open_records(path: str, split: str) -> Sequence[Mapping]:

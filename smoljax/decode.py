@@ -271,14 +271,10 @@ def hidden(
   offset_B: jax.Array,
   cache: Cache,
   start: jax.Array | None = None,
-) -> tuple[jax.Array, Cache]:
-  """Hidden states (past the final norm) of the next tokens, and the cache with them."""
-  x_BTD, _, cache = _hidden(config, params, tokens_BT, offset_B, cache, start)
-  return x_BTD, cache
-
-
-def _hidden(config, params, tokens_BT, offset_B, cache, start=None, *, trunk=False):
-  """Hidden states of the next tokens, what modules start from (if asked for), and the cache.
+  *,
+  capture: Sequence[str] = (),
+) -> tuple[jax.Array, Cache, dict[str, jax.Array]]:
+  """Hidden states (past the final norm) of the next tokens, the cache with them, and captures.
 
   Args:
     params: of `prepare`.
@@ -288,12 +284,13 @@ def _hidden(config, params, tokens_BT, offset_B, cache, start=None, *, trunk=Fal
     start: int32 index of the first token, which must continue what the cache holds, one for all
       rows or [B] (then no layer may have a window); None if it holds nothing: then tokens see each
       other only, as in training.
+    capture: see `model.run_blocks`.
   """
   positions_BT, attend = _places(config, tokens_BT.shape[1], offset_B, start)
   x_BTD = model.embed(config, params, tokens_BT)
   x_BTD, cache, (_, captured) = model.run_blocks(
-    config, params, x_BTD, positions_BT, attend, cache, capture=('trunk',) if trunk else ())
-  return model.final_norm(config, params, x_BTD), captured.get('trunk_BTD', x_BTD), cache
+    config, params, x_BTD, positions_BT, attend, cache, capture=capture)
+  return model.final_norm(config, params, x_BTD), cache, captured
 
 
 def _places(config, T, offset_B, start):
@@ -424,8 +421,9 @@ def _prefill(config: model.ModelConfig, modules: int) -> tuple[Callable, Callabl
 
   def logits_of_last(params, ahead_BT, offset_B, cache, start=None):
     tokens_BT = ahead_BT[:, : ahead_BT.shape[1] - modules]
-    x_BTD, trunk_BTD, cache = _hidden(
-      config, params, tokens_BT, offset_B, cache, start, trunk=bool(modules))
+    x_BTD, cache, captured = hidden(
+      config, params, tokens_BT, offset_B, cache, start, capture=('trunk',))
+    trunk_BTD = captured['trunk_BTD']
     read = lambda k: ahead_BT[:, k : k + tokens_BT.shape[1]]
     _, cache = _modules(config, params, trunk_BTD, read, offset_B, cache, start, modules)
     logits_BV = model.logits(config, params, x_BTD[:, -1:])[:, 0]
@@ -464,7 +462,8 @@ def _block(
       if seen_BV is not None:
         seen_BV |= token_B[:, None] == jnp.arange(V)
       tokens_BJ = tokens_BJ.at[:, i].set(jnp.where(ended_B, -1, token_B))
-      x_B1D, cache = hidden(config, params, token_B[:, None], offset_B, state.cache, state.index)
+      x_B1D, cache, _ = hidden(
+        config, params, token_B[:, None], offset_B, state.cache, state.index)
       logits_BV = model.logits(config, params, x_B1D)[:, 0]
       return tokens_BJ, State(
         logits_BV, cache, state.index + 1, state.step + 1, ended_B, seen_BV)
@@ -558,22 +557,25 @@ def _speculate(config, params, rows, max_new_tokens, sampling, ends, seed, block
       params, offset_B, key, logits_BV, cache, jnp.int32(index), recent_BW, trunk_BWD)
     waiting = [[t] if t >= 0 else [] for t in np.asarray(token_B).tolist()]
     given, ended = 0, np.asarray(state.ended_B)
-  while True:
-    while given < max_new_tokens and any(waiting) and all(
-      row or over for row, over in zip(waiting, ended, strict=True)
-    ):  # fmt: skip
-      yield [row.pop(0) if row else None for row in waiting]
-      given += 1
-    if given == max_new_tokens or ended.all():
-      break
-    with _no_mesh():
-      tokens_BJX, state = run(params, offset_B, key, state)
-    ended = np.asarray(state.ended_B)
-    for row, tokens_X in zip(waiting, np.asarray(tokens_BJX).reshape(len(rows), -1), strict=True):
-      row.extend(tokens_X[tokens_X >= 0].tolist())
-  speculation.rounds += int(jnp.sum(state.rounds_B))
-  speculation.drafted += modules * int(jnp.sum(state.rounds_B))
-  speculation.accepted += int(jnp.sum(state.accepted_B))
+  try:
+    while True:
+      while given < max_new_tokens and any(waiting) and all(
+        row or over for row, over in zip(waiting, ended, strict=True)
+      ):  # fmt: skip
+        yield [row.pop(0) if row else None for row in waiting]
+        given += 1
+      if given == max_new_tokens or ended.all():
+        break
+      with _no_mesh():
+        tokens_BJX, state = run(params, offset_B, key, state)
+      ended = np.asarray(state.ended_B)
+      for row, new_X in zip(waiting, np.asarray(tokens_BJX).reshape(len(rows), -1), strict=True):
+        row.extend(new_X[new_X >= 0].tolist())
+  finally:  # a stop string ends the stream early
+    rounds = int(jnp.sum(state.rounds_B))
+    speculation.rounds += rounds
+    speculation.drafted += modules * rounds
+    speculation.accepted += int(jnp.sum(state.accepted_B))
 
 
 @functools.lru_cache(maxsize=16)
@@ -639,8 +641,8 @@ def _rounds(
     def one(i, carry):
       tokens_BJX, s = carry
       read_BX = jnp.concatenate([s.recent_BX[:, -1:], s.drafts_BM], axis=1)
-      x_BXD, trunk_BXD, cache = _hidden(
-        config, params, read_BX, offset_B, s.cache, s.index_B, trunk=True)
+      x_BXD, cache, captured = hidden(
+        config, params, read_BX, offset_B, s.cache, s.index_B, capture=('trunk',))
       logits_BXV = model.logits(config, params, x_BXD)
       p_BXV = adjust(logits_BXV.reshape(-1, logits_BXV.shape[-1]), sampling)
       kept_B, token_B = jax.vmap(functools.partial(verify, greedy=greedy))(
@@ -652,7 +654,7 @@ def _rounds(
       moved_B = jnp.where(s.ended_B, 0, kept_B + 1)
       cut = jax.vmap(jax.lax.dynamic_slice_in_dim, (0, 0, None))
       recent_BX = cut(jnp.concatenate([s.recent_BX, new_BX], axis=1), moved_B, 2 * M + 1)
-      trunk_BWD = cut(jnp.concatenate([s.trunk_BWD, trunk_BXD], axis=1), moved_B, 2 * M)
+      trunk_BWD = cut(jnp.concatenate([s.trunk_BWD, captured['trunk_BTD']], axis=1), moved_B, 2 * M)
       index_B = s.index_B + moved_B
       drafts_BM, draft_logits_BMV, cache = draft(
         params, offset_B, key, recent_BX, trunk_BWD, cache, index_B)

@@ -107,10 +107,11 @@ def features(
   [D, D_teacher] is learned (params['distill'], see `Teacher.init`).
   """
   w_LDI = params['distill']['feature_DI']
+  student_LBTD, teacher_LBTI = (_whole(aux['residual_LBTD']) for aux in (student, teacher))
 
   def one(i):
     w_DI = sharding.constrain(w_LDI[i], *sharding.param_names('feature_DI', stored=False))
-    x_BTD, y_BTI = student['residual_LBTD'][i], teacher['residual_LBTD'][layers[i]]
+    x_BTD, y_BTI = student_LBTD[i], teacher_LBTI[layers[i]]
     x_BTI = jnp.einsum('BTD,DI->BTI', x_BTD, w_DI.astype(x_BTD.dtype),
                        out_sharding=sharding.out('batch', None, None))
     x_BTI, y_BTI = x_BTI.astype(jnp.float32), y_BTI.astype(jnp.float32)
@@ -131,7 +132,7 @@ def attention(
   del params
 
   def q(aux, i):
-    q_BTS = jnp.sum(jnp.square(aux['attention_LBNTS'][i]), axis=1) * mask_BT[:, :, None]
+    q_BTS = jnp.sum(jnp.square(_whole(aux['attention_LBNTS'])[i]), axis=1) * mask_BT[:, :, None]
     return q_BTS * jax.lax.rsqrt(jnp.sum(q_BTS**2, axis=(1, 2), keepdims=True) + 1e-12)
 
   def one(i):
@@ -160,10 +161,15 @@ def relations(
 
   total = 0.0
   for name in ('q_LBTNH', 'k_LBTKH', 'v_LBTKH'):
-    log_s, log_t = log_relation(student[name]), log_relation(teacher[name])
+    log_s, log_t = (log_relation(_whole(aux[name])) for aux in (student, teacher))
     kl_BAT = jnp.sum(jnp.exp(log_t) * (log_t - log_s), axis=-1)
     total += jnp.sum(jnp.mean(kl_BAT, axis=1) * mask_BT)
   return total / 3
+
+
+def _whole(x_LB: jax.Array) -> jax.Array:
+  """Captures are of whole rows, on a mesh that does not split them; heads are compared as one."""
+  return sharding.constrain(x_LB, None, 'batch', *(None,) * (x_LB.ndim - 2))
 
 
 TRANSFERS = {'features': 'residual', 'attention': 'attention', 'relations': 'qkv'}  # and captures
@@ -273,19 +279,18 @@ class Teacher:
     Args:
       student, teacher: what was captured of them.
     """
+    if not self.capture:
+      return {}
     found = {}
-    # Captures are of whole rows, on a mesh that does not split them; heads are compared as one.
-    whole = lambda x: sharding.constrain(jnp.asarray(x), 'batch', None)
-    student, teacher = (
-      {k: sharding.constrain(x, None, 'batch', *(None,) * (x.ndim - 2))
-       for k, x in aux.items() if k.split('_')[1].startswith('LB')} for aux in (student, teacher))
-    mask_BT = (whole(batch['segment_ids']) > 0).astype(jnp.float32)
-    layers = layer_map(self.student.num_layers, self.config.num_layers) if self.config else ()
+    positions_BT, segments_BT = (
+      sharding.constrain(jnp.asarray(batch[k]), 'batch', None)
+      for k in ('positions', 'segment_ids'))
+    mask_BT = (segments_BT > 0).astype(jnp.float32)
+    layers = layer_map(self.student.num_layers, self.config.num_layers)
     for name, f in (('features', features), ('attention', attention)):
       if weight := getattr(self, name):
         found[name] = weight, f(params, student, teacher, layers, mask_BT)
     if self.relations:
-      positions_BT, segments_BT = whole(batch['positions']), whole(batch['segment_ids'])
       seen_BTS = visible(Places(positions_BT, positions_BT, segments_BT, segments_BT))
       found['relations'] = self.relations, relations(
         student, teacher, seen_BTS, mask_BT, self._relation_heads)

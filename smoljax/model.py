@@ -363,8 +363,6 @@ def hidden(
 
   x_BTD, _, (seen, captured) = run_blocks(
     config, params, x_BTD, positions_BT, attend, capture=capture)
-  if 'trunk' in capture and config.mtp != 'parallel':
-    captured['trunk_BTD'] = x_BTD
   return sharding.undeal(final_norm(config, params, x_BTD)), seen | captured
 
 
@@ -464,8 +462,7 @@ def run_blocks(
     positions_BT: int positions, or [1, T] if all rows share them.
     attend: (q_BTNH, k_BTKH, v_BTKH, layer, window, state) → (out_BTNH, state, seen). `state` is
       carried from layer to layer: a KV cache, or None. `seen`: any tree of what is to be shown.
-    capture: 'residual', 'units', 'sites' as for `apply`, and 'trunk' for parallel modules: what
-      the last block takes. Other names are for `attend`.
+    capture: 'residual', 'units', 'sites', 'trunk' as for `apply`; other names are for `attend`.
   Returns:
     x_BTD, the last state, and (`seen` of all layers stacked, what was captured here).
   """
@@ -505,7 +502,13 @@ def run_blocks(
   # Flags that all layers share stay static: nothing is computed for them.
   rotates = np.array(config.rope_flags)
   windows = np.array([w or np.iinfo(np.int32).max for w in config.windows], np.int32)
-  trunk = 'trunk' in capture and config.mtp == 'parallel'
+  # What modules of multi-token prediction start from: what the last block takes, or what it gives.
+  takes = 'trunk' in capture and config.mtp == 'parallel'
+
+  def with_trunk(captured, x_BTD, before_BTD):
+    trunk = {'trunk_BTD': before_BTD if takes else x_BTD} if 'trunk' in capture else {}
+    return captured | trunk
+
   if layers or not config.scan_layers:
     kept = []
     for i in range(config.num_layers):
@@ -516,7 +519,7 @@ def run_blocks(
       x_BTD, state, seen = _checkpoint(config, step)(x_BTD, state, layer_params)
       kept.append(seen)
     seen, captured = jax.tree.map(lambda *xs: jnp.stack(xs), *kept)
-    return x_BTD, state, (seen, captured | ({'trunk_BTD': before_BTD} if trunk else {}))
+    return x_BTD, state, (seen, with_trunk(captured, x_BTD, before_BTD))
 
   shared = {}
   if rotates.all() or not rotates.any():
@@ -531,13 +534,13 @@ def run_blocks(
   def body(carry, layer):
     before_BTD, state, _ = carry
     x_BTD, state, seen = block(before_BTD, state, **{**layer, **shared})
-    return (x_BTD, state, before_BTD if trunk else None), seen
+    return (x_BTD, state, before_BTD if takes else None), seen
 
   scanned = {k: v for k, v in scanned.items() if k not in shared}
-  carry = (x_BTD, state, x_BTD if trunk else None)
+  carry = (x_BTD, state, x_BTD if takes else None)
   (x_BTD, state, before_BTD), (seen, captured) = jax.lax.scan(
     _checkpoint(config, body), carry, scanned)
-  return x_BTD, state, (seen, captured | ({'trunk_BTD': before_BTD} if trunk else {}))
+  return x_BTD, state, (seen, with_trunk(captured, x_BTD, before_BTD))
 
 
 def unstack(config: ModelConfig, params: Params) -> Params:

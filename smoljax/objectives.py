@@ -208,7 +208,7 @@ def next_token(
       metrics['teacher_sum/logits'] = jnp.sum(places['teacher'] * mask_BT)
     for name, (weight, sum_) in teacher.transfers(params, aux, captured, batch).items():
       total += weight * sum_ / total_tokens
-      metrics[f'teacher_sum/{name}'] = jax.lax.stop_gradient(sum_)
+      metrics[f'teacher_sum/{name}'] = sum_
   if config.mtp != 'none':
     future, more = multi_token(
       config, params, aux['trunk_BTD'], batch, total_tokens=total_tokens, chunk=chunk)

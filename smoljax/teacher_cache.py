@@ -4,7 +4,6 @@ Made for random access by document, as the corpus is; smoljax/distill.py says wh
 why, experiments/teacher_cache.py writes it.
 """
 
-import hashlib
 import json
 import os
 from collections.abc import Mapping
@@ -82,8 +81,7 @@ class Cache:
     if len(self.records) != len(corpus.lengths):
       raise ValueError(f'{path} has {len(self.records)} documents, the corpus '
                        f'{len(corpus.lengths)}: write it again')
-    shards = self.manifest['splits'][split]['shards']
-    self.digest = hashlib.sha256(''.join(s['sha256'] for s in shards).encode()).hexdigest()
+    self.digest = data.digest(self.manifest['splits'][split]['shards'])
 
   def empty(self, shape: tuple[int, int]) -> dict[str, np.ndarray]:
     """Arrays for a batch of `shape` [B, T] that say nothing."""

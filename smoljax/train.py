@@ -301,6 +301,7 @@ def train(
     step, state, position = snapshot()
     iterator = data.prefetch(batches, position)
 
+    weight = mtp_weight(config.mtp, t.steps)
     train_step = make_train_step(
       model_config,
       optimizer,
@@ -312,13 +313,13 @@ def train(
       qk_clip=qk_clip,
       clip_norm=config.optimizer.clip_norm,
       leaves=config.diagnostics.leaves,
-      mtp_weight=mtp_weight(config.mtp, t.steps),
+      mtp_weight=weight,
       teacher=teacher,
     )
     flops = model_config.flops_per_token(config.data.seq_len)
     probe = make_probe(
       model_config, optimizer, mesh, t, num_sources=len(batches.sources),
-      mtp_weight=mtp_weight(config.mtp, t.steps), teacher=teacher, teacher_params=teacher_params)
+      mtp_weight=weight, teacher=teacher, teacher_params=teacher_params)
     peak = metrics.peak_flops(jax.devices()[0].device_kind)
     window: list[tuple[dict, float, float]] = []  # metrics, step seconds, wait seconds since a row
 

@@ -558,6 +558,16 @@ def test_speculative_samples_follow_the_models_distribution(kind):
   assert 0.02 < seen.acceptance < 0.98  # both branches were taken
 
 
+def test_a_stream_that_is_left_early_has_counted():
+  config = with_mtp('parallel', 1)
+  seen = decode.Speculation()
+  steps = decode.stream(config, make(config), [[1, 2]], max_new_tokens=60, speculation=seen)
+  for _ in range(4):
+    next(steps)
+  steps.close()
+  assert seen.rounds == seen.drafted > 0
+
+
 def test_what_cannot_speculate_says_why():
   ask = functools.partial(
     decode.generate, prompts=[[1]], max_new_tokens=4, speculation=decode.Speculation())

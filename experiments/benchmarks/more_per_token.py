@@ -19,6 +19,7 @@ One JSON line a run, in OUTPUT/runs.jsonl.
 """
 
 import argparse
+import dataclasses
 import functools
 import json
 import pathlib
@@ -30,7 +31,7 @@ import numpy as np
 import optax
 
 from configs import base, mtp
-from experiments.benchmarks import optimizer_contest
+from experiments.benchmarks.optimizer_contest import batch_of, make_tokens
 from smoljax import decode, distill, model, objectives, optim
 
 ROWS, SEQ_LEN, STEPS, SEEDS = 64, 512, 250, 3
@@ -56,19 +57,10 @@ class Text:
     self.bytes_per_token = json.loads((folder / 'facts.json').read_text())['bytes_per_token']
 
 
-def batch_of(rows_BX: jax.Array) -> dict:
-  B, T = rows_BX.shape[0], rows_BX.shape[1] - 1
-  return {
-    'inputs': rows_BX[:, :-1].astype(jnp.int32), 'targets': rows_BX[:, 1:].astype(jnp.int32),
-    'segment_ids': jnp.ones((B, T), jnp.int32), 'source': jnp.zeros(B, jnp.int32),
-    'positions': jnp.broadcast_to(jnp.arange(T, dtype=jnp.int32), (B, T)),
-  }  # fmt: skip
-
-
 def settings(rate: float, steps: int):
   c = base.get_config().optimizer
   c.learning_rate, c.warmup_steps = rate, min(40, steps // 10)
-  return c, steps
+  return c
 
 
 def fit(config, text, *, steps=STEPS, rate=LEARNING_RATE, seeds=SEEDS, weight=0.0, teacher=None,
@@ -78,7 +70,7 @@ def fit(config, text, *, steps=STEPS, rate=LEARNING_RATE, seeds=SEEDS, weight=0.
   `said`: what a teacher's cache holds of each row of text.train.
   """
   optimizer, _ = optim.make_optimizer(
-    settings(rate, steps)[0], model.abstract_params(config), steps)
+    settings(rate, steps), model.abstract_params(config), steps)
   total = jnp.float32(ROWS * SEQ_LEN)
 
   def start(seed):
@@ -192,13 +184,12 @@ def distillation(data: pathlib.Path, output: pathlib.Path, *, decoding: bool = F
   params = jax.tree.map(lambda x: x.astype(jnp.bfloat16), params)
   sampled, top = caches(large, params, text)
   make = functools.partial(distill.Teacher, large, config)
-  renormalised = {'teacher_ids': top['teacher_ids'], 'teacher_shares': top['teacher_shares']}
   quarter = STEPS // 4
   for name, steps, teacher, theirs, said in (
     ('cross entropy', STEPS, None, None, None),
     ('beside the teacher', STEPS, make(weight=1.0), params, None),
     ('50 draws', STEPS, make('sampled', weight=1.0), None, sampled),
-    ('12 likeliest renormalised', STEPS, make('sampled', weight=1.0), None, renormalised),
+    ('12 likeliest renormalised', STEPS, make('sampled', weight=1.0), None, top),
     ('cross entropy, quarter', quarter, None, None, None),
     ('50 draws, quarter', quarter, make('sampled', weight=1.0), None, sampled),
     ('12 likeliest and a tail', STEPS, make('topk', weight=1.0), None, top),
@@ -297,7 +288,7 @@ def step_times(shape: str, rows: int, seq_len: int, width: int, repeats: int = 8
     kind, _, depth = name.partition(' ')
     is_mtp = kind in ('sequential', 'parallel')
     config = model.SHAPES[shape]
-    config = model.dataclasses.replace(
+    config = dataclasses.replace(
       config, max_seq_len=max(seq_len, config.max_seq_len), remat='qkv+ctx+mid+gu',
       mtp=kind if is_mtp else 'none', mtp_depth=int(depth or 1) if depth.isdigit() else 1)
     V, D = config.vocab_size, config.embed_dim
@@ -319,7 +310,7 @@ def step_times(shape: str, rows: int, seq_len: int, width: int, repeats: int = 8
       theirs = jax.jit(lambda key: jax.tree.map(
         lambda x: x.astype(jnp.bfloat16), model.init(config, key)))(jax.random.key(1))  # noqa: B023
     optimizer, _ = optim.make_optimizer(
-      settings(1e-4, 1000)[0], model.abstract_params(config), 1000)
+      settings(1e-4, 1000), model.abstract_params(config), 1000)
     params = model.init(config, jax.random.key(0))
     state = params, jax.jit(optimizer.init)(params)
     del params
@@ -373,7 +364,7 @@ def report(output: pathlib.Path) -> None:
 def tokens(patterns: list[str], output: pathlib.Path, limit: int) -> None:
   from smoljax import tokenizer
 
-  optimizer_contest.make_tokens(patterns, output, STUDENT['vocab_size'], limit)
+  make_tokens(patterns, output, STUDENT['vocab_size'], limit)
   text = tokenizer.load(str(output / 'tokenizer.model'))
   last = np.load(output / 'tokens.npy')[-HELD_OUT * SEQ_LEN :].tolist()
   (output / 'facts.json').write_text(json.dumps(

@@ -113,6 +113,16 @@ def make_optimizer(name: str, c, params) -> optax.GradientTransformation:
   return optim.make_optimizer(settings, params, c.steps)[0]
 
 
+def batch_of(rows_BX: jax.Array) -> dict[str, jax.Array]:
+  """A batch whose rows, [B, T + 1] tokens, are one document each."""
+  B, T = rows_BX.shape[0], rows_BX.shape[1] - 1
+  return {
+    'inputs': rows_BX[:, :-1].astype(jnp.int32), 'targets': rows_BX[:, 1:].astype(jnp.int32),
+    'segment_ids': jnp.ones((B, T), jnp.int32), 'source': jnp.zeros(B, jnp.int32),
+    'positions': jnp.broadcast_to(jnp.arange(T, dtype=jnp.int32), (B, T)),
+  }  # fmt: skip
+
+
 class Runner:
   """Trains many copies of one model by one optimizer at once: a learning rate and a seed each."""
 
@@ -134,17 +144,9 @@ class Runner:
     params = model.init(self.config, jax.random.key(seed))
     return params, self.optimizer.init(params)
 
-  def _batch(self, rows_BT):
-    B, T = rows_BT.shape[0], self.c.seq_len
-    return {
-      'inputs': rows_BT[:, :-1].astype(jnp.int32), 'targets': rows_BT[:, 1:].astype(jnp.int32),
-      'segment_ids': jnp.ones((B, T), jnp.int32), 'source': jnp.zeros(B, jnp.int32),
-      'positions': jnp.broadcast_to(jnp.arange(T, dtype=jnp.int32), (B, T)),
-    }  # fmt: skip
-
   def _loss(self, params, rows_BT, max_logits):
     loss = objectives.next_token(
-      self.config, params, self._batch(rows_BT), num_sources=1, max_logits=max_logits,
+      self.config, params, batch_of(rows_BT), num_sources=1, max_logits=max_logits,
       total_tokens=jnp.float32(rows_BT.shape[0] * self.c.seq_len))
     return loss.total, loss.metrics
 
