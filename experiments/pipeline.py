@@ -137,27 +137,34 @@ def _train(output: str, inputs: Mapping[str, str], *, c: Any, corpora: Sequence[
 
 
 def _evaluate(output: str, inputs: Mapping[str, str], *, c: Any, corpora: Sequence[str]) -> dict:
-  from smoljax import checkpoint, data, evals, tokenizer
+  from smoljax import checkpoint, data, evals, model, tokenizer
 
   config, params, _ = checkpoint.load_params(os.path.join(inputs['train'], 'checkpoints'))
   paths = {name: _corpus(inputs[f'tokenize_{name}'], name) for name in corpora}
-  result = evals.evaluate(
-    config,
-    params,
-    tokenizer.load(_tokenizer_file(c, inputs)),
-    c.eval.tasks,
-    c.eval.data,
+  evaluate = functools.partial(
+    evals.evaluate,
+    tokenizer=tokenizer.load(_tokenizer_file(c, inputs)),
     documents=evals.load_held_out(paths, limit=c.eval.documents),
-    unigram_counts={
-      n: data.open_corpus(p).token_counts(config.vocab_size) for n, p in paths.items()
-    },
     bos=c.tokenize.bos,
     batch_size=c.eval.batch_size,
     seq_len=c.data.seq_len,
-    limit=c.eval.task_examples,
-    seed=c.seed,
     say=console.print,
   )
+  result = evaluate(
+    config,
+    params,
+    tasks=c.eval.tasks,
+    eval_data=c.eval.data,
+    unigram_counts={
+      n: data.open_corpus(p).token_counts(config.vocab_size) for n, p in paths.items()
+    },
+    limit=c.eval.task_examples,
+    seed=c.seed,
+  )
+  if c.distill.teacher:
+    console.print('the teacher, on the same documents:')
+    teacher, params, _ = evals.load_weights(c.distill.teacher)
+    result['teacher'] = evaluate(*model.without_mtp(teacher, params), tasks=())
   path = os.path.join(output, 'evals', f'{c.train.steps}.json')
   os.makedirs(os.path.dirname(path))
   write_json(path, {'step': c.train.steps, **result})
@@ -309,6 +316,7 @@ def build_steps(c: ConfigDict, workdir: str) -> list[Step]:
     functools.partial(_evaluate, corpora=used),
     ['eval', 'seed'],
     needs=[train, *tokenised, *tokenizer],
+    version=2,
     cost=f'bits per byte on {", ".join(used)}; tasks: {", ".join(c.eval.tasks) or "none"}',
     links={'evals': 'evals'},
   )

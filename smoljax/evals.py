@@ -147,7 +147,7 @@ def windows(
 def _score(
   config: model.ModelConfig, params: dict, inputs_BT: jax.Array, targets_BT: jax.Array
 ) -> tuple[jax.Array, jax.Array]:
-  """Log-probability of each target given the inputs up to it, and whether it is the likeliest.
+  """Log-probability of each target given the inputs up to it, and that of the likeliest token.
 
   Rows are right-padded; nothing that is scored can see the padding (attention is causal).
   """
@@ -161,7 +161,7 @@ def _score(
     hot_BCV = jax.nn.one_hot(targets_BC, logits_BCV.shape[-1], dtype=jnp.float32)
     target_BC = jnp.sum(logits_BCV * hot_BCV, axis=-1)
     log_z_BC = jax.nn.logsumexp(logits_BCV, axis=-1)
-    return target_BC - log_z_BC, target_BC >= jnp.max(logits_BCV, axis=-1)
+    return target_BC - log_z_BC, jnp.max(logits_BCV, axis=-1) - log_z_BC
 
   over = (sharding.slices(hidden_BTD, _CHUNK), sharding.slices(targets_BT, _CHUNK))
   scores = jax.tree.map(sharding.unsliced, jax.lax.map(one, over))
@@ -176,9 +176,9 @@ def run_windows(
   batch_size: int,
   seq_len: int,
 ) -> Iterator[tuple[Any, np.ndarray, np.ndarray]]:
-  """Yields `(key, logprobs, greedy)` of each window's scored tokens, in order of computation.
+  """Yields `(key, logprobs, best)` of each window's scored tokens, in order of computation.
 
-  `logprobs` are float32 nats, `greedy` says which tokens the model holds likeliest. Under a mesh
+  Both are float32 nats: of the token, and of what the model holds likeliest there. Under a mesh
   (`jax.set_mesh`) the batch is split over its batch axes, and grows to a multiple of them; all
   processes must give the same windows and receive all scores.
 
@@ -201,7 +201,7 @@ def run_windows(
     return batch, _score(config, params, **arrays)
 
   def fetch(batch: list[Window], scores: Any) -> Iterator[tuple[Any, np.ndarray, np.ndarray]]:
-    logprobs_BT, greedy_BT = map(np.asarray, scores)
+    logprobs_BT, best_BT = map(np.asarray, scores)
     for i, w in enumerate(batch):
       span = slice(w.first - 1, len(w.tokens) - 1)
       if not np.isfinite(logprobs_BT[i, span]).all():
@@ -209,7 +209,7 @@ def run_windows(
           'the model gives probabilities that are no numbers: its parameters are broken, or a '
           f'token id is not below its vocabulary of {config.vocab_size}'
         )
-      yield w.key, logprobs_BT[i, span], greedy_BT[i, span]
+      yield w.key, logprobs_BT[i, span], best_BT[i, span]
 
   pieces = 2 * sharding.num_parts('length')  # where the mesh splits rows
   waiting: dict[int, list[Window]] = collections.defaultdict(list)  # by padded length
@@ -266,7 +266,7 @@ def bits_per_byte(
   batch_size: int,
   seq_len: int,
   min_context: int | None = None,
-) -> dict[str, float]:
+) -> dict[str, Any]:
   """Scores every token after the first of each document once, by `windows`.
 
   A document's first token is what it is predicted from, not a prediction: BOS where the corpus has
@@ -277,8 +277,10 @@ def bits_per_byte(
     seq_len: tokens a window, no more than the model was trained for.
     min_context: see `windows`; None = a quarter of `seq_len`.
   Returns:
-    `bpb` (bits per UTF-8 byte of text), `loss` (nats per token), and the counts `documents`,
-    `tokens`, `bytes`.
+    `bpb` (bits per UTF-8 byte of text), `loss` (nats per token), the counts `documents`, `tokens`,
+    `bytes`, and `calibration`: of ten equal ranges of the likeliest token's probability
+    [places, their mean probability, share where that token came], and `ece`, the mean distance of
+    the two over places (expected calibration error, Guo et al. 2017).
   Raises:
     ValueError: the documents hold no token to predict.
   """
@@ -291,14 +293,72 @@ def bits_per_byte(
       counts.update(documents=1, tokens=max(0, len(d['tokens']) - 1), bytes=int(d['num_bytes']))
       yield from windows(None, d['tokens'], first=1, seq_len=seq_len, min_context=min_context)
 
+  nats, bins = 0.0, np.zeros((10, 3))
   scored = run_windows(config, params, stream(), batch_size=batch_size, seq_len=seq_len)
-  nats = -math.fsum(float(x.sum(dtype=np.float64)) for _, x, _ in scored)
+  for _, logprobs, best in scored:
+    nats -= float(logprobs.sum(dtype=np.float64))
+    sure = np.exp(best, dtype=np.float64)
+    values = np.stack([np.ones_like(sure), sure, logprobs >= best], axis=1)
+    np.add.at(bins, np.minimum((sure * 10).astype(int), 9), values)
   _require_tokens(counts)
+  means = bins[:, 1:] / np.maximum(bins[:, :1], 1)
   return {
     'bpb': nats / math.log(2) / counts['bytes'],
     'loss': nats / counts['tokens'],
     **counts,
+    'calibration': np.column_stack([bins[:, 0], means]).tolist(),
+    'ece': float(np.abs(bins[:, 1] - bins[:, 2]).sum() / counts['tokens']),
   }
+
+
+def copy_probe(
+  config: model.ModelConfig,
+  params: dict,
+  documents: Iterable[Document],
+  *,
+  batch_size: int,
+  seq_len: int,
+  rows: int = 32,
+) -> dict[str, dict[str, float]]:
+  """Does the model copy what stands in its context? Induction on repeated shuffled text.
+
+  Each row is a passage of `seq_len // 8` held-out tokens, shuffled, so that nothing tells its next
+  token but an earlier occurrence, and the passage again: at once (`near`), or after held-out text
+  that fills the window (`far`). The same documents give the same rows to every model of a
+  tokenizer. After Olsson et al. 2022, In-context Learning and Induction Heads; distilled models
+  were found worse at it (arXiv 2509.01649).
+
+  Returns:
+    `{near, far}` → `accuracy`, the share of tokens that are the model's first guess the second
+    time (the first of a passage not counted), and `saved`, nats per token by which they are
+    likelier than the first time.
+  Raises:
+    ValueError: there is no held-out text.
+  """
+  text = np.concatenate([d['tokens'][1:] for d in documents] or [np.zeros(0, np.int64)])
+  _require_tokens({'tokens': len(text), 'bytes': 1})
+  size = max(2, seq_len // 8)
+  gaps = {'near': 0, 'far': max(0, seq_len - 2 * size)}
+  rng = np.random.default_rng(0)
+
+  def stretch(length: int) -> np.ndarray:
+    return np.take(text, rng.integers(len(text)) + np.arange(length), mode='wrap')
+
+  def stream() -> Iterator[Window]:
+    for _ in range(rows):
+      passage = rng.permutation(stretch(size))
+      for name, gap in gaps.items():
+        between = stretch(gap)
+        yield Window(name, np.concatenate([passage, between, passage]), 1)
+
+  sums = {name: np.zeros(3) for name in gaps}  # first guesses, nats the first time, the second
+  scored = run_windows(config, params, stream(), batch_size=batch_size, seq_len=seq_len)
+  for name, logprobs, best in scored:
+    first, again = logprobs[: size - 1], logprobs[1 - size :]
+    sums[name] += (again >= best[1 - size :]).sum(), -first.sum(), -again.sum()
+  places = rows * (size - 1)
+  return {name: {'accuracy': float(hits / places), 'saved': float((once - twice) / places)}
+          for name, (hits, once, twice) in sums.items()}
 
 
 def unigram_loss(counts: np.ndarray, documents: Iterable[Document]) -> float:
@@ -379,11 +439,11 @@ def score_choices(
         )
 
   scored = run_windows(config, params, stream(), batch_size=batch_size, seq_len=seq_len)
-  for (i, j), logprobs, greedy in scored:
+  for (i, j), logprobs, best in scored:
     total = totals[i][j]
     total[0] += float(logprobs.sum(dtype=np.float64))
     total[1] += len(logprobs)
-    total[2] &= bool(greedy.all())
+    total[2] &= bool((logprobs >= best).all())
   return [[Score(*t) for t in row] for row in totals]
 
 
@@ -551,7 +611,7 @@ def evaluate(
   seed: int = 0,
   say: Callable[[str], None] = lambda line: None,
 ) -> dict[str, Any]:
-  """Bits per byte of each corpus in `documents`, and each task.
+  """Bits per byte of each corpus in `documents`, copying (`copy_probe`), and each task.
 
   Args:
     eval_data: folder with the JSONL files of public tasks (`TASKS` names them).
@@ -562,7 +622,8 @@ def evaluate(
     limit: examples a task, spread evenly over its file; 0 = all (200 of the continuation task).
     say: is given a line about each result.
   Returns:
-    `{'bits_per_byte': {corpus: …}, 'tasks': {task: …}}`, see `bits_per_byte` and `summarize`.
+    `{'bits_per_byte': {corpus: …}, 'copy': …, 'tasks': {task: …}}`, see `bits_per_byte`,
+    `copy_probe` (where there are documents) and `summarize`.
   Raises:
     ValueError, FileNotFoundError: unknown task, missing file or documents; before anything is run.
   """
@@ -582,6 +643,12 @@ def evaluate(
       row['unigram_loss'] = unigram_loss(unigram_counts[name], docs)
     results['bits_per_byte'][name] = row
     say(f'{name}: {row["bpb"]:.3f} bits per byte, {row["loss"]:.3f} nats per token')
+  if documents:
+    everything = [d for docs in documents.values() for d in docs]
+    copied = results['copy'] = copy_probe(config, params, everything, **options)
+    say('copies shuffled text: ' + ', '.join(
+      f'{row["accuracy"]:.1%} {name} ({row["saved"]:.2f} nats saved)'
+      for name, row in copied.items()))
   for name, examples in loaded.items():
     uninformed = [{**e, 'context': TASKS[name].blind} for e in examples]
     scores, blind = (

@@ -319,6 +319,7 @@ def training(run: Run, csv: Csv) -> str:
   else:
     parts.append(missing('loss by corpus', 'metrics.jsonl has no train/loss/NAME or val/NAME/loss'))
 
+  grid += beside(run, csv, common)
   speed, wait = run.points('perf/tokens_per_sec'), run.points('data/wait')
   rows = [(r['step'], r.get('perf/tokens_per_sec'), r.get('perf/step_time'), r.get('perf/mfu'),
            r.get('data/wait')) for r in run.metrics
@@ -341,6 +342,33 @@ def training(run: Run, csv: Csv) -> str:
         y_label='share of step time', from_zero=True, percent=True, **common), link,
         f'mean {percent(statistics.fmean(y for _, y in wait))} of the time'))
   return section('training', 'Training', *parts, f'<div class="grid">{"".join(grid)}</div>')
+
+
+def beside(run: Run, csv: Csv, common: dict) -> list[str]:
+  """Figures of what is learned beside the next token: copying, tokens further ahead, a teacher."""
+  depths = max((len(r['mtp/loss_M']) for r in run.metrics if isinstance(r.get('mtp/loss_M'), list)),
+               default=0)
+  ahead = [(f'{m + 2} ahead', [(r['step'], r['mtp/loss_M'][m]) for r in run.metrics
+                               if len(r.get('mtp/loss_M') or ()) > m]) for m in range(depths)]
+  terms = sorted({k for r in run.metrics for k in r if k.startswith('teacher/')})
+  figures = (
+    ('Copying of shuffled text', 'copy', 'share of tokens guessed first', True,
+     [(where, run.points(f'copy/{far}/accuracy'))
+      for far, where in (('near', 'right after'), ('far', 'a window later'))]),
+    ('Loss of tokens further ahead', 'ahead', 'nats per token', False,
+     [('next token', run.points('train/loss')), *ahead] if ahead else []),
+    ('Distance to the teacher', 'teacher', 'mean per token, before its weight', False,
+     [(k.removeprefix('teacher/'), run.points(k)) for k in terms]),
+  )
+  out = []
+  for title, name, unit, share, of in figures:
+    series = [Series(label, points if share else charts.smooth(points), i,
+                     'dots' if share else 'line') for i, (label, points) in enumerate(of) if points]
+    if series:
+      link = csv(name, ('step', 'of', 'value'), [(x, label, y) for label, xy in of for x, y in xy])
+      out.append(figure(title, charts.lines(series, label=title, y_label=unit, height=200,
+                                            from_zero=share, percent=share, **common), link))
+  return out
 
 
 def guarded(run: Run) -> list[dict]:
@@ -478,6 +506,12 @@ def evaluation(run: Run, csv: Csv) -> str:
         [(text(k), f'<b>{fixed(v.get("bpb"), 3)}</b>', fixed(v.get('loss')),
           fixed(v.get('unigram_loss')), fixed(gap(v)), count(v.get('documents')),
           count(v.get('tokens'))) for k, v in held_out]))
+  parts += [versus(run, csv), f'<div class="grid">{"".join(calibration(run, csv))}</div>']
+  if copied := get(run.evals, 'copy'):
+    parts.append('<p class="note">Of a shuffled passage it guesses ' + ' and '.join(
+      f'{percent(get(v, "accuracy"))} of the tokens {words}' for far, words in
+      (('near', 'when it is repeated at once'), ('far', 'at the other end of its window'))
+      if (v := copied.get(far))) + '.</p>')
   for name, t in tasks(run).items():
     blind = t.get('blind') if isinstance(t.get('blind'), dict) else {}
     chance = t.get('chance') or None  # 0: there is nothing to choose from
@@ -502,6 +536,45 @@ def evaluation(run: Run, csv: Csv) -> str:
   if not tasks(run):
     parts.append(missing('task', 'the evaluation file lists none'))
   return section('evaluation', 'Evaluation', *parts)
+
+
+def versus(run: Run, csv: Csv) -> str:
+  """Student against teacher, where the evaluation has one: bits per byte, calibration, copying."""
+  def figures(of: object) -> dict[str, float]:
+    bits = get(of, 'bits_per_byte') or {}
+    return {f'{name}, {words}': get(v, key) for name, v in bits.items()
+            for key, words in (('bpb', 'bits per byte'), ('ece', 'calibration error'))} | {
+              f'copying, {far}': get(v, 'accuracy') for far, v in (get(of, 'copy') or {}).items()}
+
+  student, teacher = figures(run.evals), figures(run.evals.get('teacher'))
+  rows = [(k, x, teacher[k]) for k, x in student.items() if number(x) and number(teacher.get(k))]
+  if not rows:
+    return ''
+  body = [(text(k), f'<b>{fixed(x, 3)}</b>', fixed(y, 3), f'{x - y:+.3f}') for k, x, y in rows]
+  return figure('Student against teacher', table(('', 'student', 'teacher', 'difference'), body),
+                csv('student_teacher', ('of', 'student', 'teacher'), rows))
+
+
+def calibration(run: Run, csv: Csv) -> list[str]:
+  """How often the likeliest token came against the probability it was given, of each corpus."""
+  out = []
+  for name in get(run.evals, 'bits_per_byte') or {}:
+    of = {'the model': run.evals, 'its teacher': run.evals.get('teacher')}
+    bins = {who: get(e, 'bits_per_byte', name, 'calibration') or [] for who, e in of.items()}
+    rows = [(who, *b) for who, all_ in bins.items() for b in all_ if b[0]]
+    if not rows:
+      continue
+    series = [Series('perfect', [(0, 0), (1, 1)], 5)] + [
+      Series(who, [(p, hit) for n, p, hit in all_ if n], i, 'dots')
+      for i, (who, all_) in enumerate(bins.items()) if all_]
+    error = get(run.evals, 'bits_per_byte', name, 'ece')
+    out.append(figure(
+      f'Calibration on {text(name)}', charts.lines(
+        series, label=f'Calibration on {name}', y_label='share where it came', height=200,
+        x_label='probability of the likeliest token', from_zero=True, percent=True),
+      csv(f'calibration_{name}', ('model', 'places', 'probability', 'share'), rows),
+      f'{percent(error)} apart in the mean' if number(error) else ''))
+  return out
 
 
 # How a choice is scored, in words.

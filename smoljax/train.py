@@ -490,16 +490,13 @@ def train(
         if look:
           log.row(step, look)
         if step % t.eval_every == 0 or last:
-          row = {}
+          row, options = {}, {'batch_size': t.rows, 'seq_len': config.data.seq_len}
           for name, documents in held_out.items():
-            score = evals.bits_per_byte(
-              model_config,
-              state['params'],
-              documents,
-              batch_size=t.rows,
-              seq_len=config.data.seq_len,
-            )
-            row |= {f'val/{name}/loss': score['loss'], f'val/{name}/bpb': score['bpb']}
+            score = evals.bits_per_byte(model_config, state['params'], documents, **options)
+            row |= {f'val/{name}/{k}': score[k] for k in ('loss', 'bpb', 'ece')}
+          everything = [d for documents in held_out.values() for d in documents]
+          copied = evals.copy_probe(model_config, state['params'], everything, rows=16, **options)
+          row |= {f'copy/{far}/{k}': x for far, found in copied.items() for k, x in found.items()}
           log.row(step, {'tokens': step * t.rows * config.data.seq_len, **row})
           say(f'step {step}/{t.steps} | ' + ' | '.join(f'{k} {v:.3f}' for k, v in row.items()))
         if save:

@@ -114,6 +114,69 @@ def test_bits_per_byte_against_numpy(small):
   assert (got['documents'], got['tokens'], got['bytes']) == (7, tokens, size)
 
 
+def test_calibration_against_numpy(small):
+  docs = documents(40, 127)
+  got = evals.bits_per_byte(*small, docs, batch_size=2, seq_len=200)
+  sure, right = [], []
+  for d in docs:
+    n = len(d['tokens']) - 1
+    padded = np.full((1, 256), 7)
+    padded[0, :n] = d['tokens'][:-1]
+    logits = np.asarray(full_logits(*small, padded)[0, :n], np.float64)
+    p = np.exp(logits - logits.max(-1, keepdims=True))
+    sure += (p.max(-1) / p.sum(-1)).tolist()
+    right += (logits.argmax(-1) == d['tokens'][1:]).tolist()
+  sure, right = np.array(sure), np.array(right)
+  expected, ece = [], 0.0
+  for low in np.arange(10) / 10:
+    inside = (sure >= low) & (sure < low + 0.1)
+    means = [x[inside].mean() if inside.any() else 0.0 for x in (sure, right)]
+    expected.append([inside.sum(), *means])
+    ece += inside.mean() * abs(means[0] - means[1])
+  np.testing.assert_allclose(got['calibration'], expected, atol=1e-5)
+  assert got['ece'] == pytest.approx(ece, abs=1e-5)
+
+
+@pytest.mark.parametrize('looks_back', [0, 60, 1000])
+def test_copy_probe_tells_what_is_copied(small, monkeypatch, looks_back):
+  """Of a machine that repeats what last followed the last two tokens, if not too long ago."""
+  config, params = small
+
+  def score(config, params, inputs_BT, targets_BT):
+    inputs_BT, targets_BT = np.asarray(inputs_BT), np.asarray(targets_BT)
+    logprobs_BT = np.full(inputs_BT.shape, -5.0, np.float32)
+    for x_T, y_T, out_T in zip(inputs_BT, targets_BT, logprobs_BT, strict=True):
+      for t in range(1, len(x_T)):
+        known = [s for s in range(max(1, t - looks_back), t)
+                 if (x_T[s - 1], x_T[s]) == (x_T[t - 1], x_T[t])]
+        if known and y_T[known[-1]] == y_T[t]:
+          out_T[t] = -0.5
+    return logprobs_BT, np.full_like(logprobs_BT, -0.5)
+
+  monkeypatch.setattr(evals, '_score', score)
+  rng = np.random.default_rng(0)
+  docs = [{'tokens': rng.permutation(10_000)[:n], 'num_bytes': n} for n in (900, 300)]
+  got = evals.copy_probe(config, params, docs, batch_size=4, seq_len=256, rows=6)
+  reaches = {'near': looks_back > 32, 'far': looks_back > 256 - 32}
+  for name, row in got.items():  # of 31 places, the first has one token before it
+    share = 30 / 31 if reaches[name] else 0
+    assert row['accuracy'] == pytest.approx(share, abs=0.01)
+    assert row['saved'] == pytest.approx(4.5 * share, abs=0.05)
+
+
+def test_copy_probe_of_a_model_without_context(small):
+  """Knowing only the last token, a second time is as likely as the first."""
+  table = np.random.default_rng(0).dirichlet(np.full(V, 0.1), V).clip(1e-6)
+  known = bigram(np.log(table / table.sum(1, keepdims=True)))
+  got, again = (
+    evals.copy_probe(*known, documents(200, 90), batch_size=n, seq_len=128, rows=4) for n in (3, 2))
+  assert all(abs(row['saved']) < 1e-5 for row in got.values())
+  for name, row in got.items():
+    assert again[name] == pytest.approx(row)
+  with pytest.raises(ValueError, match='no held-out text'):
+    evals.copy_probe(*small, [], batch_size=2, seq_len=64)
+
+
 @pytest.mark.parametrize(('seq_len', 'min_context'), [(32, None), (32, 0), (48, 40)])
 def test_windows_of_long_documents_against_one_token_at_a_time(small, seq_len, min_context):
   docs = documents(20, 33, 34, 111)
@@ -146,6 +209,7 @@ def test_a_mesh_changes_nothing(small, shape):
   with jax.set_mesh(mesh):
     placed = jax.device_put(params, sharding.shardings(params, mesh))
     meshed = evals.bits_per_byte(config, placed, docs, batch_size=3, seq_len=132)
+  assert meshed.pop('calibration') == [pytest.approx(x, rel=1e-5) for x in alone.pop('calibration')]
   assert meshed == pytest.approx(alone, rel=1e-6)
 
 
@@ -401,8 +465,9 @@ def test_evaluate_gives_the_results_file(small, tmp_path):
   )  # fmt: skip
   assert json.loads(json.dumps(got)) == got
   assert set(got['bits_per_byte']['web']) == {
-    'bpb', 'loss', 'unigram_loss', 'documents', 'tokens', 'bytes'
+    'bpb', 'loss', 'unigram_loss', 'documents', 'tokens', 'bytes', 'calibration', 'ece'
   }  # fmt: skip
+  assert set(got['copy']['near']) == {'accuracy', 'saved'}
   assert got['bits_per_byte']['web']['unigram_loss'] == pytest.approx(math.log(V))
   assert 'unigram_loss' not in got['bits_per_byte']['pdf']
   assert got['tasks']['continuation']['n'] == got['tasks']['piqa']['n'] == 11
@@ -410,7 +475,7 @@ def test_evaluate_gives_the_results_file(small, tmp_path):
     got['tasks']['piqa']
   )
   assert got['tasks']['piqa']['blind']['acc'] == pytest.approx(6 / 11, abs=0.1)  # a constant answer
-  assert len(lines) == 4
+  assert len(lines) == 5
 
 
 def test_what_cannot_be_evaluated_is_said_first(small, tmp_path):

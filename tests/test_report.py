@@ -131,6 +131,7 @@ def make_workdir(root: pathlib.Path, hostile: bool = False) -> None:
                  'grad/norm': 0.8, 'perf/tokens_per_sec': 9000 * float(rng.normal(1, 0.03)),
                  'perf/step_time': 0.9, 'perf/mfu': 0.112,
                  'data/wait': float(rng.uniform(0, 0.03))})
+    rows[-1] |= {'mtp/loss_M': [loss + 0.4, loss + 0.7], f'teacher/logits{bad}': 0.5}
     rows[-1] |= {f'{k}/blocks/mlp/up_DF{bad}': 0.01 for k in report.LEAF}
     if step == 200:
       rows[-1] |= {k: [1.5, 2.5] for k in report.LOOK} | {'eff_rank_L': [61.0, 47.125]}
@@ -140,7 +141,8 @@ def make_workdir(root: pathlib.Path, hostile: bool = False) -> None:
     if step % 50 == 0 or step == steps:
       rows.append({'step': step, 'tokens': 8192 * step, f'val/{web}/loss': loss + 0.08,
                    f'val/{web}/bpb': loss / 2.2, 'val/pdf/loss': loss - 0.1,
-                   'val/pdf/bpb': loss / 2.05})
+                   'val/pdf/bpb': loss / 2.05, 'copy/near/accuracy': step / 1000,
+                  'copy/far/accuracy': step / 2000})
   rows[40]['train/loss'] = math.nan
   (root / 'metrics.jsonl').write_text(
     ''.join(json.dumps(r) + '\n' for r in [rows[0] | {'train/loss': 99.0}, *rows]) + '{"step": 2')
@@ -149,10 +151,16 @@ def make_workdir(root: pathlib.Path, hostile: bool = False) -> None:
     'choices': [documents(40, False)[7 * i + j]['text'][:110] + bad for j in range(4)]}
   (root / 'evals').mkdir()
   (root / 'evals/90.json').write_text('{"step": 90}')
+  bins = [[0, 0.0, 0.0], [40_000, 0.15, 0.14], [9000, 0.55, 0.5], [340, 0.93, 0.9]]
   (root / 'evals/260.json').write_text(json.dumps({
-    'step': steps, 'bits_per_byte': {
+    'step': steps,
+    'copy': {'near': {'accuracy': 0.26, 'saved': 1.5}, 'far': {'accuracy': 0.13, 'saved': 0.4}},
+    'teacher': {
+      'bits_per_byte': {web: {'bpb': 1.6104, 'ece': 0.01, 'calibration': bins[1:]}},
+      'copy': {'near': {'accuracy': 0.875}}},
+    'bits_per_byte': {
       web: {'bpb': 1.8273, 'loss': 3.741, 'unigram_loss': 6.153, 'documents': 60, 'tokens': 49340,
-            'bytes': 148021},
+            'bytes': 148021, 'calibration': bins, 'ece': 0.0178},
       'pdf': {'bpb': 1.7312, 'loss': 3.604, 'unigram_loss': 6.08, 'documents': 9, 'tokens': 13403,
               'bytes': 40211}},
     'tasks': {'continuation' + bad: {
@@ -193,6 +201,23 @@ def make_workdir(root: pathlib.Path, hostile: bool = False) -> None:
                   ('export/tokenizer.json', 61_000)):
     (root / file).parent.mkdir(parents=True, exist_ok=True)
     (root / file).write_bytes(bytes(n))
+
+
+def test_what_is_learned_beside_the_next_token(workdirs):
+  folder = workdirs['plain'] / 'report'
+  page = (folder / 'index.html').read_text()
+  for title in ('Copying of shuffled text', 'Loss of tokens further ahead',
+                'Distance to the teacher', 'Student against teacher', 'Calibration on web'):
+    assert title in page
+  assert '26.0% of the tokens when it is repeated at once and 13.0% of the tokens' in page
+  table = (folder / 'student_teacher.csv').read_text().splitlines()
+  assert table[1:] == ['"web, bits per byte",1.8273,1.6104', '"web, calibration error",0.0178,0.01',
+                       '"copying, near",0.26,0.875']
+  rows = list(csv.DictReader((folder / 'calibration_web.csv').open()))
+  assert [(r['model'], r['places']) for r in rows] == [
+    (who, n) for who in ('the model', 'its teacher') for n in ('40000', '9000', '340')]
+  rows = list(csv.DictReader((folder / 'ahead.csv').open()))
+  assert {r['of'] for r in rows} == {'next token', '2 ahead', '3 ahead'}
 
 
 class Page(html.parser.HTMLParser):
