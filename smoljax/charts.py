@@ -5,10 +5,14 @@ Positions are percentages of the plot area and only paths are stretched (a neste
 are CSS variables, so one drawing serves the light and the dark theme.
 """
 
+import csv
 import dataclasses
 import html
+import io
 import itertools
 import math
+import os
+import pathlib
 import re
 from collections.abc import Iterable, Sequence
 
@@ -318,6 +322,34 @@ def page(title: str, body: str) -> str:
           '<meta name="viewport" content="width=device-width, initial-scale=1">'
           f'<meta name="color-scheme" content="light dark"><title>{text(title)}</title>'
           f'<style>{CSS}</style></head><body><main>{body}</main></body></html>\n')
+
+
+class Site:
+  """A folder in the making: one page, and the CSV files that it links."""
+
+  def __init__(self):
+    self._tables: dict[str, str] = {}
+
+  def csv(self, name: str, head: Sequence[str], rows: Iterable[Sequence]) -> str:
+    """Adds a table; returns the link to it."""
+    name = re.sub(r'[^A-Za-z0-9_-]', '_', name) + '.csv'
+    file = io.StringIO()
+    out = csv.writer(file, lineterminator='\n')
+    out.writerow(head)
+    # A leading quote keeps a spreadsheet from running a cell of the corpus as a formula.
+    guard = lambda x: "'" + x if isinstance(x, str) and x[:1] in tuple('=+-@\t') else x
+    out.writerows([guard(clean(x) if isinstance(x, str) else x) for x in row] for row in rows)
+    self._tables[name] = file.getvalue()
+    return f'<a class="csv" href="{name}">CSV</a>'
+
+  def write(self, folder: pathlib.Path, title: str, body: str) -> str:
+    """Writes the tables and the page (`body` is HTML already); returns the page's path."""
+    folder.mkdir(parents=True, exist_ok=True)
+    files = [*self._tables.items(), ('index.html', page(title, body))]  # it links the rest
+    for file, content in files:
+      (folder / f'.{file}.tmp').write_text(content, 'utf-8')
+      os.replace(folder / f'.{file}.tmp', folder / file)
+    return str(folder / 'index.html')
 
 
 def join(words: Sequence[str]) -> str:

@@ -7,21 +7,17 @@ no font, no image. Everything that comes from data is escaped, and control and b
 characters are removed first, so that no document can speak in the page's own voice.
 """
 
-import csv
 import dataclasses
-import io
 import json
-import os
 import pathlib
 import re
 import statistics
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 from smoljax import charts, corpus_page
 from smoljax.charts import (
   Series,
-  clean,
   compact,
   count,
   duration,
@@ -724,30 +720,12 @@ def write(
     FileNotFoundError: there is no such workdir.
     ValueError: it holds neither metrics nor a curated corpus.
   """
-  run, tables = load(workdir), {}
-
-  def store(name: str, head: Sequence[str], rows: Iterable[Sequence]) -> str:
-    name = re.sub(r'[^A-Za-z0-9_-]', '_', name) + '.csv'
-    file = io.StringIO()
-    out = csv.writer(file, lineterminator='\n')
-    out.writerow(head)
-    # A leading quote keeps a spreadsheet from running a cell of the corpus as a formula.
-    guard = lambda x: "'" + x if isinstance(x, str) and x[:1] in tuple('=+-@\t') else x
-    out.writerows([guard(clean(x) if isinstance(x, str) else x) for x in row] for row in rows)
-    tables[name] = file.getvalue()
-    return f'<a class="csv" href="{name}">CSV</a>'
-
+  run, site = load(workdir), charts.Site()
   run.locate = locate
-  body = [part(run, store) for part in (SECTIONS if run.metrics else CORPORA)]
+  body = [part(run, site.csv) for part in (SECTIONS if run.metrics else CORPORA)]
   name = get(run.config, 'name') or run.workdir.resolve().name
   top = 2 if run.metrics else 1  # what stands above the navigation
   nav = ''.join(f'<a href="#{a}">{a.capitalize()}</a>'
                 for a in re.findall('<section id="([a-z]+)">', ''.join(body)))
-  page = charts.page(f'smoljax: {name}',
-                     f'{"".join(body[:top])}<nav>{nav}</nav>{"".join(body[top:])}')
-  folder = pathlib.Path(output) if output else run.workdir / 'report'
-  folder.mkdir(parents=True, exist_ok=True)
-  for file, content in [*tables.items(), ('index.html', page)]:  # the page last: it links the rest
-    (folder / f'.{file}.tmp').write_text(content, 'utf-8')
-    os.replace(folder / f'.{file}.tmp', folder / file)
-  return str(folder / 'index.html')
+  return site.write(pathlib.Path(output) if output else run.workdir / 'report', f'smoljax: {name}',
+                    f'{"".join(body[:top])}<nav>{nav}</nav>{"".join(body[top:])}')

@@ -1,0 +1,229 @@
+"""Runs every point of a config's `sweep()`: resumable, in parallel, with one page that compares.
+
+  python -m experiments.sweep --config=configs/mtp.py --workdir=runs/mtp --parallel=2
+  python -m experiments.sweep --config=configs/mtp.py --workdir=runs/mtp --dry_run    # the commands
+
+A point is a dict of config fields, `{'mtp.weight': 0.1}`; a further entry `name` names it. Each is
+an experiment of its own, a process of experiments.run in WORKDIR/points/NAME, and all share their
+steps: what two points have in common (corpora, tokenizer, a teacher's cache) is made once. A value
+'@NAME/…' is a path in the point NAME, which then runs before. Flags --config.x=… hold for all.
+
+A process that is killed is started again and continues from its checkpoint, --retries times; a
+point that is refused or diverges is reported at the end, and the others go on. The same command
+does what is left. With several GPUs each process sees one. The commands that --dry_run prints run
+anywhere, on TPU VMs too, if --workdir is on a disk that all can reach.
+"""
+
+import argparse
+import dataclasses
+import glob
+import importlib.util
+import os
+import pathlib
+import re
+import shlex
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+from smoljax import comparison
+
+REFUSED = 2  # exit status of experiments.run for what another try would not mend
+
+
+@dataclasses.dataclass
+class Point:
+  """One experiment of a sweep, and how far it is."""
+
+  name: str
+  fields: dict[str, Any]
+  command: list[str]
+  folder: pathlib.Path
+  after: set[str]  # names of points whose files it reads
+  state: str = 'waiting'  # waiting | running | done | failed | killed | blocked
+  tries: int = 0
+  process: subprocess.Popen | None = None
+  gpu: str | None = None
+  began: float = 0.0
+
+
+def load_points(config: str) -> list[dict[str, Any]]:
+  """The points of `sweep()` in a config file, `configs/X.py[:args]`.
+
+  Raises ValueError where there is none, or a point is no dict of fields, or two are the same.
+  """
+  path = config.partition(':')[0]
+  spec = importlib.util.spec_from_file_location(pathlib.Path(path).stem, path)
+  if not os.path.isfile(path) or spec is None:
+    raise ValueError(f'no config file {path}: give --config=configs/mtp.py')
+  module = importlib.util.module_from_spec(spec)
+  spec.loader.exec_module(module)
+  if not hasattr(module, 'sweep'):
+    have = [str(p) for p in sorted(pathlib.Path('configs').glob('*.py'))
+            if 'def sweep(' in p.read_text()]
+    raise ValueError(f'{path} has no sweep(); these have: {", ".join(have)}')
+  points = module.sweep()
+  if not points or not all(isinstance(p, dict) for p in points):
+    raise ValueError(f'{path}: sweep() must return a list of dicts, field → value')
+  names = [name_of(p) for p in points]
+  if twice := {n for n in names if names.count(n) > 1}:
+    raise ValueError(f'{path}: sweep() has {", ".join(sorted(twice))} twice')
+  return points
+
+
+def name_of(point: dict[str, Any]) -> str:
+  """The point's `name`, or its fields and values as one name that is safe as a folder's."""
+  fields = ','.join(f'{k.rpartition(".")[2]}={v}' for k, v in point.items())
+  return re.sub(r'[^A-Za-z0-9._,=+-]+', '_', str(point.get('name', fields)))
+
+
+def plan(config: str, workdir: str, flags: Sequence[str] = ()) -> list[Point]:
+  """The points with their commands, none started. Raises ValueError as `load_points` does, and for
+  a reference to a point that does not come before."""
+  root, points = pathlib.Path(workdir) / 'points', []
+  fixed = {f.partition('=')[0].removeprefix('--config.') for f in flags}
+  for fields in load_points(config):
+    name = name_of(fields)
+    fields = {k: v for k, v in fields.items() if k != 'name'}
+    if both := fixed & fields.keys():
+      raise ValueError(f'--config.{min(both)} is what the sweep varies (point {name}): drop it')
+    after, values = set(), {}
+    for key, value in fields.items():
+      if isinstance(value, str) and value.startswith('@'):
+        other, _, path = value[1:].partition('/')
+        if other not in {p.name for p in points}:
+          raise ValueError(f'point {name}: {key}={value!r} names no point before it')
+        after.add(other)
+        value = str(root / other / path)
+      values[key] = value
+    flags_of = (f'--config.{k}={v}' for k, v in values.items())
+    command = [sys.executable, '-m', 'experiments.run', f'--config={config}',
+               f'--workdir={root / name}', *flags, *flags_of]
+    points.append(Point(name, fields, command, root / name, after))
+  return points
+
+
+def run(points: Sequence[Point], *, parallel: int, retries: int = 1, gpus: Sequence[str] = (),
+        say=print) -> bool:
+  """Runs all points, at most `parallel` at a time; whether all are done.
+
+  Each process writes its folder's log.txt. A KeyboardInterrupt ends the processes first.
+  """
+  by_name = {p.name: p for p in points}
+  try:
+    while any(p.state in ('waiting', 'running') for p in points):
+      for p in points:
+        if p.state == 'running' and p.process.poll() is not None:
+          _finish(p, retries, say)
+      for p in points:
+        if p.state != 'waiting':
+          continue
+        states = {by_name[a].state for a in p.after}
+        if states & {'failed', 'blocked'}:
+          p.state = 'blocked'
+          say(f'{p.name}: not run, since {", ".join(sorted(p.after))} failed')
+        elif states <= {'done'} and sum(q.state == 'running' for q in points) < parallel:
+          busy = [q.gpu for q in points if q.state == 'running']
+          _start(p, min(gpus, key=busy.count) if gpus else None)
+          done = sum(q.state == 'done' for q in points)
+          say(f'{p.name}: started ({done} of {len(points)} done); {p.folder}/log.txt')
+      time.sleep(0.2)
+  finally:
+    for p in points:
+      if p.state == 'running':
+        p.process.send_signal(signal.SIGTERM)  # a training run saves a checkpoint
+        p.process.wait()
+  return all(p.state == 'done' for p in points)
+
+
+def _start(point: Point, gpu: str | None) -> None:
+  point.folder.mkdir(parents=True, exist_ok=True)
+  steps = point.folder / 'steps'
+  if not steps.is_symlink():
+    shared = point.folder.parent.parent / 'steps'
+    shared.mkdir(exist_ok=True)
+    steps.symlink_to(os.path.relpath(shared, point.folder))
+  environment = os.environ | ({'CUDA_VISIBLE_DEVICES': gpu} if gpu else {})
+  with open(point.folder / 'log.txt', 'ab') as log:
+    point.process = subprocess.Popen(
+      point.command, stdout=log, stderr=log, stdin=subprocess.DEVNULL, env=environment)
+  point.gpu, point.state, point.began = gpu, 'running', time.monotonic()
+  point.tries += 1
+
+
+def _finish(point: Point, retries: int, say) -> None:
+  status, seconds = point.process.returncode, time.monotonic() - point.began
+  if status == 0:
+    point.state = 'done'
+    say(f'{point.name}: done in {seconds:.0f} s')
+  elif status != REFUSED and point.tries <= retries:
+    point.state = 'waiting'
+    say(f'{point.name}: ended with status {status} after {seconds:.0f} s; it is started again')
+  else:
+    point.state = 'failed'
+    lines = (point.folder / 'log.txt').read_text('utf-8', 'replace').strip().splitlines()
+    say(f'{point.name}: failed: {lines[-1] if lines else f"status {status}"}')
+
+
+def find_gpus() -> list[str]:
+  """What CUDA_VISIBLE_DEVICES names, or every GPU that the driver lists."""
+  named = os.environ.get('CUDA_VISIBLE_DEVICES')
+  if named is not None:
+    return [g for g in named.split(',') if g]
+  return [str(i) for i in range(len(glob.glob('/dev/nvidia[0-9]*')))]
+
+
+def _parse(argv: Sequence[str] | None) -> argparse.Namespace:
+  parser = argparse.ArgumentParser(
+    prog='python -m experiments.sweep', description=__doc__,
+    formatter_class=argparse.RawDescriptionHelpFormatter)
+  parser.add_argument('--config', required=True, help='recipe with a sweep(), configs/X.py[:args]')
+  parser.add_argument('--workdir', required=True, help='folder for all points and the comparison')
+  parser.add_argument('--parallel', type=int, default=1, help='processes at a time')
+  parser.add_argument('--retries', type=int, default=1, help='new starts of a killed process')
+  parser.add_argument('--dry_run', action='store_true', help='print the commands, run nothing')
+  args, args.flags = parser.parse_known_args(argv)
+  if wrong := [f for f in args.flags if not re.match(r'--config\.[\w.]+=', f)]:
+    parser.error(f'unknown argument {wrong[0]!r}: fields for all points look like --config.seed=1')
+  if args.parallel < 1 or args.retries < 0:
+    parser.error('--parallel is 1 or more, --retries 0 or more')
+  return args
+
+
+def commands(points: Sequence[Point]) -> Iterator[str]:
+  for p in points:
+    shared = os.path.relpath(p.folder.parent.parent / 'steps', p.folder)
+    yield (f'mkdir -p {shlex.quote(str(p.folder))} && '
+           f'ln -sfn {shlex.quote(shared)} {shlex.quote(str(p.folder / "steps"))} && '
+           f'{shlex.join(["python", *p.command[1:]])}')
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+  args = _parse(argv)
+  try:
+    points = plan(args.config, args.workdir, args.flags)
+    if args.dry_run:
+      print(*commands(points), sep='\n')
+      return 0
+    ok = run(points, parallel=args.parallel, retries=args.retries, gpus=find_gpus(),
+             say=lambda line: print(line, flush=True))
+    finished = [(p.name, p.fields, p.folder) for p in points if p.state == 'done']
+    if finished:
+      print(f'comparison: {comparison.write(finished, args.workdir)}')
+  except (ValueError, OSError) as e:
+    print(f'error: {e}', file=sys.stderr)
+    return 2
+  except KeyboardInterrupt:
+    print('interrupted; the same command continues', file=sys.stderr)
+    return 130
+  for p in points:
+    if p.state != 'done':
+      print(f'{p.state}: {p.name} ({p.folder}/log.txt)', file=sys.stderr)
+  return 0 if ok else 1
+
+
+if __name__ == '__main__':
+  sys.exit(main())

@@ -1,0 +1,235 @@
+"""Sweeps: points and their commands, processes that fail, die and wait; the page that compares."""
+
+import csv
+import json
+import math
+import os
+import pathlib
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+import scipy.stats
+from conftest import REPOSITORY
+
+from experiments import sweep
+from smoljax import comparison
+
+
+def config_file(folder: pathlib.Path, points: str) -> str:
+  path = folder / 'recipe.py'
+  path.write_text(f'def get_config(): ...\ndef sweep():\n  return {points}\n')
+  return str(path)
+
+
+def test_points_become_commands(tmp_path):
+  config = config_file(tmp_path, '''[
+    {'name': 'long', 'seed': 0},
+    {'train.branch_from': '@long/checkpoints/40', 'train.tokens': 9},
+    {'model.mtp': 'parallel', 'mtp.weight': 0.3}]''')
+  points = sweep.plan(config + ':size=big', 'runs/x', ['--config.eval.batch_size=4'])
+  assert [p.name for p in points] == ['long', 'branch_from=_long_checkpoints_40,tokens=9',
+                                      'mtp=parallel,weight=0.3']
+  assert points[1].after == {'long'} and not points[2].after
+  assert points[1].command[1:] == [
+    '-m', 'experiments.run', f'--config={config}:size=big',
+    '--workdir=runs/x/points/branch_from=_long_checkpoints_40,tokens=9',
+    '--config.eval.batch_size=4', '--config.train.branch_from=runs/x/points/long/checkpoints/40',
+    '--config.train.tokens=9']
+
+
+@pytest.mark.parametrize(('points', 'flags', 'message'), [
+  ('[]', [], 'must return a list of dicts'),
+  ("[{'seed': 0}, {'seed': 0}]", [], 'seed=0 twice'),
+  ("[{'seed': 0}]", ['--config.seed=3'], 'is what the sweep varies'),
+  ("[{'train.init_from': '@later'}, {'name': 'later'}]", [], 'names no point before it'),
+])  # fmt: skip
+def test_a_bad_sweep_is_said(tmp_path, points, flags, message):
+  with pytest.raises(ValueError, match=message):
+    sweep.plan(config_file(tmp_path, points), str(tmp_path), flags)
+
+
+def test_a_config_without_a_sweep_names_those_that_have_one():
+  with pytest.raises(ValueError, match=r'base\.py has no sweep.*configs/mtp\.py'):
+    sweep.load_points('configs/base.py')
+  with pytest.raises(ValueError, match='no config file'):
+    sweep.load_points('configs/none.py')
+
+
+def points_of(tmp_path, **scripts: str) -> list[sweep.Point]:
+  """Points whose process is a line of Python, run in the folder of all points."""
+  root = tmp_path / 'points'
+  return [
+    sweep.Point(name, {}, [sys.executable, '-c', f'import os, sys, time\n{script}'], root / name,
+                set())
+    for name, script in scripts.items()]
+
+
+def test_processes_that_fail_die_and_wait(tmp_path):
+  mark = tmp_path / 'mark'
+  points = points_of(
+    tmp_path,
+    good='print("fine")',
+    refused='print("error: no such thing"); sys.exit(2)',
+    killed=f'first = not os.path.exists({str(mark)!r}); open({str(mark)!r}, "w").close()\n'
+           'if first: os.kill(os.getpid(), 9)',
+    hopeless='os.kill(os.getpid(), 9)',
+    follows='sys.exit(0)',
+    spoiled='sys.exit(0)',
+  )
+  by_name = {p.name: p for p in points}
+  by_name['follows'].after = {'killed'}
+  by_name['spoiled'].after = {'refused'}
+  said = []
+  assert not sweep.run(points, parallel=2, retries=1, say=said.append)
+  assert {p.name: (p.state, p.tries) for p in points} == {
+    'good': ('done', 1), 'refused': ('failed', 1), 'killed': ('done', 2), 'hopeless': ('failed', 2),
+    'follows': ('done', 1), 'spoiled': ('blocked', 0)}
+  assert 'refused: failed: error: no such thing' in said
+  assert (tmp_path / 'points/good/log.txt').read_text() == 'fine\n'
+  assert os.path.samefile(tmp_path / 'points/good/steps', tmp_path / 'steps')
+
+
+def test_no_more_than_parallel_and_one_gpu_each(tmp_path):
+  running = str(tmp_path)
+  script = f'''
+mine = os.path.join({running!r}, "run-" + str(os.getpid())); open(mine, "w").close()
+time.sleep(.3)
+among = sum(n.startswith("run-") for n in os.listdir({running!r}))
+print(among, os.environ["CUDA_VISIBLE_DEVICES"])
+os.remove(mine)'''
+  points = points_of(tmp_path, **{f'p{i}': script for i in range(5)})
+  assert sweep.run(points, parallel=2, gpus=['4', '7'], say=lambda _: None)
+  logs = [(p.folder / 'log.txt').read_text().split() for p in points]
+  assert max(int(n) for n, _ in logs) == 2
+  assert {gpu for _, gpu in logs} == {'4', '7'}
+
+
+def test_an_interrupt_ends_the_processes(tmp_path):
+  """SIGTERM first, so that a training run can save."""
+  saved = tmp_path / 'saved'
+  script = f'''
+import signal
+def save(*_):
+  open({str(saved)!r}, "w").close()
+  sys.exit(143)
+signal.signal(signal.SIGTERM, save)
+print("ready", flush=True)
+time.sleep(60)'''
+  points = points_of(tmp_path, only=script)
+  log = tmp_path / 'points/only/log.txt'
+
+  def say(line):
+    if 'started' in line:
+      while not (log.exists() and log.read_text()):
+        pass
+      raise KeyboardInterrupt
+
+  with pytest.raises(KeyboardInterrupt):
+    sweep.run(points, parallel=1, say=say)
+  assert saved.exists()
+
+
+def test_printed_commands_run_anywhere(capsys, tmp_path):
+  config = config_file(tmp_path, "[{'seed': 1}]")
+  assert sweep.main([f'--config={config}', f'--workdir={tmp_path}/w', '--dry_run']) == 0
+  line = capsys.readouterr().out.strip()
+  assert line.endswith('--config.seed=1') and 'ln -sfn ../../steps' in line
+  before, _, _ = line.rpartition(' && ')
+  subprocess.run(['sh', '-c', before], check=True)
+  assert (tmp_path / 'w/points/seed=1/steps').is_symlink()
+
+
+def make_run(folder: pathlib.Path, loss: float, evals: dict | None = None) -> None:
+  (folder / 'evals').mkdir(parents=True)
+  (folder / 'summary.json').write_text(json.dumps({
+    'loss': {'validation': loss}, 'tokens': {'web': 10, 'trained': 4096}, 'parameters': 1000,
+    'tokens_per_sec': 5.0}))
+  (folder / 'evals/40.json').write_text(json.dumps(evals or {
+    'bits_per_byte': {'web': {'bpb': loss / 2, 'ece': 0.01}},
+    'copy': {'near': {'accuracy': 0.5, 'saved': 1.0}},
+    'tasks': {'piqa': {'metric': 'acc_norm', 'acc_norm': 0.625}}}))
+  (folder / 'metrics.jsonl').write_text(''.join(json.dumps(r) + '\n' for r in [
+    {'step': 1, 'tokens': 1024, 'train/loss': loss + 1}, {'step': 2, 'attn/max_logit': 3.0},
+    {'step': 4, 'tokens': 4096, 'val/web/bpb': loss / 2, 'val/pdf/bpb': loss}]))
+
+
+def test_comparison_has_every_run_and_the_best_first(tmp_path):
+  losses = {'<b>a': 3.25, 'b': 3.0}
+  runs = []
+  for name, loss in losses.items():
+    make_run(tmp_path / 'points' / name, loss)
+    runs.append((name, {'mtp.weight': loss}, tmp_path / 'points' / name))
+  page = pathlib.Path(comparison.write(runs, str(tmp_path))).read_text()
+  assert 'Least validation loss: b, 3.000' in page
+  assert '<b>a' not in page.replace('<b>a</b>', '') and '&lt;b&gt;a' in page
+  assert page.index('../points/b/report') < page.index('../points/&lt;b&gt;a/report')
+  rows = list(csv.DictReader((tmp_path / 'report/runs.csv').open()))
+  assert rows[1]['bits per byte, web'] == '1.5' and rows[1]['piqa'] == '0.625'
+  assert rows[0]['mtp.weight'] == '3.25' and rows[0]['copying, near'] == '0.5'
+  curve = list(csv.DictReader((tmp_path / 'report/Held-out_bits_per_byte.csv').open()))
+  assert [(r['run'], r['tokens'], r['value']) for r in curve] == [
+    ('<b>a', '4096', str(0.75 * 3.25)), ('b', '4096', '2.25')]
+
+
+def test_intervals_over_seeds(tmp_path):
+  rng = np.random.default_rng(0)
+  a, b, c = rng.normal(3, 0.1, 4), rng.normal(3.1, 0.1, 4), rng.normal(2.5, 0.02, 3)
+  runs = []
+  for kind, losses in (('a', a), ('b', b), ('c', c)):
+    for seed, loss in enumerate(losses):
+      folder = tmp_path / f'{kind}{seed}'
+      make_run(folder, loss)
+      runs.append((folder.name, {'data': kind, 'seed': seed}, folder))
+  comparison.write(runs, str(tmp_path))
+  rows = list(csv.reader((tmp_path / 'report/seeds.csv').open()))[1:]
+  paired = scipy.stats.ttest_rel(b, a).confidence_interval()
+  welch = scipy.stats.ttest_ind(c, a, equal_var=False).confidence_interval()
+  assert [r[:2] for r in rows] == [['data=a', '4'], ['data=b', '4'], ['data=c', '3']]
+  low, high = scipy.stats.t.interval(0.95, 3, loc=a.mean(), scale=scipy.stats.sem(a))
+  assert [float(x) for x in rows[0][2:4]] == pytest.approx([a.mean(), (high - low) / 2])
+  for row, (low, high) in ((rows[1], paired), (rows[2], welch)):
+    assert [float(x) for x in row[4:]] == pytest.approx([(low + high) / 2, (high - low) / 2])
+  assert comparison.interval([1.0]) == (1.0, math.inf)
+
+
+def test_gpus_are_those_that_are_visible(monkeypatch):
+  monkeypatch.setenv('CUDA_VISIBLE_DEVICES', '2,3')
+  assert sweep.find_gpus() == ['2', '3']
+  monkeypatch.setenv('CUDA_VISIBLE_DEVICES', '')
+  assert sweep.find_gpus() == []
+
+
+def test_flags_are_checked(capsys):
+  with pytest.raises(SystemExit) as stop:
+    sweep.main(['--config=configs/mtp.py', '--workdir=x', '--sede=1'])
+  assert stop.value.code == 2 and '--sede=1' in capsys.readouterr().err
+
+
+@pytest.mark.slow
+def test_a_sweep_end_to_end(tmp_path):
+  """A long run and a cooldown that branches off it share corpora; a second go redoes nothing."""
+  from test_quickstart import SMALL
+
+  recipe = tmp_path / 'recipe.py'
+  recipe.write_text(
+    'from configs import quickstart\nget_config = quickstart.get_config\ndef sweep():\n'
+    "  return [{'name': 'long', 'optimizer.schedule': 'constant', 'train.tokens': 61440},\n"
+    "          {'name': 'cooldown', 'train.branch_from': '@long/checkpoints/20',\n"
+    "           'train.tokens': 25 * 2048, 'optimizer.decay_steps': 5}]\n")
+  small = [f for f in SMALL if 'train.tokens' not in f]
+  flags = [f'--config={recipe}', f'--workdir={tmp_path}/work', *small, '--config.train.keep=10',
+           '--config.web.limit=200', "--config.train.stages=({'name': 'all', 'fraction': 1.0, "
+           "'mixture': {'web': 0.75, 'pdf': 0.25}},)"]
+  command = [sys.executable, '-m', 'experiments.sweep', *flags]
+  first = subprocess.run(command, cwd=REPOSITORY, capture_output=True, text=True, timeout=900)
+  logs = [p.read_text() for p in tmp_path.glob('work/points/*/log.txt')]
+  assert first.returncode == 0, first.stdout + first.stderr + ''.join(logs)
+  rows = list(csv.DictReader((tmp_path / 'work/report/runs.csv').open()))
+  assert [(r['run'], r['tokens']) for r in rows] == [('long', '61440'), ('cooldown', '51200')]
+  steps = [p.name.rpartition('-')[0] for p in (tmp_path / 'work/steps').iterdir() if p.is_dir()]
+  assert steps.count('web') == steps.count('tokenizer') == 1 and steps.count('train') == 2
+  before = {p: p.stat().st_mtime_ns for p in (tmp_path / 'work/steps').glob('*/step.json')}
+  subprocess.run(command, cwd=REPOSITORY, check=True, capture_output=True, timeout=300)
+  assert before == {p: p.stat().st_mtime_ns for p in (tmp_path / 'work/steps').glob('*/step.json')}
