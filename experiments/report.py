@@ -2,6 +2,8 @@
 
   python -m experiments.report --workdir=runs/quickstart
   python -m experiments.report --workdir=corpora     # curated corpora alone: what data_beam wrote
+  python -m experiments.report --scaling=runs/ladder --output=scaling    # the law of a sweep's runs
+  python -m experiments.report --scaling=FILE.csv --output=scaling --flops=1e20,1e21
 
 `experiments.run` writes the same page as its last step; this is for runs that were stopped before,
 or moved, or evaluated again since. Nothing is trained or computed: open the page it names in any
@@ -13,12 +15,18 @@ import sys
 from absl import app, flags, logging
 
 from data_beam import spans
-from smoljax import report
+from smoljax import report, scaling_page
 
 _WORKDIR = flags.DEFINE_string(
   'workdir', None, 'Directory of a run (experiments.run --workdir), or of corpora.')
 _OUTPUT = flags.DEFINE_string(
   'output', None, 'Where index.html and the CSV files go; WORKDIR/report if not given.')
+_SCALING = flags.DEFINE_string(
+  'scaling', None, 'A folder of runs, or a CSV with the columns loss and two of params, tokens, '
+  'flops: their scaling law instead of a run.')
+_FLOPS = flags.DEFINE_list('flops', [], 'Budgets, 6 N D, to plan runs for from the scaling law.')
+_FORCE = flags.DEFINE_bool('force', False, 'Plan beyond ten times the largest run’s compute.')
+_EMBEDDING = flags.DEFINE_bool('embedding', False, 'Count embeddings as parameters of runs.')
 
 
 def main(argv: list[str]) -> None:
@@ -26,13 +34,29 @@ def main(argv: list[str]) -> None:
   try:
     if len(argv) > 1:
       raise ValueError(f'unknown argument {argv[1]!r}: flags look like --workdir=DIR')
-    if not _WORKDIR.value:
-      raise ValueError('which run? Give --workdir=DIR')
-    page = report.write(_WORKDIR.value, _OUTPUT.value, spans.find)
+    if bool(_WORKDIR.value) == bool(_SCALING.value):
+      raise ValueError('which run? Give --workdir=DIR, or --scaling=RUNS|FILE.csv')
+    if _SCALING.value:
+      page = _scaling(_SCALING.value)
+    else:
+      page = report.write(_WORKDIR.value, _OUTPUT.value, spans.find)
   except (OSError, ValueError) as e:
     print(f'error: {e}', file=sys.stderr)
     sys.exit(2)
   print(f'report: {page}')
+
+
+def _scaling(source: str) -> str:
+  if not _OUTPUT.value:
+    raise ValueError('where to? Give --output=DIR')
+  points = scaling_page.read(source, embedding=_EMBEDDING.value)
+  page, fit = scaling_page.write(
+    points, _OUTPUT.value, flops=[float(x) for x in _FLOPS.value], force=_FORCE.value)
+  ends = {k: f' ({low:.4g} to {high:.4g})' for k, (low, high) in fit.intervals.items()}
+  print(f'{len(points.loss)} runs; {points.convention}')
+  print('  '.join(f'{k} = {getattr(fit, k):.5g}{ends.get(k, "")}'
+                  for k in ('E', 'A', 'B', 'alpha', 'beta', 'a')))
+  return page
 
 
 if __name__ == '__main__':

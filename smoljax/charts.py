@@ -105,6 +105,20 @@ def ticks(low: float, high: float, about: int = 5) -> list[float]:
   return [k * size for k in range(first, math.floor(high / size + 1e-9) + 1)]
 
 
+def log_ticks(low: float, high: float) -> list[float]:
+  """Logarithms of powers of ten, and of 2 and 5 times them if they are few, within [low, high]."""
+  for factors in ((1,), (1, 3), (1, 2, 5), tuple(range(1, 10))):
+    found = [math.log10(f) + k for k in range(math.floor(low), math.ceil(high)) for f in factors]
+    found = [x for x in [*found, math.ceil(high)] if low <= x <= high]
+    if len(found) >= 4:
+      return found[:: -(-len(found) // 8)]
+  return found or ticks(low, high)
+
+
+def _power(x: float) -> str:
+  return compact(x) if 1e-3 <= x < 1e13 else f'{x:.0e}'.replace('e+', 'e').replace('e-0', 'e-')
+
+
 def smooth(points: Points) -> list[tuple[float, float]]:
   """Mean over a window of about a thirtieth of the points around each; skips NaN.
 
@@ -178,7 +192,8 @@ def legend(series: Sequence[Series]) -> str:
 def lines(series: Sequence[Series], *, label: str, y_label: str, x_label: str = 'step',
           height: int = 280, bands: Sequence[tuple[str, float, float]] = (),
           rule: tuple[str, float] | None = None, from_zero: bool = False,
-          x_range: tuple[float, float] | None = None, percent: bool = False) -> str:
+          x_range: tuple[float, float] | None = None, percent: bool = False,
+          log: str = '') -> str:
   """A line chart with its legend.
 
   Args:
@@ -192,8 +207,11 @@ def lines(series: Sequence[Series], *, label: str, y_label: str, x_label: str = 
     from_zero: start the y axis at 0.
     x_range: for charts that share an axis.
     percent: y is a share; ticks read as per cent.
+    log: the axes that are logarithmic: '', 'x', 'y' or 'xy'; without bands, rule and x_range.
   """
-  series = [dataclasses.replace(s, points=thin(s.points)) for s in series]
+  scale = {axis: math.log10 if axis in log else float for axis in 'xy'}
+  series = [dataclasses.replace(s, points=[(scale['x'](x), scale['y'](y)) for x, y in
+                                           thin(s.points)]) for s in series]
   xs = [x for s in series for x, _ in s.points]
   ys = [y for s in series for _, y in s.points if math.isfinite(y)]
   ys += ([rule[1]] if rule else []) + ([0.0] if from_zero else [])
@@ -215,9 +233,12 @@ def lines(series: Sequence[Series], *, label: str, y_label: str, x_label: str = 
     body.append(f'<svg class="band {"odd" if i % 2 else ""}" x="{at:.2f}%" '
                 f'width="{max(0, to - at):.2f}%" height="100%"><rect width="100%" height="100%"/>'
                 f'<text x="6" y="1.3em">{text(name)}</text></svg>')
-  body.append(_axes([(x_at(t), compact(t)) for t in ticks(left, right, 6)],
-                    [(y_at(t), y_text(t)) for t in ticks(low, high, max(3, height // 56))],
-                    x_label, y_label))
+  x_ticks, y_ticks = (
+    [(at(t), _power(10**t)) for t in log_ticks(a, b)] if axis in log else
+    [(at(t), name(t)) for t in ticks(a, b, about)]
+    for axis, at, name, a, b, about in (
+      ('x', x_at, compact, left, right, 6), ('y', y_at, y_text, low, high, max(3, height // 56))))
+  body.append(_axes(x_ticks, y_ticks, x_label, y_label))
   if rule:
     at = y_at(rule[1])
     body.append(f'<line class="rule" x1="0" x2="100%" y1="{at:.2f}%" y2="{at:.2f}%"/>'

@@ -3,10 +3,12 @@
 SMOLJAX_TEST_PLATFORM=cuda (or tpu) leaves the devices as they are: for tests of that hardware.
 """
 
+import gc
 import logging
 import math
 import os
 import pathlib
+import sys
 import tempfile
 
 os.environ['JAX_PLATFORMS'] = os.environ.get('SMOLJAX_TEST_PLATFORM', 'cpu')
@@ -75,6 +77,18 @@ def logging_as_it_was():
   handlers = logging.root.handlers[:]
   yield
   logging.root.handlers[:] = handlers
+
+
+@pytest.fixture(autouse=True, scope='module')
+def programs_are_freed():
+  """Each compiled program keeps some memory maps, of which Linux allows a process 65,530.
+
+  Beyond them the compiler crashes. What is compiled again comes from the cache on disk.
+  """
+  yield
+  if jax := sys.modules.get('jax'):
+    jax.clear_caches()
+    gc.collect()
 
 
 @pytest.fixture(scope='session')
