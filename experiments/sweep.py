@@ -50,22 +50,27 @@ class Point:
   began: float = 0.0
 
 
-def load_points(config: str) -> list[dict[str, Any]]:
-  """The points of `sweep()` in a config file, `configs/X.py[:args]`.
-
-  Raises ValueError where there is none, or a point is no dict of fields, or two are the same.
-  """
+def load_attribute(config: str, name: str) -> Any:
+  """`name` of a config file, `configs/X.py[:args]`. Raises ValueError where there is none."""
   path = config.partition(':')[0]
   spec = importlib.util.spec_from_file_location(pathlib.Path(path).stem, path)
   if not os.path.isfile(path) or spec is None:
     raise ValueError(f'no config file {path}: give --config=configs/mtp.py')
   module = importlib.util.module_from_spec(spec)
   spec.loader.exec_module(module)
-  if not hasattr(module, 'sweep'):
+  if not hasattr(module, name):
     have = [str(p) for p in sorted(pathlib.Path('configs').glob('*.py'))
-            if 'def sweep(' in p.read_text()]
-    raise ValueError(f'{path} has no sweep(); these have: {", ".join(have)}')
-  points = module.sweep()
+            if f'def {name}(' in p.read_text()]
+    raise ValueError(f'{path} has no {name}(); these have: {", ".join(have)}')
+  return getattr(module, name)
+
+
+def load_points(config: str) -> list[dict[str, Any]]:
+  """The points of `sweep()` in a config file.
+
+  Raises ValueError where there is none, or a point is no dict of fields, or two are the same.
+  """
+  path, points = config.partition(':')[0], load_attribute(config, 'sweep')()
   if not points or not all(isinstance(p, dict) for p in points):
     raise ValueError(f'{path}: sweep() must return a list of dicts, field → value')
   names = [name_of(p) for p in points]
@@ -127,7 +132,7 @@ def run(points: Sequence[Point], *, parallel: int, retries: int = 1, gpus: Seque
           say(f'{p.name}: not run, since {", ".join(sorted(p.after))} failed')
         elif states <= {'done'} and sum(q.state == 'running' for q in points) < parallel:
           busy = [q.gpu for q in points if q.state == 'running']
-          _start(p, min(gpus, key=busy.count) if gpus else None)
+          start(p, min(gpus, key=busy.count) if gpus else None)
           done = sum(q.state == 'done' for q in points)
           say(f'{p.name}: started ({done} of {len(points)} done); {p.folder}/log.txt')
       time.sleep(0.2)
@@ -139,7 +144,8 @@ def run(points: Sequence[Point], *, parallel: int, retries: int = 1, gpus: Seque
   return all(p.state == 'done' for p in points)
 
 
-def _start(point: Point, gpu: str | None) -> None:
+def start(point: Point, gpu: str | None) -> None:
+  """Starts the point's process, on one GPU if that is named."""
   point.folder.mkdir(parents=True, exist_ok=True)
   steps = point.folder / 'steps'
   if not steps.is_symlink():
@@ -176,6 +182,13 @@ def find_gpus() -> list[str]:
   return [str(i) for i in range(len(glob.glob('/dev/nvidia[0-9]*')))]
 
 
+def wrong_flags(flags: Sequence[str]) -> str:
+  """What is wrong with flags that go to experiments.run as they are; '' if nothing."""
+  wrong = [f for f in flags if not re.match(r'--config\.[\w.]+=', f)]
+  return (f'unknown argument {wrong[0]!r}: fields for all runs look like --config.seed=1'
+          if wrong else '')
+
+
 def _parse(argv: Sequence[str] | None) -> argparse.Namespace:
   parser = argparse.ArgumentParser(
     prog='python -m experiments.sweep', description=__doc__,
@@ -186,8 +199,8 @@ def _parse(argv: Sequence[str] | None) -> argparse.Namespace:
   parser.add_argument('--retries', type=int, default=1, help='new starts of a killed process')
   parser.add_argument('--dry_run', action='store_true', help='print the commands, run nothing')
   args, args.flags = parser.parse_known_args(argv)
-  if wrong := [f for f in args.flags if not re.match(r'--config\.[\w.]+=', f)]:
-    parser.error(f'unknown argument {wrong[0]!r}: fields for all points look like --config.seed=1')
+  if wrong := wrong_flags(args.flags):
+    parser.error(wrong)
   if args.parallel < 1 or args.retries < 0:
     parser.error('--parallel is 1 or more, --retries 0 or more')
   return args

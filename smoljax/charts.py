@@ -32,7 +32,7 @@ class Series:
   label: str  # '' keeps it out of the legend
   points: Points
   color: int = 0
-  style: str = 'line'  # line | faint (under a smoothed one) | dots (a line with markers) | area
+  style: str = 'line'  # line | faint (under a smoothed one) | dots (and a line) | points | area
 
 
 def clean(s: object) -> str:
@@ -252,8 +252,9 @@ def lines(series: Sequence[Series], *, label: str, y_label: str, x_label: str = 
       floor = 10 * y_at(low)
       paths.append(f'<path class="fill {color}" d="{data}L{last:.1f} {floor:.1f}'
                    f'L{first:.1f} {floor:.1f}Z"/>')
-    paths.append(f'<path class="{s.style} {color}" d="{data}"/>')
-    for x, y in {'dots': finite, 'faint': []}.get(s.style, finite[-1:]):
+    if s.style != 'points':
+      paths.append(f'<path class="{s.style} {color}" d="{data}"/>')
+    for x, y in {'dots': finite, 'points': finite, 'faint': []}.get(s.style, finite[-1:]):
       marks.append(f'<circle class="{color}" cx="{x_at(x):.2f}%" cy="{y_at(y):.2f}%" r="3.5"/>')
   body.append('<svg viewBox="0 0 1000 1000" preserveAspectRatio="none" width="100%" '
               f'height="100%">{"".join(paths)}</svg>{"".join(marks)}')

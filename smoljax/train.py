@@ -346,7 +346,8 @@ def train(
         seconds = sum(s for _, s, _ in window)
         tokens_S = np.sum([v['tokens_S'] for v in everything], axis=0)
         rate = tokens_S.sum() / seconds
-        row = {'stage': stage, 'tokens': step * t.rows * config.data.seq_len}
+        tokens = step * t.rows * config.data.seq_len
+        row = {'stage': stage, 'tokens': tokens, 'flops': tokens * flops}
         if values:
           counted_S = np.sum([v['tokens_S'] for v in values], axis=0)
           loss_S = np.sum([v['loss_sum_S'] for v in values], axis=0) / np.maximum(counted_S, 1)

@@ -1,0 +1,132 @@
+"""How soon do the samplers of experiments.search find a good point? One JSON line.
+
+  python -m experiments.benchmarks.search --data=DIR [--seeds=20] [--trials=60]
+
+Median regret (the best value found, less the best there is) of TPE and of random proposals over
+seeds: on Branin and Hartmann-6, and on the Step-Law table (DIR/steplaw_dense_lr_bs_loss.csv: losses
+of real runs over grids of learning rate and batch for 17 pairs of model and tokens; arXiv 2503.04715).
+There a proposal takes the nearest point of the grid, and regret is relative to the cell's best loss.
+
+`halving`: of one size's grid, each point is first tried with the table's fewest tokens, the best
+third with the next, … (successive halving); what share of the cost of trying all with the most
+tokens that takes, if nothing is shared between lengths, and where the chosen point ranks.
+"""
+
+import argparse
+import collections
+import csv
+import json
+import math
+import pathlib
+
+import numpy as np
+import optuna
+
+from experiments.search import SAMPLERS, suggest
+
+
+def branin(p: dict) -> float:
+  """Less its minimum, .397887."""
+  x, y = p['x'], p['y']
+  return ((y - 5.1 / (4 * math.pi**2) * x**2 + 5 / math.pi * x - 6) ** 2
+          + 10 * (1 - 1 / (8 * math.pi)) * math.cos(x) + 10 - 0.397887)
+
+
+def hartmann(p: dict) -> float:
+  """Less its minimum, -3.32237."""
+  a = np.array([[10, 3, 17, 3.5, 1.7, 8], [0.05, 10, 17, 0.1, 8, 14],
+                [3, 3.5, 1.7, 10, 17, 8], [17, 8, 0.05, 10, 0.1, 14]])
+  b = 1e-4 * np.array([[1312, 1696, 5569, 124, 8283, 5886], [2329, 4135, 8307, 3736, 1004, 9991],
+                       [2348, 1451, 3522, 2883, 3047, 6650], [4047, 8828, 8732, 5743, 1091, 381]])
+  x = np.array([p[f'x{i}'] for i in range(6)])
+  return 3.32237 - float(np.exp(-np.sum(a * (x - b) ** 2, axis=1)) @ [1, 1.2, 3, 3.2])
+
+
+def load_cells(path: pathlib.Path) -> dict[tuple[float, float], dict[tuple[float, int], float]]:
+  """(parameters, tokens) → (learning rate to two digits, sequences a batch) → loss."""
+  cells = collections.defaultdict(dict)
+  with path.open() as f:
+    for r in csv.DictReader(f):
+      point = float(f'{float(r["lr"]):.2g}'), int(r['bs'])
+      cells[float(r['N']), float(r['D'])][point] = float(r['smooth loss'])
+  return dict(sorted(cells.items()))
+
+
+def regrets(objective, space: dict, trials: int, seeds: int) -> dict[str, list[float]]:
+  """Of each sampler and seed after all trials."""
+  found = collections.defaultdict(list)
+  for name in ('random', 'tpe'):
+    for seed in range(seeds):
+      study = optuna.create_study(sampler=SAMPLERS[name](seed))
+      study.optimize(lambda t: objective(suggest(t, space)), n_trials=trials)
+      found[name].append(study.best_value)
+  return found
+
+
+def of_cell(cell: dict):
+  points, losses = np.log(list(cell)), np.array(list(cell.values()))
+  low, high = np.exp(points.min(axis=0)), np.exp(points.max(axis=0))
+  space = {n: ('log', float(a), float(b)) for n, a, b in zip(('lr', 'bs'), low, high, strict=True)}
+  scale = np.ptp(points, axis=0)
+
+  def objective(p: dict) -> float:
+    off = (points - np.log([p['lr'], p['bs']])) / scale
+    return float(losses[np.argmin(np.sum(off**2, axis=1))] / losses.min() - 1)
+
+  return objective, space
+
+
+def halving(cells: dict, reduction: int = 3) -> list[dict]:
+  """Of each size with at least three lengths whose grids share points."""
+  by_size = collections.defaultdict(dict)
+  for (n, d), cell in cells.items():
+    by_size[n][d] = cell
+  rows = []
+  for n, lengths in by_size.items():
+    tokens = sorted(lengths)
+    alive = sorted(set.intersection(*(set(lengths[d]) for d in tokens)))
+    if len(tokens) < 3 or len(alive) < reduction ** (len(tokens) - 1):
+      continue
+    last, cost = lengths[tokens[-1]], 0.0
+    everything = sorted(last[p] for p in alive)
+    whole = len(alive) * tokens[-1]
+    for d in tokens:
+      cost += len(alive) * d
+      alive = sorted(alive, key=lengths[d].get)[: max(1, len(alive) // reduction)]
+    rank = everything.index(last[alive[0]]) + 1
+    rows.append({'params': n, 'points': len(everything), 'cost_share': round(cost / whole, 3),
+                 'rank_share': round(rank / len(everything), 3)})
+  return rows
+
+
+def main() -> None:
+  parser = argparse.ArgumentParser(
+    description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+  parser.add_argument('--data', type=pathlib.Path, required=True)
+  parser.add_argument('--seeds', type=int, default=20)
+  parser.add_argument('--trials', type=int, default=60)
+  args = parser.parse_args()
+  optuna.logging.set_verbosity(optuna.logging.ERROR)
+  cells = load_cells(args.data / 'steplaw_dense_lr_bs_loss.csv')
+  tasks = {
+    'branin': (branin, {'x': ('float', -5.0, 10.0), 'y': ('float', 0.0, 15.0)}),
+    'hartmann6': (hartmann, {f'x{i}': ('float', 0.0, 1.0) for i in range(6)}),
+    **{f'step law {n:.2g} {d:.2g}': of_cell(cell) for (n, d), cell in cells.items()},
+  }
+  medians, of_table = {}, collections.defaultdict(list)
+  for task, (objective, space) in tasks.items():
+    found = regrets(objective, space, args.trials, args.seeds)
+    if task.startswith('step law'):
+      for name, values in found.items():
+        of_table[name] += values
+    else:
+      medians[task] = {k: float(np.median(v)) for k, v in found.items()}
+  medians['step law'] = {k: float(np.median(v)) for k, v in of_table.items()}
+  print(json.dumps({
+    'benchmark': 'search', 'seeds': args.seeds, 'trials': args.trials, 'median_regret': medians,
+    'step_law_mean_regret': {k: float(np.mean(v)) for k, v in of_table.items()},
+    'halving': halving(cells)}))
+
+
+if __name__ == '__main__':
+  main()
