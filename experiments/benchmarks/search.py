@@ -4,12 +4,14 @@
 
 Median regret (the best value found, less the best there is) of TPE and of random proposals over
 seeds: on Branin and Hartmann-6, and on the Step-Law table (DIR/steplaw_dense_lr_bs_loss.csv: losses
-of real runs over grids of learning rate and batch for 17 pairs of model and tokens; arXiv 2503.04715).
-There a proposal takes the nearest point of the grid, and regret is relative to the cell's best loss.
+of real runs over grids of learning rate and batch for 17 pairs of model and tokens, of arXiv
+2503.04715). There a proposal takes the nearest point of the grid, and regret is relative to the
+cell's best loss.
 
-`halving`: of one size's grid, each point is first tried with the table's fewest tokens, the best
-third with the next, … (successive halving); what share of the cost of trying all with the most
-tokens that takes, if nothing is shared between lengths, and where the chosen point ranks.
+`halving`: of one size's grid, all points are tried with the table's fewest tokens, the best of them
+with the next, …: what share of the cost of trying all with the most tokens that takes, if nothing
+is shared between lengths, and where the chosen point ranks. `thirds` keeps a third each time;
+`budget` what 40 % of the whole cost pays for, spread evenly over the lengths that are left.
 """
 
 import argparse
@@ -76,8 +78,8 @@ def of_cell(cell: dict):
   return objective, space
 
 
-def halving(cells: dict, reduction: int = 3) -> list[dict]:
-  """Of each size with at least three lengths whose grids share points."""
+def halving(cells: dict, keep) -> list[dict]:
+  """Of each size with at least three lengths; `keep(alive, spent, tokens left, whole) -> count`."""
   by_size = collections.defaultdict(dict)
   for (n, d), cell in cells.items():
     by_size[n][d] = cell
@@ -85,18 +87,27 @@ def halving(cells: dict, reduction: int = 3) -> list[dict]:
   for n, lengths in by_size.items():
     tokens = sorted(lengths)
     alive = sorted(set.intersection(*(set(lengths[d]) for d in tokens)))
-    if len(tokens) < 3 or len(alive) < reduction ** (len(tokens) - 1):
+    if len(tokens) < 3 or not alive:
       continue
-    last, cost = lengths[tokens[-1]], 0.0
-    everything = sorted(last[p] for p in alive)
-    whole = len(alive) * tokens[-1]
-    for d in tokens:
-      cost += len(alive) * d
-      alive = sorted(alive, key=lengths[d].get)[: max(1, len(alive) // reduction)]
-    rank = everything.index(last[alive[0]]) + 1
-    rows.append({'params': n, 'points': len(everything), 'cost_share': round(cost / whole, 3),
-                 'rank_share': round(rank / len(everything), 3)})
+    last, spent = lengths[tokens[-1]], 0.0
+    everything, whole = sorted(last[p] for p in alive), len(alive) * tokens[-1]
+    for i, d in enumerate(tokens):
+      if i:
+        best = sorted(alive, key=lengths[tokens[i - 1]].get)
+        alive = best[: max(1, keep(len(alive), spent, tokens[i:], whole))]
+      spent += len(alive) * d
+    chosen = last[min(alive, key=last.get)]
+    rows.append({
+      'params': n, 'points': len(everything), 'cost_share': round(spent / whole, 3),
+      'rank_share': round((everything.index(chosen) + 1) / len(everything), 3),
+      'excess': round(chosen / everything[0] - 1, 5)})
   return rows
+
+
+HALVING = {
+  'thirds': lambda alive, spent, left, whole: alive // 3,
+  'budget': lambda alive, spent, left, whole: int((0.4 * whole - spent) / len(left) / left[0]),
+}
 
 
 def main() -> None:
@@ -125,7 +136,7 @@ def main() -> None:
   print(json.dumps({
     'benchmark': 'search', 'seeds': args.seeds, 'trials': args.trials, 'median_regret': medians,
     'step_law_mean_regret': {k: float(np.mean(v)) for k, v in of_table.items()},
-    'halving': halving(cells)}))
+    'halving': {name: halving(cells, keep) for name, keep in HALVING.items()}}))
 
 
 if __name__ == '__main__':
