@@ -180,6 +180,11 @@ def get_config() -> ConfigDict:
   c.optimizer.qk_clip.rule = 'weights'  # weights (K2) | rates: slows heads down, bounds nothing
   c.optimizer.qk_clip.measure = 'bound'  # bound (from the log-sum-exp, at no cost) | exact
 
+  c.parametrization = ConfigDict()  # what changes with size: smoljax/parametrization.py
+  c.parametrization.name = 'standard'  # standard | mup | completep
+  c.parametrization.base_width = 0  # embed_dim of the model whose learning rate this is
+  c.parametrization.base_depth = 0  # its num_layers
+
   c.mtp = ConfigDict()  # of a model with such modules; their loss is λ times the mean over them
   c.mtp.weight = 0.3  # λ (DeepSeek-V3)
   c.mtp.weight_last = 0.1  # λ at the end

@@ -303,8 +303,8 @@ def build_steps(c: ConfigDict, workdir: str) -> list[Step]:
   train = step(
     'train',
     functools.partial(_train, corpora=used),
-    ['seed', 'model', 'data', 'train', 'mesh', 'optimizer', 'mtp', 'distill', 'guard',
-     'diagnostics'],
+    ['seed', 'model', 'data', 'train', 'mesh', 'optimizer', 'parametrization', 'mtp', 'distill',
+     'guard', 'diagnostics'],
     needs=[*tokenised, *caches, *tokenizer],
     outside=[evals.weights_fingerprint(before) if before else None, teacher],
     resumable=True,
@@ -411,7 +411,17 @@ def check(c: Any) -> None:
     ValueError: an unknown name, or a mesh that fits neither devices, batch nor model.
   """
   from data_beam import filters, html_text, pdf_text
-  from smoljax import data, evals, guard, model, optim, sharding, tokenizer, train
+  from smoljax import (
+    data,
+    evals,
+    guard,
+    model,
+    optim,
+    parametrization,
+    sharding,
+    tokenizer,
+    train,
+  )
 
   filters.profile(c.web.filters)
   filters.profile(c.pdf.filters)
@@ -443,7 +453,8 @@ def check(c: Any) -> None:
   config = model_config(c, c.tokenizer.vocab_size)
   # A tokenizer that is given decides the vocabulary, and that only when it is loaded.
   params = model.abstract_params(config, None if c.tokenizer.path else mesh)
-  optim.make_optimizer(c.optimizer, params, c.train.steps)
+  scales = parametrization.multipliers(c.parametrization, config, c.optimizer, params)
+  optim.make_optimizer(c.optimizer, params, c.train.steps, scales)
 
 
 def summarize(graph: Graph) -> dict:

@@ -63,7 +63,7 @@ MATRICES = {
 }
 
 # Activations that `apply` gives on request.
-CAPTURED = ('residual', 'attention', 'entropy', 'qkv', 'units', 'sites', 'trunk')
+CAPTURED = ('residual', 'attention', 'entropy', 'qkv', 'units', 'sites', 'outputs', 'trunk')
 
 
 # -------------------------------------------------------------------------------- declarations
@@ -301,6 +301,7 @@ def apply(
       magnitude of what attention and MLP add to the stream (attn_out, mlp_out) and of the MLP's
       units (mlp_mid), and aux['gate_sat_L'], the share of gates beyond ±4.6, where a sigmoid is
       within 1 % of 0 or 1;
+      'outputs': aux['attn_out_LBTD'] and aux['mlp_out_LBTD'], what they add to the stream;
       'qkv': aux['q_LBTNH'], aux['k_LBTKH'] and aux['v_LBTKH'], rotated, as attention takes them;
       'trunk': aux['trunk_BTD'], what `mtp` starts from (not undealt, see sharding.deal).
   """
@@ -484,6 +485,8 @@ def run_blocks(
 
     def watch(site, y_BTX):
       size_BTX = jnp.abs(y_BTX.astype(jnp.float32))
+      if 'outputs' in capture and site in ('attn_out', 'mlp_out'):
+        captured[f'{site}_LBTD'] = y_BTX
       if site == 'mlp_mid' and 'units' in capture:
         captured['units_LF'] = jnp.max(size_BTX, axis=(0, 1))
       if 'sites' in capture and site == 'gate':
@@ -492,7 +495,7 @@ def run_blocks(
         captured[f'act_rms/{site}_L'] = jnp.sqrt(jnp.mean(jnp.square(size_BTX)))
         captured[f'act_max/{site}_L'] = jnp.max(size_BTX)
 
-    watched = {'units', 'sites'} & {*capture}
+    watched = {'units', 'sites', 'outputs'} & {*capture}
     x_BTD, state, seen = nnx.merge(graph, layer_params)(
       x_BTD, rotate, attend_here, watch if watched else None)
     if 'residual' in capture:

@@ -67,6 +67,7 @@ class Label(NamedTuple):
   view: View | None  # None unless the optimizer sees matrices
   lr: float  # multiplier of the learning rate
   decay: float  # multiplier of the weight decay
+  eps: float = 1.0  # multiplier of AdamW's eps
 
 
 class OptimizerInfo(NamedTuple):
@@ -76,7 +77,7 @@ class OptimizerInfo(NamedTuple):
 
 
 def make_optimizer(
-  config: Any, params: Params, total_steps: int
+  config: Any, params: Params, total_steps: int, multipliers: Mapping[str, Any] | None = None
 ) -> tuple[optax.GradientTransformation, OptimizerInfo]:
   """The optax transformation that the config describes, for these parameters.
 
@@ -88,6 +89,7 @@ def make_optimizer(
     config: see the top of this file.
     params: nested dict of arrays or ShapeDtypeStructs.
     total_steps: length of the run in optimizer steps.
+    multipliers: path → what smoljax.parametrization has for it; all 1 if None.
 
   Raises:
     ValueError: a missing key, an unknown name, a value out of range, a leaf without a role.
@@ -103,6 +105,10 @@ def make_optimizer(
       raise ValueError(f'optimizer.{key}={getattr(config, key)}: give a number of 0 or more')
   learning_rate = schedule(config, total_steps)
   labels = label_params(config, params)
+  if multipliers:
+    labels = {path: label._replace(
+      lr=label.lr * multipliers[path].lr, decay=label.decay * multipliers[path].decay,
+      eps=multipliers[path].eps) for path, label in labels.items()}
   transforms = {}
   for name in sorted({label.optimizer for label in labels.values()}):
     mine = {path: label for path, label in labels.items() if label.optimizer == name}
@@ -124,12 +130,14 @@ def adamw(config: Any, labels: Mapping[str, Label]) -> optax.GradientTransformat
   leaves alone: Muon's step does not depend on the size of its gradient, so clipping one would do
   nothing but weigh it less in the momentum.
   """
-  del labels
   clip = CLIPS[config.clip](config.clip_norm) if config.clip_norm else optax.identity()
-  return optax.chain(
-    recorded(clip),
-    optax.scale_by_adam(config.b1, config.b2, config.eps, mu_dtype=config.momentum_dtype),
-  )
+  adam = optax.scale_by_adam(config.b1, config.b2, config.eps, mu_dtype=config.momentum_dtype)
+  if all(label.eps == 1 for label in labels.values()):
+    return optax.chain(recorded(clip), adam)
+  # A gradient over c with eps is one with c · eps.
+  of_eps = optax.stateless(lambda grads, _: jax.tree.map_with_path(
+    lambda path, g: g / labels[path_name(path)].eps, grads))
+  return optax.chain(recorded(clip), of_eps, adam)
 
 
 class ClipState(NamedTuple):
@@ -345,7 +353,7 @@ def matrix_views(params: Params) -> dict[str, View]:
 
 def label_table(labels: Mapping[str, Label], params: Params) -> str:
   """The labels as text; matrices are [fan-in, fan-out] as the optimizer sees them."""
-  rows = [('path', 'shape', 'role', 'optimizer', 'matrices', 'lr ×', 'decay ×')]
+  rows = [('path', 'shape', 'role', 'optimizer', 'matrices', 'lr ×', 'decay ×', 'eps ×')]
   counts = {}
   for path, leaf in jax.tree.leaves_with_path(params):
     label = labels[path_name(path)]
@@ -355,7 +363,7 @@ def label_table(labels: Mapping[str, Label], params: Params) -> str:
       view = f'{number} of [{fan_in}, {fan_out}]'
     shape = 'x'.join(map(str, leaf.shape)) or 'scalar'
     rows.append((path_name(path), shape, label.role, label.optimizer, view,
-                 f'{label.lr:g}', f'{label.decay:g}'))
+                 f'{label.lr:g}', f'{label.decay:g}', f'{label.eps:g}'))
     counts[label.optimizer] = counts.get(label.optimizer, 0) + math.prod(leaf.shape)
   widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
   lines = ['  '.join(cell.ljust(w) for cell, w in zip(row, widths, strict=True)) for row in rows]

@@ -26,6 +26,7 @@ from smoljax import (
   muon,
   objectives,
   optim,
+  parametrization,
   sharding,
   teacher_cache,
 )
@@ -206,7 +207,8 @@ def train(
 
   Args:
     config: attribute mapping with `seed` and the sections data, train, mesh, optimizer, guard,
-      mtp, distill, diagnostics of configs/base.py, with the derived `train.steps`, `train.rows`.
+      mtp, distill, parametrization, diagnostics of configs/base.py, with the derived
+      `train.steps`, `train.rows`.
     corpora: name → tokenised corpus, as named by `train.stages`.
     directory: gets `checkpoints/`, `metrics.jsonl`, `events.jsonl`, `tensorboard/`.
     caches: name → teacher cache of that corpus, if config.distill.cache says that there is one.
@@ -250,7 +252,9 @@ def train(
     params = model.abstract_params(model_config, mesh)
     beside = teacher.init if teacher else lambda key: {}
     params |= sharding.abstract(jax.eval_shape(beside, key), mesh)
-    optimizer, info = optim.make_optimizer(config.optimizer, params, t.steps)
+    scales = parametrization.multipliers(
+      config.parametrization, model_config, config.optimizer, params)
+    optimizer, info = optim.make_optimizer(config.optimizer, params, t.steps, scales)
     fresh_guard = guard.init(config.guard, model_config.num_layers)
     opt_state = {
       'optimizer': sharding.abstract(jax.eval_shape(optimizer.init, params), mesh),
@@ -264,7 +268,7 @@ def train(
       if restored is None:
         if t.branch_from:
           return branch()
-        first = _first_params(t.init_from, model_config, key, params)
+        first = _first_params(t.init_from, model_config, key, params, scales)
         more = beside(key)
         first |= jax.device_put(more, sharding.shardings(more, mesh))
         state = {'params': first}
@@ -666,14 +670,15 @@ def _terms(values: Sequence[dict], tokens: float) -> dict[str, Any]:
 
 
 def _first_params(
-  init_from: str, config: model.ModelConfig, key: jax.Array, expected: PyTree
+  init_from: str, config: model.ModelConfig, key: jax.Array, expected: PyTree,
+  scales: Mapping[str, parametrization.Multipliers],
 ) -> PyTree:
   """Fresh parameters, or those of another model of the same shape, placed on the mesh that is set.
 
   What gives parameters no shape may differ: rotary base, context length, which layers rotate.
   """
   if not init_from:
-    return model.init(config, key)
+    return parametrization.initialise(model.init(config, key), scales)
   params = evals.load_weights(init_from)[1]
   shapes, wanted = (
     {jax.tree_util.keystr(k): x.shape for k, x in jax.tree_util.tree_leaves_with_path(tree)}
