@@ -197,6 +197,14 @@ def _export(output: str, inputs: Mapping[str, str], *, c: Any) -> dict:
   return {}
 
 
+def _coordinate_check(output: str, _: Mapping[str, str], *, c: Any) -> dict:
+  from smoljax import coordinate_check
+
+  rows = coordinate_check.check(c.optimizer, say=console.print, **c.coordinate_check.to_dict())
+  coordinate_check.write(rows, os.path.join(output, 'report'))
+  return {'slopes': [{k: r[k] for k in ('mode', 'axis', 'slope', 'worst', 'ok')} for r in rows]}
+
+
 def _report(output: str, _: Mapping[str, str], *, workdir: str) -> dict:
   from data_beam import spans
   from smoljax import report
@@ -212,6 +220,11 @@ def build_steps(c: ConfigDict, workdir: str) -> list[Step]:
   """The steps of the experiment that the resolved config `c` describes, in order."""
   from smoljax import evals
 
+  if 'coordinate_check' in c:
+    sections = {k: c[k].to_dict() for k in ('coordinate_check', 'optimizer')}
+    return [Step(
+      'coordinate_check', functools.partial(_coordinate_check, c=c), sections,
+      cost='a few steps of models of several widths and depths', links={'report': 'report'})]
   corpora = [name for name in ('web', 'pdf') if c[name].enabled]
   used = sorted({name for stage in c.train.stages for name in stage['mixture']})
   if unknown := set(used) - set(corpora):

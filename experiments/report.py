@@ -51,7 +51,7 @@ def _scaling(source: str) -> str:
     raise ValueError('where to? Give --output=DIR')
   points = scaling_page.read(source, embedding=_EMBEDDING.value)
   page, fit = scaling_page.write(
-    points, _OUTPUT.value, flops=[float(x) for x in _FLOPS.value], force=_FORCE.value)
+    points, _OUTPUT.value, flops=[float(x) for x in _FLOPS.value], force=_FORCE.value, say=print)
   ends = {k: f' ({low:.4g} to {high:.4g})' for k, (low, high) in fit.intervals.items()}
   print(f'{len(points.loss)} runs; {points.convention}')
   print('  '.join(f'{k} = {getattr(fit, k):.5g}{ends.get(k, "")}'

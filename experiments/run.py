@@ -54,7 +54,10 @@ def run(c: ConfigDict, workdir: str, *, dry_run: bool = False) -> None:
   graph.run(before=lambda step: write_json(summary_file, summarize(graph)))
   summary = summarize(graph)
   write_json(summary_file, summary)
-  loss = summary['loss']
+  loss = summary.get('loss')
+  if not loss:  # an experiment that trains no model of its own
+    console.print(f'\n{c.name}: {workdir}/report/index.html')
+    return
   console.print(
     f'\n{c.name}: {summary["parameters"]:,} parameters, loss {loss["first"]:.2f} → '
     f'{loss["final"]:.2f} in training, {loss["validation"]:.2f} on held-out documents; '

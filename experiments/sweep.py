@@ -3,10 +3,11 @@
   python -m experiments.sweep --config=configs/mtp.py --workdir=runs/mtp --parallel=2
   python -m experiments.sweep --config=configs/mtp.py --workdir=runs/mtp --dry_run    # the commands
 
-A point is a dict of config fields, `{'mtp.weight': 0.1}`; a further entry `name` names it. Each is
-an experiment of its own, a process of experiments.run in WORKDIR/points/NAME, and all share their
-steps: what two points have in common (corpora, tokenizer, a teacher's cache) is made once. A value
-'@NAME/…' is a path in the point NAME, which then runs before. Flags --config.x=… hold for all.
+A point is a dict of config fields, `{'mtp.weight': 0.1}`; a further entry `name` names it, and
+`law` says that it is a point of a scaling law ('fit') or one to predict with it ('predict'). Each
+is an experiment of its own, a process of experiments.run in WORKDIR/points/NAME, and all share
+their steps: what two points have in common (corpora, tokenizer, a teacher's cache) is made once. A
+value '@NAME/…' is a path in the point NAME, which then runs before. Flags --config.x=… hold for all.
 
 A process that is killed is started again and continues from its checkpoint, --retries times; a
 point that is refused or diverges is reported at the end, and the others go on. The same command
@@ -29,7 +30,8 @@ import time
 from collections.abc import Iterator, Sequence
 from typing import Any
 
-from smoljax import comparison
+from experiments.pipeline import write_json
+from smoljax import comparison, scaling_page
 
 REFUSED = 2  # exit status of experiments.run for what another try would not mend
 
@@ -43,6 +45,7 @@ class Point:
   command: list[str]
   folder: pathlib.Path
   after: set[str]  # names of points whose files it reads
+  law: str = ''  # fit | predict
   state: str = 'waiting'  # waiting | running | done | failed | killed | blocked
   tries: int = 0
   process: subprocess.Popen | None = None
@@ -81,7 +84,7 @@ def load_points(config: str) -> list[dict[str, Any]]:
 
 def name_of(point: dict[str, Any]) -> str:
   """The point's `name`, or its fields and values as one name that is safe as a folder's."""
-  fields = ','.join(f'{k.rpartition(".")[2]}={v}' for k, v in point.items())
+  fields = ','.join(f'{k.rpartition(".")[2]}={v}' for k, v in point.items() if k != 'law')
   return re.sub(r'[^A-Za-z0-9._,=+-]+', '_', str(point.get('name', fields)))
 
 
@@ -92,7 +95,8 @@ def plan(config: str, workdir: str, flags: Sequence[str] = ()) -> list[Point]:
   fixed = {f.partition('=')[0].removeprefix('--config.') for f in flags}
   for fields in load_points(config):
     name = name_of(fields)
-    fields = {k: v for k, v in fields.items() if k != 'name'}
+    law = fields.get('law', '')
+    fields = {k: v for k, v in fields.items() if k not in ('name', 'law')}
     if both := fixed & fields.keys():
       raise ValueError(f'--config.{min(both)} is what the sweep varies (point {name}): drop it')
     after, values = set(), {}
@@ -107,7 +111,7 @@ def plan(config: str, workdir: str, flags: Sequence[str] = ()) -> list[Point]:
     flags_of = (f'--config.{k}={v}' for k, v in values.items())
     command = [sys.executable, '-m', 'experiments.run', f'--config={config}',
                f'--workdir={root / name}', *flags, *flags_of]
-    points.append(Point(name, fields, command, root / name, after))
+    points.append(Point(name, fields, command, root / name, after, law))
   return points
 
 
@@ -221,11 +225,18 @@ def main(argv: Sequence[str] | None = None) -> int:
     if args.dry_run:
       print(*commands(points), sep='\n')
       return 0
+    os.makedirs(args.workdir, exist_ok=True)
+    laws = {p.name: p.law for p in points if p.law}
+    write_json(os.path.join(args.workdir, 'laws.json'), laws)
     ok = run(points, parallel=args.parallel, retries=args.retries, gpus=find_gpus(),
              say=lambda line: print(line, flush=True))
     finished = [(p.name, p.fields, p.folder) for p in points if p.state == 'done']
     if finished:
       print(f'comparison: {comparison.write(finished, args.workdir)}')
+    if ok and laws:
+      page, _ = scaling_page.write(
+        scaling_page.read(args.workdir), os.path.join(args.workdir, 'scaling'), say=print)
+      print(f'scaling law: {page}')
   except (ValueError, OSError) as e:
     print(f'error: {e}', file=sys.stderr)
     return 2

@@ -5,8 +5,8 @@ Models of several sizes take a few steps on one batch; at each site of the model
 flat: the slope of its logarithm over that of the width is near 0 (Yang et al., arXiv:2203.03466).
 
 What shrinks with the width by chance must not hide what is learned: the head starts at zero
-(untied), and there are fewer tokens than dims (with 256 tokens in 64 dims, logits of a model that is
-right fall with a slope of -0.3).
+(untied), and there are fewer tokens than dims (with 256 tokens in 64 dims, logits of a model that
+is right fall with a slope of -0.3).
 """
 
 import dataclasses
@@ -181,7 +181,8 @@ def write(rows: Sequence[Mapping], folder: str) -> str:
            {True: 'yes', False: '<b>no</b>', None: '–'}[r['ok']]) for r in rows]
   parts.append(section('slopes', 'Slopes', figure(
     'Largest slope of any site',
-    table(('', 'over', 'slope', 'at', 'expected', 'met'), body, words=2), site.csv('slopes', ('mode', 'axis', 'site', 'slope'), [
+    table(('', 'over', 'slope', 'at', 'expected', 'met'), body, words=2),
+    site.csv('slopes', ('mode', 'axis', 'site', 'slope'), [
       (r['mode'], r['axis'], k, v) for r in rows for k, v in r['slopes'].items()]),
     'Of log mean |x_t - x_0| over log size. Flat is right: every size learns as much per step. The '
     'modes that must fail show that the check can.')))

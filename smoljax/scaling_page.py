@@ -5,7 +5,7 @@ import dataclasses
 import json
 import math
 import pathlib
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import numpy as np
 
@@ -30,10 +30,14 @@ class Points:
   loss: np.ndarray
   flops: np.ndarray
   convention: str  # how parameters and FLOPs were counted, in words
+  unseen: tuple[tuple[str, float, float, float, float], ...] = ()  # name, N, D, loss, C: not fitted
 
 
 def read(source: str, *, embedding: bool = False) -> Points:
   """Reads a CSV file, or the finished runs under a folder: of a sweep, or workdirs in it.
+
+  The sweep's laws.json says which runs are to be fitted and which to be predicted; without it all
+  are fitted.
 
   Args:
     embedding: parameters of runs count the embedding too. A CSV says what it says.
@@ -66,22 +70,27 @@ def read(source: str, *, embedding: bool = False) -> Points:
     return Points(*(columns[k] for k in ('params', 'tokens', 'loss', 'flops')), convention)
   summaries = sorted({*path.glob('summary.json'), *path.glob('*/summary.json'),
                       *path.glob('points/*/summary.json')})
-  rows = []
+  laws = json.loads((path / 'laws.json').read_text()) if (path / 'laws.json').exists() else {}
+  rows, unseen = [], []
   for file in summaries:
-    s = json.loads(file.read_text())
+    s, name = json.loads(file.read_text()), file.parent.name
     if 'validation' in s.get('loss', {}):
       n = s['parameters' if embedding else 'non_embedding_parameters']
-      rows.append((n, s['tokens']['trained'], s['loss']['validation'], s['flops']))
+      row = (n, s['tokens']['trained'], s['loss']['validation'], s['flops'])
+      if not laws or laws.get(name) == 'fit':
+        rows.append(row)
+      elif laws.get(name) == 'predict':
+        unseen.append((name, *row))
   if not rows:
     raise ValueError(f'no finished run under {source}: give a CSV file, or a folder of runs')
   return Points(*map(np.array, zip(*rows, strict=True)), (
     f'N {"with" if embedding else "without"} embeddings; C = FLOPs as counted by '
-    'ModelConfig.flops_per_token, head and attention included'))
+    'ModelConfig.flops_per_token, head and attention included'), tuple(unseen))
 
 
 def write(
   points: Points, output: str, *, flops: Sequence[float] = (), force: bool = False,
-  bootstrap: int = 200,
+  bootstrap: int = 200, say: Callable[[str], None] = lambda line: None,
 ) -> tuple[str, scaling.Fit]:
   """Writes OUTPUT/index.html; returns its path and the fit.
 
@@ -89,15 +98,17 @@ def write(
     flops: budgets to plan runs for, in 6 N D; the largest of the runs, three and ten times it, if
       none.
     force: plans may go beyond ten times the compute of the largest run.
+    say: is given a line about each run that was predicted.
   Raises:
     ValueError: the runs do not determine a law, or a budget is too far (scaling.TooFar).
   """
   p, site = points, charts.Site()
   fit = scaling.fit_chinchilla(p.params, p.tokens, p.loss, bootstrap=bootstrap)
+  most = float(p.flops.max())
   plans = [scaling.plan(fit, c, force=force)
            for c in (flops or [k * fit.most_flops for k in (1, 3, 10)])]
-  parts = [_law(p, fit, site), _curves(p, fit, site), _isoflop(p, site), _held_out(p, site),
-           _plans(fit, plans, site)]
+  parts = [_law(p, fit, site), _unseen(p, fit, most, site, say), _curves(p, fit, site),
+           _isoflop(p, site), _held_out(p, site), _plans(fit, plans, site)]
   header = (f'<header><p class="kicker">smoljax · scaling</p><h1>{len(p.loss)} runs of '
             f'{len(set(p.params))} sizes</h1><p class="lede">{text(p.convention)}.</p></header>')
   return site.write(pathlib.Path(output), 'smoljax: scaling', header + ''.join(parts)), fit
@@ -183,6 +194,27 @@ def _held_out(p: Points, site: charts.Site) -> str:
   return section('held_out', 'Predicting the next size', figure(
     'Predicted over actual, less one', table(('N', 'D', 'error'), body),
     site.csv('held_out', ('params', 'tokens', 'error'), rows), note))
+
+
+def _unseen(p: Points, fit: scaling.Fit, most: float, site: charts.Site, say) -> str:
+  if not p.unseen:
+    return ''
+  rows = []
+  for name, n, d, actual, flops in p.unseen:
+    expected = scaling.predict(fit, n, d)
+    error = expected.loss / actual - 1
+    low, high = expected.low, expected.high
+    rows.append((name, n, d, flops / most, expected.loss, low, high, actual, error))
+    say(f'{name}: predicted {expected.loss:.3f} ({low:.3f} to {high:.3f}), actual {actual:.3f}: '
+        f'{100 * error:+.2f} %, at {flops / most:.1f} times the compute of the largest run fitted')
+  body = [(text(name), compact(n), compact(d), f'{ratio:.1f}', f'<b>{fixed(x, 3)}</b>',
+           f'{fixed(low, 3)} to {fixed(high, 3)}', f'<b>{fixed(y, 3)}</b>', f'{100 * e:+.2f} %')
+          for name, n, d, ratio, x, low, high, y, e in rows]
+  head = ('', 'N', 'D', 'C over the largest', 'predicted', '95 %', 'actual', 'error')
+  return section('unseen', 'Runs it had not seen', figure(
+    'Predicted and actual loss', table(head, body), site.csv(
+      'unseen', ('run', 'params', 'tokens', 'ratio', 'predicted', 'low', 'high', 'actual', 'error'),
+      rows), 'The interval is that of the law, without the noise of seeds.'))
 
 
 def _plans(fit: scaling.Fit, plans: Sequence[scaling.Plan], site: charts.Site) -> str:

@@ -205,13 +205,13 @@ def test_the_table_shows_shape_view_and_multipliers():
   config = make_config('muon', muon=dict(per_head='qko', lr_multiplier=0.5))
   _, info = optim.make_optimizer(config, abstract(), 10)
   rows = {line.split()[0]: ' '.join(line.split()[1:]) for line in info.table.splitlines()}
-  assert rows['embed_VD'] == '64x32 embedding adamw - 1 0'
-  assert rows['blocks/attn/q_DNH'] == '3x32x4x8 q muon 12 of [32, 8] 0.5 1'
-  assert rows['blocks/attn/k_DKH'] == '3x32x2x8 k muon 6 of [32, 8] 0.5 1'
-  assert rows['blocks/attn/v_DKH'] == '3x32x2x8 v muon 3 of [32, 16] 0.5 1'
-  assert rows['blocks/attn/o_NHD'] == '3x4x8x32 o muon 12 of [8, 32] 0.5 1'
-  assert rows['blocks/mlp/down_FD'] == '3x48x32 down muon 3 of [48, 32] 0.5 1'
-  assert rows['blocks/mlp_norm/scale_D'] == '3x32 norm adamw - 1 1'
+  assert rows['embed_VD'] == '64x32 embedding adamw - 1 0 1'
+  assert rows['blocks/attn/q_DNH'] == '3x32x4x8 q muon 12 of [32, 8] 0.5 1 1'
+  assert rows['blocks/attn/k_DKH'] == '3x32x2x8 k muon 6 of [32, 8] 0.5 1 1'
+  assert rows['blocks/attn/v_DKH'] == '3x32x2x8 v muon 3 of [32, 16] 0.5 1 1'
+  assert rows['blocks/attn/o_NHD'] == '3x4x8x32 o muon 12 of [8, 32] 0.5 1 1'
+  assert rows['blocks/mlp/down_FD'] == '3x48x32 down muon 3 of [48, 32] 0.5 1 1'
+  assert rows['blocks/mlp_norm/scale_D'] == '3x32 norm adamw - 1 1 1'
   # 3 layers of 32·32·2 + 32·16·2 + 32·48·3; two tables of 64·32 and seven norms of 32
   assert rows['parameters:'] == 'adamw 4,320, muon 23,040'
 

@@ -314,6 +314,29 @@ def test_runs_of_a_folder(tmp_path):
     0.34, rel=0.01)
 
 
+def test_a_run_is_predicted_unseen(tmp_path):
+  """Runs that laws.json calls 'predict' are not fitted; those it does not name are not read."""
+  laws = {}
+  for i, (n, d, loss) in enumerate(zip(*planted(1e-4), strict=True)):
+    folder = tmp_path / f'points/{i}'
+    folder.mkdir(parents=True)
+    laws[str(i)] = 'predict' if i == 27 else 'fit'
+    if i == 3:
+      del laws['3']
+      loss = 9.0  # a run whose rate had not decayed, say
+    (folder / 'summary.json').write_text(json.dumps({
+      'parameters': int(n), 'non_embedding_parameters': int(n), 'tokens': {'trained': int(d)},
+      'loss': {'validation': loss}, 'flops': 6 * n * d}))
+  (tmp_path / 'laws.json').write_text(json.dumps(laws))
+  points, said = scaling_page.read(str(tmp_path)), []
+  assert len(points.loss) == 26 and points.unseen[0][0] == '27'
+  scaling_page.write(points, str(tmp_path / 'out'), bootstrap=20, say=said.append)
+  row = next(csv.DictReader((tmp_path / 'out/unseen.csv').open()))
+  assert abs(float(row['error'])) < 2e-3 and 3 < float(row['ratio']) < 4
+  assert float(row['low']) <= float(row['predicted']) <= float(row['high'])
+  assert said[0].startswith('27: predicted 2.') and 'times the compute' in said[0]
+
+
 @pytest.mark.parametrize(('content', 'message'), [
   ('a,b\n1,2\n', 'columns for loss'), ('params,tokens,loss\n', 'no rows'),
   ('params,tokens,loss\n1,x,2\n', 'could not convert'),
