@@ -7,7 +7,7 @@ A point is a dict of config fields, `{'mtp.weight': 0.1}`; a further entry `name
 `law` says that it is a point of a scaling law ('fit') or one to predict with it ('predict'). Each
 is an experiment of its own, a process of experiments.run in WORKDIR/points/NAME, and all share
 their steps: what two points have in common (corpora, tokenizer, a teacher's cache) is made once. A
-value '@NAME/…' is a path in the point NAME, which then runs before. Flags --config.x=… hold for all.
+value '@NAME/…' is a path in the point NAME, which then runs before. --config.x=… is for all.
 
 A process that is killed is started again and continues from its checkpoint, --retries times; a
 point that is refused or diverges is reported at the end, and the others go on. The same command
