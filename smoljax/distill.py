@@ -72,7 +72,11 @@ def sampled(q_logits: jax.Array, ids: jax.Array, counts: jax.Array) -> jax.Array
 
 
 def topk(q_logits: jax.Array, ids: jax.Array, p: jax.Array) -> jax.Array:
-  """KL over k + 1 outcomes: the k ids with probabilities p [..., k], and all the others as one."""
+  """KL over k + 1 outcomes: the k ids with probabilities p [..., k], and all the others as one.
+
+  It says nothing of how the others share their part: their logits move alike, so that alone
+  (weight = 1) it leaves a student worse than cross entropy does where the truth is among them.
+  """
   log_q = _pick(q_logits, ids) - jax.nn.logsumexp(q_logits, axis=-1, keepdims=True)
   p = p.astype(jnp.float32)
   tail_p = jnp.maximum(1 - jnp.sum(p, axis=-1), 1e-6)

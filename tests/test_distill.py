@@ -468,3 +468,17 @@ def test_the_commands_that_a_run_imports_go_together():
   """Flags of the same name in two of them would end a run with a teacher."""
   code = 'from experiments import export, run, teacher_cache'
   subprocess.run([sys.executable, '-c', code], cwd=REPOSITORY, check=True, timeout=120)
+
+
+def test_topk_teaches_nothing_about_the_tail():
+  """The gradient of each logit outside the k is in proportion to its own probability: within the
+  tail, odds that the teacher knows (here a hundred to one) stay as they are."""
+  p = np.array([0.4, 0.2, 0.3, 0.003, 0.097])
+  q_logits = jnp.asarray([0.3, -0.2, 0.1, 0.7, -0.4])
+  ids = jnp.array([0, 1])
+  grad = jax.grad(lambda z: distill.topk(z, ids, jnp.asarray(p[:2])))(q_logits)
+  q = jax.nn.softmax(q_logits)
+  ratio = np.asarray(grad / q)[2:]
+  np.testing.assert_allclose(ratio, ratio[0], rtol=1e-5)
+  full = np.asarray(q - p)[2:] / np.asarray(q)[2:]
+  assert np.ptp(full) > 0.5
