@@ -406,6 +406,7 @@ section { margin-top: 4.5rem; padding-top: 1.6rem; border-top: 1px solid var(--l
 .note { color: var(--muted); font-size: .92rem; max-width: 46rem; margin: .1rem 0 .6rem; }
 .missing { color: var(--muted); font-size: .92rem; border-left: 3px solid var(--line);
   padding: .2rem 0 .2rem .8rem; }
+.warning { border-left: 3px solid var(--accent-2); padding: .2rem 0 .2rem .8rem; }
 nav { display: flex; flex-wrap: wrap; gap: .3rem 1.4rem; margin-top: 2rem; font-size: .92rem; }
 a { color: var(--accent-1); text-decoration-thickness: 1px; text-underline-offset: 3px; }
 a:focus-visible, summary:focus-visible { outline: 2px solid var(--accent-1); outline-offset: 2px; }

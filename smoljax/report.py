@@ -442,6 +442,7 @@ def stability(run: Run, csv: Csv) -> str:
             [(step, s.label, y) for s in spectra for step, y in s.points])))
     parts.append(f'<div class="grid">{"".join(grid)}</div>')
   looks = [r for r in run.metrics if isinstance(r.get('eff_rank_L'), list)]
+  parts += features(looks, csv)
   if looks:
     look = looks[-1]
     columns = [(words, look[k]) for k, words in LOOK.items() if isinstance(look.get(k), list)]
@@ -453,6 +454,63 @@ def stability(run: Run, csv: Csv) -> str:
       csv('layers', ('layer', *(words for words, _ in columns)),
           [(i, *row) for i, row in enumerate(layers)]), f'Of all layers: {one}.' if one else ''))
   return section('stability', 'Stability', *parts) if parts else ''
+
+
+# Beyond which a look says that features collapse.
+COSINE, RANK_LEFT, DEAD = 0.9, 0.2, 0.5
+COLLAPSES = {
+  'Tokens point one way': f'two tokens’ hidden states have a mean cosine above {COSINE}: the '
+    'residual stream carries one direction. Lower the learning rate of embedding and head, warm up '
+    'longer, or let no weight decay act on the norms.',
+  'Rank is lost': f'the effective rank is below {percent(RANK_LEFT, 0)} of what it had been: few '
+    'directions are in use. Lower the learning rate, raise weight decay, or use Muon, whose '
+    'updates are of full rank.',
+  'Units are dead': f'more than {percent(DEAD, 0)} of the hidden units react to nothing: lower the '
+    'learning rate, or choose --config.model.activation=swiglu.',
+}
+
+
+def collapses(looks: Sequence[dict]) -> dict[str, tuple[int, int | None]]:
+  """Name of a collapse → the step it was first seen at and the layer (None: all)."""
+  found: dict[str, tuple[int, int | None]] = {}
+  most: list[float] = []
+  for r in looks:
+    rank_L = r['eff_rank_L']
+    most = [max(a, b) for a, b in zip(most or rank_L, rank_L, strict=True)]
+    lost = [i for i, (x, before) in enumerate(zip(rank_L, most, strict=True))
+            if x < RANK_LEFT * before]
+    dead = [i for i, x in enumerate(r.get('dead_frac_L') or ()) if x > DEAD]
+    for name, layers in (('Tokens point one way', [None] if r.get('token_cos', 0) > COSINE else []),
+                         ('Rank is lost', lost), ('Units are dead', dead)):
+      if layers:
+        found.setdefault(name, (r['step'], layers[0]))
+  return found
+
+
+def features(looks: Sequence[dict], csv: Csv) -> list[str]:
+  """Whether features are learned: effective rank by layer over training, cosine, dead units."""
+  if len(looks) < 2:
+    return []
+  parts = [
+    f'<p class="warning"><b>{name}</b> from step {count(step)}'
+    f'{"" if layer is None else f" in layer {layer}"}: {COLLAPSES[name]}</p>'
+    for name, (step, layer) in collapses(looks).items()]
+  layers = range(len(looks[0]['eff_rank_L']))
+  shown = sorted({round(i * (len(layers) - 1) / 3) for i in range(4)})
+  rank = [Series(f'layer {i}', [(r['step'], r['eff_rank_L'][i]) for r in looks], j)
+          for j, i in enumerate(shown)]
+  cosine = [(r['step'], r['token_cos']) for r in looks if number(r.get('token_cos'))]
+  dead = [(r['step'], max(r['dead_frac_L'])) for r in looks if r.get('dead_frac_L')]
+  link = csv('features', ('step', *(f'eff_rank_{i}' for i in layers), 'token_cos'),
+             [(r['step'], *r['eff_rank_L'], r.get('token_cos', '')) for r in looks])
+  grid = [figure('Effective rank', charts.lines(
+    rank, label='Effective rank of the residual stream by layer', y_label='dims in use', height=200,
+    from_zero=True), link)]
+  for title, points in (('Mean cosine of two tokens', cosine), ('Dead units, worst layer', dead)):
+    if points:
+      grid.append(figure(title, charts.lines(
+        [Series('', points, 2)], label=title, y_label='', height=200, from_zero=True), link))
+  return [*parts, f'<div class="grid">{"".join(grid)}</div>']
 
 
 def noise_scale(run: Run, decay: float = 0.9) -> list[tuple[float, float]]:

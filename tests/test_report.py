@@ -220,6 +220,30 @@ def test_what_is_learned_beside_the_next_token(workdirs):
   assert {r['of'] for r in rows} == {'next token', '2 ahead', '3 ahead'}
 
 
+def looks_of(steps=6, **change):
+  """Healthy looks at three layers; `change` maps a field to its value at the last."""
+  looks = [{'step': 100 * i, 'eff_rank_L': [40.0 + i, 50.0, 60.0], 'token_cos': 0.2,
+            'dead_frac_L': [0.0, 0.01, 0.0]} for i in range(1, steps + 1)]
+  looks[-1] |= change
+  return looks
+
+
+@pytest.mark.parametrize(('change', 'expected'), [
+  ({}, {}),
+  ({'token_cos': 0.97}, {'Tokens point one way': (600, None)}),
+  ({'eff_rank_L': [46.0, 3.0, 61.0]}, {'Rank is lost': (600, 1)}),
+  ({'dead_frac_L': [0.0, 0.0, 0.8]}, {'Units are dead': (600, 2)}),
+])
+def test_collapsing_features_are_named_with_what_to_try(change, expected):
+  looks = looks_of(**change)
+  assert report.collapses(looks) == expected
+  shown = ''.join(report.features(looks, lambda *a: ''))
+  for name, (step, layer) in expected.items():
+    where = '' if layer is None else f' in layer {layer}'
+    assert f'<b>{name}</b> from step {step}{where}' in shown and 'ower the' in shown
+  assert ('class="warning"' in shown) == bool(expected) and 'Effective rank' in shown
+
+
 class Page(html.parser.HTMLParser):
   """Elements with their attributes, and the text; fails where a tag closes what is not open."""
 
