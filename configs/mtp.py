@@ -18,9 +18,9 @@ def get_config(arg: str = '') -> ConfigDict:
 
 
 def sweep() -> list[dict]:
-  """Kinds, depths and weights, for benchmarks.more_per_token; λ is constant in each."""
+  """Kinds, depths and weights; λ is constant in each. Also of benchmarks.more_per_token."""
   grid = [('none', 1, 0.0)]
   grid += [('sequential', depth, weight) for depth in (1, 2) for weight in (0.1, 0.3)]
   grid += [('parallel', depth, 0.3) for depth in (1, 3)]
-  return [{'model.mtp': kind, 'model.mtp_depth': depth, 'mtp.weight': weight,
-           'mtp.weight_last': weight} for kind, depth, weight in grid]
+  return [{'name': f'{kind}-{depth}-{weight}', 'model.mtp': kind, 'model.mtp_depth': depth,
+           'mtp.weight': weight, 'mtp.weight_last': weight} for kind, depth, weight in grid]

@@ -109,7 +109,7 @@ def write(runs: Sequence[tuple[str, Mapping[str, Any], str | pathlib.Path]], wor
                    _figure(k, r.figures.get(k)) for k in names)))
   parts = [
     f'<header><p class="kicker">smoljax · {len(results)} runs</p><h1>Least {LOSS}: '
-    f'{text(least.name)}, {fixed(least.figures.get(LOSS), 3)}</h1></header>',
+    f'{fixed(least.figures.get(LOSS), 3)}</h1><p class="lede">{text(least.name)}</p></header>',
     section('runs', 'Runs', figure('By validation loss', table(('run', *names), rows), link)),
   ]
   of_seeds = groups(results)

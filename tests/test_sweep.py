@@ -162,7 +162,7 @@ def test_comparison_has_every_run_and_the_best_first(tmp_path):
     make_run(tmp_path / 'points' / name, loss)
     runs.append((name, {'mtp.weight': loss}, tmp_path / 'points' / name))
   page = pathlib.Path(comparison.write(runs, str(tmp_path))).read_text()
-  assert 'Least validation loss: b, 3.000' in page
+  assert 'Least validation loss: 3.000</h1><p class="lede">b</p>' in page
   assert '<b>a' not in page.replace('<b>a</b>', '') and '&lt;b&gt;a' in page
   assert page.index('../points/b/report') < page.index('../points/&lt;b&gt;a/report')
   rows = list(csv.DictReader((tmp_path / 'report/runs.csv').open()))
