@@ -29,7 +29,7 @@ NAMES = ('E', 'A', 'B', 'alpha', 'beta')
 # Where L-BFGS starts, after Hoffmann et al.: log A and log B, log E, α and β.
 _GRID = ((0, 5, 10, 15, 20, 25), (0, 5, 10, 15, 20, 25), (-1, -0.5, 0, 0.5, 1),
          (0, 0.5, 1, 1.5, 2), (0, 0.5, 1, 1.5, 2))  # fmt: skip
-_TRIED = 64  # starts, those of the least objective
+_TRIED = 24  # starts, those of the least objective
 
 
 class TooFar(ValueError):
