@@ -187,6 +187,25 @@ def test_what_comes_along(tmp_path):
   assert not list(out.glob('*.tmp'))
 
 
+@pytest.mark.parametrize(('kind', 'depth'), [('sequential', 2), ('parallel', 1)])
+def test_modules_of_multi_token_prediction_are_kept_or_dropped(kind, depth, tmp_path):
+  config = dataclasses.replace(CONFIG, mtp=kind, mtp_depth=depth)
+  params = model.init(config, jax.random.key(0))
+  export.save_hf(config, params, str(tmp_path / 'kept'), dtype='float32')
+  hf = json.loads((tmp_path / 'kept/config.json').read_text())
+  assert (hf['mtp'], hf['num_nextn_predict_layers']) == (kind, depth)
+  loaded, again = export.load_hf(str(tmp_path / 'kept'))
+  assert (loaded.mtp, loaded.mtp_depth) == (kind, depth)
+  jax.tree.map(np.testing.assert_array_equal, again, params)
+  export.save_hf(*model.without_mtp(config, params), str(tmp_path / 'dropped'), dtype='float32')
+  names = lambda folder: set(safetensors.numpy.load_file(tmp_path / folder / 'model.safetensors'))
+  more = names('kept') - names('dropped')
+  assert more == {n for n in names('kept') if n.startswith('model.mtp.')} != set()
+  assert 'num_nextn_predict_layers' not in (tmp_path / 'dropped/config.json').read_text()
+  plain, _ = export.load_hf(str(tmp_path / 'dropped'))
+  assert plain.mtp == 'none'
+
+
 # --------------------------------------------------------------------------------- transformers
 
 

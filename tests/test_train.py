@@ -271,3 +271,25 @@ def test_killed_process_continues(undisturbed, markov_corpora, tmp_path, kill):
   subprocess.run([sys.executable, '-c', script], check=True, timeout=300)
   for a, b in zip(leaves(undisturbed[1]), leaves(tmp_path), strict=True):
     np.testing.assert_array_equal(a, b)
+
+
+def test_a_parametrisation_scales_what_training_starts_from(markov_corpora, tmp_path):
+  """One step at rate 0 leaves the initial parameters, times their multipliers."""
+  starts = {}
+  for name in ('standard', 'completep'):
+    c = tiny(**{'train.tokens': 8 * 64, 'optimizer.learning_rate': 0.0,
+                'parametrization': {'name': name, 'base_width': 16, 'base_depth': 2}})
+    fit(c, markov_corpora, tmp_path / name)
+    starts[name] = checkpoint.load_params(str(tmp_path / name))[1]
+  plain, scaled = starts['standard'], starts['completep']
+  ratio = lambda *path: float(np.mean(_at(scaled, path) / _at(plain, path)))
+  np.testing.assert_allclose(ratio('blocks', 'attn', 'q_DNH'), 2**-0.5, rtol=1e-6)
+  np.testing.assert_allclose(ratio('blocks', 'mlp', 'down_FD'), 2**-0.5 * 2**-0.5, rtol=1e-6)
+  np.testing.assert_allclose(ratio('final_norm', 'scale_D'), 0.5, rtol=1e-6)
+  np.testing.assert_array_equal(scaled['embed_VD'], plain['embed_VD'])
+
+
+def _at(tree, path):
+  for key in path:
+    tree = tree[key]
+  return np.asarray(tree)
