@@ -111,6 +111,15 @@ def _require_vocabulary(config: model.ModelConfig, text: Tokenizer) -> None:
     )
 
 
+def __getattr__(name: str) -> Any:
+  """`LM`, for lm-evaluation-harness, is loaded when it is asked for: few have that installed."""
+  if name != 'LM':
+    raise AttributeError(f'module {__name__!r} has no attribute {name!r}')
+  from smoljax import lm_harness
+
+  return lm_harness.LM
+
+
 # --- Log-probabilities -------------------------------------------------------------------------
 
 

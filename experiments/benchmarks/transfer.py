@@ -5,7 +5,8 @@
 Models of several widths are trained on text (bytes of this Python's standard library), each with a
 grid of learning rates a factor of √2 apart, under the standard parametrisation and under muP whose
 base is the narrowest width. The best rate of a width is the vertex of the parabola in log rate
-through the best point and its neighbours; `ratio` is the largest over the smallest of the widths'.
+fitted to the best point and two on either side; `ratio` is the largest over the smallest of the
+widths'.
 All rates of a width run as one program; the loss is the mean over the last tenth of the steps.
 """
 
@@ -79,10 +80,12 @@ def losses(width: int, name: str, args: argparse.Namespace, rates: np.ndarray,
 def vertex(rates: np.ndarray, loss: np.ndarray) -> tuple[float, bool]:
   """The best rate, and whether it lies inside the grid."""
   i = int(np.argmin(loss))
-  if i in (0, len(rates) - 1):
+  near = slice(max(0, i - 2), i + 3)
+  if i in (0, len(rates) - 1) or not np.isfinite(loss[near]).all():
     return float(rates[i]), False
-  a, b, _ = np.polyfit(np.log(rates[i - 1 : i + 2]), loss[i - 1 : i + 2], 2)
-  return float(np.exp(-b / (2 * a))), True
+  a, b, _ = np.polyfit(np.log(rates[near]), loss[near], 2)
+  best = float(np.exp(-b / (2 * a))) if a > 0 else float(rates[i])
+  return best, bool(rates[0] < best < rates[-1])
 
 
 def main() -> None:
