@@ -1,7 +1,7 @@
 """Our model in lm-evaluation-harness: the scores of the exported model in transformers.
 
-Runs where it is installed: `pip install lm-eval[hf]==0.4.13`, in an environment of its own, since it
-may bring another pyarrow than Beam wants.
+Runs where it is installed: `pip install lm-eval[hf]==0.4.13`, best in an environment of its own,
+since it may bring another pyarrow than Beam wants.
 """
 
 import types
