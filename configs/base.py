@@ -219,6 +219,13 @@ def get_config() -> ConfigDict:
   c.diagnostics.leaves = True  # norms and RMS of each leaf's gradient, update and parameter
   c.diagnostics.every = 0  # steps between looks at activations and the gradient's noise; 0 = never
 
+  # --- Instead of a run -------------------------------------------------------------------------
+  c.coordinate_check = ConfigDict()  # with widths, it runs instead of the usual steps
+  c.coordinate_check.widths = ()  # embed_dim of the models; the least is the base
+  c.coordinate_check.depths = (3, 6, 12)  # their num_layers
+  c.coordinate_check.steps = 5
+  c.coordinate_check.seeds = 2
+
   # --- Evaluation, export, report --------------------------------------------------------------
   c.eval = ConfigDict()
   c.eval.documents = 0  # held-out documents per corpus; 0 = all

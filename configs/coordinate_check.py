@@ -11,9 +11,5 @@ from configs import base
 def get_config() -> ConfigDict:
   c = base.get_config()
   c.name = 'coordinate_check'
-  c.coordinate_check = ConfigDict()  # runs instead of the usual steps
-  c.coordinate_check.widths = (64, 128, 256, 512)  # embed_dim; the first is the base
-  c.coordinate_check.depths = (3, 6, 12)
-  c.coordinate_check.steps = 5
-  c.coordinate_check.seeds = 2
+  c.coordinate_check.widths = (64, 128, 256, 512)
   return c

@@ -220,7 +220,7 @@ def build_steps(c: ConfigDict, workdir: str) -> list[Step]:
   """The steps of the experiment that the resolved config `c` describes, in order."""
   from smoljax import evals
 
-  if 'coordinate_check' in c:
+  if c.coordinate_check.widths:
     sections = {k: c[k].to_dict() for k in ('coordinate_check', 'optimizer')}
     return [Step(
       'coordinate_check', functools.partial(_coordinate_check, c=c), sections,
