@@ -314,6 +314,15 @@ def test_runs_of_a_folder(tmp_path):
     0.34, rel=0.01)
 
 
+def test_runs_that_do_not_tell_the_floor_are_called_so(tmp_path):
+  n, d, _ = planted()
+  loss = {True: 3 + 500 / n**0.4 + 900 / d**0.35, False: 9 / n**0.02 + 90 / d**0.16}
+  for told, values in loss.items():
+    points = scaling_page.Points(n, d, values, 6 * n * d, '')
+    page, _ = scaling_page.write(points, str(tmp_path / str(told)), bootstrap=0)
+    assert ('The runs do not tell E' in pathlib.Path(page).read_text()) == (not told)
+
+
 def test_a_run_is_predicted_unseen(tmp_path):
   """Runs that laws.json calls 'predict' are not fitted; those it does not name are not read."""
   laws = {}
