@@ -126,7 +126,7 @@ def _law(p: Points, fit: scaling.Fit, site: charts.Site) -> str:
   note = (f'By Huber’s loss of {scaling.DELTA:g} on log L, the sum over runs; 95 % intervals from '
           f'{len(fit.samples)} resamples of sizes. Runs lie {100 * np.abs(off).mean():.2f} % from '
           f'it in the mean, {100 * np.abs(off).max():.2f} % at most.')
-  if fit.E < 0.1 * p.loss.min():
+  if fit.E / p.loss.min() < 0.1:
     note += (' <b>The runs do not tell E</b>: the fit ends with next to none, as when runs are so '
              'short that their loss still falls steeply. Longer runs will do better than it says.')
   return section('law', 'The law', figure(
