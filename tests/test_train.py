@@ -85,7 +85,7 @@ def test_resume_is_bitwise(undisturbed, markov_corpora, tmp_path, damage):
     make_stages = train.data.make_stages
     patch.setattr(train.data, 'make_stages', lambda s, _: make_stages(s, 12))
     make_optimizer = train.optim.make_optimizer
-    patch.setattr(train.optim, 'make_optimizer', lambda o, p, _: make_optimizer(o, p, 12))
+    patch.setattr(train.optim, 'make_optimizer', lambda o, p, _, m: make_optimizer(o, p, 12, m))
     fit(c, markov_corpora, tmp_path)
   newest = tmp_path / 'checkpoints' / '8'
   if damage == 'bit flip':
