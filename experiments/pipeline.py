@@ -9,6 +9,7 @@ import functools
 import json
 import math
 import os
+import sys
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
@@ -496,6 +497,26 @@ def summarize(graph: Graph) -> dict:
     summary['tasks'] = {n: t[t['metric']] for n, t in scores['tasks'].items()}
   summary['seconds'] = {n: r['seconds'] for n, r in done.items()}
   return summary
+
+
+# --- Command lines -------------------------------------------------------------------------------
+
+
+def complain(error: BaseException) -> int:
+  """Says an error in one line; the exit status of what another try would not mend."""
+  print(f'error: {" ".join(str(error).split()) or type(error).__name__}', file=sys.stderr)
+  return 2
+
+
+def exit_status(work: Callable[[], int | None]) -> int:
+  """Runs a command's work; bad input and interrupts are one line each, not a traceback."""
+  try:
+    return work() or 0
+  except (ValueError, OSError, ArithmeticError) as e:
+    return complain(e)
+  except KeyboardInterrupt:
+    print('interrupted; the same command continues', file=sys.stderr)
+    return 130
 
 
 # --- Files ---------------------------------------------------------------------------------------

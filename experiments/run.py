@@ -21,7 +21,9 @@ from rich.table import Table
 from experiments.pipeline import (
   build_steps,
   check,
+  complain,
   console,
+  exit_status,
   resolve,
   summarize,
   use_all_cores,
@@ -80,27 +82,14 @@ def _parse(argv: list[str]) -> list[str]:
       raise ValueError('give --config=configs/quickstart.py and --workdir=runs/quickstart')
     return rest
   except (flags.Error, ValueError, TypeError, KeyError, AttributeError, OSError) as e:
-    sys.exit(_complain(e))
-
-
-def _complain(error: BaseException) -> int:
-  message = ' '.join(str(error).split()) or type(error).__name__
-  print(f'error: {message}', file=sys.stderr)
-  return 2
+    sys.exit(complain(e))
 
 
 def main(_: Sequence[str]) -> int:
   # Our own progress, and of the libraries only errors.
   logging.basicConfig(format='%(message)s', level=logging.ERROR, force=True)
   logging.getLogger('data_beam').setLevel(logging.INFO)
-  try:
-    run(_CONFIG.value, _WORKDIR.value, dry_run=_DRY_RUN.value)
-  except (ValueError, OSError, ArithmeticError) as e:
-    return _complain(e)
-  except KeyboardInterrupt:
-    print('interrupted; the same command continues', file=sys.stderr)
-    return 130
-  return 0
+  return exit_status(lambda: run(_CONFIG.value, _WORKDIR.value, dry_run=_DRY_RUN.value))
 
 
 if __name__ == '__main__':

@@ -22,7 +22,6 @@ import fcntl
 import itertools
 import json
 import math
-import os
 import pathlib
 import signal
 import subprocess
@@ -37,6 +36,7 @@ import optuna
 from optuna.storages import RetryHeartbeatStaleTrialCallback
 
 from experiments import sweep
+from experiments.pipeline import exit_status
 from smoljax import metrics, search_page
 
 # Heartbeats are experimental since version 2.8.
@@ -144,7 +144,6 @@ class Study:
         if state == 'begin':
           trial = study.ask()
           suggest(trial, self.current_space(study))
-          trial.set_user_attr('pid', os.getpid())
       if trial is None:  # the rest is in other processes' hands; should one die, it comes back
         time.sleep(1)
         continue
@@ -349,8 +348,7 @@ def experiment(workdir: str, config: str, flags: Sequence[str], objectives: Sequ
       rows = _rows(folder)
       trial.set_user_attr('flops', max((r.get('flops', 0.0) for r in rows), default=0.0))
     if point.process.returncode:
-      lines = (folder / 'log.txt').read_text('utf-8', 'replace').strip().splitlines()
-      trial.set_user_attr('failed', lines[-1] if lines else f'status {point.process.returncode}')
+      trial.set_user_attr('failed', point.last_words())
       return [math.inf] * len(objectives)
     summary = json.loads((folder / 'summary.json').read_text())
     return [float(OBJECTIVES[name](folder, summary)) for name in objectives]
@@ -443,31 +441,26 @@ def main(argv: Sequence[str] | None = None) -> int:
   argv = sys.argv[1:] if argv is None else list(argv)
   args = _parse(argv)
   optuna.logging.set_verbosity(optuna.logging.WARNING)
+  return exit_status(lambda: _main(args, argv))
+
+
+def _main(args: argparse.Namespace, argv: Sequence[str]) -> None:
   say = lambda line: print(line, flush=True)
-  try:
-    study = Study(
-      pathlib.Path(args.workdir), sweep.load_attribute(args.config, 'space')(), args.trials,
-      args.sampler, args.pruner, len(args.objectives), args.seed, args.max_flops, args.max_hours)
-    objective = experiment(args.workdir, args.config, args.flags, args.objectives)
-    if args.worker:
-      study.run(objective, say)
-      return 0
-    while True:
-      with _helpers(args.processes - 1, argv):
-        done = study.run(objective, say)
-      more = max(2, args.trials // 4)
-      if len(args.objectives) > 1 or not study.widen(done, args.widen, more, say):
-        break
-    page = search_page.write(
-      results(done, study.current_space(done), args.objectives), args.workdir)
-  except (ValueError, OSError) as e:
-    print(f'error: {e}', file=sys.stderr)
-    return 2
-  except KeyboardInterrupt:
-    print('interrupted; the same command continues', file=sys.stderr)
-    return 130
-  print(f'results: {page}')
-  return 0
+  study = Study(
+    pathlib.Path(args.workdir), sweep.load_attribute(args.config, 'space')(), args.trials,
+    args.sampler, args.pruner, len(args.objectives), args.seed, args.max_flops, args.max_hours)
+  objective = experiment(args.workdir, args.config, args.flags, args.objectives)
+  if args.worker:
+    study.run(objective, say)
+    return
+  while True:
+    with _helpers(args.processes - 1, argv):
+      done = study.run(objective, say)
+    more = max(2, args.trials // 4)
+    if len(args.objectives) > 1 or not study.widen(done, args.widen, more, say):
+      break
+  found = results(done, study.current_space(done), args.objectives)
+  print(f'results: {search_page.write(found, args.workdir)}')
 
 
 if __name__ == '__main__':

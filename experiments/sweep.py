@@ -30,7 +30,7 @@ import time
 from collections.abc import Iterator, Sequence
 from typing import Any
 
-from experiments.pipeline import write_json
+from experiments.pipeline import exit_status, write_json
 from smoljax import comparison, scaling_page
 
 REFUSED = 2  # exit status of experiments.run for what another try would not mend
@@ -46,11 +46,16 @@ class Point:
   folder: pathlib.Path
   after: set[str]  # names of points whose files it reads
   law: str = ''  # fit | predict
-  state: str = 'waiting'  # waiting | running | done | failed | killed | blocked
+  state: str = 'waiting'  # waiting | running | done | failed | blocked
   tries: int = 0
   process: subprocess.Popen | None = None
   gpu: str | None = None
   began: float = 0.0
+
+  def last_words(self) -> str:
+    """The last line of its log, or how its process ended."""
+    lines = (self.folder / 'log.txt').read_text('utf-8', 'replace').strip().splitlines()
+    return lines[-1] if lines else f'status {self.process.returncode}'
 
 
 def load_attribute(config: str, name: str) -> Any:
@@ -174,8 +179,7 @@ def _finish(point: Point, retries: int, say) -> None:
     say(f'{point.name}: ended with status {status} after {seconds:.0f} s; it is started again')
   else:
     point.state = 'failed'
-    lines = (point.folder / 'log.txt').read_text('utf-8', 'replace').strip().splitlines()
-    say(f'{point.name}: failed: {lines[-1] if lines else f"status {status}"}')
+    say(f'{point.name}: failed: {point.last_words()}')
 
 
 def find_gpus() -> list[str]:
@@ -220,29 +224,26 @@ def commands(points: Sequence[Point]) -> Iterator[str]:
 
 def main(argv: Sequence[str] | None = None) -> int:
   args = _parse(argv)
-  try:
-    points = plan(args.config, args.workdir, args.flags)
-    if args.dry_run:
-      print(*commands(points), sep='\n')
-      return 0
-    os.makedirs(args.workdir, exist_ok=True)
-    laws = {p.name: p.law for p in points if p.law}
-    write_json(os.path.join(args.workdir, 'laws.json'), laws)
-    ok = run(points, parallel=args.parallel, retries=args.retries, gpus=find_gpus(),
-             say=lambda line: print(line, flush=True))
-    finished = [(p.name, p.fields, p.folder) for p in points if p.state == 'done']
-    if finished:
-      print(f'comparison: {comparison.write(finished, args.workdir)}')
-    if ok and laws:
-      page, _ = scaling_page.write(
-        scaling_page.read(args.workdir), os.path.join(args.workdir, 'scaling'), say=print)
-      print(f'scaling law: {page}')
-  except (ValueError, OSError) as e:
-    print(f'error: {e}', file=sys.stderr)
-    return 2
-  except KeyboardInterrupt:
-    print('interrupted; the same command continues', file=sys.stderr)
-    return 130
+  return exit_status(lambda: _main(args))
+
+
+def _main(args: argparse.Namespace) -> int:
+  points = plan(args.config, args.workdir, args.flags)
+  if args.dry_run:
+    print(*commands(points), sep='\n')
+    return 0
+  os.makedirs(args.workdir, exist_ok=True)
+  laws = {p.name: p.law for p in points if p.law}
+  write_json(os.path.join(args.workdir, 'laws.json'), laws)
+  ok = run(points, parallel=args.parallel, retries=args.retries, gpus=find_gpus(),
+           say=lambda line: print(line, flush=True))
+  finished = [(p.name, p.fields, p.folder) for p in points if p.state == 'done']
+  if finished:
+    print(f'comparison: {comparison.write(finished, args.workdir)}')
+  if ok and laws:
+    page, _ = scaling_page.write(
+      scaling_page.read(args.workdir), os.path.join(args.workdir, 'scaling'), say=print)
+    print(f'scaling law: {page}')
   for p in points:
     if p.state != 'done':
       print(f'{p.state}: {p.name} ({p.folder}/log.txt)', file=sys.stderr)

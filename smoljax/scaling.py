@@ -142,12 +142,16 @@ def _fit(
   log_n, log_d, log_l = np.log(params), np.log(tokens), np.log(loss)
   free = 4 if tied else 5
 
-  def objective(theta: np.ndarray) -> tuple[float, np.ndarray]:
-    a, b, e, alpha = theta[:4]
-    terms = np.stack([a - alpha * log_n, b - theta[-1] * log_d, np.full_like(log_n, e)])
+  def parts(theta: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Of theta [..., free]: logs of the three terms, of their sum, and what that is off by."""
+    a, b, e, alpha, beta = (theta[..., i, None] for i in (0, 1, 2, 3, -1))
+    terms = np.stack([a - alpha * log_n, b - beta * log_d, e + np.zeros_like(log_n)])
     log_sum = scipy.special.logsumexp(terms, axis=0)
+    return terms, log_sum, log_sum - log_l
+
+  def objective(theta: np.ndarray) -> tuple[float, np.ndarray]:
+    terms, log_sum, off = parts(theta)
     share = np.exp(terms - log_sum)
-    off = log_sum - log_l
     slope = np.clip(off, -DELTA, DELTA)
     by = slope * share  # of each term
     of_exponents = -(by[0] @ log_n), -(by[1] @ log_d)
@@ -156,11 +160,8 @@ def _fit(
 
   if not len(starts):
     grid = np.array(list(itertools.product(*_GRID[:free])), float)
-    a, b, e, alpha = (grid[:, i, None] for i in range(4))
-    terms = np.stack([a - alpha * log_n, b - grid[:, -1:] * log_d, np.broadcast_to(e, a.shape)
-                      + np.zeros_like(log_n)])
-    off = scipy.special.logsumexp(terms, axis=0) - log_l
-    starts = grid[np.argsort(scipy.special.huber(DELTA, off).sum(axis=1))[:_TRIED]]
+    worst_last = np.argsort(scipy.special.huber(DELTA, parts(grid)[2]).sum(axis=1))
+    starts = grid[worst_last[:_TRIED]]
   else:
     starts = [x[:free] for x in starts]
   options = {'maxiter': 5000, 'maxfun': 10000, 'ftol': 1e-15, 'gtol': 1e-12}

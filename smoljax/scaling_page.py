@@ -104,10 +104,9 @@ def write(
   """
   p, site = points, charts.Site()
   fit = scaling.fit_chinchilla(p.params, p.tokens, p.loss, bootstrap=bootstrap)
-  most = float(p.flops.max())
   plans = [scaling.plan(fit, c, force=force)
            for c in (flops or [k * fit.most_flops for k in (1, 3, 10)])]
-  parts = [_law(p, fit, site), _unseen(p, fit, most, site, say), _curves(p, fit, site),
+  parts = [_law(p, fit, site), _unseen(p, fit, site, say), _curves(p, fit, site),
            _isoflop(p, site), _held_out(p, site), _plans(fit, plans, site)]
   header = (f'<header><p class="kicker">smoljax · scaling</p><h1>{len(p.loss)} runs of '
             f'{len(set(p.params))} sizes</h1><p class="lede">{text(p.convention)}.</p></header>')
@@ -199,10 +198,10 @@ def _held_out(p: Points, site: charts.Site) -> str:
     site.csv('held_out', ('params', 'tokens', 'error'), rows), note))
 
 
-def _unseen(p: Points, fit: scaling.Fit, most: float, site: charts.Site, say) -> str:
+def _unseen(p: Points, fit: scaling.Fit, site: charts.Site, say) -> str:
   if not p.unseen:
     return ''
-  rows = []
+  rows, most = [], float(p.flops.max())
   for name, n, d, actual, flops in p.unseen:
     expected = scaling.predict(fit, n, d)
     error = expected.loss / actual - 1
