@@ -48,6 +48,7 @@ def get_config() -> ConfigDict:
   c.web.languages = ('en',)  # ISO 639-1; documents in other languages are rejected
   c.web.min_language_score = 0.65  # documents whose language is less sure are rejected
   c.web.filters = 'fineweb'  # profile: fineweb | docs | none; or rule names with commas
+  c.web.minhash = '14x8'  # bands x rows by which near-duplicates are found and dropped, or none
   c.web.tier = 'default'  # extraction: default | fast | trafilatura
   c.web.limit = 0  # pages to read at most; 0 = all
 
@@ -56,8 +57,11 @@ def get_config() -> ConfigDict:
   c.pdf.input = ''  # comma-separated PDF or WARC globs; '' = selfdocs
   c.pdf.languages = ('en',)
   c.pdf.filters = 'pdf'
+  c.pdf.minhash = '32x10'
   c.pdf.ocr = 'auto'  # auto | never | always
   c.pdf.limit = 0
+
+  c.corpora = ''  # more of them, made elsewhere: NAME=DIR with commas, of documents or of tokens
 
   # --- Tokens ----------------------------------------------------------------------------------
   c.tokenizer = ConfigDict()
@@ -69,6 +73,7 @@ def get_config() -> ConfigDict:
   c.tokenize = ConfigDict()
   c.tokenize.bos = True  # prepend BOS to each document (SmolLM3's released tokenizer does not)
   c.tokenize.holdout = 0.03  # share of documents kept for validation, by hash of their id
+  c.tokenize.share = 1.0  # of the other documents that is taken, likewise
 
   # --- Model (smoljax.model.ModelConfig; vocab_size comes from the tokenizer, max_seq_len is
   # data.seq_len). Fields left None are those of the shape. ------------------------------------
@@ -113,6 +118,7 @@ def get_config() -> ConfigDict:
 
   c.train = ConfigDict()
   c.train.tokens = 2_000_000  # to train on; steps are derived from it
+  c.train.flops = 0.0  # instead of tokens: as ModelConfig.flops_per_token counts; 0 = tokens say
   c.train.batch_tokens = 8192  # tokens a step, over all devices
   c.train.accumulate = 1  # micro-batches a step
   # Stages in order: share of the steps, and the mixture (weights by token, normalised).
@@ -228,6 +234,7 @@ def get_config() -> ConfigDict:
 
   # --- Evaluation, export, report --------------------------------------------------------------
   c.eval = ConfigDict()
+  c.eval.corpora = ()  # whose held-out documents are evaluated on; () = those trained on
   c.eval.documents = 0  # held-out documents per corpus; 0 = all
   c.eval.batch_size = 16
   c.eval.tasks = ('continuation',)

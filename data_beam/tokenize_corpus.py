@@ -114,15 +114,22 @@ def _special_names(path: str) -> tuple[Sequence[str], Sequence[str]]:
 
 def is_validation(document_id: str, holdout: float) -> bool:
   """Whether a document belongs to the validation split, of about `holdout` of all documents."""
+  return _thousandth(document_id, 0) < round(1000 * holdout)
+
+
+def _thousandth(document_id: str, draw: int) -> int:
+  """A number below 1000 from an id, independent between draws."""
   digest = hashlib.sha256(document_id.encode('utf-8', 'replace')).hexdigest()
-  return int(digest[:8], 16) % 1000 < round(1000 * holdout)
+  return int(digest[8 * draw : 8 * draw + 8], 16) % 1000
 
 
 class _Tokenize(beam.DoFn):
   """(shard file, records in it) → the tokenised Records of its documents."""
 
-  def __init__(self, tokenizer: Tokenizer, bos: bool, holdout: float, rehydrate: bool):
-    self.tokenizer, self.bos, self.holdout = tokenizer, bos, holdout
+  def __init__(
+    self, tokenizer: Tokenizer, bos: bool, holdout: float, share: float, rehydrate: bool
+  ):
+    self.tokenizer, self.bos, self.holdout, self.share = tokenizer, bos, holdout, share
     self.rehydrate = rehydrate
 
   def setup(self):
@@ -135,6 +142,9 @@ class _Tokenize(beam.DoFn):
   def process(self, shard: tuple[str, int]) -> Iterator[Record]:
     prefix = [self.tokenizer.bos_id] if self.bos else []
     for row in records.read_shard(*shard, 'curated'):
+      split = 'validation' if is_validation(row['id'], self.holdout) else 'train'
+      if split == 'train' and _thousandth(row['id'], 1) >= round(1000 * self.share):
+        continue
       tokens = [*prefix, *self.encode(row['text']), self.tokenizer.eos_id]
       num_bytes = len(row['text'].encode())
       cluster_size = row['metadata'].get('cluster_size', 1)
@@ -146,7 +156,7 @@ class _Tokenize(beam.DoFn):
         'dump': row['metadata'].get('dump', ''),
       })
       yield Record(
-        'validation' if is_validation(row['id'], self.holdout) else 'train', row['id'], data,
+        split, row['id'], data,
         (('documents', 1), ('tokens', len(tokens)), ('bytes', num_bytes)), (len(tokens), weight))
 
 
@@ -169,6 +179,7 @@ def run(
   name: str,
   *,
   holdout: float = 0.02,
+  share: float = 1.0,
   bos: bool = True,
   rehydrate: bool = False,
   num_shards: int = 8,
@@ -182,6 +193,8 @@ def run(
     output: the parent directory of the result.
     name: the result's name.
     holdout: share of documents for the split `validation`, in steps of 0.001; 0 makes none.
+    share: of the documents of the split `train` that are taken, by a hash of their id, in steps of
+      0.001: to ask how many are needed, or to give two corpora equally many.
     bos: begin each document with the tokenizer's BOS. (EOS ends each in any case.)
     rehydrate: repeat each document in every epoch of training as often as FineWeb-2 does for the
       number of its near-duplicates (dedup.REHYDRATION; stored as its `weight`), rather than once.
@@ -195,9 +208,9 @@ def run(
     ValueError: an input is missing, incomplete or empty, the tokenizer cannot be read or lacks a
       special token, or an argument is out of range. Nothing has been written then.
   """
-  if not 0 <= holdout < 1 or num_shards < 1:
-    raise ValueError(f'holdout must be at least 0 and below 1 and num_shards at least 1, not '
-                     f'{holdout} and {num_shards}')
+  if not 0 <= holdout < 1 or not 0 < share <= 1 or num_shards < 1:
+    raise ValueError(f'holdout must be at least 0 and below 1, share above 0 and at most 1, and '
+                     f'num_shards at least 1, not {holdout}, {share} and {num_shards}')
   manifests = [records.read_manifest(path, 'curated')
                for path in ([input] if isinstance(input, str) else input)]
   for manifest in manifests:
@@ -213,7 +226,8 @@ def run(
     shards['validation'] = max(1, math.ceil(num_shards * holdout))
   manifest = {
     'name': name, 'version': records.VERSION, 'kind': 'tokenised',
-    'code_version': records.code_version(), 'config': {'holdout': holdout, 'rehydrate': rehydrate},
+    'code_version': records.code_version(),
+    'config': {'holdout': holdout, 'share': share, 'rehydrate': rehydrate},
     'inputs': [{'path': m['path'], 'name': m['name'], 'documents': m['documents']}
                for m in manifests],
     'tokenizer': os.path.basename(tokenizer), 'tokenizer_sha256': facts.sha256,
@@ -228,7 +242,7 @@ def run(
       pipeline
       | 'shards' >> beam.Create([s for m in manifests for s in records.list_shards(m)])
       | beam.Reshuffle()
-      | 'tokenise' >> beam.ParDo(_Tokenize(facts, bos, holdout, rehydrate)))
+      | 'tokenise' >> beam.ParDo(_Tokenize(facts, bos, holdout, share, rehydrate)))
     _ = (
       records.write_records(tokenised, output=output, name=name, shards=shards,
                             sidecars=records.SIDECARS[:1 + rehydrate])
@@ -254,6 +268,8 @@ def main(argv: Sequence[str] | None = None) -> None:
   parser.add_argument('--name', help="the corpus's name (default: that of the first input)")
   parser.add_argument('--holdout', type=float, default=0.02, metavar='SHARE',
                       help='share of documents held out for validation (default: %(default)s)')
+  parser.add_argument('--share', type=float, default=1.0, metavar='SHARE',
+                      help='share of the other documents to take (default: all)')
   parser.add_argument('--bos', action=argparse.BooleanOptionalAction, default=True,
                       help='begin each document with the begin-of-text token (default: yes)')
   parser.add_argument('--rehydrate', action='store_true',
@@ -263,8 +279,8 @@ def main(argv: Sequence[str] | None = None) -> None:
   args, beam_args = parser.parse_known_args(argv)
   try:
     name = args.name or records.read_manifest(args.input[0], 'curated')['name']
-    path = run(args.input, args.tokenizer, args.output, name, holdout=args.holdout, bos=args.bos,
-               rehydrate=args.rehydrate, num_shards=args.num_shards, beam_args=beam_args)
+    path = run(args.input, args.tokenizer, args.output, name, holdout=args.holdout, share=args.share,
+               bos=args.bos, rehydrate=args.rehydrate, num_shards=args.num_shards, beam_args=beam_args)
   except (ValueError, OSError) as error:
     print(f'error: {error}', file=sys.stderr)
     sys.exit(2)

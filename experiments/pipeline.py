@@ -41,6 +41,7 @@ def _web(output: str, inputs: Mapping[str, str], *, c: Any) -> dict:
     languages=c.web.languages,
     min_language_score=c.web.min_language_score,
     filters=c.web.filters,
+    minhash=c.web.minhash,
     tier=c.web.tier,
     limit=c.web.limit or None,
     beam_args=c.beam.args,
@@ -57,6 +58,7 @@ def _pdf(output: str, inputs: Mapping[str, str], *, c: Any) -> dict:
     'pdf',
     languages=c.pdf.languages,
     filters=c.pdf.filters,
+    minhash=c.pdf.minhash,
     ocr=c.pdf.ocr,
     limit=c.pdf.limit or None,
     beam_args=c.beam.args,
@@ -103,11 +105,20 @@ def _tokenize(output: str, inputs: Mapping[str, str], *, c: Any, corpus: str) ->
     output,
     corpus,
     holdout=c.tokenize.holdout,
+    share=c.tokenize.share,
     bos=c.tokenize.bos,
     beam_args=c.beam.args,
   )
   splits = read_json(os.path.join(path, 'manifest.json'))['splits'].values()
   return {k: sum(info[k] for info in splits) for k in ('documents', 'tokens')}
+
+
+def _foreign(output: str, _: Mapping[str, str], *, manifest: Mapping[str, Any], name: str) -> dict:
+  """A corpus made elsewhere, where the steps after it look for it."""
+  home = _corpus(output, name)
+  os.makedirs(os.path.dirname(home))
+  os.symlink(os.path.abspath(manifest['path']), home)
+  return {k: manifest[k] for k in ('documents', 'tokens') if k in manifest}
 
 
 def _teacher(output: str, inputs: Mapping[str, str], *, c: Any, corpus: str) -> dict:
@@ -122,7 +133,8 @@ def _teacher(output: str, inputs: Mapping[str, str], *, c: Any, corpus: str) -> 
           for k in ('places', 'bytes_per_token')}
 
 
-def _train(output: str, inputs: Mapping[str, str], *, c: Any, corpora: Sequence[str]) -> dict:
+def _train(output: str, inputs: Mapping[str, str], *, c: Any, corpora: Sequence[str],
+           targets: Sequence[str]) -> dict:
   from smoljax import tokenizer, train
 
   return train.train(
@@ -130,6 +142,7 @@ def _train(output: str, inputs: Mapping[str, str], *, c: Any, corpora: Sequence[
     model_config(c, tokenizer.load(_tokenizer_file(c, inputs)).vocab_size),
     {name: _corpus(inputs[f'tokenize_{name}'], name) for name in corpora},
     output,
+    targets={name: _corpus(inputs[f'tokenize_{name}'], name) for name in targets},
     caches={name: _corpus(inputs[f'teacher_{name}'], name)
             for name in corpora if f'teacher_{name}' in inputs},
     meta={'config': c.to_dict(), 'tokenizer': _tokenizer_file(c, inputs)},
@@ -137,11 +150,11 @@ def _train(output: str, inputs: Mapping[str, str], *, c: Any, corpora: Sequence[
   )
 
 
-def _evaluate(output: str, inputs: Mapping[str, str], *, c: Any, corpora: Sequence[str]) -> dict:
+def _evaluate(output: str, inputs: Mapping[str, str], *, c: Any, targets: Sequence[str]) -> dict:
   from smoljax import checkpoint, data, evals, model, tokenizer
 
   config, params, _ = checkpoint.load_params(os.path.join(inputs['train'], 'checkpoints'))
-  paths = {name: _corpus(inputs[f'tokenize_{name}'], name) for name in corpora}
+  paths = {name: _corpus(inputs[f'tokenize_{name}'], name) for name in targets}
   evaluate = functools.partial(
     evals.evaluate,
     tokenizer=tokenizer.load(_tokenizer_file(c, inputs)),
@@ -180,6 +193,8 @@ def _export(output: str, inputs: Mapping[str, str], *, c: Any) -> dict:
     os.path.join(inputs['train'], 'checkpoints'), _tokenizer_file(c, inputs)
   )
   export.write(model, os.path.join(output, 'export'))
+  if not c.sample.prompts:
+    return {}
   start = [model.tokenizer.bos_id] if model.bos else []
   outputs = decode.generate(
     model.config,
@@ -227,12 +242,15 @@ def build_steps(c: ConfigDict, workdir: str) -> list[Step]:
       'coordinate_check', functools.partial(_coordinate_check, c=c), sections,
       cost='a few steps of models of several widths and depths', links={'report': 'report'})]
   corpora = [name for name in ('web', 'pdf') if c[name].enabled]
+  foreign = foreign_corpora(c)
   used = sorted({name for stage in c.train.stages for name in stage['mixture']})
-  if unknown := set(used) - set(corpora):
-    raise ValueError(
-      f'train.stages names the corpus {", ".join(sorted(unknown))}, which no step makes; '
-      f'there are: {", ".join(corpora)}'
-    )
+  targets = sorted(c.eval.corpora) or used
+  for field, names in (('train.stages', used), ('eval.corpora', targets)):
+    if unknown := set(names) - {*corpora, *foreign}:
+      raise ValueError(
+        f'{field} names the corpus {", ".join(sorted(unknown))}, which no step makes; '
+        f'there are: {", ".join([*corpora, *foreign])}; --config.corpora brings others'
+      )
 
   def step(name: str, run: Callable, sections: Sequence[str] = (), **kwargs: Any) -> Step:
     config = {s: c[s].to_dict() if isinstance(c[s], ConfigDict) else c[s] for s in sections}
@@ -264,6 +282,16 @@ def build_steps(c: ConfigDict, workdir: str) -> list[Step]:
       cost=f'curating {source}',
       links={f'corpora/{n}': n for n in (name, f'{name}_rejects')},
     )
+  for name, manifest in foreign.items():
+    made = 'tokenize_' * (manifest['kind'] == 'tokenised') + name
+    curated[name] = Step(
+      made,
+      functools.partial(_foreign, manifest=manifest, name=name),
+      outside=manifest,
+      cost=f'{manifest["documents"]:,} documents of {manifest["path"]}',
+      links={f'{"tokens" if made != name else "corpora"}/{name}': name},
+    )
+  curated = {n: s for n, s in curated.items() if n in corpora or n in {*used, *targets}}
   steps += curated.values()
 
   tokenizer = []
@@ -273,14 +301,14 @@ def build_steps(c: ConfigDict, workdir: str) -> list[Step]:
         'tokenizer',
         _tokenizer,
         ['tokenizer', 'seed'],
-        needs=list(curated.values()),
+        needs=[s for name, s in curated.items() if name in used],
         cost=f'BPE of {c.tokenizer.vocab_size:,} pieces',
         links={'tokenizer.model': 'tokenizer.model'},
       )
     ]
   steps += tokenizer
-  tokenised = [
-    step(
+  tokens = {
+    name: curated[name] if curated[name].name.startswith('tokenize_') else step(
       f'tokenize_{name}',
       functools.partial(_tokenize, corpus=name),
       ['tokenize'],
@@ -289,9 +317,9 @@ def build_steps(c: ConfigDict, workdir: str) -> list[Step]:
       cost=f'the corpus {name!r} to token documents',
       links={f'tokens/{name}': name},
     )
-    for name in used
-  ]
-  steps += tokenised
+    for name in sorted({*used, *targets})
+  }
+  steps += [s for s in tokens.values() if s not in steps]
 
   teacher = evals.weights_fingerprint(c.distill.teacher) if c.distill.teacher else None
   caches = []
@@ -302,13 +330,13 @@ def build_steps(c: ConfigDict, workdir: str) -> list[Step]:
         f'teacher_{name}',
         functools.partial(_teacher, c=c, corpus=name),
         {**what, 'seq_len': c.data.seq_len, 'seed': c.seed},
-        needs=[before],
+        needs=[tokens[name]],
         outside=teacher,
         resumable=True,
         cost=f'what the teacher says of {name!r}',
         links={f'teacher/{name}': name},
       )
-      for name, before in zip(used, tokenised, strict=True)
+      for name in used
     ]
   steps += caches
 
@@ -316,10 +344,10 @@ def build_steps(c: ConfigDict, workdir: str) -> list[Step]:
   before = c.train.init_from or c.train.branch_from
   train = step(
     'train',
-    functools.partial(_train, corpora=used),
+    functools.partial(_train, corpora=used, targets=targets),
     ['seed', 'model', 'data', 'train', 'mesh', 'optimizer', 'parametrization', 'mtp', 'distill',
      'guard', 'diagnostics'],
-    needs=[*tokenised, *caches, *tokenizer],
+    needs=[*tokens.values(), *caches, *tokenizer],
     outside=[evals.weights_fingerprint(before) if before else None, teacher],
     resumable=True,
     cost=f'{c.train.steps:,} steps, {c.train.tokens:,} tokens, {flops * c.train.tokens:.2e} FLOPs',
@@ -327,11 +355,11 @@ def build_steps(c: ConfigDict, workdir: str) -> list[Step]:
   )
   evaluate = step(
     'evaluate',
-    functools.partial(_evaluate, corpora=used),
+    functools.partial(_evaluate, targets=targets),
     ['eval', 'seed'],
-    needs=[train, *tokenised, *tokenizer],
+    needs=[train, *(tokens[name] for name in targets), *tokenizer],
     version=2,
-    cost=f'bits per byte on {", ".join(used)}; tasks: {", ".join(c.eval.tasks) or "none"}',
+    cost=f'bits per byte on {", ".join(targets)}; tasks: {", ".join(c.eval.tasks) or "none"}',
     links={'evals': 'evals'},
   )
   export = step(
@@ -340,7 +368,7 @@ def build_steps(c: ConfigDict, workdir: str) -> list[Step]:
     ['sample', 'seed'],
     needs=[train, *tokenizer],
     cost='a Hugging Face folder, and sample text',
-    links={'export': 'export', 'samples.json': 'samples.json'},
+    links={n: n for n in ['export', *['samples.json'] * bool(c.sample.prompts)]},
   )
   report = Step(
     'report',
@@ -350,6 +378,37 @@ def build_steps(c: ConfigDict, workdir: str) -> list[Step]:
     links={'report': 'report'},
   )
   return [*steps, train, evaluate, export, report]
+
+
+def foreign_corpora(c: Any) -> dict[str, dict]:
+  """Name → manifest, with its `path`, of each corpus that `c.corpora` brings from elsewhere.
+
+  Raises ValueError for an entry that is no NAME=DIR, a name that a step makes, and a corpus that is
+  not finished, or is of tokens but not by the tokenizer of this config.
+  """
+  from data_beam import records, tokenize_corpus
+
+  found: dict[str, dict] = {}
+  for entry in _globs(c.corpora):
+    name, _, path = entry.partition('=')
+    if not path or name in (*found, 'web', 'pdf'):
+      raise ValueError(
+        f'--config.corpora: {entry!r} is not NAME=DIR with a name of its own, other than web and '
+        'pdf, and the directory of a corpus, such as wiki=corpora/wiki/1.0.0'
+      )
+    manifest = records.read_manifest(path)
+    if manifest['kind'] == 'tokenised':
+      if not c.tokenizer.path:
+        raise ValueError(
+          f'{path} is tokenised: give its tokenizer, {manifest["tokenizer"]}, with '
+          '--config.tokenizer.path'
+        )
+      if tokenize_corpus.load_tokenizer(c.tokenizer.path).sha256 != manifest['tokenizer_sha256']:
+        raise ValueError(f'{path} was tokenised by another file than {c.tokenizer.path}')
+    elif manifest['kind'] != 'curated':
+      raise ValueError(f'{path} holds {manifest["kind"]}, neither documents nor tokens')
+    found[name] = manifest
+  return found
 
 
 def model_config(c: Any, vocab_size: int) -> Any:
@@ -367,7 +426,7 @@ def resolve(c: ConfigDict) -> ConfigDict:
   Raises:
     ValueError: fields that contradict each other; the message names one to change.
   """
-  from smoljax import evals
+  from smoljax import evals, tokenizer
   from smoljax.model import SHAPES
 
   if c.distill.teacher and not c.tokenizer.path:  # distributions compare over the same tokens only
@@ -378,17 +437,21 @@ def resolve(c: ConfigDict) -> ConfigDict:
       f'train.batch_tokens={t.batch_tokens} is no multiple of data.seq_len={c.data.seq_len}: '
       f'try --config.train.batch_tokens={max(1, t.batch_tokens // c.data.seq_len) * c.data.seq_len}'
     )
+  if c.model.shape not in SHAPES:
+    raise ValueError(f'unknown model.shape {c.model.shape!r}: one of {", ".join(SHAPES)}')
+  for field, value in dataclasses.asdict(SHAPES[c.model.shape]).items():
+    if field in c.model and c.model[field] is None:
+      c.model[field] = value
+  if t.flops:
+    pieces = (tokenizer.load(c.tokenizer.path).vocab_size if c.tokenizer.path
+              else c.tokenizer.vocab_size)
+    t.tokens = round(t.flops / model_config(c, pieces).flops_per_token(c.data.seq_len))
   with c.unlocked():
     t.rows = t.batch_tokens // c.data.seq_len
     t.steps = -(-t.tokens // t.batch_tokens)
     t.tokens = t.steps * t.batch_tokens
   if t.steps < 1:
     raise ValueError(f'train.tokens={t.tokens}: give at least one batch, {t.batch_tokens}')
-  if c.model.shape not in SHAPES:
-    raise ValueError(f'unknown model.shape {c.model.shape!r}: one of {", ".join(SHAPES)}')
-  for field, value in dataclasses.asdict(SHAPES[c.model.shape]).items():
-    if field in c.model and c.model[field] is None:
-      c.model[field] = value
   return c
 
 

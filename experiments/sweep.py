@@ -3,11 +3,14 @@
   python -m experiments.sweep --config=configs/mtp.py --workdir=runs/mtp --parallel=2
   python -m experiments.sweep --config=configs/mtp.py --workdir=runs/mtp --dry_run    # the commands
 
-A point is a dict of config fields, `{'mtp.weight': 0.1}`; a further entry `name` names it, and
-`law` says that it is a point of a scaling law ('fit') or one to predict with it ('predict'). Each
-is an experiment of its own, a process of experiments.run in WORKDIR/points/NAME, and all share
-their steps: what two points have in common (corpora, tokenizer, a teacher's cache) is made once. A
-value '@NAME/…' is a path in the point NAME, which then runs before. --config.x=… is for all.
+A point is a dict of config fields, `{'mtp.weight': 0.1}`. Further entries: `name` names it,
+`group` says what it is a sample of, where that is not all fields but the seed; `factors` names the
+changes that it has, for their effects and interactions; `law` says that it is a point of a scaling
+law ('fit') or one to predict with it ('predict'); `aside`, that others need it and it is not
+compared. Each is an experiment of its own, a process of
+experiments.run in WORKDIR/points/NAME, and all share their steps: what two points have in common
+(corpora, tokenizer, a teacher's cache) is made once. '@NAME/…' in a value is a path in the point
+NAME, which then runs before. --config.x=… is for all.
 
 A process that is killed is started again and continues from its checkpoint, --retries times; a
 point that is refused or diverges is reported at the end, and the others go on. The same command
@@ -19,6 +22,7 @@ import argparse
 import dataclasses
 import glob
 import importlib.util
+import inspect
 import os
 import pathlib
 import re
@@ -33,6 +37,8 @@ from typing import Any
 from experiments.pipeline import exit_status, write_json
 from smoljax import comparison, scaling_page
 
+_REFERENCE = re.compile(r'(?:^|(?<=[=,]))@([^/,]+)')
+_ENTRIES = ('name', 'group', 'factors', 'law', 'aside')  # of a point that are no fields of the config
 REFUSED = 2  # exit status of experiments.run for what another try would not mend
 
 
@@ -46,6 +52,9 @@ class Point:
   folder: pathlib.Path
   after: set[str]  # names of points whose files it reads
   law: str = ''  # fit | predict
+  group: str = ''
+  factors: tuple[str, ...] | None = None
+  aside: bool = False
   state: str = 'waiting'  # waiting | running | done | failed | blocked
   tries: int = 0
   process: subprocess.Popen | None = None
@@ -74,11 +83,13 @@ def load_attribute(config: str, name: str) -> Any:
 
 
 def load_points(config: str) -> list[dict[str, Any]]:
-  """The points of `sweep()` in a config file.
+  """The points of `sweep()` in a config file; what follows its colon is the argument, if it has one.
 
   Raises ValueError where there is none, or a point is no dict of fields, or two are the same.
   """
-  path, points = config.partition(':')[0], load_attribute(config, 'sweep')()
+  path, _, arg = config.partition(':')
+  make = load_attribute(config, 'sweep')
+  points = make(arg) if arg and inspect.signature(make).parameters else make()
   if not points or not all(isinstance(p, dict) for p in points):
     raise ValueError(f'{path}: sweep() must return a list of dicts, field → value')
   names = [name_of(p) for p in points]
@@ -89,7 +100,7 @@ def load_points(config: str) -> list[dict[str, Any]]:
 
 def name_of(point: dict[str, Any]) -> str:
   """The point's `name`, or its fields and values as one name that is safe as a folder's."""
-  fields = ','.join(f'{k.rpartition(".")[2]}={v}' for k, v in point.items() if k != 'law')
+  fields = ','.join(f'{k.rpartition(".")[2]}={v}' for k, v in point.items() if k not in _ENTRIES)
   return re.sub(r'[^A-Za-z0-9._,=+-]+', '_', str(point.get('name', fields)))
 
 
@@ -100,23 +111,24 @@ def plan(config: str, workdir: str, flags: Sequence[str] = ()) -> list[Point]:
   fixed = {f.partition('=')[0].removeprefix('--config.') for f in flags}
   for fields in load_points(config):
     name = name_of(fields)
-    law = fields.get('law', '')
-    fields = {k: v for k, v in fields.items() if k not in ('name', 'law')}
+    of = {k: v for k, v in fields.items() if k in _ENTRIES and k != 'name'}
+    fields = {k: v for k, v in fields.items() if k not in _ENTRIES}
     if both := fixed & fields.keys():
       raise ValueError(f'--config.{min(both)} is what the sweep varies (point {name}): drop it')
     after, values = set(), {}
     for key, value in fields.items():
-      if isinstance(value, str) and value.startswith('@'):
-        other, _, path = value[1:].partition('/')
-        if other not in {p.name for p in points}:
-          raise ValueError(f'point {name}: {key}={value!r} names no point before it')
-        after.add(other)
-        value = str(root / other / path)
+      if isinstance(value, str):
+        others = _REFERENCE.findall(value)
+        if unknown := set(others) - {p.name for p in points}:
+          raise ValueError(
+            f'point {name}: {key}={value!r} names no point before it: {", ".join(sorted(unknown))}')
+        after.update(others)
+        value = _REFERENCE.sub(lambda match: str(root / match[1]), value)
       values[key] = value
     flags_of = (f'--config.{k}={v}' for k, v in values.items())
     command = [sys.executable, '-m', 'experiments.run', f'--config={config}',
                f'--workdir={root / name}', *flags, *flags_of]
-    points.append(Point(name, fields, command, root / name, after, law))
+    points.append(Point(name, fields, command, root / name, after, **of))
   return points
 
 
@@ -237,9 +249,11 @@ def _main(args: argparse.Namespace) -> int:
   write_json(os.path.join(args.workdir, 'laws.json'), laws)
   ok = run(points, parallel=args.parallel, retries=args.retries, gpus=find_gpus(),
            say=lambda line: print(line, flush=True))
-  finished = [(p.name, p.fields, p.folder) for p in points if p.state == 'done']
+  finished = [comparison.load(p.name, p.fields, p.folder, p.group, p.factors)
+              for p in points if p.state == 'done' and not p.aside]
   if finished:
-    print(f'comparison: {comparison.write(finished, args.workdir)}')
+    page, verdicts = comparison.write(finished, args.workdir)
+    print(*verdicts, f'comparison: {page}', sep='\n')
   if ok and laws:
     page, _ = scaling_page.write(
       scaling_page.read(args.workdir), os.path.join(args.workdir, 'scaling'), say=print)

@@ -2,6 +2,8 @@
 
 Runs that differ in nothing but their seed are one group: its mean has a 95 % interval (Student's t
 over seeds), and its difference from the first group another, paired where the seeds are the same.
+So have the tokens that a group needs to come to the loss that all runs reach, and the effects of
+changes that runs have alone or together.
 """
 
 import dataclasses
@@ -18,6 +20,7 @@ from smoljax import charts, metrics
 from smoljax.charts import Series, count, figure, fixed, number, section, table, text
 
 LOSS = 'validation loss'
+_COUNTS = ('tokens', 'parameters', 'tokens per second')
 
 
 @dataclasses.dataclass(frozen=True)
@@ -30,9 +33,16 @@ class Result:
   figures: Mapping[str, float]  # by their names in words, in the order they are shown
   loss: list[tuple[float, float]]  # tokens, nats per token in training
   held_out: list[tuple[float, float]]  # tokens, bits per byte, mean over corpora
+  group: str = ''  # what it is a sample of; '' = its fields but the seed
+  factors: frozenset[str] | None = None  # the changes it has of those whose effects are asked for
+
+  @property
+  def seed(self) -> Any:
+    return self.fields.get('seed', 0)
 
 
-def load(name: str, fields: Mapping[str, Any], folder: str | pathlib.Path) -> Result:
+def load(name: str, fields: Mapping[str, Any], folder: str | pathlib.Path, group: str = '',
+         factors: Iterable[str] | None = None) -> Result:
   """Reads a run. Raises OSError or ValueError where it is not finished."""
   folder = pathlib.Path(folder)
   summary = json.loads((folder / 'summary.json').read_text())
@@ -52,7 +62,8 @@ def load(name: str, fields: Mapping[str, Any], folder: str | pathlib.Path) -> Re
   return Result(
     name, fields, folder, {k: x for k, x in figures.items() if number(x)},
     [(r['tokens'], r['train/loss']) for r in rows if 'train/loss' in r],
-    [(tokens, statistics.fmean(values)) for tokens, values in bits if values])
+    [(tokens, statistics.fmean(values)) for tokens, values in bits if values],
+    group, None if factors is None else frozenset(factors))
 
 
 def interval(values: Sequence[float]) -> tuple[float, float]:
@@ -78,22 +89,70 @@ def difference(a: Mapping[Any, float], b: Mapping[Any, float]) -> tuple[float, f
   return mean, float(high - low) / 2
 
 
-def groups(results: Iterable[Result]) -> dict[tuple, dict[Any, Result]]:
-  """Fields but the seed → {seed: run}, in the order of the runs."""
-  out: dict[tuple, dict[Any, Result]] = {}
+def groups(results: Iterable[Result]) -> dict[str, dict[Any, Result]]:
+  """What runs are samples of → {seed: run}, in the order of the runs."""
+  out: dict[str, dict[Any, Result]] = {}
   for r in results:
-    key = tuple((k, v) for k, v in r.fields.items() if k != 'seed')
-    out.setdefault(key, {})[r.fields.get('seed', 0)] = r
+    name = r.group or ', '.join(f'{k}={v}' for k, v in r.fields.items() if k != 'seed') or 'all'
+    out.setdefault(name, {})[r.seed] = r
   return out
 
 
-def write(runs: Sequence[tuple[str, Mapping[str, Any], str | pathlib.Path]], workdir: str) -> str:
-  """Writes WORKDIR/report/index.html about finished runs (name, fields, folder); returns its path.
+def tokens_to(held_out: Sequence[tuple[float, float]], target: float) -> float:
+  """Tokens at which a run's held-out curve first comes to `target`, straight lines in log tokens
+  between its points; infinite where it does not."""
+  before = None
+  for tokens, value in held_out:
+    if value <= target:
+      if before is None or before[1] == value:
+        return tokens
+      share = (before[1] - target) / (before[1] - value)
+      return math.exp(math.log(before[0]) + share * math.log(tokens / before[0]))
+    before = tokens, value
+  return math.inf
 
-  Beside it `runs.csv` has all figures of all runs. Raises OSError or ValueError for a run without
-  its files.
+
+def effects(results: Iterable[Result], metric: str = LOSS) -> dict[str, dict[str, dict]]:
+  """What each factor does to `metric`: factor → {alone, last, interaction} → {seed: change}.
+
+  `alone` is the factor against nothing, `last` all factors against all but it, and `interaction`
+  the second less the first: 0 where the factor does as much among the others as by itself. The
+  factor 'all' has the change of all together as `last`, and the sum of the single ones as `alone`.
+  Only seeds whose runs are all there count; raises nothing where runs are missing, but leaves out.
   """
-  results, site = [load(*r) for r in runs], charts.Site()
+  cells: dict[frozenset, dict[Any, float]] = {}
+  for r in results:
+    if r.factors is not None and metric in r.figures:
+      cells.setdefault(r.factors, {})[r.seed] = r.figures[metric]
+  every = frozenset().union(*cells)
+
+  def changes(parts: Mapping[str, tuple[frozenset, frozenset]]) -> dict[str, dict]:
+    seeds = set.intersection(*(set(cells.get(c, {})) for pair in parts.values() for c in pair))
+    out = {k: {s: cells[to][s] - cells[of][s] for s in sorted(seeds)}
+           for k, (of, to) in parts.items()}
+    return out if seeds else {}
+
+  none, out = frozenset(), {}
+  for factor in sorted(every):
+    one = frozenset({factor})
+    if found := changes({'alone': (none, one), 'last': (every - one, every)}):
+      out[factor] = found
+  if len(out) == len(every) > 1:
+    together = changes({'last': (none, every)})['last']
+    singles = {s: sum(out[f]['alone'][s] for f in every) for s in together
+               if all(s in out[f]['alone'] for f in every)}
+    out['all'] = {'alone': singles, 'last': {s: together[s] for s in singles}}
+  for of in out.values():
+    of['interaction'] = {s: of['last'][s] - of['alone'][s] for s in of['alone']}
+  return out
+
+
+def write(results: Sequence[Result], workdir: str) -> tuple[str, list[str]]:
+  """Writes WORKDIR/report/index.html about finished runs; returns its path and what it finds.
+
+  Beside it `runs.csv` has all figures of all runs.
+  """
+  site = charts.Site()
   varied = list(dict.fromkeys(k for r in results for k in r.fields))
   names = list(dict.fromkeys(k for r in results for k in r.figures))
   link = site.csv('runs', ('run', *varied, *names), [
@@ -112,9 +171,11 @@ def write(runs: Sequence[tuple[str, Mapping[str, Any], str | pathlib.Path]], wor
     f'{fixed(least.figures.get(LOSS), 3)}</h1><p class="lede">{text(least.name)}</p></header>',
     section('runs', 'Runs', figure('By validation loss', table(('run', *names), rows), link)),
   ]
-  of_seeds = groups(results)
+  of_seeds, verdicts = groups(results), []
   if any(len(g) > 1 for g in of_seeds.values()):
-    parts.append(section('seeds', 'Over seeds', _over_seeds(of_seeds, site.csv)))
+    parts.append(section('seeds', 'Over seeds', *_over_seeds(of_seeds, site.csv, verdicts)))
+  if found := effects(results):
+    parts.append(section('effects', 'Effects', _effects(found, site.csv, verdicts)))
   curves = (
     ('Loss in training', 'nats per token, smoothed', 'line',
      {r.name: charts.smooth(r.loss) for r in results}),
@@ -127,29 +188,94 @@ def write(runs: Sequence[tuple[str, Mapping[str, Any], str | pathlib.Path]], wor
       site.csv(title, ('run', 'tokens', 'value'),
                [(name, x, y) for name, xy in of.items() for x, y in xy]))
     for title, unit, style, of in curves)))
-  return site.write(pathlib.Path(workdir) / 'report', 'smoljax: runs compared', ''.join(parts))
+  page = site.write(pathlib.Path(workdir) / 'report', 'smoljax: runs compared', ''.join(parts))
+  return page, verdicts
 
 
-def _over_seeds(of_seeds: Mapping[tuple, Mapping[Any, Result]], csv) -> str:
-  first, rows = None, []
-  for key, runs in of_seeds.items():
-    of = {seed: r.figures[LOSS] for seed, r in runs.items() if LOSS in r.figures}
-    if not of:
-      continue
-    first = first or of
-    name = ', '.join(f'{k}={v}' for k, v in key) or 'all'
-    rows.append((name, len(of), *interval(list(of.values())), *difference(first, of)))
-  show = lambda mean, half, sign='': (
-    f'{mean:{sign}.4f}' + (f' ± {half:.4f}' if math.isfinite(half) else ''))
+def _show(mean: float, half: float, sign: str = '') -> str:
+  return f'{mean:{sign}.4f}' + (f' ± {half:.4f}' if math.isfinite(half) else '')
+
+
+def _apart(mean: float, half: float) -> str:
+  return 'apart' if abs(mean) > half else 'within noise'
+
+
+def _over_seeds(of_seeds: Mapping[str, Mapping[Any, Result]], csv, verdicts: list[str]) -> list[str]:
+  """A table per figure that can be told apart by seeds, and the tokens to a common loss."""
+  every = [r for runs in of_seeds.values() for r in runs.values()]
+  metrics_of = list(dict.fromkeys(k for r in every for k in r.figures if k not in _COUNTS))
+  out = []
+  for metric in metrics_of:
+    first, rows = None, []
+    for name, runs in of_seeds.items():
+      of = {seed: r.figures[metric] for seed, r in runs.items() if metric in r.figures}
+      if of:
+        first = first or of
+        rows.append((name, len(of), *interval(list(of.values())), *difference(first, of)))
+    body = [
+      (text(name), count(n), f'<b>{_show(mean, half)}</b>', '' if i == 0 else
+       f'{_show(gap, gap_half, "+")} <small>{_apart(gap, gap_half)}</small>')
+      for i, (name, n, mean, half, gap, gap_half) in enumerate(rows)]
+    if metric == LOSS:
+      verdicts += [
+        f'{name}: {metric} {_show(mean, half)}, {_show(gap, gap_half, "+")} against {rows[0][0]} '
+        f'({_apart(gap, gap_half)})' for name, _, mean, half, gap, gap_half in rows[1:]]
+    out.append(figure(
+      f'{metric[0].upper()}{metric[1:]}: means, with 95 % intervals',
+      table(('', 'seeds', metric, 'against the first'), body),
+      csv(f'seeds {metric}', ('group', 'seeds', 'mean', 'half_interval', 'difference',
+                              'half_interval'), rows)))
+  curves = [r.held_out for r in every]
+  if all(curves):
+    out.insert(1, _tokens_to_target(of_seeds, max(c[-1][1] for c in curves), csv, verdicts))
+  return out
+
+
+def _tokens_to_target(
+  of_seeds: Mapping[str, Mapping[Any, Result]], target: float, csv, verdicts: list[str]
+) -> str:
+  rows, first = [], None
+  for name, runs in of_seeds.items():
+    logs = {seed: math.log(tokens_to(r.held_out, target)) for seed, r in runs.items()}
+    first = first or logs
+    gap, half = difference(first, logs)
+    rows.append((name, math.exp(statistics.fmean(logs.values())), math.exp(gap),
+                 math.exp(gap - half), math.exp(gap + half) if half < 100 else math.inf))
   body = [
-    (text(name), count(n), f'<b>{show(mean, half)}</b>',
-     '' if i == 0 else show(gap, gap_half, '+') + (
-       ' <small>apart</small>' if abs(gap) > gap_half else ' <small>within noise</small>'))
-    for i, (name, n, mean, half, gap, gap_half) in enumerate(rows)]
-  head = ('', 'seeds', LOSS, 'against the first')
-  return figure('Means, with 95 % intervals', table(head, body), csv(
-    'seeds', ('group', 'seeds', 'mean', 'half_interval', 'difference', 'half_interval'), rows))
+    (text(name), f'<b>{count(round(tokens))}</b>', '' if i == 0 else f'{times:.2f} times'
+     + (f' ({low:.2f} to {high:.2f})' if math.isfinite(high) else ''))
+    for i, (name, tokens, times, low, high) in enumerate(rows)]
+  verdicts += [
+    f'{name}: {times:.2f} times the tokens of {rows[0][0]} to {target:.3f} bits per byte'
+    + (f' (95 %: {low:.2f} to {high:.2f})' if math.isfinite(high) else '')
+    for name, _, times, low, high in rows[1:]]
+  return figure(
+    f'Tokens to {target:.3f} held-out bits per byte, which every run reaches',
+    table(('', 'tokens, geometric mean', 'of the first’s, 95 % interval'), body),
+    csv('tokens to target', ('group', 'tokens', 'ratio', 'low', 'high'), rows))
+
+
+def _effects(found: Mapping[str, Mapping[str, Mapping]], csv, verdicts: list[str]) -> str:
+  rows = [(factor, len(of['alone']), *(x for k in ('alone', 'last', 'interaction')
+                                       for x in interval(list(of[k].values()))))
+          for factor, of in found.items()]
+  body = []
+  for factor, seeds, *pairs in rows:
+    cells = list(zip(pairs[::2], pairs[1::2], strict=True))
+    body.append((f'<b>{text(factor)}</b>', count(seeds), *(
+      f'{_show(mean, half, "+")} <small>{_apart(mean, half)}</small>' for mean, half in cells)))
+    verdicts.append(f'{factor}: ' + ', '.join(
+      f'{word} {_show(mean, half, "+")} ({_apart(mean, half)})'
+      for word, (mean, half) in zip(('alone', 'among all', 'interaction'), cells, strict=True)))
+  names = ('alone', 'among all', 'interaction')
+  return figure(
+    f'Change of {LOSS}, with 95 % intervals over seeds', table(('', 'seeds', *names), body),
+    csv('effects', ('factor', 'seeds', *(f'{n}{half}' for n in names
+                                         for half in ('', ' half_interval'))), rows),
+    'Alone: with it against without anything. Among all: with everything against all but it. Their '
+    'difference is the interaction; of <b>all</b>, everything against the sum of single effects: '
+    'above 0, they overlap.')
 
 
 def _figure(name: str, value: float | None) -> str:
-  return count(value) if name in ('tokens', 'parameters', 'tokens per second') else fixed(value, 3)
+  return count(value) if name in _COUNTS else fixed(value, 3)

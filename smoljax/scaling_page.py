@@ -153,7 +153,18 @@ def _curves(p: Points, fit: scaling.Fit, site: charts.Site) -> str:
         x_label='FLOPs', log='x', height=200, ), link))
 
 
+def _budgets(flops: np.ndarray, tolerance: float = 0.03) -> np.ndarray:
+  """`flops` with neighbours that are that close made one: a run ends with a whole batch."""
+  order = np.argsort(flops)
+  group = np.cumsum(np.diff(np.log(flops[order]), prepend=np.log(flops[order[0]])) > tolerance)
+  means = np.bincount(group, flops[order]) / np.bincount(group)
+  out = np.empty(len(flops))
+  out[order] = means[group]
+  return out
+
+
 def _isoflop(p: Points, site: charts.Site) -> str:
+  p = dataclasses.replace(p, flops=_budgets(p.flops))
   budgets, runs = np.unique(p.flops, return_counts=True)
   if (runs >= 3).sum() < 2:
     return ''

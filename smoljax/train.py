@@ -199,6 +199,7 @@ def train(
   corpora: Mapping[str, str],
   directory: str,
   *,
+  targets: Mapping[str, str] | None = None,
   caches: Mapping[str, str] | None = None,
   meta: Mapping[str, Any] | None = None,
   say: Callable[[str], None] = print,
@@ -211,6 +212,7 @@ def train(
       `train.steps`, `train.rows`.
     corpora: name → tokenised corpus, as named by `train.stages`.
     directory: gets `checkpoints/`, `metrics.jsonl`, `events.jsonl`, `tensorboard/`.
+    targets: name → tokenised corpus whose held-out documents are evaluated on; `corpora` if None.
     caches: name → teacher cache of that corpus, if config.distill.cache says that there is one.
     meta: stored with each checkpoint beside the model config, JSON-able.
   Returns:
@@ -224,7 +226,7 @@ def train(
   opened = {name: data.open_corpus(path, 'train', name) for name, path in corpora.items()}
   if config.diagnostics.every and mesh.shape['context'] > 1:
     raise ValueError('diagnostics.every needs whole rows: set it to 0, or mesh.context to 1')
-  held_out = evals.load_held_out(corpora, limit=t.eval_documents)
+  held_out = evals.load_held_out(targets or corpora, limit=t.eval_documents)
   stages = data.make_stages(t.stages, t.steps)
   cached = teacher_cache.open_caches(caches or {}, opened)
   batches = data.Batches(

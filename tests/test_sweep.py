@@ -1,6 +1,7 @@
 """Sweeps: points and their commands, processes that fail, die and wait; the page that compares."""
 
 import csv
+import dataclasses
 import json
 import math
 import os
@@ -27,10 +28,14 @@ def test_points_become_commands(tmp_path):
   config = config_file(tmp_path, '''[
     {'name': 'long', 'seed': 0},
     {'train.branch_from': '@long/checkpoints/40', 'train.tokens': 9},
-    {'model.mtp': 'parallel', 'mtp.weight': 0.3}]''')
+    {'model.mtp': 'parallel', 'mtp.weight': 0.3, 'group': 'g', 'factors': ('a',), 'aside': True},
+    {'name': 'two', 'corpora': 'x=@long/corpora/web,y=@two.5/z@1'}]'''.replace('@two.5', '@long'))
   points = sweep.plan(config + ':size=big', 'runs/x', ['--config.eval.batch_size=4'])
   assert [p.name for p in points] == ['long', 'branch_from=_long_checkpoints_40,tokens=9',
-                                      'mtp=parallel,weight=0.3']
+                                      'mtp=parallel,weight=0.3', 'two']
+  assert (points[2].group, points[2].factors, points[2].aside) == ('g', ('a',), True)
+  assert points[3].command[-1] == (
+    '--config.corpora=x=runs/x/points/long/corpora/web,y=runs/x/points/long/z@1')
   assert points[1].after == {'long'} and not points[2].after
   assert points[1].command[1:] == [
     '-m', 'experiments.run', f'--config={config}:size=big',
@@ -160,8 +165,8 @@ def test_comparison_has_every_run_and_the_best_first(tmp_path):
   runs = []
   for name, loss in losses.items():
     make_run(tmp_path / 'points' / name, loss)
-    runs.append((name, {'mtp.weight': loss}, tmp_path / 'points' / name))
-  page = pathlib.Path(comparison.write(runs, str(tmp_path))).read_text()
+    runs.append(comparison.load(name, {'mtp.weight': loss}, tmp_path / 'points' / name))
+  page = pathlib.Path(comparison.write(runs, str(tmp_path))[0]).read_text()
   assert 'Least validation loss: 3.000</h1><p class="lede">b</p>' in page
   assert '<b>a' not in page.replace('<b>a</b>', '') and '&lt;b&gt;a' in page
   assert page.index('../points/b/report') < page.index('../points/&lt;b&gt;a/report')
@@ -181,9 +186,9 @@ def test_intervals_over_seeds(tmp_path):
     for seed, loss in enumerate(losses):
       folder = tmp_path / f'{kind}{seed}'
       make_run(folder, loss)
-      runs.append((folder.name, {'data': kind, 'seed': seed}, folder))
-  comparison.write(runs, str(tmp_path))
-  rows = list(csv.reader((tmp_path / 'report/seeds.csv').open()))[1:]
+      runs.append(comparison.load(folder.name, {'data': kind, 'seed': seed}, folder))
+  _, verdicts = comparison.write(runs, str(tmp_path))
+  rows = list(csv.reader((tmp_path / 'report/seeds_validation_loss.csv').open()))[1:]
   paired = scipy.stats.ttest_rel(b, a).confidence_interval()
   welch = scipy.stats.ttest_ind(c, a, equal_var=False).confidence_interval()
   assert [r[:2] for r in rows] == [['data=a', '4'], ['data=b', '4'], ['data=c', '3']]
@@ -192,6 +197,52 @@ def test_intervals_over_seeds(tmp_path):
   for row, (low, high) in ((rows[1], paired), (rows[2], welch)):
     assert [float(x) for x in row[4:]] == pytest.approx([(low + high) / 2, (high - low) / 2])
   assert comparison.interval([1.0]) == (1.0, math.inf)
+  assert verdicts[1].startswith(f'data=c: validation loss {c.mean():.4f}')
+  assert verdicts[1].endswith('against data=a (apart)')
+
+
+def test_tokens_to_a_loss_that_all_reach(tmp_path):
+  """Curves a / tokens^b have a known crossing; the points between are log-linear."""
+  curve = [(t, 4 - math.log(t / 1000)) for t in (1000, 2000, 4000, 8000)]
+  assert comparison.tokens_to(curve, 4 - math.log(3)) == pytest.approx(3000)
+  assert comparison.tokens_to(curve, 5.0) == 1000
+  assert comparison.tokens_to(curve, 0.1) == math.inf
+  runs = []
+  for group, behind, seeds in (('good', 1.0, (0, 1, 2)), ('bad', 2.0, (0, 1, 2))):
+    for seed in seeds:
+      make_run(tmp_path / f'{group}{seed}', 3.0)
+      noise = 1 + 0.01 * seed
+      held_out = [(t, 4 - math.log(t / (1000 * behind * noise))) for t in (1000, 2000, 4000, 8000)]
+      run = comparison.load(f'{group}{seed}', {'x': seed * behind, 'seed': seed},
+                            tmp_path / f'{group}{seed}', group)
+      runs.append(dataclasses.replace(run, held_out=held_out))
+  page, verdicts = comparison.write(runs, str(tmp_path))
+  (row,) = [r for r in csv.DictReader((tmp_path / 'report/tokens_to_target.csv').open())
+            if r['group'] == 'bad']
+  assert float(row['ratio']) == pytest.approx(2) == pytest.approx(float(row['low']), rel=1e-6)
+  assert any('bad: 2.00 times the tokens of good' in v for v in verdicts)
+  assert 'which every run reaches' in pathlib.Path(page).read_text()
+
+
+def test_effects_and_interactions(tmp_path):
+  """Two factors and their interaction as planted; a seed that lacks a cell does not count."""
+  runs = []
+  for seed, noise in ((0, 0.0), (1, 0.02), (2, -0.01), (3, 0.5)):
+    for factors, loss in (((), 4.0), (('a',), 3.5), (('b',), 3.8), (('a', 'b'), 3.4)):
+      if seed == 3 and not factors:
+        continue
+      folder = tmp_path / ('+'.join(factors) + str(seed))
+      make_run(folder, loss + noise)
+      runs.append(comparison.load(folder.name, {'seed': seed}, folder, '+'.join(factors), factors))
+  found = comparison.effects(runs)
+  close = lambda of, value: of == pytest.approx(dict.fromkeys(range(3), value))
+  assert close(found['a']['alone'], -0.5) and close(found['a']['last'], -0.4)
+  assert close(found['b']['alone'], -0.2) and close(found['b']['last'], -0.1)
+  assert close(found['a']['interaction'], 0.1) and close(found['all']['interaction'], 0.1)
+  assert close(found['all']['alone'], -0.7) and close(found['all']['last'], -0.6)
+  _, verdicts = comparison.write(runs, str(tmp_path))
+  assert 'b: alone -0.2000 ± 0.0000 (apart), among all -0.1000' in ' '.join(verdicts)
+  assert comparison.effects([r for r in runs if r.factors]) == {}
 
 
 def test_gpus_are_those_that_are_visible(monkeypatch):

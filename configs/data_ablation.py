@@ -1,0 +1,83 @@
+"""Which data make the better model? The same small model on variants of a corpus, over seeds.
+
+  python -m experiments.sweep --config=configs/data_ablation.py --workdir=runs/data
+  python -m experiments.sweep --config=configs/data_ablation.py:clean,raw,web*.8+pdf*.2 …
+
+Variants stand after the colon; the first is what the others are compared with. One is a key of
+VARIANTS, which is curated as it says from `web.input` and `pdf.input`, or a mixture NAME*WEIGHT+… of
+corpora, among them those that --config.corpora=NAME=DIR,… brings, such as another project's.
+
+All are judged on the same held-out documents: those of the clean corpora, which are chosen by id,
+so that none of them is in any variant's training set (a near-duplicate of one may be in a variant
+that keeps those). With corpora of your own give --config.eval.corpora="('NAME',)", and
+--config.tokenizer.path if they are tokens. The tokenizer is that of the clean corpora too. The
+learning rate stays constant, so that a point of a curve is a run of that length, and tokens to a
+given loss compare.
+"""
+
+from ml_collections import ConfigDict
+
+from configs import quickstart
+
+SEEDS = 3
+RAW = {'web.filters': 'none', 'web.minhash': 'none', 'web.languages': (),
+       'web.min_language_score': 0.0}  # fmt: skip
+
+
+def mixture(**weights: float) -> dict:
+  return {'train.stages': (dict(name='all', fraction=1.0, mixture=weights),)}
+
+
+VARIANTS = {
+  'clean': mixture(web=1.0),
+  'raw': mixture(web=1.0) | RAW,  # all languages, no filter, no near-duplicate dropped
+  'no_filters': mixture(web=1.0) | {'web.filters': 'none'},
+  'no_repetition': mixture(web=1.0) | {'web.filters': 'docs_quality,docs_lines'},
+  'no_quality': mixture(web=1.0) | {'web.filters': 'docs_repetition,docs_lines'},
+  'no_lines': mixture(web=1.0) | {'web.filters': 'docs_repetition,docs_quality'},
+  'no_minhash': mixture(web=1.0) | {'web.minhash': 'none'},
+  'pdf10': mixture(web=0.9, pdf=0.1),
+  'pdf25': mixture(web=0.75, pdf=0.25),  # as much as FinePDFs advises at most
+  'pdf50': mixture(web=0.5, pdf=0.5),
+  'pdf': mixture(pdf=1.0),
+}
+
+
+def get_config(arg: str = '') -> ConfigDict:
+  del arg  # of sweep()
+  c = quickstart.get_config()
+  c.name = 'data_ablation'
+  c.train.eval_every = 40
+  c.train.eval_documents = 64
+  c.optimizer.schedule = 'constant'
+  c.diagnostics.every = 0
+  return c
+
+
+def sweep(arg: str = '') -> list[dict]:
+  """Points of the variants that `arg` names, 'clean,raw,pdf25' if none, with every seed.
+
+  Raises ValueError for a variant that is neither in VARIANTS nor a mixture.
+  """
+  names = (arg or 'clean,raw,pdf25').split(',')
+  curated = {'tokenizer.path': '@corpora/tokenizer.model', 'eval.corpora': ('good_web', 'good_pdf'),
+             'corpora': 'good_web=@corpora/corpora/web,good_pdf=@corpora/corpora/pdf'}
+  points = [{'name': 'corpora', 'aside': True, 'train.tokens': 2048, 'eval.tasks': (),
+             **mixture(web=0.5, pdf=0.5)}] if VARIANTS.keys() & names else []
+  for name in names:
+    fields = curated | VARIANTS[name] if name in VARIANTS else _mixture_of(name)
+    points += [{'name': f'{name}-{seed}', 'group': name, 'seed': seed, **fields}
+               for seed in range(SEEDS)]
+  return points
+
+
+def _mixture_of(name: str) -> dict:
+  weights = {}
+  for part in name.split('+'):
+    corpus, _, weight = part.partition('*')
+    try:
+      weights[corpus] = float(weight or 1)
+    except ValueError:
+      raise ValueError(f'variant {name!r}: give NAME*WEIGHT+NAME*WEIGHT, or one of '
+                       f'{", ".join(VARIANTS)}') from None
+  return mixture(**weights)
