@@ -70,7 +70,9 @@ def shape(width: int, size: Size = SIZES['cpu']) -> dict:
 
 def sweep(arg: str = '') -> list[dict]:
   size = SIZES[base.parse_arg(arg, size=SIZES).size]
-  points = []
+  width, steps = size.target  # first, since it takes longest
+  points = [{'name': 'target', 'law': 'predict', **shape(width, size),
+             'train.tokens': size.batch * steps, 'optimizer.decay_steps': int(COOLDOWN * steps)}]
   for width in size.widths:
     stable = int((1 - COOLDOWN) * size.lengths[-1])
     points.append({'name': f'd{width}-stable', 'aside': True, **shape(width, size),
@@ -80,7 +82,4 @@ def sweep(arg: str = '') -> list[dict]:
        'train.tokens': size.batch * steps,
        'train.branch_from': f'@d{width}-stable/checkpoints/{int((1 - COOLDOWN) * steps)}',
        'optimizer.decay_steps': int(COOLDOWN * steps)} for steps in size.lengths]
-  width, steps = size.target
-  return [*points, {'name': 'target', 'law': 'predict', **shape(width, size),
-                    'train.tokens': size.batch * steps,
-                    'optimizer.decay_steps': int(COOLDOWN * steps)}]
+  return points
