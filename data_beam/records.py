@@ -33,6 +33,7 @@ import tensorflow_datasets as tfds
 from apache_beam.io.filesystem import BeamIOError, CompressionTypes
 from apache_beam.io.filesystems import FileSystems
 from apache_beam.options import pipeline_options as beam_options
+from apache_beam.runners.portability.fn_api_runner import worker_handlers
 from array_record.python import array_record_module as array_record
 from google.protobuf import json_format
 from tensorflow_datasets.proto import tf_example_pb2, tf_feature_pb2
@@ -689,6 +690,10 @@ def pipeline_options(beam_args: Sequence[str] = ()) -> beam_options.PipelineOpti
     return options
   _refuse_unknown(beam_args)
   options.view_as(beam_options.StandardOptions).runner = 'FnApiRunner'
+  # With multi_threading, Beam 2.77 sends what a thread has written once a second by a timer, in the
+  # midst of an element too; the halves are then read as elements: large documents vanish or become
+  # None. So the timer must not fire; what is written is sent by its size, between elements.
+  worker_handlers.DATA_BUFFER_TIME_LIMIT_MS = 10**9
   direct = options.view_as(beam_options.DirectOptions)
   log.log(
     logging.WARNING if runner == 'DirectRunner' else logging.INFO,

@@ -7,6 +7,7 @@ import pathlib
 import random
 import subprocess
 import sys
+import time
 
 import apache_beam as beam
 import hypothesis
@@ -232,3 +233,30 @@ def test_records_are_found_by_id_and_number(output):
       assert finder.find(id_) == []
     with pytest.raises(IndexError):
       finder.read(len(rows))
+
+
+class _SlowToWrite:
+  """Takes longer to encode than Beam's timer waits before it sends what a thread has written."""
+
+  def __init__(self, number: int):
+    self.number = number
+
+  def __reduce__(self):
+    time.sleep(1.2)
+    return _SlowToWrite, (self.number,)
+
+
+def test_threads_do_not_send_half_an_element(tmp_path):
+  """Beam's own default does: the second half arrives as None, or the element is lost."""
+  out = tmp_path / 'numbers'
+  options = records.pipeline_options(
+    ['--direct_running_mode=multi_threading', '--direct_num_workers=2'])
+  with beam.Pipeline(options=options) as pipeline:
+    _ = (
+      pipeline
+      | beam.Create([1, 2, 3])
+      | beam.Map(lambda n: ('all', (n, _SlowToWrite(n))))
+      | beam.GroupByKey()
+      | beam.FlatMap(lambda group: [f'{n} {slow.number}' for n, slow in group[1]])
+      | beam.io.WriteToText(str(out), shard_name_template=''))
+  assert sorted(out.read_text().split('\n')) == ['', '1 1', '2 2', '3 3']
