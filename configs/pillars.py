@@ -13,7 +13,7 @@ from ml_collections import ConfigDict
 from configs import data_ablation, quickstart
 
 SEEDS = 3
-TOKENS = 400_000
+TOKENS = 250_000
 # What a run has in place of a pillar that it lacks.
 WITHOUT = {
   'data': data_ablation.RAW,  # as extracted: all languages, unfiltered, near-duplicates kept
@@ -35,7 +35,7 @@ def get_config() -> ConfigDict:
   c.name = 'pillars'
   c.train.tokens = TOKENS
   c.train.stages = data_ablation.mixture(web=1.0)['train.stages']
-  c.train.eval_every = 50
+  c.train.eval_every = 1000
   c.train.log_every = 10
   c.distill.weight = 0.5
   c.diagnostics.every = 0

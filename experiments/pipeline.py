@@ -192,9 +192,16 @@ def _export(output: str, inputs: Mapping[str, str], *, c: Any) -> dict:
   model = evals.load_model(
     os.path.join(inputs['train'], 'checkpoints'), _tokenizer_file(c, inputs)
   )
-  export.write(model, os.path.join(output, 'export'))
+  result = {}
+  try:
+    model.config.to_hf()
+  except ValueError as e:  # a shape that no class of transformers has is no reason to fail
+    console.print(f'no Hugging Face folder: {e}')
+    result['not_exported'] = str(e)
+  else:
+    export.write(model, os.path.join(output, 'export'))
   if not c.sample.prompts:
-    return {}
+    return result
   start = [model.tokenizer.bos_id] if model.bos else []
   outputs = decode.generate(
     model.config,
@@ -210,7 +217,7 @@ def _export(output: str, inputs: Mapping[str, str], *, c: Any) -> dict:
     for p, o in zip(c.sample.prompts, outputs, strict=True)
   ]
   write_json(os.path.join(output, 'samples.json'), samples)
-  return {}
+  return result
 
 
 def _coordinate_check(output: str, _: Mapping[str, str], *, c: Any) -> dict:

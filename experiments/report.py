@@ -4,6 +4,7 @@
   python -m experiments.report --workdir=corpora     # curated corpora alone: what data_beam wrote
   python -m experiments.report --scaling=runs/ladder --output=scaling    # the law of a sweep's runs
   python -m experiments.report --scaling=FILE.csv --output=scaling --flops=1e20,1e21
+  python -m experiments.report --workdir=runs/ladder --watch     # a page that follows what runs now
 
 `experiments.run` writes the same page as its last step; this is for runs that were stopped before,
 or moved, or evaluated again since. Nothing is trained or computed: open the page it names in any
@@ -15,7 +16,7 @@ import sys
 from absl import app, flags, logging
 
 from data_beam import spans
-from smoljax import report, scaling_page
+from smoljax import report, scaling_page, status_page
 
 _WORKDIR = flags.DEFINE_string(
   'workdir', None, 'Directory of a run (experiments.run --workdir), or of corpora.')
@@ -27,6 +28,8 @@ _SCALING = flags.DEFINE_string(
 _FLOPS = flags.DEFINE_list('flops', [], 'Budgets, 6 N D, to plan runs for from the scaling law.')
 _FORCE = flags.DEFINE_bool('force', False, 'Plan beyond ten times the largest run’s compute.')
 _EMBEDDING = flags.DEFINE_bool('embedding', False, 'Count embeddings as parameters of runs.')
+_WATCH = flags.DEFINE_bool('watch', False, 'Serve the status of a run, sweep or search instead.')
+_PORT = flags.DEFINE_integer('port', 8008, 'Of --watch, on 127.0.0.1.')
 
 
 def main(argv: list[str]) -> None:
@@ -36,6 +39,8 @@ def main(argv: list[str]) -> None:
       raise ValueError(f'unknown argument {argv[1]!r}: flags look like --workdir=DIR')
     if bool(_WORKDIR.value) == bool(_SCALING.value):
       raise ValueError('which run? Give --workdir=DIR, or --scaling=RUNS|FILE.csv')
+    if _WATCH.value and _WORKDIR.value:
+      return _watch(_WORKDIR.value)
     if _SCALING.value:
       page = _scaling(_SCALING.value)
     else:
@@ -44,6 +49,16 @@ def main(argv: list[str]) -> None:
     print(f'error: {e}', file=sys.stderr)
     sys.exit(2)
   print(f'report: {page}')
+
+
+def _watch(workdir: str) -> None:
+  with status_page.serve(workdir, _PORT.value) as server:
+    print(f'watching {workdir}: http://127.0.0.1:{server.server_address[1]}/ (Ctrl-C ends it)',
+          flush=True)
+    try:
+      server.serve_forever()
+    except KeyboardInterrupt:
+      pass
 
 
 def _scaling(source: str) -> str:

@@ -67,7 +67,7 @@ def run(c: ConfigDict, workdir: str, *, dry_run: bool = False) -> None:
     f'  this run    {time.monotonic() - began:.0f} s\n'
     f'  report      {workdir}/report/index.html\n'
     f'  checkpoint  {workdir}/checkpoints\n'
-    f'  export      {workdir}/export (Hugging Face)\n'
+    + f'  export      {workdir}/export (Hugging Face)\n' * os.path.isdir(f'{workdir}/export') +
     f'  figures     {workdir}/summary.json'
   )
 

@@ -12,17 +12,21 @@ experiments.run in WORKDIR/points/NAME, and all share their steps: what two poin
 (corpora, tokenizer, a teacher's cache) is made once. '@NAME/…' in a value is a path in the point
 NAME, which then runs before. --config.x=… is for all.
 
-A process that is killed is started again and continues from its checkpoint, --retries times; a
-point that is refused or diverges is reported at the end, and the others go on. The same command
-does what is left. With several GPUs each process sees one. The commands that --dry_run prints run
+A process that is killed, or says nothing for --stall seconds and is killed for it, is started again
+and continues from its checkpoint, --retries times. A point that diverges is run again with --backoff
+times its learning rate, which the page then tells, as often; one that is refused is reported at the
+end, and the others go on. The same command does what is left. Several may run at once, on machines
+that share the disk: a point is leased by one of them, and free again when that one dies. With several GPUs each process sees one. The commands that --dry_run prints run
 anywhere, on TPU VMs too, if --workdir is on a disk that all can reach.
 """
 
 import argparse
 import dataclasses
+import fcntl
 import glob
 import importlib.util
 import inspect
+import math
 import os
 import pathlib
 import re
@@ -32,10 +36,10 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterator, Sequence
-from typing import Any
+from typing import IO, Any
 
-from experiments.pipeline import exit_status, write_json
-from smoljax import comparison, scaling_page
+from experiments.pipeline import exit_status, read_json, write_json
+from smoljax import comparison, metrics, scaling_page
 
 _REFERENCE = re.compile(r'(?:^|(?<=[=,]))@([^/,]+)')
 _ENTRIES = ('name', 'group', 'factors', 'law', 'aside')  # of a point that are no fields of the config
@@ -60,6 +64,7 @@ class Point:
   process: subprocess.Popen | None = None
   gpu: str | None = None
   began: float = 0.0
+  lease: IO | None = None  # an open, locked file: it is ours until this process ends or closes it
 
   def last_words(self) -> str:
     """The last line of its log, or how its process ended."""
@@ -132,18 +137,27 @@ def plan(config: str, workdir: str, flags: Sequence[str] = ()) -> list[Point]:
   return points
 
 
-def run(points: Sequence[Point], *, parallel: int, retries: int = 1, gpus: Sequence[str] = (),
-        say=print) -> bool:
+def run(points: Sequence[Point], *, parallel: int, retries: int = 1, backoff: float = 1.0,
+        stall: float = math.inf, gpus: Sequence[str] = (), say=print) -> bool:
   """Runs all points, at most `parallel` at a time; whether all are done.
 
   Each process writes its folder's log.txt. A KeyboardInterrupt ends the processes first.
+
+  Args:
+    retries: new starts of a point whose process was killed, or that diverged.
+    backoff: factor on the learning rate of a point that diverged; 1 = it has failed.
+    stall: seconds without a word in its files after which a process is killed.
   """
   by_name = {p.name: p for p in points}
   try:
     while any(p.state in ('waiting', 'running') for p in points):
       for p in points:
         if p.state == 'running' and p.process.poll() is not None:
-          _finish(p, retries, say)
+          _finish(p, retries, backoff, say)
+        elif p.state == 'running' and (silent := _silence(p)) > stall:
+          say(f'{p.name}: killed, since it has said nothing for {silent:.0f} s')
+          p.process.kill()
+          p.process.wait()
       for p in points:
         if p.state != 'waiting':
           continue
@@ -151,7 +165,8 @@ def run(points: Sequence[Point], *, parallel: int, retries: int = 1, gpus: Seque
         if states & {'failed', 'blocked'}:
           p.state = 'blocked'
           say(f'{p.name}: not run, since {", ".join(sorted(p.after))} failed')
-        elif states <= {'done'} and sum(q.state == 'running' for q in points) < parallel:
+        elif (states <= {'done'} and sum(q.state == 'running' for q in points) < parallel
+              and _take(p)):
           busy = [q.gpu for q in points if q.state == 'running']
           start(p, min(gpus, key=busy.count) if gpus else None)
           done = sum(q.state == 'done' for q in points)
@@ -163,6 +178,26 @@ def run(points: Sequence[Point], *, parallel: int, retries: int = 1, gpus: Seque
         p.process.send_signal(signal.SIGTERM)  # a training run saves a checkpoint
         p.process.wait()
   return all(p.state == 'done' for p in points)
+
+
+def _take(point: Point) -> bool:
+  """Leases the point; False while another process has it."""
+  point.folder.mkdir(parents=True, exist_ok=True)
+  lease = open(point.folder / 'lease', 'w')
+  try:
+    fcntl.flock(lease, fcntl.LOCK_EX | fcntl.LOCK_NB)
+  except BlockingIOError:
+    lease.close()
+    return False
+  point.lease = lease
+  return True
+
+
+def _silence(point: Point) -> float:
+  """Seconds since the point's process was started or last wrote one of its files."""
+  files = [point.folder / n for n in ('log.txt', 'metrics.jsonl', 'events.jsonl')]
+  spoken = [time.time() - f.stat().st_mtime for f in files if f.exists()]
+  return min([time.monotonic() - point.began, *spoken])
 
 
 def start(point: Point, gpu: str | None) -> None:
@@ -181,17 +216,32 @@ def start(point: Point, gpu: str | None) -> None:
   point.tries += 1
 
 
-def _finish(point: Point, retries: int, say) -> None:
+def _finish(point: Point, retries: int, backoff: float, say) -> None:
   status, seconds = point.process.returncode, time.monotonic() - point.began
+  if point.lease:
+    point.lease.close()
+  again = point.tries <= retries
   if status == 0:
     point.state = 'done'
     say(f'{point.name}: done in {seconds:.0f} s')
-  elif status != REFUSED and point.tries <= retries:
+  elif status != REFUSED and again:
     point.state = 'waiting'
     say(f'{point.name}: ended with status {status} after {seconds:.0f} s; it is started again')
+  elif again and backoff != 1 and _diverged(point.folder):
+    rate = backoff * read_json(str(point.folder / 'config.json'))['optimizer']['learning_rate']
+    point.fields['optimizer.learning_rate'] = rate
+    point.command.append(f'--config.optimizer.learning_rate={rate}')
+    point.state = 'waiting'
+    say(f'{point.name}: diverged after {seconds:.0f} s; again at a learning rate of {rate:g}')
   else:
     point.state = 'failed'
     say(f'{point.name}: failed: {point.last_words()}')
+
+
+def _diverged(folder: pathlib.Path) -> bool:
+  """Whether the last event of the run is that its loss blew up, or that the guard gave up."""
+  events = metrics.read_rows(str(folder / 'events.jsonl'))
+  return bool(events) and (events[-1]['event'] == 'diverged' or events[-1].get('action') == 'stop')
 
 
 def find_gpus() -> list[str]:
@@ -217,12 +267,17 @@ def _parse(argv: Sequence[str] | None) -> argparse.Namespace:
   parser.add_argument('--workdir', required=True, help='folder for all points and the comparison')
   parser.add_argument('--parallel', type=int, default=1, help='processes at a time')
   parser.add_argument('--retries', type=int, default=1, help='new starts of a killed process')
+  parser.add_argument('--backoff', type=float, default=1.0, metavar='FACTOR',
+                      help='on the learning rate of a point that diverged; 1 = do not try again')
+  parser.add_argument('--stall', type=float, default=math.inf, metavar='SECONDS',
+                      help='kill a process that has said nothing for so long')
   parser.add_argument('--dry_run', action='store_true', help='print the commands, run nothing')
   args, args.flags = parser.parse_known_args(argv)
   if wrong := wrong_flags(args.flags):
     parser.error(wrong)
-  if args.parallel < 1 or args.retries < 0:
-    parser.error('--parallel is 1 or more, --retries 0 or more')
+  if args.parallel < 1 or args.retries < 0 or not 0 < args.backoff <= 1 or args.stall <= 0:
+    parser.error('--parallel is 1 or more, --retries 0 or more, --backoff above 0 and at most 1, '
+                 '--stall above 0')
   return args
 
 
@@ -247,8 +302,9 @@ def _main(args: argparse.Namespace) -> int:
   os.makedirs(args.workdir, exist_ok=True)
   laws = {p.name: p.law for p in points if p.law}
   write_json(os.path.join(args.workdir, 'laws.json'), laws)
-  ok = run(points, parallel=args.parallel, retries=args.retries, gpus=find_gpus(),
-           say=lambda line: print(line, flush=True))
+  signal.signal(signal.SIGTERM, signal.default_int_handler)  # its processes must not outlive it
+  ok = run(points, parallel=args.parallel, retries=args.retries, backoff=args.backoff,
+           stall=args.stall, gpus=find_gpus(), say=lambda line: print(line, flush=True))
   finished = [comparison.load(p.name, p.fields, p.folder, p.group, p.factors)
               for p in points if p.state == 'done' and not p.aside]
   if finished:

@@ -284,3 +284,58 @@ def test_a_sweep_end_to_end(tmp_path):
   before = {p: p.stat().st_mtime_ns for p in (tmp_path / 'work/steps').glob('*/step.json')}
   subprocess.run(command, cwd=REPOSITORY, check=True, capture_output=True, timeout=300)
   assert before == {p: p.stat().st_mtime_ns for p in (tmp_path / 'work/steps').glob('*/step.json')}
+
+
+def test_a_point_is_leased_by_one_process(tmp_path):
+  """Two sweeps of one folder share the points between them and run each once."""
+  counter = tmp_path / 'counter'
+  code = f'''
+import pathlib, sys
+from experiments import sweep
+root = pathlib.Path({str(tmp_path)!r}) / 'points'
+points = [sweep.Point(str(i), {{}}, [sys.executable, '-c', """
+import os, sys, time
+done = os.path.join({str(tmp_path)!r}, 'done-' + sys.argv[1])
+if not os.path.exists(done):
+  open({str(counter)!r}, 'a').write(sys.argv[1] + chr(10))
+  time.sleep(.5)
+  open(done, 'w').close()
+""", str(i)], root / str(i), set()) for i in range(6)]
+assert sweep.run(points, parallel=2, say=lambda line: None)
+'''
+  both = [subprocess.Popen([sys.executable, '-c', code], cwd=REPOSITORY) for _ in range(2)]
+  assert [p.wait(120) for p in both] == [0, 0]
+  assert sorted(counter.read_text().split()) == list('012345')
+
+
+def test_a_point_that_diverges_is_run_again_slower(tmp_path):
+  script = '''
+import json
+rate = float(sys.argv[-1].partition("=")[2]) if len(sys.argv) > 1 else 0.8
+json.dump({"optimizer": {"learning_rate": rate}}, open("config.json", "w"))
+with open("events.jsonl", "a") as f:
+  f.write(json.dumps({"step": 9, "event": "diverged" if rate > .3 else "stop"}) + chr(10))
+print("error: loss nan" if rate > .3 else "fine")
+sys.exit(2 if rate > .3 else 0)'''
+  for retries, state in ((1, 'failed'), (2, 'done')):
+    (point,) = points_of(tmp_path / str(retries), wild=script)
+    point.command[2] = f'import os, sys\nos.chdir({str(point.folder)!r})\n{script}'
+    said = []
+    assert sweep.run([point], parallel=1, retries=retries, backoff=0.5, say=said.append) == (
+      state == 'done')
+    assert (point.state, point.tries) == (state, retries + 1)
+    assert 'again at a learning rate of 0.4' in said[1]
+  assert point.fields == {'optimizer.learning_rate': 0.2}
+  (point,) = points_of(tmp_path / 'never', wild=script)
+  point.command[2] = f'import os, sys\nos.chdir({str(point.folder)!r})\n{script}'
+  assert not sweep.run([point], parallel=1, retries=2, say=lambda _: None) and point.tries == 1
+
+
+def test_a_silent_process_is_killed_and_started_again(tmp_path):
+  mark = tmp_path / 'mark'
+  (point,) = points_of(tmp_path, hangs=(
+    f'first = not os.path.exists({str(mark)!r}); open({str(mark)!r}, "w").close()\n'
+    'if first: time.sleep(60)'))
+  said = []
+  assert sweep.run([point], parallel=1, stall=1.0, say=said.append)
+  assert point.tries == 2 and 'it has said nothing for' in said[1]

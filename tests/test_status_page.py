@@ -1,0 +1,112 @@
+"""The live status: what files say of runs, and the server on loopback, in a browser where one is."""
+
+import json
+import os
+import pathlib
+import re
+import shutil
+import subprocess
+import sys
+import threading
+import time
+import urllib.error
+import urllib.request
+
+import pytest
+from conftest import REPOSITORY
+
+from smoljax import status_page
+
+
+def make_run(folder: pathlib.Path, *, steps=10, rows=0, events=(), log='', done=False) -> None:
+  folder.mkdir(parents=True)
+  (folder / 'config.json').write_text(json.dumps({'train': {'steps': steps}}))
+  (folder / 'metrics.jsonl').write_text(''.join(json.dumps(
+    {'step': i + 1, 'train/loss': 5 - i / 4, 'perf/step_time': 2.0, 'perf/tokens_per_sec': 1234.5}
+  ) + '\n' for i in range(rows)) + '{"step": 99, "torn')
+  (folder / 'events.jsonl').write_text(''.join(json.dumps(e) + '\n' for e in events))
+  (folder / 'log.txt').write_text(log)
+  if done:
+    (folder / 'report').mkdir()
+    (folder / 'report/index.html').write_text('<title>a report</title>')
+    (folder / 'summary.json').write_text(json.dumps({'seconds': {'report': 1.0}}))
+
+
+@pytest.fixture
+def sweep(tmp_path):
+  points = tmp_path / 'points'
+  make_run(points / 'busy', rows=4, log='step 4/10 | loss 4.0\n')
+  make_run(points / 'finished', rows=10, done=True)
+  make_run(points / 'wild', rows=3, events=[{'step': 3, 'event': 'diverged', 'loss': 'nan'}])
+  make_run(points / 'refused', log='error: no such <file>\n')
+  make_run(points / 'old', rows=2)
+  for file in (points / 'old').iterdir():
+    os.utime(file, (1e9, 1e9))
+  return tmp_path
+
+
+def test_states_are_those_of_the_files(sweep):
+  found = {p.name: status_page.status(p, time.time()) for p in status_page.runs(sweep)}
+  assert {k: s.state for k, s in found.items()} == {
+    'busy': 'running', 'finished': 'done', 'wild': 'diverged', 'refused': 'failed',
+    'old': 'stopped'}
+  busy = found['busy']
+  assert (busy.step, busy.steps, busy.left) == (4, 10, 12.0)
+  assert found['old'].left is None and found['wild'].events[-1]['event'] == 'diverged'
+  # The same command again: config.json is newer than the summary until the end.
+  os.utime(sweep / 'points/finished/summary.json', (1e9, 1e9))
+  assert status_page.status(sweep / 'points/finished', time.time()).state == 'running'
+
+
+def test_a_single_run_and_nothing(tmp_path):
+  make_run(tmp_path / 'run', rows=1)
+  assert status_page.runs(tmp_path / 'run') == [tmp_path / 'run']
+  with pytest.raises(FileNotFoundError, match='nothing runs in'):
+    status_page.serve(str(tmp_path))
+
+
+@pytest.fixture
+def address(sweep):
+  with status_page.serve(str(sweep)) as server:
+    thread = threading.Thread(target=server.serve_forever, daemon=True)
+    thread.start()
+    yield f'http://127.0.0.1:{server.server_address[1]}'
+    server.shutdown()
+
+
+def get(url: str, **headers: str) -> str:
+  return urllib.request.urlopen(urllib.request.Request(url, headers=headers)).read().decode()
+
+
+def test_the_server_shows_runs_and_their_reports(address):
+  page = get(address + '/')
+  assert '1 diverged' not in page.split('</h1>')[1]
+  assert re.search('<h1>[^<]*1 running[^<]*</h1>', page)
+  assert 'error: no such &lt;file&gt;' in page and '<file>' not in page
+  assert 'http-equiv="refresh"' in page and '4 of 10' in page and '1,234' in page
+  link = re.search('href="(/points/finished/report/index.html)"', page)[1]
+  assert 'a report' in get(address + link)
+
+
+def test_the_server_answers_to_no_other_name_and_leaves_its_folder_alone(address, sweep):
+  (sweep.parent / 'secret.txt').write_text('secret')
+  for path, headers in (('/', {'Host': 'evil.example'}), ('/../secret.txt', {}),
+                        ('/%2e%2e/secret.txt', {})):
+    with pytest.raises(urllib.error.HTTPError):
+      get(address + path, **headers)
+
+
+@pytest.mark.skipif(not shutil.which('chromium'), reason='no browser')
+def test_a_browser_draws_it(address):
+  command = ['chromium', '--headless', '--no-sandbox', '--disable-gpu', '--dump-dom', address + '/']
+  dom = subprocess.run(command, capture_output=True, text=True, timeout=60).stdout
+  assert dom.count('<tr>') == 6 and '<svg' in dom and 'Loss in training' in dom
+
+
+def test_the_command_serves(sweep):
+  command = [sys.executable, '-m', 'experiments.report', f'--workdir={sweep}', '--watch',
+             '--port=0']
+  with subprocess.Popen(command, cwd=REPOSITORY, stdout=subprocess.PIPE, text=True) as process:
+    url = re.search(r'http://127.0.0.1:\d+/', process.stdout.readline())[0]
+    assert 'busy' in get(url)
+    process.terminate()
