@@ -129,6 +129,7 @@ def get_config() -> ConfigDict:
   c.train.branch_from = ''  # a run or its checkpoint that this one goes on from, with all its state
   c.train.loss_chunk = 512  # positions whose logits exist at once
   c.train.z_loss = 0.0  # weight of log(Z)²; SmolLM3: off
+  c.train.cos_reg = 0.0  # weight against features that collapse to one direction: objectives.py
   c.train.log_every = 10  # steps
   c.train.eval_every = 100  # steps
   c.train.eval_documents = 64  # held-out documents per corpus at each evaluation while training

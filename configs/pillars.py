@@ -13,32 +13,34 @@ from ml_collections import ConfigDict
 from configs import data_ablation, quickstart
 
 SEEDS = 3
-TOKENS = 250_000
+TOKENS = 150_000
 # What a run has in place of a pillar that it lacks.
 WITHOUT = {
   'data': data_ablation.RAW,  # as extracted: all languages, unfiltered, near-duplicates kept
   # The blocks of GPT-2 (with RoPE): GELU, LayerNorm, every layer rotates; as many parameters.
   'architecture': {'model.activation': 'gelu', 'model.norm': 'layer', 'model.nope_interval': 0,
-                   'model.mlp_dim': 576},
+                   'model.mlp_dim': 288},
   'objective': {'distill.teacher': ''},  # cross entropy alone, without the teacher beside it
   'optimizer': {'optimizer.name': 'adamw'},
   # GPT-2's and GPT-3's of its smallest size, and a larger batch.
   'hyperparameters': {'optimizer.learning_rate': 6e-4, 'optimizer.schedule': 'cosine',
                       'train.batch_tokens': 8192},
 }  # fmt: skip
-TEACHER = {'model.embed_dim': 192, 'model.mlp_dim': 576, 'model.num_heads': 6,
+TEACHER = {'model.embed_dim': 128, 'model.mlp_dim': 384, 'model.num_heads': 4,
            'train.tokens': 3 * TOKENS}  # fmt: skip
 
 
 def get_config() -> ConfigDict:
   c = quickstart.get_config()
   c.name = 'pillars'
+  c.model.embed_dim, c.model.mlp_dim, c.model.num_heads = 64, 192, 2
   c.train.tokens = TOKENS
   c.train.stages = data_ablation.mixture(web=1.0)['train.stages']
   c.train.eval_every = 1000
   c.train.log_every = 10
   c.distill.weight = 0.5
   c.diagnostics.every = 0
+  c.eval.documents = 60
   c.eval.tasks = ()
   c.sample.prompts = ()
   return c

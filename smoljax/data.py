@@ -67,8 +67,7 @@ class Corpus:
 
   def ids(self, documents: Sequence[int]) -> list[str]:
     """The ids of documents by their number."""
-    records = self.records.__getitems__(list(documents))
-    return [r['id'].decode() if isinstance(r['id'], bytes) else r['id'] for r in records]
+    return [word(r['id']) for r in self.records.__getitems__(list(documents))]
 
   def token_counts(self, vocab_size: int, limit: int = 100_000) -> np.ndarray:
     """How often each id occurs, `[vocab_size]` int64, in up to `limit` documents evenly spread."""
@@ -76,6 +75,11 @@ class Corpus:
     for document in range(0, len(self.lengths), -(-len(self.lengths) // limit)):
       counts += np.bincount(self.tokens(document), minlength=vocab_size)
     return counts
+
+
+def word(value: bytes | str) -> str:
+  """A field of text of a record, which the reader gives as bytes."""
+  return value.decode() if isinstance(value, bytes) else value
 
 
 def open_corpus(path: str, split: str = 'train', name: str | None = None) -> Corpus:

@@ -152,12 +152,34 @@ def effective_rank(x_XD: jax.Array) -> jax.Array:
 
 
 def token_cosine(x_XD: jax.Array, mask_X: jax.Array) -> jax.Array:
-  """Mean cosine of two different rows among those that the mask (0 or 1) names."""
-  x_XD = x_XD.astype(jnp.float32)
-  norm_X1 = jnp.linalg.norm(x_XD, axis=1, keepdims=True)
-  sum_D = jnp.sum(x_XD / jnp.maximum(norm_X1, 1e-30) * mask_X[:, None], axis=0)
+  """Mean cosine of two different rows among those that the mask (0 or 1) names; X may be axes."""
+  x_XD, axes = x_XD.astype(jnp.float32), tuple(range(mask_X.ndim))
+  norm_X1 = jnp.sqrt(jnp.sum(jnp.square(x_XD), axis=-1, keepdims=True) + 1e-30)
+  sum_D = jnp.sum(x_XD / norm_X1 * mask_X[..., None], axis=axes)
   n = jnp.sum(mask_X)
   return (jnp.sum(jnp.square(sum_D)) - n) / jnp.maximum(n * (n - 1), 1)
+
+
+def movement(
+  config: model.ModelConfig, params: PyTree, updates: PyTree, batch: dict[str, jax.Array]
+) -> jax.Array:
+  """‖Δh‖/‖h‖ of the residual stream after each layer by an update of the parameters, float32 [L].
+
+  h are the hidden states of the batch's tokens together; features that are learned move about as
+  much in every layer and at every width (Yang et al., arXiv 2310.17813).
+  """
+  mask_BT1 = (batch['segment_ids'] > 0).astype(jnp.float32)[..., None]
+
+  def residual(params: PyTree) -> jax.Array:
+    _, aux = model.hidden(
+      config, params, batch['inputs'], positions_BT=batch['positions'],
+      segment_ids_BT=batch['segment_ids'], capture=('residual',))  # fmt: skip
+    return _whole(aux['residual_LBTD']).astype(jnp.float32) * _whole(mask_BT1)
+
+  after = jax.tree.map(lambda p, u: p + u.astype(p.dtype), params, updates)
+  h_LBTD = residual(params)
+  square = lambda x_LBTD: jnp.sum(jnp.square(x_LBTD), axis=(1, 2, 3))
+  return jnp.sqrt(square(residual(after) - h_LBTD) / jnp.maximum(square(h_LBTD), 1e-30))
 
 
 def _whole(x: jax.Array) -> jax.Array:

@@ -29,7 +29,8 @@ import numpy as np
 from smoljax import checkpoint, data, export, model, sharding, tokenizer
 from smoljax.tokenizer import Tokenizer
 
-Document = Mapping[str, Any]  # 'tokens': int array [n]; 'num_bytes': UTF-8 bytes of its text
+# 'tokens': int array [n]; 'num_bytes': UTF-8 bytes of its text; 'language': ISO 639-1, if known
+Document = Mapping[str, Any]
 Example = dict[str, Any]  # 'context': str, or one per choice; 'choices': list of str; 'answer': int
 
 _MIN_BUCKET = 128  # tokens; shorter sequences are padded to this
@@ -248,7 +249,8 @@ def load_documents(path: str, *, split: str = 'validation', limit: int = 0) -> l
   """
   corpus = data.open_corpus(path, split)
   records = (corpus.records[i] for i in _spread(len(corpus.records), limit))
-  return [{'tokens': corpus.decode(r), 'num_bytes': int(r['num_bytes'])} for r in records]
+  return [{'tokens': corpus.decode(r), 'num_bytes': int(r['num_bytes']),
+           'language': data.word(r['language'])} for r in records]
 
 
 def load_held_out(corpora: Mapping[str, str], *, limit: int = 0) -> dict[str, list[Document]]:
@@ -287,7 +289,8 @@ def bits_per_byte(
     min_context: see `windows`; None = a quarter of `seq_len`.
   Returns:
     `bpb` (bits per UTF-8 byte of text), `loss` (nats per token), the counts `documents`, `tokens`,
-    `bytes`, and `calibration`: of ten equal ranges of the likeliest token's probability
+    `bytes`, where there is more than one language `languages` (code → bits per byte), and
+    `calibration`: of ten equal ranges of the likeliest token's probability
     [places, their mean probability, share where that token came], and `ece`, the mean distance of
     the two over places (expected calibration error, Guo et al. 2017).
   Raises:
@@ -295,24 +298,29 @@ def bits_per_byte(
   """
   if min_context is None:
     min_context = seq_len // 4
-  counts = collections.Counter()
+  counts, size_of, nats_of = (collections.Counter() for _ in range(3))  # the last two by language
 
   def stream() -> Iterator[Window]:
     for d in documents:
-      counts.update(documents=1, tokens=max(0, len(d['tokens']) - 1), bytes=int(d['num_bytes']))
-      yield from windows(None, d['tokens'], first=1, seq_len=seq_len, min_context=min_context)
+      language, size = d.get('language', ''), int(d['num_bytes'])
+      counts.update(documents=1, tokens=max(0, len(d['tokens']) - 1), bytes=size)
+      size_of[language] += size
+      yield from windows(language, d['tokens'], first=1, seq_len=seq_len, min_context=min_context)
 
-  nats, bins = 0.0, np.zeros((10, 3))
+  bins = np.zeros((10, 3))
   scored = run_windows(config, params, stream(), batch_size=batch_size, seq_len=seq_len)
-  for _, logprobs, best in scored:
-    nats -= float(logprobs.sum(dtype=np.float64))
+  for language, logprobs, best in scored:
+    nats_of[language] -= float(logprobs.sum(dtype=np.float64))
     sure = np.exp(best, dtype=np.float64)
     values = np.stack([np.ones_like(sure), sure, logprobs >= best], axis=1)
     np.add.at(bins, np.minimum((sure * 10).astype(int), 9), values)
   _require_tokens(counts)
   means = bins[:, 1:] / np.maximum(bins[:, :1], 1)
+  nats = math.fsum(nats_of.values())
+  by_language = {k: nats_of[k] / math.log(2) / size for k, size in sorted(size_of.items()) if size}
   return {
     'bpb': nats / math.log(2) / counts['bytes'],
+    **({'languages': by_language} if len(by_language) > 1 else {}),
     'loss': nats / counts['tokens'],
     **counts,
     'calibration': np.column_stack([bins[:, 0], means]).tolist(),
@@ -651,7 +659,9 @@ def evaluate(
     if unigram_counts and name in unigram_counts:
       row['unigram_loss'] = unigram_loss(unigram_counts[name], docs)
     results['bits_per_byte'][name] = row
-    say(f'{name}: {row["bpb"]:.3f} bits per byte, {row["loss"]:.3f} nats per token')
+    languages = ', '.join(f'{k or "?"} {x:.3f}' for k, x in row.get('languages', {}).items())
+    say(f'{name}: {row["bpb"]:.3f} bits per byte, {row["loss"]:.3f} nats per token'
+        + (f' ({languages})' if languages else ''))
   if documents:
     everything = [d for docs in documents.values() for d in docs]
     copied = results['copy'] = copy_probe(config, params, everything, **options)

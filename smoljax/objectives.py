@@ -3,6 +3,7 @@
 The sum that training differentiates is
 
   next token  (1 - α) · cross entropy of the main head + z_loss · log²Z
+  spread      cos_reg · mean cosine of two tokens' final hidden states, squared
   + teacher   α · distance from a teacher's distribution, + weights · transfers (smoljax/distill.py)
   + future    λ / D · Σ_k cross entropy of the k-th module of multi-token prediction
 
@@ -16,7 +17,7 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 
-from smoljax import distill, model, sharding
+from smoljax import diagnostics, distill, model, sharding
 
 PyTree = Any
 
@@ -158,6 +159,7 @@ def next_token(
   num_sources: int,
   chunk: int = 512,
   z_loss: float = 0.0,
+  cos_reg: float = 0.0,
   max_logits: str | None = None,
   mtp_weight: jax.Array | float = 0.0,
   teacher: distill.Teacher | None = None,
@@ -170,6 +172,9 @@ def next_token(
 
   Args:
     batch: of `data.Batches`, with what the teacher's cache holds if there is one.
+    cos_reg: weight of the squared mean cosine of two tokens, which is near 1 where features have
+      collapsed to one direction. Gao et al., arXiv 1907.12009, take the mean cosine of two word
+      embeddings; of hidden states it sees the layers too, and squared it asks for 0, not less.
     mtp_weight: λ of a model with modules of multi-token prediction (config.mtp).
     teacher: what is learned from another model, and how; see `distill.Teacher`.
     teacher_params: of that model, without gradient: all of them if it runs beside the student, its
@@ -203,6 +208,9 @@ def next_token(
     'log_z_sum': jnp.sum(places['log_z'] * mask_BT),
     **({'max_logits_LN': aux['max_logits_LN']} if max_logits else {}),
   }
+  if cos_reg:
+    cosine = diagnostics.token_cosine(hidden_BTD, mask_BT)
+    total += cos_reg * jnp.square(cosine) * jnp.sum(mask_BT) / total_tokens
   if teacher:
     if 'teacher' in places:
       metrics['teacher_sum/logits'] = jnp.sum(places['teacher'] * mask_BT)

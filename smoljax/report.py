@@ -461,7 +461,8 @@ COSINE, RANK_LEFT, DEAD = 0.9, 0.2, 0.5
 COLLAPSES = {
   'Tokens point one way': f'two tokens’ hidden states have a mean cosine above {COSINE}: the '
     'residual stream carries one direction. Lower the learning rate of embedding and head, warm up '
-    'longer, or let no weight decay act on the norms.',
+    'longer, let no weight decay act on the norms, or give the mean cosine a weight in the loss '
+    '(--config.train.cos_reg=1).',
   'Rank is lost': f'the effective rank is below {percent(RANK_LEFT, 0)} of what it had been: few '
     'directions are in use. Lower the learning rate, raise weight decay, or use Muon, whose '
     'updates are of full rank.',
@@ -501,11 +502,19 @@ def features(looks: Sequence[dict], csv: Csv) -> list[str]:
           for j, i in enumerate(shown)]
   cosine = [(r['step'], r['token_cos']) for r in looks if number(r.get('token_cos'))]
   dead = [(r['step'], max(r['dead_frac_L'])) for r in looks if r.get('dead_frac_L')]
-  link = csv('features', ('step', *(f'eff_rank_{i}' for i in layers), 'token_cos'),
-             [(r['step'], *r['eff_rank_L'], r.get('token_cos', '')) for r in looks])
+  moved = [r for r in looks if r.get('move_L')]
+  link = csv('features', ('step', *(f'eff_rank_{i}' for i in layers), 'token_cos',
+                          *(f'move_{i}' for i in layers if moved)),
+             [(r['step'], *r['eff_rank_L'], r.get('token_cos', ''), *r.get('move_L', ()))
+              for r in looks])
   grid = [figure('Effective rank', charts.lines(
     rank, label='Effective rank of the residual stream by layer', y_label='dims in use', height=200,
     from_zero=True), link)]
+  if moved:
+    grid.append(figure('How far a step moves the residual stream', charts.lines(
+      [Series(f'layer {i}', [(r['step'], r['move_L'][i]) for r in moved], j)
+       for j, i in enumerate(shown)], label='Change of hidden states by a step, by layer',
+      y_label='‖Δh‖/‖h‖ of fixed rows', height=200, from_zero=True), link))
   for title, points in (('Mean cosine of two tokens', cosine), ('Dead units, worst layer', dead)):
     if points:
       grid.append(figure(title, charts.lines(
@@ -560,6 +569,13 @@ def evaluation(run: Run, csv: Csv) -> str:
         [(text(k), f'<b>{fixed(v.get("bpb"), 3)}</b>', fixed(v.get('loss')),
           fixed(v.get('unigram_loss')), fixed(gap(v)), count(v.get('documents')),
           count(v.get('tokens'))) for k, v in held_out]))
+    spoken = [(k, language, x) for k, v in held_out
+              for language, x in (get(v, 'languages') or {}).items()]
+    if spoken:
+      parts.append(figure('Bits per byte by language', table(
+        ('corpus', 'language', 'bits per byte'),
+        [(text(k), text(language or '?'), fixed(x, 3)) for k, language, x in spoken], words=2),
+        csv('languages', ('corpus', 'language', 'bits_per_byte'), spoken)))
   parts += [versus(run, csv), f'<div class="grid">{"".join(calibration(run, csv))}</div>']
   if copied := get(run.evals, 'copy'):
     parts.append('<p class="note">Of a shuffled passage it guesses ' + ' and '.join(

@@ -48,6 +48,7 @@ def make_train_step(
   accumulate: int = 1,
   chunk: int = 512,
   z_loss: float = 0.0,
+  cos_reg: float = 0.0,
   qk_clip: Any = None,
   clip_norm: float = 0.0,
   leaves: bool = False,
@@ -86,6 +87,7 @@ def make_train_step(
     accumulate=accumulate,
     chunk=chunk,
     z_loss=z_loss,
+    cos_reg=cos_reg,
     max_logits=qk_clip.measure if tau else None,
     mtp_weight=mtp_weight,
     teacher=teacher,
@@ -131,6 +133,7 @@ def make_gradients(
   accumulate: int = 1,
   chunk: int = 512,
   z_loss: float = 0.0,
+  cos_reg: float = 0.0,
   max_logits: str | None = None,
   mtp_weight: Callable[[jax.Array], jax.Array] | None = None,
   teacher: distill.Teacher | None = None,
@@ -153,6 +156,7 @@ def make_gradients(
       num_sources=num_sources,
       chunk=chunk,
       z_loss=z_loss,
+      cos_reg=cos_reg,
       max_logits=max_logits,
       mtp_weight=mtp_weight(step) if mtp_weight else 0.0,
       teacher=teacher,
@@ -316,6 +320,7 @@ def train(
       accumulate=t.accumulate,
       chunk=t.loss_chunk,
       z_loss=t.z_loss,
+      cos_reg=t.cos_reg,
       qk_clip=qk_clip,
       clip_norm=config.optimizer.clip_norm,
       leaves=config.diagnostics.leaves,
@@ -325,6 +330,7 @@ def train(
     flops = model_config.flops_per_token(config.data.seq_len)
     probe = make_probe(
       model_config, optimizer, mesh, t, num_sources=len(batches.sources),
+      fixed=fixed_rows(held_out, config.data.seq_len, mesh) if config.diagnostics.every else {},
       mtp_weight=weight, teacher=teacher, teacher_params=teacher_params)
     peak = metrics.peak_flops(jax.devices()[0].device_kind)
     window: list[tuple[dict, float, float]] = []  # metrics, step seconds, wait seconds since a row
@@ -595,6 +601,7 @@ def make_probe(
   t: Any,
   *,
   num_sources: int,
+  fixed: dict,
   mtp_weight: Callable[[jax.Array], jax.Array] | None = None,
   teacher: distill.Teacher | None = None,
   teacher_params: PyTree = None,
@@ -603,26 +610,29 @@ def make_probe(
 
   To be taken before the step on that batch. Activations of about 4,096 tokens; how evenly weights,
   and the update that the step will make, use their directions (`svd_entropy/weights/LEAF` and
-  `svd_entropy/updates/LEAF`, means over layers); and, where no micro-batches tell it in every row,
-  what the gradients of the batch's two halves say. Rows that do not divide into micro-batches on
-  this mesh say nothing of gradients.
+  `svd_entropy/updates/LEAF`, means over layers); how far that update moves the residual stream of
+  the `fixed` rows after each layer (`move_L`, see diagnostics.movement); and, where no
+  micro-batches tell it in every row, what the gradients of the batch's two halves say. Rows that do
+  not divide into micro-batches on this mesh say nothing of gradients and updates.
   """
   ways, micros = mesh.shape['data'] * mesh.shape['fsdp'], max(2, t.accumulate)
   gradients = make_gradients(
     config, num_sources=num_sources, accumulate=micros, chunk=t.loss_chunk, z_loss=t.z_loss,
-    mtp_weight=mtp_weight, teacher=teacher,
+    cos_reg=t.cos_reg, mtp_weight=mtp_weight, teacher=teacher,
   )
   views = optim.matrix_views(model.abstract_params(config))
 
   @jax.jit
   def of_gradients(
-    state: dict, batch: dict, teacher_params: PyTree
-  ) -> tuple[tuple[jax.Array, ...], dict]:
+    state: dict, batch: dict, fixed: dict, teacher_params: PyTree
+  ) -> tuple[tuple[jax.Array, ...], jax.Array, dict]:
     number = state['opt_state']['guard']['batches'] + 1
     grads, aux = gradients(state['params'], batch, number, teacher_params)
     updates, _ = optimizer.update(grads, state['opt_state']['optimizer'], state['params'])
+    updates = jax.tree.map(lambda u: u * state['opt_state']['guard']['lr_scale'], updates)
     sums = aux['micro_sq'], jnp.square(_norm(grads)), jnp.sum(aux['tokens_S'])
-    return sums, diagnostics.svd_entropy(updates, views)
+    move_L = diagnostics.movement(config, state['params'], updates, fixed)
+    return sums, move_L, diagnostics.svd_entropy(updates, views)
 
   @jax.jit
   def of_activations(params: PyTree, batch: dict) -> tuple[dict, dict]:
@@ -642,7 +652,9 @@ def make_probe(
     row |= {f'svd_entropy/weights/{name}': float(np.mean(x)) for name, x in of_weights.items()}
     if t.rows % (micros * ways) == 0:
       whole = sharding.shard_batch(batch, mesh)
-      sums, of_updates = jax.device_get(of_gradients(state, whole, teacher_params))
+      sums, move_L, of_updates = jax.device_get(
+        of_gradients(state, whole, fixed, teacher_params))
+      row['move_L'] = move_L.tolist()
       row |= {f'svd_entropy/updates/{name}': float(np.mean(x)) for name, x in of_updates.items()}
       if t.accumulate == 1:
         micro_sq, grad_sq, tokens = map(float, sums)
@@ -650,6 +662,28 @@ def make_probe(
     return row
 
   return probe
+
+
+def fixed_rows(
+  held_out: Mapping[str, Sequence[evals.Document]], seq_len: int, mesh: jax.sharding.Mesh
+) -> dict[str, jax.Array]:
+  """The beginnings of the first held-out documents as a batch of about 2,048 tokens, on the mesh."""
+  ways = mesh.shape['data'] * mesh.shape['fsdp']
+  rows = -(-2048 // (seq_len * ways)) * ways
+  documents = [d['tokens'] for of in zip(*held_out.values(), strict=False) for d in of]
+  documents = [documents[i % len(documents)] for i in range(rows)]
+  inputs_BT = np.zeros((rows, seq_len), np.int32)
+  for row, tokens in zip(inputs_BT, documents, strict=True):
+    row[:len(tokens)] = tokens[:seq_len]
+  lengths_B1 = np.array([[len(tokens)] for tokens in documents])
+  places_T = np.arange(seq_len, dtype=np.int32)
+  share = rows // jax.process_count()
+  mine = slice(share * jax.process_index(), share * (jax.process_index() + 1))
+  return sharding.shard_batch({
+    'inputs': inputs_BT[mine],
+    'positions': np.tile(places_T, (rows, 1))[mine],
+    'segment_ids': (places_T < lengths_B1).astype(np.int32)[mine],
+  }, mesh)
 
 
 _OPT_STATE = ('optimizer', 'guard')

@@ -64,6 +64,28 @@ def test_token_cosine():
   np.testing.assert_allclose(found, both, rtol=1e-5)
 
 
+def test_movement_is_the_change_of_the_residual_stream():
+  rng = np.random.default_rng(0)
+  params = model.init(CONFIG, jax.random.key(0))
+  updates = jax.tree.map(lambda p: 0.01 * rng.standard_normal(p.shape).astype(np.float32), params)
+  segments = np.ones((2, 16), np.int32)
+  segments[1, 9:] = 0
+  batch = {'inputs': rng.integers(0, 64, (2, 16)), 'segment_ids': segments,
+           'positions': np.tile(np.arange(16), (2, 1))}
+
+  def residual(params):
+    _, aux = model.hidden(CONFIG, params, batch['inputs'], positions_BT=batch['positions'],
+                          segment_ids_BT=segments, capture=('residual',))
+    return np.asarray(aux['residual_LBTD'], np.float64)[:, segments > 0].reshape(3, -1)
+
+  before, after = residual(params), residual(jax.tree.map(jnp.add, params, updates))
+  expected = np.linalg.norm(after - before, axis=1) / np.linalg.norm(before, axis=1)
+  found = diagnostics.movement(CONFIG, params, updates, batch)
+  np.testing.assert_allclose(found, expected, rtol=1e-4)
+  still = diagnostics.movement(CONFIG, params, jax.tree.map(jnp.zeros_like, params), batch)
+  np.testing.assert_array_equal(still, 0)
+
+
 CONFIG = model.ModelConfig(
   vocab_size=64, num_layers=3, embed_dim=32, num_heads=4, num_kv_heads=2, head_dim=8, mlp_dim=48,
   max_seq_len=32, dtype='float32',

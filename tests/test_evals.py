@@ -114,6 +114,17 @@ def test_bits_per_byte_against_numpy(small):
   assert (got['documents'], got['tokens'], got['bytes']) == (7, tokens, size)
 
 
+def test_bits_per_byte_by_language(small):
+  docs = [d | {'language': x} for d, x in zip(documents(40, 127, 90), ('en', 'de', 'en'),
+                                              strict=True)]
+  options = {'batch_size': 2, 'seq_len': 200}
+  got = evals.bits_per_byte(*small, docs, **options)
+  alone = {x: evals.bits_per_byte(*small, [d for d in docs if d['language'] == x], **options)
+           for x in ('de', 'en')}
+  assert got['languages'] == pytest.approx({x: of['bpb'] for x, of in alone.items()}, rel=1e-6)
+  assert all('languages' not in of for of in alone.values())
+
+
 def test_calibration_against_numpy(small):
   docs = documents(40, 127)
   got = evals.bits_per_byte(*small, docs, batch_size=2, seq_len=200)
