@@ -4,6 +4,7 @@
   python -m experiments.report --workdir=corpora     # curated corpora alone: what data_beam wrote
   python -m experiments.report --scaling=runs/ladder --output=scaling    # the law of a sweep's runs
   python -m experiments.report --scaling=FILE.csv --output=scaling --flops=1e20,1e21
+  python -m experiments.report --scaling=runs/adamw --against=runs/muon --output=scaling
   python -m experiments.report --workdir=runs/ladder --watch     # a page that follows what runs now
 
 `experiments.run` writes the same page as its last step; this is for runs that were stopped before,
@@ -11,6 +12,7 @@ or moved, or evaluated again since. Nothing is trained or computed: open the pag
 browser, with or without a network.
 """
 
+import functools
 import sys
 
 from absl import app, flags, logging
@@ -25,6 +27,8 @@ _OUTPUT = flags.DEFINE_string(
 _SCALING = flags.DEFINE_string(
   'scaling', None, 'A folder of runs, or a CSV with the columns loss and two of params, tokens, '
   'flops: their scaling law instead of a run.')
+_AGAINST = flags.DEFINE_string(
+  'against', None, 'With --scaling, another ladder: do their exponents differ?')
 _FLOPS = flags.DEFINE_list('flops', [], 'Budgets, 6 N D, to plan runs for from the scaling law.')
 _FORCE = flags.DEFINE_bool('force', False, 'Plan beyond ten times the largest run’s compute.')
 _EMBEDDING = flags.DEFINE_bool('embedding', False, 'Count embeddings as parameters of runs.')
@@ -64,9 +68,11 @@ def _watch(workdir: str) -> None:
 def _scaling(source: str) -> str:
   if not _OUTPUT.value:
     raise ValueError('where to? Give --output=DIR')
-  points = scaling_page.read(source, embedding=_EMBEDDING.value)
+  read = functools.partial(scaling_page.read, embedding=_EMBEDDING.value)
+  points = read(source)
   page, fit = scaling_page.write(
-    points, _OUTPUT.value, flops=[float(x) for x in _FLOPS.value], force=_FORCE.value, say=print)
+    points, _OUTPUT.value, flops=[float(x) for x in _FLOPS.value], force=_FORCE.value,
+    against=read(_AGAINST.value) if _AGAINST.value else None, say=print)
   ends = {k: f' ({low:.4g} to {high:.4g})' for k, (low, high) in fit.intervals.items()}
   print(f'{len(points.loss)} runs; {points.convention}')
   print('  '.join(f'{k} = {getattr(fit, k):.5g}{ends.get(k, "")}'

@@ -65,11 +65,40 @@ PRUNERS: dict[str, Callable[[], optuna.pruners.BasePruner]] = {
   'hyperband': lambda: optuna.pruners.HyperbandPruner(min_resource=1, reduction_factor=3),
   'median': lambda: optuna.pruners.MedianPruner(n_startup_trials=4),
 }
+
+
+def _latency(folder: pathlib.Path, _: dict) -> float:
+  """Milliseconds a token of greedy decoding, one row, on this machine."""
+  from smoljax import decode, evals, model
+
+  config, params, _ = evals.load_weights(str(folder / 'checkpoints'))
+  config, params = model.without_mtp(config, params)
+  new = min(64, config.max_seq_len - 1)
+  params = decode.prepare(config, params)
+  times = []
+  for _ in range(3):  # the first compiles
+    began = time.perf_counter()
+    decode.generate(config, params, [[0]], max_new_tokens=new)
+    times.append(time.perf_counter() - began)
+  return 1000 * min(times) / new
+
+
+def _memory(folder: pathlib.Path, summary: dict) -> float:
+  """Bytes to serve one row of full length: weights and keys and values, two bytes each."""
+  from smoljax import checkpoint
+
+  config, _, _ = checkpoint.load_params(str(folder / 'checkpoints'))
+  cache = 2 * config.num_layers * config.num_kv_heads * config.head_dim * config.max_seq_len
+  return 2.0 * (summary['parameters'] + cache)
+
+
 OBJECTIVES = {  # all are made small; of a run's workdir
   'loss': lambda folder, summary: summary['loss']['validation'],
   'parameters': lambda folder, summary: summary['parameters'],
   'bytes': lambda folder, summary: (folder / 'export/model.safetensors').stat().st_size,
   'seconds': lambda folder, summary: summary['seconds']['train'],
+  'latency': _latency,
+  'memory': _memory,
 }
 
 

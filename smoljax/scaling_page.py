@@ -31,6 +31,7 @@ class Points:
   flops: np.ndarray
   convention: str  # how parameters and FLOPs were counted, in words
   unseen: tuple[tuple[str, float, float, float, float], ...] = ()  # name, N, D, loss, C: not fitted
+  strangers: tuple[tuple[str, str], ...] = ()  # runs of another corpus or recipe, and what differs
 
 
 def read(source: str, *, embedding: bool = False) -> Points:
@@ -71,10 +72,11 @@ def read(source: str, *, embedding: bool = False) -> Points:
   summaries = sorted({*path.glob('summary.json'), *path.glob('*/summary.json'),
                       *path.glob('points/*/summary.json')})
   laws = json.loads((path / 'laws.json').read_text()) if (path / 'laws.json').exists() else {}
-  rows, unseen = [], []
+  rows, unseen, recipes = [], [], {}
   for file in summaries:
     s, name = json.loads(file.read_text()), file.parent.name
-    if 'validation' in s.get('loss', {}):
+    if 'validation' in s.get('loss', {}) and (not laws or name in laws):
+      recipes[name] = recipe(file.parent / 'config.json')
       n = s['parameters' if embedding else 'non_embedding_parameters']
       row = (n, s['tokens']['trained'], s['loss']['validation'], s['flops'])
       if not laws or laws.get(name) == 'fit':
@@ -85,20 +87,56 @@ def read(source: str, *, embedding: bool = False) -> Points:
     raise ValueError(f'no finished run under {source}: give a CSV file, or a folder of runs')
   return Points(*map(np.array, zip(*rows, strict=True)), (
     f'N {"with" if embedding else "without"} embeddings; C = FLOPs as counted by '
-    'ModelConfig.flops_per_token, head and attention included'), tuple(unseen))
+    'ModelConfig.flops_per_token, head and attention included'), tuple(unseen),
+    _strangers(recipes, {name for name, *_ in unseen}))
+
+
+# What a law is a law of: these sections and fields of a config. Sizes, lengths, learning rates and
+# schedules may differ from run to run.
+_RECIPE = ('selfdocs', 'web', 'pdf', 'corpora', 'tokenizer', 'tokenize', 'mtp', 'distill')
+_FIELDS = (('data', 'seq_len'), ('train', 'stages'), ('optimizer', 'name'))
+_SIZES = ('shape', 'num_layers', 'embed_dim', 'num_heads', 'num_kv_heads', 'head_dim', 'mlp_dim')
+
+
+def recipe(config: pathlib.Path) -> dict[str, object]:
+  """Field → value of what makes one law differ from another: data, tokens, model's kind, optimizer.
+
+  Empty where there is no such file.
+  """
+  c = json.loads(config.read_text()) if config.exists() else {}
+  found = {f'{section}.{k}': c[section].get(k) for section, k in _FIELDS if section in c}
+  found |= {f'model.{k}': x for k, x in c.get('model', {}).items() if k not in _SIZES}
+  for name in _RECIPE:
+    value = c.get(name)
+    found |= ({f'{name}.{k}': x for k, x in value.items()} if isinstance(value, dict)
+              else {name: value})
+  return found
+
+
+def _strangers(recipes: dict[str, dict], unseen: set[str]) -> tuple[tuple[str, str], ...]:
+  """Runs whose recipe is not that of the first fitted one."""
+  first = next(r for name, r in recipes.items() if name not in unseen)
+  found = []
+  for name, of in recipes.items():
+    if other := [f'{k}={of.get(k)!r}, not {x!r}' for k, x in first.items() if of.get(k) != x]:
+      found.append((name, '; '.join(other)))
+  return tuple(found)
 
 
 def write(
   points: Points, output: str, *, flops: Sequence[float] = (), force: bool = False,
-  bootstrap: int = 200, say: Callable[[str], None] = lambda line: None,
+  bootstrap: int = 200, against: Points | None = None,
+  say: Callable[[str], None] = lambda line: None,
 ) -> tuple[str, scaling.Fit]:
   """Writes OUTPUT/index.html; returns its path and the fit.
 
   Args:
+    against: another ladder, whose exponents are compared with these.
     flops: budgets to plan runs for, in 6 N D; the largest of the runs, three and ten times it, if
       none.
     force: plans may go beyond ten times the compute of the largest run.
-    say: is given a line about each run that was predicted.
+    say: is given a line about each run that was predicted, or is of another recipe, and each
+      exponent compared.
   Raises:
     ValueError: the runs do not determine a law, or a budget is too far (scaling.TooFar).
   """
@@ -106,11 +144,39 @@ def write(
   fit = scaling.fit_chinchilla(p.params, p.tokens, p.loss, bootstrap=bootstrap)
   plans = [scaling.plan(fit, c, force=force)
            for c in (flops or [k * fit.most_flops for k in (1, 3, 10)])]
-  parts = [_law(p, fit, site), _unseen(p, fit, site, say), _curves(p, fit, site),
-           _isoflop(p, site), _held_out(p, site), _plans(fit, plans, site)]
+  parts = [_mixed(p, say), _law(p, fit, site), _against(fit, against, bootstrap, site, say), _unseen(p, fit, site, say),
+           _curves(p, fit, site), _isoflop(p, site), _held_out(p, site), _plans(fit, plans, site)]
   header = (f'<header><p class="kicker">smoljax · scaling</p><h1>{len(p.loss)} runs of '
             f'{len(set(p.params))} sizes</h1><p class="lede">{text(p.convention)}.</p></header>')
   return site.write(pathlib.Path(output), 'smoljax: scaling', header + ''.join(parts)), fit
+
+
+def _mixed(p: Points, say) -> str:
+  for name, what in p.strangers:
+    say(f'{name} is of another recipe than the other runs ({what}): no law holds for both')
+  return ''.join(
+    f'<p class="warning"><b>{text(name)} is of another corpus or recipe</b>: {text(what)}. A law '
+    'fitted on one says nothing of the other.</p>' for name, what in p.strangers)
+
+
+def _against(
+  fit: scaling.Fit, other: Points | None, bootstrap: int, site: charts.Site, say
+) -> str:
+  if other is None:
+    return ''
+  their = scaling.fit_chinchilla(other.params, other.tokens, other.loss, bootstrap=bootstrap)
+  rows = [(name, getattr(fit, name), getattr(their, name), *of, not of[1] <= 0 <= of[2])
+          for name, of in scaling.differ(fit, their).items()]
+  for name, mine, theirs, _, low, high, differs in rows:
+    say(f'{name}: {mine:.3f} here, {theirs:.3f} there, difference {theirs - mine:+.3f} '
+        f'({low:+.3f} to {high:+.3f}): {"they differ" if differs else "not told apart"}')
+  body = [(name, fixed(mine, 3), fixed(theirs, 3), f'{gap:+.3f} ({low:+.3f} to {high:+.3f})',
+           'differ' if differs else 'not told apart')
+          for name, mine, theirs, gap, low, high, differs in rows]
+  return section('against', 'Against the other ladder', figure(
+    'Exponents, with bootstrap intervals of their difference',
+    table(('', 'here', 'there', 'difference, 95 %', ''), body), site.csv(
+      'against', ('exponent', 'here', 'there', 'difference', 'low', 'high', 'differ'), rows)))
 
 
 def _law(p: Points, fit: scaling.Fit, site: charts.Site) -> str:

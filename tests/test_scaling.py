@@ -369,3 +369,56 @@ def test_the_command(tmp_path):
   far = run(f'--scaling={points}', '--flops=1e26')
   assert far.returncode == 2 and 'times the largest run' in far.stderr
   assert run(f'--scaling={points}', '--flops=1e26', '--force').returncode == 0
+
+
+def make_ladder(folder, c=1.0, **of_last):
+  """Runs that follow a law, with their configs; those of the last one can be changed."""
+  rows = list(zip(*planted(1e-4), strict=True))
+  for i, (n, d, loss) in enumerate(rows):
+    run = folder / f'points/{i}'
+    run.mkdir(parents=True)
+    (run / 'summary.json').write_text(json.dumps({
+      'parameters': int(n), 'non_embedding_parameters': int(n), 'tokens': {'trained': int(d)},
+      'loss': {'validation': loss * c}, 'flops': 6 * n * d}))
+    config = {'web': {'filters': 'docs'}, 'corpora': '', 'optimizer': {
+      'name': 'adamw', 'learning_rate': 1e-3 / (i + 1)}, 'model': {'embed_dim': i, 'norm': 'rms'}}
+    if i == len(rows) - 1:
+      for key, value in of_last.items():
+        config[key] |= value
+    (run / 'config.json').write_text(json.dumps(config))
+  return folder
+
+
+def test_a_law_is_not_lent_to_another_recipe(tmp_path):
+  assert scaling_page.read(str(make_ladder(tmp_path / 'same'))).strangers == ()
+  other = make_ladder(tmp_path / 'other', optimizer={'name': 'muon'}, web={'filters': 'none'})
+  points, said = scaling_page.read(str(other)), []
+  ((name, what),) = points.strangers
+  assert name == '27'
+  assert what == "web.filters='none', not 'docs'; optimizer.name='muon', not 'adamw'" or set(
+    what.split('; ')) == {"web.filters='none', not 'docs'", "optimizer.name='muon', not 'adamw'"}
+  page, _ = scaling_page.write(points, str(tmp_path / 'out'), bootstrap=0, say=said.append)
+  assert '27 is of another corpus or recipe' in pathlib.Path(page).read_text()
+  assert said[0].startswith('27 is of another recipe')
+
+
+def test_two_ladders_are_compared(tmp_path):
+  """The same law twice is not told apart; another exponent of N is."""
+  n, d, loss = planted(1e-3)
+  steep = 1.7 + 5000 / n**0.5 + 1000 / d**0.31
+  made = lambda loss: scaling_page.Points(n, d, loss, 6 * n * d, '')
+  for other, expected in ((planted(1e-3, seed=1)[2], 'False'), (steep, 'True')):
+    said = []
+    scaling_page.write(made(loss), str(tmp_path / expected), bootstrap=100, against=made(other),
+                       say=said.append)
+    rows = {r['exponent']: r for r in csv.DictReader(
+      (tmp_path / expected / 'against.csv').open())}
+    assert rows['alpha']['differ'] == expected, said
+  assert any(line.startswith('alpha: ') and line.endswith('they differ') for line in said)
+
+
+def test_budgets_that_end_with_a_whole_batch_are_one():
+  flops = np.array([1e12, 1.004e12, 0.998e12, 2.01e12, 1.99e12, 4e12])
+  found = scaling_page._budgets(flops)
+  assert len(set(found[:3])) == len(set(found[3:5])) == 1 and len(set(found)) == 3
+  np.testing.assert_allclose(found, flops, rtol=0.01)

@@ -224,6 +224,15 @@ def test_several_objectives_have_a_front(tmp_path):
   assert 'loss against bytes' in page and 'What matters' not in page
 
 
+def test_latency_and_memory_of_a_run(markov_corpora, tmp_path):
+  from test_train import fit, tiny
+
+  result = fit(tiny(), markov_corpora, tmp_path)
+  assert 0 < search.OBJECTIVES['latency'](tmp_path, {}) < 1000
+  cache = 2 * 4 * 1 * 16 * 64  # keys and values, layers, heads, their dims, places
+  assert search.OBJECTIVES['memory'](tmp_path, result) == 2 * (result['parameters'] + cache)
+
+
 def branin(x, y):
   return ((y - 5.1 / (4 * math.pi**2) * x**2 + 5 / math.pi * x - 6) ** 2
           + 10 * (1 - 1 / (8 * math.pi)) * math.cos(x) + 10)

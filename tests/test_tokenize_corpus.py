@@ -205,3 +205,14 @@ def test_command_line_gives_the_same_bytes(tmp_path, corpus, model, tokenised, c
   assert sorted(p.name for p in made.iterdir()) == sorted(p.name for p in tokenised.iterdir())
   for file in made.iterdir():
     assert file.read_bytes() == (tokenised / file.name).read_bytes(), file.name
+
+
+def test_a_share_of_the_training_documents(folder, corpus, model, tokenised):
+  """About that share of them, some of the same, and the held-out ones as ever."""
+  path = tokenize_corpus.run(corpus, model, str(folder / 'half'), 'web', holdout=0.2, share=0.5)
+  whole, half = ({split: {row['id'] for row in rows} for split, rows in all_rows(p).items()}
+                 for p in (tokenised, path))
+  assert half['validation'] == whole['validation']
+  assert half['train'] < whole['train'] and 0.3 < len(half['train']) / len(whole['train']) < 0.7
+  with pytest.raises(ValueError, match='share above 0'):
+    tokenize_corpus.run(corpus, model, str(folder / 'none'), 'web', share=0.0)
