@@ -7,17 +7,18 @@ A point is a dict of config fields, `{'mtp.weight': 0.1}`. Further entries: `nam
 `group` says what it is a sample of, where that is not all fields but the seed; `factors` names the
 changes that it has, for their effects and interactions; `law` says that it is a point of a scaling
 law ('fit') or one to predict with it ('predict'); `aside`, that others need it and it is not
-compared. Each is an experiment of its own, a process of
-experiments.run in WORKDIR/points/NAME, and all share their steps: what two points have in common
-(corpora, tokenizer, a teacher's cache) is made once. '@NAME/…' in a value is a path in the point
-NAME, which then runs before. --config.x=… is for all.
+compared. Each is an experiment of its own, a process of experiments.run in WORKDIR/points/NAME, and
+all share their steps: what two points have in common (corpora, tokenizer, a teacher's cache) is
+made once. '@NAME/…' in a value is a path in the point NAME, which then runs before. --config.x=…
+is for all.
 
 A process that is killed, or says nothing for --stall seconds and is killed for it, is started again
-and continues from its checkpoint, --retries times. A point that diverges is run again with --backoff
-times its learning rate, which the page then tells, as often; one that is refused is reported at the
-end, and the others go on. The same command does what is left. Several may run at once, on machines
-that share the disk: a point is leased by one of them, and free again when that one dies. With several GPUs each process sees one. The commands that --dry_run prints run
-anywhere, on TPU VMs too, if --workdir is on a disk that all can reach.
+and continues from its checkpoint, --retries times. A point that diverges is run again with
+--backoff times its learning rate, which the page then tells, as often; one that is refused is
+reported at the end, and the others go on. The same command does what is left. Several may run at
+once, on machines that share the disk: a point is leased by one of them, and free again when that
+one dies. With several GPUs each process sees one. The commands that --dry_run prints run anywhere,
+on TPU VMs too, if --workdir is on a disk that all can reach.
 """
 
 import argparse
@@ -42,7 +43,7 @@ from experiments.pipeline import exit_status, read_json, write_json
 from smoljax import comparison, metrics, scaling_page
 
 _REFERENCE = re.compile(r'(?:^|(?<=[=,]))@([^/,]+)')
-_ENTRIES = ('name', 'group', 'factors', 'law', 'aside')  # of a point that are no fields of the config
+_ENTRIES = ('name', 'group', 'factors', 'law', 'aside')  # of a point that are no config fields
 REFUSED = 2  # exit status of experiments.run for what another try would not mend
 
 
@@ -88,7 +89,7 @@ def load_attribute(config: str, name: str) -> Any:
 
 
 def load_points(config: str) -> list[dict[str, Any]]:
-  """The points of `sweep()` in a config file; what follows its colon is the argument, if it has one.
+  """The points of `sweep()` in a config file; what follows its colon is an argument it may take.
 
   Raises ValueError where there is none, or a point is no dict of fields, or two are the same.
   """

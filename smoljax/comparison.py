@@ -118,7 +118,7 @@ def effects(results: Iterable[Result], metric: str = LOSS) -> dict[str, dict[str
   `alone` is the factor against nothing, `last` all factors against all but it, and `interaction`
   the second less the first: 0 where the factor does as much among the others as by itself. The
   factor 'all' has the change of all together as `last`, and the sum of the single ones as `alone`.
-  Only seeds whose runs are all there count; raises nothing where runs are missing, but leaves out.
+  Only seeds count whose runs are all there, and a factor that lacks runs is left out.
   """
   cells: dict[frozenset, dict[Any, float]] = {}
   for r in results:
@@ -138,10 +138,11 @@ def effects(results: Iterable[Result], metric: str = LOSS) -> dict[str, dict[str
     if found := changes({'alone': (none, one), 'last': (every - one, every)}):
       out[factor] = found
   if len(out) == len(every) > 1:
-    together = changes({'last': (none, every)})['last']
+    together = changes({'last': (none, every)}).get('last', {})
     singles = {s: sum(out[f]['alone'][s] for f in every) for s in together
                if all(s in out[f]['alone'] for f in every)}
-    out['all'] = {'alone': singles, 'last': {s: together[s] for s in singles}}
+    if singles:
+      out['all'] = {'alone': singles, 'last': {s: together[s] for s in singles}}
   for of in out.values():
     of['interaction'] = {s: of['last'][s] - of['alone'][s] for s in of['alone']}
   return out
@@ -226,7 +227,7 @@ def _over_seeds(of_seeds: Mapping[str, Mapping[Any, Result]], csv, verdicts: lis
       csv(f'seeds {metric}', ('group', 'seeds', 'mean', 'half_interval', 'difference',
                               'half_interval'), rows)))
   curves = [r.held_out for r in every]
-  if all(curves):
+  if all(len(c) > 2 for c in curves):
     out.insert(1, _tokens_to_target(of_seeds, max(c[-1][1] for c in curves), csv, verdicts))
   return out
 
