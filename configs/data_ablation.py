@@ -4,8 +4,8 @@
   python -m experiments.sweep --config=configs/data_ablation.py:clean,raw,web*.8+pdf*.2 …
 
 Variants stand after the colon; the first is what the others are compared with. One is a key of
-VARIANTS, which is curated as it says from `web.input` and `pdf.input`, or a mixture NAME*WEIGHT+… of
-corpora, among them those that --config.corpora=NAME=DIR,… brings, such as another project's.
+VARIANTS, which is curated as it says from `web.input` and `pdf.input`, or a mixture NAME*WEIGHT+…
+of corpora, among them those that --config.corpora=NAME=DIR,… brings, such as another project's.
 
 All are judged on the same held-out documents: those of the clean corpora, which are chosen by id,
 so that none of them is in any variant's training set (a near-duplicate of one may be in a variant

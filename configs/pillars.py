@@ -2,7 +2,7 @@
 hyperparameters.
 
   python -m experiments.sweep --config=configs/pillars.py --workdir=runs/pillars --parallel=2
-  python -m experiments.sweep --config=configs/pillars.py:good,poor --config.corpora=good=DIR,poor=DIR …
+  python -m experiments.sweep --config=configs/pillars.py:good,poor --config.corpora=…
 
 With every seed: none of them, each alone, all but each, and all. The sweep's page tells the effect
 of each alone and among all, and their difference, the interaction. Every run has the same tokens

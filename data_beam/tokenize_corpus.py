@@ -279,8 +279,9 @@ def main(argv: Sequence[str] | None = None) -> None:
   args, beam_args = parser.parse_known_args(argv)
   try:
     name = args.name or records.read_manifest(args.input[0], 'curated')['name']
-    path = run(args.input, args.tokenizer, args.output, name, holdout=args.holdout, share=args.share,
-               bos=args.bos, rehydrate=args.rehydrate, num_shards=args.num_shards, beam_args=beam_args)
+    path = run(args.input, args.tokenizer, args.output, name, holdout=args.holdout,
+               share=args.share, bos=args.bos, rehydrate=args.rehydrate,
+               num_shards=args.num_shards, beam_args=beam_args)
   except (ValueError, OSError) as error:
     print(f'error: {error}', file=sys.stderr)
     sys.exit(2)

@@ -201,7 +201,9 @@ def _apart(mean: float, half: float) -> str:
   return 'apart' if abs(mean) > half else 'within noise'
 
 
-def _over_seeds(of_seeds: Mapping[str, Mapping[Any, Result]], csv, verdicts: list[str]) -> list[str]:
+def _over_seeds(
+  of_seeds: Mapping[str, Mapping[Any, Result]], csv, verdicts: list[str]
+) -> list[str]:
   """A table per figure that can be told apart by seeds, and the tokens to a common loss."""
   every = [r for runs in of_seeds.values() for r in runs.values()]
   metrics_of = list(dict.fromkeys(k for r in every for k in r.figures if k not in _COUNTS))

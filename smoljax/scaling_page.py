@@ -144,8 +144,9 @@ def write(
   fit = scaling.fit_chinchilla(p.params, p.tokens, p.loss, bootstrap=bootstrap)
   plans = [scaling.plan(fit, c, force=force)
            for c in (flops or [k * fit.most_flops for k in (1, 3, 10)])]
-  parts = [_mixed(p, say), _law(p, fit, site), _against(fit, against, bootstrap, site, say), _unseen(p, fit, site, say),
-           _curves(p, fit, site), _isoflop(p, site), _held_out(p, site), _plans(fit, plans, site)]
+  parts = [_mixed(p, say), _law(p, fit, site), _against(fit, against, bootstrap, site, say),
+           _unseen(p, fit, site, say), _curves(p, fit, site), _isoflop(p, site),
+           _held_out(p, site), _plans(fit, plans, site)]
   header = (f'<header><p class="kicker">smoljax · scaling</p><h1>{len(p.loss)} runs of '
             f'{len(set(p.params))} sizes</h1><p class="lede">{text(p.convention)}.</p></header>')
   return site.write(pathlib.Path(output), 'smoljax: scaling', header + ''.join(parts)), fit

@@ -667,7 +667,7 @@ def make_probe(
 def fixed_rows(
   held_out: Mapping[str, Sequence[evals.Document]], seq_len: int, mesh: jax.sharding.Mesh
 ) -> dict[str, jax.Array]:
-  """The beginnings of the first held-out documents as a batch of about 2,048 tokens, on the mesh."""
+  """Beginnings of the first held-out documents as a batch of about 2,048 tokens, on the mesh."""
   ways = mesh.shape['data'] * mesh.shape['fsdp']
   rows = -(-2048 // (seq_len * ways)) * ways
   documents = [d['tokens'] for of in zip(*held_out.values(), strict=False) for d in of]

@@ -1,4 +1,4 @@
-"""The live status: what files say of runs, and the server on loopback, in a browser where one is."""
+"""The live status: what files say of runs, and the server on loopback, in a browser if any."""
 
 import json
 import os
