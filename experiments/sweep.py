@@ -228,7 +228,8 @@ def _finish(point: Point, retries: int, backoff: float, say) -> None:
   elif status != REFUSED and again:
     point.state = 'waiting'
     say(f'{point.name}: ended with status {status} after {seconds:.0f} s; it is started again')
-  elif again and backoff != 1 and _diverged(point.folder):
+  elif again and backoff != 1 and metrics.diverged(
+      metrics.read_rows(str(point.folder / 'events.jsonl'))):
     rate = backoff * read_json(str(point.folder / 'config.json'))['optimizer']['learning_rate']
     point.fields['optimizer.learning_rate'] = rate
     point.command.append(f'--config.optimizer.learning_rate={rate}')
@@ -237,12 +238,6 @@ def _finish(point: Point, retries: int, backoff: float, say) -> None:
   else:
     point.state = 'failed'
     say(f'{point.name}: failed: {point.last_words()}')
-
-
-def _diverged(folder: pathlib.Path) -> bool:
-  """Whether the last event of the run is that its loss blew up, or that the guard gave up."""
-  events = metrics.read_rows(str(folder / 'events.jsonl'))
-  return bool(events) and (events[-1]['event'] == 'diverged' or events[-1].get('action') == 'stop')
 
 
 def find_gpus() -> list[str]:

@@ -4,7 +4,7 @@ import json
 import math
 import os
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import TextIO
 
 # Peak dense bf16 FLOP/s of one device by a substring of `jax.Device.device_kind` (vendors' data
@@ -92,3 +92,9 @@ def read_rows(path: str) -> list[dict]:
       if line.endswith('\n'):
         rows.append(json.loads(line))
   return rows
+
+
+def diverged(events: Sequence[Mapping]) -> bool:
+  """Whether a run's last event is that its loss blew up, or that the guard gave up."""
+  last = events[-1] if events else {}
+  return last.get('event') == 'diverged' or last.get('action') == 'stop'

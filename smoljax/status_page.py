@@ -70,12 +70,11 @@ def status(folder: pathlib.Path, now: float) -> Status:
   word = lines[-1] if lines else ''
   touched = max(_mtime(folder / n) for n in (
     'config.json', 'metrics.jsonl', 'events.jsonl', 'log.txt'))
-  # The newest event says how the last try ended; the report is the last step of all.
-  last = events[-1] if events else {}
+  # The report is the last step of all.
   if 'report' in summary.get('seconds', {}) and (
     _mtime(folder / 'summary.json') >= _mtime(folder / 'config.json')):
     state = 'done'
-  elif last.get('event') == 'diverged' or last.get('action') == 'stop':
+  elif metrics.diverged(events):
     state = 'diverged'
   elif word.startswith('error:'):
     state = 'failed'
