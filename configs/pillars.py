@@ -2,13 +2,13 @@
 hyperparameters.
 
   python -m experiments.sweep --config=configs/pillars.py --workdir=runs/pillars --parallel=2
-  python -m experiments.sweep --config=configs/pillars.py:good,poor --config.corpora=…
+  python -m experiments.sweep --config=configs/pillars.py:good,poor,1000000 --config.corpora=…
 
 With every seed: none of them, each alone, all but each, and all. The sweep's page tells the effect
 of each alone and among all, and their difference, the interaction. Every run has the same tokens
 and about the same parameters, and is judged on held-out clean documents. After the colon may stand
 the names of two corpora that --config.corpora brings, tokenised by --config.tokenizer.path, to be
-the pillar of data instead of the curation of configs/data_ablation.py.
+the pillar of data instead of the curation of configs/data_ablation.py; then the tokens of a run.
 """
 
 from ml_collections import ConfigDict
@@ -16,7 +16,7 @@ from ml_collections import ConfigDict
 from configs import data_ablation, quickstart
 
 SEEDS = 3
-TOKENS = 200_000
+TOKENS = 200_000  # of a run on two cores; the teacher has three times as many
 # What a run has in place of a pillar that it lacks.
 WITHOUT = {
   'data': data_ablation.RAW,  # as extracted: all languages, unfiltered, near-duplicates kept
@@ -29,15 +29,13 @@ WITHOUT = {
   'hyperparameters': {'optimizer.learning_rate': 6e-4, 'optimizer.schedule': 'cosine',
                       'train.batch_tokens': 8192},
 }  # fmt: skip
-TEACHER = {'model.embed_dim': 192, 'model.mlp_dim': 576, 'model.num_heads': 6,
-           'train.tokens': 3 * TOKENS}  # fmt: skip
+TEACHER = {'model.embed_dim': 192, 'model.mlp_dim': 576, 'model.num_heads': 6}
 
 
 def get_config(arg: str = '') -> ConfigDict:
-  del arg  # of sweep()
   c = quickstart.get_config()
   c.name = 'pillars'
-  c.train.tokens = TOKENS
+  c.train.tokens = _tokens(arg)
   c.train.stages = data_ablation.mixture(web=1.0)['train.stages']
   c.train.eval_every = 1000
   c.train.log_every = 10
@@ -52,17 +50,18 @@ def get_config(arg: str = '') -> ConfigDict:
 def sweep(arg: str = '') -> list[dict]:
   every = tuple(WITHOUT)
   cells = [(), *((p,) for p in every), *(tuple(q for q in every if q != p) for p in every), every]
+  teacher = {'name': 'teacher', 'aside': True, 'train.tokens': 3 * _tokens(arg), **TEACHER}
   if arg:
-    good, poor = arg.split(',')
+    good, poor = arg.split(',')[:2]
     with_all = data_ablation.mixture(**{good: 1.0}) | {'eval.corpora': (good,)}
     without = WITHOUT | {'data': data_ablation.mixture(**{poor: 1.0})}
-    points = [{'name': 'teacher', 'aside': True, **with_all, **TEACHER}]
+    points = [{**teacher, **with_all}]
   else:
     tokenizer = {'tokenizer.path': '@corpora/tokenizer.model'}
     with_all = tokenizer | {'corpora': 'good=@corpora/corpora/web', 'eval.corpora': ('good',)}
     without = WITHOUT
     points = [{'name': 'corpora', 'aside': True, 'train.tokens': 2048},
-              {'name': 'teacher', 'aside': True, **tokenizer, **TEACHER}]
+              {**teacher, **tokenizer}]
   for factors in cells:
     name = {(): 'none', every: 'all'}.get(factors) or (
       factors[0] if len(factors) == 1 else
@@ -74,3 +73,7 @@ def sweep(arg: str = '') -> list[dict]:
     points += [{'name': f'{name}-{seed}', 'group': name, 'factors': factors, 'seed': seed, **fields}
                for seed in range(SEEDS)]
   return points
+
+
+def _tokens(arg: str) -> int:
+  return int(arg.split(',')[2]) if arg.count(',') == 2 else TOKENS

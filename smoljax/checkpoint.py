@@ -169,8 +169,7 @@ def load_params(path: str) -> tuple[ModelConfig, dict, dict]:
     FileNotFoundError: no intact checkpoint there.
   """
   root, _ = find(path)
-  with ocp.Checkpointer(ocp.JsonCheckpointHandler()) as reader:
-    meta = reader.restore(root / 'meta')
+  meta = load_meta(path)
   with ocp.StandardCheckpointer() as reader:
     abstract = jax.tree.map(
       lambda x: jax.ShapeDtypeStruct(
@@ -181,6 +180,16 @@ def load_params(path: str) -> tuple[ModelConfig, dict, dict]:
     params = reader.restore(root / 'params', abstract)
   params.pop('distill', None)  # what a student learned beside itself
   return ModelConfig(**meta['model']), params, meta
+
+
+def load_meta(path: str) -> dict:
+  """What a run says of itself in its checkpoint: config, tokenizer, model, fingerprint of its data.
+
+  Raises FileNotFoundError where there is no intact checkpoint at `path` (as for `load_params`).
+  """
+  root, _ = find(path)
+  with ocp.Checkpointer(ocp.JsonCheckpointHandler()) as reader:
+    return reader.restore(root / 'meta')
 
 
 def find(path: str) -> tuple[pathlib.Path, dict[str, list]]:

@@ -56,7 +56,7 @@ def load_model(path: str, tokenizer_path: str = '') -> Model:
     ValueError: the tokenizer has ids that the model does not know.
   """
   config, params, meta = load_weights(path)
-  text = tokenizer.load(tokenizer_path or find_tokenizer(path, meta))
+  text = tokenizer.load(tokenizer_path or find_tokenizer(path))
   _require_vocabulary(config, text)
   bos = text.adds_bos
   if bos is None:
@@ -64,16 +64,17 @@ def load_model(path: str, tokenizer_path: str = '') -> Model:
   return Model(config, params, text, bos)
 
 
-def find_tokenizer(path: str, meta: Mapping[str, Any] | None = None) -> str:
+def find_tokenizer(path: str) -> str:
   """The tokenizer file of the model at `path`, which `load_model` reads.
 
-  It is where the run had it (`meta`), or in the workdir (or an export) that may have been moved
-  since. Raises FileNotFoundError if there is none.
+  It is where the run had it, or in the workdir (or an export) that may have been moved since.
+  Raises FileNotFoundError if there is none, or no model.
   """
+  meta = {} if _is_hf(path) else checkpoint.load_meta(path)
   here = pathlib.Path(os.path.abspath(path))
   names = ('tokenizer.json', 'tokenizer.model')
   around = [d / n for d in (here, *here.parents[:2]) for n in names]
-  places = [(meta or {}).get('tokenizer', ''), *around]
+  places = [meta.get('tokenizer', ''), *around]
   found = next((str(p) for p in places if os.path.isfile(p)), '')
   if not found:
     raise FileNotFoundError(f'no tokenizer.model in {path} or above: give one with --tokenizer')

@@ -590,6 +590,16 @@ def test_load_model_from_a_run_and_from_hugging_face(trained, tmp_path):
     evals.load_model(str(workdir), 'missing.model')
 
 
+def test_a_runs_tokenizer_may_stand_anywhere(trained, tmp_path):
+  # As of a run with --config.tokenizer.path, which has none in its folder.
+  config, params, workdir = trained
+  meta = {'model': dataclasses.asdict(config), 'tokenizer': str(workdir / 'tokenizer.model')}
+  with checkpoint.Checkpoints(str(tmp_path / 'run' / 'checkpoints')) as saved:
+    saved.save(3, params, {'count': jnp.zeros(())}, {}, meta)
+  for place in ('run', 'run/checkpoints', 'run/checkpoints/3'):
+    assert evals.find_tokenizer(str(tmp_path / place)) == meta['tokenizer']
+
+
 def test_evaluate_command(trained, markov_corpora, tmp_path, capsys):
   from absl.testing import flagsaver
 
