@@ -10,6 +10,7 @@ their baselines, the band is a table and becomes Markdown.
 """
 import collections
 import dataclasses
+import functools
 import itertools
 import math
 import re
@@ -17,6 +18,8 @@ import statistics
 import unicodedata
 from collections.abc import Sequence
 from typing import NamedTuple
+
+from data_beam.pdf_grids import Grid
 
 BREAK = '\ufffe'            # a hyphen at a line end, not yet known to be soft (pdfium's own mark)
 PROSE_CHARS = 20            # a column whose lines are shorter on average is no prose
@@ -30,6 +33,8 @@ _PAGE_NUMBER = re.compile(
 _CONJUNCTIONS = frozenset({'and', 'or', 'und', 'oder', 'et', 'ou', 'e', 'o', 'y', 'ed'})
 _HYPHENATED = re.compile(rf'(\S+){BREAK}(\S+)')
 _LEADERS = re.compile(r'(?:\s?[.·…_]){5,}')
+_ENTRY = re.compile(r'(?:\s?[.·…]){3,}\s*(?:\d{1,4}|[ivxlc]{1,7})$', re.I)
+_ENTRY_END = ' .....'       # so that entries are not taken for one wrapped paragraph
 _SPACED_CAPITALS = re.compile(r'(?<!\S)(?:[^\W\d_a-zß-ÿ] ){4,}[^\W\d_a-zß-ÿ](?!\S)')
 _ACCENTS = {'¨': '\u0308', '´': '\u0301', 'ˆ': '\u0302', '˜': '\u0303', '¸': '\u0327',
             'ˇ': '\u030c', '˚': '\u030a'}
@@ -62,8 +67,9 @@ class Paragraph(NamedTuple):
   size: float
 
 
-def page_text(lines: Sequence[Line]) -> str:
-  """Text of one page in reading order, paragraphs separated by blank lines.
+def page_text(lines: Sequence[Line], grids: Sequence[Grid] = ()) -> str:
+  """Text of one page in reading order, paragraphs separated by blank lines, the cells of `grids`
+  as tables.
 
   A hyphen at a line end whose word goes on stays as `BREAK` for `join_hyphens`, which needs the
   words of the whole document.
@@ -72,10 +78,15 @@ def page_text(lines: Sequence[Line]) -> str:
   if not lines:
     return ''
   rtl = sum(bool(RTL.search(line.text)) for line in lines) * 2 > len(lines)
+  for grid in grids:
+    lines = _filled(lines, grid, rtl)
+  if any(_LEADERS.search(line.text) for line in lines):
+    lines = _contents(lines)
   paragraphs: list[Paragraph] = []
   for block in _read(lines, rtl, depth=0):
     _join_block(paragraphs, block)
-  return '\n\n'.join(_spell_list(p.text) for p in paragraphs if p.text.strip())
+  text = '\n\n'.join(_spell_list(p.text) for p in paragraphs if p.text.strip())
+  return text.replace(_ENTRY_END + '\n', '\n').removesuffix(_ENTRY_END)
 
 
 def join_pages(pages: Sequence[str]) -> tuple[str, list[int]]:
@@ -206,7 +217,8 @@ def _margin_rows(rows: list[list[Line]], height: float, bottom: bool,
 
 
 def _key(row: list[Line]) -> str:
-  return re.sub(r'\d+', '0', re.sub(r'\s+', '', _row_text(row)))
+  text = re.sub(r'^[ivxlc]+\s|\s[ivxlc]+$', '0', _row_text(row))    # front matter's page numbers
+  return re.sub(r'\d+', '0', re.sub(r'\s+', '', text))
 
 
 # Reading order.
@@ -361,7 +373,7 @@ def _paragraphs(rows: list[list[Line]]) -> list[Paragraph]:
       width = (row[0].x1 - row[0].x0) / max(1, len(row[0].text))
       text = ' ' * min(40, round((row[0].x0 - edge) / max(width, 0.1))) + text
     separator = '\n\n'
-    if previous is not None:
+    if previous is not None and not (text[0] == '|' or previous_text[0] == '|'):
       pitch = row[0].middle - previous[0].middle
       near = pitch / size < min(1.8, 1.25 * usual)
       same = abs(size - _size(previous)) <= 0.08 * size
@@ -464,9 +476,54 @@ def _table(lines: list[Line], rtl: bool) -> list[Paragraph]:
   cells = [[row[i] for i in full] for row in cells]
   if len(full) < 2 or sum(sum(map(bool, row)) > 1 for row in cells) < max(2, len(cells) / 2):
     return as_lines
-  text = [f'| {" | ".join(cell.replace("|", chr(92) + "|") for cell in row)} |' for row in cells]
-  text.insert(1, '|' + ' --- |' * len(full))
-  return [Paragraph('\n'.join(text), lines[0].size)]
+  return [Paragraph(_markdown(cells), lines[0].size)]
+
+
+def _markdown(cells: list[list[str]]) -> str:
+  rows = [f'| {" | ".join(cell.replace("|", chr(92) + "|") for cell in row)} |' for row in cells]
+  rows.insert(1, '|' + ' --- |' * len(cells[0]))
+  return '\n'.join(rows)
+
+
+def _filled(lines: list[Line], grid: Grid, rtl: bool) -> list[Line]:
+  """The lines with those inside a grid as one, a table; as they were where it makes none.
+
+  A frame around text, the panels of a figure and forms whose cells are mostly empty make none.
+  """
+  inside = [line for line in lines if grid.holds((line.x0 + line.x1) / 2, line.middle)]
+  cells: dict[tuple[int, int], list[Line]] = {}
+  for line in inside:
+    start = line.x1 - 2 if rtl else line.x0 + 2
+    cells.setdefault(grid.cell(start, line.middle), []).append(line)
+  used = [sorted(set(axis)) for axis in zip(*cells, strict=True)] if cells else [[], []]
+  if rtl:
+    used[1].reverse()
+  several = sum(sum((i, j) in cells for j in used[1]) > 1 for i in used[0])
+  if len(used[0]) < 2 or len(used[1]) < 2 or several < max(2, len(used[0]) / 2):
+    return lines
+  texts = {place: functools.reduce(_glue, (_row_text(row) for row in _rows(held, rtl)))
+           for place, held in cells.items()}
+  text = _markdown([[texts.get((i, j), '') for j in used[1]] for i in used[0]])
+  box = (grid.columns[0], grid.rows[0], grid.columns[-1], grid.rows[-1])
+  table = Line(*box, text, statistics.median(line.size for line in inside))
+  held = set(map(id, inside))
+  return [*(line for line in lines if id(line) not in held), table]
+
+
+def _contents(lines: list[Line]) -> list[Line]:
+  """Entries of a table of contents whole, without their leaders and page numbers."""
+  out = []
+  for row in _rows(lines):
+    entry: list[Line] = []
+    for line in row:
+      entry.append(line)
+      if match := _ENTRY.search(text := _row_text(entry)):
+        first, last = entry[0], entry[-1]
+        text = text[:match.start()].rstrip() + _ENTRY_END
+        out.append(Line(first.x0, first.y0, last.x1, last.y1, text, first.size))
+        entry = []
+    out += entry
+  return out
 
 
 def _columns(rows: list[list[Line]]) -> list[list[float]]:

@@ -7,13 +7,14 @@ import functools
 import itertools
 import math
 import re
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import pypdfium2
 import pypdfium2.raw as pdfium
 
-from data_beam import pdf_layout
+from data_beam import pdf_grids, pdf_layout
+from data_beam.pdf_grids import Grid
 from data_beam.pdf_layout import BREAK, Line
 
 REASONS = {
@@ -30,6 +31,8 @@ REASONS = {
   'crash': 'the parser died',
 }
 MAX_PAGE_CHARACTERS = 200_000
+MAX_OBJECTS = 20_000         # of a page that are looked at for rules
+MAX_RULES = 2_000            # more make no table
 
 _MONO = re.compile(rb'(?i)courier|mono|consol|menlo|typewriter|cmtt|fixed|code')
 
@@ -71,30 +74,49 @@ def _calls() -> dict[str, Any]:
     'FPDFText_GetTextObject': (pointer, pointer, number),
     'FPDFTextObj_GetTextRenderMode': (number, pointer),
     'FPDFText_GetFontInfo': (ctypes.c_ulong, pointer, number, pointer, ctypes.c_ulong, pointer),
+    'FPDFPage_GetObject': (pointer, pointer, number),
+    'FPDFPageObj_GetType': (number, pointer),
+    'FPDFPageObj_GetBounds': (number, pointer, *4 * [pointer]),
+    'FPDFPageObj_GetMatrix': (number, pointer, pointer),
+    'FPDFPath_CountSegments': (number, pointer),
+    'FPDFPath_GetDrawMode': (number, pointer, pointer, pointer),
+    'FPDFPath_GetPathSegment': (pointer, pointer, number),
+    'FPDFPathSegment_GetPoint': (number, pointer, pointer, pointer),
+    'FPDFPathSegment_GetType': (number, pointer),
+    'FPDFPathSegment_GetClose': (number, pointer),
   }
   return {name: ctypes.CFUNCTYPE(*shape)(ctypes.cast(getattr(pdfium, name), pointer).value)
           for name, shape in shapes.items()}
 
 
-def read_page(document, index: int) -> tuple[list[Line], float, dict[str, Any]]:
-  """Lines of a page's text layer, the page's height in points, its features."""
+class PageText(NamedTuple):
+  """What a page's text layer gives."""
+  lines: list[Line]
+  grids: list[Grid]
+  height: float             # points
+  features: dict[str, Any]  # see `_features`
+
+
+def read_page(document, index: int) -> PageText:
+  """The text layer of a page: nothing where the page is too damaged."""
+  nothing = PageText([], [], 1.0, _features(0))
   try:
     page = document[index]
   except pypdfium2.PdfiumError:             # one bad page of many
-    return [], 1.0, _features(0)
+    return nothing
   try:
     text_page = page.get_textpage()
     count = min(text_page.count_chars(), MAX_PAGE_CHARACTERS)
     handle = ctypes.cast(text_page.raw, ctypes.c_void_p).value
     text = _characters(text_page, handle, count)
-    lines, height = _lines(handle, text, page)
+    lines, grids, height = _lines(handle, text, page)
     characters = sum(len(line.text) for line in lines)
     feature = _features(characters, *_layer(handle, text))
     if characters < 1500:
       feature['picture'] = round(_picture(page), 4)
-    return lines, height, feature
+    return PageText(lines, grids, height, feature)
   except pypdfium2.PdfiumError:
-    return [], 1.0, _features(0)
+    return nothing
   finally:
     page.close()
 
@@ -134,40 +156,42 @@ def _layer(handle: int, text: str) -> tuple[float, float]:
   return hidden / len(sample), max(garbled / len(sample), replaced / len(visible))
 
 
-def _lines(handle: int, text: str, page) -> tuple[list[Line], float]:
-  """Words → runs on one baseline, cut at wide gaps; coordinates as the page is displayed."""
+def _lines(handle: int, text: str, page,
+           words: list[tuple[int, int]] | None = None) -> tuple[list[Line], list[Grid], float]:
+  """Words → runs on one baseline, cut at wide gaps and at the edges of ruled cells; the grids of
+  those, and the page's height; coordinates as the page is displayed."""
   width, height = page.get_size()
-  words = list(re.finditer(rf'[^\s{BREAK}]+', text))
+  words = words or [match.span() for match in re.finditer(rf'[^\s{BREAK}]+', text)]
   if not words:
-    return [], height
-  calls = _calls()
-  raw_W24 = np.zeros((len(words), 2, 4), np.float32)         # first and last character
-  get_box, address = calls['FPDFText_GetLooseCharBox'], raw_W24.ctypes.data
-  for i, word in enumerate(words):
-    get_box(handle, word.start(), address + 32 * i)
-    get_box(handle, word.end() - 1, address + 32 * i + 16)
+    return [], [], height
   turn = (page.get_rotation(), page.get_bbox())
-  boxes_W24 = _displayed(raw_W24, *turn)
+  boxes_W24 = _displayed(_word_boxes(handle, words), *turn)
   move = boxes_W24[:, 1, :2] + boxes_W24[:, 1, 2:] - boxes_W24[:, 0, :2] - boxes_W24[:, 0, 2:]
   upright = np.abs(move[:, 1]) <= np.abs(move[:, 0])
-  long = np.array([word.end() - word.start() > 2 for word in words])
+  long = np.array([end - start > 2 for start, end in words])
   sideways = bool(long.any()) and upright[long].mean() < 0.5
   if sideways:                              # a landscape page set upright: turn it
     upwards = move[~upright, 1].mean() < 0
     width, height = height, width
     boxes_W24, upright = _turned(boxes_W24, upwards, width, height), ~upright
-  boxes = np.concatenate([boxes_W24[..., :2].min(1), boxes_W24[..., 2:].max(1)], 1).tolist()
-  upright = upright.tolist()
+  boxes_W4 = np.concatenate([boxes_W24[..., :2].min(1), boxes_W24[..., 2:].max(1)], 1)
+  rules_R4 = _displayed(_rules(page), *turn)
+  grids = pdf_grids.find(_turned(rules_R4, upwards, width, height) if sideways else rules_R4)
+  drawn_E3 = np.concatenate([np.zeros((0, 3)), *(grid.drawn_E3 for grid in grids)])
+  if not sideways and len(cut := _cut(handle, words, boxes_W4, drawn_E3, turn)) > len(words):
+    return _lines(handle, text, page, cut)
+  edges = _between(handle, words, boxes_W4, drawn_E3)
+  boxes, upright = boxes_W4.tolist(), upright.tolist()
   for i in range(len(words)):               # one or two letters do not tell: as the word before
     if not long[i]:
-      joined = i and text[words[i - 1].end():words[i].start()] == ' '
+      joined = i and text[words[i - 1][1]:words[i][0]] == ' '
       upright[i] = upright[i - 1] if joined else True
 
   # Outside a crop box stand printers' marks; beyond the edge of the sheet, an overlong table.
   slack = 0 if page.get_cropbox(False) not in (None, page.get_mediabox(False)) else 1
-  runs = _runs(words, text, boxes, upright)
-  marks = [max(run, key=lambda i: words[i].end() - words[i].start()) for run, _ in runs]
-  raw_R4, sizes = _baselines(handle, [words[i].start() for i in marks])
+  runs = _runs(words, text, boxes, upright, edges)
+  marks = [max(run, key=lambda i: words[i][1] - words[i][0]) for run, _ in runs]
+  raw_R4, sizes = _baselines(handle, [words[i][0] for i in marks])
   origins_R4 = _displayed(raw_R4, *turn)
   if sideways:
     origins_R4 = _turned(origins_R4, upwards, width, height)
@@ -182,34 +206,138 @@ def _lines(handle: int, text: str, page) -> tuple[list[Line], float]:
     if not (-slack * width <= (x0 + x1) / 2 <= (1 + slack) * width
             and -slack * height <= base <= (1 + slack) * height + size):
       continue
-    mono = (_is_mono(handle, words[run[0]].start()) and _is_mono(handle, words[run[-1]].end() - 1))
+    mono = _is_mono(handle, words[run[0]][0]) and _is_mono(handle, words[run[-1]][1] - 1)
     wide = boxes[mark][2] - boxes[mark][0]
-    advance = wide / (words[mark].end() - words[mark].start()) if mono else 0
-    pieces = [words[run[0]].group()]
+    advance = wide / (words[mark][1] - words[mark][0]) if mono else 0
+    pieces = [text[slice(*words[run[0]])]]
     for i in run[1:]:
       gap = round((boxes[i][0] - boxes[i - 1][2]) / advance) if advance > 0 else 1
-      pieces.append(' ' * max(1, min(40, gap)) + words[i].group())
+      pieces.append(' ' * max(1, min(40, gap)) + text[slice(*words[i])])
     lines.append(Line(x0, base - 0.8 * size, x1, base + 0.2 * size,
                       ''.join(pieces) + BREAK * hyphen, size, mono))
-  return lines, height
+  return lines, grids, height
 
 
-def _runs(words: list[re.Match], text: str, boxes: list[list[float]],
-          upright: list[bool]) -> list[tuple[range, bool]]:
+def _word_boxes(handle: int, words: list[tuple[int, int]]):
+  """Boxes of each word's first and last character, in page space: float32 [W, 2, 4]."""
+  out_W24 = np.zeros((len(words), 2, 4), np.float32)
+  get_box, address = _calls()['FPDFText_GetLooseCharBox'], out_W24.ctypes.data
+  for i, (start, end) in enumerate(words):
+    get_box(handle, start, address + 32 * i)
+    get_box(handle, end - 1, address + 32 * i + 16)
+  return out_W24
+
+
+def _rules(page):
+  """Boxes of the thin straight lines drawn on a page, in page space as a character's: [R, 4]."""
+  calls, handle = _calls(), ctypes.cast(page.raw, ctypes.c_void_p).value
+  count = pdfium.FPDFPage_CountObjects(page)
+  rules, bounds = [], (ctypes.c_float * 4)()
+  addresses = [ctypes.addressof(bounds) + 4 * i for i in range(4)]
+  get, kind = calls['FPDFPage_GetObject'], calls['FPDFPageObj_GetType']
+  for i in range(min(count, MAX_OBJECTS)):
+    item = get(handle, i)
+    if kind(item) != pdfium.FPDF_PAGEOBJ_PATH:
+      continue
+    if not calls['FPDFPageObj_GetBounds'](item, *addresses):
+      continue
+    left, bottom, right, top = bounds
+    if right - left <= pdf_grids.THICK or top - bottom <= pdf_grids.THICK:
+      rules.append((left, top, right, bottom))
+    else:
+      rules += _strokes(item)
+    if len(rules) > MAX_RULES:              # a drawing
+      return np.zeros((0, 4), np.float32)
+  return np.array(rules, np.float32).reshape(-1, 4)
+
+
+def _strokes(item: int) -> list[tuple[float, float, float, float]]:
+  """The straight level or upright lines of a stroked path: boxes of cells, many rules in one."""
+  calls, fill, stroke = _calls(), ctypes.c_int(), ctypes.c_int()
+  calls['FPDFPath_GetDrawMode'](item, ctypes.addressof(fill), ctypes.addressof(stroke))
+  count = calls['FPDFPath_CountSegments'](item)
+  if not stroke.value or count > MAX_RULES:
+    return []
+  matrix, x, y = (ctypes.c_float * 6)(), ctypes.c_float(), ctypes.c_float()
+  calls['FPDFPageObj_GetMatrix'](item, ctypes.addressof(matrix))
+  a, b, c, d, e, f = matrix
+  out, start, last = [], (0.0, 0.0), (0.0, 0.0)
+
+  def line(p, q):
+    if min(abs(p[0] - q[0]), abs(p[1] - q[1])) < 1:
+      out.append((min(p[0], q[0]), max(p[1], q[1]), max(p[0], q[0]), min(p[1], q[1])))
+
+  for i in range(count):
+    segment = calls['FPDFPath_GetPathSegment'](item, i)
+    calls['FPDFPathSegment_GetPoint'](segment, ctypes.addressof(x), ctypes.addressof(y))
+    point = (a * x.value + c * y.value + e, b * x.value + d * y.value + f)
+    kind = calls['FPDFPathSegment_GetType'](segment)
+    if kind == pdfium.FPDF_SEGMENT_MOVETO:
+      start = point
+    elif kind == pdfium.FPDF_SEGMENT_LINETO:
+      line(last, point)
+    if calls['FPDFPathSegment_GetClose'](segment):
+      line(point, start)
+    last = point
+  return out
+
+
+def _cut(handle: int, words: list[tuple[int, int]], boxes_W4, drawn_E3,
+         turn) -> list[tuple[int, int]]:
+  """The words, those in two of which a piece drawn for itself begins beyond the edge of a cell: no
+  space was left there. What merely runs over an edge stays whole."""
+  if not len(drawn_E3):
+    return words
+  y_W1, (x_E, top_E, bottom_E) = boxes_W4[:, 1::2].mean(1)[:, None], drawn_E3.T
+  through_WE = ((boxes_W4[:, :1] + 2 < x_E) & (x_E < boxes_W4[:, 2:3] - 2)
+                & (top_E <= y_W1) & (y_W1 <= bottom_E))
+  if not through_WE.any():
+    return words
+  drawn_by, out = _calls()['FPDFText_GetTextObject'], []
+  for (start, end), through_E in zip(words, through_WE, strict=True):
+    if through_E.any():
+      objects = [drawn_by(handle, i) for i in range(start, end)]
+      for i in range(start + 1, end):
+        if objects[i - start] != objects[i - start - 1]:
+          box_124 = _displayed(_word_boxes(handle, [(i, i + 1)]), *turn)
+          if box_124[0, 0, 0] > x_E[through_E][0] - 1:
+            out.append((start, i))
+            start = i
+            break
+    out.append((start, end))
+  return out
+
+
+def _between(handle: int, words: list[tuple[int, int]], boxes_W4, drawn_E3) -> list[bool]:
+  """Whether a word begins in another cell than the one before it, and is drawn for itself."""
+  if len(boxes_W4) < 2 or not len(drawn_E3):
+    return [False] * len(boxes_W4)
+  x_E, top_E, bottom_E = drawn_E3.T
+  left_P1, right_P1 = np.sort(np.stack([boxes_W4[:-1, 0], boxes_W4[1:, 0]]), 0)[..., None] + 1
+  y_P1 = boxes_W4[1:, 1::2].mean(1)[:, None]
+  found_P = ((left_P1 < x_E) & (x_E < right_P1) & (top_E <= y_P1) & (y_P1 <= bottom_E)).any(1)
+  drawn_by = _calls()['FPDFText_GetTextObject']
+  return [False, *(found and drawn_by(handle, a[1] - 1) != drawn_by(handle, b[0])
+                   for found, (a, b) in zip(found_P.tolist(), itertools.pairwise(words),
+                                            strict=True))]
+
+
+def _runs(words: list[tuple[int, int]], text: str, boxes: list[list[float]],
+          upright: list[bool], edges: list[bool]) -> list[tuple[range, bool]]:
   """Ranges of words that stand together on a line, each with whether a hyphen ends it."""
   runs, start = [], 0
   for i in range(1, len(words)):
-    between = text[words[i - 1].end():words[i].start()]
+    between = text[words[i - 1][1]:words[i][0]]
     a, b = boxes[i - 1], boxes[i]
     size = max(a[3] - a[1], b[3] - b[1], 0.1)
     gap = max(b[0] - a[2], a[0] - b[2])     # whichever way the script runs
-    back = b[2] < a[0] and not pdf_layout.RTL.search(words[i].group())
+    back = b[2] < a[0] and not pdf_layout.RTL.search(text[slice(*words[i])])
     if (between != ' ' and ('\n' in between or BREAK in between)) or (
         gap > 0.75 * size or abs(b[1] + b[3] - a[1] - a[3]) > size
-        or upright[i] != upright[i - 1] or back):
+        or upright[i] != upright[i - 1] or back or edges[i]):
       runs.append((range(start, i), BREAK in between))
       start = i
-  runs.append((range(start, len(words)), text[words[-1].end():][:1] == BREAK))
+  runs.append((range(start, len(words)), text[words[-1][1]:][:1] == BREAK))
   return runs
 
 

@@ -286,13 +286,13 @@ def parse(body: bytes, *, ocr: str = 'auto', languages: Sequence[str] = ('en',),
   Args:
     tick: called before each page that is read by OCR.
   """
-  lines, heights, methods, confidences, features = [], [], [], [], []
+  lines, grids, heights, methods, confidences, features = [], [], [], [], [], []
   characters = 0
   with pdf_pages.open_document(body) as document:
     if len(document) > max_pages:
       raise PdfError('too_long', f'{len(document)} pages, {max_pages} allowed')
     for index in range(len(document)):
-      found, height, feature = pdf_pages.read_page(document, index)
+      found, page_grids, height, feature = pdf_pages.read_page(document, index)
       wants, method, confidence = needs_ocr(feature), 'text' if found else 'blank', None
       if ocr == 'always' or (ocr == 'auto' and wants):
         if methods.count('ocr') + methods.count('noise') >= MAX_OCR_PAGES:
@@ -301,18 +301,19 @@ def parse(body: bytes, *, ocr: str = 'auto', languages: Sequence[str] = ('en',),
           tick()
           seen, confidence = pdf_ocr.read_page(document, index, languages)
           if seen and confidence >= MIN_CONFIDENCE:
-            found, method = seen, 'ocr'
+            found, page_grids, method = seen, [], 'ocr'
           elif not found:
             method = 'noise' if seen else 'blank'
       characters += sum(len(line.text) for line in found if method != 'noise')
       if characters > MAX_CHARACTERS:
         raise PdfError('too_long', f'more than {MAX_CHARACTERS} characters')
       feature['ocr_wanted'] = wants
-      for values, value in ((lines, found), (heights, height), (methods, method),
-                            (confidences, confidence), (features, feature)):
+      for values, value in ((lines, found), (grids, page_grids), (heights, height),
+                            (methods, method), (confidences, confidence), (features, feature)):
         values.append(value)
   lines = pdf_layout.strip_running(lines, heights)
-  pages = [pdf_layout.clean(pdf_layout.page_text(page)) for page in lines]
+  pages = [pdf_layout.clean(pdf_layout.page_text(*page))
+           for page in zip(lines, grids, strict=True)]
   pages = [page.strip() for page in pdf_layout.join_hyphens(pages)]
   if not any(pages):
     if 'noise' in methods:

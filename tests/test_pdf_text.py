@@ -5,6 +5,7 @@ import re
 import zlib
 from collections import Counter
 
+import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -12,7 +13,7 @@ from reportlab.lib.pdfencrypt import StandardEncryption
 from reportlab.lib.utils import ImageReader
 from reportlab.pdfgen import canvas
 
-from data_beam import pdf_layout, pdf_ocr, pdf_pages, pdf_text
+from data_beam import pdf_grids, pdf_layout, pdf_ocr, pdf_pages, pdf_text
 from data_beam.pdf_layout import BREAK, Line
 
 WIDTH, HEIGHT = 612, 792
@@ -130,6 +131,80 @@ def test_table_becomes_markdown(extractor):
   assert table in text
   assert tags(text) == [f'{c}{i}' for c in 'AB' for i in range(12)]
   assert text.index('A11') < text.index('Otter') < text.index('B0')
+
+
+def ruled(page, draw_rules):
+  draw_rules(page)
+  page.setFont('Times-Roman', 10)
+  cells = {(0, 0): ['Command'], (0, 1): ['What it does'], (1, 0): ['list'],
+           (1, 1): ['shows the names of all the', 'files that are there'],
+           (2, 0): ['a-command-too-long-for-it'], (2, 1): ['runs over its edge'],
+           (3, 0): ['cd'], (3, 1): ['goes elsewhere']}
+  tops = [700, 680, 640, 620]
+  for (row, col), lines in cells.items():
+    for i, line in enumerate(lines):
+      page.drawString(75 + 90 * col, tops[row] - 13 - 14 * i, line)
+  column(page, 72, 560, prose('B', 12, 95))
+
+
+def lines_of_a_table(page):
+  for y in (700, 680, 640, 620, 600):
+    page.line(72, y, 400, y)
+  page.line(162, 700, 162, 600)             # no outer edges, as LaTeX's tables often have none
+
+
+def boxes_of_cells(page):
+  for top, bottom in ((700, 680), (680, 640), (640, 620), (620, 600)):
+    page.rect(72, bottom, 90, top - bottom)
+    page.rect(162, bottom, 238, top - bottom)
+
+
+@pytest.mark.parametrize('draw_rules', [lines_of_a_table, boxes_of_cells])
+@pytest.mark.parametrize('rotate', [0, 90])
+def test_ruled_tables_have_the_cells_that_are_drawn(extractor, draw_rules, rotate):
+  def draw(page):
+    page.setPageRotation(rotate)
+    if rotate:                              # drawn sideways, so that it is displayed upright
+      page.translate(WIDTH, 0)
+      page.rotate(90)
+      page.scale(.75, .75)
+    ruled(page, draw_rules)
+  text = extractor.extract(make(draw)).text
+  table = ('| Command | What it does |\n| --- | --- |\n'
+           '| list | shows the names of all the files that are there |\n'
+           '| a-command-too-long-for-it | runs over its edge |\n| cd | goes elsewhere |\n\nB0 ')
+  assert table in text
+  assert tags(text) == [f'B{i}' for i in range(12)]
+
+
+def test_a_frame_around_text_is_no_table(extractor):
+  def draw(page):
+    page.rect(60, 400, 480, 350)
+    column(page, 72, 720, prose('A', 12, 95))
+  text = extractor.extract(make(draw)).text
+  assert '|' not in text and tags(text) == [f'A{i}' for i in range(12)]
+
+
+def test_a_cell_over_several_rows_stands_in_its_first():
+  h, v = (lambda y, x0=0.0: (x0, y, 200.0, y + .5)), (lambda x: (x, 0.0, x + .5, 60.0))
+  (grid,) = pdf_grids.find(np.array([h(0.0), h(20.0, 100.0), h(40.0), h(60.0), v(100.0)]))
+  assert [grid.cell(10.0, y) for y in (5.0, 25.0, 50.0)] == [(0, 0), (0, 0), (2, 0)]
+  assert [grid.cell(150.0, y) for y in (5.0, 25.0, 50.0)] == [(0, 1), (1, 1), (2, 1)]
+  assert not pdf_grids.find(np.array([h(0.0), h(20.0)]))
+  # Two tables apart are two, and rules that meet nothing are none.
+  apart = np.array([h(0.0), h(30.0), h(60.0), v(100.0)])
+  assert len(pdf_grids.find(np.concatenate([apart, apart + [0, 100, 0, 100]]))) == 2
+
+
+def test_a_table_of_contents_loses_its_leaders_and_numbers(extractor):
+  def draw(page):
+    page.setFont('Times-Roman', 10)
+    for i, (name, number) in enumerate((('1 Foxes', 1), ('1.1 Red foxes', 2), ('2 Hares', 17))):
+      page.drawString(72, 700 - 14 * i, name)
+      page.drawString(180, 700 - 14 * i, ' '.join('.' * 60))
+      page.drawRightString(540, 700 - 14 * i, str(number))
+    column(page, 72, 560, prose('B', 12, 95))
+  assert extractor.extract(make(draw)).text.startswith('1 Foxes\n1.1 Red foxes\n2 Hares\n\nB0')
 
 
 def test_hyphens_paragraphs_and_code(extractor):

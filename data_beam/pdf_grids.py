@@ -1,0 +1,97 @@
+"""Ruled tables: the lines drawn on a page → grids of cells. Geometry only; pdf_layout fills them.
+
+Coordinates are those of pdf_layout: points from the top left of the page as displayed.
+"""
+import bisect
+import itertools
+from collections.abc import Iterable
+from typing import NamedTuple
+
+import numpy as np
+
+TOUCH = 3.0                 # points between two rules that are meant to meet
+THICK = 3.0                 # a rule is no thicker
+MAX_COLUMNS = 30            # more is a drawing, or graph paper
+
+
+class Grid(NamedTuple):
+  """Edges of a table's columns, and of the cells of each column: a cell may span many rows."""
+  columns: list[float]      # left to right, both outer edges included
+  rows: list[float]         # top to bottom, of every column together
+  levels: list[list[float]] # of each column; a subset of `rows`
+  drawn_E3: np.ndarray      # (x, y0, y1) of the vertical rules
+
+  def holds(self, x: float, y: float) -> bool:
+    """Whether a point is inside."""
+    return self.columns[0] <= x <= self.columns[-1] and self.rows[0] <= y <= self.rows[-1]
+
+  def cell(self, x: float, y: float) -> tuple[int, int]:
+    """Row and column of the cell in which a point inside lies."""
+    column = min(max(bisect.bisect(self.columns, x) - 1, 0), len(self.columns) - 2)
+    levels = self.levels[column]
+    top = levels[min(max(bisect.bisect(levels, y) - 1, 0), len(levels) - 2)]
+    return self.rows.index(top), column
+
+
+def find(rules_R4) -> list[Grid]:
+  """The grids that horizontal and vertical rules form where they meet.
+
+  A grid has two columns and two rows at least; its outermost vertical edges need not be drawn.
+
+  Args:
+    rules_R4: [R, 4], boxes (x0, y0, x1, y1) of thin lines; others are passed over.
+  """
+  if len(rules_R4) < 3:
+    return []
+  wide, high = rules_R4[:, 2] - rules_R4[:, 0], rules_R4[:, 3] - rules_R4[:, 1]
+  across_H4 = rules_R4[(high <= THICK) & (wide > 2 * THICK)]
+  down_V4 = rules_R4[(wide <= THICK) & (high > 2 * THICK)]
+  if len(across_H4) < 2 or not len(down_V4):
+    return []
+  y_H, x_V = across_H4[:, 1::2].mean(1), down_V4[:, 0::2].mean(1)
+  meet_VH = ((across_H4[:, 0] - TOUCH <= x_V[:, None]) & (x_V[:, None] <= across_H4[:, 2] + TOUCH)
+             & (down_V4[:, 1, None] - TOUCH <= y_H) & (y_H <= down_V4[:, 3, None] + TOUCH))
+  part_V, part_H = _components(meet_VH)
+  grids = []
+  for part in np.unique(part_V[meet_VH.any(1)]):
+    h, v = part_H == part, part_V == part
+    grid = _grid(across_H4[h], y_H[h], down_V4[v], x_V[v])
+    grids += [grid] if grid else []
+  return grids
+
+
+def _components(meet_VH) -> tuple[np.ndarray, np.ndarray]:
+  """A number for each connected part of the graph of meeting lines: of each V, and of each H."""
+  v, h = meet_VH.shape
+  part_V, part_H = np.arange(v), np.full(h, v)
+  while True:
+    new_H = np.where(meet_VH, part_V[:, None], v).min(0)
+    new_V = np.minimum(part_V, np.where(meet_VH, new_H[None], v).min(1))
+    if (new_V == part_V).all() and (new_H == part_H).all():
+      return part_V, part_H
+    part_V, part_H = new_V, new_H
+
+
+def _grid(across_H4, y_H, down_V4, x_V) -> Grid | None:
+  left, right = across_H4[:, 0].min(), across_H4[:, 2].max()
+  top = min(y_H.min(), down_V4[:, 1].min())
+  bottom = max(y_H.max(), down_V4[:, 3].max())
+  columns = _levels([left, *x_V, right])
+  rows = _levels([top, *y_H, bottom])
+  if not 3 <= len(columns) <= MAX_COLUMNS + 1 or len(rows) < 3:
+    return None
+  levels = []
+  for a, b in itertools.pairwise(columns):
+    over = (across_H4[:, 0] <= (a + b) / 2) & ((a + b) / 2 <= across_H4[:, 2])
+    near = {min(rows, key=lambda row, y=y: abs(row - y)) for y in y_H[over].tolist()}
+    levels.append(sorted({rows[0], rows[-1], *near}))
+  return Grid(columns, rows, levels, np.stack([x_V, down_V4[:, 1], down_V4[:, 3]], 1))
+
+
+def _levels(values: Iterable[float]) -> list[float]:
+  """Sorted, of those within TOUCH of each other the first."""
+  out: list[float] = []
+  for value in sorted(map(float, values)):
+    if not out or value - out[-1] > TOUCH:
+      out.append(value)
+  return out
