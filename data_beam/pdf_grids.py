@@ -3,7 +3,6 @@
 Coordinates are those of pdf_layout: points from the top left of the page as displayed.
 """
 import bisect
-import itertools
 from collections.abc import Iterable
 from typing import NamedTuple
 
@@ -80,11 +79,11 @@ def _grid(across_H4, y_H, down_V4, x_V) -> Grid | None:
   rows = _levels([top, *y_H, bottom])
   if not 3 <= len(columns) <= MAX_COLUMNS + 1 or len(rows) < 3:
     return None
-  levels = []
-  for a, b in itertools.pairwise(columns):
-    over = (across_H4[:, 0] <= (a + b) / 2) & ((a + b) / 2 <= across_H4[:, 2])
-    near = {min(rows, key=lambda row, y=y: abs(row - y)) for y in y_H[over].tolist()}
-    levels.append(sorted({rows[0], rows[-1], *near}))
+  middles_C1 = np.mean([columns[:-1], columns[1:]], 0)[:, None]
+  over_CH = (across_H4[:, 0] <= middles_C1) & (middles_C1 <= across_H4[:, 2])
+  row_H = np.abs(np.array(rows)[:, None] - y_H).argmin(0)
+  levels = [[rows[i] for i in sorted({0, len(rows) - 1, *row_H[over_H].tolist()})]
+            for over_H in over_CH]
   return Grid(columns, rows, levels, np.stack([x_V, down_V4[:, 1], down_V4[:, 3]], 1))
 
 

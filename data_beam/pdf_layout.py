@@ -39,6 +39,7 @@ _SPACED_CAPITALS = re.compile(r'(?<!\S)(?:[^\W\d_a-zß-ÿ] ){4,}[^\W\d_a-zß-ÿ]
 _ACCENTS = {'¨': '\u0308', '´': '\u0301', 'ˆ': '\u0302', '˜': '\u0303', '¸': '\u0327',
             'ˇ': '\u030c', '˚': '\u030a'}
 _SPLIT_ACCENT = re.compile(f'([{"".join(_ACCENTS)}])([A-Za-zıȷ])')
+_PRIVATE = re.compile('[\ue000-\uf8ff]')
 _LIGATURES = {0xFB00 + i: s for i, s in enumerate(('ff', 'fi', 'fl', 'ffi', 'ffl', 'st', 'st'))}
 _CHARACTERS = {**_LIGATURES, 0xAD: None, 0xFFFD: None, 0xFEFF: None, 0x200B: None,
                **dict.fromkeys((0xA0, 0x09, *range(0x2000, 0x200B), 0x202F, 0x205F, 0x3000), ' '),
@@ -77,10 +78,11 @@ def page_text(lines: Sequence[Line], grids: Sequence[Grid] = ()) -> str:
   lines = [line for line in lines if line.text.strip()]
   if not lines:
     return ''
-  rtl = sum(bool(RTL.search(line.text)) for line in lines) * 2 > len(lines)
+  rtl = sum(not line.text.isascii() and bool(RTL.search(line.text)) for line in lines) * 2 > len(
+    lines)
   for grid in grids:
     lines = _filled(lines, grid, rtl)
-  if any(_LEADERS.search(line.text) for line in lines):
+  if any(_dotted(line.text) for line in lines):
     lines = _contents(lines)
   paragraphs: list[Paragraph] = []
   for block in _read(lines, rtl, depth=0):
@@ -113,12 +115,13 @@ def clean(text: str) -> str:
   """Ligatures, split accents, odd spaces, control and private-use characters, spaced capitals."""
   if not text.isascii():
     text = text.translate(_CHARACTERS)
-    text = ''.join(c for c in text if not '\ue000' <= c <= '\uf8ff')
+    text = _PRIVATE.sub('', text)
     text = _SPLIT_ACCENT.sub(_accent, text)
     text = unicodedata.normalize('NFC', text)
   elif not text.isprintable():
     text = text.translate(_CHARACTERS)
-  text = _LEADERS.sub(' … ', text)
+  if _dotted(text):
+    text = _LEADERS.sub(' … ', text)
   return _SPACED_CAPITALS.sub(lambda m: m[0].replace(' ', ''), text)
 
 
@@ -501,13 +504,18 @@ def _filled(lines: list[Line], grid: Grid, rtl: bool) -> list[Line]:
   several = sum(sum((i, j) in cells for j in used[1]) > 1 for i in used[0])
   if len(used[0]) < 2 or len(used[1]) < 2 or several < max(2, len(used[0]) / 2):
     return lines
-  texts = {place: functools.reduce(_glue, (_row_text(row) for row in _rows(held, rtl)))
-           for place, held in cells.items()}
+  texts = {place: functools.reduce(_glue, map(_row_text, _rows(held, rtl)))
+           if len(held) > 1 else held[0].text.strip() for place, held in cells.items()}
   text = _markdown([[texts.get((i, j), '') for j in used[1]] for i in used[0]])
   box = (grid.columns[0], grid.rows[0], grid.columns[-1], grid.rows[-1])
   table = Line(*box, text, statistics.median(line.size for line in inside))
   held = set(map(id, inside))
   return [*(line for line in lines if id(line) not in held), table]
+
+
+def _dotted(text: str) -> bool:
+  """Whether there may be leaders: searched before the regular expressions are, which cost more."""
+  return '. .' in text or '..' in text or '…' in text or '··' in text or '__' in text
 
 
 def _contents(lines: list[Line]) -> list[Line]:
@@ -517,6 +525,8 @@ def _contents(lines: list[Line]) -> list[Line]:
     entry: list[Line] = []
     for line in row:
       entry.append(line)
+      if not any(_dotted(part.text) for part in entry[-2:]):
+        continue
       if match := _ENTRY.search(text := _row_text(entry)):
         first, last = entry[0], entry[-1]
         text = text[:match.start()].rstrip() + _ENTRY_END

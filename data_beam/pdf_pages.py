@@ -7,6 +7,7 @@ import functools
 import itertools
 import math
 import re
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -34,6 +35,7 @@ MAX_PAGE_CHARACTERS = 200_000
 MAX_OBJECTS = 20_000         # of a page that are looked at for rules
 MAX_RULES = 2_000            # more make no table
 
+_UNREADABLE = re.compile('[\ufffd\ue000-\uf8ff]')
 _MONO = re.compile(rb'(?i)courier|mono|consol|menlo|typewriter|cmtt|fixed|code')
 
 
@@ -142,8 +144,9 @@ def _characters(text_page, handle: int, count: int) -> str:
 
 def _layer(handle: int, text: str) -> tuple[float, float]:
   """Shares of hidden and of garbled characters, by a sample of 64."""
-  visible = [i for i, c in enumerate(text) if not c.isspace() and c != BREAK]
-  sample = visible[::max(1, len(visible) // 64)]
+  visible = len(text) - sum(map(text.count, f' \r\n\t{BREAK}'))
+  step = max(1, len(text) // 64)
+  sample = [i for i in range(step // 2, len(text), step) if text[i] > ' ' and text[i] != BREAK]
   if not sample:
     return 0.0, 0.0
   calls, hidden, garbled = _calls(), 0, 0
@@ -151,9 +154,8 @@ def _layer(handle: int, text: str) -> tuple[float, float]:
     item = calls['FPDFText_GetTextObject'](handle, i)
     hidden += bool(item) and calls['FPDFTextObj_GetTextRenderMode'](item) == 3
     garbled += calls['FPDFText_HasUnicodeMapError'](handle, i) == 1 or text[i] < ' '
-  replaced = (text.count('\ufffd') + sum('\ue000' <= c <= '\uf8ff' for c in text)
-              if not text.isascii() else 0)
-  return hidden / len(sample), max(garbled / len(sample), replaced / len(visible))
+  replaced = 0 if text.isascii() else len(_UNREADABLE.findall(text))
+  return hidden / len(sample), max(garbled / len(sample), replaced / max(1, visible))
 
 
 def _lines(handle: int, text: str, page,
@@ -181,24 +183,28 @@ def _lines(handle: int, text: str, page,
   if not sideways and len(cut := _cut(handle, words, boxes_W4, drawn_E3, turn)) > len(words):
     return _lines(handle, text, page, cut)
   edges = _between(handle, words, boxes_W4, drawn_E3)
-  boxes, upright = boxes_W4.tolist(), upright.tolist()
-  for i in range(len(words)):               # one or two letters do not tell: as the word before
-    if not long[i]:
-      joined = i and text[words[i - 1][1]:words[i][0]] == ' '
-      upright[i] = upright[i - 1] if joined else True
+  for i in np.flatnonzero(~long).tolist():  # one or two letters do not tell: as the word before
+    joined = i and text[words[i - 1][1]:words[i][0]] == ' '
+    upright[i] = upright[i - 1] if joined else True
 
   # Outside a crop box stand printers' marks; beyond the edge of the sheet, an overlong table.
   slack = 0 if page.get_cropbox(False) not in (None, page.get_mediabox(False)) else 1
-  runs = _runs(words, text, boxes, upright, edges)
-  marks = [max(run, key=lambda i: words[i][1] - words[i][0]) for run, _ in runs]
+  starts, hyphens = _runs(words, text, boxes_W4, upright, edges)
+  lengths_W = np.array([end - start for start, end in words])
+  order_W = np.arange(len(words))[::-1]     # of words as long, the first
+  longest_R = np.maximum.reduceat(lengths_W * len(words) + order_W, starts)
+  marks = len(words) - 1 - longest_R % len(words)
+  x0_R = np.minimum.reduceat(boxes_W4[:, 0], starts).tolist()
+  x1_R = np.maximum.reduceat(boxes_W4[:, 2], starts).tolist()
+  boxes, marks = boxes_W4.tolist(), marks.tolist()
   raw_R4, sizes = _baselines(handle, [words[i][0] for i in marks])
   origins_R4 = _displayed(raw_R4, *turn)
   if sideways:
     origins_R4 = _turned(origins_R4, upwards, width, height)
   lines = []
-  for (run, hyphen), mark, base, size in zip(runs, marks, origins_R4[:, 1].tolist(), sizes,
-                                           strict=True):
-    x0, x1 = min(boxes[i][0] for i in run), max(boxes[i][2] for i in run)
+  runs, is_mono = itertools.pairwise([*starts, len(words)]), _mono_test(handle)
+  for run, hyphen, x0, x1, mark, base, size in zip(
+      runs, hyphens, x0_R, x1_R, marks, origins_R4[:, 1].tolist(), sizes, strict=True):
     if not upright[mark]:
       continue                              # sideways: a stamp in the margin, an axis of a plot
     if not 0.1 < size < height:
@@ -206,15 +212,19 @@ def _lines(handle: int, text: str, page,
     if not (-slack * width <= (x0 + x1) / 2 <= (1 + slack) * width
             and -slack * height <= base <= (1 + slack) * height + size):
       continue
-    mono = _is_mono(handle, words[run[0]][0]) and _is_mono(handle, words[run[-1]][1] - 1)
-    wide = boxes[mark][2] - boxes[mark][0]
-    advance = wide / (words[mark][1] - words[mark][0]) if mono else 0
-    pieces = [text[slice(*words[run[0]])]]
-    for i in run[1:]:
-      gap = round((boxes[i][0] - boxes[i - 1][2]) / advance) if advance > 0 else 1
-      pieces.append(' ' * max(1, min(40, gap)) + text[slice(*words[i])])
+    first, last = words[run[0]], words[run[1] - 1]
+    mono = is_mono(first[0]) and is_mono(last[1] - 1)
+    if mono:                                # spaces as wide as they are
+      advance = max(0.1, boxes[mark][2] - boxes[mark][0]) / (words[mark][1] - words[mark][0])
+      pieces = [text[slice(*first)]]
+      for i in range(run[0] + 1, run[1]):
+        gap = round((boxes[i][0] - boxes[i - 1][2]) / advance)
+        pieces.append(' ' * max(1, min(40, gap)) + text[slice(*words[i])])
+      run_text = ''.join(pieces)
+    else:
+      run_text = ' '.join(text[start:end] for start, end in words[slice(*run)])
     lines.append(Line(x0, base - 0.8 * size, x1, base + 0.2 * size,
-                      ''.join(pieces) + BREAK * hyphen, size, mono))
+                      run_text + BREAK * hyphen, size, mono))
   return lines, grids, height
 
 
@@ -294,8 +304,9 @@ def _cut(handle: int, words: list[tuple[int, int]], boxes_W4, drawn_E3,
   if not through_WE.any():
     return words
   drawn_by, out = _calls()['FPDFText_GetTextObject'], []
-  for (start, end), through_E in zip(words, through_WE, strict=True):
-    if through_E.any():
+  for (start, end), through, through_E in zip(words, through_WE.any(1).tolist(), through_WE,
+                                              strict=True):
+    if through:
       objects = [drawn_by(handle, i) for i in range(start, end)]
       for i in range(start + 1, end):
         if objects[i - start] != objects[i - start - 1]:
@@ -322,23 +333,25 @@ def _between(handle: int, words: list[tuple[int, int]], boxes_W4, drawn_E3) -> l
                                             strict=True))]
 
 
-def _runs(words: list[tuple[int, int]], text: str, boxes: list[list[float]],
-          upright: list[bool], edges: list[bool]) -> list[tuple[range, bool]]:
-  """Ranges of words that stand together on a line, each with whether a hyphen ends it."""
-  runs, start = [], 0
+def _runs(words: list[tuple[int, int]], text: str, boxes_W4, upright,
+          edges: list[bool]) -> tuple[list[int], list[bool]]:
+  """The first words of runs that stand together on a line, and whether a hyphen ends each run."""
+  a_P4, b_P4 = boxes_W4[:-1], boxes_W4[1:]
+  heights_W = boxes_W4[:, 3] - boxes_W4[:, 1]
+  size_P = np.maximum(np.maximum(heights_W[:-1], heights_W[1:]), 0.1)
+  gap_P = np.maximum(b_P4[:, 0] - a_P4[:, 2], a_P4[:, 0] - b_P4[:, 2])    # either way of writing
+  shift_P = np.abs(b_P4[:, 1] + b_P4[:, 3] - a_P4[:, 1] - a_P4[:, 3])
+  apart_P = ((gap_P > 0.75 * size_P) | (shift_P > size_P) | (upright[1:] != upright[:-1])).tolist()
+  back_P = (b_P4[:, 2] < a_P4[:, 0]).tolist()
+  starts, hyphens = [0], []
   for i in range(1, len(words)):
     between = text[words[i - 1][1]:words[i][0]]
-    a, b = boxes[i - 1], boxes[i]
-    size = max(a[3] - a[1], b[3] - b[1], 0.1)
-    gap = max(b[0] - a[2], a[0] - b[2])     # whichever way the script runs
-    back = b[2] < a[0] and not pdf_layout.RTL.search(text[slice(*words[i])])
-    if (between != ' ' and ('\n' in between or BREAK in between)) or (
-        gap > 0.75 * size or abs(b[1] + b[3] - a[1] - a[3]) > size
-        or upright[i] != upright[i - 1] or back or edges[i]):
-      runs.append((range(start, i), BREAK in between))
-      start = i
-  runs.append((range(start, len(words)), text[words[-1][1]:][:1] == BREAK))
-  return runs
+    hyphen = BREAK in between
+    if (apart_P[i - 1] or hyphen or edges[i] or '\n' in between
+        or (back_P[i - 1] and not pdf_layout.RTL.search(text[slice(*words[i])]))):
+      starts.append(i)
+      hyphens.append(hyphen)
+  return starts, [*hyphens, text[words[-1][1]:][:1] == BREAK]
 
 
 def _baselines(handle: int, indices: list[int]):
@@ -378,11 +391,17 @@ def _turned(boxes, upwards: bool, width: float, height: float):
   return np.stack([y0, height - x1, y1, height - x0], -1)
 
 
-def _is_mono(handle: int, index: int) -> bool:
+def _mono_test(handle: int) -> Callable[[int], bool]:
+  """Whether a character's font is one of fixed width, by its flags or its name."""
   name, flags = ctypes.create_string_buffer(64), ctypes.c_int()
-  _calls()['FPDFText_GetFontInfo'](handle, index, ctypes.addressof(name), 64,
-                                   ctypes.addressof(flags))
-  return bool(flags.value & 1) or bool(_MONO.search(name.value))
+  addresses, call = (ctypes.addressof(name), 64, ctypes.addressof(flags)), _calls()[
+    'FPDFText_GetFontInfo']
+
+  def is_mono(index: int) -> bool:
+    call(handle, index, *addresses)
+    return bool(flags.value & 1) or _MONO.search(name.value) is not None
+
+  return is_mono
 
 
 def _picture(page) -> float:

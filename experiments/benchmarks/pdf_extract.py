@@ -1,0 +1,193 @@
+"""PDF text: how true it is to known text, in which order, and pages per CPU-second, beside others.
+
+  python -m experiments.benchmarks.pdf_extract --data=DIR [--others=ENV/bin/python]
+
+`--data` holds `pdf/` and `html_multilingual/` (Debian's manuals as PDF and as HTML, packed). One
+JSON line each:
+- twins: each manual against its HTML: recall and precision of the bag of words, F1 of 4-grams, in
+  order. The tables of contents that the HTML has at the head of every chapter are left out: the PDF
+  has them once, at its front. `with_chapter_contents` counts them as missing.
+- order: longest common subsequence of words over the longer of the two, on first pages of papers in
+  two and three columns, against references read by eye (tests/goldens/pdf_order.json: hashes).
+- speed: pages per CPU-second, the child process with its start included, the least CPU time of
+  `--repeats` runs.
+The alternatives are pdfium's own text, and, with the Python that `--others` names, pdfplumber and
+docling-parse: on the papers, and one manual, as they take a quarter of a second a page.
+"""
+import collections
+import itertools
+import json
+import pathlib
+import re
+import resource
+import subprocess
+import sys
+import tarfile
+import zlib
+from collections.abc import Callable, Iterator, Sequence
+
+import pypdfium2
+from absl import app, flags
+from lxml import html
+
+from data_beam import pdf_text
+
+_DATA = flags.DEFINE_string('data', None, 'Folder with pdf/ and html_multilingual/.', required=True)
+_OTHERS = flags.DEFINE_string('others', None, 'Python with pdfplumber and docling-parse.')
+_REPEATS = flags.DEFINE_integer('repeats', 3, 'Runs, of which the fastest counts.')
+_PARTS = flags.DEFINE_list('parts', ['twins', 'order', 'speed'], 'What to measure.')
+SLOW = ('pdfplumber', 'docling-parse')
+LANGUAGES = ('en', 'fr', 'de', 'es', 'it', 'pt')
+ORDER = pathlib.Path(__file__).parents[2] / 'tests' / 'goldens' / 'pdf_order.json'
+
+_OTHER = '''
+import json, sys
+tool, paths = sys.argv[1], sys.argv[2:]
+for path in paths:
+  pages = []
+  try:
+    if tool == "pdfplumber":
+      import pdfplumber
+      with pdfplumber.open(path) as pdf:
+        pages = [page.extract_text() or "" for page in pdf.pages]
+    else:
+      from docling_parse.pdf_parser import DoclingPdfParser
+      pdf = DoclingPdfParser(loglevel="fatal").load(path)
+      for _, page in pdf.iterate_pages():
+        pages.append("\\n".join(cell.text for cell in page.textline_cells))
+  except Exception as error:
+    print(f"{path}: {error}", file=sys.stderr)
+  print(json.dumps(pages), flush=True)
+'''
+
+
+def ours(paths: Sequence[pathlib.Path]) -> Iterator[list[str]]:
+  with pdf_text.Extractor() as extractor:
+    for path in paths:
+      try:
+        yield extractor.extract(path.read_bytes(), ocr='never').pages
+      except pdf_text.PdfError:
+        yield []
+
+
+def pdfium(paths: Sequence[pathlib.Path]) -> Iterator[list[str]]:
+  for path in paths:
+    document = pypdfium2.PdfDocument(path)
+    yield [page.get_textpage().get_text_range() for page in document]
+
+
+def other(tool: str) -> Callable:
+  def read(paths):
+    done = subprocess.run([_OTHERS.value, '-c', _OTHER, tool, *map(str, paths)], check=True,
+                          stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True)
+    yield from map(json.loads, done.stdout.splitlines())
+  return read
+
+
+def words(text: str) -> list[str]:
+  return re.findall(r'\w+', text.lower())
+
+
+def scores(gold: list[str], found: list[str]) -> dict[str, float]:
+  bags = collections.Counter(gold), collections.Counter(found)
+  grams = [collections.Counter(zip(*(w[i:] for i in range(4)), strict=False))
+           for w in (gold, found)]
+  common, both = (bags[0] & bags[1]).total(), (grams[0] & grams[1]).total()
+  return {'recall': round(common / bags[0].total(), 4),
+          'precision': round(common / max(1, bags[1].total()), 4),
+          'f1_4grams': round(2 * both / (grams[0].total() + grams[1].total()), 4)}
+
+
+def manual(archive: tarfile.TarFile, language: str, chapter_contents: bool) -> str:
+  """Text of debian-reference's HTML, chapters in order, without the links around each."""
+  pages = {pathlib.Path(m.name).name: m for m in archive
+           if '/debian-reference/' in m.name and m.name.endswith(f'.{language}.html')}
+  names = ['index', 'pr01', *(f'ch{i:02}' for i in range(1, 13)), 'apa']
+  out = []
+  for name in names:
+    tree = html.fromstring(archive.extractfile(pages[f'{name}.{language}.html']).read())
+    gone = ['head', 'script', 'style', 'div[@class="navheader"]', 'div[@class="navfooter"]']
+    if name != 'index' and not chapter_contents:
+      gone.append('div[@class="toc"]')
+    for node in itertools.chain.from_iterable(tree.xpath(f'//{path}') for path in gone):
+      node.drop_tree()
+    for node in tree.iter('p', 'div', 'td', 'th', 'li', 'dt', 'dd', 'pre', 'h1', 'h2', 'h3', 'h4',
+                          'tr', 'a', 'br'):
+      node.tail = ' ' + (node.tail or '')
+    out.append(tree.text_content())
+  return '\n'.join(out)
+
+
+def twins(data: pathlib.Path, tools: dict[str, Callable]) -> None:
+  for language in LANGUAGES:
+    with tarfile.open(data / f'html_multilingual/debian-docs-{language}.tar.xz') as archive:
+      gold, with_contents = (words(manual(archive, language, c)) for c in (False, True))
+    for name, read in tools.items():
+      if name in SLOW and language != 'en':
+        continue
+      (pages,) = read([data / f'pdf/multilingual/debian-reference.{language}.pdf'])
+      found = words('\n\n'.join(pages))
+      say(part='twins', language=language, tool=name, pages=len(pages), **scores(gold, found),
+          with_chapter_contents=scores(with_contents, found))
+
+
+def hashes(text: str) -> list[int]:
+  return [zlib.crc32(word.encode()) & 0xffff for word in words(text)]
+
+
+def common_subsequence(a: Sequence, b: Sequence) -> int:
+  """Length of the longest; Hunt and Szymanski would be faster, pages are short."""
+  row = [0] * (len(b) + 1)
+  for x in a:
+    before = 0
+    for j, y in enumerate(b):
+      before, row[j + 1] = row[j + 1], before + 1 if x == y else max(row[j + 1], row[j])
+  return row[-1]
+
+
+def order(data: pathlib.Path, tools: dict[str, Callable]) -> None:
+  references = json.loads(ORDER.read_text())
+  for name, read in tools.items():
+    for file, pages in zip(references, read([data / 'pdf' / f for f in references]), strict=True):
+      found, gold = hashes(pages[0]), references[file]
+      ratio = common_subsequence(gold, found) / max(len(gold), len(found))
+      say(part='order', file=file, tool=name, ratio=round(ratio, 4))
+
+
+def speed(data: pathlib.Path, tools: dict[str, Callable]) -> None:
+  sets = {'all': sorted(p for kind in ('digital', 'multilingual', 'form', 'rotated')
+                        for p in (data / 'pdf' / kind).glob('*.pdf'))}
+  sets['manuals'] = sorted((data / 'pdf/multilingual').glob('*.pdf'))
+  sets['papers'] = [data / 'pdf' / file for file in json.loads(ORDER.read_text())]
+  for which, paths in sets.items():
+    for name, read in tools.items():
+      if name in SLOW and which != 'papers':
+        continue
+      seconds = []
+      for _ in range(_REPEATS.value):
+        start = cpu_seconds()
+        pages = sum(map(len, read(paths)))
+        seconds.append(cpu_seconds() - start)
+      say(part='speed', set=which, tool=name, files=len(paths), pages=pages,
+          pages_per_cpu_second=round(pages / min(seconds), 1))
+
+
+def cpu_seconds() -> float:
+  return sum(usage.ru_utime + usage.ru_stime for usage in map(
+    resource.getrusage, (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN)))
+
+
+def say(**row) -> None:
+  print(json.dumps(row), flush=True)
+
+
+def main(_) -> None:
+  tools = {'ours': ours, 'pdfium': pdfium}
+  if _OTHERS.value:
+    tools |= {name: other(name) for name in SLOW}
+  for part in _PARTS.value:
+    {'twins': twins, 'order': order, 'speed': speed}[part](pathlib.Path(_DATA.value), tools)
+
+
+if __name__ == '__main__':
+  sys.exit(app.run(main))
