@@ -2,15 +2,18 @@
 
   python -m data_beam.pdf --input='papers/*.pdf' --output=corpora --name=pdf
 
-Inputs are PDFs, or WARC files with PDFs in them. What travels between workers is a reference to a
+Inputs are PDFs, WARC files with PDFs in them, or indexes of such (Common Crawl's Parquet or JSON
+lines). What travels between workers is a reference to a
 document's bytes, not the bytes: `read` finds and hashes them, equal ones are dropped before the
 costly part, and `extract` reads each again where it will be parsed. Every worker parses in a child
 process of its own (see pdf_text), so one bad file is one reject.
 """
 
 import argparse
+import contextlib
 import dataclasses
 import hashlib
+import io
 import itertools
 import logging
 import os
@@ -24,7 +27,7 @@ import apache_beam as beam
 from fastwarc.warc import ArchiveIterator
 
 from data_beam import filters as filters_lib
-from data_beam import pdf_ocr, pdf_text, records, sources, text, web
+from data_beam import pdf_ocr, pdf_text, records, refetch, sources, text, web
 from data_beam.dedup import ExactDedup, near_duplicates
 from data_beam.progress import Funnel
 from data_beam.records import Document, Reject
@@ -42,19 +45,25 @@ class Reference(NamedTuple):
   date: str
   path: str
   offset: int            # of the record in a WARC file, -1 for a file of its own
-  truncated: str         # why the crawler says that the payload is incomplete
+  truncated: str         # why the payload is incomplete, see `truncation`
+  length: int = 0        # bytes of the record where an index tells them, so that they are a range
+  bytes: int = 0         # of the PDF
+  declared: int = 0      # what the server said they would be, 0 if it did not
+  etag: str = ''         # of the server's answer
+  modified: str = ''
 
 
 def stages(
   *, ocr: str = 'auto', languages: Sequence[str] = ('en',), min_language_score: float = .4,
   rules: Sequence[filters_lib.Rule] = filters_lib.PDF, limit: int | None = None,
   source: str = 'pdf', minhash: str = '32x10', minhash_hash: str = 'fast',
+  refetching: dict[str, Any] | None = None,
 ) -> list[tuple[str, beam.PTransform]]:
   """The pipeline, in the order of FinePDFs: each transform takes what the one before kept."""
   return [
     ('read', web.Each(read, source, limit)),
     ('same_bytes', SameBytes(source)),
-    ('extract', Extract(ocr, tuple(languages), source)),
+    ('extract', Extract(ocr, tuple(languages), source, refetching)),
     ('language', web.Each(identify, tuple(languages), min_language_score)),
     ('filter', web.Each(judge, tuple(rules))),
     ('exact_dedup', ExactDedup()),
@@ -75,35 +84,64 @@ def read(paths: Sequence[str], source: str, limit: int | None) -> Iterator[Refer
 
 
 def _references(path: str, source: str) -> Iterator[Reference | Reject]:
-  if is_warc(path):
-    for page in sources.read_warc(path, types=sources.PDF_TYPES, max_bytes=MAX_PDF_BYTES):
-      if isinstance(page, Reject):
-        yield page._replace(document=dataclasses.replace(page.document, source=source))
-      else:
-        yield Reference(hashlib.sha256(page.body).hexdigest(), page.id, page.url, page.date, path,
-                        page.warc_offset, page.truncated)
-    return
-  with sources.open_file(path) as f:
-    body = f.read(MAX_PDF_BYTES + 1)
-  digest = hashlib.sha256(body).hexdigest()
-  reference = Reference(digest, digest, '', '', path, -1, '')
-  if len(body) > MAX_PDF_BYTES:
-    yield Reject(_document(reference, source), 'read', 'too_large')
-  else:
-    yield reference
+  kind = sources.kind(path)
+  if kind in sources.INDEXES:
+    for capture in sources.captures(path, sources.PDF_TYPES):
+      if isinstance(capture, Reject):
+        yield _of(capture, source)
+        continue
+      for page in sources.read_capture(capture, types=sources.PDF_TYPES, max_bytes=MAX_PDF_BYTES):
+        yield (_of(page, source) if isinstance(page, Reject)
+               else _reference(page, capture.file, capture.length))
+  elif kind in ('.warc', '.arc'):
+    for page in sources.read(path, types=sources.PDF_TYPES, max_bytes=MAX_PDF_BYTES):
+      yield _of(page, source) if isinstance(page, Reject) else _reference(page, path)
+  else:                                     # anything else is taken for a PDF, and refused if none
+    with sources.open_file(path) as f:
+      body = f.read(MAX_PDF_BYTES + 1)
+    digest = hashlib.sha256(body).hexdigest()
+    page = sources.Page(id=digest, url='', date='', warc_file='', warc_offset=-1, content_type='',
+                        body=body)
+    reference = _reference(page, path)
+    large = len(body) > MAX_PDF_BYTES
+    yield Reject(_document(reference, source), 'read', 'too_large') if large else reference
 
 
-def is_warc(path: str) -> bool:
-  """By its name: anything else is taken for a PDF, and refused later if it is none."""
-  return '.warc' in os.path.basename(path).lower()
+def _of(reject: Reject, source: str) -> Reject:
+  return reject._replace(document=dataclasses.replace(reject.document, source=source))
+
+
+def _reference(page: sources.Page, path: str, length: int = 0) -> Reference:
+  return Reference(
+    hashlib.sha256(page.body).hexdigest(), page.id, page.url, page.date, path, page.warc_offset,
+    truncation(page), length, len(page.body), page.declared, page.etag, page.modified)
+
+
+def truncation(page: sources.Page) -> str:
+  """Why a PDF is incomplete: the crawler's word (`length`, `time`, `disconnect`), `clipped` (its
+  WARC file ends in it), `declared` (the server said that there was more), `cap` (a mebibyte to
+  the byte, where crawls before 2013 cut without a word), `no_eof` (no %%EOF near its end); or ''.
+  """
+  if page.truncated:
+    return page.truncated
+  if page.declared > len(page.body):
+    return 'declared'
+  if b'%%EOF' in page.body[-2048:] or b'%PDF-' not in page.body[:1024]:
+    return ''
+  return 'cap' if len(page.body) == 1 << 20 else 'no_eof'
 
 
 def _body(reference: Reference) -> bytes:
   """The bytes again: those that `read` has hashed."""
-  with sources.open_file(reference.path) as f:
-    if reference.offset < 0:
+  if reference.offset < 0:
+    with sources.open_file(reference.path) as f:
       return f.read(MAX_PDF_BYTES)
-    f.seek(reference.offset)
+  with contextlib.ExitStack() as stack:
+    if reference.length:
+      f = io.BytesIO(sources.read_range(reference.path, reference.offset, reference.length))
+    else:
+      f = stack.enter_context(sources.open_file(reference.path))
+      f.seek(reference.offset)
     record = next(iter(ArchiveIterator(f, parse_http=True, auto_decode='none', strict_mode=False)))
     raw = record.reader.read(MAX_PDF_BYTES + 1)
     return sources.decode_payload(raw, record.http_headers, MAX_PDF_BYTES)
@@ -113,8 +151,10 @@ def _document(reference: Reference, source: str, text: str = '', **metadata: Any
   name = os.path.basename(reference.path)        # so that a corpus does not depend on where it lay
   where = ({'file': name} if reference.offset < 0
            else {'warc_file': name, 'warc_offset': reference.offset})
-  if reference.truncated:
-    where['truncated'] = reference.truncated
+  where |= {name: found for name, found in (
+    ('bytes', reference.bytes), ('truncated', reference.truncated), ('etag', reference.etag),
+    ('last_modified', reference.modified),
+    ('declared_bytes', reference.declared if reference.truncated else 0)) if found}
   return Document(id=reference.id, text=text, url=reference.url, source=source,
                   date=reference.date,
                   metadata={'pdf_digest': reference.digest, **where, **metadata})
@@ -149,13 +189,16 @@ def _first(group: tuple[str, Iterable[tuple]], source: str) -> Iterator[Any]:
 class Extract(beam.PTransform):
   """PCollection[Reference] → (kept: Document, rejects); reasons are pdf_pages.REASONS."""
 
-  def __init__(self, ocr: str, languages: tuple[str, ...], source: str):
+  def __init__(self, ocr: str, languages: tuple[str, ...], source: str,
+               refetching: dict[str, Any] | None = None):
     super().__init__()
-    self.settings = (ocr, languages, source)
+    self.extract, self.refetching = _Extract(ocr, languages, source), refetching
 
   def expand(self, references):
-    split = references | beam.ParDo(_Extract(*self.settings)).with_outputs('rejects', main='kept')
-    return split.kept, split.rejects
+    split = references | beam.ParDo(self.extract).with_outputs('rejects', main='kept')
+    both = split.kept, split.rejects
+    return both | refetch.Refetch(extract=self.extract, **self.refetching) if (
+      self.refetching) else both
 
 
 class _Extract(beam.DoFn):
@@ -170,20 +213,35 @@ class _Extract(beam.DoFn):
     self.extractor.close()
 
   def process(self, reference: Reference):
+    result = self.read(reference, _body(reference))
+    if isinstance(result, Reject):
+      yield beam.pvalue.TaggedOutput('rejects', result)
+      return
+    yield result
+    self.documents, self.pages = self.documents + 1, self.pages + result.metadata['pages']
+    if time.monotonic() - self.said > 5:
+      self.said = time.monotonic()
+      log.info('%d PDFs, %d pages so far', self.documents, self.pages)
+
+  def read(self, reference: Reference, body: bytes) -> Document | Reject:
     try:
-      found = self.extractor.extract(_body(reference), ocr=self.ocr, languages=self.languages)
+      found = self.extractor.extract(body, ocr=self.ocr, languages=self.languages)
     except pdf_text.PdfError as error:
       cut = reference.truncated and error.reason == 'damaged'
       document = _document(reference, self.source, **({'error': error.detail} if error.detail
                                                       else {}))
-      yield beam.pvalue.TaggedOutput('rejects', Reject(
-        document, 'extract', 'truncated' if cut else error.reason))
-      return
-    yield to_document(reference, found, self.source)
-    self.documents, self.pages = self.documents + 1, self.pages + len(found.pages)
-    if time.monotonic() - self.said > 5:
-      self.said = time.monotonic()
-      log.info('%d PDFs, %d pages so far', self.documents, self.pages)
+      return Reject(document, 'extract', 'truncated' if cut else error.reason)
+    return to_document(reference, found, self.source)
+
+  def again(self, document: Document, path: str, offset: int) -> Document | Reject:
+    """A newer version of a document, a record of a WARC file: for refetch.Refetch."""
+    with sources.open_file(path) as f:
+      f.seek(offset)
+      page = next(sources.read_stream(f, os.path.basename(path), sources.PDF_TYPES, MAX_PDF_BYTES))
+    if isinstance(page, Reject):
+      return page
+    page = dataclasses.replace(page, id=document.id, url=document.url, warc_offset=offset)
+    return self.read(_reference(page, path), page.body)
 
 
 def to_document(reference: Reference, found: pdf_text.PdfText, source: str = 'pdf') -> Document:
@@ -234,7 +292,9 @@ def run(
   input: Sequence[str], output: str, name: str = 'pdf', *, ocr: str = 'auto',
   languages: Sequence[str] = ('en',), min_language_score: float = .4,
   filters: str | Sequence[str] = 'pdf', limit: int | None = None, minhash: str = '32x10',
-  minhash_hash: str = 'fast', num_shards: int = 8, beam_args: Sequence[str] = (),
+  minhash_hash: str = 'fast', refetch_modes: Sequence[str] = (), agent: str = '',
+  fetch_delay: float = 1.0, stale_before: str = '', num_shards: int = 8,
+  beam_args: Sequence[str] = (),
 ) -> str:
   """Curates PDFs into the corpus `output/name/1.0.0`. Returns that path.
 
@@ -250,6 +310,10 @@ def run(
     limit: read at most so many PDFs, from the first files on: for trial runs.
     minhash: bands x rows of the signatures by which near duplicates are found, or 'none'.
     minhash_hash: one of dedup.HASHES.
+    refetch_modes: of refetch.MODES; documents to fetch again, none by default.
+    agent: the User-Agent of that, with an address that a site may write to.
+    fetch_delay: seconds between two requests to one host, at least.
+    stale_before: an ISO date; documents crawled before it are `stale`.
     num_shards: files of the corpus.
     beam_args: flags of Beam. Without a choice of its own, as many threads as cores are used on
       this machine: the work is done in child processes.
@@ -266,6 +330,8 @@ def run(
     raise ValueError(f'limit is {limit}: give a number of PDFs, at least 1')
   if not name or '/' in name:
     raise ValueError(f'{name!r} cannot be the name of a corpus: give a word such as pdf')
+  refetch.check(refetch_modes, agent, stale_before)
+  refetching = {'modes': list(refetch_modes), 'stale_before': stale_before}
   options = records.pipeline_options(with_threads(beam_args))
   files = sources.expand(input)
   engine = pdf_ocr.engine() if ocr != 'never' else None
@@ -274,7 +340,10 @@ def run(
            engine or ('off' if ocr == 'never' else 'not installed, scanned pages will be dropped'))
   paths = [f['path'] for f in files]
   steps = stages(ocr=ocr, languages=languages, min_language_score=min_language_score, rules=rules,
-                 limit=limit, source=name, minhash=minhash, minhash_hash=minhash_hash)
+                 limit=limit, source=name, minhash=minhash, minhash_hash=minhash_hash,
+                 refetching=refetch_modes and refetching | {
+                   'agent': agent, 'delay': fetch_delay,
+                   'folder': os.path.join(output, f'{name}_fetched')})
   with Funnel(steps, options) as funnel, beam.Pipeline(options=options) as pipeline:
     kept, rejects = funnel.apply(
       pipeline | 'files' >> beam.Create([paths] if limit else [[path] for path in paths])
@@ -285,7 +354,7 @@ def run(
       config={'ocr': ocr, 'ocr_engine': engine, 'languages': list(languages),
               'min_language_score': min_language_score,
               'filters': [rule.__name__ for rule in rules], 'limit': limit, 'minhash': minhash,
-              'minhash_hash': minhash_hash})
+              'minhash_hash': minhash_hash, **({'refetch': refetching} if refetch_modes else {})})
   return web.announce(records.corpus_path(output, name))
 
 
@@ -318,7 +387,20 @@ def main(argv: Sequence[str] | None = None) -> int:
   web.add_flags(parser, name='pdf', min_language_score=.4, filters='pdf', minhash='32x10')
   parser.add_argument('--ocr', default='auto', choices=pdf_text.OCR_MODES,
                       help='read pictures of text: auto for pages that need it')
+  add = parser.add_argument
+  add('--refetch', dest='refetch_modes', type=_modes, default=(), metavar='MODES',
+      help='fetch documents again from their URLs: '
+      + '; '.join(f'{mode}: {what}' for mode, what in refetch.MODES.items()))
+  add('--agent', default='', metavar='TEXT',
+      help='User-Agent of --refetch, with an address that a site may write to')
+  add('--fetch_delay', type=float, default=1.0, metavar='SECONDS',
+      help='between two requests to a host, unless its robots.txt asks for more')
+  add('--stale_before', default='', metavar='DATE', help='for --refetch=stale, as 2024-01-31')
   return web.command(parser, run, argv)
+
+
+def _modes(flag: str) -> list[str]:
+  return flag.split(',')
 
 
 if __name__ == '__main__':

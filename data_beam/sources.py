@@ -2,7 +2,7 @@
 
 `expand` turns patterns into files (local, gs://, s3:// through Beam, https:// by itself, other
 schemes through fsspec), and a listing of files (`warc.paths.gz`) into the files it lists. `read`
-walks one file (WARC, WET, ARC, HTML, JSON Lines, or the index of ranges in WARC files) and yields
+walks one file (WARC, WET, ARC, HTML, JSON Lines, or an index of ranges in WARC files) and yields
 what it holds as `Page`s (bytes and provenance, nothing parsed), and a `Reject` for whatever it had
 to leave. Such a file is hostile input: payloads are capped in bytes and in decompression ratio, and
 a broken file yields all that stood before the break.
@@ -10,7 +10,8 @@ a broken file yields all that stood before the break.
 Common Crawl: `https://data.commoncrawl.org/crawl-data/CC-MAIN-2024-22/warc.paths.gz`, or any path
 under `s3://commoncrawl/`, which is read over https unless Beam's S3 file system is installed (the
 same bytes, and no account needed). Parts of it: JSON lines with `filename`, `offset`, `length`, as
-its index server gives them (`index.commoncrawl.org/…?output=json`), or its cdx files.
+its index server gives them (`index.commoncrawl.org/…?output=json`), its cdx files, or the Parquet
+files of its columnar index (`cc-index/table/cc-main/warc/crawl=…/subset=warc/*.parquet`).
 """
 
 import dataclasses
@@ -28,6 +29,7 @@ from collections.abc import Collection, Iterator, Sequence
 from typing import BinaryIO
 
 import fsspec
+import pyarrow.parquet as pq
 from apache_beam.io.filesystem import CompressionTypes
 from apache_beam.io.filesystems import FileSystems
 from fastwarc.stream_io import BrotliReader, Lz4Reader, ZstdReader
@@ -73,6 +75,9 @@ class Page:
   content_type: str   # HTTP Content-Type, parameters included; of the record itself for conversions
   body: bytes
   truncated: str = '' # why the payload is incomplete: WARC-Truncated's word, or 'clipped'
+  etag: str = ''      # of the server's answer, and its Last-Modified: to ask whether it has changed
+  modified: str = ''
+  declared: int = 0   # bytes that the server said it would send, 0 if it did not, or compressed
 
 
 class PayloadError(ValueError):
@@ -229,7 +234,6 @@ def read(
   (unreadable_file, empty_file); see the readers for what else they leave.
   """
   name = os.path.basename(path)
-  kind = os.path.splitext(COMPRESSED.sub('', name))[1].lower()
   try:
     with _patiently(open_file, path) as stream:
       if not stream.read(1):
@@ -238,7 +242,7 @@ def read(
   except OSError as error:
     yield _reject_file(name, 0, 0, 'unreadable_file', f'{type(error).__name__}: {error}')
     return
-  yield from READERS.get(kind, read_warc)(path, types=types, max_bytes=max_bytes)
+  yield from READERS.get(kind(path), read_warc)(path, types=types, max_bytes=max_bytes)
 
 
 def _patiently(function, *args, tries: int = 3):
@@ -268,10 +272,13 @@ def read_warc(
   record, whose page is kept, marked truncated).
   """
   with open_file(path) as stream:
-    yield from _read_stream(stream, os.path.basename(path), types, max_bytes)
+    yield from read_stream(stream, os.path.basename(path), types, max_bytes)
 
 
-def _read_stream(stream, name: str, types: Collection[str], max_bytes: int):
+def read_stream(
+  stream: BinaryIO, name: str, types: Collection[str], max_bytes: int,
+) -> Iterator[Page | Reject]:
+  """`read_warc` of an open file, from where it stands."""
   offset, number = 0, 0
   try:
     records = iter(ArchiveIterator(
@@ -393,7 +400,7 @@ def _read_line(line, path, name, number, types, max_bytes):
   try:
     row = json.loads(line[max(0, line.find(b'{')):])
     if 'filename' in row and 'offset' in row:
-      return None, _read_indexed(row, path, types, max_bytes)
+      return None, read_capture(_capture(row, path), types, max_bytes)
     html = row.get('html')
     body = html if html is not None else row['text'] if 'text' in row else row['content']
     body = body.encode('utf-8', 'replace')
@@ -413,19 +420,100 @@ def _read_line(line, path, name, number, types, max_bytes):
   return None, (page,) if 'text/html' in types else ()
 
 
-def _read_indexed(row, path, types, max_bytes) -> Iterator[Page | Reject]:
-  """The record at `row`'s offset. Its file is one of Common Crawl's, or absolute, or beside
-  the index."""
-  (file,) = [row['filename']] if '://' in row['filename'] else _beside(path, row['filename'])
-  offset, length = int(row['offset']), int(row['length'])
-  try:
-    data = _patiently(read_range, file, offset, length)
-  except OSError as error:
-    yield _reject_file(os.path.basename(file), offset, 1, 'unreadable_range', str(error))
+@dataclasses.dataclass(frozen=True)
+class Capture:
+  """Where one record lies, as an index of a crawl has it."""
+
+  file: str
+  offset: int
+  length: int
+  url: str = ''
+  truncated: str = ''
+
+
+def read_parquet(
+  path: str, *, types: Collection[str] = HTML_TYPES, max_bytes: int = MAX_PAGE_BYTES,
+) -> Iterator[Page | Reject]:
+  """Pages of one file of Common Crawl's columnar index (`cc-index/table/cc-main/warc/…`): the
+  records are read from their WARC files by range. A range that cannot be read is a Reject
+  (unreadable_range), and so is a file that is no such index (corrupt_file)."""
+  for capture in captures(path, types):
+    if isinstance(capture, Reject):
+      yield capture
+    else:
+      yield from read_capture(capture, types, max_bytes)
+
+
+def captures(path: str, types: Collection[str]) -> Iterator[Capture | Reject]:
+  """Records of `types` that an index lists: columnar (Parquet) or JSON lines, in its order.
+
+  Of the columnar index, rows of status 200 whose detected or declared MIME type is one of `types`,
+  or whose URL ends in .pdf where PDFs are wanted (the rule of FinePDFs).
+  """
+  if not path.endswith('.parquet'):
+    yield from _captures_in_lines(path)
     return
-  for result in _read_stream(io.BytesIO(data), os.path.basename(file), types, max_bytes):
+  columns = {'url': '', 'warc_filename': None, 'warc_record_offset': None,
+             'warc_record_length': None, 'content_mime_detected': '', 'content_mime_type': '',
+             'content_truncated': '', 'fetch_status': 200}
+  name, pdfs = os.path.basename(path), 'application/pdf' in types
+  with open_file(path) as stream:
+    try:
+      table = pq.ParquetFile(stream)
+      missing = [c for c, default in columns.items()
+                 if default is None and c not in table.schema_arrow.names]
+      if missing:
+        raise ValueError(f'no column {", ".join(missing)}')
+      for batch in table.iter_batches(columns=[c for c in columns
+                                               if c in table.schema_arrow.names]):
+        for row in batch.to_pylist():
+          row = {c: default if row.get(c) is None else row[c] for c, default in columns.items()}
+          kinds = {row['content_mime_detected'].lower(), row['content_mime_type'].lower()}
+          ending = pdfs and row['url'].partition('?')[0].lower().endswith('.pdf')
+          if row['fetch_status'] == 200 and (kinds & set(types) or ending):
+            (file,) = _beside(path, row['warc_filename'])
+            yield Capture(file, row['warc_record_offset'], row['warc_record_length'], row['url'],
+                          row['content_truncated'])
+    except (ValueError, OSError) as error:          # ArrowInvalid is a ValueError
+      yield _reject_file(name, 0, 0, 'corrupt_file', f'{type(error).__name__}: {error}')
+
+
+def _captures_in_lines(path: str) -> Iterator[Capture | Reject]:
+  name = os.path.basename(path)
+  with open_file(path) as stream:
+    try:
+      for number, line in enumerate(decompressed(stream), 1):
+        if line.strip():
+          try:
+            yield _capture(json.loads(line[max(0, line.find(b'{')):]), path)
+          except (ValueError, KeyError, TypeError, AttributeError) as error:
+            yield _reject_file(name, number, number, 'bad_line',
+                               f'line {number}: {type(error).__name__}: {error}')
+    except (OSError, EOFError, zlib.error) as error:
+      yield _reject_file(name, 0, 0, 'corrupt_file', f'{type(error).__name__}: {error}')
+
+
+def _capture(row: dict, path: str) -> Capture:
+  """Of a line of an index: its file is one of Common Crawl's, or absolute, or beside the index."""
+  (file,) = [row['filename']] if '://' in row['filename'] else _beside(path, row['filename'])
+  return Capture(file, int(row['offset']), int(row['length']), str(row.get('url') or ''),
+                 str(row.get('truncated') or ''))
+
+
+def read_capture(
+  capture: Capture, types: Collection[str], max_bytes: int,
+) -> Iterator[Page | Reject]:
+  """The page of a record that an index lists, or the Reject unreadable_range."""
+  name = os.path.basename(capture.file)
+  try:
+    data = _patiently(read_range, capture.file, capture.offset, capture.length)
+  except OSError as error:
+    yield _reject_file(name, capture.offset, 1, 'unreadable_range', str(error))
+    return
+  for result in read_stream(io.BytesIO(data), name, types, max_bytes):
     if isinstance(result, Page):
-      result.warc_offset += offset
+      result.warc_offset += capture.offset
+      result.truncated = result.truncated or capture.truncated
     yield result
 
 
@@ -449,6 +537,12 @@ def _read_record(
     id=headers.get('WARC-Record-ID') or hashlib.sha256(f'{url} {date}'.encode()).hexdigest(),
     url=url, date=date, warc_file=name, warc_offset=record.stream_pos, content_type=content_type,
     body=b'', truncated=headers.get('WARC-Truncated') or '')
+
+  if http:
+    page.etag, page.modified = http.get('ETag') or '', http.get('Last-Modified') or ''
+    size = http.get('X-Crawl-Content-Length') or http.get('Content-Length') or ''
+    coded = http.get('X-Crawl-Content-Encoding') or http.get('Content-Encoding')
+    page.declared = int(size) if size.isdigit() and not coded else 0
 
   declared = headers.get('WARC-Identified-Payload-Type') or content_type
   declared = declared.partition(';')[0].strip().lower()
@@ -570,4 +664,11 @@ READERS = {
   '.html': read_html, '.htm': read_html, '.xhtml': read_html,
   '.jsonl': read_jsonl, '.ndjson': read_jsonl, '.json': read_jsonl, '.cdx': read_jsonl,
   '.cdxj': read_jsonl,
+  '.parquet': read_parquet,
 }
+INDEXES = ('.jsonl', '.ndjson', '.json', '.cdx', '.cdxj', '.parquet')   # of these, `captures`
+
+
+def kind(path: str) -> str:
+  """The ending by which READERS knows a file's format, a compression's ending left aside."""
+  return os.path.splitext(COMPRESSED.sub('', os.path.basename(path)))[1].lower()

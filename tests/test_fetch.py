@@ -1,0 +1,279 @@
+"""The safe fetcher against servers that misbehave, and URLs that lead where none should go.
+
+A server on this machine plays the public internet: names resolve to public addresses, and the
+connection to one of those is led to it. Any other address that is connected to fails the test.
+"""
+import gzip
+import http.server
+import ipaddress
+import socket
+import threading
+import time
+import zlib
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from data_beam import fetch
+
+PUBLIC = '93.184.216.34'
+PDF = b'%PDF-1.4 a small document %%EOF'
+REDIRECTS = {
+  '/to/port': 'http://127.0.0.1:22/', '/to/metadata': 'http://169.254.169.254/latest/meta-data/',
+  '/to/file': 'file:///etc/passwd', '/to/mapped': 'http://[::ffff:127.0.0.1]/',
+  '/to/itself': '/to/itself', '/to/number': 'http://2130706433/',
+  '/to/user': 'http://user:pw@pub.example/ok', '/to/gopher': 'gopher://pub.example/',
+  '/to/ok': '/ok', '/to/private': 'http://pub.example/private/a', '/to/nowhere': None}
+
+
+class Hostile(http.server.BaseHTTPRequestHandler):
+  """Answers by the path: one way to misbehave each."""
+
+  def log_message(self, *args):
+    pass
+
+  def send(self, body=b'', status=200, **headers):
+    self.send_response(status)
+    for name, value in ({'Content_Length': str(len(body))} | headers).items():
+      if value is not None:
+        self.send_header(name.replace('_', '-'), value)
+    self.end_headers()
+    self.wfile.write(body)
+
+  def do_GET(self):
+    server, path = self.server, self.path
+    with server.lock:
+      server.seen.append((self.headers['Host'], path))
+      server.active += 1
+      server.most = max(server.most, server.active)
+    if path.startswith('/a'):
+      time.sleep(.01)                       # so that others would come meanwhile
+    with server.lock:
+      server.active -= 1
+    try:
+      self.answer(path)
+    except OSError:
+      pass                                  # the client has gone, as it should
+
+  def answer(self, path):
+    robots = {
+      'none.example': (b'', 404), 'broken.example': (b'', 503), 'slow.example': (
+        b'User-agent: *\nCrawl-delay: 600', 200), 'huge.example': (
+          b'User-agent: *\nDisallow: /private\n' + b'# ' + b'x' * (2 << 20), 200),
+      'wait.example': (b'User-agent: *\nCrawl-delay: 3', 200)}
+    if path == '/robots.txt':
+      rules = b'User-agent: *\nDisallow: /private\nAllow: /private/open\nDisallow: /*.cgi$'
+      body, status = robots.get(self.headers['Host'], (rules, 200))
+      return self.send(body, status)
+    if path in REDIRECTS:
+      return self.send(status=302, Location=REDIRECTS[path])
+    if path == '/ok' or path.startswith('/private') or path.startswith('/a'):
+      return self.send(PDF, ETag='"1"')
+    if path == '/same':
+      known = self.headers['If-None-Match'] == '"1"'
+      return self.send(b'' if known else PDF, 304 if known else 200)
+    if path == '/gzip':
+      return self.send(gzip.compress(PDF), Content_Encoding='gzip')
+    if path == '/broken_gzip':
+      return self.send(b'\x1f\x8b no gzip at all', Content_Encoding='gzip')
+    if path == '/brotli':
+      return self.send(PDF, Content_Encoding='br')
+    if path == '/bomb':
+      return self.send(gzip.compress(PDF + bytes(100 << 20), 9), Content_Encoding='gzip')
+    if path == '/html':
+      return self.send(b'<html>gone' + b' ' * 5000, Content_Type='application/pdf')
+    if path == '/404':
+      return self.send(b'no', 404)
+    if path == '/flaky':
+      self.server.flaky += 1
+      return self.send(PDF, 503 if self.server.flaky < 3 else 200)
+    if path == '/later':
+      return self.send(b'', 429, Retry_After='7')
+    if path == '/cut':
+      return self.send(PDF, Content_Length='5000')
+    if path == '/drip':
+      self.send(PDF, Content_Length=None)
+      for _ in range(100):
+        self.wfile.write(b'x')
+        self.wfile.flush()
+        time.sleep(.1)
+    elif path == '/drip_headers':
+      for _ in range(100):
+        self.wfile.write(b'x')
+        self.wfile.flush()
+        time.sleep(.1)
+    elif path == '/endless':
+      self.send(PDF, Content_Length=None)
+      while True:
+        self.wfile.write(bytes(1 << 16))
+    elif path == '/silent':
+      time.sleep(3)
+    elif path == '/rubbish':
+      self.wfile.write(b'\0\1\2 what is HTTP\r\n\r\n')
+    else:
+      self.send(b'?', 500)
+
+
+@pytest.fixture(scope='module')
+def server():
+  with http.server.ThreadingHTTPServer(('127.0.0.1', 0), Hostile) as s:
+    s.lock, s.seen, s.active, s.most, s.flaky = threading.Lock(), [], 0, 0, 0
+    s.daemon_threads = True
+    threading.Thread(target=s.serve_forever, daemon=True).start()
+    yield s
+    s.shutdown()
+
+
+class World:
+  """Names and connections as a test has them; notes every address that was connected to."""
+
+  def __init__(self, server):
+    self.server, self.connected, self.asked, self.slept = server, [], [], []
+
+  def resolve(self, host, port, type=0):
+    self.asked.append(host)
+    answers = {'rebind.example': [PUBLIC if len(self.asked) % 2 else '127.0.0.1'],
+               'mixed.example': [PUBLIC, '10.0.0.1'], 'inside.example': ['10.1.2.3'],
+               'six.example': ['::1'], 'nat.example': ['64:ff9b::7f00:1'], 'none.at.all': None}
+    if host in answers or host.endswith('.example'):
+      found = answers.get(host, [PUBLIC])
+      if found is None:
+        raise socket.gaierror('no such name')
+      return [(0, 0, 0, '', (address, port)) for address in found]
+    return socket.getaddrinfo(host, port, type=type)       # forms of addresses
+
+  def connect(self, address, timeout=None):
+    self.connected.append(address[0])
+    assert address[0] == PUBLIC, address
+    return socket.create_connection(('127.0.0.1', self.server.server_port), timeout=timeout)
+
+  def fetcher(self, **limits):
+    limits = {'seconds': 1.5, 'idle_seconds': 1.0, 'bytes': 8 << 20} | limits
+    return fetch.Fetcher('smoljax-test (mail@example.org)', limits=fetch.Limits(**limits), delay=0,
+                         resolve=self.resolve, connect=self.connect, sleep=self.slept.append)
+
+
+@pytest.fixture
+def world(server):
+  return World(server)
+
+
+@pytest.mark.parametrize(('path', 'outcome'), [
+  ('/ok', 'ok'), ('/gzip', 'ok'), ('/to/ok', 'ok'), ('/private/open', 'ok'),
+  ('/to/port', 'bad_url'), ('/to/metadata', 'blocked_address'), ('/to/file', 'bad_url'),
+  ('/to/mapped', 'blocked_address'), ('/to/itself', 'redirects'), ('/to/nowhere', 'redirects'),
+  ('/to/number', 'blocked_address'), ('/to/user', 'bad_url'), ('/to/gopher', 'bad_url'),
+  ('/to/private', 'robots'), ('/private/a', 'robots'), ('/a.cgi', 'robots'), ('/a.cgi?b', 'ok'),
+  ('/broken_gzip', 'bad_encoding'), ('/brotli', 'bad_encoding'),
+  ('/html', 'not_wanted'), ('/404', 'status'), ('/cut', 'network'), ('/drip', 'timeout'),
+  ('/drip_headers', 'timeout'), ('/endless', 'too_large'), ('/silent', 'timeout'),
+  ('/rubbish', 'network')])
+def test_servers_that_misbehave(world, path, outcome):
+  start = time.monotonic()
+  result = world.fetcher().fetch(f'http://pub.example{path}', expect=b'%PDF-')
+  assert result.outcome == outcome and outcome in fetch.OUTCOMES, (result.outcome, result.detail)
+  assert (result.body == PDF) == (outcome == 'ok')
+  assert time.monotonic() - start < 6         # three tries at most, each with its limit
+
+
+def test_a_bomb_stops_at_its_size_or_ratio(world):
+  assert world.fetcher(bytes=1 << 19).fetch('http://pub.example/bomb').outcome == 'too_large'
+  assert world.fetcher(bytes=1 << 30).fetch('http://pub.example/bomb').outcome == 'ratio'
+
+
+@pytest.mark.parametrize('url', [
+  'http://127.0.0.1/', 'http://127.1/', 'http://2130706433/', 'http://0x7f000001/',
+  'http://0177.0.0.1/', 'http://[::1]/', 'http://[::ffff:127.0.0.1]/', 'http://0.0.0.0/',
+  'http://localhost/', 'http://169.254.169.254/latest/meta-data/', 'http://10.0.0.1/',
+  'http://192.168.1.1/', 'http://[64:ff9b::7f00:1]/', 'http://[2002:7f00:1::]/',
+  'http://224.0.0.1/', 'http://[fe80::1]/', 'http://[fd00::1]/', 'http://mixed.example/ok',
+  'http://inside.example/ok', 'http://six.example/ok', 'http://nat.example/ok',
+  'http://pub.example:22/', 'http://pub.example:8080/ok', 'http://user:pw@pub.example/ok',
+  'http://pub.example\\@127.0.0.1/', 'http://pub.example@127.0.0.1/', 'file:///etc/passwd',
+  'gopher://pub.example/', 'ftp://pub.example/a.pdf', 'http:///ok', 'http://[::1', '', 'ok',
+  'http://' + 'a' * 300 + '.example/', 'javascript:alert(1)', 'http://pub.example:99999/'])
+def test_no_url_leads_to_an_address_that_is_not_public(world, url):
+  result = world.fetcher().fetch(url)
+  assert result.outcome in ('blocked_address', 'bad_url', 'dns'), (url, result)
+  assert not world.connected
+
+
+def test_a_name_is_resolved_once_for_each_connection(world):
+  # DNS that answers publicly when asked first and privately then: the second answer is refused.
+  result = world.fetcher().fetch('http://rebind.example/ok')
+  assert result.outcome == 'blocked_address' and set(world.connected) <= {PUBLIC}
+
+
+@pytest.mark.parametrize(('host', 'outcome', 'robots'), [
+  ('pub.example', 'ok', 'allowed'), ('none.example', 'ok', 'none'),
+  ('broken.example', 'robots_unreachable', 'unreachable'),
+  ('slow.example', 'crawl_delay', 'allowed'), ('huge.example', 'ok', 'allowed')])
+def test_robots(world, host, outcome, robots):
+  result = world.fetcher().fetch(f'http://{host}/ok')
+  assert (result.outcome, result.robots) == (outcome, robots)
+
+
+def test_robots_are_read_once_a_host_and_its_rules_in_a_huge_file_hold(world, server):
+  fetcher, before = world.fetcher(), len(server.seen)
+  for path, outcome in (('/a1', 'ok'), ('/private/x', 'robots'), ('/a2', 'ok')):
+    assert fetcher.fetch(f'http://huge.example{path}').outcome == outcome
+  assert [path for _, path in server.seen[before:]] == ['/robots.txt', '/a1', '/a2']
+
+
+def test_patience(world, server):
+  server.flaky = 0
+  assert world.fetcher().fetch('http://pub.example/flaky').outcome == 'ok'
+  pauses = [s for s in world.slept if s > 1]
+  assert len(pauses) == 2 and 2 <= pauses[0] < 3 and 4 <= pauses[1] < 5
+  world.slept.clear()
+  result = world.fetcher().fetch('http://pub.example/later')
+  assert (result.outcome, result.status) == ('status', 429) and world.slept == [7.0, 7.0]
+  result = world.fetcher().fetch('http://pub.example/404')
+  assert result.status == 404 and len(world.slept) == 2                 # no second try
+
+
+def test_crawl_delay_is_kept(world):
+  fetcher = world.fetcher()
+  fetcher.fetch('http://wait.example/a1')
+  fetcher.fetch('http://wait.example/a2')
+  assert max(world.slept) == pytest.approx(3, abs=.5)
+
+
+def test_one_request_a_host_at_a_time(world, server):
+  fetcher, server.most = world.fetcher(), 0
+  threads = [threading.Thread(target=fetcher.fetch, args=(f'http://pub.example/a{i}',))
+             for i in range(8)]
+  for thread in threads:
+    thread.start()
+  for thread in threads:
+    thread.join()
+  assert server.most == 1
+
+
+def test_the_same_version_is_not_sent_again(world):
+  assert world.fetcher().fetch('http://pub.example/same', etag='"1"').outcome == 'not_modified'
+  assert world.fetcher().fetch('http://pub.example/same', etag='"0"').body == PDF
+
+
+def test_certificates_are_checked(server, world, monkeypatch):
+  # The server speaks no TLS: a handshake fails, and nothing is fetched without it.
+  assert world.fetcher().fetch('https://pub.example/ok').outcome in ('tls', 'timeout')
+
+
+@given(st.integers(0, 2**32 - 1), st.integers(0, 2**64 - 1))
+def test_public_addresses(four, six):
+  ip = ipaddress.ip_address(four)
+  if fetch.is_public(str(ip)):
+    assert ip.is_global and not ip.is_multicast and not ip.is_private
+    assert fetch.is_public(f'::ffff:{ip}')
+  assert not fetch.is_public(str(ipaddress.ip_address(
+    int(ipaddress.ip_address('64:ff9b::')) | four)))
+  for prefix in ('fe80::', 'fc00::', 'ff02::', '2002::'):
+    base = int(ipaddress.ip_address(prefix))
+    assert not fetch.is_public(str(ipaddress.ip_address(base | six)))
+
+
+def test_deflate_is_inflated(world):
+  inflate = fetch._inflater('deflate')
+  assert inflate(zlib.compress(PDF), 1 << 20) == PDF
