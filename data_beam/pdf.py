@@ -253,6 +253,7 @@ def to_document(reference: Reference, found: pdf_text.PdfText, source: str = 'pd
   return _document(
     reference, source, found.text, extractor=found.method, pages=len(found.pages),
     page_offsets=found.page_offsets, page_methods=found.page_methods,
+    **({'repaired': found.repaired} if found.repaired else {}),
     **({'ocr_confidence': round(statistics.fmean(sure), 4)} if sure else {}),
     **({'page_features': {str(i): f for i, f in wanted.items()}} if wanted else {}))
 

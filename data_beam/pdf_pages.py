@@ -47,19 +47,38 @@ class PdfError(Exception):
     self.reason, self.detail = reason, detail
 
 
-def open_document(body: bytes):
+def open_document(body: bytes) -> tuple[pypdfium2.PdfDocument, str]:
+  """The document, and if it had to be repaired, of what: 'damaged' or 'truncated', else ''.
+
+  Raises PdfError: not_pdf, encrypted (a password other than the empty one is needed), and the two
+  where no repair helps.
+  """
   if b'%PDF-' not in body[:1024]:
     raise PdfError('not_pdf')
+  document = _opened(body)
+  if document:
+    return document, ''
+  reason = 'damaged' if b'%%EOF' in body[-2048:] else 'truncated'
+  from data_beam import pdf_repair  # few need it, and it takes a tenth of a second
+
+  for version in pdf_repair.repaired(body):
+    document = _opened(version)
+    if document:
+      return document, reason
+  raise PdfError(reason)
+
+
+def _opened(body: bytes) -> pypdfium2.PdfDocument | None:
   try:
     document = pypdfium2.PdfDocument(body)
-    if len(document):
-      return document
-    document.close()
   except pypdfium2.PdfiumError as error:
     if pdfium.FPDF_GetLastError() in (pdfium.FPDF_ERR_PASSWORD, pdfium.FPDF_ERR_SECURITY):
       raise PdfError('encrypted') from error
-  whole = b'%%EOF' in body[-2048:]
-  raise PdfError('damaged' if whole else 'truncated')
+    return None
+  if len(document):
+    return document
+  document.close()
+  return None
 
 
 @functools.cache

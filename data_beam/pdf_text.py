@@ -44,6 +44,7 @@ class PdfText:
   page_methods: list[str]              # 'text', 'ocr', 'blank', 'noise' or 'skipped'
   ocr_confidence: list[float | None]   # 0–1 by page, None where OCR did not run
   features: list[dict[str, Any]]       # by page, see `pdf_pages.read_page`
+  repaired: str = ''                   # 'damaged' or 'truncated' where the file had to be
 
   @property
   def method(self) -> str:
@@ -293,7 +294,8 @@ def parse(body: bytes, *, ocr: str = 'auto', languages: Sequence[str] = ('en',),
   """
   lines, grids, heights, methods, confidences, features = [], [], [], [], [], []
   characters = 0
-  with pdf_pages.open_document(body) as document:
+  document, repaired = pdf_pages.open_document(body)
+  with document:
     if len(document) > max_pages:
       raise PdfError('too_long', f'{len(document)} pages, {max_pages} allowed')
     for index in range(len(document)):
@@ -321,6 +323,8 @@ def parse(body: bytes, *, ocr: str = 'auto', languages: Sequence[str] = ('en',),
            for page in zip(lines, grids, strict=True)]
   pages = [page.strip() for page in pdf_layout.join_hyphens(pages)]
   if not any(pages):
+    if repaired:
+      raise PdfError(repaired)
     if 'noise' in methods:
       raise PdfError('ocr_noise')
     if 'skipped' in methods:
@@ -329,7 +333,7 @@ def parse(body: bytes, *, ocr: str = 'auto', languages: Sequence[str] = ('en',),
         ocr == 'never' or pdf_ocr.engine() is None):
       raise PdfError('needs_ocr')
     raise PdfError('blank')
-  return PdfText(pages, methods, confidences, features)
+  return PdfText(pages, methods, confidences, features, repaired)
 
 
 def needs_ocr(feature: dict[str, Any]) -> str:

@@ -70,7 +70,7 @@ def inputs(tmp_path_factory):
     'same_text_as_good2.pdf': make(story(2), pageCompression=0),
     'short.pdf': make(story(7, 2)),
     'german.pdf': make(german),
-    'truncated.pdf': make(story(8))[:-900],
+    'truncated.pdf': make(story(8))[:300],
     'locked.pdf': make(story(9), encrypt=StandardEncryption('user', 'owner')),
     'no.pdf': b'<html></html>',
   }

@@ -6,14 +6,15 @@ import zlib
 from collections import Counter
 
 import numpy as np
+import pikepdf
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from reportlab.lib.pdfencrypt import StandardEncryption
 from reportlab.lib.utils import ImageReader
 from reportlab.pdfgen import canvas
 
-from data_beam import pdf_grids, pdf_layout, pdf_ocr, pdf_pages, pdf_text
+from data_beam import pdf_grids, pdf_layout, pdf_ocr, pdf_pages, pdf_repair, pdf_text
 from data_beam.pdf_layout import BREAK, Line
 
 WIDTH, HEIGHT = 612, 792
@@ -258,13 +259,14 @@ def test_refusals(extractor):
   good = make(two_columns)
   assert reason(extractor, b'') == 'not_pdf'
   assert reason(extractor, b'<html>no PDF</html>') == 'not_pdf'
-  assert reason(extractor, good[:len(good) // 2]) == 'truncated'
+  assert reason(extractor, good[:300]) == 'truncated'
   assert reason(extractor, b'%PDF-1.4\n' + b'\x00' * 500 + b'\n%%EOF') == 'damaged'
   assert reason(extractor, make(lambda page: page.showPage())) == 'blank'
   assert reason(extractor, good, max_pages=5) == 'too_long'
   locked = make(two_columns, encrypt=StandardEncryption('user', 'owner', strength=128))
   assert reason(extractor, locked) == 'encrypted'
   open_to_all = make(two_columns, encrypt=StandardEncryption('', 'owner', strength=128))
+  assert reason(extractor, locked[:-900]) == 'truncated'  # its key went with its end
   assert 'AL0' in extractor.extract(open_to_all).text     # only changing it takes a password
   with pytest.raises(ValueError, match='auto, never, always'):
     extractor.extract(good, ocr='sometimes')
@@ -517,7 +519,7 @@ def test_a_two_column_paper_in_order(extractor, shared_data):
 def test_hostile_and_broken_files_never_crash(extractor, shared_data):
   expected = {
     'encrypted/': {'encrypted'}, 'blank/': {'blank'}, 'corrupt/pdfplumber__empty': {'not_pdf'},
-    'corrupt/truncated__': {'truncated'}, 'corrupt/pdfjs__poppler': {'damaged'},
+    'corrupt/truncated__': {'text'}, 'corrupt/pdfjs__poppler': {'damaged'},
     'corrupt/OCRmyPDF__invalid': {'damaged'}}
   seen = 0
   for folder in ('encrypted', 'corrupt', 'adversarial', 'blank', 'odd', 'garbled', 'form'):
@@ -541,3 +543,41 @@ def test_a_long_book_against_checked_text(extractor, shared_data):
     (shared_data / 'pdf/digital/sample-files__GeoTopo-komprimiert.pdf').read_bytes(), ocr='never')
   recall, precision = overlap(gold, found.text)
   assert len(found.pages) == 117 and recall > 0.9 and precision > 0.9, (recall, precision)
+
+
+# Damaged files.
+
+def test_pages_of_a_file_without_its_end_are_found(extractor):
+  def draw(page):
+    for i in range(6):
+      column(page, 72, 700, prose('ABCDEF'[i], 12, 90))
+      page.showPage()
+  body = make(draw)
+  whole = extractor.extract(body)
+  assert not whole.repaired
+  cut = extractor.extract(body[:body.rindex(b'\nxref\n')].replace(b'/Catalog', b'/Gone'))
+  assert cut.repaired == 'truncated' and cut.pages == whole.pages
+  assert reason(extractor, body[:300]) == 'truncated'
+
+
+def test_packed_objects_of_a_cut_file_are_laid_open(extractor):
+  def draw(page):
+    for i in range(6):
+      column(page, 72, 700, prose('ABCDEF'[i], 12, 90))
+      page.showPage()
+  out = io.BytesIO()
+  with pikepdf.open(io.BytesIO(make(draw))) as pdf:
+    pdf.save(out, object_stream_mode=pikepdf.ObjectStreamMode.generate)
+  body = out.getvalue()
+  assert body.count(b'/Page ') == 0 and b'/ObjStm' in body
+  cut = body[:body.rindex(b'/XRef') - 40]
+  found = extractor.extract(cut)
+  assert found.repaired == 'truncated' and tags(found.text)[:3] == ['A0', 'A1', 'A2']
+
+
+@settings(max_examples=60, deadline=None)
+@given(st.binary(max_size=300), st.integers(0, 4000), st.integers(0, 4000))
+def test_repair_survives_anything(noise, start, end):
+  body = make(lambda page: column(page, 72, 700, prose('A', 30, 90)), pageCompression=0)
+  for version in pdf_repair.repaired(body[:start] + noise + body[end:]):
+    assert isinstance(version, bytes)

@@ -78,7 +78,7 @@ def crawl(tmp_path):
   with open(path, 'wb') as f:
     writer = WARCWriter(f, gzip=True)
     for name, body, year, extra in (
-        ('whole', WHOLE[:len(WHOLE) // 2], 2024, {'WARC-Truncated': 'length'}),
+        ('whole', WHOLE[:300], 2024, {'WARC-Truncated': 'length'}),
         ('new', OLD, 2019, {}), ('gone', make(story(5)), 2019, {}),
         ('fine', make(story(3)), 2024, {})):
       start = f.tell()
@@ -121,8 +121,8 @@ def test_the_whole_job(crawl, world, tmp_path, capsys):
   found = json.loads(capsys.readouterr().out.splitlines()[0])
   assert found['cut'] == found['declared'] == found['fetch']['truncated'] == 1
   assert found['fetch']['stale'] == 2 and found['hosts'] == 1 and not world.connected
-  # Half of a file that has three times the others' text: one of four, and a good part of the text.
-  assert found['cost_documents'] == 25 and 25 < found['cost_tokens'] < 60
+  # One of four, which has three times the others' text.
+  assert found['cost_documents'] == 25 and 30 < found['cost_tokens'] < 60
 
   options = dict(refetch_modes=['truncated', 'stale'], stale_before='2020-01-01', agent='t@x.org')
   corpus = curate(path, tmp_path / 'out', **options)
