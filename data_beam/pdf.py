@@ -57,13 +57,13 @@ def stages(
   *, ocr: str = 'auto', languages: Sequence[str] = ('en',), min_language_score: float = .4,
   rules: Sequence[filters_lib.Rule] = filters_lib.PDF, limit: int | None = None,
   source: str = 'pdf', minhash: str = '32x10', minhash_hash: str = 'fast',
-  refetching: dict[str, Any] | None = None,
+  refetching: dict[str, Any] | None = None, server: dict[str, str] | None = None,
 ) -> list[tuple[str, beam.PTransform]]:
   """The pipeline, in the order of FinePDFs: each transform takes what the one before kept."""
   return [
     ('read', web.Each(read, source, limit)),
     ('same_bytes', SameBytes(source)),
-    ('extract', Extract(ocr, tuple(languages), source, refetching)),
+    ('extract', Extract(ocr, tuple(languages), source, server, refetching)),
     ('language', web.Each(identify, tuple(languages), min_language_score)),
     ('filter', web.Each(judge, tuple(rules))),
     ('exact_dedup', ExactDedup()),
@@ -190,9 +190,9 @@ class Extract(beam.PTransform):
   """PCollection[Reference] → (kept: Document, rejects); reasons are pdf_pages.REASONS."""
 
   def __init__(self, ocr: str, languages: tuple[str, ...], source: str,
-               refetching: dict[str, Any] | None = None):
+               server: dict[str, str] | None = None, refetching: dict[str, Any] | None = None):
     super().__init__()
-    self.extract, self.refetching = _Extract(ocr, languages, source), refetching
+    self.extract, self.refetching = _Extract(ocr, languages, source, server), refetching
 
   def expand(self, references):
     split = references | beam.ParDo(self.extract).with_outputs('rejects', main='kept')
@@ -202,8 +202,8 @@ class Extract(beam.PTransform):
 
 
 class _Extract(beam.DoFn):
-  def __init__(self, ocr, languages, source):
-    self.ocr, self.languages, self.source = ocr, languages, source
+  def __init__(self, ocr, languages, source, server):
+    self.options, self.source = dict(ocr=ocr, languages=languages, server=server), source
 
   def setup(self):
     self.extractor = pdf_text.Extractor()
@@ -225,7 +225,7 @@ class _Extract(beam.DoFn):
 
   def read(self, reference: Reference, body: bytes) -> Document | Reject:
     try:
-      found = self.extractor.extract(body, ocr=self.ocr, languages=self.languages)
+      found = self.extractor.extract(body, **self.options)
     except pdf_text.PdfError as error:
       cut = reference.truncated and error.reason == 'damaged'
       document = _document(reference, self.source, **({'error': error.detail} if error.detail
@@ -294,7 +294,8 @@ def run(
   languages: Sequence[str] = ('en',), min_language_score: float = .4,
   filters: str | Sequence[str] = 'pdf', limit: int | None = None, minhash: str = '32x10',
   minhash_hash: str = 'fast', refetch_modes: Sequence[str] = (), agent: str = '',
-  fetch_delay: float = 1.0, stale_before: str = '', num_shards: int = 8,
+  fetch_delay: float = 1.0, stale_before: str = '', ocr_server: str = '', ocr_model: str = '',
+  num_shards: int = 8,
   beam_args: Sequence[str] = (),
 ) -> str:
   """Curates PDFs into the corpus `output/name/1.0.0`. Returns that path.
@@ -315,6 +316,8 @@ def run(
     agent: the User-Agent of that, with an address that a site may write to.
     fetch_delay: seconds between two requests to one host, at least.
     stale_before: an ISO date; documents crawled before it are `stale`.
+    ocr_server, ocr_model: URL of a server with a vision model, and the model's name: it does the
+      OCR then, see pdf_ocr.
     num_shards: files of the corpus.
     beam_args: flags of Beam. Without a choice of its own, as many threads as cores are used on
       this machine: the work is done in child processes.
@@ -327,6 +330,8 @@ def run(
   rules = filters_lib.profile(filters)
   if ocr not in pdf_text.OCR_MODES:
     raise ValueError(f'unknown OCR mode {ocr!r}: choose one of {", ".join(pdf_text.OCR_MODES)}')
+  if bool(ocr_server) != bool(ocr_model):
+    raise ValueError('--ocr_server and --ocr_model go together: give both')
   if limit is not None and limit < 1:
     raise ValueError(f'limit is {limit}: give a number of PDFs, at least 1')
   if not name or '/' in name:
@@ -335,13 +340,14 @@ def run(
   refetching = {'modes': list(refetch_modes), 'stale_before': stale_before}
   options = records.pipeline_options(with_threads(beam_args))
   files = sources.expand(input)
-  engine = pdf_ocr.engine() if ocr != 'never' else None
+  engine = None if ocr == 'never' else ocr_model if ocr_server else pdf_ocr.engine()
   log.info('curating %d files (%.1f MB) into %s; OCR: %s', len(files),
            sum(f['bytes'] for f in files) / 1e6, records.corpus_path(output, name),
            engine or ('off' if ocr == 'never' else 'not installed, scanned pages will be dropped'))
   paths = [f['path'] for f in files]
   steps = stages(ocr=ocr, languages=languages, min_language_score=min_language_score, rules=rules,
                  limit=limit, source=name, minhash=minhash, minhash_hash=minhash_hash,
+                 server={'url': ocr_server, 'model': ocr_model} if ocr_server else None,
                  refetching=refetch_modes and refetching | {
                    'agent': agent, 'delay': fetch_delay,
                    'folder': os.path.join(output, f'{name}_fetched')})
@@ -389,6 +395,10 @@ def main(argv: Sequence[str] | None = None) -> int:
   parser.add_argument('--ocr', default='auto', choices=pdf_text.OCR_MODES,
                       help='read pictures of text: auto for pages that need it')
   add = parser.add_argument
+  add('--ocr_server', default='', metavar='URL',
+      help='a server with a vision model does the OCR, by the protocol of OpenAI, as vLLM has it: '
+      'http://localhost:8000')
+  add('--ocr_model', default='', metavar='NAME', help='its model, such as reducto/RolmOCR')
   add('--refetch', dest='refetch_modes', type=_modes, default=(), metavar='MODES',
       help='fetch documents again from their URLs: '
       + '; '.join(f'{mode}: {what}' for mode, what in refetch.MODES.items()))

@@ -24,7 +24,7 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from data_beam import pdf_layout, pdf_ocr, pdf_pages
@@ -69,14 +69,14 @@ class PdfText:
 @dataclasses.dataclass(frozen=True)
 class Limits:
   """What one document may use. OCR pages add to the time, each by `ocr_seconds`."""
-  memory: int = 2 << 30                # bytes of address space; OCR alone takes 1.2 GiB
+  memory: int = 1_400_000_000          # bytes in memory
   cpu_seconds: int = 60
   wall_seconds: float = 240.0          # CPU may be shared; this catches what sleeps
   ocr_seconds: int = 90                # CPU; wall is in the same proportion
 
 
 def extract(body: bytes, *, ocr: str = 'auto', languages: Sequence[str] = ('en',),
-            max_pages: int = MAX_PAGES) -> PdfText:
+            max_pages: int = MAX_PAGES, server: Mapping[str, str] | None = None) -> PdfText:
   """Text of a PDF, parsed in this process's child; safe for hostile input and for threads.
 
   Args:
@@ -85,12 +85,13 @@ def extract(body: bytes, *, ocr: str = 'auto', languages: Sequence[str] = ('en',
       prefers OCR to a text layer on every page.
     languages: ISO 639-1 codes expected, for tesseract.
     max_pages: longer documents are refused.
+    server: `url` and `model` of a server that does the OCR, see pdf_ocr.
 
   Raises:
     PdfError: with a reason out of `REASONS`.
     ValueError: unknown `ocr` mode.
   """
-  return _shared().extract(body, ocr=ocr, languages=languages, max_pages=max_pages)
+  return _shared().extract(body, ocr=ocr, languages=languages, max_pages=max_pages, server=server)
 
 
 @functools.cache
@@ -120,11 +121,11 @@ class Extractor:
     self.close()
 
   def extract(self, body: bytes, *, ocr: str = 'auto', languages: Sequence[str] = ('en',),
-              max_pages: int = MAX_PAGES) -> PdfText:
+              max_pages: int = MAX_PAGES, server: Mapping[str, str] | None = None) -> PdfText:
     """See the function `extract`."""
     if ocr not in OCR_MODES:
       raise ValueError(f'ocr={ocr!r} is unknown: give one of {", ".join(OCR_MODES)}')
-    options = dict(ocr=ocr, languages=list(languages), max_pages=max_pages)
+    options = dict(ocr=ocr, languages=list(languages), max_pages=max_pages, server=server)
     with self._lock:
       if self._served >= self.recycle:      # pdfium's caches and fragmentation end with the child
         self._stop()
@@ -238,11 +239,15 @@ def _serve(source: int, sink: int, memory: int, cpu_seconds: int, ocr_seconds: i
   """Answers requests until the pipe closes; runs under the limits."""
   resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
   resource.setrlimit(resource.RLIMIT_FSIZE, (0, 0))
-  with contextlib.suppress(ValueError, OSError):     # macOS has no such limit
-    resource.setrlimit(resource.RLIMIT_AS, (memory, memory))
   reader, writer = os.fdopen(source, 'rb'), os.fdopen(sink, 'wb')
 
   def allow(seconds: int) -> None:          # from now on: RLIMIT_CPU counts the whole life
+    # Of address space there may be as much more as memory may grow: OCR's libraries map a gigabyte
+    # that they do not use.
+    mapped, held = _memory()
+    with contextlib.suppress(ValueError, OSError):     # macOS has no such limit
+      resource.setrlimit(resource.RLIMIT_AS, (mapped + max(0, memory - held),
+                                              resource.RLIM_INFINITY))
     used = resource.getrusage(resource.RUSAGE_SELF)
     soft = int(used.ru_utime + used.ru_stime) + 1 + seconds
     resource.setrlimit(resource.RLIMIT_CPU, (soft, resource.RLIM_INFINITY))
@@ -270,23 +275,25 @@ def _serve(source: int, sink: int, memory: int, cpu_seconds: int, ocr_seconds: i
       reply = {'error': 'crash', 'detail': f'{type(error).__name__}: {error}'[:200]}
     del body
     gc.collect()
-    reply['retire'] = _address_space() > 0.75 * memory
+    reply['retire'] = _memory()[1] > 0.6 * memory
     data = json.dumps(reply).encode()
     writer.write(struct.pack('<Q', len(data)) + data)
     writer.flush()
 
 
-def _address_space() -> int:
-  """Bytes, 0 where the system does not tell."""
+def _memory() -> tuple[int, int]:
+  """Bytes of address space, and of them in memory; zeros where the system does not tell."""
   try:
     with open('/proc/self/statm') as f:
-      return int(f.read().split()[0]) * resource.getpagesize()
+      mapped, held = (int(pages) * resource.getpagesize() for pages in f.read().split()[:2])
+      return mapped, held
   except OSError:
-    return 0
+    return 0, 0
 
 
 def parse(body: bytes, *, ocr: str = 'auto', languages: Sequence[str] = ('en',),
-          max_pages: int = MAX_PAGES, tick: Callable[[], None] = lambda: None) -> PdfText:
+          max_pages: int = MAX_PAGES, server: Mapping[str, str] | None = None,
+          tick: Callable[[], None] = lambda: None) -> PdfText:
   """`extract` without the child: only for trusted files, and for the child itself.
 
   Args:
@@ -304,9 +311,9 @@ def parse(body: bytes, *, ocr: str = 'auto', languages: Sequence[str] = ('en',),
       if ocr == 'always' or (ocr == 'auto' and wants):
         if methods.count('ocr') + methods.count('noise') >= MAX_OCR_PAGES:
           method = method if found else 'skipped'
-        elif pdf_ocr.engine() is not None:
+        elif server or pdf_ocr.engine() is not None:
           tick()
-          seen, confidence = pdf_ocr.read_page(document, index, languages)
+          seen, confidence = pdf_ocr.read_page(document, index, languages, server)
           if seen and confidence >= MIN_CONFIDENCE:
             found, page_grids, method = seen, [], 'ocr'
           elif not found:
@@ -330,7 +337,7 @@ def parse(body: bytes, *, ocr: str = 'auto', languages: Sequence[str] = ('en',),
     if 'skipped' in methods:
       raise PdfError('too_long', f'more than {MAX_OCR_PAGES} pages for OCR')
     if any(f['ocr_wanted'] == 'picture' for f in features) and (
-        ocr == 'never' or pdf_ocr.engine() is None):
+        ocr == 'never' or not (server or pdf_ocr.engine())):
       raise PdfError('needs_ocr')
     raise PdfError('blank')
   return PdfText(pages, methods, confidences, features, repaired)
