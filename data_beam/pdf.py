@@ -27,7 +27,7 @@ import apache_beam as beam
 from fastwarc.warc import ArchiveIterator
 
 from data_beam import filters as filters_lib
-from data_beam import pdf_ocr, pdf_text, records, refetch, sources, text, web
+from data_beam import pdf_ocr, pdf_route, pdf_text, records, refetch, sources, text, web
 from data_beam.dedup import ExactDedup, near_duplicates
 from data_beam.progress import Funnel
 from data_beam.records import Document, Reject
@@ -58,12 +58,14 @@ def stages(
   rules: Sequence[filters_lib.Rule] = filters_lib.PDF, limit: int | None = None,
   source: str = 'pdf', minhash: str = '32x10', minhash_hash: str = 'fast',
   refetching: dict[str, Any] | None = None, server: dict[str, str] | None = None,
+  router: str = '',
 ) -> list[tuple[str, beam.PTransform]]:
   """The pipeline, in the order of FinePDFs: each transform takes what the one before kept."""
   return [
     ('read', web.Each(read, source, limit)),
     ('same_bytes', SameBytes(source)),
-    ('extract', Extract(ocr, tuple(languages), source, server, refetching)),
+    ('extract', Extract(dict(ocr=ocr, languages=tuple(languages), server=server,
+                             router=router), source, refetching)),
     ('language', web.Each(identify, tuple(languages), min_language_score)),
     ('filter', web.Each(judge, tuple(rules))),
     ('exact_dedup', ExactDedup()),
@@ -189,10 +191,11 @@ def _first(group: tuple[str, Iterable[tuple]], source: str) -> Iterator[Any]:
 class Extract(beam.PTransform):
   """PCollection[Reference] → (kept: Document, rejects); reasons are pdf_pages.REASONS."""
 
-  def __init__(self, ocr: str, languages: tuple[str, ...], source: str,
-               server: dict[str, str] | None = None, refetching: dict[str, Any] | None = None):
+  def __init__(self, options: dict[str, Any], source: str,
+               refetching: dict[str, Any] | None = None):
+    """Takes the options of pdf_text.extract, and the settings of refetch.Refetch if any."""
     super().__init__()
-    self.extract, self.refetching = _Extract(ocr, languages, source, server), refetching
+    self.extract, self.refetching = _Extract(options, source), refetching
 
   def expand(self, references):
     split = references | beam.ParDo(self.extract).with_outputs('rejects', main='kept')
@@ -202,8 +205,8 @@ class Extract(beam.PTransform):
 
 
 class _Extract(beam.DoFn):
-  def __init__(self, ocr, languages, source, server):
-    self.options, self.source = dict(ocr=ocr, languages=languages, server=server), source
+  def __init__(self, options, source):
+    self.options, self.source = options, source
 
   def setup(self):
     self.extractor = pdf_text.Extractor()
@@ -295,7 +298,7 @@ def run(
   filters: str | Sequence[str] = 'pdf', limit: int | None = None, minhash: str = '32x10',
   minhash_hash: str = 'fast', refetch_modes: Sequence[str] = (), agent: str = '',
   fetch_delay: float = 1.0, stale_before: str = '', ocr_server: str = '', ocr_model: str = '',
-  num_shards: int = 8,
+  router: str = '', num_shards: int = 8,
   beam_args: Sequence[str] = (),
 ) -> str:
   """Curates PDFs into the corpus `output/name/1.0.0`. Returns that path.
@@ -318,6 +321,7 @@ def run(
     stale_before: an ISO date; documents crawled before it are `stale`.
     ocr_server, ocr_model: URL of a server with a vision model, and the model's name: it does the
       OCR then, see pdf_ocr.
+    router: file of a classifier that decides which pages need OCR, see pdf_route.
     num_shards: files of the corpus.
     beam_args: flags of Beam. Without a choice of its own, as many threads as cores are used on
       this machine: the work is done in child processes.
@@ -330,6 +334,7 @@ def run(
   rules = filters_lib.profile(filters)
   if ocr not in pdf_text.OCR_MODES:
     raise ValueError(f'unknown OCR mode {ocr!r}: choose one of {", ".join(pdf_text.OCR_MODES)}')
+  router_digest = router and pdf_route.digest(router)
   if bool(ocr_server) != bool(ocr_model):
     raise ValueError('--ocr_server and --ocr_model go together: give both')
   if limit is not None and limit < 1:
@@ -348,6 +353,7 @@ def run(
   steps = stages(ocr=ocr, languages=languages, min_language_score=min_language_score, rules=rules,
                  limit=limit, source=name, minhash=minhash, minhash_hash=minhash_hash,
                  server={'url': ocr_server, 'model': ocr_model} if ocr_server else None,
+                 router=router and os.path.abspath(router),
                  refetching=refetch_modes and refetching | {
                    'agent': agent, 'delay': fetch_delay,
                    'folder': os.path.join(output, f'{name}_fetched')})
@@ -361,7 +367,8 @@ def run(
       config={'ocr': ocr, 'ocr_engine': engine, 'languages': list(languages),
               'min_language_score': min_language_score,
               'filters': [rule.__name__ for rule in rules], 'limit': limit, 'minhash': minhash,
-              'minhash_hash': minhash_hash, **({'refetch': refetching} if refetch_modes else {})})
+              'minhash_hash': minhash_hash, **({'router': router_digest} if router else {}),
+              **({'refetch': refetching} if refetch_modes else {})})
   return web.announce(records.corpus_path(output, name))
 
 
@@ -399,6 +406,8 @@ def main(argv: Sequence[str] | None = None) -> int:
       help='a server with a vision model does the OCR, by the protocol of OpenAI, as vLLM has it: '
       'http://localhost:8000')
   add('--ocr_model', default='', metavar='NAME', help='its model, such as reducto/RolmOCR')
+  add('--router', default='', metavar='FILE',
+      help='a classifier of pages, made by data_beam.pdf_route, in place of the rules for OCR')
   add('--refetch', dest='refetch_modes', type=_modes, default=(), metavar='MODES',
       help='fetch documents again from their URLs: '
       + '; '.join(f'{mode}: {what}' for mode, what in refetch.MODES.items()))

@@ -6,8 +6,8 @@ The child is a plain Python process at the end of two pipes, speaking length-pre
 fork under a runner's threads, nothing pickled, nothing re-imported from the caller's `__main__`.
 It serves many documents, so models load once.
 
-Which pages are read by OCR follows three rules on cheap features (`needs_ocr`); the features are
-kept beside the text so that the thresholds can be fitted again.
+Which pages are read by OCR is decided by cheap features, see pdf_route; they are kept beside the
+text so that the decision can be looked at, and fitted again.
 """
 import atexit
 import contextlib
@@ -27,7 +27,7 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
-from data_beam import pdf_layout, pdf_ocr, pdf_pages
+from data_beam import pdf_layout, pdf_ocr, pdf_pages, pdf_route
 from data_beam.pdf_pages import PdfError
 
 OCR_MODES = ('auto', 'never', 'always')
@@ -76,7 +76,8 @@ class Limits:
 
 
 def extract(body: bytes, *, ocr: str = 'auto', languages: Sequence[str] = ('en',),
-            max_pages: int = MAX_PAGES, server: Mapping[str, str] | None = None) -> PdfText:
+            max_pages: int = MAX_PAGES, server: Mapping[str, str] | None = None,
+            router: str = '') -> PdfText:
   """Text of a PDF, parsed in this process's child; safe for hostile input and for threads.
 
   Args:
@@ -86,12 +87,14 @@ def extract(body: bytes, *, ocr: str = 'auto', languages: Sequence[str] = ('en',
     languages: ISO 639-1 codes expected, for tesseract.
     max_pages: longer documents are refused.
     server: `url` and `model` of a server that does the OCR, see pdf_ocr.
+    router: file of a classifier that decides which pages need OCR, see pdf_route; '' for its rules.
 
   Raises:
     PdfError: with a reason out of `REASONS`.
     ValueError: unknown `ocr` mode.
   """
-  return _shared().extract(body, ocr=ocr, languages=languages, max_pages=max_pages, server=server)
+  return _shared().extract(body, ocr=ocr, languages=languages, max_pages=max_pages, server=server,
+                           router=router)
 
 
 @functools.cache
@@ -121,11 +124,13 @@ class Extractor:
     self.close()
 
   def extract(self, body: bytes, *, ocr: str = 'auto', languages: Sequence[str] = ('en',),
-              max_pages: int = MAX_PAGES, server: Mapping[str, str] | None = None) -> PdfText:
+              max_pages: int = MAX_PAGES, server: Mapping[str, str] | None = None,
+              router: str = '') -> PdfText:
     """See the function `extract`."""
     if ocr not in OCR_MODES:
       raise ValueError(f'ocr={ocr!r} is unknown: give one of {", ".join(OCR_MODES)}')
-    options = dict(ocr=ocr, languages=list(languages), max_pages=max_pages, server=server)
+    options = dict(ocr=ocr, languages=list(languages), max_pages=max_pages, server=server,
+                   router=router)
     with self._lock:
       if self._served >= self.recycle:      # pdfium's caches and fragmentation end with the child
         self._stop()
@@ -292,7 +297,7 @@ def _memory() -> tuple[int, int]:
 
 
 def parse(body: bytes, *, ocr: str = 'auto', languages: Sequence[str] = ('en',),
-          max_pages: int = MAX_PAGES, server: Mapping[str, str] | None = None,
+          max_pages: int = MAX_PAGES, server: Mapping[str, str] | None = None, router: str = '',
           tick: Callable[[], None] = lambda: None) -> PdfText:
   """`extract` without the child: only for trusted files, and for the child itself.
 
@@ -301,13 +306,14 @@ def parse(body: bytes, *, ocr: str = 'auto', languages: Sequence[str] = ('en',),
   """
   lines, grids, heights, methods, confidences, features = [], [], [], [], [], []
   characters = 0
+  wanted = pdf_route.decider(router)
   document, repaired = pdf_pages.open_document(body)
   with document:
     if len(document) > max_pages:
       raise PdfError('too_long', f'{len(document)} pages, {max_pages} allowed')
     for index in range(len(document)):
       found, page_grids, height, feature = pdf_pages.read_page(document, index)
-      wants, method, confidence = needs_ocr(feature), 'text' if found else 'blank', None
+      wants, method, confidence = wanted(feature), 'text' if found else 'blank', None
       if ocr == 'always' or (ocr == 'auto' and wants):
         if methods.count('ocr') + methods.count('noise') >= MAX_OCR_PAGES:
           method = method if found else 'skipped'
@@ -341,20 +347,3 @@ def parse(body: bytes, *, ocr: str = 'auto', languages: Sequence[str] = ('en',),
       raise PdfError('needs_ocr')
     raise PdfError('blank')
   return PdfText(pages, methods, confidences, features, repaired)
-
-
-def needs_ocr(feature: dict[str, Any]) -> str:
-  """Why a page should be read by OCR, or ''. Three rules and a check for garbled fonts.
-
-  The thresholds are those measured on 71 real files: few characters on a picture, mostly hidden
-  text (somebody's OCR under a scan), a picture of the whole page with little text.
-  """
-  f = feature
-  if (f['characters'] < 200 and f['picture'] > 0.3) or (
-      f['characters'] < 1500 and f['picture'] > 0.8):
-    return 'picture'
-  if f['hidden'] > 0.5:
-    return 'hidden'
-  if f['characters'] and f['garbled'] > 0.1:
-    return 'garbled'
-  return ''

@@ -337,18 +337,6 @@ def scan(draw, scale=2) -> bytes:
   return make(lambda page: page.drawImage(ImageReader(picture), 0, 0, WIDTH, HEIGHT))
 
 
-def test_routing_rules():
-  def feature(**values):
-    return {'characters': 3000, 'hidden': 0.0, 'garbled': 0.0, 'picture': 0.0, **values}
-  assert pdf_text.needs_ocr(feature()) == ''
-  assert pdf_text.needs_ocr(feature(characters=0)) == ''          # blank
-  assert pdf_text.needs_ocr(feature(characters=150, picture=0.4)) == 'picture'
-  assert pdf_text.needs_ocr(feature(characters=1400, picture=0.5)) == ''
-  assert pdf_text.needs_ocr(feature(characters=1400, picture=0.9)) == 'picture'
-  assert pdf_text.needs_ocr(feature(hidden=0.9)) == 'hidden'
-  assert pdf_text.needs_ocr(feature(garbled=0.2)) == 'garbled'
-
-
 def test_scan_without_ocr_is_refused_and_hidden_text_is_seen(extractor):
   def draw(page):
     column(page, 72, 700, prose('A', 30, 80))

@@ -1,0 +1,55 @@
+"""Which PDFs need OCR: the rules, and a classifier that has not seen them, on labelled files.
+
+  python -m experiments.benchmarks.pdf_route --data=DIR
+
+`--data` holds `pdf/` with manifest.json, whose categories are the labels: scans, and fonts without
+a map to Unicode, need OCR. Two files filed as digital do too, as their fonts' maps are wrong. What
+is encrypted, damaged or blank does not come to a decision and is left out. One JSON line each, with
+the misses and false alarms, and milliseconds for each document.
+"""
+import json
+import pathlib
+import sys
+import time
+
+from absl import app, flags
+
+from data_beam import pdf_pages, pdf_route
+
+_DATA = flags.DEFINE_string('data', None, 'Folder with pdf/.', required=True)
+WRONG_FONTS = ('digital/olmocr__dolma-page-1.pdf', 'digital/pdfjs__ThuluthFeatures.pdf')
+UNDECIDED = ('encrypted', 'corrupt', 'adversarial', 'blank')
+
+
+def labelled(folder: pathlib.Path):
+  """Rows of pages, and the seconds that reading them took for each document."""
+  files = {entry['file']: entry['category'] for entry in json.loads(
+    (folder / 'manifest.json').read_text())}
+  files |= {f'multilingual/{path.name}': 'digital' for path in folder.glob('multilingual/*.pdf')}
+  rows, seconds = [], []
+  for file, category in sorted(files.items()):
+    if category.startswith(UNDECIDED):
+      continue
+    body, start = (folder / file).read_bytes(), time.process_time()
+    document, _ = pdf_pages.open_document(body)
+    with document:
+      step = max(1, len(document) // pdf_route.PAGES)
+      for page in range(0, len(document), step):
+        rows.append({'file': file, 'page': page,
+                     'ocr': category.startswith(('scan', 'garbled')) or file in WRONG_FONTS,
+                     'features': pdf_pages.read_page(document, page).features})
+    seconds.append(time.process_time() - start)
+  return rows, seconds
+
+
+def main(_) -> None:
+  rows, seconds = labelled(pathlib.Path(_DATA.value) / 'pdf')
+  ms = round(1000 * sum(seconds) / len(seconds), 1)
+  for by, decisions in (
+      ('rules', [bool(pdf_route.needs_ocr(row['features'])) for row in rows]),
+      ('classifier, cross-validated', pdf_route.cross_validated(rows))):
+    print(json.dumps({'by': by, **pdf_route.judge(rows, decisions), 'ms_a_document': ms}))
+
+
+if __name__ == '__main__':
+  sys.exit(app.run(main))
