@@ -262,15 +262,55 @@ def to_document(reference: Reference, found: pdf_text.PdfText, source: str = 'pd
 
 
 def identify(document: Document, languages: Sequence[str],
-             min_score: float) -> Iterator[Document | Reject]:
-  """The language of the text between the tables."""
-  lines = document.text.split('\n')
-  prose = '\n'.join(line for line in lines if not line.startswith('|'))
-  for result in web.identify(dataclasses.replace(document, text=prose), languages, min_score):
-    if isinstance(result, Reject):
-      yield result._replace(document=dataclasses.replace(result.document, text=document.text))
-    else:
-      yield dataclasses.replace(result, text=document.text)
+             min_score: float | None) -> Iterator[Document | Reject]:
+  """The language by the average over pages; keeps the wanted ones, where it is fairly sure.
+
+  FinePDFs' rule: a language's score is the sum of its probabilities on the pages, over their
+  number; the first whose score is above its threshold is the document's (`min_score`, or that
+  fitted to each language where it is None). Tables and pages of few letters have no say. `metadata`
+  gets `languages`, the scores above .01, and `page_languages`, each page's likeliest.
+  """
+  offsets = document.metadata.get('page_offsets') or [0]
+  pages = [_page_languages(document.text[a:b]) for a, b in itertools.zip_longest(
+    offsets, offsets[1:])]
+  if not any(pages):                        # short ones have no page of fifty letters
+    pages = [text.detect_language(text.language_sample(_prose(document.text)))]
+  scores: dict[str, float] = {}
+  for page in pages:
+    for name, probability in page:
+      scores[name] = scores.get(name, 0.0) + probability / len(pages)
+  ranked = sorted(((name, score) for name, score in scores.items() if score > .01),
+                  key=lambda item: (-item[1], item[0]))
+  metadata = {**document.metadata, 'languages': {n: round(score, 3) for n, score in ranked},
+              'page_languages': [page[0][0] if page else '' for page in pages]}
+
+  def sure(name: str, score: float) -> bool:
+    return score > (text.LANGUAGE_THRESHOLDS.get(name, text.OTHER_THRESHOLD)
+                    if min_score is None else min_score)
+
+  found = next(((name, score) for name, score in ranked if sure(name, score)), None)
+  name, score = found or (ranked[0] if ranked else ('', 0.0))
+  document = dataclasses.replace(document, language=name, language_score=score, metadata=metadata)
+  if languages and name not in languages:
+    yield Reject(document, 'language', name or 'unknown')
+  elif not found:
+    yield Reject(document, 'language', 'unsure')
+  else:
+    yield document
+
+
+def _prose(page: str) -> str:
+  """A page without its tables."""
+  return '\n'.join(line for line in page.split('\n') if not line.startswith('|'))
+
+
+def _page_languages(page: str) -> list[tuple[str, float]]:
+  """Languages of a page, none where it has fewer than 50 bytes or a fifth of letters (FinePDFs)."""
+  prose = _prose(page)
+  letters = [c for c in prose if c.isalpha()]
+  if len(''.join(letters).encode()) < 50 or len(letters) < 0.2 * len(prose):
+    return []
+  return text.detect_language(text.language_sample(prose, windows=3, size=500))
 
 
 def judge(document: Document, rules: Sequence[filters_lib.Rule]) -> Iterator[Document | Reject]:
@@ -321,7 +361,8 @@ def run(
     stale_before: an ISO date; documents crawled before it are `stale`.
     ocr_server, ocr_model: URL of a server with a vision model, and the model's name: it does the
       OCR then, see pdf_ocr.
-    router: file of a classifier that decides which pages need OCR, see pdf_route.
+    router: file of a classifier that decides which pages need OCR, see pdf_route; for workers
+      elsewhere one that they can read, such as gs://….
     num_shards: files of the corpus.
     beam_args: flags of Beam. Without a choice of its own, as many threads as cores are used on
       this machine: the work is done in child processes.
@@ -353,7 +394,7 @@ def run(
   steps = stages(ocr=ocr, languages=languages, min_language_score=min_language_score, rules=rules,
                  limit=limit, source=name, minhash=minhash, minhash_hash=minhash_hash,
                  server={'url': ocr_server, 'model': ocr_model} if ocr_server else None,
-                 router=router and os.path.abspath(router),
+                 router=router and (router if '://' in router else os.path.abspath(router)),
                  refetching=refetch_modes and refetching | {
                    'agent': agent, 'delay': fetch_delay,
                    'folder': os.path.join(output, f'{name}_fetched')})

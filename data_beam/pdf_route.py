@@ -70,9 +70,10 @@ def matrix(features: Iterable[dict[str, Any]]):
 
 def load(path: str):
   """A classifier that `train` has written."""
+  import fsspec
   import lightgbm
 
-  with open(path) as f:
+  with fsspec.open(path, 'rt') as f:
     text = f.read()
   if f'feature_names={" ".join(FEATURES)}\n' not in text:
     raise ValueError(f'{path} is no classifier of pages: make one by data_beam.pdf_route train')
@@ -80,10 +81,8 @@ def load(path: str):
 
 
 def digest(path: str) -> str:
-  """What tells one classifier from another: sha256 of its file, which must be one."""
-  load(path)
-  with open(path, 'rb') as f:
-    return hashlib.sha256(f.read()).hexdigest()
+  """What tells one classifier from another: sha256 of its trees."""
+  return hashlib.sha256(load(path).model_to_string().encode()).hexdigest()
 
 
 def probability(model, features: Sequence[dict[str, Any]]):

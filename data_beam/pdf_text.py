@@ -342,7 +342,7 @@ def parse(body: bytes, *, ocr: str = 'auto', languages: Sequence[str] = ('en',),
       raise PdfError('ocr_noise')
     if 'skipped' in methods:
       raise PdfError('too_long', f'more than {MAX_OCR_PAGES} pages for OCR')
-    if any(f['ocr_wanted'] == 'picture' for f in features) and (
+    if any(f['ocr_wanted'] for f in features) and (
         ocr == 'never' or not (server or pdf_ocr.engine())):
       raise PdfError('needs_ocr')
     raise PdfError('blank')

@@ -1,11 +1,13 @@
 #!/usr/bin/env bash
-# The web pipeline on Google Cloud Dataflow, in three steps. DRY=1 prints the commands only.
+# The web and PDF pipelines on Google Cloud Dataflow, in three steps. DRY=1 prints the commands only.
 #
 #   export PROJECT=my-project REGION=us-central1 BUCKET=gs://my-bucket
 #   experiments/dataflow.sh image                      # once per version of the code
 #   experiments/dataflow.sh web --name=web --languages=en,fr \
 #     --input=https://data.commoncrawl.org/crawl-data/CC-MAIN-2024-22/warc.paths.gz
 #   experiments/dataflow.sh pdf --name=pdf --input='gs://my-bucket/papers/*.pdf'
+#   experiments/dataflow.sh tokenize --name=tokens --input=gs://my-bucket/corpora/pdf/1.0.0 \
+#     --tokenizer=gs://my-bucket/tokenizer.model
 #
 # The machine that submits needs gcloud and: pip install -r requirements.txt "apache-beam[gcp]==2.77.0"
 # Workers run a container with this code and all it imports (models included), so that they install
@@ -30,6 +32,9 @@ requirements() {
 dockerfile() {
   cat <<END
 FROM apache/beam_python3.11_sdk:2.77.0
+RUN apt-get update && apt-get install -y --no-install-recommends tesseract-ocr \\
+  tesseract-ocr-fra tesseract-ocr-deu tesseract-ocr-spa tesseract-ocr-ita tesseract-ocr-por \\
+  libgomp1 && rm -rf /var/lib/apt/lists/*
 COPY requirements.txt /tmp/
 RUN pip install --no-cache-dir -r /tmp/requirements.txt
 COPY data_beam /app/data_beam
@@ -48,9 +53,11 @@ case "${1:-}" in
     [ "${DRY:-}" ] && cat "$context/Dockerfile"
     run gcloud builds submit "$context" --project="$PROJECT" --tag="$IMAGE"
     ;;
-  web | pdf)
+  web | pdf | tokenize)
+    job=$1
+    [ "$job" = tokenize ] && job=tokenize_corpus
     # One process a core, one thread each: Python holds the interpreter. Extraction has its own child.
-    run "$PYTHON" -m "data_beam.$1" --output="$BUCKET/corpora" --num_shards="$SHARDS" "${@:2}" \
+    run "$PYTHON" -m "data_beam.$job" --output="$BUCKET/corpora" --num_shards="$SHARDS" "${@:2}" \
       --runner=DataflowRunner --project="$PROJECT" --region="$REGION" \
       --temp_location="$BUCKET/tmp" --staging_location="$BUCKET/staging" \
       --job_name="data-beam-$1-$(date +%Y%m%d-%H%M%S)" \
@@ -58,5 +65,5 @@ case "${1:-}" in
       --sdk_container_image="$IMAGE" --sdk_location=container \
       --number_of_worker_harness_threads=1
     ;;
-  *) sed -n '2,13s/^# \?//p' "$0"; exit 2 ;;
+  *) sed -n '2,15s/^# \?//p' "$0"; exit 2 ;;
 esac

@@ -12,10 +12,12 @@ import apache_beam as beam
 import pytest
 from apache_beam.transforms import environments
 from conftest import REPOSITORY
+from test_pdf import make, story
 from test_sources import html, write_warc
+from test_tokenize_corpus import corpus, folder, model, texts  # noqa: F401 (fixtures)
 from test_web import article, page
 
-from data_beam import records, web
+from data_beam import pdf, records, tokenize_corpus, web
 
 SCRIPT = REPOSITORY / 'experiments' / 'dataflow.sh'
 DATAFLOW = ['--runner=DataflowRunner', '--project=my-project', '--region=us-central1',
@@ -31,8 +33,8 @@ def script(*args, **environment):
 
 @pytest.fixture(scope='module')
 def crawl(tmp_path_factory):
-  folder = tmp_path_factory.mktemp('crawl')
-  return write_warc(folder / 'x.warc.gz', [
+  path = tmp_path_factory.mktemp('crawl') / 'x.warc.gz'
+  return write_warc(path, [
     html(f'https://a.test/{i}', page(article(i))) for i in range(6)])
 
 
@@ -40,9 +42,23 @@ class Submitted(Exception):
   pass
 
 
-@pytest.fixture
-def graph(crawl, tmp_path, monkeypatch) -> bytes:
-  """The web pipeline as bytes, as the service would get it."""
+def curate_web(folder, crawl, corpus, model):  # noqa: F811
+  web.run([crawl], str(folder), languages=('en', 'fr'), beam_args=DATAFLOW)
+
+
+def curate_pdfs(folder, crawl, corpus, model):  # noqa: F811
+  (folder / 'a.pdf').write_bytes(make(story(1)))
+  pdf.run([str(folder / 'a.pdf')], str(folder), ocr_server='http://ocr:8000', ocr_model='m',
+          refetch_modes=['truncated', 'poor'], agent='us@example.org', beam_args=DATAFLOW)
+
+
+def tokenise(folder, crawl, corpus, model):  # noqa: F811
+  tokenize_corpus.run(str(corpus), str(model), str(folder), 'tokens', beam_args=DATAFLOW)
+
+
+@pytest.fixture(params=[curate_web, curate_pdfs, tokenise])
+def graph(request, crawl, corpus, model, tmp_path, monkeypatch) -> tuple[bytes, int]:  # noqa: F811
+  """A pipeline as bytes, as the service would get it, and how many ParDos it has at least."""
   graphs = []
 
   def submit(pipeline, *args):
@@ -52,8 +68,8 @@ def graph(crawl, tmp_path, monkeypatch) -> bytes:
 
   monkeypatch.setattr(beam.Pipeline, 'run', submit)
   with pytest.raises(Submitted):
-    web.run([crawl], str(tmp_path), languages=('en', 'fr'), beam_args=DATAFLOW)
-  return graphs[0]
+    request.param(tmp_path, crawl, corpus, model)
+  return graphs[0], 10 if request.param is tokenise else 30
 
 
 WORKER = '''
@@ -64,7 +80,8 @@ class Absent:
 
   def find_spec(self, name, path=None, target=None):
     if name.split('.')[0] in ('smoljax', 'experiments', 'configs', 'tests', 'conftest', 'jax',
-                              'flax', 'optax', 'grain', 'absl_flags', 'test_web', 'test_sources'):
+                              'flax', 'optax', 'grain', 'absl_flags', 'test_web', 'test_sources',
+                              'test_pdf', 'test_tokenize_corpus'):
       raise ImportError(name + ' is not on the workers')
 
 sys.meta_path.insert(0, Absent())
@@ -88,6 +105,7 @@ print(len(dofns), data_beam.__file__)
 
 def test_workers_can_unpack_the_graph(graph, tmp_path):
   """With the files the image gets, and nothing of what it does not get."""
+  graph, least = graph
   (tmp_path / 'graph').write_bytes(graph)
   shutil.copytree(REPOSITORY / 'data_beam', tmp_path / 'app' / 'data_beam')
   done = subprocess.run(
@@ -95,7 +113,7 @@ def test_workers_can_unpack_the_graph(graph, tmp_path):
     text=True, env={**os.environ, 'PYTHONPATH': str(tmp_path / 'app')})
   assert done.returncode == 0, done.stderr[-3000:]
   count, where = done.stdout.split()
-  assert int(count) > 30 and where.startswith(str(tmp_path))
+  assert int(count) > least and where.startswith(str(tmp_path))
   assert len(graph) < 10 << 20    # Dataflow's limit for a job request
 
 
@@ -132,6 +150,8 @@ def test_the_image_installs_what_data_beam_imports():
 
 def test_the_script_names_every_step():
   assert 'COPY data_beam' in script('image') and 'gcloud builds submit' in script('image')
+  assert 'tesseract-ocr-fra' in script('image')
+  assert '-m data_beam.tokenize_corpus' in script('tokenize', '--input=gs://b/corpora/pdf/1.0.0')
   command = script('web', '--name=w', '--input=gs://b/*.warc.gz')
   for part in ('-m data_beam.web', '--runner=DataflowRunner', '--output=gs://bucket/corpora',
                '--name=w', '--sdk_container_image=us-central1-docker.pkg.dev/p/'):

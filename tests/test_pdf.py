@@ -2,6 +2,7 @@
 
 import hashlib
 import io
+import itertools
 import json
 import random
 
@@ -220,6 +221,23 @@ def test_tables_do_not_decide_the_language():
   text = f'{" ".join(story(3, 5))}\n\n{table}'
   result, = pdf.identify(records.Document('1', text), ('en',), .4)
   assert result.language == 'en' and result.text == text
+
+
+def test_the_language_is_the_average_over_pages():
+  english, german = ' '.join(story(3, 8)), (
+    'Die alte Brücke über den Fluss wurde im Winter gesperrt, weil der Wind zu stark war. ' * 8)
+  pages = [english, german, english, '12 13', english]
+  offsets = [0, *itertools.accumulate(map(len, pages[:-1]))]
+  document = records.Document('1', ''.join(pages), metadata={'page_offsets': offsets})
+  result, = pdf.identify(document, ('en', 'de'), .4)
+  assert result.language == 'en' and result.metadata['page_languages'] == [
+    'en', 'de', 'en', '', 'en']
+  assert result.language_score == pytest.approx(.6, abs=.05)        # three of five pages
+  assert result.metadata['languages']['de'] == pytest.approx(.2, abs=.02)
+  (reject,) = pdf.identify(document, (), .7)
+  assert reject.reason == 'unsure' and reject.document.text == document.text
+  (reject,) = pdf.identify(document, ('de',), .4)
+  assert reject.reason == 'en'
 
 
 @pytest.mark.parametrize(('arguments', 'message'), [
