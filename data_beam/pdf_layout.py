@@ -24,12 +24,16 @@ from data_beam.pdf_grids import Grid
 BREAK = '\ufffe'            # a hyphen at a line end, not yet known to be soft (pdfium's own mark)
 PROSE_CHARS = 20            # a column whose lines are shorter on average is no prose
 MARGIN = 0.12               # share of the page's height in which running lines stand
+Box = tuple[float, float, float, float]     # x0, y0, x1, y1
 RTL = re.compile('[\u0590-\u08ff\ufb1d-\ufdff\ufe70-\ufefc]')
 
 _BULLET = re.compile(r'^([•·°◦●○▪■□–‣▶►❖➢*-]|\(?\d{1,3}[.)]|\(?[a-z][.)]|\[\d{1,3}\])\s+\S')
 _PAGE_NUMBER = re.compile(
   r'^\W{0,3}(?:(?:page|seite|página|pagina|pág\.?|p\.)\s*)?'
   r'(?:\d{1,4}|[ivxlc]{1,7})(?:\s*(?:/|of|de|von|sur|di|aus)\s*\d{1,4})?\W{0,3}$', re.I)
+_CAPTION = re.compile(
+  r'^(?:fig(?:ure|ura|\.)?|abb(?:ildung|\.)?|bild|image[mn]?|imagen|ilustra\w+|schéma|illustration)'
+  r'\s*\d', re.I)
 _CONJUNCTIONS = frozenset({'and', 'or', 'und', 'oder', 'et', 'ou', 'e', 'o', 'y', 'ed'})
 _HYPHENATED = re.compile(rf'(\S+){BREAK}(\S+)')
 _LEADERS = re.compile(r'(?:\s?[.·…_]){5,}')
@@ -68,9 +72,10 @@ class Paragraph(NamedTuple):
   size: float
 
 
-def page_text(lines: Sequence[Line], grids: Sequence[Grid] = ()) -> str:
+def page_text(lines: Sequence[Line], grids: Sequence[Grid] = (),
+              markers: Sequence[tuple[Box, str]] = ()) -> str:
   """Text of one page in reading order, paragraphs separated by blank lines, the cells of `grids`
-  as tables.
+  as tables, and the texts of `markers` where their boxes stand.
 
   A hyphen at a line end whose word goes on stays as `BREAK` for `join_hyphens`, which needs the
   words of the whole document.
@@ -84,11 +89,29 @@ def page_text(lines: Sequence[Line], grids: Sequence[Grid] = ()) -> str:
     lines = _filled(lines, grid, rtl)
   if any(_dotted(line.text) for line in lines):
     lines = _contents(lines)
+  usual = statistics.median(line.size for line in lines)
+  lines = [*lines, *(Line(*box, text, usual) for box, text in markers)]
   paragraphs: list[Paragraph] = []
   for block in _read(lines, rtl, depth=0):
     _join_block(paragraphs, block)
   text = '\n\n'.join(_spell_list(p.text) for p in paragraphs if p.text.strip())
   return text.replace(_ENTRY_END + '\n', '\n').removesuffix(_ENTRY_END)
+
+
+def caption(box: Box, lines: Sequence[Line]) -> str:
+  """The text of a figure's caption: a paragraph close under it, or above, that begins with a word
+  for figure and a number; '' without one."""
+  for line in sorted(lines, key=lambda line: abs(line.middle - box[3])):
+    gap = max(line.y0 - box[3], box[1] - line.y1)
+    if -line.size < gap < 4 * line.size and line.x0 < box[2] and line.x1 > box[0] and (
+        _CAPTION.match(line.text)):
+      text, last = line.text, line
+      for row in _rows([other for other in lines if other.middle > line.middle]):
+        if row[0].middle - last.middle > 1.6 * line.size or abs(row[0].x0 - line.x0) > 60:
+          break
+        text, last = _glue(text, _row_text(row)), row[0]
+      return clean(text.replace(BREAK, ''))[:500]
+  return ''
 
 
 def join_pages(pages: Sequence[str]) -> tuple[str, list[int]]:
@@ -363,9 +386,10 @@ def _paragraphs(rows: list[list[Line]]) -> list[Paragraph]:
   """Wrapped lines joined; a break stays where the next line's first word would have fitted."""
   if not rows:
     return []
-  ends = [row[-1].x1 for row in rows]
+  prose = [row for row in rows if not _apart(row[0].text)] or rows
+  ends = [row[-1].x1 for row in prose]
   right = statistics.median(x for x in ends if x > max(ends) - 2 * rows[0][0].size)
-  edge = min(row[0].x0 for row in rows)
+  edge = min(row[0].x0 for row in prose)
   leading = [(b[0].middle - a[0].middle) / _size(b) for a, b in itertools.pairwise(rows)]
   usual = statistics.median_low([v for v in leading if v < 1.8] or [1.8])
   paragraphs: list[Paragraph] = []
@@ -376,7 +400,7 @@ def _paragraphs(rows: list[list[Line]]) -> list[Paragraph]:
       width = (row[0].x1 - row[0].x0) / max(1, len(row[0].text))
       text = ' ' * min(40, round((row[0].x0 - edge) / max(width, 0.1))) + text
     separator = '\n\n'
-    if previous is not None and not (text[0] == '|' or previous_text[0] == '|'):
+    if previous is not None and not (_apart(text) or _apart(previous_text)):
       pitch = row[0].middle - previous[0].middle
       near = pitch / size < min(1.8, 1.25 * usual)
       same = abs(size - _size(previous)) <= 0.08 * size
@@ -397,6 +421,11 @@ def _paragraphs(rows: list[list[Line]]) -> list[Paragraph]:
     previous, previous_text = row, text
     left = row[0].x0                        # so a hanging indent begins with the second line
   return paragraphs
+
+
+def _apart(text: str) -> bool:
+  """A table, or the marker of a figure."""
+  return text[0] == '|' or text.startswith('![')
 
 
 def _size(row: list[Line]) -> float:

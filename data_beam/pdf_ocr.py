@@ -30,7 +30,7 @@ from collections.abc import Iterator, Mapping, Sequence
 import numpy as np
 from PIL import Image
 
-from data_beam.pdf_layout import BREAK, Line
+from data_beam.pdf_layout import BREAK, Box, Line
 from data_beam.pdf_pages import PdfError
 
 SIDE = {'rapidocr': 1280, 'tesseract': 1500, 'server': 1280}    # longest side of a page, pixels
@@ -52,17 +52,22 @@ def engine() -> str | None:
 
 
 def read_page(document, index: int, languages: Sequence[str],
-              server: Mapping[str, str] | None = None) -> tuple[list[Line], float | None]:
+              server: Mapping[str, str] | None = None,
+              box: Box | None = None) -> tuple[list[Line], float | None]:
   """Lines with boxes in points, and the mean confidence weighted by characters.
 
   Args:
     languages: ISO 639-1 codes expected, for tesseract.
     server: `url` and `model` of a server to ask instead, see above.
+    box: the part of the page to read; boxes of lines count from its corner.
   """
   name = 'server' if server else engine()
   page = document[index]
   scale = SIDE[name] / max(1, *page.get_size())
   picture = page.render(scale=scale, grayscale=name != 'rapidocr').to_numpy()
+  if box:
+    x0, y0, x1, y1 = (max(0, round(v * scale)) for v in box)
+    picture = np.ascontiguousarray(picture[y0:max(y1, y0 + 1), x0:max(x1, x0 + 1)])
   page.close()
   if server:
     return _served(picture[..., 0] if picture.ndim == 3 else picture, server)

@@ -16,7 +16,7 @@ import pypdfium2.raw as pdfium
 
 from data_beam import pdf_grids, pdf_layout
 from data_beam.pdf_grids import Grid
-from data_beam.pdf_layout import BREAK, Line
+from data_beam.pdf_layout import BREAK, Box, Line
 
 REASONS = {
   'not_pdf': 'the bytes are no PDF',
@@ -117,13 +117,14 @@ class PageText(NamedTuple):
   """What a page's text layer gives."""
   lines: list[Line]
   grids: list[Grid]
+  figures: list[Box]        # of pictures in the text, not those that are the page
   height: float             # points
   features: dict[str, Any]  # see `_features`
 
 
 def read_page(document, index: int) -> PageText:
   """The text layer of a page: nothing where the page is too damaged."""
-  nothing = PageText([], [], 1.0, _features(0))
+  nothing = PageText([], [], [], 1.0, _features(0))
   try:
     page = document[index]
   except pypdfium2.PdfiumError:             # one bad page of many
@@ -133,12 +134,12 @@ def read_page(document, index: int) -> PageText:
     count = min(text_page.count_chars(), MAX_PAGE_CHARACTERS)
     handle = ctypes.cast(text_page.raw, ctypes.c_void_p).value
     text = _characters(text_page, handle, count)
-    lines, grids, height = _lines(handle, text, page)
+    lines, grids, figures, height = _lines(handle, text, page)
     characters = sum(len(line.text) for line in lines)
     feature = _features(characters, *_layer(handle, text), _vowels(text))
     if characters < 1500:
       feature['picture'] = round(_picture(page), 4)
-    return PageText(lines, grids, height, feature)
+    return PageText(lines, grids, figures, height, feature)
   except pypdfium2.PdfiumError:
     return nothing
   finally:
@@ -190,13 +191,14 @@ def _vowels(text: str) -> float | None:
 
 
 def _lines(handle: int, text: str, page,
-           words: list[tuple[int, int]] | None = None) -> tuple[list[Line], list[Grid], float]:
+           words: list[tuple[int, int]] | None = None,
+           ) -> tuple[list[Line], list[Grid], list[Box], float]:
   """Words → runs on one baseline, cut at wide gaps and at the edges of ruled cells; the grids of
-  those, and the page's height; coordinates as the page is displayed."""
+  those, the figures, and the page's height; coordinates as the page is displayed."""
   width, height = page.get_size()
   words = words or [match.span() for match in re.finditer(rf'[^\s{BREAK}]+', text)]
   if not words:
-    return [], [], height
+    return [], [], [], height
   turn = (page.get_rotation(), page.get_bbox())
   boxes_W24 = _displayed(_word_boxes(handle, words), *turn)
   move = boxes_W24[:, 1, :2] + boxes_W24[:, 1, 2:] - boxes_W24[:, 0, :2] - boxes_W24[:, 0, 2:]
@@ -208,8 +210,10 @@ def _lines(handle: int, text: str, page,
     width, height = height, width
     boxes_W24, upright = _turned(boxes_W24, upwards, width, height), ~upright
   boxes_W4 = np.concatenate([boxes_W24[..., :2].min(1), boxes_W24[..., 2:].max(1)], 1)
-  rules_R4 = _displayed(_rules(page), *turn)
-  grids = pdf_grids.find(_turned(rules_R4, upwards, width, height) if sideways else rules_R4)
+  rules_R4, pictures_P4 = (_displayed(raw, *turn) for raw in _drawn(page))
+  if sideways:
+    rules_R4, pictures_P4 = (_turned(b, upwards, width, height) for b in (rules_R4, pictures_P4))
+  grids, figures = pdf_grids.find(rules_R4), _figures(pictures_P4, width, height)
   drawn_E3 = np.concatenate([np.zeros((0, 3)), *(grid.drawn_E3 for grid in grids)])
   if not sideways and len(cut := _cut(handle, words, boxes_W4, drawn_E3, turn)) > len(words):
     return _lines(handle, text, page, cut)
@@ -256,7 +260,7 @@ def _lines(handle: int, text: str, page,
       run_text = ' '.join(text[start:end] for start, end in words[slice(*run)])
     lines.append(Line(x0, base - 0.8 * size, x1, base + 0.2 * size,
                       run_text + BREAK * hyphen, size, mono))
-  return lines, grids, height
+  return lines, grids, figures, height
 
 
 def _word_boxes(handle: int, words: list[tuple[int, int]]):
@@ -269,27 +273,40 @@ def _word_boxes(handle: int, words: list[tuple[int, int]]):
   return out_W24
 
 
-def _rules(page):
-  """Boxes of the thin straight lines drawn on a page, in page space as a character's: [R, 4]."""
+def _drawn(page) -> tuple[np.ndarray, np.ndarray]:
+  """Boxes of the thin straight lines drawn on a page, and of its pictures, in page space as a
+  character's: [R, 4], [P, 4]."""
   calls, handle = _calls(), ctypes.cast(page.raw, ctypes.c_void_p).value
   count = pdfium.FPDFPage_CountObjects(page)
-  rules, bounds = [], (ctypes.c_float * 4)()
+  rules, pictures, bounds = [], [], (ctypes.c_float * 4)()
   addresses = [ctypes.addressof(bounds) + 4 * i for i in range(4)]
   get, kind = calls['FPDFPage_GetObject'], calls['FPDFPageObj_GetType']
   for i in range(min(count, MAX_OBJECTS)):
     item = get(handle, i)
-    if kind(item) != pdfium.FPDF_PAGEOBJ_PATH:
+    which = kind(item)
+    if which not in (pdfium.FPDF_PAGEOBJ_PATH, pdfium.FPDF_PAGEOBJ_IMAGE):
       continue
     if not calls['FPDFPageObj_GetBounds'](item, *addresses):
       continue
     left, bottom, right, top = bounds
-    if right - left <= pdf_grids.THICK or top - bottom <= pdf_grids.THICK:
+    if which == pdfium.FPDF_PAGEOBJ_IMAGE:
+      pictures.append((left, top, right, bottom))
+    elif right - left <= pdf_grids.THICK or top - bottom <= pdf_grids.THICK:
       rules.append((left, top, right, bottom))
     else:
       rules += _strokes(item)
     if len(rules) > MAX_RULES:              # a drawing
-      return np.zeros((0, 4), np.float32)
-  return np.array(rules, np.float32).reshape(-1, 4)
+      break
+  return tuple(np.array(boxes, np.float32).reshape(-1, 4)
+               for boxes in ([] if len(rules) > MAX_RULES else rules, pictures))
+
+
+def _figures(pictures_P4, width: float, height: float) -> list[Box]:
+  """Those of the pictures that are neither dots nor the page itself, the first 20, as Boxes."""
+  wide, high = ((pictures_P4[:, i + 2] - pictures_P4[:, i]) / max(1.0, size)
+                for i, size in enumerate((width, height)))
+  fit = (wide > .05) & (high > .05) & (wide * high > .01) & (wide * high < .8)
+  return [tuple(box) for box in pictures_P4[fit][:20].round(1).tolist()]
 
 
 def _strokes(item: int) -> list[tuple[float, float, float, float]]:

@@ -28,9 +28,11 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from data_beam import pdf_layout, pdf_ocr, pdf_pages, pdf_route
+from data_beam.pdf_layout import BREAK
 from data_beam.pdf_pages import PdfError
 
 OCR_MODES = ('auto', 'never', 'always')
+FIGURES = ('list', 'mark', 'read')
 MAX_PAGES = 2000
 MAX_OCR_PAGES = 100          # later pages keep their text layer, if they have one
 MAX_CHARACTERS = 20_000_000
@@ -44,6 +46,9 @@ class PdfText:
   page_methods: list[str]              # 'text', 'ocr', 'blank', 'noise' or 'skipped'
   ocr_confidence: list[float | None]   # 0–1 by page, None where OCR did not run
   features: list[dict[str, Any]]       # by page, see `pdf_pages.read_page`
+  # Of pictures in the text: page (from 0), box in points from the top left, caption, and by OCR
+  # its text where that was asked for.
+  figures: list[dict[str, Any]] = dataclasses.field(default_factory=list)
   repaired: str = ''                   # 'damaged' or 'truncated' where the file had to be
 
   @property
@@ -77,7 +82,7 @@ class Limits:
 
 def extract(body: bytes, *, ocr: str = 'auto', languages: Sequence[str] = ('en',),
             max_pages: int = MAX_PAGES, server: Mapping[str, str] | None = None,
-            router: str = '') -> PdfText:
+            router: str = '', figures: str = 'list') -> PdfText:
   """Text of a PDF, parsed in this process's child; safe for hostile input and for threads.
 
   Args:
@@ -88,13 +93,16 @@ def extract(body: bytes, *, ocr: str = 'auto', languages: Sequence[str] = ('en',
     max_pages: longer documents are refused.
     server: `url` and `model` of a server that does the OCR, see pdf_ocr.
     router: file of a classifier that decides which pages need OCR, see pdf_route; '' for its rules.
+    figures: what becomes of pictures in the text: 'list' names them in `PdfText.figures`, 'mark'
+      also puts `![caption](figure PAGE.NUMBER)` where they stand, 'read' lists them with their text
+      by OCR.
 
   Raises:
     PdfError: with a reason out of `REASONS`.
     ValueError: unknown `ocr` mode.
   """
   return _shared().extract(body, ocr=ocr, languages=languages, max_pages=max_pages, server=server,
-                           router=router)
+                           router=router, figures=figures)
 
 
 @functools.cache
@@ -125,12 +133,12 @@ class Extractor:
 
   def extract(self, body: bytes, *, ocr: str = 'auto', languages: Sequence[str] = ('en',),
               max_pages: int = MAX_PAGES, server: Mapping[str, str] | None = None,
-              router: str = '') -> PdfText:
+              router: str = '', figures: str = 'list') -> PdfText:
     """See the function `extract`."""
     if ocr not in OCR_MODES:
       raise ValueError(f'ocr={ocr!r} is unknown: give one of {", ".join(OCR_MODES)}')
     options = dict(ocr=ocr, languages=list(languages), max_pages=max_pages, server=server,
-                   router=router)
+                   router=router, figures=figures)
     with self._lock:
       if self._served >= self.recycle:      # pdfium's caches and fragmentation end with the child
         self._stop()
@@ -298,13 +306,14 @@ def _memory() -> tuple[int, int]:
 
 def parse(body: bytes, *, ocr: str = 'auto', languages: Sequence[str] = ('en',),
           max_pages: int = MAX_PAGES, server: Mapping[str, str] | None = None, router: str = '',
-          tick: Callable[[], None] = lambda: None) -> PdfText:
+          figures: str = 'list', tick: Callable[[], None] = lambda: None) -> PdfText:
   """`extract` without the child: only for trusted files, and for the child itself.
 
   Args:
     tick: called before each page that is read by OCR.
   """
   lines, grids, heights, methods, confidences, features = [], [], [], [], [], []
+  found_figures, markers = [], []
   characters = 0
   wanted = pdf_route.decider(router)
   document, repaired = pdf_pages.open_document(body)
@@ -312,7 +321,7 @@ def parse(body: bytes, *, ocr: str = 'auto', languages: Sequence[str] = ('en',),
     if len(document) > max_pages:
       raise PdfError('too_long', f'{len(document)} pages, {max_pages} allowed')
     for index in range(len(document)):
-      found, page_grids, height, feature = pdf_pages.read_page(document, index)
+      found, page_grids, boxes, height, feature = pdf_pages.read_page(document, index)
       wants, method, confidence = wanted(feature), 'text' if found else 'blank', None
       if ocr == 'always' or (ocr == 'auto' and wants):
         if methods.count('ocr') + methods.count('noise') >= MAX_OCR_PAGES:
@@ -321,19 +330,30 @@ def parse(body: bytes, *, ocr: str = 'auto', languages: Sequence[str] = ('en',),
           tick()
           seen, confidence = pdf_ocr.read_page(document, index, languages, server)
           if seen and confidence >= MIN_CONFIDENCE:
-            found, page_grids, method = seen, [], 'ocr'
+            found, page_grids, boxes, method = seen, [], [], 'ocr'
           elif not found:
             method = 'noise' if seen else 'blank'
       characters += sum(len(line.text) for line in found if method != 'noise')
       if characters > MAX_CHARACTERS:
         raise PdfError('too_long', f'more than {MAX_CHARACTERS} characters')
       feature['ocr_wanted'] = wants
+      markers.append([])
+      for number, box in enumerate(boxes, 1):
+        figure = {'page': index, 'box': box, 'caption': pdf_layout.caption(box, found)}
+        if figures == 'mark':
+          name = f'![{figure["caption"]}](figure {index + 1}.{number})'
+          markers[-1].append((box, name))
+        elif figures == 'read' and (server or pdf_ocr.engine()):
+          tick()
+          inside, _ = pdf_ocr.read_page(document, index, languages, server, box)
+          figure['text'] = pdf_layout.clean(pdf_layout.page_text(inside)).replace(BREAK, '')
+        found_figures.append(figure)
       for values, value in ((lines, found), (grids, page_grids), (heights, height),
                             (methods, method), (confidences, confidence), (features, feature)):
         values.append(value)
   lines = pdf_layout.strip_running(lines, heights)
   pages = [pdf_layout.clean(pdf_layout.page_text(*page))
-           for page in zip(lines, grids, strict=True)]
+           for page in zip(lines, grids, markers, strict=True)]
   pages = [page.strip() for page in pdf_layout.join_hyphens(pages)]
   if not any(pages):
     if repaired:
@@ -346,4 +366,4 @@ def parse(body: bytes, *, ocr: str = 'auto', languages: Sequence[str] = ('en',),
         ocr == 'never' or not (server or pdf_ocr.engine())):
       raise PdfError('needs_ocr')
     raise PdfError('blank')
-  return PdfText(pages, methods, confidences, features, repaired)
+  return PdfText(pages, methods, confidences, features, found_figures, repaired)

@@ -15,7 +15,7 @@ import pikepdf
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from PIL import Image
+from PIL import Image, ImageDraw
 from reportlab.lib.pdfencrypt import StandardEncryption
 from reportlab.lib.utils import ImageReader
 from reportlab.pdfgen import canvas
@@ -212,6 +212,34 @@ def test_a_table_of_contents_loses_its_leaders_and_numbers(extractor):
       page.drawRightString(540, 700 - 14 * i, str(number))
     column(page, 72, 560, prose('B', 12, 95))
   assert extractor.extract(make(draw)).text.startswith('1 Foxes\n1.1 Red foxes\n2 Hares\n\nB0')
+
+
+def illustrated(page):
+  column(page, 72, 720, prose('A', 12, 95))
+  picture = Image.new('RGB', (300, 150), 'white')
+  ImageDraw.Draw(picture).text((20, 40), 'HERON', fill='black', font_size=60)
+  page.drawImage(ImageReader(picture), 150, 420, 300, 150)
+  column(page, 150, 405, ['Figure 7: A heron that waits for', 'careless fish to come near.'], 10)
+  column(page, 72, 350, prose('B', 12, 95))
+
+
+def test_figures_are_listed_marked_or_read(extractor):
+  body = make(illustrated)
+  found = extractor.extract(body, ocr='never')
+  (figure,) = found.figures
+  assert figure['page'] == 0 and figure['box'] == pytest.approx([150, 222, 450, 372], abs=1)
+  assert figure['caption'] == 'Figure 7: A heron that waits for careless fish to come near.'
+  assert '![' not in found.text
+  marked = extractor.extract(body, ocr='never', figures='mark').text
+  assert marked.replace(f'![{figure["caption"]}](figure 1.1)\n\n', '') == found.text
+  assert marked.index('A11') < marked.index('![') < marked.index('B0')
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(600)
+def test_text_in_a_figure_by_ocr(extractor):
+  found = extractor.extract(make(illustrated), ocr='never', figures='read')
+  assert found.figures[0]['text'] == 'HERON' and 'HERON' not in found.text
 
 
 def test_hyphens_paragraphs_and_code(extractor):
