@@ -9,12 +9,15 @@ JSON line each:
   has them once, at its front. `with_chapter_contents` counts them as missing.
 - order: longest common subsequence of words over the longer of the two, on first pages of papers in
   two and three columns, against references read by eye (tests/goldens/pdf_order.json: hashes).
+- ocr: character error rate (Levenshtein distance over the text's length, spaces alike) and CPU
+  seconds of a clean scan with known text, by each engine that is installed.
 - speed: pages per CPU-second, the child process with its start included, the least CPU time of
   `--repeats` runs.
 The alternatives are pdfium's own text, and, with the Python that `--others` names, pdfplumber and
 docling-parse: on the papers, and one manual, as they take a quarter of a second a page.
 """
 import collections
+import importlib.util
 import itertools
 import json
 import pathlib
@@ -30,12 +33,12 @@ import pypdfium2
 from absl import app, flags
 from lxml import html
 
-from data_beam import pdf_text
+from data_beam import pdf_ocr, pdf_text
 
 _DATA = flags.DEFINE_string('data', None, 'Folder with pdf/ and html_multilingual/.', required=True)
 _OTHERS = flags.DEFINE_string('others', None, 'Python with pdfplumber and docling-parse.')
 _REPEATS = flags.DEFINE_integer('repeats', 3, 'Runs, of which the fastest counts.')
-_PARTS = flags.DEFINE_list('parts', ['twins', 'order', 'speed'], 'What to measure.')
+_PARTS = flags.DEFINE_list('parts', ['twins', 'order', 'ocr', 'speed'], 'What to measure.')
 SLOW = ('pdfplumber', 'docling-parse')
 LANGUAGES = ('en', 'fr', 'de', 'es', 'it', 'pt')
 ORDER = pathlib.Path(__file__).parents[2] / 'tests' / 'goldens' / 'pdf_order.json'
@@ -154,6 +157,32 @@ def order(data: pathlib.Path, tools: dict[str, Callable]) -> None:
       say(part='order', file=file, tool=name, ratio=round(ratio, 4))
 
 
+def ocr(data: pathlib.Path, tools: dict[str, Callable]) -> None:
+  del tools
+  gold = ' '.join((data / 'pdf/gold/ocrmypdf__linn.txt').read_text().split())
+  body = (data / 'pdf/scan/OCRmyPDF__linn.pdf').read_bytes()
+  for name in ('tesseract', 'rapidocr'):
+    if pdf_ocr.engine() != name and not importlib.util.find_spec(name):
+      continue
+    pdf_ocr.engine, usual = (lambda name=name: name), pdf_ocr.engine
+    start = cpu_seconds()
+    found = ' '.join(pdf_text.parse(body, ocr='always').text.split())
+    seconds = cpu_seconds() - start
+    pdf_ocr.engine = usual
+    say(part='ocr', tool=name, characters=len(gold), cpu_seconds=round(seconds, 2),
+        character_error_rate=round(distance(gold, found) / len(gold), 4))
+
+
+def distance(a: str, b: str) -> int:
+  """Levenshtein's."""
+  row = list(range(len(b) + 1))
+  for i, x in enumerate(a, 1):
+    before, row[0] = row[0], i
+    for j, y in enumerate(b, 1):
+      before, row[j] = row[j], min(row[j] + 1, row[j - 1] + 1, before + (x != y))
+  return row[-1]
+
+
 def speed(data: pathlib.Path, tools: dict[str, Callable]) -> None:
   sets = {'all': sorted(p for kind in ('digital', 'multilingual', 'form', 'rotated')
                         for p in (data / 'pdf' / kind).glob('*.pdf'))}
@@ -185,8 +214,9 @@ def main(_) -> None:
   tools = {'ours': ours, 'pdfium': pdfium}
   if _OTHERS.value:
     tools |= {name: other(name) for name in SLOW}
+  parts = {'twins': twins, 'order': order, 'ocr': ocr, 'speed': speed}
   for part in _PARTS.value:
-    {'twins': twins, 'order': order, 'speed': speed}[part](pathlib.Path(_DATA.value), tools)
+    parts[part](pathlib.Path(_DATA.value), tools)
 
 
 if __name__ == '__main__':
