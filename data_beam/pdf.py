@@ -20,7 +20,7 @@ import os
 import statistics
 import sys
 import time
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import apache_beam as beam
@@ -414,6 +414,25 @@ def run(
               **({'router': router_digest} if router else {}),
               **({'refetch': refetching} if refetch_modes else {})})
   return web.announce(records.corpus_path(output, name))
+
+
+def thumbnail(metadata: Mapping[str, Any], inputs: Sequence[Mapping[str, Any]]) -> bytes | None:
+  """The first page of a document as a PNG, if its file is still where it was; for reports.
+
+  Args:
+    metadata: the document's.
+    inputs: of the corpus's manifest, with a `path` each.
+  """
+  name = metadata.get('file') or metadata.get('warc_file')
+  path = next((i['path'] for i in inputs if os.path.basename(i.get('path', '')) == name), '')
+  if 'pdf_digest' not in metadata or not os.path.isfile(path):
+    return None
+  reference = Reference('', '', '', '', path, metadata.get('warc_offset', -1), '')
+  try:
+    with pdf_text.Extractor() as extractor:
+      return extractor.picture(_body(reference))
+  except (pdf_text.PdfError, OSError, ValueError, StopIteration):
+    return None                             # a page of a report does without
 
 
 def with_threads(beam_args: Sequence[str]) -> list[str]:

@@ -10,10 +10,12 @@ Which pages are read by OCR is decided by cheap features, see pdf_route; they ar
 text so that the decision can be looked at, and fitted again.
 """
 import atexit
+import base64
 import contextlib
 import dataclasses
 import functools
 import gc
+import io
 import json
 import os
 import resource
@@ -137,8 +139,16 @@ class Extractor:
     """See the function `extract`."""
     if ocr not in OCR_MODES:
       raise ValueError(f'ocr={ocr!r} is unknown: give one of {", ".join(OCR_MODES)}')
-    options = dict(ocr=ocr, languages=list(languages), max_pages=max_pages, server=server,
-                   router=router, figures=figures)
+    return PdfText(**self._answer(dict(
+      ocr=ocr, languages=list(languages), max_pages=max_pages, server=server, router=router,
+      figures=figures), body))
+
+  def picture(self, body: bytes, side: int = 320) -> bytes:
+    """The first page as a PNG whose longest side has `side` pixels. Raises PdfError."""
+    return base64.b64decode(self._answer({'picture': side}, body)['png'])
+
+  def _answer(self, options: dict, body: bytes) -> dict:
+    """What the child says to a request; PdfError if it cannot, or dies of it."""
     with self._lock:
       if self._served >= self.recycle:      # pdfium's caches and fragmentation end with the child
         self._stop()
@@ -159,7 +169,7 @@ class Extractor:
       self.close()
     if 'error' in reply:
       raise PdfError(reply['error'], reply['detail'])
-    return PdfText(**reply)
+    return reply
 
   def close(self) -> None:
     """Ends the child; a later `extract` starts another."""
@@ -279,7 +289,10 @@ def _serve(source: int, sink: int, memory: int, cpu_seconds: int, ocr_seconds: i
     options, body = json.loads(reader.read(lengths[0])), reader.read(lengths[1])
     allow(cpu_seconds)
     try:
-      reply = vars(parse(body, tick=tick, **options))
+      if 'picture' in options:
+        reply = {'png': base64.b64encode(_first_page(body, options['picture'])).decode()}
+      else:
+        reply = vars(parse(body, tick=tick, **options))
     except PdfError as error:
       reply = {'error': error.reason, 'detail': error.detail}
     except MemoryError:
@@ -302,6 +315,14 @@ def _memory() -> tuple[int, int]:
       return mapped, held
   except OSError:
     return 0, 0
+
+
+def _first_page(body: bytes, side: int) -> bytes:
+  document, _ = pdf_pages.open_document(body)
+  with document:
+    page, out = document[0], io.BytesIO()
+    page.render(scale=side / max(1, *page.get_size())).to_pil().save(out, 'PNG', optimize=True)
+    return out.getvalue()
 
 
 def parse(body: bytes, *, ocr: str = 'auto', languages: Sequence[str] = ('en',),

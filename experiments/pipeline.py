@@ -229,10 +229,10 @@ def _coordinate_check(output: str, _: Mapping[str, str], *, c: Any) -> dict:
 
 
 def _report(output: str, _: Mapping[str, str], *, workdir: str) -> dict:
-  from data_beam import spans
+  from data_beam import pdf, spans
   from smoljax import report
 
-  report.write(workdir, os.path.join(output, 'report'), spans.find)
+  report.write(workdir, os.path.join(output, 'report'), spans.find, pdf.thumbnail)
   return {}
 
 

@@ -17,7 +17,7 @@ import sys
 
 from absl import app, flags, logging
 
-from data_beam import spans
+from data_beam import pdf, spans
 from smoljax import report, scaling_page, status_page
 
 _WORKDIR = flags.DEFINE_string(
@@ -48,7 +48,7 @@ def main(argv: list[str]) -> None:
     if _SCALING.value:
       page = _scaling(_SCALING.value)
     else:
-      page = report.write(_WORKDIR.value, _OUTPUT.value, spans.find)
+      page = report.write(_WORKDIR.value, _OUTPUT.value, spans.find, pdf.thumbnail)
   except (OSError, ValueError) as e:
     print(f'error: {e}', file=sys.stderr)
     sys.exit(2)

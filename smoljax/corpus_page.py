@@ -4,6 +4,7 @@ Figures of the manifest are exact. Lengths, domains, topics and everything under
 from a sample of one document in k, kept and dropped alike, which the page says where k > 1.
 """
 
+import base64
 import collections
 import dataclasses
 import json
@@ -34,6 +35,7 @@ _CHARS = 320  # shown of a document
 
 Csv = Callable[[str, Sequence[str], Iterable[Sequence]], str]  # stores a table, returns its link
 Locate = Callable[[str, str, dict], tuple[int, int] | None]  # (reason, text, metadata) → span
+Picture = Callable[[dict, Sequence[dict]], bytes | None]  # (metadata, inputs) → PNG
 
 
 @dataclasses.dataclass
@@ -115,7 +117,8 @@ def curation(run: Any, csv: Csv) -> str:
     return section('curation', 'Curation', missing(
         'curated corpora', 'no manifest.json of kind “curated” under the run’s corpora/'))
   kept = [f'<h4>{text(c.name)}</h4><div class="grid three">'
-          f'{"".join(quote(r, 420) for r in spread(c.kept))}</div>' for c in run.corpora if c.kept]
+          f'{"".join(example(r, c, run.picture) for r in spread(c.kept))}</div>'
+          for c in run.corpora if c.kept]
   return section(
       'curation', 'Curation',
       '<p class="note">What each stage let through (solid) and what it dropped (light), with its '
@@ -192,6 +195,16 @@ def quote(record: dict, limit: int, locate: Locate | None = None) -> str:
   more = known.get('duplicate_of')
   more = f' duplicate of {excerpt(more, 60)}' if more else ''
   return f'<blockquote dir="auto">{words}<cite>{excerpt(where, 120)}{more}</cite></blockquote>'
+
+
+def example(record: dict, c: Corpus, picture: Picture | None) -> str:
+  """A kept document, above its first page where it has pages that can still be drawn."""
+  png = picture and picture(metadata(record), c.manifest.get('inputs') or [])
+  if not png:
+    return quote(record, 420)
+  data = base64.b64encode(png).decode()
+  return (f'<div>{quote(record, 420)}<img alt="its first page" style="max-width:100%" '
+          f'src="data:image/png;base64,{data}"></div>')
 
 
 def marked(record: dict, limit: int, locate: Locate | None) -> str:

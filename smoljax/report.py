@@ -73,6 +73,7 @@ class Run:
   tokenised: list[dict]  # manifests
   notes: list[str]  # what could not be read
   locate: corpus_page.Locate | None = None  # where in a dropped document its reason shows
+  picture: corpus_page.Picture | None = None  # of a kept document's first page
 
   def points(self, key: str) -> list[tuple[float, float]]:
     return [(r['step'], r[key]) for r in self.metrics if isinstance(r.get(key), int | float)]
@@ -779,6 +780,7 @@ CORPORA = (corpora_headline, corpus_page.curation, corpus_page.corpus, unreadabl
 
 def write(
   workdir: str, output: str | None = None, locate: corpus_page.Locate | None = None,
+  picture: corpus_page.Picture | None = None,
 ) -> str:
   """Writes the report of the run in `workdir`, or of the corpora there.
 
@@ -786,6 +788,7 @@ def write(
     workdir: what experiments.run wrote, or a directory of corpora.
     output: directory for index.html and the CSV files; workdir/report if None.
     locate: (reason, text, metadata) → (start, end) of what to mark in a dropped document, or None.
+    picture: (metadata, inputs of the manifest) → PNG of a document's first page, or None.
 
   Returns:
     The path of index.html.
@@ -795,7 +798,7 @@ def write(
     ValueError: it holds neither metrics nor a curated corpus.
   """
   run, site = load(workdir), charts.Site()
-  run.locate = locate
+  run.locate, run.picture = locate, picture
   body = [part(run, site.csv) for part in (SECTIONS if run.metrics else CORPORA)]
   name = get(run.config, 'name') or run.workdir.resolve().name
   top = 2 if run.metrics else 1  # what stands above the navigation

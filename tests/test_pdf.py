@@ -1,14 +1,18 @@
 """The PDF pipeline on files made here: what is kept, what is dropped and why."""
 
+import base64
 import hashlib
 import io
 import itertools
 import json
+import os
 import random
+import re
 
 import apache_beam as beam
 import pytest
 from apache_beam.testing.util import assert_that, equal_to
+from PIL import Image
 from reportlab.lib.pdfencrypt import StandardEncryption
 from reportlab.pdfgen import canvas
 from warcio.statusandheaders import StatusAndHeaders
@@ -276,3 +280,19 @@ def test_threads_unless_chosen(given, threads, monkeypatch):
   monkeypatch.setattr('os.cpu_count', lambda: 4)
   flags = pdf.with_threads(given)
   assert ('--direct_num_workers=4' in flags) is threads and flags[:len(given)] == list(given)
+
+
+def test_the_report_shows_first_pages(inputs, corpus, tmp_path):
+  from smoljax import report
+
+  path, kept, _ = corpus
+  folder = os.path.dirname(os.path.dirname(os.path.dirname(path)))
+  with open(report.write(folder, str(tmp_path), picture=pdf.thumbnail)) as f:
+    pictures = re.findall('src="data:image/png;base64,([^"]+)"', f.read())
+  first = Image.open(io.BytesIO(base64.b64decode(pictures[0])))
+  assert first.format == 'PNG' and max(first.size) == 320
+  metadata = next(iter(kept.values()))['metadata']
+  files = records.read_manifest(path)['inputs']
+  assert pdf.thumbnail(metadata, files)
+  assert pdf.thumbnail(metadata, []) is None                        # the file has gone
+  assert pdf.thumbnail({'file': metadata['file']}, files) is None   # a web page
