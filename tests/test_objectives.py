@@ -282,3 +282,31 @@ def test_cos_reg_is_the_squared_mean_cosine():
   x /= np.linalg.norm(x, axis=1, keepdims=True)
   cosines = (x @ x.T)[~np.eye(len(x), dtype=bool)]
   np.testing.assert_allclose(of(2.0) - of(0.0), 2 * cosines.mean() ** 2, rtol=1e-3)
+
+
+def products(jaxpr):
+  """Every dot_general of a program, those of its inner ones too."""
+  for equation in jaxpr.eqns:
+    if equation.primitive.name == 'dot_general':
+      yield equation
+    for value in equation.params.values():
+      for inner in value if isinstance(value, (tuple, list)) else [value]:
+        if hasattr(inner := getattr(inner, 'jaxpr', inner), 'eqns'):
+          yield from products(inner)
+
+
+def test_the_heads_gradients_are_products_in_the_compute_dtype():
+  # fp32 against bf16 would be TF32 on a GPU, at half the speed.
+  config = dataclasses.replace(CONFIG, dtype='bfloat16')
+  hidden = jnp.ones((2, 8, config.embed_dim), config.dtype)
+  params = model.init(config, jax.random.key(0))
+
+  def loss(params, hidden):
+    total, _ = objectives.head_loss(
+      config, hidden, model.unembedding(config, params), jnp.zeros((2, 8), jnp.int32),
+      jnp.ones((2, 8)), chunk=4)
+    return total
+  found = list(products(jax.make_jaxpr(jax.grad(loss, (0, 1)))(params, hidden).jaxpr))
+  assert len(found) >= 3
+  for equation in found:
+    assert {str(x.aval.dtype) for x in equation.invars} == {'bfloat16'}, equation

@@ -6,6 +6,7 @@ Rows are packed from documents of log-normal length (median 400 tokens) of rando
 step compiles and is timed apart.
 """
 
+import dataclasses
 import json
 import time
 
@@ -23,6 +24,7 @@ _STEPS = flags.DEFINE_integer('steps', 10, 'Steps timed.')
 _OPTIMIZER = flags.DEFINE_enum('optimizer', 'adamw', list(optim.OPTIMIZERS), 'Optimizer.')
 _GUARD = flags.DEFINE_bool('guard', True, 'With the guard.')
 _LEAVES = flags.DEFINE_bool('leaves', True, 'With norms and RMS of every leaf.')
+_REMAT = flags.DEFINE_string('remat', None, "The config's `model.remat`, if not the shape's.")
 _CHUNK = flags.DEFINE_integer('chunk', 512, 'Places whose logits exist at once.')
 
 
@@ -44,6 +46,8 @@ def packed_batch(rows: int, seq_len: int, vocab_size: int, seed: int = 0) -> dic
 
 def main(_: list[str]) -> None:
   config = model.SHAPES[_SHAPE.value]
+  if _REMAT.value:
+    config = dataclasses.replace(config, remat=_REMAT.value)
   settings, guarding = base.get_config().optimizer, base.get_config().guard
   settings.name = _OPTIMIZER.value
   guarding.enabled = _GUARD.value
@@ -89,6 +93,7 @@ def main(_: list[str]) -> None:
         'leaves': _LEAVES.value,
         'rows': _ROWS.value,
         'seq_len': _SEQ_LEN.value,
+        'remat': config.remat,
         'cpu_seconds_per_step': round(float(np.median(cpu_seconds)), 4),
         'tokens_per_sec': round(rate, 1),
         'mfu': peak and round(rate * flops / peak / jax.device_count(), 4),
