@@ -3,10 +3,10 @@
   python -m data_beam.pdf --input='papers/*.pdf' --output=corpora --name=pdf
 
 Inputs are PDFs, WARC files with PDFs in them, or indexes of such (Common Crawl's Parquet or JSON
-lines). What travels between workers is a reference to a
-document's bytes, not the bytes: `read` finds and hashes them, equal ones are dropped before the
-costly part, and `extract` reads each again where it will be parsed. Every worker parses in a child
-process of its own (see pdf_text), so one bad file is one reject.
+lines). What travels between workers is a reference to a document's bytes, not the bytes: `read`
+finds and hashes them, equal ones are dropped before the costly part, and `extract` reads each again
+where it will be parsed. Every worker parses in a child process of its own (see pdf_text), so one
+bad file is one reject.
 """
 
 import argparse

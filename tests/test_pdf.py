@@ -248,6 +248,9 @@ def test_the_language_is_the_average_over_pages():
   (['--input=missing/*.pdf'], 'no file matches missing/*.pdf'),
   (['--input=X', '--filters=nonsense'], "unknown filter 'nonsense'"),
   (['--input=X', '--limit=0'], 'limit is 0'),
+  (['--input=X', '--refetch=some', '--agent=a@b.org'], 'unknown --refetch some'),
+  (['--input=X', '--refetch=truncated'], 'needs --agent'),
+  (['--input=X', '--ocr_server=http://localhost:8000'], 'give both'),
   (['--input=X', '--name=a/b'], "'a/b' cannot be the name"),
   (['--input=X', '--shards=3'], "unknown flag '--shards=3'"),
 ])
