@@ -44,6 +44,12 @@ _ACCENTS = {'¨': '\u0308', '´': '\u0301', 'ˆ': '\u0302', '˜': '\u0303', '¸'
             'ˇ': '\u030c', '˚': '\u030a'}
 _SPLIT_ACCENT = re.compile(f'([{"".join(_ACCENTS)}])([A-Za-zıȷ])')
 _PRIVATE = re.compile('[\ue000-\uf8ff]')
+# pdfium, which puts Arabic into logical order, loses the space where the script changes, and leaves
+# vowel marks that were drawn apart before their letter.
+_ARABIC = '\u0620-\u064a\u066e-\u06d3'
+_CHANGE_OF_SCRIPT = re.compile(
+  f'(?<=[A-Za-z])(?=[{_ARABIC}])|(?<=[{_ARABIC}])(?=[A-Za-z])')
+_LOOSE_MARK = re.compile(f' ([\u064b-\u0652])([{_ARABIC}])')
 _LIGATURES = {0xFB00 + i: s for i, s in enumerate(('ff', 'fi', 'fl', 'ffi', 'ffl', 'st', 'st'))}
 _CHARACTERS = {**_LIGATURES, 0xAD: None, 0xFFFD: None, 0xFEFF: None, 0x200B: None,
                **dict.fromkeys((0xA0, 0x09, *range(0x2000, 0x200B), 0x202F, 0x205F, 0x3000), ' '),
@@ -140,6 +146,8 @@ def clean(text: str) -> str:
     text = text.translate(_CHARACTERS)
     text = _PRIVATE.sub('', text)
     text = _SPLIT_ACCENT.sub(_accent, text)
+    if RTL.search(text):
+      text = _LOOSE_MARK.sub(r'\2\1', _CHANGE_OF_SCRIPT.sub(' ', text))
     text = unicodedata.normalize('NFC', text)
   elif not text.isprintable():
     text = text.translate(_CHARACTERS)

@@ -37,6 +37,7 @@ MAX_OBJECTS = 20_000         # of a page that are looked at for rules
 MAX_RULES = 2_000            # more make no table
 
 _UNREADABLE = re.compile('[\ufffd\ue000-\uf8ff]')
+_LAM_ALEF = re.compile('[\u0622\u0623\u0625\u0627]\u0644')
 _LATIN = re.compile('[^a-zà-öø-ÿœ]+')
 _VOWELS = re.compile('[^aeiouyà-æè-ïò-öø-üÿœ]+')
 _MONO = re.compile(rb'(?i)courier|mono|consol|menlo|typewriter|cmtt|fixed|code')
@@ -164,7 +165,20 @@ def _characters(text_page, handle: int, count: int) -> str:
     codes = [get(handle, i) for i in range(count)]
     text = ''.join(chr(c) if 0 < c < 0x110000 and not 0xD800 <= c < 0xE000 else '\ufffd'
                    for c in codes)
+  if _LAM_ALEF.search(text):
+    text = _ligatures_in_order(handle, text)
   return text.replace('\x02', BREAK)
+
+
+def _ligatures_in_order(handle: int, text: str) -> str:
+  """Arabic with lam before alef where one glyph is both. pdfium turns a line round letter by
+  letter, and these two with it; the article, alef before lam, has a box for each."""
+  out = list(text)
+  for match in _LAM_ALEF.finditer(text):
+    a, b = _word_boxes(handle, [(match.start(), match.end())])[0]
+    if abs(a - b).max() < 0.01:
+      out[match.start()], out[match.start() + 1] = match[0][1], match[0][0]
+  return ''.join(out)
 
 
 def _layer(handle: int, text: str) -> tuple[float, float]:

@@ -569,6 +569,7 @@ def test_join_hyphens(page, expected):
 
 
 @pytest.mark.parametrize(('text', 'expected'), [
+  ('بلغة R وPythonمن', 'بلغة R و Python من'), ('أي \u064bضا', 'أيض\u064bا'),
   ('de\ufb01ne e\ufb03cient', 'define efficient'),
   ('na¨ıve caf´e', 'naïve café'),
   ('C O N S E I L', 'CONSEIL'),
@@ -633,6 +634,15 @@ def test_a_two_column_paper_in_order(extractor, shared_data):
     'Conclusions', 'Acknowledgments', 'References']
   places = [text.find(phrase) for phrase in order]
   assert -1 not in places and places == sorted(places)
+
+
+@pytest.mark.parametrize(('number', 'least'), [('01', .99), ('03', .98)])
+def test_right_to_left_text_in_logical_order(extractor, shared_data, number, least):
+  # Ligatures of lam and alef, the article, marks drawn apart, Latin words between.
+  gold = (shared_data / f'pdf/gold/docling__right_to_left_{number}.md').read_text()
+  body = (shared_data / f'pdf/digital/docling__right_to_left_{number}.pdf').read_bytes()
+  recall, precision = overlap(gold, extractor.extract(body, ocr='never').text)
+  assert recall > least and precision > least, (recall, precision)
 
 
 def test_hostile_and_broken_files_never_crash(extractor, shared_data):
