@@ -36,7 +36,7 @@ from data_beam.pdf_pages import PdfError
 OCR_MODES = ('auto', 'never', 'always')
 FIGURES = ('list', 'mark', 'read')
 MAX_PAGES = 2000
-MAX_OCR_PAGES = 100          # later pages keep their text layer, if they have one
+MAX_OCR_PAGES = 100          # later ones keep their text layer, if they have one; of figures too
 MAX_CHARACTERS = 20_000_000
 MIN_CONFIDENCE = 0.6         # mean OCR confidence under which a page is noise
 
@@ -335,7 +335,7 @@ def parse(body: bytes, *, ocr: str = 'auto', languages: Sequence[str] = ('en',),
   """
   lines, grids, heights, methods, confidences, features = [], [], [], [], [], []
   found_figures, markers = [], []
-  characters = 0
+  characters = read = 0
   wanted = pdf_route.decider(router)
   document, repaired = pdf_pages.open_document(body)
   with document:
@@ -364,8 +364,9 @@ def parse(body: bytes, *, ocr: str = 'auto', languages: Sequence[str] = ('en',),
         if figures == 'mark':
           name = f'![{figure["caption"]}](figure {index + 1}.{number})'
           markers[-1].append((box, name))
-        elif figures == 'read' and (server or pdf_ocr.engine()):
+        elif figures == 'read' and read < MAX_OCR_PAGES and (server or pdf_ocr.engine()):
           tick()
+          read += 1
           inside, _ = pdf_ocr.read_page(document, index, languages, server, box)
           figure['text'] = pdf_layout.clean(pdf_layout.page_text(inside)).replace(BREAK, '')
         found_figures.append(figure)
