@@ -520,7 +520,8 @@ def _table(lines: list[Line], rtl: bool) -> list[Paragraph]:
 
 
 def _markdown(cells: list[list[str]]) -> str:
-  rows = [f'| {" | ".join(cell.replace("|", chr(92) + "|") for cell in row)} |' for row in cells]
+  plain = str.maketrans({'|': '\\|', '\n': ' '})
+  rows = [f'| {" | ".join(cell.translate(plain) for cell in row)} |' for row in cells]
   rows.insert(1, '|' + ' --- |' * len(cells[0]))
   return '\n'.join(rows)
 
