@@ -3,10 +3,12 @@
 A server on this machine plays the public internet: names resolve to public addresses, and the
 connection to one of those is led to it. Any other address that is connected to fails the test.
 """
+import datetime
 import gzip
 import http.server
 import ipaddress
 import socket
+import ssl
 import threading
 import time
 import zlib
@@ -256,8 +258,48 @@ def test_the_same_version_is_not_sent_again(world):
   assert world.fetcher().fetch('http://pub.example/same', etag='"0"').body == PDF
 
 
-def test_certificates_are_checked(server, world, monkeypatch):
-  # The server speaks no TLS: a handshake fails, and nothing is fetched without it.
+def certificate(folder, name):
+  """A certificate for a name that nobody has signed but itself, and its key: one PEM file."""
+  x509 = pytest.importorskip('cryptography.x509')
+  from cryptography.hazmat.primitives import hashes, serialization
+  from cryptography.hazmat.primitives.asymmetric import ec
+  key = ec.generate_private_key(ec.SECP256R1())
+  subject = x509.Name([x509.NameAttribute(x509.NameOID.COMMON_NAME, name)])
+  now = datetime.datetime.now(datetime.UTC)
+  signed = (
+    x509.CertificateBuilder().subject_name(subject).issuer_name(subject)
+    .public_key(key.public_key()).serial_number(1)
+    .not_valid_before(now - datetime.timedelta(days=1))
+    .not_valid_after(now + datetime.timedelta(days=1))
+    .add_extension(x509.SubjectAlternativeName([x509.DNSName(name)]), False)
+    .sign(key, hashes.SHA256()))
+  pem = folder / 'server.pem'
+  pem.write_bytes(
+    key.private_bytes(serialization.Encoding.PEM, serialization.PrivateFormat.PKCS8,
+                      serialization.NoEncryption())
+    + signed.public_bytes(serialization.Encoding.PEM))
+  return pem
+
+
+def test_certificates_are_checked(tmp_path, world, monkeypatch):
+  pem = certificate(tmp_path, 'pub.example')
+  context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+  context.load_cert_chain(pem)
+  with http.server.ThreadingHTTPServer(('127.0.0.1', 0), Hostile) as s:
+    s.lock, s.seen, s.active, s.most = threading.Lock(), [], 0, 0
+    s.socket = context.wrap_socket(s.socket, server_side=True)
+    threading.Thread(target=s.serve_forever, daemon=True).start()
+    world.server = s
+    assert world.fetcher().fetch('https://pub.example/ok').outcome == 'tls'       # nobody's word
+    trusting = ssl.create_default_context(cafile=pem)
+    monkeypatch.setattr(fetch, '_tls', lambda: trusting)
+    result = world.fetcher().fetch('https://pub.example/ok')
+    assert (result.outcome, result.body) == ('ok', PDF)
+    assert world.fetcher().fetch('https://other.example/ok').outcome == 'tls'     # another's name
+    s.shutdown()
+
+
+def test_a_server_without_tls_is_not_spoken_to_in_plain(world):
   assert world.fetcher().fetch('https://pub.example/ok').outcome in ('tls', 'timeout')
 
 
