@@ -59,20 +59,21 @@ def open_document(body: bytes) -> tuple[pypdfium2.PdfDocument, str]:
   """
   if b'%PDF-' not in body[:1024]:
     raise PdfError('not_pdf')
-  document = _opened(body)
+  document = opened(body)
   if document:
     return document, ''
   reason = 'damaged' if b'%%EOF' in body[-2048:] else 'truncated'
   from data_beam import pdf_repair  # few need it, and it takes a tenth of a second
 
   for version in pdf_repair.repaired(body):
-    document = _opened(version)
+    document = opened(version)
     if document:
       return document, reason
   raise PdfError(reason)
 
 
-def _opened(body: bytes) -> pypdfium2.PdfDocument | None:
+def opened(body: bytes) -> pypdfium2.PdfDocument | None:
+  """What pdfium alone makes of a file: None if it has no pages. Raises PdfError: encrypted."""
   try:
     document = pypdfium2.PdfDocument(body)
   except pypdfium2.PdfiumError as error:

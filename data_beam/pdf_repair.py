@@ -26,14 +26,15 @@ def repaired(body: bytes) -> Iterator[bytes]:
 
   Encrypted files give none: their key stands in what is lost.
   """
-  yield from _by_qpdf(body)
+  yield from by_qpdf(body)
   if b'/Encrypt' not in body:
     rebuilt = _rebuilt(body)
     if rebuilt:
       yield rebuilt
 
 
-def _by_qpdf(body: bytes) -> Iterator[bytes]:
+def by_qpdf(body: bytes) -> Iterator[bytes]:
+  """The file as qpdf mends and writes it, if it can."""
   try:
     with pikepdf.open(io.BytesIO(body)) as pdf:
       out = io.BytesIO()

@@ -11,6 +11,8 @@ JSON line each:
   two and three columns, against references read by eye (tests/goldens/pdf_order.json: hashes).
 - ocr: character error rate (Levenshtein distance over the text's length, spaces alike) and CPU
   seconds of a clean scan with known text, by each engine that is installed.
+- cut: the larger files cut in half: how many give pages to pdfium, after qpdf's repair, and to us,
+  and how many of ours have text.
 - speed: pages per CPU-second, the child process with its start included, the least CPU time of
   `--repeats` runs.
 The alternatives are pdfium's own text, and, with the Python that `--others` names, pdfplumber and
@@ -33,12 +35,12 @@ import pypdfium2
 from absl import app, flags
 from lxml import html
 
-from data_beam import pdf_ocr, pdf_text
+from data_beam import pdf_ocr, pdf_pages, pdf_repair, pdf_text
 
 _DATA = flags.DEFINE_string('data', None, 'Folder with pdf/ and html_multilingual/.', required=True)
 _OTHERS = flags.DEFINE_string('others', None, 'Python with pdfplumber and docling-parse.')
 _REPEATS = flags.DEFINE_integer('repeats', 3, 'Runs, of which the fastest counts.')
-_PARTS = flags.DEFINE_list('parts', ['twins', 'order', 'ocr', 'speed'], 'What to measure.')
+_PARTS = flags.DEFINE_list('parts', ['twins', 'order', 'ocr', 'cut', 'speed'], 'What to measure.')
 SLOW = ('pdfplumber', 'docling-parse')
 LANGUAGES = ('en', 'fr', 'de', 'es', 'it', 'pt')
 ORDER = pathlib.Path(__file__).parents[2] / 'tests' / 'goldens' / 'pdf_order.json'
@@ -183,6 +185,28 @@ def distance(a: str, b: str) -> int:
   return row[-1]
 
 
+def cut(data: pathlib.Path, tools: dict[str, Callable]) -> None:
+  del tools
+  counts = collections.Counter()
+  for path in (p for kind in ('digital', 'multilingual')
+               for p in sorted((data / 'pdf' / kind).glob('*.pdf'))):
+    body = path.read_bytes()
+    if len(body) < 100_000:
+      continue
+    half = body[:len(body) // 2]
+    counts['files'] += 1
+    plain = pdf_pages.opened(half) is not None
+    counts['pdfium'] += plain
+    counts['qpdf'] += plain or any(map(pdf_pages.opened, pdf_repair.by_qpdf(half)))
+    try:
+      document, _ = pdf_pages.open_document(half)
+    except pdf_pages.PdfError:
+      continue
+    counts['ours'] += 1
+    counts['ours_with_text'] += any(page.get_textpage().count_chars() for page in document)
+  say(part='cut', **counts)
+
+
 def speed(data: pathlib.Path, tools: dict[str, Callable]) -> None:
   sets = {'all': sorted(p for kind in ('digital', 'multilingual', 'form', 'rotated')
                         for p in (data / 'pdf' / kind).glob('*.pdf'))}
@@ -214,7 +238,7 @@ def main(_) -> None:
   tools = {'ours': ours, 'pdfium': pdfium}
   if _OTHERS.value:
     tools |= {name: other(name) for name in SLOW}
-  parts = {'twins': twins, 'order': order, 'ocr': ocr, 'speed': speed}
+  parts = {'twins': twins, 'order': order, 'ocr': ocr, 'cut': cut, 'speed': speed}
   for part in _PARTS.value:
     parts[part](pathlib.Path(_DATA.value), tools)
 
