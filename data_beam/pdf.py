@@ -285,11 +285,8 @@ def identify(document: Document, languages: Sequence[str],
   metadata = {**document.metadata, 'languages': {n: round(score, 3) for n, score in ranked},
               'page_languages': [page[0][0] if page else '' for page in pages]}
 
-  def sure(name: str, score: float) -> bool:
-    return score > (text.LANGUAGE_THRESHOLDS.get(name, text.OTHER_THRESHOLD)
-                    if min_score is None else min_score)
-
-  found = next(((name, score) for name, score in ranked if sure(name, score)), None)
+  found = next(((name, score) for name, score in ranked
+                if text.is_sure(name, score, min_score)), None)
   name, score = found or (ranked[0] if ranked else ('', 0.0))
   document = dataclasses.replace(document, language=name, language_score=score, metadata=metadata)
   if languages and name not in languages:

@@ -64,6 +64,14 @@ LANGUAGE_THRESHOLDS = {'en': .525, 'fr': .515, 'de': .5, 'es': .805, 'it': .605,
 OTHER_THRESHOLD = .65   # FineWeb's for English, by the uncompressed model
 
 
+def is_sure(language: str, score: float, min_score: float | None) -> bool:
+  """Whether a language's score is above `min_score`, or the threshold fitted to it if that is
+  None."""
+  if min_score is None:
+    min_score = LANGUAGE_THRESHOLDS.get(language, OTHER_THRESHOLD)
+  return score > min_score
+
+
 def language_shares(text: str, least: int = 200) -> dict[str, float]:
   """{language: its share of the characters} of a text that may switch languages, largest first.
 

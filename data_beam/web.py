@@ -118,8 +118,6 @@ def identify(
   """
   language, score = next(iter(text.detect_language(text.language_sample(document.text))), ('', 0.))
   document = dataclasses.replace(document, language=language, language_score=score)
-  if min_score is None:
-    min_score = text.LANGUAGE_THRESHOLDS.get(language, text.OTHER_THRESHOLD)
   if score < .9:
     shares = text.language_shares(document.text)
     if len(shares) > 1:
@@ -127,7 +125,7 @@ def identify(
         name: round(share, 3) for name, share in shares.items()}}
   if languages and language not in languages:
     yield Reject(document, 'language', language or 'unknown')
-  elif score <= min_score:
+  elif not text.is_sure(language, score, min_score):
     yield Reject(document, 'language', 'unsure')
   else:
     yield document
