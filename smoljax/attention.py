@@ -57,6 +57,7 @@ class How(NamedTuple):
   softcap: float
   in_order: bool
   dealt: bool
+  max_segments: int = 32
 
 
 def attention(
@@ -73,6 +74,7 @@ def attention(
   softcap: float = 0.0,
   in_order: bool = False,
   dealt: bool = False,
+  max_segments: int = 32,
   max_logits: str | None = None,
   implementation: str = 'auto',
 ) -> tuple[jax.Array, jax.Array | None]:
@@ -90,6 +92,8 @@ def attention(
     in_order: queries and keys are the same tokens of rows whose documents lie one after the
       other, so no key after a query's own place is needed; those are skipped, not just masked.
     dealt: in_order, and where the mesh splits the sequence, rows are as `sharding.deal` has them.
+    max_segments: documents that a row may hold, padding aside. cudnn's kernels take time for each
+      that may be, and give NaN for rows of more; the others do not need it.
     max_logits: None; 'bound', the largest log-sum-exp, at least the largest logit and at most
       log(S) above it, for nothing; 'exact', which costs another product of queries and keys
       (except on xla, where the compiler shares it).
@@ -107,7 +111,7 @@ def attention(
   static = window is None or isinstance(window, int)
   choices = tuple(dict.fromkeys(
     w if w and w < S else None for w in ((window,) if static else windows)))
-  how = How(implementation, choices, float(softcap), in_order, dealt)
+  how = How(implementation, choices, float(softcap), in_order, dealt, max_segments)
   segmented = q_segments_BT is not None or sharding.num_parts('length') > 1
   how = how._replace(implementation=_choose(how, q_BTNH, k_BSKH, segmented))
   names = 'batch', 'length'
@@ -458,8 +462,6 @@ def _join(parts):
 # documents. Packed rows are given as lengths and offsets of their documents, and only the pairs
 # inside a document are computed, in both passes.
 
-MAX_DOCUMENTS = 33  # in a row: the 32 that smoljax/data.py packs, and a run of padding
-
 
 def _cudnn_refusal(how, q_BTNH, k_BSKH, segmented):
   platform, H = _platform(), q_BTNH.shape[3]
@@ -488,7 +490,7 @@ def _cudnn_refusal(how, q_BTNH, k_BSKH, segmented):
 def _cudnn_forward(how, window, q_BTNH, k_BSKH, v_BSKH, places):
   from jax._src.cudnn import fused_attention_stablehlo as cudnn
 
-  documents = _documents_of(q_BTNH, places)
+  documents = _documents_of(how, q_BTNH, places)
   q_BTNH = documents.poison(q_BTNH)
   out_BTNH, statistics = cudnn.dot_product_attention(
     q_BTNH, k_BSKH, v_BSKH, scale=q_BTNH.shape[3] ** -0.5, sliding_window_length=window,
@@ -500,7 +502,7 @@ def _cudnn_forward(how, window, q_BTNH, k_BSKH, v_BSKH, places):
 def _cudnn_backward(how, window, q_BTNH, k_BSKH, v_BSKH, out_BTNH, lse_BTN, dout_BTNH, places):
   from jax._src.cudnn import fused_attention_stablehlo as cudnn
 
-  documents = _documents_of(q_BTNH, places)
+  documents = _documents_of(how, q_BTNH, places)
   return _cudnn_gradients(window, q_BTNH, k_BSKH, v_BSKH, documents.pack(lse_BTN), out_BTNH,
                           dout_BTNH, **documents.arguments(cudnn))
 
@@ -568,7 +570,7 @@ def _cudnn_gradients(
 
 
 def document_spans(
-  segment_ids_BT: jax.Array, max_documents: int = MAX_DOCUMENTS
+  segment_ids_BT: jax.Array, max_documents: int
 ) -> tuple[jax.Array, jax.Array, jax.Array]:
   """Where the documents of packed rows lie: runs of one segment id.
 
@@ -591,7 +593,7 @@ class _Documents:
   as [B, T, N], one value a query, which is M times smaller.
   """
 
-  def __init__(self, segments_BT, max_documents=MAX_DOCUMENTS):
+  def __init__(self, segments_BT, max_documents):
     self.packed, self.max_documents = segments_BT is not None, max_documents
     if not self.packed:
       return
@@ -630,10 +632,10 @@ class _Documents:
     return empty.at[self.document_BT, :, self.place_BT].set(lse_BTN, unique_indices=True)
 
 
-def _documents_of(q_BTNH, places):
-  # Where a device holds two pieces of a row, a document may lie in both.
-  cut = sharding.num_parts('length') > 1
-  return _Documents(_segments_of(q_BTNH, places.q_segments_BT), MAX_DOCUMENTS + cut)
+def _documents_of(how, q_BTNH, places):
+  # The rest of a row counts too. Where a device holds two pieces of a row, one may lie in both.
+  most = how.max_segments + 1 + (sharding.num_parts('length') > 1)
+  return _Documents(_segments_of(q_BTNH, places.q_segments_BT), most)
 
 
 # ------------------------------------------------------------------------------------- splash

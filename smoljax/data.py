@@ -6,7 +6,7 @@ tokens, each packed from whole or cut documents of one corpus:
 1. Every epoch is a keyed permutation of the documents, computed, never stored. A rehydrated corpus
    (tokenize_corpus --rehydrate) has a document in it as often as FineWeb-2 would repeat it.
 2. The permuted documents are taken in *windows*; each window is packed on its own from the stored
-   lengths alone, best fit first, so a row can be found again from (epoch, window, row).
+   lengths alone, so a row can be found again from (epoch, window, row).
 3. A stage's mixture hands out rows so that each corpus's share of tokens follows its weight.
 
 So a batch depends on the seed and the step alone, not on processes or threads; the position is a
@@ -21,6 +21,7 @@ change at each piece; attention, loss mask and evaluation all derive from these 
 import bisect
 import dataclasses
 import hashlib
+import heapq
 import json
 import math
 import os
@@ -156,23 +157,43 @@ def permute(index: np.ndarray, size: int, key: bytes) -> np.ndarray:
 
 
 def pack(lengths: Sequence[int], seq_len: int, max_segments: int) -> list[list[Piece]]:
-  """Packs documents of these token counts into rows of `seq_len` places, best fit decreasing.
+  """Packs documents of these token counts into few rows of `seq_len` places.
 
   Long documents are cut first; the whole pieces fill rows of their own and what remains shares rows
-  with at most `max_segments` pieces. Documents of fewer than two tokens predict nothing and are
-  left out. Returns rows of pieces whose `document` indexes `lengths`.
+  with at most `max_segments` pieces: by `best_fit`, or `evenly` where that takes fewer rows.
+  Documents of fewer than two tokens predict nothing and are left out. Returns rows of pieces whose
+  `document` indexes `lengths`.
   """
   rows, remainders = [], []
   for document, length in enumerate(lengths):
-    start = 0
-    while length - 1 - start > seq_len:
-      rows.append([Piece(document, start, seq_len)])
-      start += seq_len
-    if length - 1 > start:
-      remainders.append(Piece(document, start, int(length) - 1 - start))
+    whole = cut(int(length), seq_len)
+    rows += [[Piece(document, i * seq_len, seq_len)] for i in range(whole)]
+    if (rest := length - 1 - whole * seq_len) > 0:
+      remainders.append(Piece(document, whole * seq_len, int(rest)))
   remainders.sort(key=lambda p: (-p.length, p.document))
+  ways = [best_fit(remainders, seq_len, max_segments)]
+  ways += [evenly(remainders, seq_len, max_segments, spare) for spare in (0.0, 0.02)]
+  return rows + min(ways, key=len)
+
+
+def cut(length: int, seq_len: int) -> int:
+  """How many rows a document of so many tokens fills alone; what is left fits into one."""
+  return max(0, length - 2) // seq_len
+
+
+def usual_segments(lengths: np.ndarray, seq_len: int) -> int:
+  """Documents a row must be able to hold so that `pack` wastes next to nothing; at least 8."""
+  rest = lengths - 1 - np.maximum(0, lengths - 2) // seq_len * seq_len
+  rest = rest[rest > 0]
+  return max(8, math.ceil(1.15 * len(rest) * seq_len / max(1, rest.sum())) + 1)
+
+
+def best_fit(pieces: Sequence[Piece], seq_len: int, max_segments: int) -> list[list[Piece]]:
+  """Each piece, longest first, goes where it leaves the least room: few rows, if many short pieces
+  may share one."""
+  rows: list[list[Piece]] = []
   open_rows: list[tuple[int, int]] = []  # (places left, row), sorted
-  for piece in remainders:
+  for piece in pieces:
     i = bisect.bisect_left(open_rows, (piece.length, -1))
     if i == len(open_rows):
       left, row = seq_len, len(rows)
@@ -182,6 +203,28 @@ def pack(lengths: Sequence[int], seq_len: int, max_segments: int) -> list[list[P
     rows[row].append(piece)
     if left > piece.length and len(rows[row]) < max_segments:
       bisect.insort(open_rows, (left - piece.length, row))
+  return rows
+
+
+def evenly(
+  pieces: Sequence[Piece], seq_len: int, max_segments: int, spare: float
+) -> list[list[Piece]]:
+  """Each piece, longest first, goes to the emptiest of as many rows as all need, and `spare` more.
+
+  Long and short pieces mix, so no row has many more than others: few rows with few segments each.
+  """
+  places = sum(p.length for p in pieces)
+  count = max(math.ceil(places * (1 + spare) / seq_len), -(-len(pieces) // max_segments))
+  rows: list[list[Piece]] = [[] for _ in range(count)]
+  emptiest = [(-seq_len, row) for row in range(count)]  # (minus the places left, row), a heap
+  for piece in pieces:
+    if not emptiest or -emptiest[0][0] < piece.length:
+      heapq.heappush(emptiest, (-seq_len, len(rows)))
+      rows.append([])
+    left, row = heapq.heappop(emptiest)
+    rows[row].append(piece)
+    if left + piece.length < 0 and len(rows[row]) < max_segments:
+      heapq.heappush(emptiest, (left + piece.length, row))
   return rows
 
 
@@ -206,7 +249,7 @@ class Rows:
       if self._ends is not None:
         documents = np.searchsorted(self._ends, documents, side='right')
       rows = pack(self.corpus.lengths[documents].tolist(), self._seq_len, self._max_segments)
-      # Best fit leaves rows of equally long documents side by side: shuffle them.
+      # Packing leaves rows of equally long documents side by side: shuffle them.
       key = f'{self._key}/{epoch}/{window}'.encode()
       order = permute(np.arange(len(rows)), max(1, len(rows)), key)
       rows = [[p._replace(document=int(documents[p.document])) for p in rows[i]] for i in order]
@@ -270,6 +313,7 @@ class Batches(grain.IterDataset):
     corpora: name → `Corpus`; all names in the mixtures must be there.
     caches: name → `teacher_cache.Cache`, of all corpora or of none.
     rows: rows in a global batch.
+    max_segments: documents a row may hold; 0 = what `usual_segments` says of the corpora.
   Raises:
     ValueError: a mixture names an unknown corpus, or rows do not divide the processes.
   """
@@ -303,7 +347,9 @@ class Batches(grain.IterDataset):
                        'with experiments.teacher_cache')
     self.stages = stages
     self.rows, self.seq_len = rows, seq_len
-    self.options = dict(seq_len=seq_len, window=window, max_segments=max_segments, seed=seed)
+    self.max_segments = max_segments or max(
+      usual_segments(c.lengths, seq_len) for c in self.corpora.values())
+    self.options = dict(seq_len=seq_len, window=window, max_segments=self.max_segments, seed=seed)
     local = rows // process_count
     self.local_rows = range(process_index * local, (process_index + 1) * local)
 

@@ -673,7 +673,7 @@ def _attend_documents(
     q_BTNH, k_BTKH, v_BTKH, q_positions_BT=positions_BT, kv_positions_BS=positions_BT,
     q_segments_BT=segments_BT, kv_segments_BS=segments_BT, in_order=True, dealt=True,
     window=window, windows=config.windows, softcap=config.attention_softcap,
-    max_logits=max_logits, implementation=config.attention,
+    max_segments=config.max_segments, max_logits=max_logits, implementation=config.attention,
   )
 
 

@@ -99,6 +99,7 @@ class ModelConfig:
   mtp: str = 'none'  # modules that predict tokens after the next: none, parallel, sequential
   mtp_depth: int = 1  # how many; the k-th predicts the token k places after the next
   attention: str = 'auto'  # implementation: auto, xla, cudnn (NVIDIA), splash (TPU)
+  max_segments: int = 32  # documents a packed row may hold: fewer are faster on NVIDIA GPUs
   attention_softcap: float = 0.0  # attention logits are capped to ± this by tanh; 0 = not
   init: str = 'nanotron'  # 'nanotron': o and down get init_std / sqrt(2 L); 'hf': all init_std
   init_std: float = 0.02

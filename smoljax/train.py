@@ -245,6 +245,7 @@ def train(
     process_index=jax.process_index(),
     process_count=jax.process_count(),
   )
+  model_config = dataclasses.replace(model_config, max_segments=batches.max_segments)
   meta = {
     **(meta or {}),
     'model': dataclasses.asdict(model_config),
@@ -585,7 +586,8 @@ def load_teacher(
   teacher, params, _ = evals.load_weights(config.teacher)
   teacher, params = model.without_mtp(teacher, params)
   teacher = dataclasses.replace(
-    teacher, dtype=student.dtype, attention=student.attention, remat='none')
+    teacher, dtype=student.dtype, attention=student.attention, remat='none',
+    max_segments=student.max_segments)
   made = distill.Teacher(teacher, student, **given)
   params = jax.tree.map(lambda x: x.astype(teacher.dtype), params)
   params = jax.device_put(params, sharding.shardings(params, mesh))

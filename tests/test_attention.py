@@ -195,7 +195,7 @@ def test_document_spans_and_cudnn_statistics_survive_the_round_trip():
   assert starts_BM.tolist() == [[0, 2, 5, -1], [0, -1, -1, -1], [0, 1, 2, 3]]
   assert index_BT[0].tolist() == [0, 0, 1, 1, 1, 2, 2, 2] and index_BT[2, -1] == 7
   # Documents in use come first, over all rows: 3 of row 0, 1 of row 1, then row 2's.
-  documents = module._Documents(jnp.asarray(segments))
+  documents = module._Documents(jnp.asarray(segments), 33)
   lse_BTN = np.random.default_rng(0).normal(size=(3, 8, 2)).astype(np.float32)
   packed = documents.pack(jnp.asarray(lse_BTN))
   np.testing.assert_array_equal(packed[1, :, :3], lse_BTN[0, 2:5].T)
@@ -204,7 +204,7 @@ def test_document_spans_and_cudnn_statistics_survive_the_round_trip():
   np.testing.assert_array_equal(documents.unpack(packed), lse_BTN)
   # More documents than fit poison their row, and no other.
   crowded = np.stack([np.arange(40), np.zeros(40)]).astype(np.int32)
-  poisoned = module._Documents(jnp.asarray(crowded)).poison(jnp.ones((2, 40, 1, 1)))
+  poisoned = module._Documents(jnp.asarray(crowded), 33).poison(jnp.ones((2, 40, 1, 1)))
   assert np.isnan(poisoned[0]).all() and np.isfinite(poisoned[1]).all()
 
 

@@ -1,14 +1,23 @@
 """Times the train step on this machine's devices: one JSON line.
 
   python -m experiments.benchmarks.train_step --shape=tiny --rows=32 --seq_len=256 [--noguard]
+  python -m experiments.benchmarks.train_step --shape=smollm3-3b --rows=4 --seq_len=4096 \
+    --chunk=4096 --model=remat=qkv+ctx+mid+gu --kernels=30 --hlo=step.hlo
 
 Rows are packed from documents of log-normal length (median 400 tokens) of random ids; the first
-step compiles and is timed apart.
+step compiles and is timed apart. With --kernels, what the device did in three more steps is listed
+on stderr: milliseconds a step by name of kernel, and what it waited.
 """
 
+import collections
 import dataclasses
+import glob
 import json
+import re
+import sys
+import tempfile
 import time
+from collections.abc import Callable
 
 import jax
 import numpy as np
@@ -24,15 +33,22 @@ _STEPS = flags.DEFINE_integer('steps', 10, 'Steps timed.')
 _OPTIMIZER = flags.DEFINE_enum('optimizer', 'adamw', list(optim.OPTIMIZERS), 'Optimizer.')
 _GUARD = flags.DEFINE_bool('guard', True, 'With the guard.')
 _LEAVES = flags.DEFINE_bool('leaves', True, 'With norms and RMS of every leaf.')
-_REMAT = flags.DEFINE_string('remat', None, "The config's `model.remat`, if not the shape's.")
+_MODEL = flags.DEFINE_list('model', [], "Fields of the model that differ from the shape's: K=V,…")
 _CHUNK = flags.DEFINE_integer('chunk', 512, 'Places whose logits exist at once.')
+_MAX_SEGMENTS = flags.DEFINE_integer('max_segments', 0, 'Documents a row may hold; 0 = usual.')
+_KERNELS = flags.DEFINE_integer('kernels', 0, 'Lists so many kernels by their time (GPU).')
+_HLO = flags.DEFINE_string('hlo', None, 'File that the compiled program is written to.')
 
 
-def packed_batch(rows: int, seq_len: int, vocab_size: int, seed: int = 0) -> dict[str, np.ndarray]:
-  """A batch of random ids packed from documents of log-normal length."""
+def packed_batch(
+  rows: int, seq_len: int, vocab_size: int, max_segments: int = 0, seed: int = 0
+) -> tuple[dict[str, np.ndarray], int]:
+  """A batch of random ids packed from documents of log-normal length, and max_segments."""
   rng = np.random.default_rng(seed)
   lengths = np.maximum(2, rng.lognormal(np.log(400), 1.0, 4 * rows * seq_len // 400)).astype(int)
-  packed = data.pack(lengths.tolist(), seq_len, 32)[:rows]
+  max_segments = max_segments or data.usual_segments(lengths, seq_len)
+  packed = data.pack(lengths.tolist(), seq_len, max_segments)
+  packed = [packed[i] for i in rng.choice(len(packed), rows, replace=False)]
   batch = {k: np.zeros((rows, seq_len), np.int32) for k in ('segment_ids', 'positions')}
   for i, row in enumerate(packed):
     ends = np.cumsum([p.length for p in row])
@@ -41,13 +57,51 @@ def packed_batch(rows: int, seq_len: int, vocab_size: int, seed: int = 0) -> dic
       batch['positions'][i, end - piece.length : end] = np.arange(piece.length)
   batch['inputs'], batch['targets'] = rng.integers(0, vocab_size, (2, rows, seq_len), np.int32)
   batch['source'] = np.zeros(rows, np.int32)
-  return batch
+  return batch, max_segments
+
+
+def replaced(config: model.ModelConfig, changes: list[str]) -> model.ModelConfig:
+  """The config with fields given as 'name=value', of the type that they have."""
+  for change in changes:
+    name, _, value = change.partition('=')
+    kind = type(getattr(config, name))
+    value = value.lower() in ('1', 'true') if kind is bool else kind(value)
+    config = dataclasses.replace(config, **{name: value})
+  return config
+
+
+def kernels(run: Callable[[], None], steps: int, limit: int) -> None:
+  """Prints what the first GPU did while `run` took so many steps, by name of kernel."""
+  with tempfile.TemporaryDirectory() as directory:
+    with jax.profiler.trace(directory):
+      run()
+    file = glob.glob(f'{directory}/**/*.xplane.pb', recursive=True)[0]
+    plane = next(p for p in jax.profiler.ProfileData.from_file(file).planes
+                 if p.name.startswith('/device:GPU'))
+    spans, times, counts = [], collections.Counter(), collections.Counter()
+    for line in plane.lines:
+      if not line.name.startswith('Stream'):
+        continue
+      for event in line.events:
+        name = re.sub(r'[_.\d]+$', '', event.name)
+        times[name] += event.duration_ns / 1e6 / steps
+        counts[name] += 1 / steps
+        spans.append((event.start_ns, event.start_ns + event.duration_ns))
+  busy, end = 0, 0
+  for start, stop in sorted(spans):
+    busy += max(0, stop - max(start, end))
+    end = max(end, stop)
+  whole = (end - min(spans)[0]) / 1e6 / steps
+  print(f'{whole:.1f} ms a step, of which idle {whole - busy / 1e6 / steps:.1f}', file=sys.stderr)
+  for name, ms in times.most_common(limit):
+    print(f'{ms:8.2f} ms {counts[name]:7.1f} x {name[:100]}', file=sys.stderr)
 
 
 def main(_: list[str]) -> None:
-  config = model.SHAPES[_SHAPE.value]
-  if _REMAT.value:
-    config = dataclasses.replace(config, remat=_REMAT.value)
+  config = replaced(model.SHAPES[_SHAPE.value], _MODEL.value)
+  batch, max_segments = packed_batch(
+    _ROWS.value, _SEQ_LEN.value, config.vocab_size, _MAX_SEGMENTS.value)
+  config = dataclasses.replace(config, max_segments=max_segments)
   settings, guarding = base.get_config().optimizer, base.get_config().guard
   settings.name = _OPTIMIZER.value
   guarding.enabled = _GUARD.value
@@ -65,10 +119,9 @@ def main(_: list[str]) -> None:
     step = train.make_train_step(
       config, optimizer, guarding, num_sources=1, chunk=_CHUNK.value, leaves=_LEAVES.value
     )
-    batch = sharding.shard_batch(
-      packed_batch(_ROWS.value, _SEQ_LEN.value, config.vocab_size), mesh
-    )
+    batch = sharding.shard_batch(batch, mesh)
     began = time.perf_counter()
+    step = step.lower(state, batch).compile()
     state, out = step(state, batch)
     jax.block_until_ready(out)
     first = time.perf_counter() - began
@@ -79,6 +132,18 @@ def main(_: list[str]) -> None:
       jax.block_until_ready((state, out))
       cpu_seconds.append(time.process_time() - cpu_began)
       seconds.append(time.perf_counter() - began)
+
+    def three_steps():
+      nonlocal state
+      for _ in range(3):
+        state, out = step(state, batch)
+      jax.block_until_ready((state, out))
+
+    if _KERNELS.value:
+      kernels(three_steps, 3, _KERNELS.value)
+  if _HLO.value:
+    with open(_HLO.value, 'w') as f:
+      f.write(step.as_text())
   rate = _ROWS.value * _SEQ_LEN.value / float(np.median(seconds))
   peak = metrics.peak_flops(jax.devices()[0].device_kind)
   flops = config.flops_per_token(_SEQ_LEN.value)
@@ -94,6 +159,9 @@ def main(_: list[str]) -> None:
         'rows': _ROWS.value,
         'seq_len': _SEQ_LEN.value,
         'remat': config.remat,
+        'model': _MODEL.value,
+        'chunk': _CHUNK.value,
+        'max_segments': max_segments,
         'cpu_seconds_per_step': round(float(np.median(cpu_seconds)), 4),
         'tokens_per_sec': round(rate, 1),
         'mfu': peak and round(rate * flops / peak / jax.device_count(), 4),
