@@ -18,7 +18,7 @@ test: $(VENV)/.installed-test lint
 	$(BIN)/python -m pytest -m "not slow"
 
 # Long tests, and live comparisons with the references (torch, transformers).
-test-slow: $(VENV)/.installed-reference
+test-slow: $(VENV)/.installed-reference $(VENV)/.installed-compilers
 	$(BIN)/python -m pytest -m slow
 
 lint: $(VENV)/.installed-test
@@ -39,6 +39,12 @@ $(VENV)/.installed-test: pyproject.toml $(VENV)/.installed
 
 $(VENV)/.installed-reference: pyproject.toml $(VENV)/.installed-test
 	$(PIP) $$($(BIN)/python -c 'import tomllib; print(*tomllib.load(open("pyproject.toml", "rb"))["project"]["optional-dependencies"]["reference"])')
+	@touch $@
+
+# XLA's compilers for TPUs and GPUs, for steps that run elsewhere (experiments.run --estimate). Apart:
+# where jax finds them it looks for such devices.
+$(VENV)/.installed-compilers: $(VENV)/.installed
+	$(PIP) --no-deps --target $(VENV)/compilers $$($(BIN)/python -c 'from importlib.metadata import requires, version; j = version("jax"); print(f"jax-cuda13-plugin=={j} jax-cuda13-pjrt=={j}", *(r.split(";")[0] for r in requires("jax") if r.startswith("libtpu")))')
 	@touch $@
 
 clean:

@@ -107,6 +107,7 @@ def get_config() -> ConfigDict:
   c.model.mtp_depth = placeholder(int)  # how many
   c.model.attention = 'auto'  # implementation: auto | xla | cudnn | splash
   c.model.dtype = 'bfloat16'  # compute dtype; master weights are float32
+  c.model.fp8 = False  # the MLP's products in 8-bit floats: faster on NVIDIA GPUs since Hopper
   c.model.remat = 'none'  # residuals kept for the backward pass: none = keep all | full | …
   c.model.scan_layers = True  # False unrolls them: slow to compile, sometimes faster to run
 

@@ -5,6 +5,10 @@
 Each step's output is kept under its content address in WORKDIR/steps: running again redoes nothing,
 a changed config field redoes the steps that read it and what depends on them, and a killed run is
 continued by the same command. `--dry_run` shows what would happen.
+
+  python -m experiments.run --config=configs/smollm3.py:size=3b --estimate --topology=v5e-256
+
+compiles the training step for devices that are not here, and says what one of them holds and sends.
 """
 
 import json
@@ -24,6 +28,7 @@ from experiments.pipeline import (
   complain,
   console,
   exit_status,
+  model_config,
   resolve,
   summarize,
   use_all_cores,
@@ -33,6 +38,8 @@ from experiments.steps import Graph
 
 _CONFIG = config_flags.DEFINE_config_file('config', None, 'Recipe, such as configs/quickstart.py.')
 _WORKDIR = flags.DEFINE_string('workdir', None, 'Folder for everything the experiment makes.')
+_ESTIMATE = flags.DEFINE_bool('estimate', False, 'Compile the step for --topology; run nothing.')
+_TOPOLOGY = flags.DEFINE_string('topology', 'h200', 'Such as v5e-256, v6e-64, v5p-128, h100x8.')
 _DRY_RUN = flags.DEFINE_bool('dry_run', False, 'Print the steps, what is done, and their cost.')
 
 
@@ -72,13 +79,42 @@ def run(c: ConfigDict, workdir: str, *, dry_run: bool = False) -> None:
   )
 
 
+def estimate(c: ConfigDict, topology: str) -> None:
+  """Prints what `smoljax.estimate` says of the config's step on that topology."""
+  from smoljax import estimate as estimates
+  from smoljax import tokenizer
+
+  where = estimates.topology(topology)
+  resolve(c)
+  pieces = tokenizer.load(c.tokenizer.path).vocab_size if c.tokenizer.path else None
+  config = model_config(c, pieces or c.tokenizer.vocab_size)
+  found = estimates.estimate(c, config, where)
+  held, there = found['arguments'] + found['temporaries'], found['memory']
+  table = Table('of one device, a step', title=f'{c.name} on {topology}', title_justify='left')
+  table.add_column('', justify='right')
+  table.add_row('devices', found['devices'])
+  axes = [f'{axis}={n}' for axis, n in found['mesh'].items() if n > 1]
+  table.add_row('mesh', ', '.join(axes) or 'one device')
+  table.add_row('tokens a step, all devices', f'{c.train.batch_tokens:,}')
+  table.add_row('parameters and optimizer', f'{found["arguments"] / 1e9:.3f} GB')
+  table.add_row('temporaries', f'{found["temporaries"] / 1e9:.3f} GB')
+  table.add_row('together, of what there is', f'{held / 1e9:.3f} of {there / 1e9:.3f} GB')
+  table.add_row('model FLOPs', f'{found["flops"] / 1e12:.2f} TFLOP')
+  if found['peak_flops']:
+    table.add_row('at peak that takes', f'{found["flops"] / found["peak_flops"] * 1e3:.1f} ms')
+  for kind, (calls, size) in found['collectives'].items():
+    table.add_row(kind, f'{calls} calls, {size / 1e9:.2f} GB')
+  table.add_row('compiled in', f'{found["compile_seconds"]} s')
+  console.print(table)
+
+
 def _parse(argv: list[str]) -> list[str]:
   """Parses flags; a wrong one is one line that says what is wrong, not a traceback."""
   try:
     rest = flags.FLAGS(argv)
     if len(rest) > 1:
       raise ValueError(f'unexpected argument {rest[1]!r}: flags look like --config.seed=1')
-    if not _CONFIG.value or not _WORKDIR.value:
+    if not _CONFIG.value or not (_WORKDIR.value or _ESTIMATE.value):
       raise ValueError('give --config=configs/quickstart.py and --workdir=runs/quickstart')
     return rest
   except (flags.Error, ValueError, TypeError, KeyError, AttributeError, OSError) as e:
@@ -89,6 +125,8 @@ def main(_: Sequence[str]) -> int:
   # Our own progress, and of the libraries only errors.
   logging.basicConfig(format='%(message)s', level=logging.ERROR, force=True)
   logging.getLogger('data_beam').setLevel(logging.INFO)
+  if _ESTIMATE.value:
+    return exit_status(lambda: estimate(_CONFIG.value, _TOPOLOGY.value))
   return exit_status(lambda: run(_CONFIG.value, _WORKDIR.value, dry_run=_DRY_RUN.value))
 
 

@@ -16,7 +16,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from smoljax import model, muon, sharding
+from smoljax import model, muon, optim, sharding
 
 PyTree = Any
 
@@ -32,11 +32,10 @@ def leaves(params: PyTree, grads: PyTree, updates: PyTree) -> dict[str, jax.Arra
     jax.tree.leaves_with_path(params), jax.tree.leaves(grads), jax.tree.leaves(updates), strict=True
   ):
     name = jax.tree_util.keystr(path, simple=True, separator='/')
-    param, grad, update = (
-      jnp.sqrt(jnp.mean(jnp.square(x.astype(jnp.float32)))) for x in (p, g, u)
-    )
+    grad = jnp.sqrt(jnp.sum(optim.squares(g)))
+    param, update = (jnp.sqrt(jnp.sum(optim.squares(x)) / x.size) for x in (p, u))
     found |= {
-      f'grad_norm/{name}': grad * math.sqrt(g.size),
+      f'grad_norm/{name}': grad,
       f'update_rms/{name}': update,
       f'param_rms/{name}': param,
       f'update_ratio/{name}': update / jnp.maximum(param, 1e-30),

@@ -54,6 +54,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from smoljax.optim import squares
+
 PyTree = Any
 
 _NEVER = -(2**30)
@@ -110,11 +112,7 @@ def init(config: Any, num_layers: int) -> dict:
 
 def layer_norms(blocks: PyTree) -> jax.Array:
   """Norm of each layer's part of a tree whose leaves are stacked layers `[L, …]`: float32 [L]."""
-  squares = [
-    jnp.sum(jnp.square(x.astype(jnp.float32)), axis=tuple(range(1, x.ndim)))
-    for x in jax.tree.leaves(blocks)
-  ]
-  return jnp.sqrt(sum(squares))
+  return jnp.sqrt(sum(map(squares, jax.tree.leaves(blocks))))
 
 
 def judge(config: Any, state: dict, stats: Mapping[str, jax.Array]) -> tuple[jax.Array, dict, dict]:

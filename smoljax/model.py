@@ -33,7 +33,7 @@ import numpy as np
 from flax import nnx
 from jax.ad_checkpoint import checkpoint_name
 
-from smoljax import sharding
+from smoljax import fp8, sharding
 from smoljax.attention import (
   Places,
   attention,
@@ -457,7 +457,8 @@ def run_blocks(
   *,
   capture: Sequence[str] = (),
 ) -> tuple[jax.Array, Any, tuple[Any, dict[str, jax.Array]]]:
-  """All layers: scanned, or unrolled if not `scan_layers` or if `unstack` made a list of them.
+  """All layers: scanned, or unrolled if not `scan_layers` or if `unstack` or `computed` made a list
+  of them.
 
   Args:
     positions_BT: int positions, or [1, T] if all rows share them.
@@ -469,7 +470,7 @@ def run_blocks(
   """
   cos_BT1H, sin_BT1H = rope_table(config, positions_BT)
   layers = params['blocks'] if isinstance(params['blocks'], list) else None
-  graph = _graph(config, 'unstacked' if layers else 'block')
+  graph = _graph(config, 'unstacked' if layers and 'inwards_XD' in layers[0]['attn'] else 'block')
 
   def block(x_BTD, state, layer_params, layer, rotates, window):
     def rotate(y):
@@ -562,6 +563,29 @@ def unstack(config: ModelConfig, params: Params) -> Params:
   return params | head | {'blocks': layers}
 
 
+def computed(config: ModelConfig, params: Params) -> Params:
+  """The parameters as training computes with them: blocks in the compute dtype, apart if unrolled.
+
+  Gradients taken of these are in that dtype too, as matrix products give them: half the bytes.
+  Taken of a stack, each of an unrolled layer would be a whole stack of zeros but for one; see
+  `stacked`. The embedding stays fp32: the gradients of its rows are summed in that (see `embed`).
+  """
+  cast = lambda tree: jax.tree.map(lambda p: p.astype(config.dtype), tree)
+  blocks = params['blocks']
+  if not config.scan_layers:
+    blocks = [jax.tree.map(lambda p, i=i: p[i], blocks) for i in range(config.num_layers)]
+  mtp = {'mtp': cast(params['mtp'])} if 'mtp' in params else {}
+  return params | mtp | {'blocks': cast(blocks)}
+
+
+def stacked(params: Params) -> Params:
+  """A tree like that of `computed` with its blocks stacked, as those of `init` are."""
+  blocks = params['blocks']
+  if isinstance(blocks, list):
+    blocks = jax.tree.map(lambda *layers: jnp.stack(layers), *blocks)
+  return params | {'blocks': blocks}
+
+
 def final_norm(config: ModelConfig, params: Params, x_BTD: jax.Array) -> jax.Array:
   """The norm before the head."""
   return nnx.merge(_graph(config, 'final_norm'), params['final_norm'])(x_BTD)
@@ -588,41 +612,25 @@ def project(
   config: ModelConfig,
   hidden_BTD: jax.Array,
   unembed_DV: jax.Array,
+  *,
+  rounded: bool = False,
 ) -> jax.Array:
-  """`logits` with the matrix of `unembedding`, for those who take a chunk of places at a time."""
-  logits_BTV = _scores(hidden_BTD, unembed_DV)
+  """`logits` with the matrix of `unembedding`, for those who take a chunk of places at a time.
+
+  If `rounded`, the product is written in the compute dtype, as PyTorch's is under autocast: where
+  the vocabulary is large, a small model's step takes much of its time to write and read it.
+  """
+  dtype = hidden_BTD.dtype if rounded else jnp.float32
+  if jax.sharding.get_abstract_mesh().empty:
+    logits_BTV = _product(hidden_BTD, unembed_DV.T, dtype)
+  else:
+    logits_BTV = jnp.einsum(
+      'BTD,DV->BTV', hidden_BTD, unembed_DV, preferred_element_type=dtype,
+      out_sharding=sharding.out('batch', 'length', 'vocab'))
+  logits_BTV = logits_BTV.astype(jnp.float32)
   if config.logit_softcap:
     logits_BTV = config.logit_softcap * jnp.tanh(logits_BTV / config.logit_softcap)
   return logits_BTV
-
-
-@jax.custom_vjp
-def _scores(hidden_BTD, unembed_DV):
-  """Their product in fp32, whose gradients are made of a cotangent in the compute dtype: by itself
-  autodiff multiplies fp32 with bf16 there, which a GPU does as TF32, at half the speed."""
-  return _unembedded(hidden_BTD, unembed_DV, jnp.float32)
-
-
-def _unembedded(hidden_BTD, unembed_DV, dtype):
-  if jax.sharding.get_abstract_mesh().empty:
-    return _product(hidden_BTD, unembed_DV.T, dtype)
-  return jnp.einsum(
-    'BTD,DV->BTV', hidden_BTD, unembed_DV, preferred_element_type=dtype,
-    out_sharding=sharding.out('batch', 'length', 'vocab'),
-  )
-
-
-def _scores_forward(hidden_BTD, unembed_DV):
-  return _scores(hidden_BTD, unembed_DV), (hidden_BTD, unembed_DV)
-
-
-def _scores_backward(operands, cotangent_BTV):
-  dtype = operands[0].dtype
-  _, pull_back = jax.vjp(functools.partial(_unembedded, dtype=dtype), *operands)
-  return pull_back(cotangent_BTV.astype(dtype))
-
-
-_scores.defvjp(_scores_forward, _scores_backward)
 
 
 def rope_table(config: ModelConfig, positions_BT: jax.Array) -> tuple[jax.Array, jax.Array]:
@@ -752,6 +760,8 @@ def _inwards(module, x_BTD, *names):
   """x_BTD times each of the named matrices of a module."""
   if not hasattr(module, 'inwards_XD'):
     letters = [sharding.dim_letters(name) for name in names]
+    if _in_fp8(module, names[0]):
+      return [fp8.product(x_BTD, _use(module, name), 'residual', 'mlp') for name in names]
     return [jnp.einsum(f'BTD,{dims}->BT{dims[1:]}', x_BTD, _use(module, name))
             for name, dims in zip(names, letters, strict=True)]
   shapes = [_shape(module.config, name)[1:] for name in names]
@@ -764,9 +774,15 @@ def _outwards(module, y, name):
   """y [B, T, …] times the named matrix, back into the residual stream."""
   if hasattr(module, 'outwards_DX'):
     return _product(y.reshape(*y.shape[:2], -1), module.outwards_DX[...], y.dtype)
+  if _in_fp8(module, name):
+    return fp8.product(y, _use(module, name), 'mlp', 'residual')
   dims = sharding.dim_letters(name)
   return jnp.einsum(f'BT{dims[:-1]},{dims}->BTD', y, _use(module, name),
                     out_sharding=sharding.out('batch', 'length', 'residual'))
+
+
+def _in_fp8(module, name):
+  return module.config.fp8 and 'F' in sharding.dim_letters(name)
 
 
 def _product(x_BTI, w_OI, dtype):
@@ -837,9 +853,9 @@ def _checkpoint(config, function):
   elif config.remat == 'dots':
     # Attention's kernels are no dots: their results are kept by name.
     policy = policies.save_from_both_policies(
-      policies.checkpoint_dots, policies.save_only_these_names('ctx'))
+      policies.checkpoint_dots, policies.save_only_these_names('ctx', 'fp8'))
   else:
-    policy = policies.save_only_these_names(*config.remat.split('+'))
+    policy = policies.save_only_these_names('fp8', *config.remat.split('+'))
   return jax.checkpoint(function, policy=policy, prevent_cse=not config.scan_layers)
 
 

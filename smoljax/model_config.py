@@ -104,6 +104,7 @@ class ModelConfig:
   init: str = 'nanotron'  # 'nanotron': o and down get init_std / sqrt(2 L); 'hf': all init_std
   init_std: float = 0.02
   dtype: str = 'bfloat16'  # of the computation; parameters stay fp32
+  fp8: bool = False  # the MLP's products in 8-bit floats: NVIDIA since Hopper (smoljax/fp8.py)
   remat: str = 'none'  # saved for the backward pass: none (all), full (nothing), dots, qkv+ctx+…
   scan_layers: bool = True  # False unrolls them: slow to compile, sometimes faster to run
 

@@ -106,7 +106,8 @@ def over_places(
   """
 
   def f(unembed_DV, hidden_BCD, given, fixed):
-    return place_losses(model.project(config, hidden_BCD, unembed_DV), given, fixed)
+    logits_BCV = model.project(config, hidden_BCD, unembed_DV, rounded=True)
+    return place_losses(logits_BCV, given, fixed)
 
   given = {name: sharding.slices(x, chunk) for name, x in given.items()}
   total, aux = summed(f, unembed_DV, sharding.slices(hidden_BTD, chunk), given, fixed)

@@ -75,6 +75,11 @@ class OptimizerInfo(NamedTuple):
   labels: dict[str, Label]  # by path
   table: str  # the labels, to be printed
 
+  @property
+  def elementwise(self) -> bool:
+    """Whether updates are made place by place, so that computing one costs what reading it does."""
+    return all(label.optimizer == 'adamw' for label in self.labels.values())
+
 
 def make_optimizer(
   config: Any, params: Params, total_steps: int, multipliers: Mapping[str, Any] | None = None
@@ -130,42 +135,53 @@ def adamw(config: Any, labels: Mapping[str, Label]) -> optax.GradientTransformat
   leaves alone: Muon's step does not depend on the size of its gradient, so clipping one would do
   nothing but weigh it less in the momentum.
   """
-  clip = CLIPS[config.clip](config.clip_norm) if config.clip_norm else optax.identity()
+  clip = CLIPS[config.clip](config.clip_norm) if config.clip_norm else clip_by_norm(math.inf)
   adam = optax.scale_by_adam(config.b1, config.b2, config.eps, mu_dtype=config.momentum_dtype)
   if all(label.eps == 1 for label in labels.values()):
-    return optax.chain(recorded(clip), adam)
+    return optax.chain(clip, adam)
   # A gradient over c with eps is one with c · eps.
   of_eps = optax.stateless(lambda grads, _: jax.tree.map_with_path(
     lambda path, g: g / labels[path_name(path)].eps, grads))
-  return optax.chain(recorded(clip), of_eps, adam)
+  return optax.chain(clip, of_eps, adam)
+
+
+def norm(tree: Params) -> jax.Array:
+  """Global norm, float32. Each leaf's first dim is summed over last, as `guard.layer_norms` and
+  `diagnostics.leaves` do: the compiler reads the leaves once for all of them."""
+  return jnp.sqrt(sum(jnp.sum(squares(x)) for x in jax.tree.leaves(tree)))
+
+
+def squares(x: jax.Array) -> jax.Array:
+  """Sum of squares over all dims but the first, float32; of a stack of layers, each layer's."""
+  return jnp.sum(jnp.square(x.astype(jnp.float32)), axis=tuple(range(1, x.ndim)))
 
 
 class ClipState(NamedTuple):
   clip_kept: jax.Array  # float32, the last gradients' norm after clipping over that before
-  inner: Any
 
 
-def recorded(clip: optax.GradientTransformation) -> optax.GradientTransformation:
-  """A clipping whose state tells what share of the gradient it let through (see `clip_kept`)."""
+def clip_by_norm(max_norm: float) -> optax.GradientTransformation:
+  """Gradients of a larger global norm are scaled down to it."""
 
   def init(params):
-    return ClipState(jnp.ones(()), clip.init(params))
+    del params
+    return ClipState(jnp.ones(()))
 
   def update(grads, state, params=None):
-    clipped, inner = clip.update(grads, state.inner, params)
-    before = optax.tree.norm(grads).astype(jnp.float32)
-    after = optax.tree.norm(clipped).astype(jnp.float32)
-    return clipped, ClipState(jnp.where(before > 0, after / before, 1.0), inner)
+    del state, params
+    grads, kept = _scale_to(grads, norm(grads), max_norm)
+    return grads, ClipState(kept)
 
   return optax.GradientTransformation(init, update)
 
 
 def clip_kept(opt_state: Any) -> jax.Array:
-  """ClipState's `clip_kept` in the state of `make_optimizer`'s transformation."""
+  """`clip_kept` (see ClipState) in the state of `make_optimizer`'s transformation."""
   return optax.tree.get(opt_state, 'clip_kept')
 
 
 class ZClipState(NamedTuple):
+  clip_kept: jax.Array  # as ClipState's
   count: jax.Array  # int32, steps seen
   mean: jax.Array  # of the gradient's norm, float32
   var: jax.Array
@@ -183,26 +199,27 @@ def zclip(
 
   def init(params):
     del params
-    return ZClipState(jnp.zeros((), jnp.int32), jnp.zeros(()), jnp.zeros(()))
+    return ZClipState(jnp.ones(()), jnp.zeros((), jnp.int32), jnp.zeros(()), jnp.zeros(()))
 
   def update(grads, state, params=None):
     del params
-    norm, std = optax.tree.norm(grads).astype(jnp.float32), jnp.sqrt(state.var)
-    z = (norm - state.mean) / jnp.maximum(std, 1e-6)
+    length, std = norm(grads), jnp.sqrt(state.var)
+    z = (length - state.mean) / jnp.maximum(std, 1e-6)
     warm = state.count < warmup
-    clipped = jnp.where(~warm & (z > threshold), state.mean + threshold**2 / z * std, norm)
+    clipped = jnp.where(~warm & (z > threshold), state.mean + threshold**2 / z * std, length)
     # Welford's sums while it warms up, which make the population's variance.
     share = jnp.where(warm, 1 / (state.count + 1), 1 - decay)
     mean = state.mean + share * (clipped - state.mean)
     spread = (clipped - mean) * jnp.where(warm, clipped - state.mean, clipped - mean)
     var = state.var + share * (spread - state.var)
-    grads = _scale_to(grads, norm, jnp.minimum(clipped, max_norm))
-    return grads, ZClipState(state.count + 1, mean, var)
+    grads, kept = _scale_to(grads, length, jnp.minimum(clipped, max_norm))
+    return grads, ZClipState(kept, state.count + 1, mean, var)
 
   return optax.GradientTransformation(init, update)
 
 
 class AdaGCState(NamedTuple):
+  clip_kept: jax.Array  # as ClipState's
   count: jax.Array  # int32, steps seen
   norms: dict[str, jax.Array]  # path → usual norm of the tensor, [L] for a stack of layers
 
@@ -228,33 +245,38 @@ def adagc(
       key(path): jnp.full(x.shape[: x.ndim - len(axes(path, x))], jnp.inf)
       for path, x in jax.tree.leaves_with_path(params)
     }
-    return AdaGCState(jnp.zeros((), jnp.int32), norms)
+    return AdaGCState(jnp.ones(()), jnp.zeros((), jnp.int32), norms)
 
   def update(grads, state, params=None):
     del params
     warm = state.count < warmup
-    whole = optax.tree.norm(grads)
+    whole = norm(grads)
     globally = jnp.where(warm, jnp.minimum(1, max_norm / (whole + 1e-6)), 1)
-    norms = {}
+    norms, kept_sq = {}, []
 
     def leaf(path, g):
       usual, name = state.norms[key(path)], key(path)
-      norm = globally * jnp.sqrt(jnp.sum(jnp.square(g.astype(jnp.float32)), axis=axes(path, g)))
-      clipped = jnp.where(warm, norm, jnp.minimum(norm, factor * usual))
+      length = globally * jnp.sqrt(jnp.sum(jnp.square(g.astype(jnp.float32)), axis=axes(path, g)))
+      clipped = jnp.where(warm, length, jnp.minimum(length, factor * usual))
       averaged = decay * usual + (1 - decay) * clipped
-      norms[name] = jnp.where(warm, jnp.minimum(usual, norm), averaged)
-      scale = globally * jnp.where(norm > 0, clipped / jnp.maximum(norm, 1e-30), 1)
+      norms[name] = jnp.where(warm, jnp.minimum(usual, length), averaged)
+      kept_sq.append(jnp.sum(jnp.square(clipped)))
+      scale = globally * jnp.where(length > 0, clipped / jnp.maximum(length, 1e-30), 1)
       return g * scale.reshape(*scale.shape, *[1] * len(axes(path, g))).astype(g.dtype)
 
     grads = jax.tree.map_with_path(leaf, grads)
-    return grads, AdaGCState(state.count + 1, norms)
+    kept = jnp.where(whole > 0, jnp.sqrt(sum(kept_sq)) / whole, 1.0)
+    return grads, AdaGCState(kept, state.count + 1, norms)
 
   return optax.GradientTransformation(init, update)
 
 
-def _scale_to(grads: Params, norm: jax.Array, target: jax.Array) -> Params:
-  scale = jnp.where(norm > target, target / jnp.maximum(norm, 1e-30), 1)
-  return jax.tree.map(lambda g: g * scale.astype(g.dtype), grads)
+def _scale_to(
+  grads: Params, length: jax.Array, target: jax.Array | float
+) -> tuple[Params, jax.Array]:
+  """The gradients no longer than `target`, and by what they were scaled; NaN if length is."""
+  scale = jnp.where(length <= target, 1.0, target / jnp.maximum(length, 1e-30))
+  return jax.tree.map(lambda g: g * scale.astype(g.dtype), grads), scale
 
 
 def muon(config: Any, labels: Mapping[str, Label]) -> optax.GradientTransformation:
@@ -509,7 +531,7 @@ OPTIMIZERS: dict[str, Callable[[Any, Mapping[str, Label]], optax.GradientTransfo
 
 # Largest norm → transform of gradients.
 CLIPS: dict[str, Callable[[float], optax.GradientTransformation]] = {
-  'norm': optax.clip_by_global_norm,
+  'norm': clip_by_norm,
   'zclip': zclip,
   'adagc': adagc,
 }

@@ -52,6 +52,7 @@ def make_train_step(
   qk_clip: Any = None,
   clip_norm: float = 0.0,
   leaves: bool = False,
+  update_twice: bool = False,
   mtp_weight: Callable[[jax.Array], jax.Array] | None = None,
   teacher: distill.Teacher | None = None,
 ) -> Callable[..., tuple[dict, dict]]:
@@ -67,6 +68,9 @@ def make_train_step(
   whose largest logit exceeded tau, measured in this step as `measure` says ('bound' or 'exact'):
   by rule 'weights' they are shrunk after the update (muon.qk_clip); by 'rates' their gradients are
   clipped to a share of `clip_norm` (0 = not at all) and their updates made smaller (muon.qk_rates).
+
+  With `update_twice` the update is computed for its norms, and once more when the guard has judged
+  them: for an optimizer that works place by place this is faster than to write it down between.
 
   With `accumulate` > 1 the rows are split into that many micro-batches whose gradients are summed
   in float32; the loss is divided by the token count of the whole batch, so the result is that of
@@ -101,29 +105,47 @@ def make_train_step(
     batch = guard.inject(faults, 'batch', number, batch)
     grads, aux = gradients(params, batch, number, teacher_params)
     grads = guard.inject(faults, 'grads', number, grads)
-    raw = grads
-    if slower and clip_norm:
-      grads = muon.qk_clip_grads(grads, aux['max_logits_LN'], tau, clip_norm)
-    updates, new_opt_state = optimizer.update(grads, opt_state, params)
-    updates = jax.tree.map(lambda u: u * guarded['lr_scale'], updates)
-    updates = guard.inject(faults, 'updates', number, updates)
-    if slower:
-      updates = muon.qk_rates(updates, aux['max_logits_LN'], tau)
+    lr_scale = guarded['lr_scale']
+
+    def update(params: PyTree, opt_state: PyTree) -> tuple[PyTree, PyTree]:
+      clipped = _float32(grads)
+      if slower and clip_norm:
+        clipped = muon.qk_clip_grads(clipped, aux['max_logits_LN'], tau, clip_norm)
+      updates, new_opt_state = optimizer.update(clipped, opt_state, params)
+      updates = jax.tree.map(lambda u: u * lr_scale, updates)
+      updates = guard.inject(faults, 'updates', number, updates)
+      if slower:
+        updates = muon.qk_rates(updates, aux['max_logits_LN'], tau)
+      return updates, new_opt_state
+
+    updates, new_opt_state = update(params, opt_state)
+    if leaves:
+      aux['leaves'] = diagnostics.leaves(params, grads, updates)
+    aux['clip_kept'] = optim.clip_kept(new_opt_state)
+    aux |= {'grad_norm': optim.norm(grads), 'update_norm': optim.norm(updates)}
+    stats = {k: aux[k] for k in ('loss', 'grad_norm', 'update_norm')}
+    stats['layer_grad_norm'] = guard.layer_norms(grads['blocks'])
+    ok, guarded, aux['guard'] = guard.judge(guard_config, guarded, stats)
+    if update_twice:
+      updates, new_opt_state = update(*jax.lax.optimization_barrier((params, opt_state)))
     new_params = jax.tree.map(lambda p, u: p + u.astype(p.dtype), params, updates)
     if tau and not slower:
       new_params = muon.qk_clip(new_params, aux['max_logits_LN'], tau)
-
-    if leaves:
-      aux['leaves'] = diagnostics.leaves(params, raw, updates)
-    aux['clip_kept'] = optim.clip_kept(new_opt_state)
-    aux |= {'grad_norm': _norm(raw), 'update_norm': _norm(updates)}
-    stats = {k: aux[k] for k in ('loss', 'grad_norm', 'update_norm')}
-    stats['layer_grad_norm'] = guard.layer_norms(raw['blocks'])
-    ok, guarded, aux['guard'] = guard.judge(guard_config, guarded, stats)
     params, opt_state = guard.select(ok, (new_params, new_opt_state), (params, opt_state))
     return {'params': params, 'opt_state': {'optimizer': opt_state, 'guard': guarded}}, aux
 
-  return jax.jit(train_step, donate_argnums=0)
+  return jax.jit(train_step, donate_argnums=0, compiler_options=compiler_options(config))
+
+
+def compiler_options(config: model.ModelConfig) -> dict[str, bool | str]:
+  """XLA's options for a step, understood on every platform.
+
+  Before a product is given to Triton or cuBLAS, conversions to 8 bits and back are taken for noise
+  and left out; without Triton cuBLAS finds them first. XLA's own rematerialisation computes the
+  largest products up to three times where memory is nearly full, beside `config.remat`.
+  """
+  options = {'xla_disable_hlo_passes': 'rematerialization'}
+  return options | ({'xla_gpu_enable_triton_gemm': False} if config.fp8 else {})
 
 
 def make_gradients(
@@ -140,7 +162,8 @@ def make_gradients(
 ) -> Callable[..., tuple[PyTree, dict]]:
   """`(params, batch, step, teacher's params) -> (gradients, metrics)`, to be jitted.
 
-  For the arguments see make_train_step.
+  For the arguments see make_train_step. Gradients are in the dtype that they were computed in
+  (see model.computed), sums over micro-batches in float32.
 
   With `accumulate` > 1 the metrics have `micro_sq` too, the sum of the micro-batches' |gradient|².
   """
@@ -171,14 +194,15 @@ def make_gradients(
   ) -> tuple[PyTree, dict]:
     total_tokens = jnp.maximum(jnp.sum(batch['segment_ids'] > 0), 1).astype(jnp.float32)
     rest = total_tokens, step, teacher_params
+    params = model.computed(config, params)
     if accumulate == 1:
       (loss, aux), grads = grad_fn(params, batch, *rest)
-      return grads, {'loss': loss, **aux}
+      return model.stacked(grads), {'loss': loss, **aux}
 
     def one(total: PyTree, micro: dict) -> tuple[PyTree, None]:
       (loss, aux), grads = grad_fn(params, micro, *rest)
-      aux |= {'loss': loss, 'micro_sq': jnp.square(_norm(grads))}
-      sums = jax.tree.map(jnp.add, total, (grads, aux))
+      aux |= {'loss': loss, 'micro_sq': jnp.square(optim.norm(grads))}
+      sums = jax.tree.map(lambda a, b: a + b.astype(a.dtype), total, (grads, aux))
       if max_logits:
         sums[1]['max_logits_LN'] = jnp.maximum(total[1]['max_logits_LN'], aux['max_logits_LN'])
       return sums, None
@@ -190,11 +214,68 @@ def make_gradients(
     first = jax.tree.map(lambda x: x[0], micros)
     (loss, aux), grads = grad_fn(params, first, *rest)
     others = jax.tree.map(lambda x: x[1:], micros)
-    aux |= {'loss': loss, 'micro_sq': jnp.square(_norm(grads))}
-    (grads, aux), _ = jax.lax.scan(one, (grads, aux), others)
-    return grads, aux
+    aux |= {'loss': loss, 'micro_sq': jnp.square(optim.norm(grads))}
+    (grads, aux), _ = jax.lax.scan(one, (_float32(grads), aux), others)
+    return model.stacked(grads), aux
 
   return gradients
+
+
+@dataclasses.dataclass(frozen=True)
+class Plan:
+  """What a run's config says of its step: nothing is computed yet."""
+
+  config: Any
+  model_config: model.ModelConfig
+  params: PyTree  # abstract, with their places on the mesh
+  opt_state: PyTree  # likewise: {optimizer, guard}
+  fresh_guard: dict  # the guard's state before the first step, on the host
+  optimizer: Any
+  info: optim.OptimizerInfo
+  scales: Mapping[str, parametrization.Multipliers]
+  teacher: distill.Teacher | None
+
+  def step(self, num_sources: int) -> Callable[..., tuple[dict, dict]]:
+    """The run's train step; see make_train_step."""
+    c = self.config
+    return make_train_step(
+      self.model_config,
+      self.optimizer,
+      c.guard,
+      num_sources=num_sources,
+      accumulate=c.train.accumulate,
+      chunk=c.train.loss_chunk,
+      z_loss=c.train.z_loss,
+      cos_reg=c.train.cos_reg,
+      qk_clip=c.optimizer.qk_clip,
+      clip_norm=c.optimizer.clip_norm,
+      leaves=c.diagnostics.leaves,
+      update_twice=self.info.elementwise,
+      mtp_weight=mtp_weight(c.mtp, c.train.steps),
+      teacher=self.teacher,
+    )
+
+
+def make_plan(
+  config: Any,
+  model_config: model.ModelConfig,
+  mesh: jax.sharding.Mesh,
+  teacher: distill.Teacher | None = None,
+) -> Plan:
+  """Raises ValueError where config, model and mesh do not fit each other."""
+  params = model.abstract_params(model_config, mesh)
+  if teacher:
+    params |= sharding.abstract(jax.eval_shape(teacher.init, jax.random.key(0)), mesh)
+  scales = parametrization.multipliers(
+    config.parametrization, model_config, config.optimizer, params)
+  optimizer, info = optim.make_optimizer(config.optimizer, params, config.train.steps, scales)
+  fresh_guard = guard.init(config.guard, model_config.num_layers)
+  opt_state = {
+    'optimizer': sharding.abstract(jax.eval_shape(optimizer.init, params), mesh),
+    'guard': sharding.replicated(fresh_guard, mesh),
+  }
+  return Plan(
+    config, model_config, params, opt_state, fresh_guard, optimizer, info, scales, teacher)
 
 
 def train(
@@ -256,17 +337,8 @@ def train(
   with jax.set_mesh(mesh), Checkpoints(os.path.join(directory, 'checkpoints'), keep=t.keep) as ckpt:
     key = jax.random.fold_in(jax.random.key(config.seed), _name_seed('init'))
     teacher, teacher_params = load_teacher(config.distill, model_config, mesh, cached)
-    params = model.abstract_params(model_config, mesh)
-    beside = teacher.init if teacher else lambda key: {}
-    params |= sharding.abstract(jax.eval_shape(beside, key), mesh)
-    scales = parametrization.multipliers(
-      config.parametrization, model_config, config.optimizer, params)
-    optimizer, info = optim.make_optimizer(config.optimizer, params, t.steps, scales)
-    fresh_guard = guard.init(config.guard, model_config.num_layers)
-    opt_state = {
-      'optimizer': sharding.abstract(jax.eval_shape(optimizer.init, params), mesh),
-      'guard': sharding.replicated(fresh_guard, mesh),
-    }
+    plan = make_plan(config, model_config, mesh, teacher)
+    params, opt_state, optimizer = plan.params, plan.opt_state, plan.optimizer
     placed = jax.tree.map(lambda x: x.sharding, opt_state)
 
     def snapshot() -> tuple[int, dict, dict]:
@@ -275,14 +347,15 @@ def train(
       if restored is None:
         if t.branch_from:
           return branch()
-        first = _first_params(t.init_from, model_config, key, params, scales)
-        more = beside(key)
-        first |= jax.device_put(more, sharding.shardings(more, mesh))
+        first = _first_params(t.init_from, model_config, key, params, plan.scales)
+        if teacher:
+          more = teacher.init(key)
+          first |= jax.device_put(more, sharding.shardings(more, mesh))
         state = {'params': first}
         init = jax.jit(optimizer.init, out_shardings=placed['optimizer'])
         state['opt_state'] = {
           'optimizer': init(state['params']),
-          'guard': jax.device_put(fresh_guard, placed['guard']),
+          'guard': jax.device_put(plan.fresh_guard, placed['guard']),
         }
         return 0, state, iter(batches).get_state()
       step, *arrays, position, stored = restored
@@ -312,27 +385,12 @@ def train(
     step, state, position = snapshot()
     iterator = data.prefetch(batches, position)
 
-    weight = mtp_weight(config.mtp, t.steps)
-    train_step = make_train_step(
-      model_config,
-      optimizer,
-      config.guard,
-      num_sources=len(batches.sources),
-      accumulate=t.accumulate,
-      chunk=t.loss_chunk,
-      z_loss=t.z_loss,
-      cos_reg=t.cos_reg,
-      qk_clip=qk_clip,
-      clip_norm=config.optimizer.clip_norm,
-      leaves=config.diagnostics.leaves,
-      mtp_weight=weight,
-      teacher=teacher,
-    )
+    train_step = plan.step(len(batches.sources))
     flops = model_config.flops_per_token(config.data.seq_len)
     probe = make_probe(
       model_config, optimizer, mesh, t, num_sources=len(batches.sources),
       fixed=fixed_rows(held_out, config.data.seq_len, mesh) if config.diagnostics.every else {},
-      mtp_weight=weight, teacher=teacher, teacher_params=teacher_params)
+      mtp_weight=mtp_weight(config.mtp, t.steps), teacher=teacher, teacher_params=teacher_params)
     peak = metrics.peak_flops(jax.devices()[0].device_kind)
     window: list[tuple[dict, float, float]] = []  # metrics, step seconds, wait seconds since a row
 
@@ -385,7 +443,7 @@ def train(
             )
         lr_scale = float(reports[-1]['lr_scale'])
         row |= {
-          'optim/lr': float(info.schedule(max(int(reports[-1]['applied']) - 1, 0))) * lr_scale,
+          'optim/lr': float(plan.info.schedule(max(int(reports[-1]['applied']) - 1, 0))) * lr_scale,
           'guard/skips': int(reports[-1]['skips']),
           'guard/lr_scale': lr_scale,
           'perf/tokens_per_sec': round(float(rate), 1),
@@ -630,9 +688,10 @@ def make_probe(
   ) -> tuple[tuple[jax.Array, ...], jax.Array, dict]:
     number = state['opt_state']['guard']['batches'] + 1
     grads, aux = gradients(state['params'], batch, number, teacher_params)
-    updates, _ = optimizer.update(grads, state['opt_state']['optimizer'], state['params'])
+    updates, _ = optimizer.update(
+      _float32(grads), state['opt_state']['optimizer'], state['params'])
     updates = jax.tree.map(lambda u: u * state['opt_state']['guard']['lr_scale'], updates)
-    sums = aux['micro_sq'], jnp.square(_norm(grads)), jnp.sum(aux['tokens_S'])
+    sums = aux['micro_sq'], jnp.square(optim.norm(grads)), jnp.sum(aux['tokens_S'])
     move_L = diagnostics.movement(config, state['params'], updates, fixed)
     return sums, move_L, diagnostics.svd_entropy(updates, views)
 
@@ -691,8 +750,8 @@ def fixed_rows(
 _OPT_STATE = ('optimizer', 'guard')
 
 
-def _norm(tree: PyTree) -> jax.Array:
-  return jnp.sqrt(sum(jnp.sum(jnp.square(x)) for x in jax.tree.leaves(tree)))
+def _float32(tree: PyTree) -> PyTree:
+  return jax.tree.map(lambda x: x.astype(jnp.float32), tree)
 
 
 def _terms(values: Sequence[dict], tokens: float) -> dict[str, Any]:

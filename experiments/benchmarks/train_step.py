@@ -2,16 +2,19 @@
 
   python -m experiments.benchmarks.train_step --shape=tiny --rows=32 --seq_len=256 [--noguard]
   python -m experiments.benchmarks.train_step --shape=smollm3-3b --rows=4 --seq_len=4096 \
-    --chunk=4096 --model=remat=qkv+ctx+mid+gu --kernels=30 --hlo=step.hlo
+    --chunk=4096 --model=scan_layers=False,fp8=True --kernels=30 --hlo=step.hlo
+  python -m experiments.benchmarks.train_step … --corpus=DIR --steps=300 --learning_rate=2e-4
 
-Rows are packed from documents of log-normal length (median 400 tokens) of random ids; the first
-step compiles and is timed apart. With --kernels, what the device did in three more steps is listed
-on stderr: milliseconds a step by name of kernel, and what it waited.
+Rows are packed from documents of log-normal length (median 400 tokens) of random ids, the same in
+every step, or are those of a tokenised corpus, and then `loss` is the mean over the last tenth of
+the steps. The first step compiles and is timed apart. With --kernels, what the device did in three
+more steps is listed on stderr: milliseconds a step by name of kernel, and what it waited.
 """
 
 import collections
 import dataclasses
 import glob
+import itertools
 import json
 import re
 import sys
@@ -20,6 +23,7 @@ import time
 from collections.abc import Callable
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 from absl import app, flags
 
@@ -36,6 +40,8 @@ _LEAVES = flags.DEFINE_bool('leaves', True, 'With norms and RMS of every leaf.')
 _MODEL = flags.DEFINE_list('model', [], "Fields of the model that differ from the shape's: K=V,…")
 _CHUNK = flags.DEFINE_integer('chunk', 512, 'Places whose logits exist at once.')
 _MAX_SEGMENTS = flags.DEFINE_integer('max_segments', 0, 'Documents a row may hold; 0 = usual.')
+_CORPUS = flags.DEFINE_string('corpus', None, 'Tokenised corpus to train on.')
+_LEARNING_RATE = flags.DEFINE_float('learning_rate', 2e-4, 'Peak, after a twentieth of the steps.')
 _KERNELS = flags.DEFINE_integer('kernels', 0, 'Lists so many kernels by their time (GPU).')
 _HLO = flags.DEFINE_string('hlo', None, 'File that the compiled program is written to.')
 
@@ -99,16 +105,26 @@ def kernels(run: Callable[[], None], steps: int, limit: int) -> None:
 
 def main(_: list[str]) -> None:
   config = replaced(model.SHAPES[_SHAPE.value], _MODEL.value)
-  batch, max_segments = packed_batch(
-    _ROWS.value, _SEQ_LEN.value, config.vocab_size, _MAX_SEGMENTS.value)
+  warm, steps = 1, _STEPS.value
+  if _CORPUS.value:
+    corpus = data.open_corpus(_CORPUS.value)
+    stage = data.Stage('all', 0, warm + steps + 3, {corpus.name: 1.0})
+    batches = data.Batches(
+      {corpus.name: corpus}, [stage], rows=_ROWS.value, seq_len=_SEQ_LEN.value, window=2048,
+      max_segments=_MAX_SEGMENTS.value, seed=0)
+    max_segments, batches = batches.max_segments, data.prefetch(batches)
+  else:
+    batch, max_segments = packed_batch(
+      _ROWS.value, _SEQ_LEN.value, config.vocab_size, _MAX_SEGMENTS.value)
+    batches = itertools.repeat(batch)
   config = dataclasses.replace(config, max_segments=max_segments)
   settings, guarding = base.get_config().optimizer, base.get_config().guard
-  settings.name = _OPTIMIZER.value
+  settings.name, settings.learning_rate = _OPTIMIZER.value, _LEARNING_RATE.value
   guarding.enabled = _GUARD.value
   mesh = sharding.make_mesh(data=1, fsdp=-1)
   with jax.set_mesh(mesh):
     params = model.init(config, jax.random.key(0))
-    optimizer, _ = optim.make_optimizer(settings, params, 1000)
+    optimizer, info = optim.make_optimizer(settings, params, warm + steps + 3)
     state = {
       'params': params,
       'opt_state': {
@@ -117,21 +133,24 @@ def main(_: list[str]) -> None:
       },
     }
     step = train.make_train_step(
-      config, optimizer, guarding, num_sources=1, chunk=_CHUNK.value, leaves=_LEAVES.value
+      config, optimizer, guarding, num_sources=1, chunk=_CHUNK.value, leaves=_LEAVES.value,
+      update_twice=info.elementwise,
     )
-    batch = sharding.shard_batch(batch, mesh)
+    batch = sharding.shard_batch(next(batches), mesh)
     began = time.perf_counter()
     step = step.lower(state, batch).compile()
     state, out = step(state, batch)
     jax.block_until_ready(out)
     first = time.perf_counter() - began
-    seconds, cpu_seconds = [], []
-    for _ in range(_STEPS.value):
+    seconds, cpu_seconds, losses = [], [], []
+    for _ in range(steps):
+      batch = sharding.shard_batch(next(batches), mesh)
       began, cpu_began = time.perf_counter(), time.process_time()
       state, out = step(state, batch)
       jax.block_until_ready((state, out))
       cpu_seconds.append(time.process_time() - cpu_began)
       seconds.append(time.perf_counter() - began)
+      losses.append(jnp.sum(out['loss_sum_S']) / jnp.sum(out['tokens_S']))
 
     def three_steps():
       nonlocal state
@@ -162,6 +181,7 @@ def main(_: list[str]) -> None:
         'model': _MODEL.value,
         'chunk': _CHUNK.value,
         'max_segments': max_segments,
+        **({'loss': float(np.mean(losses[-max(1, steps // 10):]))} if _CORPUS.value else {}),
         'cpu_seconds_per_step': round(float(np.median(cpu_seconds)), 4),
         'tokens_per_sec': round(rate, 1),
         'mfu': peak and round(rate * flops / peak / jax.device_count(), 4),

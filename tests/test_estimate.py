@@ -1,0 +1,63 @@
+"""Steps compiled for devices that are not here."""
+
+import os
+import pathlib
+import re
+import subprocess
+import sys
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from jax.sharding import PartitionSpec as P
+
+from smoljax import estimate
+
+REPOSITORY = pathlib.Path(__file__).parents[1]
+COMPILERS = REPOSITORY / '.venv' / 'compilers'  # made by `make test-slow`
+
+
+def test_collectives_in_loops_count_each_time():
+  mesh = jax.make_mesh((8,), ('x',), axis_types=(jax.sharding.AxisType.Auto,))
+
+  def body(x, _):
+    total = jax.lax.psum(x, 'x')
+    return x + total * 0.5, jnp.sum(jax.lax.all_gather(x, 'x'))
+
+  def f(x):
+    x, seen = jax.lax.scan(body, x, length=5)
+    return jax.lax.psum(x, 'x'), seen
+
+  f = jax.jit(jax.shard_map(f, mesh=mesh, in_specs=P('x'), out_specs=(P(), P()), check_vma=False))
+  found = estimate.collectives(f.lower(jnp.ones((8, 100))).compile().as_text())
+  assert found['all-gather'] == (5, 5 * 8 * 400)
+  assert found['all-reduce'] == (6, 6 * 400)
+
+
+@pytest.mark.parametrize('name', ['v5e-7', 'tpu', 'h100x12', 'h300', 'v5p-1'])
+def test_an_unknown_topology_names_the_known_ones(name):
+  with pytest.raises(ValueError, match=r'v5e-N|h200'):
+    estimate.topology(name)
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(not COMPILERS.exists(), reason='make test-slow installs the compilers')
+@pytest.mark.parametrize(('topology', 'flags', 'held', 'kinds'), [
+  # parameters and AdamW's two moments, 12 bytes a parameter, over the devices that split them
+  ('v5e-8', ['--config.mesh.data=2'], 12 / 4, {'all-gather', 'all-reduce'}),
+  ('h200x2', [], 12 / 2, {'all-gather', 'reduce-scatter', 'all-reduce'}),
+])
+def test_a_step_compiles_for_devices_that_are_not_here(topology, flags, held, kinds):
+  command = [
+    sys.executable, '-m', 'experiments.run', '--config=configs/smollm3.py:size=50m', '--estimate',
+    f'--topology={topology}', '--config.model.num_layers=4', '--config.tokenizer.vocab_size=4096',
+    '--config.train.batch_tokens=32768', '--config.train.loss_chunk=1024', *flags]
+  environment = {**os.environ, 'PYTHONPATH': f'{REPOSITORY}:{COMPILERS}', 'JAX_PLATFORMS': 'cpu',
+                 'XLA_FLAGS': '', 'COLUMNS': '120'}
+  out = subprocess.run(command, cwd=REPOSITORY, env=environment, text=True, capture_output=True)
+  assert out.returncode == 0, out.stderr[-3000:]
+  parameters = 4 * (384 * 6 * 64 * 2 + 384 * 2 * 64 * 2 + 3 * 384 * 1024 + 2 * 384) + 4097 * 384
+  said = float(re.search(r'parameters and optimizer\s*│\s*([\d.]+) GB', out.stdout)[1])
+  np.testing.assert_allclose(said, parameters * held / 1e9, rtol=.1)  # a TPU pads
+  assert {kind for kind in kinds if kind in out.stdout} == kinds, out.stdout
