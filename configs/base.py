@@ -14,13 +14,15 @@ from ml_collections.config_dict import placeholder
 def parse_arg(arg: str, **choices: Iterable[str]) -> SimpleNamespace:
   """What follows the colon of `--config=FILE.py:size=1b`; the first choice is the default.
 
+  Without choices anything may be given, and the default is ''.
+
   Raises ValueError for a name or value that is not among the choices.
   """
-  chosen = {name: next(iter(values)) for name, values in choices.items()}
+  chosen = {name: next(iter(values), '') for name, values in choices.items()}
   for part in filter(None, arg.split(',')):
     name, _, value = part.partition('=')
-    if name not in choices or value not in choices[name]:
-      known = '; '.join(f'{n}={" | ".join(values)}' for n, values in choices.items())
+    if name not in choices or (choices[name] and value not in choices[name]):
+      known = '; '.join(f'{n}={" | ".join(values) or "…"}' for n, values in choices.items())
       raise ValueError(f'config argument {part!r}: give {known}')
     chosen[name] = value
   return SimpleNamespace(**chosen)
@@ -108,8 +110,8 @@ def get_config() -> ConfigDict:
   c.model.attention = 'auto'  # implementation: auto | xla | cudnn | splash
   c.model.dtype = 'bfloat16'  # compute dtype; master weights are float32
   c.model.fp8 = False  # the MLP's products in 8-bit floats: faster on NVIDIA GPUs since Hopper
-  c.model.remat = 'none'  # residuals kept for the backward pass: none = keep all | full | …
-  c.model.scan_layers = True  # False unrolls them: slow to compile, sometimes faster to run
+  c.model.remat = placeholder(str)  # kept for the backward pass: none = all | full = nothing | …
+  c.model.scan_layers = placeholder(bool)  # or unrolled; None = what is faster in this run
 
   # --- Training --------------------------------------------------------------------------------
   c.data = ConfigDict()

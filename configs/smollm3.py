@@ -7,10 +7,23 @@
     --config.train.init_from=DIR32 --config.tokenizer.path=DIR/tokenizer.model
 
 Give --config.web.input and --config.pdf.input (or corpora of the quickstart are made). Learning
-rates, schedules, steps and batches are SmolLM3's own (384 H100s, 24 days for the first stage); with
-fewer --config.train.tokens the schedule shrinks along. Each stage raises the rotary base: 5e4, 2e6,
-5e6. At inference YaRN doubles the context once more: `experiments.generate --context=131072`.
+rates, schedules, steps and batches are SmolLM3's own (384 H100s, 24 days for the first stage, which
+has the three mixtures of its pretraining); with fewer --config.train.tokens the schedule shrinks
+along. Each stage raises the rotary base: 5e4, 2e6, 5e6. At inference YaRN doubles the context once
+more: `experiments.generate --context=131072`.
+
+With mixture=published the mixtures are SmolLM3's own too, of corpora that --config.corpora names
+(configs/smollm3_mixtures.json has the weights); `only` takes some of them, in their proportions:
+
+  python -m experiments.run --config=configs/smollm3.py:mixture=published,only=fineweb-edu+dclm \
+    --config.corpora=fineweb-edu=DIR,dclm=DIR --config.tokenizer.path=FILE --workdir=DIR
+
+stage=ablation is the set-up of its ablations: Llama 3.2's 1B shape, 45 billion tokens of
+fineweb-edu, stack-edu-python and finemath-3plus.
 """
+
+import json
+import pathlib
 
 from ml_collections import ConfigDict
 
@@ -23,33 +36,37 @@ STAGES = {
   'pretrain': (4096, 5e4, 4_720_000, 2000, 522_000, 'wsd', 2e-4),
   '32k': (32_768, 2e6, 20_000, 1000, 19_000, 'cosine', 2e-5),
   '64k': (65_536, 5e6, 22_000, 1000, 21_000, 'cosine', 2e-5),
+  'ablation': (4096, 5e4, 28_610, 2000, 26_610, 'cosine', 5e-4),
 }
 BATCH_TOKENS = 2_359_296
+ABLATION = {'fineweb-edu': 0.7, 'stack-edu-python': 0.2, 'finemath-3plus': 0.1}
+
+# Shares of SmolLM3's three stages, from where each begins: steps 1, 3,450,001 and 4,198,001. The
+# mixtures are ours; PDF text grows towards the end and stays under a quarter.
+PRETRAIN = (
+  dict(name='stage-1', fraction=0.731, mixture=dict(web=0.95, pdf=0.05)),
+  dict(name='stage-2', fraction=0.158, mixture=dict(web=0.9, pdf=0.1)),
+  dict(name='stage-3', fraction=0.111, mixture=dict(web=0.85, pdf=0.15)),
+)
 
 
 def get_config(arg: str = '') -> ConfigDict:
-  args = base.parse_arg(arg, size=SIZES, stage=STAGES)
+  args = base.parse_arg(arg, size=SIZES, stage=STAGES, mixture=('own', 'published'), only=())
   seq_len, theta, steps, warmup, decay, schedule, learning_rate = STAGES[args.stage]
   c = base.get_config()
   c.name = f'smollm3-{args.size}-{args.stage}'
   c.model.shape = f'smollm3-{args.size}'
   c.model.rope_theta = theta
-  c.model.remat = 'qkv+ctx+mid+gu' if args.stage == 'pretrain' else 'full'
+  if args.stage in ('32k', '64k'):
+    c.model.remat = 'qkv+ctx+mid'
   c.tokenizer.vocab_size = 128_256
   c.tokenize.bos = False
 
   c.data.seq_len = seq_len
-  c.train.tokens = steps * BATCH_TOKENS
   c.train.batch_tokens = BATCH_TOKENS
-  # Shares of SmolLM3's three stages; PDF text grows towards the end and stays under a quarter.
-  c.train.stages = (
-    dict(name='stage-1', fraction=0.731, mixture=dict(web=0.95, pdf=0.05)),
-    dict(name='stage-2', fraction=0.158, mixture=dict(web=0.9, pdf=0.1)),
-    dict(name='stage-3', fraction=0.111, mixture=dict(web=0.85, pdf=0.15)),
-  )
-  if args.stage != 'pretrain':
-    mixture = dict(web=0.8, pdf=0.2)
-    c.train.stages = (dict(name=args.stage, fraction=1.0, mixture=mixture),)
+  c.train.stages = PRETRAIN
+  if args.stage in ('32k', '64k'):
+    c.train.stages = (dict(name=args.stage, fraction=1.0, mixture=dict(web=0.8, pdf=0.2)),)
   c.train.eval_every = 4000
   c.train.checkpoint_every = 2000
 
@@ -57,4 +74,21 @@ def get_config(arg: str = '') -> ConfigDict:
   c.optimizer.schedule = schedule
   c.optimizer.warmup_fraction = warmup / steps  # so that a shorter run keeps the shape
   c.optimizer.decay_fraction = decay / steps
+  if args.stage == 'ablation':
+    c.name, c.model.shape, c.model.rope_scaling = 'smollm3-ablation', 'llama-3.2-1b', {}
+    c.train.batch_tokens = 1_572_864
+    c.train.stages = (dict(name='ablation', fraction=1.0, mixture=ABLATION),)
+    c.optimizer.floor = 0.1
+  elif args.mixture == 'published':
+    weights = json.loads((pathlib.Path(__file__).parent / 'smollm3_mixtures.json').read_text())
+    c.train.stages = tuple(
+      {**stage, 'mixture': weights[stage['name']]} for stage in c.train.stages)
+  c.train.tokens = steps * c.train.batch_tokens
+  if only := args.only.split('+') if args.only else ():
+    c.train.stages = tuple(
+      {**stage, 'mixture': {n: w for n, w in stage['mixture'].items() if n in only}}
+      for stage in c.train.stages)
+  # What no stage reads need not be made.
+  names = {name for stage in c.train.stages for name in stage['mixture']}
+  c.web.enabled, c.pdf.enabled = 'web' in names, 'pdf' in names
   return c

@@ -135,11 +135,17 @@ def _teacher(output: str, inputs: Mapping[str, str], *, c: Any, corpus: str) -> 
 
 def _train(output: str, inputs: Mapping[str, str], *, c: Any, corpora: Sequence[str],
            targets: Sequence[str]) -> dict:
+  import jax
+
   from smoljax import tokenizer, train
 
+  config = model_config(c, tokenizer.load(_tokenizer_file(c, inputs)).vocab_size)
+  if c.model.scan_layers is None and jax.default_backend() == 'gpu':
+    # Steps are 6 to 9 % faster, and half a minute passes before the first one.
+    config = dataclasses.replace(config, scan_layers=c.train.steps < 2000)
   return train.train(
     c,
-    model_config(c, tokenizer.load(_tokenizer_file(c, inputs)).vocab_size),
+    config,
     {name: _corpus(inputs[f'tokenize_{name}'], name) for name in corpora},
     output,
     targets={name: _corpus(inputs[f'tokenize_{name}'], name) for name in targets},
@@ -424,6 +430,8 @@ def model_config(c: Any, vocab_size: int) -> Any:
 
   fields = {k: v for k, v in c.model.to_dict().items() if k != 'shape'}
   fields['rope_scaling'] = fields['rope_scaling'] or None
+  if fields['scan_layers'] is None:  # `_train` may unroll them
+    del fields['scan_layers']
   return ModelConfig(vocab_size=vocab_size, max_seq_len=c.data.seq_len, **fields)
 
 
@@ -447,7 +455,7 @@ def resolve(c: ConfigDict) -> ConfigDict:
   if c.model.shape not in SHAPES:
     raise ValueError(f'unknown model.shape {c.model.shape!r}: one of {", ".join(SHAPES)}')
   for field, value in dataclasses.asdict(SHAPES[c.model.shape]).items():
-    if field in c.model and c.model[field] is None:
+    if field in c.model and c.model[field] is None and field != 'scan_layers':
       c.model[field] = value
   if t.flops:
     pieces = (tokenizer.load(c.tokenizer.path).vocab_size if c.tokenizer.path

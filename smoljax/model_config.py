@@ -451,12 +451,15 @@ def one_of(field, value, names):
 # Sizes of the family below 3B count parameters without the embedding, which at 128,256 pieces
 # would be half of the smallest. Deep and thin, as pays at these sizes (MobileLLM,
 # arXiv:2402.14905); a multiple of four layers, so that every fourth is without positions.
-_SMOLLM3 = dict(vocab_size=128256, max_seq_len=65536, rope_theta=5e6)
+# What `none` would keep besides is cheaper to compute again than to write down and read.
+_NAMED = 'qkv+ctx+mid+gu'
+_SMOLLM3 = dict(vocab_size=128256, max_seq_len=65536, rope_theta=5e6, remat=_NAMED)
 _LLAMA3 = dict(
   vocab_size=128256, max_seq_len=131072, rope_theta=5e5, nope_interval=0, norm_eps=1e-5,
-  rope_scaling=Llama3Rope(factor=32.0, original_max_seq_len=8192),
+  rope_scaling=Llama3Rope(factor=32.0, original_max_seq_len=8192), remat=_NAMED,
 )  # fmt: skip
-_SMOLLM2 = dict(vocab_size=49152, max_seq_len=8192, nope_interval=0, norm_eps=1e-5, head_dim=64)
+_SMOLLM2 = dict(
+  vocab_size=49152, max_seq_len=8192, nope_interval=0, norm_eps=1e-5, head_dim=64, remat=_NAMED)
 
 SHAPES: dict[str, ModelConfig] = {
   'smollm3-3b': ModelConfig(
