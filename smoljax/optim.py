@@ -146,14 +146,18 @@ def adamw(config: Any, labels: Mapping[str, Label]) -> optax.GradientTransformat
 
 
 def norm(tree: Params) -> jax.Array:
-  """Global norm, float32. Each leaf's first dim is summed over last, as `guard.layer_norms` and
-  `diagnostics.leaves` do: the compiler reads the leaves once for all of them."""
+  """Global norm, float32."""
   return jnp.sqrt(sum(jnp.sum(squares(x)) for x in jax.tree.leaves(tree)))
 
 
 def squares(x: jax.Array) -> jax.Array:
-  """Sum of squares over all dims but the first, float32; of a stack of layers, each layer's."""
-  return jnp.sum(jnp.square(x.astype(jnp.float32)), axis=tuple(range(1, x.ndim)))
+  """Sum of squares over all dims but the first, float32; of a stack of layers, each layer's.
+
+  The barrier keeps the compiler from summing over all dims at once where that is asked for too: so
+  norms of leaves, of layers and of everything take one look at the leaves.
+  """
+  sums = jnp.sum(jnp.square(x.astype(jnp.float32)), axis=tuple(range(1, x.ndim)))
+  return jax.lax.optimization_barrier(sums)
 
 
 class ClipState(NamedTuple):
