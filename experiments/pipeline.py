@@ -363,6 +363,7 @@ def build_steps(c: ConfigDict, workdir: str) -> list[Step]:
     needs=[*tokens.values(), *caches, *tokenizer],
     outside=[evals.weights_fingerprint(before) if before else None, teacher],
     resumable=True,
+    together=True,
     cost=f'{c.train.steps:,} steps, {c.train.tokens:,} tokens, {flops * c.train.tokens:.2e} FLOPs',
     links={n: n for n in ('checkpoints', 'metrics.jsonl', 'events.jsonl', 'tensorboard')},
   )

@@ -9,6 +9,9 @@ continued by the same command. `--dry_run` shows what would happen.
   python -m experiments.run --config=configs/smollm3.py:size=3b --estimate --topology=v5e-256
 
 compiles the training step for devices that are not here, and says what one of them holds and sends.
+With --distributed the same command runs on each host, over a workdir that all see:
+
+  experiments/tpu.sh run … ; srun python -m experiments.run --config=… --workdir=… --distributed
 """
 
 import json
@@ -40,13 +43,24 @@ _CONFIG = config_flags.DEFINE_config_file('config', None, 'Recipe, such as confi
 _WORKDIR = flags.DEFINE_string('workdir', None, 'Folder for everything the experiment makes.')
 _ESTIMATE = flags.DEFINE_bool('estimate', False, 'Compile the step for --topology; run nothing.')
 _TOPOLOGY = flags.DEFINE_string('topology', 'h200', 'Such as v5e-256, v6e-64, v5p-128, h100x8.')
+_DISTRIBUTED = flags.DEFINE_bool('distributed', False, 'One of several processes of this run.')
+_COORDINATOR = flags.DEFINE_string('coordinator', '', 'HOST:PORT of process 0, if jax cannot tell.')
+_PROCESSES = flags.DEFINE_integer('processes', 0, 'How many there are, likewise.')
+_PROCESS = flags.DEFINE_integer('process', -1, 'Which this one is, from 0, likewise.')
 _DRY_RUN = flags.DEFINE_bool('dry_run', False, 'Print the steps, what is done, and their cost.')
 
 
 def run(c: ConfigDict, workdir: str, *, dry_run: bool = False) -> None:
   """Runs (or describes) the experiment `c` in `workdir`; ValueError or OSError on bad input."""
+  leads, wait = True, lambda what: None
+  if _DISTRIBUTED.value and not dry_run:
+    from smoljax import distributed
+
+    distributed.start(_COORDINATOR.value, _PROCESSES.value, _PROCESS.value)
+    leads, wait = distributed.is_lead(), distributed.wait
+    console.quiet = not leads
   resolve(c)
-  graph = Graph(build_steps(c, workdir), workdir, console.print)
+  graph = Graph(build_steps(c, workdir), workdir, console.print, leads=leads, wait=wait)
   if dry_run:
     table = Table('step', 'state', 'cost', title=f'{c.name} in {workdir}')
     for row in graph.describe():
@@ -54,13 +68,17 @@ def run(c: ConfigDict, workdir: str, *, dry_run: bool = False) -> None:
     console.print(table)
     return
   began = time.monotonic()
-  use_all_cores(c)
+  if not _DISTRIBUTED.value:  # whose processes have their devices already
+    use_all_cores(c)
   check(c)
-  os.makedirs(workdir, exist_ok=True)
-  write_json(os.path.join(workdir, 'config.json'), json.loads(c.to_json_best_effort()))
-  # Kept current, because the report, the last step, is made of it.
   summary_file = os.path.join(workdir, 'summary.json')
+  if leads:
+    os.makedirs(workdir, exist_ok=True)
+    write_json(os.path.join(workdir, 'config.json'), json.loads(c.to_json_best_effort()))
+  # The summary is kept current, because the report, the last step, is made of it.
   graph.run(before=lambda step: write_json(summary_file, summarize(graph)))
+  if not leads:
+    return
   summary = summarize(graph)
   write_json(summary_file, summary)
   loss = summary.get('loss')

@@ -7,6 +7,9 @@ writes into `NAME-HASH.partial`, which is renamed at its end. A killed step star
 is `resumable`: then it finds its partial folder again. A lock keeps two processes from running the
 same step; the second one waits and takes the result. The code is not hashed: a change of code that
 changes results bumps `version`.
+
+In a run of several processes (smoljax/distributed.py) the lead runs the steps, and the others join
+it in those that are for all.
 """
 
 import contextlib
@@ -35,6 +38,7 @@ class Step:
     outside: what it reads besides config and needed steps (input files, installed versions).
     cost: words about what running it takes, for `--dry_run`.
     links: name in the workdir → path in the output folder, kept pointing at the current output.
+    together: all processes of a run take part, not the lead alone.
   """
 
   name: str
@@ -46,6 +50,7 @@ class Step:
   resumable: bool = False
   cost: str = ''
   links: Mapping[str, str] = dataclasses.field(default_factory=dict)
+  together: bool = False
 
   @property
   def address(self) -> str:
@@ -58,8 +63,17 @@ class Step:
 class Graph:
   """Runs steps in order in one workdir (a local or network file system with rename and flock)."""
 
-  def __init__(self, steps: Sequence[Step], workdir: str, say: Callable[[str], None] = print):
+  def __init__(
+    self,
+    steps: Sequence[Step],
+    workdir: str,
+    say: Callable[[str], None] = print,
+    *,
+    leads: bool = True,
+    wait: Callable[[str], None] = lambda what: None,
+  ):
     self.steps = steps
+    self._leads, self._wait = leads, wait
     self.workdir = pathlib.Path(workdir)
     self._root = self.workdir / 'steps'
     self._say = say
@@ -92,14 +106,23 @@ class Graph:
     self._root.mkdir(parents=True, exist_ok=True)
     for number, step in enumerate(self.steps, start=1):
       title = f'[{number}/{len(self.steps)}] {step.name}'
-      if self.done(step):
+      self._wait(f'{step.name}: before')
+      done = self.done(step)
+      self._wait(f'{step.name}: all know whether it is done')
+      if done:
         self._say(f'{title}: done ({step.address})')
-      else:
+      elif self._leads:
         with self._lock(step):
           if not self.done(step):  # another process may have finished it while we waited
             before(step)
             self._run(step, title)
-      self._link(step, self.output(step))
+      elif step.together:
+        self._wait(f'{step.name}: its folder is there')
+        self._call(step)
+        self._wait(f'{step.name}: all have ended')
+      if self._leads:
+        self._link(step, self.output(step))
+    self._wait('the end')
 
   def _run(self, step: Step, title: str) -> None:
     partial = self.output(step).with_suffix('.partial')
@@ -113,7 +136,11 @@ class Graph:
       self._link(step, partial)  # so that a long step can be watched
     start = time.monotonic()
     try:
-      result = step.run(str(partial), {n.name: str(self.output(n)) for n in step.needs})
+      if step.together:
+        self._wait(f'{step.name}: its folder is there')
+      result = self._call(step)
+      if step.together:
+        self._wait(f'{step.name}: all have ended')
     except BaseException:
       if not step.resumable:
         shutil.rmtree(partial, ignore_errors=True)
@@ -123,6 +150,10 @@ class Graph:
     (partial / RESULT_FILE).write_text(json.dumps(record, indent=1))
     os.replace(partial, self.output(step))
     self._say(f'{title}: finished in {seconds:.0f} s')
+
+  def _call(self, step: Step) -> Mapping[str, Any] | None:
+    partial = self.output(step).with_suffix('.partial')
+    return step.run(str(partial), {n.name: str(self.output(n)) for n in step.needs})
 
   def _link(self, step: Step, output: pathlib.Path) -> None:
     for name, path in step.links.items():

@@ -19,6 +19,7 @@ from typing import Any
 import jax
 import orbax.checkpoint as ocp
 
+from smoljax import distributed
 from smoljax.model import ModelConfig
 
 _SEALS = '_integrity'
@@ -32,6 +33,7 @@ class Checkpoints:
     self._root = pathlib.Path(directory).absolute()  # Orbax fails later on relative paths
     self._root.mkdir(parents=True, exist_ok=True)
     self.quarantined = self._quarantine_bad()
+    distributed.wait('bad checkpoints are away')
     self._manager = ocp.CheckpointManager(
       self._root,
       options=ocp.CheckpointManagerOptions(
@@ -90,10 +92,11 @@ class Checkpoints:
   def discard(self, first: int) -> None:
     """Moves step `first` and all later ones to the quarantine: the run takes them again."""
     self._seal()
-    if jax.process_index() == 0:
+    if distributed.is_lead():
       for step in _steps(self._root):
         if step >= first:
           self._quarantine(step)
+    distributed.wait('discarded')
     self._manager.reload()
 
   def latest(self) -> int | None:
@@ -108,7 +111,7 @@ class Checkpoints:
 
   def _seal(self) -> None:
     self._manager.wait_until_finished()
-    if jax.process_index() != 0:
+    if not distributed.is_lead():
       return
     seals = self._root / _SEALS
     steps = {str(s) for s in self._manager.all_steps()}
@@ -126,7 +129,8 @@ class Checkpoints:
       if _intact(self._root, step):
         break
       bad.append(step)
-    if jax.process_index() == 0:
+    distributed.wait('all have looked at the checkpoints')
+    if distributed.is_lead():
       for step in bad:
         self._quarantine(step)
     return bad
@@ -152,9 +156,7 @@ def restore_other(path: str, params: Any, opt_state: Any) -> tuple[int, Any, Any
   with ocp.StandardCheckpointer() as reader:
     arrays = [reader.restore(root / item, tree) for item, tree in (
       ('params', params), ('opt_state', opt_state))]  # fmt: skip
-  with ocp.Checkpointer(ocp.JsonCheckpointHandler()) as reader:
-    data, meta = (reader.restore(root / item) for item in ('data', 'meta'))
-  return int(root.name), *arrays, data, meta
+  return int(root.name), *arrays, *(_read_json(root / item) for item in ('data', 'meta'))
 
 
 def load_params(path: str) -> tuple[ModelConfig, dict, dict]:
@@ -170,10 +172,10 @@ def load_params(path: str) -> tuple[ModelConfig, dict, dict]:
   """
   root, _ = find(path)
   meta = load_meta(path)
-  with ocp.StandardCheckpointer() as reader:
+  with ocp.StandardCheckpointer(multiprocessing_options=_alone()) as reader:
     abstract = jax.tree.map(
       lambda x: jax.ShapeDtypeStruct(
-        x.shape, x.dtype, sharding=jax.sharding.SingleDeviceSharding(jax.devices()[0])
+        x.shape, x.dtype, sharding=jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
       ),
       reader.metadata(root / 'params').item_metadata.tree,
     )
@@ -187,9 +189,21 @@ def load_meta(path: str) -> dict:
 
   Raises FileNotFoundError where there is no intact checkpoint at `path` (as for `load_params`).
   """
-  root, _ = find(path)
-  with ocp.Checkpointer(ocp.JsonCheckpointHandler()) as reader:
-    return reader.restore(root / 'meta')
+  return _read_json(find(path)[0] / 'meta')
+
+
+def _read_json(folder: pathlib.Path) -> dict:
+  options = _alone()
+  handler = ocp.JsonCheckpointHandler(multiprocessing_options=options)
+  with ocp.Checkpointer(handler, multiprocessing_options=options) as reader:
+    return reader.restore(folder)
+
+
+def _alone() -> ocp.options.MultiprocessingOptions:
+  """This process reads for itself: others of the run may not come along."""
+  me = jax.process_index()
+  return ocp.options.MultiprocessingOptions(
+    primary_host=me, active_processes={me}, barrier_sync_key_prefix=f'process{me}')
 
 
 def find(path: str) -> tuple[pathlib.Path, dict[str, list]]:

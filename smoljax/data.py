@@ -302,7 +302,7 @@ def make_stages(stages: Sequence[Mapping], steps: int) -> list[Stage]:
 class Batches(grain.IterDataset):
   """Endless-by-epochs batches for the steps of `stages`, as a grain dataset (checkpointable).
 
-  Each batch is a dict of numpy arrays, this process's `rows / process_count` rows of it:
+  Each batch is a dict of numpy arrays, this process's rows of it:
     inputs, targets   [B, T] int32, 0 where there is no token
     segment_ids       [B, T] int32, pieces counted from 1; 0 = padding
     positions         [B, T] int32, from 0 in each piece
@@ -314,8 +314,9 @@ class Batches(grain.IterDataset):
     caches: name → `teacher_cache.Cache`, of all corpora or of none.
     rows: rows in a global batch.
     max_segments: documents a row may hold; 0 = what `usual_segments` says of the corpora.
+    local_rows: those that this process holds (`sharding.local_rows`); None = all.
   Raises:
-    ValueError: a mixture names an unknown corpus, or rows do not divide the processes.
+    ValueError: a mixture names an unknown corpus.
   """
 
   def __init__(
@@ -329,8 +330,7 @@ class Batches(grain.IterDataset):
     window: int,
     max_segments: int,
     seed: int,
-    process_index: int = 0,
-    process_count: int = 1,
+    local_rows: range | None = None,
   ):
     super().__init__()
     self.sources = sorted({name for s in stages for name in s.mixture})
@@ -338,8 +338,6 @@ class Batches(grain.IterDataset):
       raise ValueError(
         f'train.stages: no corpus named {", ".join(unknown)}; there are: {", ".join(corpora)}'
       )
-    if rows % process_count:
-      raise ValueError(f'{rows} rows a batch do not divide {process_count} processes')
     self.corpora = {n: corpora[n] for n in self.sources}
     self.caches = caches or {}
     if self.caches and (unknown := set(self.sources) - self.caches.keys()):
@@ -350,8 +348,7 @@ class Batches(grain.IterDataset):
     self.max_segments = max_segments or max(
       usual_segments(c.lengths, seq_len) for c in self.corpora.values())
     self.options = dict(seq_len=seq_len, window=window, max_segments=self.max_segments, seed=seed)
-    local = rows // process_count
-    self.local_rows = range(process_index * local, (process_index + 1) * local)
+    self.local_rows = range(rows) if local_rows is None else local_rows
 
   def fingerprint(self, stop: float = math.inf) -> str:
     """Identifies the stream of batches; a checkpoint of another stream must not be continued.

@@ -206,8 +206,7 @@ def run_windows(
       tokens_BT[i, : len(w.tokens)] = w.tokens
     arrays = {'inputs_BT': tokens_BT[:, :-1], 'targets_BT': tokens_BT[:, 1:]}
     if not mesh.empty:
-      rows = batch_size // jax.process_count()
-      mine = slice(jax.process_index() * rows, (jax.process_index() + 1) * rows)
+      mine = sharding.local_rows(mesh, batch_size)
       arrays = sharding.shard_batch({k: x[mine] for k, x in arrays.items()}, mesh)
     return batch, _score(config, params, **arrays)
 

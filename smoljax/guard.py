@@ -54,8 +54,6 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from smoljax.optim import squares
-
 PyTree = Any
 
 _NEVER = -(2**30)
@@ -108,11 +106,6 @@ def init(config: Any, num_layers: int) -> dict:
 
 
 # --- In the step ---------------------------------------------------------------------------------
-
-
-def layer_norms(blocks: PyTree) -> jax.Array:
-  """Norm of each layer's part of a tree whose leaves are stacked layers `[L, …]`: float32 [L]."""
-  return jnp.sqrt(sum(map(squares, jax.tree.leaves(blocks))))
 
 
 def judge(config: Any, state: dict, stats: Mapping[str, jax.Array]) -> tuple[jax.Array, dict, dict]:

@@ -29,15 +29,20 @@ class Log:
   """Appends rows to `DIR/metrics.jsonl` and `DIR/events.jsonl`, and scalars to TensorBoard.
 
   Opening it at `step` drops the rows after that step, which a run killed later had written: the
-  file of a resumed run reads like that of an undisturbed one. Events are kept for ever.
+  file of a resumed run reads like that of an undisturbed one. Events are kept for ever. Of several
+  processes all but one write to `os.devnull`.
   """
 
-  def __init__(self, directory: str, *, step: int = 0, tensorboard: bool = False):
+  def __init__(
+    self, directory: str, *, step: int = 0, tensorboard: bool = False, writes: bool = True
+  ):
+    self._writer, self._path = None, os.path.join(directory, 'metrics.jsonl') if writes else None
+    if not writes:
+      self._metrics = self._events = open(os.devnull, 'a')  # noqa: SIM115
+      return
     os.makedirs(directory, exist_ok=True)
-    self._path = os.path.join(directory, 'metrics.jsonl')
     self._metrics = _reopen(self._path, last_step=step)
     self._events = _reopen(os.path.join(directory, 'events.jsonl'))
-    self._writer = None
     if tensorboard:
       import tensorboardX
 
@@ -56,8 +61,9 @@ class Log:
 
   def rewind(self, step: int) -> None:
     """Drops the rows after `step`, as opening at `step` does."""
-    self._metrics.close()
-    self._metrics = _reopen(self._path, last_step=step)
+    if self._path:
+      self._metrics.close()
+      self._metrics = _reopen(self._path, last_step=step)
 
   def row(self, step: int, values: Mapping[str, float | int | str | list]) -> None:
     """Writes one row of metrics (names as in the README, such as `train/loss`)."""

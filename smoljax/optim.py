@@ -150,6 +150,11 @@ def norm(tree: Params) -> jax.Array:
   return jnp.sqrt(sum(jnp.sum(squares(x)) for x in jax.tree.leaves(tree)))
 
 
+def layer_norms(blocks: Params) -> jax.Array:
+  """Norm of each layer's part of a tree whose leaves are stacked layers `[L, …]`: float32 [L]."""
+  return jnp.sqrt(sum(map(squares, jax.tree.leaves(blocks))))
+
+
 def squares(x: jax.Array) -> jax.Array:
   """Sum of squares over all dims but the first, float32; of a stack of layers, each layer's.
 

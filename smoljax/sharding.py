@@ -264,10 +264,11 @@ def shard_batch(host_batch: Mapping[str, np.ndarray], mesh: Mesh) -> dict[str, j
   ValueError if the global batch does not divide over the data and fsdp axes.
   """
   ways, parts = _ways(mesh, RULES['batch']), _ways(mesh, RULES['length'])
+  local_ways = len(local_rows(mesh, ways))
 
   def place(name, x):
     x = np.asarray(x)
-    rows = x.shape[0] * jax.process_count()
+    rows = x.shape[0] * ways // local_ways
     if rows % ways:
       raise ValueError(
         f'batch {name!r} has {rows} rows, which do not divide over the mesh '
@@ -281,6 +282,23 @@ def shard_batch(host_batch: Mapping[str, np.ndarray], mesh: Mesh) -> dict[str, j
       NamedSharding(mesh, spec(*names)), x, (rows, *x.shape[1:]))
 
   return {name: place(name, x) for name, x in host_batch.items()}
+
+
+def local_rows(mesh: Mesh, rows: int) -> range:
+  """Those of a batch's rows that this process's devices hold: what it gives to `shard_batch`.
+
+  Raises ValueError if the batch does not divide over the mesh, or they are not neighbours.
+  """
+  ways = _ways(mesh, RULES['batch'])
+  if rows % ways:
+    raise ValueError(f'a batch of {rows} rows does not divide over the mesh (data='
+                     f'{mesh.shape["data"]} x fsdp={mesh.shape["fsdp"]}): use a multiple of {ways}')
+  placed = NamedSharding(mesh, spec('batch'))
+  held = {i for x, in placed.addressable_devices_indices_map((rows,)).values()
+          for i in range(*x.indices(rows))}
+  if len(held) != max(held) - min(held) + 1:
+    raise ValueError('the rows of a process lie apart on this mesh: order its axes otherwise')
+  return range(min(held), max(held) + 1)
 
 
 def _ways(mesh: Mesh, axes: str | tuple[str, ...] | None) -> int:

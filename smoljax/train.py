@@ -12,6 +12,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.experimental import multihost_utils
 
 import smoljax
 from smoljax import (
@@ -19,6 +20,7 @@ from smoljax import (
   data,
   diagnostics,
   distill,
+  distributed,
   evals,
   guard,
   metrics,
@@ -124,7 +126,7 @@ def make_train_step(
     aux['clip_kept'] = optim.clip_kept(new_opt_state)
     aux |= {'grad_norm': optim.norm(grads), 'update_norm': optim.norm(updates)}
     stats = {k: aux[k] for k in ('loss', 'grad_norm', 'update_norm')}
-    stats['layer_grad_norm'] = guard.layer_norms(grads['blocks'])
+    stats['layer_grad_norm'] = optim.layer_norms(grads['blocks'])
     ok, guarded, aux['guard'] = guard.judge(guard_config, guarded, stats)
     if update_twice:
       updates, new_opt_state = update(*jax.lax.optimization_barrier((params, opt_state)))
@@ -323,8 +325,7 @@ def train(
     window=config.data.window,
     max_segments=config.data.max_segments,
     seed=config.seed,
-    process_index=jax.process_index(),
-    process_count=jax.process_count(),
+    local_rows=sharding.local_rows(mesh, t.rows),
   )
   model_config = dataclasses.replace(model_config, max_segments=batches.max_segments)
   meta = {
@@ -395,7 +396,8 @@ def train(
     window: list[tuple[dict, float, float]] = []  # metrics, step seconds, wait seconds since a row
 
     with (
-      metrics.Log(directory, step=step, tensorboard=t.tensorboard) as log,
+      metrics.Log(directory, step=step, tensorboard=t.tensorboard,
+                  writes=distributed.is_lead()) as log,
       _Termination() as termination,
     ):
       log.event(
@@ -543,7 +545,8 @@ def train(
         step += 1
         last = step == t.steps
         due |= step % t.checkpoint_every == 0
-        save = last or termination.requested or due
+        stop = termination.requested(step)
+        save = last or stop or due
         if step % t.log_every == 0 or save:
           jax.block_until_ready(step_metrics)
         window.append((step_metrics, time.perf_counter() - began, waited))
@@ -576,7 +579,7 @@ def train(
           past = {'past': batches.fingerprint(step)}
           ckpt.save(step, state['params'], state['opt_state'], position, meta | past)
           log.event(step, 'checkpoint')
-        if termination.requested and not last:
+        if stop and not last:
           ckpt.close()
           log.event(step, 'stop', reason='SIGTERM')
           raise SystemExit(128 + signal.SIGTERM)
@@ -584,6 +587,7 @@ def train(
       iterator.close()
       log.event(step, 'stop', reason='finished')
 
+  distributed.wait('metrics are written')
   rows = metrics.read_rows(os.path.join(directory, 'metrics.jsonl'))
   trained = [r for r in rows if 'train/loss' in r]
   rates = [r['perf/tokens_per_sec'] for r in trained[1:]] or [trained[0]['perf/tokens_per_sec']]
@@ -702,8 +706,8 @@ def make_probe(
 
   def probe(state: dict, batch: dict) -> dict:
     rows, seq_len = batch['inputs'].shape
-    share = max(1, ways // jax.process_count())
-    few = min(rows, -(-4096 // (seq_len * jax.process_count() * share)) * share)
+    share = len(sharding.local_rows(mesh, ways))
+    few = min(rows, -(-4096 // (seq_len * ways)) * share)
     few = sharding.shard_batch({k: x[:few] for k, x in batch.items()}, mesh)
     found, of_weights = jax.device_get(of_activations(state['params'], few))
     max_L = np.max(found.pop('max_logits_LN'), axis=1)
@@ -738,8 +742,7 @@ def fixed_rows(
     row[:len(tokens)] = tokens[:seq_len]
   lengths_B1 = np.array([[len(tokens)] for tokens in documents])
   places_T = np.arange(seq_len, dtype=np.int32)
-  share = rows // jax.process_count()
-  mine = slice(share * jax.process_index(), share * (jax.process_index() + 1))
+  mine = sharding.local_rows(mesh, rows)
   return sharding.shard_batch({
     'inputs': inputs_BT[mine],
     'positions': np.tile(places_T, (rows, 1))[mine],
@@ -802,10 +805,20 @@ def _logit_metrics(max_logits: Sequence[np.ndarray], tau: float) -> dict[str, fl
 
 
 class _Termination:
-  """While entered, SIGTERM is noted instead of ending the process, so that a step can be saved."""
+  """While entered, SIGTERM is noted instead of ending the process, so that a step can be saved.
+
+  Of several processes jax's own service notes it, and lets all agree on the step.
+  """
+
+  def requested(self, step: int) -> bool:
+    if jax.process_count() > 1:
+      return multihost_utils.reached_preemption_sync_point(step)
+    return self._noted
 
   def __enter__(self) -> '_Termination':
-    self.requested = False
+    self._noted, self._previous = False, None
+    if jax.process_count() > 1:
+      return self
     try:
       self._previous = signal.signal(signal.SIGTERM, self._note)
     except ValueError:  # not the main thread: the embedding program owns the signals
@@ -813,7 +826,7 @@ class _Termination:
     return self
 
   def _note(self, *_: object) -> None:
-    self.requested = True
+    self._noted = True
 
   def __exit__(self, *_: object) -> None:
     if self._previous is not None:
