@@ -31,6 +31,7 @@ def parse_arg(arg: str, **choices: Iterable[str]) -> SimpleNamespace:
 def get_config() -> ConfigDict:
   c = ConfigDict()
   c.name = 'base'
+  c.xprof = ''  # steps FIRST:END of training whose profile goes to profile/, such as 10:15
   c.seed = 0  # the run's key: initialisation, data order, tasks and sampling derive from it
 
   # --- Input -----------------------------------------------------------------------------------

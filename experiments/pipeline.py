@@ -563,7 +563,8 @@ def summarize(graph: Graph) -> dict:
   }
   if train := done.get('train'):
     summary['tokens']['trained'] = train['tokens']
-    keys = ('parameters', 'non_embedding_parameters', 'flops', 'tokens_per_sec', 'device')
+    keys = ('parameters', 'non_embedding_parameters', 'flops', 'tokens_per_sec', 'goodput',
+            'device')
     summary |= {k: train[k] for k in keys}
     summary['loss'] = dict(train['loss'])
   if evaluate := done.get('evaluate'):

@@ -1,5 +1,6 @@
 """Numbers of a run: JSON lines that a resumed run continues, TensorBoard, and peak FLOPs."""
 
+import calendar
 import json
 import math
 import os
@@ -23,6 +24,24 @@ PEAK_FLOPS = {
 def peak_flops(device_kind: str) -> float | None:
   """Peak bf16 FLOP/s of a device kind, or None where it is not known."""
   return next((peak for name, peak in PEAK_FLOPS.items() if name in device_kind), None)
+
+
+def goodput(events: Sequence[Mapping], rows: Sequence[Mapping]) -> float:
+  """Share of a run's time, restarts and what lies between included, that its kept steps took.
+
+  The rest went into starting and compiling, evaluations, waiting for checkpoints, steps that were
+  taken again after a kill or a rollback, and standing still.
+
+  Args:
+    events, rows: of events.jsonl and metrics.jsonl.
+  """
+  times = [calendar.timegm(time.strptime(e['time'], '%Y-%m-%dT%H:%M:%SZ')) for e in events]
+  useful, before = 0.0, 0
+  for row in rows:
+    if 'perf/step_time' in row:
+      useful += row['perf/step_time'] * (row['step'] - before)
+      before = row['step']
+  return min(1.0, useful / max(1, times[-1] - times[0]))
 
 
 class Log:

@@ -294,11 +294,11 @@ def train(
   """Trains in `directory` until `config.train.steps`, from the newest checkpoint there if any.
 
   Args:
-    config: attribute mapping with `seed` and the sections data, train, mesh, optimizer, guard,
-      mtp, distill, parametrization, diagnostics of configs/base.py, with the derived
+    config: attribute mapping with `seed`, `xprof` and the sections data, train, mesh, optimizer,
+      guard, mtp, distill, parametrization, diagnostics of configs/base.py, with the derived
       `train.steps`, `train.rows`.
     corpora: name → tokenised corpus, as named by `train.stages`.
-    directory: gets `checkpoints/`, `metrics.jsonl`, `events.jsonl`, `tensorboard/`.
+    directory: gets `checkpoints/`, `metrics.jsonl`, `events.jsonl`, `tensorboard/`, `profile/`.
     targets: name → tokenised corpus whose held-out documents are evaluated on; `corpora` if None.
     caches: name → teacher cache of that corpus, if config.distill.cache says that there is one.
     meta: stored with each checkpoint beside the model config, JSON-able.
@@ -399,6 +399,7 @@ def train(
       metrics.Log(directory, step=step, tensorboard=t.tensorboard,
                   writes=distributed.is_lead()) as log,
       _Termination() as termination,
+      _Profile(config.xprof, os.path.join(directory, 'profile')) as profile,
     ):
       log.event(
         step,
@@ -455,7 +456,11 @@ def train(
         if qk_clip.tau and values:
           row |= _logit_metrics([v['max_logits_LN'] for v in values], qk_clip.tau)
         if peak:
-          row['perf/mfu'] = round(float(rate * flops / peak / jax.device_count()), 4)
+          used = float(rate) / peak / jax.device_count()
+          whole = model_config.flops_per_token(config.data.seq_len, causal=False)
+          row |= {'perf/mfu': round(used * flops, 4), 'perf/mfu_noncausal': round(used * whole, 4)}
+        if held := (jax.local_devices()[0].memory_stats() or {}).get('peak_bytes_in_use'):
+          row['perf/peak_gb'] = round(held / 1e9, 2)
         window.clear()
         log.row(step, row)
         loss, norm = row.get('train/loss', 0.0), row.get('grad/norm', 0.0)
@@ -529,6 +534,7 @@ def train(
       due = False  # a checkpoint
       while step < t.steps:
         stage = next(s for s in stages if s.start <= step < s.stop)
+        profile.before(step, state)
         if step == stage.start:
           log.event(step, 'stage', stage=stage.name, mixture=dict(stage.mixture))
           # Another mixture has another loss.
@@ -598,6 +604,7 @@ def train(
     'non_embedding_parameters': model_config.num_params(embedding=False),
     'loss': {'first': trained[0]['train/loss'], 'final': trained[-1]['train/loss']},
     'tokens_per_sec': float(np.median(rates)),
+    'goodput': metrics.goodput(metrics.read_rows(os.path.join(directory, 'events.jsonl')), rows),
     'flops': flops * t.steps * t.rows * config.data.seq_len,
     'device': f'{jax.device_count()} x {jax.devices()[0].device_kind}',
   }
@@ -831,6 +838,35 @@ class _Termination:
   def __exit__(self, *_: object) -> None:
     if self._previous is not None:
       signal.signal(signal.SIGTERM, self._previous)
+
+
+class _Profile:
+  """Profiles the steps from FIRST up to END, for TensorBoard's profiler or xprof."""
+
+  def __init__(self, steps: str, directory: str):
+    try:
+      self._first, self._end = map(int, steps.split(':')) if steps else (-1, -1)
+    except ValueError as e:
+      raise ValueError(f'xprof={steps!r}: give FIRST:END, such as 10:15') from e
+    self._directory, self._running = directory, False
+
+  def before(self, step: int, state: PyTree) -> None:
+    """To be called before each step; `state` is what it starts from."""
+    if step == self._first:
+      jax.block_until_ready(state)
+      jax.profiler.start_trace(self._directory)
+      self._running = True
+    elif step == self._end and self._running:
+      jax.block_until_ready(state)
+      self.__exit__()
+
+  def __enter__(self) -> '_Profile':
+    return self
+
+  def __exit__(self, *_: object) -> None:
+    if self._running:
+      jax.profiler.stop_trace()
+      self._running = False
 
 
 def _name_seed(name: str) -> int:

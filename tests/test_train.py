@@ -68,6 +68,17 @@ def test_it_learns_and_logs(undisturbed):
   ]  # fmt: skip
 
 
+def test_profile_and_goodput(markov_corpora, tmp_path):
+  result = fit(tiny(**{'xprof': '2:4'}), markov_corpora, tmp_path)
+  assert list((tmp_path / 'profile').rglob('*.xplane.pb'))
+  assert 0 < result['goodput'] <= 1
+  with pytest.raises(ValueError, match='FIRST:END'):
+    fit(tiny(**{'xprof': '2'}), markov_corpora, tmp_path / 'other')
+  at = lambda second: {'time': f'2026-01-01T00:00:{second:02d}Z'}
+  rows = [{'step': 4, 'perf/step_time': 2.0}, {'step': 4}, {'step': 6, 'perf/step_time': 1.0}]
+  assert metrics.goodput([at(0), at(9), at(40)], rows) == 10 / 40
+
+
 def test_running_again_changes_nothing(undisturbed, markov_corpora):
   result, directory = undisturbed
   before = (directory / 'metrics.jsonl').read_text()
