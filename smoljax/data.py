@@ -440,26 +440,34 @@ class _BatchIterator(grain.DatasetIterator):
     batch['source'] = np.zeros(shape[0], np.int32)
     if b.caches:
       batch |= b.caches[plan[0][0]].empty(shape)
-    for i, (name, pieces) in enumerate(plan[b.local_rows.start : b.local_rows.stop]):
+    plan = plan[b.local_rows.start : b.local_rows.stop]
+    # Each call starts threads of its own: one for a whole batch.
+    read = {name: iter(corpus.records.__getitems__(_documents(plan, name)))
+            for name, corpus in b.corpora.items()}
+    said = {name: iter(cache.records.__getitems__(_documents(plan, name)))
+            for name, cache in b.caches.items()}
+    for i, (name, pieces) in enumerate(plan):
       corpus = b.corpora[name]
       batch['source'][i] = b.sources.index(name)
       at = 0
-      numbers = [p.document for p in pieces]
-      records = corpus.records.__getitems__(numbers)
-      said = b.caches[name].records.__getitems__(numbers) if b.caches else [None] * len(numbers)
-      for segment, (piece, record, words) in enumerate(zip(pieces, records, said, strict=True), 1):
-        tokens = corpus.decode(record)[piece.start : piece.start + piece.length + 1]
+      for segment, piece in enumerate(pieces, 1):
+        tokens = corpus.decode(next(read[name]))[piece.start : piece.start + piece.length + 1]
         span = slice(at, at + piece.length)
         batch['inputs'][i, span] = tokens[:-1]
         batch['targets'][i, span] = tokens[1:]
         batch['segment_ids'][i, span] = segment
         batch['positions'][i, span] = np.arange(piece.length)
-        if words:
+        if said:
           places = int(corpus.lengths[piece.document]) - 1
-          for key, x in b.caches[name].read(words, places, piece.start, piece.length).items():
+          words = b.caches[name].read(next(said[name]), places, piece.start, piece.length)
+          for key, x in words.items():
             batch[key][i, span] = x
         at += piece.length
     return batch
+
+
+def _documents(plan: Sequence[tuple[str, Sequence[Piece]]], name: str) -> list[int]:
+  return [p.document for of, pieces in plan if of == name for p in pieces]
 
 
 def prefetch(
