@@ -57,7 +57,9 @@ def scale(x: jax.Array, dtype: jax.typing.DTypeLike) -> jax.Array:
   """The power of two, fp32, that x is divided by to fit `dtype`; 1 for zeros, NaN if x has any."""
   largest = jnp.max(jnp.abs(x)).astype(jnp.float32)
   exponent = jnp.ceil(jnp.log2(largest / float(jnp.finfo(dtype).max)))
-  return checkpoint_name(jnp.where(largest == 0, 1.0, jnp.exp2(exponent)), 'fp8')
+  # Not exp2, whose results are no powers of two where the exponent is large.
+  power = jnp.ldexp(jnp.ones(()), jnp.where(jnp.isfinite(exponent), exponent, 0).astype(jnp.int32))
+  return checkpoint_name(jnp.where(jnp.isnan(largest), jnp.nan, power), 'fp8')
 
 
 def round_to(x: jax.Array, scale: jax.Array, dtype: jax.typing.DTypeLike) -> jax.Array:

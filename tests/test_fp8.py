@@ -1,0 +1,72 @@
+"""Products in 8-bit floats: what is rounded, how far off that is, on any mesh."""
+
+import dataclasses
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from smoljax import fp8, model, sharding, train
+
+X = jax.random.normal(jax.random.key(0), (2, 64, 128))
+W = 0.02 * jax.random.normal(jax.random.key(1), (128, 96))
+CONFIG = dataclasses.replace(model.SHAPES['tiny'], num_layers=2, vocab_size=128, fp8=True)
+
+
+def relative(x, y):
+  return float(jnp.linalg.norm(x - y) / jnp.linalg.norm(y))
+
+
+@pytest.mark.parametrize('size', [1e-6, 1.0, 300.0])
+def test_products_and_their_gradients_are_near_the_exact_ones(size):
+  def loss(product, x, w):
+    return jnp.sum(jnp.square(product(x, w)))
+
+  mine = lambda x, w: fp8.product(x, w, 'residual', 'mlp')
+  exact = lambda x, w: jnp.einsum('BTI,IO->BTO', x, w)
+  assert 0.005 < relative(mine(size * X, W), exact(size * X, W)) < 0.05
+  found, expected = (jax.grad(lambda x, w, f=f: loss(f, x, w), (0, 1))(size * X, W)
+                     for f in (mine, exact))
+  for a, b in zip(found, expected, strict=True):
+    assert 0.005 < relative(a, b) < 0.09
+
+
+def test_a_scale_is_a_power_of_two_that_fits():
+  for largest in (1e-9, 3.0, 448.0, 448.1, 1e9):
+    scale = float(fp8.scale(jnp.array([0.0, -largest]), fp8.VALUES))
+    assert np.log2(scale) == round(np.log2(scale))
+    assert 224 < largest / scale <= 448
+  assert float(fp8.scale(jnp.zeros(3), fp8.VALUES)) == 1
+  assert np.isnan(fp8.product(X.at[0, 0, 0].set(jnp.nan), W, 'residual', 'mlp')).any()
+
+
+def test_numbers_that_eight_bits_hold_are_multiplied_exactly():
+  whole = jnp.round(X * 4).clip(-15, 15)
+  np.testing.assert_array_equal(
+    fp8.product(whole, jnp.round(W * 100).clip(-8, 8), 'residual', 'mlp'),
+    whole @ jnp.round(W * 100).clip(-8, 8))
+
+
+@pytest.mark.parametrize('axes', [dict(fsdp=8), dict(data=2, fsdp=2, tensor=2)])
+def test_a_mesh_changes_nothing_but_rounding(axes):
+  rng = np.random.default_rng(0)
+  batch = {k: rng.integers(0, 128, (8, 32), np.int32) for k in ('inputs', 'targets')}
+  batch |= {'segment_ids': np.ones((8, 32), np.int32), 'source': np.zeros(8, np.int32),
+            'positions': np.tile(np.arange(32, dtype=np.int32), (8, 1))}
+  gradients = jax.jit(train.make_gradients(CONFIG, num_sources=1, chunk=16))
+  alone, _ = gradients(model.init(CONFIG, jax.random.key(0)), batch, jnp.int32(1))
+  mesh = sharding.make_mesh(**{'data': 1, **axes})
+  with jax.set_mesh(mesh):
+    params = model.init(CONFIG, jax.random.key(0))
+    split, _ = gradients(params, sharding.shard_batch(batch, mesh), jnp.int32(1))
+  for a, b in zip(jax.tree.leaves(split), jax.tree.leaves(alone), strict=True):
+    assert relative(np.asarray(a), np.asarray(b)) < 0.02  # the last bit of a sum may round over
+  program = str(jax.make_jaxpr(gradients)(model.init(CONFIG, jax.random.key(0)), batch, 1))
+  assert 'f8_e4m3fn' in program and 'f8_e5m2' in program
+
+
+def test_the_compiler_is_told_to_leave_conversions_alone():
+  assert train.compiler_options(CONFIG)['xla_gpu_enable_triton_gemm'] is False
+  assert 'xla_gpu_enable_triton_gemm' not in train.compiler_options(
+    dataclasses.replace(CONFIG, fp8=False))
