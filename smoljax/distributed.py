@@ -7,7 +7,6 @@ All are started with the same command (experiments/tpu.sh, srun) on one shared f
 import itertools
 
 import jax
-from orbax.checkpoint import multihost
 
 _WEEK = 7 * 24 * 3600 * 1000  # milliseconds: the lead may curate a crawl meanwhile
 _barriers = itertools.count()
@@ -42,4 +41,7 @@ def wait(what: str) -> None:
   All must call it in the same order. Raises an error of jax if one has died.
   """
   if jax.process_count() > 1:
-    multihost.get_barrier_sync_fn()(key=f'smoljax/{next(_barriers)}/{what}', timeout_ms=_WEEK)
+    # The barrier of multihost_utils is a collective of devices, which gives up after a while.
+    from jax._src import distributed
+
+    distributed.global_state.client.wait_at_barrier(f'smoljax/{next(_barriers)}/{what}', _WEEK)
