@@ -57,8 +57,6 @@ def get_config(arg: str = '') -> ConfigDict:
   c.name = f'smollm3-{args.size}-{args.stage}'
   c.model.shape = f'smollm3-{args.size}'
   c.model.rope_theta = theta
-  if args.stage in ('32k', '64k'):
-    c.model.remat = 'qkv+ctx+mid'
   c.tokenizer.vocab_size = 128_256
   c.tokenize.bos = False
 
@@ -66,6 +64,7 @@ def get_config(arg: str = '') -> ConfigDict:
   c.train.batch_tokens = BATCH_TOKENS
   c.train.stages = PRETRAIN
   if args.stage in ('32k', '64k'):
+    c.model.remat = 'qkv+ctx+mid'
     c.train.stages = (dict(name=args.stage, fraction=1.0, mixture=dict(web=0.8, pdf=0.2)),)
   c.train.eval_every = 4000
   c.train.checkpoint_every = 2000

@@ -165,8 +165,8 @@ def pack(lengths: Sequence[int], seq_len: int, max_segments: int) -> list[list[P
   `document` indexes `lengths`.
   """
   rows, remainders = [], []
-  for document, length in enumerate(lengths):
-    whole = cut(int(length), seq_len)
+  wholes = cut(np.asarray(lengths, np.int64), seq_len).tolist()
+  for document, (length, whole) in enumerate(zip(lengths, wholes, strict=True)):
     rows += [[Piece(document, i * seq_len, seq_len)] for i in range(whole)]
     if (rest := length - 1 - whole * seq_len) > 0:
       remainders.append(Piece(document, whole * seq_len, int(rest)))
@@ -176,14 +176,14 @@ def pack(lengths: Sequence[int], seq_len: int, max_segments: int) -> list[list[P
   return rows + min(ways, key=len)
 
 
-def cut(length: int, seq_len: int) -> int:
+def cut(lengths: np.ndarray, seq_len: int) -> np.ndarray:
   """How many rows a document of so many tokens fills alone; what is left fits into one."""
-  return max(0, length - 2) // seq_len
+  return np.maximum(0, lengths - 2) // seq_len
 
 
 def usual_segments(lengths: np.ndarray, seq_len: int) -> int:
   """Documents a row must be able to hold so that `pack` wastes next to nothing; at least 8."""
-  rest = lengths - 1 - np.maximum(0, lengths - 2) // seq_len * seq_len
+  rest = lengths - 1 - cut(lengths, seq_len) * seq_len
   rest = rest[rest > 0]
   return max(8, math.ceil(1.15 * len(rest) * seq_len / max(1, rest.sum())) + 1)
 

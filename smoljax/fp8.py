@@ -10,7 +10,6 @@ Tensor cores want what is summed over as the last dim of both operands. So the w
 as it is rounded, and for the weight's own gradient input and cotangent are.
 """
 
-
 import functools
 
 import jax
