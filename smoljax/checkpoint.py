@@ -3,11 +3,12 @@
 `checkpoints/{step}/` holds the items `params`, `opt_state`, `data` (position of the input, JSON)
 and `meta` (model config, resolved run config, code version, JSON). Orbax writes in the background
 and publishes a step by renaming, but it neither checks array bytes when reading nor falls back to
-an older step. So every published step is *sealed*: sizes and sha256 of its files go to
-`checkpoints/_integrity/{step}.json`. Restoring takes the newest step whose files still match its
-seal and moves any newer one, damaged or unsealed, to `checkpoints/_quarantine`.
+an older step. So every published step is *sealed*, in the background too: sizes and sha256 of its
+files go to `checkpoints/_integrity/{step}.json`. Restoring takes the newest step whose files still
+match its seal and moves any newer one, damaged or unsealed, to `checkpoints/_quarantine`.
 """
 
+import concurrent.futures
 import hashlib
 import json
 import os
@@ -37,13 +38,15 @@ class Checkpoints:
     self._manager = ocp.CheckpointManager(
       self._root,
       options=ocp.CheckpointManagerOptions(
-        # One more than asked for: the newest is not sealed until the save after it, or the end.
+        # One more than asked for: the newest is not sealed until a while after it is there.
         preservation_policy=ocp.checkpoint_managers.LatestN(keep + 1),
         save_decision_policy=ocp.checkpoint_managers.FixedIntervalPolicy(1),
         cleanup_tmp_directories=True,
       ),
       item_names=('params', 'opt_state', 'data', 'meta'),
     )
+    self._background = concurrent.futures.ThreadPoolExecutor(1, 'seal')
+    self._sealing = self._background.submit(self._seal)
 
   def __enter__(self) -> 'Checkpoints':
     return self
@@ -54,9 +57,10 @@ class Checkpoints:
   def save(self, step: int, params: Any, opt_state: Any, data: dict, meta: dict) -> None:
     """Starts writing `step`; returns once the arrays are copied off the device.
 
-    Errors of a background write are raised by the next save or by `close`.
+    Waits for the save before, if that is not sealed yet. Errors of a background write are raised by
+    the next save or by `close`.
     """
-    self._seal()
+    self._sealing.result()
     self._manager.save(
       step,
       args=ocp.args.Composite(
@@ -66,6 +70,7 @@ class Checkpoints:
         meta=ocp.args.JsonSave(meta),
       ),
     )
+    self._sealing = self._background.submit(self._seal)
 
   def restore(self, params: Any, opt_state: Any) -> tuple[int, Any, Any, dict, dict] | None:
     """The newest verified step as `(step, params, opt_state, data, meta)`; None if there is none.
@@ -91,7 +96,7 @@ class Checkpoints:
 
   def discard(self, first: int) -> None:
     """Moves step `first` and all later ones to the quarantine: the run takes them again."""
-    self._seal()
+    self._sealing.result()
     if distributed.is_lead():
       for step in _steps(self._root):
         if step >= first:
@@ -105,9 +110,10 @@ class Checkpoints:
     return self._manager.latest_step()
 
   def close(self) -> None:
-    """Waits for the last save, seals it, and raises what went wrong in the background."""
-    self._seal()
-    self._manager.close()
+    """Waits for the last save and its seal, and raises what went wrong in the background."""
+    with self._background:
+      self._sealing.result()
+      self._manager.close()
 
   def _seal(self) -> None:
     self._manager.wait_until_finished()

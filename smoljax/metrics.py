@@ -8,6 +8,8 @@ import time
 from collections.abc import Mapping, Sequence
 from typing import TextIO
 
+import pynvml
+
 # Peak dense bf16 FLOP/s of one device by a substring of `jax.Device.device_kind` (vendors' data
 # sheets, without sparsity). A kind that is not here has no MFU.
 PEAK_FLOPS = {
@@ -24,6 +26,35 @@ PEAK_FLOPS = {
 def peak_flops(device_kind: str) -> float | None:
   """Peak bf16 FLOP/s of a device kind, or None where it is not known."""
   return next((peak for name, peak in PEAK_FLOPS.items() if name in device_kind), None)
+
+
+class Energy:
+  """What NVIDIA GPUs use, by NVML's counters: the whole board, idle time included."""
+
+  def __init__(self, gpus: Sequence[int]):
+    """Of the GPUs with these numbers as CUDA counts them; it knows nothing where NVML does not."""
+    self._boards = []
+    visible = os.environ.get('CUDA_VISIBLE_DEVICES', '').replace(' ', '')
+    try:
+      pynvml.nvmlInit()
+      for gpu in gpus:
+        name = visible.split(',')[gpu] if visible else str(gpu)
+        self._boards.append(
+          pynvml.nvmlDeviceGetHandleByIndex(int(name)) if name.isdecimal()
+          else pynvml.nvmlDeviceGetHandleByUUID(name))
+      self._before = self._read()
+    except pynvml.NVMLError:
+      self._boards = []
+
+  def _read(self) -> float:
+    return sum(map(pynvml.nvmlDeviceGetTotalEnergyConsumption, self._boards)) / 1e3
+
+  def joules(self) -> float | None:
+    """Used since the last call, or since the start; None where it is not known."""
+    if not self._boards:
+      return None
+    before, self._before = self._before, self._read()
+    return self._before - before
 
 
 def goodput(events: Sequence[Mapping], rows: Sequence[Mapping]) -> float:

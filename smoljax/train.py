@@ -393,6 +393,8 @@ def train(
       fixed=fixed_rows(held_out, config.data.seq_len, mesh) if config.diagnostics.every else {},
       mtp_weight=mtp_weight(config.mtp, t.steps), teacher=teacher, teacher_params=teacher_params)
     peak = metrics.peak_flops(jax.devices()[0].device_kind)
+    gpus = [d.local_hardware_id for d in jax.local_devices() if d.platform == 'gpu']
+    energy = metrics.Energy(gpus)
     window: list[tuple[dict, float, float]] = []  # metrics, step seconds, wait seconds since a row
 
     with (
@@ -459,6 +461,9 @@ def train(
           used = float(rate) / peak / jax.device_count()
           whole = model_config.flops_per_token(config.data.seq_len, causal=False)
           row |= {'perf/mfu': round(used * flops, 4), 'perf/mfu_noncausal': round(used * whole, 4)}
+        if (joules := energy.joules()) is not None:  # of this process's devices, as are its tokens
+          local = tokens_S.sum() * jax.local_device_count() / jax.device_count()
+          row['perf/joules_per_token'] = round(float(joules / local), 6)
         if held := (jax.local_devices()[0].memory_stats() or {}).get('peak_bytes_in_use'):
           row['perf/peak_gb'] = round(held / 1e9, 2)
         window.clear()
@@ -583,8 +588,9 @@ def train(
         if save:
           due = False
           past = {'past': batches.fingerprint(step)}
+          began = time.perf_counter()
           ckpt.save(step, state['params'], state['opt_state'], position, meta | past)
-          log.event(step, 'checkpoint')
+          log.event(step, 'checkpoint', pause=round(time.perf_counter() - began, 2))
         if stop and not last:
           ckpt.close()
           log.event(step, 'stop', reason='SIGTERM')

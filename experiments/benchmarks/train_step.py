@@ -5,10 +5,13 @@
     --chunk=4096 --model=scan_layers=False,fp8=True --kernels=30 --hlo=step.hlo
   python -m experiments.benchmarks.train_step … --corpus=DIR --steps=300 --learning_rate=2e-4
 
-Rows are packed from documents of log-normal length (median 400 tokens) of random ids, the same in
-every step, or are those of a tokenised corpus, and then `loss` is the mean over the last tenth of
-the steps. The first step compiles and is timed apart. With --kernels, what the device did in three
-more steps is listed on stderr: milliseconds a step by name of kernel, and what it waited.
+Rows are packed from documents of log-normal length (median --document tokens) of random ids, the
+same in every step, or are those of a tokenised corpus, and then `losses` are means over each tenth
+of the steps. The first step compiles and is timed apart. With --kernels, what the device did in
+three more steps is listed on stderr: milliseconds a step by name of kernel, and what it waited.
+With --checkpoint=DIR the state is saved there twice, and removed again: `checkpoint` has the
+seconds that training pauses for it, the slowest step while it is written, and those until it is
+sealed.
 """
 
 import collections
@@ -16,6 +19,7 @@ import dataclasses
 import glob
 import itertools
 import json
+import pathlib
 import re
 import sys
 import tempfile
@@ -28,7 +32,7 @@ import numpy as np
 from absl import app, flags
 
 from configs import base
-from smoljax import data, guard, metrics, model, optim, sharding, train
+from smoljax import checkpoint, data, guard, metrics, model, optim, sharding, train
 
 _SHAPE = flags.DEFINE_enum('shape', 'tiny', list(model.SHAPES), 'Model to train.')
 _ROWS = flags.DEFINE_integer('rows', 32, 'Rows a step.')
@@ -40,18 +44,22 @@ _LEAVES = flags.DEFINE_bool('leaves', True, 'With norms and RMS of every leaf.')
 _MODEL = flags.DEFINE_list('model', [], "Fields of the model that differ from the shape's: K=V,…")
 _CHUNK = flags.DEFINE_integer('chunk', 512, 'Places whose logits exist at once.')
 _MAX_SEGMENTS = flags.DEFINE_integer('max_segments', 0, 'Documents a row may hold; 0 = usual.')
+_DOCUMENT = flags.DEFINE_integer('document', 400, 'Median length of documents.')
 _CORPUS = flags.DEFINE_string('corpus', None, 'Tokenised corpus to train on.')
 _LEARNING_RATE = flags.DEFINE_float('learning_rate', 2e-4, 'Peak, after a twentieth of the steps.')
 _KERNELS = flags.DEFINE_integer('kernels', 0, 'Lists so many kernels by their time (GPU).')
+_CHECKPOINT = flags.DEFINE_string('checkpoint', None, 'Folder for a checkpoint, which is timed.')
 _HLO = flags.DEFINE_string('hlo', None, 'File that the compiled program is written to.')
 
 
 def packed_batch(
-  rows: int, seq_len: int, vocab_size: int, max_segments: int = 0, seed: int = 0
+  rows: int, seq_len: int, vocab_size: int, max_segments: int = 0, seed: int = 0,
+  median: int = 400,
 ) -> tuple[dict[str, np.ndarray], int]:
   """A batch of random ids packed from documents of log-normal length, and max_segments."""
   rng = np.random.default_rng(seed)
-  lengths = np.maximum(2, rng.lognormal(np.log(400), 1.0, 4 * rows * seq_len // 400)).astype(int)
+  number = 4 * rows * seq_len // median + 4
+  lengths = np.maximum(2, rng.lognormal(np.log(median), 1.0, number)).astype(int)
   max_segments = max_segments or data.usual_segments(lengths, seq_len)
   packed = data.pack(lengths.tolist(), seq_len, max_segments)
   packed = [packed[i] for i in rng.choice(len(packed), rows, replace=False)]
@@ -103,6 +111,24 @@ def kernels(run: Callable[[], None], steps: int, limit: int) -> None:
     print(f'{ms:8.2f} ms {counts[name]:7.1f} x {name[:100]}', file=sys.stderr)
 
 
+def time_checkpoint(folder: str, state: dict, take_step: Callable[[dict], dict]) -> tuple:
+  """The state after a few steps, and what a save of it took; nothing of it is left."""
+  with tempfile.TemporaryDirectory(dir=folder) as folder, checkpoint.Checkpoints(folder) as saved:
+    began = time.perf_counter()
+    saved.save(1, state['params'], state['opt_state'], {}, {})
+    took, slowest = {'pause_seconds': round(time.perf_counter() - began, 2)}, 0.0
+    for _ in range(3):
+      step_began = time.perf_counter()
+      state = take_step(state)
+      slowest = max(slowest, time.perf_counter() - step_began)
+    saved.close()
+    took |= {'step_seconds': round(slowest, 3), 'sealed_seconds': round(
+      time.perf_counter() - began, 2)}
+    took['gb'] = round(sum(
+      p.stat().st_size for p in pathlib.Path(folder).rglob('*') if p.is_file()) / 1e9, 2)
+  return state, took
+
+
 def main(_: list[str]) -> None:
   config = replaced(model.SHAPES[_SHAPE.value], _MODEL.value)
   warm, steps = 1, _STEPS.value
@@ -115,7 +141,8 @@ def main(_: list[str]) -> None:
     max_segments, batches = batches.max_segments, data.prefetch(batches)
   else:
     batch, max_segments = packed_batch(
-      _ROWS.value, _SEQ_LEN.value, config.vocab_size, _MAX_SEGMENTS.value)
+      _ROWS.value, _SEQ_LEN.value, config.vocab_size, _MAX_SEGMENTS.value,
+      median=_DOCUMENT.value)
     batches = itertools.repeat(batch)
   config = dataclasses.replace(config, max_segments=max_segments)
   settings, guarding = base.get_config().optimizer, base.get_config().guard
@@ -143,6 +170,7 @@ def main(_: list[str]) -> None:
     jax.block_until_ready(out)
     first = time.perf_counter() - began
     seconds, cpu_seconds, losses = [], [], []
+    energy = metrics.Energy([d.local_hardware_id for d in jax.devices() if d.platform == 'gpu'])
     for _ in range(steps):
       batch = sharding.shard_batch(next(batches), mesh)
       began, cpu_began = time.perf_counter(), time.process_time()
@@ -151,6 +179,7 @@ def main(_: list[str]) -> None:
       cpu_seconds.append(time.process_time() - cpu_began)
       seconds.append(time.perf_counter() - began)
       losses.append(jnp.sum(out['loss_sum_S']) / jnp.sum(out['tokens_S']))
+    joules = energy.joules()
 
     def three_steps():
       nonlocal state
@@ -158,6 +187,11 @@ def main(_: list[str]) -> None:
         state, out = step(state, batch)
       jax.block_until_ready((state, out))
 
+    saves = []
+    for _ in range(2 if _CHECKPOINT.value else 0):
+      state, took = time_checkpoint(
+        _CHECKPOINT.value, state, lambda state: jax.block_until_ready(step(state, batch)[0]))
+      saves.append(took)
     if _KERNELS.value:
       kernels(three_steps, 3, _KERNELS.value)
   if _HLO.value:
@@ -181,10 +215,14 @@ def main(_: list[str]) -> None:
         'model': _MODEL.value,
         'chunk': _CHUNK.value,
         'max_segments': max_segments,
-        **({'loss': float(np.mean(losses[-max(1, steps // 10):]))} if _CORPUS.value else {}),
+        **({'checkpoint': saves} if saves else {}),
+        **({'losses': [float(np.mean(x)) for x in np.array_split(losses, 10)]}
+           if _CORPUS.value else {}),
         'cpu_seconds_per_step': round(float(np.median(cpu_seconds)), 4),
         'tokens_per_sec': round(rate, 1),
         'mfu': peak and round(rate * flops / peak / jax.device_count(), 4),
+        'joules_per_token': joules and round(
+          joules / (steps * _ROWS.value * _SEQ_LEN.value), 5),
         'gflops_per_sec': round(rate * flops / 1e9, 2),
         'first_step_seconds': round(first, 2),
         'peak_gb': round(stats.get('peak_bytes_in_use', 0) / 1e9, 2) or None,
