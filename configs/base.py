@@ -32,6 +32,7 @@ def get_config() -> ConfigDict:
   c = ConfigDict()
   c.name = 'base'
   c.xprof = ''  # steps FIRST:END of training whose profile goes to profile/, such as 10:15
+  c.wandb = ''  # project of Weights & Biases that metrics go to as well (pip install wandb)
   c.seed = 0  # the run's key: initialisation, data order, tasks and sampling derive from it
 
   # --- Input -----------------------------------------------------------------------------------
@@ -141,11 +142,11 @@ def get_config() -> ConfigDict:
   c.train.keep = 3  # newest checkpoints kept
   c.train.tensorboard = True
 
-  c.mesh = ConfigDict()  # devices per axis; -1 for one axis = all that the others leave
-  c.mesh.data = 1
+  c.mesh = ConfigDict()  # devices per axis; -1 = chosen to fit the model, the batch and the rest
+  c.mesh.data = -1
   c.mesh.fsdp = -1
-  c.mesh.tensor = 1
-  c.mesh.context = 1  # splits each row; seq_len must be a multiple of twice this
+  c.mesh.tensor = -1
+  c.mesh.context = -1  # splits each row; seq_len must be a multiple of twice this
 
   c.optimizer = ConfigDict()
   c.optimizer.name = 'adamw'  # adamw | muon | soap (matrices by these, the rest by AdamW)

@@ -497,6 +497,17 @@ def use_all_cores(c: Any, most: int = 8) -> None:
   os.environ.setdefault('NPROC', str(8 * devices))
 
 
+def keep_programs(workdir: str) -> None:
+  """Lets jax keep what it compiles for accelerators in WORKDIR/xla, unless it has a place already.
+
+  A run that goes on then takes its first step sooner, by half a minute at 3B.
+  """
+  import jax
+
+  if jax.default_backend() != 'cpu' and not jax.config.jax_compilation_cache_dir:
+    jax.config.update('jax_compilation_cache_dir', os.path.abspath(os.path.join(workdir, 'xla')))
+
+
 def check(c: Any) -> None:
   """Checks what needs Beam's or JAX's part of the house, before any step runs.
 
@@ -508,10 +519,10 @@ def check(c: Any) -> None:
     data,
     evals,
     guard,
+    metrics,
     model,
     optim,
     parametrization,
-    sharding,
     tokenizer,
     train,
   )
@@ -528,14 +539,20 @@ def check(c: Any) -> None:
     for value in [values] if isinstance(values, str) else values:
       if value not in valid:
         raise ValueError(f'unknown {name} {value!r}: one of {", ".join(valid)}')
-  mesh = sharding.make_mesh(**{axis: c.mesh[axis] for axis in sharding.AXES})
-  ways = mesh.shape['data'] * mesh.shape['fsdp'] * c.train.accumulate
-  if c.train.rows % ways:
-    rows = -(-c.train.rows // ways) * ways
-    raise ValueError(
-      f'a batch of {c.train.rows} rows does not divide over data × fsdp × train.accumulate = '
-      f'{ways}: try --config.train.batch_tokens={rows * c.data.seq_len}'
-    )
+
+  def divides(what: str, ways: int) -> None:
+    if c.train.rows % ways:
+      rows = -(-c.train.rows // ways) * ways
+      raise ValueError(
+        f'a batch of {c.train.rows} rows does not divide over {what} = {ways}: try '
+        f'--config.train.batch_tokens={rows * c.data.seq_len}')
+
+  metrics.require_wandb(c.wandb)
+  divides('train.accumulate', c.train.accumulate)
+  config = model_config(c, c.tokenizer.vocab_size)
+  mesh = train.make_mesh(c, config)
+  divides('data × fsdp × train.accumulate',
+          mesh.shape['data'] * mesh.shape['fsdp'] * c.train.accumulate)
   if c.train.init_from and c.train.branch_from:
     raise ValueError('train.init_from takes weights, train.branch_from all of a run: give one')
   if c.distill.teacher:
@@ -543,7 +560,6 @@ def check(c: Any) -> None:
   train.mtp_weight(c.mtp, c.train.steps)
   data.make_stages(c.train.stages, c.train.steps)
   guard.init(c.guard, 1)
-  config = model_config(c, c.tokenizer.vocab_size)
   # A tokenizer that is given decides the vocabulary, and that only when it is loaded.
   params = model.abstract_params(config, None if c.tokenizer.path else mesh)
   scales = parametrization.multipliers(c.parametrization, config, c.optimizer, params)

@@ -6,6 +6,7 @@
   python -m experiments.report --scaling=FILE.csv --output=scaling --flops=1e20,1e21
   python -m experiments.report --scaling=runs/adamw --against=runs/muon --output=scaling
   python -m experiments.report --workdir=runs/ladder --watch     # a page that follows what runs now
+  python -m experiments.report --workdir=runs/ladder --live      # the same in the terminal
 
 `experiments.run` writes the same page as its last step; this is for runs that were stopped before,
 or moved, or evaluated again since. Nothing is trained or computed: open the page it names in any
@@ -14,11 +15,16 @@ browser, with or without a network.
 
 import functools
 import sys
+import time
 
+import rich.box
+import rich.live
+import rich.markup
+import rich.table
 from absl import app, flags, logging
 
 from data_beam import pdf, spans
-from smoljax import report, scaling_page, status_page
+from smoljax import charts, report, scaling_page, status_page
 
 _WORKDIR = flags.DEFINE_string(
   'workdir', None, 'Directory of a run (experiments.run --workdir), or of corpora.')
@@ -33,6 +39,7 @@ _FLOPS = flags.DEFINE_list('flops', [], 'Budgets, 6 N D, to plan runs for from t
 _FORCE = flags.DEFINE_bool('force', False, 'Plan beyond ten times the largest run’s compute.')
 _EMBEDDING = flags.DEFINE_bool('embedding', False, 'Count embeddings as parameters of runs.')
 _WATCH = flags.DEFINE_bool('watch', False, 'Serve the status of a run, sweep or search instead.')
+_LIVE = flags.DEFINE_bool('live', False, 'Follow it in this terminal, until nothing runs.')
 _PORT = flags.DEFINE_integer('port', 8008, 'Of --watch, on 127.0.0.1.')
 
 
@@ -45,6 +52,8 @@ def main(argv: list[str]) -> None:
       raise ValueError('which run? Give --workdir=DIR, or --scaling=RUNS|FILE.csv')
     if _WATCH.value and _WORKDIR.value:
       return _watch(_WORKDIR.value)
+    if _LIVE.value and _WORKDIR.value:
+      return _live(_WORKDIR.value)
     if _SCALING.value:
       page = _scaling(_SCALING.value)
     else:
@@ -63,6 +72,45 @@ def _watch(workdir: str) -> None:
       server.serve_forever()
     except KeyboardInterrupt:
       pass
+
+
+def _live(workdir: str) -> None:
+  status_page.runs(workdir)  # its error is no picture yet
+  with rich.live.Live(auto_refresh=False, vertical_overflow='visible') as live:
+    try:
+      while True:
+        found = status_page.statuses(workdir, time.time())
+        live.update(_states(found), refresh=True)
+        if not any(s.state == 'running' for s in found):
+          return
+        time.sleep(2)
+    except KeyboardInterrupt:
+      pass
+
+
+def _states(found: list[status_page.Status]) -> rich.table.Table:
+  """A line for each run, with the course of its loss."""
+  table = rich.table.Table(box=rich.box.SIMPLE)
+  for column in ('run', 'state', 'step', '', 'loss', 'tokens/s', 'MFU', 'left', 'last word'):
+    table.add_column(column, no_wrap=True)
+  for s in found:
+    row = s.row
+    values = [y for _, y in charts.smooth(s.loss)]
+    table.add_row(
+      s.name, s.state, f'{s.step:,} of {s.steps:,}', _sparkline(values, 24),
+      charts.fixed(row.get('train/loss'), 3), charts.fixed(row.get('perf/tokens_per_sec'), 0),
+      charts.percent(row.get('perf/mfu')),
+      '' if s.left is None else charts.duration(s.left),
+      '' if s.state == 'done' else rich.markup.escape(s.word))
+  return table
+
+
+def _sparkline(values: list[float], width: int) -> str:
+  """The course of some numbers in block characters, the lowest the least of them."""
+  if len(values) > width:
+    values = [values[i * len(values) // width] for i in range(width)]
+  low, high = min(values, default=0), max(values, default=0)
+  return ''.join('▁▂▃▄▅▆▇█'[round(7 * (v - low) / (high - low or 1))] for v in values)
 
 
 def _scaling(source: str) -> str:

@@ -31,6 +31,7 @@ from experiments.pipeline import (
   complain,
   console,
   exit_status,
+  keep_programs,
   model_config,
   resolve,
   summarize,
@@ -70,6 +71,7 @@ def run(c: ConfigDict, workdir: str, *, dry_run: bool = False) -> None:
   began = time.monotonic()
   if not _DISTRIBUTED.value:  # whose processes have their devices already
     use_all_cores(c)
+  keep_programs(workdir)
   check(c)
   summary_file = os.path.join(workdir, 'summary.json')
   if leads:

@@ -391,11 +391,11 @@ def _rows(folder: pathlib.Path) -> list[dict]:
 
 
 def _watch(folder: pathlib.Path, report: Report) -> None:
-  """Reports the mean held-out loss of each evaluation there has been."""
+  """Reports the mean held-out loss of each evaluation there has been of something trained."""
   evaluations = 0
   for row in _rows(folder):
     losses = [x for k, x in row.items() if k.startswith('val/') and k.endswith('/loss')]
-    if losses:
+    if losses and row['step']:
       evaluations += 1
       report(evaluations, sum(losses) / len(losses))
 

@@ -7,6 +7,8 @@ All are started with the same command (experiments/tpu.sh, srun) on one shared f
 import itertools
 
 import jax
+import numpy as np
+from jax.experimental import multihost_utils
 
 _WEEK = 7 * 24 * 3600 * 1000  # milliseconds: the lead may curate a crawl meanwhile
 _barriers = itertools.count()
@@ -33,6 +35,13 @@ def start(coordinator: str = '', processes: int = 0, process: int = -1) -> None:
 
 def is_lead() -> bool:
   return jax.process_index() == 0
+
+
+def agreed(number: float) -> float:
+  """The lead's number, in fp32, where each process might see its own."""
+  if jax.process_count() == 1:
+    return number
+  return float(multihost_utils.broadcast_one_to_all(np.float32(number)))
 
 
 def wait(what: str) -> None:

@@ -139,8 +139,7 @@ def estimate(config: Any, model_config: model.ModelConfig, where: Topology) -> d
     ValueError: it does not fit; the compiler's account is in the message.
   """
   t = config.train
-  mesh = sharding.make_mesh(
-    **{axis: config.mesh[axis] for axis in sharding.AXES}, devices=where.devices)
+  mesh = train.make_mesh(config, model_config, where.devices, where.memory)
   plan = train.make_plan(config, model_config, mesh)
   step = plan.step(num_sources=len({name for s in t.stages for name in s['mixture']}))
 

@@ -15,6 +15,7 @@ tests/test_memory.py holds the sum to XLA's own account (`memory_analysis` on CP
 
 import dataclasses
 import functools
+import itertools
 import math
 from collections.abc import Mapping
 from typing import Any
@@ -80,6 +81,71 @@ def training(
     'saved activations': saved(config, rows, seq_len, sizes),
     'working set': max(logits, layer),
   }
+
+
+def choose_mesh(
+  config: model.ModelConfig,
+  sizes: Mapping[str, int],
+  *,
+  devices: int,
+  rows: int,
+  seq_len: int,
+  chunk: int = 512,
+  memory: int | None = None,
+  island: int | None = None,
+) -> dict[str, int]:
+  """Sizes of the mesh's axes, those that are -1 chosen by what the model and its batch need.
+
+  As few devices as the batch allows work on one row; then long rows are split (`context`) before
+  matrices are (`tensor`). The rest share the parameters (`fsdp`) as far as fast links reach, and
+  repeat them (`data`) beyond. Of meshes in that order the first is taken on which a step fits, by
+  `training`; if none does, the one that needs least.
+
+  Args:
+    rows, seq_len: of the global micro-batch.
+    memory: bytes of a device; None if unknown, and then everything fits.
+    island: neighbouring devices that fast links join; None = all.
+  Raises:
+    ValueError: no mesh of so many devices has these sizes and divides batch and model.
+  """
+  island = min(island or devices, devices)
+  parts = [n for n in range(1, devices + 1) if devices % n == 0]
+  found = []
+  for data, fsdp, tensor in itertools.product(parts, parts, parts):
+    context, rest = divmod(devices, data * fsdp * tensor)
+    mesh = dict(zip(sharding.AXES, (data, fsdp, tensor, context), strict=True))
+    if rest or any(sizes[axis] not in (-1, n) for axis, n in mesh.items()):
+      continue
+    if rows % (data * fsdp) or tensor > island or (context > 1 and seq_len % (2 * context)):
+      continue
+    try:
+      _tree_bytes(model.abstract_params(config), mesh)
+    except ValueError:
+      continue
+    copy = devices // data  # that many hold one of all parameters
+    split = tensor * context, tensor if seq_len >= _LONG else context
+    found.append(((*split, copy > island, copy if copy > island else -copy), mesh))
+  if not found:
+    given = ', '.join(f'mesh.{axis}={n}' for axis, n in sizes.items() if n != -1)
+    raise ValueError(
+      f'no mesh of {devices} devices {f"with {given} " * bool(given)}divides a micro-batch of '
+      f'{rows} rows of {seq_len} tokens and the model: change train.batch_tokens or the mesh')
+  found = [mesh for _, mesh in sorted(found, key=lambda x: x[0])]
+  if not memory or len(found) == 1:
+    return found[0]
+  needs: list[tuple[int, dict[str, int]]] = []
+  for mesh in found:
+    same = [m for _, m in needs if all(m[a] == mesh[a] for a in ('tensor', 'context'))]
+    if any(m['data'] <= mesh['data'] for m in same):
+      continue  # more copies need no less
+    need = training(config, rows=rows, seq_len=seq_len, chunk=chunk, mesh=mesh)
+    needs.append((sum(need.values()), mesh))
+    if needs[-1][0] <= memory:
+      return mesh
+  return min(needs, key=lambda x: x[0])[1]
+
+
+_LONG = 16384  # tokens of a row from which splitting it pays sooner than splitting matrices
 
 
 def inference(config: model.ModelConfig, *, rows: int, seq_len: int) -> Bytes:

@@ -1,12 +1,14 @@
-"""Numbers of a run: JSON lines that a resumed run continues, TensorBoard, and peak FLOPs."""
+"""Numbers of a run: JSON lines that a resumed run continues, TensorBoard, W&B; FLOPs, energy."""
 
 import calendar
+import importlib.util
 import json
 import math
 import os
+import secrets
 import time
 from collections.abc import Mapping, Sequence
-from typing import TextIO
+from typing import Any, TextIO
 
 import pynvml
 
@@ -75,23 +77,42 @@ def goodput(events: Sequence[Mapping], rows: Sequence[Mapping]) -> float:
   return min(1.0, useful / max(1, times[-1] - times[0]))
 
 
-class Log:
-  """Appends rows to `DIR/metrics.jsonl` and `DIR/events.jsonl`, and scalars to TensorBoard.
+def require_wandb(project: str) -> None:
+  """Raises ValueError if metrics are to go to Weights & Biases, but its package is missing."""
+  if project and not importlib.util.find_spec('wandb'):
+    raise ValueError(f'wandb={project} needs the package: pip install wandb')
 
-  Opening it at `step` drops the rows after that step, which a run killed later had written: the
-  file of a resumed run reads like that of an undisturbed one. Events are kept for ever. Of several
-  processes all but one write to `os.devnull`.
+
+class Log:
+  """Appends rows to `DIR/metrics.jsonl` and `DIR/events.jsonl`, scalars to TensorBoard and W&B.
+
+  Opening it at `step` drops the rows after that step (at 0 all), which a run killed later had
+  written: the file of a resumed run reads like that of an undisturbed one. Events are kept for
+  ever. Of several processes all but one write to `os.devnull`.
+
+  Args:
+    wandb: project of Weights & Biases; '' = none. What is resumed goes on as the same run there.
+    name, config: what the run is called there, and what is shown beside it.
   """
 
   def __init__(
-    self, directory: str, *, step: int = 0, tensorboard: bool = False, writes: bool = True
+    self,
+    directory: str,
+    *,
+    step: int = 0,
+    tensorboard: bool = False,
+    wandb: str = '',
+    name: str = '',
+    config: Mapping | None = None,
+    writes: bool = True,
   ):
-    self._writer, self._path = None, os.path.join(directory, 'metrics.jsonl') if writes else None
+    self._writer = self._wandb = None
+    self._path = os.path.join(directory, 'metrics.jsonl') if writes else None
     if not writes:
       self._metrics = self._events = open(os.devnull, 'a')  # noqa: SIM115
       return
     os.makedirs(directory, exist_ok=True)
-    self._metrics = _reopen(self._path, last_step=step)
+    self._metrics = _reopen(self._path, last_step=step or -1)
     self._events = _reopen(os.path.join(directory, 'events.jsonl'))
     if tensorboard:
       import tensorboardX
@@ -99,6 +120,8 @@ class Log:
       self._writer = tensorboardX.SummaryWriter(
         os.path.join(directory, 'tensorboard'), purge_step=step + 1
       )
+    if wandb:
+      self._wandb = _wandb_run(directory, wandb, name, config)
 
   def __enter__(self) -> 'Log':
     return self
@@ -108,6 +131,8 @@ class Log:
     self._events.close()
     if self._writer:
       self._writer.close()
+    if self._wandb:
+      self._wandb.finish()
 
   def rewind(self, step: int) -> None:
     """Drops the rows after `step`, as opening at `step` does."""
@@ -118,15 +143,33 @@ class Log:
   def row(self, step: int, values: Mapping[str, float | int | str | list]) -> None:
     """Writes one row of metrics (names as in the README, such as `train/loss`)."""
     self._metrics.write(json.dumps({'step': step, **values}) + '\n')
+    scalars = {k: v for k, v in values.items() if isinstance(v, int | float)}
     if self._writer:
-      for name, value in values.items():
-        if isinstance(value, int | float):
-          self._writer.add_scalar(name, value, step)
+      for name, value in scalars.items():
+        self._writer.add_scalar(name, value, step)
+    if self._wandb:
+      self._wandb.log({'step': step, **scalars})
 
   def event(self, step: int, event: str, **details: object) -> None:
     """Writes one event: a decision or a change of state, with the time it happened (UTC)."""
     now = time.strftime('%Y-%m-%dT%H:%M:%SZ', time.gmtime())
     self._events.write(json.dumps({'time': now, 'step': step, 'event': event, **details}) + '\n')
+
+
+def _wandb_run(directory: str, project: str, name: str, config: Mapping | None) -> Any:
+  require_wandb(project)
+  import wandb
+
+  path = os.path.join(directory, 'wandb.id')
+  if not os.path.exists(path):
+    with open(path, 'w') as f:
+      f.write(secrets.token_hex(4))
+  with open(path) as f:
+    run = wandb.init(project=project, name=name, id=f.read(), resume='allow', dir=directory,
+                     config=dict(config or {}))
+  # Their own count of steps may not go back, as ours does after a rollback or a kill.
+  run.define_metric('*', step_metric='step')
+  return run
 
 
 def _reopen(path: str, last_step: float = math.inf) -> TextIO:

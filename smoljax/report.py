@@ -313,6 +313,7 @@ def training(run: Run, csv: Csv) -> str:
     if bpb:
       grid.append(figure('Held-out bits per byte', charts.lines(
           bpb, label='Held-out bits per byte', y_label='bits per byte', **common), by_corpus))
+    parts += by_stage(run, known, csv)
   else:
     parts.append(missing('loss by corpus', 'metrics.jsonl has no train/loss/NAME or val/NAME/loss'))
 
@@ -339,6 +340,34 @@ def training(run: Run, csv: Csv) -> str:
         y_label='share of step time', from_zero=True, percent=True, **common), link,
         f'mean {percent(statistics.fmean(y for _, y in wait))} of the time'))
   return section('training', 'Training', *parts, f'<div class="grid">{"".join(grid)}</div>')
+
+
+def by_stage(run: Run, names: list[str], csv: Csv) -> list[str]:
+  """What each stage did to every corpus, where there were several or training went on from weights.
+
+  A stage's mixture says what it was to raise.
+  """
+  told, stages = run.config.get('train', {}), run.stages()
+  if len(stages) < 2 and not told.get('init_from'):
+    return []
+  mixtures = {s['name']: s['mixture'] for s in told.get('stages', ())}
+  rows, before = [], 0
+  for stage, _, last in stages:
+    mixture = mixtures.get(stage, {})
+    for name in names:
+      bits = dict(run.points(f'val/{name}/bpb'))
+      if before in bits and last in bits:
+        share = mixture.get(name, 0) / (sum(mixture.values()) or 1)
+        rows.append((stage, last, name, share, bits[before], bits[last]))
+    before = last
+  if not rows:
+    return []
+  link = csv('stages', ('stage', 'last_step', 'corpus', 'share', 'bpb_before', 'bpb_after'), rows)
+  shown = [(text(stage), text(name), count(last), percent(share, 0), fixed(old, 3), fixed(new, 3),
+            f'{new / old - 1:+.1%}' if old else '–')
+           for stage, last, name, share, old, new in rows]
+  head = ('stage', 'corpus', 'until step', 'of its tokens', 'before', 'after', 'change')
+  return [figure('Held-out bits per byte, stage by stage', table(head, shown, words=2), link)]
 
 
 def beside(run: Run, csv: Csv, common: dict) -> list[str]:

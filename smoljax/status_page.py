@@ -87,6 +87,15 @@ def status(folder: pathlib.Path, now: float) -> Status:
     [e for e in events if e.get('event') not in ('start', 'stage', 'branch', 'stop')], word)
 
 
+def statuses(workdir: str | pathlib.Path, now: float) -> list[Status]:
+  """Of all its runs, those first that want to be looked after.
+
+  Raises FileNotFoundError as `runs` does.
+  """
+  order = ('diverged', 'failed', 'running', 'stopped', 'done')
+  return sorted((status(p, now) for p in runs(workdir)), key=lambda s: order.index(s.state))
+
+
 def _json(path: pathlib.Path) -> dict:
   try:
     value = json.loads(path.read_text())
@@ -112,12 +121,11 @@ def render(workdir: str | pathlib.Path, now: float | None = None) -> str:
   Raises FileNotFoundError as `runs` does.
   """
   now = time.time() if now is None else now
-  found = [status(p, now) for p in runs(workdir)]
+  found = statuses(workdir, now)
   states = [s.state for s in found]
   tally = ', '.join(f'{states.count(k)} {k}' for k in dict.fromkeys(states))
-  order = ('diverged', 'failed', 'running', 'stopped', 'done')
   rows = []
-  for s in sorted(found, key=lambda s: order.index(s.state)):
+  for s in found:
     page = s.folder / 'report' / 'index.html'
     name = text(s.name)
     if page.exists():

@@ -23,6 +23,7 @@ from smoljax import (
   distributed,
   evals,
   guard,
+  memory,
   metrics,
   model,
   muon,
@@ -258,6 +259,34 @@ class Plan:
     )
 
 
+def make_mesh(
+  config: Any,
+  model_config: model.ModelConfig,
+  devices: Sequence[jax.Device] | None = None,
+  device_memory: int | None = None,
+) -> jax.sharding.Mesh:
+  """The mesh of a run, over these devices or all: its section `mesh`, see memory.choose_mesh.
+
+  Args:
+    device_memory: bytes; None = what the device says itself.
+  Raises:
+    ValueError: sizes that fit neither devices, batch nor model.
+  """
+  devices = devices or jax.devices()
+  sizes = {axis: config.mesh[axis] for axis in sharding.AXES}
+  if list(sizes.values()).count(-1) > 1:
+    if config.diagnostics.every:  # they need whole rows
+      sizes['context'] = 1 if sizes['context'] == -1 else sizes['context']
+    if device_memory is None:
+      known = (jax.local_devices()[0].memory_stats() or {}).get('bytes_limit', 0)
+      device_memory = int(distributed.agreed(known)) or None
+    sizes = memory.choose_mesh(
+      model_config, sizes, devices=len(devices), rows=config.train.rows // config.train.accumulate,
+      seq_len=config.data.seq_len, chunk=config.train.loss_chunk, memory=device_memory,
+      island=8 if devices[0].platform in ('gpu', 'cuda') else None)
+  return sharding.make_mesh(**sizes, devices=devices)
+
+
 def make_plan(
   config: Any,
   model_config: model.ModelConfig,
@@ -294,9 +323,9 @@ def train(
   """Trains in `directory` until `config.train.steps`, from the newest checkpoint there if any.
 
   Args:
-    config: attribute mapping with `seed`, `xprof` and the sections data, train, mesh, optimizer,
-      guard, mtp, distill, parametrization, diagnostics of configs/base.py, with the derived
-      `train.steps`, `train.rows`.
+    config: attribute mapping with `name`, `seed`, `xprof`, `wandb` and the sections data, train,
+      mesh, optimizer, guard, mtp, distill, parametrization, diagnostics of configs/base.py, with
+      the derived `train.steps`, `train.rows`.
     corpora: name → tokenised corpus, as named by `train.stages`.
     directory: gets `checkpoints/`, `metrics.jsonl`, `events.jsonl`, `tensorboard/`, `profile/`.
     targets: name → tokenised corpus whose held-out documents are evaluated on; `corpora` if None.
@@ -309,7 +338,7 @@ def train(
     Diverged: the guard stopped the run, or without it the loss stopped being finite.
   """
   t, qk_clip = config.train, config.optimizer.qk_clip
-  mesh = sharding.make_mesh(**{axis: config.mesh[axis] for axis in sharding.AXES})
+  mesh = make_mesh(config, model_config)
   opened = {name: data.open_corpus(path, 'train', name) for name, path in corpora.items()}
   if config.diagnostics.every and mesh.shape['context'] > 1:
     raise ValueError('diagnostics.every needs whole rows: set it to 0, or mesh.context to 1')
@@ -385,6 +414,7 @@ def train(
     resumed = ckpt.latest() is not None
     step, state, position = snapshot()
     iterator = data.prefetch(batches, position)
+    ckpt.reserve((params, opt_state))
 
     train_step = plan.step(len(batches.sources))
     flops = model_config.flops_per_token(config.data.seq_len)
@@ -398,8 +428,8 @@ def train(
     window: list[tuple[dict, float, float]] = []  # metrics, step seconds, wait seconds since a row
 
     with (
-      metrics.Log(directory, step=step, tensorboard=t.tensorboard,
-                  writes=distributed.is_lead()) as log,
+      metrics.Log(directory, step=step, tensorboard=t.tensorboard, wandb=config.wandb,
+                  name=config.name, config=meta.get('config'), writes=distributed.is_lead()) as log,
       _Termination() as termination,
       _Profile(config.xprof, os.path.join(directory, 'profile')) as profile,
     ):
@@ -408,6 +438,7 @@ def train(
         'resume' if resumed else 'branch' if t.branch_from else 'start',
         **{k: t[k] for k in ('init_from', 'branch_from') if t[k] and not resumed},
         devices=f'{jax.device_count()} x {jax.devices()[0].device_kind}',
+        mesh=dict(mesh.shape),
         **({'quarantined': ckpt.quarantined} if ckpt.quarantined else {}),
       )
 
@@ -536,7 +567,21 @@ def train(
         say(f'step {step}: {action} to step {to}: {broken["rule"]} {broken["statistic"]}')
         return to, state, position
 
+      def evaluate(step: int) -> None:
+        """A row of what held-out documents say, at the bounds of stages too."""
+        row, options = {}, {'batch_size': t.rows, 'seq_len': config.data.seq_len}
+        for name, documents in held_out.items():
+          score = evals.bits_per_byte(model_config, state['params'], documents, **options)
+          row |= {f'val/{name}/{k}': score[k] for k in ('loss', 'bpb', 'ece')}
+        everything = [d for documents in held_out.values() for d in documents]
+        copied = evals.copy_probe(model_config, state['params'], everything, rows=16, **options)
+        row |= {f'copy/{far}/{k}': x for far, found in copied.items() for k, x in found.items()}
+        log.row(step, {'tokens': step * t.rows * config.data.seq_len, **row})
+        say(f'step {step}/{t.steps} | ' + ' | '.join(f'{k} {v:.3f}' for k, v in row.items()))
+
       due = False  # a checkpoint
+      if step == 0:
+        evaluate(step)
       while step < t.steps:
         stage = next(s for s in stages if s.start <= step < s.stop)
         profile.before(step, state)
@@ -575,16 +620,8 @@ def train(
           save &= last or not reports[-1]['streak']
         if look:
           log.row(step, look)
-        if step % t.eval_every == 0 or last:
-          row, options = {}, {'batch_size': t.rows, 'seq_len': config.data.seq_len}
-          for name, documents in held_out.items():
-            score = evals.bits_per_byte(model_config, state['params'], documents, **options)
-            row |= {f'val/{name}/{k}': score[k] for k in ('loss', 'bpb', 'ece')}
-          everything = [d for documents in held_out.values() for d in documents]
-          copied = evals.copy_probe(model_config, state['params'], everything, rows=16, **options)
-          row |= {f'copy/{far}/{k}': x for far, found in copied.items() for k, x in found.items()}
-          log.row(step, {'tokens': step * t.rows * config.data.seq_len, **row})
-          say(f'step {step}/{t.steps} | ' + ' | '.join(f'{k} {v:.3f}' for k, v in row.items()))
+        if step % t.eval_every == 0 or step == stage.stop:
+          evaluate(step)
         if save:
           due = False
           past = {'past': batches.fingerprint(step)}

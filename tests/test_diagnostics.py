@@ -180,7 +180,7 @@ def test_padding_counts_for_nothing():
 def test_a_run_writes_them(markov_corpora, tmp_path, monkeypatch, accumulate):
   make_mesh = train.sharding.make_mesh
   monkeypatch.setattr(
-    train.sharding, 'make_mesh', lambda **kw: make_mesh(**kw, devices=jax.devices()[:2])
+    train.sharding, 'make_mesh', lambda **kw: make_mesh(**kw | {'devices': jax.devices()[:2]})
   )
   c = tiny(**{'diagnostics.every': 4, 'train.accumulate': accumulate})
   fit(c, markov_corpora, tmp_path)

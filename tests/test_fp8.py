@@ -29,15 +29,15 @@ def test_products_and_their_gradients_are_near_the_exact_ones(size):
   found, expected = (jax.grad(lambda x, w, f=f: loss(f, x, w), (0, 1))(size * X, W)
                      for f in (mine, exact))
   for a, b in zip(found, expected, strict=True):
-    assert 0.005 < relative(a, b) < 0.09
+    assert 0.005 < relative(a, b) < 0.06
 
 
 def test_a_scale_is_a_power_of_two_that_fits():
   for largest in (1e-9, 3.0, 448.0, 448.1, 1e9):
-    scale = float(fp8.scale(jnp.array([0.0, -largest]), fp8.VALUES))
+    scale = float(fp8.scale(jnp.array([0.0, -largest])))
     assert np.log2(scale) == round(np.log2(scale))
     assert 224 < largest / scale <= 448
-  assert float(fp8.scale(jnp.zeros(3), fp8.VALUES)) == 1
+  assert float(fp8.scale(jnp.zeros(3))) == 1
   assert np.isnan(fp8.product(X.at[0, 0, 0].set(jnp.nan), W, 'residual', 'mlp')).any()
 
 
@@ -62,8 +62,14 @@ def test_a_mesh_changes_nothing_but_rounding(axes):
     split, _ = gradients(params, sharding.shard_batch(batch, mesh), jnp.int32(1))
   for a, b in zip(jax.tree.leaves(split), jax.tree.leaves(alone), strict=True):
     assert relative(np.asarray(a), np.asarray(b)) < 0.02  # the last bit of a sum may round over
-  program = str(jax.make_jaxpr(gradients)(model.init(CONFIG, jax.random.key(0)), batch, 1))
-  assert 'f8_e4m3fn' in program and 'f8_e5m2' in program
+
+
+def test_gradients_are_summed_exactly():
+  """Tensor cores' short sums would do for a forward pass, not for a sum over all tokens."""
+  program = str(jax.make_jaxpr(jax.grad(lambda x, w: fp8.product(x, w, 'residual', 'mlp').sum(),
+                                        (0, 1)))(X, W))
+  assert program.count('f8_e4m3fn') >= 5
+  assert program.count('precision=(Precision.HIGHEST, Precision.HIGHEST)') == 2
 
 
 def test_the_compiler_is_told_to_leave_conversions_alone():

@@ -314,7 +314,7 @@ def test_it_works_on_any_mesh(ladder, markov_corpora, tmp_path, mesh, monkeypatc
   sizes = {'data': 1, 'fsdp': 1, 'tensor': 1, 'context': 1} | mesh
   make_mesh = train.sharding.make_mesh
   monkeypatch.setattr(
-    train.sharding, 'make_mesh', lambda **kw: make_mesh(**kw, devices=jax.devices()[:4])
+    train.sharding, 'make_mesh', lambda **kw: make_mesh(**kw | {'devices': jax.devices()[:4]})
   )
   # Those at 900 are compiled, but not reached.
   faults = LADDER['guard.inject'] + ',bitflip@900,vanish@900,spike@900,lr8x@900'

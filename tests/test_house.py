@@ -30,6 +30,8 @@ OWNERS = {
   'sentencepiece': {'tokenizer.py'},
   'safetensors': {'export.py'},
   'tensorboardX': {'metrics.py'},
+  'pynvml': {'metrics.py'},
+  'wandb': {'metrics.py'},
 }
 # Modules that import no sibling.
 LEAVES = {

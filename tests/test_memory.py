@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import pytest
 
 from experiments import shapes
-from smoljax import decode, memory, model, objectives
+from smoljax import decode, memory, model, objectives, sharding
 
 # Wide and long enough that activations and logits, not constants, decide.
 CONFIG = model.ModelConfig(
@@ -121,3 +121,29 @@ def test_the_command(tmp_path):
     shapes.configs(['smollm3-7b'], [])
   plan = {'a': 2**30, 'b': 2**29}
   assert list(shapes.plan_table('x', {'m': plan}).columns[-1].cells) == ['1.50']
+
+
+@pytest.mark.parametrize('devices, rows, seq_len, given, more, chosen', [
+  (1, 4, 64, {}, {}, (1, 1, 1, 1)),
+  (8, 16, 64, {}, {}, (1, 8, 1, 1)),
+  (16, 16, 64, {}, dict(island=8), (2, 8, 1, 1)),  # copies beyond the fast links
+  (16, 16, 64, {}, dict(island=8, memory=230_000_000), (1, 16, 1, 1)),  # unless that needs too much
+  (8, 2, 64, {}, {}, (1, 2, 4, 1)),
+  (8, 2, 32768, {}, {}, (1, 2, 1, 4)),  # long rows are split before matrices
+  (8, 16, 64, dict(data=2), {}, (2, 4, 1, 1)),
+  (8, 16, 64, dict(tensor=2, data=1), {}, (1, 4, 2, 1)),
+  (8, 16, 64, {}, dict(memory=1), (1, 2, 4, 1)),  # nothing fits: what needs least
+])  # fmt: skip
+def test_a_mesh_is_chosen(devices, rows, seq_len, given, more, chosen):
+  config = dataclasses.replace(CONFIG, embed_dim=512, num_heads=8, num_kv_heads=4, mlp_dim=2048)
+  sizes = {axis: given.get(axis, -1) for axis in sharding.AXES}
+  mesh = memory.choose_mesh(config, sizes, devices=devices, rows=rows, seq_len=seq_len, **more)
+  assert tuple(mesh[axis] for axis in sharding.AXES) == chosen
+
+
+def test_no_mesh_fits():
+  sizes = dict.fromkeys(sharding.AXES, -1)
+  with pytest.raises(ValueError, match='no mesh of 7 devices divides a micro-batch of 8 rows'):
+    memory.choose_mesh(CONFIG, sizes, devices=7, rows=8, seq_len=64)
+  with pytest.raises(ValueError, match=r'no mesh of 8 devices with mesh\.tensor=3 divides'):
+    memory.choose_mesh(CONFIG, sizes | dict(tensor=3), devices=8, rows=8, seq_len=64)

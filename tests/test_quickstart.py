@@ -202,8 +202,8 @@ def test_a_wrong_flag_is_one_line(flag, tmp_path):
   [
     ('web.input', '/nowhere/*.warc.gz', r'--config\.web\.input.*/nowhere/'),
     ('train.batch_tokens', 1000, r'try --config\.train\.batch_tokens=768'),
-    ('train.batch_tokens', 768, r'try --config\.train\.batch_tokens=2048'),
-    ('mesh.tensor', 3, 'does not fit 8 device'),
+    ('train.accumulate', 3, r'try --config\.train\.batch_tokens=2304'),
+    ('mesh.tensor', 3, 'no mesh of 8 devices with mesh.tensor=3'),
     ('optimizer.name', 'sgd', 'adamw'),
     ('web.filters', 'nice', 'fineweb'),
     ('web.tier', 'slow', 'balanced'),

@@ -220,6 +220,29 @@ def test_what_is_learned_beside_the_next_token(workdirs):
   assert {r['of'] for r in rows} == {'next token', '2 ahead', '3 ahead'}
 
 
+def test_what_each_stage_did_to_every_corpus(tmp_path):
+  def row(step, stage, web, code):
+    return {'step': step, 'stage': stage, 'train/loss': 3.0, 'val/web/bpb': web,
+            'val/code/bpb': code}
+
+  rows = [{'step': 0, 'val/web/bpb': 4.0, 'val/code/bpb': 5.0}, row(5, 'stable', 3.0, 4.5),
+          row(10, 'stable', 2.0, 4.0), row(15, 'decay', 2.1, 3.0), row(20, 'decay', 1.9, 2.0)]
+  (tmp_path / 'metrics.jsonl').write_text(''.join(json.dumps(r) + '\n' for r in rows))
+  stages = [dict(name='stable', mixture=dict(web=1)),
+            dict(name='decay', mixture=dict(web=1, code=3))]
+  (tmp_path / 'config.json').write_text(json.dumps({'train': {'stages': stages}}))
+  run, tables = report.load(str(tmp_path)), []
+  page, = report.by_stage(run, run.names(), lambda *table: tables.append(table) or '')
+  assert tables[0][2] == [
+    ('stable', 10, 'web', 1.0, 4.0, 2.0), ('stable', 10, 'code', 0.0, 5.0, 4.0),
+    ('decay', 20, 'web', 0.25, 2.0, 1.9), ('decay', 20, 'code', 0.75, 4.0, 2.0)]
+  assert '-50.0%' in page and '75%' in page
+  run.metrics = run.metrics[:3]
+  assert report.by_stage(run, run.names(), lambda *_: '') == []  # one stage, from nothing
+  run.config['train']['init_from'] = 'runs/base'
+  assert len(report.by_stage(run, run.names(), lambda *_: '')) == 1
+
+
 def looks_of(steps=6, **change):
   """Healthy looks at three layers; `change` maps a field to its value at the last."""
   looks = [{'step': 100 * i, 'eff_rank_L': [40.0 + i, 50.0, 60.0], 'token_cos': 0.2,

@@ -13,8 +13,10 @@ import urllib.error
 import urllib.request
 
 import pytest
+import rich.console
 from conftest import REPOSITORY
 
+from experiments import report
 from smoljax import status_page
 
 
@@ -110,3 +112,25 @@ def test_the_command_serves(sweep):
     url = re.search(r'http://127.0.0.1:\d+/', process.stdout.readline())[0]
     assert 'busy' in get(url)
     process.terminate()
+
+
+def test_the_terminal_shows_the_same(sweep, capsys):
+  found = status_page.statuses(sweep, time.time())
+  rich.console.Console(width=160).print(report._states(found))
+  lines = {line.split()[0]: line for line in capsys.readouterr().out.splitlines() if line.strip()}
+  assert re.search(r'running +4 of 10 +\S*▁ +4\.250 +1,23[45] +– +12\ss +step 4/10', lines['busy'])
+  assert 'diverged' in lines['wild'] and 'error: no such <file>' in lines['refused']
+  assert report._sparkline([3.0, 2.0, 1.0, float(1)], 24) == '█▅▁▁'
+  assert len(report._sparkline(list(range(100)), 24)) == 24 and report._sparkline([], 24) == ''
+
+
+def test_the_terminal_ends_when_nothing_runs(sweep):
+  shutil.rmtree(sweep / 'points/busy')
+  command = [sys.executable, '-m', 'experiments.report', '--live', f'--workdir={sweep}']
+  wide = os.environ | {'COLUMNS': '160'}
+  result = subprocess.run(
+    command, cwd=REPOSITORY, capture_output=True, text=True, check=True, env=wide)
+  assert 'stopped' in result.stdout and 'diverged' in result.stdout
+  command[-1] = '--workdir=/nowhere'
+  result = subprocess.run(command, cwd=REPOSITORY, capture_output=True, text=True)
+  assert result.returncode == 2 and result.stderr.startswith('error: nothing runs in /nowhere')

@@ -13,7 +13,7 @@ import pytest
 
 from configs import base
 from experiments import pipeline
-from smoljax import checkpoint, metrics, train
+from smoljax import checkpoint, metrics, sharding, train
 
 
 def tiny(**changes):
@@ -34,7 +34,7 @@ def tiny(**changes):
   c.train.checkpoint_every = 4
   c.train.tensorboard = False
   c.optimizer.learning_rate = 1e-2
-  c.mesh.data, c.mesh.fsdp = 1, -1
+  c.mesh.data, c.mesh.fsdp, c.mesh.tensor, c.mesh.context = 1, -1, 1, 1
   c.update_from_flattened_dict(changes)
   return pipeline.resolve(c)
 
@@ -61,11 +61,25 @@ def test_it_learns_and_logs(undisturbed):
   rows = metrics.read_rows(directory / 'metrics.jsonl')
   assert [r['step'] for r in rows if 'train/loss' in r] == [2, 4, 6, 8, 10, 12]
   assert {r['stage'] for r in rows if 'stage' in r} == {'stable', 'decay'}
-  assert all('val/web/bpb' in r for r in rows if 'train/loss' not in r)
+  assert [r['step'] for r in rows if {'val/web/bpb', 'val/pdf/bpb'} <= r.keys()] == [0, 6, 12]
   events = [r['event'] for r in metrics.read_rows(directory / 'events.jsonl')]
   assert events == [
     'start', 'stage', 'checkpoint', 'stage', 'checkpoint', 'checkpoint', 'stop',
   ]  # fmt: skip
+
+
+def test_stages_are_evaluated_before_and_after(markov_corpora, tmp_path):
+  changes = {'train.eval_every': 100, 'train.tokens': 6 * 8 * 64}
+  fit(tiny(**changes), markov_corpora, tmp_path)
+  rows = metrics.read_rows(tmp_path / 'metrics.jsonl')
+  assert [r['step'] for r in rows if 'val/pdf/bpb' in r] == [0, 3, 6]
+
+
+def test_a_save_has_its_memory_ready_once_for_each_part():
+  mesh = sharding.make_mesh(data=2, fsdp=4)
+  arrays = sharding.abstract(
+    {'up_DF': np.zeros((64, 32), np.float32), 'scale_D': np.zeros(64, np.float32)}, mesh)
+  assert checkpoint._reserve(list(arrays.values())) == 4 * (64 * 32 + 64)
 
 
 def test_profile_and_goodput(markov_corpora, tmp_path):
@@ -178,7 +192,7 @@ def test_meshes_agree(undisturbed, markov_corpora, tmp_path, mesh, monkeypatch):
   count = int(np.prod(list(mesh.values())))
   make_mesh = train.sharding.make_mesh
   monkeypatch.setattr(
-    train.sharding, 'make_mesh', lambda **kw: make_mesh(**kw, devices=jax.devices()[:count])
+    train.sharding, 'make_mesh', lambda **kw: make_mesh(**kw | {'devices': jax.devices()[:count]})
   )
   c = tiny(**{f'mesh.{k}': v for k, v in mesh.items()}, **{'train.eval_every': 100})
   fit(c, markov_corpora, tmp_path)
@@ -192,7 +206,7 @@ def test_meshes_agree(undisturbed, markov_corpora, tmp_path, mesh, monkeypatch):
 def test_accumulation_is_one_big_batch(undisturbed, markov_corpora, tmp_path, monkeypatch):
   make_mesh = train.sharding.make_mesh
   monkeypatch.setattr(
-    train.sharding, 'make_mesh', lambda **kw: make_mesh(**kw, devices=jax.devices()[:2])
+    train.sharding, 'make_mesh', lambda **kw: make_mesh(**kw | {'devices': jax.devices()[:2]})
   )
   fit(tiny(**{'train.accumulate': 4}), markov_corpora, tmp_path)
   reference, got = (
@@ -206,7 +220,7 @@ def test_accumulation_is_one_big_batch(undisturbed, markov_corpora, tmp_path, mo
 def test_muon_by_a_flag(markov_corpora, tmp_path, monkeypatch, devices):
   make_mesh = train.sharding.make_mesh
   monkeypatch.setattr(
-    train.sharding, 'make_mesh', lambda **kw: make_mesh(**kw, devices=jax.devices()[:devices])
+    train.sharding, 'make_mesh', lambda **kw: make_mesh(**kw | {'devices': jax.devices()[:devices]})
   )
   flags = {'normuon': .95, 'cautious_decay': True, 'beta_warmup': 4} if devices == 8 else {}
   flags = {f'optimizer.muon.{k}': v for k, v in flags.items()}

@@ -9,17 +9,17 @@ Rows are packed from documents of log-normal length (median --document tokens) o
 same in every step, or are those of a tokenised corpus, and then `losses` are means over each tenth
 of the steps. The first step compiles and is timed apart. With --kernels, what the device did in
 three more steps is listed on stderr: milliseconds a step by name of kernel, and what it waited.
-With --checkpoint=DIR the state is saved there twice, and removed again: `checkpoint` has the
+With --checkpoint=DIR the state is saved there after them, and removed again: `checkpoint` has the
 seconds that training pauses for it, the slowest step while it is written, and those until it is
 sealed.
 """
 
 import collections
+import contextlib
 import dataclasses
 import glob
 import itertools
 import json
-import pathlib
 import re
 import sys
 import tempfile
@@ -111,22 +111,20 @@ def kernels(run: Callable[[], None], steps: int, limit: int) -> None:
     print(f'{ms:8.2f} ms {counts[name]:7.1f} x {name[:100]}', file=sys.stderr)
 
 
-def time_checkpoint(folder: str, state: dict, take_step: Callable[[dict], dict]) -> tuple:
-  """The state after a few steps, and what a save of it took; nothing of it is left."""
-  with tempfile.TemporaryDirectory(dir=folder) as folder, checkpoint.Checkpoints(folder) as saved:
-    began = time.perf_counter()
-    saved.save(1, state['params'], state['opt_state'], {}, {})
-    took, slowest = {'pause_seconds': round(time.perf_counter() - began, 2)}, 0.0
-    for _ in range(3):
-      step_began = time.perf_counter()
-      state = take_step(state)
-      slowest = max(slowest, time.perf_counter() - step_began)
-    saved.close()
-    took |= {'step_seconds': round(slowest, 3), 'sealed_seconds': round(
-      time.perf_counter() - began, 2)}
-    took['gb'] = round(sum(
-      p.stat().st_size for p in pathlib.Path(folder).rglob('*') if p.is_file()) / 1e9, 2)
-  return state, took
+def time_save(
+  saved: checkpoint.Checkpoints, state: dict, take_step: Callable[[dict], dict]
+) -> tuple[dict, dict]:
+  """The state after three more steps, and what a save before them took."""
+  began = time.perf_counter()
+  saved.save(1, state['params'], state['opt_state'], {}, {})
+  took, slowest = {'pause_seconds': round(time.perf_counter() - began, 2)}, 0.0
+  for _ in range(3):
+    step_began = time.perf_counter()
+    state = take_step(state)
+    slowest = max(slowest, time.perf_counter() - step_began)
+  saved.close()
+  sealed = time.perf_counter() - began
+  return state, took | {'step_seconds': round(slowest, 3), 'sealed_seconds': round(sealed, 2)}
 
 
 def main(_: list[str]) -> None:
@@ -149,7 +147,7 @@ def main(_: list[str]) -> None:
   settings.name, settings.learning_rate = _OPTIMIZER.value, _LEARNING_RATE.value
   guarding.enabled = _GUARD.value
   mesh = sharding.make_mesh(data=1, fsdp=-1)
-  with jax.set_mesh(mesh):
+  with jax.set_mesh(mesh), contextlib.ExitStack() as cleanup:
     params = model.init(config, jax.random.key(0))
     optimizer, info = optim.make_optimizer(settings, params, warm + steps + 3)
     state = {
@@ -163,6 +161,10 @@ def main(_: list[str]) -> None:
       config, optimizer, guarding, num_sources=1, chunk=_CHUNK.value, leaves=_LEAVES.value,
       update_twice=info.elementwise,
     )
+    if _CHECKPOINT.value:
+      folder = cleanup.enter_context(tempfile.TemporaryDirectory(dir=_CHECKPOINT.value))
+      saved = cleanup.enter_context(checkpoint.Checkpoints(folder))
+      saved.reserve((params, state['opt_state']['optimizer']))
     batch = sharding.shard_batch(next(batches), mesh)
     began = time.perf_counter()
     step = step.lower(state, batch).compile()
@@ -187,11 +189,10 @@ def main(_: list[str]) -> None:
         state, out = step(state, batch)
       jax.block_until_ready((state, out))
 
-    saves = []
-    for _ in range(2 if _CHECKPOINT.value else 0):
-      state, took = time_checkpoint(
-        _CHECKPOINT.value, state, lambda state: jax.block_until_ready(step(state, batch)[0]))
-      saves.append(took)
+    save = None
+    if _CHECKPOINT.value:
+      state, save = time_save(
+        saved, state, lambda state: jax.block_until_ready(step(state, batch)[0]))
     if _KERNELS.value:
       kernels(three_steps, 3, _KERNELS.value)
   if _HLO.value:
@@ -215,7 +216,7 @@ def main(_: list[str]) -> None:
         'model': _MODEL.value,
         'chunk': _CHUNK.value,
         'max_segments': max_segments,
-        **({'checkpoint': saves} if saves else {}),
+        **({'checkpoint': save} if save else {}),
         **({'losses': [float(np.mean(x)) for x in np.array_split(losses, 10)]}
            if _CORPUS.value else {}),
         'cpu_seconds_per_step': round(float(np.median(cpu_seconds)), 4),
