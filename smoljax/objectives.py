@@ -31,7 +31,7 @@ class Loss(NamedTuple):
 
 def summed(
   f: Callable[..., tuple[jax.Array, PyTree]], shared: PyTree, parts: PyTree, given: PyTree,
-  fixed: PyTree = None,
+  fixed: PyTree = None, *, places: bool = False,
 ) -> tuple[jax.Array, PyTree]:
   """Σ_j sum(f(shared, parts[j], given[j], fixed)[0]), part after part, and the other results.
 
@@ -45,6 +45,8 @@ def summed(
     f: returns (array of losses, any tree). Must not close over traced arrays: they belong into the
       arguments.
     parts, given: trees of arrays with the parts on axis 0.
+    places: the parts are of the places of a batch, and `shared` whole but for `tensor`. Then its
+      gradient stays the sum of each device's places until the end: one collective, not one a part.
   Returns:
     The sum, float32, and the trees stacked on axis 0.
   """
@@ -59,17 +61,19 @@ def summed(
     return jnp.sum(losses), aux
 
   def forward(shared, parts, given, fixed):
+    reduced = jax.tree.map(sharding.reduced, shared) if places else shared
+
     def one(grads, part):
       part, known = part
       losses, pull_back, aux = jax.vjp(
-        lambda shared, part: f(shared, part, known, fixed), shared, part, has_aux=True)
+        lambda shared, part: f(shared, part, known, fixed), reduced, part, has_aux=True)
       of_shared, of_part = pull_back(jnp.ones_like(losses))
       grads = jax.tree.map(lambda a, b: a + b.astype(jnp.float32), grads, of_shared)
       return grads, (losses, aux, of_part)
 
-    zeros = jax.tree.map(lambda x: jnp.zeros_like(x, jnp.float32), shared)
+    zeros = jax.tree.map(sharding.zero_gradient, reduced)
     grads, (losses, aux, of_parts) = jax.lax.scan(one, zeros, (parts, given))
-    grads = jax.tree.map(lambda g, x: g.astype(x.dtype), grads, shared)
+    grads = jax.tree.map(lambda g, x: sharding.like(g, x).astype(x.dtype), grads, shared)
     return (jnp.sum(losses), aux), (grads, of_parts)
 
   def backward(grads, cotangents):
@@ -110,7 +114,8 @@ def over_places(
     return place_losses(logits_BCV, given, fixed)
 
   given = {name: sharding.slices(x, chunk) for name, x in given.items()}
-  total, aux = summed(f, unembed_DV, sharding.slices(hidden_BTD, chunk), given, fixed)
+  total, aux = summed(f, unembed_DV, sharding.slices(hidden_BTD, chunk), given, fixed,
+                      places=True)
   return total, {name: sharding.unsliced(x) for name, x in aux.items()}
 
 

@@ -96,14 +96,38 @@ def spec(*names: str | None) -> PartitionSpec:
 
 def out(*names: str | None) -> PartitionSpec | None:
   """`spec(*names)` for `out_sharding=` arguments; None when no mesh is set."""
-  return None if jax.sharding.get_abstract_mesh().empty else spec(*names)
+  return None if _no_mesh() else spec(*names)
 
 
 def constrain(x: jax.Array, *names: str | None) -> jax.Array:
   """Reshard `x` to `spec(*names)`; the identity when no mesh is set."""
   if len(names) != x.ndim:
     raise ValueError(f'constrain: {len(names)} names {names} for an array of {x.ndim} dims')
-  return x if jax.sharding.get_abstract_mesh().empty else jax.reshard(x, spec(*names))
+  return x if _no_mesh() else jax.reshard(x, spec(*names))
+
+
+def reduced(x: jax.Array) -> jax.Array:
+  """An array that is whole wherever places are split, so that its gradients stay partial sums.
+
+  Each device then sums its own places' gradients (`unreduced` in jax's terms), until `like` adds
+  them up. The identity where the mesh splits no places.
+  """
+  if num_parts('batch') * num_parts('length') == 1:
+    return x
+  split = jax.typeof(x).sharding.spec.partitions
+  return jax.reshard(x, PartitionSpec(*split, reduced={*RULES['batch'], RULES['length']}))
+
+
+def zero_gradient(x: jax.Array) -> jax.Array:
+  """Zeros, float32, to sum gradients of `x` in; as it is `reduced` they are not."""
+  spec = jax.typeof(x).sharding.spec
+  return jnp.zeros(x.shape, jnp.float32, out_sharding=None if _no_mesh() else
+                   PartitionSpec(*spec.partitions, unreduced=spec.reduced))
+
+
+def like(gradient: jax.Array, x: jax.Array) -> jax.Array:
+  """The gradient summed over devices, if it was not, and split as `x` is."""
+  return gradient if _no_mesh() else jax.reshard(gradient, jax.typeof(x).sharding.spec)
 
 
 def num_parts(name: str) -> int:
@@ -299,6 +323,10 @@ def local_rows(mesh: Mesh, rows: int) -> range:
   if len(held) != max(held) - min(held) + 1:
     raise ValueError('the rows of a process lie apart on this mesh: order its axes otherwise')
   return range(min(held), max(held) + 1)
+
+
+def _no_mesh() -> bool:
+  return jax.sharding.get_abstract_mesh().empty
 
 
 def _ways(mesh: Mesh, axes: str | tuple[str, ...] | None) -> int:

@@ -1,5 +1,6 @@
 """Steps compiled for devices that are not here."""
 
+import dataclasses
 import os
 import pathlib
 import re
@@ -12,7 +13,7 @@ import numpy as np
 import pytest
 from jax.sharding import PartitionSpec as P
 
-from smoljax import estimate
+from smoljax import estimate, model, sharding, train
 
 REPOSITORY = pathlib.Path(__file__).parents[1]
 COMPILERS = REPOSITORY / '.venv' / 'compilers'  # made by `make test-slow`
@@ -61,3 +62,38 @@ def test_a_step_compiles_for_devices_that_are_not_here(topology, flags, held, ki
   said = float(re.search(r'parameters and optimizer\s*│\s*([\d.]+) GB', out.stdout)[1])
   np.testing.assert_allclose(said, parameters * held / 1e9, rtol=.1)  # a TPU pads
   assert {kind for kind in kinds if kind in out.stdout} == kinds, out.stdout
+
+
+def calls(axes, layers=2, chunks=2):
+  """Collectives of a step's gradients on eight devices, loops counted, by kind."""
+  config = dataclasses.replace(
+    model.SHAPES['tiny'], num_layers=layers, vocab_size=256, embed_dim=64, mlp_dim=128,
+    scan_layers=True, remat='qkv+ctx+mid+gu')
+  mesh, chunk = sharding.make_mesh(**{'data': 1, **axes}), 64 // chunks // axes.get('context', 1)
+  gradients = train.make_gradients(config, num_sources=1, chunk=chunk)
+
+  def placed(shape, *names):
+    placing = jax.sharding.NamedSharding(mesh, sharding.spec(*names))
+    return jax.ShapeDtypeStruct(shape, jnp.int32, sharding=placing)
+
+  batch = {name: placed((16, 64), 'batch', 'length')
+           for name in ('inputs', 'targets', 'segment_ids', 'positions')}
+  batch['source'] = placed((16,), 'batch')
+  with jax.set_mesh(mesh):
+    lowered = jax.jit(gradients).lower(model.abstract_params(config, mesh), batch, jnp.int32(1))
+    found = estimate.collectives(lowered.compile().as_text())
+  return {kind: number for kind, (number, _) in found.items()}
+
+
+@pytest.mark.parametrize(('axes', 'of_a_layer'), [
+  (dict(data=8), {'all-reduce': 1}),  # its gradients
+  (dict(fsdp=8), {'all-reduce': 1, 'all-gather': 14}),  # and seven matrices, there and back
+  (dict(data=2, fsdp=2, context=2), None),
+])
+def test_collectives_are_in_no_loop_where_none_belong(axes, of_a_layer):
+  """The loop over places has none: the head's gradient is summed over devices once, at its end."""
+  base = calls(axes)
+  assert calls(axes, chunks=4) == base
+  if of_a_layer:
+    deeper = calls(axes, layers=4)
+    assert {k: (deeper[k] - base[k]) / 2 for k in base} == of_a_layer

@@ -210,7 +210,7 @@ import jax, jax.numpy as jnp
 from configs import base
 from experiments import pipeline
 c = base.get_config()
-c.mesh.update(dict(data=2, fsdp=1))
+c.mesh.update(dict(data=2, fsdp=1, tensor=1, context=1))
 pipeline.use_all_cores(c)
 mesh = jax.make_mesh((2,), ('x',), axis_types=(jax.sharding.AxisType.Auto,))
 split = jax.sharding.NamedSharding(mesh, jax.sharding.PartitionSpec('x'))
