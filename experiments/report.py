@@ -17,7 +17,6 @@ import functools
 import sys
 import time
 
-import rich.box
 import rich.live
 import rich.markup
 import rich.table
@@ -90,14 +89,14 @@ def _live(workdir: str) -> None:
 
 def _states(found: list[status_page.Status]) -> rich.table.Table:
   """A line for each run, with the course of its loss."""
-  table = rich.table.Table(box=rich.box.SIMPLE)
+  table = rich.table.Table(box=None, padding=(0, 1, 0, 0))
   for column in ('run', 'state', 'step', '', 'loss', 'tokens/s', 'MFU', 'left', 'last word'):
-    table.add_column(column, no_wrap=True)
+    table.add_column(column, no_wrap=column not in ('run', 'last word'))
   for s in found:
     row = s.row
     values = [y for _, y in charts.smooth(s.loss)]
     table.add_row(
-      s.name, s.state, f'{s.step:,} of {s.steps:,}', _sparkline(values, 24),
+      s.name, s.state, f'{s.step:,} of {s.steps:,}', _sparkline(values, 16),
       charts.fixed(row.get('train/loss'), 3), charts.fixed(row.get('perf/tokens_per_sec'), 0),
       charts.percent(row.get('perf/mfu')),
       '' if s.left is None else charts.duration(s.left),

@@ -603,10 +603,11 @@ def train(
         due |= step % t.checkpoint_every == 0
         stop = termination.requested(step)
         save = last or stop or due
-        if step % t.log_every == 0 or save:
+        told = step % t.log_every == 0 or save or step == stage.stop
+        if told:
           jax.block_until_ready(step_metrics)
         window.append((step_metrics, time.perf_counter() - began, waited))
-        if step % t.log_every == 0 or save:
+        if told:
           reports = write_row(step, stage.name)
           streak = max(int(r['streak']) for r in reports)
           broken = log_skips(step, reports, position)

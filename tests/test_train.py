@@ -73,6 +73,8 @@ def test_stages_are_evaluated_before_and_after(markov_corpora, tmp_path):
   fit(tiny(**changes), markov_corpora, tmp_path)
   rows = metrics.read_rows(tmp_path / 'metrics.jsonl')
   assert [r['step'] for r in rows if 'val/pdf/bpb' in r] == [0, 3, 6]
+  told = [(r['step'], r['stage']) for r in rows if 'train/loss' in r]  # no row of two stages
+  assert told == [(2, 'stable'), (3, 'stable'), (4, 'decay'), (6, 'decay')]
 
 
 def test_a_save_has_its_memory_ready_once_for_each_part():
