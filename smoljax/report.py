@@ -92,7 +92,7 @@ class Run:
         if out and out[-1][0] == stage:
           out[-1] = (stage, out[-1][1], row['step'])
         else:
-          out.append((stage, out[-1][2] if out else row['step'], row['step']))
+          out.append((stage, out[-1][2] if out else self.metrics[0]['step'], row['step']))
     return out
 
 
