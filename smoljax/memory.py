@@ -110,7 +110,7 @@ def choose_mesh(
   """
   island = min(island or devices, devices)
   parts = [n for n in range(1, devices + 1) if devices % n == 0]
-  found = []
+  params, found = model.abstract_params(config), []
   for data, fsdp, tensor in itertools.product(parts, parts, parts):
     context, rest = divmod(devices, data * fsdp * tensor)
     mesh = dict(zip(sharding.AXES, (data, fsdp, tensor, context), strict=True))
@@ -119,7 +119,7 @@ def choose_mesh(
     if rows % (data * fsdp) or tensor > island or (context > 1 and seq_len % (2 * context)):
       continue
     try:
-      _tree_bytes(model.abstract_params(config), mesh)
+      _tree_bytes(params, mesh)
     except ValueError:
       continue
     copy = devices // data  # that many hold one of all parameters

@@ -351,15 +351,14 @@ def by_stage(run: Run, names: list[str], csv: Csv) -> list[str]:
   if len(stages) < 2 and not told.get('init_from'):
     return []
   mixtures = {s['name']: s['mixture'] for s in told.get('stages', ())}
-  rows, before = [], 0
-  for stage, _, last in stages:
+  bits = {name: dict(run.points(f'val/{name}/bpb')) for name in names}
+  rows = []
+  for stage, first, last in stages:
     mixture = mixtures.get(stage, {})
     for name in names:
-      bits = dict(run.points(f'val/{name}/bpb'))
-      if before in bits and last in bits:
+      if first in bits[name] and last in bits[name]:
         share = mixture.get(name, 0) / (sum(mixture.values()) or 1)
-        rows.append((stage, last, name, share, bits[before], bits[last]))
-    before = last
+        rows.append((stage, last, name, share, bits[name][first], bits[name][last]))
   if not rows:
     return []
   link = csv('stages', ('stage', 'last_step', 'corpus', 'share', 'bpb_before', 'bpb_after'), rows)
