@@ -270,7 +270,9 @@ def test_a_search_end_to_end(tmp_path):
   found = json.loads((tmp_path / 'work/search.json').read_text())
   assert len(found['trials']) == 3
   for t in found['trials']:
-    assert t['state'] == 'complete' and t['flops'] > 0 and len(t['reported']) == 2, t
+    assert t['state'] == 'complete' and t['flops'] > 0, t
+    # At steps 15 and 30, and at the ends of the two stages before the last.
+    assert [n for n, _ in t['reported']] == [1, 2, 3, 4], t
     folder = tmp_path / f'work/points/trial-{t["number"]:04d}'
     summary = json.loads((folder / 'summary.json').read_text())
     assert summary['loss']['validation'] == t['values'][0]
