@@ -4,6 +4,7 @@
   python -m experiments.benchmarks.train_step --shape=smollm3-3b --rows=4 --seq_len=4096 \
     --chunk=4096 --model=scan_layers=False,fp8=True --kernels=30 --hlo=step.hlo
   python -m experiments.benchmarks.train_step … --corpus=DIR --steps=300 --learning_rate=2e-4
+  python -m experiments.benchmarks.train_step … --framework=torch
 
 Rows are packed from documents of log-normal length (median --document tokens) of random ids, the
 same in every step, or are those of a tokenised corpus, and then `losses` are means over each tenth
@@ -11,7 +12,8 @@ of the steps. The first step compiles and is timed apart. With --kernels, what t
 three more steps is listed on stderr: milliseconds a step by name of kernel, and what it waited.
 With --checkpoint=DIR the state is saved there after them, and removed again: `checkpoint` has the
 seconds that training pauses for it, the slowest step while it is written, and those until it is
-sealed.
+sealed. `--framework=torch` times PyTorch's best step (torch_step) on the same batch instead, by
+AdamW, without norms of leaves or a guard.
 """
 
 import collections
@@ -34,6 +36,7 @@ from absl import app, flags
 from configs import base
 from smoljax import checkpoint, data, guard, metrics, model, optim, sharding, train
 
+_FRAMEWORK = flags.DEFINE_enum('framework', 'jax', ['jax', 'torch'], 'Whose step.')
 _SHAPE = flags.DEFINE_enum('shape', 'tiny', list(model.SHAPES), 'Model to train.')
 _ROWS = flags.DEFINE_integer('rows', 32, 'Rows a step.')
 _SEQ_LEN = flags.DEFINE_integer('seq_len', 256, 'Tokens a row.')
@@ -127,6 +130,34 @@ def time_save(
   return state, took | {'step_seconds': round(slowest, 3), 'sealed_seconds': round(sealed, 2)}
 
 
+def time_torch(config: model.ModelConfig, batch: dict[str, np.ndarray]) -> None:
+  """Prints what PyTorch's step takes."""
+  import torch
+
+  from experiments.benchmarks import torch_step
+
+  first, seconds, held = torch_step.run(
+    config, batch, _CHUNK.value, _STEPS.value, _LEARNING_RATE.value)
+  device = torch.cuda.get_device_name() if torch.cuda.is_available() else 'cpu'
+  print(json.dumps({
+    'benchmark': 'train_step', 'framework': 'torch', 'shape': _SHAPE.value, 'rows': _ROWS.value,
+    'seq_len': _SEQ_LEN.value, 'remat': config.remat, 'model': _MODEL.value,
+    'chunk': _CHUNK.value, **figures(config, seconds, device),
+    'first_step_seconds': round(first, 2), 'peak_gb': round(held / 1e9, 2) or None,
+    'device': device, 'torch': torch.__version__}))
+
+
+def figures(config: model.ModelConfig, seconds: list[float], device: str, devices: int = 1) -> dict:
+  """Tokens a second by the median step, the share of the devices' peak, and FLOPs."""
+  rate = _ROWS.value * _SEQ_LEN.value / float(np.median(seconds))
+  peak, flops = metrics.peak_flops(device), config.flops_per_token(_SEQ_LEN.value)
+  return {
+    'tokens_per_sec': round(rate, 1),
+    'mfu': peak and round(rate * flops / peak / devices, 4),
+    'gflops_per_sec': round(rate * flops / 1e9, 2),
+  }
+
+
 def main(_: list[str]) -> None:
   config = replaced(model.SHAPES[_SHAPE.value], _MODEL.value)
   warm, steps = 1, _STEPS.value
@@ -143,6 +174,8 @@ def main(_: list[str]) -> None:
       median=_DOCUMENT.value)
     batches = itertools.repeat(batch)
   config = dataclasses.replace(config, max_segments=max_segments)
+  if _FRAMEWORK.value == 'torch':
+    return time_torch(config, next(batches))
   settings, guarding = base.get_config().optimizer, base.get_config().guard
   settings.name, settings.learning_rate = _OPTIMIZER.value, _LEARNING_RATE.value
   guarding.enabled = _GUARD.value
@@ -198,14 +231,12 @@ def main(_: list[str]) -> None:
   if _HLO.value:
     with open(_HLO.value, 'w') as f:
       f.write(step.as_text())
-  rate = _ROWS.value * _SEQ_LEN.value / float(np.median(seconds))
-  peak = metrics.peak_flops(jax.devices()[0].device_kind)
-  flops = config.flops_per_token(_SEQ_LEN.value)
   stats = jax.devices()[0].memory_stats() or {}
   print(
     json.dumps(
       {
         'benchmark': 'train_step',
+        'framework': 'jax',
         'shape': _SHAPE.value,
         'optimizer': _OPTIMIZER.value,
         'guard': _GUARD.value,
@@ -220,11 +251,9 @@ def main(_: list[str]) -> None:
         **({'losses': [float(np.mean(x)) for x in np.array_split(losses, 10)]}
            if _CORPUS.value else {}),
         'cpu_seconds_per_step': round(float(np.median(cpu_seconds)), 4),
-        'tokens_per_sec': round(rate, 1),
-        'mfu': peak and round(rate * flops / peak / jax.device_count(), 4),
+        **figures(config, seconds, jax.devices()[0].device_kind, jax.device_count()),
         'joules_per_token': joules and round(
           joules / (steps * _ROWS.value * _SEQ_LEN.value), 5),
-        'gflops_per_sec': round(rate * flops / 1e9, 2),
         'first_step_seconds': round(first, 2),
         'peak_gb': round(stats.get('peak_bytes_in_use', 0) / 1e9, 2) or None,
         'device': f'{jax.device_count()} x {jax.devices()[0].device_kind}',
