@@ -48,6 +48,8 @@ def find(rules_R4) -> list[Grid]:
   if len(across_H4) < 2 or not len(down_V4):
     return []
   y_H, x_V = across_H4[:, 1::2].mean(1), down_V4[:, 0::2].mean(1)
+  if len(_levels([*across_H4[:, 0], *across_H4[:, 2], *x_V])) < 3:
+    return []                               # frames, all of one width
   meet_VH = ((across_H4[:, 0] - TOUCH <= x_V[:, None]) & (x_V[:, None] <= across_H4[:, 2] + TOUCH)
              & (down_V4[:, 1, None] - TOUCH <= y_H) & (y_H <= down_V4[:, 3, None] + TOUCH))
   part_V, part_H = _components(meet_VH)

@@ -13,11 +13,14 @@ import dataclasses
 import functools
 import itertools
 import math
+import operator
 import re
 import statistics
 import unicodedata
 from collections.abc import Sequence
 from typing import NamedTuple
+
+import numpy as np
 
 from data_beam.pdf_grids import Grid
 
@@ -27,6 +30,7 @@ MARGIN = 0.12               # share of the page's height in which running lines 
 Box = tuple[float, float, float, float]     # x0, y0, x1, y1
 RTL = re.compile('[\u0590-\u08ff\ufb1d-\ufdff\ufe70-\ufefc]')
 
+_PLACE = operator.attrgetter('middle', 'x0')
 _BULLET = re.compile(r'^([•·°◦●○▪■□–‣▶►❖➢*-]|\(?\d{1,3}[.)]|\(?[a-z][.)]|\[\d{1,3}\])\s+\S')
 _PAGE_NUMBER = re.compile(
   r'^\W{0,3}(?:(?:page|seite|página|pagina|pág\.?|p\.)\s*)?'
@@ -36,6 +40,9 @@ _CAPTION = re.compile(
   r'\s*\d', re.I)
 _CONJUNCTIONS = frozenset({'and', 'or', 'und', 'oder', 'et', 'ou', 'e', 'o', 'y', 'ed'})
 _HYPHENATED = re.compile(rf'(\S+){BREAK}(\S+)')
+# Searched before what costs more is: these begin with a set of characters, which is fast.
+_FIVE_DOTS = re.compile(r'[.·…_](?:\s?[.·…_]){4}')
+_FIVE_CAPITALS = re.compile(r'[^\W\d_a-zß-ÿ](?: [^\W\d_a-zß-ÿ]){4}')
 _LEADERS = re.compile(r'(?:\s?[.·…_]){5,}')
 _ENTRY = re.compile(r'(?:\s?[.·…]){3,}\s*(?:\d{1,4}|[ivxlc]{1,7})$', re.I)
 _ENTRY_END = ' .....'       # so that entries are not taken for one wrapped paragraph
@@ -54,6 +61,7 @@ _LIGATURES = {0xFB00 + i: s for i, s in enumerate(('ff', 'fi', 'fl', 'ffi', 'ffl
 _CHARACTERS = {**_LIGATURES, 0xAD: None, 0xFFFD: None, 0xFEFF: None, 0x200B: None,
                **dict.fromkeys((0xA0, 0x09, *range(0x2000, 0x200B), 0x202F, 0x205F, 0x3000), ' '),
                **{c: None for c in range(32) if c not in (9, 10)}}
+_SPELLED_ELSE = re.compile(f'[{re.escape("".join(map(chr, _CHARACTERS)))}]')
 
 
 @dataclasses.dataclass(slots=True)
@@ -66,10 +74,10 @@ class Line:
   text: str
   size: float
   mono: bool = False
+  middle: float = dataclasses.field(init=False)
 
-  @property
-  def middle(self) -> float:
-    return (self.y0 + self.y1) / 2
+  def __post_init__(self):
+    self.middle = (self.y0 + self.y1) / 2
 
 
 class Paragraph(NamedTuple):
@@ -89,11 +97,12 @@ def page_text(lines: Sequence[Line], grids: Sequence[Grid] = (),
   lines = [line for line in lines if line.text.strip()]
   if not lines:
     return ''
-  rtl = sum(not line.text.isascii() and bool(RTL.search(line.text)) for line in lines) * 2 > len(
-    lines)
+  whole = '\n'.join([line.text for line in lines])
+  rtl = bool(RTL.search(whole)) and (
+    sum(bool(RTL.search(line.text)) for line in lines) * 2 > len(lines))
   for grid in grids:
     lines = _filled(lines, grid, rtl)
-  if any(_dotted(line.text) for line in lines):
+  if _dotted(whole):
     lines = _contents(lines)
   usual = statistics.median(line.size for line in lines)
   lines = [*lines, *(Line(*box, text, usual) for box, text in markers)]
@@ -142,18 +151,18 @@ def join_pages(pages: Sequence[str]) -> tuple[str, list[int]]:
 
 def clean(text: str) -> str:
   """Ligatures, split accents, odd spaces, control and private-use characters, spaced capitals."""
+  text = _SPELLED_ELSE.sub(lambda m: _CHARACTERS[ord(m[0])] or '', text)
   if not text.isascii():
-    text = text.translate(_CHARACTERS)
     text = _PRIVATE.sub('', text)
     text = _SPLIT_ACCENT.sub(_accent, text)
     if RTL.search(text):
       text = _LOOSE_MARK.sub(r'\2\1', _CHANGE_OF_SCRIPT.sub(' ', text))
     text = unicodedata.normalize('NFC', text)
-  elif not text.isprintable():
-    text = text.translate(_CHARACTERS)
-  if _dotted(text):
+  if _FIVE_DOTS.search(text):
     text = _LEADERS.sub(' … ', text)
-  return _SPACED_CAPITALS.sub(lambda m: m[0].replace(' ', ''), text)
+  if _FIVE_CAPITALS.search(text):
+    text = _SPACED_CAPITALS.sub(lambda m: m[0].replace(' ', ''), text)
+  return text
 
 
 def join_hyphens(pages: Sequence[str]) -> list[str]:
@@ -167,7 +176,7 @@ def join_hyphens(pages: Sequence[str]) -> list[str]:
     return list(pages)
   known = set()
   for page in pages:
-    known.update(w.lower() for w in re.findall(r'\w+(?:-\w+)*', page.replace(BREAK, ' ')))
+    known.update(re.findall(r'\w+(?:-\w+)*', page.replace(BREAK, ' ').lower()))
 
   def decide(match: re.Match) -> str:
     before, after = match[1], match[2]
@@ -205,6 +214,7 @@ def strip_running(pages: Sequence[Sequence[Line]], heights: Sequence[float]) -> 
   """
   rows = [_rows(page) for page in pages]
   n = len(rows)
+  key_of = functools.cache(_key)
   for bottom in (False, True):
     for _ in range(3):
       if n >= 5:
@@ -212,16 +222,16 @@ def strip_running(pages: Sequence[Sequence[Line]], heights: Sequence[float]) -> 
       else:
         least = n - n // 4
         sides = [_margin_rows(r, h, bottom) for r, h in zip(rows, heights, strict=True)]
-      keys = [[_key(row) for row in page[:8]] for page in sides]
+      keys = [[key_of(_row_text(row)) for row in page[:8]] for page in sides]
       found, k = _common_prefix(keys, least) if n >= 2 else ((), 0)
       if not k:
         break
       for i in found:
         rows[i] = rows[i][:-k] if bottom else rows[i][k:]
     outer = [_margin_rows(r, h, bottom)[:1] for r, h in zip(rows, heights, strict=True)]
-    often = collections.Counter(_key(row) for margin in outer for row in margin)
+    often = collections.Counter(key_of(_row_text(row)) for margin in outer for row in margin)
     for i, height in enumerate(heights):
-      if n >= 5 and outer[i] and often[_key(outer[i][0])] >= 3:
+      if n >= 5 and outer[i] and often[key_of(_row_text(outer[i][0]))] >= 3:
         rows[i] = rows[i][:-1] if bottom else rows[i][1:]
       margin = _margin_rows(rows[i], height, bottom, share=0.2)
       if margin and _PAGE_NUMBER.match(_row_text(margin[0])):
@@ -250,8 +260,9 @@ def _margin_rows(rows: list[list[Line]], height: float, bottom: bool,
   return [row for row in rows if row[0].y1 < share * height]
 
 
-def _key(row: list[Line]) -> str:
-  text = re.sub(r'^[ivxlc]+\s|\s[ivxlc]+$', '0', _row_text(row))    # front matter's page numbers
+def _key(text: str) -> str:
+  """What the rows of a running line have in common."""
+  text = re.sub(r'^[ivxlc]+\s|\s[ivxlc]+$', '0', text)    # front matter's page numbers
   return re.sub(r'\d+', '0', re.sub(r'\s+', '', text))
 
 
@@ -259,12 +270,12 @@ def _key(row: list[Line]) -> str:
 
 def _read(lines: list[Line], rtl: bool, depth: int) -> list[list[Paragraph]]:
   """Blocks of paragraphs in reading order."""
-  bands = []
+  rows, bands = _rows(lines, rtl), []
   if len(lines) >= 6 and depth < 8:
-    tried = (_bands(lines, x) for x in _gutters(lines))
+    tried = (_bands(rows, x) for x in _gutters(lines))
     bands = next((b for b in tried if any(left for left, _, _ in b)), [])
   if not bands:
-    return [_paragraphs(_rows(lines, rtl))]
+    return [_paragraphs(rows)]
   blocks = []
   for left, right, others in bands:
     if others:
@@ -297,32 +308,22 @@ def _join_block(paragraphs: list[Paragraph], block: list[Paragraph]) -> None:
 def _gutters(lines: list[Line]) -> list[float]:
   """The x with many lines wholly on either side (three at least) and few across: the best six."""
   step = 2.0
-  origin = min(line.x0 for line in lines)
-  bins = int((max(line.x1 for line in lines) - origin) / step) + 2
+  x0_N, x1_N = np.array([(line.x0, line.x1) for line in lines]).T
+  origin = x0_N.min()
+  bins = int((x1_N.max() - origin) / step) + 2
   if not 2 < bins < 20_000:
     return []
-  ends, starts = [0] * (bins + 1), [0] * (bins + 1)
-  for line in lines:
-    ends[int((line.x1 - origin) / step) + 1] += 1
-    starts[int((line.x0 - origin) / step)] += 1
-  left, right = 0, len(lines)
-  found, score, run = [], -math.inf, 0
-  for b in range(bins):                     # a gutter as narrow as bin b, or a run of them
-    left, right = left + ends[b], right - starts[b]
-    few = min(left, right)
-    before, score = score, few - (len(lines) - left - right) / 2 if few >= 3 else -math.inf
-    if score == before:
-      run += 1
-    else:
-      run = 1
-    if few >= 3:
-      if run > 1:
-        found.pop()
-      found.append((-score, origin + (b + 1 - run / 2) * step))
+  ended_B = np.bincount(((x1_N - origin) / step).astype(int) + 1, minlength=bins).cumsum()[:bins]
+  begun_B = np.bincount(((x0_N - origin) / step).astype(int), minlength=bins).cumsum()[:bins]
+  few_B = np.minimum(ended_B, len(lines) - begun_B)     # wholly to the left, to the right
+  score_B = np.where(few_B < 3, -len(lines), few_B - (begun_B - ended_B) / 2)
+  edges = np.flatnonzero(np.diff(score_B, prepend=math.nan, append=math.nan) != 0).tolist()
+  found = [(-score_B[a], float(origin + (a + b) / 2 * step))    # as wide as scores are alike
+           for a, b in itertools.pairwise(edges) if few_B[a] >= 3]
   return [x for _, x in sorted(found)[:6]]
 
 
-def _bands(lines: list[Line], x: float) -> list[tuple[list[Line], list[Line], list[Line]]]:
+def _bands(rows: list[list[Line]], x: float) -> list[tuple[list[Line], list[Line], list[Line]]]:
   """Top to bottom: (left, right, []) where two sides stand beside each other, or ([], [], rest)."""
   out, left, right, others = [], [], [], []
 
@@ -337,7 +338,7 @@ def _bands(lines: list[Line], x: float) -> list[tuple[list[Line], list[Line], li
       others += left + right
     left, right = [], []
 
-  for row in _rows(lines):
+  for row in rows:
     if any(line.x0 < x < line.x1 for line in row):
       close()
       others += row
@@ -376,17 +377,20 @@ def _tabular(left: list[Line], right: list[Line]) -> bool:
 def _rows(lines: Sequence[Line], rtl: bool = False) -> list[list[Line]]:
   """Lines grouped by baseline, top to bottom, each row in reading order."""
   rows: list[list[Line]] = []
-  for line in sorted(lines, key=lambda line: (line.middle, line.x0)):
-    if rows and abs(line.middle - rows[-1][0].middle) < 0.4 * min(line.size, rows[-1][0].size):
+  for line in sorted(lines, key=_PLACE):
+    if rows and line.middle - rows[-1][0].middle < 0.4 * min(line.size, rows[-1][0].size):
       rows[-1].append(line)
     else:
       rows.append([line])
   for row in rows:
-    row.sort(key=lambda line: -line.x1 if rtl else line.x0)
+    if len(row) > 1:
+      row.sort(key=(lambda line: -line.x1) if rtl else (lambda line: line.x0))
   return rows
 
 
 def _row_text(row: list[Line]) -> str:
+  if len(row) == 1:
+    return row[0].text.strip()
   return ' '.join(line.text.strip() for line in row).strip()
 
 
@@ -416,9 +420,9 @@ def _paragraphs(rows: list[list[Line]]) -> list[Paragraph]:
       if mono and was_mono:
         separator = '\n' if pitch < 2.6 * size else '\n\n'
       elif near and same and mono == was_mono:
-        if _BULLET.match(text) or _LEADERS.search(previous_text):
+        if _BULLET.match(text) or _FIVE_DOTS.search(previous_text):
           separator = '\n'
-        elif _wrapped(previous, row, right, left):
+        elif _wrapped(previous, previous_text, row, text, right, left):
           separator = ''
     if separator == '\n\n' or not paragraphs:
       paragraphs.append(Paragraph(text, size))
@@ -437,22 +441,23 @@ def _apart(text: str) -> bool:
 
 
 def _size(row: list[Line]) -> float:
-  return max(row, key=lambda line: line.x1 - line.x0).size
+  return row[0].size if len(row) == 1 else max(row, key=lambda line: line.x1 - line.x0).size
 
 
 def _is_mono(row: list[Line]) -> bool:
-  return sum(len(line.text) * (1 if line.mono else -1) for line in row) >= 0
+  return row[0].mono if len(row) == 1 else sum(
+    len(line.text) * (1 if line.mono else -1) for line in row) >= 0
 
 
-def _wrapped(above: list[Line], row: list[Line], right: float, left: float) -> bool:
-  """Whether `row` goes on with the paragraph of the row above it."""
-  text = _row_text(row)
-  if _row_text(above)[-1:] in (BREAK, '-') and text[:1].islower():
+def _wrapped(above: list[Line], before: str, row: list[Line], text: str, right: float,
+             left: float) -> bool:
+  """Whether `row`, of which `text` is the text, goes on with the paragraph of the row above it, of
+  which that is `before`."""
+  if before[-1:] in (BREAK, '-') and text[:1].islower():
     return True
   if row[0].x0 > left + 0.8 * row[0].size and row[0].x0 < left + 5 * row[0].size \
-      and not text[:1].islower() and not _BULLET.match(_row_text(above)):
+      and not text[:1].islower() and not _BULLET.match(before):
     return False                            # a first line's indent
-  before = _row_text(above)
   wide = above[-1].x1 - left > 0.6 * (right - left)
   if wide and text[:1].islower() and before[-1:] not in '.:;!?':
     return True
@@ -552,7 +557,7 @@ def _filled(lines: list[Line], grid: Grid, rtl: bool) -> list[Line]:
 
 
 def _dotted(text: str) -> bool:
-  """Whether there may be leaders: searched before the regular expressions are, which cost more."""
+  """Whether there may be leaders."""
   return '. .' in text or '..' in text or '…' in text or '··' in text or '__' in text
 
 
@@ -560,6 +565,9 @@ def _contents(lines: list[Line]) -> list[Line]:
   """Entries of a table of contents whole, without their leaders and page numbers."""
   out = []
   for row in _rows(lines):
+    if not _dotted(_row_text(row)):
+      out += row
+      continue
     entry: list[Line] = []
     for line in row:
       entry.append(line)

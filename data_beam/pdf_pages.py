@@ -5,9 +5,8 @@ For a child process (see pdf_text): pdfium is not thread-safe, and a hostile fil
 import ctypes
 import functools
 import itertools
-import math
 import re
-from collections.abc import Callable
+from collections.abc import Iterable, Iterator
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -38,8 +37,11 @@ MAX_RULES = 2_000            # more make no table
 
 _UNREADABLE = re.compile('[\ufffd\ue000-\uf8ff]')
 _LAM_ALEF = re.compile('[\u0622\u0623\u0625\u0627]\u0644')
-_LATIN = re.compile('[^a-zà-öø-ÿœ]+')
-_VOWELS = re.compile('[^aeiouyà-æè-ïò-öø-üÿœ]+')
+_GAPS = np.array([chr(c).isspace() or chr(c) == BREAK for c in range(1 << 16)])
+# Of Latin-1 in lower case: what is no letter, and what is no vowel.
+_NO_LETTERS, _NO_VOWELS = (
+  bytes(b for b in range(256) if not re.match(f'[{letters}]', chr(b)))
+  for letters in ('a-zà-öø-ÿ', 'aeiouyà-æè-ïò-öø-üÿ'))
 _MONO = re.compile(rb'(?i)courier|mono|consol|menlo|typewriter|cmtt|fixed|code')
 
 
@@ -86,33 +88,74 @@ def opened(body: bytes) -> pypdfium2.PdfDocument | None:
   return None
 
 
+class _Object(ctypes.c_void_p):
+  """A thing drawn on a page. As the type of a result it stays a pointer, and makes no int."""
+
+
 @functools.cache
 def _calls() -> dict[str, Any]:
-  """pdfium's calls made for each word, through bare pointers: 3x cheaper than checked ones."""
+  """pdfium's calls made for each word or object, by bare pointers: 3x cheaper than checked ones.
+
+  Where no types of arguments are told, handles must be ctypes' pointers, and ints go as C's: that
+  halves the cost once more.
+  """
   pointer, number = ctypes.c_void_p, ctypes.c_int
   shapes = {
-    'FPDFText_GetUnicode': (ctypes.c_uint, pointer, number),
-    'FPDFText_GetLooseCharBox': (number, pointer, number, pointer),
+    'FPDFText_GetUnicode': (ctypes.c_uint,),
+    'FPDFText_GetLooseCharBox': (number,),
     'FPDFText_GetCharOrigin': (number, pointer, number, pointer, pointer),
-    'FPDFText_GetFontSize': (ctypes.c_double, pointer, number),
+    'FPDFText_GetFontSize': (ctypes.c_double,),
     'FPDFText_GetMatrix': (number, pointer, number, pointer),
-    'FPDFText_HasUnicodeMapError': (number, pointer, number),
-    'FPDFText_GetTextObject': (pointer, pointer, number),
+    'FPDFText_HasUnicodeMapError': (number,),
+    'FPDFText_GetTextObject': (pointer,),
     'FPDFTextObj_GetTextRenderMode': (number, pointer),
     'FPDFText_GetFontInfo': (ctypes.c_ulong, pointer, number, pointer, ctypes.c_ulong, pointer),
-    'FPDFPage_GetObject': (pointer, pointer, number),
-    'FPDFPageObj_GetType': (number, pointer),
+    'FPDFPage_CountObjects': (number,),
+    'FPDFPage_GetObject': (_Object,),
+    'FPDFFormObj_CountObjects': (number,),
+    'FPDFFormObj_GetObject': (_Object, pointer, ctypes.c_ulong),
+    'FPDFPageObj_GetType': (number,),
     'FPDFPageObj_GetBounds': (number, pointer, *4 * [pointer]),
     'FPDFPageObj_GetMatrix': (number, pointer, pointer),
-    'FPDFPath_CountSegments': (number, pointer),
+    'FPDFPath_CountSegments': (number,),
     'FPDFPath_GetDrawMode': (number, pointer, pointer, pointer),
-    'FPDFPath_GetPathSegment': (pointer, pointer, number),
+    'FPDFPath_GetPathSegment': (_Object,),
     'FPDFPathSegment_GetPoint': (number, pointer, pointer, pointer),
-    'FPDFPathSegment_GetType': (number, pointer),
-    'FPDFPathSegment_GetClose': (number, pointer),
+    'FPDFPathSegment_GetType': (number,),
+    'FPDFPathSegment_GetClose': (number,),
   }
-  return {name: ctypes.CFUNCTYPE(*shape)(ctypes.cast(getattr(pdfium, name), pointer).value)
+  return {name: ctypes.PYFUNCTYPE(*shape)(ctypes.cast(getattr(pdfium, name), pointer).value)
           for name, shape in shapes.items()}
+
+
+def _each(name: str, handle: ctypes.c_void_p, *arguments: Iterable) -> list:
+  """What a call of pdfium gives for a handle and each of the arguments."""
+  return list(map(_calls()[name], itertools.repeat(handle), *arguments))
+
+
+def _addresses(array: np.ndarray) -> range:
+  """Where in memory the rows of an array are."""
+  start, step = array.ctypes.data, array.strides[0] or 1    # 0 where there are no rows
+  return range(start, start + step * len(array), step)
+
+
+@functools.cache
+def _room() -> tuple[np.ndarray, list[ctypes.c_void_p]]:
+  """Boxes for pdfium to write, and pointers to them: made anew they would cost as much as calls."""
+  boxes_N4 = np.zeros((4096, 4), np.float32)
+  return boxes_N4, list(map(ctypes.c_void_p, _addresses(boxes_N4)))
+
+
+def _handle(wrapped) -> ctypes.c_void_p:
+  """pdfium's pointer."""
+  return ctypes.cast(wrapped.raw, ctypes.c_void_p)
+
+
+class View(NamedTuple):
+  """Which way up a page is displayed."""
+  order: list[int]          # of a box's coordinates
+  sign: tuple[int, ...]
+  shift: tuple[float, ...]
 
 
 class PageText(NamedTuple):
@@ -134,7 +177,7 @@ def read_page(document, index: int) -> PageText:
   try:
     text_page = page.get_textpage()
     count = min(text_page.count_chars(), MAX_PAGE_CHARACTERS)
-    handle = ctypes.cast(text_page.raw, ctypes.c_void_p).value
+    handle = _handle(text_page)
     text = _characters(text_page, handle, count)
     lines, grids, figures, height = _lines(handle, text, page)
     characters = sum(len(line.text) for line in lines)
@@ -156,44 +199,42 @@ def _features(characters: int, hidden: float = 0.0, garbled: float = 0.0,
           'picture': 0.0, 'vowels': vowels}
 
 
-def _characters(text_page, handle: int, count: int) -> str:
+def _characters(text_page, handle: ctypes.c_void_p, count: int) -> str:
   """The page's characters, one for each of pdfium's indices."""
   buffer = (ctypes.c_ushort * (count + 1))()
   got = pdfium.FPDFText_GetText(text_page, 0, count, buffer)
   text = bytes(buffer)[:2 * max(0, got - 1)].decode('utf-16-le', 'replace')
   if len(text) != count:                    # pdfium left some out: ask one by one
-    get = _calls()['FPDFText_GetUnicode']
-    codes = [get(handle, i) for i in range(count)]
     text = ''.join(chr(c) if 0 < c < 0x110000 and not 0xD800 <= c < 0xE000 else '\ufffd'
-                   for c in codes)
+                   for c in _each('FPDFText_GetUnicode', handle, range(count)))
   if _LAM_ALEF.search(text):
     text = _ligatures_in_order(handle, text)
   return text.replace('\x02', BREAK)
 
 
-def _ligatures_in_order(handle: int, text: str) -> str:
+def _ligatures_in_order(handle: ctypes.c_void_p, text: str) -> str:
   """Arabic with lam before alef where one glyph is both. pdfium turns a line round letter by
   letter, and these two with it; the article, alef before lam, has a box for each."""
-  out = list(text)
-  for match in _LAM_ALEF.finditer(text):
-    a, b = _word_boxes(handle, [(match.start(), match.end())])[0]
-    if abs(a - b).max() < 0.01:
-      out[match.start()], out[match.start() + 1] = match[0][1], match[0][0]
+  out, spans_M2 = list(text), np.array([match.span() for match in _LAM_ALEF.finditer(text)])
+  boxes_M24 = _word_boxes(handle, spans_M2)
+  one_M = np.abs(boxes_M24[:, 0] - boxes_M24[:, 1]).max(1) < 0.01
+  for i in spans_M2[one_M, 0].tolist():
+    out[i], out[i + 1] = out[i + 1], out[i]
   return ''.join(out)
 
 
-def _layer(handle: int, text: str) -> tuple[float, float]:
+def _layer(handle: ctypes.c_void_p, text: str) -> tuple[float, float]:
   """Shares of hidden and of garbled characters, by a sample of 64."""
   visible = len(text) - sum(map(text.count, f' \r\n\t{BREAK}'))
   step = max(1, len(text) // 64)
   sample = [i for i in range(step // 2, len(text), step) if text[i] > ' ' and text[i] != BREAK]
   if not sample:
     return 0.0, 0.0
-  calls, hidden, garbled = _calls(), 0, 0
-  for i in sample:
-    item = calls['FPDFText_GetTextObject'](handle, i)
-    hidden += bool(item) and calls['FPDFTextObj_GetTextRenderMode'](item) == 3
-    garbled += calls['FPDFText_HasUnicodeMapError'](handle, i) == 1 or text[i] < ' '
+  mode = _calls()['FPDFTextObj_GetTextRenderMode']
+  hidden = sum(bool(item) and mode(item) == 3
+               for item in _each('FPDFText_GetTextObject', handle, sample))
+  garbled = sum(text[i] < ' ' or error == 1 for i, error in zip(
+    sample, _each('FPDFText_HasUnicodeMapError', handle, sample), strict=True))
   replaced = 0 if text.isascii() else len(_UNREADABLE.findall(text))
   return hidden / len(sample), max(garbled / len(sample), replaced / max(1, visible))
 
@@ -201,119 +242,147 @@ def _layer(handle: int, text: str) -> tuple[float, float]:
 def _vowels(text: str) -> float | None:
   """Share of vowels among the first Latin letters: a font whose codes are shifted or shuffled shows
   there, since all else about it is in order. Languages written so have .3 to .5."""
-  letters = _LATIN.sub('', text[:4000].lower())
-  return round(len(_VOWELS.sub('', letters)) / len(letters), 3) if len(letters) >= 200 else None
+  letters = text[:4000].lower().encode('latin-1', 'ignore').translate(None, _NO_LETTERS)
+  if len(letters) < 200:
+    return None
+  return round(len(letters.translate(None, _NO_VOWELS)) / len(letters), 3)
 
 
-def _lines(handle: int, text: str, page,
-           words: list[tuple[int, int]] | None = None,
+def _words(text: str) -> np.ndarray:
+  """Where words begin and end: int [W, 2]."""
+  codes = np.frombuffer(text.encode('utf-32-le'), np.uint32)
+  solid = np.zeros(len(codes) + 2, bool)
+  solid[1:-1] = ~_GAPS[np.minimum(codes, len(_GAPS) - 1)]
+  return np.flatnonzero(solid[1:] != solid[:-1]).reshape(-1, 2)
+
+
+def _lines(handle: ctypes.c_void_p, text: str, page, cut_W2: np.ndarray | None = None,
            ) -> tuple[list[Line], list[Grid], list[Box], float]:
   """Words → runs on one baseline, cut at wide gaps and at the edges of ruled cells; the grids of
-  those, the figures, and the page's height; coordinates as the page is displayed."""
+  those, the figures, and the page's height; coordinates as the page is displayed.
+
+  Args:
+    cut_W2: the words, where they are not those between spaces.
+  """
   width, height = page.get_size()
-  words = words or [match.span() for match in re.finditer(rf'[^\s{BREAK}]+', text)]
-  if not words:
+  words_W2 = _words(text) if cut_W2 is None else cut_W2
+  if not len(words_W2):
     return [], [], [], height
-  turn = (page.get_rotation(), page.get_bbox())
-  boxes_W24 = _displayed(_word_boxes(handle, words), *turn)
+  view = _view(page.get_rotation(), page.get_bbox())
+  boxes_W24 = _displayed(_word_boxes(handle, words_W2), view)
   move = boxes_W24[:, 1, :2] + boxes_W24[:, 1, 2:] - boxes_W24[:, 0, :2] - boxes_W24[:, 0, 2:]
   upright = np.abs(move[:, 1]) <= np.abs(move[:, 0])
-  long = np.array([end - start > 2 for start, end in words])
+  lengths_W = words_W2[:, 1] - words_W2[:, 0]
+  long = lengths_W > 2
   sideways = bool(long.any()) and upright[long].mean() < 0.5
   if sideways:                              # a landscape page set upright: turn it
     upwards = move[~upright, 1].mean() < 0
     width, height = height, width
     boxes_W24, upright = _turned(boxes_W24, upwards, width, height), ~upright
-  boxes_W4 = np.concatenate([boxes_W24[..., :2].min(1), boxes_W24[..., 2:].max(1)], 1)
-  rules_R4, pictures_P4 = (_displayed(raw, *turn) for raw in _drawn(page))
+  first_W4, last_W4 = boxes_W24[:, 0], boxes_W24[:, 1]
+  boxes_W4 = np.concatenate([np.minimum(first_W4[:, :2], last_W4[:, :2]),
+                             np.maximum(first_W4[:, 2:], last_W4[:, 2:])], 1)
+  rules_R4, pictures_P4 = (_displayed(raw, view) for raw in _drawn(page))
   if sideways:
     rules_R4, pictures_P4 = (_turned(b, upwards, width, height) for b in (rules_R4, pictures_P4))
   grids, figures = pdf_grids.find(rules_R4), _figures(pictures_P4, width, height)
   drawn_E3 = np.concatenate([np.zeros((0, 3)), *(grid.drawn_E3 for grid in grids)])
-  if not sideways and len(cut := _cut(handle, words, boxes_W4, drawn_E3, turn)) > len(words):
+  if not sideways and len(cut := _cut(handle, words_W2, boxes_W4, drawn_E3, view)) > len(words_W2):
     return _lines(handle, text, page, cut)
-  edges = _between(handle, words, boxes_W4, drawn_E3)
-  for i in np.flatnonzero(~long).tolist():  # one or two letters do not tell: as the word before
-    joined = i and text[words[i - 1][1]:words[i][0]] == ' '
-    upright[i] = upright[i - 1] if joined else True
+  edge_W = _between(handle, words_W2, boxes_W4, drawn_E3)
+  upright |= ~long                          # one or two letters do not tell: as the word before
+  if not upright.all():
+    for i in (np.flatnonzero(~long[1:]) + 1).tolist():
+      if text[words_W2[i - 1, 1]:words_W2[i, 0]] == ' ':
+        upright[i] = upright[i - 1]
 
   # Outside a crop box stand printers' marks; beyond the edge of the sheet, an overlong table.
   slack = 0 if page.get_cropbox(False) not in (None, page.get_mediabox(False)) else 1
-  starts, hyphens = _runs(words, text, boxes_W4, upright, edges)
-  lengths_W = np.array([end - start for start, end in words])
-  order_W = np.arange(len(words))[::-1]     # of words as long, the first
-  longest_R = np.maximum.reduceat(lengths_W * len(words) + order_W, starts)
-  marks = len(words) - 1 - longest_R % len(words)
-  x0_R = np.minimum.reduceat(boxes_W4[:, 0], starts).tolist()
-  x1_R = np.maximum.reduceat(boxes_W4[:, 2], starts).tolist()
-  boxes, marks = boxes_W4.tolist(), marks.tolist()
-  raw_R4, sizes = _baselines(handle, [words[i][0] for i in marks])
-  origins_R4 = _displayed(raw_R4, *turn)
+  start_R, hyphens = _runs(words_W2, text, boxes_W4, upright, edge_W)
+  ends = [*start_R[1:].tolist(), len(words_W2)]
+  first_R, last_R = words_W2[start_R, 0], words_W2[np.array(ends) - 1, 1]
+  order_W = np.arange(len(words_W2))[::-1]  # of words as long, the first
+  longest_R = np.maximum.reduceat(lengths_W * len(words_W2) + order_W, start_R)
+  mark_R = len(words_W2) - 1 - longest_R % len(words_W2)
+  x0_R = np.minimum.reduceat(boxes_W4[:, 0], start_R)
+  x1_R = np.maximum.reduceat(boxes_W4[:, 2], start_R)
+  raw_R4, sizes = _baselines(handle, words_W2[mark_R, 0])
+  origins_R4 = _displayed(raw_R4, view)
   if sideways:
     origins_R4 = _turned(origins_R4, upwards, width, height)
-  lines = []
-  runs, is_mono = itertools.pairwise([*starts, len(words)]), _mono_test(handle)
-  for run, hyphen, x0, x1, mark, base, size in zip(
-      runs, hyphens, x0_R, x1_R, marks, origins_R4[:, 1].tolist(), sizes, strict=True):
-    if not upright[mark]:
+  lines, words, boxes = [], words_W2.tolist(), boxes_W4.tolist()
+  for start, end, first, last, hyphen, x0, x1, mark, base, size, mono, kept in zip(
+      start_R.tolist(), ends, first_R.tolist(), last_R.tolist(), hyphens, x0_R.tolist(),
+      x1_R.tolist(), mark_R.tolist(), origins_R4[:, 1].tolist(), sizes,
+      _monospaced(handle, first_R, last_R - 1), upright[mark_R].tolist(), strict=True):
+    if not kept:
       continue                              # sideways: a stamp in the margin, an axis of a plot
     if not 0.1 < size < height:
       base, size = boxes[mark][3], max(0.1, boxes[mark][3] - boxes[mark][1])
     if not (-slack * width <= (x0 + x1) / 2 <= (1 + slack) * width
             and -slack * height <= base <= (1 + slack) * height + size):
       continue
-    first, last = words[run[0]], words[run[1] - 1]
-    mono = is_mono(first[0]) and is_mono(last[1] - 1)
     if mono:                                # spaces as wide as they are
       advance = max(0.1, boxes[mark][2] - boxes[mark][0]) / (words[mark][1] - words[mark][0])
-      pieces = [text[slice(*first)]]
-      for i in range(run[0] + 1, run[1]):
+      pieces = [text[slice(*words[start])]]
+      for i in range(start + 1, end):
         gap = round((boxes[i][0] - boxes[i - 1][2]) / advance)
         pieces.append(' ' * max(1, min(40, gap)) + text[slice(*words[i])])
-      run_text = ''.join(pieces)
+      run = ''.join(pieces)
+    elif cut_W2 is None:
+      run = ' '.join(text[first:last].split())
     else:
-      run_text = ' '.join(text[start:end] for start, end in words[slice(*run)])
-    lines.append(Line(x0, base - 0.8 * size, x1, base + 0.2 * size,
-                      run_text + BREAK * hyphen, size, mono))
+      run = ' '.join(text[a:b] for a, b in words[start:end])
+    lines.append(Line(x0, base - 0.8 * size, x1, base + 0.2 * size, run + BREAK * hyphen, size,
+                      mono))
   return lines, grids, figures, height
 
 
-def _word_boxes(handle: int, words: list[tuple[int, int]]):
+def _word_boxes(handle: ctypes.c_void_p, words_W2: np.ndarray):
   """Boxes of each word's first and last character, in page space: float32 [W, 2, 4]."""
-  out_W24 = np.zeros((len(words), 2, 4), np.float32)
-  get_box, address = _calls()['FPDFText_GetLooseCharBox'], out_W24.ctypes.data
-  for i, (start, end) in enumerate(words):
-    get_box(handle, start, address + 32 * i)
-    get_box(handle, end - 1, address + 32 * i + 16)
-  return out_W24
+  indices, (room_N4, pointers) = (words_W2 - [0, 1]).ravel().tolist(), _room()
+  out_N4 = np.zeros((len(indices), 4), np.float32)
+  for start in range(0, len(indices), len(pointers)):
+    part = indices[start:start + len(pointers)]
+    room_N4[:len(part)] = 0
+    _each('FPDFText_GetLooseCharBox', handle, part, pointers)
+    out_N4[start:start + len(part)] = room_N4[:len(part)]
+  return out_N4.reshape(-1, 2, 4)
+
+
+def _objects(handle: ctypes.c_void_p, most: int,
+             of: str = 'FPDFPage') -> Iterator[tuple[_Object, int]]:
+  """The first objects of a page, or of='FPDFFormObj', and their kinds."""
+  items = _each(f'{of}_GetObject', handle, range(min(_calls()[f'{of}_CountObjects'](handle), most)))
+  return zip(items, map(_calls()['FPDFPageObj_GetType'], items), strict=True)
+
+
+def _bounds(items: list[_Object]) -> list[list[float]]:
+  """Boxes of objects: left, bottom, right, top; zeros where pdfium has none."""
+  out_N4 = np.zeros((len(items), 4), np.float32)
+  edges = (_addresses(out_N4[:, i:]) for i in range(4))
+  list(map(_calls()['FPDFPageObj_GetBounds'], items, *edges))
+  return out_N4.tolist()
 
 
 def _drawn(page) -> tuple[np.ndarray, np.ndarray]:
   """Boxes of the thin straight lines drawn on a page, and of its pictures, in page space as a
   character's: [R, 4], [P, 4]."""
-  calls, handle = _calls(), ctypes.cast(page.raw, ctypes.c_void_p).value
-  count = pdfium.FPDFPage_CountObjects(page)
-  rules, pictures, bounds = [], [], (ctypes.c_float * 4)()
-  addresses = [ctypes.addressof(bounds) + 4 * i for i in range(4)]
-  get, kind = calls['FPDFPage_GetObject'], calls['FPDFPageObj_GetType']
-  for i in range(min(count, MAX_OBJECTS)):
-    item = get(handle, i)
-    which = kind(item)
-    if which not in (pdfium.FPDF_PAGEOBJ_PATH, pdfium.FPDF_PAGEOBJ_IMAGE):
-      continue
-    if not calls['FPDFPageObj_GetBounds'](item, *addresses):
-      continue
-    left, bottom, right, top = bounds
-    if which == pdfium.FPDF_PAGEOBJ_IMAGE:
+  found = [(item, kind) for item, kind in _objects(_handle(page), MAX_OBJECTS)
+           if kind in (pdfium.FPDF_PAGEOBJ_PATH, pdfium.FPDF_PAGEOBJ_IMAGE)]
+  rules, pictures = [], []
+  for (item, kind), (left, bottom, right, top) in zip(
+      found, _bounds([item for item, _ in found]), strict=True):
+    if kind == pdfium.FPDF_PAGEOBJ_IMAGE:
       pictures.append((left, top, right, bottom))
     elif right - left <= pdf_grids.THICK or top - bottom <= pdf_grids.THICK:
       rules.append((left, top, right, bottom))
     else:
       rules += _strokes(item)
     if len(rules) > MAX_RULES:              # a drawing
+      rules = []
       break
-  return tuple(np.array(boxes, np.float32).reshape(-1, 4)
-               for boxes in ([] if len(rules) > MAX_RULES else rules, pictures))
+  return tuple(np.array(boxes, np.float32).reshape(-1, 4) for boxes in (rules, pictures))
 
 
 def _figures(pictures_P4, width: float, height: float) -> list[Box]:
@@ -324,7 +393,7 @@ def _figures(pictures_P4, width: float, height: float) -> list[Box]:
   return [tuple(box) for box in pictures_P4[fit][:20].round(1).tolist()]
 
 
-def _strokes(item: int) -> list[tuple[float, float, float, float]]:
+def _strokes(item: _Object) -> list[tuple[float, float, float, float]]:
   """The straight level or upright lines of a stroked path: boxes of cells, many rules in one."""
   calls, fill, stroke = _calls(), ctypes.c_int(), ctypes.c_int()
   calls['FPDFPath_GetDrawMode'](item, ctypes.addressof(fill), ctypes.addressof(stroke))
@@ -355,95 +424,94 @@ def _strokes(item: int) -> list[tuple[float, float, float, float]]:
   return out
 
 
-def _cut(handle: int, words: list[tuple[int, int]], boxes_W4, drawn_E3,
-         turn) -> list[tuple[int, int]]:
+def _cut(handle: ctypes.c_void_p, words_W2: np.ndarray, boxes_W4, drawn_E3,
+         view: View) -> np.ndarray:
   """The words, those in two of which a piece drawn for itself begins beyond the edge of a cell: no
   space was left there. What merely runs over an edge stays whole."""
   if not len(drawn_E3):
-    return words
+    return words_W2
   y_W1, (x_E, top_E, bottom_E) = boxes_W4[:, 1::2].mean(1)[:, None], drawn_E3.T
   through_WE = ((boxes_W4[:, :1] + 2 < x_E) & (x_E < boxes_W4[:, 2:3] - 2)
                 & (top_E <= y_W1) & (y_W1 <= bottom_E))
-  if not through_WE.any():
-    return words
-  drawn_by, out = _calls()['FPDFText_GetTextObject'], []
-  for (start, end), through, through_E in zip(words, through_WE.any(1).tolist(), through_WE,
-                                              strict=True):
-    if through:
-      objects = [drawn_by(handle, i) for i in range(start, end)]
-      for i in range(start + 1, end):
-        if objects[i - start] != objects[i - start - 1]:
-          box_124 = _displayed(_word_boxes(handle, [(i, i + 1)]), *turn)
-          if box_124[0, 0, 0] > x_E[through_E][0] - 1:
-            out.append((start, i))
-            start = i
-            break
-    out.append((start, end))
-  return out
+  places = []
+  for w in np.flatnonzero(through_WE.any(1)).tolist():
+    start, end = words_W2[w].tolist()
+    drawn_by = _each('FPDFText_GetTextObject', handle, range(start, end))
+    begins = np.array([i for i in range(start + 1, end)
+                       if drawn_by[i - start] != drawn_by[i - start - 1]], int)
+    left_B = _displayed(_word_boxes(handle, begins[:, None] + [0, 1]), view)[:, 0, 0]
+    places += begins[left_B > x_E[through_WE[w]][0] - 1][:1].tolist()
+  return np.sort(np.append(words_W2.ravel(), places + places)).astype(int).reshape(-1, 2)
 
 
-def _between(handle: int, words: list[tuple[int, int]], boxes_W4, drawn_E3) -> list[bool]:
+def _between(handle: ctypes.c_void_p, words_W2: np.ndarray, boxes_W4, drawn_E3) -> np.ndarray:
   """Whether a word begins in another cell than the one before it, and is drawn for itself."""
-  if len(boxes_W4) < 2 or not len(drawn_E3):
-    return [False] * len(boxes_W4)
+  edge_W = np.zeros(len(words_W2), bool)
+  if not len(drawn_E3):
+    return edge_W
   x_E, top_E, bottom_E = drawn_E3.T
   left_P1, right_P1 = np.sort(np.stack([boxes_W4[:-1, 0], boxes_W4[1:, 0]]), 0)[..., None] + 1
   y_P1 = boxes_W4[1:, 1::2].mean(1)[:, None]
-  found_P = ((left_P1 < x_E) & (x_E < right_P1) & (top_E <= y_P1) & (y_P1 <= bottom_E)).any(1)
+  edge_W[1:] = ((left_P1 < x_E) & (x_E < right_P1) & (top_E <= y_P1) & (y_P1 <= bottom_E)).any(1)
   drawn_by = _calls()['FPDFText_GetTextObject']
-  return [False, *(found and drawn_by(handle, a[1] - 1) != drawn_by(handle, b[0])
-                   for found, (a, b) in zip(found_P.tolist(), itertools.pairwise(words),
-                                            strict=True))]
+  for w in np.flatnonzero(edge_W).tolist():
+    edge_W[w] = (drawn_by(handle, int(words_W2[w - 1, 1]) - 1)
+                 != drawn_by(handle, int(words_W2[w, 0])))
+  return edge_W
 
 
-def _runs(words: list[tuple[int, int]], text: str, boxes_W4, upright,
-          edges: list[bool]) -> tuple[list[int], list[bool]]:
+def _runs(words_W2: np.ndarray, text: str, boxes_W4, upright, edge_W,
+          ) -> tuple[np.ndarray, list[bool]]:
   """The first words of runs that stand together on a line, and whether a hyphen ends each run."""
   a_P4, b_P4 = boxes_W4[:-1], boxes_W4[1:]
   heights_W = boxes_W4[:, 3] - boxes_W4[:, 1]
   size_P = np.maximum(np.maximum(heights_W[:-1], heights_W[1:]), 0.1)
   gap_P = np.maximum(b_P4[:, 0] - a_P4[:, 2], a_P4[:, 0] - b_P4[:, 2])    # either way of writing
   shift_P = np.abs(b_P4[:, 1] + b_P4[:, 3] - a_P4[:, 1] - a_P4[:, 3])
-  apart_P = ((gap_P > 0.75 * size_P) | (shift_P > size_P) | (upright[1:] != upright[:-1])).tolist()
-  back_P = (b_P4[:, 2] < a_P4[:, 0]).tolist()
-  starts, hyphens = [0], []
-  for i in range(1, len(words)):
-    between = text[words[i - 1][1]:words[i][0]]
-    hyphen = BREAK in between
-    if (apart_P[i - 1] or hyphen or edges[i] or '\n' in between
-        or (back_P[i - 1] and not pdf_layout.RTL.search(text[slice(*words[i])]))):
-      starts.append(i)
-      hyphens.append(hyphen)
-  return starts, [*hyphens, text[words[-1][1]:][:1] == BREAK]
+  newline_P, hyphen_P = (_contain(text, character, words_W2) for character in ('\n', BREAK))
+  apart_P = ((gap_P > 0.75 * size_P) | (shift_P > size_P) | (upright[1:] != upright[:-1])
+             | newline_P | hyphen_P | edge_W[1:])
+  for i in np.flatnonzero((b_P4[:, 2] < a_P4[:, 0]) & ~apart_P).tolist():
+    apart_P[i] = not pdf_layout.RTL.search(text[slice(*words_W2[i + 1])])
+  ends_P = np.flatnonzero(apart_P)
+  hyphens = [*hyphen_P[ends_P].tolist(), text[words_W2[-1, 1]:][:1] == BREAK]
+  return np.append(0, ends_P + 1), hyphens
 
 
-def _baselines(handle: int, indices: list[int]):
+def _contain(text: str, character: str, words_W2: np.ndarray) -> np.ndarray:
+  """Whether the gap after each word but the last has a character: bool [W - 1]."""
+  places = np.array([match.start() for match in re.finditer(character, text)], int)
+  return (np.searchsorted(places, words_W2[1:, 0]) > np.searchsorted(places, words_W2[:-1, 1]))
+
+
+def _baselines(handle: ctypes.c_void_p, index_R: np.ndarray) -> tuple[np.ndarray, list[float]]:
   """Origins of characters as degenerate boxes, float32 [R, 4] in page space, and font sizes."""
-  calls = _calls()
-  x, y, matrix = ctypes.c_double(), ctypes.c_double(), (ctypes.c_float * 6)()
-  px, py, pm = ctypes.addressof(x), ctypes.addressof(y), ctypes.addressof(matrix)
-  out, sizes = np.zeros((len(indices), 4), np.float32), []
-  for row, i in enumerate(indices):
-    calls['FPDFText_GetCharOrigin'](handle, i, px, py)
-    out[row] = x.value, y.value, x.value, y.value
-    scale = math.hypot(matrix[2], matrix[3]) if calls['FPDFText_GetMatrix'](handle, i, pm) else 1
-    sizes.append(calls['FPDFText_GetFontSize'](handle, i) * scale)
-  return out, sizes
+  indices, origin_R2 = index_R.tolist(), np.zeros((len(index_R), 2))
+  matrix_R6 = np.zeros((len(index_R), 6), np.float32)
+  _each('FPDFText_GetCharOrigin', handle, indices, _addresses(origin_R2),
+        _addresses(origin_R2[:, 1:]))
+  known = _each('FPDFText_GetMatrix', handle, indices, _addresses(matrix_R6))
+  scale_R = np.where(known, np.hypot(*matrix_R6[:, 2:4].T.astype(float)), 1)
+  sizes_R = _each('FPDFText_GetFontSize', handle, indices) * scale_R
+  return np.tile(origin_R2, 2).astype(np.float32), sizes_R.tolist()
 
 
-def _displayed(boxes, rotation: int, box: tuple[float, float, float, float]):
-  """pdfium's (left, top, right, bottom) in page space → (x0, y0, x1, y1) from the top left."""
+def _view(rotation: int, box: tuple[float, float, float, float]) -> View:
+  """How a page's space is displayed, see `_displayed`."""
   left, bottom, right, top = box
-  x0, y1, x1, y0 = (boxes[..., i].astype(np.float64) for i in range(4))      # y1 ≥ y0, upwards
-  if rotation == 90:
-    out = (y0 - bottom, x0 - left, y1 - bottom, x1 - left)
-  elif rotation == 180:
-    out = (right - x1, y0 - bottom, right - x0, y1 - bottom)
-  elif rotation == 270:
-    out = (top - y1, right - x1, top - y0, right - x0)
-  else:
-    out = (x0 - left, top - y1, x1 - left, top - y0)
-  return np.stack(out, -1)
+  match rotation:
+    case 90:
+      return View([3, 0, 1, 2], (1, 1, 1, 1), (-bottom, -left, -bottom, -left))
+    case 180:
+      return View([2, 3, 0, 1], (-1, 1, -1, 1), (right, -bottom, right, -bottom))
+    case 270:
+      return View([1, 2, 3, 0], (-1, -1, -1, -1), (top, right, top, right))
+  return View([0, 1, 2, 3], (1, -1, 1, -1), (-left, top, -left, top))
+
+
+def _displayed(boxes, view: View):
+  """pdfium's (left, top, right, bottom) in page space → (x0, y0, x1, y1) from the top left."""
+  return boxes[..., view.order].astype(np.float64) * view.sign + view.shift
 
 
 def _turned(boxes, upwards: bool, width: float, height: float):
@@ -454,26 +522,32 @@ def _turned(boxes, upwards: bool, width: float, height: float):
   return np.stack([y0, height - x1, y1, height - x0], -1)
 
 
-def _mono_test(handle: int) -> Callable[[int], bool]:
-  """Whether a character's font is one of fixed width, by its flags or its name."""
-  name, flags = ctypes.create_string_buffer(64), ctypes.c_int()
-  addresses, call = (ctypes.addressof(name), 64, ctypes.addressof(flags)), _calls()[
-    'FPDFText_GetFontInfo']
-
-  def is_mono(index: int) -> bool:
-    call(handle, index, *addresses)
-    return bool(flags.value & 1) or _MONO.search(name.value) is not None
-
-  return is_mono
+def _monospaced(handle: ctypes.c_void_p, first_R: np.ndarray, last_R: np.ndarray) -> list[bool]:
+  """Whether two characters' fonts are of fixed width, by their flags or their names."""
+  mono_R = np.ones(len(first_R), bool)
+  for index_R in (first_R, last_R):
+    asked = np.flatnonzero(mono_R)
+    names, flags = np.zeros(len(asked), 'S64'), np.zeros(len(asked), np.int32)
+    _each('FPDFText_GetFontInfo', handle, index_R[asked].tolist(), _addresses(names),
+          itertools.repeat(names.itemsize), _addresses(flags))
+    names = names.tolist()
+    named = {name for name in set(names) if _MONO.search(name)}
+    mono_R[asked] = [flag & 1 or name in named
+                     for name, flag in zip(names, flags.tolist(), strict=True)]
+  return mono_R.tolist()
 
 
 def _picture(page) -> float:
   """Share of the page under pictures, overlaps counted twice, at most 1; 500 objects seen."""
+  def seen(handle: ctypes.c_void_p, of: str, depth: int) -> Iterator[tuple[_Object, int]]:
+    for item, kind in _objects(handle, 500, of):
+      yield item, kind
+      if kind == pdfium.FPDF_PAGEOBJ_FORM and depth:
+        yield from seen(item, 'FPDFFormObj', depth - 1)
+
   left, bottom, right, top = page.get_bbox()
-  area = 0.0
-  for item in itertools.islice(page.get_objects(max_depth=3), 500):
-    if item.type == pdfium.FPDF_PAGEOBJ_IMAGE:
-      x0, y0, x1, y1 = item.get_bounds()
-      area += (max(0.0, min(x1, right) - max(x0, left))
-               * max(0.0, min(y1, top) - max(y0, bottom)))
+  pictures = [item for item, kind in itertools.islice(seen(_handle(page), 'FPDFPage', 2), 500)
+              if kind == pdfium.FPDF_PAGEOBJ_IMAGE]
+  area = sum(max(0.0, min(x1, right) - max(x0, left)) * max(0.0, min(y1, top) - max(y0, bottom))
+             for x0, y0, x1, y1 in _bounds(pictures))
   return min(1.0, area / max(1.0, (right - left) * (top - bottom)))
