@@ -39,11 +39,14 @@ _CAPTION = re.compile(
   r'^(?:fig(?:ure|ura|\.)?|abb(?:ildung|\.)?|bild|image[mn]?|imagen|ilustra\w+|schéma|illustration)'
   r'\s*\d', re.I)
 _CONJUNCTIONS = frozenset({'and', 'or', 'und', 'oder', 'et', 'ou', 'e', 'o', 'y', 'ed'})
-_HYPHENATED = re.compile(rf'(\S+){BREAK}(\S+)')
+_LINE_END_HYPHEN = re.compile(rf'{BREAK}(?=(\S*))')
+_DIGITS = re.compile(r'\d+')
 # Searched before what costs more is: these begin with a set of characters, which is fast.
 _FIVE_DOTS = re.compile(r'[.·…_](?:\s?[.·…_]){4}')
+_THREE_DOTS = re.compile(r'[.·…](?:\s?[.·…]){2}')
 _FIVE_CAPITALS = re.compile(r'[^\W\d_a-zß-ÿ](?: [^\W\d_a-zß-ÿ]){4}')
 _LEADERS = re.compile(r'(?:\s?[.·…_]){5,}')
+_ROMAN = frozenset('ivxlc')
 _ENTRY = re.compile(r'(?:\s?[.·…]){3,}\s*(?:\d{1,4}|[ivxlc]{1,7})$', re.I)
 _ENTRY_END = ' .....'       # so that entries are not taken for one wrapped paragraph
 _SPACED_CAPITALS = re.compile(r'(?<!\S)(?:[^\W\d_a-zß-ÿ] ){4,}[^\W\d_a-zß-ÿ](?!\S)')
@@ -179,25 +182,19 @@ def join_hyphens(pages: Sequence[str]) -> list[str]:
     known.update(re.findall(r'\w+(?:-\w+)*', page.replace(BREAK, ' ').lower()))
 
   def decide(match: re.Match) -> str:
-    before, after = match[1], match[2]
+    before = re.search(r'\S*$', match.string[max(0, match.start() - 200):match.start()])[0]
     if '/' in before or '@' in before:
-      return f'{before}-{after}'
-    head, tail = re.search(r'\w*$', before)[0], re.match(r'\w*', after)[0]
-    if tail in _CONJUNCTIONS:
-      return f'{before}- {after}'
+      return '-'
+    head, tail = re.search(r'\w*$', before)[0], re.match(r'\w*', match[1])[0]
+    if before and tail in _CONJUNCTIONS:
+      return '- '
     if not head or not tail or tail[0].isdigit():
-      return f'{before}-{after}'
+      return '-'
     whole, hyphenated = f'{head}{tail}'.lower(), f'{head}-{tail}'.lower()
     soft = whole in known or (tail[0].islower() and hyphenated not in known)
-    return f'{before}{after}' if soft else f'{before}-{after}'
+    return '' if soft else '-'
 
-  def page_of(page: str) -> str:
-    while BREAK in page:                     # a word may be cut twice
-      page, n = _HYPHENATED.subn(decide, page)
-      if not n:
-        page = page.replace(BREAK, '-')
-    return page
-  return [page_of(page) for page in pages]
+  return [_LINE_END_HYPHEN.sub(decide, page) for page in pages]
 
 
 # Running headers, footers and page numbers.
@@ -262,8 +259,11 @@ def _margin_rows(rows: list[list[Line]], height: float, bottom: bool,
 
 def _key(text: str) -> str:
   """What the rows of a running line have in common."""
-  text = re.sub(r'^[ivxlc]+\s|\s[ivxlc]+$', '0', text)    # front matter's page numbers
-  return re.sub(r'\d+', '0', re.sub(r'\s+', '', text))
+  words = text.split()
+  for i in (0, -1):
+    if len(words) > 1 and _ROMAN.issuperset(words[i]):    # front matter's page numbers
+      words[i] = '0'
+  return _DIGITS.sub('0', ''.join(words))
 
 
 # Reading order.
@@ -565,13 +565,14 @@ def _contents(lines: list[Line]) -> list[Line]:
   """Entries of a table of contents whole, without their leaders and page numbers."""
   out = []
   for row in _rows(lines):
-    if not _dotted(_row_text(row)):
+    if not _THREE_DOTS.search(_row_text(row)):
       out += row
       continue
     entry: list[Line] = []
     for line in row:
       entry.append(line)
-      if not any(_dotted(part.text) for part in entry[-2:]):
+      end = line.text.rstrip()[-1:]         # of a page number, Roman maybe
+      if not (end.isdecimal() or end.lower() in _ROMAN):
         continue
       if match := _ENTRY.search(text := _row_text(entry)):
         first, last = entry[0], entry[-1]

@@ -35,6 +35,7 @@ MAX_PAGE_CHARACTERS = 200_000
 MAX_OBJECTS = 20_000         # of a page that are looked at for rules
 MAX_RULES = 2_000            # more make no table
 
+_DRAWN = (pdfium.FPDF_PAGEOBJ_PATH, pdfium.FPDF_PAGEOBJ_IMAGE)
 _UNREADABLE = re.compile('[\ufffd\ue000-\uf8ff]')
 _LAM_ALEF = re.compile('[\u0622\u0623\u0625\u0627]\u0644')
 _GAPS = np.array([chr(c).isspace() or chr(c) == BREAK for c in range(1 << 16)])
@@ -153,9 +154,9 @@ def _handle(wrapped) -> ctypes.c_void_p:
 
 class View(NamedTuple):
   """Which way up a page is displayed."""
-  order: list[int]          # of a box's coordinates
-  sign: tuple[int, ...]
-  shift: tuple[float, ...]
+  order_4: np.ndarray       # of a box's coordinates
+  sign_4: np.ndarray
+  shift_4: np.ndarray
 
 
 class PageText(NamedTuple):
@@ -167,28 +168,40 @@ class PageText(NamedTuple):
   features: dict[str, Any]  # see `_features`
 
 
-def read_page(document, index: int) -> PageText:
-  """The text layer of a page: nothing where the page is too damaged."""
-  nothing = PageText([], [], [], 1.0, _features(0))
-  try:
-    page = document[index]
-  except pypdfium2.PdfiumError:             # one bad page of many
-    return nothing
+def read_pages(document, indices: Iterable[int]) -> Iterator[PageText]:
+  """The text layers of pages: nothing where a page is too damaged.
+
+  Each stays open until the next one is, so that what both use, fonts above all, is loaded once.
+  """
+  before = None
+  for index in indices:
+    try:
+      page = document[index]
+    except pypdfium2.PdfiumError:           # one bad page of many
+      yield _nothing()
+      continue
+    yield _read(page)
+    if before:
+      before.close()
+    before = page
+  if before:
+    before.close()
+
+
+def _read(page) -> PageText:
   try:
     text_page = page.get_textpage()
     count = min(text_page.count_chars(), MAX_PAGE_CHARACTERS)
     handle = _handle(text_page)
     text = _characters(text_page, handle, count)
     lines, grids, figures, height = _lines(handle, text, page)
-    characters = sum(len(line.text) for line in lines)
+    characters = sum([len(line.text) for line in lines])
     feature = _features(characters, *_layer(handle, text), _vowels(text))
     if characters < 1500:
       feature['picture'] = round(_picture(page), 4)
     return PageText(lines, grids, figures, height, feature)
   except pypdfium2.PdfiumError:
-    return nothing
-  finally:
-    page.close()
+    return _nothing()
 
 
 def _features(characters: int, hidden: float = 0.0, garbled: float = 0.0,
@@ -197,6 +210,10 @@ def _features(characters: int, hidden: float = 0.0, garbled: float = 0.0,
   (of pages with less than 1,500 characters), and vowels among Latin letters (None: too few)."""
   return {'characters': characters, 'hidden': round(hidden, 4), 'garbled': round(garbled, 4),
           'picture': 0.0, 'vowels': vowels}
+
+
+def _nothing() -> PageText:
+  return PageText([], [], [], 1.0, _features(0))
 
 
 def _characters(text_page, handle: ctypes.c_void_p, count: int) -> str:
@@ -230,9 +247,10 @@ def _layer(handle: ctypes.c_void_p, text: str) -> tuple[float, float]:
   sample = [i for i in range(step // 2, len(text), step) if text[i] > ' ' and text[i] != BREAK]
   if not sample:
     return 0.0, 0.0
-  mode = _calls()['FPDFTextObj_GetTextRenderMode']
-  hidden = sum(bool(item) and mode(item) == 3
-               for item in _each('FPDFText_GetTextObject', handle, sample))
+  mode, items = _calls()['FPDFTextObj_GetTextRenderMode'], _each(
+    'FPDFText_GetTextObject', handle, sample)
+  invisible = {item for item in set(items) if item and mode(item) == 3}
+  hidden = sum(item in invisible for item in items)
   garbled = sum(text[i] < ' ' or error == 1 for i, error in zip(
     sample, _each('FPDFText_HasUnicodeMapError', handle, sample), strict=True))
   replaced = 0 if text.isascii() else len(_UNREADABLE.findall(text))
@@ -248,11 +266,10 @@ def _vowels(text: str) -> float | None:
   return round(len(letters.translate(None, _NO_VOWELS)) / len(letters), 3)
 
 
-def _words(text: str) -> np.ndarray:
+def _words(code_N: np.ndarray) -> np.ndarray:
   """Where words begin and end: int [W, 2]."""
-  codes = np.frombuffer(text.encode('utf-32-le'), np.uint32)
-  solid = np.zeros(len(codes) + 2, bool)
-  solid[1:-1] = ~_GAPS[np.minimum(codes, len(_GAPS) - 1)]
+  solid = np.zeros(len(code_N) + 2, bool)
+  solid[1:-1] = ~_GAPS.take(code_N, mode='clip')
   return np.flatnonzero(solid[1:] != solid[:-1]).reshape(-1, 2)
 
 
@@ -265,7 +282,8 @@ def _lines(handle: ctypes.c_void_p, text: str, page, cut_W2: np.ndarray | None =
     cut_W2: the words, where they are not those between spaces.
   """
   width, height = page.get_size()
-  words_W2 = _words(text) if cut_W2 is None else cut_W2
+  code_N = np.frombuffer(text.encode('utf-32-le'), np.uint32)
+  words_W2 = _words(code_N) if cut_W2 is None else cut_W2
   if not len(words_W2):
     return [], [], [], height
   view = _view(page.get_rotation(), page.get_bbox())
@@ -298,7 +316,7 @@ def _lines(handle: ctypes.c_void_p, text: str, page, cut_W2: np.ndarray | None =
 
   # Outside a crop box stand printers' marks; beyond the edge of the sheet, an overlong table.
   slack = 0 if page.get_cropbox(False) not in (None, page.get_mediabox(False)) else 1
-  start_R, hyphens = _runs(words_W2, text, boxes_W4, upright, edge_W)
+  start_R, hyphens = _runs(words_W2, text, code_N, boxes_W4, upright, edge_W)
   ends = [*start_R[1:].tolist(), len(words_W2)]
   first_R, last_R = words_W2[start_R, 0], words_W2[np.array(ends) - 1, 1]
   order_W = np.arange(len(words_W2))[::-1]  # of words as long, the first
@@ -310,7 +328,7 @@ def _lines(handle: ctypes.c_void_p, text: str, page, cut_W2: np.ndarray | None =
   origins_R4 = _displayed(raw_R4, view)
   if sideways:
     origins_R4 = _turned(origins_R4, upwards, width, height)
-  lines, words, boxes = [], words_W2.tolist(), boxes_W4.tolist()
+  lines = []
   for start, end, first, last, hyphen, x0, x1, mark, base, size, mono, kept in zip(
       start_R.tolist(), ends, first_R.tolist(), last_R.tolist(), hyphens, x0_R.tolist(),
       x1_R.tolist(), mark_R.tolist(), origins_R4[:, 1].tolist(), sizes,
@@ -318,21 +336,22 @@ def _lines(handle: ctypes.c_void_p, text: str, page, cut_W2: np.ndarray | None =
     if not kept:
       continue                              # sideways: a stamp in the margin, an axis of a plot
     if not 0.1 < size < height:
-      base, size = boxes[mark][3], max(0.1, boxes[mark][3] - boxes[mark][1])
+      _, top, _, base = boxes_W4[mark].tolist()
+      size = max(0.1, base - top)
     if not (-slack * width <= (x0 + x1) / 2 <= (1 + slack) * width
             and -slack * height <= base <= (1 + slack) * height + size):
       continue
     if mono:                                # spaces as wide as they are
-      advance = max(0.1, boxes[mark][2] - boxes[mark][0]) / (words[mark][1] - words[mark][0])
-      pieces = [text[slice(*words[start])]]
-      for i in range(start + 1, end):
-        gap = round((boxes[i][0] - boxes[i - 1][2]) / advance)
-        pieces.append(' ' * max(1, min(40, gap)) + text[slice(*words[i])])
-      run = ''.join(pieces)
+      left, _, right, _ = boxes_W4[mark].tolist()
+      advance = max(0.1, right - left) / int(lengths_W[mark])
+      gaps = (boxes_W4[start + 1:end, 0] - boxes_W4[start:end - 1, 2]) / advance
+      spaces = [0, *gaps.round().clip(1, 40).astype(int).tolist()]
+      run = ''.join(' ' * space + text[a:b] for space, (a, b) in zip(
+        spaces, words_W2[start:end].tolist(), strict=True))
     elif cut_W2 is None:
       run = ' '.join(text[first:last].split())
     else:
-      run = ' '.join(text[a:b] for a, b in words[start:end])
+      run = ' '.join(text[a:b] for a, b in words_W2[start:end].tolist())
     lines.append(Line(x0, base - 0.8 * size, x1, base + 0.2 * size, run + BREAK * hyphen, size,
                       mono))
   return lines, grids, figures, height
@@ -369,7 +388,7 @@ def _drawn(page) -> tuple[np.ndarray, np.ndarray]:
   """Boxes of the thin straight lines drawn on a page, and of its pictures, in page space as a
   character's: [R, 4], [P, 4]."""
   found = [(item, kind) for item, kind in _objects(_handle(page), MAX_OBJECTS)
-           if kind in (pdfium.FPDF_PAGEOBJ_PATH, pdfium.FPDF_PAGEOBJ_IMAGE)]
+           if kind in _DRAWN]
   rules, pictures = [], []
   for (item, kind), (left, bottom, right, top) in zip(
       found, _bounds([item for item, _ in found]), strict=True):
@@ -430,7 +449,7 @@ def _cut(handle: ctypes.c_void_p, words_W2: np.ndarray, boxes_W4, drawn_E3,
   space was left there. What merely runs over an edge stays whole."""
   if not len(drawn_E3):
     return words_W2
-  y_W1, (x_E, top_E, bottom_E) = boxes_W4[:, 1::2].mean(1)[:, None], drawn_E3.T
+  y_W1, (x_E, top_E, bottom_E) = (boxes_W4[:, 1:2] + boxes_W4[:, 3:]) / 2, drawn_E3.T
   through_WE = ((boxes_W4[:, :1] + 2 < x_E) & (x_E < boxes_W4[:, 2:3] - 2)
                 & (top_E <= y_W1) & (y_W1 <= bottom_E))
   places = []
@@ -451,7 +470,7 @@ def _between(handle: ctypes.c_void_p, words_W2: np.ndarray, boxes_W4, drawn_E3) 
     return edge_W
   x_E, top_E, bottom_E = drawn_E3.T
   left_P1, right_P1 = np.sort(np.stack([boxes_W4[:-1, 0], boxes_W4[1:, 0]]), 0)[..., None] + 1
-  y_P1 = boxes_W4[1:, 1::2].mean(1)[:, None]
+  y_P1 = (boxes_W4[1:, 1:2] + boxes_W4[1:, 3:]) / 2
   edge_W[1:] = ((left_P1 < x_E) & (x_E < right_P1) & (top_E <= y_P1) & (y_P1 <= bottom_E)).any(1)
   drawn_by = _calls()['FPDFText_GetTextObject']
   for w in np.flatnonzero(edge_W).tolist():
@@ -460,7 +479,7 @@ def _between(handle: ctypes.c_void_p, words_W2: np.ndarray, boxes_W4, drawn_E3) 
   return edge_W
 
 
-def _runs(words_W2: np.ndarray, text: str, boxes_W4, upright, edge_W,
+def _runs(words_W2: np.ndarray, text: str, code_N: np.ndarray, boxes_W4, upright, edge_W,
           ) -> tuple[np.ndarray, list[bool]]:
   """The first words of runs that stand together on a line, and whether a hyphen ends each run."""
   a_P4, b_P4 = boxes_W4[:-1], boxes_W4[1:]
@@ -468,7 +487,7 @@ def _runs(words_W2: np.ndarray, text: str, boxes_W4, upright, edge_W,
   size_P = np.maximum(np.maximum(heights_W[:-1], heights_W[1:]), 0.1)
   gap_P = np.maximum(b_P4[:, 0] - a_P4[:, 2], a_P4[:, 0] - b_P4[:, 2])    # either way of writing
   shift_P = np.abs(b_P4[:, 1] + b_P4[:, 3] - a_P4[:, 1] - a_P4[:, 3])
-  newline_P, hyphen_P = (_contain(text, character, words_W2) for character in ('\n', BREAK))
+  newline_P, hyphen_P = (_contain(code_N, ord(character), words_W2) for character in ('\n', BREAK))
   apart_P = ((gap_P > 0.75 * size_P) | (shift_P > size_P) | (upright[1:] != upright[:-1])
              | newline_P | hyphen_P | edge_W[1:])
   for i in np.flatnonzero((b_P4[:, 2] < a_P4[:, 0]) & ~apart_P).tolist():
@@ -478,9 +497,9 @@ def _runs(words_W2: np.ndarray, text: str, boxes_W4, upright, edge_W,
   return np.append(0, ends_P + 1), hyphens
 
 
-def _contain(text: str, character: str, words_W2: np.ndarray) -> np.ndarray:
+def _contain(code_N: np.ndarray, code: int, words_W2: np.ndarray) -> np.ndarray:
   """Whether the gap after each word but the last has a character: bool [W - 1]."""
-  places = np.array([match.start() for match in re.finditer(character, text)], int)
+  places = np.flatnonzero(code_N == code)
   return (np.searchsorted(places, words_W2[1:, 0]) > np.searchsorted(places, words_W2[:-1, 1]))
 
 
@@ -499,19 +518,18 @@ def _baselines(handle: ctypes.c_void_p, index_R: np.ndarray) -> tuple[np.ndarray
 def _view(rotation: int, box: tuple[float, float, float, float]) -> View:
   """How a page's space is displayed, see `_displayed`."""
   left, bottom, right, top = box
-  match rotation:
-    case 90:
-      return View([3, 0, 1, 2], (1, 1, 1, 1), (-bottom, -left, -bottom, -left))
-    case 180:
-      return View([2, 3, 0, 1], (-1, 1, -1, 1), (right, -bottom, right, -bottom))
-    case 270:
-      return View([1, 2, 3, 0], (-1, -1, -1, -1), (top, right, top, right))
-  return View([0, 1, 2, 3], (1, -1, 1, -1), (-left, top, -left, top))
+  order, sign, shift = {
+    0: ([0, 1, 2, 3], (1, -1, 1, -1), (-left, top, -left, top)),
+    90: ([3, 0, 1, 2], (1, 1, 1, 1), (-bottom, -left, -bottom, -left)),
+    180: ([2, 3, 0, 1], (-1, 1, -1, 1), (right, -bottom, right, -bottom)),
+    270: ([1, 2, 3, 0], (-1, -1, -1, -1), (top, right, top, right)),
+  }[rotation]
+  return View(np.array(order), np.array(sign, float), np.array(shift, float))
 
 
 def _displayed(boxes, view: View):
   """pdfium's (left, top, right, bottom) in page space → (x0, y0, x1, y1) from the top left."""
-  return boxes[..., view.order].astype(np.float64) * view.sign + view.shift
+  return boxes.take(view.order_4, -1) * view.sign_4 + view.shift_4
 
 
 def _turned(boxes, upwards: bool, width: float, height: float):

@@ -47,7 +47,7 @@ class PdfText:
   pages: list[str]
   page_methods: list[str]              # 'text', 'ocr', 'blank', 'noise' or 'skipped'
   ocr_confidence: list[float | None]   # 0–1 by page, None where OCR did not run
-  features: list[dict[str, Any]]       # by page, see `pdf_pages.read_page`
+  features: list[dict[str, Any]]       # by page, see `pdf_pages._features`
   # Of pictures in the text: page (from 0), box in points from the top left, caption, and by OCR
   # its text where that was asked for.
   figures: list[dict[str, Any]] = dataclasses.field(default_factory=list)
@@ -341,8 +341,8 @@ def parse(body: bytes, *, ocr: str = 'auto', languages: Sequence[str] = ('en',),
   with document:
     if len(document) > max_pages:
       raise PdfError('too_long', f'{len(document)} pages, {max_pages} allowed')
-    for index in range(len(document)):
-      found, page_grids, boxes, height, feature = pdf_pages.read_page(document, index)
+    texts = pdf_pages.read_pages(document, range(len(document)))
+    for index, (found, page_grids, boxes, height, feature) in enumerate(texts):
       wants, method, confidence = wanted(feature), 'text' if found else 'blank', None
       if ocr == 'always' or (ocr == 'auto' and wants):
         if methods.count('ocr') + methods.count('noise') >= MAX_OCR_PAGES:
@@ -354,7 +354,7 @@ def parse(body: bytes, *, ocr: str = 'auto', languages: Sequence[str] = ('en',),
             found, page_grids, boxes, method = seen, [], [], 'ocr'
           elif not found:
             method = 'noise' if seen else 'blank'
-      characters += sum(len(line.text) for line in found if method != 'noise')
+      characters += 0 if method == 'noise' else sum([len(line.text) for line in found])
       if characters > MAX_CHARACTERS:
         raise PdfError('too_long', f'more than {MAX_CHARACTERS} characters')
       feature['ocr_wanted'] = wants

@@ -34,10 +34,11 @@ def labelled(folder: pathlib.Path):
     document, _ = pdf_pages.open_document(body)
     with document:
       step = max(1, len(document) // pdf_route.PAGES)
-      for page in range(0, len(document), step):
+      pages = range(0, len(document), step)
+      for page, text in zip(pages, pdf_pages.read_pages(document, pages), strict=True):
         rows.append({'file': file, 'page': page,
                      'ocr': category.startswith(('scan', 'garbled')) or file in WRONG_FONTS,
-                     'features': pdf_pages.read_page(document, page).features})
+                     'features': text.features})
     seconds.append(time.process_time() - start)
   return rows, seconds
 
