@@ -39,6 +39,10 @@ MAX_PAGES = 2000
 MAX_OCR_PAGES = 100          # later ones keep their text layer, if they have one; of figures too
 MAX_CHARACTERS = 20_000_000
 MIN_CONFIDENCE = 0.6         # mean OCR confidence under which a page is noise
+# Of a child's environment: children are the unit of parallelism, tesseract's threads mostly wait
+# for each other, and stacks and malloc's arenas would eat the address space.
+ONE_THREAD = {'OMP_NUM_THREADS': '1', 'OPENBLAS_NUM_THREADS': '1', 'OMP_THREAD_LIMIT': '1',
+              'MALLOC_ARENA_MAX': '2'}
 
 
 @dataclasses.dataclass
@@ -181,10 +185,7 @@ class Extractor:
     root = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
     environment = dict(os.environ, PYTHONPATH=os.pathsep.join(
       p for p in (root, os.environ.get('PYTHONPATH')) if p), PYTHONDONTWRITEBYTECODE='1')
-    # One thread each: children are the unit of parallelism, and thread stacks and malloc arenas
-    # would eat the address space.
-    environment.update(OMP_NUM_THREADS='1', OPENBLAS_NUM_THREADS='1', OMP_THREAD_LIMIT='1',
-                       MALLOC_ARENA_MAX='2')
+    environment |= ONE_THREAD
     ours_in, theirs_out = os.pipe()
     theirs_in, ours_out = os.pipe()
     limits = self.limits
