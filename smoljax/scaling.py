@@ -146,7 +146,7 @@ def _fit(
     """Of theta [..., free]: logs of the three terms, of their sum, and what that is off by."""
     a, b, e, alpha, beta = (theta[..., i, None] for i in (0, 1, 2, 3, -1))
     terms = np.stack([a - alpha * log_n, b - beta * log_d, e + np.zeros_like(log_n)])
-    log_sum = scipy.special.logsumexp(terms, axis=0)
+    log_sum = np.logaddexp.reduce(terms, axis=0)
     return terms, log_sum, log_sum - log_l
 
   def objective(theta: np.ndarray) -> tuple[float, np.ndarray]:
