@@ -24,11 +24,9 @@ import re
 import shutil
 import statistics
 import subprocess
-import urllib.request
 from collections.abc import Iterator, Mapping, Sequence
 
 import numpy as np
-from PIL import Image
 
 from data_beam.pdf_layout import BREAK, Box, Line
 from data_beam.pdf_pages import PdfError
@@ -110,6 +108,8 @@ def _straight(picture) -> tuple[np.ndarray, bool]:
   Lines of text are told by how the ink of rows varies, which is most where rows and lines agree: a
   projection profile (Postl 1986), on a small copy.
   """
+  from PIL import Image  # few documents need it, and every child would wait
+
   gray = picture if picture.ndim == 2 else picture[..., :3].mean(-1)
   small = Image.fromarray(gray.astype(np.uint8).reshape(gray.shape[:2]))
   small.thumbnail((400, 400))
@@ -135,6 +135,10 @@ def _straight(picture) -> tuple[np.ndarray, bool]:
 
 
 def _served(picture, server: Mapping[str, str]) -> tuple[list[Line], float | None]:
+  import urllib.request
+
+  from PIL import Image
+
   out = io.BytesIO()
   Image.fromarray(picture).save(out, 'PNG')
   image = 'data:image/png;base64,' + base64.b64encode(out.getvalue()).decode()

@@ -38,7 +38,8 @@ MAX_RULES = 2_000            # more make no table
 _DRAWN = (pdfium.FPDF_PAGEOBJ_PATH, pdfium.FPDF_PAGEOBJ_IMAGE)
 _UNREADABLE = re.compile('[\ufffd\ue000-\uf8ff]')
 _LAM_ALEF = re.compile('[\u0622\u0623\u0625\u0627]\u0644')
-_GAPS = np.array([chr(c).isspace() or chr(c) == BREAK for c in range(1 << 16)])
+_GAPS = np.zeros(1 << 16, bool)
+_GAPS[[*(c for c in range(0x3001) if chr(c).isspace()), ord(BREAK)]] = True
 # Of Latin-1 in lower case: what is no letter, and what is no vowel.
 _NO_LETTERS, _NO_VOWELS = (
   bytes(b for b in range(256) if not re.match(f'[{letters}]', chr(b)))
