@@ -58,14 +58,15 @@ def stages(
   rules: Sequence[filters_lib.Rule] = filters_lib.PDF, limit: int | None = None,
   source: str = 'pdf', minhash: str = '32x10', minhash_hash: str = 'fast',
   refetching: dict[str, Any] | None = None, server: dict[str, str] | None = None,
-  router: str = '', figures: str = 'list',
+  router: str = '', figures: str = 'list', markdown: bool = False,
 ) -> list[tuple[str, beam.PTransform]]:
   """The pipeline, in the order of FinePDFs: each transform takes what the one before kept."""
   return [
     ('read', web.Each(read, source, limit)),
     ('same_bytes', SameBytes(source)),
     ('extract', Extract(dict(ocr=ocr, languages=tuple(languages), server=server,
-                             router=router, figures=figures), source, refetching)),
+                             router=router, figures=figures, markdown=markdown),
+                        source, refetching)),
     ('language', web.Each(identify, tuple(languages), min_language_score)),
     ('filter', web.Each(judge, tuple(rules))),
     ('exact_dedup', ExactDedup()),
@@ -336,7 +337,7 @@ def run(
   filters: str | Sequence[str] = 'pdf', limit: int | None = None, minhash: str = '32x10',
   minhash_hash: str = 'fast', refetch_modes: Sequence[str] = (), agent: str = '',
   fetch_delay: float = 1.0, stale_before: str = '', ocr_server: str = '', ocr_model: str = '',
-  router: str = '', figures: str = 'list', num_shards: int = 8,
+  router: str = '', figures: str = 'list', markdown: bool = False, num_shards: int = 8,
   beam_args: Sequence[str] = (),
 ) -> str:
   """Curates PDFs into the corpus `output/name/1.0.0`. Returns that path.
@@ -362,6 +363,7 @@ def run(
     router: file of a classifier that decides which pages need OCR, see pdf_route; for workers
       elsewhere one that they can read, such as gs://….
     figures: of pdf_text.FIGURES.
+    markdown: mark headings.
     num_shards: files of the corpus.
     beam_args: flags of Beam. Without a choice of its own, as many threads as cores are used on
       this machine: the work is done in child processes.
@@ -394,7 +396,7 @@ def run(
                  limit=limit, source=name, minhash=minhash, minhash_hash=minhash_hash,
                  server={'url': ocr_server, 'model': ocr_model} if ocr_server else None,
                  router=router and (router if '://' in router else os.path.abspath(router)),
-                 figures=figures, refetching=refetch_modes and refetching | {
+                 figures=figures, markdown=markdown, refetching=refetch_modes and refetching | {
                    'agent': agent, 'delay': fetch_delay,
                    'folder': os.path.join(output, f'{name}_fetched')})
   with Funnel(steps, options) as funnel, beam.Pipeline(options=options) as pipeline:
@@ -407,7 +409,7 @@ def run(
       config={'ocr': ocr, 'ocr_engine': engine, 'languages': list(languages),
               'min_language_score': min_language_score,
               'filters': [rule.__name__ for rule in rules], 'limit': limit, 'minhash': minhash,
-              'minhash_hash': minhash_hash, 'figures': figures,
+              'minhash_hash': minhash_hash, 'figures': figures, 'markdown': markdown,
               **({'router': router_digest} if router else {}),
               **({'refetch': refetching} if refetch_modes else {})})
   return web.announce(records.corpus_path(output, name))
@@ -471,6 +473,8 @@ def main(argv: Sequence[str] | None = None) -> int:
   add('--figures', default='list', choices=pdf_text.FIGURES,
       help='pictures in the text: list them in the metadata with their captions, also mark their '
       'places in the text, or list them with their text, read by OCR')
+  add('--markdown', action='store_true',
+      help='mark headings, told by the size of their font; lists and tables always are')
   add('--refetch', dest='refetch_modes', type=_modes, default=(), metavar='MODES',
       help='fetch documents again from their URLs: '
       + '; '.join(f'{mode}: {what}' for mode, what in refetch.MODES.items()))

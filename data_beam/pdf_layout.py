@@ -26,6 +26,7 @@ from data_beam.pdf_grids import Grid
 
 BREAK = '\ufffe'            # a hyphen at a line end, not yet known to be soft (pdfium's own mark)
 PROSE_CHARS = 20            # a column whose lines are shorter on average is no prose
+MAX_HEADING = 200           # characters
 MARGIN = 0.12               # share of the page's height in which running lines stand
 Box = tuple[float, float, float, float]     # x0, y0, x1, y1
 RTL = re.compile('[\u0590-\u08ff\ufb1d-\ufdff\ufe70-\ufefc]')
@@ -40,6 +41,7 @@ _CAPTION = re.compile(
   r'\s*\d', re.I)
 _CONJUNCTIONS = frozenset({'and', 'or', 'und', 'oder', 'et', 'ou', 'e', 'o', 'y', 'ed'})
 _LINE_END_HYPHEN = re.compile(rf'{BREAK}(?=(\S*))')
+_LETTERS = re.compile(r'[^\W\d_]{2}')
 _DIGITS = re.compile(r'\d+')
 # Searched before what costs more is: these begin with a set of characters, which is fast.
 _FIVE_DOTS = re.compile(r'[.·…_](?:\s?[.·…_]){4}')
@@ -90,9 +92,10 @@ class Paragraph(NamedTuple):
 
 
 def page_text(lines: Sequence[Line], grids: Sequence[Grid] = (),
-              markers: Sequence[tuple[Box, str]] = ()) -> str:
+              markers: Sequence[tuple[Box, str]] = (), headings: Sequence[float] = ()) -> str:
   """Text of one page in reading order, paragraphs separated by blank lines, the cells of `grids`
-  as tables, and the texts of `markers` where their boxes stand.
+  as tables, and the texts of `markers` where their boxes stand; those in a size of `headings`, see
+  `heading_sizes`, as Markdown's headings.
 
   A hyphen at a line end whose word goes on stays as `BREAK` for `join_hyphens`, which needs the
   words of the whole document.
@@ -112,8 +115,30 @@ def page_text(lines: Sequence[Line], grids: Sequence[Grid] = (),
   paragraphs: list[Paragraph] = []
   for block in _read(lines, rtl, depth=0):
     _join_block(paragraphs, block)
-  text = '\n\n'.join(_spell_list(p.text) for p in paragraphs if p.text.strip())
+  text = '\n\n'.join(_heading(p, headings) + _spell_list(p.text)
+                     for p in paragraphs if p.text.strip())
   return text.replace(_ENTRY_END + '\n', '\n').removesuffix(_ENTRY_END)
+
+
+def heading_sizes(pages: Sequence[Sequence[Line]]) -> list[float]:
+  """Sizes of the fonts of a document's headings, the largest first: those clearly larger than the
+  one most of the text is in, signs and initials apart. Points, in steps of a half."""
+  characters: collections.Counter[float] = collections.Counter()
+  for page in pages:
+    for line in page:
+      characters[round(2 * line.size) / 2] += len(line.text)
+  usual = max(characters, key=characters.__getitem__, default=0.0)
+  return sorted((size for size, count in characters.items() if size > 1.12 * usual and count > 9),
+                reverse=True)
+
+
+def _heading(paragraph: Paragraph, sizes: Sequence[float]) -> str:
+  """The mark of a heading, '' for other text: a line or two of a heading's size, with letters."""
+  text = paragraph.text
+  if '\n' in text or _apart(text) or len(text) > MAX_HEADING or not _LETTERS.search(text):
+    return ''
+  larger = [size for size in sizes if size > paragraph.size + 0.25]
+  return f'{"#" * min(6, len(larger) + 1)} ' if len(larger) < len(sizes) else ''
 
 
 def caption(box: Box, lines: Sequence[Line]) -> str:

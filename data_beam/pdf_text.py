@@ -88,7 +88,7 @@ class Limits:
 
 def extract(body: bytes, *, ocr: str = 'auto', languages: Sequence[str] = ('en',),
             max_pages: int = MAX_PAGES, server: Mapping[str, str] | None = None,
-            router: str = '', figures: str = 'list') -> PdfText:
+            router: str = '', figures: str = 'list', markdown: bool = False) -> PdfText:
   """Text of a PDF, parsed in this process's child; safe for hostile input and for threads.
 
   Args:
@@ -102,13 +102,14 @@ def extract(body: bytes, *, ocr: str = 'auto', languages: Sequence[str] = ('en',
     figures: what becomes of pictures in the text: 'list' names them in `PdfText.figures`, 'mark'
       also puts `![caption](figure PAGE.NUMBER)` where they stand, 'read' lists them with their text
       by OCR.
+    markdown: mark headings, told by the size of their font. (Lists and tables always are.)
 
   Raises:
     PdfError: with a reason out of `REASONS`.
     ValueError: unknown `ocr` mode.
   """
   return _shared().extract(body, ocr=ocr, languages=languages, max_pages=max_pages, server=server,
-                           router=router, figures=figures)
+                           router=router, figures=figures, markdown=markdown)
 
 
 @functools.cache
@@ -139,13 +140,13 @@ class Extractor:
 
   def extract(self, body: bytes, *, ocr: str = 'auto', languages: Sequence[str] = ('en',),
               max_pages: int = MAX_PAGES, server: Mapping[str, str] | None = None,
-              router: str = '', figures: str = 'list') -> PdfText:
+              router: str = '', figures: str = 'list', markdown: bool = False) -> PdfText:
     """See the function `extract`."""
     if ocr not in OCR_MODES:
       raise ValueError(f'ocr={ocr!r} is unknown: give one of {", ".join(OCR_MODES)}')
     return PdfText(**self._answer(dict(
       ocr=ocr, languages=list(languages), max_pages=max_pages, server=server, router=router,
-      figures=figures), body))
+      figures=figures, markdown=markdown), body))
 
   def picture(self, body: bytes, side: int = 320) -> bytes:
     """The first page as a PNG whose longest side has `side` pixels. Raises PdfError."""
@@ -328,7 +329,8 @@ def _first_page(body: bytes, side: int) -> bytes:
 
 def parse(body: bytes, *, ocr: str = 'auto', languages: Sequence[str] = ('en',),
           max_pages: int = MAX_PAGES, server: Mapping[str, str] | None = None, router: str = '',
-          figures: str = 'list', tick: Callable[[], None] = lambda: None) -> PdfText:
+          figures: str = 'list', markdown: bool = False,
+          tick: Callable[[], None] = lambda: None) -> PdfText:
   """`extract` without the child: only for trusted files, and for the child itself.
 
   Args:
@@ -375,7 +377,8 @@ def parse(body: bytes, *, ocr: str = 'auto', languages: Sequence[str] = ('en',),
                             (methods, method), (confidences, confidence), (features, feature)):
         values.append(value)
   lines = pdf_layout.strip_running(lines, heights)
-  pages = [pdf_layout.clean(pdf_layout.page_text(*page))
+  headings = pdf_layout.heading_sizes(lines) if markdown else ()
+  pages = [pdf_layout.clean(pdf_layout.page_text(*page, headings))
            for page in zip(lines, grids, markers, strict=True)]
   pages = [page.strip() for page in pdf_layout.join_hyphens(pages)]
   if not any(pages):

@@ -116,6 +116,25 @@ def test_short_document_loses_its_running_header_but_no_heading(extractor):
   assert 'Introduction' in text and 'Method' in text
 
 
+def test_headings_are_marked_where_that_is_asked_for(extractor):
+  def draw(page):
+    for number in (1, 2):
+      if number == 1:
+        page.setFont('Helvetica-Bold', 24)
+        page.drawString(72, 730, 'The title of all')
+      page.setFont('Helvetica-Bold', 14)
+      page.drawString(72, 690, f'{number}. A section')
+      column(page, 72, 660, prose('ab'[number - 1], 20, 90))
+      page.setFont('Times-Roman', 40)
+      page.drawString(500, 100, '*')
+      page.showPage()
+  body = make(draw)
+  plain, marked = (extractor.extract(body, markdown=m).pages for m in (False, True))
+  assert [re.findall('^#.*', page, re.M) for page in marked] == [
+    ['# The title of all', '## 1. A section'], ['## 2. A section']]
+  assert [re.sub('^#+ ', '', page, flags=re.M) for page in marked] == plain
+
+
 def test_one_page_keeps_its_first_line(extractor):
   assert extractor.extract(make(lambda page: page.drawString(72, 765, 'A lone headline'))).text == (
     'A lone headline')
