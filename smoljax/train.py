@@ -594,8 +594,10 @@ def train(
         waited = time.perf_counter() - began
         look = None
         if config.diagnostics.every and (step + 1) % config.diagnostics.every == 0:
+          jax.block_until_ready(state)  # the steps before this one take their time
+          spent = time.perf_counter() - began
           look = probe(state, batch)
-          began = time.perf_counter() - waited  # a look is no part of the step
+          began = time.perf_counter() - spent  # a look is no part of the step
         batch = sharding.shard_batch(batch, mesh)
         state, step_metrics = train_step(state, batch, teacher_params)
         step += 1
@@ -604,7 +606,8 @@ def train(
         stop = termination.requested(step)
         save = last or stop or due
         told = step % t.log_every == 0 or save or step == stage.stop
-        if told:
+        evaluated = step % t.eval_every == 0 or step == stage.stop
+        if told or evaluated:
           jax.block_until_ready(step_metrics)
         window.append((step_metrics, time.perf_counter() - began, waited))
         if told:
@@ -621,7 +624,7 @@ def train(
           save &= last or not reports[-1]['streak']
         if look:
           log.row(step, look)
-        if step % t.eval_every == 0 or step == stage.stop:
+        if evaluated:
           evaluate(step)
         if save:
           due = False

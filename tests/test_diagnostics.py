@@ -182,8 +182,21 @@ def test_a_run_writes_them(markov_corpora, tmp_path, monkeypatch, accumulate):
   monkeypatch.setattr(
     train.sharding, 'make_mesh', lambda **kw: make_mesh(**kw | {'devices': jax.devices()[:2]})
   )
+  make_probe, ready = train.make_probe, []
+
+  def make(*args, **kwargs):
+    probe = make_probe(*args, **kwargs)
+
+    def look(state, batch):
+      ready.append(all(x.is_ready() for x in jax.tree.leaves(state)))
+      return probe(state, batch)
+
+    return look
+
+  monkeypatch.setattr(train, 'make_probe', make)
   c = tiny(**{'diagnostics.every': 4, 'train.accumulate': accumulate})
   fit(c, markov_corpora, tmp_path)
+  assert ready == [True] * 3  # or a look would wait for steps, whose time would count nowhere
   rows = metrics.read_rows(tmp_path / 'metrics.jsonl')
   looks = [r for r in rows if 'eff_rank_L' in r]
   assert [r['step'] for r in looks] == [4, 8, 12]
