@@ -70,7 +70,7 @@ def _components(meet_VH) -> tuple[np.ndarray, np.ndarray]:
     new_V = np.minimum(part_V, np.where(meet_VH, new_H[None], v).min(1))
     if (new_V == part_V).all() and (new_H == part_H).all():
       return part_V, part_H
-    part_V, part_H = new_V[new_V], new_H    # the number of the line whose number a line has
+    part_V, part_H = new_V[new_V], new_H    # jumps: a long chain takes few rounds
 
 
 def _grid(across_H4, y_H, down_V4, x_V) -> Grid | None:

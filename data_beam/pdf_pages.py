@@ -248,8 +248,8 @@ def _layer(handle: ctypes.c_void_p, text: str) -> tuple[float, float]:
   sample = [i for i in range(step // 2, len(text), step) if text[i] > ' ' and text[i] != BREAK]
   if not sample:
     return 0.0, 0.0
-  mode, items = _calls()['FPDFTextObj_GetTextRenderMode'], _each(
-    'FPDFText_GetTextObject', handle, sample)
+  mode = _calls()['FPDFTextObj_GetTextRenderMode']
+  items = _each('FPDFText_GetTextObject', handle, sample)
   invisible = {item for item in set(items) if item and mode(item) == 3}
   hidden = sum(item in invisible for item in items)
   garbled = sum(text[i] < ' ' or error == 1 for i, error in zip(

@@ -140,21 +140,29 @@ def time_torch(config: model.ModelConfig, batch: dict[str, np.ndarray]) -> None:
     config, batch, _CHUNK.value, _STEPS.value, _LEARNING_RATE.value)
   device = torch.cuda.get_device_name() if torch.cuda.is_available() else 'cpu'
   print(json.dumps({
-    'benchmark': 'train_step', 'framework': 'torch', 'shape': _SHAPE.value, 'rows': _ROWS.value,
-    'seq_len': _SEQ_LEN.value, 'remat': config.remat, 'model': _MODEL.value,
-    'chunk': _CHUNK.value, **figures(config, seconds, device),
-    'first_step_seconds': round(first, 2), 'peak_gb': round(held / 1e9, 2) or None,
-    'device': device, 'torch': torch.__version__}))
+    **figures(config, first, seconds, held, device), 'device': device, 'torch': torch.__version__}))
 
 
-def figures(config: model.ModelConfig, seconds: list[float], device: str, devices: int = 1) -> dict:
-  """Tokens a second by the median step, the share of the devices' peak, and FLOPs."""
+def figures(config: model.ModelConfig, first: float, seconds: list[float], held: int,
+            device: str, devices: int = 1) -> dict:
+  """What was timed, of either framework: tokens a second by the median step, the share of the
+  devices' peak, seconds of the first step and bytes held at most."""
   rate = _ROWS.value * _SEQ_LEN.value / float(np.median(seconds))
   peak, flops = metrics.peak_flops(device), config.flops_per_token(_SEQ_LEN.value)
   return {
+    'benchmark': 'train_step',
+    'framework': _FRAMEWORK.value,
+    'shape': _SHAPE.value,
+    'rows': _ROWS.value,
+    'seq_len': _SEQ_LEN.value,
+    'remat': config.remat,
+    'model': _MODEL.value,
+    'chunk': _CHUNK.value,
     'tokens_per_sec': round(rate, 1),
     'mfu': peak and round(rate * flops / peak / devices, 4),
     'gflops_per_sec': round(rate * flops / 1e9, 2),
+    'first_step_seconds': round(first, 2),
+    'peak_gb': round(held / 1e9, 2) or None,
   }
 
 
@@ -235,27 +243,18 @@ def main(_: list[str]) -> None:
   print(
     json.dumps(
       {
-        'benchmark': 'train_step',
-        'framework': 'jax',
-        'shape': _SHAPE.value,
+        **figures(config, first, seconds, stats.get('peak_bytes_in_use', 0),
+                  jax.devices()[0].device_kind, jax.device_count()),
         'optimizer': _OPTIMIZER.value,
         'guard': _GUARD.value,
         'leaves': _LEAVES.value,
-        'rows': _ROWS.value,
-        'seq_len': _SEQ_LEN.value,
-        'remat': config.remat,
-        'model': _MODEL.value,
-        'chunk': _CHUNK.value,
         'max_segments': max_segments,
         **({'checkpoint': save} if save else {}),
         **({'losses': [float(np.mean(x)) for x in np.array_split(losses, 10)]}
            if _CORPUS.value else {}),
         'cpu_seconds_per_step': round(float(np.median(cpu_seconds)), 4),
-        **figures(config, seconds, jax.devices()[0].device_kind, jax.device_count()),
         'joules_per_token': joules and round(
           joules / (steps * _ROWS.value * _SEQ_LEN.value), 5),
-        'first_step_seconds': round(first, 2),
-        'peak_gb': round(stats.get('peak_bytes_in_use', 0) / 1e9, 2) or None,
         'device': f'{jax.device_count()} x {jax.devices()[0].device_kind}',
         'jax': jax.__version__,
       }
