@@ -1,0 +1,82 @@
+"""Does a model whose MLP multiplies in 8 bits (smoljax/fp8.py) learn as much a step as in bf16?
+
+  python -m experiments.benchmarks.fp8_loss --corpus=DIR --shape=smollm3-3b --rows=4 \
+    --seq_len=4096 --chunk=4096 --model=vocab_size=8192,scan_layers=False --seeds=2
+
+Prints one JSON line. For each seed both begin from the same parameters and see the same batches,
+AdamW with a rate that rises over a twentieth of the steps; `losses` are means over the last tenth
+of them, `gap` is by how much those in 8 bits are higher, a mean over seeds, with its standard
+error: two runs that differ in rounding alone part ways too, so one pair says little.
+"""
+
+import dataclasses
+import itertools
+import json
+from collections.abc import Callable
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from absl import app, flags
+
+from configs import base
+from experiments.benchmarks.train_step import replaced
+from smoljax import data, guard, model, optim, sharding, train
+
+_SEEDS = flags.DEFINE_integer('seeds', 3, 'Pairs of runs.')
+
+
+def make_run(config: model.ModelConfig, corpus: data.Corpus) -> Callable[[int], float]:
+  """A function that trains from a seed and gives the loss at the end; it compiles once."""
+  rows, steps, seq_len = (flags.FLAGS[name].value for name in ('rows', 'steps', 'seq_len'))
+  settings, guarding = base.get_config().optimizer, base.get_config().guard
+  settings.name, settings.learning_rate = 'adamw', flags.FLAGS.learning_rate
+  stage = data.Stage('all', 0, steps, {corpus.name: 1.0})
+  mesh, step = sharding.make_mesh(data=1, fsdp=-1), None
+
+  def run(seed: int) -> float:
+    nonlocal config, step
+    batches = data.Batches({corpus.name: corpus}, [stage], rows=rows, seq_len=seq_len, window=2048,
+                           max_segments=config.max_segments, seed=seed)
+    config = dataclasses.replace(config, max_segments=batches.max_segments)
+    with jax.set_mesh(mesh):
+      params = model.init(config, jax.random.key(seed))
+      optimizer, info = optim.make_optimizer(settings, params, steps)
+      step = step or train.make_train_step(
+        config, optimizer, guarding, num_sources=1, chunk=flags.FLAGS.chunk,
+        update_twice=info.elementwise)
+      state = {'params': params, 'opt_state': {
+        'optimizer': jax.jit(optimizer.init)(params),
+        'guard': guard.init(guarding, config.num_layers)}}
+      del params
+      losses = []
+      for batch in itertools.islice(data.prefetch(batches), steps):
+        state, out = step(state, sharding.shard_batch(batch, mesh))
+        losses.append(jnp.sum(out['loss_sum_S']) / jnp.sum(out['tokens_S']))
+      return float(np.mean(losses[-max(1, steps // 10):]))
+
+  return run
+
+
+def main(_: list[str]) -> None:
+  config = replaced(model.SHAPES[flags.FLAGS.shape], flags.FLAGS.model)
+  corpus = data.open_corpus(flags.FLAGS.corpus)
+  losses = {}
+  for name, fp8 in (('bf16', False), ('fp8', True)):
+    run = make_run(dataclasses.replace(config, fp8=fp8), corpus)
+    losses[name] = [run(seed) for seed in range(_SEEDS.value)]
+  gaps = np.array(losses['fp8']) / np.array(losses['bf16']) - 1
+  print(json.dumps({
+    'benchmark': 'fp8_loss',
+    'losses': losses,
+    'gap': float(gaps.mean()),
+    'standard_error': float(gaps.std(ddof=1) / len(gaps) ** 0.5) if len(gaps) > 1 else None,
+    **{name: flags.FLAGS[name].value
+       for name in ('shape', 'rows', 'seq_len', 'steps', 'learning_rate', 'model')},
+    'device': f'{jax.device_count()} x {jax.devices()[0].device_kind}',
+  }))
+
+
+if __name__ == '__main__':
+  flags.mark_flag_as_required('corpus')
+  app.run(main)
