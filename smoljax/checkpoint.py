@@ -46,6 +46,7 @@ class Checkpoints:
       ),
       item_names=('params', 'opt_state', 'data', 'meta'),
     )
+    self._keep = keep
     self._background = concurrent.futures.ThreadPoolExecutor(1, 'seal')
     self._pending = self._background.submit(self._seal)
 
@@ -58,10 +59,11 @@ class Checkpoints:
   def save(self, step: int, params: Any, opt_state: Any, data: dict, meta: dict) -> None:
     """Starts writing `step`; returns once the arrays are copied off the device.
 
-    Waits for the save before, if that is not sealed yet. Errors of a background write are raised by
-    the next save or by `close`.
+    Waits for the save before, if that is not sealed yet.
+
+    Raises OSError, as `close` does, if the save before could not be written.
     """
-    self._pending.result()
+    self._settle()
     self._manager.save(
       step,
       args=ocp.args.Composite(
@@ -83,8 +85,18 @@ class Checkpoints:
       arrays: tree of `jax.ShapeDtypeStruct` with shardings.
     """
     if jax.default_backend() == 'gpu':
-      self._pending.result()
+      self._settle()
       self._pending = self._background.submit(_reserve, jax.tree.leaves(arrays))
+
+  def lacks(self, arrays: Any, saves: int) -> int:
+    """Bytes that the disk has too few for so many more saves of such arrays; 0 if there is room.
+
+    Args:
+      arrays: tree of what has a shape and a dtype.
+    """
+    each = sum(x.size * x.dtype.itemsize for x in jax.tree.leaves(arrays))
+    more = min(saves, self._keep + 2 - len(_steps(self._root)))  # one is written, then one goes
+    return max(0, more * each - shutil.disk_usage(self._root).free)
 
   def restore(self, params: Any, opt_state: Any) -> tuple[int, Any, Any, dict, dict] | None:
     """The newest verified step as `(step, params, opt_state, data, meta)`; None if there is none.
@@ -110,7 +122,7 @@ class Checkpoints:
 
   def discard(self, first: int) -> None:
     """Moves step `first` and all later ones to the quarantine: the run takes them again."""
-    self._pending.result()
+    self._settle()
     if distributed.is_lead():
       for step in _steps(self._root):
         if step >= first:
@@ -124,10 +136,18 @@ class Checkpoints:
     return self._manager.latest_step()
 
   def close(self) -> None:
-    """Waits for the last save and its seal, and raises what went wrong in the background."""
+    """Waits for the last save and its seal; raises OSError if it could not be written."""
     with self._background:
-      self._pending.result()
+      self._settle()
       self._manager.close()
+
+  def _settle(self) -> None:
+    try:
+      self._pending.result()
+    except Exception as e:  # Orbax has ValueError for a full disk, and other errors for others
+      raise OSError(
+        f'{self._root}: the last checkpoint could not be written. Make room, if the disk is full, '
+        f'and run the same command again: it goes on from the newest whole one. ({e})') from e
 
   def _seal(self) -> None:
     self._manager.wait_until_finished()

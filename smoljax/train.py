@@ -415,6 +415,9 @@ def train(
     step, state, position = snapshot()
     iterator = data.prefetch(batches, position)
     ckpt.reserve((params, opt_state))
+    if lacking := ckpt.lacks((params, opt_state), -(-(t.steps - step) // t.checkpoint_every)):
+      say(f'warning: {directory}: its disk has {lacking / 1e9:.1f} GB too few for the checkpoints '
+          f'to come: make room, or lower train.keep={t.keep}')
 
     train_step = plan.step(len(batches.sources))
     flops = model_config.flops_per_token(config.data.seq_len)

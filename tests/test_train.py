@@ -3,9 +3,11 @@
 import json
 import os
 import pathlib
+import resource
 import signal
 import subprocess
 import sys
+from types import SimpleNamespace
 
 import jax
 import numpy as np
@@ -82,6 +84,34 @@ def test_a_save_has_its_memory_ready_once_for_each_part():
   arrays = sharding.abstract(
     {'up_DF': np.zeros((64, 32), np.float32), 'scale_D': np.zeros(64, np.float32)}, mesh)
   assert checkpoint._reserve(list(arrays.values())) == 4 * (64 * 32 + 64)
+
+
+def test_a_checkpoint_that_does_not_fit_is_said_and_the_one_before_stays(tmp_path):
+  arrays, small = {'w': jax.random.normal(jax.random.key(0), (500_000,))}, {'s': np.ones(3)}
+  with checkpoint.Checkpoints(str(tmp_path)) as saved:
+    saved.save(1, arrays, small, {}, {})
+  limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+  with pytest.raises(OSError, match='Make room'), checkpoint.Checkpoints(str(tmp_path)) as saved:
+    try:
+      resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, limits[1]))
+      saved.save(2, arrays, small, {}, {})
+      saved.close()
+    finally:
+      resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+  with checkpoint.Checkpoints(str(tmp_path)) as saved:
+    assert saved.latest() == 1
+
+
+def test_too_small_a_disk_is_known_before_the_first_step(monkeypatch, markov_corpora, tmp_path):
+  free = 300_000
+  monkeypatch.setattr(checkpoint.shutil, 'disk_usage', lambda _: SimpleNamespace(free=free))
+  arrays = {'w': np.zeros(25_000, np.float32)}
+  with checkpoint.Checkpoints(str(tmp_path / 'none'), keep=3) as saved:
+    assert [saved.lacks(arrays, saves) for saves in (0, 3, 4, 5, 9)] == [0, 0, 1e5, 2e5, 2e5]
+  free, said = 1000, []
+  c = tiny(**{'train.tokens': 8 * 64})
+  train.train(c, pipeline.model_config(c, 64), markov_corpora, str(tmp_path), say=said.append)
+  assert 'too few for the checkpoints' in said[0]
 
 
 def test_profile_and_goodput(markov_corpora, tmp_path):
