@@ -8,6 +8,7 @@ import dataclasses
 import functools
 import json
 import math
+import operator
 import os
 import sys
 from collections.abc import Callable, Mapping, Sequence
@@ -516,11 +517,13 @@ def check(c: Any) -> None:
   """
   from data_beam import filters, html_text, pdf_text
   from smoljax import (
+    attention,
     data,
     evals,
     guard,
     metrics,
     model,
+    muon,
     optim,
     parametrization,
     tokenizer,
@@ -533,9 +536,10 @@ def check(c: Any) -> None:
     ('web.tier', html_text.TIERS),
     ('pdf.ocr', pdf_text.OCR_MODES),
     ('eval.tasks', evals.TASKS),
+    ('optimizer.qk_clip.rule', muon.QK_RULES),
+    ('optimizer.qk_clip.measure', attention.MEASURES),
   ):
-    section, field = name.split('.')
-    values = c[section][field]
+    values = functools.reduce(operator.getitem, name.split('.'), c)
     for value in [values] if isinstance(values, str) else values:
       if value not in valid:
         raise ValueError(f'unknown {name} {value!r}: one of {", ".join(valid)}')
@@ -564,6 +568,8 @@ def check(c: Any) -> None:
   params = model.abstract_params(config, None if c.tokenizer.path else mesh)
   scales = parametrization.multipliers(c.parametrization, config, c.optimizer, params)
   optim.make_optimizer(c.optimizer, params, c.train.steps, scales)
+  if c.optimizer.qk_clip.tau:
+    muon.check_qk_clip(params, c.optimizer.qk_clip.tau)
 
 
 def summarize(graph: Graph) -> dict:

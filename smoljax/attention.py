@@ -36,6 +36,7 @@ from jax.ad_checkpoint import checkpoint_name
 
 from smoljax import sharding
 
+MEASURES = ('bound', 'exact')  # of a head's largest logit: see `attention`
 MASKED = -1e30  # not -inf: a row without any visible key must not become NaN
 
 
@@ -105,8 +106,8 @@ def attention(
   Raises:
     ValueError: an unknown name, or an implementation that cannot do what is asked, saying why.
   """
-  if max_logits not in (None, 'bound', 'exact'):
-    raise ValueError(f"max_logits={max_logits!r}: one of None, 'bound', 'exact'")
+  if max_logits not in (None, *MEASURES):
+    raise ValueError(f'max_logits={max_logits!r}: None or one of {", ".join(MEASURES)}')
   S = k_BSKH.shape[1]
   static = window is None or isinstance(window, int)
   choices = tuple(dict.fromkeys(

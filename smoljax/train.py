@@ -85,8 +85,8 @@ def make_train_step(
   """
   faults = guard.parse_faults(guard_config.inject)
   tau = qk_clip.tau if qk_clip else 0.0
-  if tau and qk_clip.rule not in ('weights', 'rates'):
-    raise ValueError(f'optimizer.qk_clip.rule={qk_clip.rule!r}: choose weights or rates')
+  if tau and qk_clip.rule not in muon.QK_RULES:
+    raise ValueError(f'optimizer.qk_clip.rule={qk_clip.rule!r}: one of {", ".join(muon.QK_RULES)}')
   slower = tau and qk_clip.rule == 'rates'
   gradients = make_gradients(
     config,

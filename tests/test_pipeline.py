@@ -17,12 +17,7 @@ def config(**changes):
   c.web.enabled = c.pdf.enabled = False
   c.train.stages = (dict(name='all', fraction=1.0, mixture={'mine': 1.0}),)
   c.tokenizer.vocab_size = 320
-  for key, value in changes.items():
-    section, _, field = key.partition('__')
-    if field:
-      c[section][field] = value
-    else:
-      c[section] = value
+  c.update_from_flattened_dict({key.replace('__', '.'): value for key, value in changes.items()})
   return pipeline.resolve(c)
 
 
@@ -78,6 +73,19 @@ def test_corpora_that_do_not_fit_are_said(tmp_path, corpus, tokenised, model, ch
   changes = {k: v.format(**paths) if isinstance(v, str) else v for k, v in changes.items()}
   with pytest.raises(ValueError, match=message):
     pipeline.build_steps(config(**changes), str(tmp_path))
+
+
+@pytest.mark.parametrize(('changes', 'message'), [
+  ({'optimizer__qk_clip__rule': 'heads'}, 'unknown optimizer.qk_clip.rule .heads.: one of weights'),
+  ({'optimizer__qk_clip__measure': 'guess'}, 'one of bound, exact'),
+  ({'optimizer__qk_clip__tau': -1.0}, 'tau=-1.0: give a logit above 0'),
+  ({'optimizer__qk_clip__tau': 9.0, 'model__qk_norm': True}, 'qk_norm: turn one of them off'),
+  ({'web__tier': 'best'}, 'unknown web.tier .best.: one of default'),
+  ({'eval__tasks': ('guess',)}, 'unknown eval.tasks'),
+])  # fmt: skip
+def test_what_the_steps_would_refuse_is_refused_before_the_first_one(changes, message):
+  with pytest.raises(ValueError, match=message):
+    pipeline.check(config(**changes))
 
 
 def test_a_budget_of_flops_gives_the_tokens():
