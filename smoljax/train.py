@@ -587,7 +587,6 @@ def train(
         evaluate(step)
       while step < t.steps:
         stage = next(s for s in stages if s.start <= step < s.stop)
-        profile.before(step, state)
         if step == stage.start:
           log.event(step, 'stage', stage=stage.name, mixture=dict(stage.mixture))
           # Another mixture has another loss.
@@ -596,11 +595,14 @@ def train(
         batch = next(iterator)
         waited = time.perf_counter() - began
         look = None
-        if config.diagnostics.every and (step + 1) % config.diagnostics.every == 0:
+        looks = config.diagnostics.every and (step + 1) % config.diagnostics.every == 0
+        if looks or profile.turns(step):
           jax.block_until_ready(state)  # the steps before this one take their time
           spent = time.perf_counter() - began
-          look = probe(state, batch)
-          began = time.perf_counter() - spent  # a look is no part of the step
+          profile.before(step)
+          if looks:
+            look = probe(state, batch)
+          began = time.perf_counter() - spent  # neither is part of the step
         batch = sharding.shard_batch(batch, mesh)
         state, step_metrics = train_step(state, batch, teacher_params)
         step += 1
@@ -900,14 +902,16 @@ class _Profile:
       raise ValueError(f'xprof={steps!r}: give FIRST:END, such as 10:15') from e
     self._directory, self._running = directory, False
 
-  def before(self, step: int, state: PyTree) -> None:
-    """To be called before each step; `state` is what it starts from."""
+  def turns(self, step: int) -> bool:
+    """Whether profiling begins or ends before this step."""
+    return step in (self._first, self._end)
+
+  def before(self, step: int) -> None:
+    """To be called before each step that `turns`, when all steps before it are done."""
     if step == self._first:
-      jax.block_until_ready(state)
       jax.profiler.start_trace(self._directory)
       self._running = True
-    elif step == self._end and self._running:
-      jax.block_until_ready(state)
+    elif step == self._end:
       self.__exit__()
 
   def __enter__(self) -> '_Profile':
