@@ -43,6 +43,7 @@ _CORPUS = flags.DEFINE_string('corpus', None, 'Tokenised corpus, with a validati
 _OUTPUT = flags.DEFINE_string('output', None, 'Folder for the runs and the table.')
 _STEPS = flags.DEFINE_integer('steps', 200, 'Steps of each run; the fault comes half-way.')
 _ROWS = flags.DEFINE_integer('rows', 8, 'Rows of 128 tokens a step.')
+_WARMUP = flags.DEFINE_float('warmup', 0.05, 'Share of the steps in which the rate rises.')
 _TAU = flags.DEFINE_float('tau', 30.0, 'Largest logit allowed by QK-Clip.')
 _SEEDS = flags.DEFINE_integer('seeds', 1, 'Runs of each contestant with each fault.')
 _CONTESTANTS = flags.DEFINE_list('contestants', None, 'Names of CONTESTANTS; all if not given.')
@@ -101,6 +102,7 @@ def make_config(
   c.train.loss_chunk = 64
   c.train.tensorboard = False
   c.optimizer.learning_rate = _RATE
+  c.optimizer.warmup_fraction = _WARMUP.value
   c.optimizer.clip_norm = 0.0
   # To measure the logits without clipping any.
   c.optimizer.qk_clip.update(dict(tau=1e9, measure='exact'))
