@@ -515,6 +515,9 @@ def check(c: Any) -> None:
   Raises:
     ValueError: an unknown name, or a mesh that fits neither devices, batch nor model.
   """
+  import jax
+  import jax.numpy as jnp
+
   from data_beam import filters, html_text, pdf_text
   from smoljax import (
     attention,
@@ -568,8 +571,10 @@ def check(c: Any) -> None:
   params = model.abstract_params(config, None if c.tokenizer.path else mesh)
   scales = parametrization.multipliers(c.parametrization, config, c.optimizer, params)
   optim.make_optimizer(c.optimizer, params, c.train.steps, scales)
-  if c.optimizer.qk_clip.tau:
-    muon.check_qk_clip(params, c.optimizer.qk_clip.tau)
+  if tau := c.optimizer.qk_clip.tau:
+    rule = functools.partial(muon.QK_RULES[c.optimizer.qk_clip.rule], tau=tau)
+    with jax.set_mesh(mesh):
+      jax.eval_shape(rule, params, jnp.zeros((config.num_layers, config.num_heads)))
 
 
 def summarize(graph: Graph) -> dict:

@@ -268,9 +268,6 @@ def scale_by_muon(
   return optax.GradientTransformation(init, update)
 
 
-QK_RULES = ('weights', 'rates')  # what large logits act on: `qk_clip` or `qk_rates`
-
-
 def qk_clip(params: Params, max_logits_LN: jax.Array, tau: float) -> Params:
   """Shrinks q and k of the heads whose largest attention logit exceeded tau, to exactly tau.
 
@@ -286,24 +283,16 @@ def qk_clip(params: Params, max_logits_LN: jax.Array, tau: float) -> Params:
       whose S is NaN or infinite is not clipped.
     tau: largest logit allowed, above 0 (K2: 100).
 
-  Raises ValueError as `check_qk_clip` does.
+  Raises:
+    ValueError: tau is not above 0, or the model normalises q and k, which undoes any scaling.
   """
-  check_qk_clip(params, tau)
-  gamma_LKG = _gammas(params['blocks']['attn'], max_logits_LN, tau)
+  attn = params['blocks']['attn']
+  if 'q_norm' in attn or 'k_norm' in attn:
+    raise ValueError('qk_clip does nothing to a model with qk_norm: turn one of them off')
+  gamma_LKG = _gammas(attn, max_logits_LN, tau)
   kappa_LK1 = jnp.sqrt(jnp.max(gamma_LKG, axis=2, keepdims=True))
   q_LN = (gamma_LKG / kappa_LK1).reshape(max_logits_LN.shape)
   return _scale_heads(params, q_LN, kappa_LK1[..., 0])
-
-
-def check_qk_clip(params: Params, tau: float) -> None:
-  """Raises ValueError where QK-Clip has no meaning.
-
-  That is: tau is not above 0, or the model normalises q and k, which undoes any scaling.
-  """
-  if not tau > 0:
-    raise ValueError(f'optimizer.qk_clip.tau={tau}: give a logit above 0, or 0 for none')
-  if {'q_norm', 'k_norm'} & params['blocks']['attn'].keys():
-    raise ValueError('qk_clip does nothing to a model with qk_norm: turn one of them off')
 
 
 def qk_rates(updates: Params, max_logits_LN: jax.Array, tau: float) -> Params:
@@ -334,9 +323,16 @@ def qk_clip_grads(grads: Params, max_logits_LN: jax.Array, tau: float, max_norm:
   return _scale_heads(grads, q_LN, k_LK)
 
 
+QK_RULES = {'weights': qk_clip, 'rates': qk_rates}  # what large logits act on
+
+
 def _gammas(attn: Params, max_logits_LN: jax.Array, tau: float) -> jax.Array:
   """γ = min(1, tau / S) of each query head, by group: float32 [L, K, N/K]; 1 where S is no number.
+
+  Raises ValueError unless tau is above 0.
   """
+  if not tau > 0:
+    raise ValueError(f'optimizer.qk_clip.tau={tau}: give a logit above 0, or 0 for none')
   s_LN = max_logits_LN.astype(jnp.float32)
   gamma_LN = jnp.where(jnp.isfinite(s_LN) & (s_LN > tau), tau / s_LN, 1.0)
   return gamma_LN.reshape(len(gamma_LN), attn['k_DKH'].shape[-2], -1)

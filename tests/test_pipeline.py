@@ -88,6 +88,11 @@ def test_what_the_steps_would_refuse_is_refused_before_the_first_one(changes, me
     pipeline.check(config(**changes))
 
 
+@pytest.mark.parametrize('rule', ['weights', 'rates'])
+def test_clipping_of_logits_on_a_mesh_is_let_through(rule):
+  pipeline.check(config(optimizer__qk_clip__tau=9.0, optimizer__qk_clip__rule=rule, mesh__tensor=2))
+
+
 def test_a_budget_of_flops_gives_the_tokens():
   c = config(train__flops=1e13)
   per_token = pipeline.model_config(c, 320).flops_per_token(c.data.seq_len)
