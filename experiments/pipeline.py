@@ -516,7 +516,6 @@ def check(c: Any) -> None:
     ValueError: an unknown name, or a mesh that fits neither devices, batch nor model.
   """
   import jax
-  import jax.numpy as jnp
 
   from data_beam import filters, html_text, pdf_text
   from smoljax import (
@@ -574,7 +573,8 @@ def check(c: Any) -> None:
   if tau := c.optimizer.qk_clip.tau:
     rule = functools.partial(muon.QK_RULES[c.optimizer.qk_clip.rule], tau=tau)
     with jax.set_mesh(mesh):
-      jax.eval_shape(rule, params, jnp.zeros((config.num_layers, config.num_heads)))
+      jax.eval_shape(
+        rule, params, jax.ShapeDtypeStruct((config.num_layers, config.num_heads), 'float32'))
 
 
 def summarize(graph: Graph) -> dict:

@@ -107,7 +107,7 @@ def attention(
     ValueError: an unknown name, or an implementation that cannot do what is asked, saying why.
   """
   if max_logits not in (None, *MEASURES):
-    raise ValueError(f'max_logits={max_logits!r}: None or one of {", ".join(MEASURES)}')
+    raise ValueError(f'max_logits={max_logits!r}: one of None, {", ".join(map(repr, MEASURES))}')
   S = k_BSKH.shape[1]
   static = window is None or isinstance(window, int)
   choices = tuple(dict.fromkeys(

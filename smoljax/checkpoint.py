@@ -146,7 +146,7 @@ class Checkpoints:
       self._pending.result()
     except Exception as e:  # Orbax has ValueError for a full disk, and other errors for others
       raise OSError(
-        f'{self._root}: the last checkpoint could not be written. Make room, if the disk is full, '
+        f'{self._root}: writing a checkpoint failed. Make room, if the disk is full, '
         f'and run the same command again: it goes on from the newest whole one. ({e})') from e
 
   def _seal(self) -> None:

@@ -233,7 +233,7 @@ def test_a_saved_ctx_keeps_attention_from_running_again(interpreted):
   (dict(implementation='flash'), "'flash': one of auto, cudnn, splash, xla"),
   (dict(implementation='cudnn'), 'runs on NVIDIA GPUs, not on'),
   (dict(implementation='splash'), 'runs on TPUs, not on'),
-  (dict(max_logits=True), "max_logits=True: None or one of bound, exact"),
+  (dict(max_logits=True), "max_logits=True: one of None, 'bound', 'exact'"),
 ])  # fmt: skip
 def test_what_cannot_be_done_is_refused(fields, message):
   if PLATFORM == 'gpu' and fields.get('implementation') == 'cudnn':

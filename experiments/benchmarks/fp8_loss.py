@@ -19,9 +19,8 @@ import jax.numpy as jnp
 import numpy as np
 from absl import app, flags
 
-from configs import base
-from experiments.benchmarks.train_step import replaced
-from smoljax import data, guard, model, optim, sharding, train
+from experiments.benchmarks.train_step import prepare, replaced
+from smoljax import data, model, sharding
 
 _SEEDS = flags.DEFINE_integer('seeds', 3, 'Pairs of runs.')
 
@@ -29,8 +28,6 @@ _SEEDS = flags.DEFINE_integer('seeds', 3, 'Pairs of runs.')
 def make_run(config: model.ModelConfig, corpus: data.Corpus) -> Callable[[int], float]:
   """A function that trains from a seed and gives the loss at the end; it compiles once."""
   rows, steps, seq_len = (flags.FLAGS[name].value for name in ('rows', 'steps', 'seq_len'))
-  settings, guarding = base.get_config().optimizer, base.get_config().guard
-  settings.name, settings.learning_rate = 'adamw', flags.FLAGS.learning_rate
   stage = data.Stage('all', 0, steps, {corpus.name: 1.0})
   mesh, step = sharding.make_mesh(data=1, fsdp=-1), None
 
@@ -40,16 +37,8 @@ def make_run(config: model.ModelConfig, corpus: data.Corpus) -> Callable[[int], 
                            max_segments=config.max_segments, seed=seed)
     config = dataclasses.replace(config, max_segments=batches.max_segments)
     with jax.set_mesh(mesh):
-      params = model.init(config, jax.random.key(seed))
-      optimizer, info = optim.make_optimizer(settings, params, steps)
-      step = step or train.make_train_step(
-        config, optimizer, guarding, num_sources=1, chunk=flags.FLAGS.chunk,
-        update_twice=info.elementwise)
-      state = {'params': params, 'opt_state': {
-        'optimizer': jax.jit(optimizer.init)(params),
-        'guard': guard.init(guarding, config.num_layers)}}
-      del params
-      losses = []
+      state, made = prepare(config, steps, seed)
+      step, losses = step or made, []
       for batch in itertools.islice(data.prefetch(batches), steps):
         state, out = step(state, sharding.shard_batch(batch, mesh))
         losses.append(jnp.sum(out['loss_sum_S']) / jnp.sum(out['tokens_S']))

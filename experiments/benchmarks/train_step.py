@@ -130,6 +130,26 @@ def time_save(
   return state, took | {'step_seconds': round(slowest, 3), 'sealed_seconds': round(sealed, 2)}
 
 
+def prepare(config: model.ModelConfig, steps: int, seed: int = 0) -> tuple[dict, Callable]:
+  """The state that so many steps start from, and the step, as the flags ask for."""
+  settings, guarding = base.get_config().optimizer, base.get_config().guard
+  settings.name, settings.learning_rate = _OPTIMIZER.value, _LEARNING_RATE.value
+  guarding.enabled = _GUARD.value
+  params = model.init(config, jax.random.key(seed))
+  optimizer, info = optim.make_optimizer(settings, params, steps)
+  state = {
+    'params': params,
+    'opt_state': {
+      'optimizer': jax.jit(optimizer.init)(params),
+      'guard': guard.init(guarding, config.num_layers),
+    },
+  }
+  return state, train.make_train_step(
+    config, optimizer, guarding, num_sources=1, chunk=_CHUNK.value, leaves=_LEAVES.value,
+    update_twice=info.elementwise,
+  )
+
+
 def time_torch(config: model.ModelConfig, batch: dict[str, np.ndarray]) -> None:
   """Prints what PyTorch's step takes."""
   import torch
@@ -184,28 +204,13 @@ def main(_: list[str]) -> None:
   config = dataclasses.replace(config, max_segments=max_segments)
   if _FRAMEWORK.value == 'torch':
     return time_torch(config, next(batches))
-  settings, guarding = base.get_config().optimizer, base.get_config().guard
-  settings.name, settings.learning_rate = _OPTIMIZER.value, _LEARNING_RATE.value
-  guarding.enabled = _GUARD.value
   mesh = sharding.make_mesh(data=1, fsdp=-1)
   with jax.set_mesh(mesh), contextlib.ExitStack() as cleanup:
-    params = model.init(config, jax.random.key(0))
-    optimizer, info = optim.make_optimizer(settings, params, warm + steps + 3)
-    state = {
-      'params': params,
-      'opt_state': {
-        'optimizer': jax.jit(optimizer.init)(params),
-        'guard': guard.init(guarding, config.num_layers),
-      },
-    }
-    step = train.make_train_step(
-      config, optimizer, guarding, num_sources=1, chunk=_CHUNK.value, leaves=_LEAVES.value,
-      update_twice=info.elementwise,
-    )
+    state, step = prepare(config, warm + steps + 3)
     if _CHECKPOINT.value:
       folder = cleanup.enter_context(tempfile.TemporaryDirectory(dir=_CHECKPOINT.value))
       saved = cleanup.enter_context(checkpoint.Checkpoints(folder))
-      saved.reserve((params, state['opt_state']['optimizer']))
+      saved.reserve((state['params'], state['opt_state']['optimizer']))
     batch = sharding.shard_batch(next(batches), mesh)
     began = time.perf_counter()
     step = step.lower(state, batch).compile()
