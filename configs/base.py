@@ -190,7 +190,9 @@ def get_config() -> ConfigDict:
   c.optimizer.qk_clip = ConfigDict()  # QK-Clip; with name=muon this is MuonClip
   c.optimizer.qk_clip.tau = 0.0  # largest attention logit of a head; 0 = off, Kimi K2: 100
   c.optimizer.qk_clip.rule = 'weights'  # weights (K2) | rates: slows heads down, bounds nothing
-  c.optimizer.qk_clip.measure = 'bound'  # bound (from the log-sum-exp, at no cost) | exact
+  # bound (from the log-sum-exp, at no cost) | exact | limit (exact, and no logit of a step exceeds
+  # tau: the next batch's largest is above the last one's, the more so the smaller batches are)
+  c.optimizer.qk_clip.measure = 'bound'
 
   c.parametrization = ConfigDict()  # what changes with size: smoljax/parametrization.py
   c.parametrization.name = 'standard'  # standard | mup | completep

@@ -519,7 +519,6 @@ def check(c: Any) -> None:
 
   from data_beam import filters, html_text, pdf_text
   from smoljax import (
-    attention,
     data,
     evals,
     guard,
@@ -538,8 +537,6 @@ def check(c: Any) -> None:
     ('web.tier', html_text.TIERS),
     ('pdf.ocr', pdf_text.OCR_MODES),
     ('eval.tasks', evals.TASKS),
-    ('optimizer.qk_clip.rule', muon.QK_RULES),
-    ('optimizer.qk_clip.measure', attention.MEASURES),
   ):
     values = functools.reduce(operator.getitem, name.split('.'), c)
     for value in [values] if isinstance(values, str) else values:
@@ -570,6 +567,7 @@ def check(c: Any) -> None:
   params = model.abstract_params(config, None if c.tokenizer.path else mesh)
   scales = parametrization.multipliers(c.parametrization, config, c.optimizer, params)
   optim.make_optimizer(c.optimizer, params, c.train.steps, scales)
+  train.logit_measure(config, c.optimizer.qk_clip)
   if tau := c.optimizer.qk_clip.tau:
     rule = functools.partial(muon.QK_RULES[c.optimizer.qk_clip.rule], tau=tau)
     with jax.set_mesh(mesh):

@@ -76,7 +76,7 @@ def attention(
   in_order: bool = False,
   dealt: bool = False,
   max_segments: int = 32,
-  max_logits: str | None = None,
+  max_logits: str | float | None = None,
   implementation: str = 'auto',
 ) -> tuple[jax.Array, jax.Array | None]:
   """Grouped-query attention, scale H^-0.5, softmax in fp32.
@@ -97,17 +97,22 @@ def attention(
       that may be, and give NaN for rows of more; the others do not need it.
     max_logits: None; 'bound', the largest log-sum-exp, at least the largest logit and at most
       log(S) above it, for nothing; 'exact', which costs another product of queries and keys
-      (except on xla, where the compiler shares it).
+      (except on xla, where the compiler shares it); or a float: exact too, and the queries of a
+      head with a larger logit are scaled down first, so that its largest is that number (without
+      a softcap, which bends the scale).
     implementation: 'xla', 'cudnn', 'splash', or 'auto': cudnn on GPUs and splash on TPUs where
       they can do what is asked, else xla.
   Returns:
     out_BTNH in q's dtype, and max_logits_N: per head the largest visible logit that enters the
-    softmax, fp32, without gradient (for MuonClip, arXiv:2507.20534); None unless asked for.
+    softmax, or would if no number bounded it, fp32, without gradient (for MuonClip,
+    arXiv:2507.20534); None unless asked for.
   Raises:
     ValueError: an unknown name, or an implementation that cannot do what is asked, saying why.
   """
-  if max_logits not in (None, *MEASURES):
-    raise ValueError(f'max_logits={max_logits!r}: one of None, {", ".join(map(repr, MEASURES))}')
+  limited = isinstance(max_logits, float)
+  if not limited and max_logits not in (None, *MEASURES):
+    raise ValueError(
+      f'max_logits={max_logits!r}: one of None, {", ".join(map(repr, MEASURES))}, or a float')
   S = k_BSKH.shape[1]
   static = window is None or isinstance(window, int)
   choices = tuple(dict.fromkeys(
@@ -123,13 +128,19 @@ def attention(
     None if x is None else sharding.constrain(jnp.asarray(x), *_place_names(x))
     for x in (q_positions_BT, kv_positions_BS, q_segments_BT, kv_segments_BS)
   ), None if choices == (None,) else jnp.asarray(window, jnp.int32))  # fmt: skip
+  max_N = None
+  if limited or max_logits == 'exact':
+    q_k = jax.lax.stop_gradient((q_BTNH, k_BSKH))
+    max_N = jnp.max(_per_device(_largest, [STATISTIC], how, *q_k, places)[0], axis=(0, 1))
+  if limited:
+    max_N = checkpoint_name(max_N, 'ctx')  # lest the backward pass measure again
+    too_large_N = jnp.isfinite(max_N) & (max_N > max_logits)
+    factor_N1 = jnp.where(too_large_N, max_logits / max_N, 1.0)[:, None]
+    q_BTNH = (q_BTNH * factor_N1).astype(q_BTNH.dtype)
   out_BTNH, lse_BTN = _attend(how, q_BTNH, k_BSKH, v_BSKH, places)
-  if max_logits is None:
-    return out_BTNH, None
-  if max_logits == 'exact':
-    q_BTNH, k_BSKH = jax.lax.stop_gradient((q_BTNH, k_BSKH))
-    lse_BTN = _per_device(_largest, [STATISTIC], how, q_BTNH, k_BSKH, places)[0]
-  return out_BTNH, jax.lax.stop_gradient(jnp.max(lse_BTN, axis=(0, 1)))
+  if max_logits == 'bound':
+    max_N = jax.lax.stop_gradient(jnp.max(lse_BTN, axis=(0, 1)))
+  return out_BTNH, max_N
 
 
 def visible(places: Places) -> jax.Array:

@@ -278,7 +278,7 @@ def apply(
   *,
   positions_BT: jax.Array | None = None,
   segment_ids_BT: jax.Array | None = None,
-  max_logits: str | None = None,
+  max_logits: str | float | None = None,
   capture: Sequence[str] = (),
 ) -> Output:
   """The whole model, logits of every position included.
@@ -289,8 +289,8 @@ def apply(
     positions_BT: int positions that restart at 0 with each document.
     segment_ids_BT: int document ids, one per document of a row; tokens see their own document
       only. Either of the two is derived from the other; without both a row is one document.
-    max_logits: 'bound' or 'exact' also gives aux['max_logits_LN'], the largest attention logit
-      per layer and head (smoljax/attention.py).
+    max_logits: 'bound', 'exact' or a limit also gives aux['max_logits_LN'], the largest attention
+      logit per layer and head, before the limit (smoljax/attention.py).
     capture: activations to give as well, of each layer; whatever is not named is not kept.
       'residual': aux['residual_LBTD'], the residual stream after the layer, compute dtype;
       'attention': aux['attention_LBNTS'], the fp32 weights with which each head reads the values;
@@ -319,7 +319,7 @@ def hidden(
   *,
   positions_BT: jax.Array | None = None,
   segment_ids_BT: jax.Array | None = None,
-  max_logits: str | None = None,
+  max_logits: str | float | None = None,
   capture: Sequence[str] = (),
 ) -> tuple[jax.Array, dict[str, jax.Array]]:
   """`apply` up to the head: (hidden_BTD, aux). For losses that never form [B, T, V].

@@ -166,7 +166,7 @@ def next_token(
   chunk: int = 512,
   z_loss: float = 0.0,
   cos_reg: float = 0.0,
-  max_logits: str | None = None,
+  max_logits: str | float | None = None,
   mtp_weight: jax.Array | float = 0.0,
   teacher: distill.Teacher | None = None,
   teacher_params: PyTree = None,
@@ -187,7 +187,7 @@ def next_token(
       output matrix alone if its hidden states were stored.
 
   Metrics, sums over places: `loss_sum_S` and `tokens_S` per source `[S]`, of the main head's cross
-  entropy alone; `log_z_sum`; `max_logits_LN` if `max_logits` ('bound' or 'exact', see model.apply)
+  entropy alone; `log_z_sum`; `max_logits_LN` if `max_logits` (see model.apply)
   asks for it; `mtp_sum_M` and `mtp_tokens_M` per module; `teacher_sum/…` of each term of it.
   """
   capture = ('trunk',) if config.mtp != 'none' else ()

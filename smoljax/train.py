@@ -16,6 +16,7 @@ from jax.experimental import multihost_utils
 
 import smoljax
 from smoljax import (
+  attention,
   checkpoint,
   data,
   diagnostics,
@@ -68,9 +69,9 @@ def make_train_step(
   guard refuses changes nothing but the guard's own state.
 
   With `qk_clip` (attributes tau, measure, rule) and its tau above 0, something is done about heads
-  whose largest logit exceeded tau, measured in this step as `measure` says ('bound' or 'exact'):
-  by rule 'weights' they are shrunk after the update (muon.qk_clip); by 'rates' their gradients are
-  clipped to a share of `clip_norm` (0 = not at all) and their updates made smaller (muon.qk_rates).
+  whose largest logit exceeded tau in this step, measured as logit_measure says: by rule 'weights'
+  they are shrunk after the update (muon.qk_clip); by 'rates' their gradients are clipped to a share
+  of `clip_norm` (0 = not at all) and their updates made smaller (muon.qk_rates).
 
   With `update_twice` the update is computed for its norms, and once more when the guard has judged
   them: for an optimizer that works place by place this is faster than to write it down between.
@@ -85,8 +86,6 @@ def make_train_step(
   """
   faults = guard.parse_faults(guard_config.inject)
   tau = qk_clip.tau if qk_clip else 0.0
-  if tau and qk_clip.rule not in muon.QK_RULES:
-    raise ValueError(f'optimizer.qk_clip.rule={qk_clip.rule!r}: one of {", ".join(muon.QK_RULES)}')
   slower = tau and qk_clip.rule == 'rates'
   gradients = make_gradients(
     config,
@@ -95,7 +94,7 @@ def make_train_step(
     chunk=chunk,
     z_loss=z_loss,
     cos_reg=cos_reg,
-    max_logits=qk_clip.measure if tau else None,
+    max_logits=logit_measure(config, qk_clip) if tau else None,
     mtp_weight=mtp_weight,
     teacher=teacher,
   )
@@ -138,6 +137,27 @@ def make_train_step(
     return {'params': params, 'opt_state': {'optimizer': opt_state, 'guard': guarded}}, aux
 
   return jax.jit(train_step, donate_argnums=0, compiler_options=compiler_options(config))
+
+
+def logit_measure(config: model.ModelConfig, qk_clip: Any) -> str | float:
+  """What attention is asked for (`max_logits` of model.apply) with these settings of QK-Clip.
+
+  Kimi K2 clips after a step what the step has measured, so that the next batch can find a larger
+  logit: by a fifth at 1,024 tokens a step, by less in larger batches. By the measure 'limit' logits
+  are scaled down to tau within the step too, as if its own batch had clipped the weights before.
+
+  Raises:
+    ValueError: an unknown rule or measure, or a limit where it would not hold.
+  """
+  for name, valid in (('rule', muon.QK_RULES), ('measure', (*attention.MEASURES, 'limit'))):
+    if (value := getattr(qk_clip, name)) not in valid:
+      raise ValueError(f'unknown optimizer.qk_clip.{name} {value!r}: one of {", ".join(valid)}')
+  if qk_clip.measure != 'limit':
+    return qk_clip.measure
+  if qk_clip.rule != 'weights' or config.attention_softcap:
+    raise ValueError("optimizer.qk_clip.measure='limit' wants rule='weights' and no "
+                     'model.attention_softcap: take measure=exact with these')
+  return float(qk_clip.tau)
 
 
 def compiler_options(config: model.ModelConfig) -> dict[str, bool | str]:
@@ -490,7 +510,7 @@ def train(
           'data/wait': round(sum(w for _, _, w in window) / seconds, 4),
         }
         if qk_clip.tau and values:
-          row |= _logit_metrics([v['max_logits_LN'] for v in values], qk_clip.tau)
+          row |= _logit_metrics([v['max_logits_LN'] for v in values], qk_clip)
         if peak:
           used = float(rate) / peak / jax.device_count()
           whole = model_config.flops_per_token(config.data.seq_len, causal=False)
@@ -852,12 +872,13 @@ def _first_params(
   return jax.device_put(params, jax.tree.map(lambda x: x.sharding, expected))
 
 
-def _logit_metrics(max_logits: Sequence[np.ndarray], tau: float) -> dict[str, float]:
+def _logit_metrics(max_logits: Sequence[np.ndarray], qk_clip: Any) -> dict[str, float]:
   """Of the largest logits `[L, N]` of some steps: the largest of all, and what QK-Clip did."""
-  largest_LN = np.max(max_logits, axis=0)
+  largest_LN, tau = np.max(max_logits, axis=0), qk_clip.tau
   clipped = largest_LN > tau
+  entered = np.minimum(largest_LN, tau) if qk_clip.measure == 'limit' else largest_LN
   return {
-    'attn/max_logit': float(largest_LN.max()),
+    'attn/max_logit': float(entered.max()),
     'qkclip/heads': int(clipped.sum()),
     'qkclip/min_gamma': float(tau / largest_LN.max()) if clipped.any() else 1.0,
   }

@@ -208,6 +208,37 @@ def test_document_spans_and_cudnn_statistics_survive_the_round_trip():
   assert np.isnan(poisoned[0]).all() and np.isfinite(poisoned[1]).all()
 
 
+@pytest.mark.parametrize('implementation', list(IMPLEMENTATIONS))
+def test_a_limit_scales_the_queries_of_the_heads_above_it(implementation, interpreted):
+  dtype, tolerance = IMPLEMENTATIONS[implementation]
+  arrays, places, window, _ = case('gqa-window', dtype)
+  skip_where_it_cannot_run(implementation, arrays, 0.0)
+  lengths, segments = places['lengths'], places['segments']
+  _, largest_N, _ = definition(arrays, lengths, window, 0.0)
+  limit = float(np.median(largest_N))
+  factor_N1 = np.minimum(1, limit / largest_N)[:, None]
+  assert 1 < (factor_N1 < 1).sum() < len(factor_N1)
+  scaled = (jnp.asarray(arrays[0].astype(jnp.float32) * factor_N1, dtype), *arrays[1:])
+  expected_out, limited_N, (dq, dk, dv) = definition(scaled, lengths, window, 0.0)
+  np.testing.assert_allclose(limited_N, np.minimum(largest_N, limit), rtol=10 * tolerance)
+  positions = np.asarray(positions_from_segments(segments))
+
+  @jax.jit
+  @functools.partial(jax.value_and_grad, argnums=(0, 1, 2), has_aux=True)
+  def run(q, k, v, dout):
+    out, max_N = attention(
+      q, k, v, q_positions_BT=positions, kv_positions_BS=positions, q_segments_BT=segments,
+      kv_segments_BS=segments, window=window, in_order=True, max_logits=limit,
+      implementation=implementation)
+    return jnp.sum(out.astype(jnp.float32) * dout.astype(jnp.float32)), (out, max_N)
+
+  (_, (out, max_N)), got = run(*arrays)
+  near(out, expected_out, tolerance)
+  near(max_N, largest_N, tolerance)
+  for x, y in zip(got, (dq * factor_N1, dk, dv), strict=True):
+    near(x, y, tolerance)
+
+
 def test_a_saved_ctx_keeps_attention_from_running_again(interpreted):
   arrays = case('mqa', 'float32')[0]
   positions = np.arange(256, dtype=np.int32)[None]

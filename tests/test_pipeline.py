@@ -78,6 +78,8 @@ def test_corpora_that_do_not_fit_are_said(tmp_path, corpus, tokenised, model, ch
 @pytest.mark.parametrize(('changes', 'message'), [
   ({'optimizer__qk_clip__rule': 'heads'}, 'unknown optimizer.qk_clip.rule .heads.: one of weights'),
   ({'optimizer__qk_clip__measure': 'guess'}, 'one of bound, exact'),
+  ({'optimizer__qk_clip__measure': 'limit', 'optimizer__qk_clip__rule': 'rates'}, 'wants rule='),
+  ({'optimizer__qk_clip__measure': 'limit', 'model__attention_softcap': 9.0}, 'take measure=exact'),
   ({'optimizer__qk_clip__tau': -1.0}, 'tau=-1.0: give a logit above 0'),
   ({'optimizer__qk_clip__tau': 9.0, 'model__qk_norm': True}, 'qk_norm: turn one of them off'),
   ({'web__tier': 'best'}, 'unknown web.tier .best.: one of default'),

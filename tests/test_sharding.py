@@ -19,6 +19,7 @@ CONFIG = model.ModelConfig(
   vocab_size=64, num_layers=2, nope_interval=2, embed_dim=32, num_heads=4, num_kv_heads=2,
   head_dim=8, mlp_dim=48, max_seq_len=64, dtype='float32', init_std=0.1, tie_embeddings=False,
 )  # fmt: skip
+LIMIT = 1.1  # of attention logits: some heads of CONFIG's start have larger ones, some have not
 RNG = np.random.default_rng(0)
 BATCH = {
   'tokens': RNG.integers(0, 64, (8, 16)).astype(np.int32),
@@ -38,7 +39,7 @@ def make_mesh(sizes):
 
 def loss(config, params, batch):
   hidden_BTD, aux = model.hidden(
-    config, params, batch['tokens'], segment_ids_BT=batch['segments'], max_logits='exact')
+    config, params, batch['tokens'], segment_ids_BT=batch['segments'], max_logits=LIMIT)
   weight_BT = jnp.full_like(batch['targets'], 1 / batch['targets'].size, jnp.float32)
   mean, _ = objectives.head_loss(
     config, hidden_BTD, model.unembedding(config, params), batch['targets'], weight_BT, chunk=8)
@@ -60,6 +61,7 @@ def alone():
 @pytest.mark.parametrize('sizes', MESHES, ids=str)
 def test_every_mesh_gives_the_same_parameters_loss_and_gradient(sizes):
   expected_params, (value, max_LN, gradients) = alone()
+  assert max_LN.min() < LIMIT < max_LN.max()
   mesh = make_mesh(sizes)
   with jax.set_mesh(mesh):
     params = model.init(CONFIG, jax.random.key(0))

@@ -260,7 +260,8 @@ def test_muon_by_a_flag(markov_corpora, tmp_path, monkeypatch, devices):
   assert result['loss']['final'] < result['loss']['first'] - 0.3
 
 
-@pytest.mark.parametrize(('name', 'measure'), [('adamw', 'bound'), ('muon', 'exact')])
+@pytest.mark.parametrize(
+  ('name', 'measure'), [('adamw', 'bound'), ('muon', 'exact'), ('muon', 'limit')])
 def test_qk_clip_bounds_the_logits(markov_corpora, tmp_path, name, measure):
   """At this learning rate logits grow fast; clipped after each step, they cannot."""
   largest = {}
@@ -276,6 +277,8 @@ def test_qk_clip_bounds_the_logits(markov_corpora, tmp_path, name, measure):
     assert all((r['qkclip/min_gamma'] < 1) == (r['qkclip/heads'] > 0) for r in rows)
     assert any(r['qkclip/heads'] for r in rows) == (tau < 1e9)
   assert largest[tau] < .75 * largest[1e9]
+  if measure == 'limit':
+    assert largest[tau] == pytest.approx(tau)
 
 
 def test_qk_clip_and_qk_norm_exclude_each_other(markov_corpora, tmp_path):
