@@ -64,7 +64,7 @@ CONTESTANTS: dict[str, dict[str, Any]] = {
   'qk-norm': {'model.qk_norm': True},
   'muon': {'optimizer.name': 'muon'},
   'muonclip': {'optimizer.name': 'muon', 'optimizer.qk_clip.tau': 'tau'},
-  'muonclip, limit': {
+  'muonclip with limit': {
     'optimizer.name': 'muon', 'optimizer.qk_clip.tau': 'tau', 'optimizer.qk_clip.measure': 'limit',
   },
   'muon, rates by logits': {
