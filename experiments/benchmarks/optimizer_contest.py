@@ -1,18 +1,18 @@
 """Which optimizer needs how many tokens? A contest of equally tuned ones, with intervals.
 
   python -m experiments.benchmarks.optimizer_contest tokens --text='GLOB' --output=DIR
-  python -m experiments.benchmarks.optimizer_contest run    --output=DIR [--seconds=500]
+  python -m experiments.benchmarks.optimizer_contest run    --output=DIR [--seconds=500] [--names …]
   python -m experiments.benchmarks.optimizer_contest report --output=DIR
 
 `tokens` trains a tokenizer on text files and stores their tokens, documents shuffled. `run` does
 what is left of the contest of configs/optimizer_contest.py, a line in DIR/runs.jsonl each, and
 stops before --seconds are over: call it again to go on. `report` writes DIR/contest.md and
-DIR/contest.svg. The contestants:
+DIR/contest.svg. The contestants, all or those named:
 
   adamw                SmolLM3's optimizer
   adamw_warm           the same with four times the warm-up
   adamw_eighth         the same with the learning rate that was best for a model an eighth the size
-  optax_muon           optax.contrib.muon(learning_rate), as its documentation has it
+  optax_muon           optax.contrib.muon(learning_rate), as its documentation has it: no decay
   optax_muon_labelled  optax.contrib.muon told which dims are matrices, with the settings of `muon`
   muon                 ours: Polar Express, scaled to AdamW's update RMS
   muon_heads           ours, queries and keys one matrix a head
@@ -21,9 +21,9 @@ DIR/contest.svg. The contestants:
   soap                 SOAP, Adam in the eigenbasis of Shampoo's preconditioner, b1 = b2 = .95,
                        with the warm-up of adamw_warm
 
-Runs that differ in seed or learning rate alone are one compiled program, vmapped (SOAP's, whose
-step branches on its number, take turns in it). Updates are linear in the learning rate, which is
-therefore an input: optimizers are built at 1.
+Runs that differ in seed, learning rate or weight decay alone are one compiled program, vmapped
+(SOAP's, whose step branches on its number, take turns in it). Updates are linear in both rates,
+which are therefore inputs: optimizers are built at a learning rate of 1 without decay.
 """
 
 import argparse
@@ -36,6 +36,7 @@ import math
 import pathlib
 import time
 from collections.abc import Iterator
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -95,22 +96,32 @@ def make_tokens(patterns: list[str], output: pathlib.Path, vocab_size: int, limi
 # --- runs ----------------------------------------------------------------------------------------
 
 
-def make_optimizer(name: str, c, params) -> optax.GradientTransformation:
-  """The contestant's transformation at a learning rate of 1."""
+class Copies(NamedTuple):
+  """What copies of a model that train side by side differ in, an entry a copy."""
+
+  seeds: list[int]
+  lrs: list[float]
+  decays: list[float]  # weight decay
+
+
+def make_optimizer(name: str, c, params) -> tuple[optax.GradientTransformation, dict[str, float]]:
+  """The contestant's transformation at a learning rate of 1 without weight decay, and, by leaf,
+  the share of the weight decay that the contestant gives it."""
+  shares = {muon.path_name(path): 1.0 for path, _ in jax.tree.leaves_with_path(params)}
   if name == 'optax_muon':
-    return optax.contrib.muon(1.0)
+    return optax.contrib.muon(1.0), dict.fromkeys(shares, 0.0)
   if name == 'optax_muon_labelled':
-    return optax.contrib.muon(
-      1.0, weight_decay=c.weight_decay, consistent_rms=.2, adam_b2=.95,
-      adam_weight_decay=c.weight_decay, muon_weight_dimension_numbers=matrix_dims(params))
+    return optax.contrib.muon(1.0, consistent_rms=.2, adam_b2=.95,
+                              muon_weight_dimension_numbers=matrix_dims(params)), shares
   settings = copy.deepcopy(base.get_config().optimizer)
   settings.name = 'muon' if name.startswith('muon') else name.split('_')[0]
   if name == 'soap':
     settings.b1 = settings.b2 = .95
   settings.learning_rate, settings.schedule, settings.warmup_fraction = 1.0, 'constant', 0.0
-  settings.weight_decay = c.weight_decay
+  settings.weight_decay = 0.0
   settings.muon.per_head = 'qk' if name == 'muon_heads' else 'none'
-  return optim.make_optimizer(settings, params, c.steps)[0]
+  optimizer, info = optim.make_optimizer(settings, params, c.steps)
+  return optimizer, {path: label.decay for path, label in info.labels.items()}
 
 
 def batch_of(rows_BX: jax.Array) -> dict[str, jax.Array]:
@@ -124,7 +135,7 @@ def batch_of(rows_BX: jax.Array) -> dict[str, jax.Array]:
 
 
 class Runner:
-  """Trains many copies of one model by one optimizer at once: a learning rate and a seed each."""
+  """Trains many copies of one model by one optimizer at once."""
 
   def __init__(self, name: str, c, config: model.ModelConfig, tokens: np.ndarray):
     self.c, self.config = c, config
@@ -132,8 +143,7 @@ class Runner:
     held_out = c.eval_rows * (c.seq_len + 1)
     self.train, self.held_out = jnp.asarray(tokens[:-held_out]), tokens[-held_out:]
     self.rule = {'muonclip': 'weights', 'muon_rates': 'rates'}.get(name)
-    params = model.abstract_params(config)
-    self.optimizer = make_optimizer(name, c, params)
+    self.optimizer, self.shares = make_optimizer(name, c, model.abstract_params(config))
     self.init = jax.jit(jax.vmap(self._init))
     each = (lambda f: functools.partial(jax.lax.map, f)) if name == 'soap' else jax.vmap
     self.advance = jax.jit(
@@ -150,7 +160,10 @@ class Runner:
       total_tokens=jnp.float32(rows_BT.shape[0] * self.c.seq_len))
     return loss.total, loss.metrics
 
-  def _advance(self, state, starts_SB, lr_S, tokens):
+  def _advance(self, state, starts_SB, lr_S, decay, tokens):
+    def decayed(path, update, param):
+      return update - decay * self.shares[muon.path_name(path)] * param
+
     def step(state, inputs):
       (params, opt_state), (starts_B, lr), tau = state, inputs, self.c.qk_clip_tau
       rows_BT = tokens[starts_B[:, None] + jnp.arange(self.c.seq_len + 1)]
@@ -159,6 +172,7 @@ class Runner:
       if self.rule == 'rates':
         grads = muon.qk_clip_grads(grads, aux['max_logits_LN'], tau, 1.0)
       updates, opt_state = self.optimizer.update(grads, opt_state, params)
+      updates = jax.tree.map_with_path(decayed, updates, params)
       if self.rule == 'rates':
         updates = muon.qk_rates(updates, aux['max_logits_LN'], tau)
       params = jax.tree.map(lambda p, u: p + lr * u, params, updates)
@@ -179,14 +193,15 @@ class Runner:
     losses, logits = jax.lax.map(some, rows)
     return jnp.mean(losses), jnp.max(logits)
 
-  def steps(self, state, seeds, lrs, start: int, stop: int, scale):
-    """`state` after the steps [start, stop), with the learning rates `lrs` times scale(step)."""
-    at = start
+  def steps(self, state, copies: Copies, start: int, stop: int, scale):
+    """`state` after the steps [start, stop), with the learning rates times scale(step)."""
+    at, decays = start, np.array(copies.decays, np.float32)
     while at < stop:
       n = min(BLOCK, stop - at)
-      starts = np.stack([[self._rows(seed, s) for s in range(at, at + n)] for seed in seeds])
-      lr = np.array([[base_lr * scale(s) for s in range(at, at + n)] for base_lr in lrs])
-      state, _ = self.advance(state, starts.astype(np.int32), lr.astype(np.float32), self.train)
+      starts = np.stack([[self._rows(seed, s) for s in range(at, at + n)] for seed in copies.seeds])
+      lr = np.array([[base_lr * scale(s) for s in range(at, at + n)] for base_lr in copies.lrs])
+      state, _ = self.advance(
+        state, starts.astype(np.int32), lr.astype(np.float32), decays, self.train)
       at += n
     return state
 
@@ -207,41 +222,42 @@ def _order(seed: int, size: int) -> np.ndarray:
   return np.random.default_rng([7, seed]).permutation(size)
 
 
-def cooled(runner: Runner, state, seeds, lrs, steps: int):
+def cooled(runner: Runner, state, copies: Copies, steps: int):
   """The state at the end of a run of `steps`, from the stable phase's at its last step."""
   stable = steps - round(runner.c.decay * steps)
   left = lambda s: (steps - s) / (steps - stable)
-  return runner.steps(state, seeds, lrs, stable, steps, left)
+  return runner.steps(state, copies, stable, steps, left)
 
 
-def stable_to(runner: Runner, state, seeds, lrs, start: int, steps: int):
+def stable_to(runner: Runner, state, copies: Copies, start: int, steps: int):
   stable = steps - round(runner.c.decay * steps)
   warm = lambda s: min(1.0, (s + 1) / runner.warmup)
-  return runner.steps(state, seeds, lrs, start, stable, warm), stable
+  return runner.steps(state, copies, start, stable, warm), stable
 
 
-def tune(runner: Runner, lrs: list[float]) -> list[dict]:
-  """Final losses of short runs, one for each learning rate; as many at once as there are seeds."""
+def tune(runner: Runner, lrs: list[float], decays: list[float]) -> list[dict]:
+  """Final losses of short runs, a learning rate and a weight decay each; as many at once as there
+  are seeds."""
   c, scores = runner.c, []
   steps = round(c.tuning * c.steps)
   for i in range(0, len(lrs), c.seeds):
-    some = lrs[i:i + c.seeds]
-    padded, seeds = some + some[-1:] * (c.seeds - len(some)), [0] * c.seeds
+    some = [min(k, len(lrs) - 1) for k in range(i, i + c.seeds)]  # the last one fills them up
+    copies = Copies([0] * c.seeds, [lrs[k] for k in some], [decays[k] for k in some])
     state = runner.init(jnp.zeros(c.seeds, jnp.int32))
-    state, _ = stable_to(runner, state, seeds, padded, 0, steps)
-    scores += runner.score(cooled(runner, state, seeds, padded, steps))[:len(some)]
+    state, _ = stable_to(runner, state, copies, 0, steps)
+    scores += runner.score(cooled(runner, state, copies, steps))[:len(set(some))]
   return scores
 
 
-def branch(runner: Runner, lr: float) -> Iterator[tuple[int, list[dict], object]]:
+def branch(runner: Runner, lr: float, decay: float) -> Iterator[tuple[int, list[dict], object]]:
   """(steps, a score per seed, the cooled state) for each length, from one stable phase."""
-  c, seeds = runner.c, list(range(1, runner.c.seeds + 1))
-  lrs, at = [lr] * c.seeds, 0
-  state = runner.init(jnp.asarray(seeds, jnp.int32))
+  c, at = runner.c, 0
+  copies = Copies(list(range(1, c.seeds + 1)), [lr] * c.seeds, [decay] * c.seeds)
+  state = runner.init(jnp.asarray(copies.seeds, jnp.int32))
   for length in c.lengths:
     steps = round(length * c.steps)
-    state, at = stable_to(runner, state, seeds, lrs, at, steps)
-    end = cooled(runner, state, seeds, lrs, steps)
+    state, at = stable_to(runner, state, copies, at, steps)
+    end = cooled(runner, state, copies, steps)
     yield steps, runner.score(end), end
 
 
@@ -261,65 +277,100 @@ def read(output: pathlib.Path) -> list[dict]:
 
 def best(rows: list[dict], name: str) -> tuple[float, bool] | None:
   """(learning rate of the lowest loss in tuning, whether both its neighbours were tried)."""
-  tuned = sorted((r['lr'], r['loss']) for r in rows if r['kind'] == 'tune' and r['name'] == name)
-  if not tuned:
+  return lowest({r['lr']: r['loss'] for r in rows if r['kind'] == 'tune' and r['name'] == name})
+
+
+def best_decay(rows: list[dict], name: str, c) -> tuple[float, bool]:
+  """The same of the weight decay at that learning rate; 0 needs no neighbour below."""
+  decay, inside = lowest(tried(rows, 'weight_decay', name, c))
+  return decay, inside or not decay
+
+
+def lowest(losses: dict[float, float]) -> tuple[float, bool] | None:
+  """(setting of the lowest finite loss, whether it lies between others), None of none."""
+  if not losses:
     return None
-  i = min(range(len(tuned)), key=lambda k: tuned[k][1] if math.isfinite(tuned[k][1]) else math.inf)
-  return tuned[i][0], 0 < i < len(tuned) - 1
+  finite = {value: x for value, x in losses.items() if math.isfinite(x)} or losses
+  value = min(finite, key=finite.get)
+  return value, min(losses) < value < max(losses)
 
 
-def run(output: pathlib.Path, seconds: float, c) -> bool:
+def tried(rows: list[dict], kind: str, name: str, c) -> dict[float, float]:
+  """Setting → loss of the runs that tune the learning rate, or then the weight decay."""
+  mine = [r for r in rows if r['name'] == name]
+  rates = {r['lr']: r['loss'] for r in mine if r['kind'] == 'tune'}
+  if kind == 'tune':
+    return rates
+  decays = {r['weight_decay']: r['loss'] for r in mine if r['kind'] == 'weight_decay'}
+  return {c.weight_decay: rates[lowest(rates)[0]]} | decays
+
+
+def untried(losses: dict[float, float], grid: tuple[float, ...]) -> list[float]:
+  """What is left of a grid, or the next value beyond it if its best is at an end (and not 0)."""
+  if left := [value for value in grid if value not in losses]:
+    return left
+  value, inside = lowest(losses)
+  if inside or not value or not grid or len(losses) > len(grid) + 3:
+    return []
+  return [value / 2 if value == min(losses) else 2 * value]
+
+
+def run(output: pathlib.Path, seconds: float, c, names: list[str] | None = None) -> bool:
   """Goes on with the contest; True if nothing is left."""
   began = time.monotonic()
   tokens = np.load(output / 'tokens.npy')
   full = model.ModelConfig(**c.model)
   eighth = model.ModelConfig(**{**c.model, **c.eighth})
+  runner = functools.cache(lambda name, config: Runner(name, c, config, tokens))
   longest = 0.0
 
-  def write(rows):
+  def timed(function, *args):
+    """Writes the rows that function(*args) gives; False if there was no time for it."""
+    nonlocal longest
+    start = time.monotonic()
+    if start - began + longest > seconds:
+      return False
+    rows = function(*args)
+    longest = max(longest, time.monotonic() - start)
     with open(output / 'runs.jsonl', 'a') as file:
       for row in rows:
-        row['device'] = jax.devices()[0].device_kind
+        row |= {'device': jax.devices()[0].device_kind, 'at': round(time.monotonic() - began, 1)}
         file.write(json.dumps(row) + '\n')
         print(json.dumps(row), flush=True)
+    return True
 
-  for phase in ('tune', 'branch'):
-    for name in c.grids:
-      if phase == 'tune':
-        runner = None
-        while True:
-          rows = read(output)
-          tried = {r['lr'] for r in rows if r['kind'] == 'tune' and r['name'] == name}
-          lrs = [lr for lr in c.grids[name] if lr not in tried]
-          if not lrs:
-            lr, inside = best(rows, name)
-            if inside or len(tried) > len(c.grids[name]) + 3:
-              break
-            lrs = [lr / 2 if lr == min(tried) else 2 * lr]
-          if time.monotonic() - began + longest > seconds:
-            return False
-          start = time.monotonic()
-          small = name == 'adamw_eighth'
-          runner = runner or Runner(name, c, eighth if small else full, tokens)
-          write({'kind': 'tune', 'name': name, 'lr': lr, **score}
-                for lr, score in zip(lrs, tune(runner, lrs), strict=True))
-          longest = max(longest, time.monotonic() - start)
-        continue
-      if any(r['kind'] == 'branch' and r['name'] == name for r in read(output)):
-        continue
-      if time.monotonic() - began + longest > seconds:
-        return False
-      start = time.monotonic()
-      lr, _ = best(read(output), name)
-      runner, rows, end = Runner(name, c, full, tokens), [], None
-      for steps, scores, state in branch(runner, lr):
-        end = state
-        rows += [{'kind': 'branch', 'name': name, 'lr': lr, 'steps': steps, 'seed': i + 1, **s}
-                 for i, s in enumerate(scores)]
-      first = jax.tree.map(lambda x: x[0], jax.device_get(end[0]))
-      rows[-c.seeds]['weight_entropy'] = round(spectrum(first), 4)
-      write(rows)
-      longest = max(longest, time.monotonic() - start)
+  def tuned(kind, name, values):
+    if kind == 'tune':
+      lrs, decays = values, [c.weight_decay] * len(values)
+    else:
+      lrs, decays = [best(read(output), name)[0]] * len(values), values
+    scores = tune(runner(name, eighth if name == 'adamw_eighth' else full), lrs, decays)
+    return [{'kind': kind, 'name': name, 'lr': lr, 'weight_decay': decay, **score}
+            for lr, decay, score in zip(lrs, decays, scores, strict=True)]
+
+  def branched(name):
+    done = read(output)
+    (lr, _), (decay, _) = best(done, name), best_decay(done, name, c)
+    rows, end = [], None
+    for steps, scores, state in branch(runner(name, full), lr, decay):
+      end = state
+      rows += [{'kind': 'branch', 'name': name, 'lr': lr, 'weight_decay': decay, 'steps': steps,
+                'seed': i + 1, **score} for i, score in enumerate(scores)]
+    first = jax.tree.map(lambda x: x[0], jax.device_get(end[0]))
+    rows[-c.seeds]['weight_entropy'] = round(spectrum(first), 4)
+    return rows
+
+  for name in names or c.grids:
+    # Settings of the small model are taken over as they are, and the documented optax has no decay.
+    for kind, grid in (
+      ('tune', c.grids[name]), ('weight_decay', () if name == 'optax_muon' else c.weight_decays)
+    ):  # fmt: skip
+      while values := untried(tried(read(output), kind, name, c), grid):
+        if not timed(tuned, kind, name, values):
+          return False
+    done = any(r['kind'] == 'branch' and r['name'] == name for r in read(output))
+    if not (done or timed(branched, name)):
+      return False
   return True
 
 
@@ -367,7 +418,8 @@ def summarize(rows: list[dict], draws: int = 2000) -> list[dict]:
     finals = [seeds[s][end] for s in names]
     lr, inside = best(rows, name)
     out.append({
-      'name': name, 'lr': lr, 'inside': inside, 'losses': [f['loss'] for f in finals],
+      'name': name, 'lr': lr, 'inside': inside, 'weight_decay': finals[0].get('weight_decay', 0.0),
+      'losses': [f['loss'] for f in finals],
       'max_logit': max(f['max_logit'] for f in finals),
       'entropy': next(f['weight_entropy'] for f in finals if 'weight_entropy' in f),
       'ratio': ratio(name, names, theirs),
@@ -389,11 +441,13 @@ def report(output: pathlib.Path, c) -> None:
   interval = lambda r: (
     '' if r['reference'] or math.isinf(r['ratio']) else f' ({"–".join(map(share, r["interval"]))})')
   lines = [
-    '| optimizer | best learning rate | final loss, mean ± s.d. | tokens to the best AdamW, '
-    'share (95 %) | largest logit | entropy of weights |', '|---|---|---|---|---|---|']
+    '| optimizer | best learning rate | weight decay | final loss, mean ± s.d. | '
+    'tokens to the best AdamW, share (95 %) | largest logit | entropy of weights |',
+    '|---|---|---|---|---|---|---|']
   for r in sorted(table, key=lambda r: np.mean(r['losses'])):
     lines.append(
       f'| {NAMES[r["name"]]} | {r["lr"]:g}{"" if r["inside"] else " (end of the grid)"} | '
+      f'{r["weight_decay"]:g} | '
       f'{np.mean(r["losses"]):.4f} ± {np.std(r["losses"], ddof=1):.4f} | {share(r["ratio"])}'
       f'{interval(r)} | {r["max_logit"]:.0f} | {r["entropy"]:.3f} |')
   (output / 'contest.md').write_text('\n'.join(lines) + '\n')
@@ -420,6 +474,7 @@ def main() -> None:
   parser.add_argument('command', choices=('tokens', 'run', 'report'))
   parser.add_argument('--output', required=True, type=pathlib.Path)
   parser.add_argument('--text', nargs='+', default=[], help='globs of text files')
+  parser.add_argument('--names', nargs='+', choices=NAMES, help='contestants to run; all if none')
   parser.add_argument('--seconds', type=float, default=1e9, help='stop before so many are over')
   parser.add_argument('--limit', type=int, default=0, help='tokens to keep; 0 = one epoch and eval')
   args = parser.parse_args()
@@ -429,7 +484,7 @@ def main() -> None:
     make_tokens(args.text, args.output, c.model.vocab_size,
                 args.limit or (rows + 2) * (c.seq_len + 1))
   elif args.command == 'run':
-    print('done' if run(args.output, args.seconds, c) else 'to be continued')
+    print('done' if run(args.output, args.seconds, c, args.names) else 'to be continued')
   else:
     report(args.output, c)
 

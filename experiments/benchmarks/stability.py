@@ -14,11 +14,11 @@ Every contestant trains cleanly and with each fault (injected by smoljax.guard o
 
 Columns, each a mean over --seeds: held-out loss at the end; its gap to the same contestant's clean
 runs of the same seeds, and the gaps of the best and the worst seed; the largest attention logit of
-a step of any seed, as it enters the softmax (exact; with QK-norm of the final model only); steps from the fault until the
-training loss (mean of three rows) is within 3 % of the clean run's for good; steps skipped and
-batches that a rollback left out. A run that was done before is read from --output, not done again:
-several processes may share the work, each with some --contestants, and the last one makes the
-table of all.
+a step of any seed, as it enters the softmax (exact; with QK-norm of the final model only); steps
+from the fault until the training loss (mean of three rows) is within 3 % of the clean run's for
+good; steps skipped and batches that a rollback left out. A run that was done before is read from
+--output, not done again: several processes may share the work, each with some --contestants, and
+the last one makes the table of all.
 """
 
 import json

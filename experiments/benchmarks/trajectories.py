@@ -52,15 +52,15 @@ def minus(a: dict, b: dict) -> dict:
 def follow(name: str, lr: float, c, tokens: np.ndarray, steps: int, every: int):
   """(step, row, ΔW) at every `every`-th step of a run at a constant rate after the warm-up."""
   runner = contest.Runner(name, c, model.ModelConfig(**c.model), tokens)
-  seeds, lrs = [1], [lr]
+  copies = contest.Copies([1], [lr], [c.weight_decay])
   warm = lambda s: min(1.0, (s + 1) / runner.warmup)
   first = lambda state: jax.tree.map(lambda x: x[0], state[0])
-  state = runner.init(jnp.asarray(seeds, jnp.int32))
+  state = runner.init(jnp.asarray(copies.seeds, jnp.int32))
   start = matrices(first(state))
   for step in range(every, steps + 1, every):
-    state = runner.steps(state, seeds, lrs, step - every, step - 1, warm)
+    state = runner.steps(state, copies, step - every, step - 1, warm)
     before = matrices(first(state))
-    state = runner.steps(state, seeds, lrs, step - 1, step, warm)
+    state = runner.steps(state, copies, step - 1, step, warm)
     params = first(state)
     now = matrices(params)
     moved = minus(now, start)
