@@ -1,10 +1,11 @@
 """The optimizer contest: what competes, on which model, for how long (experiments/benchmarks).
 
 A contest is fair if everybody is tuned alike. Each optimizer has its own grid of learning rates, a
-factor of two apart, extended until the best lies inside; runs of half the length choose, and after
-it the weight decay. The best is run in full with several seeds, its cooldowns branched from one
-stable phase at several lengths, so that the tokens it needs for AdamW's final loss can be read off
-(spec: Hägele et al., arXiv 2405.18392, for the branches).
+factor of two apart; from the best of them on, learning rates and weight decays are tried until one
+pair is the best of the nine around it. Runs of half the length choose. The best is run in full with
+several seeds, its cooldowns branched from one stable phase at several lengths, so that the tokens
+it needs for AdamW's final loss can be read off (spec: Hägele et al., arXiv 2405.18392, for the
+branches).
 """
 
 from ml_collections import ConfigDict
@@ -21,8 +22,7 @@ def get_config() -> ConfigDict:
   c.lengths = (0.5, 0.6, 0.7, 0.8, 0.9, 1.0)  # of the branches, in shares of `steps`
   c.tuning = 0.5  # length of the runs that choose a learning rate
   c.seeds = 3
-  c.weight_decay = 0.1  # at which learning rates are tuned
-  c.weight_decays = (0.0, 0.05, 0.1, 0.2)
+  c.weight_decay = 0.1  # to begin with
   c.eval_rows = 256
   c.model = ConfigDict(dict(
     vocab_size=8192, num_layers=6, embed_dim=384, num_heads=6, num_kv_heads=2, head_dim=64,
@@ -30,7 +30,7 @@ def get_config() -> ConfigDict:
     scan_layers=False))  # unrolled: a third less goes through memory
   # A model with an eighth of the matrices' parameters, at which one contestant is tuned.
   c.eighth = ConfigDict(dict(num_layers=3, embed_dim=192, num_heads=3, num_kv_heads=1, mlp_dim=512))
-  # Learning rates to begin with; the runner goes on where the best is at an end.
+  # Learning rates to begin with.
   adamw = (1e-3, 2e-3, 4e-3, 8e-3, 16e-3)
   c.grids = ConfigDict(dict(
     adamw=adamw,

@@ -21,14 +21,19 @@ def test_steps_to_a_target_are_read_off_the_curve():
 
 
 def tuned(name, *pairs):
-  return [{'kind': 'tune', 'name': name, 'lr': lr, 'loss': loss} for lr, loss in pairs]
+  return [{'kind': 'tune', 'name': name, 'lr': lr, 'weight_decay': .1, 'loss': loss}
+          for lr, loss in pairs]
 
 
-def test_the_best_learning_rate_lies_inside_its_grid_or_is_said_not_to():
-  assert contest.best(tuned('a', (1, 3), (2, 2), (4, 2.5)), 'a') == (2, True)
-  assert contest.best(tuned('a', (2, 2), (1, 3)), 'a') == (2, False)
-  assert contest.best(tuned('a', (1, 3), (2, 2), (4, math.nan)), 'a') == (2, True)
-  assert contest.best([], 'a') is None
+def test_tuning_goes_on_until_the_best_is_the_best_of_nine():
+  losses = {(1, 2): 3.0, (2, 2): 2.0, (4, 2): math.nan}
+  assert contest.best(losses) == (2, 2)
+  assert contest.untried(losses, [(4, 2), (8, 2)]) == [(8, 2)]
+  around = contest.untried(losses, [])
+  assert sorted(around) == [(1, 1), (1, 4), (2, 1), (2, 4), (4, 1), (4, 4)]
+  assert contest.untried(losses | dict.fromkeys(around, 2.5), []) == []
+  # What has no decay is tuned in its learning rate alone.
+  assert contest.untried({(1, 0.0): 1.0}, []) == [(.5, 0.0), (2, 0.0)]
 
 
 def test_a_contestant_twice_as_fast_has_a_ratio_of_one_half():
@@ -37,8 +42,9 @@ def test_a_contestant_twice_as_fast_has_a_ratio_of_one_half():
     rows += tuned(name, (1, 3), (2, 2), (4, 3))
     for seed in (1, 2, 3):
       noise = .002 * np.random.default_rng(seed).standard_normal()
-      rows += [{'kind': 'branch', 'name': name, 'seed': seed, 'steps': steps, 'max_logit': 9.0,
-                'weight_entropy': .9, 'loss': 5 - .5 * math.log(speed * steps) + noise}
+      rows += [{'kind': 'branch', 'name': name, 'lr': 2, 'weight_decay': .1, 'seed': seed,
+                'steps': steps, 'max_logit': 9.0, 'weight_entropy': .9,
+                'loss': 5 - .5 * math.log(speed * steps) + noise}
                for steps in (100, 150, 200, 300, 400)]
   table = {row['name']: row for row in contest.summarize(rows, draws=200)}
   low, high = table['muon']['interval']
@@ -49,55 +55,39 @@ def test_a_contestant_twice_as_fast_has_a_ratio_of_one_half():
 
 def test_runs_are_resumed_and_a_best_at_the_end_extends_the_grid(tmp_path, monkeypatch):
   c = settings.get_config()
-  for name in list(c.grids):
-    if name != 'muon':
-      del c.grids[name]
-  c.grids.muon = (1.0, 2.0)
-  c.weight_decays = ()
+  c.grids = dict(muon=(1.0, 2.0), optax_muon=(4.0, 8.0))
   np.save(tmp_path / 'tokens.npy', np.zeros(9, np.uint16))
-  calls = []
+  calls, branched = [], []
   monkeypatch.setattr(contest, 'Runner', lambda *args: args)
 
-  def tune(runner, lrs, decays):
-    assert set(decays) == {c.weight_decay}
-    calls.append(lrs)
-    return [{'loss': abs(math.log2(lr) - 3), 'max_logit': 1.0} for lr in lrs]
+  def tune(runner, cells):
+    calls.append(cells)
+    return [{'loss': abs(math.log2(lr) - 3) + abs(decay - .2), 'max_logit': 1.0}
+            for lr, decay in cells]
 
   def branch(runner, lr, decay):
-    assert (lr, decay) == (8.0, c.weight_decay)
+    branched.append((lr, decay))
     yield 400, [{'loss': 1.0, 'max_logit': 1.0}] * c.seeds, ({},)
 
   monkeypatch.setattr(contest, 'tune', tune)
   monkeypatch.setattr(contest, 'branch', branch)
   monkeypatch.setattr(contest, 'spectrum', lambda params: .5)
-  assert contest.run(tmp_path, 1e9, c)
-  assert calls == [[1.0, 2.0], [4.0], [8.0], [16.0]]
-  assert contest.run(tmp_path, 1e9, c) and len(calls) == 4
-  rows = [json.loads(line) for line in (tmp_path / 'runs.jsonl').read_text().splitlines()]
-  assert [r['kind'] for r in rows] == ['tune'] * 5 + ['branch'] * c.seeds
-
-
-def test_the_weight_decay_is_tuned_at_the_best_learning_rate(tmp_path, monkeypatch):
-  c = settings.get_config()
-  c.grids = dict(muon=(1.0, 2.0, 4.0), optax_muon=(1.0, 2.0, 4.0))
-  np.save(tmp_path / 'tokens.npy', np.zeros(9, np.uint16))
-  calls = []
-
-  def tune(runner, lrs, decays):
-    calls.append((lrs, decays))
-    return [{'loss': abs(lr - 2) + abs(decay - .35), 'max_logit': 1.0}
-            for lr, decay in zip(lrs, decays, strict=True)]
-
-  branched = []
-  monkeypatch.setattr(contest, 'Runner', lambda *args: args)
-  monkeypatch.setattr(contest, 'tune', tune)
-  monkeypatch.setattr(contest, 'branch', lambda runner, *best: branched.append(best) or [
-    (400, [{'loss': 1.0, 'max_logit': 1.0}] * c.seeds, ({},))])
-  monkeypatch.setattr(contest, 'spectrum', lambda params: .5)
+  assert not contest.run(tmp_path, -1, c, ['muon']) and not calls
   assert contest.run(tmp_path, 1e9, c, ['muon'])
-  assert calls[1:] == [([2.0] * 3, [0.0, .05, .2]), ([2.0], [.4]), ([2.0], [.8])]
-  assert contest.run(tmp_path, 1e9, c)
-  assert len(calls) == 5 and branched == [(2.0, .4), (2.0, .1)]  # the documented optax has none
+  assert calls[0] == [(1.0, .1), (2.0, .1)] and branched == [(8.0, .2)]
+  cells = [cell for call in calls for cell in call]
+  assert len(cells) == len(set(cells))
+  assert {(lr, decay) for lr in (4.0, 8.0, 16.0) for decay in (.1, .2, .4)} <= set(cells)
+  calls.clear()
+  assert contest.run(tmp_path, 1e9, c)  # what is done already is not done again
+  assert calls == [[(4.0, 0.0), (8.0, 0.0)], [(16.0, 0.0)]]
+  assert branched == [(8.0, .2), (8.0, 0.0)]
+  rows = [json.loads(line) for line in (tmp_path / 'runs.jsonl').read_text().splitlines()]
+  assert len(rows) == len(cells) + 3 + 2 * c.seeds
+  # Better ones found later make the branches of before those of another cell.
+  assert len(contest.branches(rows, 'muon')) == c.seeds
+  better = {'kind': 'tune', 'name': 'muon', 'lr': 9.0, 'weight_decay': .2, 'loss': -1.0}
+  assert contest.branches([*rows, better], 'muon') == []
 
 
 @pytest.mark.parametrize('name', ['adamw_warm', 'muon', 'optax_muon_labelled', 'optax_muon'])

@@ -96,6 +96,9 @@ def make_tokens(patterns: list[str], output: pathlib.Path, vocab_size: int, limi
 # --- runs ----------------------------------------------------------------------------------------
 
 
+Cell = tuple[float, float]  # learning rate, weight decay
+
+
 class Copies(NamedTuple):
   """What copies of a model that train side by side differ in, an entry a copy."""
 
@@ -235,17 +238,17 @@ def stable_to(runner: Runner, state, copies: Copies, start: int, steps: int):
   return runner.steps(state, copies, start, stable, warm), stable
 
 
-def tune(runner: Runner, lrs: list[float], decays: list[float]) -> list[dict]:
-  """Final losses of short runs, a learning rate and a weight decay each; as many at once as there
-  are seeds."""
+def tune(runner: Runner, cells: list[Cell]) -> list[dict]:
+  """Final losses of short runs, one a cell; as many at once as there are seeds."""
   c, scores = runner.c, []
   steps = round(c.tuning * c.steps)
-  for i in range(0, len(lrs), c.seeds):
-    some = [min(k, len(lrs) - 1) for k in range(i, i + c.seeds)]  # the last one fills them up
-    copies = Copies([0] * c.seeds, [lrs[k] for k in some], [decays[k] for k in some])
+  for i in range(0, len(cells), c.seeds):
+    some = cells[i:i + c.seeds]
+    padded = some + some[-1:] * (c.seeds - len(some))
+    copies = Copies([0] * c.seeds, *map(list, zip(*padded, strict=True)))
     state = runner.init(jnp.zeros(c.seeds, jnp.int32))
     state, _ = stable_to(runner, state, copies, 0, steps)
-    scores += runner.score(cooled(runner, state, copies, steps))[:len(set(some))]
+    scores += runner.score(cooled(runner, state, copies, steps))[:len(some)]
   return scores
 
 
@@ -275,44 +278,31 @@ def read(output: pathlib.Path) -> list[dict]:
   return [json.loads(line) for line in path.read_text().splitlines()] if path.exists() else []
 
 
-def best(rows: list[dict], name: str) -> tuple[float, bool] | None:
-  """(learning rate of the lowest loss in tuning, whether both its neighbours were tried)."""
-  return lowest({r['lr']: r['loss'] for r in rows if r['kind'] == 'tune' and r['name'] == name})
+def tried(rows: list[dict], name: str) -> dict[Cell, float]:
+  """Loss of each run that tuned the contestant."""
+  return {(r['lr'], r['weight_decay']): r['loss']
+          for r in rows if r['kind'] == 'tune' and r['name'] == name}
 
 
-def best_decay(rows: list[dict], name: str, c) -> tuple[float, bool]:
-  """The same of the weight decay at that learning rate; 0 needs no neighbour below."""
-  decay, inside = lowest(tried(rows, 'weight_decay', name, c))
-  return decay, inside or not decay
+def best(losses: dict[Cell, float]) -> Cell:
+  """The cell of the lowest finite loss."""
+  return min(losses, key=lambda cell: losses[cell] if math.isfinite(losses[cell]) else math.inf)
 
 
-def lowest(losses: dict[float, float]) -> tuple[float, bool] | None:
-  """(setting of the lowest finite loss, whether it lies between others), None of none."""
-  if not losses:
-    return None
-  finite = {value: x for value, x in losses.items() if math.isfinite(x)} or losses
-  value = min(finite, key=finite.get)
-  return value, min(losses) < value < max(losses)
+def branches(rows: list[dict], name: str) -> list[dict]:
+  """The contestant's runs from the stable phase at its best cell."""
+  return [r for r in rows if r['kind'] == 'branch' and r['name'] == name
+          and (r['lr'], r['weight_decay']) == best(tried(rows, name))]
 
 
-def tried(rows: list[dict], kind: str, name: str, c) -> dict[float, float]:
-  """Setting → loss of the runs that tune the learning rate, or then the weight decay."""
-  mine = [r for r in rows if r['name'] == name]
-  rates = {r['lr']: r['loss'] for r in mine if r['kind'] == 'tune'}
-  if kind == 'tune':
-    return rates
-  decays = {r['weight_decay']: r['loss'] for r in mine if r['kind'] == 'weight_decay'}
-  return {c.weight_decay: rates[lowest(rates)[0]]} | decays
-
-
-def untried(losses: dict[float, float], grid: tuple[float, ...]) -> list[float]:
-  """What is left of a grid, or the next value beyond it if its best is at an end (and not 0)."""
-  if left := [value for value in grid if value not in losses]:
+def untried(losses: dict[Cell, float], start: list[Cell]) -> list[Cell]:
+  """What is left of the cells to start with; then of those around the best, a factor of two apart
+  both ways: none if it is the best of a square of nine."""
+  if left := [cell for cell in start if cell not in losses]:
     return left
-  value, inside = lowest(losses)
-  if inside or not value or not grid or len(losses) > len(grid) + 3:
-    return []
-  return [value / 2 if value == min(losses) else 2 * value]
+  lr, decay = best(losses)
+  around = dict.fromkeys((a * lr, b * decay) for a in (.5, 1, 2) for b in (.5, 1, 2))
+  return [cell for cell in around if cell not in losses]
 
 
 def run(output: pathlib.Path, seconds: float, c, names: list[str] | None = None) -> bool:
@@ -339,18 +329,12 @@ def run(output: pathlib.Path, seconds: float, c, names: list[str] | None = None)
         print(json.dumps(row), flush=True)
     return True
 
-  def tuned(kind, name, values):
-    if kind == 'tune':
-      lrs, decays = values, [c.weight_decay] * len(values)
-    else:
-      lrs, decays = [best(read(output), name)[0]] * len(values), values
-    scores = tune(runner(name, eighth if name == 'adamw_eighth' else full), lrs, decays)
-    return [{'kind': kind, 'name': name, 'lr': lr, 'weight_decay': decay, **score}
-            for lr, decay, score in zip(lrs, decays, scores, strict=True)]
+  def tuned(name, cells):
+    scores = tune(runner(name, eighth if name == 'adamw_eighth' else full), cells)
+    return [{'kind': 'tune', 'name': name, 'lr': lr, 'weight_decay': decay, **score}
+            for (lr, decay), score in zip(cells, scores, strict=True)]
 
-  def branched(name):
-    done = read(output)
-    (lr, _), (decay, _) = best(done, name), best_decay(done, name, c)
+  def branched(name, lr, decay):
     rows, end = [], None
     for steps, scores, state in branch(runner(name, full), lr, decay):
       end = state
@@ -361,15 +345,12 @@ def run(output: pathlib.Path, seconds: float, c, names: list[str] | None = None)
     return rows
 
   for name in names or c.grids:
-    # Settings of the small model are taken over as they are, and the documented optax has no decay.
-    for kind, grid in (
-      ('tune', c.grids[name]), ('weight_decay', () if name == 'optax_muon' else c.weight_decays)
-    ):  # fmt: skip
-      while values := untried(tried(read(output), kind, name, c), grid):
-        if not timed(tuned, kind, name, values):
-          return False
-    done = any(r['kind'] == 'branch' and r['name'] == name for r in read(output))
-    if not (done or timed(branched, name)):
+    decay = 0.0 if name == 'optax_muon' else c.weight_decay  # its documentation has none
+    while cells := untried(tried(read(output), name), [(lr, decay) for lr in c.grids[name]]):
+      if not timed(tuned, name, cells):
+        return False
+    cell = best(tried(read(output), name))
+    if not (branches(read(output), name) or timed(branched, name, *cell)):
       return False
   return True
 
@@ -396,9 +377,9 @@ def summarize(rows: list[dict], draws: int = 2000) -> list[dict]:
   """A row for each contestant: final loss by seed, and tokens to the final loss of the best AdamW
   as a share of that one's, with the 95 % interval of resampled seeds (both sides)."""
   curves = {}
-  for r in rows:
-    if r['kind'] == 'branch':
-      curves.setdefault(r['name'], {}).setdefault(r['seed'], {})[r['steps']] = r
+  for name in dict.fromkeys(r['name'] for r in rows):
+    for r in branches(rows, name):
+      curves.setdefault(name, {}).setdefault(r['seed'], {})[r['steps']] = r
   end = max(steps for seeds in curves.values() for seed in seeds.values() for steps in seed)
   reference = min((seeds for name, seeds in curves.items() if name.startswith('adamw')),
                   key=lambda seeds: np.mean([seed[end]['loss'] for seed in seeds.values()]))
@@ -416,9 +397,10 @@ def summarize(rows: list[dict], draws: int = 2000) -> list[dict]:
     resampled = [ratio(name, rng.choice(names, len(names)), rng.choice(theirs, len(theirs)))
                  for _ in range(draws)]
     finals = [seeds[s][end] for s in names]
-    lr, inside = best(rows, name)
+    losses = tried(rows, name)
+    lr, decay = best(losses)
     out.append({
-      'name': name, 'lr': lr, 'inside': inside, 'weight_decay': finals[0].get('weight_decay', 0.0),
+      'name': name, 'lr': lr, 'weight_decay': decay, 'inside': not untried(losses, []),
       'losses': [f['loss'] for f in finals],
       'max_logit': max(f['max_logit'] for f in finals),
       'entropy': next(f['weight_entropy'] for f in finals if 'weight_entropy' in f),
@@ -446,19 +428,21 @@ def report(output: pathlib.Path, c) -> None:
     '|---|---|---|---|---|---|---|']
   for r in sorted(table, key=lambda r: np.mean(r['losses'])):
     lines.append(
-      f'| {NAMES[r["name"]]} | {r["lr"]:g}{"" if r["inside"] else " (end of the grid)"} | '
-      f'{r["weight_decay"]:g} | '
+      f'| {NAMES[r["name"]]} | {r["lr"]:g} | {r["weight_decay"]:g}'
+      f'{"" if r["inside"] else " (end of the grid)"} | '
       f'{np.mean(r["losses"]):.4f} ± {np.std(r["losses"], ddof=1):.4f} | {share(r["ratio"])}'
       f'{interval(r)} | {r["max_logit"]:.0f} | {r["entropy"]:.3f} |')
   (output / 'contest.md').write_text('\n'.join(lines) + '\n')
   figure, axes = pyplot.subplots(1, 2, figsize=(11, 4), layout='constrained')
   tokens = c.rows * c.seq_len / 1e6
   for name in dict.fromkeys(r['name'] for r in rows):
-    tuned = sorted((r['lr'], r['loss']) for r in rows if r['kind'] == 'tune' and r['name'] == name)
-    axes[0].plot(*zip(*tuned, strict=True), marker='.', label=NAMES[name])
-    branches = [r for r in rows if r['kind'] == 'branch' and r['name'] == name]
-    steps = sorted({r['steps'] for r in branches})
-    means = [np.mean([r['loss'] for r in branches if r['steps'] == s]) for s in steps]
+    losses = tried(rows, name)
+    decay = best(losses)[1]
+    tuned = sorted((lr, loss) for (lr, d), loss in losses.items() if d == decay)
+    axes[0].plot(*zip(*tuned, strict=True), marker='.', label=f'{NAMES[name]}, decay {decay:g}')
+    ends = branches(rows, name)
+    steps = sorted({r['steps'] for r in ends})
+    means = [np.mean([r['loss'] for r in ends if r['steps'] == s]) for s in steps]
     axes[1].plot([s * tokens for s in steps], means, marker='.', label=NAMES[name])
   finite = [r['loss'] for r in rows if math.isfinite(r['loss'])]
   axes[0].set(xscale='log', xlabel='learning rate', ylabel='held-out loss, half the steps',

@@ -49,10 +49,11 @@ def minus(a: dict, b: dict) -> dict:
   return {k: a[k] - b[k] for k in a}
 
 
-def follow(name: str, lr: float, c, tokens: np.ndarray, steps: int, every: int):
+def follow(name: str, cell: contest.Cell, c, tokens: np.ndarray, steps: int, every: int):
   """(step, row, ΔW) at every `every`-th step of a run at a constant rate after the warm-up."""
   runner = contest.Runner(name, c, model.ModelConfig(**c.model), tokens)
-  copies = contest.Copies([1], [lr], [c.weight_decay])
+  lr, decay = cell
+  copies = contest.Copies([1], [lr], [decay])
   warm = lambda s: min(1.0, (s + 1) / runner.warmup)
   first = lambda state: jax.tree.map(lambda x: x[0], state[0])
   state = runner.init(jnp.asarray(copies.seeds, jnp.int32))
@@ -75,11 +76,12 @@ def follow(name: str, lr: float, c, tokens: np.ndarray, steps: int, every: int):
 
 def run(output: pathlib.Path, steps: int, every: int, c) -> list[dict]:
   tokens, rows, paths = np.load(output / 'tokens.npy'), [], {}
-  tuned = contest.read(output)
+  done = contest.read(output)
   with open(output / 'trajectories.jsonl', 'w', buffering=1) as file:
     for name in _NAMES:
-      lr = (contest.best(tuned, name) or (_RATES[name],))[0]
-      for step, row, moved in follow(name, lr, c, tokens, steps, every):
+      tuned = contest.tried(done, name)
+      cell = contest.best(tuned) if tuned else (_RATES[name], c.weight_decay)
+      for step, row, moved in follow(name, cell, c, tokens, steps, every):
         for other in (n for n, at in paths.items() if n != name and step in at):
           theirs = paths[other][step]
           row[f'cos/{other}'] = dot(moved, theirs) / (norm(moved) * norm(theirs))
