@@ -436,17 +436,17 @@ def report(output: pathlib.Path, c) -> None:
   figure, axes = pyplot.subplots(1, 2, figsize=(11, 4), layout='constrained')
   tokens = c.rows * c.seq_len / 1e6
   for name in dict.fromkeys(r['name'] for r in rows):
-    losses = tried(rows, name)
-    decay = best(losses)[1]
-    tuned = sorted((lr, loss) for (lr, d), loss in losses.items() if d == decay)
-    axes[0].plot(*zip(*tuned, strict=True), marker='.', label=f'{NAMES[name]}, decay {decay:g}')
+    lowest = {}  # of all weight decays
+    for (lr, _), loss in tried(rows, name).items():
+      lowest[lr] = min(loss, lowest.get(lr, math.inf))
+    axes[0].plot(*zip(*sorted(lowest.items()), strict=True), marker='.')
     ends = branches(rows, name)
     steps = sorted({r['steps'] for r in ends})
     means = [np.mean([r['loss'] for r in ends if r['steps'] == s]) for s in steps]
     axes[1].plot([s * tokens for s in steps], means, marker='.', label=NAMES[name])
-  finite = [r['loss'] for r in rows if math.isfinite(r['loss'])]
-  axes[0].set(xscale='log', xlabel='learning rate', ylabel='held-out loss, half the steps',
-              ylim=(min(finite) - .05, float(np.median(finite)) + .6))
+  low = min(r['loss'] for r in rows if r['kind'] == 'tune' and math.isfinite(r['loss']))
+  axes[0].set(xscale='log', xlabel='learning rate, at its best weight decay',
+              ylabel='held-out loss, half the steps', ylim=(low - .1, low + 2))
   axes[1].set(xlabel='million tokens, cooled down', ylabel='held-out loss')
   axes[1].legend(fontsize=8)
   figure.savefig(output / 'contest.svg', metadata={'Date': None})
