@@ -15,6 +15,10 @@ mean of that statistic's last `window` values: `loss`, `grad_norm` and `update_n
 vanishes is as ill as one whose gradient explodes. The update's norm is there since it moves before
 the loss does (marin#1368).
 
+The gradient's norm is judged leniently while the loss is below its own mean. Where a model leaves a
+plateau the gradient is ten times as large for some steps, the loss falls, and to skip those steps
+is to stay: skipping changes no weights, so the next batch finds the gradient as large.
+
 Skip-steps in public code multiply the update by 0 (0 · NaN = NaN) and keep NaN among the values
 that they compare with, which then compares false for a whole window (OLMo-core#424, levanter#973).
 Here results are selected, and what is not finite is never kept. A finite outlier is kept as the
@@ -65,12 +69,13 @@ class Rule(NamedTuple):
   relative_floor: float = 0.0  # least standard deviation as a share of the mean
   floor: float = 0.0  # least standard deviation
   log: bool = False  # the logarithm is compared, and below the mean too
+  lenience: float = 1.0  # factor on the distance allowed while the loss is below its mean
 
 
 RULES: dict[str, Rule] = {
   'loss': Rule(relative_floor=0.01),
   # Four times the usual norm: leaving a plateau, a clean run's rises as much within tens of steps.
-  'grad_norm': Rule(relative_floor=1 / 2),
+  'grad_norm': Rule(relative_floor=1 / 2, lenience=10.0),
   'update_norm': Rule(relative_floor=0.05),  # Muon's hardly varies
   'layer_grad_norm': Rule(floor=0.5, log=True),
 }
@@ -117,11 +122,13 @@ def judge(config: Any, state: dict, stats: Mapping[str, jax.Array]) -> tuple[jax
     `(ok, state, report)`: a bool scalar, the state after the step, and what `incidents` reads.
   """
   ok, rings, compared = jnp.array(True), {}, {}
+  improving = stats['loss'] < _moments(state['rings']['loss'])[0]
   for name, rule in RULES.items():
     value = stats[name].astype(jnp.float32)
     if rule.log:  # a gradient of exactly 0 has a logarithm too
       value = jnp.log(jnp.maximum(value, 1e-30))
-    low, high = _bounds(config, rule, state['rings'][name])
+    lenience = jnp.where(improving, rule.lenience, 1.0)
+    low, high = _bounds(config, rule, state['rings'][name], lenience)
     finite = jnp.all(jnp.isfinite(value))
     # The outer `all` is False for NaN.
     ok &= finite & jnp.all((value >= low) & (value <= high))
@@ -150,14 +157,22 @@ def select(ok: jax.Array, new: PyTree, old: PyTree) -> PyTree:
   return jax.tree.map(lambda n, o: jnp.where(ok, n, o), new, old)
 
 
-def _bounds(config: Any, rule: Rule, ring: dict) -> tuple[jax.Array, jax.Array]:
-  values, count = ring['values'], jnp.minimum(ring['count'], config.window)
-  there = (jnp.arange(config.window) < count).reshape(-1, *[1] * (values.ndim - 1))
+def _moments(ring: dict) -> tuple[jax.Array, jax.Array]:
+  """Mean and standard deviation of the values that a ring holds."""
+  values, count = ring['values'], jnp.minimum(ring['count'], len(ring['values']))
+  there = (jnp.arange(len(values)) < count).reshape(-1, *[1] * (values.ndim - 1))
   mean = jnp.sum(jnp.where(there, values, 0.0), axis=0) / jnp.maximum(count, 1)
   squares = jnp.sum(jnp.where(there, jnp.square(values - mean), 0.0), axis=0)
-  std = jnp.sqrt(squares / jnp.maximum(count - 1, 1))
-  reach = config.sigma * jnp.maximum(std, rule.floor + rule.relative_floor * jnp.abs(mean))
-  active = count >= config.min_steps
+  return mean, jnp.sqrt(squares / jnp.maximum(count - 1, 1))
+
+
+def _bounds(
+  config: Any, rule: Rule, ring: dict, lenience: jax.Array
+) -> tuple[jax.Array, jax.Array]:
+  mean, std = _moments(ring)
+  least = rule.floor + rule.relative_floor * jnp.abs(mean)
+  reach = lenience * config.sigma * jnp.maximum(std, least)
+  active = ring['count'] >= config.min_steps
   low = jnp.where(active & rule.log, mean - reach, -jnp.inf)
   return low, jnp.where(active, mean + reach, jnp.inf)
 

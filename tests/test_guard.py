@@ -35,10 +35,12 @@ def judged():
     lambda state, stats, c: guard.judge(settings(**dict(c)), state, stats), static_argnums=2
   )
 
-  def judge(series, name='loss', **changes):
+  def judge(series, name='loss', grad_norm=None, **changes):
     state, taken, rows = guard.init(settings(**changes), LAYERS), [], []
-    for x in series:
+    for i, x in enumerate(series):
       stats = {n: jnp.ones(LAYERS if n == 'layer_grad_norm' else ()) for n in guard.RULES}
+      if grad_norm:
+        stats['grad_norm'] = jnp.float32(grad_norm[i])
       stats[name] = jnp.asarray(x, jnp.float32)
       ok, state, report = run(state, stats, tuple(changes.items()))
       taken.append(bool(ok))
@@ -380,6 +382,18 @@ def test_a_killed_process_goes_on_with_the_ladder(ladder, markov_corpora, tmp_pa
   for a, b in zip(leaves(ladder[1]), leaves(tmp_path), strict=True):
     np.testing.assert_array_equal(a, b)
 
+
+
+def test_while_the_loss_falls_a_large_gradient_is_let_through(judged):
+  falling = np.linspace(4, 3, 30)
+  for loss, norm, taken in [
+    (falling[-1], 12.0, True),  # as measured where a model leaves a plateau: 11 times the mean
+    (4.0, 12.0, False),
+    (falling[-1], 100.0, False),  # a flipped bit
+    (np.nan, 12.0, False),
+    (falling[-1], np.inf, False),
+  ]:
+    assert judged([*falling[:-1], loss], grad_norm=[1.0] * 29 + [norm])[0][-1] == taken
 
 
 def test_a_gradient_that_grows_as_a_plateau_is_left_is_no_incident(judged):
