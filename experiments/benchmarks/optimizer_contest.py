@@ -11,7 +11,7 @@ DIR/contest.svg. The contestants, all or those named:
 
   adamw                SmolLM3's optimizer
   adamw_warm           the same with four times the warm-up
-  adamw_eighth         the same with the learning rate that was best for a model an eighth the size
+  adamw_eighth         the same with the settings that were best for a model an eighth the size
   optax_muon           optax.contrib.muon(learning_rate), as its documentation has it: no decay
   optax_muon_labelled  optax.contrib.muon told which dims are matrices, with the settings of `muon`
   muon                 ours: Polar Express, scaled to AdamW's update RMS
@@ -429,7 +429,7 @@ def report(output: pathlib.Path, c) -> None:
   for r in sorted(table, key=lambda r: np.mean(r['losses'])):
     lines.append(
       f'| {NAMES[r["name"]]} | {r["lr"]:g} | {r["weight_decay"]:g}'
-      f'{"" if r["inside"] else " (end of the grid)"} | '
+      f'{"" if r["inside"] else " (search unfinished)"} | '
       f'{np.mean(r["losses"]):.4f} ± {np.std(r["losses"], ddof=1):.4f} | {share(r["ratio"])}'
       f'{interval(r)} | {r["max_logit"]:.0f} | {r["entropy"]:.3f} |')
   (output / 'contest.md').write_text('\n'.join(lines) + '\n')
