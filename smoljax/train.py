@@ -143,7 +143,7 @@ def logit_measure(config: model.ModelConfig, qk_clip: Any) -> str | float:
   """What attention is asked for (`max_logits` of model.apply) with these settings of QK-Clip.
 
   Kimi K2 clips after a step what the step has measured, so that the next batch can find a larger
-  logit: by a fifth at 1,024 tokens a step, by less in larger batches. By the measure 'limit' logits
+  logit: by a third at 1,024 tokens a step, by less in larger batches. By the measure 'limit' logits
   are scaled down to tau within the step too, as if its own batch had clipped the weights before.
 
   Raises:
