@@ -291,8 +291,9 @@ def best(losses: dict[Cell, float]) -> Cell:
 
 def branches(rows: list[dict], name: str) -> list[dict]:
   """The contestant's runs from the stable phase at its best cell."""
+  cell = best(tried(rows, name))
   return [r for r in rows if r['kind'] == 'branch' and r['name'] == name
-          and (r['lr'], r['weight_decay']) == best(tried(rows, name))]
+          and (r['lr'], r['weight_decay']) == cell]
 
 
 def untried(losses: dict[Cell, float], start: list[Cell]) -> list[Cell]:
@@ -349,8 +350,8 @@ def run(output: pathlib.Path, seconds: float, c, names: list[str] | None = None)
     while cells := untried(tried(read(output), name), [(lr, decay) for lr in c.grids[name]]):
       if not timed(tuned, name, cells):
         return False
-    cell = best(tried(read(output), name))
-    if not (branches(read(output), name) or timed(branched, name, *cell)):
+    rows = read(output)
+    if not (branches(rows, name) or timed(branched, name, *best(tried(rows, name)))):
       return False
   return True
 
