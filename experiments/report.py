@@ -23,7 +23,7 @@ import rich.table
 from absl import app, flags, logging
 
 from data_beam import pdf, spans
-from smoljax import charts, report, scaling_page, status_page
+from smoljax.report import charts, run_page, scaling_page, status_page
 
 _WORKDIR = flags.DEFINE_string(
   'workdir', None, 'Directory of a run (experiments.run --workdir), or of corpora.')
@@ -56,7 +56,7 @@ def main(argv: list[str]) -> None:
     if _SCALING.value:
       page = _scaling(_SCALING.value)
     else:
-      page = report.write(_WORKDIR.value, _OUTPUT.value, spans.find, pdf.thumbnail)
+      page = run_page.write(_WORKDIR.value, _OUTPUT.value, spans.find, pdf.thumbnail)
   except (OSError, ValueError) as e:
     print(f'error: {e}', file=sys.stderr)
     sys.exit(2)
