@@ -191,11 +191,11 @@ def _train(
 ) -> dict:
   from smoljax.evals.held_out import load_held_out
   from smoljax.train import loop
-  from smoljax.train.loop import Diverged
+  from smoljax.train.telemetry import Diverged
 
   say = lambda line: console.print(f'{c.name}: {line}')
   try:
-    result = loop.train(c, model_config(c, _vocab_size(corpora)), corpora, output, say=say)
+    result = loop.train(c, model_config(c, _vocab_size(corpora)), corpora, output, log_line=say)
   except Diverged as e:
     return {'diverged': str(e)}
   with open(os.path.join(output, 'metrics.jsonl')) as f:

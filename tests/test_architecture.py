@@ -18,7 +18,7 @@ from smoljax.inference import generate
 from smoljax.inference.cache import init_cache
 from smoljax.model import transformer
 from smoljax.train import loop
-from smoljax.train.loop import Diverged
+from smoljax.train.telemetry import Diverged
 
 MIXTURE = {'text': 1.0}
 

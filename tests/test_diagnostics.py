@@ -7,8 +7,7 @@ import pytest
 from test_train import fit, tiny
 
 from smoljax import metrics, model, optim, sharding
-from smoljax.train import diagnostics
-from smoljax.train import probe as probe_lib
+from smoljax.train import diagnostics, loop
 
 
 def test_leaves_are_those_of_numpy():
@@ -184,7 +183,7 @@ def test_a_run_writes_them(markov_corpora, tmp_path, monkeypatch, accumulate):
   monkeypatch.setattr(
     sharding, 'make_mesh', lambda **kw: make_mesh(**kw | {'devices': jax.devices()[:2]})
   )
-  make_probe, ready = probe_lib.make_probe, []
+  make_probe, ready = loop.make_probe, []
 
   def make(*args, **kwargs):
     probe = make_probe(*args, **kwargs)
@@ -195,7 +194,7 @@ def test_a_run_writes_them(markov_corpora, tmp_path, monkeypatch, accumulate):
 
     return look
 
-  monkeypatch.setattr(probe_lib, 'make_probe', make)
+  monkeypatch.setattr(loop, 'make_probe', make)
   c = tiny(**{'diagnostics.every': 4, 'train.accumulate': accumulate})
   fit(c, markov_corpora, tmp_path)
   assert ready == [True] * 3  # or a look would wait for steps, whose time would count nowhere

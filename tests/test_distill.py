@@ -298,7 +298,7 @@ def fit(c, corpora, directory, caches=None):
   c.tokenizer.path = c.tokenizer.path or 'given'  # the corpora of these tests have none
   c = config_lib.resolve(c)
   return loop.train(c, config_lib.model_config(c, 64), corpora, str(directory), caches=caches,
-                    say=lambda line: None)
+                    log_line=lambda line: None)
 
 
 @pytest.fixture(scope='module')

@@ -23,8 +23,8 @@ from smoljax import metrics, model, optim, sharding
 from smoljax.data.batches import Batches, make_stages
 from smoljax.data.corpus import open_corpus
 from smoljax.train import guard, loop
-from smoljax.train.loop import Diverged
-from smoljax.train.step import make_train_step
+from smoljax.train.step import Objective, make_train_step
+from smoljax.train.telemetry import Diverged
 
 LAYERS = 3
 
@@ -153,7 +153,7 @@ def steps(inject, batches, optimizer='adamw', **changes):
   tx, _ = optim.make_optimizer(c.optimizer, params, 20)
   opt_state = {'optimizer': tx.init(params), 'guard': guard.init(c.guard, config.num_layers)}
   state = {'params': params, 'opt_state': opt_state}
-  step = make_train_step(config, tx, c.guard, num_sources=1, chunk=64)
+  step = make_train_step(config, tx, c.guard, Objective(chunk=64))
   states, rows = [jax.device_get(state)], []
   for batch in batches:
     state, row = step(state, batch)
@@ -225,7 +225,7 @@ LADDER = {
 
 def fit(corpora, directory, say=lambda line: None, **changes):
   c = tiny(**{**LADDER, **changes})
-  return loop.train(c, config_lib.model_config(c, 64), corpora, str(directory), say=say)
+  return loop.train(c, config_lib.model_config(c, 64), corpora, str(directory), log_line=say)
 
 
 def decisions(directory):

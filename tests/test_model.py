@@ -20,7 +20,7 @@ from smoljax.checkpoints import huggingface
 from smoljax.evals import likelihood
 from smoljax.model.attention.masks import positions_from_segments, segments_from_positions
 from smoljax.train import guard, objectives
-from smoljax.train.step import make_train_step
+from smoljax.train.step import Objective, make_train_step
 
 TINY = model.ModelConfig(
   vocab_size=64, num_layers=4, embed_dim=32, num_heads=4, num_kv_heads=2, head_dim=8, mlp_dim=48,
@@ -197,7 +197,7 @@ def our_steps(case):
   guarding = base.get_config().guard
   opt_state = {'optimizer': tx.init(params), 'guard': guard.init(guarding, config.num_layers)}
   state = {'params': params, 'opt_state': opt_state}
-  step = make_train_step(config, tx, guarding, num_sources=1, chunk=8)
+  step = make_train_step(config, tx, guarding, Objective(chunk=8))
   found = {'loss': [], 'grad_norm': []}
   for i in range(steps.STEPS):
     state, metrics = step(state, steps.batch(i))

@@ -19,8 +19,8 @@ from smoljax import metrics, optim, sharding
 from smoljax.checkpoints import store
 from smoljax.checkpoints.store import Checkpoints
 from smoljax.data.batches import make_stages
-from smoljax.train import loop
-from smoljax.train.loop import Diverged
+from smoljax.train import loop, start
+from smoljax.train.telemetry import Diverged
 
 
 def tiny(**changes):
@@ -48,7 +48,7 @@ def tiny(**changes):
 
 def fit(c, corpora, directory):
   config = config_lib.model_config(c, 64)
-  return loop.train(c, config, corpora, str(directory), say=lambda line: None)
+  return loop.train(c, config, corpora, str(directory), log_line=lambda line: None)
 
 
 def leaves(directory):
@@ -115,7 +115,7 @@ def test_too_small_a_disk_is_known_before_the_first_step(monkeypatch, markov_cor
     assert [saved.lacks(arrays, saves) for saves in (0, 3, 4, 5, 9)] == [0, 0, 1e5, 2e5, 2e5]
   free, said = 1000, []
   c = tiny(**{'train.tokens': 8 * 64})
-  loop.train(c, config_lib.model_config(c, 64), markov_corpora, str(tmp_path), say=said.append)
+  loop.train(c, config_lib.model_config(c, 64), markov_corpora, str(tmp_path), log_line=said.append)
   assert 'too few for the checkpoints' in said[0]
 
 
@@ -144,7 +144,7 @@ def test_resume_is_bitwise(undisturbed, markov_corpora, tmp_path, damage):
   c.train.steps = 8  # the stages still follow 12 steps
   c_full = tiny()
   with pytest.MonkeyPatch.context() as patch:
-    patch.setattr(loop, 'make_stages', lambda s, _: make_stages(s, 12))
+    patch.setattr(start, 'make_stages', lambda s, _: make_stages(s, 12))
     make_optimizer = optim.make_optimizer
     patch.setattr(optim, 'make_optimizer', lambda o, p, _, m: make_optimizer(o, p, 12, m))
     fit(c, markov_corpora, tmp_path)

@@ -41,7 +41,7 @@ from smoljax import metrics, model
 from smoljax.checkpoints import huggingface, load
 from smoljax.data.corpus import open_corpus
 from smoljax.train import guard, loop
-from smoljax.train.loop import Diverged
+from smoljax.train.telemetry import Diverged
 
 _CORPUS = flags.DEFINE_string('corpus', None, 'Tokenised corpus, with a validation split.')
 _OUTPUT = flags.DEFINE_string('output', None, 'Folder for the runs and the table.')
@@ -168,7 +168,7 @@ def run(contestant: str, fault: str, seed: int, corpus: str, start: str, directo
     mock.patch.object(guard, 'select', naive_select if naive else guard.select),
   ):
     try:
-      loop.train(c, config, {'text': corpus}, directory, say=lambda line: None)
+      loop.train(c, config, {'text': corpus}, directory, log_line=lambda line: None)
     except Diverged:
       outcome = 'diverged'
   rows = metrics.read_rows(os.path.join(directory, 'metrics.jsonl'))

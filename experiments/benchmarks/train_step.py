@@ -40,7 +40,7 @@ from smoljax.data import packing
 from smoljax.data.batches import Batches, Stage, prefetch
 from smoljax.data.corpus import open_corpus
 from smoljax.train import guard
-from smoljax.train.step import make_train_step
+from smoljax.train.step import Objective, make_train_step
 
 _FRAMEWORK = flags.DEFINE_enum('framework', 'jax', ['jax', 'torch'], 'Whose step.')
 _SHAPE = flags.DEFINE_enum('shape', 'tiny', list(model.SHAPES), 'Model to train.')
@@ -151,7 +151,7 @@ def prepare(config: model.ModelConfig, steps: int, seed: int = 0) -> tuple[dict,
     },
   }
   return state, make_train_step(
-    config, optimizer, guarding, num_sources=1, chunk=_CHUNK.value, leaves=_LEAVES.value,
+    config, optimizer, guarding, Objective(chunk=_CHUNK.value), leaves=_LEAVES.value,
     update_twice=info.elementwise,
   )
 

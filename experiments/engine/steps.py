@@ -144,7 +144,7 @@ def run_train(output: str, inputs: Mapping[str, str], *, c: Any, corpora: Sequen
     caches={name: corpus_dir(inputs[f'teacher_{name}'], name)
             for name in corpora if f'teacher_{name}' in inputs},
     meta={'config': c.to_dict(), 'tokenizer': tokenizer_file(c, inputs)},
-    say=console.print,
+    log_line=console.print,
   )
 
 

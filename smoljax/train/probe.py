@@ -1,46 +1,37 @@
-"""Diagnostics too dear for every step, taken before one."""
+"""What is measured between steps, too dear for every one: diagnostics, and held-out text."""
 
+import dataclasses
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
 from smoljax import model, optim, sharding
-from smoljax.evals.held_out import Document
+from smoljax.evals.held_out import Document, bits_per_byte, copy_probe
 from smoljax.optim import clipping
-from smoljax.train import diagnostics, distill
+from smoljax.train import diagnostics
+from smoljax.train.start import Run
 from smoljax.train.step import PyTree, float32, make_gradients
 
 
-def make_probe(
-  config: model.ModelConfig,
-  optimizer: Any,
-  mesh: jax.sharding.Mesh,
-  t: Any,
-  *,
-  num_sources: int,
-  fixed: dict,
-  mtp_weight: Callable[[jax.Array], jax.Array] | None = None,
-  teacher: distill.Teacher | None = None,
-  teacher_params: PyTree = None,
-) -> Callable[[dict, dict], dict]:
+def make_probe(run: Run) -> Callable[[dict, dict], dict]:
   """`(state, this process's batch) -> row` of diagnostics too dear for every step.
 
   To be taken before the step on that batch. Activations of about 4,096 tokens; how evenly weights,
   and the update that the step will make, use their directions (`svd_entropy/weights/LEAF` and
   `svd_entropy/updates/LEAF`, means over layers); how far that update moves the residual stream of
-  the `fixed` rows after each layer (`move_L`, see diagnostics.movement); and, where no
+  fixed rows after each layer (`move_L`, see diagnostics.movement); and, where no
   micro-batches tell it in every row, what the gradients of the batch's two halves say. Rows that do
   not divide into micro-batches on this mesh say nothing of gradients and updates.
   """
+  config, mesh, t, plan = run.model_config, run.mesh, run.config.train, run.plan
   ways, micros = mesh.shape['data'] * mesh.shape['fsdp'], max(2, t.accumulate)
-  gradients = make_gradients(
-    config, num_sources=num_sources, accumulate=micros, chunk=t.loss_chunk, z_loss=t.z_loss,
-    cos_reg=t.cos_reg, mtp_weight=mtp_weight, teacher=teacher,
-  )
+  objective = plan.objective(len(run.batches.sources))
+  gradients = make_gradients(config, dataclasses.replace(objective, accumulate=micros))
   views = optim.matrix_views(model.abstract_params(config))
+  every = run.config.diagnostics.every
+  fixed = fixed_rows(run.held_out, run.config.data.seq_len, mesh) if every else {}
 
   @jax.jit
   def of_gradients(
@@ -48,7 +39,7 @@ def make_probe(
   ) -> tuple[tuple[jax.Array, ...], jax.Array, dict]:
     number = state['opt_state']['guard']['batches'] + 1
     grads, aux = gradients(state['params'], batch, number, teacher_params)
-    updates, _ = optimizer.update(
+    updates, _ = plan.optimizer.update(
       float32(grads), state['opt_state']['optimizer'], state['params'])
     updates = jax.tree.map(lambda u: u * state['opt_state']['guard']['lr_scale'], updates)
     sums = aux['micro_sq'], jnp.square(clipping.norm(grads)), jnp.sum(aux['tokens_S'])
@@ -74,7 +65,7 @@ def make_probe(
     if t.rows % (micros * ways) == 0:
       whole = sharding.shard_batch(batch, mesh)
       sums, move_L, of_updates = jax.device_get(
-        of_gradients(state, whole, fixed, teacher_params))
+        of_gradients(state, whole, fixed, run.teacher_params))
       row['move_L'] = move_L.tolist()
       row |= {f'svd_entropy/updates/{name}': float(np.mean(x)) for name, x in of_updates.items()}
       if t.accumulate == 1:
@@ -104,3 +95,14 @@ def fixed_rows(
     'positions': np.tile(places_T, (rows, 1))[mine],
     'segment_ids': (places_T < lengths_B1).astype(np.int32)[mine],
   }, mesh)
+
+
+def evaluate(run: Run, params: PyTree) -> dict[str, float]:
+  """Of each corpus's held-out documents `val/NAME/{loss, bpb, ece}`; and `copy/…` over all."""
+  row, options = {}, {'batch_size': run.config.train.rows, 'seq_len': run.config.data.seq_len}
+  for name, documents in run.held_out.items():
+    score = bits_per_byte(run.model_config, params, documents, **options)
+    row |= {f'val/{name}/{k}': score[k] for k in ('loss', 'bpb', 'ece')}
+  everything = [d for documents in run.held_out.values() for d in documents]
+  copied = copy_probe(run.model_config, params, everything, rows=16, **options)
+  return row | {f'copy/{far}/{k}': x for far, found in copied.items() for k, x in found.items()}

@@ -17,27 +17,33 @@ from smoljax.train import diagnostics, distill, guard, memory, objectives
 PyTree = Any
 
 
+@dataclasses.dataclass(frozen=True)
+class Objective:
+  """What is minimised, and in how many pieces; see objectives.next_token."""
+
+  num_sources: int = 1  # corpora whose losses are told apart
+  accumulate: int = 1  # micro-batches whose gradients are summed in fp32
+  chunk: int = 512  # places whose logits exist at once
+  z_loss: float = 0.0
+  cos_reg: float = 0.0
+  mtp_weight: Callable[[jax.Array], jax.Array] | None = None  # step (from 1) → λ
+  teacher: distill.Teacher | None = None  # what is learned from another model
+
+
 def make_train_step(
   config: model.ModelConfig,
   optimizer: Any,
   guard_config: Any,
+  objective: Objective,
   *,
-  num_sources: int,
-  accumulate: int = 1,
-  chunk: int = 512,
-  z_loss: float = 0.0,
-  cos_reg: float = 0.0,
   qk_clip: Any = None,
   clip_norm: float = 0.0,
   leaves: bool = False,
   update_twice: bool = False,
-  mtp_weight: Callable[[jax.Array], jax.Array] | None = None,
-  teacher: distill.Teacher | None = None,
 ) -> Callable[..., tuple[dict, dict]]:
   """The jitted `(state, batch[, teacher's params]) -> (state, metrics)`.
 
-  `state` = {params, opt_state} is donated. `mtp_weight` gives λ of a step, and `teacher` what is
-  learned from another model (see objectives.next_token).
+  `state` = {params, opt_state} is donated.
 
   `opt_state` is {optimizer, guard}: what `optimizer.init` and `guard.init` give. A step that the
   guard refuses changes nothing but the guard's own state.
@@ -62,16 +68,7 @@ def make_train_step(
   tau = qk_clip.tau if qk_clip else 0.0
   slower = tau and qk_clip.rule == 'rates'
   gradients = make_gradients(
-    config,
-    num_sources=num_sources,
-    accumulate=accumulate,
-    chunk=chunk,
-    z_loss=z_loss,
-    cos_reg=cos_reg,
-    max_logits=logit_measure(config, qk_clip) if tau else None,
-    mtp_weight=mtp_weight,
-    teacher=teacher,
-  )
+    config, objective, max_logits=logit_measure(config, qk_clip) if tau else None)
 
   def train_step(
     state: dict, batch: dict, teacher_params: PyTree = None
@@ -126,15 +123,9 @@ def compiler_options(config: model.ModelConfig) -> dict[str, bool | str]:
 
 def make_gradients(
   config: model.ModelConfig,
+  objective: Objective,
   *,
-  num_sources: int,
-  accumulate: int = 1,
-  chunk: int = 512,
-  z_loss: float = 0.0,
-  cos_reg: float = 0.0,
-  max_logits: str | None = None,
-  mtp_weight: Callable[[jax.Array], jax.Array] | None = None,
-  teacher: distill.Teacher | None = None,
+  max_logits: str | float | None = None,
 ) -> Callable[..., tuple[PyTree, dict]]:
   """`(params, batch, step, teacher's params) -> (gradients, metrics)`, to be jitted.
 
@@ -152,18 +143,18 @@ def make_gradients(
       params,
       batch,
       total_tokens=total_tokens,
-      num_sources=num_sources,
-      chunk=chunk,
-      z_loss=z_loss,
-      cos_reg=cos_reg,
+      num_sources=objective.num_sources,
+      chunk=objective.chunk,
+      z_loss=objective.z_loss,
+      cos_reg=objective.cos_reg,
       max_logits=max_logits,
-      mtp_weight=mtp_weight(step) if mtp_weight else 0.0,
-      teacher=teacher,
+      mtp_weight=objective.mtp_weight(step) if objective.mtp_weight else 0.0,
+      teacher=objective.teacher,
       teacher_params=teacher_params,
     )
     return loss.total, loss.metrics
 
-  grad_fn = jax.value_and_grad(loss_fn, has_aux=True)
+  grad_fn, accumulate = jax.value_and_grad(loss_fn, has_aux=True), objective.accumulate
 
   def gradients(
     params: PyTree, batch: dict, step: jax.Array, teacher_params: PyTree = None
@@ -211,6 +202,11 @@ class Plan:
   scales: Mapping[str, mup.Multipliers]
   teacher: distill.Teacher | None
 
+  @property
+  def places(self) -> dict:
+    """Shardings of `opt_state`."""
+    return jax.tree.map(lambda x: x.sharding, self.opt_state)
+
   def step(self, num_sources: int) -> Callable[..., tuple[dict, dict]]:
     """The run's train step; see make_train_step."""
     c = self.config
@@ -218,18 +214,19 @@ class Plan:
       self.model_config,
       self.optimizer,
       c.guard,
-      num_sources=num_sources,
-      accumulate=c.train.accumulate,
-      chunk=c.train.loss_chunk,
-      z_loss=c.train.z_loss,
-      cos_reg=c.train.cos_reg,
+      self.objective(num_sources),
       qk_clip=c.optimizer.qk_clip,
       clip_norm=c.optimizer.clip_norm,
       leaves=c.diagnostics.leaves,
       update_twice=self.info.elementwise,
-      mtp_weight=mtp_weight(c.mtp, c.train.steps),
-      teacher=self.teacher,
     )
+
+  def objective(self, num_sources: int) -> Objective:
+    """What the run minimises."""
+    c = self.config
+    return Objective(
+      num_sources, c.train.accumulate, c.train.loss_chunk, c.train.z_loss, c.train.cos_reg,
+      mtp_weight(c.mtp, c.train.steps), self.teacher)
 
 
 def make_mesh(
