@@ -1,4 +1,4 @@
-"""What the documents say is there: commands, files, and an index with a row for each entry of the log."""
+"""What documents name is there: commands, files; and the log's index has a row for each entry."""
 
 import re
 
@@ -8,15 +8,14 @@ from conftest import REPOSITORY
 LOG = REPOSITORY / 'experiments' / 'log'
 INDEX = LOG / 'README.md'
 TOPICS = sorted(p for p in LOG.glob('*.md') if p != INDEX)
-DOCUMENTS = [*TOPICS, INDEX, REPOSITORY / 'README.md', REPOSITORY / 'AGENTS.md']
-PACKAGES = ('smoljax', 'data_beam', 'experiments', 'configs')
+DOCUMENTS = [*TOPICS, INDEX, REPOSITORY / 'README.md']
 
 ENTRY = re.compile(r'(?m)^## (.*)$')
 ROW = re.compile(r'(?m)^\| (\d{4}-\d\d-\d\d) \| (.*) \| (.*) \| \[(.*)\]\((.*)\.md#(.*)\) \|$')
-# A command is told by `python -m`, or by its name in a table's column of commands.
+# Commands stand after `python -m`, or alone in a table's column of commands.
 MODULE = re.compile(r'\b((?:experiments|data_beam)(?:\.[a-z_0-9]+)+)\b(?!\()')
 PATH = re.compile(r'\b((?:smoljax|data_beam|experiments|configs|tests)/[\w/.-]*\w)')
-SELECTED = re.compile(r"pytest\s+(?:-m\s+(?:\w+|'[^']*')\s+)?(tests/[\w/]+\.py)\s+-k\s+(\w+|'[^']+')")
+SELECTED = re.compile(r"(tests/[\w/]+\.py)\s+-k\s+(\w+|'[^']+')")
 
 
 def anchor(heading: str) -> str:
