@@ -11,7 +11,8 @@ continued by the same command. `--dry_run` shows what would happen.
 compiles the training step for devices that are not here, and says what one of them holds and sends.
 With --distributed the same command runs on each host, over a workdir that all see:
 
-  experiments/tpu.sh run … ; srun python -m experiments.run --config=… --workdir=… --distributed
+  experiments/cloud/tpu.sh run …
+  srun python -m experiments.run --config=… --workdir=… --distributed
 """
 
 import json

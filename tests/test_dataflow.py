@@ -19,7 +19,7 @@ from test_web import article, page
 
 from data_beam import pdf, records, tokenize_corpus, web
 
-SCRIPT = REPOSITORY / 'experiments' / 'dataflow.sh'
+SCRIPT = REPOSITORY / 'experiments' / 'cloud' / 'dataflow.sh'
 DATAFLOW = ['--runner=DataflowRunner', '--project=my-project', '--region=us-central1',
             '--temp_location=gs://bucket/tmp', '--sdk_container_image=image']
 

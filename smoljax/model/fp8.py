@@ -1,8 +1,8 @@
 """Matrix products in 8-bit floats, for training on NVIDIA GPUs since Hopper (arXiv:2209.05433).
 
 Values and gradients are e4m3: a third bit of mantissa does more for gradients than e5m2's range
-(experiments/LOG.md). Products are given in the dtype of the input. Each tensor has one scale, a
-power of two that brings its largest magnitude into the upper half of the format's range (current
+(experiments/log/speed.md). Products are given in the dtype of the input. Each tensor has one scale,
+a power of two that brings its largest magnitude into the upper half of the format's range (current
 scaling: no state, and the same on every run). The factors are written where XLA looks for them,
 before the product; on a GPU the whole becomes one call of cuBLASLt, and elsewhere it computes the
 same numbers in the wider dtype, slowly.

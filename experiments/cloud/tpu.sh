@@ -2,11 +2,11 @@
 # A run on a Google Cloud TPU slice, from creating it to deleting it. DRY=1 prints the commands only.
 #
 #   export PROJECT=my-project ZONE=us-east5-b NAME=smoljax TYPE=v6e-64
-#   experiments/tpu.sh create     # a queued resource: it starts when there is room (SPOT=1: cheaper)
-#   experiments/tpu.sh setup      # this commit and requirements.txt, on every host
-#   experiments/tpu.sh run --config=configs/smollm3.py:size=3b --workdir=/mnt/runs/3b
-#   experiments/tpu.sh logs       # of every host, as they come
-#   experiments/tpu.sh delete
+#   experiments/cloud/tpu.sh create   # a queued resource: it starts when there is room (SPOT=1: cheaper)
+#   experiments/cloud/tpu.sh setup    # this commit and requirements.txt, on every host
+#   experiments/cloud/tpu.sh run --config=configs/smollm3.py:size=3b --workdir=/mnt/runs/3b
+#   experiments/cloud/tpu.sh logs     # of every host, as they come
+#   experiments/cloud/tpu.sh delete
 #
 # The workdir must be one folder on all hosts, such as a Filestore share: with MOUNT=10.0.0.2:/share
 # setup mounts it at /mnt/runs. `stop` asks the run to save and end. A run that was stopped or
@@ -17,7 +17,7 @@
 #   srun --nodes=4 --ntasks-per-node=1 --gpus-per-node=8 \
 #     python -m experiments.run --config=… --workdir=/shared/3b --distributed
 set -euo pipefail
-cd "$(dirname "$0")/.."
+cd "$(dirname "$0")/../.."
 : "${PROJECT:?set PROJECT, ZONE, NAME and TYPE first}" "${ZONE:?}" "${NAME:?}" "${TYPE:?}"
 COMMIT=${COMMIT:-$(git rev-parse HEAD)}
 REPOSITORY=${REPOSITORY:-$(git config --get remote.origin.url || true)}

@@ -2,18 +2,18 @@
 # The web and PDF pipelines on Google Cloud Dataflow, in three steps. DRY=1 prints the commands only.
 #
 #   export PROJECT=my-project REGION=us-central1 BUCKET=gs://my-bucket
-#   experiments/dataflow.sh image                      # once per version of the code
-#   experiments/dataflow.sh web --name=web --languages=en,fr \
+#   experiments/cloud/dataflow.sh image    # once per version of the code
+#   experiments/cloud/dataflow.sh web --name=web --languages=en,fr \
 #     --input=https://data.commoncrawl.org/crawl-data/CC-MAIN-2024-22/warc.paths.gz
-#   experiments/dataflow.sh pdf --name=pdf --input='gs://my-bucket/papers/*.pdf'
-#   experiments/dataflow.sh tokenize --name=tokens --input=gs://my-bucket/corpora/pdf/1.0.0 \
+#   experiments/cloud/dataflow.sh pdf --name=pdf --input='gs://my-bucket/papers/*.pdf'
+#   experiments/cloud/dataflow.sh tokenize --name=tokens --input=gs://my-bucket/corpora/pdf/1.0.0 \
 #     --tokenizer=gs://my-bucket/tokenizer.model
 #
 # The machine that submits needs gcloud and: pip install -r requirements.txt "apache-beam[gcp]==2.77.0"
 # Workers run a container with this code and all it imports (models included), so that they install
 # nothing at start. Corpora appear in $BUCKET/corpora. MACHINE, WORKERS and SHARDS can be set too.
 set -euo pipefail
-cd "$(dirname "$0")/.."
+cd "$(dirname "$0")/../.."
 : "${PROJECT:?set PROJECT, REGION and BUCKET first}" "${REGION:?}" "${BUCKET:?}"
 MACHINE=${MACHINE:-n2-standard-8} WORKERS=${WORKERS:-100} SHARDS=${SHARDS:-1024}
 IMAGE=${IMAGE:-$REGION-docker.pkg.dev/$PROJECT/smoljax/data-beam:$(git rev-parse --short HEAD)}
