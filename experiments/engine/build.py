@@ -11,8 +11,6 @@ from experiments.engine import steps as steps_lib
 from experiments.engine.graph import Step
 from experiments.quickstart import articles
 
-# --- The graph -----------------------------------------------------------------------------------
-
 
 def build_steps(c: ConfigDict, workdir: str) -> list[Step]:
   """The steps of the experiment that the resolved config `c` describes, in order."""

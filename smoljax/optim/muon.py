@@ -210,6 +210,7 @@ def _whole_matrices(stack_BIO: jax.Array) -> tuple[jax.Array, Callable[[jax.Arra
 
   return x, gather
 
+
 # (beta, number of this update) → factors on moment and gradient in Nesterov's look-ahead.
 # Without it all are the same: the iteration divides any factor out.
 MOMENTA: dict[str, Callable[[float, jax.Array], tuple[Any, Any]]] = {
