@@ -10,6 +10,8 @@ from typing import NamedTuple
 import numpy as np
 import tensorflow_datasets as tfds
 
+from data_beam.special_tokens import SpecialTokens
+
 
 class EmptySplit(ValueError):
   """A split of a corpus holds nothing to predict."""
@@ -66,12 +68,7 @@ def open_corpus(path: str, split: str = 'train', name: str | None = None) -> Cor
     EmptySplit: the split has no tokens to predict.
     ValueError: the path holds text, or lengths that do not match the records.
   """
-  if not os.path.exists(os.path.join(path, '_SUCCESS')):
-    raise FileNotFoundError(
-      f'{path} is not a finished corpus (no _SUCCESS): run data_beam.tokenize_corpus to its end'
-    )
-  with open(os.path.join(path, 'manifest.json')) as f:
-    manifest = json.load(f)
+  manifest = read_manifest(path)
   if manifest.get('kind') != 'tokenised':
     raise ValueError(f'{path} holds text, not tokens: run data_beam.tokenize_corpus on it first')
   info = manifest['splits'].get(split)
@@ -89,6 +86,37 @@ def open_corpus(path: str, split: str = 'train', name: str | None = None) -> Cor
     raise ValueError(f'{path}: {len(lengths)} lengths but {len(records)} records: tokenise again')
   repeats = sidecar('repeats') if 'repeats' in shards[0] else None
   return Corpus(name or manifest['name'], manifest, lengths, records, digest(shards), repeats)
+
+
+def read_manifest(path: str) -> dict:
+  """The manifest of the corpus at `path`, of tokens or of text; FileNotFoundError: not finished."""
+  if not os.path.exists(os.path.join(path, '_SUCCESS')):
+    raise FileNotFoundError(
+      f'{path} is not a finished corpus (no _SUCCESS): run data_beam.tokenize_corpus to its end'
+    )
+  with open(os.path.join(path, 'manifest.json')) as f:
+    return json.load(f)
+
+
+def special_tokens(manifests: Mapping[str, Mapping]) -> dict[str, int | None]:
+  """The ids of the special tokens that tokenised corpora have in common, by what each is called.
+
+  They are what `tokenizer.load` takes. A manifest older than an entry leaves it to the others, or
+  to the tokenizer.
+
+  Raises:
+    ValueError: two of them differ.
+  """
+  found: dict[str, int | None] = {}
+  first: dict[str, str] = {}  # who said it
+  for name, manifest in manifests.items():
+    for key in set(SpecialTokens._fields) & set(manifest):
+      if found.setdefault(key, manifest[key]) != manifest[key]:
+        raise ValueError(
+          f'{key} is {found[key]} in {first[key]} and {manifest[key]} in {name}: tokenise both '
+          'by one tokenizer, with the same tokenizer_config.json beside it')
+      first.setdefault(key, name)
+  return found
 
 
 def digest(shards: Sequence[Mapping]) -> str:
