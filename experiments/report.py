@@ -22,8 +22,8 @@ import rich.markup
 import rich.table
 from absl import app, flags, logging
 
-from data_beam import pdf, spans
-from smoljax.report import charts, run_page, scaling_page, status_page
+from experiments.engine import report
+from smoljax.report import charts, scaling_page, status_page
 
 _WORKDIR = flags.DEFINE_string(
   'workdir', None, 'Directory of a run (experiments.run --workdir), or of corpora.')
@@ -56,7 +56,7 @@ def main(argv: list[str]) -> None:
     if _SCALING.value:
       page = _scaling(_SCALING.value)
     else:
-      page = run_page.write(_WORKDIR.value, _OUTPUT.value, spans.find, pdf.thumbnail)
+      page = report.write(_WORKDIR.value, _OUTPUT.value)
   except (OSError, ValueError) as e:
     print(f'error: {e}', file=sys.stderr)
     sys.exit(2)

@@ -8,8 +8,8 @@ from ml_collections import ConfigDict
 
 from experiments.engine import config as config_lib
 from experiments.engine import steps as steps_lib
+from experiments.engine.corpora import foreign_corpora, tokenizer_facts
 from experiments.engine.graph import Step
-from experiments.quickstart import articles
 
 
 def build_steps(c: ConfigDict, workdir: str) -> list[Step]:
@@ -36,16 +36,20 @@ def build_steps(c: ConfigDict, workdir: str) -> list[Step]:
     config = {s: c[s].to_dict() if isinstance(c[s], ConfigDict) else c[s] for s in sections}
     return Step(name, functools.partial(run, c=c), config, **kwargs)
 
-  steps = []
-  docs = step(
-    'selfdocs',
-    steps_lib.run_crawl,
-    ['selfdocs', 'seed'],
-    outside=articles.fingerprint(),
-    cost=f'{c.selfdocs.pages:,} web pages and {c.selfdocs.pdfs} PDFs from this machine’s docs',
-  )
+  docs = []
   if any(not c[name].input for name in corpora):
-    steps.append(docs)
+    from experiments.quickstart import articles
+
+    docs = [
+      step(
+        'selfdocs',
+        steps_lib.run_crawl,
+        ['selfdocs', 'seed'],
+        outside=articles.fingerprint(),
+        cost=f'{c.selfdocs.pages:,} web pages and {c.selfdocs.pdfs} PDFs from this machine’s docs',
+      )
+    ]
+  steps = [*docs]
   curated = {}
   for name, run in (('web', steps_lib.run_web), ('pdf', steps_lib.run_pdf)):
     if name not in corpora:
@@ -57,7 +61,7 @@ def build_steps(c: ConfigDict, workdir: str) -> list[Step]:
       name,
       run,
       [name],
-      needs=[] if c[name].input else [docs],
+      needs=[] if c[name].input else docs,
       outside=found,
       cost=f'curating {source}',
       links={f'corpora/{n}': n for n in (name, f'{name}_rejects')},
@@ -93,7 +97,7 @@ def build_steps(c: ConfigDict, workdir: str) -> list[Step]:
       functools.partial(steps_lib.run_tokenize, corpus=name),
       ['tokenize'],
       needs=[curated[name], *tokenizer],
-      outside=steps_lib._find(c.tokenizer.path, '--config.tokenizer.path'),
+      outside=tokenizer_facts(c) if c.tokenizer.path else [],
       cost=f'the corpus {name!r} to token documents',
       links={f'tokens/{name}': name},
     )
@@ -159,34 +163,3 @@ def build_steps(c: ConfigDict, workdir: str) -> list[Step]:
     links={'report': 'report'},
   )
   return [*steps, train, evaluate, export, report]
-
-
-def foreign_corpora(c: Any) -> dict[str, dict]:
-  """Name → manifest, with its `path`, of each corpus that `c.corpora` brings from elsewhere.
-
-  Raises ValueError for an entry that is no NAME=DIR, a name that a step makes, and a corpus that is
-  not finished, or is of tokens but not by the tokenizer of this config.
-  """
-  from data_beam import records, tokenize_corpus
-
-  found: dict[str, dict] = {}
-  for entry in steps_lib.globs(c.corpora):
-    name, _, path = entry.partition('=')
-    if not path or name in (*found, 'web', 'pdf'):
-      raise ValueError(
-        f'--config.corpora: {entry!r} is not NAME=DIR with a name of its own, other than web and '
-        'pdf, and the directory of a corpus, such as wiki=corpora/wiki/1.0.0'
-      )
-    manifest = records.read_manifest(path)
-    if manifest['kind'] == 'tokenised':
-      if not c.tokenizer.path:
-        raise ValueError(
-          f'{path} is tokenised: give its tokenizer, {manifest["tokenizer"]}, with '
-          '--config.tokenizer.path'
-        )
-      if tokenize_corpus.load_tokenizer(c.tokenizer.path).sha256 != manifest['tokenizer_sha256']:
-        raise ValueError(f'{path} was tokenised by another file than {c.tokenizer.path}')
-    elif manifest['kind'] != 'curated':
-      raise ValueError(f'{path} holds {manifest["kind"]}, neither documents nor tokens')
-    found[name] = manifest
-  return found

@@ -9,6 +9,8 @@ from typing import Any
 
 from ml_collections import ConfigDict
 
+from experiments.engine.corpora import check_tokenizer
+
 
 def model_config(c: Any, vocab_size: int) -> Any:
   """The `smoljax.model.ModelConfig` of a config, for a tokenizer of `vocab_size` pieces."""
@@ -98,11 +100,11 @@ def check(c: Any) -> None:
   """Checks what needs Beam's or JAX's part of the house, before any step runs.
 
   Raises:
-    ValueError: an unknown name, or a mesh that fits neither devices, batch nor model.
+    ValueError: an unknown name, a mesh that fits neither devices, batch nor model, or a tokenizer
+      that lacks what tokenising or evaluation needs.
   """
   import jax
 
-  from data_beam import filters, html_text, pdf_text
   from smoljax import metrics, model, optim
   from smoljax.checkpoints import load
   from smoljax.data import tokenizer
@@ -113,13 +115,18 @@ def check(c: Any) -> None:
   from smoljax.train import guard, step
   from smoljax.train.step import make_mesh
 
-  filters.profile(c.web.filters)
-  filters.profile(c.pdf.filters)
-  for name, valid in (
-    ('web.tier', html_text.TIERS),
-    ('pdf.ocr', pdf_text.OCR_MODES),
-    ('eval.tasks', TASKS),
-  ):
+  known: dict[str, Any] = {'eval.tasks': TASKS}
+  if c.web.enabled:  # else what curates need not be installed
+    from data_beam import filters, html_text
+
+    filters.profile(c.web.filters)
+    known['web.tier'] = html_text.TIERS
+  if c.pdf.enabled:
+    from data_beam import filters, pdf_text
+
+    filters.profile(c.pdf.filters)
+    known['pdf.ocr'] = pdf_text.OCR_MODES
+  for name, valid in known.items():
     values = functools.reduce(operator.getitem, name.split('.'), c)
     for value in [values] if isinstance(values, str) else values:
       if value not in valid:
@@ -132,6 +139,7 @@ def check(c: Any) -> None:
         f'a batch of {c.train.rows} rows does not divide over {what} = {ways}: try '
         f'--config.train.batch_tokens={rows * c.data.seq_len}')
 
+  check_tokenizer(c)
   metrics.require_wandb(c.wandb)
   divides('train.accumulate', c.train.accumulate)
   config = model_config(c, c.tokenizer.vocab_size)

@@ -8,13 +8,16 @@ from typing import Any
 
 from experiments.engine import config as config_lib
 from experiments.engine.cli import console, read_json, write_json
-from experiments.quickstart import crawl
+from experiments.engine.corpora import globs
 
 # --- Steps: each reads the outputs of the steps it needs and writes into its own folder ----------
-# Imports stay inside: Beam and JAX each take seconds to load, and a step needs one of them.
+# Imports stay inside: Beam and JAX each take seconds to load, and a step needs one of them; what
+# curates need not be installed where nothing is curated.
 
 
 def run_crawl(output: str, _: Mapping[str, str], *, c: Any) -> dict:
+  from experiments.quickstart import crawl
+
   return crawl.build(
     output, max_pages=c.selfdocs.pages, pdfs=c.selfdocs.pdfs, seed=c.seed, progress=console.print
   )
@@ -155,11 +158,11 @@ def run_evaluate(output: str, inputs: Mapping[str, str], *, c: Any, targets: Seq
   from smoljax.data.corpus import open_corpus
   from smoljax.evals.held_out import load_held_out
 
-  config, params, _ = store.load_params(os.path.join(inputs['train'], 'checkpoints'))
+  config, params, meta = store.load_params(os.path.join(inputs['train'], 'checkpoints'))
   paths = {name: corpus_dir(inputs[f'tokenize_{name}'], name) for name in targets}
   evaluate = functools.partial(
     evals.evaluate,
-    tokenizer=tokenizer.load(tokenizer_file(c, inputs)),
+    tokenizer=tokenizer.load(tokenizer_file(c, inputs), meta.get('special_tokens')),
     documents=load_held_out(paths, limit=c.eval.documents),
     bos=c.tokenize.bos,
     batch_size=c.eval.batch_size,
@@ -233,18 +236,13 @@ def run_coordinate_check(output: str, _: Mapping[str, str], *, c: Any) -> dict:
 
 
 def run_report(output: str, _: Mapping[str, str], *, workdir: str) -> dict:
-  from data_beam import pdf, spans
-  from smoljax.report import run_page
+  from experiments.engine import report
 
-  run_page.write(workdir, os.path.join(output, 'report'), spans.find, pdf.thumbnail)
+  report.write(workdir, os.path.join(output, 'report'))
   return {}
 
 
 # --- Files ---------------------------------------------------------------------------------------
-
-
-def globs(patterns: str) -> list[str]:
-  return [p.strip() for p in patterns.split(',') if p.strip()]
 
 
 def _find(patterns: str, flag: str) -> list[dict]:
