@@ -16,6 +16,7 @@ import pypdfium2.raw as pdfium
 from data_beam import pdf_grids, pdf_layout
 from data_beam.pdf_grids import Grid
 from data_beam.pdf_layout import BREAK, Box, Line
+from data_beam.sandbox import Lost
 
 REASONS = {
   'not_pdf': 'the bytes are no PDF',
@@ -47,12 +48,14 @@ _NO_LETTERS, _NO_VOWELS = (
 _MONO = re.compile(rb'(?i)courier|mono|consol|menlo|typewriter|cmtt|fixed|code')
 
 
-class PdfError(Exception):
+class PdfError(Lost):
   """A document that gave no text; `reason` is a key of `REASONS`."""
 
   def __init__(self, reason: str, detail: str = ''):
-    super().__init__(f'{reason}: {detail or REASONS[reason]}')
-    self.reason, self.detail = reason, detail
+    super().__init__(reason, detail)
+
+  def __str__(self):
+    return f'{self.reason}: {self.detail or REASONS[self.reason]}'
 
 
 def open_document(body: bytes) -> tuple[pypdfium2.PdfDocument, str]:

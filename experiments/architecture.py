@@ -311,13 +311,14 @@ def _train_tokenizer(output: str, inputs: Mapping[str, str], *, vocab_size: int)
 
 def _tokenize(output: str, inputs: Mapping[str, str]) -> dict:
   from data_beam import records, tokenize_corpus
+  from data_beam.options import TokenizeOptions
 
   tokenize_corpus.run(
     records.corpus_path(inputs['curate'], 'text'),
     os.path.join(inputs['tokenizer'], 'tokenizer.model'),
     output,
     'text',
-    holdout=0.05,
+    TokenizeOptions(holdout=0.05),
   )
   return {}
 

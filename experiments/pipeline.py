@@ -8,7 +8,6 @@ import dataclasses
 import functools
 import json
 import math
-import operator
 import os
 import sys
 from collections.abc import Callable, Mapping, Sequence
@@ -17,6 +16,7 @@ from typing import Any
 from ml_collections import ConfigDict
 from rich.console import Console
 
+from data_beam.options import PdfOptions, TokenizeOptions, WebOptions
 from experiments import docstrings, selfdocs
 from experiments.steps import Graph, Step
 
@@ -39,12 +39,7 @@ def _web(output: str, inputs: Mapping[str, str], *, c: Any) -> dict:
     _globs(c.web.input) or [os.path.join(inputs['selfdocs'], 'web', '*.warc.gz')],
     output,
     'web',
-    languages=c.web.languages,
-    min_language_score=c.web.min_language_score,
-    filters=c.web.filters,
-    minhash=c.web.minhash,
-    tier=c.web.tier,
-    limit=c.web.limit or None,
+    WebOptions.of(c.web),
     beam_args=c.beam.args,
   )
   return _corpus_result(path)
@@ -57,11 +52,7 @@ def _pdf(output: str, inputs: Mapping[str, str], *, c: Any) -> dict:
     _globs(c.pdf.input) or [os.path.join(inputs['selfdocs'], 'pdf', '*.pdf')],
     output,
     'pdf',
-    languages=c.pdf.languages,
-    filters=c.pdf.filters,
-    minhash=c.pdf.minhash,
-    ocr=c.pdf.ocr,
-    limit=c.pdf.limit or None,
+    PdfOptions.of(c.pdf),
     beam_args=c.beam.args,
   )
   return _corpus_result(path)
@@ -105,9 +96,7 @@ def _tokenize(output: str, inputs: Mapping[str, str], *, c: Any, corpus: str) ->
     _tokenizer_file(c, inputs),
     output,
     corpus,
-    holdout=c.tokenize.holdout,
-    share=c.tokenize.share,
-    bos=c.tokenize.bos,
+    TokenizeOptions.of(c.tokenize),
     beam_args=c.beam.args,
   )
   splits = read_json(os.path.join(path, 'manifest.json'))['splits'].values()
@@ -281,10 +270,11 @@ def build_steps(c: ConfigDict, workdir: str) -> list[Step]:
   if any(not c[name].input for name in corpora):
     steps.append(docs)
   curated = {}
-  for name, run in (('web', _web), ('pdf', _pdf)):
+  for name, run, options in (('web', _web, WebOptions), ('pdf', _pdf, PdfOptions)):
     if name not in corpora:
       continue
     found = _find(c[name].input, f'--config.{name}.input')
+    beside = _find(','.join(options.of(c[name]).files()), f'--config.{name}')
     size = sum(f['bytes'] or 0 for f in found)
     source = f'{len(found)} files, {size / 1e6:.1f} MB' if found else 'the documents above'
     curated[name] = step(
@@ -292,7 +282,7 @@ def build_steps(c: ConfigDict, workdir: str) -> list[Step]:
       run,
       [name],
       needs=[] if c[name].input else [docs],
-      outside=found,
+      outside=[found, beside] if beside else found,
       cost=f'curating {source}',
       links={f'corpora/{n}': n for n in (name, f'{name}_rejects')},
     )
@@ -517,7 +507,6 @@ def check(c: Any) -> None:
   """
   import jax
 
-  from data_beam import filters, html_text, pdf_text
   from smoljax import (
     data,
     evals,
@@ -531,17 +520,18 @@ def check(c: Any) -> None:
     train,
   )
 
-  filters.profile(c.web.filters)
-  filters.profile(c.pdf.filters)
-  for name, valid in (
-    ('web.tier', html_text.TIERS),
-    ('pdf.ocr', pdf_text.OCR_MODES),
-    ('eval.tasks', evals.TASKS),
-  ):
-    values = functools.reduce(operator.getitem, name.split('.'), c)
-    for value in [values] if isinstance(values, str) else values:
-      if value not in valid:
-        raise ValueError(f'unknown {name} {value!r}: one of {", ".join(valid)}')
+  TokenizeOptions.of(c.tokenize)
+  for name, options in (('web', WebOptions), ('pdf', PdfOptions)):
+    if c[name].enabled:  # else the libraries that curate need not be here
+      from data_beam import filters
+
+      try:
+        filters.profile(options.of(c[name]).filters)
+      except ValueError as e:
+        raise ValueError(f'--config.{name}: {e}') from None
+  for task in c.eval.tasks:
+    if task not in evals.TASKS:
+      raise ValueError(f'unknown eval.tasks {task!r}: one of {", ".join(evals.TASKS)}')
 
   def divides(what: str, ways: int) -> None:
     if c.train.rows % ways:

@@ -18,6 +18,7 @@ from test_tokenize_corpus import corpus, folder, model, texts  # noqa: F401 (fix
 from test_web import article, page
 
 from data_beam import pdf, records, tokenize_corpus, web
+from data_beam.options import PdfOptions, WebOptions
 
 SCRIPT = REPOSITORY / 'experiments' / 'dataflow.sh'
 DATAFLOW = ['--runner=DataflowRunner', '--project=my-project', '--region=us-central1',
@@ -43,13 +44,14 @@ class Submitted(Exception):
 
 
 def curate_web(folder, crawl, corpus, model):  # noqa: F811
-  web.run([crawl], str(folder), languages=('en', 'fr'), beam_args=DATAFLOW)
+  web.run([crawl], str(folder), options=WebOptions(languages=('en', 'fr')), beam_args=DATAFLOW)
 
 
 def curate_pdfs(folder, crawl, corpus, model):  # noqa: F811
   (folder / 'a.pdf').write_bytes(make(story(1)))
-  pdf.run([str(folder / 'a.pdf')], str(folder), ocr_server='http://ocr:8000', ocr_model='m',
-          refetch_modes=['truncated', 'poor'], agent='us@example.org', beam_args=DATAFLOW)
+  pdf.run([str(folder / 'a.pdf')], str(folder), beam_args=DATAFLOW, options=PdfOptions(
+    ocr_server='http://ocr:8000', ocr_model='m', refetch=('truncated', 'poor'),
+    agent='us@example.org'))
 
 
 def tokenise(folder, crawl, corpus, model):  # noqa: F811
@@ -137,7 +139,7 @@ def closure(names):
 def test_the_image_installs_what_data_beam_imports():
   installed = closure(re.findall(r'^[\w-]+', script('requirements'), re.M))
   providers = importlib.metadata.packages_distributions()
-  for path in sorted((REPOSITORY / 'data_beam').glob('*.py')):
+  for path in sorted((REPOSITORY / 'data_beam').rglob('*.py')):
     for node in ast.walk(ast.parse(path.read_text())):
       names = [a.name for a in node.names] if isinstance(node, ast.Import) else (
         [node.module] if isinstance(node, ast.ImportFrom) else [])

@@ -19,6 +19,7 @@ from warcio.statusandheaders import StatusAndHeaders
 from warcio.warcwriter import WARCWriter
 
 from data_beam import filters, pdf, pdf_text, records
+from data_beam.options import PdfOptions
 
 NOUNS = """river valley harbour garden library painter engineer teacher winter machine letter
 bridge island market village student captain doctor forest kitchen railway museum mountain farmer
@@ -84,9 +85,10 @@ def inputs(tmp_path_factory):
   return folder, bodies
 
 
-def run(inputs, output, **options):
+def run(inputs, output, beam_args=(), **options):
   folder, _ = inputs
-  path = pdf.run([str(folder / '*.pdf')], str(output), num_shards=2, **options)
+  path = pdf.run([str(folder / '*.pdf')], str(output),
+                 options=PdfOptions(num_shards=2, **options), beam_args=beam_args)
   kept = {row['id']: row for row in records.read_corpus(path)}
   rejects = {row['metadata'].get('file'): row
              for row in records.read_corpus(records.corpus_path(str(output), 'pdf_rejects'))}
@@ -150,18 +152,17 @@ def test_same_bytes_whatever_the_runner_does(inputs, corpus, tmp_path):
 
 def test_a_crash_in_the_parser_loses_one_document(inputs, tmp_path, monkeypatch):
   folder, bodies = inputs
-  fault = f'''
+  (tmp_path / 'crashing_pdf.py').write_text(f'''
 import ctypes, hashlib
 from data_beam import pdf_text
-honest = pdf_text.parse
-def parse(body, **options):
+def answer(body, **options):
   if hashlib.sha256(body).hexdigest() == {sha(bodies['good3.pdf'])!r}: ctypes.string_at(0)
-  return honest(body, **options)
-pdf_text.parse = parse
-'''
-  monkeypatch.setattr(pdf_text.Extractor, '_code', fault + pdf_text.Extractor._code)
+  return pdf_text.answer(body, **options)
+''')
+  monkeypatch.syspath_prepend(tmp_path)
+  monkeypatch.setattr(pdf_text.Extractor, 'function', 'crashing_pdf:answer')
   files = [str(folder / f'good{i}.pdf') for i in range(4)]
-  path = pdf.run(files, str(tmp_path), num_shards=1)
+  path = pdf.run(files, str(tmp_path), options=PdfOptions(num_shards=1))
   assert len(list(records.read_corpus(path))) == 3
   reject, = records.read_corpus(records.corpus_path(str(tmp_path), 'pdf_rejects'))
   assert (reject['metadata']['file'], reject['reason']) == ('good3.pdf', 'crash')
@@ -179,7 +180,8 @@ def test_pdfs_in_a_warc(inputs, tmp_path):
       headers = StatusAndHeaders('200 OK', [('Content-Type', kind)], protocol='HTTP/1.1')
       writer.write_record(writer.create_warc_record(
         url, 'response', payload=io.BytesIO(body), http_headers=headers))
-  path = pdf.run([str(tmp_path / '*.warc.gz')], str(tmp_path / 'out'), 'mine', num_shards=1)
+  path = pdf.run([str(tmp_path / '*.warc.gz')], str(tmp_path / 'out'), 'mine',
+                 PdfOptions(num_shards=1))
   row, = records.read_corpus(path)
   assert row['id'].startswith('<urn:uuid:') and row['url'] == 'https://a.example/x.pdf'
   assert row['source'] == 'mine' and row['metadata']['pdf_digest'] == sha(bodies['good0.pdf'])
@@ -248,7 +250,7 @@ def test_the_language_is_the_average_over_pages():
   (['--input=missing/*.pdf'], 'no file matches missing/*.pdf'),
   (['--input=X', '--filters=nonsense'], "unknown filter 'nonsense'"),
   (['--input=X', '--limit=0'], 'limit is 0'),
-  (['--input=X', '--refetch=some', '--agent=a@b.org'], 'unknown --refetch some'),
+  (['--input=X', '--refetch=some', '--agent=a@b.org'], "unknown refetch 'some'"),
   (['--input=X', '--refetch=truncated'], 'needs --agent'),
   (['--input=X', '--ocr_server=http://localhost:8000'], 'give both'),
   (['--input=X', '--name=a/b'], "'a/b' cannot be the name"),

@@ -20,7 +20,7 @@ from reportlab.lib.pdfencrypt import StandardEncryption
 from reportlab.lib.utils import ImageReader
 from reportlab.pdfgen import canvas
 
-from data_beam import pdf_grids, pdf_layout, pdf_ocr, pdf_pages, pdf_repair, pdf_text
+from data_beam import pdf_grids, pdf_layout, pdf_ocr, pdf_pages, pdf_repair, pdf_text, sandbox
 from data_beam.pdf_layout import BREAK, Line
 
 WIDTH, HEIGHT = 612, 792
@@ -328,34 +328,35 @@ def test_refusals(extractor):
 FAULTS = '''
 import ctypes, time
 from data_beam import pdf_text
-honest = pdf_text.parse
-def parse(body, **options):
+def answer(body, **options):
   if b'SEGFAULT' in body: ctypes.string_at(0)
   if b'HANG' in body: time.sleep(600)
   if b'SPIN' in body:
     while True: pass
   if b'MEMORY' in body: bytearray(1 << 33)
   if b'BUG' in body: raise KeyError('x')
-  return honest(body, **options)
-pdf_text.parse = parse
+  return pdf_text.answer(body, **options)
 '''
 
 
 @pytest.mark.timeout(300)  # HANG sleeps for 600 s, were it not killed after 3
-def test_a_fault_in_the_child_loses_one_document():
+def test_a_fault_in_the_child_loses_one_document(tmp_path, monkeypatch):
   good = make(lambda page: page.drawString(72, 700, 'still here'))
-  limits = pdf_text.Limits(cpu_seconds=1, wall_seconds=3)
+  (tmp_path / 'faulty_pdf.py').write_text(FAULTS)
+  monkeypatch.syspath_prepend(tmp_path)
+  monkeypatch.setattr(pdf_text.Extractor, 'function', 'faulty_pdf:answer')
+  limits = sandbox.Limits(cpu_seconds=1, wall_seconds=3)
   with pdf_text.Extractor(limits, recycle=3) as extractor:
-    extractor._code = FAULTS + extractor._code
     for fault, expected in ((b'SEGFAULT', 'crash'), (b'HANG', 'timeout'), (b'SPIN', 'timeout'),
                             (b'MEMORY', 'memory'), (b'BUG', 'crash')):
       assert reason(extractor, good + fault) == expected
       assert extractor.extract(good).text == 'still here'
-    first = extractor._process.pid
-    for _ in range(4):
+    children = []
+    for _ in range(6):
       assert extractor.extract(good).text == 'still here'
-    assert extractor._process.pid != first  # recycled
-  assert extractor._process is None
+      children += [child.process.pid for child in extractor.sandbox.idle]
+    assert len(set(children)) > 1  # recycled
+  assert not extractor.sandbox.idle
 
 
 def test_bomb_is_bounded():
@@ -366,7 +367,7 @@ def test_bomb_is_bounded():
   body = make(lambda page: page.drawString(72, 700, 'x'), pageCompression=0)
   start, end = body.index(b'stream\n') + 7, body.index(b'endstream')
   head = re.sub(rb'/Length \d+', b'/Length %d /Filter /FlateDecode' % len(stream), body[:start])
-  limits = pdf_text.Limits(memory=1 << 30, cpu_seconds=6)
+  limits = sandbox.Limits(memory=1 << 30, cpu_seconds=6)
   with pdf_text.Extractor(limits) as extractor:
     assert reason(extractor, head + stream + b'\n' + body[end:]) in ('crash', 'memory', 'timeout')
 

@@ -12,6 +12,7 @@ from warcio.statusandheaders import StatusAndHeaders
 from warcio.warcwriter import WARCWriter
 
 from data_beam import pdf, records, refetch, sources
+from data_beam.options import PdfOptions
 from data_beam.records import Document, Reject
 
 WHOLE = make(story(1, 120))
@@ -109,8 +110,9 @@ def world(server, monkeypatch):  # noqa: F811
 
 
 def curate(crawl, output, **options):
-  return pdf.run([str(crawl)], str(output), ocr='never', filters=[], minhash='none', num_shards=1,
-                 beam_args=['--direct_num_workers=1'], **options)
+  return pdf.run([str(crawl)], str(output), beam_args=['--direct_num_workers=1'],
+                 options=PdfOptions(ocr='never', filters='none', minhash='none', num_shards=1,
+                                    **options))
 
 
 def test_the_whole_job(crawl, world, tmp_path, capsys):
@@ -124,7 +126,7 @@ def test_the_whole_job(crawl, world, tmp_path, capsys):
   # One of four, which has three times the others' text.
   assert found['cost_documents'] == 25 and 30 < found['cost_tokens'] < 60
 
-  options = dict(refetch_modes=['truncated', 'stale'], stale_before='2020-01-01', agent='t@x.org')
+  options = dict(refetch=['truncated', 'stale'], stale_before='2020-01-01', agent='t@x.org')
   corpus = curate(path, tmp_path / 'out', **options)
   rows = {row['id']: row for row in records.read_corpus(corpus)}
   assert set(rows) == {f'<urn:{name}>' for name in ('whole', 'new', 'gone', 'fine')}

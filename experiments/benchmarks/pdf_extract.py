@@ -37,7 +37,7 @@ import pypdfium2
 from absl import app, flags
 from lxml import html
 
-from data_beam import pdf_ocr, pdf_pages, pdf_repair, pdf_text
+from data_beam import pdf_ocr, pdf_pages, pdf_repair, pdf_text, sandbox
 
 _DATA = flags.DEFINE_string('data', None, 'Folder with pdf/ and html_multilingual/.', required=True)
 _OTHERS = flags.DEFINE_string('others', None, 'Python with pdfplumber and docling-parse.')
@@ -163,7 +163,7 @@ def order(data: pathlib.Path, tools: dict[str, Callable]) -> None:
 
 def ocr(data: pathlib.Path, tools: dict[str, Callable]) -> None:
   del tools
-  os.environ.update(pdf_text.ONE_THREAD)    # as in the child
+  os.environ.update(sandbox.ONE_THREAD)    # as in the child
   gold = ' '.join((data / 'pdf/gold/ocrmypdf__linn.txt').read_text().split())
   body = (data / 'pdf/scan/OCRmyPDF__linn.pdf').read_bytes()
   for name in ('tesseract', 'rapidocr'):

@@ -10,6 +10,8 @@ alone. Prints one JSON line: good ones lost, outcomes by kind, reasons that are 
 pdf_pages.REASONS, the most memory that a parser held, and the longest document's seconds.
 """
 import collections
+import ctypes
+import dataclasses
 import hashlib
 import io
 import json
@@ -35,19 +37,16 @@ CRASH, HANG = b'%PDF-1.4 crash here', b'%PDF-1.4 hang here'
 class Extractor(pdf_text.Extractor):
   """One whose child crashes and hangs at the marks above, as a fault of a parser would."""
 
-  _code = f'''
-import ctypes, sys, time
-from data_beam import pdf_text
-honest = pdf_text.parse
-def parse(body, **options):
-  if body == {CRASH!r}:
+  function = 'experiments.benchmarks.pdf_hostile:faulty'
+
+
+def faulty(body: bytes, **options) -> dict:
+  """What the child does."""
+  if body == CRASH:
     ctypes.string_at(0)
-  if body == {HANG!r}:
+  if body == HANG:
     time.sleep(3600)
-  return honest(body, **options)
-pdf_text.parse = parse
-pdf_text._serve(*map(int, sys.argv[1:]))
-'''
+  return pdf_text.answer(body, **options)
 
 
 def written(pages: int = 3, seed: int = 0) -> bytes:
@@ -123,7 +122,7 @@ def main(_) -> None:
   outcomes: dict[str, collections.Counter] = collections.defaultdict(collections.Counter)
   lost = asked = 0
   slowest, untyped = 0.0, set()
-  with Extractor(pdf_text.Limits(wall_seconds=20)) as extractor:
+  with Extractor(dataclasses.replace(pdf_text.LIMITS, wall_seconds=20)) as extractor:
     digest = lambda body: hashlib.sha256(
       extractor.extract(body, ocr='never').text.encode()).digest()
     expected = [digest(body) for body in good]

@@ -23,7 +23,7 @@ import tempfile
 
 from absl import app, flags
 
-from data_beam import bounded, dedup, filters, records, sources, text, web
+from data_beam import dedup, filters, records, sources, text, web
 from data_beam.records import Reject
 
 _INPUT = flags.DEFINE_multi_string('input', None, 'WARC files or patterns.', required=True)
@@ -35,7 +35,7 @@ _DATATROVE = flags.DEFINE_string('datatrove', None, 'Python that has datatrove 0
 
 def cpu() -> float:
   """CPU-seconds of this process and of its children that have ended."""
-  bounded.close()
+  web.extractor.close()
   return sum(u.ru_utime + u.ru_stime
              for u in map(resource.getrusage, (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN)))
 
@@ -77,8 +77,9 @@ def run_stages(paths: list[str], tier: str) -> dict:
 BEAM = '''
 import json, sys
 from data_beam import web
+from data_beam.options import WebOptions
 from experiments.benchmarks.web_pipeline import cpu, peak_mb
-path = web.run(json.loads(sys.argv[1]), sys.argv[2], tier=sys.argv[3])
+path = web.run(json.loads(sys.argv[1]), sys.argv[2], options=WebOptions(tier=sys.argv[3]))
 print(json.dumps({'cpu_seconds': round(cpu(), 2), **peak_mb()}))
 '''
 
