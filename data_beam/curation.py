@@ -10,11 +10,13 @@ from typing import Any
 import apache_beam as beam
 
 from data_beam import options as options_lib
-from data_beam import records, text
-from data_beam.filters import Rule
+from data_beam import records
+from data_beam.beam_options import pipeline_options
+from data_beam.filters.rules import Rule
 from data_beam.options import Options
 from data_beam.progress import Funnel
 from data_beam.records import Document, Reject
+from data_beam.text import pii
 
 log = logging.getLogger('data_beam')
 
@@ -56,7 +58,7 @@ def judge(document: Document, rules: Sequence[Rule]) -> Iterator[Document | Reje
 
 def anonymise(document: Document, phones: bool = False) -> Iterator[Document]:
   """E-mail and IP addresses replaced, telephone numbers if asked for; drops nothing."""
-  yield dataclasses.replace(document, text=text.replace_pii(document.text, phones=phones))
+  yield dataclasses.replace(document, text=pii.replace_pii(document.text, phones=phones))
 
 
 # --- a run ---------------------------------------------------------------------------------------
@@ -88,7 +90,7 @@ def curate(
   """
   if not name or '/' in name:
     raise ValueError(f'{name!r} cannot be the name of a corpus: give a word such as web')
-  beam_options = records.pipeline_options(beam_args)
+  beam_options = pipeline_options(beam_args)
   path = records.corpus_path(output, name)
   log.info('curating %d inputs (%.1f MB) into %s', len(inputs),
            sum(i.get('bytes', 0) for i in inputs) / 1e6, path)

@@ -138,14 +138,14 @@ def _names(reference: str) -> str:
 _languages = functools.partial(
   option, ('en',), 'languages to keep, such as en,fr,de; any for all of them', metavar='CODES',
   empty='any')
-_FILTERS = ('quality rules: a profile ({data_beam.filters:PROFILES}), or names of rules with '
-            'commas between ({data_beam.filters:RULES})')
+_FILTERS = ('quality rules: a profile ({data_beam.filters.rules:PROFILES}), or names of rules with '
+            'commas between ({data_beam.filters.rules:RULES})')
 _MINHASH = 'near duplicates share a band of so many hashes; none to keep them'
 _limit = functools.partial(
   option, None, 'read only the first N, in one worker: for trial runs', metavar='N', least=1)
 _minhash_hash = functools.partial(
   option, 'fast', "how words are hashed: fast, or datatrove's signatures with xxh64 or sha1",
-  choices='data_beam.dedup:HASHES')
+  choices='data_beam.dedup.minhash:HASHES')
 _num_shards = functools.partial(option, 8, 'files of the corpus', metavar='N', least=1)
 
 
@@ -165,7 +165,7 @@ class WebOptions(Options):
   minhash_hash: str = _minhash_hash()
   tier: str = option(
     'default', 'how the main text is found: default for quality, fast for speed',
-    choices='data_beam.html_text:TIERS')
+    choices='data_beam.web.extract:TIERS')
   markdown: bool = option(False, 'keep headings, lists, tables and code as Markdown')
   url_lists: str = option(
     '', 'drop pages by your own lists: domains.txt, urls.txt, words.txt, subwords.txt, '
@@ -173,7 +173,7 @@ class WebOptions(Options):
   parity: bool = option(False, "keep datatrove's faults in comparing URLs with the lists")
   dedup_scope: str = option(
     'global', 'look for duplicates among all documents, or within a crawl dump or a language only',
-    choices='data_beam.dedup:SCOPES')
+    choices='data_beam.dedup.exact:SCOPES')
   url_dedup: bool = option(False, 'keep one page of each URL')
   decontaminate: tuple[str, ...] = option(
     (), 'drop documents that quote these evaluation sets (JSONL)', metavar='GLOB', many=True,
@@ -195,7 +195,7 @@ class PdfOptions(Options):
   minhash: str = option('32x10', _MINHASH, metavar='BANDSxROWS')
   minhash_hash: str = _minhash_hash()
   ocr: str = option('auto', 'read pictures of text: auto for pages that need it',
-                    choices='data_beam.pdf_text:OCR_MODES')
+                    choices='data_beam.pdf.text:OCR_MODES')
   ocr_server: str = option(
     '', 'a server with a vision model does the OCR, by the protocol of OpenAI, as vLLM has it: '
     'http://localhost:8000', metavar='URL')
@@ -206,12 +206,12 @@ class PdfOptions(Options):
   figures: str = option(
     'list', 'pictures in the text: list them in the metadata with their captions, also mark their '
     'places in the text, or list them with their text, read by OCR',
-    choices='data_beam.pdf_text:FIGURES')
+    choices='data_beam.pdf.text:FIGURES')
   markdown: bool = option(
     False, 'mark headings, told by the size of their font; lists and tables always are')
   refetch: tuple[str, ...] = option(
-    (), 'fetch documents again from their URLs: {data_beam.refetch:MODES}', metavar='MODES',
-    choices='data_beam.refetch:MODES')
+    (), 'fetch documents again from their URLs: {data_beam.sources.refetch:MODES}', metavar='MODES',
+    choices='data_beam.sources.refetch:MODES')
   agent: str = option('', 'User-Agent of --refetch, with an address that a site may write to',
                       metavar='TEXT')
   fetch_delay: float = option(

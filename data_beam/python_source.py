@@ -12,8 +12,8 @@ How to curate a source of your own (LaTeX, forum dumps, another language), by th
    `anonymise` are used as they are. `run` hands them to `curation.curate`, which gives the live
    funnel, the rejects, the manifest, the report page and lineage.
 2. `options.py`: a dataclass of its options, of which the flags are made.
-3. `spans.py`: one line for each reason that shows in one place, so that reports mark it. (Or put
-   `span: [start, end]` into the metadata of the Reject, as `parse` does here.)
+3. `filters/spans.py`: one line for each reason that shows in one place, so that reports mark it.
+   (Or put `span: [start, end]` into the metadata of the Reject, as `parse` does here.)
 4. README.md and COMMANDS in tests/test_house.py, for the command; a test file.
 
 Nothing else: `data_beam.tokenize_corpus`, `data_beam.tables` and `experiments.lineage` take the
@@ -41,12 +41,14 @@ from typing import NamedTuple
 
 import apache_beam as beam
 
-from data_beam import curation, sources
+from data_beam import curation
 from data_beam.curation import Each, anonymise, judge
-from data_beam.dedup import ExactDedup, MinHashDedup
-from data_beam.filters import Rule
+from data_beam.dedup.clusters import MinHashDedup
+from data_beam.dedup.exact import ExactDedup
+from data_beam.filters.rules import Rule
 from data_beam.options import PythonSourceOptions
 from data_beam.records import Document, Reject
+from data_beam.sources.files import expand, open_file
 
 MAX_BYTES = 1 << 20  # of a source file; longer ones are data
 MAX_ARCHIVE = 2 << 30  # bytes that are unpacked of an archive
@@ -81,7 +83,7 @@ def find(patterns: Sequence[str]) -> list[Batch]:
       new = [Batch(root, tuple(files[i:i + _GATHERED])) for i in range(0, len(files), _GATHERED)]
     else:
       new = []
-      for file in sources.expand([pattern]):
+      for file in expand([pattern]):
         path = file['path']
         if not path.endswith(('.py', *_ARCHIVES)):
           raise ValueError(f'{path} is neither a .py file nor an archive '
@@ -114,12 +116,12 @@ def _read_batch(batch: Batch, source: str) -> Iterator[Document | Reject]:
     for path in batch.files:
       full = os.path.join(batch.root, path) if batch.root else path
       if not os.path.islink(full):  # a link may lead out of the directory
-        with sources.open_file(full) as f:
+        with open_file(full) as f:
           yield _document(path, '', f.read(MAX_BYTES + 1), source)
     return
   name = os.path.basename(batch.root)
   try:
-    with sources.open_file(batch.root) as f:
+    with open_file(batch.root) as f:
       members = _zip_members(f) if batch.root.endswith(('.whl', '.zip')) else _tar_members(f)
       for path, body in members:
         yield _document(path, name, body, source)

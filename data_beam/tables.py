@@ -31,11 +31,13 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from apache_beam.io.filesystems import FileSystems
 
-from data_beam import curation, records, sources
+from data_beam import curation, records
 from data_beam import options as options_lib
+from data_beam.beam_options import pipeline_options
 from data_beam.curation import Each
 from data_beam.options import ImportOptions
 from data_beam.records import Document, Reject
+from data_beam.sources.files import decompressed, expand, open_file
 
 log = logging.getLogger('data_beam')
 
@@ -97,7 +99,7 @@ def split(path: str) -> list[Part]:
   So is a damaged one, and one that can only be read from its start (https): it is fetched once.
   """
   if is_parquet(path):
-    with contextlib.suppress(OSError, pa.ArrowException), sources.open_file(path) as f:
+    with contextlib.suppress(OSError, pa.ArrowException), open_file(path) as f:
       if _can_seek(f):
         return [Part(path, i) for i in range(pq.ParquetFile(f).num_row_groups)]
   return [Part(path, None)]
@@ -114,8 +116,8 @@ def read_rows(part: Part) -> Iterator[tuple[int, dict[str, Any] | RowError]]:
       batches = pq.ParquetFile(f).iter_batches(batch_size=_BATCH, row_groups=groups)
       yield from enumerate(row for batch in batches for row in batch.to_pylist())
     return
-  with sources.open_file(part.path) as raw:
-    for number, line in enumerate(sources.decompressed(raw)):
+  with open_file(part.path) as raw:
+    for number, line in enumerate(decompressed(raw)):
       if not line.strip():
         continue
       try:
@@ -130,7 +132,7 @@ def read_rows(part: Part) -> Iterator[tuple[int, dict[str, Any] | RowError]]:
 @contextlib.contextmanager
 def _seekable(path: str) -> Iterator[BinaryIO]:
   """The file, fetched into a temporary one if it cannot be read at any place."""
-  with sources.open_file(path) as f:
+  with open_file(path) as f:
     if _can_seek(f):
       yield f
       return
@@ -294,7 +296,7 @@ def import_tables(
   """Parquet and JSONL files → the curated corpus `output/name/1.0.0`. Returns that path.
 
   Args:
-    input: files or patterns, of any scheme that sources.expand knows.
+    input: files or patterns, of any scheme that files.expand knows.
     output: parent directory of the corpus and of `name_rejects`.
     name: of the corpus, and its documents' source where no column says it.
     options: what each means is said in options.py.
@@ -315,7 +317,7 @@ def import_tables(
   if unknown:
     raise ValueError(f'unknown field {unknown[0]!r}: choose one of '
                      f'{", ".join(records.FEATURES["curated"])} or metadata.NAME')
-  files = sources.expand(input)
+  files = expand(input)
   _check_text(files[0]['path'], columns['text'], options.layout)
   paths = [f['path'] for f in files]
   if options.limit:
@@ -412,7 +414,7 @@ def export_corpus(
   """
   if format not in FORMATS:
     raise ValueError(f'unknown format {format!r}: choose one of {", ".join(FORMATS)}')
-  options = records.pipeline_options(beam_args)
+  options = pipeline_options(beam_args)
   manifest = records.read_manifest(input)
   records.check_not_empty(manifest)
   data = FileSystems.join(output, 'data')

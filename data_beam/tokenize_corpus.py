@@ -26,7 +26,8 @@ import tokenizers
 
 from data_beam import options as options_lib
 from data_beam import records
-from data_beam.dedup import rehydration_weight
+from data_beam.beam_options import pipeline_options
+from data_beam.dedup.clusters import rehydration_weight
 from data_beam.options import TokenizeOptions
 from data_beam.records import CorpusError, Record
 
@@ -183,7 +184,7 @@ def run(
     output: the parent directory of the result.
     name: the result's name.
     options: what each means is said in options.py. (EOS ends each document in any case;
-      rehydration is stored as each document's `weight`, from dedup.REHYDRATION.)
+      rehydration is stored as each document's `weight`, from clusters.REHYDRATION.)
     beam_args: Beam's own flags, such as ['--runner=DataflowRunner', …].
 
   Returns:
@@ -219,7 +220,7 @@ def run(
     'dtype': facts.dtype.str,
   }
   path = records.corpus_path(output, name)
-  beam_options = records.pipeline_options(beam_args)
+  beam_options = pipeline_options(beam_args)
   records.log.info('tokenising %d documents', sum(m['documents'] for m in manifests))
   with beam.Pipeline(options=beam_options) as pipeline:
     tokenised = (

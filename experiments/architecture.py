@@ -288,9 +288,10 @@ def _curate(output: str, _: Mapping[str, str], *, files: Sequence[str]) -> dict:
   import apache_beam as beam
 
   from data_beam import records
+  from data_beam.beam_options import pipeline_options
 
   inputs = [{'path': f, 'bytes': os.path.getsize(f)} for f in files]
-  with beam.Pipeline(options=records.pipeline_options()) as pipeline:
+  with beam.Pipeline(options=pipeline_options()) as pipeline:
     kept = pipeline | 'files' >> beam.Create(files) | beam.FlatMap(_documents)
     rejects = pipeline | 'none' >> beam.Create([])
     records.write_corpus(

@@ -33,7 +33,7 @@ def _selfdocs(output: str, _: Mapping[str, str], *, c: Any) -> dict:
 
 
 def _web(output: str, inputs: Mapping[str, str], *, c: Any) -> dict:
-  from data_beam import web
+  from data_beam.web import pipeline as web
 
   path = web.run(
     _globs(c.web.input) or [os.path.join(inputs['selfdocs'], 'web', '*.warc.gz')],
@@ -46,7 +46,7 @@ def _web(output: str, inputs: Mapping[str, str], *, c: Any) -> dict:
 
 
 def _pdf(output: str, inputs: Mapping[str, str], *, c: Any) -> dict:
-  from data_beam import pdf
+  from data_beam.pdf import pipeline as pdf
 
   path = pdf.run(
     _globs(c.pdf.input) or [os.path.join(inputs['selfdocs'], 'pdf', '*.pdf')],
@@ -225,10 +225,11 @@ def _coordinate_check(output: str, _: Mapping[str, str], *, c: Any) -> dict:
 
 
 def _report(output: str, _: Mapping[str, str], *, workdir: str) -> dict:
-  from data_beam import pdf, spans
+  from data_beam.filters import spans
+  from data_beam.pdf.thumbnail import thumbnail
   from smoljax import report
 
-  report.write(workdir, os.path.join(output, 'report'), spans.find, pdf.thumbnail)
+  report.write(workdir, os.path.join(output, 'report'), spans.find, thumbnail)
   return {}
 
 
@@ -523,10 +524,10 @@ def check(c: Any) -> None:
   TokenizeOptions.of(c.tokenize)
   for name, options in (('web', WebOptions), ('pdf', PdfOptions)):
     if c[name].enabled:  # else the libraries that curate need not be here
-      from data_beam import filters
+      from data_beam.filters.rules import profile
 
       try:
-        filters.profile(options.of(c[name]).filters)
+        profile(options.of(c[name]).filters)
       except ValueError as e:
         raise ValueError(f'--config.{name}: {e}') from None
   for task in c.eval.tasks:
@@ -625,10 +626,10 @@ def _find(patterns: str, flag: str) -> list[dict]:
   """The files that comma-separated globs match, with sizes; raises if one matches nothing."""
   if not patterns:
     return []
-  from data_beam import sources
+  from data_beam.sources.files import expand
 
   try:
-    return sources.expand(_globs(patterns))
+    return expand(_globs(patterns))
   except (OSError, ValueError) as e:
     raise type(e)(f'{flag}: {e}') from None
 

@@ -17,8 +17,11 @@ from test_sources import html, write_warc
 from test_tokenize_corpus import corpus, folder, model, texts  # noqa: F401 (fixtures)
 from test_web import article, page
 
-from data_beam import pdf, records, tokenize_corpus, web
+from data_beam import records, tokenize_corpus
+from data_beam.beam_options import refuse_unknown
 from data_beam.options import PdfOptions, WebOptions
+from data_beam.pdf import pipeline as pdf
+from data_beam.web import pipeline as web
 
 SCRIPT = REPOSITORY / 'experiments' / 'dataflow.sh'
 DATAFLOW = ['--runner=DataflowRunner', '--project=my-project', '--region=us-central1',
@@ -159,7 +162,7 @@ def test_the_script_names_every_step():
                '--name=w', '--sdk_container_image=us-central1-docker.pkg.dev/p/'):
     assert part in command
   flags = re.findall(r'--\w+=\S+', command.partition('gs://b/')[2])
-  records._refuse_unknown(flags)    # Beam knows them all
+  refuse_unknown(flags)    # Beam knows them all
 
 
 @pytest.mark.slow

@@ -18,8 +18,13 @@ from reportlab.pdfgen import canvas
 from warcio.statusandheaders import StatusAndHeaders
 from warcio.warcwriter import WARCWriter
 
-from data_beam import filters, pdf, pdf_text, records
+from data_beam import records
+from data_beam.beam_options import pipeline_options
+from data_beam.filters.rules import PDF
 from data_beam.options import PdfOptions
+from data_beam.pdf import pipeline as pdf
+from data_beam.pdf import text as pdf_text
+from data_beam.pdf.thumbnail import thumbnail
 
 NOUNS = """river valley harbour garden library painter engineer teacher winter machine letter
 bridge island market village student captain doctor forest kitchen railway museum mountain farmer
@@ -154,7 +159,7 @@ def test_a_crash_in_the_parser_loses_one_document(inputs, tmp_path, monkeypatch)
   folder, bodies = inputs
   (tmp_path / 'crashing_pdf.py').write_text(f'''
 import ctypes, hashlib
-from data_beam import pdf_text
+from data_beam.pdf import text as pdf_text
 def answer(body, **options):
   if hashlib.sha256(body).hexdigest() == {sha(bodies['good3.pdf'])!r}: ctypes.string_at(0)
   return pdf_text.answer(body, **options)
@@ -203,7 +208,7 @@ def test_equal_bytes_keep_one_reference_in_any_order():
   def reference(url, offset):
     return pdf.Reference('digest', f'id{offset}', url, '', '/x/a.warc', offset, '')
   references = [reference('https://b', 1), reference('https://a', 2), reference('https://a', 3)]
-  with beam.Pipeline(options=records.pipeline_options()) as p:
+  with beam.Pipeline(options=pipeline_options()) as p:
     kept, dropped = p | beam.Create(references) | pdf.SameBytes('pdf')
     assert_that(kept, equal_to([references[1]]), 'kept')
     assert_that(dropped | beam.Map(lambda r: (r.document.id, r.document.metadata['duplicate_of'])),
@@ -275,7 +280,7 @@ def test_command_line(inputs, tmp_path, capsys):
 
 
 def test_the_profile_is_about_documents():
-  assert {rule.__name__ for rule in filters.PDF} >= {'length', 'garbage', 'gopher_repetition'}
+  assert {rule.__name__ for rule in PDF} >= {'length', 'garbage', 'gopher_repetition'}
 
 
 @pytest.mark.parametrize(('given', 'threads'), [
@@ -292,12 +297,12 @@ def test_the_report_shows_first_pages(inputs, corpus, tmp_path):
 
   path, kept, _ = corpus
   folder = os.path.dirname(os.path.dirname(os.path.dirname(path)))
-  with open(report.write(folder, str(tmp_path), picture=pdf.thumbnail)) as f:
+  with open(report.write(folder, str(tmp_path), picture=thumbnail)) as f:
     pictures = re.findall('src="data:image/png;base64,([^"]+)"', f.read())
   first = Image.open(io.BytesIO(base64.b64decode(pictures[0])))
   assert first.format == 'PNG' and max(first.size) == 320
   metadata = next(iter(kept.values()))['metadata']
   files = records.read_manifest(path)['inputs']
-  assert pdf.thumbnail(metadata, files)
-  assert pdf.thumbnail(metadata, []) is None                        # the file has gone
-  assert pdf.thumbnail({'file': metadata['file']}, files) is None   # a web page
+  assert thumbnail(metadata, files)
+  assert thumbnail(metadata, []) is None                        # the file has gone
+  assert thumbnail({'file': metadata['file']}, files) is None   # a web page

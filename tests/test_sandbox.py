@@ -10,8 +10,9 @@ import time
 import pytest
 from conftest import REPOSITORY
 
-from data_beam import html_text, web
 from data_beam.sandbox import Child, Limits, Lost, Sandbox
+from data_beam.web import extract as html_text
+from data_beam.web import pipeline as web
 
 PAGE = b'<html><p>' + b'The harbour was built in the twelfth century. ' * 20
 
@@ -36,7 +37,7 @@ def extract(body, **arguments):
   return body.decode() + arguments['tier']
 '''
 
-LIMITS = Limits(memory=1 << 29, cpu_seconds=.3, wall_seconds=.5)
+LIMITS = Limits(memory=1 << 29, cpu_seconds=.3, wall_seconds=2)
 
 
 def extract(body, **arguments):
@@ -100,7 +101,7 @@ def test_threads_share_the_children():
 
 
 def test_children_end_with_a_killed_parent():
-  program = ('import time; from data_beam.web import extractor; extractor.call(b"<p>x"); '
+  program = ('import time; from data_beam.web.pipeline import extractor; extractor.call(b"<p>x"); '
              'print(extractor.idle[0].process.pid, flush=True); time.sleep(100)')
   with subprocess.Popen([sys.executable, '-c', program], stdout=subprocess.PIPE,
                         cwd=REPOSITORY) as parent:

@@ -10,6 +10,7 @@ import sentencepiece
 import tokenizers
 
 from data_beam import records, tokenize_corpus
+from data_beam.beam_options import pipeline_options
 from data_beam.options import TokenizeOptions
 from data_beam.records import Document
 from smoljax import data
@@ -21,7 +22,7 @@ WORDS = ['the', 'quick', 'brown', 'fox', 'jumped', 'over', 'a', 'lazy', 'dog', '
 def write_corpus(folder, name, texts, metadata=None):
   documents = [Document(f'{name}-{i}', text, source=name, language='en', quality=0.25,
                         metadata=metadata or {}) for i, text in enumerate(texts)]
-  with beam.Pipeline(options=records.pipeline_options()) as pipeline:
+  with beam.Pipeline(options=pipeline_options()) as pipeline:
     records.write_corpus(
       pipeline | beam.Create(documents), pipeline | 'none' >> beam.Create([]),
       output=str(folder), name=name, stages=['read'], config={}, inputs=[], num_shards=2)

@@ -14,9 +14,12 @@ import pytest
 from conftest import REPOSITORY
 from test_sources import ID, html, write_warc
 
-from data_beam import records, web
+from data_beam import records
+from data_beam.filters.urls import UrlFilter
 from data_beam.options import WebOptions
 from data_beam.records import Document
+from data_beam.text.language import LANGUAGE_THRESHOLDS
+from data_beam.web import pipeline as web
 
 ADJECTIVES = [
   'old', 'small', 'famous', 'quiet', 'northern', 'wooden', 'broken', 'modern', 'narrow',
@@ -224,7 +227,7 @@ def test_the_end_says_where_the_corpus_is(crawl, tmp_path, capsys):
 def test_lists_decontamination_and_order_are_stages_where_asked_for(tmp_path):
   (tmp_path / 'words.txt').write_text('casino\n')
   (tmp_path / 'eval.jsonl').write_text('{"q": "one of eight words or more of them"}\n')
-  lists = web.filters_lib.UrlFilter(str(tmp_path))
+  lists = UrlFilter(str(tmp_path))
   names = [name for name, _ in web.stages(WebOptions(
     url_lists=str(tmp_path), decontaminate=(str(tmp_path / 'eval.jsonl'),), filters='fineweb2'))]
   assert names == ['read', 'url', 'extract', 'language', 'exact_dedup', 'minhash', 'filter',
@@ -258,13 +261,13 @@ def test_code_switching_is_recorded_and_thresholds_are_those_of_the_language():
   assert set(mixed.metadata['languages']) == {'en', 'fr'}
   (plain,) = web.identify(Document(id='', text=english), ('en',), None)
   assert plain.language == 'en' and 'languages' not in plain.metadata
-  least = web.text.LANGUAGE_THRESHOLDS['en']
-  web.text.LANGUAGE_THRESHOLDS['en'] = 1
+  least = LANGUAGE_THRESHOLDS['en']
+  LANGUAGE_THRESHOLDS['en'] = 1
   try:
     (reject,) = web.identify(Document(id='', text=english), ('en',), None)
     assert reject[1:] == ('language', 'unsure')
   finally:
-    web.text.LANGUAGE_THRESHOLDS['en'] = least
+    LANGUAGE_THRESHOLDS['en'] = least
 
 
 # --- hostile input ---------------------------------------------------------------------------
@@ -272,7 +275,7 @@ def test_code_switching_is_recorded_and_thresholds_are_those_of_the_language():
 
 MEASURED = '''
 import json, resource, sys
-from data_beam import web
+from data_beam.web import pipeline as web
 from data_beam.options import WebOptions
 path = web.run(json.loads(sys.argv[1]), sys.argv[2], options=WebOptions(
   filters='none', languages=(), min_language_score=0))

@@ -7,7 +7,7 @@ these come mutated files (bytes changed, removed, doubled, or the end gone, by s
 inflated operators, a page tree of 200,000 kids, one file at which the parser is made to crash and
 one at which it hangs. After every few a good document is read, and must give the text that it gives
 alone. Prints one JSON line: good ones lost, outcomes by kind, reasons that are no key of
-pdf_pages.REASONS, the most memory that a parser held, and the longest document's seconds.
+errors.REASONS, the most memory that a parser held, and the longest document's seconds.
 """
 import collections
 import ctypes
@@ -26,7 +26,8 @@ from collections.abc import Iterator
 from absl import app, flags
 from reportlab.pdfgen import canvas
 
-from data_beam import pdf_pages, pdf_text
+from data_beam.pdf import text as pdf_text
+from data_beam.pdf.errors import REASONS, PdfError
 
 _DATA = flags.DEFINE_string('data', None, 'Folder with pdf/.', required=True)
 _MUTATED = flags.DEFINE_integer('mutated', 2000, 'Mutated files.')
@@ -131,9 +132,9 @@ def main(_) -> None:
       try:
         extractor.extract(body, ocr='never')
         outcome = 'text'
-      except pdf_text.PdfError as error:
+      except PdfError as error:
         outcome = error.reason
-        if outcome not in pdf_pages.REASONS:
+        if outcome not in REASONS:
           untyped.add(outcome)
       outcomes[kind][outcome] += 1
       slowest = max(slowest, time.monotonic() - start)
@@ -141,7 +142,7 @@ def main(_) -> None:
         asked += 1
         try:
           lost += digest(good[i % len(good)]) != expected[i % len(good)]
-        except pdf_text.PdfError:
+        except PdfError:
           lost += 1
   peak = resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss * 1024
   print(json.dumps({

@@ -5,7 +5,7 @@
 Inputs are PDFs, WARC files with PDFs in them, or indexes of such (Common Crawl's Parquet or JSON
 lines). What travels between workers is a reference to a document's bytes, not the bytes: `read`
 finds and hashes them, equal ones are dropped before the costly part, and `extract` reads each again
-where it will be parsed. Every worker parses in a child process of its own (see pdf_text), so one
+where it will be parsed. Every worker parses in a child process of its own (see text), so one
 bad file is one reject.
 """
 
@@ -17,20 +17,28 @@ import itertools
 import logging
 import os
 import statistics
-import sys
 import time
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from typing import Any, NamedTuple
 
 import apache_beam as beam
-from fastwarc.warc import ArchiveIterator
 
-from data_beam import curation, pdf_ocr, pdf_route, pdf_text, refetch, sources, text
-from data_beam import filters as filters_lib
+from data_beam import curation
 from data_beam.curation import Each
-from data_beam.dedup import ExactDedup, near_duplicates
+from data_beam.dedup.clusters import near_duplicates
+from data_beam.dedup.exact import ExactDedup
+from data_beam.filters.rules import Rule, profile
 from data_beam.options import PdfOptions
+from data_beam.pdf import ocr as pdf_ocr
+from data_beam.pdf import router
+from data_beam.pdf import text as pdf_text
+from data_beam.pdf.errors import PdfError
 from data_beam.records import Document, Reject
+from data_beam.sources import common_crawl, readers, refetch
+from data_beam.sources.files import expand, open_file, read_range
+from data_beam.text import pii
+from data_beam.text.language import detect_language, is_sure, language_sample
+from data_beam.text.normalize import normalize
 
 MAX_PDF_BYTES = 256 << 20
 
@@ -74,7 +82,7 @@ def stages(
     ('same_bytes', SameBytes(source)),
     ('extract', Extract(how, source, refetching if o.refetch else None)),
     ('language', Each(identify, o.languages, o.min_language_score)),
-    ('filter', Each(judge, filters_lib.profile(o.filters))),
+    ('filter', Each(judge, profile(o.filters))),
     ('exact_dedup', ExactDedup()),
     *near_duplicates(o.minhash, o.minhash_hash),
     ('pii', Each(anonymise)),
@@ -93,23 +101,23 @@ def read(paths: Sequence[str], source: str, limit: int | None) -> Iterator[Refer
 
 
 def _references(path: str, source: str) -> Iterator[Reference | Reject]:
-  kind = sources.kind(path)
-  if kind in sources.INDEXES:
-    for capture in sources.captures(path, sources.PDF_TYPES):
+  kind = readers.kind(path)
+  if kind in common_crawl.INDEXES:
+    for capture in common_crawl.captures(path, readers.PDF_TYPES):
       if isinstance(capture, Reject):
         yield _of(capture, source)
         continue
-      for page in sources.read_capture(capture, types=sources.PDF_TYPES, max_bytes=MAX_PDF_BYTES):
+      for page in readers.read_capture(capture, types=readers.PDF_TYPES, max_bytes=MAX_PDF_BYTES):
         yield (_of(page, source) if isinstance(page, Reject)
                else _reference(page, capture.file, capture.length))
   elif kind in ('.warc', '.arc'):
-    for page in sources.read(path, types=sources.PDF_TYPES, max_bytes=MAX_PDF_BYTES):
+    for page in readers.read(path, types=readers.PDF_TYPES, max_bytes=MAX_PDF_BYTES):
       yield _of(page, source) if isinstance(page, Reject) else _reference(page, path)
   else:                                     # anything else is taken for a PDF, and refused if none
-    with sources.open_file(path) as f:
+    with open_file(path) as f:
       body = f.read(MAX_PDF_BYTES + 1)
     digest = hashlib.sha256(body).hexdigest()
-    page = sources.Page(id=digest, url='', date='', warc_file='', warc_offset=-1, content_type='',
+    page = readers.Page(id=digest, url='', date='', warc_file='', warc_offset=-1, content_type='',
                         body=body)
     reference = _reference(page, path)
     large = len(body) > MAX_PDF_BYTES
@@ -120,13 +128,13 @@ def _of(reject: Reject, source: str) -> Reject:
   return reject._replace(document=dataclasses.replace(reject.document, source=source))
 
 
-def _reference(page: sources.Page, path: str, length: int = 0) -> Reference:
+def _reference(page: readers.Page, path: str, length: int = 0) -> Reference:
   return Reference(
     hashlib.sha256(page.body).hexdigest(), page.id, page.url, page.date, path, page.warc_offset,
     truncation(page), length, len(page.body), page.declared, page.etag, page.modified)
 
 
-def truncation(page: sources.Page) -> str:
+def truncation(page: readers.Page) -> str:
   """Why a PDF is incomplete: the crawler's word (`length`, `time`, `disconnect`), `clipped` (its
   WARC file ends in it), `declared` (the server said that there was more), `cap` (a mebibyte to
   the byte, where crawls before 2013 cut without a word), `no_eof` (no %%EOF near its end); or ''.
@@ -140,20 +148,22 @@ def truncation(page: sources.Page) -> str:
   return 'cap' if len(page.body) == 1 << 20 else 'no_eof'
 
 
-def _body(reference: Reference) -> bytes:
+def body_of(reference: Reference) -> bytes:
   """The bytes again: those that `read` has hashed."""
   if reference.offset < 0:
-    with sources.open_file(reference.path) as f:
+    with open_file(reference.path) as f:
       return f.read(MAX_PDF_BYTES)
   with contextlib.ExitStack() as stack:
     if reference.length:
-      f = io.BytesIO(sources.read_range(reference.path, reference.offset, reference.length))
+      f = io.BytesIO(read_range(reference.path, reference.offset, reference.length))
     else:
-      f = stack.enter_context(sources.open_file(reference.path))
+      f = stack.enter_context(open_file(reference.path))
       f.seek(reference.offset)
+    from fastwarc.warc import ArchiveIterator
+
     record = next(iter(ArchiveIterator(f, parse_http=True, auto_decode='none', strict_mode=False)))
     raw = record.reader.read(MAX_PDF_BYTES + 1)
-    return sources.decode_payload(raw, record.http_headers, MAX_PDF_BYTES)
+    return readers.decode_payload(raw, record.http_headers, MAX_PDF_BYTES)
 
 
 def _document(reference: Reference, source: str, text: str = '', **metadata: Any) -> Document:
@@ -196,11 +206,11 @@ def _first(group: tuple[str, Iterable[tuple]], source: str) -> Iterator[Any]:
 
 
 class Extract(beam.PTransform):
-  """PCollection[Reference] → (kept: Document, rejects); reasons are pdf_pages.REASONS."""
+  """PCollection[Reference] → (kept: Document, rejects); reasons are errors.REASONS."""
 
   def __init__(self, options: dict[str, Any], source: str,
                refetching: dict[str, Any] | None = None):
-    """Takes the options of pdf_text.extract, and the settings of refetch.Refetch if any."""
+    """Takes the options of text.extract, and the settings of refetch.Refetch if any."""
     super().__init__()
     self.extract, self.refetching = _Extract(options, source), refetching
 
@@ -223,7 +233,7 @@ class _Extract(beam.DoFn):
     self.extractor.close()
 
   def process(self, reference: Reference):
-    result = self.read(reference, _body(reference))
+    result = self.read(reference, body_of(reference))
     if isinstance(result, Reject):
       yield beam.pvalue.TaggedOutput('rejects', result)
       return
@@ -236,7 +246,7 @@ class _Extract(beam.DoFn):
   def read(self, reference: Reference, body: bytes) -> Document | Reject:
     try:
       found = self.extractor.extract(body, **self.options)
-    except pdf_text.PdfError as error:
+    except PdfError as error:
       cut = reference.truncated and error.reason == 'damaged'
       document = _document(reference, self.source, **({'error': error.detail} if error.detail
                                                       else {}))
@@ -245,9 +255,9 @@ class _Extract(beam.DoFn):
 
   def again(self, document: Document, path: str, offset: int) -> Document | Reject:
     """A newer version of a document, a record of a WARC file: for refetch.Refetch."""
-    with sources.open_file(path) as f:
+    with open_file(path) as f:
       f.seek(offset)
-      page = next(sources.read_stream(f, os.path.basename(path), sources.PDF_TYPES, MAX_PDF_BYTES))
+      page = next(readers.read_stream(f, os.path.basename(path), readers.PDF_TYPES, MAX_PDF_BYTES))
     if isinstance(page, Reject):
       return page
     page = dataclasses.replace(page, id=document.id, url=document.url, warc_offset=offset)
@@ -256,7 +266,7 @@ class _Extract(beam.DoFn):
 
 def to_document(reference: Reference, found: pdf_text.PdfText, source: str = 'pdf') -> Document:
   """A document with all that is known of its pages."""
-  found = dataclasses.replace(found, pages=[text.normalize(page).strip() for page in found.pages])
+  found = dataclasses.replace(found, pages=[normalize(page).strip() for page in found.pages])
   sure = [c for c, method in zip(found.ocr_confidence, found.page_methods, strict=True)
           if method == 'ocr']
   wanted = {i: f for i, f in enumerate(found.features) if f['ocr_wanted']}
@@ -282,7 +292,7 @@ def identify(document: Document, languages: Sequence[str],
   pages = [_page_languages(document.text[a:b]) for a, b in itertools.zip_longest(
     offsets, offsets[1:])]
   if not any(pages):                        # short ones have no page of fifty letters
-    pages = [text.detect_language(text.language_sample(_prose(document.text)))]
+    pages = [detect_language(language_sample(_prose(document.text)))]
   scores: dict[str, float] = {}
   for page in pages:
     for name, probability in page:
@@ -293,7 +303,7 @@ def identify(document: Document, languages: Sequence[str],
               'page_languages': [page[0][0] if page else '' for page in pages]}
 
   found = next(((name, score) for name, score in ranked
-                if text.is_sure(name, score, min_score)), None)
+                if is_sure(name, score, min_score)), None)
   name, score = found or (ranked[0] if ranked else ('', 0.0))
   document = dataclasses.replace(document, language=name, language_score=score, metadata=metadata)
   if languages and name not in languages:
@@ -315,10 +325,10 @@ def _page_languages(page: str) -> list[tuple[str, float]]:
   letters = [c for c in prose if c.isalpha()]
   if len(''.join(letters).encode()) < 50 or len(letters) < 0.2 * len(prose):
     return []
-  return text.detect_language(text.language_sample(prose, windows=3, size=500))
+  return detect_language(language_sample(prose, windows=3, size=500))
 
 
-def judge(document: Document, rules: Sequence[filters_lib.Rule]) -> Iterator[Document | Reject]:
+def judge(document: Document, rules: Sequence[Rule]) -> Iterator[Document | Reject]:
   """The quality rules. Where one tidies the text, its page offsets no longer hold and go."""
   for result in curation.judge(document, rules):
     if isinstance(result, Document) and result.text != document.text:
@@ -329,7 +339,7 @@ def judge(document: Document, rules: Sequence[filters_lib.Rule]) -> Iterator[Doc
 def anonymise(document: Document) -> Iterator[Document]:
   """E-mail and IP addresses replaced, page by page, so that the offsets stay true."""
   offsets = document.metadata.get('page_offsets') or [0]
-  pages = [text.replace_pii(document.text[a:b])
+  pages = [pii.replace_pii(document.text[a:b])
            for a, b in itertools.zip_longest(offsets, offsets[1:])]
   metadata = dict(document.metadata)
   if 'page_offsets' in metadata:
@@ -344,7 +354,7 @@ def run(
   """Curates PDFs into the corpus `output/name/1.0.0`. Returns that path.
 
   Args:
-    input: PDF or WARC files or patterns, of any scheme that sources.expand knows.
+    input: PDF or WARC files or patterns, of any scheme that files.expand knows.
     output: parent directory of the corpus and of `name_rejects`.
     name: of the corpus.
     options: what each means is said in options.py.
@@ -358,40 +368,21 @@ def run(
   """
   options = options or PdfOptions()
   refetch.check(options.refetch, options.agent, options.stale_before)
-  found: dict[str, Any] = {'filters': [r.__name__ for r in filters_lib.profile(options.filters)]}
+  found: dict[str, Any] = {'filters': [r.__name__ for r in profile(options.filters)]}
   if options.router:
-    found['router'] = pdf_route.digest(options.router)
+    found['router'] = router.digest(options.router)
     if '://' not in options.router:
       options = dataclasses.replace(options, router=os.path.abspath(options.router))
   found['ocr_engine'] = (
     None if options.ocr == 'never' else options.ocr_model or pdf_ocr.engine())
   if options.ocr != 'never':
     log.info('OCR: %s', found['ocr_engine'] or 'not installed, scanned pages will be dropped')
-  files = sources.expand(input)
+  files = expand(input)
   return curation.curate(
     curation.batches([f['path'] for f in files], options.limit),
     stages(options, name, os.path.join(output, f'{name}_fetched')),
     output=output, name=name, inputs=files, options=options, found=found,
     beam_args=with_threads(beam_args))
-
-
-def thumbnail(metadata: Mapping[str, Any], inputs: Sequence[Mapping[str, Any]]) -> bytes | None:
-  """The first page of a document as a PNG, if its file is still where it was; for reports.
-
-  Args:
-    metadata: the document's.
-    inputs: of the corpus's manifest, with a `path` each.
-  """
-  name = metadata.get('file') or metadata.get('warc_file')
-  path = next((i['path'] for i in inputs if os.path.basename(i.get('path', '')) == name), '')
-  if 'pdf_digest' not in metadata or not os.path.isfile(path):
-    return None
-  reference = Reference('', '', '', '', path, metadata.get('warc_offset', -1), '')
-  try:
-    with pdf_text.Extractor() as extractor:
-      return extractor.picture(_body(reference))
-  except (pdf_text.PdfError, OSError, ValueError, StopIteration):
-    return None                             # a page of a report does without
 
 
 def with_threads(beam_args: Sequence[str]) -> list[str]:
@@ -418,6 +409,3 @@ def main(argv: Sequence[str] | None = None) -> int:
     'ten CPU seconds a page. Any other flag goes to Apache Beam, such as '
     '--runner=DataflowRunner --project=… .')
 
-
-if __name__ == '__main__':
-  sys.exit(main())

@@ -8,37 +8,43 @@ depends on the records alone, not on their order, their files' order, or the num
 """
 
 import dataclasses
-import sys
 from collections.abc import Iterator, Sequence
 
 import apache_beam as beam
 
-from data_beam import curation, sources, text
-from data_beam import filters as filters_lib
+from data_beam import curation
 from data_beam.curation import Each, anonymise, judge
-from data_beam.dedup import Decontaminate, ExactDedup, near_duplicates
+from data_beam.dedup.clusters import near_duplicates
+from data_beam.dedup.decontaminate import Decontaminate
+from data_beam.dedup.exact import ExactDedup
+from data_beam.filters.rules import FINEWEB2, profile
+from data_beam.filters.urls import UrlFilter
 from data_beam.options import WebOptions
 from data_beam.records import Document, Reject
 from data_beam.sandbox import Limits, Lost, Sandbox
-from data_beam.sources import Page
+from data_beam.sources import readers
+from data_beam.sources.files import expand
+from data_beam.sources.readers import Page
+from data_beam.text.language import detect_language, is_sure, language_sample, language_shares
+from data_beam.text.normalize import normalize
 
 # Real pages take up to 0.3 s, with trafilatura 3 s.
-extractor = Sandbox('data_beam.html_text:extract',
+extractor = Sandbox('data_beam.web.extract:extract',
                     Limits(memory=900 << 20, cpu_seconds=10, wall_seconds=60))
 
 
 def stages(options: WebOptions) -> list[tuple[str, beam.PTransform]]:
   """The pipeline, in the order of FineWeb, or of FineWeb-2, which looks for duplicates before it
   filters: each transform takes what the one before kept."""
-  o, rules = options, filters_lib.profile(options.filters)
+  o, rules = options, profile(options.filters)
   judging = [('filter', Each(judge, rules))]
   deduplication = [
     *([('url_dedup', ExactDedup(by='url', scope=o.dedup_scope))] if o.url_dedup else []),
     ('exact_dedup', ExactDedup(scope=o.dedup_scope)),
     *near_duplicates(o.minhash, o.minhash_hash, o.dedup_scope),
   ]
-  middle = deduplication + judging if rules == filters_lib.FINEWEB2 else judging + deduplication
-  url_filter = filters_lib.UrlFilter(o.url_lists, parity=o.parity) if o.url_lists else None
+  middle = deduplication + judging if rules == FINEWEB2 else judging + deduplication
+  url_filter = UrlFilter(o.url_lists, parity=o.parity) if o.url_lists else None
   return [
     ('read', Each(read, o.limit)),
     *([('url', Each(judge_url, url_filter))] if url_filter else []),
@@ -54,14 +60,14 @@ def read(paths: Sequence[str], limit: int | None = None) -> Iterator[Page | Reje
   """Pages of files, the first `limit` of them."""
   pages = 0
   for path in paths:
-    for result in sources.read(path):
+    for result in readers.read(path):
       yield result
       pages += isinstance(result, Page)
       if pages == limit:
         return
 
 
-def judge_url(page: Page, url_filter: filters_lib.UrlFilter) -> Iterator[Page | Reject]:
+def judge_url(page: Page, url_filter: UrlFilter) -> Iterator[Page | Reject]:
   """Drops pages by the user's lists, before anything dear is done with them."""
   reason = url_filter.reason(page.url)
   yield Reject(Document(id=page.id, text='', url=page.url, source='web', date=page.date), 'url',
@@ -81,7 +87,7 @@ def extract(
                           markdown=markdown)
   except Lost as lost:
     reason = lost.reason
-  document = Document(id=page.id, text=text.normalize(main or '').strip(), url=page.url,
+  document = Document(id=page.id, text=normalize(main or '').strip(), url=page.url,
                       source='web', date=page.date, metadata=metadata)
   yield document if document.text else Reject(document, 'extract', reason)
 
@@ -94,16 +100,16 @@ def identify(
 
   Where the detector is in doubt, `metadata['languages']` has each language's share of the text.
   """
-  language, score = next(iter(text.detect_language(text.language_sample(document.text))), ('', 0.))
+  language, score = next(iter(detect_language(language_sample(document.text))), ('', 0.))
   document = dataclasses.replace(document, language=language, language_score=score)
   if score < .9:
-    shares = text.language_shares(document.text)
+    shares = language_shares(document.text)
     if len(shares) > 1:
       document.metadata = {**document.metadata, 'languages': {
         name: round(share, 3) for name, share in shares.items()}}
   if languages and language not in languages:
     yield Reject(document, 'language', language or 'unknown')
-  elif not text.is_sure(language, score, min_score):
+  elif not is_sure(language, score, min_score):
     yield Reject(document, 'language', 'unsure')
   else:
     yield document
@@ -116,7 +122,7 @@ def run(
   """Curates web archives into the corpus `output/name/1.0.0`. Returns that path.
 
   Args:
-    input: files or patterns, of any scheme that sources.expand knows.
+    input: files or patterns, of any scheme that files.expand knows.
     output: parent directory of the corpus and of `name_rejects`.
     name: of the corpus.
     options: what each means is said in options.py.
@@ -130,12 +136,12 @@ def run(
   options = options or WebOptions()
   if options.decontaminate:
     options = dataclasses.replace(
-      options, decontaminate=[f['path'] for f in sources.expand(options.decontaminate)])
-  files = sources.expand(input)
+      options, decontaminate=[f['path'] for f in expand(options.decontaminate)])
+  files = expand(input)
   return curation.curate(
     curation.batches([f['path'] for f in files], options.limit), stages(options),
     output=output, name=name, inputs=files, options=options, beam_args=beam_args,
-    found={'filters': [rule.__name__ for rule in filters_lib.profile(options.filters)]})
+    found={'filters': [rule.__name__ for rule in profile(options.filters)]})
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -150,6 +156,3 @@ def main(argv: Sequence[str] | None = None) -> int:
     epilog='Any other flag goes to Apache Beam, such as --runner=DataflowRunner --project=…, or '
     '--direct_running_mode=multi_processing --direct_num_workers=4 for more cores of this machine.')
 
-
-if __name__ == '__main__':
-  sys.exit(main())
