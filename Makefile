@@ -23,6 +23,7 @@ test-slow: $(VENV)/.installed-reference $(VENV)/.installed-compilers
 
 lint: $(VENV)/.installed-test
 	$(BIN)/ruff check .
+	$(BIN)/pyrefly check --python-interpreter-path=$(BIN)/python
 
 $(BIN)/python:
 	@$(PYTHON) -c 'import sys; sys.version_info >= (3, 11) or sys.exit("smoljax needs Python 3.11 or newer; this is " + sys.version.split()[0] + ". Name another one: make PYTHON=python3.12 …")'

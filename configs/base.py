@@ -192,7 +192,7 @@ def get_config() -> ConfigDict:
   # tau: the next batch's largest is above the last one's, the more so the smaller batches are)
   c.optimizer.qk_clip.measure = 'bound'
 
-  c.parametrization = ConfigDict()  # what changes with size: smoljax/parametrization.py
+  c.parametrization = ConfigDict()  # what changes with size: smoljax/optim/mup.py
   c.parametrization.name = 'standard'  # standard | mup | completep
   c.parametrization.base_width = 0  # embed_dim of the model whose learning rate this is
   c.parametrization.base_depth = 0  # its num_layers
@@ -202,7 +202,7 @@ def get_config() -> ConfigDict:
   c.mtp.weight_last = 0.1  # λ at the end
   c.mtp.switch = 0.7  # share of the steps after which it is weight_last
 
-  c.distill = ConfigDict()  # what is learned from another model: smoljax/distill.py
+  c.distill = ConfigDict()  # what is learned from another model: smoljax/train/distill.py
   c.distill.teacher = ''  # a run, its checkpoint or a HF folder, with the same tokenizer; '' = none
   c.distill.cache = 'none'  # none = it runs beside the student | sampled | topk | hidden: before
   c.distill.draws = 50  # stored of each place: draws of sampled, ids of topk
@@ -215,7 +215,7 @@ def get_config() -> ConfigDict:
   c.distill.relations = 0.0
   c.distill.relation_heads = 0  # 0 = the student's kv heads
 
-  c.guard = ConfigDict()  # steps that are not taken, and what follows: smoljax/guard.py
+  c.guard = ConfigDict()  # steps that are not taken, and what follows: smoljax/train/guard.py
   c.guard.enabled = True
   c.guard.sigma = 6.0  # standard deviations from the mean beyond which a step is skipped
   c.guard.window = 128  # past steps that a step is compared with
@@ -227,7 +227,7 @@ def get_config() -> ConfigDict:
   c.guard.recovery = 1.0002  # its growth a step, until it is 1 again: 2 % in 100 steps
   c.guard.inject = ''  # faults to inject: nan@40,spike@60,bitflip@80,lr8x@100:120,vanish@140
 
-  c.diagnostics = ConfigDict()  # what metrics.jsonl says beyond the loss: smoljax/diagnostics.py
+  c.diagnostics = ConfigDict()  # metrics beyond the loss: smoljax/train/diagnostics.py
   c.diagnostics.leaves = True  # norms and RMS of each leaf's gradient, update and parameter
   c.diagnostics.every = 0  # steps between looks at activations and the gradient's noise; 0 = never
 

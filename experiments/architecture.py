@@ -1,7 +1,7 @@
 """Tables what an architecture costs: memory per token, decoding speed, loss at equal parameters.
 
   python -m experiments.architecture --text='texts/*.txt' --output=runs/architecture --prepare
-  python -m experiments.architecture --corpus=runs/architecture/tokens/text/1.0.0 --size=gpu \\
+  python -m experiments.architecture --corpus=runs/architecture/tokens/text/1.0.0 --size=gpu \
       --seeds=3 --parallel=4 --output=runs/architecture
 
 Every variant changes one thing of the baseline (grouped queries, every fourth layer without rotary
@@ -13,13 +13,11 @@ models at a time (they are small: most of their time is compiling and waiting); 
 decoding is always measured alone, that of training only then.
 """
 
-import csv
 import dataclasses
 import functools
 import glob
 import gzip
 import hashlib
-import io
 import json
 import logging
 import os
@@ -37,15 +35,10 @@ from ml_collections import ConfigDict
 from rich.table import Table
 
 from configs import base
-from experiments.pipeline import (
-  console,
-  model_config,
-  read_json,
-  resolve,
-  use_all_cores,
-  write_json,
-)
-from experiments.steps import Graph, Step
+from experiments.engine.cli import console, read_json
+from experiments.engine.config import model_config, resolve, use_all_cores
+from experiments.engine.graph import Graph, Step
+from smoljax.report import architecture_page
 
 _CORPUS = flags.DEFINE_list('corpus', [], 'Tokenised corpora, DIR/NAME/VERSION, with commas.')
 _TEXT = flags.DEFINE_list(
@@ -185,7 +178,7 @@ def kv_bytes(config: Any, context: int) -> float:
 
   A windowed layer needs to keep its window only.
   """
-  from smoljax import memory
+  from smoljax.train import memory
 
   return memory.kv_cache_per_row(config, context) / context
 
@@ -196,18 +189,20 @@ def kv_bytes(config: Any, context: int) -> float:
 def _train(
   output: str, _: Mapping[str, str], *, c: Any, corpora: Mapping[str, str], alone: bool
 ) -> dict:
-  from smoljax import evals, train
+  from smoljax.evals.held_out import load_held_out
+  from smoljax.train import loop
+  from smoljax.train.telemetry import Diverged
 
   say = lambda line: console.print(f'{c.name}: {line}')
   try:
-    result = train.train(c, model_config(c, _vocab_size(corpora)), corpora, output, say=say)
-  except train.Diverged as e:
+    result = loop.train(c, model_config(c, _vocab_size(corpora)), corpora, output, log_line=say)
+  except Diverged as e:
     return {'diverged': str(e)}
   with open(os.path.join(output, 'metrics.jsonl')) as f:
     last = [r for r in map(json.loads, f) if any(k.startswith('val/') for k in r)][-1]
   held_out = {
     name: sum(len(d['tokens']) - 1 for d in documents)
-    for name, documents in evals.load_held_out(corpora, limit=c.train.eval_documents).items()
+    for name, documents in load_held_out(corpora, limit=c.train.eval_documents).items()
   }
   total = sum(held_out.values())
   shutil.rmtree(os.path.join(output, 'checkpoints'))  # hundreds of megabytes a run
@@ -234,17 +229,19 @@ def _decode(
   import jax
   import numpy as np
 
-  from smoljax import decode, model
+  from smoljax import model
+  from smoljax.inference import cache
+  from smoljax.inference.generate import generate
 
   config = dataclasses.replace(config, max_seq_len=context)
-  params = decode.prepare(config, model.init(config, jax.random.key(0)))
+  params = cache.prepare(config, model.init(config, jax.random.key(0)))
   prompt = np.random.default_rng(0).integers(0, config.vocab_size, context - new).tolist()
 
   def seconds(batch: int, tokens: int) -> float:
     times = []
     for _ in range(6):  # the first compiles
       began = time.perf_counter()
-      decode.generate(
+      generate(
         config, params, [prompt] * batch, max_new_tokens=tokens, block=block
       )
       times.append(time.perf_counter() - began)
@@ -302,7 +299,7 @@ def _curate(output: str, _: Mapping[str, str], *, files: Sequence[str]) -> dict:
 
 def _train_tokenizer(output: str, inputs: Mapping[str, str], *, vocab_size: int) -> dict:
   from data_beam import records
-  from smoljax import tokenizer
+  from smoljax.data import tokenizer
 
   corpus = records.corpus_path(inputs['curate'], 'text')
   texts = (d['text'] for d in records.read_corpus(corpus))
@@ -407,94 +404,6 @@ def collect(runs: Mapping[str, Mapping[int, dict]], models: Mapping[str, Any],
   return rows
 
 
-def write_table(rows: Sequence[dict], output: str, about: Mapping[str, Any]) -> None:
-  """Writes architecture.json, architecture.csv and index.html into `output`."""
-  write_json(os.path.join(output, 'architecture.json'), {**about, 'rows': list(rows)})
-  batches = list(dict.fromkeys(b for r in rows for b in r.get('decode_tokens_per_sec', {})))
-  keys = [
-    'variant', 'group', 'words', 'parameters', 'non_embedding_parameters', 'mlp_dim', 'context',
-    'kv_bytes_per_token', 'train_tokens_per_sec', 'seeds', 'diverged', 'loss', 'loss_interval',
-    'difference', 'difference_interval',
-  ]
-  file = io.StringIO()
-  out = csv.writer(file, lineterminator='\n')
-  out.writerow([*keys, *(f'decode_tokens_per_sec_batch_{b}' for b in batches)])
-  for row in rows:
-    speeds = row.get('decode_tokens_per_sec', {})
-    out.writerow([row.get(k, '') for k in keys] + [speeds.get(b, '') for b in batches])
-  for name, content in (('architecture.csv', file.getvalue()), ('index.html', _page(rows, about))):
-    temporary = os.path.join(output, f'.{name}.tmp')
-    pathlib.Path(temporary).write_text(content, 'utf-8')
-    os.replace(temporary, os.path.join(output, name))
-
-
-def _page(rows: Sequence[dict], about: Mapping[str, Any]) -> str:
-  from smoljax import charts
-
-  batches = list(dict.fromkeys(b for r in rows for b in r.get('decode_tokens_per_sec', {})))
-  most_kv = max(r['kv_bytes_per_token'] for r in rows)
-  fastest = {b: max(r.get('decode_tokens_per_sec', {}).get(b, 0) for r in rows) for b in batches}
-  losses = [r['loss'] for r in rows if 'loss' in r]
-  link = '<a class="csv" href="architecture.csv">CSV</a>'
-
-  def bars(value: float | None, most: float, words: str) -> list[str]:
-    return [charts.bar((value or 0) / most if most else 0), words]
-
-  parts = []
-  body = [
-    [charts.text(r['variant']), charts.text(r['words']), f'{r["parameters"]:,}',
-     charts.count(r['mlp_dim']),
-     _loss(r) + (f'<small>{r["diverged"]} diverged</small>' if r['diverged'] else ''),
-     _difference(r), charts.compact(r.get('train_tokens_per_sec'))]
-    for r in rows
-  ]
-  parts.append(charts.figure(
-    'Held-out loss at equal parameters',
-    charts.table(['', 'change', 'parameters', 'mlp_dim', 'loss, nats per token',
-                  'against the baseline', 'trained, tokens/s'], body, words=2),
-    link,
-    'Mean ± 95 % interval over seeds. Against the baseline: the same seed and batches, seed by '
-    'seed; an interval that reaches zero is no difference.'))
-  parts.append(charts.figure(
-    f'Keys and values, bytes per token of a context of {rows[0]["context"]:,} tokens',
-    charts.table(['', '', 'bytes'],
-                 [[charts.text(r['variant']),
-                   *bars(r['kv_bytes_per_token'], most_kv, charts.count(r['kv_bytes_per_token']))]
-                  for r in rows], words=2, kind='bars'), link))
-  for b in batches:
-    body = [[charts.text(r['variant']), *bars(v := r['decode_tokens_per_sec'][b], fastest[b],
-                                              charts.count(v))]
-            for r in rows if 'decode_tokens_per_sec' in r]
-    parts.append(charts.figure(
-      f'Decoding, tokens per second, batch {b}',
-      charts.table(['', '', 'tokens/s'], body, words=2, kind='bars'), link,
-      'Greedy, past the prompt, at the end of that context; random weights, measured alone.'))
-  spread = f'{max(losses) - min(losses):.3f} nats' if losses else '–'
-  lede = (f'{len(rows)} variants of one model, each trained on {about["tokens"]:,} tokens from '
-          f'{about["seeds"]} seeds on {charts.text(about["device"])}. From best to worst the loss '
-          f'spans {spread}.')
-  return charts.page('What an architecture costs', (
-    f'<p class="kicker">smoljax</p><h1>What an architecture costs</h1><p class="lede">{lede}</p>'
-    + ''.join(parts)))
-
-
-def _loss(row: Mapping, digits: int = 4) -> str:
-  if 'loss' not in row:
-    return 'diverged' if row['diverged'] else '–'
-  return _with_interval(f'{row["loss"]:.{digits}f}', row['loss_interval'], digits)
-
-
-def _difference(row: Mapping, digits: int = 4) -> str:
-  if 'difference' not in row:
-    return '–'
-  return _with_interval(
-    f'{row["difference"]:+.{digits}f}', row['difference_interval'], digits)
-
-
-def _with_interval(mean: str, half: float | None, digits: int) -> str:
-  return mean if half is None else f'{mean} ± {half:.{digits}f}'
-
-
 # --- The command ---------------------------------------------------------------------------------
 
 
@@ -518,13 +427,13 @@ def plan(
   alone: bool = True,
 ) -> Plan:
   """Checks the arguments and lays out the runs, seed after seed."""
-  from smoljax import data
+  from smoljax.data.corpus import open_corpus
 
   if unknown := set(variants) - set(VARIANTS):
     raise ValueError(f'--variants: {", ".join(sorted(unknown))}: one of {", ".join(VARIANTS)}')
   if seeds < 1:
     raise ValueError(f'--seeds={seeds}: give at least 1')
-  opened = [data.open_corpus(path) for path in corpora]
+  opened = [open_corpus(path) for path in corpora]
   paths = {corpus.name: path for corpus, path in zip(opened, corpora, strict=True)}
   if len(paths) < len(corpora):
     raise ValueError(f'--corpus: two corpora have the same name: {", ".join(paths)}')
@@ -601,7 +510,7 @@ def run(
         runs.setdefault(name, {})[seed] = graph.result(step)
     speeds = {n: graph.result(s) for n, s in decoding.items() if graph.done(s)}
     rows = collect(runs, todo.models, speeds, preset['context'])
-    write_table(rows, output, todo.about | {'device': device})
+    architecture_page.write_table(rows, output, todo.about | {'device': device})
     return rows
 
   graph.run(before=lambda _: table())
@@ -655,7 +564,7 @@ def _show(rows: Sequence[dict]) -> None:
     speeds = r.get('decode_tokens_per_sec', {})
     table.add_row(r['variant'], f'{r["parameters"] / 1e6:.2f}M', f'{r["kv_bytes_per_token"]:.0f}',
                   *(f'{speeds[b]:.0f}' if b in speeds else '–' for b in batches),
-                  _loss(r, 3), _difference(r, 3))
+                  architecture_page.loss(r, 3), architecture_page.difference(r, 3))
   console.print(table)
   console.print(
     f'KV: bytes of keys and values per token of {rows[0]["context"]:,}; ×B: decoded tokens/s with '

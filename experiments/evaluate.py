@@ -19,11 +19,14 @@ from rich.console import Console
 from rich.table import Table
 
 from smoljax import evals, sharding
+from smoljax.checkpoints import load
+from smoljax.evals.held_out import load_documents
+from smoljax.evals.tasks import TASKS
 
 _CHECKPOINT = flags.DEFINE_string(
   'checkpoint', None, 'A run (its workdir, checkpoints folder or one step), or a HF model folder.'
 )
-_TASKS = flags.DEFINE_list('tasks', [], f'Any of: {", ".join(evals.TASKS)}.')
+_TASKS = flags.DEFINE_list('tasks', [], f'Any of: {", ".join(TASKS)}.')
 _EVAL_DATA = flags.DEFINE_string('eval_data', '', 'Folder with the JSONL files of public tasks.')
 _CORPUS = flags.DEFINE_list(
   'corpus', [], 'Tokenised corpora (DIR/NAME/VERSION) whose held-out documents give bits per byte '
@@ -66,8 +69,8 @@ def _evaluate() -> dict:
   documents = {}
   for path in _CORPUS.value:
     name = os.path.basename(os.path.dirname(os.path.normpath(path))) or path
-    documents[name] = evals.load_documents(path, limit=_LIMIT.value)
-  loaded = evals.load_model(_CHECKPOINT.value, _TOKENIZER.value)
+    documents[name] = load_documents(path, limit=_LIMIT.value)
+  loaded = load.load_model(_CHECKPOINT.value, _TOKENIZER.value)
   config = loaded.config
   mesh = sharding.make_mesh(data=-1)  # every device holds the model and takes a part of each batch
   with jax.set_mesh(mesh):

@@ -17,7 +17,14 @@ from collections.abc import Iterable, Iterator
 
 from absl import app, flags
 
-from smoljax import chat, decode, evals, model, tokenizer
+from smoljax import model
+from smoljax.checkpoints import load
+from smoljax.data import chat, tokenizer
+from smoljax.inference import cache
+from smoljax.inference.generate import stream
+from smoljax.inference.sampling import Sampling
+from smoljax.inference.speculative import Speculation
+from smoljax.inference.text import Text, stream_text
 
 _CHECKPOINT = flags.DEFINE_string(
   'checkpoint', None, 'A run (its workdir, checkpoints folder or one step), or a HF model folder.'
@@ -70,13 +77,13 @@ def main(argv: list[str]) -> None:
 
 
 def _generate() -> None:
-  sampling = decode.Sampling(
+  sampling = Sampling(
     _TEMPERATURE.value, _TOP_K.value, _TOP_P.value, _MIN_P.value, _REPETITION_PENALTY.value
   )
   prompts = [*_PROMPT.value, *map(_read, _PROMPT_FILE.value)] or ['']
   if _SYSTEM.value and not _MODE.value:
     raise ValueError('--system instructs a chat model: give --mode=think or --mode=no_think too')
-  config, params, text, bos = evals.load_model(_CHECKPOINT.value, _TOKENIZER.value)
+  config, params, text, bos = load.load_model(_CHECKPOINT.value, _TOKENIZER.value)
   ends = [text.eos_id]
   if _MODE.value:
     tokens = [_question(prompt, text) for prompt in prompts]
@@ -86,10 +93,10 @@ def _generate() -> None:
   if not all(tokens):
     raise ValueError('this model has no token that begins a document: give it a --prompt')
   config = _with_context(config, max(map(len, tokens)) + _MAX_NEW_TOKENS.value)
-  rows = [decode.Text(text.decode, _STOP.value, context) for context in tokens]
-  clock, seen = _Clock(), decode.Speculation() if _SPECULATIVE.value else None
+  rows = [Text(text.decode, _STOP.value, context) for context in tokens]
+  clock, seen = _Clock(), Speculation() if _SPECULATIVE.value else None
   steps = clock.watch(
-    decode.stream(
+    stream(
       config,
       params,
       tokens,
@@ -103,11 +110,11 @@ def _generate() -> None:
   shown = ['' if _MODE.value else prompt for prompt in prompts]
   if len(prompts) == 1:
     print(shown[0], end='')
-    for (new,) in decode.stream_text(steps, rows):
+    for (new,) in stream_text(steps, rows):
       print(new, end='', flush=True)
     print()
   else:
-    texts = [''.join(parts) for parts in zip(*decode.stream_text(steps, rows), strict=True)]
+    texts = [''.join(parts) for parts in zip(*stream_text(steps, rows), strict=True)]
     for i, (prompt, new) in enumerate(zip(shown, texts, strict=True), start=1):
       print(f'--- {i}\n{prompt}{new}')
   print(clock.report(), file=sys.stderr)
@@ -154,7 +161,7 @@ class _Clock:
   def report(self) -> str:
     """Tokens and seconds in all, and the rate once everything is compiled."""
     text = f'{self._counts[-1]} tokens in {self._times[-1] - self._times[0]:.1f} s'
-    warm = min(2 * decode.BLOCK, len(self._counts) - 1)  # the second block is under way by then
+    warm = min(2 * cache.BLOCK, len(self._counts) - 1)  # the second block is under way by then
     if self._counts[-1] > self._counts[warm]:
       rate = (self._counts[-1] - self._counts[warm]) / (self._times[-1] - self._times[warm])
       text += f', {rate:.1f} tokens/s after compilation'

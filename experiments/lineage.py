@@ -25,7 +25,9 @@ from rich.markup import escape
 
 from data_beam import records
 from data_beam.filters import spans
-from smoljax import data, metrics
+from smoljax import metrics
+from smoljax.data.batches import Batches, make_stages
+from smoljax.data.corpus import Piece, open_corpus
 
 _WORKDIR = flags.DEFINE_string(
   'workdir', None, 'Directory of a run (experiments.run --workdir), or one that holds corpora.')
@@ -246,7 +248,7 @@ def tell_reason(corpus: str, reason: str, limit: int) -> None:
 # --- a step --------------------------------------------------------------------------------------
 
 
-def load_batches(workdir: str) -> tuple[data.Batches, dict[str, Any]]:
+def load_batches(workdir: str) -> tuple[Batches, dict[str, Any]]:
   """The stream of batches of a run, and its resolved config.
 
   Raises:
@@ -256,21 +258,21 @@ def load_batches(workdir: str) -> tuple[data.Batches, dict[str, Any]]:
   if not (root / 'config.json').is_file():
     raise ValueError(f'{workdir} holds no run (no config.json): give the --workdir of a run')
   config = json.loads((root / 'config.json').read_text())
-  stages = data.make_stages(config['train']['stages'], config['train']['steps'])
+  stages = make_stages(config['train']['stages'], config['train']['steps'])
   names = sorted({name for stage in stages for name in stage.mixture})
   paths = {m['name']: m['path'] for m in find_corpora(str(root / 'tokens'))}
   if gone := [name for name in names if name not in paths]:
     raise ValueError(f'{workdir}/tokens has no finished corpus {gone[0]!r}')
-  corpora = {name: data.open_corpus(paths[name], 'train', name) for name in names}
+  corpora = {name: open_corpus(paths[name], 'train', name) for name in names}
   d = config['data']
-  return data.Batches(
+  return Batches(
     corpora, stages, rows=config['train']['rows'], seq_len=d['seq_len'], window=d['window'],
     max_segments=d['max_segments'], seed=config['seed']), config
 
 
 def plan_of(
-  workdir: str, batches: data.Batches, step: int,
-) -> tuple[list[tuple[str, list[data.Piece]]], int]:
+  workdir: str, batches: Batches, step: int,
+) -> tuple[list[tuple[str, list[Piece]]], int]:
   """([(corpus, pieces)] for each row of step `step`, the step that the search started from).
 
   Starts at the last checkpoint before the step that belongs to the same stream of batches, or where

@@ -26,7 +26,9 @@ from rich.console import Console
 from rich.table import Table
 
 from data_beam import records
-from smoljax import evals, sharding
+from smoljax import sharding
+from smoljax.checkpoints import load
+from smoljax.evals import likelihood
 
 _CHECKPOINT = flags.DEFINE_string(
   'checkpoint', None, 'A run (its workdir, checkpoints folder or one step), or a HF model folder.')
@@ -42,21 +44,21 @@ console = Console(highlight=False, soft_wrap=True)
 
 
 def score(
-  loaded: evals.Model, documents: Iterable[dict], *, seq_len: int, batch_size: int,
+  loaded: load.Model, documents: Iterable[dict], *, seq_len: int, batch_size: int,
 ) -> Iterator[dict]:
   """Yields {id, language, quality} of the documents in order of computation; quality is minus the
   nats per token. A document of one token predicts nothing and is left out."""
 
-  def stream() -> Iterator[evals.Window]:
+  def stream() -> Iterator[likelihood.Window]:
     for row in documents:
       start = [loaded.tokenizer.bos_id] if loaded.bos else []
       # A token holds at least one character of most texts: no need to encode whole books.
       tokens = [*start, *loaded.tokenizer.encode(row['text'][:16 * seq_len])][:seq_len + 1]
       if len(tokens) > 1:
         key = {'id': row['id'], 'language': row['language']}
-        yield evals.Window(key, np.array(tokens, np.int32), 1)
+        yield likelihood.Window(key, np.array(tokens, np.int32), 1)
 
-  for key, logprobs, _ in evals.run_windows(
+  for key, logprobs, _ in likelihood.run_windows(
       loaded.config, loaded.params, stream(), batch_size=batch_size, seq_len=seq_len):
     yield {**key, 'quality': round(float(logprobs.mean(dtype=np.float64)), 4)}
 
@@ -98,13 +100,13 @@ def main(argv: list[str]) -> None:
 
 def _run(checkpoint: str, corpus: str, output: str) -> tuple[dict, collections.Counter]:
   manifest = records.read_manifest(corpus, 'curated')
-  loaded = evals.load_model(checkpoint, _TOKENIZER.value)
+  loaded = load.load_model(checkpoint, _TOKENIZER.value)
   seq_len = _SEQ_LEN.value or min(1024, loaded.config.max_seq_len)
   shards = records.list_shards(manifest)
   os.makedirs(output, exist_ok=True)
   _same_job(os.path.join(output, 'inputs.json'), {
     'corpus': [s['sha256'] for s in manifest['shards']],
-    'model': evals.weights_fingerprint(checkpoint), 'seq_len': seq_len})
+    'model': load.weights_fingerprint(checkpoint), 'seq_len': seq_len})
   mesh = sharding.make_mesh(data=-1)
   raw = [os.path.join(output, f'raw-{i:05d}.jsonl') for i in range(len(shards))]
   with jax.set_mesh(mesh):

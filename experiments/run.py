@@ -11,7 +11,8 @@ continued by the same command. `--dry_run` shows what would happen.
 compiles the training step for devices that are not here, and says what one of them holds and sends.
 With --distributed the same command runs on each host, over a workdir that all see:
 
-  experiments/tpu.sh run … ; srun python -m experiments.run --config=… --workdir=… --distributed
+  experiments/cloud/tpu.sh run …
+  srun python -m experiments.run --config=… --workdir=… --distributed
 """
 
 import json
@@ -25,20 +26,11 @@ from absl import app, flags
 from ml_collections import ConfigDict, config_flags
 from rich.table import Table
 
-from experiments.pipeline import (
-  build_steps,
-  check,
-  complain,
-  console,
-  exit_status,
-  keep_programs,
-  model_config,
-  resolve,
-  summarize,
-  use_all_cores,
-  write_json,
-)
-from experiments.steps import Graph
+from experiments.engine.build import build_steps
+from experiments.engine.cli import complain, console, exit_status, write_json
+from experiments.engine.config import check, keep_programs, model_config, resolve, use_all_cores
+from experiments.engine.graph import Graph
+from experiments.engine.summary import summarize
 
 _CONFIG = config_flags.DEFINE_config_file('config', None, 'Recipe, such as configs/quickstart.py.')
 _WORKDIR = flags.DEFINE_string('workdir', None, 'Folder for everything the experiment makes.')
@@ -101,14 +93,14 @@ def run(c: ConfigDict, workdir: str, *, dry_run: bool = False) -> None:
 
 def estimate(c: ConfigDict, topology: str) -> None:
   """Prints what `smoljax.estimate` says of the config's step on that topology."""
-  from smoljax import estimate as estimates
-  from smoljax import tokenizer
+  from smoljax.data import tokenizer
+  from smoljax.train import estimate as estimate_lib
 
-  where = estimates.topology(topology)
+  where = estimate_lib.topology(topology)
   resolve(c)
   pieces = tokenizer.load(c.tokenizer.path).vocab_size if c.tokenizer.path else None
   config = model_config(c, pieces or c.tokenizer.vocab_size)
-  found = estimates.estimate(c, config, where)
+  found = estimate_lib.estimate(c, config, where)
   held, there = found['arguments'] + found['temporaries'], found['memory']
   table = Table('of one device, a step', title=f'{c.name} on {topology}', title_justify='left')
   table.add_column('', justify='right')

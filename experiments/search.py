@@ -36,8 +36,9 @@ import optuna
 from optuna.storages import RetryHeartbeatStaleTrialCallback
 
 from experiments import sweep
-from experiments.pipeline import exit_status
-from smoljax import metrics, search_page
+from experiments.engine.cli import exit_status
+from smoljax import metrics
+from smoljax.report import search_page
 
 # Heartbeats are experimental since version 2.8.
 warnings.filterwarnings('ignore', category=optuna.exceptions.ExperimentalWarning)
@@ -69,25 +70,28 @@ PRUNERS: dict[str, Callable[[], optuna.pruners.BasePruner]] = {
 
 def _latency(folder: pathlib.Path, _: dict) -> float:
   """Milliseconds a token of greedy decoding, one row, on this machine."""
-  from smoljax import decode, evals, model
+  from smoljax import model
+  from smoljax.checkpoints import load
+  from smoljax.inference import cache as cache_lib
+  from smoljax.inference.generate import generate
 
-  config, params, _ = evals.load_weights(str(folder / 'checkpoints'))
+  config, params, _ = load.load_weights(str(folder / 'checkpoints'))
   config, params = model.without_mtp(config, params)
   new = min(64, config.max_seq_len - 1)
-  params = decode.prepare(config, params)
+  params = cache_lib.prepare(config, params)
   times = []
   for _ in range(3):  # the first compiles
     began = time.perf_counter()
-    decode.generate(config, params, [[0]], max_new_tokens=new)
+    generate(config, params, [[0]], max_new_tokens=new)
     times.append(time.perf_counter() - began)
   return 1000 * min(times) / new
 
 
 def _memory(folder: pathlib.Path, summary: dict) -> float:
   """Bytes to serve one row of full length: weights and keys and values, two bytes each."""
-  from smoljax import checkpoint
+  from smoljax.checkpoints import store
 
-  config, _, _ = checkpoint.load_params(str(folder / 'checkpoints'))
+  config, _, _ = store.load_params(str(folder / 'checkpoints'))
   cache = 2 * config.num_layers * config.num_kv_heads * config.head_dim * config.max_seq_len
   return 2.0 * (summary['parameters'] + cache)
 

@@ -7,7 +7,7 @@
 Sizes in the family's names count parameters without the embedding; both are printed. With --context
 a second table plans the memory of one device, for a training step on --rows rows of that many
 tokens with AdamW, and for decoding with caches that long. Nothing runs: bytes are counted from
-shapes, shardings and the traced backward pass (smoljax/memory.py), on any machine.
+shapes, shardings and the traced backward pass (smoljax/train/memory.py), on any machine.
 """
 
 import dataclasses
@@ -19,7 +19,8 @@ from absl import app, flags
 from rich.console import Console
 from rich.table import Table
 
-from smoljax import memory, model, sharding
+from smoljax import model, sharding
+from smoljax.train import memory
 
 _CONTEXT = flags.DEFINE_integer('context', 0, 'Tokens a row to plan for; 0 = no memory plan.')
 _SHAPE = flags.DEFINE_list('shape', [], 'Names of ready shapes, with commas; default: all.')

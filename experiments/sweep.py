@@ -39,8 +39,9 @@ import time
 from collections.abc import Iterator, Sequence
 from typing import IO, Any
 
-from experiments.pipeline import exit_status, read_json, write_json
-from smoljax import comparison, metrics, scaling_page
+from experiments.engine.cli import exit_status, read_json, write_json
+from smoljax import metrics
+from smoljax.report import scaling_page, sweep_page
 
 _REFERENCE = re.compile(r'(?:^|(?<=[=,]))@([^/,]+)')
 _ENTRIES = ('name', 'group', 'factors', 'law', 'aside')  # of a point that are no config fields
@@ -301,10 +302,10 @@ def _main(args: argparse.Namespace) -> int:
   signal.signal(signal.SIGTERM, signal.default_int_handler)  # its processes must not outlive it
   ok = run(points, parallel=args.parallel, retries=args.retries, backoff=args.backoff,
            stall=args.stall, gpus=find_gpus(), say=lambda line: print(line, flush=True))
-  finished = [comparison.load(p.name, p.fields, p.folder, p.group, p.factors)
+  finished = [sweep_page.load(p.name, p.fields, p.folder, p.group, p.factors)
               for p in points if p.state == 'done' and not p.aside]
   if finished:
-    page, verdicts = comparison.write(finished, args.workdir)
+    page, verdicts = sweep_page.write(finished, args.workdir)
     print(*verdicts, f'comparison: {page}', sep='\n')
   if ok and laws:
     page, _ = scaling_page.write(

@@ -1,7 +1,7 @@
 """Runs of several processes, one a host: how they begin, who writes, where all wait for each other.
 
-All are started with the same command (experiments/tpu.sh, srun) on one shared file system. Process
-0, the lead, writes everything but its peers' parts of checkpoints.
+All are started with the same command (experiments/cloud/tpu.sh, srun) on one shared file system.
+Process 0, the lead, writes everything but its peers' parts of checkpoints.
 """
 
 import itertools

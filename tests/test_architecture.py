@@ -11,8 +11,14 @@ import jax
 import pytest
 
 from experiments import architecture
-from smoljax import data, decode, metrics, train
-from smoljax import model as model_lib
+from smoljax import metrics
+from smoljax.data.corpus import open_corpus
+from smoljax.inference import cache as cache_lib
+from smoljax.inference import generate
+from smoljax.inference.cache import init_cache
+from smoljax.model import transformer
+from smoljax.train import loop
+from smoljax.train.telemetry import Diverged
 
 MIXTURE = {'text': 1.0}
 
@@ -68,7 +74,7 @@ def test_a_variant_that_cannot_be_as_large_is_refused(monkeypatch):
 def test_bytes_of_keys_and_values():
   for name in architecture.VARIANTS:  # what decoding holds, rings of windowed layers included
     config = model(name, 'gpu')
-    cache = jax.eval_shape(functools.partial(decode.init_cache, config, 1, 2048))
+    cache = jax.eval_shape(functools.partial(init_cache, config, 1, 2048))
     held = sum(x.size * x.dtype.itemsize for x in jax.tree.leaves(cache)) / 2048
     assert architecture.kv_bytes(config, 2048) == held
   # bf16, 8 layers, 2 kv heads of 64: the window is a quarter of 1024 tokens.
@@ -110,7 +116,7 @@ def test_a_killed_table_continues(small, markov_corpora, tmp_path, monkeypatch):
       raise KeyboardInterrupt
     trained.append(c.name)
     if c.name == 'rope-1':
-      raise train.Diverged('loss nan')
+      raise Diverged('loss nan')
     loss = 3 + 0.1 * config.num_kv_heads + c.seed
     with open(os.path.join(output, 'metrics.jsonl'), 'w') as f:
       f.write(json.dumps({'train/loss': 9.0}) + '\n')
@@ -118,10 +124,10 @@ def test_a_killed_table_continues(small, markov_corpora, tmp_path, monkeypatch):
     os.makedirs(os.path.join(output, 'checkpoints'))
     return dict(steps=1, tokens=2, tokens_per_sec=3.0, device='x', loss={'final': 9.0})
 
-  monkeypatch.setattr(train, 'train', pretend)
-  monkeypatch.setattr(decode, 'generate', lambda *_, **__: None)
-  monkeypatch.setattr(decode, 'prepare', lambda *_: None)
-  monkeypatch.setattr(model_lib, 'init', lambda *_: None)
+  monkeypatch.setattr(loop, 'train', pretend)
+  monkeypatch.setattr(generate, 'generate', lambda *_, **__: None)
+  monkeypatch.setattr(cache_lib, 'prepare', lambda *_: None)
+  monkeypatch.setattr(transformer, 'init', lambda *_: None)
   ticks = itertools.count()
   monkeypatch.setattr(architecture.time, 'perf_counter', lambda: next(ticks) ** 2)
   out = str(tmp_path / 'out')
@@ -135,7 +141,7 @@ def test_a_killed_table_continues(small, markov_corpora, tmp_path, monkeypatch):
   assert (first, trained) == (['gqa-0', 'mqa-0', 'gqa-1'], ['mqa-1'])
 
   # The loss is over all held-out tokens of both corpora.
-  tokens = [int((data.open_corpus(p, 'validation').lengths - 1).sum()) for p in corpora]
+  tokens = [int((open_corpus(p, 'validation').lengths - 1).sum()) for p in corpora]
   assert gqa['loss'] == pytest.approx(3 + 0.2 + 0.5 + tokens[1] / sum(tokens))
   assert mqa['difference'] == pytest.approx(-0.1) and mqa['difference_interval'] < 1e-6
   assert mqa['kv_bytes_per_token'] == gqa['kv_bytes_per_token'] / 2
@@ -202,10 +208,10 @@ def test_plain_text_becomes_a_corpus(tmp_path):
   (tmp_path / 'a.txt').write_text(text, 'utf-8')
   (tmp_path / 'b.txt').write_bytes(text.replace('3', 'ß').encode('latin-1'))
   path = architecture.prepare([str(tmp_path / '*.txt')], 300, str(tmp_path / 'out'))
-  corpus = data.open_corpus(path)
-  held_out = data.open_corpus(path, 'validation')
+  corpus = open_corpus(path)
+  held_out = open_corpus(path, 'validation')
   assert len(corpus.lengths) > 10 and len(held_out.lengths) >= 1
-  from smoljax import tokenizer
+  from smoljax.data import tokenizer
 
   encoder = tokenizer.load(str(tmp_path / 'out/tokens/tokenizer.model'))
   documents = [encoder.decode(corpus.tokens(i)) for i in range(len(corpus.lengths))]

@@ -8,9 +8,10 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from smoljax import attention as module
 from smoljax import model, sharding
-from smoljax.attention import attention, positions_from_segments, segments_from_positions
+from smoljax.model import layers
+from smoljax.model.attention import attention, context, cudnn, splash
+from smoljax.model.attention.masks import Static, positions_from_segments, segments_from_positions
 
 PLATFORM = jax.default_backend()
 # Name → dtype of the arrays, error allowed in units of the largest value.
@@ -81,7 +82,7 @@ def near(got, expected, tolerance):
 
 @pytest.fixture
 def interpreted(monkeypatch):
-  monkeypatch.setattr(module, 'interpret_splash', PLATFORM != 'tpu')
+  monkeypatch.setattr(splash, 'interpret_splash', PLATFORM != 'tpu')
 
 
 def skip_where_it_cannot_run(implementation, arrays, softcap):
@@ -190,12 +191,12 @@ def test_a_split_sequence_equals_the_definition(implementation, interpreted):
 
 def test_document_spans_and_cudnn_statistics_survive_the_round_trip():
   segments = np.array([[3, 3, 1, 1, 1, 0, 0, 0], [5] * 8, [1, 2, 3, 4, 5, 6, 7, 8]], np.int32)
-  lengths_BM, starts_BM, index_BT = module.document_spans(segments, 4)
+  lengths_BM, starts_BM, index_BT = cudnn.document_spans(segments, 4)
   assert lengths_BM.tolist() == [[2, 3, 3, -1], [8, -1, -1, -1], [1, 1, 1, 1]]
   assert starts_BM.tolist() == [[0, 2, 5, -1], [0, -1, -1, -1], [0, 1, 2, 3]]
   assert index_BT[0].tolist() == [0, 0, 1, 1, 1, 2, 2, 2] and index_BT[2, -1] == 7
   # Documents in use come first, over all rows: 3 of row 0, 1 of row 1, then row 2's.
-  documents = module._Documents(jnp.asarray(segments), 33)
+  documents = cudnn._Documents(jnp.asarray(segments), 33)
   lse_BTN = np.random.default_rng(0).normal(size=(3, 8, 2)).astype(np.float32)
   packed = documents.pack(jnp.asarray(lse_BTN))
   np.testing.assert_array_equal(packed[1, :, :3], lse_BTN[0, 2:5].T)
@@ -204,7 +205,7 @@ def test_document_spans_and_cudnn_statistics_survive_the_round_trip():
   np.testing.assert_array_equal(documents.unpack(packed), lse_BTN)
   # More documents than fit poison their row, and no other.
   crowded = np.stack([np.arange(40), np.zeros(40)]).astype(np.int32)
-  poisoned = module._Documents(jnp.asarray(crowded), 33).poison(jnp.ones((2, 40, 1, 1)))
+  poisoned = cudnn._Documents(jnp.asarray(crowded), 33).poison(jnp.ones((2, 40, 1, 1)))
   assert np.isnan(poisoned[0]).all() and np.isfinite(poisoned[1]).all()
 
 
@@ -284,15 +285,15 @@ def test_what_cannot_be_done_is_refused(fields, message):
   (dict(windows=()), 'needs all `windows`'),
 ])  # fmt: skip
 def test_cudnn_says_what_it_cannot_do(fields, message, monkeypatch):
-  monkeypatch.setattr(module, '_platform', lambda: 'gpu')
-  how = module.How('cudnn', fields.get('windows', (None,)), fields.get('softcap', 0.0),
-                   fields.get('in_order', True), False)
+  monkeypatch.setattr(context, 'platform', lambda: 'gpu')
+  how = Static('cudnn', fields.get('windows', (None,)), fields.get('softcap', 0.0),
+               fields.get('in_order', True), False)
   x = jnp.ones((1, fields.get('T', 8), 1, fields.get('H', 8)), fields.get('dtype', 'bfloat16'))
-  assert message in module._cudnn_refusal(how, x, x, False)
+  assert message in cudnn.refusal(how, x, x, False)
   if jax.__version_info__ < (0, 11, 2):
-    how = module.How('cudnn', (None,), 0.0, True, False)
+    how = Static('cudnn', (None,), 0.0, True, False)
     x = jnp.ones((1, 8, 1, 8), jnp.bfloat16)
-    assert 'needs jax 0.11.2 for documents' in module._cudnn_refusal(how, x, x, True)
+    assert 'needs jax 0.11.2 for documents' in cudnn.refusal(how, x, x, True)
 
 
 def test_segments_and_positions_give_each_other():
@@ -325,7 +326,7 @@ def test_splash_compiles_for_a_tpu_slice(sizes, window, kernels, monkeypatch):
     mlp_dim=512, max_seq_len=4096, remat='qkv+ctx+mid+gu', sliding_window=window)
   params = model.abstract_params(config, mesh)
   for part in ('block', 'final_norm'):  # cached: making them computes, and there is no device
-    model._graph(config, part)
+    layers.graph(config, part)
   with jax.set_mesh(mesh):
     ids = jax.ShapeDtypeStruct(
       (8, 4096), jnp.int32, sharding=jax.NamedSharding(mesh, sharding.spec('batch', 'length')))

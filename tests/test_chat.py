@@ -17,8 +17,9 @@ from conftest import REPOSITORY
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from experiments import export
-from smoljax import chat, evals, model, tokenizer
+from smoljax import model
+from smoljax.checkpoints import load, save
+from smoljax.data import chat, tokenizer
 
 TODAY = datetime.date(2025, 7, 3)
 GOLDENS = REPOSITORY / 'tests/goldens/chat.json'
@@ -432,16 +433,16 @@ def test_export_with_the_template(tokenizers, tmp_path):
     max_seq_len=64,
   )
   params = model.init(config, jax.random.key(0))
-  made = evals.Model(config, params, tokenizers['with.model'], bos=False)
-  export.write(made, str(tmp_path / 'chat'), with_chat=True)
+  made = load.Model(config, params, tokenizers['with.model'], bos=False)
+  save.write_hf(made, str(tmp_path / 'chat'), with_chat=True)
   assert (tmp_path / 'chat/chat_template.jinja').read_text() == chat.template()
   generation = json.loads((tmp_path / 'chat/generation_config.json').read_text())
   assert generation['eos_token_id'] == [5, tokenizer.EOS_ID]
-  export.write(made, str(tmp_path / 'base'))
+  save.write_hf(made, str(tmp_path / 'base'))
   assert not (tmp_path / 'base/chat_template.jinja').exists()
   without = made._replace(tokenizer=tokenizers['without.model'])
   with pytest.raises(ValueError, match=r'--config\.tokenizer\.chat=True'):
-    export.write(without, str(tmp_path / 'refused'), with_chat=True)
+    save.write_hf(without, str(tmp_path / 'refused'), with_chat=True)
   assert not (tmp_path / 'refused').exists()
 
 

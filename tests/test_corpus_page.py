@@ -11,7 +11,7 @@ from test_report import Page
 from data_beam import records
 from data_beam.filters import spans
 from data_beam.records import Document
-from smoljax import corpus_page, report
+from smoljax.report import corpus_page, run_page
 
 
 @pytest.fixture(scope='module')
@@ -33,7 +33,7 @@ def table(folder, name):
 
 
 def test_a_directory_of_corpora_has_a_page(output, tmp_path):
-  page = Page(pathlib.Path(report.write(str(output), str(tmp_path), spans.find)).parent)
+  page = Page(pathlib.Path(run_page.write(str(output), str(tmp_path), spans.find)).parent)
   for shown in ('30 documents kept of 40, 75%', 'web: 40 documents in, 30 kept (75%)',
                 'Counted in words: the run has no tokens of this corpus.', '(<404>)',
                 'Diversity, web', 'Clusters of duplicates', 'en 66.7%, fr 33.3%'):
@@ -79,7 +79,7 @@ def test_a_large_corpus_is_sampled_evenly_and_says_so(output, tmp_path, monkeypa
                             output / 'web_rejects/1.0.0', notes.append)
   assert (corpus.every, len(corpus.kept), len(corpus.rejects), notes) == (2, 15, 5, [])
   assert len(corpus.examples) == 10  # of each reason, whatever the sample
-  page = Page(pathlib.Path(report.write(str(output), str(tmp_path))).parent).text
+  page = Page(pathlib.Path(run_page.write(str(output), str(tmp_path))).parent).text
   assert 'From a sample of one document in 2' in page
   assert sum(int(r['documents']) for r in table(tmp_path, 'lengths_web.csv')) == 15
 

@@ -9,36 +9,39 @@ import numpy as np
 import pytest
 from hypothesis import given
 
-from smoljax import data
+from smoljax.data import packing
+from smoljax.data.batches import Batches, make_stages, prefetch
+from smoljax.data.corpus import open_corpus
+from smoljax.data.packing import Rows
 
 OPTIONS = dict(seq_len=64, window=32, max_segments=8, seed=7)
 
 
 def open_all(paths):
-  return {name: data.open_corpus(path, 'train', name) for name, path in paths.items()}
+  return {name: open_corpus(path, 'train', name) for name, path in paths.items()}
 
 
 def batches(paths, *, rows=4, steps=40, **kwargs):
-  stages = data.make_stages(
+  stages = make_stages(
     [
       dict(name='a', fraction=0.5, mixture=dict(web=0.7, pdf=0.3)),
       dict(name='b', fraction=0.5, mixture=dict(web=0.2, pdf=0.8)),
     ],
     steps,
   )
-  return data.Batches(open_all(paths), stages, rows=rows, **(OPTIONS | kwargs))
+  return Batches(open_all(paths), stages, rows=rows, **(OPTIONS | kwargs))
 
 
 @given(st.integers(1, 3000), st.binary(max_size=8))
 def test_permute_is_a_permutation(size, key):
-  out = data.permute(np.arange(size), size, key)
+  out = packing.permute(np.arange(size), size, key)
   assert sorted(out.tolist()) == list(range(size))
 
 
 def test_permute_differs_by_key_and_needs_no_neighbours():
-  a, b = (data.permute(np.arange(1000), 1000, key) for key in (b'a', b'b'))
+  a, b = (packing.permute(np.arange(1000), 1000, key) for key in (b'a', b'b'))
   assert (a != b).mean() > 0.9
-  assert data.permute(np.array([17]), 1000, b'a')[0] == a[17]
+  assert packing.permute(np.array([17]), 1000, b'a')[0] == a[17]
   assert abs(np.corrcoef(np.arange(1000), a)[0, 1]) < 0.1
 
 
@@ -46,7 +49,7 @@ def test_permute_differs_by_key_and_needs_no_neighbours():
   st.lists(st.integers(0, 300), max_size=60), st.integers(1, 64), st.integers(1, 6)
 )  # fmt: skip
 def test_pack_covers_every_target_once(lengths, seq_len, max_segments):
-  rows = data.pack(lengths, seq_len, max_segments)
+  rows = packing.pack(lengths, seq_len, max_segments)
   seen = collections.Counter()
   for row in rows:
     assert 0 < len(row) <= max_segments
@@ -59,7 +62,7 @@ def test_pack_covers_every_target_once(lengths, seq_len, max_segments):
 def test_pack_fills_rows():
   rng = np.random.default_rng(0)
   lengths = rng.lognormal(5, 1, 2000).astype(int) + 2
-  rows = data.pack(lengths.tolist(), 512, 32)
+  rows = packing.pack(lengths.tolist(), 512, 32)
   assert sum(p.length for row in rows for p in row) > 0.99 * 512 * len(rows)
 
 
@@ -67,15 +70,15 @@ def test_pack_fills_rows():
                                                          (400, 2048, 8), (5000, 2048, 8)])
 def test_rows_are_full_with_few_segments_each(median, seq_len, most):
   lengths = np.random.default_rng(0).lognormal(np.log(median), 1, 2048).astype(int) + 2
-  assert data.usual_segments(lengths, seq_len) == most
-  rows = data.pack(lengths.tolist(), seq_len, most)
+  assert packing.usual_segments(lengths, seq_len) == most
+  rows = packing.pack(lengths.tolist(), seq_len, most)
   assert max(map(len, rows)) <= most
   assert sum(p.length for row in rows for p in row) > 0.97 * seq_len * len(rows)
 
 
 def test_an_epoch_sees_every_token_once(markov_corpora):
-  corpus = data.open_corpus(markov_corpora['web'])
-  rows = data.Rows(corpus, **OPTIONS)
+  corpus = open_corpus(markov_corpora['web'])
+  rows = Rows(corpus, **OPTIONS)
   seen = collections.Counter()
   while rows.position[0] == 0:
     row = next(rows)
@@ -86,9 +89,9 @@ def test_an_epoch_sees_every_token_once(markov_corpora):
 
 
 def test_a_rehydrated_epoch_has_each_document_as_often_as_it_says(markov_corpora):
-  corpus = data.open_corpus(markov_corpora['web'])
+  corpus = open_corpus(markov_corpora['web'])
   repeats = np.arange(len(corpus.lengths), dtype=np.int32) % 4
-  rows = data.Rows(dataclasses.replace(corpus, repeats=repeats), **OPTIONS)
+  rows = Rows(dataclasses.replace(corpus, repeats=repeats), **OPTIONS)
   seen = collections.Counter()
   while rows.position[0] == 0:
     row = next(rows)
@@ -133,7 +136,7 @@ def test_mixture_is_exact_by_token(markov_corpora):
 @pytest.mark.parametrize('prefetched', [False, True])
 def test_restart_anywhere(markov_corpora, prefetched):
   """The state, through JSON, at every position gives the same batches as never stopping."""
-  make = data.prefetch if prefetched else iter
+  make = prefetch if prefetched else iter
   iterator = make(batches(markov_corpora))
   whole = [next(iterator) for _ in range(40)]
   iterator.close()
@@ -171,13 +174,13 @@ def test_fingerprint_follows_what_matters(markov_corpora):
 
 def test_bad_input_is_named(markov_corpora, tmp_path):
   with pytest.raises(FileNotFoundError, match='not a finished corpus'):
-    data.open_corpus(str(tmp_path))
+    open_corpus(str(tmp_path))
   with pytest.raises(ValueError, match='no tokens to predict'):
-    data.open_corpus(markov_corpora['web'], 'test')
+    open_corpus(markov_corpora['web'], 'test')
   with pytest.raises(ValueError, match=r'fractions sum to 0\.5'):
-    data.make_stages([dict(name='a', fraction=0.5, mixture=dict(web=1))], 10)
+    make_stages([dict(name='a', fraction=0.5, mixture=dict(web=1))], 10)
   with pytest.raises(ValueError, match='weights'):
-    data.make_stages([dict(name='a', fraction=1, mixture=dict(web=-1))], 10)
-  stages = data.make_stages([dict(name='a', fraction=1, mixture=dict(books=1))], 10)
+    make_stages([dict(name='a', fraction=1, mixture=dict(web=-1))], 10)
+  stages = make_stages([dict(name='a', fraction=1, mixture=dict(books=1))], 10)
   with pytest.raises(ValueError, match='no corpus named books; there are: web, pdf'):
-    data.Batches(open_all(markov_corpora), stages, rows=4, **OPTIONS)
+    Batches(open_all(markov_corpora), stages, rows=4, **OPTIONS)

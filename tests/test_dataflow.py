@@ -23,7 +23,7 @@ from data_beam.options import PdfOptions, WebOptions
 from data_beam.pdf import pipeline as pdf
 from data_beam.web import pipeline as web
 
-SCRIPT = REPOSITORY / 'experiments' / 'dataflow.sh'
+SCRIPT = REPOSITORY / 'experiments' / 'cloud' / 'dataflow.sh'
 DATAFLOW = ['--runner=DataflowRunner', '--project=my-project', '--region=us-central1',
             '--temp_location=gs://bucket/tmp', '--sdk_container_image=image']
 

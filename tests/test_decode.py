@@ -16,7 +16,18 @@ from goldens import make_hf_greedy as greedy
 from goldens import make_hf_logits as goldens
 from hypothesis import strategies as st
 
-from smoljax import chat, decode, export, model, sharding, tokenizer
+from smoljax import model, sharding
+from smoljax.checkpoints import huggingface
+from smoljax.data import chat, tokenizer
+from smoljax.inference import cache as cache_lib
+from smoljax.inference import generate as generate_lib
+from smoljax.inference import sampling as sampling_lib
+from smoljax.inference import speculative
+from smoljax.inference.cache import State, init_cache
+from smoljax.inference.generate import stream
+from smoljax.inference.sampling import GREEDY, Sampling
+from smoljax.inference.speculative import Speculation
+from smoljax.inference.text import Text, stream_text
 
 CONFIG = model.ModelConfig(
   vocab_size=64, num_layers=2, embed_dim=32, num_heads=4, num_kv_heads=2, head_dim=8, mlp_dim=48,
@@ -24,8 +35,8 @@ CONFIG = model.ModelConfig(
 )  # fmt: skip
 RNG = np.random.default_rng(3)
 PROMPTS = [RNG.integers(0, 64, n).tolist() for n in (1, 9, 40, 4)]
-VARIED = decode.Sampling(temperature=1.0)
-decode_init_cache = decode.init_cache
+VARIED = Sampling(temperature=1.0)
+decode_init_cache = init_cache
 
 
 @functools.cache
@@ -33,7 +44,7 @@ def make(config):
   return model.init(config, jax.random.key(0))
 
 
-generate = functools.partial(decode.generate, CONFIG)
+generate = functools.partial(generate_lib.generate, CONFIG)
 
 
 def uncached(config, prompts, num_tokens):
@@ -56,14 +67,14 @@ def uncached(config, prompts, num_tokens):
 
 @pytest.mark.parametrize('prefill_bytes, fields', [
   (1, {'sliding_window': 6, 'window_layers': (1, 0), 'tie_embeddings': False}),
-  (decode.PREFILL_BYTES, {
+  (cache_lib.PREFILL_BYTES, {
     'activation': 'gelu', 'mlp_bias': True, 'norm_position': 'sandwich', 'logit_softcap': 5.0}),
 ], ids=['rings, prefilled in chunks', 'ungated'])  # fmt: skip
 def test_greedy_tokens_equal_uncached_argmax(prefill_bytes, fields, monkeypatch):
-  monkeypatch.setattr(decode, 'PREFILL_BYTES', prefill_bytes)  # 1: chunks of the least length
+  monkeypatch.setattr(cache_lib, 'PREFILL_BYTES', prefill_bytes)  # 1: chunks of the least length
   config = dataclasses.replace(CONFIG, **fields)
   prompts = [*PROMPTS, RNG.integers(0, 64, 90).tolist()]
-  batched = decode.generate(config, make(config), prompts, max_new_tokens=64)
+  batched = generate_lib.generate(config, make(config), prompts, max_new_tokens=64)
   assert batched == uncached(config, prompts, 64)
   assert len({tuple(x) for x in batched}) == len(prompts)  # and they are not all the same
 
@@ -77,11 +88,13 @@ def test_greedy_tokens_equal_transformers_generate(case):
   config = model.ModelConfig.from_hf(hf, dtype='float32')
   with np.load(goldens.FILE) as stored, np.load(greedy.FILE) as tokens:
     shapes, expected = json.loads(str(stored[f'{case}/shapes'])), tokens[case]
-  params = export.from_hf_tensors(config, lambda name: goldens.weights(name, tuple(shapes[name])))
+  params = huggingface.from_hf_tensors(
+    config, lambda name: goldens.weights(name, tuple(shapes[name]))
+  )
   rows = greedy.prompts(config.vocab_size)
-  assert decode.generate(config, params, rows, max_new_tokens=64) == expected.tolist()
+  assert generate_lib.generate(config, params, rows, max_new_tokens=64) == expected.tolist()
   if case == 'yarn':
-    (alone,) = decode.generate(config, params, rows[:1], max_new_tokens=64)
+    (alone,) = generate_lib.generate(config, params, rows[:1], max_new_tokens=64)
     assert alone == expected[0].tolist()
 
 
@@ -93,9 +106,9 @@ def test_greedy_tokens_equal_live_transformers_generate(seed):
   reference, config, params = live_reference(*random_hf_config(seed))
   rows = greedy.prompts(config.vocab_size, longest=50)
   expected = greedy.greedy(reference, rows).tolist()
-  assert decode.generate(config, params, rows, max_new_tokens=64) == expected
+  assert generate_lib.generate(config, params, rows, max_new_tokens=64) == expected
   alone = greedy.greedy(reference, rows[:1]).tolist()
-  assert decode.generate(config, params, rows[:1], max_new_tokens=64) == alone == expected[:1]
+  assert generate_lib.generate(config, params, rows[:1], max_new_tokens=64) == alone == expected[:1]
 
 
 def test_padding_on_either_side_changes_nothing():
@@ -111,8 +124,8 @@ def test_unstacked_parameters_are_the_same_model():
   config = dataclasses.replace(
     CONFIG, attention_bias=True, mlp_bias=True, qk_norm=True, tie_embeddings=False)
   tokens_BT = RNG.integers(0, 64, (2, 20)).astype(np.int32)
-  unstacked = decode.prepare(config, make(config))
-  assert decode.prepare(config, unstacked) is unstacked
+  unstacked = cache_lib.prepare(config, make(config))
+  assert cache_lib.prepare(config, unstacked) is unstacked
   logits = jax.jit(lambda params: model.apply(config, params, tokens_BT).logits)
   np.testing.assert_allclose(logits(unstacked), logits(make(config)), atol=1e-4, rtol=1e-4)
 
@@ -131,12 +144,12 @@ def test_parameters_of_a_mesh_are_brought_to_one_device():
 
 def test_windowed_layers_hold_the_window_only():
   config = dataclasses.replace(CONFIG, sliding_window=6, window_layers=(1, 0))
-  slots = [k.shape[2] for k, _ in decode.init_cache(config, 2, 128)]
+  slots = [k.shape[2] for k, _ in init_cache(config, 2, 128)]
   assert slots == [6, 128]
 
 
 def test_few_shapes_are_compiled():
-  run = decode._block(CONFIG, VARIED, (), 8)
+  run = generate_lib._block(CONFIG, VARIED, (), 8)
   run.clear_cache()
   for prompt in PROMPTS:
     generate(make(CONFIG), [prompt], max_new_tokens=10, sampling=VARIED)
@@ -144,12 +157,12 @@ def test_few_shapes_are_compiled():
 
 
 def test_the_cache_is_written_in_place():
-  state = decode.State(
-    jnp.zeros((2, 64)), decode.init_cache(CONFIG, 2, 4096), jnp.int32(3), jnp.int32(0),
+  state = State(
+    jnp.zeros((2, 64)), init_cache(CONFIG, 2, 4096), jnp.int32(3), jnp.int32(0),
     jnp.zeros(2, bool), None)
   cache_bytes = sum(x.nbytes for x in jax.tree.leaves(state.cache))
-  params = decode.prepare(CONFIG, make(CONFIG))
-  run = decode._block(CONFIG, decode.GREEDY, (5,), 8)
+  params = cache_lib.prepare(CONFIG, make(CONFIG))
+  run = generate_lib._block(CONFIG, GREEDY, (5,), 8)
   compiled = run.lower(params, jnp.zeros(2, jnp.int32), jax.random.key(0), state).compile()
   memory = compiled.memory_analysis()
   assert memory.alias_size_in_bytes > cache_bytes
@@ -165,10 +178,10 @@ def test_a_long_prompt_needs_no_square_of_its_length(monkeypatch):
     chunks.append((tokens_BT.shape, cache[0][0].shape))
     return jnp.zeros((1, 8)), cache, None
 
-  monkeypatch.setattr(decode, '_prefill', lambda config, modules: (record, record))
-  monkeypatch.setattr(decode, 'init_cache', lambda config, *shape: jax.eval_shape(
+  monkeypatch.setattr(cache_lib, 'prefill_programs', lambda config, modules: (record, record))
+  monkeypatch.setattr(cache_lib, 'init_cache', lambda config, *shape: jax.eval_shape(
     lambda: decode_init_cache(config, *shape)))
-  decode.prefill(config, {}, [[1] * 65536], 256)
+  cache_lib.prefill(config, {}, [[1] * 65536], 256)
   monkeypatch.undo()
   assert len(set(chunks)) == 1 and len(chunks) * chunks[0][0][1] == 65536
   (tokens, cache) = chunks[0]
@@ -176,12 +189,12 @@ def test_a_long_prompt_needs_no_square_of_its_length(monkeypatch):
   int32 = functools.partial(jax.ShapeDtypeStruct, dtype=jnp.int32)
   params = jax.eval_shape(lambda key: model.unstack(config, model.init(config, key)),
                           jax.eval_shape(lambda: jax.random.key(0)))
-  traced = decode._prefill(config, 0)[1].trace(
+  traced = cache_lib.prefill_programs(config, 0)[1].trace(
     params, int32(tokens), int32((1,)), jax.eval_shape(
-      lambda: decode.init_cache(config, 1, cache[2])), int32(()))
+      lambda: init_cache(config, 1, cache[2])), int32(()))
   sizes = list(all_sizes(traced.jaxpr.jaxpr))
   assert max(sizes) == config.vocab_size * config.embed_dim
-  assert max(n for n in sizes if n != max(sizes)) * 4 <= 1.1 * decode.PREFILL_BYTES
+  assert max(n for n in sizes if n != max(sizes)) * 4 <= 1.1 * cache_lib.PREFILL_BYTES
 
 
 def all_sizes(jaxpr):
@@ -204,7 +217,7 @@ def test_end_tokens_stop_a_row_and_are_not_returned():
   assert stopped == [cut(row) for row in free] and len(stopped[1]) <= 5
   two = generate(make(CONFIG), PROMPTS, max_new_tokens=20, eos_id=(63, eos))
   assert all(len(a) <= len(b) for a, b in zip(two, stopped, strict=True))
-  steps = list(decode.stream(CONFIG, make(CONFIG), PROMPTS, max_new_tokens=20, eos_id=eos))
+  steps = list(stream(CONFIG, make(CONFIG), PROMPTS, max_new_tokens=20, eos_id=eos))
   assert [[t for t in row if t is not None] for row in zip(*steps, strict=True)] == stopped
 
 
@@ -218,13 +231,13 @@ def test_sampling_is_seeded_and_a_row_does_not_depend_on_its_neighbours():
   same = run([PROMPTS[1]] * 4, seed=1)
   assert same[1] == one[1] and len({tuple(row) for row in same}) == 4
   # A top-k of 1 is greedy, however hot.
-  hot = decode.Sampling(temperature=5.0, top_k=1)
+  hot = Sampling(temperature=5.0, top_k=1)
   assert generate(make(CONFIG), PROMPTS, max_new_tokens=12, sampling=hot) == generate(
     make(CONFIG), PROMPTS, max_new_tokens=12)
 
 
 def test_a_repetition_penalty_counts_the_prompt_and_what_is_written():
-  sampling = decode.Sampling(repetition_penalty=1e6)
+  sampling = Sampling(repetition_penalty=1e6)
   for prompt, new in zip(PROMPTS, generate(
       make(CONFIG), PROMPTS, max_new_tokens=20, sampling=sampling), strict=True):
     fresh = 64 - len(set(prompt))  # so many tokens can come before one must be repeated
@@ -246,7 +259,7 @@ def test_samples_follow_the_stated_distribution(settings, kept):
   logits_V = np.log(np.array([0.5, 0.3, 0.15, 0.05], np.float32))[order]
   n = 20_000
   keys = jax.random.split(jax.random.key(0), n)
-  draws = decode.sample(keys, jnp.tile(logits_V, (n, 1)), decode.Sampling(**settings))
+  draws = sampling_lib.sample(keys, jnp.tile(logits_V, (n, 1)), Sampling(**settings))
   expected = np.array(kept)[order] / sum(kept)
   counts = np.bincount(draws, minlength=4)
   assert (counts[expected == 0] == 0).all()
@@ -265,7 +278,7 @@ def test_logits_are_adjusted_as_by_transformers(settings):
   rng = np.random.default_rng(0)
   logits_BV = (3 * rng.normal(size=(4, 1000))).astype(np.float32)
   ids_BT = rng.integers(0, 1000, (4, 30))
-  sampling = decode.Sampling(**settings)
+  sampling = Sampling(**settings)
   expected = torch.from_numpy(logits_BV)
   for processor in (  # in the order of transformers' generate
     process.RepetitionPenaltyLogitsProcessor(float(sampling.repetition_penalty)),
@@ -277,14 +290,14 @@ def test_logits_are_adjusted_as_by_transformers(settings):
     expected = processor(torch.from_numpy(ids_BT), expected)
   seen_BV = np.zeros(logits_BV.shape, bool)
   np.put_along_axis(seen_BV, ids_BT, True, axis=1)
-  adjusted = decode.adjust(jnp.asarray(logits_BV), sampling, jnp.asarray(seen_BV))
+  adjusted = sampling_lib.adjust(jnp.asarray(logits_BV), sampling, jnp.asarray(seen_BV))
   np.testing.assert_allclose(adjusted, expected.numpy(), rtol=1e-6)
 
 
 def test_equal_logits_stay_or_go_together():
   logits_BV = jnp.array([[2.0, -1.0, -1.0, 0.0, 0.0, -jnp.inf]])
   kept = lambda **settings: np.isfinite(
-    decode.adjust(logits_BV, decode.Sampling(temperature=1.0, **settings)))[0].tolist()
+    sampling_lib.adjust(logits_BV, Sampling(temperature=1.0, **settings)))[0].tolist()
   assert kept(top_k=2) == [True, False, False, True, True, False]
   assert kept(top_k=5) == kept(top_p=0.9999) == [True] * 5 + [False]
 
@@ -303,7 +316,7 @@ def as_text(ids):
 )
 def test_text_comes_whole_and_ends_before_the_first_stop(text, stops, sizes):
   """Bytes as tokens: characters and stop strings span several of them."""
-  row = decode.Text(as_text, stops, context=b'prompt')
+  row = Text(as_text, stops, context=b'prompt')
   parts, taken = [], b''
   for token in text.encode():
     taken += bytes([token])
@@ -320,21 +333,21 @@ def test_text_comes_whole_and_ends_before_the_first_stop(text, stops, sizes):
 
 
 def test_text_shows_no_half_characters_and_keeps_spaces_that_need_context():
-  row = decode.Text(as_text)
+  row = Text(as_text)
   assert [row.push(b) for b in 'é!'.encode()] == ['', 'é', '!']
   assert row.push('é'.encode()[0]) == '' and row.finish() == '\ufffd'
   # A tokenizer that drops the space before the first word, as Llama 2's does.
   words = lambda ids: ' '.join('abc'[i] for i in ids)
-  row = decode.Text(words, context=[0])
+  row = Text(words, context=[0])
   assert [row.push(1), row.push(2)] == [' b', ' c']
   with pytest.raises(ValueError, match='empty stop'):
-    decode.Text(as_text, [''])
+    Text(as_text, [''])
 
 
 def test_rows_stop_apart_and_generation_ends_with_the_last():
   steps = iter([[97, 97], [98, None], [99, None], [100, None], [101, None]])
-  rows = [decode.Text(as_text, ['cd']), decode.Text(as_text)]
-  assert list(decode.stream_text(steps, rows)) == [
+  rows = [Text(as_text, ['cd']), Text(as_text)]
+  assert list(stream_text(steps, rows)) == [
     ['a', 'a'], ['b', ''], ['', ''], ['', ''], ['', '']]
   assert next(steps) == [101, None]  # nothing was asked for after 'cd'
 
@@ -351,8 +364,8 @@ def test_an_extended_context_is_yarn_as_transformers_has_it():
   assert extended.to_hf()['rope_scaling']['factor'] == 2.0
   prompt = [PROMPTS[2] + PROMPTS[2]]
   with pytest.raises(ValueError, match=r'max_seq_len=64: .* extend'):
-    decode.generate(config, make(CONFIG), prompt, max_new_tokens=10)
-  assert len(decode.generate(extended, make(CONFIG), prompt, max_new_tokens=10)[0]) == 10
+    generate_lib.generate(config, make(CONFIG), prompt, max_new_tokens=10)
+  assert len(generate_lib.generate(extended, make(CONFIG), prompt, max_new_tokens=10)[0]) == 10
   with pytest.raises(ValueError, match='LinearRope'):
     dataclasses.replace(config, rope_scaling=model.LinearRope(2.0)).extended(128)
 
@@ -374,7 +387,7 @@ def test_nothing_asked_nothing_done():
 ])  # fmt: skip
 def test_bad_requests_say_why(prompts, settings, message):
   with pytest.raises(ValueError, match=message):
-    decode.stream(CONFIG, make(CONFIG), prompts, **{'max_new_tokens': 4, **settings})
+    stream(CONFIG, make(CONFIG), prompts, **{'max_new_tokens': 4, **settings})
 
 
 @pytest.mark.parametrize('field, value', [
@@ -383,7 +396,7 @@ def test_bad_requests_say_why(prompts, settings, message):
 ])  # fmt: skip
 def test_bad_sampling_says_which_field(field, value):
   with pytest.raises(ValueError, match=f'{field}={value}'):
-    decode.Sampling(**{field: value})
+    Sampling(**{field: value})
 
 
 # -------------------------------------------------------------------------------------- the command
@@ -437,7 +450,7 @@ def commands(tmp_path_factory):
   texts = [f'The number {i} comes after {i - 1}; ça va?\n' * 3 for i in range(50)]
   tokenizer.train(texts, file, vocab_size=312, control=chat.CONTROL)
   config = dataclasses.replace(CONFIG, vocab_size=312, max_seq_len=1024)
-  export.save_hf(config, model.init(config, jax.random.key(1)), hf, dtype='float32')
+  huggingface.save_hf(config, model.init(config, jax.random.key(1)), hf, dtype='float32')
   tokenizer.to_hf(file, hf, bos=True, max_length=1024)
 
   common = [f'--checkpoint={hf}', '--max_new_tokens=16', '--temperature=0']
@@ -482,21 +495,21 @@ def test_speculative_greedy_tokens_equal_plain_ones(kind, depth):
   params = make(config)
   # Modules that agree with the model now and then: their head says what the embedding says.
   params = {**params, 'mtp': jax.tree.map(lambda x: 0.3 * x, params['mtp'])}
-  plain = decode.generate(config, params, PROMPTS, max_new_tokens=50)
+  plain = generate_lib.generate(config, params, PROMPTS, max_new_tokens=50)
   assert plain == generate(model.without_mtp(config, params)[1], PROMPTS, max_new_tokens=50)
   for block in (1, 4):
-    seen = decode.Speculation()
-    found = decode.generate(
+    seen = Speculation()
+    found = generate_lib.generate(
       config, params, PROMPTS, max_new_tokens=50, block=block, speculation=seen)
     assert found == plain
     assert seen.rounds * depth == seen.drafted and 0 <= seen.accepted <= seen.drafted
   for row, alone in zip(plain, PROMPTS, strict=True):
-    assert decode.generate(
-      config, params, [alone], max_new_tokens=50, speculation=decode.Speculation()) == [row]
+    assert generate_lib.generate(
+      config, params, [alone], max_new_tokens=50, speculation=Speculation()) == [row]
   end = plain[1][7]
-  stopped = decode.generate(config, params, PROMPTS, max_new_tokens=50, eos_id=end)
-  assert stopped == decode.generate(
-    config, params, PROMPTS, max_new_tokens=50, eos_id=end, speculation=decode.Speculation())
+  stopped = generate_lib.generate(config, params, PROMPTS, max_new_tokens=50, eos_id=end)
+  assert stopped == generate_lib.generate(
+    config, params, PROMPTS, max_new_tokens=50, eos_id=end, speculation=Speculation())
 
 
 def test_a_prompt_read_in_chunks_is_drafted_from_as_one_read_at_once(monkeypatch):
@@ -504,9 +517,11 @@ def test_a_prompt_read_in_chunks_is_drafted_from_as_one_read_at_once(monkeypatch
   config = with_mtp('sequential', 2)
   params, prompt = make(config), [RNG.integers(0, 64, 100).tolist()]
   states = []
-  for size in (decode.PREFILL_BYTES, 1):
-    monkeypatch.setattr(decode, 'PREFILL_BYTES', size)
-    states.append(decode.prefill(config, decode.prepare(config, params), prompt, 8, modules=2))
+  for size in (cache_lib.PREFILL_BYTES, 1):
+    monkeypatch.setattr(cache_lib, 'PREFILL_BYTES', size)
+    states.append(
+      cache_lib.prefill(config, cache_lib.prepare(config, params), prompt, 8, modules=2)
+    )
   whole, parts = states
   np.testing.assert_allclose(whole[0], parts[0], atol=1e-4)
   np.testing.assert_allclose(whole[5], parts[5], atol=1e-4)
@@ -524,7 +539,7 @@ def test_what_is_verified_is_a_draw_from_the_model():
   def one(key):
     draft_key, verify_key = jax.random.split(key)
     draft = jax.random.categorical(draft_key, q[0])[None]
-    kept, token = decode.verify(verify_key, draft, q[:1], p, False)
+    kept, token = speculative.verify(verify_key, draft, q[:1], p, False)
     return jnp.where(kept == 1, draft[0], token), jnp.where(kept == 1, token, -1)
 
   first, second = jax.vmap(one)(keys)
@@ -539,14 +554,16 @@ def test_speculative_samples_follow_the_models_distribution(kind):
   """Three tokens in a row against the exact probabilities of all 512 of them (chi-squared)."""
   config = with_mtp(kind, 2, vocab_size=8)
   params, prompt, rows = make(config), [3, 1, 4], 6000
-  sampling = decode.Sampling(temperature=1.3, top_k=6)
-  seen = decode.Speculation()
-  found = np.array(decode.generate(
+  sampling = Sampling(temperature=1.3, top_k=6)
+  seen = Speculation()
+  found = np.array(generate_lib.generate(
     config, params, [prompt] * rows, max_new_tokens=3, sampling=sampling, seed=2, speculation=seen))
   counts = np.bincount(found @ [64, 8, 1], minlength=512)
   pairs = np.array([[*prompt, a, b] for a in range(8) for b in range(8)], np.int32)
   logits = model.apply(config, params, pairs).logits
-  p = np.asarray(jax.nn.softmax(decode.adjust(logits.reshape(-1, 8), sampling))).reshape(64, 5, 8)
+  p = np.asarray(jax.nn.softmax(sampling_lib.adjust(logits.reshape(-1, 8), sampling))).reshape(
+    64, 5, 8
+  )
   first, second = p[0, 2], p.reshape(8, 8, 5, 8)[:, 0, 3]
   exact = first[:, None, None] * second[:, :, None] * p.reshape(8, 8, 5, 8)[:, :, 4]
   expected = rows * exact.ravel()
@@ -560,8 +577,8 @@ def test_speculative_samples_follow_the_models_distribution(kind):
 
 def test_a_stream_that_is_left_early_has_counted():
   config = with_mtp('parallel', 1)
-  seen = decode.Speculation()
-  steps = decode.stream(config, make(config), [[1, 2]], max_new_tokens=60, speculation=seen)
+  seen = Speculation()
+  steps = stream(config, make(config), [[1, 2]], max_new_tokens=60, speculation=seen)
   for _ in range(4):
     next(steps)
   steps.close()
@@ -570,11 +587,11 @@ def test_a_stream_that_is_left_early_has_counted():
 
 def test_what_cannot_speculate_says_why():
   ask = functools.partial(
-    decode.generate, prompts=[[1]], max_new_tokens=4, speculation=decode.Speculation())
+    generate_lib.generate, prompts=[[1]], max_new_tokens=4, speculation=Speculation())
   with pytest.raises(ValueError, match='no modules'):
     ask(CONFIG, make(CONFIG))
   config = with_mtp('parallel', 1)
   with pytest.raises(ValueError, match='repetition_penalty'):
-    ask(config, make(config), sampling=decode.Sampling(repetition_penalty=1.2))
+    ask(config, make(config), sampling=Sampling(repetition_penalty=1.2))
   with pytest.raises(ValueError, match='sliding'):
     ask(dataclasses.replace(config, sliding_window=8), {})

@@ -6,7 +6,8 @@ import numpy as np
 import pytest
 from test_train import fit, tiny
 
-from smoljax import diagnostics, metrics, model, optim, sharding, train
+from smoljax import metrics, model, optim, sharding
+from smoljax.train import diagnostics, loop
 
 
 def test_leaves_are_those_of_numpy():
@@ -178,11 +179,11 @@ def test_padding_counts_for_nothing():
 
 @pytest.mark.parametrize('accumulate', [1, 4])
 def test_a_run_writes_them(markov_corpora, tmp_path, monkeypatch, accumulate):
-  make_mesh = train.sharding.make_mesh
+  make_mesh = sharding.make_mesh
   monkeypatch.setattr(
-    train.sharding, 'make_mesh', lambda **kw: make_mesh(**kw | {'devices': jax.devices()[:2]})
+    sharding, 'make_mesh', lambda **kw: make_mesh(**kw | {'devices': jax.devices()[:2]})
   )
-  make_probe, ready = train.make_probe, []
+  make_probe, ready = loop.make_probe, []
 
   def make(*args, **kwargs):
     probe = make_probe(*args, **kwargs)
@@ -193,7 +194,7 @@ def test_a_run_writes_them(markov_corpora, tmp_path, monkeypatch, accumulate):
 
     return look
 
-  monkeypatch.setattr(train, 'make_probe', make)
+  monkeypatch.setattr(loop, 'make_probe', make)
   c = tiny(**{'diagnostics.every': 4, 'train.accumulate': accumulate})
   fit(c, markov_corpora, tmp_path)
   assert ready == [True] * 3  # or a look would wait for steps, whose time would count nowhere

@@ -13,21 +13,17 @@ import pytest
 from conftest import REPOSITORY
 
 from configs import base
-from experiments import pipeline
-from experiments import teacher_cache as writer
-from experiments.pipeline import read_json
-from smoljax import (
-  checkpoint,
-  data,
-  distill,
-  metrics,
-  model,
-  objectives,
-  sharding,
-  teacher_cache,
-  tokenizer,
-  train,
-)
+from experiments.engine import config as config_lib
+from experiments.engine import teacher_cache
+from experiments.engine.cli import read_json
+from smoljax import metrics, model, sharding
+from smoljax.checkpoints import load, store
+from smoljax.data import teacher_cache as teacher_cache_lib
+from smoljax.data import tokenizer
+from smoljax.data.batches import Batches, make_stages
+from smoljax.data.corpus import open_corpus
+from smoljax.model.attention.masks import positions_from_segments
+from smoljax.train import distill, loop, objectives
 
 RNG = np.random.default_rng(0)
 P = RNG.normal(0, 2, (5, 40))  # logits of the teacher
@@ -136,15 +132,15 @@ def test_draws_follow_the_temperature_and_survive_packing():
   for row in range(3):
     found = np.bincount(ids[:, row].ravel(), minlength=100) / 20_000
     np.testing.assert_allclose(found, softmax(np.asarray(logits[row]) / 2), atol=0.012)
-  packed = teacher_cache.pack_draws(ids[0])
-  unpacked, counts = teacher_cache.unpack_draws(packed, 3, 0, 3, 50)
+  packed = teacher_cache_lib.pack_draws(ids[0])
+  unpacked, counts = teacher_cache_lib.unpack_draws(packed, 3, 0, 3, 50)
   for row in range(3):
     again = np.repeat(unpacked[row], counts[row])
     np.testing.assert_array_equal(again, ids[0, row])
-  some = teacher_cache.unpack_draws(packed, 3, 1, 2, 50)
+  some = teacher_cache_lib.unpack_draws(packed, 3, 1, 2, 50)
   np.testing.assert_array_equal(some[0], unpacked[1:])
-  large = np.sort(RNG.integers(0, teacher_cache.MAX_VOCAB, (7, 127)))
-  back, counts = teacher_cache.unpack_draws(teacher_cache.pack_draws(large), 7, 0, 7, 127)
+  large = np.sort(RNG.integers(0, teacher_cache_lib.MAX_VOCAB, (7, 127)))
+  back, counts = teacher_cache_lib.unpack_draws(teacher_cache_lib.pack_draws(large), 7, 0, 7, 127)
   np.testing.assert_array_equal(np.repeat(back.ravel(), counts.ravel()), large.ravel())
 
 
@@ -221,7 +217,7 @@ LARGE = dataclasses.replace(STUDENT, num_layers=4, embed_dim=48, num_heads=8, nu
 
 def batch_of(rows=8, T=16):
   segments = np.cumsum(RNG.random((rows, T)) < 0.2, axis=1) + 1
-  positions = np.asarray(model.positions_from_segments(jnp.asarray(segments)))
+  positions = np.asarray(positions_from_segments(jnp.asarray(segments)))
   tokens = lambda: RNG.integers(0, 64, (rows, T)).astype(np.int32)
   return {'inputs': tokens(), 'targets': tokens(), 'segment_ids': segments.astype(np.int32),
           'positions': positions.astype(np.int32), 'source': np.zeros(rows, np.int32)}
@@ -300,9 +296,9 @@ def config_of(**changes):
 
 def fit(c, corpora, directory, caches=None):
   c.tokenizer.path = c.tokenizer.path or 'given'  # the corpora of these tests have none
-  c = pipeline.resolve(c)
-  return train.train(c, pipeline.model_config(c, 64), corpora, str(directory), caches=caches,
-                     say=lambda line: None)
+  c = config_lib.resolve(c)
+  return loop.train(c, config_lib.model_config(c, 64), corpora, str(directory), caches=caches,
+                    log_line=lambda line: None)
 
 
 @pytest.fixture(scope='module')
@@ -323,16 +319,16 @@ def a_tokenizer(tmp_path_factory):
 
 def write(teacher, corpora, output, monkeypatch, **kwargs):
   """Caches of all corpora; the tests' corpora are of numbers, so no tokenizer can be compared."""
-  monkeypatch.setattr(writer, 'same_tokenizer', lambda *_: None)
-  monkeypatch.setattr(writer.evals, 'load_model', lambda path: _Loaded(path))
-  return {name: writer.write(teacher, path, str(output), name, seq_len=64,
+  monkeypatch.setattr(teacher_cache, 'same_tokenizer', lambda *_: None)
+  monkeypatch.setattr(load, 'load_model', lambda path: _Loaded(path))
+  return {name: teacher_cache.write(teacher, path, str(output), name, seq_len=64,
                                     say=lambda line: None, **kwargs)
           for name, path in corpora.items()}
 
 
 class _Loaded:
   def __init__(self, path):
-    self.config, self.params, _ = checkpoint.load_params(path)
+    self.config, self.params, _ = store.load_params(path)
     self.tokenizer = self
     self.path = ''
 
@@ -343,14 +339,14 @@ def test_a_cache_says_what_the_teacher_does_where_training_reads_it(
 ):
   """Batches with a cache against the teacher run on the same batch."""
   paths = write(a_teacher, markov_corpora, tmp_path, monkeypatch, kind=kind, draws=50)
-  opened = {name: data.open_corpus(path, 'train', name) for name, path in markov_corpora.items()}
-  caches = teacher_cache.open_caches(paths, opened)
-  stages = data.make_stages(
+  opened = {name: open_corpus(path, 'train', name) for name, path in markov_corpora.items()}
+  caches = teacher_cache_lib.open_caches(paths, opened)
+  stages = make_stages(
     [dict(name='all', fraction=1.0, mixture=dict(web=0.5, pdf=0.5))], 4)
-  batches = data.Batches(opened, stages, caches=caches, rows=16, seq_len=64, window=64,
-                         max_segments=32, seed=0)
+  batches = Batches(opened, stages, caches=caches, rows=16, seq_len=64, window=64,
+                    max_segments=32, seed=0)
   batch = next(iter(batches))
-  config, params, _ = checkpoint.load_params(a_teacher)
+  config, params, _ = store.load_params(a_teacher)
   hidden_BTD, _ = model.hidden(config, params, batch['inputs'], segment_ids_BT=batch['segment_ids'])
   p_BTV = np.asarray(jax.nn.softmax(model.logits(config, params, hidden_BTD)))
   real = batch['segment_ids'] > 0
@@ -393,15 +389,15 @@ def test_a_cache_resumes_is_checked_and_refuses_others(
     assert f.read(7) != b'damaged'
   with pytest.raises(ValueError, match='another draws'):
     write(a_teacher, markov_corpora, tmp_path / 'a', monkeypatch, draws=20)
-  opened = {name: data.open_corpus(path, 'train', name) for name, path in markov_corpora.items()}
+  opened = {name: open_corpus(path, 'train', name) for name, path in markov_corpora.items()}
   with pytest.raises(ValueError, match='another corpus'):
-    teacher_cache.Cache(first['web'], opened['pdf'])
+    teacher_cache_lib.Cache(first['web'], opened['pdf'])
   other = dataclasses.replace(
     opened['web'], manifest={**opened['web'].manifest, 'tokenizer_sha256': 'other'})
   with pytest.raises(ValueError, match='another tokenizer'):
-    teacher_cache.Cache(first['web'], other)
+    teacher_cache_lib.Cache(first['web'], other)
   with pytest.raises(FileNotFoundError, match='teacher_cache'):
-    teacher_cache.Cache(str(tmp_path), opened['web'])
+    teacher_cache_lib.Cache(str(tmp_path), opened['web'])
   c = config_of(**{'distill.teacher': a_teacher, 'distill.cache': 'sampled',
                    'distill.temperature': 2.0})
   with pytest.raises(ValueError, match='another temperature'):
@@ -430,7 +426,7 @@ def test_students_learn_online_from_a_cache_and_with_transfers(
       last = [r for r in rows if 'teacher/relations' in r]
       for term in distill.TRANSFERS:
         assert last[-1][f'teacher/{term}'] < last[0][f'teacher/{term}']
-      config, params, _ = checkpoint.load_params(str(tmp_path / name))
+      config, params, _ = store.load_params(str(tmp_path / name))
       assert 'distill' not in params and config.num_params() == sum(
         x.size for x in jax.tree.leaves(params))
   # Hidden states are stored in bfloat16: all but the same run as beside the teacher.

@@ -100,7 +100,8 @@ def test_half_a_coordinator_is_refused():
 def test_the_commands_for_a_tpu_slice(tmp_path):
   def script(*args, **environment):
     return subprocess.run(
-      [REPOSITORY / 'experiments' / 'tpu.sh', *args], capture_output=True, text=True, check=True,
+      [REPOSITORY / 'experiments' / 'cloud' / 'tpu.sh', *args],
+      capture_output=True, text=True, check=True,
       env={**os.environ, 'PROJECT': 'p', 'ZONE': 'z', 'NAME': 'n', 'TYPE': 'v5e-256', 'DRY': '1',
            'REPOSITORY': 'https://host/smoljax.git', **environment}).stdout
 

@@ -9,7 +9,7 @@ import scipy.stats
 from hypothesis import given
 from hypothesis import strategies as st
 
-from smoljax import diversity
+from smoljax.report import diversity
 
 WORDS = [''.join(p) for p in itertools.product('bdfgklmnprst', 'aeiou', 'bdfgklmnprst')]
 

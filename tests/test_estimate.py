@@ -13,7 +13,9 @@ import numpy as np
 import pytest
 from jax.sharding import PartitionSpec as P
 
-from smoljax import estimate, model, sharding, train
+from smoljax import model, sharding
+from smoljax.train import estimate
+from smoljax.train.step import Objective, make_gradients
 
 REPOSITORY = pathlib.Path(__file__).parents[1]
 COMPILERS = REPOSITORY / '.venv' / 'compilers'  # made by `make test-slow`
@@ -70,7 +72,7 @@ def calls(axes, layers=2, chunks=2):
     model.SHAPES['tiny'], num_layers=layers, vocab_size=256, embed_dim=64, mlp_dim=128,
     scan_layers=True, remat='qkv+ctx+mid+gu')
   mesh, chunk = sharding.make_mesh(**{'data': 1, **axes}), 64 // chunks // axes.get('context', 1)
-  gradients = train.make_gradients(config, num_sources=1, chunk=chunk)
+  gradients = make_gradients(config, Objective(chunk=chunk))
 
   def placed(shape, *names):
     placing = jax.sharding.NamedSharding(mesh, sharding.spec(*names))

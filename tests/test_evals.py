@@ -15,7 +15,13 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from smoljax import checkpoint, evals, export, model, sharding, tokenizer
+from smoljax import evals, model, sharding
+from smoljax.checkpoints import huggingface, load
+from smoljax.checkpoints.store import Checkpoints
+from smoljax.data import tokenizer
+from smoljax.evals import likelihood, multiple_choice
+from smoljax.evals.held_out import bits_per_byte, copy_probe, load_documents, unigram_loss
+from smoljax.evals.tasks import TASKS, build_continuation_task, load_task
 
 V = 96
 
@@ -92,7 +98,7 @@ def test_windows_score_every_token_once_with_enough_context(size, first, seq_len
   min_context = draw.draw(st.integers(0, seq_len - 1))
   tokens = np.arange(size)
   scored, starts = [], []
-  for w in evals.windows('k', tokens, first=first, seq_len=seq_len, min_context=min_context):
+  for w in likelihood.windows('k', tokens, first=first, seq_len=seq_len, min_context=min_context):
     assert w.key == 'k' and 1 <= w.first < len(w.tokens) <= seq_len + 1
     targets = w.tokens[w.first :]
     scored += targets.tolist()
@@ -106,7 +112,7 @@ def test_windows_score_every_token_once_with_enough_context(size, first, seq_len
 
 def test_bits_per_byte_against_numpy(small):
   docs = documents(2, 3, 40, 127, 128, 129, 130)
-  got = evals.bits_per_byte(*small, docs, batch_size=3, seq_len=200)
+  got = bits_per_byte(*small, docs, batch_size=3, seq_len=200)
   nats = -sum(reference_logprobs(*small, d['tokens']).sum() for d in docs)
   tokens, size = sum(len(d['tokens']) - 1 for d in docs), sum(d['num_bytes'] for d in docs)
   assert got['bpb'] == pytest.approx(nats / math.log(2) / size, rel=1e-6)
@@ -118,8 +124,8 @@ def test_bits_per_byte_by_language(small):
   docs = [d | {'language': x} for d, x in zip(documents(40, 127, 90), ('en', 'de', 'en'),
                                               strict=True)]
   options = {'batch_size': 2, 'seq_len': 200}
-  got = evals.bits_per_byte(*small, docs, **options)
-  alone = {x: evals.bits_per_byte(*small, [d for d in docs if d['language'] == x], **options)
+  got = bits_per_byte(*small, docs, **options)
+  alone = {x: bits_per_byte(*small, [d for d in docs if d['language'] == x], **options)
            for x in ('de', 'en')}
   assert got['languages'] == pytest.approx({x: of['bpb'] for x, of in alone.items()}, rel=1e-6)
   assert all('languages' not in of for of in alone.values())
@@ -127,7 +133,7 @@ def test_bits_per_byte_by_language(small):
 
 def test_calibration_against_numpy(small):
   docs = documents(40, 127)
-  got = evals.bits_per_byte(*small, docs, batch_size=2, seq_len=200)
+  got = bits_per_byte(*small, docs, batch_size=2, seq_len=200)
   sure, right = [], []
   for d in docs:
     n = len(d['tokens']) - 1
@@ -164,10 +170,10 @@ def test_copy_probe_tells_what_is_copied(small, monkeypatch, looks_back):
           out_T[t] = -0.5
     return logprobs_BT, np.full_like(logprobs_BT, -0.5)
 
-  monkeypatch.setattr(evals, '_score', score)
+  monkeypatch.setattr(likelihood, '_score', score)
   rng = np.random.default_rng(0)
   docs = [{'tokens': rng.permutation(10_000)[:n], 'num_bytes': n} for n in (900, 300)]
-  got = evals.copy_probe(config, params, docs, batch_size=4, seq_len=256, rows=6)
+  got = copy_probe(config, params, docs, batch_size=4, seq_len=256, rows=6)
   reaches = {'near': looks_back > 32, 'far': looks_back > 256 - 32}
   for name, row in got.items():  # of 31 places, the first has one token before it
     share = 30 / 31 if reaches[name] else 0
@@ -180,18 +186,18 @@ def test_copy_probe_of_a_model_without_context(small):
   table = np.random.default_rng(0).dirichlet(np.full(V, 0.1), V).clip(1e-6)
   known = bigram(np.log(table / table.sum(1, keepdims=True)))
   got, again = (
-    evals.copy_probe(*known, documents(200, 90), batch_size=n, seq_len=128, rows=4) for n in (3, 2))
+    copy_probe(*known, documents(200, 90), batch_size=n, seq_len=128, rows=4) for n in (3, 2))
   assert all(abs(row['saved']) < 1e-5 for row in got.values())
   for name, row in got.items():
     assert again[name] == pytest.approx(row)
   with pytest.raises(ValueError, match='no held-out text'):
-    evals.copy_probe(*small, [], batch_size=2, seq_len=64)
+    copy_probe(*small, [], batch_size=2, seq_len=64)
 
 
 @pytest.mark.parametrize(('seq_len', 'min_context'), [(32, None), (32, 0), (48, 40)])
 def test_windows_of_long_documents_against_one_token_at_a_time(small, seq_len, min_context):
   docs = documents(20, 33, 34, 111)
-  got = evals.bits_per_byte(*small, docs, batch_size=4, seq_len=seq_len, min_context=min_context)
+  got = bits_per_byte(*small, docs, batch_size=4, seq_len=seq_len, min_context=min_context)
   step = seq_len - (seq_len // 4 if min_context is None else min_context)
   nats = 0.0
   for d in docs:
@@ -206,7 +212,7 @@ def test_uniform_model_costs_log_v(small):
   config, params = small
   zero = jax.tree.map(jnp.zeros_like, params)
   docs = documents(1, 2, 150, 400)  # one of them predicts nothing
-  got = evals.bits_per_byte(config, zero, docs, batch_size=2, seq_len=64)
+  got = bits_per_byte(config, zero, docs, batch_size=2, seq_len=64)
   assert got['tokens'] == 1 + 149 + 399
   assert got['bpb'] == pytest.approx(math.log2(V) * got['tokens'] / got['bytes'], rel=1e-6)
 
@@ -215,11 +221,11 @@ def test_uniform_model_costs_log_v(small):
 def test_a_mesh_changes_nothing(small, shape):
   config, params = small
   docs = documents(5, 60, 170, 300)
-  alone = evals.bits_per_byte(config, params, docs, batch_size=3, seq_len=132)
+  alone = bits_per_byte(config, params, docs, batch_size=3, seq_len=132)
   mesh = sharding.make_mesh(*shape, devices=jax.devices()[: math.prod(shape)])
   with jax.set_mesh(mesh):
     placed = jax.device_put(params, sharding.shardings(params, mesh))
-    meshed = evals.bits_per_byte(config, placed, docs, batch_size=3, seq_len=132)
+    meshed = bits_per_byte(config, placed, docs, batch_size=3, seq_len=132)
   assert meshed.pop('calibration') == [pytest.approx(x, rel=1e-5) for x in alone.pop('calibration')]
   assert meshed == pytest.approx(alone, rel=1e-6)
 
@@ -228,33 +234,33 @@ def test_a_broken_model_is_said(small):
   config, params = small
   broken = jax.tree.map(lambda p: p * jnp.nan, params)
   with pytest.raises(ArithmeticError, match='no numbers'):
-    evals.bits_per_byte(config, broken, documents(9), batch_size=2, seq_len=64)
+    bits_per_byte(config, broken, documents(9), batch_size=2, seq_len=64)
   with pytest.raises(ArithmeticError, match='vocabulary of 96'):
     outside = [{'tokens': np.array([1, 96, 3]), 'num_bytes': 3}]
-    evals.bits_per_byte(config, params, outside, batch_size=2, seq_len=64)
+    bits_per_byte(config, params, outside, batch_size=2, seq_len=64)
 
 
 def test_nothing_to_score_is_said(small):
   for docs in ([], documents(1, 1), documents(0)):
     with pytest.raises(ValueError, match='no held-out text'):
-      evals.bits_per_byte(*small, docs, batch_size=2, seq_len=64)
+      bits_per_byte(*small, docs, batch_size=2, seq_len=64)
     with pytest.raises(ValueError, match='no held-out text'):
-      evals.unigram_loss(np.ones(V, int), docs)
+      unigram_loss(np.ones(V, int), docs)
 
 
 def test_unigram_loss():
   counts = np.array([5, 0, 2])  # smoothed: 6/10, 1/10, 3/10
   docs = [{'tokens': np.array([1, 0, 0, 2]), 'num_bytes': 4}, {'tokens': np.array([0, 1])}]
   expected = -(2 * math.log(0.6) + math.log(0.3) + math.log(0.1)) / 4
-  assert evals.unigram_loss(counts, docs) == pytest.approx(expected, rel=1e-12)
+  assert unigram_loss(counts, docs) == pytest.approx(expected, rel=1e-12)
 
 
 def test_load_documents_reads_the_held_out_split(markov_corpora):
-  docs = evals.load_documents(markov_corpora['web'])
+  docs = load_documents(markov_corpora['web'])
   assert len(docs) == 20 and all(d['tokens'][0] == 2 for d in docs)
   assert all(d['num_bytes'] == 3 * len(d['tokens']) for d in docs)
-  assert len(evals.load_documents(markov_corpora['web'], limit=7)) == 7
-  assert len(evals.load_documents(markov_corpora['web'], split='train')) == 300
+  assert len(load_documents(markov_corpora['web'], limit=7)) == 7
+  assert len(load_documents(markov_corpora['web'], split='train')) == 300
 
 
 # --- Multiple choice -----------------------------------------------------------------------------
@@ -276,7 +282,7 @@ def random_examples(n: int = 10) -> list[dict]:
 def test_choice_scores_against_numpy(small, bos):
   """Contexts too long for the window are cut on the left."""
   text, examples = Letters(), random_examples()
-  got = evals.score_choices(*small, text, examples, bos=bos, **OPTIONS)
+  got = multiple_choice.score_choices(*small, text, examples, bos=bos, **OPTIONS)
   for e, row in zip(examples, got, strict=True):
     for choice, score in zip(e['choices'], row, strict=True):
       ids = [95] * bos + text.encode(e['context'] + choice)
@@ -288,22 +294,24 @@ def test_choice_scores_against_numpy(small, bos):
 def test_scores_do_not_depend_on_the_batch(small):
   examples = random_examples(12)
   one, sixteen = (
-    evals.score_choices(*small, Letters(), examples, bos=True, batch_size=b, seq_len=128)
+    multiple_choice.score_choices(*small, Letters(), examples, bos=True, batch_size=b, seq_len=128)
     for b in (1, 16)
   )
   flat = itertools.chain.from_iterable
   for a, b in zip(flat(one), flat(sixteen), strict=True):
     assert a.logprob == pytest.approx(b.logprob, rel=1e-6)
     assert (a.tokens, a.greedy) == (b.tokens, b.greedy)
-  blind = [[evals.Score(0.0, 1, False)] * 3] * 12
-  assert evals.summarize(examples, one, blind) == evals.summarize(examples, sixteen, blind)
+  blind = [[multiple_choice.Score(0.0, 1, False)] * 3] * 12
+  assert multiple_choice.summarize(examples, one, blind) == multiple_choice.summarize(
+    examples, sixteen, blind
+  )
 
 
 def test_a_token_across_the_boundary_counts_for_all_answers(small):
   """'q.' is one token: the answer '. no' takes the context's q along, so the others must too."""
   text = Letters(joined='q.')
   example = {'context': 'abcq', 'choices': ['. no', '! no'], 'answer': 0}
-  [row] = evals.score_choices(*small, text, [example], bos=True, **OPTIONS)
+  [row] = multiple_choice.score_choices(*small, text, [example], bos=True, **OPTIONS)
   for choice, score, count in zip(example['choices'], row, (4, 5), strict=True):
     ids = np.array([95, *text.encode('abcq' + choice)])
     assert score.tokens == count  # q. + 3, and q + 4
@@ -314,7 +322,7 @@ def test_a_token_across_the_boundary_counts_for_all_answers(small):
 def test_empty_context_stands_after_bos_or_eos(small):
   for bos, start in ((True, 95), (False, 94)):
     example = {'context': '', 'choices': ['xyz'], 'answer': 0}
-    [[score]] = evals.score_choices(*small, Letters(), [example], bos=bos, **OPTIONS)
+    [[score]] = multiple_choice.score_choices(*small, Letters(), [example], bos=bos, **OPTIONS)
     expected = reference_logprobs(*small, np.array([start, *Letters().encode('xyz')])).sum()
     assert score.logprob == pytest.approx(expected, rel=1e-6)
 
@@ -335,10 +343,10 @@ def test_planted_model_finds_the_right_answer_only_with_its_context():
       'choices': [chr(ord('a') + d) + 'z' for d in digits],
       'answer': answer,
     })  # fmt: skip
-  scores = evals.score_choices(config, params, Letters(), examples, bos=True, **OPTIONS)
+  scores = multiple_choice.score_choices(config, params, Letters(), examples, bos=True, **OPTIONS)
   uninformed = [{**e, 'context': ''} for e in examples]
-  blind = evals.score_choices(config, params, Letters(), uninformed, bos=True, **OPTIONS)
-  got = evals.summarize(examples, scores, blind)
+  blind = multiple_choice.score_choices(config, params, Letters(), uninformed, bos=True, **OPTIONS)
+  got = multiple_choice.summarize(examples, scores, blind)
   assert [got[k] for k in ('acc', 'acc_norm', 'acc_token', 'acc_pmi')] == [1.0] * 4
   assert got['stderr'] == 0.0 and got['chance'] == 0.25 and got['n'] == 80
   assert got['blind'] == {'acc': 0.25, 'acc_norm': 0.25, 'acc_token': 0.25}, 'equals share'
@@ -350,12 +358,12 @@ def test_contexts_of_their_own_per_choice():
   table = np.full((V, V), -5.0)
   table[ord('b') - 32, ord('!') - 32] = 0.0
   examples = [{'context': ['a', 'b'], 'choices': ['!', '!'], 'answer': 1}]
-  scores = evals.score_choices(*bigram(table), Letters(), examples, bos=True, **OPTIONS)
-  assert evals.summarize(examples, scores, scores)['acc'] == 1.0
+  scores = multiple_choice.score_choices(*bigram(table), Letters(), examples, bos=True, **OPTIONS)
+  assert multiple_choice.summarize(examples, scores, scores)['acc'] == 1.0
 
 
 def test_summary_by_hand():
-  S = evals.Score
+  S = multiple_choice.Score
   examples = [
     {'context': 'q', 'choices': [' a', ' bbbb'], 'answer': 1},
     {'context': 'q', 'choices': [' cc', ' dd', ' e'], 'answer': 0},
@@ -364,7 +372,7 @@ def test_summary_by_hand():
             S(-9.0, 1, False)]]  # fmt: skip
   blind = [[S(-1.0, 1, False), S(-9.0, 4, False)], [S(-5.0, 2, False), S(-1.0, 3, False),
            S(-2.0, 1, False)]]  # fmt: skip
-  got = evals.summarize(examples, scores, blind, num_shown=1)
+  got = multiple_choice.summarize(examples, scores, blind, num_shown=1)
   assert got['acc'] == 0.25  # 0 and half a point for the tie
   assert got['acc_norm'] == 0.75  # -2 < -1; -1.5 = -1.5 > -9
   assert got['acc_token'] == 0.5  # -2 < -1; -1.5 < -1 (second)
@@ -383,8 +391,8 @@ def test_one_choice_is_scored_greedily():
     table[ord(a) - 32, ord(b) - 32] = 0.0
   table[ord('x') - 32, 0] = table[0, ord('w') - 32] = 1.0
   examples = [{'context': 'x', 'choices': [w], 'answer': 0} for w in (' word', ' wore')]
-  scores = evals.score_choices(*bigram(table), Letters(), examples, bos=True, **OPTIONS)
-  got = evals.summarize(examples, scores, scores)
+  scores = multiple_choice.score_choices(*bigram(table), Letters(), examples, bos=True, **OPTIONS)
+  got = multiple_choice.summarize(examples, scores, scores)
   assert got['acc'] == 0.5 and got['chance'] == 0.0 and got['loss'] > 0
   assert 'acc_norm' not in got
 
@@ -406,7 +414,7 @@ def prose(n: int = 60, seed: int = 0) -> list[dict]:
 def test_continuation_task_is_what_it_says():
   docs, text = prose(), Letters()
   texts = [text.decode(d['tokens']) for d in docs]
-  build = lambda seed: evals.build_continuation_task(
+  build = lambda seed: build_continuation_task(
     docs, text, n=300, seed=seed, context_chars=64, choice_chars=48
   )
   task = build(0)
@@ -426,7 +434,7 @@ def test_continuation_task_leaks_nothing_to_a_blind_scorer():
   """Whatever is preferred about an answer alone, the real one is it once in four times."""
   n = 3000
   docs = prose(40)
-  task = evals.build_continuation_task(
+  task = build_continuation_task(
     docs, Letters(), n=n, seed=3, context_chars=64, choice_chars=48
   )
   rng = np.random.default_rng(0)
@@ -451,10 +459,10 @@ def test_continuation_task_leaks_nothing_to_a_blind_scorer():
 
 def test_continuation_task_needs_enough_text():
   with pytest.raises(ValueError, match=r'needs 4 held-out documents.*there are 3.*holdout'):
-    evals.build_continuation_task(prose(3), Letters(), n=2, seed=0)
+    build_continuation_task(prose(3), Letters(), n=2, seed=0)
   same = prose(1) * 5
   with pytest.raises(ValueError, match='differ'):
-    evals.build_continuation_task(
+    build_continuation_task(
       [{**d, 'tokens': d['tokens'][:420]} for d in same], Letters(), n=2, seed=0,
       context_chars=256, choice_chars=160,
     )  # fmt: skip
@@ -529,7 +537,7 @@ LM_EVAL = {
 
 @pytest.mark.parametrize(('task', 'metric'), LM_EVAL)
 def test_byte_model_scores_as_in_lm_eval(shared_data, task, metric):
-  examples = evals.load_task(
+  examples = load_task(
     task, str(shared_data / 'eval'), documents={}, tokenizer=Letters()
   )
   right = 0
@@ -540,17 +548,17 @@ def test_byte_model_scores_as_in_lm_eval(shared_data, task, metric):
 
 
 def test_every_public_task_loads(shared_data):
-  for name, task in evals.TASKS.items():
+  for name, task in TASKS.items():
     if task.file is None:
       continue
-    examples = evals.load_task(
+    examples = load_task(
       name, str(shared_data / 'eval'), documents={}, tokenizer=Letters(), limit=50
     )
     assert len(examples) == 50, name
     for e in examples:
       assert 0 <= e['answer'] < len(e['choices'])
       assert all(c.startswith(' ') and c.strip() for c in e['choices']), name
-      assert all(c == c.rstrip() and c for c in evals._contexts(e)), name
+      assert all(c == c.rstrip() and c for c in multiple_choice._contexts(e)), name
 
 
 # --- From the command line -----------------------------------------------------------------------
@@ -565,10 +573,10 @@ def trained(small, tmp_path_factory):
   texts = ['the value of the list is returned\n' * 5, 'def value(list):\n    return list\n' * 5]
   tokenizer.train(texts, str(workdir / 'tokenizer.model'), vocab_size=300)
   meta = {'model': dataclasses.asdict(config), 'config': {'tokenize': {'bos': True}}}
-  with checkpoint.Checkpoints(str(workdir / 'checkpoints')) as saved:
+  with Checkpoints(str(workdir / 'checkpoints')) as saved:
     saved.save(3, params, {'count': jnp.zeros(())}, {}, {**meta, 'tokenizer': 'moved/away.model'})
   hf = str(workdir / 'export')
-  export.save_hf(config, params, hf, dtype='float32')
+  huggingface.save_hf(config, params, hf, dtype='float32')
   tokenizer.to_hf(str(workdir / 'tokenizer.model'), hf, bos=True, max_length=256)
   return config, params, workdir
 
@@ -576,28 +584,28 @@ def trained(small, tmp_path_factory):
 def test_load_model_from_a_run_and_from_hugging_face(trained, tmp_path):
   config, params, workdir = trained
   for place in ('', 'checkpoints', 'checkpoints/3', 'export'):
-    loaded = evals.load_model(str(workdir / place))
+    loaded = load.load_model(str(workdir / place))
     assert loaded.bos and loaded.config.embed_dim == config.embed_dim
     assert loaded.tokenizer.encode('the list') == tokenizer.load(
       str(workdir / 'tokenizer.model')
     ).encode('the list')
     jax.tree.map(np.testing.assert_array_equal, loaded.params, params)
   with pytest.raises(FileNotFoundError, match='no model at'):
-    evals.load_model(str(tmp_path / 'nowhere'))
+    load.load_model(str(tmp_path / 'nowhere'))
   with pytest.raises(FileNotFoundError, match='no intact checkpoint'):
-    evals.load_model(str(tmp_path))
+    load.load_model(str(tmp_path))
   with pytest.raises(FileNotFoundError, match='no tokenizer at'):
-    evals.load_model(str(workdir), 'missing.model')
+    load.load_model(str(workdir), 'missing.model')
 
 
 def test_a_runs_tokenizer_may_stand_anywhere(trained, tmp_path):
   # As of a run with --config.tokenizer.path, which has none in its folder.
   config, params, workdir = trained
   meta = {'model': dataclasses.asdict(config), 'tokenizer': str(workdir / 'tokenizer.model')}
-  with checkpoint.Checkpoints(str(tmp_path / 'run' / 'checkpoints')) as saved:
+  with Checkpoints(str(tmp_path / 'run' / 'checkpoints')) as saved:
     saved.save(3, params, {'count': jnp.zeros(())}, {}, meta)
   for place in ('run', 'run/checkpoints', 'run/checkpoints/3'):
-    assert evals.find_tokenizer(str(tmp_path / place)) == meta['tokenizer']
+    assert load.find_tokenizer(str(tmp_path / place)) == meta['tokenizer']
 
 
 def test_evaluate_command(trained, markov_corpora, tmp_path, capsys):

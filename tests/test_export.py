@@ -15,7 +15,8 @@ from goldens import make_hf_logits as goldens
 from hypothesis import given
 from hypothesis import strategies as st
 
-from smoljax import export, model, sharding
+from smoljax import model, sharding
+from smoljax.checkpoints import huggingface
 
 CONFIG = model.ModelConfig(
   vocab_size=40, num_layers=3, nope_interval=2, embed_dim=24, num_heads=4, num_kv_heads=2,
@@ -33,7 +34,9 @@ def hf_folder(path, seed=0, dtype=ml_dtypes.bfloat16, **entries):
   rng = np.random.default_rng(seed)
   tensors = {
     name: rng.normal(size=x.shape).astype(dtype)
-    for name, x in export.to_hf_tensors(config, model.init(config, jax.random.key(0)), 'float32')
+    for name, x in huggingface.to_hf_tensors(
+      config, model.init(config, jax.random.key(0)), 'float32'
+    )
   }
   path.mkdir(exist_ok=True)
   (path / 'config.json').write_text(json.dumps(hf))
@@ -57,16 +60,16 @@ def read(folder):
 ], ids=['tied', 'untied_biases', 'qwen3'])  # fmt: skip
 def test_bfloat16_tensors_come_back_byte_for_byte(tmp_path, entries):
   source, tensors = hf_folder(tmp_path / 'hf', **entries)
-  config, params = export.load_hf(str(source))
+  config, params = huggingface.load_hf(str(source))
   assert all(x.dtype == np.float32 for x in jax.tree.leaves(params))
-  export.save_hf(config, params, str(tmp_path / 'ours'))
+  huggingface.save_hf(config, params, str(tmp_path / 'ours'))
   back = read(tmp_path / 'ours')
   assert back.keys() == tensors.keys()
   assert ('lm_head.weight' in back) == (not config.tie_embeddings)
   for name, x in tensors.items():
     assert back[name].dtype == x.dtype and back[name].shape == x.shape
     assert back[name].tobytes() == x.tobytes(), name
-  assert export.load_hf(str(tmp_path / 'ours'))[0] == config
+  assert huggingface.load_hf(str(tmp_path / 'ours'))[0] == config
   with safetensors.safe_open(tmp_path / 'ours/model.safetensors', 'np') as f:
     assert f.metadata() == {'format': 'pt'}
 
@@ -75,7 +78,7 @@ def test_shards_and_index(tmp_path):
   config = dataclasses.replace(CONFIG, tie_embeddings=False)
   params = model.init(config, jax.random.key(1))
   path = tmp_path / 'x'
-  export.save_hf(config, params, str(path), dtype='float32', max_shard_bytes=9000)
+  huggingface.save_hf(config, params, str(path), dtype='float32', max_shard_bytes=9000)
   index = json.loads((path / 'model.safetensors.index.json').read_text())
   files = sorted(p.name for p in path.glob('*.safetensors'))
   assert len(files) > 3 and files[0] == f'model-00001-of-{len(files):05d}.safetensors'
@@ -85,13 +88,13 @@ def test_shards_and_index(tmp_path):
     tensors = safetensors.numpy.load_file(path / file)
     assert sum(x.nbytes for x in tensors.values()) <= 9000 or len(tensors) == 1
     assert all(index['weight_map'][name] == file for name in tensors)
-  back_config, back = export.load_hf(str(path))
+  back_config, back = huggingface.load_hf(str(path))
   assert back_config == config
   jax.tree.map(np.testing.assert_array_equal, back, params)
   # A second export in another form leaves nothing of the first behind.
-  export.save_hf(config, params, str(path), dtype='float32')
+  huggingface.save_hf(config, params, str(path), dtype='float32')
   assert [p.name for p in path.glob('model*')] == ['model.safetensors']
-  jax.tree.map(np.testing.assert_array_equal, export.load_hf(str(path))[1], params)
+  jax.tree.map(np.testing.assert_array_equal, huggingface.load_hf(str(path))[1], params)
 
 
 def test_a_model_on_a_mesh_is_exported_and_loaded_alike(tmp_path):
@@ -99,8 +102,8 @@ def test_a_model_on_a_mesh_is_exported_and_loaded_alike(tmp_path):
   alone = model.init(CONFIG, jax.random.key(0))
   with jax.set_mesh(mesh):
     params = model.init(CONFIG, jax.random.key(0))
-    export.save_hf(CONFIG, params, str(tmp_path / 'x'), dtype='float32')
-    _, loaded = export.load_hf(str(tmp_path / 'x'))
+    huggingface.save_hf(CONFIG, params, str(tmp_path / 'x'), dtype='float32')
+    _, loaded = huggingface.load_hf(str(tmp_path / 'x'))
   q = loaded['blocks']['attn']['q_DNH']
   assert q.sharding == params['blocks']['attn']['q_DNH'].sharding
   jax.tree.map(np.testing.assert_array_equal, loaded, alone)
@@ -173,9 +176,9 @@ def test_what_comes_along(tmp_path):
   (source / 'tokenizer.json').write_text('{"a": 1}')
   (source / 'chat_template.jinja').write_text('{{ x }}')
   (source / 'generation_config.json').write_text('{"temperature": 0.6, "eos_token_id": 7}')
-  config, params = export.load_hf(str(source))
+  config, params = huggingface.load_hf(str(source))
   out = tmp_path / 'out'
-  export.save_hf(
+  huggingface.save_hf(
     config, params, str(out), tokenizer_dir=str(source), bos_id=1, eos_id=2,
     facts={'Training tokens': 123})
   assert (out / 'tokenizer.json').read_text() == '{"a": 1}'
@@ -195,18 +198,20 @@ def test_what_comes_along(tmp_path):
 def test_modules_of_multi_token_prediction_are_kept_or_dropped(kind, depth, tmp_path):
   config = dataclasses.replace(CONFIG, mtp=kind, mtp_depth=depth)
   params = model.init(config, jax.random.key(0))
-  export.save_hf(config, params, str(tmp_path / 'kept'), dtype='float32')
+  huggingface.save_hf(config, params, str(tmp_path / 'kept'), dtype='float32')
   hf = json.loads((tmp_path / 'kept/config.json').read_text())
   assert (hf['mtp'], hf['num_nextn_predict_layers']) == (kind, depth)
-  loaded, again = export.load_hf(str(tmp_path / 'kept'))
+  loaded, again = huggingface.load_hf(str(tmp_path / 'kept'))
   assert (loaded.mtp, loaded.mtp_depth) == (kind, depth)
   jax.tree.map(np.testing.assert_array_equal, again, params)
-  export.save_hf(*model.without_mtp(config, params), str(tmp_path / 'dropped'), dtype='float32')
+  huggingface.save_hf(
+    *model.without_mtp(config, params), str(tmp_path / 'dropped'), dtype='float32'
+  )
   names = lambda folder: set(safetensors.numpy.load_file(tmp_path / folder / 'model.safetensors'))
   more = names('kept') - names('dropped')
   assert more == {n for n in names('kept') if n.startswith('model.mtp.')} != set()
   assert 'num_nextn_predict_layers' not in (tmp_path / 'dropped/config.json').read_text()
-  plain, _ = export.load_hf(str(tmp_path / 'dropped'))
+  plain, _ = huggingface.load_hf(str(tmp_path / 'dropped'))
   assert plain.mtp == 'none'
 
 
@@ -222,7 +227,7 @@ def test_transformers_loads_the_export_and_gives_the_same_logits(case, tmp_path)
   config = model.ModelConfig.from_hf(
     {'architectures': [f'{prefix}ForCausalLM'], **goldens.BASE, **entries}, dtype='float32')
   params = model.init(dataclasses.replace(config, init_std=0.2), jax.random.key(0))
-  export.save_hf(config, params, str(tmp_path), dtype='float32', pad_id=0)
+  huggingface.save_hf(config, params, str(tmp_path), dtype='float32', pad_id=0)
   hf, report = transformers.AutoModelForCausalLM.from_pretrained(
     str(tmp_path), output_loading_info=True)
   assert type(hf).__name__ == f'{prefix}ForCausalLM'
@@ -244,8 +249,8 @@ def test_what_transformers_writes_comes_back_byte_for_byte(tmp_path):
   hf = transformers.SmolLM3ForCausalLM(transformers.SmolLM3Config(**goldens.BASE))
   hf.to(torch.bfloat16).save_pretrained(tmp_path / 'hf', max_shard_size='20KB')
   assert (tmp_path / 'hf/model.safetensors.index.json').exists()
-  config, params = export.load_hf(str(tmp_path / 'hf'))
-  export.save_hf(config, params, str(tmp_path / 'ours'))
+  config, params = huggingface.load_hf(str(tmp_path / 'hf'))
+  huggingface.save_hf(config, params, str(tmp_path / 'ours'))
   theirs, ours = read(tmp_path / 'hf'), read(tmp_path / 'ours')
   assert theirs.keys() == ours.keys()
   assert all(theirs[name].tobytes() == ours[name].tobytes() for name in theirs)
@@ -302,7 +307,7 @@ def test_bad_folders(tmp_path, how, error, message):
   folder, tensors = hf_folder(tmp_path / 'hf')
   spoil(folder, tensors, how)
   with pytest.raises(error, match=message):
-    export.load_hf(str(folder))
+    huggingface.load_hf(str(folder))
 
 
 def test_a_second_copy_of_the_tied_matrix_is_accepted(tmp_path):
@@ -310,7 +315,7 @@ def test_a_second_copy_of_the_tied_matrix_is_accepted(tmp_path):
   tensors['lm_head.weight'] = tensors['model.embed_tokens.weight']
   tensors['model.layers.0.self_attn.rotary_emb.inv_freq'] = np.ones(4, np.float32)
   safetensors.numpy.save_file(tensors, folder / 'model.safetensors')
-  config, params = export.load_hf(str(folder))
+  config, params = huggingface.load_hf(str(folder))
   assert config.tie_embeddings and 'head_DV' not in params
 
 
@@ -340,21 +345,21 @@ def test_models_that_cannot_be_written(tmp_path):
     ({'attention_softcap': 3.0}, 'attention_softcap=3.0'),
   ]:  # fmt: skip
     with pytest.raises(ValueError, match=message):
-      export.save_hf(dataclasses.replace(CONFIG, **fields), params, path)
+      huggingface.save_hf(dataclasses.replace(CONFIG, **fields), params, path)
   with pytest.raises(ValueError, match='head_DV is missing'):
-    export.save_hf(dataclasses.replace(CONFIG, tie_embeddings=False), params, path)
+    huggingface.save_hf(dataclasses.replace(CONFIG, tie_embeddings=False), params, path)
   with pytest.raises(ValueError, match=r'embed_VD has shape \(40, 24\), but the config'):
-    export.save_hf(dataclasses.replace(CONFIG, vocab_size=41), params, path)
+    huggingface.save_hf(dataclasses.replace(CONFIG, vocab_size=41), params, path)
   with pytest.raises(ValueError, match='eos_id=40 lies outside'):
-    export.save_hf(CONFIG, params, path, eos_id=40)
+    huggingface.save_hf(CONFIG, params, path, eos_id=40)
   with pytest.raises(ValueError, match="dtype='int8'"):
-    export.save_hf(CONFIG, params, path, dtype='int8')
+    huggingface.save_hf(CONFIG, params, path, dtype='int8')
   assert not os.path.exists(path)
   large = jax.tree.map(lambda x: x, params)
   large['blocks']['mlp']['up_DF'] = params['blocks']['mlp']['up_DF'].at[1, 0, 0].set(1e6)
   with pytest.raises(ValueError, match=r'blocks/mlp/up_DF .*layers\.1.* not finite in float16'):
-    export.save_hf(CONFIG, large, path, dtype='float16')
+    huggingface.save_hf(CONFIG, large, path, dtype='float16')
   assert not os.path.exists(os.path.join(path, 'config.json'))  # nothing that looks whole
   with pytest.raises(FileNotFoundError, match='no tokenizer files'):
-    export.save_hf(CONFIG, params, path, tokenizer_dir=str(tmp_path))
+    huggingface.save_hf(CONFIG, params, path, tokenizer_dir=str(tmp_path))
   shutil.rmtree(path)

@@ -7,7 +7,9 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from smoljax import fp8, model, sharding, train
+from smoljax import model, sharding
+from smoljax.model import fp8
+from smoljax.train.step import Objective, compiler_options, make_gradients
 
 X = jax.random.normal(jax.random.key(0), (2, 64, 128))
 W = 0.02 * jax.random.normal(jax.random.key(1), (128, 96))
@@ -54,7 +56,7 @@ def test_a_mesh_changes_nothing_but_rounding(axes):
   batch = {k: rng.integers(0, 128, (8, 32), np.int32) for k in ('inputs', 'targets')}
   batch |= {'segment_ids': np.ones((8, 32), np.int32), 'source': np.zeros(8, np.int32),
             'positions': np.tile(np.arange(32, dtype=np.int32), (8, 1))}
-  gradients = jax.jit(train.make_gradients(CONFIG, num_sources=1, chunk=16))
+  gradients = jax.jit(make_gradients(CONFIG, Objective(chunk=16)))
   alone, _ = gradients(model.init(CONFIG, jax.random.key(0)), batch, jnp.int32(1))
   mesh = sharding.make_mesh(**{'data': 1, **axes})
   with jax.set_mesh(mesh):
@@ -73,6 +75,6 @@ def test_gradients_are_summed_exactly():
 
 
 def test_the_compiler_is_told_to_leave_conversions_alone():
-  assert train.compiler_options(CONFIG)['xla_gpu_enable_triton_gemm'] is False
-  assert 'xla_gpu_enable_triton_gemm' not in train.compiler_options(
+  assert compiler_options(CONFIG)['xla_gpu_enable_triton_gemm'] is False
+  assert 'xla_gpu_enable_triton_gemm' not in compiler_options(
     dataclasses.replace(CONFIG, fp8=False))

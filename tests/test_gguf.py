@@ -23,8 +23,11 @@ from absl.testing import flagsaver
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from experiments import export as command
-from smoljax import decode, evals, export, gguf, model, tokenizer
+from experiments import export
+from smoljax import model
+from smoljax.checkpoints import gguf, huggingface, load, save
+from smoljax.data import tokenizer
+from smoljax.inference.generate import generate
 
 BASE = model.ModelConfig(
   vocab_size=96, num_layers=4, embed_dim=64, num_heads=4, num_kv_heads=2, head_dim=16, mlp_dim=96,
@@ -184,7 +187,7 @@ def test_weights_are_those_of_the_hugging_face_folder(kind, stored, tmp_path):
   gguf.save_gguf(config, params, str(tmp_path / 'm.gguf'), kind=kind)
   meta, tensors = contents(str(tmp_path / 'm.gguf'))
   assert meta['general.file_type'] == {'bfloat16': 32, 'float16': 1, 'float32': 0}[kind]
-  for name, x in export.to_hf_tensors(config, params, 'float32'):
+  for name, x in huggingface.to_hf_tensors(config, params, 'float32'):
     ours = tensors[gguf._name(name)]
     if 'q_proj' in name or 'k_proj' in name:  # undone pair by pair
       heads = ours.reshape(-1, config.head_dim // 2, 2, *x.shape[1:])
@@ -199,7 +202,7 @@ def test_q8_0_needs_no_runtime_and_reports_rows_that_do_not_fit(tmp_path):
   other = gguf.save_gguf(config, params, str(tmp_path / 'm.gguf'), kind='q8_0')
   assert other == {f'blk.{i}.ffn_down.weight': 'F16' for i in range(4)}
   opened = {t.name: t for t in reader.GGUFReader(str(tmp_path / 'm.gguf')).tensors}
-  for name, x in export.to_hf_tensors(config, params, 'float32'):
+  for name, x in huggingface.to_hf_tensors(config, params, 'float32'):
     t = opened[gguf._name(name)]
     if x.ndim == 1:
       assert t.tensor_type.name == 'F32'
@@ -422,11 +425,11 @@ def test_the_command_writes_a_file(folders, tmp_path, capsys):
   config = dataclasses.replace(BASE, vocab_size=540, mlp_dim=72)
   text = tokenizer.Tokenizer(os.path.join(folders('sentencepiece'), 'tokenizer.model'))
   source = str(tmp_path / 'hf')
-  command.write(evals.Model(config, random_params(config), text, True), source)
+  save.write_hf(load.Model(config, random_params(config), text, True), source)
 
   def run(**values):
     with flagsaver.flagsaver(checkpoint=source, output=str(tmp_path / 'out'), **values):
-      command.main([])
+      export.main([])
     return capsys.readouterr().out.splitlines()
 
   lines = run(format='gguf', quantize='q8_0')
@@ -483,7 +486,7 @@ def test_the_runtime_on_narrower_weights(kind, bound, case, written, our_logits,
 def test_the_runtime_writes_the_same_tokens(case, written, runtime):
   config, params, file = written(case)
   params = jax.tree.map(jnp.asarray, params)
-  ours = decode.generate(config, params, [TOKENS[:9].tolist()], max_new_tokens=64)
+  ours = generate(config, params, [TOKENS[:9].tolist()], max_new_tokens=64)
   opened = runtime.Runtime(file, window=256, threads=2, exact=True)
   theirs, logits = [], opened.feed(TOKENS[:9])
   for _ in range(64):
@@ -567,7 +570,7 @@ def test_the_benchmark_measures_our_perplexity(folders, runtime, tmp_path, capsy
   gguf_runtime.main(['', file, json.dumps({**settings, 'max_tokens': 500})])
   row = json.loads(capsys.readouterr().out)
   assert row['tokens'] == 500 and row['peak_rss_mb'] >= row['python_rss_mb'] > 10
-  loaded = evals.Model(config, jax.tree.map(jnp.asarray, params), text, True)
+  loaded = load.Model(config, jax.tree.map(jnp.asarray, params), text, True)
   ours = gguf_formats.our_nats_per_token(loaded, ''.join(corpus()[:60]), 64, 500)
   assert abs(row['nats_per_token'] - ours) < 5e-3 * ours  # its KV cache is fp16
   lines = gguf_formats.table([{**row, 'kind': 'float32'}, {**row, 'kind': 'x', 'perplexity': 1.0}])

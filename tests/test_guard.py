@@ -16,9 +16,15 @@ import pytest
 from test_train import leaves, tiny
 
 from configs import base
-from experiments import lineage, pipeline
+from experiments import lineage
 from experiments.benchmarks import stability
-from smoljax import guard, metrics, model, optim, train
+from experiments.engine import config as config_lib
+from smoljax import metrics, model, optim, sharding
+from smoljax.data.batches import Batches, make_stages
+from smoljax.data.corpus import open_corpus
+from smoljax.train import guard, loop
+from smoljax.train.step import Objective, make_train_step
+from smoljax.train.telemetry import Diverged
 
 LAYERS = 3
 
@@ -142,12 +148,12 @@ def test_faults_are_read():
 def steps(inject, batches, optimizer='adamw', **changes):
   """(states after each batch, metrics) of a tiny model, on one device."""
   c = tiny(**{'optimizer.name': optimizer, 'guard.inject': inject, **changes})
-  config = pipeline.model_config(c, 64)
+  config = config_lib.model_config(c, 64)
   params = model.init(config, jax.random.key(0))
   tx, _ = optim.make_optimizer(c.optimizer, params, 20)
   opt_state = {'optimizer': tx.init(params), 'guard': guard.init(c.guard, config.num_layers)}
   state = {'params': params, 'opt_state': opt_state}
-  step = train.make_train_step(config, tx, c.guard, num_sources=1, chunk=64)
+  step = make_train_step(config, tx, c.guard, Objective(chunk=64))
   states, rows = [jax.device_get(state)], []
   for batch in batches:
     state, row = step(state, batch)
@@ -219,7 +225,7 @@ LADDER = {
 
 def fit(corpora, directory, say=lambda line: None, **changes):
   c = tiny(**{**LADDER, **changes})
-  return train.train(c, pipeline.model_config(c, 64), corpora, str(directory), say=say)
+  return loop.train(c, config_lib.model_config(c, 64), corpora, str(directory), log_line=say)
 
 
 def decisions(directory):
@@ -265,9 +271,9 @@ def test_lineage_follows_a_rollback(ladder, markov_corpora, tmp_path):
   """After a rollback to step 4 that left out 6 batches, step 5 saw what would have been step 11."""
   _, directory = ladder
   c = tiny(**LADDER)
-  opened = {n: train.data.open_corpus(p, 'train', n) for n, p in markov_corpora.items()}
-  batches = train.data.Batches(
-    opened, train.data.make_stages(c.train.stages, c.train.steps), rows=c.train.rows,
+  opened = {n: open_corpus(p, 'train', n) for n, p in markov_corpora.items()}
+  batches = Batches(
+    opened, make_stages(c.train.stages, c.train.steps), rows=c.train.rows,
     seq_len=64, window=64, max_segments=32, seed=0)  # fmt: skip
   stream = iter(batches)
   plans = [stream.next_plan() for _ in range(11)]
@@ -304,7 +310,7 @@ def test_a_crash_in_mid_ladder_changes_nothing(ladder, markov_corpora, tmp_path,
 
 
 def test_a_run_that_cannot_be_helped_stops(markov_corpora, tmp_path):
-  with pytest.raises(train.Diverged, match=r'grad_norm nan .*events.jsonl names the documents'):
+  with pytest.raises(Diverged, match=r'grad_norm nan .*events.jsonl names the documents'):
     fit(markov_corpora, tmp_path, **{'guard.inject': 'nan@9:1000'})
   actions = [(e['action'], e.get('to')) for e in decisions(tmp_path)]
   assert actions == [('rollback', 8), ('back off', 4), ('stop', None)]
@@ -314,9 +320,9 @@ def test_a_run_that_cannot_be_helped_stops(markov_corpora, tmp_path):
 @pytest.mark.parametrize('mesh', [dict(data=2, fsdp=2, tensor=1), dict(fsdp=2, context=2)])
 def test_it_works_on_any_mesh(ladder, markov_corpora, tmp_path, mesh, monkeypatch):
   sizes = {'data': 1, 'fsdp': 1, 'tensor': 1, 'context': 1} | mesh
-  make_mesh = train.sharding.make_mesh
+  make_mesh = sharding.make_mesh
   monkeypatch.setattr(
-    train.sharding, 'make_mesh', lambda **kw: make_mesh(**kw | {'devices': jax.devices()[:4]})
+    sharding, 'make_mesh', lambda **kw: make_mesh(**kw | {'devices': jax.devices()[:4]})
   )
   # Those at 900 are compiled, but not reached.
   faults = LADDER['guard.inject'] + ',bitflip@900,vanish@900,spike@900,lr8x@900'

@@ -11,7 +11,7 @@ import pytest
 from conftest import REPOSITORY
 
 from configs import base, smollm3
-from experiments import pipeline
+from experiments.engine import config as config_lib
 from smoljax.model import ModelConfig
 
 # What each wing must never import.
@@ -23,50 +23,62 @@ FORBIDDEN = {
 }
 # The options of the pipelines are said once; that module imports only the standard library.
 ALLOWED = {'configs': 'data_beam.options'}
-# One owner per third party.
+# The floors of smoljax/, lowest first: each imports only lower ones, and itself.
+FLOORS = (
+  {'sharding', 'distributed', 'metrics'},
+  {'model'},
+  {'data', 'optim', 'inference'},
+  {'checkpoints'},
+  {'evals'},
+  {'train'},
+  {'scaling'},
+  {'report'},
+)
+# Names that users rely on, on no floor: smoljax/NAME.py re-exports them, nothing here imports it.
+NAMES = {'export', 'muon'}
+# One owner per third party, file or floor.
 OWNERS = {
-  'flax': {'model.py'},
-  'optax': {'optim.py', 'muon.py', 'soap.py'},
-  'orbax': {'checkpoint.py'},
-  'grain': {'data.py'},
-  'sentencepiece': {'tokenizer.py'},
-  'safetensors': {'export.py'},
-  'tensorboardX': {'metrics.py'},
-  'pynvml': {'metrics.py'},
-  'wandb': {'metrics.py'},
+  'flax': 'model/',
+  'optax': 'optim/',
+  'orbax': 'checkpoints/store.py',
+  'grain': 'data/',
+  'tensorflow_datasets': ('data/', 'report/corpus_page.py'),
+  'sentencepiece': 'data/tokenizer.py',
+  'safetensors': 'checkpoints/huggingface.py',
+  'tensorboardX': 'metrics.py',
+  'pynvml': 'metrics.py',
+  'wandb': 'metrics.py',
 }
-# Modules that import no sibling.
-LEAVES = {
-  'sharding.py', 'muon.py', 'metrics.py', 'charts.py', 'attention.py', 'tokenizer.py', 'guard.py',
-}  # fmt: skip
 PICKLES = ('pickle.load', 'torch.load', 'allow_pickle=True')
-
-COMMANDS = [
-  'experiments.run',
-  'experiments.evaluate',
-  'experiments.export',
-  'experiments.generate',
-  'experiments.report',
-  'experiments.shapes',
-  'experiments.lens',
-  'experiments.architecture',
-  'experiments.lineage',
-  'experiments.selfdocs',
-  'data_beam.web',
-  'data_beam.pdf',
-  'data_beam.quality',
-  'data_beam.tokenize_corpus',
-  'data_beam.tables',
-  'data_beam.python_source',
-]
+# Longer or with more parameters than a reader can hold, and why.
+MAX_FILE, MAX_LINES, MAX_PARAMETERS = 700, 120, 12
+LONG = {
+  'configs.base.get_config': 'every default, once, with its unit: a list to look things up in',
+}
+MANY = {
+  'smoljax.model.attention.attention': 'the function of a paper: three arrays and what masks them',
+}
 
 
 def files(package):
   return sorted((REPOSITORY / package).rglob('*.py'))
 
 
+def name_of(path):
+  """The dotted name of a module."""
+  parts = path.relative_to(REPOSITORY).with_suffix('').parts
+  return '.'.join(parts[:-1] if parts[-1] == '__init__' else parts)
+
+
+MODULES = {name_of(path): path for package in FORBIDDEN for path in files(package)}
+# Everything that answers `python -m`.
+COMMANDS = sorted(
+  name.removesuffix('.__main__') for name, path in MODULES.items()
+  if "if __name__ == '__main__':" in path.read_text())
+
+
 def imports(path):
-  """Top-level names of all modules that a file imports, siblings as `package.module`."""
+  """Dotted names of all that a file imports, `from a import b` as `a.b` and `a`."""
   names = set()
   for node in ast.walk(ast.parse(path.read_text())):
     if isinstance(node, ast.Import):
@@ -76,39 +88,113 @@ def imports(path):
   return names
 
 
+def imported_files(path):
+  """The modules of this repository that a file imports, a package only where it is itself meant."""
+  found = set()
+  for node in ast.walk(ast.parse(path.read_text())):
+    if isinstance(node, ast.Import):
+      found |= {a.name for a in node.names}
+    elif isinstance(node, ast.ImportFrom) and node.module:
+      found |= {f'{node.module}.{a.name}' if f'{node.module}.{a.name}' in MODULES else node.module
+                for a in node.names}
+  return found & MODULES.keys()
+
+
 @pytest.mark.parametrize('package', FORBIDDEN)
 def test_wings_do_not_import_each_other(package):
   for path in files(package):
     found = {n.split('.')[0] for n in imports(path)
              if not n.startswith(ALLOWED.get(package, ' '))} & FORBIDDEN[package]
-    assert not found, f'{path.name} imports {found}'
+    assert not found, f'{path} imports {found}'
+
+
+def test_a_floor_imports_only_lower_ones():
+  height = {room: i for i, floor in enumerate(FLOORS) for room in floor}
+  for name, path in MODULES.items():
+    if not name.startswith('smoljax.') or (room := name.split('.')[1]) in NAMES:
+      continue
+    assert room in height, f'{path} stands on no floor'
+    for other in imported_files(path) - {'smoljax'}:
+      other_room = other.split('.')[1] if other.startswith('smoljax.') else room
+      lowest = height[room] == 0
+      assert other_room == room or height.get(other_room, 99) < height[room] or (
+        lowest and height.get(other_room) == 0), f'{name} imports {other}, which is not below it'
+
+
+def test_no_circle_of_files():
+  """Imports inside functions count too."""
+  depth: dict[str, int] = {}
+
+  def visit(name, path):
+    assert name not in path, f'a circle: {" → ".join([*path[path.index(name):], name])}'
+    if name not in depth:
+      for other in imported_files(MODULES[name]) - {name}:
+        visit(other, [*path, name])
+      depth[name] = len(path)
+
+  for name in MODULES:
+    visit(name, [])
+
+
+def test_reports_never_import_jax():
+  seen, todo = set(), [n for n in MODULES if n.startswith('smoljax.report')]
+  while todo:
+    name = todo.pop()
+    if name in seen:
+      continue
+    seen.add(name)
+    parents = {'.'.join(name.split('.')[:i]) for i in range(1, name.count('.') + 1)}
+    assert not {n.split('.')[0] for n in imports(MODULES[name])} & {'jax', 'flax'}, name
+    todo += (imported_files(MODULES[name]) | parents) & MODULES.keys()
 
 
 def test_one_owner_per_third_party():
   for path in files('smoljax'):
+    place = path.relative_to(REPOSITORY / 'smoljax').as_posix()
     for name in imports(path):
-      owners = OWNERS.get(name.split('.')[0])
-      assert owners is None or path.name in owners, f'{path.name} imports {name}'
-
-
-def test_leaves_import_no_sibling():
-  for path in files('smoljax'):
-    if path.name in LEAVES:
-      siblings = {n for n in imports(path) if n.startswith('smoljax.')}
-      allowed = {'smoljax.sharding'} if path.name == 'attention.py' else set()
-      assert siblings <= allowed, f'{path.name} imports {siblings}'
+      owner = OWNERS.get(name.split('.')[0])
+      assert owner is None or place.startswith(owner), f'{place} imports {name}: {owner} owns it'
 
 
 def test_no_file_shadows_the_standard_library():
-  for package in FORBIDDEN:
-    for path in files(package):
-      assert path.stem == '__init__' or path.stem not in sys.stdlib_module_names, path
+  for path in MODULES.values():
+    assert path.stem.startswith('__') or path.stem not in sys.stdlib_module_names, path
 
 
 def test_no_pickle():
-  for package in FORBIDDEN:
-    for path in files(package):
-      assert not any(p in path.read_text() for p in PICKLES), path
+  for path in MODULES.values():
+    assert not any(p in path.read_text() for p in PICKLES), path
+
+
+def test_no_file_is_longer_than_a_reader_can_hold():
+  for path in (*MODULES.values(), *files('tests')):
+    length = len(path.read_text().splitlines())
+    assert length <= MAX_FILE, f'{path} has {length} lines'
+
+
+def functions(name):
+  """(dotted name, node) of all functions of a module, those inside others too."""
+  def walk(node, prefix):
+    for child in ast.iter_child_nodes(node):
+      inner = prefix
+      if isinstance(child, (ast.FunctionDef, ast.AsyncFunctionDef, ast.ClassDef)):
+        inner = f'{prefix}.{child.name}'
+        if not isinstance(child, ast.ClassDef):
+          yield inner, child
+      yield from walk(child, inner)
+  yield from walk(ast.parse(MODULES[name].read_text()), name)
+
+
+def test_no_function_is_longer_or_takes_more_than_a_reader_can_hold():
+  found = {'long': set(), 'many': set()}
+  for module in MODULES:
+    for name, node in functions(module):
+      args = node.args
+      if node.end_lineno - node.lineno >= MAX_LINES:
+        found['long'].add(name)
+      if len(args.posonlyargs + args.args + args.kwonlyargs) > MAX_PARAMETERS:
+        found['many'].add(name)
+  assert found == {'long': LONG.keys(), 'many': MANY.keys()}
 
 
 @pytest.mark.parametrize('path', files('configs'), ids=lambda p: p.stem)
@@ -120,17 +206,17 @@ def test_every_config_builds(path):
     return
   extra = set(config) - set(base.get_config())
   assert not extra, f'{path.name} has keys that base.py does not know: {extra}'
-  pipeline.resolve(config)
-  pipeline.model_config(config, config.tokenizer.vocab_size)
+  config_lib.resolve(config)
+  config_lib.model_config(config, config.tokenizer.vocab_size)
 
 
 @pytest.mark.parametrize('size', smollm3.SIZES)
 @pytest.mark.parametrize('stage', ['pretrain', '32k', '64k'])
 def test_smollm3_at_every_size_and_stage(size, stage):
-  c = pipeline.resolve(smollm3.get_config(f'size={size},stage={stage}'))
+  c = config_lib.resolve(smollm3.get_config(f'size={size},stage={stage}'))
   steps = dict(pretrain=4_720_000, **{'32k': 20_000, '64k': 22_000})[stage]
   assert (c.train.steps, c.train.rows * c.data.seq_len) == (steps, 2_359_296)
-  model = pipeline.model_config(c, c.tokenizer.vocab_size)
+  model = config_lib.model_config(c, c.tokenizer.vocab_size)
   assert model.rope_theta == dict(pretrain=5e4, **{'32k': 2e6, '64k': 5e6})[stage]
   assert model.nope_interval == 4 and model.max_seq_len == c.data.seq_len
   if size == '3b':
@@ -138,14 +224,14 @@ def test_smollm3_at_every_size_and_stage(size, stage):
 
 
 def test_smollm3s_published_mixtures_and_its_ablations():
-  c = pipeline.resolve(smollm3.get_config('mixture=published'))
+  c = config_lib.resolve(smollm3.get_config('mixture=published'))
   one, _, three = (dict(stage['mixture']) for stage in c.train.stages)
   assert (one['dclm'], three['stack-edu-real-shuffled-Python']) == (0.37, 0.07)
   assert not c.web.enabled and not c.pdf.enabled
   c = smollm3.get_config('mixture=published,stage=64k,only=dclm+fineweb-edu')
   assert [set(stage['mixture']) for stage in c.train.stages] == [{'dclm', 'fineweb-edu'}]
-  c = pipeline.resolve(smollm3.get_config('stage=ablation'))
-  model = pipeline.model_config(c, c.tokenizer.vocab_size)
+  c = config_lib.resolve(smollm3.get_config('stage=ablation'))
+  model = config_lib.model_config(c, c.tokenizer.vocab_size)
   assert c.train.tokens == pytest.approx(45e9, rel=1e-3) and model.rope_scaling is None
   assert model.num_params() == 1_235_814_400  # Llama 3.2's 1B
 
@@ -161,7 +247,8 @@ def test_config_arguments_are_checked():
     smollm3.get_config('stage=16k')
 
 
-@pytest.mark.parametrize('command', COMMANDS)
+@pytest.mark.parametrize('command', [
+  pytest.param(c, marks=pytest.mark.slow if 'benchmarks' in c else ()) for c in COMMANDS])
 def test_every_help_works(command):
   result = subprocess.run(
     [sys.executable, '-m', command, '--help'],
@@ -177,7 +264,8 @@ def test_every_help_works(command):
 
 
 def test_every_command_is_in_the_readme():
+  """Benchmarks and what only an experiment runs are in the log, the rest in the README."""
   readme = pathlib.Path(REPOSITORY, 'README.md').read_text()
   for command in COMMANDS:
-    if command != 'experiments.selfdocs':
+    if not command.startswith(('experiments.benchmarks', 'experiments.quickstart')):
       assert command in readme, f'README.md does not mention {command}'

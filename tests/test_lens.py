@@ -11,7 +11,10 @@ import numpy as np
 import pytest
 
 from experiments import lens
-from smoljax import evals, model, tokenizer
+from smoljax import model
+from smoljax.checkpoints import load
+from smoljax.data import tokenizer
+from smoljax.report import lens_page
 
 HOSTILE = 'the value <script>alert(1)</script> "of" the list'
 
@@ -25,7 +28,7 @@ def loaded(tmp_path_factory):
   path = str(tmp_path_factory.mktemp('lens') / 'tokenizer.model')
   texts = ['the value of the list is returned\n' * 5, 'def value(list):\n    return list\n' * 5]
   tokenizer.train(texts, path, vocab_size=300)
-  return evals.Model(config, model.init(config, jax.random.key(0)), tokenizer.load(path), True)
+  return load.Model(config, model.init(config, jax.random.key(0)), tokenizer.load(path), True)
 
 
 def test_the_last_row_is_what_the_model_predicts(loaded):
@@ -60,7 +63,7 @@ def test_the_page_stands_alone(loaded, tmp_path):
 
 def test_a_map_is_the_weights():
   weights = np.array([[1.0, 0.0], [0.25, 0.75]], np.float32)
-  data = base64.b64decode(lens._png(weights).partition(',')[2])
+  data = base64.b64decode(lens_page._png(weights).partition(',')[2])
   start = data.index(b'IDAT') + 4
   rows = np.frombuffer(zlib.decompressobj().decompress(data[start:]), np.uint8).reshape(2, 9)
   np.testing.assert_allclose(rows[:, 4::4] / 255, np.sqrt(weights), atol=3e-3)

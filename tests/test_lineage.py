@@ -123,7 +123,7 @@ def save(run, step, state, fingerprint):
 
 def test_checkpoints_are_as_lineage_reads_them(tmp_path):
   """Orbax's layout of a JSON item is not ours to choose."""
-  from smoljax.checkpoint import Checkpoints
+  from smoljax.checkpoints.store import Checkpoints
 
   with Checkpoints(str(tmp_path)) as checkpoints:
     checkpoints.save(2, {'w': np.zeros(2)}, {'m': np.zeros(2)}, {'step': 2}, {'fingerprint': 'x'})

@@ -10,8 +10,9 @@ import jax
 import numpy as np
 import pytest
 
-from experiments import export
-from smoljax import evals, model, tokenizer
+from smoljax import evals, model
+from smoljax.checkpoints import load, save
+from smoljax.data import tokenizer
 
 pytest.importorskip('lm_eval')
 pytest.importorskip('transformers')
@@ -29,8 +30,8 @@ def pair(tmp_path_factory):
   config = model.ModelConfig(
     vocab_size=300, num_layers=2, embed_dim=32, num_heads=4, num_kv_heads=2, head_dim=8, mlp_dim=64,
     max_seq_len=64, nope_interval=2, init_std=0.3, dtype='float32')
-  ours = evals.Model(config, model.init(config, jax.random.key(0)), text, True)
-  export.write(ours, str(folder / 'hf'))
+  ours = load.Model(config, model.init(config, jax.random.key(0)), text, True)
+  save.write_hf(ours, str(folder / 'hf'))
   theirs = HFLM(pretrained=str(folder / 'hf'), device='cpu', dtype='float32', max_length=64,
                 add_bos_token=True, batch_size=1)
   return evals.LM(ours, batch_size=3), theirs

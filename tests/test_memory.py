@@ -8,7 +8,10 @@ import jax.numpy as jnp
 import pytest
 
 from experiments import shapes
-from smoljax import decode, memory, model, objectives, sharding
+from smoljax import model, sharding
+from smoljax.inference.cache import init_cache
+from smoljax.model.config import GATED
+from smoljax.train import memory, objectives
 
 # Wide and long enough that activations and logits, not constants, decide.
 CONFIG = model.ModelConfig(
@@ -62,7 +65,7 @@ def test_what_is_saved_follows_the_stated_formula(fields):
   c = jnp.dtype(config.dtype).itemsize
   parts = {
     'full': c * D, 'qkv': c * (N + 2 * K) * H, 'ctx': c * N * H + 4 * N, 'mid': c * D,
-    'gu': c * (2 if model.GATED[config.activation] else 1) * F,
+    'gu': c * (2 if GATED[config.activation] else 1) * F,
   }  # fmt: skip
   for remat in ('full', 'ctx', NAMES):
     expected = parts['full'] + sum(parts[name] for name in remat.split('+') if name != 'full')
@@ -99,7 +102,7 @@ def test_bad_meshes():
 def test_inference_counts_the_caches_that_decoding_makes():
   for fields in ({}, {'sliding_window': 128, 'dtype': 'bfloat16'}):
     config = with_(**fields)
-    cache = jax.eval_shape(lambda c=config: decode.init_cache(c, 3, 512))
+    cache = jax.eval_shape(lambda c=config: init_cache(c, 3, 512))
     plan = memory.inference(config, rows=3, seq_len=512)
     assert plan['KV cache'] == sum(x.size * x.dtype.itemsize for x in jax.tree.leaves(cache))
     assert plan['parameters'] == jnp.dtype(config.dtype).itemsize * config.num_params()

@@ -15,8 +15,12 @@ from goldens import make_hf_logits as goldens
 from goldens import make_hf_steps as steps
 
 from configs import base
-from smoljax import evals, export, guard, model, objectives, optim, sharding, train
-from smoljax.attention import positions_from_segments, segments_from_positions
+from smoljax import model, optim, sharding
+from smoljax.checkpoints import huggingface
+from smoljax.evals import likelihood
+from smoljax.model.attention.masks import positions_from_segments, segments_from_positions
+from smoljax.train import guard, objectives
+from smoljax.train.step import Objective, make_train_step
 
 TINY = model.ModelConfig(
   vocab_size=64, num_layers=4, embed_dim=32, num_heads=4, num_kv_heads=2, head_dim=8, mlp_dim=48,
@@ -58,7 +62,7 @@ def test_logits_equal_stored_transformers_logits(case, tmp_path):
   (tmp_path / 'config.json').write_text(json.dumps(hf))
   tensors = {name: goldens.weights(name, tuple(shape)) for name, shape in shapes.items()}
   safetensors.numpy.save_file(tensors, tmp_path / 'model.safetensors')
-  config, params = export.load_hf(str(tmp_path), dtype='float32')
+  config, params = huggingface.load_hf(str(tmp_path), dtype='float32')
   out = apply(config, params, goldens.tokens(), positions_BT=goldens.positions(lengths))
   assert np.abs(expected).max() > 2  # the bound below means something
   np.testing.assert_allclose(out.logits, expected, atol=5e-4, rtol=0)
@@ -79,14 +83,14 @@ def test_switches_that_smollm3_lacks_equal_other_classes_of_transformers(case, m
   llama = {**goldens.BASE, **{k: v for k, v in entries.items() if k == 'head_dim'}, **rope}
   config = model.ModelConfig.from_hf(
     {'architectures': ['LlamaForCausalLM'], **llama}, dtype='float32', **fields)
-  monkeypatch.setattr(export, 'NAMES', export.NAMES | names)
+  monkeypatch.setattr(huggingface, 'NAMES', huggingface.NAMES | names)
   used = set()
 
   def read(name):
     used.add(name)
     return goldens.weights(name, tuple(shapes[name])) + one * name.endswith('norm.weight')
 
-  params = export.from_hf_tensors(config, read)
+  params = huggingface.from_hf_tensors(config, read)
   assert used == set(shapes) and config.num_params() == sum(map(math.prod, shapes.values()))
   if case.startswith('geglu'):  # Gemma scales its embeddings
     params['embed_VD'] *= np.float32(config.embed_dim**0.5)
@@ -152,7 +156,7 @@ def live_reference(prefix, hf):
       p.copy_(torch.from_numpy(state[name]))
   config = model.ModelConfig.from_hf(
     {'architectures': [f'{prefix}ForCausalLM'], **hf}, dtype='float32')
-  return reference, config, export.from_hf_tensors(config, state.__getitem__)
+  return reference, config, huggingface.from_hf_tensors(config, state.__getitem__)
 
 
 @pytest.mark.slow
@@ -180,8 +184,8 @@ def our_steps(case):
   prefix, entries = steps.CASES[case]
   hf = {'architectures': [f'{prefix}ForCausalLM'], **goldens.BASE, **entries}
   config = model.ModelConfig.from_hf(hf, dtype='float32')
-  shapes = {name: x.shape for name, x in export.to_hf_tensors(config, make(config), 'float32')}
-  params = export.from_hf_tensors(config, lambda name: steps.weights(name, shapes[name]))
+  shapes = {name: x.shape for name, x in huggingface.to_hf_tensors(config, make(config), 'float32')}
+  params = huggingface.from_hf_tensors(config, lambda name: steps.weights(name, shapes[name]))
   tx, _ = optim.make_optimizer(
     types.SimpleNamespace(
       name='adamw', clip='norm', no_decay=('embedding',), momentum_dtype='float32',
@@ -193,7 +197,7 @@ def our_steps(case):
   guarding = base.get_config().guard
   opt_state = {'optimizer': tx.init(params), 'guard': guard.init(guarding, config.num_layers)}
   state = {'params': params, 'opt_state': opt_state}
-  step = train.make_train_step(config, tx, guarding, num_sources=1, chunk=8)
+  step = make_train_step(config, tx, guarding, Objective(chunk=8))
   found = {'loss': [], 'grad_norm': []}
   for i in range(steps.STEPS):
     state, metrics = step(state, steps.batch(i))
@@ -361,7 +365,7 @@ def test_losses_are_of_the_capped_logits():
     chunk=8)
   np.testing.assert_allclose(total, expected_BT.sum(), rtol=1e-6)
   np.testing.assert_allclose(places['nll'], expected_BT, atol=1e-5)
-  logprobs_BT, _ = evals._score(config, params, TOKENS[:, :-1], TOKENS[:, 1:])
+  logprobs_BT, _ = likelihood._score(config, params, TOKENS[:, :-1], TOKENS[:, 1:])
   np.testing.assert_allclose(logprobs_BT, -expected_BT[:, :-1], atol=1e-5)
 
 

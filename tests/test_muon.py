@@ -14,8 +14,12 @@ from hypothesis import strategies as st
 from jax.sharding import NamedSharding
 from jax.sharding import PartitionSpec as P
 
-from smoljax import muon
-from smoljax.muon import View
+from smoljax.optim import muon
+from smoljax.optim import newton_schulz as newton_schulz_lib
+from smoljax.optim import qk_clip as qk_clip_lib
+from smoljax.optim.matrices import View, as_matrices, matrix_shape
+from smoljax.optim.newton_schulz import COEFFICIENTS
+from smoljax.optim.qk_clip import qk_clip_grads, qk_rates
 
 KERNEL = View((-2,), (-1,))
 VIEWS = {
@@ -47,8 +51,10 @@ JORDAN = dict(
 F64 = dict(compute_dtype='float64', momentum_dtype='float64')
 
 
-newton_schulz = jax.jit(muon.newton_schulz, static_argnames=('coefficients', 'steps', 'dtype'))
-qk_clip = jax.jit(muon.qk_clip, static_argnames='tau')
+newton_schulz = jax.jit(
+  newton_schulz_lib.newton_schulz, static_argnames=('coefficients', 'steps', 'dtype')
+)
+qk_clip = jax.jit(qk_clip_lib.qk_clip, static_argnames='tau')
 
 
 def block(seed, L=3, D=32, N=4, K=2, H=8, F=48):
@@ -113,10 +119,10 @@ def test_convergent_tables_give_the_polar_factor(coefficients, steps, tolerance,
   np.testing.assert_allclose(np.asarray(out), u @ vt, atol=tolerance)
 
 
-@pytest.mark.parametrize('coefficients', sorted(muon.COEFFICIENTS))
+@pytest.mark.parametrize('coefficients', sorted(COEFFICIENTS))
 def test_every_table_is_near_orthogonal_in_bfloat16(coefficients):
   x = jnp.asarray(np.random.default_rng(1).standard_normal((32, 64)), jnp.float32)
-  rows = len(muon.COEFFICIENTS[coefficients].rows)
+  rows = len(COEFFICIENTS[coefficients].rows)
   steps = {'taylor': 12, 'jordan': 5}.get(coefficients, rows)
   out = newton_schulz(x, coefficients, steps)
   assert out.dtype == x.dtype
@@ -128,10 +134,10 @@ def test_every_table_is_near_orthogonal_in_bfloat16(coefficients):
 @pytest.mark.parametrize('shape', [(24, 96), (96, 24), (24, 24)])
 def test_the_gram_form_is_the_plain_one(shape):
   x = np.random.default_rng(7).standard_normal((3, *shape))
-  plain = muon.COEFFICIENTS['gram5']._replace(restart=None)
+  plain = COEFFICIENTS['gram5']._replace(restart=None)
   with jax.enable_x64(True), pytest.MonkeyPatch.context() as patch:
     gram = np.asarray(newton_schulz(jnp.asarray(x), 'gram5', dtype=jnp.float64))
-    patch.setitem(muon.COEFFICIENTS, 'gram5', plain)
+    patch.setitem(COEFFICIENTS, 'gram5', plain)
     expected = np.asarray(newton_schulz(jnp.asarray(x), 'gram5', dtype=jnp.float64))
   np.testing.assert_allclose(gram, expected, atol=1e-10)
 
@@ -146,7 +152,7 @@ def test_the_gram_form_loses_little_in_float16():
 def test_you5_is_optax_dion():
   from optax.contrib import _muon
 
-  assert list(muon.COEFFICIENTS['you5'].rows) == list(_muon._DION_NS_COEFFS)
+  assert list(COEFFICIENTS['you5'].rows) == list(_muon._DION_NS_COEFFS)
 
 
 def test_a_batch_is_its_matrices_one_by_one():
@@ -384,8 +390,7 @@ def test_equal_shapes_share_one_call(monkeypatch):
   shapes = []
   original = muon.newton_schulz
   monkeypatch.setattr(
-    muon, 'newton_schulz', lambda x, *args: shapes.append(x.shape) or original(x, *args)
-  )
+    muon, 'newton_schulz', lambda x, *args: shapes.append(x.shape) or original(x, *args))
   tx = muon.scale_by_muon(VIEWS, **JORDAN)
   params = block(0)
   jax.eval_shape(tx.update, block(1), tx.init(params))
@@ -410,8 +415,8 @@ def test_any_view_can_be_undone(data):
   end = data.draw(st.integers(cut + 1, len(shape)))
   view = View(tuple(dims[:cut]), tuple(dims[cut:end]))
   x = np.arange(math.prod(shape), dtype=np.float32).reshape(shape)
-  stack, restore = muon.as_matrices(jnp.asarray(x), view)
-  number, fan_in, fan_out = muon.matrix_shape(tuple(shape), view)
+  stack, restore = as_matrices(jnp.asarray(x), view)
+  number, fan_in, fan_out = matrix_shape(tuple(shape), view)
   assert stack.shape == (number, min(fan_in, fan_out), max(fan_in, fan_out))
   np.testing.assert_array_equal(restore(stack), x)
 
@@ -560,7 +565,7 @@ def test_rates_and_clipping_by_head():
   """A head in bounds keeps its rate; a key head takes the least of its group of two."""
   updates = attention_params(6)
   s_LN = jnp.array([[50, 200, 100, 80], [400, np.nan, -np.inf, 0]], jnp.float32)
-  slowed = muon.qk_rates(updates, s_LN, 100.0)['blocks']['attn']
+  slowed = qk_rates(updates, s_LN, 100.0)['blocks']['attn']
   ratio = lambda name, axes: np.mean(slowed[name] / updates['blocks']['attn'][name], axis=axes)
   q_LN = [[1, 0.5, 1, 1], [0.25, 1, 1, 1]]
   np.testing.assert_allclose(ratio('q_DNH', (1, 3)), q_LN, rtol=1e-6)
@@ -568,10 +573,10 @@ def test_rates_and_clipping_by_head():
   np.testing.assert_allclose(ratio('k_DKH', (1, 3)), [[0.5, 1], [0.25, 1]], rtol=1e-6)
   np.testing.assert_array_equal(slowed['v_DKH'], updates['blocks']['attn']['v_DKH'])
 
-  clipped = muon.qk_clip_grads(updates, s_LN, 100.0, 4.0)['blocks']['attn']
+  clipped = qk_clip_grads(updates, s_LN, 100.0, 4.0)['blocks']['attn']
   norm = lambda x: np.sqrt(np.sum(np.square(x), axis=(1, 3)))
   np.testing.assert_allclose(norm(clipped['q_DNH']), 4 * np.array(q_LN), rtol=1e-5)  # were about 11
-  untouched = muon.qk_clip_grads(updates, s_LN, 100.0, 1e3)
+  untouched = qk_clip_grads(updates, s_LN, 100.0, 1e3)
   jax.tree.map(np.testing.assert_array_equal, untouched, updates)
 
 

@@ -9,7 +9,9 @@ import numpy as np
 import optax
 import pytest
 
-from smoljax import diagnostics, model, objectives, sharding
+from smoljax import model, sharding
+from smoljax.model.attention import attention
+from smoljax.train import diagnostics, objectives
 
 CONFIG = model.ModelConfig(
   vocab_size=64, num_layers=2, nope_interval=2, embed_dim=32, num_heads=4, num_kv_heads=2,
@@ -83,7 +85,7 @@ def plain(config, params, batch, weight=0.3):
                + norm(h, module['hidden_norm']['scale_D']) @ module['from_hidden_DE'])
         places = jnp.arange(len(h))[None]
         attend = lambda q, k, v, layer, window, state, places=places: (
-          model.attention(q, k, v, q_positions_BT=places, kv_positions_BS=places,
+          attention(q, k, v, q_positions_BT=places, kv_positions_BS=places,
                           implementation='xla')[0], state, None)
         block = {'blocks': jax.tree.map(lambda x: x[None], module['block'])}
         x = model.run_blocks(one, block, h[None], places, attend)[0][0]

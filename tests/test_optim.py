@@ -14,6 +14,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from smoljax import model, optim, sharding
+from smoljax.optim import clipping, schedules
+from smoljax.optim import optimizer as optimizer_lib
+from smoljax.optim.clipping import CLIPS
+from smoljax.optim.schedules import schedule
 
 
 def make_config(name='adamw', muon=(), **changes):
@@ -59,7 +63,9 @@ def test_cautious_decay_leaves_alone_what_the_step_enlarges():
   label = lambda optimizer: optim.Label(optimizer, 'up', None, 1.0, 1.0)
   params = {'a': jnp.array([2.0, -2.0, 2.0]), 'b': jnp.array([2.0])}
   updates = {'a': jnp.array([1.0, 1.0, -1.0]), 'b': jnp.array([-1.0])}
-  tx = optim.decay_and_multiply(.1, {'a': label('muon'), 'b': label('adamw')}, cautious=True)
+  tx = optimizer_lib.decay_and_multiply(
+    0.1, {'a': label('muon'), 'b': label('adamw')}, cautious=True
+  )
   out, _ = tx.update(updates, tx.init(params), params)
   np.testing.assert_allclose(out['a'], [1.2, 1.0, -1.0], rtol=1e-6)
   np.testing.assert_allclose(out['b'], [-.8], rtol=1e-6)
@@ -91,7 +97,7 @@ def train_steps(config, params, grads, place=lambda x: x, state=None):
 
 
 def rates(total_steps, **changes):
-  lr = optim.schedule(make_config(**changes), total_steps)
+  lr = schedule(make_config(**changes), total_steps)
   return [float(lr(step)) for step in range(total_steps + 2)]
 
 
@@ -123,7 +129,7 @@ def test_constant_by_hand():
 
 
 def test_smollm3_schedule():
-  lr = optim.schedule(
+  lr = schedule(
     make_config(schedule='wsd', learning_rate=2e-4, warmup_steps=2000, decay_steps=522_000),
     4_720_000,
   )
@@ -137,8 +143,11 @@ def test_smollm3_schedule():
 
 
 @given(
-  total=st.integers(1, 60), warmup=st.integers(0, 60), decay=st.integers(0, 60),
-  name=st.sampled_from(sorted(optim.SCHEDULES)), shape=st.sampled_from(sorted(optim.COOLDOWNS)),
+  total=st.integers(1, 60),
+  warmup=st.integers(0, 60),
+  decay=st.integers(0, 60),
+  name=st.sampled_from(sorted(schedules.SCHEDULES)),
+  shape=st.sampled_from(sorted(schedules.COOLDOWNS)),
   floor=st.floats(0, 1),
 )
 def test_any_schedule_warms_up_then_never_rises(total, warmup, decay, name, shape, floor):
@@ -148,9 +157,9 @@ def test_any_schedule_warms_up_then_never_rises(total, warmup, decay, name, shap
   )
   if warmup > total or (name == 'wsd' and warmup + decay > total):
     with pytest.raises(ValueError, match='steps'):
-      optim.schedule(config, total)
+      schedule(config, total)
     return
-  lr = np.asarray(optim.schedule(config, total)(np.arange(60)))[:total]  # one shape: one compile
+  lr = np.asarray(schedule(config, total)(np.arange(60)))[:total]  # one shape: one compile
   assert (lr > 0).all() and lr.max() <= 1 + 1e-6  # no idle step
   assert (np.diff(lr[:warmup]) > 0).all() and (np.diff(lr[warmup:]) <= 1e-6).all()
   assert lr[max(warmup - 1, 0)] == pytest.approx(1)
@@ -177,9 +186,9 @@ def test_a_cooldown_branches_from_the_stable_part():
 )
 def test_impossible_schedules_say_what_to_change(changes, words):
   with pytest.raises(ValueError, match=words):
-    optim.schedule(make_config(**changes), 10)
+    schedule(make_config(**changes), 10)
   with pytest.raises(ValueError, match='total_steps=0'):
-    optim.schedule(make_config(), 0)
+    schedule(make_config(), 0)
 
 
 # ----------------------------------------------------------------------------------- labels
@@ -343,7 +352,7 @@ def test_zclip_is_that_of_numpy():
     var = 0.97 * var + 0.03 * (kept - mean) ** 2
     expected.append(min(kept, 4))
   grads = [{'embed_VD': jnp.full((1, 4), n / 2, jnp.float32)} for n in NORMS]
-  found = [g['embed_VD'][0] for g in clipped_norms(optim.zclip(4.0), grads)]
+  found = [g['embed_VD'][0] for g in clipped_norms(clipping.zclip(4.0), grads)]
   np.testing.assert_allclose(found, expected, rtol=2e-4)
   assert found[60] < 3 and found[10] == 4
 
@@ -364,7 +373,7 @@ def test_adagc_is_that_of_numpy_and_takes_layers_apart():
     {'blocks': {'up_DF': jnp.asarray(n[:, None, None] * np.full((2, 2, 2), 0.5), jnp.float32)}}
     for n in layers
   ]
-  found = [g['blocks']['up_DF'] for g in clipped_norms(optim.adagc(4.0), grads)]
+  found = [g['blocks']['up_DF'] for g in clipped_norms(clipping.adagc(4.0), grads)]
   np.testing.assert_allclose(found, expected, rtol=2e-4)
   assert found[130][0] < 2
 
@@ -422,7 +431,7 @@ def test_state_survives_orbax_and_steps_repeat_bitwise(name, tmp_path):
 
 @pytest.mark.parametrize(
   ('name', 'clip'), [(name, 'norm') for name in sorted(optim.OPTIMIZERS)]
-  + [('adamw', clip) for clip in sorted(optim.CLIPS) if clip != 'norm'])  # fmt: skip
+  + [('adamw', clip) for clip in sorted(CLIPS) if clip != 'norm'])  # fmt: skip
 def test_sharded_equals_unsharded(name, clip):
   params = random_like(abstract(), 0)
   grads = [random_like(abstract(), 1 + t) for t in range(3)]

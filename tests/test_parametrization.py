@@ -10,8 +10,11 @@ import numpy as np
 import pytest
 
 from configs import base
-from smoljax import coordinate_check, model, optim, parametrization
-from smoljax.muon import path_name
+from smoljax import model, optim
+from smoljax.optim import mup
+from smoljax.optim.matrices import path_name
+from smoljax.report import coordinate_page
+from smoljax.scaling import coordinate_check
 
 
 def sizes(name, width=64, depth=2):
@@ -26,7 +29,7 @@ def settings(name='adamw', rule='moonlight', **kwargs):
 
 
 def of(name, config, optimizer):
-  return parametrization.multipliers(
+  return mup.multipliers(
     sizes(name), config, optimizer, model.abstract_params(config))
 
 
@@ -35,7 +38,7 @@ WIDE = coordinate_check.model_of(256, 8)  # r = 4, ρ = 4
 
 def test_standard_is_what_it_was():
   found = of('standard', WIDE, settings())
-  assert set(found.values()) == {parametrization.Multipliers(1, 1, 1, 1)}
+  assert set(found.values()) == {mup.Multipliers(1, 1, 1, 1)}
 
 
 def test_mup_of_adamw():
@@ -71,7 +74,7 @@ def test_what_is_not_covered_is_refused(change, message):
   asked = sizes('mup')
   vars(asked).update(change)
   with pytest.raises(ValueError, match=message):
-    parametrization.multipliers(asked, WIDE, settings(), model.abstract_params(WIDE))
+    mup.multipliers(asked, WIDE, settings(), model.abstract_params(WIDE))
   post = dataclasses.replace(WIDE, norm_position='post')
   with pytest.raises(ValueError, match='norm_position=pre'):
     of('mup', post, settings())
@@ -97,7 +100,7 @@ def test_a_folded_factor_is_one_of_the_forward_pass(tied, optimizer):
   tokens_BT = jax.random.randint(jax.random.key(1), (2, 17), 0, config.vocab_size)
 
   def train(scales, factor):
-    params = parametrization.initialise(model.init(config, jax.random.key(0)), scales)
+    params = mup.initialise(model.init(config, jax.random.key(0)), scales)
     tx, _ = optim.make_optimizer(c, params, 3, scales)
     state, losses = tx.init(params), []
 
@@ -114,13 +117,13 @@ def test_a_folded_factor_is_one_of_the_forward_pass(tied, optimizer):
       params = jax.tree.map(jnp.add, params, updates)
     return losses
 
-  ones = {path_name(p): parametrization.Multipliers() for p, _ in
+  ones = {path_name(p): mup.Multipliers() for p, _ in
           jax.tree.leaves_with_path(model.abstract_params(config))}
-  folded = ones | {leaf: parametrization.Multipliers().folded(m)}
+  folded = ones | {leaf: mup.Multipliers().folded(m)}
   plain = train(ones, m)
   np.testing.assert_allclose(train(folded, 1.0), plain, rtol=2e-5)
   assert plain[0] - plain[-1] > 1e-3
-  assert not np.allclose(train(ones | {leaf: parametrization.Multipliers(init=m)}, 1.0), plain,
+  assert not np.allclose(train(ones | {leaf: mup.Multipliers(init=m)}, 1.0), plain,
                          rtol=2e-5)
 
 
@@ -139,8 +142,8 @@ def test_slopes_and_the_page(tmp_path):
   found = coordinate_check.slopes([64, 128, 256], moved)
   assert found == pytest.approx({'a': 1.0, 'b': 0.0})
   row = {'mode': 'M<b>', 'axis': 'width', 'sizes': [64, 128, 256], 'moved': moved, 'slopes': found,
-         'worst': 'a', 'slope': 1.0, 'holds': True, 'ok': False}
-  page = coordinate_check.write([row, row | {'holds': False, 'ok': True}], str(tmp_path))
+         'worst': 'a', 'slope': 1.0, 'holds': True, 'bound': 'at most 0.25', 'ok': False}
+  page = coordinate_page.write([row, row | {'holds': False, 'ok': True}], str(tmp_path))
   html = pathlib.Path(page).read_text()
   assert '1 of 2 expectations met' in html and 'M<b>' not in html
   first = (tmp_path / 'slopes.csv').read_text().splitlines()[1]

@@ -293,11 +293,11 @@ def test_threads_unless_chosen(given, threads, monkeypatch):
 
 
 def test_the_report_shows_first_pages(inputs, corpus, tmp_path):
-  from smoljax import report
+  from smoljax.report import run_page
 
   path, kept, _ = corpus
   folder = os.path.dirname(os.path.dirname(os.path.dirname(path)))
-  with open(report.write(folder, str(tmp_path), picture=thumbnail)) as f:
+  with open(run_page.write(folder, str(tmp_path), picture=thumbnail)) as f:
     pictures = re.findall('src="data:image/png;base64,([^"]+)"', f.read())
   first = Image.open(io.BytesIO(base64.b64decode(pictures[0])))
   assert first.format == 'PNG' and max(first.size) == 320

@@ -11,7 +11,9 @@ from data_beam import records
 from data_beam.filters import quality
 from data_beam.records import Document
 from experiments import perplexity
-from smoljax import export, model, tokenizer
+from smoljax import model
+from smoljax.checkpoints import huggingface
+from smoljax.data import tokenizer
 
 TEXTS = ['the value of the list is returned. ' * 9, 'q7 zz x9 list ] the } ( value ' * 9,
          'return the list of the value', 'zx']
@@ -25,7 +27,7 @@ def hf(tmp_path_factory):
   config = model.ModelConfig(
     vocab_size=290, num_layers=2, embed_dim=32, num_heads=4, num_kv_heads=2, head_dim=8,
     mlp_dim=64, max_seq_len=64, init_std=0.4, dtype='float32')
-  export.save_hf(config, model.init(config, jax.random.key(0)), str(folder), dtype='float32')
+  huggingface.save_hf(config, model.init(config, jax.random.key(0)), str(folder), dtype='float32')
   tokenizer.to_hf(str(folder / 'tokenizer.model'), str(folder), bos=True, max_length=64)
   return str(folder)
 
@@ -52,7 +54,7 @@ def run(corpus, hf, output):
 def test_scores_are_those_of_the_logits_and_go_back_into_a_corpus(corpus, hf, tmp_path, capsys):
   output = tmp_path / 'scores'
   scores = run(corpus, hf, output)
-  config, params = export.load_hf(hf)
+  config, params = huggingface.load_hf(hf)
   text = tokenizer.load(hf + '/tokenizer.json')
   for i, body in enumerate(TEXTS):
     tokens = np.array([text.bos_id, *text.encode(body)][:65])

@@ -7,9 +7,11 @@ from conftest import REPOSITORY
 from test_tokenize_corpus import corpus, folder, model, texts, tokenised  # noqa: F401 (fixtures)
 
 from configs import base
-from experiments import pipeline, sweep
-from experiments.steps import Graph
-from smoljax import data
+from experiments import sweep
+from experiments.engine import config as config_lib
+from experiments.engine.build import build_steps
+from experiments.engine.graph import Graph
+from smoljax.data.corpus import open_corpus
 
 
 def config(**changes):
@@ -18,36 +20,36 @@ def config(**changes):
   c.train.stages = (dict(name='all', fraction=1.0, mixture={'mine': 1.0}),)
   c.tokenizer.vocab_size = 320
   c.update_from_flattened_dict({key.replace('__', '.'): value for key, value in changes.items()})
-  return pipeline.resolve(c)
+  return config_lib.resolve(c)
 
 
 def test_a_corpus_of_documents_from_elsewhere(tmp_path, corpus):  # noqa: F811
   c = config(corpora=f'mine={corpus},other={corpus}', tokenize__holdout=0.2)
-  graph = Graph(pipeline.build_steps(c, str(tmp_path)), str(tmp_path), lambda line: None)
+  graph = Graph(build_steps(c, str(tmp_path)), str(tmp_path), lambda line: None)
   assert [s.name for s in graph.steps] == [
     'mine', 'tokenizer', 'tokenize_mine', 'train', 'evaluate', 'export', 'report']
   graph.steps = graph.steps[:3]
   graph.run()
   assert (tmp_path / 'corpora/mine/1.0.0/manifest.json').exists()
-  tokens = data.open_corpus(str(tmp_path / 'tokens/mine/1.0.0'))
+  tokens = open_corpus(str(tmp_path / 'tokens/mine/1.0.0'))
   assert len(tokens.lengths) + len(
-    data.open_corpus(str(tmp_path / 'tokens/mine/1.0.0'), 'validation').lengths) == 120
+    open_corpus(str(tmp_path / 'tokens/mine/1.0.0'), 'validation').lengths) == 120
 
 
 def test_a_corpus_of_tokens_from_elsewhere(tmp_path, tokenised, model):  # noqa: F811
   c = config(corpora=f'mine={tokenised}', tokenizer__path=model)
-  graph = Graph(pipeline.build_steps(c, str(tmp_path)), str(tmp_path), lambda line: None)
+  graph = Graph(build_steps(c, str(tmp_path)), str(tmp_path), lambda line: None)
   assert [s.name for s in graph.steps] == ['tokenize_mine', 'train', 'evaluate', 'export', 'report']
   graph.steps = graph.steps[:1]
   graph.run()
   assert graph.result(graph.steps[0])['documents'] == 120
-  assert len(data.open_corpus(str(tmp_path / 'tokens/mine/1.0.0')).tokens(0)) > 2
+  assert len(open_corpus(str(tmp_path / 'tokens/mine/1.0.0')).tokens(0)) > 2
 
 
 def test_held_out_documents_of_a_corpus_that_is_not_trained_on(tmp_path, corpus):  # noqa: F811
   """It is tokenised and evaluated on, and the tokenizer does not see it."""
   c = config(corpora=f'mine={corpus},target={corpus}', eval__corpora=('target',))
-  steps = {s.name: s for s in pipeline.build_steps(c, str(tmp_path))}
+  steps = {s.name: s for s in build_steps(c, str(tmp_path))}
   needs = lambda name: [s.name for s in steps[name].needs]
   assert needs('tokenizer') == ['mine']
   assert needs('train') == ['tokenize_mine', 'tokenize_target', 'tokenizer']
@@ -65,14 +67,14 @@ def test_held_out_documents_of_a_corpus_that_is_not_trained_on(tmp_path, corpus)
   ({'corpora': 'other={corpus}'}, 'train.stages names the corpus mine'),
 ])  # fmt: skip
 def test_corpora_that_do_not_fit_are_said(tmp_path, corpus, tokenised, model, changes, message):  # noqa: F811
-  from smoljax import tokenizer
+  from smoljax.data import tokenizer
 
   other = tmp_path / 'other.model'
   tokenizer.train(['some words of text'] * 50, str(other), vocab_size=280, seed=0)
   paths = dict(corpus=corpus, tokenised=tokenised, other=other)
   changes = {k: v.format(**paths) if isinstance(v, str) else v for k, v in changes.items()}
   with pytest.raises(ValueError, match=message):
-    pipeline.build_steps(config(**changes), str(tmp_path))
+    build_steps(config(**changes), str(tmp_path))
 
 
 @pytest.mark.parametrize(('changes', 'message'), [
@@ -87,17 +89,19 @@ def test_corpora_that_do_not_fit_are_said(tmp_path, corpus, tokenised, model, ch
 ])  # fmt: skip
 def test_what_the_steps_would_refuse_is_refused_before_the_first_one(changes, message):
   with pytest.raises(ValueError, match=message):
-    pipeline.check(config(**changes))
+    config_lib.check(config(**changes))
 
 
 @pytest.mark.parametrize('rule', ['weights', 'rates'])
 def test_clipping_of_logits_on_a_mesh_is_let_through(rule):
-  pipeline.check(config(optimizer__qk_clip__tau=9.0, optimizer__qk_clip__rule=rule, mesh__tensor=2))
+  config_lib.check(
+    config(optimizer__qk_clip__tau=9.0, optimizer__qk_clip__rule=rule, mesh__tensor=2)
+  )
 
 
 def test_a_budget_of_flops_gives_the_tokens():
   c = config(train__flops=1e13)
-  per_token = pipeline.model_config(c, 320).flops_per_token(c.data.seq_len)
+  per_token = config_lib.model_config(c, 320).flops_per_token(c.data.seq_len)
   assert c.train.tokens * per_token == pytest.approx(1e13, rel=0.02)
   assert c.train.tokens == c.train.steps * c.train.batch_tokens
 
@@ -122,7 +126,7 @@ def test_every_point_of_every_sweep_builds(path, tmp_path):
       assert name in section, (point.name, field)
       if not isinstance(value, str) or '@' not in value:
         section[name] = value
-    pipeline.resolve(c)
+    config_lib.resolve(c)
 
 
 def test_pillars_have_all_cells():

@@ -66,9 +66,9 @@ def run(workdir, *flags, check=True):
 
 @functools.cache
 def digest(workdir):
-  from smoljax import checkpoint
+  from smoljax.checkpoints import store
 
-  _, params, _ = checkpoint.load_params(str(workdir))
+  _, params, _ = store.load_params(str(workdir))
   import jax
 
   return [np.asarray(x).tobytes() for x in jax.tree.leaves(params)]
@@ -130,10 +130,11 @@ def test_a_changed_field_redoes_what_depends_on_it(finished):
 def test_the_export_is_the_model(finished):
   torch = pytest.importorskip('torch')
   transformers = pytest.importorskip('transformers')
-  from smoljax import evals, model
+  from smoljax import model
+  from smoljax.checkpoints import load
 
   workdir, _ = finished
-  ours = evals.load_model(str(workdir))
+  ours = load.load_model(str(workdir))
   theirs = transformers.AutoModelForCausalLM.from_pretrained(
     workdir / 'export', dtype=torch.float32
   ).eval()

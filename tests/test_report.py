@@ -17,7 +17,7 @@ import tensorflow_datasets as tfds
 from array_record.python.array_record_module import ArrayRecordWriter
 from tensorflow_datasets.core import example_serializer
 
-from smoljax import charts, report
+from smoljax.report import charts, run_page, run_sections, workdir
 
 ROOT = pathlib.Path(__file__).parent.parent
 HOSTILE = (
@@ -102,7 +102,7 @@ def workdirs(tmp_path_factory):
   roots = {kind: tmp_path_factory.mktemp(kind) / 'run' for kind in ('plain', 'hostile')}
   for kind, root in roots.items():
     make_workdir(root, hostile=kind == 'hostile')
-    report.write(str(root))
+    run_page.write(str(root))
   return roots
 
 
@@ -132,10 +132,10 @@ def make_workdir(root: pathlib.Path, hostile: bool = False) -> None:
                  'perf/step_time': 0.9, 'perf/mfu': 0.112,
                  'data/wait': float(rng.uniform(0, 0.03))})
     rows[-1] |= {'mtp/loss_M': [loss + 0.4, loss + 0.7], f'teacher/logits{bad}': 0.5}
-    rows[-1] |= {f'{k}/blocks/mlp/up_DF{bad}': 0.01 for k in report.LEAF}
+    rows[-1] |= {f'{k}/blocks/mlp/up_DF{bad}': 0.01 for k in run_sections.LEAF}
     if step == 200:
-      rows[-1] |= {k: [1.5, 2.5] for k in report.LOOK} | {'eff_rank_L': [61.0, 47.125]}
-      rows[-1] |= dict.fromkeys(report.BATCH, 0.125)
+      rows[-1] |= {k: [1.5, 2.5] for k in run_sections.LOOK} | {'eff_rank_L': [61.0, 47.125]}
+      rows[-1] |= dict.fromkeys(run_sections.BATCH, 0.125)
       rows[-1] |= {f'svd_entropy/{t}/blocks/mlp/up_DF{bad}': 0.5 for t in ('weights', 'updates')}
       rows[-1] |= {'noise_trace': 4.0, 'grad_sq': 0.5}
     if step % 50 == 0 or step == steps:
@@ -231,16 +231,16 @@ def test_what_each_stage_did_to_every_corpus(tmp_path):
   stages = [dict(name='stable', mixture=dict(web=1)),
             dict(name='decay', mixture=dict(web=1, code=3))]
   (tmp_path / 'config.json').write_text(json.dumps({'train': {'stages': stages}}))
-  run, tables = report.load(str(tmp_path)), []
-  page, = report.by_stage(run, run.names(), lambda *table: tables.append(table) or '')
+  run, tables = workdir.load(str(tmp_path)), []
+  page, = run_sections.by_stage(run, run.names(), lambda *table: tables.append(table) or '')
   assert tables[0][2] == [
     ('stable', 10, 'web', 1.0, 4.0, 2.0), ('stable', 10, 'code', 0.0, 5.0, 4.0),
     ('decay', 20, 'web', 0.25, 2.0, 1.9), ('decay', 20, 'code', 0.75, 4.0, 2.0)]
   assert '-50.0%' in page and '75%' in page
   run.metrics = run.metrics[:3]
-  assert report.by_stage(run, run.names(), lambda *_: '') == []  # one stage, from nothing
+  assert run_sections.by_stage(run, run.names(), lambda *_: '') == []  # one stage, from nothing
   run.config['train']['init_from'] = 'runs/base'
-  assert len(report.by_stage(run, run.names(), lambda *_: '')) == 1
+  assert len(run_sections.by_stage(run, run.names(), lambda *_: '')) == 1
 
 
 def looks_of(steps=6, **change):
@@ -259,8 +259,8 @@ def looks_of(steps=6, **change):
 ])
 def test_collapsing_features_are_named_with_what_to_try(change, expected):
   looks = looks_of(**change)
-  assert report.collapses(looks) == expected
-  shown = ''.join(report.features(looks, lambda *a: ''))
+  assert run_sections.collapses(looks) == expected
+  shown = ''.join(run_sections.features(looks, lambda *a: ''))
   for name, (step, layer) in expected.items():
     where = '' if layer is None else f' in layer {layer}'
     assert f'<b>{name}</b> from step {step}{where}' in shown and 'ower the' in shown
@@ -405,7 +405,7 @@ def test_nothing_is_fetched(workdirs):
 
 def test_missing_files_are_named(tmp_path):
   (tmp_path / 'metrics.jsonl').write_text('{"step": 1, "train/loss": 5.25}\n')
-  page = Page(pathlib.Path(report.write(str(tmp_path))).parent).text
+  page = Page(pathlib.Path(run_page.write(str(tmp_path))).parent).text
   for name in ('curated corpora', 'statistics', 'bytes per token', 'loss by corpus', 'throughput',
                'evaluation', 'sample text', 'checkpoint', 'exported model', 'times', 'events',
                'config'):
@@ -420,14 +420,14 @@ def test_damaged_files_are_survived(tmp_path, name, content):
   (tmp_path / 'metrics.jsonl').write_text('{"step": 1, "train/loss": 5.25}\n')
   (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
   (tmp_path / name).write_bytes(content.encode('utf-8', 'surrogateescape'))
-  Page(pathlib.Path(report.write(str(tmp_path))).parent)
+  Page(pathlib.Path(run_page.write(str(tmp_path))).parent)
 
 
 def test_damaged_corpus_is_named(tmp_path):
   curated(tmp_path, 'web', 20, 0.1, hostile=False)
   (tmp_path / 'metrics.jsonl').write_text('{"step": 1, "train/loss": 5.25}\n')
   next(tmp_path.glob('corpora/web/1.0.0/web-train*')).write_bytes(b'')
-  page = Page(pathlib.Path(report.write(str(tmp_path))).parent).text
+  page = Page(pathlib.Path(run_page.write(str(tmp_path))).parent).text
   assert 'corpus web could not be sampled' in page
   assert 'near duplicate' in page  # its manifest and its rejects are read all the same
 
@@ -438,20 +438,20 @@ def test_corpora_are_found_behind_links(tmp_path):
   (tmp_path / 'run/corpora').mkdir()
   (tmp_path / 'run/corpora/web').symlink_to('../steps/web-0a1b2c3d/corpora/web')
   (tmp_path / 'run/metrics.jsonl').write_text('{"step": 1, "train/loss": 5.25}\n')
-  run = report.load(str(tmp_path / 'run'))
+  run = workdir.load(str(tmp_path / 'run'))
   dropped = sum(max(1, n // 10) for r in REASONS.values() for n in r.values())
   assert [(c.name, len(c.kept), len(c.rejects)) for c in run.corpora] == [('web', 30, dropped)]
 
 
 def test_last_evaluation_is_by_number_not_by_letter(workdirs):
-  assert report.load(str(workdirs['plain'])).evals['step'] == 260
+  assert workdir.load(str(workdirs['plain'])).evals['step'] == 260
 
 
 def test_a_run_without_metrics_is_an_error(tmp_path):
   with pytest.raises(ValueError, match=r'metrics\.jsonl does not exist; train first'):
-    report.write(str(tmp_path))
+    run_page.write(str(tmp_path))
   with pytest.raises(FileNotFoundError, match='no such directory'):
-    report.write(str(tmp_path / 'nowhere'))
+    run_page.write(str(tmp_path / 'nowhere'))
 
 
 def test_command_line(workdirs, tmp_path):
@@ -511,8 +511,10 @@ def test_line_charts_survive_any_numbers():
 def test_the_noise_scale_is_a_ratio_of_averages():
   """A look that saw too much noise to tell the gradient from 0 counts in the average."""
   looks = [{'step': i, 'noise_trace': 8.0, 'grad_sq': x} for i, x in enumerate((-2.0, 2.0, 1.0))]
-  (first, second), _ = zip(*report.noise_scale(types.SimpleNamespace(metrics=looks)), strict=True)
+  (first, second), _ = zip(
+    *run_sections.noise_scale(types.SimpleNamespace(metrics=looks)), strict=True
+  )
   assert (first, second) == (1, 2)
   trace, square = 8 * (0.1 + 0.09), 0.1 * 2 - 0.09 * 2
-  assert report.noise_scale(types.SimpleNamespace(metrics=looks))[0][1] == pytest.approx(
+  assert run_sections.noise_scale(types.SimpleNamespace(metrics=looks))[0][1] == pytest.approx(
     trace / square)

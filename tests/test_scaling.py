@@ -15,15 +15,16 @@ from conftest import REPOSITORY
 from hypothesis import given
 from hypothesis import strategies as st
 
-from smoljax import scaling, scaling_page
+from smoljax.report import scaling_page
+from smoljax.scaling import laws as laws_lib
 
 # Hoffmann et al.'s figure 4, digitised by Besiroglu et al. 2024 (analyzing-chinchilla of
 # epoch-research): parameters, FLOPs and loss of 245 runs.
 CHINCHILLA = REPOSITORY / 'tests/goldens/chinchilla.csv'
-TRUE = scaling.Fit(E=1.7, A=420.0, B=900.0, alpha=0.34, beta=0.3)
+TRUE = laws_lib.Fit(E=1.7, A=420.0, B=900.0, alpha=0.34, beta=0.3)
 
 
-def planted(noise: float = 0.0, seed: int = 0, law: scaling.Fit = TRUE):
+def planted(noise: float = 0.0, seed: int = 0, law: laws_lib.Fit = TRUE):
   """Runs of seven sizes with four lengths each, on a law."""
   n = np.repeat(np.geomspace(1e7, 6e8, 7), 4)
   d = n * np.tile([5, 20, 60, 200], 7)
@@ -38,20 +39,20 @@ def test_the_chinchilla_refit():
   rows = list(csv.DictReader(CHINCHILLA.open()))
   n, c, loss = (np.array([float(r[k]) for r in rows]) for k in ('params', 'flops', 'loss'))
   keep = np.argsort(loss)[:-5]
-  fit = scaling.fit_chinchilla(n[keep], c[keep] / 6 / n[keep], loss[keep])
+  fit = laws_lib.fit_chinchilla(n[keep], c[keep] / 6 / n[keep], loss[keep])
   np.testing.assert_allclose([fit.A, fit.B], [477.84, 2143.86], rtol=1e-3)
   assert (fit.E, fit.alpha, fit.beta) == pytest.approx((1.81724, 0.34731, 0.36718), abs=5e-5)
   assert fit.objective == pytest.approx(0.0010182740, rel=1e-7)
   # Their published table, by another estimator of the same law.
   assert abs(fit.E / 1.8172 - 1) < 0.005
   assert abs(fit.alpha - 0.3478) < 0.005 and abs(fit.beta - 0.3658) < 0.005
-  everything = scaling.fit_chinchilla(n, c / 6 / n, loss)
+  everything = laws_lib.fit_chinchilla(n, c / 6 / n, loss)
   assert (everything.E, everything.beta) == pytest.approx((1.8913, 0.4530), abs=2e-4)
 
 
 def test_a_planted_law_is_found():
-  fit = scaling.fit_chinchilla(*planted())
-  for name in scaling.NAMES:
+  fit = laws_lib.fit_chinchilla(*planted())
+  for name in laws_lib.NAMES:
     assert getattr(fit, name) == pytest.approx(getattr(TRUE, name), rel=1e-3), name
   n, d = fit.optimal(1e22)
   assert 6 * n * d == pytest.approx(1e22)
@@ -63,29 +64,29 @@ def test_a_planted_law_is_found():
 @given(st.floats(1.0, 3.0), st.floats(0.2, 0.6), st.floats(0.2, 0.6))
 def test_optimal_is_where_both_terms_shrink_alike(e, alpha, beta):
   """At the optimum α A / N^α = β B / D^β, whatever the law."""
-  fit = scaling.Fit(e, 300.0, 700.0, alpha, beta)
+  fit = laws_lib.Fit(e, 300.0, 700.0, alpha, beta)
   n, d = fit.optimal(3e20)
   assert alpha * 300 * n**-alpha == pytest.approx(beta * 700 * d**-beta, rel=1e-9)
   assert 6 * n * d == pytest.approx(3e20, rel=1e-9)
 
 
 def test_intervals_cover_the_truth_and_shrink_with_noise():
-  wide, narrow = (scaling.fit_chinchilla(*planted(noise), bootstrap=60) for noise in (0.004, 4e-4))
+  wide, narrow = (laws_lib.fit_chinchilla(*planted(noise), bootstrap=60) for noise in (0.004, 4e-4))
   for name in ('E', 'alpha', 'beta'):
     low, high = wide.intervals[name]
     assert low <= getattr(TRUE, name) <= high
     assert narrow.intervals[name][1] - narrow.intervals[name][0] < (high - low) / 2
-  again = scaling.fit_chinchilla(*planted(0.004), bootstrap=60)
+  again = laws_lib.fit_chinchilla(*planted(0.004), bootstrap=60)
   assert again.intervals == wide.intervals  # the seed fixes them
-  one = scaling.predict(wide, 1e9, 2e10)
+  one = laws_lib.predict(wide, 1e9, 2e10)
   assert one.low < TRUE.loss(1e9, 2e10) < one.high
 
 
 def test_tied_exponents_are_the_over_training_form():
   """L = E + (a m^η + b m^-η) C^-η in C and m = D / N, with η = α / 2 (Gadre et al.)."""
-  law = scaling.Fit(1.8, 500.0, 800.0, 0.33, 0.33)
+  law = laws_lib.Fit(1.8, 500.0, 800.0, 0.33, 0.33)
   n, d, loss = planted(law=law)
-  fit = scaling.fit_chinchilla(n, d, loss, tied=True)
+  fit = laws_lib.fit_chinchilla(n, d, loss, tied=True)
   assert fit.alpha == fit.beta == pytest.approx(0.33, rel=1e-4)
   c, m, eta = 6 * n * d, d / n, fit.alpha / 2
   over = fit.E + (fit.A * m**eta + fit.B * m**-eta) * (c / 6) ** -eta
@@ -94,19 +95,19 @@ def test_tied_exponents_are_the_over_training_form():
 
 def test_predictions_refuse_to_go_too_far():
   n, d, loss = planted()
-  fit = scaling.fit_chinchilla(n, d, loss, recipe='web, AdamW')
+  fit = laws_lib.fit_chinchilla(n, d, loss, recipe='web, AdamW')
   most = float(np.max(6 * n * d))
-  scaling.plan(fit, 10 * most)
-  with pytest.raises(scaling.TooFar, match=r'20 times the largest run'):
-    scaling.plan(fit, 20 * most)
-  assert scaling.plan(fit, 20 * most, force=True).loss == pytest.approx(
+  laws_lib.plan(fit, 10 * most)
+  with pytest.raises(laws_lib.TooFar, match=r'20 times the largest run'):
+    laws_lib.plan(fit, 20 * most)
+  assert laws_lib.plan(fit, 20 * most, force=True).loss == pytest.approx(
     TRUE.loss(*TRUE.optimal(20 * most)), rel=1e-3)
   with pytest.raises(ValueError, match='says nothing of'):
-    scaling.predict(fit, 1e9, 2e10, recipe='web, Muon')
+    laws_lib.predict(fit, 1e9, 2e10, recipe='web, Muon')
 
 
 def test_the_next_size_is_predicted():
-  rows = scaling.held_out(*planted(noise=5e-4))
+  rows = laws_lib.held_out(*planted(noise=5e-4))
   assert len({n for n, *_ in rows}) == 4 and max(abs(e) for *_, e in rows) < 0.01
 
 
@@ -118,19 +119,19 @@ def test_the_next_size_is_predicted():
 ])
 def test_what_determines_no_law_is_refused(change, message):
   with pytest.raises(ValueError, match=message):
-    scaling.fit_chinchilla(*change(*planted()))
+    laws_lib.fit_chinchilla(*change(*planted()))
 
 
 def test_two_ladders_are_told_apart():
   other = dataclasses.replace(TRUE, beta=0.42)
-  a, b, c = (scaling.fit_chinchilla(*planted(1e-3, seed, law), bootstrap=60)
+  a, b, c = (laws_lib.fit_chinchilla(*planted(1e-3, seed, law), bootstrap=60)
              for seed, law in ((0, TRUE), (3, TRUE), (2, other)))
-  _, low, high = scaling.differ(a, b)['beta']
+  _, low, high = laws_lib.differ(a, b)['beta']
   assert low < 0 < high
-  gap, low, high = scaling.differ(a, c)['beta']
+  gap, low, high = laws_lib.differ(a, c)['beta']
   assert 0 < low < gap < high and abs(gap - 0.12) < 0.04
   with pytest.raises(ValueError, match='bootstrap'):
-    scaling.differ(TRUE, b)
+    laws_lib.differ(TRUE, b)
 
 
 # --- Approaches 1 and 2, power laws ---------------------------------------------------------------
@@ -153,7 +154,7 @@ def test_isoflop_of_porian_et_al(shared_data):
   for key, rows in published.items():
     expected = next(float(r['n_exponent']) for r in rows if r['estimator'] == 'basic')
     columns = [[float(r[k]) for r in points[key]] for k in ('flops', 'n', 'loss', 'tokens')]
-    found = scaling.isoflop(*columns, resamples=50)
+    found = laws_lib.isoflop(*columns, resamples=50)
     assert abs(found.params.exponents['flops'] - expected) < 0.005, key
 
 
@@ -165,8 +166,8 @@ def test_weighted_power_laws_of_porian_et_al(shared_data):
     for estimator in ('basic', 'weighted'):
       expected = next(r for r in rows if r['estimator'] == estimator)
       weights = [float(r['n_star_std']) ** -2 for r in good] if estimator == 'weighted' else None
-      law = scaling.fit_power_law({'flops': [float(r['flops']) for r in good]},
-                                  [float(r['n']) for r in good], weights=weights, bootstrap=0)
+      law = laws_lib.fit_power_law({'flops': [float(r['flops']) for r in good]},
+                                   [float(r['n']) for r in good], weights=weights, bootstrap=0)
       assert law.exponents['flops'] == pytest.approx(float(expected['n_exponent']), abs=2e-4)
       assert law.coefficient == pytest.approx(float(expected['n_coef']), rel=0.01)
       assert law.r2 == pytest.approx(float(expected['n_r2']), abs=2e-3)
@@ -178,7 +179,7 @@ def test_isoflop_of_a_planted_law(method):
   sizes = np.geomspace(0.2, 5, 9)
   c = np.repeat(budgets, 9)
   n = np.concatenate([TRUE.optimal(b)[0] * sizes for b in budgets])
-  found = scaling.isoflop(c, n, TRUE.loss(n, c / 6 / n), method=method)
+  found = laws_lib.isoflop(c, n, TRUE.loss(n, c / 6 / n), method=method)
   assert found.params.exponents['flops'] == pytest.approx(TRUE.a, abs=0.005)
   assert found.tokens.exponents['flops'] == pytest.approx(1 - TRUE.a, abs=0.005)
   assert not any(o.edge for o in found.optima)
@@ -191,17 +192,17 @@ def test_an_optimum_at_the_edge_is_none():
   c = np.repeat(budgets, 5)
   n = np.concatenate([TRUE.optimal(b)[0] * np.geomspace(*((2, 9) if i == 3 else (0.2, 5)), 5)
                       for i, b in enumerate(budgets)])
-  found = scaling.isoflop(c, n, TRUE.loss(n, c / 6 / n))
+  found = laws_lib.isoflop(c, n, TRUE.loss(n, c / 6 / n))
   assert [o.edge for o in found.optima] == [False, False, False, True]
   assert found.params.exponents['flops'] == pytest.approx(TRUE.a, abs=0.02)
   with pytest.raises(ValueError, match='add sizes'):
-    scaling.isoflop(c[10:], n[10:], TRUE.loss(n, c / 6 / n)[10:])
+    laws_lib.isoflop(c[10:], n[10:], TRUE.loss(n, c / 6 / n)[10:])
 
 
 def test_the_envelope_of_curves():
   n = np.repeat(np.geomspace(1e7, 1e9, 40), 400)
   d = n * np.tile(np.geomspace(0.3, 3000, 400), 40)
-  found = scaling.envelope(n, d, TRUE.loss(n, d))
+  found = laws_lib.envelope(n, d, TRUE.loss(n, d))
   assert found.params.exponents['flops'] == pytest.approx(TRUE.a, abs=0.03)
 
 
@@ -214,7 +215,7 @@ def test_step_law_on_its_own_grid(shared_data):
   regret = []
   for (n, d), rows in cells.items():
     grid = np.array(rows)
-    off = np.log(grid[:, :2] / scaling.LAWS['step'](n, d))
+    off = np.log(grid[:, :2] / laws_lib.LAWS['step'](n, d))
     nearest = np.argmin(np.sum(off**2, axis=1))
     regret.append(grid[nearest, 2] / grid[:, 2].min() - 1)
   assert len(cells) == 17 and np.mean(regret) < 0.0015 and max(regret) < 0.004
@@ -223,8 +224,8 @@ def test_step_law_on_its_own_grid(shared_data):
 def test_a_law_of_learning_rates_is_found():
   rng = np.random.default_rng(0)
   n, d = 10 ** rng.uniform(7, 9, 40), 10 ** rng.uniform(9, 11, 40)
-  law = scaling.fit_power_law({'n': n, 'd': d}, 1.79 * n**-0.713 * d**0.307
-                              * np.exp(0.05 * rng.standard_normal(40)))
+  law = laws_lib.fit_power_law({'n': n, 'd': d}, 1.79 * n**-0.713 * d**0.307
+                               * np.exp(0.05 * rng.standard_normal(40)))
   for name, exponent in (('n', -0.713), ('d', 0.307)):
     low, high = law.intervals[name]
     assert low < exponent < high < low + 0.1
@@ -240,15 +241,15 @@ def test_data_constrained_runs_of_muennighoff_et_al(shared_data):
   columns = [np.array([float(r[k]) for r in rows])
              for k in ('params', 'tokens', 'unique_tokens', 'val_loss')]
   alpha = 0.3526596
-  base = scaling.Fit(math.exp(0.6254804), math.exp(6.255414), math.exp(7.3049974), alpha, alpha)
-  theirs = scaling.DataConstrained(base, 15.3878, 5.3097).loss(*columns[:3])
+  base = laws_lib.Fit(math.exp(0.6254804), math.exp(6.255414), math.exp(7.3049974), alpha, alpha)
+  theirs = laws_lib.DataConstrained(base, 15.3878, 5.3097).loss(*columns[:3])
   loss = columns[3]
   objective = scipy.special.huber(1e-3, np.log(theirs / loss)).sum()
   assert objective == pytest.approx(0.01582594, rel=1e-6)
   rest = lambda fitted: 1 - np.sum((fitted - loss) ** 2) / np.sum((loss - loss.mean()) ** 2)
   assert rest(theirs) == pytest.approx(0.7722, abs=1e-4)
   assert rest(base.loss(*columns[:2])) == pytest.approx(0.4452, abs=1e-4)
-  ours = scaling.fit_data_constrained(*columns, base, bootstrap=30)
+  ours = laws_lib.fit_data_constrained(*columns, base, bootstrap=30)
   assert ours.objective == pytest.approx(0.0158047, rel=1e-5)
   assert (ours.repeat_tokens, ours.repeat_params) == pytest.approx((95.4, 1.71), rel=0.01)
   low, high = ours.intervals['repeat_tokens']
@@ -256,7 +257,7 @@ def test_data_constrained_runs_of_muennighoff_et_al(shared_data):
 
 
 def test_tokens_that_do_not_repeat_are_worth_themselves():
-  law = scaling.DataConstrained(TRUE, 15.0, 5.0)
+  law = laws_lib.DataConstrained(TRUE, 15.0, 5.0)
   n, d = 1e7, 1e10  # few parameters for so many tokens
   assert law.loss(n, d, d) == pytest.approx(TRUE.loss(n, d))
   once, twice, often = (law.loss(n, d, d / k) for k in (1, 2, 100))
@@ -264,16 +265,16 @@ def test_tokens_that_do_not_repeat_are_worth_themselves():
 
 
 def test_a_lifetime_of_use_asks_for_a_smaller_model():
-  trained = scaling.plan(TRUE, 1e22)
-  idle = scaling.plan_lifetime(TRUE, trained.loss, 0)
+  trained = laws_lib.plan(TRUE, 1e22)
+  idle = laws_lib.plan_lifetime(TRUE, trained.loss, 0)
   assert (idle.params, idle.tokens) == pytest.approx((trained.params, trained.tokens), rel=1e-3)
-  used = scaling.plan_lifetime(TRUE, trained.loss, 1e13)
+  used = laws_lib.plan_lifetime(TRUE, trained.loss, 1e13)
   assert used.params < 0.7 * idle.params and used.tokens > idle.tokens
   assert TRUE.loss(used.params, used.tokens) == pytest.approx(trained.loss)
   total = lambda n, d: 6 * n * d + 2 * n * 1e13
   assert total(used.params, used.tokens) < total(idle.params, idle.tokens)
   with pytest.raises(ValueError, match='the law ends at E'):
-    scaling.plan_lifetime(TRUE, 1.69, 1e12)
+    laws_lib.plan_lifetime(TRUE, 1.69, 1e12)
 
 
 # --- The page -------------------------------------------------------------------------------------
@@ -292,7 +293,7 @@ def test_the_page_of_a_csv(tmp_path):
   html = pathlib.Path(page).read_text()
   assert '28 runs of 7 sizes' in html and 'C = 6 N D' in html and 'Predicting the next size' in html
   rows = list(csv.DictReader((tmp_path / 'out/fit.csv').open()))
-  assert [r['parameter'] for r in rows] == [*scaling.NAMES, 'a']
+  assert [r['parameter'] for r in rows] == [*laws_lib.NAMES, 'a']
   assert float(rows[3]['value']) == fit.alpha
   plans = list(csv.DictReader((tmp_path / 'out/plans.csv').open()))
   assert [float(r['flops']) / fit.most_flops for r in plans] == pytest.approx([1, 3, 10])
@@ -310,7 +311,7 @@ def test_runs_of_a_folder(tmp_path):
   points = scaling_page.read(str(tmp_path))
   assert len(points.loss) == 28 and 'without embeddings' in points.convention
   assert scaling_page.read(str(tmp_path), embedding=True).params.min() == pytest.approx(1.5e7)
-  assert scaling.fit_chinchilla(points.params, points.tokens, points.loss).alpha == pytest.approx(
+  assert laws_lib.fit_chinchilla(points.params, points.tokens, points.loss).alpha == pytest.approx(
     0.34, rel=0.01)
 
 

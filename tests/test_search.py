@@ -19,7 +19,7 @@ from conftest import REPOSITORY
 
 from experiments import search
 from experiments.benchmarks import search as benchmark
-from smoljax import search_page
+from smoljax.report import search_page
 
 optuna.logging.set_verbosity(optuna.logging.WARNING)
 SPACE = {'x': ('float', -3.0, 3.0), 'lr': ('log', 1e-4, 1e-1), 'n': ('int', 1, 4),

@@ -15,7 +15,7 @@ import pytest
 import trafilatura
 from fastwarc.warc import ArchiveIterator, WarcRecordType
 
-from experiments import docstrings, selfdocs
+from experiments.quickstart import articles, crawl
 
 ROOT = pathlib.Path(__file__).parent.parent
 SIZE = {'max_pages': 60, 'pdfs': 8}
@@ -25,7 +25,7 @@ SIZE = {'max_pages': 60, 'pdfs': 8}
 def built(tmp_path_factory):
   folder = tmp_path_factory.mktemp('selfdocs') / 'out'
   lines = []
-  counts = selfdocs.build(str(folder), **SIZE, progress=lines.append)
+  counts = crawl.build(str(folder), **SIZE, progress=lines.append)
   assert lines
   return folder, counts
 
@@ -59,7 +59,7 @@ def _hashes(folder: pathlib.Path) -> dict[str, str]:
 
 def test_same_bytes_in_another_process_and_place(built, tmp_path):
   # Another process has other memory addresses and, with this variable, another order of sets.
-  command = [sys.executable, '-m', 'experiments.selfdocs', f'--output={tmp_path}/elsewhere',
+  command = [sys.executable, '-m', 'experiments.quickstart.crawl', f'--output={tmp_path}/elsewhere',
              *(f'--{name}={value}' for name, value in SIZE.items())]
   environment = {**os.environ, 'PYTHONHASHSEED': '7', 'TZ': 'Asia/Tokyo'}
   done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True,
@@ -69,7 +69,7 @@ def test_same_bytes_in_another_process_and_place(built, tmp_path):
 
 
 def test_another_seed_gives_another_crawl(built, tmp_path):
-  selfdocs.build(str(tmp_path), max_pages=20, pdfs=1, seed=1)
+  crawl.build(str(tmp_path), max_pages=20, pdfs=1, seed=1)
   urls = json.loads((tmp_path / 'truth.json').read_text())['web'].keys()
   assert len(urls) == 20
   assert not urls <= json.loads((built[0] / 'truth.json').read_text())['web'].keys()
@@ -214,7 +214,7 @@ def test_web_and_pdf_tell_different_things(truth, built, records):
                                                    ('p', 'End.')]),
 ])
 def test_docstring_styles(doc, expected):
-  assert docstrings.parse_doc(doc) == expected
+  assert articles.parse_doc(doc) == expected
 
 
 def test_parser_survives_every_prefix_of_a_docstring():
@@ -223,11 +223,11 @@ def test_parser_survives_every_prefix_of_a_docstring():
          '```\n\nTitle\n=====\n\n1. f\n   - g\n\n:param h: i\n\nterm\n    j\n\n==  ==\nk   l\n'
          '==  ==\n>>> m')
   for k in range(len(doc)):
-    assert all(kind in ('p', 'li', 'pre', 'h3') for kind, _ in docstrings.parse_doc(doc[:k]))
+    assert all(kind in ('p', 'li', 'pre', 'h3') for kind, _ in articles.parse_doc(doc[:k]))
 
 
 def test_fingerprint_names_python_and_what_is_read():
-  lines = docstrings.fingerprint().split('\n')
+  lines = articles.fingerprint().split('\n')
   assert lines[0].endswith(sys.version.split()[0])
   assert any(re.fullmatch(r'numpy==[\d.]+', line) for line in lines)
   assert not any(line.startswith('pytest') for line in lines)
@@ -235,17 +235,17 @@ def test_fingerprint_names_python_and_what_is_read():
 
 def test_bad_arguments_are_one_line(built, tmp_path, capsys):
   with pytest.raises(ValueError, match='not an empty folder'):
-    selfdocs.build(str(built[0]), **SIZE)
+    crawl.build(str(built[0]), **SIZE)
   with pytest.raises(ValueError, match='must not be negative'):
-    selfdocs.build(str(tmp_path / 'x'), pdfs=-1)
+    crawl.build(str(tmp_path / 'x'), pdfs=-1)
   assert not (tmp_path / 'x').exists()
-  assert selfdocs.main([f'--output={built[0]}']) == 2
+  assert crawl.main([f'--output={built[0]}']) == 2
   assert capsys.readouterr().err.count('\n') == 1
 
 
 @pytest.mark.slow
 def test_full_size_has_several_megabytes(tmp_path):
-  counts = selfdocs.build(str(tmp_path))
+  counts = crawl.build(str(tmp_path))
   assert sum(counts['pages'].values()) == 3000 and counts['web_characters'] > 5_500_000
   assert sum(counts['pdfs'].values()) == 60 and counts['pdf_characters'] > 300_000
   for name, fact in json.loads((tmp_path / 'truth.json').read_text())['pdf'].items():

@@ -13,7 +13,8 @@ import optax
 import pytest
 from jax.sharding import PartitionSpec as P
 
-from smoljax import model, objectives, sharding
+from smoljax import model, sharding
+from smoljax.train import objectives
 
 CONFIG = model.ModelConfig(
   vocab_size=64, num_layers=2, nope_interval=2, embed_dim=32, num_heads=4, num_kv_heads=2,
@@ -210,10 +211,10 @@ def test_collectives_of_a_run_on_cores_do_not_starve_each_other():
   code = """
 import jax, jax.numpy as jnp
 from configs import base
-from experiments import pipeline
+from experiments.engine import config
 c = base.get_config()
 c.mesh.update(dict(data=2, fsdp=1, tensor=1, context=1))
-pipeline.use_all_cores(c)
+config.use_all_cores(c)
 mesh = jax.make_mesh((2,), ('x',), axis_types=(jax.sharding.AxisType.Auto,))
 split = jax.sharding.NamedSharding(mesh, jax.sharding.PartitionSpec('x'))
 many = [jax.device_put(jnp.full((800, 40), i), split) for i in range(60)]

@@ -5,8 +5,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from smoljax import soap
-from smoljax.muon import View
+from smoljax.optim import soap
+from smoljax.optim.matrices import View
 
 SETTINGS = dict(b1=0.9, b2=0.95, eps=1e-8, every=3, max_dim=64, momentum_dtype='float32')
 KERNEL = View((-2,), (-1,))

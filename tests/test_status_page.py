@@ -17,7 +17,7 @@ import rich.console
 from conftest import REPOSITORY
 
 from experiments import report
-from smoljax import status_page
+from smoljax.report import status_page
 
 
 def make_run(folder: pathlib.Path, *, steps=10, rows=0, events=(), log='', done=False) -> None:

@@ -10,7 +10,7 @@ import time
 import pytest
 from conftest import REPOSITORY
 
-from experiments.steps import Graph, Step
+from experiments.engine.graph import Graph, Step
 
 
 def graph(workdir, calls, *, a=1, b=1, version=1, fail=None):
@@ -77,7 +77,7 @@ def test_a_dry_run_writes_nothing(tmp_path):
 
 _SCRIPT = """
 import os, sys, time
-from experiments.steps import Graph, Step
+from experiments.engine.graph import Graph, Step
 def run(output, _):
   path = os.path.join(output, 'parts')
   parts = open(path).read() if os.path.exists(path) else ''

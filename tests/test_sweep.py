@@ -15,7 +15,7 @@ import scipy.stats
 from conftest import REPOSITORY
 
 from experiments import sweep
-from smoljax import comparison
+from smoljax.report import sweep_page
 
 
 def config_file(folder: pathlib.Path, points: str) -> str:
@@ -165,8 +165,8 @@ def test_comparison_has_every_run_and_the_best_first(tmp_path):
   runs = []
   for name, loss in losses.items():
     make_run(tmp_path / 'points' / name, loss)
-    runs.append(comparison.load(name, {'mtp.weight': loss}, tmp_path / 'points' / name))
-  page = pathlib.Path(comparison.write(runs, str(tmp_path))[0]).read_text()
+    runs.append(sweep_page.load(name, {'mtp.weight': loss}, tmp_path / 'points' / name))
+  page = pathlib.Path(sweep_page.write(runs, str(tmp_path))[0]).read_text()
   assert 'Least validation loss: 3.000</h1><p class="lede">b</p>' in page
   assert '<b>a' not in page.replace('<b>a</b>', '') and '&lt;b&gt;a' in page
   assert page.index('../points/b/report') < page.index('../points/&lt;b&gt;a/report')
@@ -186,8 +186,8 @@ def test_intervals_over_seeds(tmp_path):
     for seed, loss in enumerate(losses):
       folder = tmp_path / f'{kind}{seed}'
       make_run(folder, loss)
-      runs.append(comparison.load(folder.name, {'data': kind, 'seed': seed}, folder))
-  _, verdicts = comparison.write(runs, str(tmp_path))
+      runs.append(sweep_page.load(folder.name, {'data': kind, 'seed': seed}, folder))
+  _, verdicts = sweep_page.write(runs, str(tmp_path))
   rows = list(csv.reader((tmp_path / 'report/seeds_validation_loss.csv').open()))[1:]
   paired = scipy.stats.ttest_rel(b, a).confidence_interval()
   welch = scipy.stats.ttest_ind(c, a, equal_var=False).confidence_interval()
@@ -196,7 +196,7 @@ def test_intervals_over_seeds(tmp_path):
   assert [float(x) for x in rows[0][2:4]] == pytest.approx([a.mean(), (high - low) / 2])
   for row, (low, high) in ((rows[1], paired), (rows[2], welch)):
     assert [float(x) for x in row[4:]] == pytest.approx([(low + high) / 2, (high - low) / 2])
-  assert comparison.interval([1.0]) == (1.0, math.inf)
+  assert sweep_page.interval([1.0]) == (1.0, math.inf)
   assert verdicts[1].startswith(f'data=c: validation loss {c.mean():.4f}')
   assert verdicts[1].endswith('against data=a (apart)')
 
@@ -204,19 +204,19 @@ def test_intervals_over_seeds(tmp_path):
 def test_tokens_to_a_loss_that_all_reach(tmp_path):
   """Curves a / tokens^b have a known crossing; the points between are log-linear."""
   curve = [(t, 4 - math.log(t / 1000)) for t in (1000, 2000, 4000, 8000)]
-  assert comparison.tokens_to(curve, 4 - math.log(3)) == pytest.approx(3000)
-  assert comparison.tokens_to(curve, 5.0) == 1000
-  assert comparison.tokens_to(curve, 0.1) == math.inf
+  assert sweep_page.tokens_to(curve, 4 - math.log(3)) == pytest.approx(3000)
+  assert sweep_page.tokens_to(curve, 5.0) == 1000
+  assert sweep_page.tokens_to(curve, 0.1) == math.inf
   runs = []
   for group, behind, seeds in (('good', 1.0, (0, 1, 2)), ('bad', 2.0, (0, 1, 2))):
     for seed in seeds:
       make_run(tmp_path / f'{group}{seed}', 3.0)
       noise = 1 + 0.01 * seed
       held_out = [(t, 4 - math.log(t / (1000 * behind * noise))) for t in (1000, 2000, 4000, 8000)]
-      run = comparison.load(f'{group}{seed}', {'x': seed * behind, 'seed': seed},
+      run = sweep_page.load(f'{group}{seed}', {'x': seed * behind, 'seed': seed},
                             tmp_path / f'{group}{seed}', group)
       runs.append(dataclasses.replace(run, held_out=held_out))
-  page, verdicts = comparison.write(runs, str(tmp_path))
+  page, verdicts = sweep_page.write(runs, str(tmp_path))
   (row,) = [r for r in csv.DictReader((tmp_path / 'report/tokens_to_target.csv').open())
             if r['group'] == 'bad']
   assert float(row['ratio']) == pytest.approx(2) == pytest.approx(float(row['low']), rel=1e-6)
@@ -233,16 +233,16 @@ def test_effects_and_interactions(tmp_path):
         continue
       folder = tmp_path / ('+'.join(factors) + str(seed))
       make_run(folder, loss + noise)
-      runs.append(comparison.load(folder.name, {'seed': seed}, folder, '+'.join(factors), factors))
-  found = comparison.effects(runs)
+      runs.append(sweep_page.load(folder.name, {'seed': seed}, folder, '+'.join(factors), factors))
+  found = sweep_page.effects(runs)
   close = lambda of, value: of == pytest.approx(dict.fromkeys(range(3), value))
   assert close(found['a']['alone'], -0.5) and close(found['a']['last'], -0.4)
   assert close(found['b']['alone'], -0.2) and close(found['b']['last'], -0.1)
   assert close(found['a']['interaction'], 0.1) and close(found['all']['interaction'], 0.1)
   assert close(found['all']['alone'], -0.7) and close(found['all']['last'], -0.6)
-  _, verdicts = comparison.write(runs, str(tmp_path))
+  _, verdicts = sweep_page.write(runs, str(tmp_path))
   assert 'b: alone -0.2000 ± 0.0000 (apart), among all -0.1000' in ' '.join(verdicts)
-  assert comparison.effects([r for r in runs if r.factors]) == {}
+  assert sweep_page.effects([r for r in runs if r.factors]) == {}
 
 
 def test_gpus_are_those_that_are_visible(monkeypatch):

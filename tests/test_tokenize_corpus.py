@@ -13,7 +13,7 @@ from data_beam import records, tokenize_corpus
 from data_beam.beam_options import pipeline_options
 from data_beam.options import TokenizeOptions
 from data_beam.records import Document
-from smoljax import data
+from smoljax.data.corpus import open_corpus
 
 WORDS = ['the', 'quick', 'brown', 'fox', 'jumped', 'over', 'a', 'lazy', 'dog', 'ünïcode', '日本',
          '🤖', '</s>', '<|eot|>']
@@ -156,10 +156,10 @@ def test_rehydration_reaches_training(tmp_path):
   path = tokenize_corpus.run(corpus, tokenizer, str(tmp_path), 't',
                              TokenizeOptions(holdout=0, bos=False, rehydrate=True))
   assert [row['weight'] for row in records.read_corpus(path)] == [3.0]   # FineWeb-2: 3 to 4 copies
-  assert data.open_corpus(path).repeats.tolist() == [3]
+  assert open_corpus(path).repeats.tolist() == [3]
   once = tokenize_corpus.run(corpus, tokenizer, str(tmp_path), 'once',
                              TokenizeOptions(holdout=0, bos=False))
-  assert data.open_corpus(once).repeats is None
+  assert open_corpus(once).repeats is None
 
 
 def test_special_tokens_by_their_usual_names(tmp_path):

@@ -10,7 +10,7 @@ import sentencepiece
 from hypothesis import example, given
 from hypothesis import strategies as st
 
-from smoljax import tokenizer
+from smoljax.data import tokenizer
 
 CODE = '''def area(width, height=2.50):
     """Multiply; see PEP 8 (2001).

@@ -12,7 +12,8 @@ import pytest
 from conftest import REPOSITORY
 
 from experiments.benchmarks import train_step
-from smoljax import export, model
+from smoljax import model
+from smoljax.checkpoints import huggingface
 
 torch = pytest.importorskip('torch')
 
@@ -26,7 +27,7 @@ CONFIG = model.ModelConfig(
 
 def filled(network, params):
   """The network with our parameters, or gradients, by way of transformers' names."""
-  tensors = dict(export.to_hf_tensors(CONFIG, params, 'float32'))
+  tensors = dict(huggingface.to_hf_tensors(CONFIG, params, 'float32'))
   with torch.no_grad():
     def put(parameter, *names):
       arrays = [tensors[f'model.{name}.weight'] for name in names]

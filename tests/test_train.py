@@ -14,8 +14,13 @@ import numpy as np
 import pytest
 
 from configs import base
-from experiments import pipeline
-from smoljax import checkpoint, metrics, sharding, train
+from experiments.engine import config as config_lib
+from smoljax import metrics, optim, sharding
+from smoljax.checkpoints import store
+from smoljax.checkpoints.store import Checkpoints
+from smoljax.data.batches import make_stages
+from smoljax.train import loop, start
+from smoljax.train.telemetry import Diverged
 
 
 def tiny(**changes):
@@ -38,16 +43,16 @@ def tiny(**changes):
   c.optimizer.learning_rate = 1e-2
   c.mesh.data, c.mesh.fsdp, c.mesh.tensor, c.mesh.context = 1, -1, 1, 1
   c.update_from_flattened_dict(changes)
-  return pipeline.resolve(c)
+  return config_lib.resolve(c)
 
 
 def fit(c, corpora, directory):
-  config = pipeline.model_config(c, 64)
-  return train.train(c, config, corpora, str(directory), say=lambda line: None)
+  config = config_lib.model_config(c, 64)
+  return loop.train(c, config, corpora, str(directory), log_line=lambda line: None)
 
 
 def leaves(directory):
-  _, params, _ = checkpoint.load_params(str(directory))
+  _, params, _ = store.load_params(str(directory))
   return [np.asarray(x) for x in jax.tree.leaves(params)]
 
 
@@ -83,34 +88,34 @@ def test_a_save_has_its_memory_ready_once_for_each_part():
   mesh = sharding.make_mesh(data=2, fsdp=4)
   arrays = sharding.abstract(
     {'up_DF': np.zeros((64, 32), np.float32), 'scale_D': np.zeros(64, np.float32)}, mesh)
-  assert checkpoint._reserve(list(arrays.values())) == 4 * (64 * 32 + 64)
+  assert store._reserve(list(arrays.values())) == 4 * (64 * 32 + 64)
 
 
 def test_a_checkpoint_that_does_not_fit_is_said_and_the_one_before_stays(tmp_path):
   arrays, small = {'w': jax.random.normal(jax.random.key(0), (500_000,))}, {'s': np.ones(3)}
-  with checkpoint.Checkpoints(str(tmp_path)) as saved:
+  with Checkpoints(str(tmp_path)) as saved:
     saved.save(1, arrays, small, {}, {})
   limits = resource.getrlimit(resource.RLIMIT_FSIZE)
-  with pytest.raises(OSError, match='Make room'), checkpoint.Checkpoints(str(tmp_path)) as saved:
+  with pytest.raises(OSError, match='Make room'), Checkpoints(str(tmp_path)) as saved:
     try:
       resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, limits[1]))
       saved.save(2, arrays, small, {}, {})
       saved.close()
     finally:
       resource.setrlimit(resource.RLIMIT_FSIZE, limits)
-  with checkpoint.Checkpoints(str(tmp_path)) as saved:
+  with Checkpoints(str(tmp_path)) as saved:
     assert saved.latest() == 1
 
 
 def test_too_small_a_disk_is_known_before_the_first_step(monkeypatch, markov_corpora, tmp_path):
   free = 300_000
-  monkeypatch.setattr(checkpoint.shutil, 'disk_usage', lambda _: SimpleNamespace(free=free))
+  monkeypatch.setattr(store.shutil, 'disk_usage', lambda _: SimpleNamespace(free=free))
   arrays = {'w': np.zeros(25_000, np.float32)}
-  with checkpoint.Checkpoints(str(tmp_path / 'none'), keep=3) as saved:
+  with Checkpoints(str(tmp_path / 'none'), keep=3) as saved:
     assert [saved.lacks(arrays, saves) for saves in (0, 3, 4, 5, 9)] == [0, 0, 1e5, 2e5, 2e5]
   free, said = 1000, []
   c = tiny(**{'train.tokens': 8 * 64})
-  train.train(c, pipeline.model_config(c, 64), markov_corpora, str(tmp_path), say=said.append)
+  loop.train(c, config_lib.model_config(c, 64), markov_corpora, str(tmp_path), log_line=said.append)
   assert 'too few for the checkpoints' in said[0]
 
 
@@ -139,10 +144,9 @@ def test_resume_is_bitwise(undisturbed, markov_corpora, tmp_path, damage):
   c.train.steps = 8  # the stages still follow 12 steps
   c_full = tiny()
   with pytest.MonkeyPatch.context() as patch:
-    make_stages = train.data.make_stages
-    patch.setattr(train.data, 'make_stages', lambda s, _: make_stages(s, 12))
-    make_optimizer = train.optim.make_optimizer
-    patch.setattr(train.optim, 'make_optimizer', lambda o, p, _, m: make_optimizer(o, p, 12, m))
+    patch.setattr(start, 'make_stages', lambda s, _: make_stages(s, 12))
+    make_optimizer = optim.make_optimizer
+    patch.setattr(optim, 'make_optimizer', lambda o, p, _, m: make_optimizer(o, p, 12, m))
     fit(c, markov_corpora, tmp_path)
   newest = tmp_path / 'checkpoints' / '8'
   if damage == 'bit flip':
@@ -222,9 +226,9 @@ def test_meshes_agree(undisturbed, markov_corpora, tmp_path, mesh, monkeypatch):
   """The same losses on any mesh, to float32 rounding."""
   mesh = {'data': 1, 'fsdp': 1, 'tensor': 1, 'context': 1} | mesh
   count = int(np.prod(list(mesh.values())))
-  make_mesh = train.sharding.make_mesh
+  make_mesh = sharding.make_mesh
   monkeypatch.setattr(
-    train.sharding, 'make_mesh', lambda **kw: make_mesh(**kw | {'devices': jax.devices()[:count]})
+    sharding, 'make_mesh', lambda **kw: make_mesh(**kw | {'devices': jax.devices()[:count]})
   )
   c = tiny(**{f'mesh.{k}': v for k, v in mesh.items()}, **{'train.eval_every': 100})
   fit(c, markov_corpora, tmp_path)
@@ -236,9 +240,9 @@ def test_meshes_agree(undisturbed, markov_corpora, tmp_path, mesh, monkeypatch):
 
 
 def test_accumulation_is_one_big_batch(undisturbed, markov_corpora, tmp_path, monkeypatch):
-  make_mesh = train.sharding.make_mesh
+  make_mesh = sharding.make_mesh
   monkeypatch.setattr(
-    train.sharding, 'make_mesh', lambda **kw: make_mesh(**kw | {'devices': jax.devices()[:2]})
+    sharding, 'make_mesh', lambda **kw: make_mesh(**kw | {'devices': jax.devices()[:2]})
   )
   fit(tiny(**{'train.accumulate': 4}), markov_corpora, tmp_path)
   reference, got = (
@@ -250,9 +254,9 @@ def test_accumulation_is_one_big_batch(undisturbed, markov_corpora, tmp_path, mo
 
 @pytest.mark.parametrize('devices', [1, 8])
 def test_muon_by_a_flag(markov_corpora, tmp_path, monkeypatch, devices):
-  make_mesh = train.sharding.make_mesh
+  make_mesh = sharding.make_mesh
   monkeypatch.setattr(
-    train.sharding, 'make_mesh', lambda **kw: make_mesh(**kw | {'devices': jax.devices()[:devices]})
+    sharding, 'make_mesh', lambda **kw: make_mesh(**kw | {'devices': jax.devices()[:devices]})
   )
   flags = {'normuon': .95, 'cautious_decay': True, 'beta_warmup': 4} if devices == 8 else {}
   flags = {f'optimizer.muon.{k}': v for k, v in flags.items()}
@@ -290,7 +294,7 @@ def test_qk_clip_and_qk_norm_exclude_each_other(markov_corpora, tmp_path):
 @pytest.mark.parametrize('guarded', [False, True])
 def test_divergence_stops_with_advice(markov_corpora, tmp_path, guarded):
   rate = {'optimizer.learning_rate': 1e30, 'optimizer.clip_norm': 0.0}
-  with pytest.raises(train.Diverged, match='learning_rate'):
+  with pytest.raises(Diverged, match='learning_rate'):
     fit(tiny(**rate, **{'guard.enabled': guarded}), markov_corpora, tmp_path)
   last = metrics.read_rows(tmp_path / 'events.jsonl')[-1]
   assert last['event'] == ('guard' if guarded else 'diverged')
@@ -340,7 +344,7 @@ def test_a_parametrisation_scales_what_training_starts_from(markov_corpora, tmp_
     c = tiny(**{'train.tokens': 8 * 64, 'optimizer.learning_rate': 0.0,
                 'parametrization': {'name': name, 'base_width': 16, 'base_depth': 2}})
     fit(c, markov_corpora, tmp_path / name)
-    starts[name] = checkpoint.load_params(str(tmp_path / name))[1]
+    starts[name] = store.load_params(str(tmp_path / name))[1]
   plain, scaled = starts['standard'], starts['completep']
   ratio = lambda *path: float(np.mean(_at(scaled, path) / _at(plain, path)))
   np.testing.assert_allclose(ratio('blocks', 'attn', 'q_DNH'), 2**-0.5, rtol=1e-6)

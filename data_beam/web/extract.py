@@ -120,7 +120,7 @@ def _resiliparse(html: str, markdown: bool) -> str:
     html, main_content=True, comments=False, alt_texts=False, list_bullets=markdown)
 
 
-# (html, markdown) → text. Figures of each: experiments/LOG.md, 2026-11-25, and
+# (html, markdown) → text. Figures of each: experiments/log/web.md, 2026-11-25, and
 # experiments/benchmarks/web_extract.py, which measures them again.
 TIERS = {
   'default': lambda html, markdown: html_main.extract(html, markdown=markdown),

@@ -13,7 +13,7 @@ Four steps, each linear in the size of the page:
 
 Prose (`Block.value`) is characters outside links in blocks that read like sentences. No step knows
 a site: the vocabulary is that of the common content management systems, and its few thresholds were
-chosen on the 990 pages of trafilatura's evaluation (see experiments/LOG.md).
+chosen on the 990 pages of trafilatura's evaluation (see experiments/log/web.md).
 """
 
 import functools

@@ -22,7 +22,8 @@ import jax.numpy as jnp
 import numpy as np
 from absl import app, flags
 
-from smoljax.attention import IMPLEMENTATIONS, attention, positions_from_segments
+from smoljax.model.attention import IMPLEMENTATIONS, attention
+from smoljax.model.attention.masks import positions_from_segments
 
 _SIZE = flags.DEFINE_enum('size', 'full', ['full', 'tiny'], 'tiny: seconds on a CPU.')
 _REPEATS = flags.DEFINE_integer('repeats', 20, 'Timed calls; their mean is given.')

@@ -23,7 +23,7 @@ import numpy as np
 from absl import app, flags
 
 from smoljax import sharding
-from smoljax.attention import attention
+from smoljax.model.attention import attention
 
 _SIZE = flags.DEFINE_enum('size', 'full', ['full', 'tiny'], 'tiny: 1,024 tokens.')
 _REPEATS = flags.DEFINE_integer('repeats', 3, 'Timed calls; their median is given; 0 = none.')

@@ -4,7 +4,7 @@
 
 Random weights, greedy, no end token. `share_of_bound` is the time in which weights and cache could
 be copied once, at the rate of a plain copy in the same run, over the time of a token.
-Cases of ours: `greedy` (what decode.generate does), `ends` (an end token is looked for), `sampled`
+Cases of ours: `greedy` (what generate does), `ends` (an end token is looked for), `sampled`
 (temperature 0.6, top-p 0.95), `block1`, `block32` (tokens computed between two looks of the host),
 `scan` (over stacked layers, as in training), `products` (each kind of matrix alone, in several
 forms), `profile` (the kernels that take longest).
@@ -154,31 +154,34 @@ def weights(config, stacked: bool):
   """Random weights, as generation uses them or as bf16 copies of what is trained."""
   import jax
 
-  from smoljax import decode, model
+  from smoljax import model
+  from smoljax.inference import cache as cache_lib
 
   params = model.init(config, jax.random.key(0))
   if stacked:
     return jax.tree.map(lambda p: p.astype(config.dtype), params)
-  return jax.block_until_ready(decode.prepare(config, params))
+  return jax.block_until_ready(cache_lib.prepare(config, params))
 
 
 def ours(config, params, batch, case, copy_rate):
-  from smoljax import decode
+  from smoljax.inference import cache as cache_lib
+  from smoljax.inference.generate import generate
+  from smoljax.inference.sampling import GREEDY, Sampling
 
   rows, new = prompts(config, batch), _NEW.value
   settings = dict(
-    block={'block1': 1, 'block32': 32}.get(case, decode.BLOCK),
-    sampling=decode.Sampling(0.6, top_p=0.95) if case == 'sampled' else decode.GREEDY,
+    block={'block1': 1, 'block32': 32}.get(case, cache_lib.BLOCK),
+    sampling=Sampling(0.6, top_p=0.95) if case == 'sampled' else GREEDY,
     eos_id=config.vocab_size if case == 'ends' else None,  # an id that never comes
   )
   began = time.perf_counter()
-  tokens = decode.generate(config, params, rows, max_new_tokens=new, **settings)
+  tokens = generate(config, params, rows, max_new_tokens=new, **settings)
   first = time.perf_counter() - began
   assert all(len(row) == new for row in tokens)
   seconds = median_seconds(
-    lambda: decode.generate(config, params, rows, max_new_tokens=new, **settings))
+    lambda: generate(config, params, rows, max_new_tokens=new, **settings))
   prefill = median_seconds(
-    lambda: decode.prefill(config, params, rows, new)[0].block_until_ready())
+    lambda: cache_lib.prefill(config, params, rows, new)[0].block_until_ready())
   return None, {
     'block': settings['block'], **figures(config, batch, seconds, prefill, copy_rate),
     'first_seconds': round(first, 1),
@@ -190,10 +193,11 @@ def scan(config, params, batch, case, copy_rate):
   import jax
   import jax.numpy as jnp
 
-  from smoljax import decode, model
-  from smoljax.attention import attention
+  from smoljax import model
+  from smoljax.inference import cache as cache_lib
+  from smoljax.model.attention import attention
 
-  S = decode._bucket(_PROMPT.value + _NEW.value)
+  S = cache_lib.bucket_length(_PROMPT.value + _NEW.value)
   slots_1S = jnp.arange(S, dtype=jnp.int32)[None]
 
   def step(params, carry, index):
@@ -278,10 +282,10 @@ def profile(config, params, batch, case, copy_rate):
   """The kernels of generation, longest first, in µs per token."""
   import jax
 
-  from smoljax import decode
+  from smoljax.inference.generate import generate
 
   rows, new = prompts(config, batch), _NEW.value
-  run = functools.partial(decode.generate, config, params, rows, max_new_tokens=new)
+  run = functools.partial(generate, config, params, rows, max_new_tokens=new)
   run()
   with tempfile.TemporaryDirectory() as folder:
     with jax.profiler.trace(folder):

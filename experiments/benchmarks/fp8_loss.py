@@ -1,4 +1,4 @@
-"""Does a model whose MLP multiplies in 8 bits (smoljax/fp8.py) learn as much a step as in bf16?
+"""Does a model whose MLP multiplies in 8 bits learn as much a step as in bf16 (model/fp8.py)?
 
   python -m experiments.benchmarks.fp8_loss --corpus=DIR --shape=smollm3-3b --rows=4 \
     --seq_len=4096 --chunk=4096 --model=vocab_size=8192,scan_layers=False --seeds=2
@@ -20,26 +20,28 @@ import numpy as np
 from absl import app, flags
 
 from experiments.benchmarks.train_step import prepare, replaced
-from smoljax import data, model, sharding
+from smoljax import model, sharding
+from smoljax.data.batches import Batches, Stage, prefetch
+from smoljax.data.corpus import Corpus, open_corpus
 
 _SEEDS = flags.DEFINE_integer('seeds', 3, 'Pairs of runs.')
 
 
-def make_run(config: model.ModelConfig, corpus: data.Corpus) -> Callable[[int], float]:
+def make_run(config: model.ModelConfig, corpus: Corpus) -> Callable[[int], float]:
   """A function that trains from a seed and gives the loss at the end; it compiles once."""
   rows, steps, seq_len = (flags.FLAGS[name].value for name in ('rows', 'steps', 'seq_len'))
-  stage = data.Stage('all', 0, steps, {corpus.name: 1.0})
+  stage = Stage('all', 0, steps, {corpus.name: 1.0})
   mesh, step = sharding.make_mesh(data=1, fsdp=-1), None
 
   def run(seed: int) -> float:
     nonlocal config, step
-    batches = data.Batches({corpus.name: corpus}, [stage], rows=rows, seq_len=seq_len, window=2048,
-                           max_segments=config.max_segments, seed=seed)
+    batches = Batches({corpus.name: corpus}, [stage], rows=rows, seq_len=seq_len, window=2048,
+                      max_segments=config.max_segments, seed=seed)
     config = dataclasses.replace(config, max_segments=batches.max_segments)
     with jax.set_mesh(mesh):
       state, made = prepare(config, steps, seed)
       step, losses = step or made, []
-      for batch in itertools.islice(data.prefetch(batches), steps):
+      for batch in itertools.islice(prefetch(batches), steps):
         state, out = step(state, sharding.shard_batch(batch, mesh))
         losses.append(jnp.sum(out['loss_sum_S']) / jnp.sum(out['tokens_S']))
       return float(np.mean(losses[-max(1, steps // 10):]))
@@ -49,7 +51,7 @@ def make_run(config: model.ModelConfig, corpus: data.Corpus) -> Callable[[int], 
 
 def main(_: list[str]) -> None:
   config = replaced(model.SHAPES[flags.FLAGS.shape], flags.FLAGS.model)
-  corpus = data.open_corpus(flags.FLAGS.corpus)
+  corpus = open_corpus(flags.FLAGS.corpus)
   losses = {}
   for name, fp8 in (('bf16', False), ('fp8', True)):
     run = make_run(dataclasses.replace(config, fp8=fp8), corpus)

@@ -24,7 +24,9 @@ import jax
 import numpy as np
 from absl import app, flags
 
-from smoljax import evals, gguf, model, tokenizer
+from smoljax import model
+from smoljax.checkpoints import gguf, load
+from smoljax.data import tokenizer
 
 _MODEL = flags.DEFINE_string('model', '', 'HF folder, or a run or checkpoint of ours.')
 _SHAPE = flags.DEFINE_enum('shape', None, list(model.SHAPES), 'Random weights of this shape.')
@@ -40,7 +42,7 @@ _TOKENIZER = flags.DEFINE_string('tokenizer', '', 'Tokenizer file, where the mod
 _KEEP = flags.DEFINE_string('keep', '', 'Folder to leave the GGUF files in; default: nowhere.')
 
 
-def our_nats_per_token(loaded: evals.Model, text: str, window: int, max_tokens: int) -> float:
+def our_nats_per_token(loaded: load.Model, text: str, window: int, max_tokens: int) -> float:
   """What gguf_runtime.nats_per_token computes, by this library in fp32."""
   _, params, text_tokenizer, bos = loaded
   config = dataclasses.replace(loaded.config, dtype='float32')
@@ -104,7 +106,7 @@ def _measure() -> None:
     config = model.SHAPES[_SHAPE.value]
     params = model.init(config, jax.random.key(0))
   else:
-    loaded = evals.load_model(_MODEL.value, _TOKENIZER.value)
+    loaded = load.load_model(_MODEL.value, _TOKENIZER.value)
     config, params = loaded.config, loaded.params
   window = min(_WINDOW.value, config.max_seq_len)
   common = {

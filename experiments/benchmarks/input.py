@@ -11,7 +11,8 @@ import time
 
 from absl import app, flags
 
-from smoljax import data
+from smoljax.data.batches import Batches, Stage, prefetch
+from smoljax.data.corpus import open_corpus
 
 _CORPUS = flags.DEFINE_string('corpus', None, 'Tokenised corpus.', required=True)
 _ROWS = flags.DEFINE_integer('rows', 16, 'Rows a batch.')
@@ -21,11 +22,11 @@ _BATCHES = flags.DEFINE_integer('batches', 100, 'Batches timed, after ten.')
 
 
 def main(_: list[str]) -> None:
-  corpus = data.open_corpus(_CORPUS.value)
-  stage = data.Stage('all', 0, _BATCHES.value + 20, {corpus.name: 1.0})
-  batches = data.Batches({corpus.name: corpus}, [stage], rows=_ROWS.value, seq_len=_SEQ_LEN.value,
-                         window=_WINDOW.value, max_segments=0, seed=0)
-  iterator = data.prefetch(batches)
+  corpus = open_corpus(_CORPUS.value)
+  stage = Stage('all', 0, _BATCHES.value + 20, {corpus.name: 1.0})
+  batches = Batches({corpus.name: corpus}, [stage], rows=_ROWS.value, seq_len=_SEQ_LEN.value,
+                    window=_WINDOW.value, max_segments=0, seed=0)
+  iterator = prefetch(batches)
   for _ in range(10):
     next(iterator)
   began, cpu_began, places = time.perf_counter(), time.process_time(), 0
@@ -35,7 +36,7 @@ def main(_: list[str]) -> None:
   position = iterator.get_state()
   iterator.close()
   began = time.perf_counter()
-  again = data.prefetch(batches, position)
+  again = prefetch(batches, position)
   next(again)
   restart = time.perf_counter() - began
   again.close()

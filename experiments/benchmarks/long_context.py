@@ -18,7 +18,8 @@ import jax.numpy as jnp
 import numpy as np
 from absl import app, flags
 
-from smoljax import model, objectives
+from smoljax import model
+from smoljax.train import objectives
 
 _SIZE = flags.DEFINE_enum('size', 'full', ['full', 'tiny'], 'full: SmolLM3-3B on 65,536 tokens.')
 _TOKENS = flags.DEFINE_integer('tokens', 0, 'Length of the row; 0 = as the size says.')

@@ -32,7 +32,12 @@ import optax
 
 from configs import base, mtp
 from experiments.benchmarks.optimizer_contest import batch_of, make_tokens
-from smoljax import decode, distill, model, objectives, optim
+from smoljax import model, optim
+from smoljax.inference import cache
+from smoljax.inference.generate import generate
+from smoljax.inference.sampling import Sampling
+from smoljax.inference.speculative import Speculation
+from smoljax.train import distill, objectives
 
 ROWS, SEQ_LEN, STEPS, SEEDS = 64, 512, 250, 3
 LEARNING_RATE = 2e-3  # half of AdamW's best at twice the batch: at 4e-3 seeds disagree
@@ -228,18 +233,18 @@ def caches(config, params, text) -> tuple[dict, dict]:
 
 def speculate(output: pathlib.Path, config, params, text, new: int = 256) -> None:
   """Tokens a second with and without the modules; greedy and sampled, one row and eight."""
-  ready = decode.prepare(config, params)
+  ready = cache.prepare(config, params)
   plain_config = model.without_mtp(config, {})[0]
   for rows in (1, 8):
     prompts = text.held_out[:rows, :128].tolist()
     for temperature in (0.0, 1.0):
-      sampling, row = decode.Sampling(temperature=temperature), {}
+      sampling, row = Sampling(temperature=temperature), {}
       for name in ('plain', 'speculative'):
         rates = []
         for seed in range(4):
-          seen = decode.Speculation() if name == 'speculative' else None
+          seen = Speculation() if name == 'speculative' else None
           began = time.perf_counter()
-          found = decode.generate(
+          found = generate(
             config if seen else plain_config, ready, prompts, max_new_tokens=new,
             sampling=sampling, seed=seed, speculation=seen)
           rates.append(rows * new / (time.perf_counter() - began))
@@ -362,7 +367,7 @@ def report(output: pathlib.Path) -> None:
 
 
 def tokens(patterns: list[str], output: pathlib.Path, limit: int) -> None:
-  from smoljax import tokenizer
+  from smoljax.data import tokenizer
 
   make_tokens(patterns, output, STUDENT['vocab_size'], limit)
   text = tokenizer.load(str(output / 'tokenizer.model'))

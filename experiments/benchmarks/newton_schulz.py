@@ -18,7 +18,7 @@ import numpy as np
 from absl import app, flags
 from optax.contrib import _muon as optax_muon
 
-from smoljax import muon
+from smoljax.optim.newton_schulz import COEFFICIENTS, newton_schulz
 
 _STACK = flags.DEFINE_list('stack', ['36', '2048', '11008'], 'Matrices, rows, columns.')
 _REPEAT = flags.DEFINE_integer('repeat', 5, 'Timed runs.')
@@ -27,14 +27,14 @@ _REPEAT = flags.DEFINE_integer('repeat', 5, 'Timed runs.')
 def _optax(x: jax.Array) -> jax.Array:
   """optax.contrib.muon's iteration as it is shipped, in the dtype of the gradients."""
   dims = optax_muon.MuonDimensionNumbers(reduction_axis=-2, output_axis=-1)
-  coefficients = jnp.asarray(muon.COEFFICIENTS['jordan'].rows[0], x.dtype)
+  coefficients = jnp.asarray(COEFFICIENTS['jordan'].rows[0], x.dtype)
   one = lambda m: optax_muon.orthogonalize_via_newton_schulz(
     m, coefficients, ns_steps=5, eps=1e-8, dimension_numbers=dims)
   return jax.vmap(one)(x)
 
 
 def _ours(table: str, at_once: int = 0):
-  one = lambda x: muon.newton_schulz(x, table, 5)
+  one = lambda x: newton_schulz(x, table, 5)
   return (lambda x: jax.lax.map(one, x, batch_size=at_once)) if at_once else one
 
 

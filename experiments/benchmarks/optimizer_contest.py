@@ -45,7 +45,10 @@ import optax
 
 from configs import base, optimizer_contest
 from experiments.benchmarks.optimizer_step import matrix_dims
-from smoljax import diagnostics, model, muon, objectives, optim
+from smoljax import model, optim
+from smoljax.optim.matrices import path_name
+from smoljax.optim.qk_clip import qk_clip, qk_clip_grads, qk_rates
+from smoljax.train import diagnostics, objectives
 
 BLOCK = 8  # steps a call
 
@@ -63,7 +66,7 @@ NAMES = {
 
 def make_tokens(patterns: list[str], output: pathlib.Path, vocab_size: int, limit: int) -> None:
   """Tokenises the files that match, whole documents in a fixed random order, up to `limit`."""
-  from smoljax import tokenizer
+  from smoljax.data import tokenizer
 
   paths = sorted({p for pattern in patterns for p in glob.glob(pattern, recursive=True)})
   if not paths:
@@ -110,7 +113,7 @@ class Copies(NamedTuple):
 def make_optimizer(name: str, c, params) -> tuple[optax.GradientTransformation, dict[str, float]]:
   """The contestant's transformation at a learning rate of 1 without weight decay, and, by leaf,
   the share of the weight decay that the contestant gives it."""
-  shares = {muon.path_name(path): 1.0 for path, _ in jax.tree.leaves_with_path(params)}
+  shares = {path_name(path): 1.0 for path, _ in jax.tree.leaves_with_path(params)}
   if name == 'optax_muon':
     return optax.contrib.muon(1.0), dict.fromkeys(shares, 0.0)
   if name == 'optax_muon_labelled':
@@ -165,7 +168,7 @@ class Runner:
 
   def _advance(self, state, starts_SB, lr_S, decay, tokens):
     def decayed(path, update, param):
-      return update - decay * self.shares[muon.path_name(path)] * param
+      return update - decay * self.shares[path_name(path)] * param
 
     def step(state, inputs):
       (params, opt_state), (starts_B, lr), tau = state, inputs, self.c.qk_clip_tau
@@ -173,14 +176,14 @@ class Runner:
       measure = 'bound' if self.rule else None
       (loss, aux), grads = jax.value_and_grad(self._loss, has_aux=True)(params, rows_BT, measure)
       if self.rule == 'rates':
-        grads = muon.qk_clip_grads(grads, aux['max_logits_LN'], tau, 1.0)
+        grads = qk_clip_grads(grads, aux['max_logits_LN'], tau, 1.0)
       updates, opt_state = self.optimizer.update(grads, opt_state, params)
       updates = jax.tree.map_with_path(decayed, updates, params)
       if self.rule == 'rates':
-        updates = muon.qk_rates(updates, aux['max_logits_LN'], tau)
+        updates = qk_rates(updates, aux['max_logits_LN'], tau)
       params = jax.tree.map(lambda p, u: p + lr * u, params, updates)
       if self.rule == 'weights':
-        params = muon.qk_clip(params, aux['max_logits_LN'], tau)
+        params = qk_clip(params, aux['max_logits_LN'], tau)
       return (params, opt_state), loss
 
     return jax.lax.scan(step, state, (starts_SB, lr_S))

@@ -18,7 +18,8 @@ import optax
 from absl import app, flags
 
 from configs import base
-from smoljax import model, muon, optim
+from smoljax import model, optim
+from smoljax.optim.matrices import path_name
 
 _SHAPE = flags.DEFINE_enum('shape', 'smollm3-3b', sorted(model.SHAPES), 'Whose parameters.')
 _REPEAT = flags.DEFINE_integer('repeat', 5, 'Timed updates.')
@@ -37,7 +38,7 @@ def matrix_dims(params):
   views = optim.matrix_views(params)
 
   def dims(path, leaf):
-    view = views.get(muon.path_name(path))
+    view = views.get(path_name(path))
     if view is None:
       return None
     positive = lambda ds: tuple(d % leaf.ndim for d in ds)

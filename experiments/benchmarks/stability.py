@@ -36,8 +36,12 @@ import numpy as np
 from absl import app, flags
 
 from configs import base
-from experiments import pipeline
-from smoljax import data, evals, export, guard, metrics, model, train
+from experiments.engine import config as config_lib
+from smoljax import metrics, model
+from smoljax.checkpoints import huggingface, load
+from smoljax.data.corpus import open_corpus
+from smoljax.train import guard, loop
+from smoljax.train.telemetry import Diverged
 
 _CORPUS = flags.DEFINE_string('corpus', None, 'Tokenised corpus, with a validation split.')
 _OUTPUT = flags.DEFINE_string('output', None, 'Folder for the runs and the table.')
@@ -119,7 +123,7 @@ def make_config(
       c.update_from_flattened_dict({key: value})
   if c.model.qk_norm:
     c.optimizer.qk_clip.tau = 0.0
-  return pipeline.resolve(c)
+  return config_lib.resolve(c)
 
 
 def naive_judge(config: Any, state: dict, stats: Mapping[str, jax.Array]) -> tuple:
@@ -156,7 +160,7 @@ def run(contestant: str, fault: str, seed: int, corpus: str, start: str, directo
   c = make_config(contestant, fault, _STEPS.value, _TAU.value, vocab_size, seed)
   if fault == 'logits':
     c.train.init_from = start
-  config = pipeline.model_config(c, vocab_size)
+  config = config_lib.model_config(c, vocab_size)
   began, outcome = time.process_time(), 'finished'
   naive = contestant == 'skip-step naive'
   with (
@@ -164,8 +168,8 @@ def run(contestant: str, fault: str, seed: int, corpus: str, start: str, directo
     mock.patch.object(guard, 'select', naive_select if naive else guard.select),
   ):
     try:
-      train.train(c, config, {'text': corpus}, directory, say=lambda line: None)
-    except train.Diverged:
+      loop.train(c, config, {'text': corpus}, directory, log_line=lambda line: None)
+    except Diverged:
       outcome = 'diverged'
   rows = metrics.read_rows(os.path.join(directory, 'metrics.jsonl'))
   trained = [r for r in rows if 'train/loss' in r]
@@ -191,8 +195,8 @@ def run(contestant: str, fault: str, seed: int, corpus: str, start: str, directo
 
 
 def _largest_logit(config: model.ModelConfig, directory: str, corpus: str) -> float:
-  _, params, _ = evals.load_weights(directory)
-  documents = data.open_corpus(corpus, 'validation', 'text')
+  _, params, _ = load.load_weights(directory)
+  documents = open_corpus(corpus, 'validation', 'text')
   rows = [documents.tokens(i)[:_SEQ_LEN] for i in range(len(documents.lengths))]
   tokens_BT = np.stack([r for r in rows if len(r) == _SEQ_LEN][:32])
   out = model.apply(config, params, tokens_BT, max_logits='exact')
@@ -246,7 +250,7 @@ def table(results: Mapping[tuple[str, str], Sequence[Mapping[str, Any]]]) -> str
 
 
 def _vocab_size(corpus: str) -> int:
-  return data.open_corpus(corpus, 'validation', 'text').manifest['vocab_size']
+  return open_corpus(corpus, 'validation', 'text').manifest['vocab_size']
 
 
 def _start(corpus: str, output: str) -> str:
@@ -255,11 +259,11 @@ def _start(corpus: str, output: str) -> str:
   if not os.path.exists(path):
     vocab_size = _vocab_size(corpus)
     c = make_config('none', 'clean', _STEPS.value, _TAU.value, vocab_size)
-    config = pipeline.model_config(c, vocab_size)
+    config = config_lib.model_config(c, vocab_size)
     params = model.init(config, jax.random.key(c.seed))
     attn = params['blocks']['attn']
     attn |= {name: 4 * attn[name] for name in ('q_DNH', 'k_DKH')}
-    export.save_hf(config, params, path, dtype='float32')
+    huggingface.save_hf(config, params, path, dtype='float32')
   return path
 
 

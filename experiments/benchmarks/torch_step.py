@@ -23,7 +23,7 @@ from torch.utils.checkpoint import (
   create_selective_checkpoint_contexts,
 )
 
-from smoljax.model_config import ModelConfig
+from smoljax.model.config import ModelConfig
 
 
 class Block(nn.Module):

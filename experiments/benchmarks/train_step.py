@@ -34,7 +34,13 @@ import numpy as np
 from absl import app, flags
 
 from configs import base
-from smoljax import checkpoint, data, guard, metrics, model, optim, sharding, train
+from smoljax import metrics, model, optim, sharding
+from smoljax.checkpoints.store import Checkpoints
+from smoljax.data import packing
+from smoljax.data.batches import Batches, Stage, prefetch
+from smoljax.data.corpus import open_corpus
+from smoljax.train import guard
+from smoljax.train.step import Objective, make_train_step
 
 _FRAMEWORK = flags.DEFINE_enum('framework', 'jax', ['jax', 'torch'], 'Whose step.')
 _SHAPE = flags.DEFINE_enum('shape', 'tiny', list(model.SHAPES), 'Model to train.')
@@ -63,8 +69,8 @@ def packed_batch(
   rng = np.random.default_rng(seed)
   number = 4 * rows * seq_len // median + 4
   lengths = np.maximum(2, rng.lognormal(np.log(median), 1.0, number)).astype(int)
-  max_segments = max_segments or data.usual_segments(lengths, seq_len)
-  packed = data.pack(lengths.tolist(), seq_len, max_segments)
+  max_segments = max_segments or packing.usual_segments(lengths, seq_len)
+  packed = packing.pack(lengths.tolist(), seq_len, max_segments)
   packed = [packed[i] for i in rng.choice(len(packed), rows, replace=False)]
   batch = {k: np.zeros((rows, seq_len), np.int32) for k in ('segment_ids', 'positions')}
   for i, row in enumerate(packed):
@@ -115,7 +121,7 @@ def kernels(run: Callable[[], None], steps: int, limit: int) -> None:
 
 
 def time_save(
-  saved: checkpoint.Checkpoints, state: dict, take_step: Callable[[dict], dict]
+  saved: Checkpoints, state: dict, take_step: Callable[[dict], dict]
 ) -> tuple[dict, dict]:
   """The state after three more steps, and what a save before them took."""
   began = time.perf_counter()
@@ -144,8 +150,8 @@ def prepare(config: model.ModelConfig, steps: int, seed: int = 0) -> tuple[dict,
       'guard': guard.init(guarding, config.num_layers),
     },
   }
-  return state, train.make_train_step(
-    config, optimizer, guarding, num_sources=1, chunk=_CHUNK.value, leaves=_LEAVES.value,
+  return state, make_train_step(
+    config, optimizer, guarding, Objective(chunk=_CHUNK.value), leaves=_LEAVES.value,
     update_twice=info.elementwise,
   )
 
@@ -190,12 +196,12 @@ def main(_: list[str]) -> None:
   config = replaced(model.SHAPES[_SHAPE.value], _MODEL.value)
   warm, steps = 1, _STEPS.value
   if _CORPUS.value:
-    corpus = data.open_corpus(_CORPUS.value)
-    stage = data.Stage('all', 0, warm + steps + 3, {corpus.name: 1.0})
-    batches = data.Batches(
+    corpus = open_corpus(_CORPUS.value)
+    stage = Stage('all', 0, warm + steps + 3, {corpus.name: 1.0})
+    batches = Batches(
       {corpus.name: corpus}, [stage], rows=_ROWS.value, seq_len=_SEQ_LEN.value, window=2048,
       max_segments=_MAX_SEGMENTS.value, seed=0)
-    max_segments, batches = batches.max_segments, data.prefetch(batches)
+    max_segments, batches = batches.max_segments, prefetch(batches)
   else:
     batch, max_segments = packed_batch(
       _ROWS.value, _SEQ_LEN.value, config.vocab_size, _MAX_SEGMENTS.value,
@@ -209,7 +215,7 @@ def main(_: list[str]) -> None:
     state, step = prepare(config, warm + steps + 3)
     if _CHECKPOINT.value:
       folder = cleanup.enter_context(tempfile.TemporaryDirectory(dir=_CHECKPOINT.value))
-      saved = cleanup.enter_context(checkpoint.Checkpoints(folder))
+      saved = cleanup.enter_context(Checkpoints(folder))
       saved.reserve((state['params'], state['opt_state']['optimizer']))
     batch = sharding.shard_batch(next(batches), mesh)
     began = time.perf_counter()

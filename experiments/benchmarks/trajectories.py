@@ -24,7 +24,8 @@ import numpy as np
 
 from configs import optimizer_contest as settings
 from experiments.benchmarks import optimizer_contest as contest
-from smoljax import model, muon, optim
+from smoljax import model, optim
+from smoljax.optim.matrices import path_name
 
 _NAMES = ('adamw_warm', 'muon', 'soap')
 _RATES = {'adamw_warm': 4e-3, 'muon': 4e-3, 'soap': 2e-3}  # where there is no contest to ask
@@ -34,7 +35,7 @@ def matrices(params: dict) -> dict:
   """Path → leaf of those leaves that are matrices."""
   views = optim.matrix_views(params)
   return {name: x for path, x in jax.tree.leaves_with_path(params)
-          if (name := muon.path_name(path)) in views}
+          if (name := path_name(path)) in views}
 
 
 def norm(tree: dict) -> float:

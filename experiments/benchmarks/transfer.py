@@ -21,7 +21,10 @@ import jax.numpy as jnp
 import numpy as np
 
 from configs import base
-from smoljax import coordinate_check, model, objectives, optim, parametrization
+from smoljax import model, optim
+from smoljax.optim import mup
+from smoljax.scaling import coordinate_check
+from smoljax.train import objectives
 
 SEQ_LEN, DEPTH = 128, 3
 
@@ -41,14 +44,14 @@ def losses(width: int, name: str, args: argparse.Namespace, rates: np.ndarray,
   c.name, c.schedule, c.warmup_fraction, c.learning_rate = args.optimizer, 'constant', 0.0, 1.0
   abstract = model.abstract_params(config)
   sizes = coordinate_check.Sizes(name, min(args.widths), DEPTH)
-  scales = parametrization.multipliers(sizes, config, c, abstract)
+  scales = mup.multipliers(sizes, config, c, abstract)
   optimizer, _ = optim.make_optimizer(c, abstract, args.steps, scales)
   shape = jnp.minimum(1.0, jnp.minimum(
     (jnp.arange(args.steps) + 1) / (0.1 * args.steps),
     (args.steps - jnp.arange(args.steps)) / (0.2 * args.steps)))
 
   def run(rate, seed, starts_JB):
-    params = parametrization.initialise(model.init(config, jax.random.key(seed)), scales)
+    params = mup.initialise(model.init(config, jax.random.key(seed)), scales)
 
     def step(carry, now):
       params, state = carry

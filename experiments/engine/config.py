@@ -1,0 +1,158 @@
+"""A config into what the steps take: derived values, the model, checks before anything runs."""
+
+import dataclasses
+import functools
+import math
+import os
+from typing import Any
+
+from ml_collections import ConfigDict
+
+from data_beam.options import PdfOptions, TokenizeOptions, WebOptions
+
+
+def model_config(c: Any, vocab_size: int) -> Any:
+  """The `smoljax.model.ModelConfig` of a config, for a tokenizer of `vocab_size` pieces."""
+  from smoljax.model import ModelConfig
+
+  fields = {k: v for k, v in c.model.to_dict().items() if k != 'shape'}
+  fields['rope_scaling'] = fields['rope_scaling'] or None
+  if fields['scan_layers'] is None:  # `_train` may unroll them
+    del fields['scan_layers']
+  return ModelConfig(vocab_size=vocab_size, max_seq_len=c.data.seq_len, **fields)
+
+
+def resolve(c: ConfigDict) -> ConfigDict:
+  """Derives steps, rows and what the model's shape says; checks what can be checked before a run.
+
+  Raises:
+    ValueError: fields that contradict each other; the message names one to change.
+  """
+  from smoljax.checkpoints import load
+  from smoljax.data import tokenizer
+  from smoljax.model import SHAPES
+
+  if c.distill.teacher and not c.tokenizer.path:  # distributions compare over the same tokens only
+    c.tokenizer.path = load.find_tokenizer(c.distill.teacher)
+  t = c.train
+  if t.batch_tokens % c.data.seq_len:
+    raise ValueError(
+      f'train.batch_tokens={t.batch_tokens} is no multiple of data.seq_len={c.data.seq_len}: '
+      f'try --config.train.batch_tokens={max(1, t.batch_tokens // c.data.seq_len) * c.data.seq_len}'
+    )
+  if c.model.shape not in SHAPES:
+    raise ValueError(f'unknown model.shape {c.model.shape!r}: one of {", ".join(SHAPES)}')
+  for field, value in dataclasses.asdict(SHAPES[c.model.shape]).items():
+    if field in c.model and c.model[field] is None and field != 'scan_layers':
+      c.model[field] = value
+  if t.flops:
+    pieces = (tokenizer.load(c.tokenizer.path).vocab_size if c.tokenizer.path
+              else c.tokenizer.vocab_size)
+    t.tokens = round(t.flops / model_config(c, pieces).flops_per_token(c.data.seq_len))
+  with c.unlocked():
+    t.rows = t.batch_tokens // c.data.seq_len
+    t.steps = -(-t.tokens // t.batch_tokens)
+    t.tokens = t.steps * t.batch_tokens
+  if t.steps < 1:
+    raise ValueError(f'train.tokens={t.tokens}: give at least one batch, {t.batch_tokens}')
+  return c
+
+
+def use_all_cores(c: Any, most: int = 8) -> None:
+  """On a machine without accelerators, lets jax see one device a core, `most` at the most.
+
+  XLA runs one CPU device on little more than one core. The number is the largest that the batch
+  divides over; it must be set before jax looks for devices, and a number set by the user stays.
+
+  XLA has as many threads as cores or devices unless NPROC says more. Each waits inside its
+  collective, and a device runs independent collectives side by side in no fixed order: with one a
+  device, all may come to wait for one that has no thread left to run on.
+  """
+  import jax
+
+  if 'xla_force_host_platform_device_count' in os.environ.get('XLA_FLAGS', ''):
+    return
+  fixed = math.prod(size for size in c.mesh.values() if size > 0)
+  if -1 not in c.mesh.values():
+    devices = fixed
+  else:
+    cores = min(len(os.sched_getaffinity(0)), most)
+    rows = c.train.rows // c.train.accumulate
+    fits = [n for n in range(fixed, cores + 1, fixed) if rows % n == 0]
+    devices = max(fits, default=fixed)
+  jax.config.update('jax_num_cpu_devices', devices)
+  os.environ.setdefault('NPROC', str(8 * devices))
+
+
+def keep_programs(workdir: str) -> None:
+  """Lets jax keep what it compiles for accelerators in WORKDIR/xla, unless it has a place already.
+
+  A run that goes on then takes its first step sooner, by half a minute at 3B.
+  """
+  import jax
+
+  if jax.default_backend() != 'cpu' and not jax.config.jax_compilation_cache_dir:
+    jax.config.update('jax_compilation_cache_dir', os.path.abspath(os.path.join(workdir, 'xla')))
+
+
+def check(c: Any) -> None:
+  """Checks what needs Beam's or JAX's part of the house, before any step runs.
+
+  Raises:
+    ValueError: an unknown name, or a mesh that fits neither devices, batch nor model.
+  """
+  import jax
+
+  from smoljax import metrics, model, optim
+  from smoljax.checkpoints import load
+  from smoljax.data import tokenizer
+  from smoljax.data.batches import make_stages
+  from smoljax.evals.tasks import TASKS
+  from smoljax.optim import mup
+  from smoljax.optim.qk_clip import QK_RULES, logit_measure
+  from smoljax.train import guard, step
+  from smoljax.train.step import make_mesh
+
+  TokenizeOptions.of(c.tokenize)
+  for name, options in (('web', WebOptions), ('pdf', PdfOptions)):
+    if c[name].enabled:  # else the libraries that curate need not be here
+      from data_beam.filters.rules import profile
+
+      try:
+        profile(options.of(c[name]).filters)
+      except ValueError as e:
+        raise ValueError(f'--config.{name}: {e}') from None
+  for task in c.eval.tasks:
+    if task not in TASKS:
+      raise ValueError(f'unknown eval.tasks {task!r}: one of {", ".join(TASKS)}')
+
+  def divides(what: str, ways: int) -> None:
+    if c.train.rows % ways:
+      rows = -(-c.train.rows // ways) * ways
+      raise ValueError(
+        f'a batch of {c.train.rows} rows does not divide over {what} = {ways}: try '
+        f'--config.train.batch_tokens={rows * c.data.seq_len}')
+
+  metrics.require_wandb(c.wandb)
+  divides('train.accumulate', c.train.accumulate)
+  config = model_config(c, c.tokenizer.vocab_size)
+  mesh = make_mesh(c, config)
+  divides('data × fsdp × train.accumulate',
+          mesh.shape['data'] * mesh.shape['fsdp'] * c.train.accumulate)
+  if c.train.init_from and c.train.branch_from:
+    raise ValueError('train.init_from takes weights, train.branch_from all of a run: give one')
+  if c.distill.teacher:
+    tokenizer.require_same(load.find_tokenizer(c.distill.teacher), c.tokenizer.path)
+  step.mtp_weight(c.mtp, c.train.steps)
+  make_stages(c.train.stages, c.train.steps)
+  guard.init(c.guard, 1)
+  # A tokenizer that is given decides the vocabulary, and that only when it is loaded.
+  params = model.abstract_params(config, None if c.tokenizer.path else mesh)
+  scales = mup.multipliers(c.parametrization, config, c.optimizer, params)
+  optim.make_optimizer(c.optimizer, params, c.train.steps, scales)
+  logit_measure(config, c.optimizer.qk_clip)
+  if tau := c.optimizer.qk_clip.tau:
+    rule = functools.partial(QK_RULES[c.optimizer.qk_clip.rule], tau=tau)
+    with jax.set_mesh(mesh):
+      jax.eval_shape(
+        rule, params, jax.ShapeDtypeStruct((config.num_layers, config.num_heads), 'float32'))

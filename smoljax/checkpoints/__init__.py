@@ -1,0 +1,1 @@
+"""Models on disk: our checkpoints, Hugging Face folders, GGUF files."""

@@ -1,0 +1,87 @@
+"""Models by where they lie: a run, a checkpoint or a Hugging Face folder, with their tokenizer."""
+
+import os
+import pathlib
+from collections.abc import Mapping
+from typing import Any, NamedTuple
+
+from smoljax import model
+from smoljax.checkpoints import huggingface, store
+from smoljax.data import tokenizer as tokenizer_lib
+from smoljax.data.tokenizer import Tokenizer
+
+
+class Model(NamedTuple):
+  """A trained model and what is needed to use it on text."""
+
+  config: model.ModelConfig
+  params: dict
+  tokenizer: Tokenizer
+  bos: bool  # documents began with BOS in training
+
+
+def load_model(path: str, tokenizer_path: str = '') -> Model:
+  """Reads a Hugging Face folder, or a run's workdir, `checkpoints` folder or one step of it.
+
+  The tokenizer is the one in the folder, or the one the run was trained with, unless given.
+
+  Raises:
+    FileNotFoundError: no model or no tokenizer there; the message says what to give.
+    ValueError: the tokenizer has ids that the model does not know.
+  """
+  config, params, meta = load_weights(path)
+  text = tokenizer_lib.load(tokenizer_path or find_tokenizer(path))
+  require_vocabulary(config, text)
+  bos = text.adds_bos
+  if bos is None:
+    bos = meta.get('config', {}).get('tokenize', {}).get('bos', text.bos_id is not None)
+  return Model(config, params, text, bos)
+
+
+def find_tokenizer(path: str) -> str:
+  """The tokenizer file of the model at `path`, which `load_model` reads.
+
+  It is where the run had it, or in the workdir (or an export) that may have been moved since.
+  Raises FileNotFoundError if there is none, or no model.
+  """
+  meta = {} if _is_hf(path) else store.load_meta(path)
+  here = pathlib.Path(os.path.abspath(path))
+  names = ('tokenizer.json', 'tokenizer.model')
+  around = [d / n for d in (here, *here.parents[:2]) for n in names]
+  places = [meta.get('tokenizer', ''), *around]
+  found = next((str(p) for p in places if os.path.isfile(p)), '')
+  if not found:
+    raise FileNotFoundError(f'no tokenizer.model in {path} or above: give one with --tokenizer')
+  return found
+
+
+def load_weights(path: str) -> tuple[model.ModelConfig, dict, Mapping[str, Any]]:
+  """`(config, params, meta)` of a Hugging Face folder (no meta), a run or one of its checkpoints.
+
+  Raises FileNotFoundError where there is no model.
+  """
+  if _is_hf(path):
+    return *huggingface.load_hf(path), {}
+  return store.load_params(path)
+
+
+def weights_fingerprint(path: str) -> Any:
+  """What tells the weights that `load_weights` would read from others, without loading them."""
+  if _is_hf(path):
+    files = sorted(n for n in os.listdir(path) if n.endswith(('.safetensors', 'config.json')))
+    return [(n, os.path.getsize(os.path.join(path, n))) for n in files]
+  return store.find(path)[1]
+
+
+def _is_hf(path: str) -> bool:
+  if not os.path.isdir(path):
+    raise FileNotFoundError(f'no model at {path}: give a run, its checkpoints or a HF folder')
+  return any(name.endswith('.safetensors') for name in os.listdir(path))
+
+
+def require_vocabulary(config: model.ModelConfig, text: Tokenizer) -> None:
+  if text.vocab_size > config.vocab_size:
+    raise ValueError(
+      f'{text.path} has {text.vocab_size} ids, the model knows {config.vocab_size}: '
+      'give the tokenizer it was trained with'
+    )

@@ -1,0 +1,94 @@
+"""A loaded model out of here: to a Hugging Face folder, or to a GGUF file for llama.cpp."""
+
+import os
+import tempfile
+
+from smoljax.checkpoints import gguf, huggingface, load
+from smoljax.data import chat, tokenizer
+from smoljax.model import without_mtp
+
+
+def write_hf(
+  model: load.Model,
+  output: str,
+  *,
+  dtype: str = 'float32',
+  quantize: str = '',
+  with_chat: bool = False,
+  keep_mtp: bool = False,
+) -> tuple[str, dict[str, str]]:
+  """Writes `model` with its tokenizer, and chat template if asked, for `transformers` to load.
+
+  Args:
+    output: the folder.
+    dtype: of the stored weights; nothing else can be asked for with `quantize`.
+    keep_mtp: modules of multi-token prediction too, for speculative decoding.
+  Returns:
+    The folder, and an empty dict: all tensors are stored as asked.
+  Raises:
+    ValueError: the architecture cannot be represented there, or the tokenizer lacks the control
+      tokens of the chat template.
+  """
+  if quantize:
+    raise ValueError(f'--quantize={quantize} goes with --format=gguf')
+  generation = {}
+  if with_chat:
+    stops = [chat.control_ids(model.tokenizer)[chat.END], model.tokenizer.eos_id]
+    generation = {'eos_token_id': [i for i in stops if i is not None]}
+  config, params = model.config, model.params
+  if not keep_mtp:
+    config, params = without_mtp(config, params)
+  huggingface.save_hf(config, params, output, dtype=dtype, generation=generation)
+  tokenizer.to_hf(
+    model.tokenizer.path,
+    output,
+    bos=model.bos,
+    max_length=model.config.max_seq_len,
+    chat_template=chat.template() if with_chat else '',
+  )
+  return output, {}
+
+
+def write_gguf(
+  model: load.Model,
+  output: str,
+  *,
+  dtype: str = 'float32',
+  quantize: str = '',
+  with_chat: bool = False,
+  keep_mtp: bool = False,
+) -> tuple[str, dict[str, str]]:
+  """Writes `model` with its tokenizer, and chat template if asked, as a GGUF file.
+
+  Args:
+    output: the file, or a folder for `model-KIND.gguf`.
+    dtype, quantize: one of gguf.KINDS; `quantize` counts where both are given.
+    keep_mtp: must be False, as the runtime knows no modules of multi-token prediction.
+  Returns:
+    The file, and which tensors are stored in another type (see `gguf.save_gguf`).
+  Raises:
+    ValueError: the runtime cannot represent the architecture or the tokenizer.
+    ImportError: the kind needs the runtime.
+  """
+  if keep_mtp:
+    raise ValueError('--mtp goes with --format=hf')
+  kind = quantize or dtype
+  path = output if output.endswith('.gguf') else os.path.join(output, f'model-{kind}.gguf')
+  with tempfile.TemporaryDirectory() as folder:
+    if with_chat or not model.tokenizer.path.endswith('.json'):
+      if with_chat:
+        chat.control_ids(model.tokenizer)  # refuses a tokenizer without them
+      tokenizer.to_hf(
+        model.tokenizer.path, folder, bos=model.bos, max_length=model.config.max_seq_len,
+        chat_template=chat.template() if with_chat else '',
+      )  # fmt: skip
+    else:
+      folder = os.path.dirname(model.tokenizer.path)  # with what stands beside it
+    os.makedirs(os.path.dirname(path) or '.', exist_ok=True)
+    config, params = without_mtp(model.config, model.params)
+    other = gguf.save_gguf(config, params, path, kind=kind, tokenizer_dir=folder)
+  return path, other
+
+
+# Name of --format → what writes it: `(model, output, …) -> (path, tensors stored in another type)`.
+FORMATS = {'hf': write_hf, 'gguf': write_gguf}

@@ -1,0 +1,1 @@
+"""Tokenised corpora in, batches out; tokenizers and chat templates."""

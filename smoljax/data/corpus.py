@@ -1,0 +1,105 @@
+"""A tokenised corpus on disk: documents by number, their lengths, its digest."""
+
+import dataclasses
+import hashlib
+import json
+import os
+from collections.abc import Mapping, Sequence
+from typing import NamedTuple
+
+import numpy as np
+import tensorflow_datasets as tfds
+
+
+class EmptySplit(ValueError):
+  """A split of a corpus holds nothing to predict."""
+
+
+class Piece(NamedTuple):
+  """Tokens `[start, start + length]` of a document: `length` inputs and as many targets."""
+
+  document: int
+  start: int
+  length: int
+
+
+@dataclasses.dataclass(frozen=True)
+class Corpus:
+  """One split of a tokenised corpus on disk (contract: data_beam/tokenize_corpus.py)."""
+
+  name: str
+  manifest: Mapping
+  lengths: np.ndarray  # [documents] int32, tokens of each document in record order
+  records: Sequence[Mapping]  # random access; 'tokens', 'num_bytes', 'id', …
+  digest: str  # identifies the split's bytes
+  repeats: np.ndarray | None = None  # [documents] int32, how often an epoch has each; None: once
+
+  def tokens(self, document: int) -> np.ndarray:
+    """The token ids of one document, `[n]` int32."""
+    return self.decode(self.records[document])
+
+  def decode(self, record: Mapping) -> np.ndarray:
+    return np.frombuffer(record['tokens'], self.manifest['dtype']).astype(np.int32)
+
+  def ids(self, documents: Sequence[int]) -> list[str]:
+    """The ids of documents by their number."""
+    return [word(r['id']) for r in self.records.__getitems__(list(documents))]
+
+  def token_counts(self, vocab_size: int, limit: int = 100_000) -> np.ndarray:
+    """How often each id occurs, `[vocab_size]` int64, in up to `limit` documents evenly spread."""
+    counts = np.zeros(vocab_size, np.int64)
+    for document in range(0, len(self.lengths), -(-len(self.lengths) // limit)):
+      counts += np.bincount(self.tokens(document), minlength=vocab_size)
+    return counts
+
+
+def word(value: bytes | str) -> str:
+  """A field of text of a record, which the reader gives as bytes."""
+  return value.decode() if isinstance(value, bytes) else value
+
+
+def open_corpus(path: str, split: str = 'train', name: str | None = None) -> Corpus:
+  """Opens `path` (`DIR/NAME/VERSION`).
+
+  Raises:
+    FileNotFoundError: there is no finished tokenised corpus at `path`.
+    EmptySplit: the split has no tokens to predict.
+    ValueError: the path holds text, or lengths that do not match the records.
+  """
+  if not os.path.exists(os.path.join(path, '_SUCCESS')):
+    raise FileNotFoundError(
+      f'{path} is not a finished corpus (no _SUCCESS): run data_beam.tokenize_corpus to its end'
+    )
+  with open(os.path.join(path, 'manifest.json')) as f:
+    manifest = json.load(f)
+  if manifest.get('kind') != 'tokenised':
+    raise ValueError(f'{path} holds text, not tokens: run data_beam.tokenize_corpus on it first')
+  info = manifest['splits'].get(split)
+  shards = info['shards'] if info else []
+
+  def sidecar(kind: str) -> np.ndarray:
+    parts = [np.load(os.path.join(path, s[kind])).astype(np.int32) for s in shards]
+    return np.concatenate(parts) if parts else np.zeros(0, np.int32)
+
+  lengths = sidecar('lengths')
+  if not (lengths > 1).any():
+    raise EmptySplit(f'{path} has no tokens to predict in split {split!r}: give it more input')
+  records = open_records(path, split)
+  if len(lengths) != len(records):
+    raise ValueError(f'{path}: {len(lengths)} lengths but {len(records)} records: tokenise again')
+  repeats = sidecar('repeats') if 'repeats' in shards[0] else None
+  return Corpus(name or manifest['name'], manifest, lengths, records, digest(shards), repeats)
+
+
+def digest(shards: Sequence[Mapping]) -> str:
+  """Identifies a split's bytes by the checksums that the manifest has of its shards."""
+  return hashlib.sha256(''.join(s['sha256'] for s in shards).encode()).hexdigest()
+
+
+def open_records(path: str, split: str) -> Sequence[Mapping]:
+  """Random access to the records of a TFDS directory."""
+  return tfds.builder_from_directory(path).as_data_source(split)
+
+
+def decode_documents(plan: Sequence[tuple[str, Sequence[Piece]]], name: str) -> list[int]:
+  return [p.document for of, pieces in plan if of == name for p in pieces]

@@ -1,0 +1,399 @@
+"""Text ↔ token ids: SentencePiece for tokenizers we train, Hugging Face files for released ones.
+
+A trained tokenizer is a byte-fallback BPE that changes nothing about the text: no normalisation, no
+added or removed spaces; digits one by one; newlines, tabs and indentation are ordinary characters
+that merge like others ('):\n', '▁▁▁▁'). What is outside its alphabet becomes UTF-8 bytes, so
+every text can be encoded, and decoding gives it back. The one exception is U+2581 '▁', which
+SentencePiece itself uses for a space and decodes as one.
+
+Ids of a trained tokenizer: 0 `<pad>`, 1 `<unk>` (never produced), 2 `<s>` begin of document,
+3 `</s>` end of document, then further control tokens (a chat template's) where asked for, the 256
+bytes (4–259 without those), then merged pieces in order of their rank, then single
+characters. Text is data: `</s>` written in a document is four characters, never the control token.
+"""
+
+import functools
+import hashlib
+import heapq
+import io
+import json
+import os
+import re
+from collections.abc import Iterable, Sequence
+
+import sentencepiece
+import tokenizers
+
+PAD_ID, UNK_ID, BOS_ID, EOS_ID = 0, 1, 2, 3
+
+_SPACE = '\u2581'  # how SentencePiece writes a space
+
+# The trainer takes "sentences", drops those over a length, and strips newlines at their ends: so it
+# is given long stretches of a document, newlines inside, cut before white space where possible.
+_STRETCH = re.compile(r'.{1,2000}(?!\S)|.{1,2000}', re.DOTALL)
+
+
+def train(
+  texts: Iterable[str],
+  path: str,
+  *,
+  vocab_size: int,
+  seed: int = 0,
+  max_bytes: int = 20_000_000,
+  control: Sequence[str] = (),
+) -> None:
+  """Trains a SentencePiece BPE model on `texts` and writes it to `path` (`….model`).
+
+  The file depends on the set of texts and the arguments alone: neither on the order of the texts
+  nor on threads or paths. Of more than `max_bytes` of text (UTF-8), a sample of documents is used,
+  chosen by a hash of `seed` and their text; memory stays near `max_bytes`. `control` are further
+  control tokens, such as a chat template's.
+
+  Raises:
+    ValueError: there is no text, or it supports fewer (or needs more) than `vocab_size` pieces.
+  """
+  if max_bytes < 1:
+    raise ValueError(f'max_bytes={max_bytes}: the tokenizer needs text to train on')
+  stretches = [
+    s for text in _sample(texts, seed, max_bytes) for s in _STRETCH.findall(text) if s.strip()
+  ]
+  if not stretches:
+    raise ValueError('the tokenizer has no text to train on: every document is empty')
+  model = io.BytesIO()  # a file name given to the trainer would become part of the model's bytes
+  try:
+    sentencepiece.SentencePieceTrainer.train(
+      sentence_iterator=iter(stretches),
+      model_writer=model,
+      model_type='bpe',
+      vocab_size=vocab_size,
+      byte_fallback=True,
+      character_coverage=0.9995,
+      normalization_rule_name='identity',
+      remove_extra_whitespaces=False,
+      add_dummy_prefix=False,
+      allow_whitespace_only_pieces=True,
+      split_digits=True,
+      max_sentence_length=1 << 14,  # bytes; a stretch has at most 8,000
+      pad_id=PAD_ID,
+      unk_id=UNK_ID,
+      bos_id=BOS_ID,
+      eos_id=EOS_ID,
+      control_symbols=list(control),
+      num_threads=1,
+      minloglevel=2,
+    )
+  except RuntimeError as e:
+    if found := re.search(r'value <= (\d+)', str(e)):
+      raise ValueError(
+        f'a vocabulary of {vocab_size:,} is larger than the text supports (at most {found[1]}): '
+        f'give it more text, or --config.tokenizer.vocab_size={found[1]} or less'
+      ) from None
+    if found := re.search(r'(\d+) vs (\d+)\. Increase vocab_size', str(e)):
+      raise ValueError(
+        f'a vocabulary of {vocab_size:,} is too small for the {found[2]} characters and bytes '
+        f'that the text needs: --config.tokenizer.vocab_size={found[2]} or more'
+      ) from None
+    raise
+  temporary = f'{path}.tmp'
+  with open(temporary, 'wb') as f:
+    f.write(model.getvalue())
+  os.replace(temporary, path)
+
+
+def _sample(texts: Iterable[str], seed: int, max_bytes: int) -> list[str]:
+  """The documents of the smallest keyed hashes, `max_bytes` of them; the last one may be cut."""
+  kept: list[tuple[int, str, int]] = []  # a heap, largest hash first
+  total = 0
+  for text in texts:
+    # U+2585 marks rare characters inside the trainer, which skips stretches that contain it.
+    text = text.replace('\u2585', ' ')
+    data = text.encode()
+    key = int.from_bytes(hashlib.sha256(b'%d/' % seed + data).digest()[:8])
+    heapq.heappush(kept, (-key, text, len(data)))
+    total += len(data)
+    while total - kept[0][2] >= max_bytes:
+      total -= heapq.heappop(kept)[2]
+  kept.sort(reverse=True)
+  if total > max_bytes:
+    key, text, size = kept.pop()
+    room = max_bytes - (total - size)
+    kept.append((key, text.encode()[:room].decode(errors='ignore'), room))
+  return [text for _, text, _ in kept]
+
+
+class Tokenizer:
+  """A tokenizer file, loaded on first use; pickles as its path.
+
+  Attributes:
+    path: the SentencePiece `.model` or Hugging Face `tokenizer.json`.
+    vocab_size: one more than the largest id.
+    bos_id, eos_id, pad_id: ids, or None where the tokenizer has no such token.
+    adds_bos: its users expect BOS before a text; None where the file does not say (`.model`).
+  """
+
+  def __init__(self, path: str):
+    self.path = path
+
+  def __repr__(self) -> str:
+    return f'Tokenizer({self.path!r})'
+
+  def __getstate__(self) -> dict:
+    return {'path': self.path}
+
+  @functools.cached_property
+  def _model(self) -> 'sentencepiece.SentencePieceProcessor | _HuggingFace':
+    try:
+      if self.path.endswith('.json'):
+        return _HuggingFace(self.path)
+      return sentencepiece.SentencePieceProcessor(model_file=self.path)
+    except Exception as e:  # both libraries raise bare Exception or RuntimeError
+      raise ValueError(f'{self.path} is no tokenizer that can be read: {e}') from None
+
+  def encode(self, text: str) -> list[int]:
+    """Ids of `text` alone: no BOS or EOS is added, and control tokens are not looked for in it."""
+    return self._model.encode(text)
+
+  def control_id(self, token: str) -> int | None:
+    """Id of the control token spelt `token`, which `encode` never gives; None if there is none."""
+    if isinstance(self._model, _HuggingFace):
+      return self._model.control_id(token)
+    i = self._model.piece_to_id(token)
+    return i if self._model.is_control(i) else None
+
+  def decode(self, ids: Sequence[int]) -> str:
+    """Text of `ids`; control tokens give nothing, bytes that are not UTF-8 give U+FFFD."""
+    return self._model.decode([int(i) for i in ids])
+
+  @property
+  def vocab_size(self) -> int:
+    return self._model.vocab_size()
+
+  @property
+  def pieces(self) -> list[str | None]:
+    """The piece of each id, by which two files can be compared; None where an id has none."""
+    if isinstance(self._model, _HuggingFace):
+      return [self._model.tokenizer.id_to_token(i) for i in range(self.vocab_size)]
+    return [self._model.id_to_piece(i) for i in range(self.vocab_size)]
+
+  @property
+  def bos_id(self) -> int | None:
+    return _id(self._model.bos_id())
+
+  @property
+  def eos_id(self) -> int | None:
+    return _id(self._model.eos_id())
+
+  @property
+  def pad_id(self) -> int | None:
+    return _id(self._model.pad_id())
+
+  @property
+  def adds_bos(self) -> bool | None:
+    return getattr(self._model, 'adds_bos', None)
+
+
+def require_same(teacher: str, student: str) -> None:
+  """Raises ValueError unless two tokenizer files give every id the same piece."""
+  theirs, ours = load(teacher).pieces, load(student).pieces
+  if theirs == ours:
+    return
+  different = [i for i, (a, b) in enumerate(zip(theirs, ours, strict=False)) if a != b]
+  what = f'{len(theirs):,} pieces against {len(ours):,}'
+  if different:
+    i = different[0]
+    what += f', id {i} is {theirs[i]!r} against {ours[i]!r} ({len(different):,} differ)'
+  raise ValueError(
+    f'the teacher’s tokenizer {teacher} is not the student’s {student}: {what}. A teacher’s '
+    'distribution is over its own tokens: train the student with the teacher’s tokenizer, '
+    f'--config.tokenizer.path={teacher}')
+
+
+def _id(value: int | None) -> int | None:
+  return None if value is None or value < 0 else value  # SentencePiece says -1 for none
+
+
+class _HuggingFace:
+  """`tokenizer.json` behind the methods of a SentencePieceProcessor that `Tokenizer` uses."""
+
+  def __init__(self, path: str):
+    self.tokenizer = tokenizers.Tokenizer.from_file(path)
+    self.tokenizer.no_truncation()
+    self.tokenizer.no_padding()
+    self.tokenizer.encode_special_tokens = True  # as plain text
+    # Which tokens begin and end a document is said beside the file, not in it.
+    self.special = {}
+    for name in ('special_tokens_map.json', 'tokenizer_config.json'):
+      beside = os.path.join(os.path.dirname(path), name)
+      if os.path.exists(beside):
+        with open(beside, encoding='utf-8') as f:
+          self.special.update({k: v for k, v in json.load(f).items() if v is not None})
+
+  def encode(self, text: str) -> list[int]:
+    return self.tokenizer.encode(text, add_special_tokens=False).ids
+
+  def decode(self, ids: list[int]) -> str:
+    return self.tokenizer.decode(ids, skip_special_tokens=True)
+
+  def control_id(self, token: str) -> int | None:
+    added = self.tokenizer.get_added_tokens_decoder()
+    return next((i for i, t in added.items() if t.content == token and t.special), None)
+
+  def vocab_size(self) -> int:
+    return max(self.tokenizer.get_vocab(with_added_tokens=True).values()) + 1
+
+  @property
+  def adds_bos(self) -> bool:
+    bos = self.bos_id()
+    return bos is not None and self.tokenizer.encode('').ids[:1] == [bos]
+
+  def _find(self, name: str) -> int | None:
+    token = self.special.get(name)
+    if isinstance(token, dict):
+      token = token['content']
+    return None if token is None else self.tokenizer.token_to_id(token)
+
+  def bos_id(self) -> int | None:
+    return self._find('bos_token')
+
+  def eos_id(self) -> int | None:
+    return self._find('eos_token')
+
+  def pad_id(self) -> int | None:
+    return self._find('pad_token')
+
+
+def load(path: str) -> Tokenizer:
+  """The tokenizer at `path`: a SentencePiece `.model`, a `tokenizer.json`, or a folder with one.
+
+  Raises:
+    FileNotFoundError: there is none; the message says what was looked for.
+  """
+  if os.path.isdir(path):
+    names = ('tokenizer.json', 'tokenizer.model')
+    found = [p for n in names if os.path.exists(p := os.path.join(path, n))]
+    if not found:
+      raise FileNotFoundError(f'no tokenizer in {path}: it has neither of {", ".join(names)}')
+    return Tokenizer(found[0])
+  if not os.path.exists(path):
+    raise FileNotFoundError(f'no tokenizer at {path}: give a .model, a tokenizer.json or a folder')
+  return Tokenizer(path)
+
+
+def to_hf(
+  path: str, output_dir: str, *, bos: bool, max_length: int, chat_template: str = ''
+) -> None:
+  """Writes the tokenizer files that `transformers.AutoTokenizer.from_pretrained` reads.
+
+  A SentencePiece BPE model becomes a Hugging Face tokenizer that encodes exactly alike, and decodes
+  exactly what a text encodes to. (For ids that no text encodes to, the two libraries place U+FFFD
+  differently.) A `tokenizer.json` is written again with what stands beside it.
+
+  Args:
+    path: the `.model` or `tokenizer.json`.
+    bos: documents began with BOS in training, so the exported tokenizer prepends it to a text.
+    max_length: context length the model was trained for, in tokens.
+    chat_template: Jinja text for chat_template.jinja (`chat.template`), if any. Control
+      tokens are then read in a text, as transformers encodes rendered conversations.
+  Raises:
+    ValueError: the model is not a plain BPE with byte fallback, so it cannot be exported exactly;
+      or it has no BOS token to prepend.
+  """
+  if path.endswith('.json'):
+    source = _HuggingFace(path)
+    hf, special = source.tokenizer, source.special
+    hf.encode_special_tokens = False
+  else:
+    hf, special = _from_sentencepiece(path)
+  token = special.get('bos_token')
+  token = token['content'] if isinstance(token, dict) else token
+  if bos and token is None:
+    raise ValueError(f'{path} has no BOS token: use --config.tokenize.bos=False')
+  if hf.encode('').ids != ([hf.token_to_id(token)] if bos else []):
+    start = f'{token} ' if bos else ''
+    hf.post_processor = tokenizers.processors.TemplateProcessing(
+      single=f'{start}$A',
+      pair=f'{start}$A $B:1',
+      special_tokens=[(token, hf.token_to_id(token))] if bos else [],
+    )
+  os.makedirs(output_dir, exist_ok=True)
+  hf.save(os.path.join(output_dir, 'tokenizer.json'))
+  tokenizer_config = {
+    'tokenizer_class': 'PreTrainedTokenizerFast',
+    'clean_up_tokenization_spaces': False,
+    'model_input_names': ['input_ids', 'attention_mask'],
+    **special,
+    'model_max_length': max_length,
+  }
+  if chat_template:
+    tokenizer_config['split_special_tokens'] = False
+    with open(os.path.join(output_dir, 'chat_template.jinja'), 'w', encoding='utf-8') as f:
+      f.write(chat_template)
+  names = ('bos_token', 'eos_token', 'unk_token', 'pad_token')
+  for name, content in (
+    ('tokenizer_config.json', tokenizer_config),
+    ('special_tokens_map.json', {k: special[k] for k in names if k in special}),
+  ):
+    with open(os.path.join(output_dir, name), 'w', encoding='utf-8') as f:
+      json.dump(content, f, indent=2, ensure_ascii=False)
+      f.write('\n')
+
+
+def _from_sentencepiece(path: str) -> tuple[tokenizers.Tokenizer, dict]:
+  """The Hugging Face equal of a SentencePiece BPE model, and its entries for the config."""
+  sp = sentencepiece.SentencePieceProcessor(model_file=path)
+  ids = range(sp.vocab_size())
+  pieces = [sp.id_to_piece(i) for i in ids]
+  hf = tokenizers.Tokenizer(
+    tokenizers.models.BPE(
+      vocab={piece: i for i, piece in enumerate(pieces)},
+      merges=_merges(sp),
+      unk_token=pieces[sp.unk_id()],
+      byte_fallback=True,
+    )
+  )
+  hf.normalizer = tokenizers.normalizers.Replace(' ', _SPACE)
+  hf.decoder = tokenizers.decoders.Sequence(
+    [
+      tokenizers.decoders.Replace(_SPACE, ' '),
+      tokenizers.decoders.ByteFallback(),
+      tokenizers.decoders.Fuse(),
+    ]
+  )
+  control = [pieces[i] for i in ids if sp.is_control(i) or sp.is_unknown(i)]
+  hf.add_special_tokens([tokenizers.AddedToken(p, normalized=False) for p in control])
+  # A last look before anything is written: every piece, side by side with its neighbours.
+  probe = sp.decode([i for i in ids if not sp.is_byte(i)]) + ' \0\t\n\n  0123 é 日本 🙂 <s></s>'
+  hf.encode_special_tokens = True
+  if hf.encode(probe, add_special_tokens=False).ids != sp.encode(probe):
+    raise ValueError(
+      f'{path} cannot be exported exactly: only BPE with byte fallback, identity normalisation '
+      'and no dummy prefix can (as smoljax.tokenizer.train makes it)'
+    )
+  named = {'bos': sp.bos_id(), 'eos': sp.eos_id(), 'unk': sp.unk_id(), 'pad': sp.pad_id()}
+  special: dict = {f'{name}_token': pieces[i] for name, i in named.items() if i >= 0}
+  special['split_special_tokens'] = True  # control tokens written in a text are plain text
+  return hf, special
+
+
+def _merges(sp: sentencepiece.SentencePieceProcessor) -> list[tuple[str, str]]:
+  """The merges that SentencePiece's BPE does, best first.
+
+  SentencePiece merges any two neighbours whose concatenation is a piece, the piece of the highest
+  score first and the leftmost first among equals; Hugging Face merges listed pairs, the earliest in
+  the list first, then the leftmost. So every split of a piece into two pieces is listed, in order
+  of the piece's score. (Splits of one piece are equals there and ordered here. That could matter
+  only where two of them overlap, as x·y·z with xy = yz; merging does not lead to such neighbours
+  as far as searching finds, and `to_hf` compares before it writes.)
+  """
+  normal = {
+    sp.id_to_piece(i)
+    for i in range(sp.vocab_size())
+    if not (sp.is_control(i) or sp.is_unknown(i) or sp.is_byte(i) or sp.is_unused(i))
+  }
+  by_score = sorted(normal, key=lambda p: (-sp.get_score(sp.piece_to_id(p)), p))
+  return [
+    (piece[:i], piece[i:])
+    for piece in by_score
+    for i in range(1, len(piece))
+    if piece[:i] in normal and piece[i:] in normal
+  ]

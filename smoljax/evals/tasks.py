@@ -1,0 +1,235 @@
+"""The tasks: how each known evaluation set becomes questions. TASKS at the bottom lists them."""
+
+import json
+import os
+import re
+from collections.abc import Callable, Mapping, Sequence
+from typing import NamedTuple
+
+import numpy as np
+
+from smoljax.data.tokenizer import Tokenizer
+from smoljax.evals import held_out
+from smoljax.evals.held_out import Document
+from smoljax.evals.multiple_choice import Example
+
+
+class TooFewDocuments(ValueError):
+  """A corpus holds out too few documents to make a task of."""
+
+
+def build_continuation_task(
+  documents: Sequence[Document],
+  tokenizer: Tokenizer,
+  *,
+  n: int,
+  seed: int,
+  context_chars: int = 256,
+  choice_chars: int = 96,
+  num_choices: int = 4,
+) -> list[Example]:
+  """Which continuation is real? Made from held-out documents of one corpus.
+
+  For each example `num_choices` documents are drawn, each is cut at a random beginning of a word,
+  and one of the cuts gives the context: its own continuation is the answer, those of the others
+  are the distractors. All are made alike, with equally many characters, so whoever does not read
+  the context is right once in `num_choices`, in expectation exactly. Sizes are in characters, so
+  the same text gives the same task under every tokenizer.
+
+  Raises:
+    TooFewDocuments: fewer than `num_choices` documents are long enough.
+  """
+  texts = [tokenizer.decode(d['tokens']) for d in documents]
+  need = context_chars + choice_chars
+  cuts = []  # of each document that has any, where a word begins with room on both sides
+  for text in texts:
+    found = (m.start() for m in re.finditer(r'(?<=\S)\s+(?=\S)', text))
+    cuts.append([at for at in found if context_chars <= at <= len(text) - choice_chars])
+  usable = [i for i, c in enumerate(cuts) if c]
+  if len(usable) < num_choices:
+    raise TooFewDocuments(
+      f'the continuation task needs {num_choices} held-out documents of {need} characters, '
+      f'there are {len(usable)}: give it more documents, or a larger --config.tokenize.holdout'
+    )
+  rng = np.random.default_rng(seed)
+  examples = []
+  for _ in range(100 * n):  # equal texts, such as boilerplate, make some draws useless
+    if len(examples) == n:
+      break
+    chosen = rng.choice(usable, num_choices, replace=False)
+    at = [cuts[i][rng.integers(len(cuts[i]))] for i in chosen]
+    answer = int(rng.integers(num_choices))
+    choices = [texts[i][a : a + choice_chars] for i, a in zip(chosen, at, strict=True)]
+    context = texts[chosen[answer]][at[answer] - context_chars : at[answer]]
+    if len(set(choices)) == num_choices:
+      examples.append({'context': context, 'choices': choices, 'answer': answer})
+  if len(examples) < n:
+    raise TooFewDocuments('the continuation task found no four documents that differ: give it more')
+  return examples
+
+
+def load_task(
+  name: str,
+  eval_data: str = '',
+  *,
+  documents: Mapping[str, Sequence[Document]],
+  tokenizer: Tokenizer,
+  limit: int = 0,
+  seed: int = 0,
+) -> list[Example]:
+  """The examples of one of `TASKS`; raises ValueError or FileNotFoundError that says the mend."""
+  if name not in TASKS:
+    raise ValueError(f'unknown task {name!r}: one of {", ".join(TASKS)}')
+  task = TASKS[name]
+  if task.file is None:
+    if not documents:
+      raise ValueError(f'task {name!r} is made from held-out documents: give it a tokenised corpus')
+    n = limit or 200
+    tasks = []  # of each corpus with enough documents
+    for docs in documents.values():
+      try:
+        tasks.append(build_continuation_task(docs, tokenizer, n=n, seed=seed))
+      except TooFewDocuments as e:
+        error = e
+    if not tasks:
+      raise error
+    shares = [n * (i + 1) // len(tasks) - n * i // len(tasks) for i in range(len(tasks))]
+    return [e for task, k in zip(tasks, shares, strict=True) for e in task[:k]]
+  path = os.path.join(eval_data, task.file)
+  if not os.path.exists(path):
+    raise FileNotFoundError(
+      f'task {name!r} needs {task.file}, and there is none in {eval_data or "(no folder given)"}: '
+      'point --eval_data at the folder that holds it'
+    )
+  with open(path, encoding='utf-8') as f:
+    lines = [line for line in f if line.strip()]
+  examples = []
+  for i in held_out.spread(len(lines), limit):
+    try:
+      examples.append(task.example(json.loads(lines[i])))
+    except (KeyError, ValueError, TypeError, IndexError) as e:
+      raise ValueError(f'{path}, line {i + 1} is no row of {name}: {e!r}') from None
+  if not examples:
+    raise ValueError(f'{path} is empty')
+  return examples
+
+
+def _question(text: str) -> str:
+  return f'Question: {text}\nAnswer:'
+
+
+def _labelled(question: str, row: Mapping) -> Example:
+  """Rows with `choices: {text, label}` and `answerKey`."""
+  choices = row['choices']
+  return {
+    'context': question,
+    'choices': [f' {c}' for c in choices['text']],
+    'answer': choices['label'].index(row['answerKey']),
+  }
+
+
+def _boolq(row: Mapping) -> Example:
+  context = f'{row["passage"]}\nQuestion: {row["question"]}?\nAnswer:'
+  return {'context': context, 'choices': [' no', ' yes'], 'answer': int(row['answer'])}
+
+
+def _copa(row: Mapping) -> Example:
+  joint = {'cause': 'because', 'effect': 'therefore'}[row['question']]
+  choices = (row['choice1'], row['choice2'])
+  return {
+    'context': f'{row["premise"].strip()[:-1]} {joint}',
+    'choices': [f' {c[0].lower()}{c[1:]}' for c in choices],
+    'answer': row['label'],
+  }
+
+
+def _hellaswag(row: Mapping) -> Example:
+  def clean(text: str) -> str:  # WikiHow's markup, as lm-eval removes it
+    text = re.sub(r'\[.*?\]', '', text.strip().replace(' [title]', '. '))
+    return text.replace('  ', ' ')
+
+  context = f'{row["activity_label"]}: {row["ctx_a"]} {row["ctx_b"].capitalize()}'
+  return {
+    'context': clean(context),
+    'choices': [f' {clean(e)}' for e in row['endings']],
+    'answer': int(row['label']),
+  }
+
+
+def _lambada(row: Mapping) -> Example:
+  return {'context': row['context'], 'choices': [f' {row["continuation"]}'], 'answer': 0}
+
+
+def _mmlu(row: Mapping) -> Example:
+  return {
+    'context': _question(row['question'].strip()),
+    'choices': [f' {c}' for c in row['choices']],
+    'answer': int(row['answer']),
+  }
+
+
+def _piqa(row: Mapping) -> Example:
+  choices = [f' {row["sol1"]}', f' {row["sol2"]}']
+  return {'context': _question(row['goal']), 'choices': choices, 'answer': int(row['label'])}
+
+
+def _sciq(row: Mapping) -> Example:
+  choices = [row[k] for k in ('distractor1', 'distractor2', 'distractor3', 'correct_answer')]
+  return {
+    'context': f'{row["support"].lstrip()}\n{_question(row["question"])}',
+    'choices': [f' {c}' for c in choices],
+    'answer': 3,
+  }
+
+
+def _social_i_qa(row: Mapping) -> Example:
+  return {
+    'context': f'Q: {row["context"]} {row["question"]}\nA:',
+    'choices': [f' {row[f"answer{k}"]}' for k in 'ABC'],
+    'answer': int(row['label']) - 1,
+  }
+
+
+def _winogrande(row: Mapping) -> Example:
+  """The rest of the sentence after each of the two names (partial scoring, Trinh and Le 2018)."""
+  before, after = row['sentence'].split('_')
+  return {
+    'context': [before + row['option1'], before + row['option2']],
+    'choices': [f' {after.strip()}'] * 2,
+    'answer': int(row['answer']) - 1,
+  }
+
+
+class Task(NamedTuple):
+  """Where a task's rows come from and how one becomes an `Example` (zero-shot, cloze)."""
+
+  file: str | None  # JSONL in the folder of evaluation data; None = made from held-out documents
+  example: Callable[[Mapping], Example] | None
+  blind: str  # what stands in for the context in the blind baseline and in PMI
+  metric: str = 'acc_norm'  # the score that counts, by the field's custom for the task
+
+
+TASKS: dict[str, Task] = {
+  'continuation': Task(None, None, '', 'acc_pmi'),
+  'arc_challenge': Task(
+    'arc_challenge.validation.jsonl', lambda r: _labelled(_question(r['question']), r), 'Answer:'
+  ),
+  'arc_easy': Task(
+    'arc_easy.validation.jsonl', lambda r: _labelled(_question(r['question']), r), 'Answer:'
+  ),
+  'boolq': Task('boolq.validation.jsonl', _boolq, 'Answer:', 'acc'),
+  'commonsense_qa': Task(
+    'commonsense_qa.validation.jsonl', lambda r: _labelled(_question(r['question']), r), 'Answer:'
+  ),
+  'copa': Task('copa.validation.jsonl', _copa, '', 'acc'),
+  'hellaswag': Task('hellaswag.validation.jsonl', _hellaswag, ''),
+  'lambada': Task('lambada_openai.test.jsonl', _lambada, '', 'acc'),
+  'mmlu': Task('mmlu.test.jsonl', _mmlu, 'Answer:'),
+  'openbookqa': Task(
+    'openbookqa.validation.jsonl', lambda r: _labelled(r['question_stem'], r), ''
+  ),
+  'piqa': Task('piqa.validation.jsonl', _piqa, 'Answer:'),
+  'sciq': Task('sciq.validation.jsonl', _sciq, 'Answer:'),
+  'social_i_qa': Task('social_i_qa.validation.jsonl', _social_i_qa, 'A:'),
+  'winogrande': Task('winogrande_xl.validation.jsonl', _winogrande, '', 'acc'),
+}

@@ -1,0 +1,1 @@
+"""Generation: prefill, sampling, speculative decoding, text as it comes."""

@@ -1,0 +1,199 @@
+"""Generation: a KV cache, prefill in chunks, blocks of steps on the device, sampling, text.
+
+Inside, prompts of different lengths are padded on the left, so that all rows end at the same
+index and a step writes one slot, the same in every row: in place and without a scatter. A token's
+position is its index less the padding of its row; padding has negative positions, which nothing
+sees. Index i lies in slot i % R of a layer with R slots: layers with a sliding window have as many
+slots as the window is long (a ring that forgets what can no longer be seen), the others one for
+every index.
+
+A model with modules of multi-token prediction can speculate: its modules draft the next tokens, the
+model reads all of them at once and keeps those that it would have drawn itself (arXiv:2211.17192,
+with the model as its own draft, arXiv:2404.19737). Rows then move at their own pace.
+
+Runs on one device; parameters that live on a mesh are brought to it first.
+"""
+
+import dataclasses
+import functools
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from smoljax import model
+from smoljax.inference import cache as cache_lib
+from smoljax.inference import sampling as sampling_lib
+from smoljax.inference import speculative
+from smoljax.inference.cache import State
+from smoljax.inference.sampling import GREEDY, Sampling
+from smoljax.inference.speculative import Speculation
+
+
+def generate(
+  config: model.ModelConfig, params: model.Params, prompts: Sequence[Sequence[int]], **settings: Any
+) -> list[list[int]]:
+  """`stream`, collected: the new tokens of each row, without the end token that stopped it."""
+  results: list[list[int]] = [[] for _ in range(len(prompts))]
+  for tokens in stream(config, params, prompts, **settings):
+    for result, token in zip(results, tokens, strict=True):
+      if token is not None:
+        result.append(token)
+  return results
+
+
+def stream(
+  config: model.ModelConfig,
+  params: model.Params,
+  prompts: Sequence[Sequence[int]],
+  *,
+  mask: np.ndarray | None = None,
+  max_new_tokens: int,
+  sampling: Sampling = GREEDY,
+  eos_id: int | Sequence[int] | None = None,
+  seed: int = 0,
+  block: int = cache_lib.BLOCK,
+  speculation: Speculation | None = None,
+) -> Iterator[list[int | None]]:
+  """Continues the prompts, one token per row at a time: None where a row has ended.
+
+  A row's tokens depend on its prompt, its place in the batch and the seed, not on other rows.
+
+  Args:
+    params: as of `model.init`, or of `prepare`, which saves the work of preparing them each time.
+    prompts: token ids, lists of any lengths; or [B, T] together with `mask`.
+    mask: [B, T], true where `prompts` holds a token and not padding, on whichever side.
+    max_new_tokens: per row.
+    eos_id: token(s) that end a row; they are not given out.
+    block: tokens (rounds, if speculating) computed on the device at once; they arrive together.
+    speculation: given, the modules of multi-token prediction draft. Greedy rows are the same as
+      without; sampled ones are other draws of the same distribution.
+  Raises:
+    ValueError: an empty prompt, a token outside the vocabulary, a length beyond
+      `config.max_seq_len`.
+  """
+  if block < 1:
+    raise ValueError(f'block={block}: at least one token is computed at a time')
+  rows = _rows(config, prompts, mask, max_new_tokens)
+  if not rows or not max_new_tokens:
+    return iter(())
+  if speculation is not None:
+    _require_speculative(config, sampling)
+  ends = () if eos_id is None else (eos_id,) if isinstance(eos_id, int) else tuple(eos_id)
+  if speculation is not None:
+    return speculative.speculate(
+      config, params, rows, max_new_tokens, sampling, ends, seed, block, speculation)
+  return _stream(config, params, rows, max_new_tokens, sampling, ends, seed, block)
+
+
+def _require_speculative(config, sampling):
+  if config.mtp == 'none':
+    raise ValueError('this model has no modules of multi-token prediction (or its export left them '
+                     'out): it cannot speculate')
+  if any(config.windows):
+    raise ValueError('a model with sliding windows cannot speculate: a draft that is not kept has '
+                     'pushed out what the window still needs')
+  if sampling.repetition_penalty != 1:
+    raise ValueError('repetition_penalty does not go with speculation: each draft would change the '
+                     'penalties of the next; set it to 1')
+
+
+def _stream(config, params, rows, max_new_tokens, sampling, ends, seed, block):
+  params = cache_lib.prepare(config, params)
+  block = min(block, max_new_tokens)
+  num_blocks = -(-max_new_tokens // block)
+  with cache_lib.no_mesh():
+    logits_BV, cache, offset_B, index, *_ = cache_lib.prefill(
+      config, params, rows, num_blocks * block
+    )
+    seen_BV = None
+    if sampling.repetition_penalty != 1:
+      seen_BV = np.zeros(logits_BV.shape, bool)
+      for seen_V, row in zip(seen_BV, rows, strict=True):
+        seen_V[row] = True
+      seen_BV = jnp.asarray(seen_BV)
+    ended_B = jnp.zeros(len(rows), bool)
+    state = State(logits_BV, cache, jnp.int32(index), jnp.int32(0), ended_B, seen_BV)
+    key = jax.random.key(seed)
+    run = _block(config, sampling, ends, block)
+    tokens_BJ, state = run(params, offset_B, key, state)
+  left = max_new_tokens
+  for i in range(num_blocks):
+    current_BJ = tokens_BJ
+    if i + 1 < num_blocks:  # dispatched before the current tokens are waited for
+      with cache_lib.no_mesh():
+        tokens_BJ, state = run(params, offset_B, key, state)
+    for token_B in np.asarray(current_BJ).T[:left].tolist():
+      if all(token < 0 for token in token_B):
+        return
+      yield [None if token < 0 else token for token in token_B]
+    left -= block
+
+
+@functools.lru_cache(maxsize=16)
+def _block(
+  config: model.ModelConfig, sampling: Sampling, ends: tuple[int, ...], num_steps: int
+) -> Callable:
+  """The jitted (params, offset_B, key, state) → (tokens_BJ, state) of J = `num_steps` steps.
+
+  Tokens are -1 from a row's end on.
+  """
+  config = dataclasses.replace(config, remat='none')
+
+  @functools.partial(jax.jit, donate_argnames='state')
+  def run(params, offset_B, key, state):
+    B, V = state.logits_BV.shape
+    keys_B = jax.vmap(jax.random.fold_in, (None, 0))(key, jnp.arange(B))
+
+    def step(i, carry):
+      tokens_BJ, state = carry
+      now_B = jax.vmap(jax.random.fold_in, (0, None))(keys_B, state.step)
+      token_B = sampling_lib.sample(now_B, state.logits_BV, sampling, state.seen_BV)
+      ended_B = state.ended_B
+      if ends:
+        ended_B |= jnp.isin(token_B, jnp.asarray(ends, jnp.int32))
+      seen_BV = state.seen_BV
+      if seen_BV is not None:
+        seen_BV |= token_B[:, None] == jnp.arange(V)
+      tokens_BJ = tokens_BJ.at[:, i].set(jnp.where(ended_B, -1, token_B))
+      x_B1D, cache, _ = cache_lib.hidden(
+        config, params, token_B[:, None], offset_B, state.cache, state.index)
+      logits_BV = model.logits(config, params, x_B1D)[:, 0]
+      return tokens_BJ, State(
+        logits_BV, cache, state.index + 1, state.step + 1, ended_B, seen_BV)
+
+    # The number of steps is fixed even where all rows end early: were a condition looked at on the
+    # way, the host would wait for the device there, and could not prepare the next block meanwhile.
+    tokens_BJ = jnp.full((B, num_steps), -1, jnp.int32)
+    return jax.lax.fori_loop(0, num_steps, step, (tokens_BJ, state))
+
+  return run
+
+
+# ----------------------------------------------------------------------------------------- checks
+
+
+def _rows(config, prompts, mask, max_new_tokens) -> list[list[int]]:
+  """The prompts without padding, checked."""
+  if mask is not None:
+    prompts, mask = np.asarray(prompts), np.asarray(mask).astype(bool)
+    if prompts.ndim != 2 or prompts.shape != mask.shape:
+      raise ValueError(f'prompts {prompts.shape} and mask {mask.shape}: both must be [B, T]')
+    prompts = [row[kept] for row, kept in zip(prompts, mask, strict=True)]
+  if max_new_tokens < 0:
+    raise ValueError(f'max_new_tokens={max_new_tokens}: must be 0 or more')
+  rows = [[int(token) for token in prompt] for prompt in prompts]
+  for i, row in enumerate(rows):
+    if not row:
+      raise ValueError(f'prompt {i} is empty: give at least one token (the BOS token, say)')
+    wrong = [t for t in row if not 0 <= t < config.vocab_size]
+    if wrong:
+      raise ValueError(f'prompt {i} holds token id {wrong[0]}, outside the vocabulary of '
+                       f'{config.vocab_size}: was it made with another tokenizer?')
+    if len(row) + max_new_tokens > config.max_seq_len:
+      raise ValueError(f'prompt {i}: {len(row)} tokens + max_new_tokens={max_new_tokens} exceed '
+                       f'max_seq_len={config.max_seq_len}: shorten one of them, or extend the '
+                       'context (config.extended; --context)')
+  return rows

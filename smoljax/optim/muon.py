@@ -1,0 +1,227 @@
+"""Muon: the momentum of each weight matrix, orthogonalised, is the update.
+
+Write the momentum's SVD as U S Vᵀ. Muon steps along U Vᵀ: every direction the gradient has seen
+moves equally far. That is steepest descent under the spectral norm; no Hessian is approximated.
+U Vᵀ comes from a few matrix products alone: the odd polynomial p(X) = aX + b(XXᵀ)X + c(XXᵀ)²X acts
+on the singular values only, and iterated with the right coefficients drives them all towards 1.
+
+References: Keller Jordan's Muon (github.com/KellerJordan/Muon); Moonlight (arXiv 2502.16982) for
+the scale that makes AdamW's learning rate fit; Polar Express (arXiv 2505.16932) for `pe`, `pe5`.
+
+Kernels here are [fan_in, fan_out] (y = x @ W); torch stores [out, in]. A leaf is one matrix or
+many: a `View` names the dims of fan-in and fan-out, and all other dims (layers, heads) are a batch.
+What is a matrix is said by the caller, by role; nothing is guessed from the number of dims.
+"""
+
+import math
+from collections.abc import Callable, Mapping
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import optax
+from jax.sharding import PartitionSpec as P
+
+from smoljax.optim.matrices import (
+  Params,
+  View,
+  as_matrices,
+  fans,
+  path_name,
+  reshard,
+  short_side,
+  spec_of,
+)
+from smoljax.optim.newton_schulz import coefficient_table, newton_schulz
+
+
+class MuonState(NamedTuple):
+  count: jax.Array  # int32, updates made
+  mu: Params  # first moment, as the parameters
+  nu: dict[str, jax.Array]  # of NorMuon: path/nu_DIMS → mean square of the update by neuron
+
+
+def scale_by_muon(
+  views: Mapping[str, View],
+  *,
+  beta: float,
+  beta_start: float,
+  beta_warmup: int,
+  momentum: str,
+  nesterov: bool,
+  coefficients: str,
+  steps: int,
+  scale_rule: str,
+  rms: float,
+  normuon: float,
+  at_once: int,
+  compute_dtype: jax.typing.DTypeLike,
+  momentum_dtype: jax.typing.DTypeLike,
+) -> optax.GradientTransformation:
+  """Momentum, Nesterov look-ahead, Newton–Schulz, scale by shape (Keller Jordan's step).
+
+  Compose with weight decay and `optax.scale_by_learning_rate`: W ← W − lr·(O + wd·W). Clipping the
+  gradients of these leaves would change nothing but the share of this step in the momentum: the
+  direction does not depend on the gradient's size.
+
+  Leaves whose matrices have one shape (or its transpose) and one sharding go through the iteration
+  in one call. Under a mesh of Explicit axes such a stack is first spread over all devices, whole
+  matrices on each, and brought back after: no communication inside the iteration.
+
+  Args:
+    views: path of a leaf ('blocks/attn/q_DNH') → its View. Every leaf must have one.
+    beta: decay of the first moment M.
+    beta_start, beta_warmup: over its first `beta_warmup` updates the decay rises linearly from
+      `beta_start` to `beta` (modded-nanogpt); 0 = it is `beta` at once.
+    momentum: a name in MOMENTA: 'average', M ← beta·M + (1 − beta)·G, or 'debiased', the same over
+      1 − beta^t as in Adam (optax), which weighs the look-ahead of the first steps otherwise. (The
+      sum M ← beta·M + G differs from the average by a factor that the iteration divides out.)
+    nesterov: orthogonalise beta·M + (1 − beta)·G rather than M.
+    coefficients, steps: as in newton_schulz.
+    scale_rule: a name in SCALE_RULES, a factor from the fan-in and fan-out of the view.
+    rms: root mean square of the update's elements under 'moonlight' (AdamW's is about 0.2).
+    normuon: decay of NorMuon's second moment (arXiv 2510.05491: 0.95); 0 = plain Muon. The mean
+      square of the orthogonalised update along the short side of each matrix is averaged over time,
+      the update divided by its root, and brought back to the size it had.
+    at_once: how many matrices each device iterates on at a time, for less scratch memory; 0 = all.
+    compute_dtype: of the iteration and of what travels between devices; not float16.
+    momentum_dtype: of the stored first moment.
+
+  Raises:
+    ValueError: an unknown name, a dtype of too small a range, or (at init) a leaf without a view.
+  """
+  coefficient_table(coefficients, steps)
+  if momentum not in MOMENTA:
+    raise ValueError(f'momentum {momentum!r}: choose one of {", ".join(MOMENTA)}')
+  if momentum == 'debiased' and beta_warmup:
+    raise ValueError("momentum='debiased' wants a constant beta: set beta_warmup to 0")
+  if scale_rule not in SCALE_RULES:
+    raise ValueError(f'scale_rule {scale_rule!r}: choose one of {", ".join(SCALE_RULES)}')
+  if jnp.finfo(compute_dtype).maxexp < 128:
+    raise ValueError(f'compute_dtype {compute_dtype}: gradients need the range of bfloat16')
+
+  def iterate(stack_BIO):
+    function = lambda x: newton_schulz(x, coefficients, steps, compute_dtype)
+    if not at_once:
+      return function(stack_BIO)
+    in_turn = lambda stack: jax.lax.map(function, stack, batch_size=at_once)
+    if (spec := spec_of(stack_BIO)) is None:
+      return in_turn(stack_BIO)
+    return jax.shard_map(in_turn, in_specs=P(*spec), out_specs=P(*spec))(stack_BIO)
+
+  def orthogonalize(updates):
+    """Direction of every leaf: grouped by matrix shape, one Newton–Schulz call a group."""
+    leaves, treedef = jax.tree.flatten_with_path(updates)
+    groups = {}
+    for index, (path, x) in enumerate(leaves):
+      view = views[path_name(path)]
+      stack_BIO, restore = as_matrices(x.astype(compute_dtype), view)
+      scale = SCALE_RULES[scale_rule](*fans(x.shape, view), rms)
+      # Two stacks can be joined without communication only if they are sharded alike.
+      key = (stack_BIO.shape[1:], spec_of(stack_BIO))
+      groups.setdefault(key, []).append((index, stack_BIO, scale, restore))
+    out = [None] * len(leaves)
+    for members in groups.values():
+      spread, gather = _whole_matrices(jnp.concatenate([stack for _, stack, _, _ in members]))
+      o_BIO = gather(iterate(spread))
+      start = 0
+      for index, stack, scale, restore in members:
+        o = restore(o_BIO[start : start + stack.shape[0]])
+        out[index] = o.astype(leaves[index][1].dtype) * scale  # the moment's dtype: float32 or more
+        start += stack.shape[0]
+    return jax.tree.unflatten(treedef, out)
+
+  def init(params):
+    for path, x in jax.tree.leaves_with_path(params):
+      if (name := path_name(path)) not in views:
+        raise ValueError(f'Muon has no matrix view for {name!r} {x.shape}: add one to views')
+    mu = jax.tree.map(lambda x: jnp.zeros_like(x, dtype=momentum_dtype), params)
+    nu = {}
+    if normuon:
+      for path, x in jax.tree.leaves_with_path(params):
+        short, key = short_side(path_name(path), views[path_name(path)], x.shape)
+        kept = tuple(n for d, n in enumerate(x.shape) if d not in short)
+        nu[key] = jnp.zeros(kept, jnp.float32)
+    return MuonState(jnp.zeros((), jnp.int32), mu, nu)
+
+  def normalize(path, o, nu):
+    """NorMuon's step on one leaf; its second moment goes into `nu`."""
+    view = views[path_name(path)]
+    short, key = short_side(path_name(path), view, o.shape)
+    whole = tuple(d % o.ndim for d in view.fan_in + view.fan_out)
+    size = lambda x: jnp.sqrt(jnp.sum(jnp.square(x), axis=whole, keepdims=True))
+    mean = normuon * nu[key] + (1 - normuon) * jnp.mean(jnp.square(o), axis=short)
+    nu[key] = reshard(mean, spec_of(nu[key])).astype(nu[key].dtype)
+    scaled = o * jax.lax.rsqrt(jnp.maximum(jnp.expand_dims(mean, short), 1e-10))
+    return scaled * (size(o) / jnp.maximum(size(scaled), 1e-10))
+
+  def update(updates, state, params=None):
+    del params
+    decay = beta
+    if beta_warmup:
+      decay = beta_start + (beta - beta_start) * jnp.minimum(1.0, state.count / beta_warmup)
+
+    def average(m, g, of_m=1.0, of_g=1.0):
+      wide = jnp.result_type(m, g, jnp.float32)
+      return of_m * decay * m.astype(wide) + of_g * (1 - decay) * g.astype(wide)
+
+    mu = jax.tree.map(average, state.mu, updates)
+    direction = mu
+    if nesterov:
+      of_m, of_g = MOMENTA[momentum](beta, state.count + 1)
+      direction = jax.tree.map(lambda m, g: average(m, g, of_m, of_g), mu, updates)
+    mu = jax.tree.map(lambda m: m.astype(momentum_dtype), mu)
+    direction, nu = orthogonalize(direction), dict(state.nu)
+    if normuon:
+      direction = jax.tree.map_with_path(lambda path, o: normalize(path, o, nu), direction)
+    return direction, MuonState(state.count + 1, mu, nu)
+
+  return optax.GradientTransformation(init, update)
+
+
+def _whole_matrices(stack_BIO: jax.Array) -> tuple[jax.Array, Callable[[jax.Array], jax.Array]]:
+  """A stack spread over all devices of its mesh by its first dim, and the function that undoes it.
+
+  The mesh axes move one at a time, first those that held copies (a local slice), then those that
+  cut the matrices (one all-to-all each): asked for all at once, XLA replicates the stack instead.
+  Zeros fill the stack up to a multiple of the mesh; Newton–Schulz leaves them zero.
+  """
+  home = spec_of(stack_BIO)
+  mesh = jax.typeof(stack_BIO).sharding.mesh
+  if home is None:
+    return stack_BIO, lambda o: o
+  axes_of = lambda axes: () if axes is None else (axes if isinstance(axes, tuple) else (axes,))
+  rows, cols = axes_of(home[1]), axes_of(home[2])
+  moves = [a for a in mesh.axis_names if a not in rows + cols] + [*rows[::-1], *cols[::-1]]
+  hops = [tuple(home)]
+  for n in range(1, len(moves) + 1):
+    moved = tuple(moves[:n])
+    left = [tuple(a for a in axes if a not in moved) or None for axes in (rows, cols)]
+    hops.append((moved, *left))
+  size = stack_BIO.shape[0]
+  x = jnp.pad(stack_BIO, ((0, -size % mesh.size), (0, 0), (0, 0)))
+  for spec in hops[1:]:
+    x = reshard(x, spec)
+
+  def gather(o_BIO):
+    for spec in hops[-2::-1]:
+      o_BIO = reshard(o_BIO, spec)
+    return o_BIO[:size]
+
+  return x, gather
+
+
+# (beta, number of this update) → factors on moment and gradient in Nesterov's look-ahead.
+# Without it all are the same: the iteration divides any factor out.
+MOMENTA: dict[str, Callable[[float, jax.Array], tuple[Any, Any]]] = {
+  'average': lambda beta, t: (1.0, 1.0),
+  'debiased': lambda beta, t: (1 / (1 - beta ** (t + 1)), 1 / (1 - beta**t)),
+}
+
+# (fan_in, fan_out, rms) → factor on an orthogonalised matrix, whose RMS is 1/√max(fan_in, fan_out).
+SCALE_RULES: dict[str, Callable[[int, int, float], float]] = {
+  'jordan': lambda i, o, rms: math.sqrt(max(1, o / i)),  # learning rates near 0.02
+  'spectral': lambda i, o, rms: math.sqrt(o / i),  # unit RMS-to-RMS operator norm
+  'moonlight': lambda i, o, rms: rms * math.sqrt(max(i, o)),  # AdamW's learning rate and decay fit
+  'none': lambda i, o, rms: 1.0,
+}

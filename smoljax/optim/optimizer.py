@@ -1,0 +1,311 @@
+"""Optimizers and learning-rate schedules.
+
+Every optimizer here is one optax chain:
+
+  direction of each leaf      one transform per label: OPTIMIZERS[label]: AdamW's, Muon's, SOAP's
+  + decay · parameter         decoupled weight decay, times the leaf's decay multiplier
+  × −learning rate            schedule(step), times the leaf's learning-rate multiplier
+
+so W ← W − lr·(direction + wd·W). A leaf's label follows from its role, and its role from its name
+(ROLES): weight matrices go to the optimizer the config names, all else (embedding, head, norms,
+biases) to AdamW. A leaf whose name fits no role, or two, is an error.
+
+The config is any object with these attributes (configs/base.py holds the defaults and units):
+
+  name             a key of OPTIMIZERS
+  learning_rate    peak
+  weight_decay     and no_decay: tuple of the roles that are not decayed
+  b1, b2, eps      AdamW
+  clip             a key of CLIPS: how the gradients of AdamW's leaves are clipped
+  clip_norm        largest global norm of these gradients, with any clip; 0 = no clipping at all
+  momentum_dtype   of the first moments, AdamW's and Muon's
+  schedule         a key of SCHEDULES
+  warmup_steps     steps of linear warm-up; if 0, warmup_fraction of all steps
+  decay_steps      steps of the final cooldown (wsd); if 0, decay_fraction of all steps
+  decay_shape      a key of COOLDOWNS (wsd)
+  floor            last learning rate as a share of the peak (wsd, cosine)
+  muon             attributes of its own, read if name is 'muon': beta, nesterov, coefficients,
+                   steps, scale_rule, rms, compute_dtype (see muon.scale_by_muon), lr_multiplier
+                   (Muon's learning rate over AdamW's), per_head (a key of PER_HEAD: the attention
+                   kernels that are one matrix a head)
+  soap             attributes of its own, read if name is 'soap': every, max_dim (see
+                   soap.scale_by_soap)
+
+SmolLM3 (nanotron): adamw, 2e-4, decay 0.1 on all but the embedding (norms too), 0.9, 0.95, 1e-8,
+clip 1.0, wsd with 2000 steps of warm-up and a linear cooldown to 0 over the last 522,000 of
+4,720,000 steps.
+"""
+
+import math
+import re
+from collections.abc import Callable, Mapping
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import optax
+
+from smoljax.optim import schedules
+from smoljax.optim.clipping import CLIPS, clip_by_norm
+from smoljax.optim.matrices import Params, View, matrix_shape, path_name
+from smoljax.optim.muon import scale_by_muon
+from smoljax.optim.schedules import choose, require
+from smoljax.optim.soap import scale_by_soap
+
+
+class Role(NamedTuple):
+  """What a leaf is for. Views count dims from the end, so that stacks of layers need no mention."""
+
+  pattern: str  # regular expression of the last part of the leaf's path
+  view: View | None = None  # its matrix, if it is one
+  head_view: View | None = None  # its matrices, one a head
+
+
+class Label(NamedTuple):
+  """How one leaf is optimised."""
+
+  optimizer: str
+  role: str
+  view: View | None  # None unless the optimizer sees matrices
+  lr: float  # multiplier of the learning rate
+  decay: float  # multiplier of the weight decay
+  eps: float = 1.0  # multiplier of AdamW's eps
+
+
+class OptimizerInfo(NamedTuple):
+  schedule: optax.Schedule  # step (from 0) → learning rate
+  labels: dict[str, Label]  # by path
+  table: str  # the labels, to be printed
+
+  @property
+  def elementwise(self) -> bool:
+    """Whether updates are made place by place, so that computing one costs what reading it does."""
+    return all(label.optimizer == 'adamw' for label in self.labels.values())
+
+
+def make_optimizer(
+  config: Any, params: Params, total_steps: int, multipliers: Mapping[str, Any] | None = None
+) -> tuple[optax.GradientTransformation, OptimizerInfo]:
+  """The optax transformation that the config describes, for these parameters.
+
+  `update` needs the parameters as its third argument. Gradients and parameters may be sharded over
+  a mesh of Explicit axes. A NaN in a gradient reaches the update (clipping spreads it over all of
+  AdamW's leaves) and the state: to skip such a step is the caller's business.
+
+  Args:
+    config: see the top of this file.
+    params: nested dict of arrays or ShapeDtypeStructs.
+    total_steps: length of the run in optimizer steps.
+    multipliers: path → what smoljax.parametrization has for it; all 1 if None.
+
+  Raises:
+    ValueError: a missing key, an unknown name, a value out of range, a leaf without a role.
+  """
+  require(config, _KEYS, 'optimizer')
+  choose(OPTIMIZERS, config.name, 'optimizer.name')
+  choose(CLIPS, config.clip, 'optimizer.clip')
+  if own := _OWN_KEYS.get(config.name):
+    require(config, (config.name,), 'optimizer')
+    require(getattr(config, config.name), own, f'optimizer.{config.name}')
+  for key in ('learning_rate', 'weight_decay', 'clip_norm', 'eps'):
+    if not 0 <= getattr(config, key) < math.inf:
+      raise ValueError(f'optimizer.{key}={getattr(config, key)}: give a number of 0 or more')
+  learning_rate = schedules.schedule(config, total_steps)
+  labels = label_params(config, params)
+  if multipliers:
+    labels = {path: label._replace(
+      lr=label.lr * multipliers[path].lr, decay=label.decay * multipliers[path].decay,
+      eps=multipliers[path].eps) for path, label in labels.items()}
+  transforms = {}
+  for name in sorted({label.optimizer for label in labels.values()}):
+    mine = {path: label for path, label in labels.items() if label.optimizer == name}
+    transforms[name] = OPTIMIZERS[name](config, mine)
+  optimizers = jax.tree.map_with_path(lambda path, _: labels[path_name(path)].optimizer, params)
+  tx = optax.chain(
+    optax.partition(transforms, optimizers),
+    decay_and_multiply(
+      config.weight_decay, labels, config.name == 'muon' and config.muon.cautious_decay),
+    optax.scale_by_learning_rate(learning_rate),
+  )
+  return tx, OptimizerInfo(learning_rate, labels, label_table(labels, params))
+
+
+def adamw(config: Any, labels: Mapping[str, Label]) -> optax.GradientTransformation:
+  """AdamW's direction (torch's rule), after clipping the gradients it is given by their norm.
+
+  With every leaf on AdamW that is the usual global clip. Beside Muon it is the norm of AdamW's
+  leaves alone: Muon's step does not depend on the size of its gradient, so clipping one would do
+  nothing but weigh it less in the momentum.
+  """
+  clip = CLIPS[config.clip](config.clip_norm) if config.clip_norm else clip_by_norm(math.inf)
+  adam = optax.scale_by_adam(config.b1, config.b2, config.eps, mu_dtype=config.momentum_dtype)
+  if all(label.eps == 1 for label in labels.values()):
+    return optax.chain(clip, adam)
+  # A gradient over c with eps is one with c · eps.
+  of_eps = optax.stateless(lambda grads, _: jax.tree.map_with_path(
+    lambda path, g: g / labels[path_name(path)].eps, grads))
+  return optax.chain(clip, of_eps, adam)
+
+
+def muon(config: Any, labels: Mapping[str, Label]) -> optax.GradientTransformation:
+  """Muon's direction for the matrices; see muon.scale_by_muon."""
+  m = config.muon
+  return scale_by_muon(
+    {path: label.view for path, label in labels.items()},
+    beta=m.beta,
+    beta_start=m.beta_start,
+    beta_warmup=m.beta_warmup,
+    momentum=m.momentum,
+    nesterov=m.nesterov,
+    coefficients=m.coefficients,
+    steps=m.steps,
+    scale_rule=m.scale_rule,
+    rms=m.rms,
+    normuon=m.normuon,
+    at_once=m.at_once,
+    compute_dtype=m.compute_dtype,
+    momentum_dtype=config.momentum_dtype,
+  )
+
+
+def soap(config: Any, labels: Mapping[str, Label]) -> optax.GradientTransformation:
+  """SOAP's direction for the matrices, with AdamW's b1, b2 and eps; see soap.scale_by_soap."""
+  return scale_by_soap(
+    {path: label.view for path, label in labels.items()},
+    b1=config.b1,
+    b2=config.b2,
+    eps=config.eps,
+    every=config.soap.every,
+    max_dim=config.soap.max_dim,
+    momentum_dtype=config.momentum_dtype,
+  )
+
+
+def decay_and_multiply(
+  weight_decay: float, labels: Mapping[str, Label], cautious: bool = False
+) -> optax.GradientTransformation:
+  """direction → (direction + weight_decay · decay multiplier · parameter) · lr multiplier.
+
+  With `cautious`, Muon's matrices decay only where the step makes the parameter smaller anyway:
+  where direction · parameter ≥ 0 (nanochat).
+  """
+
+  def leaf(path, update, param):
+    label = labels[path_name(path)]
+    if label.decay:
+      decay = weight_decay * label.decay * param
+      if cautious and label.optimizer == 'muon':
+        decay = jnp.where(update * param >= 0, decay, 0)
+      update = update + decay
+    return update * label.lr
+
+  return optax.stateless(lambda updates, params: jax.tree.map_with_path(leaf, updates, params))
+
+
+def label_params(config: Any, params: Params) -> dict[str, Label]:
+  """The Label of every leaf, by its path. Raises ValueError if a leaf has no role or two."""
+  for role in config.no_decay:
+    choose(ROLES, role, 'optimizer.no_decay')
+  per_head = ()
+  if config.name == 'muon':
+    per_head = choose(PER_HEAD, config.muon.per_head, 'optimizer.muon.per_head')
+  labels = {}
+  for path, leaf in jax.tree.leaves_with_path(params):
+    name = path_name(path)
+    roles = [r for r, role in ROLES.items() if re.fullmatch(role.pattern, name.split('/')[-1])]
+    if len(roles) != 1:
+      raise ValueError(
+        f'parameter {name!r} {leaf.shape} fits {" and ".join(roles) or "no role"}: '
+        'its name must fit exactly one pattern of ROLES in smoljax/optim/optimizer.py'
+      )
+    role = ROLES[roles[0]]
+    optimizer = config.name if role.view else 'adamw'
+    labels[name] = Label(
+      optimizer=optimizer,
+      role=roles[0],
+      view=None if optimizer == 'adamw' else role.head_view if roles[0] in per_head else role.view,
+      lr=float(config.muon.lr_multiplier) if optimizer == 'muon' else 1.0,
+      decay=0.0 if roles[0] in config.no_decay else 1.0,
+    )
+  return labels
+
+
+def matrix_views(params: Params) -> dict[str, View]:
+  """Path → view of every leaf whose role is to be a matrix, heads side by side."""
+  views = {}
+  for path, _ in jax.tree.leaves_with_path(params):
+    name = path_name(path)
+    for role in ROLES.values():
+      if role.view and re.fullmatch(role.pattern, name.split('/')[-1]):
+        views[name] = role.view
+  return views
+
+
+def label_table(labels: Mapping[str, Label], params: Params) -> str:
+  """The labels as text; matrices are [fan-in, fan-out] as the optimizer sees them."""
+  rows = [('path', 'shape', 'role', 'optimizer', 'matrices', 'lr ×', 'decay ×', 'eps ×')]
+  counts = {}
+  for path, leaf in jax.tree.leaves_with_path(params):
+    label = labels[path_name(path)]
+    view = '-'
+    if label.view:
+      number, fan_in, fan_out = matrix_shape(leaf.shape, label.view)
+      view = f'{number} of [{fan_in}, {fan_out}]'
+    shape = 'x'.join(map(str, leaf.shape)) or 'scalar'
+    rows.append((path_name(path), shape, label.role, label.optimizer, view,
+                 f'{label.lr:g}', f'{label.decay:g}', f'{label.eps:g}'))
+    counts[label.optimizer] = counts.get(label.optimizer, 0) + math.prod(leaf.shape)
+  widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+  lines = ['  '.join(cell.ljust(w) for cell, w in zip(row, widths, strict=True)) for row in rows]
+  total = ', '.join(f'{name} {count:,}' for name, count in sorted(counts.items()))
+  return '\n'.join([*(line.rstrip() for line in lines), f'parameters: {total}'])
+
+
+_KEYS = (
+  'name', 'learning_rate', 'weight_decay', 'no_decay', 'b1', 'b2', 'eps', 'clip', 'clip_norm',
+  'momentum_dtype', 'schedule', 'warmup_steps', 'warmup_fraction', 'decay_steps', 'decay_fraction',
+  'decay_shape', 'floor',
+)
+# Of the config's section with the optimizer's name.
+_OWN_KEYS = {
+  'muon': (
+    'beta', 'beta_start', 'beta_warmup', 'momentum', 'nesterov', 'cautious_decay', 'coefficients',
+    'steps', 'scale_rule', 'rms', 'normuon', 'at_once', 'compute_dtype', 'lr_multiplier',
+    'per_head',
+  ),
+  'soap': ('every', 'max_dim'),
+}
+
+_KERNEL = View((-2,), (-1,))
+
+# A new kind of parameter is one line here.
+ROLES: dict[str, Role] = {
+  'embedding': Role('embed_VD'),
+  'head': Role('head_DV'),
+  'norm': Role('scale_[DH]'),
+  'bias': Role('([a-z]+_)?bias_(NH|KH|D|F)'),
+  'q': Role('q_DNH', View((-3,), (-2, -1)), View((-3,), (-1,))),
+  'k': Role('k_DKH', View((-3,), (-2, -1)), View((-3,), (-1,))),
+  'v': Role('v_DKH', View((-3,), (-2, -1)), View((-3,), (-1,))),
+  'o': Role('o_NHD', View((-3, -2), (-1,)), View((-2,), (-1,))),
+  'gate': Role('gate_DF', _KERNEL),
+  'up': Role('up_DF', _KERNEL),
+  'down': Role('down_FD', _KERNEL),
+  'feature': Role('feature_DI'),
+  'combine': Role('from_(hidden|embed)_DE', _KERNEL),
+}
+
+PER_HEAD: dict[str, tuple[str, ...]] = {
+  'none': (),
+  'qk': ('q', 'k'),
+  'qko': ('q', 'k', 'o'),
+  'all': ('q', 'k', 'v', 'o'),
+}
+
+# (config, labels of its leaves) → transform from gradients to directions. `adamw` gets every leaf
+# that is not a matrix, whatever the config names.
+OPTIMIZERS: dict[str, Callable[[Any, Mapping[str, Label]], optax.GradientTransformation]] = {
+  'adamw': adamw,
+  'muon': muon,
+  'soap': soap,
+}

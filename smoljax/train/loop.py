@@ -1,0 +1,133 @@
+"""One run of pretraining: batches in, checkpoints and metrics out, exactly resumable."""
+
+import os
+import signal
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import jax
+
+from smoljax import model, sharding
+from smoljax.checkpoints.store import Checkpoints
+from smoljax.data.batches import prefetch
+from smoljax.train import guard
+from smoljax.train.probe import evaluate, make_probe
+from smoljax.train.rollback import roll_back
+from smoljax.train.start import Snapshot, newest, prepare
+from smoljax.train.telemetry import Profile, Stopwatch, Telemetry, Termination, summarize
+
+
+def train(
+  config: Any,
+  model_config: model.ModelConfig,
+  corpora: Mapping[str, str],
+  directory: str,
+  *,
+  targets: Mapping[str, str] | None = None,
+  caches: Mapping[str, str] | None = None,
+  meta: Mapping[str, Any] | None = None,
+  log_line: Callable[[str], None] = print,
+) -> dict[str, Any]:
+  """Trains in `directory` until `config.train.steps`, from the newest checkpoint there if any.
+
+  Args:
+    config: attribute mapping with `name`, `seed`, `xprof`, `wandb` and the sections data, train,
+      mesh, optimizer, guard, mtp, distill, parametrization, diagnostics of configs/base.py, with
+      the derived `train.steps`, `train.rows`.
+    corpora: name → tokenised corpus, as named by `train.stages`.
+    directory: gets `checkpoints/`, `metrics.jsonl`, `events.jsonl`, `tensorboard/`, `profile/`.
+    targets: name → tokenised corpus whose held-out documents are evaluated on; `corpora` if None.
+    caches: name → teacher cache of that corpus, if config.distill.cache says that there is one.
+    meta: stored with each checkpoint beside the model config, JSON-able.
+    log_line: gets a line of text now and then.
+  Returns:
+    Key figures: steps, tokens, parameters, loss (first, final), tokens_per_sec, …
+  Raises:
+    ValueError: config, mesh, corpora and checkpoint do not fit each other.
+    Diverged: the guard stopped the run, or without it the loss stopped being finite.
+  """
+  run = prepare(
+    config, model_config, corpora, directory, targets=targets, caches=caches, meta=meta)
+  t, mesh, folder = config.train, run.mesh, os.path.join(directory, 'checkpoints')
+  with jax.set_mesh(mesh), Checkpoints(folder, keep=t.keep) as checkpoints:
+    resumed = checkpoints.latest() is not None
+    step, state, position = newest(run, checkpoints)
+    iterator = prefetch(run.batches, position)
+    checkpoints.reserve((run.plan.params, run.plan.opt_state))
+    _warn_of_a_small_disk(run, checkpoints, step, log_line)
+    train_step, probe = run.plan.step(len(run.batches.sources)), make_probe(run)
+    with (
+      Telemetry(run, step, log_line) as telemetry,
+      Termination() as termination,
+      Profile(config.xprof, os.path.join(directory, 'profile')) as profile,
+    ):
+      how = 'resume' if resumed else 'branch' if t.branch_from else 'start'
+      telemetry.started(step, how, checkpoints.quarantined)
+      if step == 0:
+        telemetry.evaluated(step, evaluate(run, state['params']))
+      checkpoint_due = False
+      while step < t.steps:
+        stage = run.stage(step)
+        if step == stage.start:
+          telemetry.event(step, 'stage', stage=stage.name, mixture=dict(stage.mixture))
+          # Another mixture has another loss.
+          state['opt_state']['guard'] = guard.forget(state['opt_state']['guard'], 'loss')
+        watch, probed = Stopwatch(), None
+        batch = next(iterator)
+        waited = watch.seconds()
+        probe_now = config.diagnostics.every and (step + 1) % config.diagnostics.every == 0
+        if probe_now or profile.turns(step):
+          jax.block_until_ready(state)  # the steps before this one take their time
+          with watch.paused():
+            profile.before(step)
+            probed = probe(state, batch) if probe_now else None
+        state, step_metrics = train_step(
+          state, sharding.shard_batch(batch, mesh), run.teacher_params)
+        step += 1
+        last, stop = step == t.steps, termination.requested(step)
+        checkpoint_due |= step % t.checkpoint_every == 0
+        save_now = last or stop or checkpoint_due
+        log_now = step % t.log_every == 0 or save_now or step == stage.stop
+        evaluate_now = step % t.eval_every == 0 or step == stage.stop
+        if log_now or evaluate_now:
+          jax.block_until_ready(step_metrics)
+        telemetry.add(step_metrics, watch.seconds(), waited)
+        if log_now:
+          reports = telemetry.row(step, stage.name)
+          broken = telemetry.skips(step, reports, position)
+          streak = max(int(r['streak']) for r in reports)
+          if guard.decide(config.guard, reports[-1], streak) != 'go on':
+            iterator.close()
+            step, state, position = roll_back(
+              run, checkpoints, telemetry, Snapshot(step, state, position), broken)
+            iterator, checkpoint_due = prefetch(run.batches, position), False
+            continue
+          position = iterator.get_state()
+          # In the midst of skips the state may be what makes the steps bad: the checkpoint waits.
+          save_now &= last or not reports[-1]['streak']
+        if probed:
+          telemetry.measured(step, probed)
+        if evaluate_now:
+          telemetry.evaluated(step, evaluate(run, state['params']))
+        if save_now:
+          checkpoint_due, watch = False, Stopwatch()
+          meta = run.meta | {'past': run.batches.fingerprint(step)}
+          checkpoints.save(step, state['params'], state['opt_state'], position, meta)
+          telemetry.event(step, 'checkpoint', pause=round(watch.seconds(), 2))
+        if stop and not last:
+          checkpoints.close()
+          telemetry.event(step, 'stop', reason='SIGTERM')
+          raise SystemExit(128 + signal.SIGTERM)
+      checkpoints.close()
+      iterator.close()
+      telemetry.event(step, 'stop', reason='finished')
+  return summarize(run)
+
+
+def _warn_of_a_small_disk(run, checkpoints, step, log_line):
+  t = run.config.train
+  saves = -(-(t.steps - step) // t.checkpoint_every)
+  if lacking := checkpoints.lacks((run.plan.params, run.plan.opt_state), saves):
+    log_line(
+      f'warning: {run.directory}: its disk has {lacking / 1e9:.1f} GB too few for the checkpoints '
+      f'to come: make room, or lower train.keep={t.keep}')

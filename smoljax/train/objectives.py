@@ -1,0 +1,309 @@
+"""What a step minimises. An objective turns `(config, params, batch)` into a `Loss`.
+
+The sum that training differentiates is
+
+  next token  (1 - α) · cross entropy of the main head + z_loss · log²Z
+  spread      cos_reg · mean cosine of two tokens' final hidden states, squared
+  + teacher   α · distance from a teacher's distribution, + weights · transfers (distill.py)
+  + future    λ / D · Σ_k cross entropy of the k-th module of multi-token prediction
+
+each term a mean over the global batch's places with a target. Padding (segment id 0) is not
+predicted; document starts are no targets by construction (smoljax/data/packing.py).
+"""
+
+from collections.abc import Callable, Mapping
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+
+from smoljax import model, sharding
+from smoljax.train import diagnostics, distill
+
+PyTree = Any
+
+
+class Loss(NamedTuple):
+  """`total` is what is differentiated; `metrics` holds sums over this batch for the log."""
+
+  total: jax.Array  # float32 scalar
+  metrics: dict[str, jax.Array]
+
+
+def summed(
+  f: Callable[..., tuple[jax.Array, PyTree]], shared: PyTree, parts: PyTree, given: PyTree,
+  fixed: PyTree = None, *, places: bool = False,
+) -> tuple[jax.Array, PyTree]:
+  """Σ_j sum(f(shared, parts[j], given[j], fixed)[0]), part after part, and the other results.
+
+  The gradients of a part are computed right after its value, while what they need is at hand, and
+  only they are kept: memory does not grow with the number of parts, and nothing is computed twice
+  (the head and loss of Liger, arXiv:2410.10989; the heads of Gloeckle et al., arXiv:2404.19737).
+  Gradients flow into `shared`, summed in float32, and `parts`; not into `given` and `fixed`. The
+  result must enter what is differentiated with one factor, the same for all parts.
+
+  Args:
+    f: returns (array of losses, any tree). Must not close over traced arrays: they belong into the
+      arguments.
+    parts, given: trees of arrays with the parts on axis 0.
+    places: the parts are of the places of a batch, and `shared` whole but for `tensor`. Then its
+      gradient stays the sum of each device's places until the end: one collective, not one a part.
+  Returns:
+    The sum, float32, and the trees stacked on axis 0.
+  """
+
+  @jax.custom_vjp
+  def run(shared, parts, given, fixed):
+    def one(_, part):
+      losses, aux = f(shared, *part, fixed)
+      return None, (losses, aux)
+
+    _, (losses, aux) = jax.lax.scan(one, None, (parts, given))
+    return jnp.sum(losses), aux
+
+  def forward(shared, parts, given, fixed):
+    reduced = jax.tree.map(sharding.reduced, shared) if places else shared
+
+    def one(grads, part):
+      part, known = part
+      losses, pull_back, aux = jax.vjp(
+        lambda shared, part: f(shared, part, known, fixed), reduced, part, has_aux=True)
+      of_shared, of_part = pull_back(jnp.ones_like(losses))
+      grads = jax.tree.map(lambda a, b: a + b.astype(jnp.float32), grads, of_shared)
+      return grads, (losses, aux, of_part)
+
+    zeros = jax.tree.map(sharding.zero_gradient, reduced)
+    grads, (losses, aux, of_parts) = jax.lax.scan(one, zeros, (parts, given))
+    grads = jax.tree.map(lambda g, x: sharding.like(g, x).astype(x.dtype), grads, shared)
+    return (jnp.sum(losses), aux), (grads, of_parts)
+
+  def backward(grads, cotangents):
+    factor = cotangents[0]
+    return *jax.tree.map(lambda g: (g * factor).astype(g.dtype), grads), None, None
+
+  run.defvjp(forward, backward)
+  return run(shared, parts, given, fixed)
+
+
+def over_places(
+  config: model.ModelConfig,
+  place_losses: Callable[[jax.Array, dict, PyTree], tuple[jax.Array, dict]],
+  hidden_BTD: jax.Array,
+  unembed_DV: jax.Array,
+  given: Mapping[str, jax.Array],
+  fixed: PyTree = None,
+  *,
+  chunk: int,
+) -> tuple[jax.Array, dict[str, jax.Array]]:
+  """The sum of a loss of logits over all places, without ever holding `[B, T, V]`.
+
+  Logits exist for `chunk` places at a time (all rows together, and as many of each part of a split
+  sequence), so the peak is a few `[B, chunk, V]` in float32 on each device.
+
+  Args:
+    place_losses: (logits_BCV, slices of `given`, `fixed`) → (losses_BC, {name: [B, C]}).
+    hidden_BTD: final hidden states, compute dtype.
+    unembed_DV: output matrix (`model.unembedding`), compute dtype.
+    given: arrays [B, T, …] that take no gradient.
+    chunk: places per slice and device; the largest divisor up to it is used.
+  Returns:
+    The sum, float32, and what else `place_losses` gave, [B, T].
+  """
+
+  def f(unembed_DV, hidden_BCD, given, fixed):
+    logits_BCV = model.project(config, hidden_BCD, unembed_DV, rounded=True)
+    return place_losses(logits_BCV, given, fixed)
+
+  given = {name: sharding.slices(x, chunk) for name, x in given.items()}
+  total, aux = summed(f, unembed_DV, sharding.slices(hidden_BTD, chunk), given, fixed,
+                      places=True)
+  return total, {name: sharding.unsliced(x) for name, x in aux.items()}
+
+
+def cross_entropy(logits_BCV: jax.Array, targets_BC: jax.Array) -> tuple[jax.Array, jax.Array]:
+  """Cross entropy and log Z of each place, float32 [B, C], in nats."""
+  log_z_BC = jax.nn.logsumexp(logits_BCV, axis=-1)
+  # A one-hot sum instead of a gather: it also works where V is split over devices.
+  hot_BCV = jax.nn.one_hot(targets_BC, logits_BCV.shape[-1], dtype=bool)
+  hot_BCV = sharding.constrain(hot_BCV, 'batch', 'length', 'vocab')
+  return log_z_BC - jnp.sum(jnp.where(hot_BCV, logits_BCV, 0.0), axis=-1), log_z_BC
+
+
+def head_loss(
+  config: model.ModelConfig,
+  hidden_BTD: jax.Array,
+  unembed_DV: jax.Array,
+  targets_BT: jax.Array,
+  weight_BT: jax.Array,
+  *,
+  chunk: int,
+) -> tuple[jax.Array, dict[str, jax.Array]]:
+  """`over_places` of weight · cross entropy: the sum, and {'nll', 'log_z'} of each place."""
+  given = {'targets': targets_BT, 'weight': weight_BT}
+  return over_places(config, _place_losses(), hidden_BTD, unembed_DV, given, chunk=chunk)
+
+
+def _place_losses(z_loss: float = 0.0, teacher: distill.Teacher | None = None):
+  def losses(logits_BCV, given, fixed):
+    nll_BC, log_z_BC = cross_entropy(logits_BCV, given['targets'])
+    loss_BC, places = nll_BC, {'nll': nll_BC, 'log_z': log_z_BC}
+    if teacher and teacher.weight:
+      places['teacher'] = teacher.distance_of(logits_BCV, given, fixed)
+      loss_BC = (1 - teacher.weight) * nll_BC + teacher.weight * places['teacher']
+    if z_loss:
+      loss_BC += z_loss * jnp.square(log_z_BC)
+    return loss_BC * given['weight'], places
+
+  return losses
+
+
+def next_token(
+  config: model.ModelConfig,
+  params: PyTree,
+  batch: Mapping[str, jax.Array],
+  *,
+  total_tokens: jax.Array,
+  num_sources: int,
+  chunk: int = 512,
+  z_loss: float = 0.0,
+  cos_reg: float = 0.0,
+  max_logits: str | float | None = None,
+  mtp_weight: jax.Array | float = 0.0,
+  teacher: distill.Teacher | None = None,
+  teacher_params: PyTree = None,
+) -> Loss:
+  """Everything that a step of pretraining minimises; the sum in this file's docstring.
+
+  Sums are divided by `total_tokens`, the count over the *global* batch, so micro-batches and
+  devices add up to the exact mean (a mean of means is not one when rows differ).
+
+  Args:
+    batch: of `batches.Batches`, with what the teacher's cache holds if there is one.
+    cos_reg: weight of the squared mean cosine of two tokens, which is near 1 where features have
+      collapsed to one direction. Gao et al., arXiv 1907.12009, take the mean cosine of two word
+      embeddings; of hidden states it sees the layers too, and squared it asks for 0, not less.
+    mtp_weight: λ of a model with modules of multi-token prediction (config.mtp).
+    teacher: what is learned from another model, and how; see `distill.Teacher`.
+    teacher_params: of that model, without gradient: all of them if it runs beside the student, its
+      output matrix alone if its hidden states were stored.
+
+  Metrics, sums over places: `loss_sum_S` and `tokens_S` per source `[S]`, of the main head's cross
+  entropy alone; `log_z_sum`; `max_logits_LN` if `max_logits` (see model.apply)
+  asks for it; `mtp_sum_M` and `mtp_tokens_M` per module; `teacher_sum/…` of each term of it.
+  """
+  capture = ('trunk',) if config.mtp != 'none' else ()
+  if teacher:
+    capture += teacher.capture
+  documents = {'positions_BT': batch['positions'], 'segment_ids_BT': batch['segment_ids']}
+  hidden_BTD, aux = model.hidden(
+    config, params, batch['inputs'], max_logits=max_logits, capture=capture, **documents)
+  unembed_DV = model.unembedding(config, params)
+  mask_BT = (batch['segment_ids'] > 0).astype(jnp.float32)
+  mask_BT = sharding.constrain(mask_BT, 'batch', 'length')
+  given = {'targets': batch['targets'], 'weight': mask_BT / total_tokens}
+  fixed = None
+  if teacher:
+    said, fixed, captured = teacher.look(teacher_params, batch, documents)
+    given |= said
+  total, places = over_places(
+    config, _place_losses(z_loss, teacher), hidden_BTD, unembed_DV, given, fixed, chunk=chunk)
+  of_row_BS = jax.nn.one_hot(batch['source'], num_sources, dtype=jnp.float32)
+  by_source = lambda x_BT: jnp.sum(jnp.sum(x_BT, axis=1)[:, None] * of_row_BS, axis=0)
+  metrics = {
+    'loss_sum_S': by_source(places['nll'] * mask_BT),
+    'tokens_S': by_source(mask_BT),
+    'log_z_sum': jnp.sum(places['log_z'] * mask_BT),
+    **({'max_logits_LN': aux['max_logits_LN']} if max_logits else {}),
+  }
+  if cos_reg:
+    cosine = diagnostics.token_cosine(hidden_BTD, mask_BT)
+    total += cos_reg * jnp.square(cosine) * jnp.sum(mask_BT) / total_tokens
+  if teacher:
+    if 'teacher' in places:
+      metrics['teacher_sum/logits'] = jnp.sum(places['teacher'] * mask_BT)
+    for name, (weight, sum_) in teacher.transfers(params, aux, captured, batch).items():
+      total += weight * sum_ / total_tokens
+      metrics[f'teacher_sum/{name}'] = sum_
+  if config.mtp != 'none':
+    future, more = multi_token(
+      config, params, aux['trunk_BTD'], batch, total_tokens=total_tokens, chunk=chunk)
+    total += mtp_weight * future
+    metrics |= more
+  return Loss(total, metrics)
+
+
+# --- Multi-token prediction ----------------------------------------------------------------------
+
+
+def ahead(batch: Mapping[str, jax.Array], k: int) -> tuple[jax.Array, jax.Array, jax.Array]:
+  """What the k-th module reads and predicts at each place, and where it does: [B, T] each.
+
+  The main head's input at place i is t[i] and its target t[i+1]; module k reads t[i+k] and
+  predicts t[i+k+1]. Both are 0 where place i + k belongs to another document, or to none: there the
+  mask is False, and it is so for the rest of the document, so no place with a target sees them.
+  """
+  def shifted(x_BT, by):
+    x_BT = sharding.constrain(jnp.asarray(x_BT), 'batch', None)
+    return jnp.pad(x_BT[:, by:], ((0, 0), (0, by)))
+
+  segments_BT = sharding.constrain(jnp.asarray(batch['segment_ids']), 'batch', None)
+  mask_BT = (segments_BT > 0) & (shifted(segments_BT, k) == segments_BT)
+  read_BT, targets_BT = (shifted(batch['targets'], by) for by in (k - 1, k))
+  return tuple(
+    sharding.constrain(x_BT, 'batch', 'length')
+    for x_BT in (jnp.where(mask_BT, read_BT, 0), jnp.where(mask_BT, targets_BT, 0), mask_BT))
+
+
+def multi_token(
+  config: model.ModelConfig,
+  params: PyTree,
+  trunk_BTD: jax.Array,
+  batch: Mapping[str, jax.Array],
+  *,
+  total_tokens: jax.Array,
+  chunk: int = 512,
+) -> tuple[jax.Array, dict[str, jax.Array]]:
+  """1/D Σ_k of the modules' cross entropies over `total_tokens` (DeepSeek-V3, eq. 25, without λ).
+
+  Conventions are those of `layers.MTPModule`. Parallel modules are computed and differentiated one
+  after another, each with its head: memory does not grow with their number. Sequential ones build
+  on each other, so their activations are kept, as those of as many layers.
+
+  Args:
+    trunk_BTD: aux['trunk_BTD'] of `model.hidden`.
+  Returns:
+    The weighted sum, and `mtp_sum_M` and `mtp_tokens_M`, sums per module.
+  """
+  depth = config.mtp_depth
+  what = [ahead(batch, k + 1) for k in range(depth)]
+  read, targets, masks = (jnp.stack(x) for x in zip(*what, strict=True))
+  masks = masks.astype(jnp.float32)
+  documents = {'positions_BT': batch['positions'], 'segment_ids_BT': batch['segment_ids']}
+  def one(params, trunk_BTD, module, k, documents):
+    x_BTD, hidden_BTD = model.mtp_hidden(
+      config, params, module, trunk_BTD, k['read'], **documents)
+    loss, places = head_loss(
+      config, hidden_BTD, model.unembedding(config, params), k['targets'],
+      k['mask'] / (depth * k['total']), chunk=chunk)
+    return x_BTD, loss, jnp.sum(places['nll'] * k['mask'])
+
+  total_M = jnp.broadcast_to(total_tokens, (depth,))
+  known = {'read': read, 'targets': targets, 'mask': masks, 'total': total_M}
+  if config.mtp == 'parallel':
+    outer = {k: x for k, x in params.items() if k not in ('mtp', 'blocks')}
+
+    def part(shared, module, k, documents):
+      outer, trunk_BTD = shared
+      _, loss, sum_ = one(outer, trunk_BTD, module, k, documents)
+      return loss, sum_
+
+    loss, sums = summed(part, (outer, trunk_BTD), params['mtp'], known, documents)
+  else:
+    loss, sums, x_BTD = 0.0, [], trunk_BTD
+    for k in range(depth):
+      module, knows = jax.tree.map(lambda x, k=k: x[k], (params['mtp'], known))
+      x_BTD, term, sum_ = one(params, x_BTD, module, knows, documents)
+      loss += term
+      sums.append(sum_)
+    sums = jnp.stack(sums)
+  return loss, {'mtp_sum_M': sums, 'mtp_tokens_M': jnp.sum(masks, axis=(1, 2))}

@@ -1,0 +1,219 @@
+"""What a run begins with: what its config means (`prepare`), and where it stands (`newest`)."""
+
+import dataclasses
+import json
+from collections.abc import Mapping, Sequence
+from typing import Any, NamedTuple
+
+import jax
+
+import smoljax
+from smoljax import model, sharding
+from smoljax.checkpoints import load, store
+from smoljax.data import teacher_cache
+from smoljax.data.batches import Batches, Stage, make_stages
+from smoljax.data.corpus import open_corpus
+from smoljax.evals.held_out import Document, load_held_out
+from smoljax.optim import mup
+from smoljax.train import distill
+from smoljax.train.step import Plan, PyTree, make_mesh, make_plan
+
+
+@dataclasses.dataclass(frozen=True)
+class Run:
+  """What stays the same from a run's first step to its last."""
+
+  config: Any
+  model_config: model.ModelConfig
+  directory: str
+  mesh: jax.sharding.Mesh
+  batches: Batches
+  stages: Sequence[Stage]
+  held_out: Mapping[str, Sequence[Document]]  # of each corpus
+  plan: Plan
+  teacher_params: PyTree  # None without a teacher
+  meta: dict  # stored with each checkpoint
+
+  @property
+  def key(self) -> jax.Array:
+    """The key of what is initialised."""
+    return jax.random.fold_in(jax.random.key(self.config.seed), _name_seed('init'))
+
+  def stage(self, step: int) -> Stage:
+    """The stage that the step after `step` belongs to."""
+    return next(s for s in self.stages if s.start <= step < s.stop)
+
+  def tokens(self, step: int) -> int:
+    """Places of all batches up to a step, padding included."""
+    return step * self.config.train.rows * self.config.data.seq_len
+
+
+class Snapshot(NamedTuple):
+  """Where a run stands: after `step` steps."""
+
+  step: int
+  state: dict  # {params, opt_state}, on the mesh
+  position: dict  # of the data
+
+
+def prepare(
+  config: Any,
+  model_config: model.ModelConfig,
+  corpora: Mapping[str, str],
+  directory: str,
+  *,
+  targets: Mapping[str, str] | None = None,
+  caches: Mapping[str, str] | None = None,
+  meta: Mapping[str, Any] | None = None,
+) -> Run:
+  """Opens what a run reads and plans its step; for arguments and errors see loop.train."""
+  t, mesh = config.train, make_mesh(config, model_config)
+  opened = {name: open_corpus(path, 'train', name) for name, path in corpora.items()}
+  if config.diagnostics.every and mesh.shape['context'] > 1:
+    raise ValueError('diagnostics.every needs whole rows: set it to 0, or mesh.context to 1')
+  held_out = load_held_out(targets or corpora, limit=t.eval_documents)
+  stages = make_stages(t.stages, t.steps)
+  cached = teacher_cache.open_caches(caches or {}, opened)
+  batches = Batches(
+    opened,
+    stages,
+    caches=cached,
+    rows=t.rows,
+    seq_len=config.data.seq_len,
+    window=config.data.window,
+    max_segments=config.data.max_segments,
+    seed=config.seed,
+    local_rows=sharding.local_rows(mesh, t.rows),
+  )
+  model_config = dataclasses.replace(model_config, max_segments=batches.max_segments)
+  meta = {
+    **(meta or {}),
+    'model': dataclasses.asdict(model_config),
+    'fingerprint': batches.fingerprint(),
+    'code_version': smoljax.__version__,
+  }
+  with jax.set_mesh(mesh):
+    teacher, teacher_params = load_teacher(config.distill, model_config, mesh, cached)
+    plan = make_plan(config, model_config, mesh, teacher)
+  return Run(config, model_config, directory, mesh, batches, stages, held_out, plan,
+             teacher_params, meta)
+
+
+def newest(run: Run, checkpoints: store.Checkpoints) -> Snapshot:
+  """The newest checkpoint; without one that of `train.branch_from`, or fresh parameters.
+
+  Raises ValueError for a checkpoint that was trained on other batches.
+  """
+  restored = checkpoints.restore(run.plan.params, run.plan.opt_state)
+  if restored is None:
+    return _branch(run) if run.config.train.branch_from else _fresh(run)
+  step, *arrays, position, stored = restored
+  if stored['fingerprint'] != run.meta['fingerprint']:
+    raise ValueError(
+      f'{run.directory}: the checkpoint at step {step} was trained on another stream of batches '
+      '(corpus, mixture, rows or seed differ): use a fresh workdir'
+    )
+  return Snapshot(step, dict(zip(('params', 'opt_state'), arrays, strict=True)), position)
+
+
+def _branch(run: Run) -> Snapshot:
+  t, batches = run.config.train, run.batches
+  step, *arrays, position, stored = store.restore_other(
+    t.branch_from, run.plan.params, run.plan.opt_state)
+  if stored.get('past') != batches.fingerprint(step):
+    raise ValueError(
+      f'train.branch_from={t.branch_from}: before its step {step} other batches were trained '
+      'on than this config has there: let corpora, rows, seed, and train.stages up to that '
+      'step be the same'
+    )
+  if step >= t.steps:
+    raise ValueError(
+      f'train.branch_from={t.branch_from} is at step {step}, but train.tokens={t.tokens} end '
+      f'with step {t.steps}: raise them, or branch from an earlier checkpoint'
+    )
+  return Snapshot(step, dict(zip(('params', 'opt_state'), arrays, strict=True)), position)
+
+
+def _fresh(run: Run) -> Snapshot:
+  plan = run.plan
+  params = first_params(
+    run.config.train.init_from, run.model_config, run.key, plan.params, plan.scales)
+  if plan.teacher:
+    more = plan.teacher.init(run.key)
+    params |= jax.device_put(more, sharding.shardings(more, run.mesh))
+  places = plan.places
+  init = jax.jit(plan.optimizer.init, out_shardings=places['optimizer'])
+  opt_state = {
+    'optimizer': init(params), 'guard': jax.device_put(plan.fresh_guard, places['guard'])}
+  return Snapshot(0, {'params': params, 'opt_state': opt_state}, iter(run.batches).get_state())
+
+
+def load_teacher(
+  config: Any,
+  student: model.ModelConfig,
+  mesh: jax.sharding.Mesh,
+  caches: Mapping[str, teacher_cache.Cache],
+) -> tuple[distill.Teacher | None, PyTree]:
+  """The teacher that `config` (section distill of configs/base.py) names, and its parameters.
+
+  They are in the student's compute dtype, on the mesh: all of them if it runs beside the student,
+  the output matrix for stored hidden states, nothing for samples.
+
+  Raises ValueError if teacher, student and caches do not fit each other.
+  """
+  if not config.teacher:
+    return None, None
+  given = {f.name: config[f.name] for f in dataclasses.fields(distill.Teacher) if f.name in config}
+  if config.cache != 'none':
+    found = json.loads(json.dumps(load.weights_fingerprint(config.teacher)))
+    for name, cache in caches.items():
+      wanted = {'cache': config.cache, 'teacher': found}
+      if config.cache != 'hidden':
+        wanted['temperature'] = config.temperature
+      for what, value in wanted.items():
+        if cache.manifest[what] != value:
+          raise ValueError(
+            f'the teacher cache of {name!r} has another {what} than distill.{what}: '
+            f'{cache.manifest[what]!r}, not {value!r}; write it again')
+    if config.cache != 'hidden':
+      return distill.Teacher(None, student, **given), None
+  teacher, params, _ = load.load_weights(config.teacher)
+  teacher, params = model.without_mtp(teacher, params)
+  teacher = dataclasses.replace(
+    teacher, dtype=student.dtype, attention=student.attention, remat='none',
+    max_segments=student.max_segments)
+  made = distill.Teacher(teacher, student, **given)
+  params = jax.tree.map(lambda x: x.astype(teacher.dtype), params)
+  params = jax.device_put(params, sharding.shardings(params, mesh))
+  if config.cache == 'hidden':
+    params = {'unembed_DV': jax.jit(model.unembedding, static_argnums=0)(teacher, params)}
+  return made, params
+
+
+def first_params(
+  init_from: str, config: model.ModelConfig, key: jax.Array, expected: PyTree,
+  scales: Mapping[str, mup.Multipliers],
+) -> PyTree:
+  """Fresh parameters, or those of another model of the same shape, placed on the mesh that is set.
+
+  What gives parameters no shape may differ: rotary base, context length, which layers rotate.
+  """
+  if not init_from:
+    return mup.initialise(model.init(config, key), scales)
+  params = load.load_weights(init_from)[1]
+  shapes, wanted = (
+    {jax.tree_util.keystr(k): x.shape for k, x in jax.tree_util.tree_leaves_with_path(tree)}
+    for tree in (params, expected)
+  )
+  for name in sorted(shapes.keys() | wanted.keys()):
+    if shapes.get(name) != wanted.get(name):
+      raise ValueError(
+        f'train.init_from={init_from}: its parameter {name} has the shape {shapes.get(name)}, '
+        f'but the config means {wanted.get(name)}: set --config.model.shape and tokenizer to fit'
+      )
+  return jax.device_put(params, jax.tree.map(lambda x: x.sharding, expected))
+
+
+def _name_seed(name: str) -> int:
+  """A 32-bit number that a consumer of randomness folds into the run's key."""
+  return int.from_bytes(name.encode()[:4].ljust(4, b'\0'), 'little')
