@@ -22,8 +22,9 @@ import rich.markup
 import rich.table
 from absl import app, flags, logging
 
-from experiments.engine import report
-from smoljax.report import charts, scaling_page, status_page
+from data_beam.filters import spans
+from data_beam.pdf.thumbnail import thumbnail
+from smoljax.report import charts, run_page, scaling_page, status_page
 
 _WORKDIR = flags.DEFINE_string(
   'workdir', None, 'Directory of a run (experiments.run --workdir), or of corpora.')
@@ -56,7 +57,7 @@ def main(argv: list[str]) -> None:
     if _SCALING.value:
       page = _scaling(_SCALING.value)
     else:
-      page = report.write(_WORKDIR.value, _OUTPUT.value)
+      page = run_page.write(_WORKDIR.value, _OUTPUT.value, spans.find, thumbnail)
   except (OSError, ValueError) as e:
     print(f'error: {e}', file=sys.stderr)
     sys.exit(2)

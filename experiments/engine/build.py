@@ -6,6 +6,7 @@ from typing import Any
 
 from ml_collections import ConfigDict
 
+from data_beam.options import PdfOptions, WebOptions
 from experiments.engine import config as config_lib
 from experiments.engine import steps as steps_lib
 from experiments.engine.corpora import foreign_corpora, tokenizer_facts
@@ -51,10 +52,12 @@ def build_steps(c: ConfigDict, workdir: str) -> list[Step]:
     ]
   steps = [*docs]
   curated = {}
-  for name, run in (('web', steps_lib.run_web), ('pdf', steps_lib.run_pdf)):
+  for name, run, options in (('web', steps_lib.run_web, WebOptions),
+                             ('pdf', steps_lib.run_pdf, PdfOptions)):
     if name not in corpora:
       continue
     found = steps_lib._find(c[name].input, f'--config.{name}.input')
+    beside = steps_lib._find(','.join(options.of(c[name]).files()), f'--config.{name}')
     size = sum(f['bytes'] or 0 for f in found)
     source = f'{len(found)} files, {size / 1e6:.1f} MB' if found else 'the documents above'
     curated[name] = step(
@@ -62,7 +65,7 @@ def build_steps(c: ConfigDict, workdir: str) -> list[Step]:
       run,
       [name],
       needs=[] if c[name].input else docs,
-      outside=found,
+      outside=[found, beside] if beside else found,
       cost=f'curating {source}',
       links={f'corpora/{n}': n for n in (name, f'{name}_rejects')},
     )
@@ -91,13 +94,14 @@ def build_steps(c: ConfigDict, workdir: str) -> list[Step]:
       )
     ]
   steps += tokenizer
+  given = tokenizer_facts(c) if c.tokenizer.path else []
   tokens = {
     name: curated[name] if curated[name].name.startswith('tokenize_') else step(
       f'tokenize_{name}',
       functools.partial(steps_lib.run_tokenize, corpus=name),
       ['tokenize'],
       needs=[curated[name], *tokenizer],
-      outside=tokenizer_facts(c) if c.tokenizer.path else [],
+      outside=given,
       cost=f'the corpus {name!r} to token documents',
       links={f'tokens/{name}': name},
     )

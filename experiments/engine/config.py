@@ -3,12 +3,12 @@
 import dataclasses
 import functools
 import math
-import operator
 import os
 from typing import Any
 
 from ml_collections import ConfigDict
 
+from data_beam.options import PdfOptions, TokenizeOptions, WebOptions
 from experiments.engine.corpora import check_tokenizer
 
 
@@ -115,22 +115,18 @@ def check(c: Any) -> None:
   from smoljax.train import guard, step
   from smoljax.train.step import make_mesh
 
-  known: dict[str, Any] = {'eval.tasks': TASKS}
-  if c.web.enabled:  # else what curates need not be installed
-    from data_beam import filters, html_text
+  TokenizeOptions.of(c.tokenize)
+  for name, options in (('web', WebOptions), ('pdf', PdfOptions)):
+    if c[name].enabled:  # else the libraries that curate need not be here
+      from data_beam.filters.rules import profile
 
-    filters.profile(c.web.filters)
-    known['web.tier'] = html_text.TIERS
-  if c.pdf.enabled:
-    from data_beam import filters, pdf_text
-
-    filters.profile(c.pdf.filters)
-    known['pdf.ocr'] = pdf_text.OCR_MODES
-  for name, valid in known.items():
-    values = functools.reduce(operator.getitem, name.split('.'), c)
-    for value in [values] if isinstance(values, str) else values:
-      if value not in valid:
-        raise ValueError(f'unknown {name} {value!r}: one of {", ".join(valid)}')
+      try:
+        profile(options.of(c[name]).filters)
+      except ValueError as e:
+        raise ValueError(f'--config.{name}: {e}') from None
+  for task in c.eval.tasks:
+    if task not in TASKS:
+      raise ValueError(f'unknown eval.tasks {task!r}: one of {", ".join(TASKS)}')
 
   def divides(what: str, ways: int) -> None:
     if c.train.rows % ways:

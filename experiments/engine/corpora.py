@@ -31,7 +31,7 @@ def foreign_corpora(c: Any) -> dict[str, dict]:
           f'{path} is tokenised: give its tokenizer, {manifest["tokenizer"]}, with '
           '--config.tokenizer.path'
         )
-      if tokenizer_facts(c)['sha256'] != manifest['tokenizer_sha256']:
+      if _sha256(c.tokenizer.path) != manifest['tokenizer_sha256']:
         raise ValueError(f'{path} was tokenised by another file than {c.tokenizer.path}')
     elif manifest['kind'] != 'curated':
       raise ValueError(f'{path} holds {manifest["kind"]}, neither documents nor tokens')
@@ -55,14 +55,16 @@ def tokenizer_facts(c: Any) -> dict:
   """What of the tokenizer that the config names decides its tokens: its bytes, its special ids."""
   from smoljax.data import tokenizer
 
-  if os.path.isdir(c.tokenizer.path):
-    raise ValueError(f'--config.tokenizer.path: {c.tokenizer.path} is a directory: give the file')
-  try:
-    text = tokenizer.load(c.tokenizer.path)
-  except FileNotFoundError as e:
-    raise FileNotFoundError(f'--config.tokenizer.path: {e}') from None
-  with open(text.path, 'rb') as f:
-    return {'sha256': hashlib.file_digest(f, 'sha256').hexdigest(), **text.special._asdict()}
+  path = c.tokenizer.path
+  return {'sha256': _sha256(path), **tokenizer.load(path).special._asdict()}
+
+
+def _sha256(path: str) -> str:
+  if not os.path.isfile(path):
+    raise FileNotFoundError(f'--config.tokenizer.path: {path} is no file: give a SentencePiece '
+                            '.model or a tokenizer.json')
+  with open(path, 'rb') as f:
+    return hashlib.file_digest(f, 'sha256').hexdigest()
 
 
 def check_tokenizer(c: Any) -> None:

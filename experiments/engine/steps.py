@@ -6,6 +6,7 @@ import os
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from data_beam.options import PdfOptions, TokenizeOptions, WebOptions
 from experiments.engine import config as config_lib
 from experiments.engine.cli import console, read_json, write_json
 from experiments.engine.corpora import globs
@@ -24,35 +25,26 @@ def run_crawl(output: str, _: Mapping[str, str], *, c: Any) -> dict:
 
 
 def run_web(output: str, inputs: Mapping[str, str], *, c: Any) -> dict:
-  from data_beam import web
+  from data_beam.web import pipeline as web
 
   path = web.run(
     globs(c.web.input) or [os.path.join(inputs['selfdocs'], 'web', '*.warc.gz')],
     output,
     'web',
-    languages=c.web.languages,
-    min_language_score=c.web.min_language_score,
-    filters=c.web.filters,
-    minhash=c.web.minhash,
-    tier=c.web.tier,
-    limit=c.web.limit or None,
+    WebOptions.of(c.web),
     beam_args=c.beam.args,
   )
   return _corpus_result(path)
 
 
 def run_pdf(output: str, inputs: Mapping[str, str], *, c: Any) -> dict:
-  from data_beam import pdf
+  from data_beam.pdf import pipeline as pdf
 
   path = pdf.run(
     globs(c.pdf.input) or [os.path.join(inputs['selfdocs'], 'pdf', '*.pdf')],
     output,
     'pdf',
-    languages=c.pdf.languages,
-    filters=c.pdf.filters,
-    minhash=c.pdf.minhash,
-    ocr=c.pdf.ocr,
-    limit=c.pdf.limit or None,
+    PdfOptions.of(c.pdf),
     beam_args=c.beam.args,
   )
   return _corpus_result(path)
@@ -96,9 +88,7 @@ def run_tokenize(output: str, inputs: Mapping[str, str], *, c: Any, corpus: str)
     tokenizer_file(c, inputs),
     output,
     corpus,
-    holdout=c.tokenize.holdout,
-    share=c.tokenize.share,
-    bos=c.tokenize.bos,
+    TokenizeOptions.of(c.tokenize),
     beam_args=c.beam.args,
   )
   splits = read_json(os.path.join(path, 'manifest.json'))['splits'].values()
@@ -236,9 +226,11 @@ def run_coordinate_check(output: str, _: Mapping[str, str], *, c: Any) -> dict:
 
 
 def run_report(output: str, _: Mapping[str, str], *, workdir: str) -> dict:
-  from experiments.engine import report
+  from data_beam.filters import spans
+  from data_beam.pdf.thumbnail import thumbnail
+  from smoljax.report import run_page
 
-  report.write(workdir, os.path.join(output, 'report'))
+  run_page.write(workdir, os.path.join(output, 'report'), spans.find, thumbnail)
   return {}
 
 
@@ -249,10 +241,10 @@ def _find(patterns: str, flag: str) -> list[dict]:
   """The files that comma-separated globs match, with sizes; raises if one matches nothing."""
   if not patterns:
     return []
-  from data_beam import sources
+  from data_beam.sources.files import expand
 
   try:
-    return sources.expand(globs(patterns))
+    return expand(globs(patterns))
   except (OSError, ValueError) as e:
     raise type(e)(f'{flag}: {e}') from None
 
