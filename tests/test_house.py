@@ -54,6 +54,8 @@ LONG = {
   'configs.base.get_config': 'every default, once, with its unit: a list to look things up in',
 }
 MANY = {
+  'smoljax.evals.run.evaluate': 'users rely on it: a model, what it is asked, and how',
+  'smoljax.optim.muon.scale_by_muon': 'users rely on it: each is a hyperparameter of the method',
   'smoljax.model.attention.attention': 'the function of a paper: three arrays and what masks them',
 }
 

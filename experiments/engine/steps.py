@@ -247,7 +247,7 @@ def globs(patterns: str) -> list[str]:
   return [p.strip() for p in patterns.split(',') if p.strip()]
 
 
-def _find(patterns: str, flag: str) -> list[dict]:
+def find_files(patterns: str, flag: str) -> list[dict]:
   """The files that comma-separated globs match, with sizes; raises if one matches nothing."""
   if not patterns:
     return []
