@@ -390,8 +390,7 @@ def test_equal_shapes_share_one_call(monkeypatch):
   shapes = []
   original = newton_schulz_lib.newton_schulz
   monkeypatch.setattr(
-    newton_schulz_lib,
-    'newton_schulz',
+    'smoljax.optim.muon.newton_schulz',
     lambda x, *args: shapes.append(x.shape) or original(x, *args),
   )
   tx = muon.scale_by_muon(VIEWS, **JORDAN)
