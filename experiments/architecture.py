@@ -38,6 +38,7 @@ from configs import base
 from experiments.engine.cli import console, read_json
 from experiments.engine.config import model_config, resolve, use_all_cores
 from experiments.engine.graph import Graph, Step
+from smoljax import metrics
 from smoljax.report import architecture_page
 
 _CORPUS = flags.DEFINE_list('corpus', [], 'Tokenised corpora, DIR/NAME/VERSION, with commas.')
@@ -193,13 +194,14 @@ def _train(
   from smoljax.train import loop
   from smoljax.train.telemetry import Diverged
 
-  say = lambda line: console.print(f'{c.name}: {line}')
+  log_line = lambda line: console.print(f'{c.name}: {line}')
   try:
-    result = loop.train(c, model_config(c, _vocab_size(corpora)), corpora, output, log_line=say)
+    result = loop.train(
+      c, model_config(c, _vocab_size(corpora)), corpora, output, log_line=log_line)
   except Diverged as e:
     return {'diverged': str(e)}
-  with open(os.path.join(output, 'metrics.jsonl')) as f:
-    last = [r for r in map(json.loads, f) if any(k.startswith('val/') for k in r)][-1]
+  rows = metrics.read_rows(os.path.join(output, 'metrics.jsonl'))
+  last = [r for r in rows if any(k.startswith('val/') for k in r)][-1]
   held_out = {
     name: sum(len(d['tokens']) - 1 for d in documents)
     for name, documents in load_held_out(corpora, limit=c.train.eval_documents).items()
@@ -532,8 +534,8 @@ def _train_in_parallel(
   code = 'import sys; from experiments import architecture; architecture._worker(sys.argv[1])'
   workers = []
   for part in range(min(parallel, len(variants))):
-    mine = {'corpora': list(corpora), 'variants': variants[part::parallel], **arguments}
-    command = [sys.executable, '-c', code, json.dumps([output, mine])]
+    job = {'corpora': list(corpora), 'variants': variants[part::parallel], **arguments}
+    command = [sys.executable, '-c', code, json.dumps([output, job])]
     workers.append(subprocess.Popen(command, env=environment))
   try:
     failed = sum(worker.wait() != 0 for worker in workers)

@@ -86,7 +86,7 @@ def _evaluate() -> dict:
       batch_size=_BATCH_SIZE.value,
       limit=_LIMIT.value,
       seed=_SEED.value,
-      say=console.print,
+      log_line=console.print,
     )
   results = {'checkpoint': _CHECKPOINT.value, **results}
   temporary = f'{_OUTPUT.value}.tmp'

@@ -6,7 +6,7 @@
 
 One layer's attention (SmolLM3-3B's heads), forward and backward, as one JSON line each: `gather`
 is smoljax.attention; `ring` (Liu et al., arXiv:2310.01889) is written here with the same products,
-on the same dealt rows, its keys and their gradients going from device to device. Bytes are those
+on the same zigzag rows, its keys and their gradients going from device to device. Bytes are those
 that a device receives, read off the compiled program; temporaries are the compiler's figure.
 `exchange` is the gathering and scattering alone: the most that a ring could hide.
 """
@@ -34,7 +34,7 @@ QUERIES = ('batch', 'length', 'heads', 'head_dim')
 
 def gather(q, k, v, places, implementation):
   return attention(
-    q, k, v, q_positions_BT=places, kv_positions_BS=places, in_order=True, dealt=True,
+    q, k, v, q_positions_BT=places, kv_positions_BS=places, in_order=True, zigzag=True,
     implementation=implementation)[0]
 
 
@@ -102,11 +102,11 @@ def main(_: list[str]) -> None:
   with jax.set_mesh(mesh):
     q, k, v, dout = (
       sharding.constrain(
-        sharding.deal(jnp.asarray(rng.standard_normal((1, T, n, H), np.float32), jnp.bfloat16)),
+        sharding.zigzag(jnp.asarray(rng.standard_normal((1, T, n, H), np.float32), jnp.bfloat16)),
         *names)
       for n, names in ((N, QUERIES), (K, KEYS), (K, KEYS), (N, QUERIES))
     )  # fmt: skip
-    places = sharding.deal(jnp.arange(T, dtype=jnp.int32)[None])
+    places = sharding.zigzag(jnp.arange(T, dtype=jnp.int32)[None])
     reference = None
     for function, implementation in (
       (gather, 'auto'), (gather, 'xla'), (ring, 'xla'), (exchange, 'none')):

@@ -32,7 +32,7 @@ import optax
 
 from configs import base, mtp
 from experiments.benchmarks.optimizer_contest import batch_of, make_tokens
-from smoljax import model, optim
+from smoljax import metrics, model, optim
 from smoljax.inference import cache
 from smoljax.inference.generate import generate
 from smoljax.inference.sampling import Sampling
@@ -69,10 +69,10 @@ def settings(rate: float, steps: int):
 
 
 def fit(config, text, *, steps=STEPS, rate=LEARNING_RATE, seeds=SEEDS, weight=0.0, teacher=None,
-        teacher_params=None, said=None):
+        teacher_params=None, cached=None):
   """Trained parameters [seeds, …], the curve of losses, and seconds of a step of one seed.
 
-  `said`: what a teacher's cache holds of each row of text.train.
+  `cached`: what a teacher's cache holds of each row of text.train.
   """
   optimizer, _ = optim.make_optimizer(
     settings(rate, steps), model.abstract_params(config), steps)
@@ -82,10 +82,10 @@ def fit(config, text, *, steps=STEPS, rate=LEARNING_RATE, seeds=SEEDS, weight=0.
     params = model.init(config, jax.random.key(seed))
     return params, optimizer.init(params)
 
-  def advance(state, numbers_JB, rows, said, teacher_params):
+  def advance(state, numbers_JB, rows, cached, teacher_params):
     def step(state, numbers_B):
       params, opt_state = state
-      batch = batch_of(rows[numbers_B]) | {k: x[numbers_B] for k, x in (said or {}).items()}
+      batch = batch_of(rows[numbers_B]) | {k: x[numbers_B] for k, x in (cached or {}).items()}
       if 'teacher_ids' in batch:
         batch['teacher_ids'] = batch['teacher_ids'].astype(jnp.int32)
 
@@ -113,7 +113,7 @@ def fit(config, text, *, steps=STEPS, rate=LEARNING_RATE, seeds=SEEDS, weight=0.
   curve, times = [], []
   for at in range(0, steps, 25):
     began = time.perf_counter()
-    states, losses = run(states, orders[:, at : at + 25], text.train, said, teacher_params)
+    states, losses = run(states, orders[:, at : at + 25], text.train, cached, teacher_params)
     curve.append(np.asarray(losses).mean(axis=1))
     times.append((time.perf_counter() - began) / 25 / seeds)
   return states[0], np.stack(curve, axis=1), float(np.median(times[1:]))
@@ -190,7 +190,7 @@ def distillation(data: pathlib.Path, output: pathlib.Path, *, decoding: bool = F
   sampled, top = caches(large, params, text)
   make = functools.partial(distill.Teacher, large, config)
   quarter = STEPS // 4
-  for name, steps, teacher, theirs, said in (
+  for name, steps, teacher, theirs, cached in (
     ('cross entropy', STEPS, None, None, None),
     ('beside the teacher', STEPS, make(weight=1.0), params, None),
     ('50 draws', STEPS, make('sampled', weight=1.0), None, sampled),
@@ -201,7 +201,7 @@ def distillation(data: pathlib.Path, output: pathlib.Path, *, decoding: bool = F
     ('50 draws, half cross entropy', STEPS, make('sampled', weight=0.5), None, sampled),
   ):
     found, curve, seconds = fit(
-      config, text, steps=steps, teacher=teacher, teacher_params=theirs, said=said)
+      config, text, steps=steps, teacher=teacher, teacher_params=theirs, cached=cached)
     record(output, name, 'code', score(config, text, found), curve, seconds, steps=steps)
 
 
@@ -209,7 +209,7 @@ def caches(config, params, text) -> tuple[dict, dict]:
   """Fifty draws of each place of the training rows, and the twelve likeliest ids."""
 
   @jax.jit
-  def say(key, rows_BX):
+  def teacher_says(key, rows_BX):
     hidden_BTD, _ = model.hidden(config, params, rows_BX[:, :-1].astype(jnp.int32))
     unembed_DV = model.unembedding(config, params)
 
@@ -224,7 +224,7 @@ def caches(config, params, text) -> tuple[dict, dict]:
 
   began, parts = time.perf_counter(), []
   for at in range(0, len(text.train), 64):
-    parts.append(say(jax.random.key(at), text.train[at : at + 64]))
+    parts.append(teacher_says(jax.random.key(at), text.train[at : at + 64]))
   draws, ids, p = (jnp.concatenate(x) for x in zip(*parts, strict=True))
   print(f'caches of {len(draws) * SEQ_LEN:,} places: {time.perf_counter() - began:.0f} s')
   return ({'teacher_ids': draws, 'teacher_shares': jnp.ones_like(draws, jnp.uint8)},
@@ -354,7 +354,7 @@ def step_times(shape: str, rows: int, seq_len: int, width: int, repeats: int = 8
 
 def report(output: pathlib.Path) -> None:
   """Markdown tables of the runs: mean and standard deviation over seeds."""
-  rows = [json.loads(line) for line in (output / 'runs.jsonl').read_text().splitlines()]
+  rows = metrics.read_rows(output / 'runs.jsonl')
   print('| data | objective | bits per byte | loss | calibration error | copy | far | ms |')
   print('|---|---|---|---|---|---|---|---|')
   for data, name in dict.fromkeys((r['data'], r['name']) for r in rows):

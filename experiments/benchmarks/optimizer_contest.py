@@ -45,7 +45,7 @@ import optax
 
 from configs import base, optimizer_contest
 from experiments.benchmarks.optimizer_step import matrix_dims
-from smoljax import model, optim
+from smoljax import metrics, model, optim
 from smoljax.optim.matrices import path_name
 from smoljax.optim.qk_clip import qk_clip, qk_clip_grads, qk_rates
 from smoljax.train import diagnostics, objectives
@@ -277,8 +277,8 @@ def spectrum(params: dict) -> float:
 
 
 def read(output: pathlib.Path) -> list[dict]:
-  path = output / 'runs.jsonl'
-  return [json.loads(line) for line in path.read_text().splitlines()] if path.exists() else []
+  """The rows of all runs there are in a folder of the contest."""
+  return metrics.read_rows(output / 'runs.jsonl')
 
 
 def tried(rows: list[dict], name: str) -> dict[Cell, float]:
@@ -389,17 +389,17 @@ def summarize(rows: list[dict], draws: int = 2000) -> list[dict]:
                   key=lambda seeds: np.mean([seed[end]['loss'] for seed in seeds.values()]))
   rng = np.random.default_rng(0)
 
-  def ratio(name, mine, theirs):
-    target = np.mean([reference[s][end]['loss'] for s in theirs])
+  def ratio(name, seeds, reference_seeds):
+    target = np.mean([reference[s][end]['loss'] for s in reference_seeds])
     steps = sorted(next(iter(curves[name].values())))
-    mean = [np.mean([curves[name][s][k]['loss'] for s in mine]) for k in steps]
+    mean = [np.mean([curves[name][s][k]['loss'] for s in seeds]) for k in steps]
     return steps_to(target, np.array(steps), np.array(mean)) / end
 
   out = []
   for name, seeds in curves.items():
-    names, theirs = sorted(seeds), sorted(reference)
-    resampled = [ratio(name, rng.choice(names, len(names)), rng.choice(theirs, len(theirs)))
-                 for _ in range(draws)]
+    names, reference_seeds = sorted(seeds), sorted(reference)
+    resample = lambda of: rng.choice(of, len(of))
+    resampled = [ratio(name, resample(names), resample(reference_seeds)) for _ in range(draws)]
     finals = [seeds[s][end] for s in names]
     losses = tried(rows, name)
     lr, decay = best(losses)
@@ -408,7 +408,7 @@ def summarize(rows: list[dict], draws: int = 2000) -> list[dict]:
       'losses': [f['loss'] for f in finals],
       'max_logit': max(f['max_logit'] for f in finals),
       'entropy': next(f['weight_entropy'] for f in finals if 'weight_entropy' in f),
-      'ratio': ratio(name, names, theirs),
+      'ratio': ratio(name, names, reference_seeds),
       'reference': seeds is reference,
       'interval': tuple(np.quantile(resampled, [.025, .975], method='nearest').tolist()),
     })

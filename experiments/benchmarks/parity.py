@@ -152,7 +152,7 @@ def main() -> None:
     if args.texts:
       with open(args.texts, 'w') as file:
         file.writelines(json.dumps(row) + '\n' for row in rows)
-  mine = ours(rows)
+  our_result = ours(rows)
   with tempfile.NamedTemporaryFile('w', suffix='.json') as job:
     json.dump({'rows': rows, 'tables': {k: dict(v) for k, v in filters.FINEWEB2_TABLES.items()},
                'stop_words': {k: sorted(v) for k, v in filters.STOP_WORDS.items()}}, job)
@@ -162,7 +162,7 @@ def main() -> None:
   for language in LANGUAGES:
     ids = [row['id'] for row in rows if row['language'] == language]
     characters = sum(len(row['text']) for row in rows if row['language'] == language)
-    pairs = [(key, mine['verdicts'][key], other['verdicts'][key]) for key in ids]
+    pairs = [(key, our_result['verdicts'][key], other['verdicts'][key]) for key in ids]
     apart = [pair for pair in pairs if pair[1][0] != pair[2][0]]
     print(json.dumps({
       'language': language, 'documents': len(ids), 'mean_characters': characters // len(ids),
@@ -171,17 +171,17 @@ def main() -> None:
       'same_reason': 1 - len(apart) / len(ids),
       'same_text': sum(a[1] == b[1] for _, a, b in pairs if a[0] is None is b[0])
       / max(1, sum(a[0] is None is b[0] for _, a, b in pairs)),
-      'ours_docs_per_cpu_second': round(len(ids) / mine['warm'][language]),
-      'ours_cold': round(len(ids) / mine['cold'][language]),
+      'ours_docs_per_cpu_second': round(len(ids) / our_result['warm'][language]),
+      'ours_cold': round(len(ids) / our_result['cold'][language]),
       'datatrove_docs_per_cpu_second': round(len(ids) / other['warm'][language], 1)}))
     for key, a, b in apart:
       print(json.dumps({'id': key, 'ours': a[0], 'datatrove': b[0]}))
-  same = sum(mine['signatures'][row['id']] == other['signatures'][row['id']] for row in rows)
+  same = sum(our_result['signatures'][row['id']] == other['signatures'][row['id']] for row in rows)
   print(json.dumps({
     'minhash': '14x8 xxh64, words of spaCy', 'documents': len(rows),
     'same_signature': same / len(rows),
-    'ours_docs_per_cpu_second': round(len(rows) / mine['xxh64']),
-    'ours_fast_docs_per_cpu_second': round(len(rows) / mine['fast']),
+    'ours_docs_per_cpu_second': round(len(rows) / our_result['xxh64']),
+    'ours_fast_docs_per_cpu_second': round(len(rows) / our_result['fast']),
     'datatrove_docs_per_cpu_second': round(len(rows) / other['minhash'], 1)}))
 
 

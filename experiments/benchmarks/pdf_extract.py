@@ -134,7 +134,7 @@ def twins(data: pathlib.Path, tools: dict[str, Callable]) -> None:
         continue
       (pages,) = read([data / f'pdf/multilingual/debian-reference.{language}.pdf'])
       found = words('\n\n'.join(pages))
-      say(part='twins', language=language, tool=name, pages=len(pages), **scores(gold, found),
+      print_row(part='twins', language=language, tool=name, pages=len(pages), **scores(gold, found),
           with_chapter_contents=scores(with_contents, found))
 
 
@@ -158,7 +158,7 @@ def order(data: pathlib.Path, tools: dict[str, Callable]) -> None:
     for file, pages in zip(references, read([data / 'pdf' / f for f in references]), strict=True):
       found, gold = hashes(pages[0]), references[file]
       ratio = common_subsequence(gold, found) / max(len(gold), len(found))
-      say(part='order', file=file, tool=name, ratio=round(ratio, 4))
+      print_row(part='order', file=file, tool=name, ratio=round(ratio, 4))
 
 
 def ocr(data: pathlib.Path, tools: dict[str, Callable]) -> None:
@@ -176,7 +176,7 @@ def ocr(data: pathlib.Path, tools: dict[str, Callable]) -> None:
       found = ' '.join(pdf_text.parse(body, ocr='always').text.split())
       seconds.append(cpu_seconds() - start)
     pdf_ocr.engine = usual
-    say(part='ocr', tool=name, characters=len(gold), cpu_seconds=round(min(seconds), 2),
+    print_row(part='ocr', tool=name, characters=len(gold), cpu_seconds=round(min(seconds), 2),
         character_error_rate=round(distance(gold, found) / len(gold), 4))
 
 
@@ -209,7 +209,7 @@ def cut(data: pathlib.Path, tools: dict[str, Callable]) -> None:
       continue
     counts['ours'] += 1
     counts['ours_with_text'] += any(page.get_textpage().count_chars() for page in document)
-  say(part='cut', **counts)
+  print_row(part='cut', **counts)
 
 
 def speed(data: pathlib.Path, tools: dict[str, Callable]) -> None:
@@ -225,7 +225,7 @@ def speed(data: pathlib.Path, tools: dict[str, Callable]) -> None:
         pages = sum(map(len, tools[name](paths)))
         best[name] = pages, min(best[name][1], cpu_seconds() - start)
     for name, (pages, seconds) in best.items():
-      say(part='speed', set=which, tool=name, files=len(paths), pages=pages,
+      print_row(part='speed', set=which, tool=name, files=len(paths), pages=pages,
           pages_per_cpu_second=round(pages / seconds, 1))
 
 
@@ -234,7 +234,7 @@ def cpu_seconds() -> float:
     resource.getrusage, (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN)))
 
 
-def say(**row) -> None:
+def print_row(**row) -> None:
   print(json.dumps(row), flush=True)
 
 

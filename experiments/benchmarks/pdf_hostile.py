@@ -121,7 +121,7 @@ def hostile(data: pathlib.Path) -> Iterator[tuple[str, bytes]]:
 def main(_) -> None:
   good = [written(3, seed) for seed in range(5)]
   outcomes: dict[str, collections.Counter] = collections.defaultdict(collections.Counter)
-  lost = asked = 0
+  lost = good_documents = 0
   slowest, untyped = 0.0, set()
   with Extractor(pdf_text.Limits(wall_seconds=20)) as extractor:
     digest = lambda body: hashlib.sha256(
@@ -139,14 +139,14 @@ def main(_) -> None:
       outcomes[kind][outcome] += 1
       slowest = max(slowest, time.monotonic() - start)
       if i % EVERY == 0 or kind != 'mutated':
-        asked += 1
+        good_documents += 1
         try:
           lost += digest(good[i % len(good)]) != expected[i % len(good)]
         except pdf_text.PdfError:
           lost += 1
   peak = resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss * 1024
   print(json.dumps({
-    'good_documents': asked, 'lost': lost, 'untyped': sorted(untyped),
+    'good_documents': good_documents, 'lost': lost, 'untyped': sorted(untyped),
     'outcomes': outcomes, 'peak_worker_gb': round(peak / 1e9, 3),
     'slowest_seconds': round(slowest, 1)}))
 

@@ -104,15 +104,15 @@ def report(output: pathlib.Path, rows: list[dict]) -> None:
   lines = ['| optimizer | step | loss | moved | entropy of the update | of the weights | cosine |',
            '|---|---|---|---|---|---|---|']
   for name in dict.fromkeys(r['name'] for r in rows):
-    mine = [r for r in rows if r['name'] == name]
-    at = [r['step'] for r in mine]
+    of_name = [r for r in rows if r['name'] == name]
+    at = [r['step'] for r in of_name]
     for i, key in enumerate(('update', 'weights')):
-      axes[i].plot(at, [r[key] for r in mine], marker='.', label=contest.NAMES[name])
+      axes[i].plot(at, [r[key] for r in of_name], marker='.', label=contest.NAMES[name])
       axes[i].set(xlabel='step', ylabel='entropy of singular values', title=f'of the {key}')
-    for key in (k for k in mine[0] if k.startswith('cos/')):
+    for key in (k for k in of_name[0] if k.startswith('cos/')):
       label = f'{contest.NAMES[name]} and {contest.NAMES[key[4:]]}'
-      axes[2].plot(at, [r[key] for r in mine], marker='.', label=label)
-    for r in (mine[0], mine[len(mine) // 2], mine[-1]):
+      axes[2].plot(at, [r[key] for r in of_name], marker='.', label=label)
+    for r in (of_name[0], of_name[len(of_name) // 2], of_name[-1]):
       cosines = ', '.join(f'{r[k]:.2f} ({contest.NAMES[k[4:]]})' for k in r if k[:4] == 'cos/')
       lines.append(f'| {contest.NAMES[name]} | {r["step"]} | {r["loss"]:.3f} | {r["moved"]:.2f} | '
                    f'{r["update"]:.3f} | {r["weights"]:.3f} | {cosines or "–"} |')

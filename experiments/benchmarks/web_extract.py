@@ -100,7 +100,7 @@ def main(argv):
   if not sets:
     sys.exit('web_extract: give --aeb=DIR or --trafilatura_eval=DIR')
 
-  def say(name, data, score, gold, texts, seconds):
+  def print_row(name, data, score, gold, texts, seconds):
     print(json.dumps({'extractor': name, 'data': data, 'pages': len(texts), **score(texts, gold),
                       'pages_per_cpu_second': round(len(texts) / seconds, 1)}), flush=True)
 
@@ -109,13 +109,13 @@ def main(argv):
       html_text.extract(bodies[0], tier=tier)   # imports
       start = time.process_time()
       texts = [html_text.extract(b, tier=tier) for b in bodies]
-      say(f'smoljax {tier}', data, score, gold, texts, time.process_time() - start)
+      print_row(f'smoljax {tier}', data, score, gold, texts, time.process_time() - start)
     if _OTHERS.value:
       done = subprocess.run([_OTHERS.value, '-c', OTHERS], text=True, capture_output=True,
                             input=json.dumps([html_text.decode(b) for b in bodies]), check=True)
       for line in done.stdout.splitlines():
         name, texts, seconds = json.loads(line)
-        say(name, data, score, gold, texts, seconds)
+        print_row(name, data, score, gold, texts, seconds)
 
 
 if __name__ == '__main__':

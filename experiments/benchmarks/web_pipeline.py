@@ -176,9 +176,9 @@ def run_datatrove(python: str, paths: list[str]) -> dict:
 def main(argv):
   del argv
   paths = [os.path.abspath(f['path']) for f in sources.expand(_INPUT.value)]
-  say = lambda **row: print(json.dumps(row), flush=True)
+  print_row = lambda **row: print(json.dumps(row), flush=True)
   if _DATATROVE.value:
-    say(system='datatrove 0.10.1', what='stages', **run_datatrove(_DATATROVE.value, paths))
+    print_row(system='datatrove 0.10.1', what='stages', **run_datatrove(_DATATROVE.value, paths))
   for tier in _TIERS.value:
     for repeat in map(int, _REPEAT.value):
       with tempfile.TemporaryDirectory() as folder:
@@ -191,9 +191,9 @@ def main(argv):
               os.symlink(path, copies[-1])
         row = dict(system='smoljax', tier=tier, repeat=repeat)
         if repeat <= 4:     # it holds every document
-          say(**row, what='stages', **run_stages(copies, tier))
+          print_row(**row, what='stages', **run_stages(copies, tier))
         if _BEAM.value:
-          say(**row, what='beam', **run_beam(copies, tier))
+          print_row(**row, what='beam', **run_beam(copies, tier))
 
 
 if __name__ == '__main__':

@@ -125,11 +125,11 @@ def check(c: Any) -> None:
       if value not in valid:
         raise ValueError(f'unknown {name} {value!r}: one of {", ".join(valid)}')
 
-  def divides(what: str, ways: int) -> None:
-    if c.train.rows % ways:
-      rows = -(-c.train.rows // ways) * ways
+  def divides(what: str, num_shards: int) -> None:
+    if c.train.rows % num_shards:
+      rows = -(-c.train.rows // num_shards) * num_shards
       raise ValueError(
-        f'a batch of {c.train.rows} rows does not divide over {what} = {ways}: try '
+        f'a batch of {c.train.rows} rows does not divide over {what} = {num_shards}: try '
         f'--config.train.batch_tokens={rows * c.data.seq_len}')
 
   metrics.require_wandb(c.wandb)

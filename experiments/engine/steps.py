@@ -119,7 +119,7 @@ def run_teacher_cache(output: str, inputs: Mapping[str, str], *, c: Any, corpus:
     c.distill.teacher, corpus_dir(inputs[f'tokenize_{corpus}'], corpus), output, corpus,
     kind=c.distill.cache, draws=c.distill.draws, temperature=c.distill.temperature,
     seq_len=c.data.seq_len, batch_size=c.eval.batch_size, seed=c.seed,
-    corpus_tokenizer=c.tokenizer.path, say=console.print)
+    corpus_tokenizer=c.tokenizer.path, log_line=console.print)
   return {k: read_json(os.path.join(path, 'manifest.json'))[k]
           for k in ('places', 'bytes_per_token')}
 
@@ -164,7 +164,7 @@ def run_evaluate(output: str, inputs: Mapping[str, str], *, c: Any, targets: Seq
     bos=c.tokenize.bos,
     batch_size=c.eval.batch_size,
     seq_len=c.data.seq_len,
-    say=console.print,
+    log_line=console.print,
   )
   result = evaluate(
     config,
@@ -227,7 +227,7 @@ def run_coordinate_check(output: str, _: Mapping[str, str], *, c: Any) -> dict:
   from smoljax.report import coordinate_page
   from smoljax.scaling import coordinate_check
 
-  rows = coordinate_check.check(c.optimizer, say=console.print, **c.coordinate_check.to_dict())
+  rows = coordinate_check.check(c.optimizer, log_line=console.print, **c.coordinate_check.to_dict())
   coordinate_page.write(rows, os.path.join(output, 'report'))
   return {'slopes': [{k: r[k] for k in ('mode', 'axis', 'slope', 'worst', 'ok')} for r in rows]}
 

@@ -319,7 +319,7 @@ def read_vocabulary(folder: str, vocab_size: int) -> dict[str, Any]:
   if bpe.get('unk_token'):
     meta['unknown_token_id'] = bpe['vocab'][bpe['unk_token']]
 
-  template, named = _beside(folder)
+  template, named = _tokenizer_config(folder)
   if template:
     meta['chat_template'] = template
   if meta['model'] == 'llama':
@@ -389,16 +389,16 @@ def _byte_fallback(file, spec, tokens, types, vocab_size):
   normal = {text for i, text in tokens.items() if types[i] == gguf.TokenType.NORMAL}
   merges = [_pair(m) for m in bpe['merges']]
   order = [a + b for a, b in merges]
-  together = [t for t, before in zip(order, [None, *order], strict=False) if t != before]
+  ordered = [t for t, before in zip(order, [None, *order], strict=False) if t != before]
   possible = {
     (t[:i], t[i:]) for t in normal for i in range(1, len(t)) if t[:i] in normal and t[i:] in normal
   }
-  if len(set(together)) < len(together) or set(merges) != possible or any(
+  if len(set(ordered)) < len(ordered) or set(merges) != possible or any(
     c not in normal for t in normal for c in t
   ):
     raise ValueError(f'{file}: its merges are not those of a SentencePiece BPE model, so the GGUF '
                      'runtime would tokenise differently')
-  rank = {t: -float(i) for i, t in enumerate(together)}
+  rank = {t: -float(i) for i, t in enumerate(ordered)}
   return [rank.get(tokens.get(i), -float(len(rank))) for i in range(vocab_size)]
 
 
@@ -425,7 +425,7 @@ def _pair(merge):
   return tuple(merge.split(' ', 1) if isinstance(merge, str) else merge)
 
 
-def _beside(folder):
+def _tokenizer_config(folder):
   """(chat template or None, {'bos_token': text, …}) from the files beside tokenizer.json."""
   named: dict[str, Any] = {}
   for name in ('special_tokens_map.json', 'tokenizer_config.json'):

@@ -223,9 +223,9 @@ class _HuggingFace:
     # Which tokens begin and end a document is said beside the file, not in it.
     self.special = {}
     for name in ('special_tokens_map.json', 'tokenizer_config.json'):
-      beside = os.path.join(os.path.dirname(path), name)
-      if os.path.exists(beside):
-        with open(beside, encoding='utf-8') as f:
+      config_file = os.path.join(os.path.dirname(path), name)
+      if os.path.exists(config_file):
+        with open(config_file, encoding='utf-8') as f:
           self.special.update({k: v for k, v in json.load(f).items() if v is not None})
 
   def encode(self, text: str) -> list[int]:

@@ -243,7 +243,7 @@ def attend_documents(
 ):
   return attention(
     q_BTNH, k_BTKH, v_BTKH, q_positions_BT=positions_BT, kv_positions_BS=positions_BT,
-    q_segments_BT=segments_BT, kv_segments_BS=segments_BT, in_order=True, dealt=True,
+    q_segments_BT=segments_BT, kv_segments_BS=segments_BT, in_order=True, zigzag=True,
     window=window, windows=config.windows, softcap=config.attention_softcap,
     max_segments=config.max_segments, max_logits=max_logits, implementation=config.attention,
   )

@@ -118,8 +118,8 @@ def make_optimizer(
       eps=multipliers[path].eps) for path, label in labels.items()}
   transforms = {}
   for name in sorted({label.optimizer for label in labels.values()}):
-    mine = {path: label for path, label in labels.items() if label.optimizer == name}
-    transforms[name] = OPTIMIZERS[name](config, mine)
+    own_labels = {path: label for path, label in labels.items() if label.optimizer == name}
+    transforms[name] = OPTIMIZERS[name](config, own_labels)
   optimizers = jax.tree.map_with_path(lambda path, _: labels[path_name(path)].optimizer, params)
   tx = optax.chain(
     optax.partition(transforms, optimizers),

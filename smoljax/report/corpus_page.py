@@ -260,10 +260,10 @@ def contamination(c: Corpus, csv: Csv) -> str:
   link = csv(f'contamination_{c.name}', ('set', 'item', 'words', 'document', 'url'), quotes)
   rows = []
   for name, n in sorted(dropped.items(), key=lambda kv: (-kv[1], kv[0])):
-    mine = [q for q in quotes if q[0] == name]
-    items = collections.Counter(q[1] for q in mine).most_common(3)
-    words = {q[1]: q[2] for q in reversed(mine)}
-    rows.append((text(name), count(n), count(len({q[1] for q in mine})), '<br>'.join(
+    of_name = [q for q in quotes if q[0] == name]
+    items = collections.Counter(q[1] for q in of_name).most_common(3)
+    words = {q[1]: q[2] for q in reversed(of_name)}
+    rows.append((text(name), count(n), count(len({q[1] for q in of_name})), '<br>'.join(
       f'item {text(item)}: “{excerpt(words[item], 120)}”' for item, _ in items)))
   some = f'items and words from {count(len(seen))} of {count(sum(dropped.values()))} documents'
   return figure(f'{text(c.name)}: documents that quote evaluation sets',

@@ -100,11 +100,11 @@ def measure(
     alive = np.flatnonzero(fate_D >= i)
     members = collections.Counter(cluster_D[alive].tolist())
     shared = sum(n for cluster, n in members.items() if n > 1 and cluster >= 0)
-    told = sum(n for cluster, n in members.items() if cluster >= 0)
+    clustered = sum(n for cluster, n in members.items() if cluster >= 0)
     points.append(Point(
       stage, len(alive), effective(hosts[d] for d in alive if hosts[d]),
       effective(t for t in topic_D[alive].tolist() if t >= 0) if names else None,
-      novelty[i], shared / told if told else None))
+      novelty[i], shared / clustered if clustered else None))
 
   kept = fate_D == len(stages)
   before, after = (np.bincount(t[t >= 0], minlength=len(names))

@@ -246,7 +246,7 @@ class Teacher:
     w_LDI = jax.random.normal(key, shape, jnp.float32) * self.student.embed_dim**-0.5
     return {'distill': {'feature_DI': w_LDI}}
 
-  def look(
+  def forward(
     self, params: PyTree, batch: Mapping[str, jax.Array], documents: Mapping[str, jax.Array]
   ) -> tuple[dict, PyTree, dict]:
     """What the teacher has to say of a batch, without gradient.

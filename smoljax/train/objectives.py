@@ -203,8 +203,8 @@ def next_token(
   given = {'targets': batch['targets'], 'weight': mask_BT / total_tokens}
   fixed = None
   if teacher:
-    said, fixed, captured = teacher.look(teacher_params, batch, documents)
-    given |= said
+    values, fixed, captured = teacher.forward(teacher_params, batch, documents)
+    given |= values
   total, places = over_places(
     config, _place_losses(z_loss, teacher), hidden_BTD, unembed_DV, given, fixed, chunk=chunk)
   of_row_BS = jax.nn.one_hot(batch['source'], num_sources, dtype=jnp.float32)

@@ -67,12 +67,12 @@ class Telemetry:
   def __exit__(self, *error: object) -> None:
     self._log.__exit__(*error)
 
-  def started(self, step: int, how: str, quarantined: Sequence[int]) -> None:
+  def started(self, step: int, event: str, quarantined: Sequence[int]) -> None:
     """The first event: how the run begins ('start', 'resume' or 'branch'), and on what."""
     t = self._run.config.train
     self.event(
-      step, how,
-      **{k: t[k] for k in ('init_from', 'branch_from') if t[k] and how != 'resume'},
+      step, event,
+      **{k: t[k] for k in ('init_from', 'branch_from') if t[k] and event != 'resume'},
       devices=f'{jax.device_count()} x {jax.devices()[0].device_kind}',
       mesh=dict(self._run.mesh.shape),
       **({'quarantined': quarantined} if quarantined else {}),
@@ -138,7 +138,7 @@ class Telemetry:
                    documents=self._run.batches.documents(position, i))
     return broken
 
-  def say(self, line: str) -> None:
+  def log_line(self, line: str) -> None:
     """A line of text."""
     self._log_line(line)
 
