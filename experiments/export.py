@@ -22,7 +22,7 @@ _CHECKPOINT = flags.DEFINE_string(
 )  # fmt: skip
 _OUTPUT = flags.DEFINE_string('output', None, 'Folder (or .gguf file) to write.', required=True)
 _FORMAT = flags.DEFINE_enum(
-  'format', 'hf', ['hf', 'gguf'],
+  'format', 'hf', list(save.FORMATS),
   'hf: config.json, safetensors, tokenizer. gguf: one file that llama.cpp opens.',
 )  # fmt: skip
 _DTYPE = flags.DEFINE_enum(
@@ -47,15 +47,10 @@ _MTP = flags.DEFINE_bool(
 def main(_: Sequence[str]) -> None:
   logging.getLogger('gguf').setLevel(logging.WARNING)
   try:
-    if _QUANTIZE.value and _FORMAT.value != 'gguf':
-      raise ValueError(f'--quantize={_QUANTIZE.value} goes with --format=gguf')
     model = load.load_model(_CHECKPOINT.value, _TOKENIZER.value)
-    if _FORMAT.value == 'hf':
-      path, other = _OUTPUT.value, {}
-      save.write_hf(model, path, dtype=_DTYPE.value, with_chat=_CHAT.value, keep_mtp=_MTP.value)
-    else:
-      kind = _QUANTIZE.value or _DTYPE.value
-      path, other = save.write_gguf(model, _OUTPUT.value, kind=kind, with_chat=_CHAT.value)
+    path, other = save.FORMATS[_FORMAT.value](
+      model, _OUTPUT.value, dtype=_DTYPE.value, quantize=_QUANTIZE.value, with_chat=_CHAT.value,
+      keep_mtp=_MTP.value)
   except (OSError, ValueError, ImportError) as e:
     print(f'error: {" ".join(str(e).split())}', file=sys.stderr)
     sys.exit(2)

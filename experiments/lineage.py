@@ -42,7 +42,7 @@ _CHARS = flags.DEFINE_integer('chars', 300, 'How much text of each document to s
 
 # Members of a cluster are looked for without being asked in rejects of up to so many records.
 _SCAN = 200_000
-_FATES = {'curated': 'kept', 'rejects': 'dropped', 'tokenised': 'tokenised'}
+_OUTCOMES = {'curated': 'kept', 'rejects': 'dropped', 'tokenised': 'tokenised'}
 
 console = Console(highlight=False, soft_wrap=True)
 
@@ -69,7 +69,7 @@ def rejects_of(manifest: dict[str, Any]) -> str | None:
 # --- a document ----------------------------------------------------------------------------------
 
 
-def stories(corpora: Sequence[dict[str, Any]], document: str) -> Iterator[dict[str, Any]]:
+def occurrences(corpora: Sequence[dict[str, Any]], document: str) -> Iterator[dict[str, Any]]:
   """What is known of a document in each corpus that has it.
 
   Yields dicts: manifest, split, number (of the record), file, place (in the file), record; for
@@ -83,12 +83,12 @@ def stories(corpora: Sequence[dict[str, Any]], document: str) -> Iterator[dict[s
       with records.Finder(manifest['path'], split) as finder:
         for number, record in itertools.chain.from_iterable(map(finder.find, ids)):
           file, place = finder.place(number)
-          story = {'manifest': manifest, 'split': split, 'number': number, 'file': file,
+          occurrence = {'manifest': manifest, 'split': split, 'number': number, 'file': file,
                    'place': place, 'record': record}
           if manifest['kind'] != 'tokenised':
             parent = by_name.get(manifest['name'].removesuffix('_rejects'), manifest)
-            story['stages'] = verdicts(parent.get('funnel', []), record)
-          yield story
+            occurrence['stages'] = verdicts(parent.get('funnel', []), record)
+          yield occurrence
 
 
 def verdicts(funnel: Sequence[dict[str, Any]], record: dict[str, Any]) -> list[tuple[str, str]]:
@@ -117,15 +117,15 @@ def print_document(corpora: Sequence[dict[str, Any]], document: str) -> None:
   Raises:
     ValueError: no corpus has it.
   """
-  found = list(stories(corpora, document))
+  found = list(occurrences(corpora, document))
   if not found:
     names = ', '.join(m['name'] for m in corpora)
     raise ValueError(f'no document {document!r} in {names}: give an id as the corpora have it')
-  for story in found:
-    manifest, record = story['manifest'], story['record']
-    title = f'[bold]{_FATES[manifest["kind"]]}[/bold] in {escape(manifest["name"])}'
-    console.print(f'{title}, record {story["number"]:,} of {story["split"]}: '
-                  f'{escape(story["file"])} at {story["place"]:,}')
+  for occurrence in found:
+    manifest, record = occurrence['manifest'], occurrence['record']
+    title = f'[bold]{_OUTCOMES[manifest["kind"]]}[/bold] in {escape(manifest["name"])}'
+    console.print(f'{title}, record {occurrence["number"]:,} of {occurrence["split"]}: '
+                  f'{escape(occurrence["file"])} at {occurrence["place"]:,}')
     if manifest['kind'] == 'tokenised':
       tokens = len(record['tokens']) // (2 if manifest['dtype'] == '<u2' else 4)
       _print_field(
@@ -134,7 +134,7 @@ def print_document(corpora: Sequence[dict[str, Any]], document: str) -> None:
     print_record(record, manifest)
     _print_field('stages', ' → '.join(
       f'{stage} {"✓" if verdict == "passed" else f"✗ {verdict}"}'
-      for stage, verdict in story['stages']))
+      for stage, verdict in occurrence['stages']))
     print_cluster(corpora, record)
     console.print()
 
@@ -185,7 +185,7 @@ def print_cluster(corpora: Sequence[dict[str, Any]], record: dict[str, Any]) -> 
   metadata = record['metadata']
   size = max(metadata.get('cluster_size', 1), metadata.get('copies', 1))
   if other := metadata.get('duplicate_of'):
-    kept = any(s['manifest']['kind'] == 'curated' for s in stories(corpora, other))
+    kept = any(s['manifest']['kind'] == 'curated' for s in occurrences(corpora, other))
     later = 'was kept' if kept else 'was dropped later on'
     _print_field('cluster', f'a duplicate of {other}, which {later}')
   elif size <= 1:

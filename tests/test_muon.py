@@ -388,11 +388,9 @@ def test_a_head_view_keeps_heads_apart():
 
 def test_equal_shapes_share_one_call(monkeypatch):
   shapes = []
-  original = newton_schulz_lib.newton_schulz
+  original = muon.newton_schulz
   monkeypatch.setattr(
-    'smoljax.optim.muon.newton_schulz',
-    lambda x, *args: shapes.append(x.shape) or original(x, *args),
-  )
+    muon, 'newton_schulz', lambda x, *args: shapes.append(x.shape) or original(x, *args))
   tx = muon.scale_by_muon(VIEWS, **JORDAN)
   params = block(0)
   jax.eval_shape(tx.update, block(1), tx.init(params))

@@ -142,7 +142,7 @@ def test_slopes_and_the_page(tmp_path):
   found = coordinate_check.slopes([64, 128, 256], moved)
   assert found == pytest.approx({'a': 1.0, 'b': 0.0})
   row = {'mode': 'M<b>', 'axis': 'width', 'sizes': [64, 128, 256], 'moved': moved, 'slopes': found,
-         'worst': 'a', 'slope': 1.0, 'holds': True, 'ok': False}
+         'worst': 'a', 'slope': 1.0, 'holds': True, 'bound': 'at most 0.25', 'ok': False}
   page = coordinate_page.write([row, row | {'holds': False, 'ok': True}], str(tmp_path))
   html = pathlib.Path(page).read_text()
   assert '1 of 2 expectations met' in html and 'M<b>' not in html

@@ -211,7 +211,7 @@ def test_collectives_of_a_run_on_cores_do_not_starve_each_other():
   code = """
 import jax, jax.numpy as jnp
 from configs import base
-from experiments import pipeline
+from experiments.engine import config
 c = base.get_config()
 c.mesh.update(dict(data=2, fsdp=1, tensor=1, context=1))
 config.use_all_cores(c)

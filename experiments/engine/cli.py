@@ -11,9 +11,6 @@ from rich.console import Console
 console = Console(highlight=False, soft_wrap=True)
 
 
-# --- Command lines -------------------------------------------------------------------------------
-
-
 def complain(error: BaseException) -> int:
   """Says an error in one line; the exit status of what another try would not mend."""
   print(f'error: {" ".join(str(error).split()) or type(error).__name__}', file=sys.stderr)

@@ -13,15 +13,24 @@ def write_hf(
   output: str,
   *,
   dtype: str = 'float32',
+  quantize: str = '',
   with_chat: bool = False,
   keep_mtp: bool = False,
-) -> None:
+) -> tuple[str, dict[str, str]]:
   """Writes `model` with its tokenizer, and chat template if asked, for `transformers` to load.
 
+  Args:
+    output: the folder.
+    dtype: of the stored weights; nothing else can be asked for with `quantize`.
+    keep_mtp: modules of multi-token prediction too, for speculative decoding.
+  Returns:
+    The folder, and an empty dict: all tensors are stored as asked.
   Raises:
     ValueError: the architecture cannot be represented there, or the tokenizer lacks the control
       tokens of the chat template.
   """
+  if quantize:
+    raise ValueError(f'--quantize={quantize} goes with --format=gguf')
   generation = {}
   if with_chat:
     stops = [chat.control_ids(model.tokenizer)[chat.END], model.tokenizer.eos_id]
@@ -37,22 +46,33 @@ def write_hf(
     max_length=model.config.max_seq_len,
     chat_template=chat.template() if with_chat else '',
   )
+  return output, {}
 
 
 def write_gguf(
-  model: load.Model, output: str, *, kind: str, with_chat: bool = False
+  model: load.Model,
+  output: str,
+  *,
+  dtype: str = 'float32',
+  quantize: str = '',
+  with_chat: bool = False,
+  keep_mtp: bool = False,
 ) -> tuple[str, dict[str, str]]:
   """Writes `model` with its tokenizer, and chat template if asked, as a GGUF file.
 
   Args:
     output: the file, or a folder for `model-KIND.gguf`.
-    kind: one of gguf.KINDS.
+    dtype, quantize: one of gguf.KINDS; `quantize` counts where both are given.
+    keep_mtp: must be False, as the runtime knows no modules of multi-token prediction.
   Returns:
     The file, and which tensors are stored in another type (see `gguf.save_gguf`).
   Raises:
     ValueError: the runtime cannot represent the architecture or the tokenizer.
     ImportError: the kind needs the runtime.
   """
+  if keep_mtp:
+    raise ValueError('--mtp goes with --format=hf')
+  kind = quantize or dtype
   path = output if output.endswith('.gguf') else os.path.join(output, f'model-{kind}.gguf')
   with tempfile.TemporaryDirectory() as folder:
     if with_chat or not model.tokenizer.path.endswith('.json'):
@@ -68,3 +88,7 @@ def write_gguf(
     config, params = without_mtp(model.config, model.params)
     other = gguf.save_gguf(config, params, path, kind=kind, tokenizer_dir=folder)
   return path, other
+
+
+# Name of --format → what writes it: `(model, output, …) -> (path, tensors stored in another type)`.
+FORMATS = {'hf': write_hf, 'gguf': write_gguf}

@@ -36,8 +36,6 @@ from smoljax.data.packing import Rows
 if TYPE_CHECKING:
   from smoljax.data import teacher_cache
 
-# --- Mixture and batches -----------------------------------------------------------------------
-
 
 @dataclasses.dataclass(frozen=True)
 class Stage:

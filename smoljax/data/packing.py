@@ -10,8 +10,6 @@ import numpy as np
 
 from smoljax.data.corpus import Corpus, Piece
 
-# --- Order and packing -------------------------------------------------------------------------
-
 
 def permute(index: np.ndarray, size: int, key: bytes) -> np.ndarray:
   """Where a keyed permutation of `range(size)` sends `index`, `[n]` → `[n]` int64.

@@ -17,9 +17,6 @@ from smoljax.evals import likelihood
 Document = Mapping[str, Any]
 
 
-# --- Bits per byte -----------------------------------------------------------------------------
-
-
 def load_documents(path: str, *, split: str = 'validation', limit: int = 0) -> list[Document]:
   """Token documents of a tokenised corpus (`DIR/NAME/VERSION`), spread evenly if limited.
 

@@ -16,9 +16,6 @@ _MIN_BUCKET = 128  # tokens; shorter sequences are padded to this
 _CHUNK = 256  # places whose logits exist at once: [B, _CHUNK, V] in float32
 
 
-# --- Log-probabilities -------------------------------------------------------------------------
-
-
 class Window(NamedTuple):
   """A stretch of a sequence that is run at once: `tokens[first:]` are scored."""
 

@@ -13,9 +13,6 @@ from smoljax.evals import likelihood
 Example = dict[str, Any]  # 'context': str, or one per choice; 'choices': list of str; 'answer': int
 
 
-# --- Multiple choice ---------------------------------------------------------------------------
-
-
 class Score(NamedTuple):
   """How a model likes one answer."""
 

@@ -13,8 +13,6 @@ from smoljax.evals import held_out
 from smoljax.evals.held_out import Document
 from smoljax.evals.multiple_choice import Example
 
-# --- Tasks -------------------------------------------------------------------------------------
-
 
 class TooFewDocuments(ValueError):
   """A corpus holds out too few documents to make a task of."""

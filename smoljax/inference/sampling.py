@@ -37,9 +37,6 @@ class Sampling:
 GREEDY = Sampling()
 
 
-# -------------------------------------------------------------------------------------- sampling
-
-
 def adjust(
   logits_BV: jax.Array, sampling: Sampling, seen_BV: jax.Array | None = None
 ) -> jax.Array:

@@ -2,8 +2,6 @@
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
 
-# ------------------------------------------------------------------------------------------ text
-
 
 class Text:
   """Text of one row as its tokens come, up to a stop string.

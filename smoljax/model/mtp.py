@@ -67,7 +67,7 @@ def run_mtp(
   attend: Callable,
   state: Any = None,
 ) -> tuple[jax.Array, jax.Array, Any]:
-  """`mtp` with any attention, `attend` as for `run_blocks` without layer and window.
+  """`mtp_hidden` with any attention, `attend` as for `run_blocks` without layer and window.
 
   Returns what the next module takes, what `logits` takes, and the last state.
   """

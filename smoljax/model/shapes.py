@@ -3,8 +3,6 @@
 
 from smoljax.model.config import Llama3Rope, ModelConfig
 
-# --------------------------------------------------------------------------------- ready shapes
-
 # Sizes of the family below 3B count parameters without the embedding, which at 128,256 pieces
 # would be half of the smallest. Deep and thin, as pays at these sizes (MobileLLM,
 # arXiv:2402.14905); a multiple of four layers, so that every fourth is without positions.

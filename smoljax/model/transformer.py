@@ -109,7 +109,7 @@ def apply(
       within 1 % of 0 or 1;
       'outputs': aux['attn_out_LBTD'] and aux['mlp_out_LBTD'], what they add to the stream;
       'qkv': aux['q_LBTNH'], aux['k_LBTKH'] and aux['v_LBTKH'], rotated, as attention takes them;
-      'trunk': aux['trunk_BTD'], what `mtp` starts from (a zigzag still, see sharding).
+      'trunk': aux['trunk_BTD'], what `mtp_hidden` starts from (in a zigzag still, see sharding).
   """
   x_BTD, aux = hidden(
     config, params, tokens_BT, positions_BT=positions_BT, segment_ids_BT=segment_ids_BT,

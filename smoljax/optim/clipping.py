@@ -152,6 +152,7 @@ def _scale_to(
   scale = jnp.where(length <= target, 1.0, target / jnp.maximum(length, 1e-30))
   return jax.tree.map(lambda g: g * scale.astype(g.dtype), grads), scale
 
+
 # Largest norm → transform of gradients.
 CLIPS: dict[str, Callable[[float], optax.GradientTransformation]] = {
   'norm': clip_by_norm,

@@ -96,8 +96,6 @@ def _scale_heads(tree: Params, q_LN: jax.Array, k_LK: jax.Array) -> Params:
   return {**tree, 'blocks': {**tree['blocks'], 'attn': attn}}
 
 
-
-
 def logit_measure(config: model.ModelConfig, qk_clip: Any) -> str | float:
   """What attention is asked for (`max_logits` of model.apply) with these settings of QK-Clip.
 

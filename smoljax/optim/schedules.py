@@ -94,6 +94,7 @@ def require(config: Any, keys: Iterable[str], name: str) -> None:
   if missing:
     raise ValueError(f'{name} lacks {", ".join(missing)}: see smoljax/optim/optimizer.py')
 
+
 # (config, warm-up steps, all steps) → share of the peak at each step after warm-up.
 SCHEDULES: dict[str, Callable[[Any, int, int], optax.Schedule]] = {
   'wsd': wsd,

@@ -19,8 +19,6 @@ class Lens(NamedTuple):
   attention_LNTS: np.ndarray  # fp32, rows sum to 1
 
 
-# ---------------------------------------------------------------------------------------- the page
-
 CSS = '''
 main { max-width: 1400px; }
 table.lens td, table.lens th { padding: .28rem .5rem; border-bottom: 1px solid var(--line);

@@ -13,8 +13,6 @@ import re
 from smoljax.report import charts, corpus_page, run_sections
 from smoljax.report import workdir as workdir_lib
 
-# --- The page -------------------------------------------------------------------------------------
-
 SECTIONS = (
   run_sections.headline,
   run_sections.flow,

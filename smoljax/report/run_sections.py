@@ -28,8 +28,6 @@ from smoljax.report.workdir import Run
 EXAMPLES = 3  # questions shown of each task
 
 
-# --- Sections, in the order a person wants them ---------------------------------------------------
-
 def tasks(run: Run) -> dict[str, dict]:
   return {k: v for k, v in (workdir.get(run.evals, 'tasks') or {}).items() if isinstance(v, dict)}
 

@@ -30,9 +30,6 @@ def get(tree: object, *keys: str) -> Any:
   return tree
 
 
-# --- Files ----------------------------------------------------------------------------------------
-
-
 @dataclasses.dataclass
 class Run:
   """Everything a workdir says; absent files leave their empty value."""

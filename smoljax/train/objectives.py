@@ -280,7 +280,8 @@ def multi_token(
   masks = masks.astype(jnp.float32)
   documents = {'positions_BT': batch['positions'], 'segment_ids_BT': batch['segment_ids']}
   def one(params, trunk_BTD, module, k, documents):
-    x_BTD, hidden_BTD = model.mtp(config, params, module, trunk_BTD, k['read'], **documents)
+    x_BTD, hidden_BTD = model.mtp_hidden(
+      config, params, module, trunk_BTD, k['read'], **documents)
     loss, places = head_loss(
       config, hidden_BTD, model.unembedding(config, params), k['targets'],
       k['mask'] / (depth * k['total']), chunk=chunk)

@@ -15,8 +15,6 @@ import jax.numpy as jnp
 from smoljax import sharding
 from smoljax.model.attention.masks import Places, Static, positions_from_segments
 
-# ------------------------------------------------------------------ one gradient, many devices
-
 QUERY = ('batch', 'length', 'heads', 'head_dim')
 KEY = ('batch', 'length', 'kv_heads', 'head_dim')
 STATISTIC = ('batch', 'length', 'heads')

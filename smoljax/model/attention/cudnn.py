@@ -15,7 +15,6 @@ from smoljax.model.attention.masks import (
   positions_from_segments,
 )
 
-# -------------------------------------------------------------------------------------- cuDNN
 # The flash attention of cuDNN 9 through jax._src: the public jax.nn.dot_product_attention knows no
 # documents. Packed rows are given as lengths and offsets of their documents, and only the pairs
 # inside a document are computed, in both passes.

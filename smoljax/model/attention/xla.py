@@ -8,7 +8,6 @@ import jax.numpy as jnp
 from smoljax.model.attention import context
 from smoljax.model.attention.masks import MASKED, Places, Static, visible
 
-# ---------------------------------------------------------------------------------------- XLA
 # Plain matrix products that run anywhere. As in FlashAttention (arXiv:2205.14135) the backward
 # pass recomputes the probabilities from the log-sum-exp instead of keeping [B, N, T, S] of every
 # layer, and queries are taken a chunk at a time, each against the keys up to its end only. The
