@@ -51,6 +51,7 @@ PRETRAIN = (
 
 
 def get_config(arg: str = '') -> ConfigDict:
+  """A size and stage of SmolLM3, on a mixture of corpora."""
   args = base.parse_arg(arg, size=SIZES, stage=STAGES, mixture=('own', 'published'), only=())
   seq_len, theta, steps, warmup, decay, schedule, learning_rate = STAGES[args.stage]
   c = base.get_config()

@@ -576,6 +576,7 @@ def _show(rows: Sequence[dict]) -> None:
 
 
 def main(argv: list[str]) -> int:
+  """The command line; bad input is one line and exit code 2."""
   logging.basicConfig(format='%(message)s', level=logging.ERROR, force=True)
   try:
     if len(argv) > 1:

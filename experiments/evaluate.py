@@ -45,6 +45,7 @@ console = Console(highlight=False, soft_wrap=True)
 
 
 def main(argv: list[str]) -> None:
+  """The command line; bad input is one line and exit code 2."""
   try:
     if len(argv) > 1:
       raise ValueError(f'unknown argument {argv[1]!r}: flags look like --tasks=piqa,arc_easy')

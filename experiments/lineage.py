@@ -332,6 +332,7 @@ def print_step(workdir: str, step: int) -> None:
 
 
 def main(argv: list[str]) -> None:
+  """The command line; bad input is one line and exit code 2."""
   logging.set_verbosity(logging.WARNING)  # TFDS tells of every corpus it opens
   try:
     if len(argv) > 1:

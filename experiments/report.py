@@ -43,6 +43,7 @@ _PORT = flags.DEFINE_integer('port', 8008, 'Of --watch, on 127.0.0.1.')
 
 
 def main(argv: list[str]) -> None:
+  """The command line; bad input is one line and exit code 2."""
   logging.set_verbosity(logging.WARNING)  # TFDS tells of every corpus it opens
   try:
     if len(argv) > 1:

@@ -134,6 +134,7 @@ def _parse(argv: list[str]) -> list[str]:
 
 
 def main(_: Sequence[str]) -> int:
+  """The command line: runs, describes or estimates; the exit code."""
   # Our own progress, and of the libraries only errors.
   logging.basicConfig(format='%(message)s', level=logging.ERROR, force=True)
   logging.getLogger('data_beam').setLevel(logging.INFO)

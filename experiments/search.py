@@ -198,6 +198,7 @@ class Study:
     return 'wait' if any(t.state == states.RUNNING for t in trials) else 'done'
 
   def current_space(self, study: optuna.Study) -> Space:
+    """The space as it was widened, if it was."""
     return study.user_attrs.get('space') or dict(self.space)
 
   def widen(
@@ -468,6 +469,7 @@ def _helpers(count: int, argv: Sequence[str]) -> Iterator[None]:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
+  """The command line; bad input is one line and exit code 2."""
   argv = sys.argv[1:] if argv is None else list(argv)
   args = _parse(argv)
   optuna.logging.set_verbosity(optuna.logging.WARNING)

@@ -280,6 +280,7 @@ def _parse(argv: Sequence[str] | None) -> argparse.Namespace:
 
 
 def commands(points: Sequence[Point]) -> Iterator[str]:
+  """The shell command of each point, for schedulers elsewhere."""
   for p in points:
     shared = os.path.relpath(p.folder.parent.parent / 'steps', p.folder)
     yield (f'mkdir -p {shlex.quote(str(p.folder))} && '
@@ -288,6 +289,7 @@ def commands(points: Sequence[Point]) -> Iterator[str]:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
+  """The command line; bad input is one line and exit code 2."""
   args = _parse(argv)
   return exit_status(lambda: _main(args))
 

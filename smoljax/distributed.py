@@ -34,6 +34,7 @@ def start(coordinator: str = '', processes: int = 0, process: int = -1) -> None:
 
 
 def is_lead() -> bool:
+  """Whether this process is the one that writes files and prints."""
   return jax.process_index() == 0
 
 

@@ -196,6 +196,29 @@ def test_no_function_is_longer_or_takes_more_than_a_reader_can_hold():
   assert found == {'long': LONG.keys(), 'many': MANY.keys()}
 
 
+def untyped(path):
+  """Public functions and methods of a file whose arguments or result have no type."""
+  todo = [('', ast.parse(path.read_text()).body)]
+  for owner, body in todo:
+    for node in body:
+      if isinstance(node, ast.ClassDef) and not node.name.startswith('_'):
+        todo.append((f'{node.name}.', node.body))
+      elif isinstance(node, ast.FunctionDef) and not node.name.startswith('_'):
+        a = node.args
+        named = [*a.posonlyargs, *a.args, *a.kwonlyargs, *filter(None, (a.vararg, a.kwarg))]
+        bare = [x.arg for x in named if x.annotation is None and x.arg not in ('self', 'cls')]
+        if bare or node.returns is None:
+          place = path.relative_to(REPOSITORY)
+          yield f'{place}:{node.lineno} {owner}{node.name}({", ".join(bare)})'
+
+
+def test_public_names_are_typed():
+  """What they say is held by ruff (D101 to D103)."""
+  bare = [name for package in ('smoljax', 'experiments', 'configs')
+          for path in files(package) for name in untyped(path)]
+  assert not bare, '\n'.join(bare)
+
+
 @pytest.mark.parametrize('path', files('configs'), ids=lambda p: p.stem)
 def test_every_config_builds(path):
   if path.stem == '__init__':

@@ -13,7 +13,7 @@ visible pairs only. A case that fails says why, and the next one runs.
 import json
 import os
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 os.environ.setdefault('XLA_PYTHON_CLIENT_PREALLOCATE', 'false')  # torch needs memory too
 
@@ -62,7 +62,9 @@ def visible_pairs(segments: np.ndarray, window: int) -> int:
   return int(total)
 
 
-def time_jax(implementation, arrays, segments, window, packed) -> tuple[float, float]:
+def time_jax(
+  implementation: str, arrays: Sequence[np.ndarray], segments: np.ndarray, window: int, packed: bool
+) -> tuple[float, float]:
   """Seconds of the forward pass, and of forward and backward."""
   q, k, v, dout = (jnp.asarray(x, jnp.bfloat16) for x in arrays)
   segments = jnp.asarray(segments)
@@ -86,7 +88,9 @@ def time_jax(implementation, arrays, segments, window, packed) -> tuple[float, f
   return timed(forward, q, k, v), timed(both, q, k, v, dout)
 
 
-def time_torch(name, arrays, segments, window, packed) -> tuple[float, float]:
+def time_torch(
+  name: str, arrays: Sequence[np.ndarray], segments: np.ndarray, window: int, packed: bool
+) -> tuple[float, float]:
   """The same in torch, which wants heads before time."""
   import torch
   from torch.nn.attention import SDPBackend, sdpa_kernel
@@ -125,6 +129,7 @@ def time_torch(name, arrays, segments, window, packed) -> tuple[float, float]:
 
 
 def mean_seconds(call: Callable, wait: Callable) -> float:
+  """Of `_REPEATS` calls in a row, after three that compile; `wait` blocks on a result."""
   for _ in range(3):
     wait(call())
   began = time.perf_counter()
@@ -135,6 +140,7 @@ def mean_seconds(call: Callable, wait: Callable) -> float:
 
 
 def torch_names(packed: bool, window: int) -> list[str]:
+  """What of torch can do this case here."""
   try:
     import torch
   except ImportError:
@@ -145,6 +151,7 @@ def torch_names(packed: bool, window: int) -> list[str]:
 
 
 def main(_: list[str]) -> None:
+  """Prints a JSON line for each case and implementation."""
   device = jax.devices()[0].device_kind
   for rows, seq_len, N, K, H, window, packed in CASES[_SIZE.value]:
     segments = documents(rows, seq_len, packed)

@@ -32,13 +32,16 @@ KEYS = ('batch', 'length', 'kv_heads', 'head_dim')
 QUERIES = ('batch', 'length', 'heads', 'head_dim')
 
 
-def gather(q, k, v, places, implementation):
+def gather(
+  q: jax.Array, k: jax.Array, v: jax.Array, places: jax.Array, implementation: str
+) -> jax.Array:
+  """Our attention, which gathers keys and values."""
   return attention(
     q, k, v, q_positions_BT=places, kv_positions_BS=places, in_order=True, zigzag=True,
     implementation=implementation)[0]
 
 
-def ring(q, k, v, places, _):
+def ring(q: jax.Array, k: jax.Array, v: jax.Array, places: jax.Array, _: str) -> jax.Array:
   """Causal attention of one document; each step is recomputed in the backward pass."""
   parts = sharding.num_parts('length')
   turn = functools.partial(
@@ -68,7 +71,7 @@ def ring(q, k, v, places, _):
   return jax.shard_map(local, out_specs=sharding.spec(*QUERIES), check_vma=False)(q, k, v, places)
 
 
-def exchange(q, k, v, places, _):
+def exchange(q: jax.Array, k: jax.Array, v: jax.Array, places: jax.Array, _: str) -> jax.Array:
   """K and V gathered; and, as the gradient, scattered. The sums make nothing else of them."""
 
   def local(q, k, v):
@@ -95,6 +98,7 @@ def received(program: str, parts: int) -> dict[str, float]:
 
 
 def main(_: list[str]) -> None:
+  """Prints a JSON line for each way."""
   T = {'full': 65536, 'tiny': 1024}[_SIZE.value]
   parts = jax.device_count()
   mesh = sharding.make_mesh(data=1, context=parts)

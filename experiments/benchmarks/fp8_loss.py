@@ -50,6 +50,7 @@ def make_run(config: model.ModelConfig, corpus: Corpus) -> Callable[[int], float
 
 
 def main(_: list[str]) -> None:
+  """Prints the losses with and without fp8, and the gap with its error."""
   config = replaced(model.SHAPES[flags.FLAGS.shape], flags.FLAGS.model)
   corpus = open_corpus(flags.FLAGS.corpus)
   losses = {}

@@ -87,6 +87,7 @@ def table(rows: list[dict]) -> str:
 
 
 def main(_: list[str]) -> None:
+  """Measures the formats of one model; one line and exit code 2 on bad input."""
   logging.getLogger('gguf').setLevel(logging.WARNING)
   try:
     gguf.runtime()

@@ -28,6 +28,7 @@ _REPEATS = flags.DEFINE_integer('repeats', 3, 'Timed calls; their median is give
 
 
 def main(_: list[str]) -> None:
+  """Prints seconds and memory of the forward pass over one long row, as one JSON line."""
   name, tokens = {'full': ('smollm3-3b', 65536), 'tiny': ('tiny', 2048)}[_SIZE.value]
   T = _TOKENS.value or tokens
   config = dataclasses.replace(

@@ -24,6 +24,8 @@ import functools
 import json
 import pathlib
 import time
+from collections.abc import Mapping, Sequence
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -62,14 +64,18 @@ class Text:
     self.bytes_per_token = json.loads((folder / 'facts.json').read_text())['bytes_per_token']
 
 
-def settings(rate: float, steps: int):
+def settings(rate: float, steps: int) -> Any:
+  """The config of the optimizer."""
   c = base.get_config().optimizer
   c.learning_rate, c.warmup_steps = rate, min(40, steps // 10)
   return c
 
 
-def fit(config, text, *, steps=STEPS, rate=LEARNING_RATE, seeds=SEEDS, weight=0.0, teacher=None,
-        teacher_params=None, cached=None):
+def fit(
+  config: model.ModelConfig, text: Text, *, steps: int = STEPS, rate: float = LEARNING_RATE,
+  seeds: int = SEEDS, weight: float = 0.0, teacher: distill.Teacher | None = None,
+  teacher_params: Any = None, cached: Mapping[str, jax.Array] | None = None,
+) -> tuple[Any, np.ndarray, float]:
   """Trained parameters [seeds, …], the curve of losses, and seconds of a step of one seed.
 
   `cached`: what a teacher's cache holds of each row of text.train.
@@ -119,7 +125,7 @@ def fit(config, text, *, steps=STEPS, rate=LEARNING_RATE, seeds=SEEDS, weight=0.
   return states[0], np.stack(curve, axis=1), float(np.median(times[1:]))
 
 
-def score(config, text, params) -> list[dict]:
+def score(config: model.ModelConfig, text: Text, params: Any) -> list[dict]:
   """Of each seed: loss, bits per byte, calibration error, and what repeated passages save."""
   config, params = model.without_mtp(config, params)
   passages = text.held_out[:, :PASSAGE]
@@ -158,7 +164,11 @@ def score(config, text, params) -> list[dict]:
   return results
 
 
-def record(output: pathlib.Path, name: str, data: str, results, curve, seconds, **facts) -> None:
+def record(
+  output: pathlib.Path, name: str, data: str, results: Sequence[dict], curve: np.ndarray,
+  seconds: float, **facts: Any,
+) -> None:
+  """Appends a row for each seed to OUTPUT/runs.jsonl, and prints their mean."""
   output.mkdir(parents=True, exist_ok=True)
   with open(output / 'runs.jsonl', 'a') as f:
     for seed, result in enumerate(results):
@@ -175,6 +185,7 @@ def record(output: pathlib.Path, name: str, data: str, results, curve, seconds, 
 
 
 def distillation(data: pathlib.Path, output: pathlib.Path, *, decoding: bool = False) -> None:
+  """Trains a teacher, and students of each objective; with `decoding`, how fast it speculates."""
   text = Text(data / 'code')
   config, large = model.ModelConfig(**STUDENT), model.ModelConfig(**TEACHER)
   stacked, curve, seconds = fit(
@@ -205,7 +216,7 @@ def distillation(data: pathlib.Path, output: pathlib.Path, *, decoding: bool = F
     record(output, name, 'code', score(config, text, found), curve, seconds, steps=steps)
 
 
-def caches(config, params, text) -> tuple[dict, dict]:
+def caches(config: model.ModelConfig, params: Any, text: Text) -> tuple[dict, dict]:
   """Fifty draws of each place of the training rows, and the twelve likeliest ids."""
 
   @jax.jit
@@ -231,7 +242,9 @@ def caches(config, params, text) -> tuple[dict, dict]:
           {'teacher_ids': ids, 'teacher_shares': p})
 
 
-def speculate(output: pathlib.Path, config, params, text, new: int = 256) -> None:
+def speculate(
+  output: pathlib.Path, config: model.ModelConfig, params: Any, text: Text, new: int = 256
+) -> None:
   """Tokens a second with and without the modules; greedy and sampled, one row and eight."""
   ready = cache.prepare(config, params)
   plain_config = model.without_mtp(config, {})[0]
@@ -271,6 +284,7 @@ def speculate(output: pathlib.Path, config, params, text, new: int = 256) -> Non
 
 
 def prediction(data: pathlib.Path, output: pathlib.Path) -> None:
+  """Trains a student for each kind of multi-token prediction in configs/mtp.py."""
   for name in ('code', 'prose'):
     text = Text(data / name)
     for point in mtp.sweep():
@@ -367,6 +381,7 @@ def report(output: pathlib.Path) -> None:
 
 
 def tokens(patterns: list[str], output: pathlib.Path, limit: int) -> None:
+  """Tokenises text files, and counts the bytes of a held-out token."""
   from smoljax.data import tokenizer
 
   make_tokens(patterns, output, STUDENT['vocab_size'], limit)
@@ -377,6 +392,7 @@ def tokens(patterns: list[str], output: pathlib.Path, limit: int) -> None:
 
 
 def main() -> None:
+  """The command line."""
   parser = argparse.ArgumentParser(description=__doc__.split('\n')[0])
   parser.add_argument('command', choices=['tokens', 'distill', 'decode', 'mtp', 'step', 'report'])
   parser.add_argument('--text', nargs='+', default=[], help='globs of text files')

@@ -52,6 +52,7 @@ VARIANTS = {
 
 
 def main(_: list[str]) -> None:
+  """Prints time, memory and error of each variant on a stack of matrices, as JSON lines."""
   number, m, n = map(int, _STACK.value)
   # Gradients have a few large directions and many small ones.
   spread = jnp.logspace(0, -2, m)[None, :, None]

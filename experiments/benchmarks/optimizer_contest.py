@@ -35,8 +35,8 @@ import json
 import math
 import pathlib
 import time
-from collections.abc import Iterator
-from typing import NamedTuple
+from collections.abc import Callable, Iterator
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -110,7 +110,9 @@ class Copies(NamedTuple):
   decays: list[float]  # weight decay
 
 
-def make_optimizer(name: str, c, params) -> tuple[optax.GradientTransformation, dict[str, float]]:
+def make_optimizer(
+  name: str, c: Any, params: Any
+) -> tuple[optax.GradientTransformation, dict[str, float]]:
   """The contestant's transformation at a learning rate of 1 without weight decay, and, by leaf,
   the share of the weight decay that the contestant gives it."""
   shares = {path_name(path): 1.0 for path, _ in jax.tree.leaves_with_path(params)}
@@ -199,7 +201,9 @@ class Runner:
     losses, logits = jax.lax.map(some, rows)
     return jnp.mean(losses), jnp.max(logits)
 
-  def steps(self, state, copies: Copies, start: int, stop: int, scale):
+  def steps(
+    self, state: Any, copies: Copies, start: int, stop: int, scale: Callable[[int], float]
+  ) -> Any:
     """`state` after the steps [start, stop), with the learning rates times scale(step)."""
     at, decays = start, np.array(copies.decays, np.float32)
     while at < stop:
@@ -217,7 +221,8 @@ class Runner:
     order = _order(seed, whole)
     return order[np.arange(step * self.c.rows, (step + 1) * self.c.rows) % whole] * self.c.seq_len
 
-  def score(self, state) -> list[dict]:
+  def score(self, state: Any) -> list[dict]:
+    """Of each copy: loss on the held-out tokens, and the largest logit."""
     losses, logits = jax.device_get(self.evaluate(state[0]))
     return [{'loss': round(float(a), 5), 'max_logit': round(float(b), 2)}
             for a, b in zip(losses, logits, strict=True)]
@@ -228,14 +233,17 @@ def _order(seed: int, size: int) -> np.ndarray:
   return np.random.default_rng([7, seed]).permutation(size)
 
 
-def cooled(runner: Runner, state, copies: Copies, steps: int):
+def cooled(runner: Runner, state: Any, copies: Copies, steps: int) -> Any:
   """The state at the end of a run of `steps`, from the stable phase's at its last step."""
   stable = steps - round(runner.c.decay * steps)
   left = lambda s: (steps - s) / (steps - stable)
   return runner.steps(state, copies, stable, steps, left)
 
 
-def stable_to(runner: Runner, state, copies: Copies, start: int, steps: int):
+def stable_to(
+  runner: Runner, state: Any, copies: Copies, start: int, steps: int
+) -> tuple[Any, int]:
+  """(the state at the end of the stable phase of a run of `steps`, the step it is at)."""
   stable = steps - round(runner.c.decay * steps)
   warm = lambda s: min(1.0, (s + 1) / runner.warmup)
   return runner.steps(state, copies, start, stable, warm), stable
@@ -309,7 +317,7 @@ def untried(losses: dict[Cell, float], start: list[Cell]) -> list[Cell]:
   return [cell for cell in around if cell not in losses]
 
 
-def run(output: pathlib.Path, seconds: float, c, names: list[str] | None = None) -> bool:
+def run(output: pathlib.Path, seconds: float, c: Any, names: list[str] | None = None) -> bool:
   """Goes on with the contest; True if nothing is left."""
   began = time.monotonic()
   tokens = np.load(output / 'tokens.npy')
@@ -415,7 +423,8 @@ def summarize(rows: list[dict], draws: int = 2000) -> list[dict]:
   return out
 
 
-def report(output: pathlib.Path, c) -> None:
+def report(output: pathlib.Path, c: Any) -> None:
+  """Writes the table of the contest and its figure into the folder."""
   import matplotlib
 
   matplotlib.use('Agg')
@@ -458,6 +467,7 @@ def report(output: pathlib.Path, c) -> None:
 
 
 def main() -> None:
+  """The command line."""
   parser = argparse.ArgumentParser(description=__doc__.split('\n')[0])
   parser.add_argument('command', choices=('tokens', 'run', 'report'))
   parser.add_argument('--output', required=True, type=pathlib.Path)

@@ -10,6 +10,7 @@ dims are matrices. Where memory does not suffice, that line says so.
 import copy
 import json
 import time
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -33,7 +34,7 @@ def _muon(params, **changes):
   return optim.make_optimizer(settings, params, 1000)[0]
 
 
-def matrix_dims(params):
+def matrix_dims(params: Any) -> Any:
   """Which dims of each leaf are a matrix's, as optax.contrib.muon wants to be told."""
   views = optim.matrix_views(params)
 
@@ -58,6 +59,7 @@ VARIANTS = {
 
 
 def main(_: list[str]) -> None:
+  """Prints a JSON line for each optimizer."""
   config = model.SHAPES[_SHAPE.value]
   for name, make in VARIANTS.items():
     if _ONLY.value and name not in _ONLY.value:

@@ -57,6 +57,7 @@ def texts(data: str, every: int) -> Iterator[dict]:
 
 
 def ours(rows: list[dict]) -> dict:
+  """Our verdicts on the rows, and the CPU seconds they took."""
   from data_beam import dedup, filters
   from data_beam.records import Document
   verdicts, seconds = {}, {}
@@ -137,6 +138,7 @@ def theirs(path: str) -> None:
 
 
 def main() -> None:
+  """Prints where our filters and datatrove differ, and how fast both are."""
   parser = argparse.ArgumentParser(description=__doc__.split('\n')[0])
   parser.add_argument('--data', required=True, help='folder of the shared test data')
   parser.add_argument('--datatrove', required=True, help='python with datatrove and spacy')

@@ -32,6 +32,7 @@ import sys
 import tarfile
 import zlib
 from collections.abc import Callable, Iterator, Sequence
+from typing import Any
 
 import pypdfium2
 from absl import app, flags
@@ -69,6 +70,7 @@ for path in paths:
 
 
 def ours(paths: Sequence[pathlib.Path]) -> Iterator[list[str]]:
+  """Each file's pages by our extraction, without OCR."""
   with pdf_text.Extractor() as extractor:
     for path in paths:
       try:
@@ -78,12 +80,14 @@ def ours(paths: Sequence[pathlib.Path]) -> Iterator[list[str]]:
 
 
 def pdfium(paths: Sequence[pathlib.Path]) -> Iterator[list[str]]:
+  """Each file's pages by PDFium alone."""
   for path in paths:
     document = pypdfium2.PdfDocument(path)
     yield [page.get_textpage().get_text_range() for page in document]
 
 
 def other(tool: str) -> Callable:
+  """Reads files with another library, in the Python that has it."""
   def read(paths):
     done = subprocess.run([_OTHERS.value, '-c', _OTHER, tool, *map(str, paths)], check=True,
                           stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True)
@@ -92,10 +96,12 @@ def other(tool: str) -> Callable:
 
 
 def words(text: str) -> list[str]:
+  """Words in lower case."""
   return re.findall(r'\w+', text.lower())
 
 
 def scores(gold: list[str], found: list[str]) -> dict[str, float]:
+  """Recall and precision of words, F1 of runs of four."""
   bags = collections.Counter(gold), collections.Counter(found)
   grams = [collections.Counter(zip(*(w[i:] for i in range(4)), strict=False))
            for w in (gold, found)]
@@ -126,6 +132,7 @@ def manual(archive: tarfile.TarFile, language: str, chapter_contents: bool) -> s
 
 
 def twins(data: pathlib.Path, tools: dict[str, Callable]) -> None:
+  """Manuals that exist as HTML and as PDF: how much of the text each tool finds."""
   for language in LANGUAGES:
     with tarfile.open(data / f'html_multilingual/debian-docs-{language}.tar.xz') as archive:
       gold, with_contents = (words(manual(archive, language, c)) for c in (False, True))
@@ -139,6 +146,7 @@ def twins(data: pathlib.Path, tools: dict[str, Callable]) -> None:
 
 
 def hashes(text: str) -> list[int]:
+  """16 bits of each word."""
   return [zlib.crc32(word.encode()) & 0xffff for word in words(text)]
 
 
@@ -153,6 +161,7 @@ def common_subsequence(a: Sequence, b: Sequence) -> int:
 
 
 def order(data: pathlib.Path, tools: dict[str, Callable]) -> None:
+  """Papers whose reading order is known: how much of it each tool keeps."""
   references = json.loads(ORDER.read_text())
   for name, read in tools.items():
     for file, pages in zip(references, read([data / 'pdf' / f for f in references]), strict=True):
@@ -162,6 +171,7 @@ def order(data: pathlib.Path, tools: dict[str, Callable]) -> None:
 
 
 def ocr(data: pathlib.Path, tools: dict[str, Callable]) -> None:
+  """A scan whose text is known, by each OCR engine that is here."""
   del tools
   os.environ.update(pdf_text.ONE_THREAD)    # as in the child
   gold = ' '.join((data / 'pdf/gold/ocrmypdf__linn.txt').read_text().split())
@@ -191,6 +201,7 @@ def distance(a: str, b: str) -> int:
 
 
 def cut(data: pathlib.Path, tools: dict[str, Callable]) -> None:
+  """Files cut in half: how many PDFium opens, and how many repair brings back."""
   del tools
   counts = collections.Counter()
   for path in (p for kind in ('digital', 'multilingual')
@@ -213,6 +224,7 @@ def cut(data: pathlib.Path, tools: dict[str, Callable]) -> None:
 
 
 def speed(data: pathlib.Path, tools: dict[str, Callable]) -> None:
+  """CPU seconds of each tool on sets of files."""
   sets = {'all': sorted(p for kind in ('digital', 'multilingual', 'form', 'rotated')
                         for p in (data / 'pdf' / kind).glob('*.pdf'))}
   sets['manuals'] = sorted((data / 'pdf/multilingual').glob('*.pdf'))
@@ -230,15 +242,18 @@ def speed(data: pathlib.Path, tools: dict[str, Callable]) -> None:
 
 
 def cpu_seconds() -> float:
+  """Of this process and of its children that have ended."""
   return sum(usage.ru_utime + usage.ru_stime for usage in map(
     resource.getrusage, (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN)))
 
 
-def print_row(**row) -> None:
+def print_row(**row: Any) -> None:
+  """Prints one JSON line."""
   print(json.dumps(row), flush=True)
 
 
-def main(_) -> None:
+def main(_: list[str]) -> None:
+  """Runs the parts that were asked for."""
   tools = {'ours': ours, 'pdfium': pdfium}
   if _OTHERS.value:
     tools |= {name: other(name) for name in SLOW}

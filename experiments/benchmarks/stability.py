@@ -92,6 +92,7 @@ FAULTS = {
 def make_config(
   contestant: str, fault: str, steps: int, tau: float, vocab_size: int, seed: int = 0
 ) -> Any:
+  """The config of one run: a small model, a contestant's guards, a fault put in."""
   c = base.get_config()
   c.seed = seed
   c.data.seq_len = _SEQ_LEN
@@ -268,6 +269,7 @@ def _start(corpus: str, output: str) -> str:
 
 
 def main(_: list[str]) -> None:
+  """Runs each contestant through each fault; prints JSON lines and a table."""
   corpus, output = _CORPUS.value, _OUTPUT.value
   start = _start(corpus, output)
   results: dict[tuple[str, str], list[dict]] = {}

@@ -193,6 +193,7 @@ def figures(config: model.ModelConfig, first: float, seconds: list[float], held:
 
 
 def main(_: list[str]) -> None:
+  """Prints seconds, tokens a second and memory of the training step, as one JSON line."""
   config = replaced(model.SHAPES[_SHAPE.value], _MODEL.value)
   warm, steps = 1, _STEPS.value
   if _CORPUS.value:

@@ -17,6 +17,8 @@ import argparse
 import json
 import math
 import pathlib
+from collections.abc import Iterator
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -39,18 +41,23 @@ def matrices(params: dict) -> dict:
 
 
 def norm(tree: dict) -> float:
+  """Of all leaves together."""
   return math.sqrt(dot(tree, tree))
 
 
 def dot(a: dict, b: dict) -> float:
+  """Sum over all leaves."""
   return float(sum(jnp.vdot(x, y) for x, y in zip(a.values(), b.values(), strict=True)))
 
 
 def minus(a: dict, b: dict) -> dict:
+  """Leaf by leaf."""
   return {k: a[k] - b[k] for k in a}
 
 
-def follow(name: str, cell: contest.Cell, c, tokens: np.ndarray, steps: int, every: int):
+def follow(
+  name: str, cell: contest.Cell, c: Any, tokens: np.ndarray, steps: int, every: int
+) -> Iterator[tuple[int, dict, dict]]:
   """(step, row, ΔW) at every `every`-th step of a run at a constant rate after the warm-up."""
   runner = contest.Runner(name, c, model.ModelConfig(**c.model), tokens)
   lr, decay = cell
@@ -75,7 +82,8 @@ def follow(name: str, cell: contest.Cell, c, tokens: np.ndarray, steps: int, eve
     }, jax.device_get(moved)
 
 
-def run(output: pathlib.Path, steps: int, every: int, c) -> list[dict]:
+def run(output: pathlib.Path, steps: int, every: int, c: Any) -> list[dict]:
+  """Follows each optimizer; writes and returns the rows of DIR/trajectories.jsonl."""
   tokens, rows, paths = np.load(output / 'tokens.npy'), [], {}
   done = contest.read(output)
   with open(output / 'trajectories.jsonl', 'w', buffering=1) as file:
@@ -95,6 +103,7 @@ def run(output: pathlib.Path, steps: int, every: int, c) -> list[dict]:
 
 
 def report(output: pathlib.Path, rows: list[dict]) -> None:
+  """Writes DIR/trajectories.md and .svg."""
   import matplotlib
 
   matplotlib.use('Agg')
@@ -125,6 +134,7 @@ def report(output: pathlib.Path, rows: list[dict]) -> None:
 
 
 def main() -> None:
+  """The command line."""
   parser = argparse.ArgumentParser(description=__doc__.split('\n')[0])
   parser.add_argument('--output', required=True, type=pathlib.Path)
   parser.add_argument('--steps', type=int, default=300)

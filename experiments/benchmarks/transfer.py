@@ -30,6 +30,7 @@ SEQ_LEN, DEPTH = 128, 3
 
 
 def load_bytes(limit: int = 4_000_000) -> np.ndarray:
+  """Bytes of Python's standard library, int32: text that is everywhere."""
   files = sorted(pathlib.Path(sysconfig.get_paths()['stdlib']).glob('*.py'))
   return np.frombuffer(b''.join(f.read_bytes() for f in files)[:limit], np.uint8).astype(np.int32)
 
@@ -92,6 +93,7 @@ def vertex(rates: np.ndarray, loss: np.ndarray) -> tuple[float, bool]:
 
 
 def main() -> None:
+  """Prints the best rate of each width under both parametrisations, as one JSON line."""
   parser = argparse.ArgumentParser(
     description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
   parser.add_argument('--widths', type=lambda s: [int(x) for x in s.split(',')],

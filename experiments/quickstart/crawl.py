@@ -553,6 +553,7 @@ def build(output: str, *, max_pages: int = 3000, pdfs: int = 60, seed: int = 0,
 
 
 def main(argv: list[str] | None = None) -> int:
+  """The command line; bad input is one line and exit code 2."""
   parser = argparse.ArgumentParser(
     description="Write this machine's own documentation as a small web crawl (WARC) and as PDFs.")
   parser.add_argument('--output', required=True, help='folder to write, new or empty')

@@ -21,6 +21,7 @@ import logging
 import math
 import os
 import re
+from types import ModuleType
 from typing import Any
 
 import gguf
@@ -469,7 +470,7 @@ def _add_vocabulary(writer, meta):
 # --------------------------------------------------------------------------------------- runtime
 
 
-def runtime():
+def runtime() -> ModuleType:
   """The llama_cpp module, quiet.
 
   Raises:

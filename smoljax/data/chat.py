@@ -91,6 +91,7 @@ class Rendered:
 
   @property
   def text(self) -> str:
+    """All segments as one string."""
     return ''.join(s.text for s in self.segments)
 
   @property

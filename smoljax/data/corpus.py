@@ -39,6 +39,7 @@ class Corpus:
     return self.decode(self.records[document])
 
   def decode(self, record: Mapping) -> np.ndarray:
+    """Token ids of a record, int32."""
     return np.frombuffer(record['tokens'], self.manifest['dtype']).astype(np.int32)
 
   def ids(self, documents: Sequence[int]) -> list[str]:
@@ -102,4 +103,5 @@ def open_records(path: str, split: str) -> Sequence[Mapping]:
 
 
 def decode_documents(plan: Sequence[tuple[str, Sequence[Piece]]], name: str) -> list[int]:
+  """Numbers of the documents that the rows of corpus `name` in a plan read, in order."""
   return [p.document for of, pieces in plan if of == name for p in pieces]

@@ -166,6 +166,7 @@ class Tokenizer:
 
   @property
   def vocab_size(self) -> int:
+    """How many ids there are, control pieces included."""
     return self._model.vocab_size()
 
   @property
@@ -177,18 +178,22 @@ class Tokenizer:
 
   @property
   def bos_id(self) -> int | None:
+    """Begins a document; None where the file has no such piece."""
     return _id(self._model.bos_id())
 
   @property
   def eos_id(self) -> int | None:
+    """Ends a document; None where the file has no such piece."""
     return _id(self._model.eos_id())
 
   @property
   def pad_id(self) -> int | None:
+    """Fills rows up; None where the file has no such piece."""
     return _id(self._model.pad_id())
 
   @property
   def adds_bos(self) -> bool | None:
+    """Whether its users expect BOS before a text; None where the file does not say (`.model`)."""
     return getattr(self._model, 'adds_bos', None)
 
 

@@ -2,7 +2,7 @@
 
 import dataclasses
 import math
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 from smoljax.model.attention import IMPLEMENTATIONS
@@ -437,10 +437,12 @@ def _check_rope_scaling(scaling):
                        f'{high}={getattr(scaling, high)}')
 
 
-def mscale(factor, mscale=1.0):
+def mscale(factor: float, mscale: float = 1.0) -> float:
+  """YaRN's factor on cos and sin: 0.1 · mscale · ln(factor) + 1 (arXiv:2309.00071)."""
   return 0.1 * mscale * math.log(factor) + 1.0 if factor > 1 else 1.0
 
 
-def one_of(field, value, names):
+def one_of(field: str, value: object, names: Iterable[str]) -> None:
+  """Raises ValueError, naming the valid ones, for a value that is none of `names`."""
   if value not in names:
     raise ValueError(f'{field}={value!r}: one of {", ".join(names)}')

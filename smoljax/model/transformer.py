@@ -61,6 +61,8 @@ class Transformer(nnx.Module):
 
 
 class Output(NamedTuple):
+  """What a forward pass gives."""
+
   logits: jax.Array  # fp32 [B, T, V]
   hidden: jax.Array  # [B, T, D] after the final norm, in the compute dtype
   aux: dict[str, jax.Array]  # what was asked for: max_logits_LN, residual_LBTD, …
@@ -380,7 +382,9 @@ def project(
   return logits_BTV
 
 
-def document_places(T, positions_BT, segments_BT):
+def document_places(
+  T: int, positions_BT: jax.typing.ArrayLike | None, segments_BT: jax.typing.ArrayLike | None
+) -> tuple[jax.Array, jax.Array | None]:
   """Positions and document ids, each derived from the other where it is missing.
 
   Deriving needs whole rows; the results are split, in a zigzag, as the sequence is.

@@ -73,6 +73,8 @@ class Label(NamedTuple):
 
 
 class OptimizerInfo(NamedTuple):
+  """What was decided for each leaf."""
+
   schedule: optax.Schedule  # step (from 0) → learning rate
   labels: dict[str, Label]  # by path
   table: str  # the labels, to be printed

@@ -23,6 +23,8 @@ Params = Any  # nested dict of arrays
 
 
 class SoapState(NamedTuple):
+  """SOAP's moments, and each matrix's eigenbases."""
+
   count: jax.Array  # int32, gradients seen
   mu: Params  # first moment, as the parameters
   nu: Params  # second moment in the eigenbasis, as the parameters

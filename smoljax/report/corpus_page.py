@@ -51,6 +51,7 @@ class Corpus:
 
   @property
   def stages(self) -> list[dict]:
+    """The funnel's rows."""
     return [s for s in self.manifest.get('funnel') or [] if isinstance(s, dict)]
 
 
@@ -97,6 +98,7 @@ def _read(source: Sequence, numbers: Sequence[int]) -> list[dict]:
 
 
 def metadata(record: dict) -> dict:
+  """A record's metadata; empty where it is no JSON object."""
   try:
     value = json.loads(record.get('metadata') or '{}')
   except ValueError:
@@ -113,6 +115,7 @@ def sampled(c: Corpus) -> str:
 
 
 def curation(run: Any, csv: Csv) -> str:
+  """The section of funnels, of examples of what was thrown away and of what was kept."""
   if not run.corpora:
     return section('curation', 'Curation', missing(
         'curated corpora', 'no manifest.json of kind “curated” under the run’s corpora/'))
@@ -145,6 +148,7 @@ def measure_of(c: Corpus, tokenised: Sequence[dict]) -> tuple[str, str, float, s
 
 
 def funnel(c: Corpus, tokenised: Sequence[dict], csv: Csv) -> str:
+  """What each stage of a pipeline let through and dropped, and why."""
   stages = c.stages
   if not stages:
     return missing(f'funnel for {text(c.name)}', 'its manifest.json lists no stages')
@@ -189,6 +193,7 @@ def spread(records: list[dict]) -> list[dict]:
 
 
 def quote(record: dict, limit: int, locate: Locate | None = None) -> str:
+  """A document's words, its span marked where `locate` finds the reason, and where it is from."""
   known = metadata(record)
   where = record.get('url') or known.get('file') or known.get('path') or record.get('id') or ''
   words = marked(record, limit, locate) or f'({excerpt(known.get("error", "no text"), limit)})'
@@ -275,6 +280,7 @@ def contamination(c: Corpus, csv: Csv) -> str:
 
 
 def corpus(run: Any, csv: Csv) -> str:
+  """The section of sizes, lengths, domains and languages of all corpora."""
   rows, plots, domain_rows, language_rows, varied = [], [], [], [], []
   for i, c in enumerate(run.corpora):
     m = c.manifest
@@ -326,6 +332,7 @@ def shares(head: Sequence[str], rows: Sequence[tuple]) -> str:
 
 
 def token_table(tokenised: Sequence[dict]) -> str:
+  """Tokens and bytes per token of every split of the tokenised corpora."""
   rows = [(text(m.get('name')), text(split), count(s.get('documents')),
            compact(s.get('tokens')), compact(s.get('bytes')),
            fixed(s['bytes'] / s['tokens']) if s.get('bytes') and s.get('tokens') else '–')

@@ -29,6 +29,7 @@ EXAMPLES = 3  # questions shown of each task
 
 
 def tasks(run: Run) -> dict[str, dict]:
+  """Results by task, from the last evaluation."""
   return {k: v for k, v in (workdir.get(run.evals, 'tasks') or {}).items() if isinstance(v, dict)}
 
 
@@ -62,6 +63,7 @@ def totals(run: Run) -> dict[str, Any]:
 
 
 def headline(run: Run, _: Csv) -> str:
+  """The page's title and its first sentences: how good the model is, and what it was made of."""
   total, (loss, which, unigram) = totals(run), losses(run)
   seconds = [s for s in (workdir.get(run.summary, 'seconds') or {}).values() if number(s)]
   size_of = compact(workdir.get(run.summary, 'parameters'))
@@ -97,6 +99,7 @@ def headline(run: Run, _: Csv) -> str:
 
 
 def corpora_headline(run: Run, _: Csv) -> str:
+  """The title of a page about corpora without a model."""
   total = totals(run)
   names = join([text(c.name) for c in run.corpora])
   words = sum(c.manifest.get('words') or 0 for c in run.corpora)
@@ -108,6 +111,7 @@ def corpora_headline(run: Run, _: Csv) -> str:
 
 
 def flow(run: Run, _: Csv) -> str:
+  """From documents in to the exported model: a number at each stage."""
   total = totals(run)
   share = (f'{percent(total["kept"] / total["in"], 0)} of them'
            if number(total['kept']) and total['in'] else '')
@@ -131,6 +135,7 @@ def flow(run: Run, _: Csv) -> str:
 
 
 def training(run: Run, csv: Csv) -> str:
+  """Loss, learning rate, loss by corpus, throughput."""
   loss, lr = run.points('train/loss'), run.points('optim/lr')
   unigram, stages = losses(run)[2], run.stages()
   steps = (run.metrics[0]['step'], run.metrics[-1]['step'])
@@ -450,6 +455,7 @@ PROBE_OF_ALL = {
 
 
 def evaluation(run: Run, csv: Csv) -> str:
+  """Held-out text, calibration, tasks with their baselines, some questions."""
   if not run.evals:
     return section('evaluation', 'Evaluation', missing('evaluation', 'evals/ holds no STEP.json'))
   held_out = [(k, v) for k, v in (run.evals.get('bits_per_byte') or {}).items()
@@ -580,6 +586,7 @@ def verdict(t: dict, blind: dict) -> str:
 
 
 def question(e: dict) -> str:
+  """One question of a task, with the right choice and the one that the model took."""
   right, chosen = e.get('answer'), e.get('predicted')
   items = ''.join(
       f'<li class="{"right" if i == right else ""} {"chosen" if i == chosen else ""}" dir="auto">'
@@ -593,6 +600,7 @@ def question(e: dict) -> str:
 
 
 def sample(run: Run, _: Csv) -> str:
+  """What the model wrote after the prompts of the config."""
   gap = lambda s: ' ' if str(s.get('completion', ''))[:1].isspace() else ''
   texts = ''.join(
       f'<blockquote class="sample" dir="auto"><b>{text(s.get("prompt", ""))}</b>'
@@ -605,6 +613,7 @@ def sample(run: Run, _: Csv) -> str:
 
 
 def artefacts(run: Run, _: Csv) -> str:
+  """Where checkpoint and export lie, their sizes, and how to load them."""
   root, rows = run.workdir, []
   steps = sorted((p for p in (root / 'checkpoints').glob('*') if p.name.isdigit()),
                  key=lambda p: int(p.name))
@@ -662,5 +671,6 @@ def record(run: Run, csv: Csv) -> str:
 
 
 def unreadable(run: Run, _: Csv) -> str:
+  """What could not be read of the workdir."""
   notes = ''.join(f'<li>{text(n)}</li>' for n in run.notes)
   return f'<h3>Not readable</h3><ul>{notes}</ul>' if notes else ''

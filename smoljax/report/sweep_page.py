@@ -39,6 +39,7 @@ class Result:
 
   @property
   def seed(self) -> Any:
+    """The run's seed; 0 where the sweep does not vary it."""
     return self.fields.get('seed', 0)
 
 

@@ -48,6 +48,7 @@ class Run:
   picture: corpus_page.Picture | None = None  # of a kept document's first page
 
   def points(self, key: str) -> list[tuple[float, float]]:
+    """(step, value) of the rows of metrics that have a number under `key`."""
     return [(r['step'], r[key]) for r in self.metrics if isinstance(r.get(key), int | float)]
 
   def names(self) -> list[str]:

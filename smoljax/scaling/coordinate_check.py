@@ -49,6 +49,7 @@ MODES = (
 
 
 def model_of(width: int, depth: int) -> model.ModelConfig:
+  """The small model of this width and depth; all else is the same."""
   heads = width // HEAD_DIM
   return model.ModelConfig(
     vocab_size=VOCAB, num_layers=depth, embed_dim=width, num_heads=heads,

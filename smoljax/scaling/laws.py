@@ -72,6 +72,7 @@ class Fit:
     return self.beta / (self.alpha + self.beta)
 
   def loss(self, params: Array, tokens: Array) -> np.ndarray:
+    """The loss that the law says of N parameters and D tokens, elementwise."""
     return _loss(np.array([self.E, self.A, self.B, self.alpha, self.beta]), params, tokens)
 
   def optimal(self, flops: float) -> tuple[float, float]:
@@ -267,6 +268,7 @@ class PowerLaw:
   r2: float
 
   def __call__(self, **x: float) -> float:
+    """y at these x, by name."""
     return self.coefficient * math.prod(x[k] ** e for k, e in self.exponents.items())
 
 
@@ -316,6 +318,8 @@ class Optimum:
 
 @dataclasses.dataclass(frozen=True)
 class IsoFlop:
+  """Optima of several budgets (Chinchilla's approach 2), and power laws through them."""
+
   optima: list[Optimum]
   params: PowerLaw  # of N in C
   tokens: PowerLaw
@@ -434,6 +438,7 @@ class DataConstrained:
   intervals: Mapping[str, tuple[float, float]] = dataclasses.field(default_factory=dict)
 
   def loss(self, params: Array, tokens: Array, unique: Array) -> np.ndarray:
+    """The loss that the law says of D tokens of which `unique` are different (arXiv:2305.16264)."""
     params, tokens, unique = (np.asarray(x, np.float64) for x in (params, tokens, unique))
     unique = np.minimum(unique, tokens)
     f = self.base

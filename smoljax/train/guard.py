@@ -269,6 +269,7 @@ class Fault:
   stop: int
 
   def now(self, batch: jax.Array) -> jax.Array:
+    """Whether it acts on this batch, counted from 1."""
     return (batch >= self.start) & (batch < self.stop)
 
 

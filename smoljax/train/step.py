@@ -296,4 +296,5 @@ _OPT_STATE = ('optimizer', 'guard')
 
 
 def float32(tree: PyTree) -> PyTree:
+  """Every leaf in float32."""
   return jax.tree.map(lambda x: x.astype(jnp.float32), tree)

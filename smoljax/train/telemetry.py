@@ -29,10 +29,12 @@ class Stopwatch:
     self._began = time.perf_counter()
 
   def seconds(self) -> float:
+    """Since it was made, without what was paused."""
     return time.perf_counter() - self._began
 
   @contextlib.contextmanager
   def paused(self) -> Iterator[None]:
+    """Does not count the time inside the context."""
     before = self.seconds()
     yield
     self._began = time.perf_counter() - before
@@ -240,6 +242,7 @@ class Termination:
   """
 
   def requested(self, step: int) -> bool:
+    """Whether to end after this step; the same answer in all processes."""
     if jax.process_count() > 1:
       return multihost_utils.reached_preemption_sync_point(step)
     return self._noted
