@@ -36,7 +36,7 @@ from rich.table import Table
 
 from configs import base
 from experiments.engine.cli import console, read_json
-from experiments.engine.config import model_config, resolve, use_all_cores
+from experiments.engine.config import keep_programs, model_config, resolve, use_all_cores
 from experiments.engine.graph import Graph, Step
 from smoljax import metrics
 from smoljax.report import architecture_page
@@ -439,7 +439,7 @@ def plan(
     raise ValueError(f'--corpus: two corpora have the same name: {", ".join(paths)}')
   mixture = {corpus.name: float(corpus.lengths.sum()) for corpus in opened}
   vocab_size = _vocab_size(paths)
-  training, models = {}, {}
+  training, models, c = {}, {}, base.get_config()
   for seed in range(seeds):
     for name in variants:
       c = make_config(
@@ -519,10 +519,7 @@ def run(
 
 def _use_devices(todo: Plan, output: str) -> None:
   use_all_cores(todo.first)
-  import jax
-
-  if not jax.config.jax_compilation_cache_dir:  # the seeds of a variant share their programs
-    jax.config.update('jax_compilation_cache_dir', os.path.abspath(os.path.join(output, 'xla')))
+  keep_programs(output, on_cpu=True)  # the seeds of a variant share them
 
 
 def _train_in_parallel(

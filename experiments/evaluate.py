@@ -65,7 +65,7 @@ def main(argv: list[str]) -> None:
 
 
 def _evaluate() -> dict:
-  folder = os.path.dirname(os.path.abspath(_OUTPUT.value))
+  folder = os.path.dirname(os.path.abspath(str(_OUTPUT.value)))
   os.makedirs(folder, exist_ok=True)  # a bad path must not cost an evaluation
   documents = {}
   for path in _CORPUS.value:

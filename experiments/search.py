@@ -68,15 +68,14 @@ PRUNERS: dict[str, Callable[[], optuna.pruners.BasePruner]] = {
 }
 
 
-def _latency(folder: pathlib.Path, _: dict) -> float:
+def _latency(folder: pathlib.Path, _summary: dict) -> float:
   """Milliseconds a token of greedy decoding, one row, on this machine."""
   from smoljax import model
   from smoljax.checkpoints import load
   from smoljax.inference import cache as cache_lib
   from smoljax.inference.generate import generate
 
-  config, params, _ = load.load_weights(str(folder / 'checkpoints'))
-  config, params = model.without_mtp(config, params)
+  config, params = model.without_mtp(*load.load_weights(str(folder / 'checkpoints'))[:2])
   new = min(64, config.max_seq_len - 1)
   params = cache_lib.prepare(config, params)
   times = []
@@ -273,11 +272,12 @@ class Study:
 def _heartbeat(study: optuna.Study, trial: optuna.Trial) -> Iterator[None]:
   """Signs of life of a trial while entered."""
   over = threading.Event()
+  storage: Any = study._storage
 
   def beat() -> None:
     while True:
       with contextlib.suppress(Exception):  # a busy database; the next one will do
-        study._storage.record_heartbeat(trial._trial_id)
+        storage.record_heartbeat(trial._trial_id)
       if over.wait(HEARTBEAT):
         return
 

@@ -63,7 +63,7 @@ class Point:
   aside: bool = False
   state: str = 'waiting'  # waiting | running | done | failed | blocked
   tries: int = 0
-  process: subprocess.Popen | None = None
+  process: Any = None  # subprocess.Popen, once it was started
   gpu: str | None = None
   began: float = 0.0
   lease: IO | None = None  # an open, locked file: it is ours until this process ends or closes it
@@ -78,7 +78,7 @@ def load_attribute(config: str, name: str) -> Any:
   """`name` of a config file, `configs/X.py[:args]`. Raises ValueError where there is none."""
   path = config.partition(':')[0]
   spec = importlib.util.spec_from_file_location(pathlib.Path(path).stem, path)
-  if not os.path.isfile(path) or spec is None:
+  if not os.path.isfile(path) or spec is None or spec.loader is None:
     raise ValueError(f'no config file {path}: give --config=configs/mtp.py')
   module = importlib.util.module_from_spec(spec)
   spec.loader.exec_module(module)

@@ -115,7 +115,8 @@ def reduced(x: jax.Array) -> jax.Array:
   if num_parts('batch') * num_parts('length') == 1:
     return x
   split = jax.typeof(x).sharding.spec.partitions
-  return jax.reshard(x, PartitionSpec(*split, reduced={*RULES['batch'], RULES['length']}))
+  axes = {*(RULES['batch'] or ()), RULES['length']}
+  return jax.reshard(x, PartitionSpec(*split, reduced=axes))
 
 
 def zero_gradient(x: jax.Array) -> jax.Array:
@@ -319,7 +320,8 @@ def local_rows(mesh: Mesh, rows: int) -> range:
       f'a batch of {rows} rows does not divide over the mesh (data={mesh.shape["data"]} x '
       f'fsdp={mesh.shape["fsdp"]}): use a multiple of {num_shards}')
   placed = NamedSharding(mesh, spec('batch'))
-  held = {i for x, in placed.addressable_devices_indices_map((rows,)).values()
+  places: Any = placed.addressable_devices_indices_map((rows,))
+  held = {i for x, in places.values()
           for i in range(*x.indices(rows))}
   if len(held) != max(held) - min(held) + 1:
     raise ValueError('the rows of a process lie apart on this mesh: order its axes otherwise')

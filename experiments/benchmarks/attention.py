@@ -67,15 +67,16 @@ def time_jax(
 ) -> tuple[float, float]:
   """Seconds of the forward pass, and of forward and backward."""
   q, k, v, dout = (jnp.asarray(x, jnp.bfloat16) for x in arrays)
-  segments = jnp.asarray(segments)
-  positions = positions_from_segments(segments)
+  segments_BT = jnp.asarray(segments)
+  positions = positions_from_segments(segments_BT)
 
   @jax.jit
   def forward(q, k, v):
     return attention(
       q, k, v, q_positions_BT=positions, kv_positions_BS=positions, in_order=True,
-      q_segments_BT=segments if packed else None, kv_segments_BS=segments if packed else None,
-      window=window or None, implementation=implementation)[0]
+      q_segments_BT=segments_BT if packed else None,
+      kv_segments_BS=segments_BT if packed else None, window=window or None,
+      implementation=implementation)[0]
 
   @jax.jit
   def both(q, k, v, dout):
@@ -132,7 +133,7 @@ def mean_seconds(call: Callable, wait: Callable) -> float:
   """Of `_REPEATS` calls in a row, after three that compile; `wait` blocks on a result."""
   for _ in range(3):
     wait(call())
-  began = time.perf_counter()
+  began, result = time.perf_counter(), None
   for _ in range(_REPEATS.value):
     result = call()
   wait(result)

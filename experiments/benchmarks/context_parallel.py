@@ -16,6 +16,7 @@ import json
 import math
 import re
 import time
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -97,8 +98,9 @@ def received(program: str, parts: int) -> dict[str, float]:
   return {k: round(v, 3) for k, v in totals.items()}
 
 
-def main(_: list[str]) -> None:
+def main(argv: list[str]) -> None:
   """Prints a JSON line for each way."""
+  del argv
   T = {'full': 65536, 'tiny': 1024}[_SIZE.value]
   parts = jax.device_count()
   mesh = sharding.make_mesh(data=1, context=parts)
@@ -114,21 +116,21 @@ def main(_: list[str]) -> None:
     reference = None
     for function, implementation in (
       (gather, 'auto'), (gather, 'xla'), (ring, 'xla'), (exchange, 'none')):
-      line = {'benchmark': 'context_parallel', 'method': function.__name__,
+      line: dict[str, Any] = {'benchmark': 'context_parallel', 'method': function.__name__,
               'implementation': implementation, 'tokens': T, 'heads': f'{N}/{K}x{H}',
               'devices': f'{parts} x {jax.devices()[0].device_kind}', 'jax': jax.__version__}
 
       @jax.jit
       def both(q, k, v, dout, function=function, implementation=implementation):
-        out, back = jax.vjp(lambda *x: function(*x, places, implementation), q, k, v)
+        out, back = jax.vjp(lambda q, k, v: function(q, k, v, places, implementation), q, k, v)
         return out, back(dout)
 
       try:
-        compiled = both.lower(q, k, v, dout).compile()
+        compiled: Any = both.lower(q, k, v, dout).compile()
         line['received_mb'] = received(compiled.as_text(), parts)
         line['temporaries_mb'] = round(compiled.memory_analysis().temp_size_in_bytes / 1e6, 1)
         if _REPEATS.value:
-          seconds = []
+          seconds, result = [], None
           for _ in range(_REPEATS.value + 1):  # the first warms up
             began = time.perf_counter()
             result = jax.block_until_ready(compiled(q, k, v, dout))

@@ -57,7 +57,7 @@ def child(side: str, copy_rate: float) -> float:
   command = [sys.executable, '-m', 'experiments.benchmarks.decode', *sys.argv[1:]]
   process = subprocess.Popen(
     [*command, f'--side={side}', f'--copy_rate={copy_rate}'], stdout=subprocess.PIPE, text=True)
-  for line in process.stdout:
+  for line in process.stdout or ():
     print(line, end='', flush=True)
     if line.startswith('{'):
       copy_rate = 1e12 * json.loads(line).get('copy_tb_per_sec', copy_rate / 1e12)
@@ -319,7 +319,7 @@ def profile(
       for event in line.events:
         times[event.name] = times.get(event.name, 0) + event.duration_ns / 1e3
         counts[event.name] = counts.get(event.name, 0) + 1
-  top = sorted(times, key=times.get, reverse=True)[:40]
+  top = sorted(times, key=lambda name: times[name], reverse=True)[:40]
   return None, {
     'us_per_token': round(sum(times.values()) / new, 1),
     'kernels_per_token': round(sum(counts.values()) / new, 1),

@@ -127,7 +127,7 @@ def speed(runtime: Runtime, window: int, new_tokens: int, repeats: int = 3) -> d
 def peak_rss_mb() -> float:
   """Of this program so far. (getrusage would count what the parent had before the exec.)"""
   with open('/proc/self/status', encoding='ascii') as f:
-    return int(re.search(r'VmHWM:\s*(\d+) kB', f.read())[1]) * 1024 / 1e6
+    return int(re.findall(r'VmHWM:\s*(\d+) kB', f.read())[0]) * 1024 / 1e6
 
 
 def main(argv: list[str]) -> None:

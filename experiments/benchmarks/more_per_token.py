@@ -150,8 +150,9 @@ def score(config: model.ModelConfig, text: Text, params: Any) -> list[dict]:
   results = []
   for seed in range(jax.tree.leaves(params)[0].shape[0]):
     own = jax.tree.map(lambda x, seed=seed: x[seed], params)
-    of = {name: {k: np.asarray(x) for k, x in places(own, jnp.asarray(rows)).items()}
-          for name, rows in (('text', text.held_out), ('copy', near), ('far', far))}
+    of: dict[str, dict[str, Any]] = {
+      name: {k: np.asarray(x) for k, x in places(own, jnp.asarray(rows)).items()}
+      for name, rows in (('text', text.held_out), ('copy', near), ('far', far))}
     loss = float(of['text']['nll'].mean())
     first = of['copy']['nll'][:, 8 : PASSAGE - 1].mean()
     saved = {name: float(first - of[name]['nll'][:, 8 - PASSAGE :].mean())
@@ -347,7 +348,7 @@ def step_times(shape: str, rows: int, seq_len: int, width: int, repeats: int = 8
       updates, opt_state = optimizer.update(grads, opt_state, params)
       return (optax.apply_updates(params, updates), opt_state), value
 
-    compiled = step.lower(state, batch, theirs).compile()
+    compiled: Any = step.lower(state, batch, theirs).compile()
     times = []
     for _ in range(repeats + 2):
       began = time.perf_counter()

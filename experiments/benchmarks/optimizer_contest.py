@@ -155,7 +155,7 @@ class Runner:
     self.init = jax.jit(jax.vmap(self._init))
     each = (lambda f: functools.partial(jax.lax.map, f)) if name == 'soap' else jax.vmap
     self.advance = jax.jit(
-      lambda *args: each(lambda run: self._advance(*run, args[-1]))(args[:-1]))
+      lambda *args: each(lambda run: self._advance(*run, tokens=args[-1]))(args[:-1]))
     self.evaluate = jax.jit(jax.vmap(self._evaluate))
 
   def _init(self, seed):
@@ -263,7 +263,7 @@ def tune(runner: Runner, cells: list[Cell]) -> list[dict]:
   return scores
 
 
-def branch(runner: Runner, lr: float, decay: float) -> Iterator[tuple[int, list[dict], object]]:
+def branch(runner: Runner, lr: float, decay: float) -> Iterator[tuple[int, list[dict], Any]]:
   """(steps, a score per seed, the cooled state) for each length, from one stable phase."""
   c, at = runner.c, 0
   copies = Copies(list(range(1, c.seeds + 1)), [lr] * c.seeds, [decay] * c.seeds)
@@ -347,7 +347,8 @@ def run(output: pathlib.Path, seconds: float, c: Any, names: list[str] | None = 
             for (lr, decay), score in zip(cells, scores, strict=True)]
 
   def branched(name, lr, decay):
-    rows, end = [], None
+    rows: list[dict[str, Any]] = []
+    end: Any = None
     for steps, scores, state in branch(runner(name, full), lr, decay):
       end = state
       rows += [{'kind': 'branch', 'name': name, 'lr': lr, 'weight_decay': decay, 'steps': steps,

@@ -84,7 +84,7 @@ def _measure(config, make) -> dict:
     updates, state = optimizer.update(grads, state, params)
     return optax.apply_updates(params, updates), state
 
-  step = jax.jit(update, donate_argnums=(0, 1)).lower(params, state, grads).compile()
+  step: Any = jax.jit(update, donate_argnums=(0, 1)).lower(params, state, grads).compile()
   params, state = step(params, state, grads)
   jax.block_until_ready(params)
   seconds = []

@@ -37,9 +37,10 @@ def texts(data: str, every: int) -> Iterator[dict]:
   for language in LANGUAGES:
     with tarfile.open(f'{data}/html_multilingual/debian-docs-{language}.tar.xz') as archive:
       for i, member in enumerate(archive):
-        if i % every == 0 and member.isfile() and member.name.endswith('.html'):
-          body = archive.extractfile(member).read()
-          text = html_text.extract(body, f'https://debian.org/{i}', 'text/html', tier='fast')
+        if i % every or not member.name.endswith('.html'):
+          continue
+        if file := archive.extractfile(member):
+          text = html_text.extract(file.read(), f'https://debian.org/{i}', 'text/html', tier='fast')
           if text:
             yield {'id': f'{language}/{member.name}', 'language': language, 'text': text}
   for book in sorted(os.listdir(f'{data}/text/gutenberg')):
@@ -116,7 +117,7 @@ def theirs(path: str) -> None:
     for step in chains[language]:
       step.filter(Document(text='a word. ' * 60, id=''))
     minhash[language].get_shingles('a word')
-  verdicts, seconds = {}, collections.Counter()
+  verdicts, seconds = {}, collections.defaultdict(float)
   for row in job['rows']:
     document = Document(text=row['text'], id=row['id'])
     start = time.process_time()

@@ -33,6 +33,7 @@ import tarfile
 import zlib
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
+from unittest import mock
 
 import pypdfium2
 from absl import app, flags
@@ -89,7 +90,7 @@ def pdfium(paths: Sequence[pathlib.Path]) -> Iterator[list[str]]:
 def other(tool: str) -> Callable:
   """Reads files with another library, in the Python that has it."""
   def read(paths):
-    done = subprocess.run([_OTHERS.value, '-c', _OTHER, tool, *map(str, paths)], check=True,
+    done = subprocess.run([str(_OTHERS.value), '-c', _OTHER, tool, *map(str, paths)], check=True,
                           stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True)
     yield from map(json.loads, done.stdout.splitlines())
   return read
@@ -118,7 +119,8 @@ def manual(archive: tarfile.TarFile, language: str, chapter_contents: bool) -> s
   names = ['index', 'pr01', *(f'ch{i:02}' for i in range(1, 13)), 'apa']
   out = []
   for name in names:
-    tree = html.fromstring(archive.extractfile(pages[f'{name}.{language}.html']).read())
+    file = archive.extractfile(pages[f'{name}.{language}.html'])
+    tree = html.fromstring(file.read() if file else b'')
     gone = ['head', 'script', 'style', 'div[@class="navheader"]', 'div[@class="navfooter"]']
     if name != 'index' and not chapter_contents:
       gone.append('div[@class="toc"]')
@@ -179,13 +181,12 @@ def ocr(data: pathlib.Path, tools: dict[str, Callable]) -> None:
   for name in ('tesseract', 'rapidocr'):
     if pdf_ocr.engine() != name and not importlib.util.find_spec(name):
       continue
-    pdf_ocr.engine, usual = (lambda name=name: name), pdf_ocr.engine
-    seconds = []
-    for _ in range(_REPEATS.value):
-      start = cpu_seconds()
-      found = ' '.join(pdf_text.parse(body, ocr='always').text.split())
-      seconds.append(cpu_seconds() - start)
-    pdf_ocr.engine = usual
+    seconds, found = [], ''
+    with mock.patch.object(pdf_ocr, 'engine', lambda name=name: name):
+      for _ in range(_REPEATS.value):
+        start = cpu_seconds()
+        found = ' '.join(pdf_text.parse(body, ocr='always').text.split())
+        seconds.append(cpu_seconds() - start)
     print_row(part='ocr', tool=name, characters=len(gold), cpu_seconds=round(min(seconds), 2),
         character_error_rate=round(distance(gold, found) / len(gold), 4))
 

@@ -231,7 +231,8 @@ def table(results: Mapping[tuple[str, str], Sequence[Mapping[str, Any]]]) -> str
     pairs = list(zip(runs, clean, strict=False))
     failed = [r['outcome'] for r in runs if r['loss'] is None]
     gaps = [100 * (r['loss'] / c['loss'] - 1) for r, c in pairs if r['loss'] and c['loss']]
-    back = [steps_to_recover(r, c) for r, c in pairs]
+    recovered = [steps_to_recover(r, c) for r, c in pairs]
+    back = [steps for steps in recovered if steps is not None]
     logits = [r['max_logit'] for r in runs if r['max_logit'] is not None]
     known = fault != 'clean' and not failed and len(gaps) == len(runs)
     keys = () if failed else ('loss', 'skips', 'left_out')
@@ -243,7 +244,7 @@ def table(results: Mapping[tuple[str, str], Sequence[Mapping[str, Any]]]) -> str
       f'{np.mean(gaps):+.2f} %' if known else '–',
       f'{max(gaps):+.2f}, {min(gaps):+.2f}' if known and len(gaps) > 1 else '–',
       f'{max(logits):.1f}' if logits else '–',
-      '–' if not known else 'never' if None in back else f'{np.mean(back):.0f}',
+      '–' if not known else 'never' if None in recovered else f'{np.mean(back):.0f}',
       *('–' if failed else f'{mean[k]:.1f}' for k in ('skips', 'left_out')),
     ]
     lines.append(f'| {" | ".join(cells)} |')

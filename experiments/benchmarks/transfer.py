@@ -15,6 +15,7 @@ import dataclasses
 import json
 import pathlib
 import sysconfig
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -110,7 +111,7 @@ def main() -> None:
   rates = args.middle * 2 ** ((np.arange(args.points) - args.points // 2) / 2)
   found = {}
   for name in ('standard', 'mup'):
-    rows = {}
+    rows: dict[int, dict[str, Any]] = {}
     for width in args.widths:
       loss = losses(width, name, args, rates, text)
       best, inside = vertex(rates, loss)

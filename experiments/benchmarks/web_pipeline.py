@@ -48,7 +48,7 @@ def peak_mb() -> dict[str, int]:
 
 def run_stages(paths: list[str], tier: str) -> dict:
   """Every stage's function over all documents, without Beam: what the work itself costs."""
-  seconds, counts = collections.Counter(), collections.Counter()
+  seconds, counts = collections.defaultdict(float), collections.Counter()
 
   def stage(name, function, elements, *args):
     start = cpu()

@@ -22,6 +22,7 @@ import sys
 import sysconfig
 import warnings
 from collections.abc import Iterable, Iterator
+from typing import Any
 
 import markdown_it
 
@@ -511,7 +512,7 @@ def _split(unit: Unit, title: str, blocks: list[tuple[str, str]], suffix: str = 
 
 
 def _readme(unit: Unit) -> Iterator[Article]:
-  metadata = importlib.metadata.metadata(unit.path)
+  metadata: Any = importlib.metadata.metadata(unit.path)
   text = metadata.get('Description') or metadata.get_payload() or ''
   if len(text) > 2 * _PAGE_CHARACTERS:  # changelogs: keep whole lines of the beginning
     text = text[:2 * _PAGE_CHARACTERS].rpartition('\n')[0]

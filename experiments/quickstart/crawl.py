@@ -32,6 +32,7 @@ import sys
 import textwrap
 import uuid
 from collections.abc import Callable, Iterable, Iterator
+from typing import Any
 
 import numpy as np
 import pypdfium2
@@ -540,7 +541,7 @@ def build(output: str, *, max_pages: int = 3000, pdfs: int = 60, seed: int = 0,
 
   web_truth = {r.url: {'kind': r.kind, 'variety': r.variety, 'characters': r.characters,
                        **({'of': r.of} if r.of else {})} for r in responses}
-  truth = {'web': web_truth, 'pdf': pdf_truth}
+  truth: dict[str, dict[str, Any]] = {'web': web_truth, 'pdf': pdf_truth}
   (root / 'truth.json').write_text(json.dumps(truth, indent=1, sort_keys=True) + '\n')
   counts: dict = {}
   for corpus, kinds in (('web', ('article',)), ('pdf', ('text', 'scanned'))):

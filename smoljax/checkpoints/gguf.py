@@ -196,9 +196,9 @@ def interleave(x: np.ndarray, head_dim: int) -> np.ndarray:
 
 
 def _name(hf_name):
-  layer, module, leaf = re.fullmatch(
-    r'(?:model\.layers\.(\d+)\.)?(.+)\.(weight|bias)', hf_name).groups()
-  return f'{"" if layer is None else f"blk.{layer}."}{NAMES[module]}.{leaf}'
+  (layer, module, leaf), = re.findall(
+    r'^(?:model\.layers\.(\d+)\.)?(.+)\.(weight|bias)$', hf_name)
+  return f'{f"blk.{layer}." if layer else ""}{NAMES[module]}.{leaf}'
 
 
 def _encode(x, stored):
@@ -260,7 +260,7 @@ _LLAMA3 = (
   r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}{1,3}| ?[^\s\p{L}\p{N}]+[\r\n]*"
   r'|\s*[\r\n]+|\s+(?!\S)|\s+'
 )
-_SPLITS = {
+_SPLITS: dict[tuple[str, ...], dict[bool, str]] = {
   ('ByteLevel',): {False: 'gpt-2'},
   ('Digits', 'ByteLevel'): {False: 'smollm'},
   (_LLAMA3, 'bytes'): {True: 'llama-bpe', False: 'smaug-bpe'},

@@ -202,7 +202,7 @@ class _BatchIterator(grain.DatasetIterator):
     b = self._batches
     plan = self.next_plan()
     shape = (len(b.local_rows), b.seq_len)
-    batch = {
+    batch: dict[str, np.ndarray] = {
       k: np.zeros(shape, np.int32) for k in ('inputs', 'targets', 'segment_ids', 'positions')
     }
     batch['source'] = np.zeros(shape[0], np.int32)

@@ -5,7 +5,7 @@ import hashlib
 import json
 import os
 from collections.abc import Mapping, Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import tensorflow_datasets as tfds
@@ -30,7 +30,7 @@ class Corpus:
   name: str
   manifest: Mapping
   lengths: np.ndarray  # [documents] int32, tokens of each document in record order
-  records: Sequence[Mapping]  # random access; 'tokens', 'num_bytes', 'id', …
+  records: Any  # random access (a grain data source of TFDS); 'tokens', 'num_bytes', 'id', …
   digest: str  # identifies the split's bytes
   repeats: np.ndarray | None = None  # [documents] int32, how often an epoch has each; None: once
 
@@ -97,8 +97,8 @@ def digest(shards: Sequence[Mapping]) -> str:
   return hashlib.sha256(''.join(s['sha256'] for s in shards).encode()).hexdigest()
 
 
-def open_records(path: str, split: str) -> Sequence[Mapping]:
-  """Random access to the records of a TFDS directory."""
+def open_records(path: str, split: str) -> Any:
+  """Random access to the records of a TFDS directory: a sequence, with `__getitems__` too."""
   return tfds.builder_from_directory(path).as_data_source(split)
 
 

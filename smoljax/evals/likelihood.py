@@ -88,7 +88,7 @@ def run_windows(
   """
   mesh = jax.sharding.get_mesh()
   if not mesh.empty:
-    num_shards = math.prod(mesh.shape[a] for a in sharding.RULES['batch'])
+    num_shards = math.prod(mesh.shape[a] for a in sharding.RULES['batch'] or ())
     batch_size = -(-batch_size // num_shards) * num_shards
 
   def dispatch(batch: list[Window], length: int) -> tuple[list[Window], Any]:

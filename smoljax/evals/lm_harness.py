@@ -39,12 +39,12 @@ class LM(TemplateLM):
                           self.model.config.max_seq_len)
 
   @property
-  def eot_token_id(self) -> int:
+  def eot_token_id(self) -> int | None:
     """Ends a text, as the harness calls EOS."""
     return self.model.tokenizer.eos_id
 
   @property
-  def prefix_token_id(self) -> int:
+  def prefix_token_id(self) -> int | None:
     """What a text without context is conditioned on: BOS, or EOS where there is none."""
     bos = self.model.tokenizer.bos_id
     return self.eot_token_id if bos is None else bos
@@ -58,7 +58,8 @@ class LM(TemplateLM):
     """Token ids; BOS comes first if the model was trained with it, unless it is not wanted."""
     ids = self.model.tokenizer.encode(string)
     bos = self.model.bos if add_special_tokens is None else add_special_tokens and self.model.bos
-    return [self.model.tokenizer.bos_id, *ids] if bos else list(ids)
+    bos_id = self.model.tokenizer.bos_id
+    return [bos_id, *ids] if bos and bos_id is not None else list(ids)
 
   def _loglikelihood_tokens(self, requests, disable_tqdm: bool = False, **_):
     """(log-probability, every token the likeliest) of each continuation; cut on the left."""

@@ -79,7 +79,7 @@ def attend_cache(
   config: model.ModelConfig, T: int, offset_B: jax.Array, start: jax.Array | int | None
 ) -> tuple[jax.Array, Callable]:
   """Positions of T tokens, and how they attend (see `model.run_blocks`) with a cache as state."""
-  first = 0 if start is None else start
+  first: Any = 0 if start is None else start
   own = jnp.ndim(first) == 1  # rows at their own pace
   index_T = (first[:, None] if own else first) + jnp.arange(T, dtype=jnp.int32)
   positions_BT = index_T - offset_B[:, None]
@@ -105,10 +105,10 @@ def attend_cache(
     R = held[0].shape[2]
     if window and T > 1:  # what the chunk pushes out of the ring is still seen by its first tokens
       k_BKSH, v_BKSH = (jnp.concatenate(pair, axis=2) for pair in zip(held, new, strict=True))
-      index_S = jnp.concatenate([_held(start - 1, R), index_T])
+      index_S = jnp.concatenate([_held(first - 1, R), index_T])
     else:
       k_BKSH, v_BKSH = written
-      index_S = _held((start[:, None] if own else start) + T - 1, R)
+      index_S = _held((first[:, None] if own else first) + T - 1, R)
     kv_positions_BS = index_S - offset_B[:, None]
     hidden_BS = (index_S < 0) | (kv_positions_BS < 0)
     out_BTNH, _ = attention(
@@ -148,7 +148,7 @@ def prefill(
   num_new: int,
   *,
   modules: int = 0,
-) -> tuple[jax.Array, Cache, jax.Array, int, jax.Array, jax.Array]:
+) -> tuple[jax.Array, Cache, jax.Array, int, np.ndarray, jax.Array]:
   """Reads the prompts, in chunks if they are long.
 
   Args:

@@ -17,7 +17,7 @@ from jax.ad_checkpoint import checkpoint_name
 from smoljax import sharding
 from smoljax.model import fp8
 from smoljax.model.attention import attention
-from smoljax.model.config import GATED, ModelConfig, mscale
+from smoljax.model.config import GATED, LinearRope, Llama3Rope, ModelConfig, mscale
 
 Params = dict[str, Any]
 
@@ -229,9 +229,9 @@ def rope_frequencies(config: ModelConfig) -> tuple[np.ndarray, float]:
   y = config.rope_scaling
   if y is None:
     return freq_H, 1.0
-  if y.rope_type == 'linear':
+  if isinstance(y, LinearRope):
     return freq_H / np.float32(y.factor), 1.0
-  if y.rope_type == 'llama3':
+  if isinstance(y, Llama3Rope):
     turns_H = y.original_max_seq_len * freq_H / (2 * math.pi)
     fast_H = (turns_H - y.low_freq_factor) / (y.high_freq_factor - y.low_freq_factor)
     fast_H = np.clip(fast_H, 0, 1)

@@ -123,7 +123,7 @@ def apply(
 def hidden(
   config: ModelConfig,
   params: Params,
-  tokens_BT: jax.Array,
+  tokens_BT: jax.Array | np.ndarray,
   *,
   positions_BT: jax.Array | None = None,
   segment_ids_BT: jax.Array | None = None,
@@ -261,7 +261,7 @@ def run_blocks(
     return captured | trunk
 
   if layers or not config.scan_layers:
-    kept = []
+    kept, before_BTD = [], x_BTD
     for i in range(config.num_layers):
       step = functools.partial(
         block, layer=i, rotates=bool(rotates[i]), window=config.windows[i] or None)
@@ -272,7 +272,7 @@ def run_blocks(
     seen, captured = jax.tree.map(lambda *xs: jnp.stack(xs), *kept)
     return x_BTD, state, (seen, with_trunk(captured, x_BTD, before_BTD))
 
-  shared = {}
+  shared: dict[str, Any] = {}
   if rotates.all() or not rotates.any():
     shared['rotates'] = bool(rotates[0])
   if not any(config.windows):

@@ -15,6 +15,7 @@ import os
 import pathlib
 import re
 from collections.abc import Iterable, Sequence
+from typing import TypeGuard
 
 # C0 and C1 controls but tab and newline, bidirectional marks, embeddings, overrides and isolates,
 # lone surrogates, invisible tag characters.
@@ -54,7 +55,7 @@ def excerpt(s: object, limit: int, *, tail: bool = False, lines: bool = False) -
   return html.escape(s, quote=True)
 
 
-def number(x: object) -> bool:
+def number(x: object) -> TypeGuard[float]:
   """Whether x is a finite int or float, and no bool."""
   return isinstance(x, int | float) and not isinstance(x, bool) and math.isfinite(x)
 
@@ -384,7 +385,7 @@ class Site:
 
 def join(words: Sequence[str]) -> str:
   """Words as in a sentence: 'a, b and c'."""
-  return ' and '.join(filter(None, [', '.join(words[:-1]), *words[-1:]]))
+  return ' and '.join(part for part in (', '.join(words[:-1]), *words[-1:]) if part)
 
 
 CSP = ('<meta http-equiv="Content-Security-Policy" '

@@ -65,7 +65,7 @@ def load(home: pathlib.Path, manifest: dict, rejects_home: pathlib.Path | None,
       sources.append(_open(path) if path else [])
     except Exception as e:  # a damaged corpus must not hide the rest of the run
       sources.append([])
-      note(f'corpus {path.parent.name} could not be sampled: {str(e).splitlines()[0]}')
+      note(f'corpus {(path or home).parent.name} could not be sampled: {str(e).splitlines()[0]}')
   every = max(1, -(-sum(map(len, sources)) // SAMPLE))
   samples = []
   for path, source in zip((home, rejects_home), sources, strict=True):
@@ -73,25 +73,29 @@ def load(home: pathlib.Path, manifest: dict, rejects_home: pathlib.Path | None,
       samples.append(_read(source, range(0, len(source), every)))
     except Exception as e:
       samples.append([])
-      note(f'corpus {path.parent.name} could not be sampled: {str(e).splitlines()[0]}')
+      note(f'corpus {(path or home).parent.name} could not be sampled: {str(e).splitlines()[0]}')
   kept, rejects = samples
-  examples = rejects
   try:
-    listed = json.loads((rejects_home / 'manifest.json').read_text())['examples']
-    numbers = [n for reasons in listed.values() for ns in reasons.values() for n in ns[:REJECTS]]
-    examples = _read(sources[1], numbers)
+    examples = _listed(sources[1], rejects_home) if rejects_home else rejects
   except Exception:  # an older manifest, or none: those of the sample have to do
-    pass
+    examples = rejects
   return Corpus(name, manifest, kept, rejects, every, examples)
 
 
-def _open(path: pathlib.Path) -> Sequence:
+def _listed(source: Any, home: pathlib.Path) -> list[dict]:
+  """Documents of every reason that the manifest of the rejects names."""
+  listed = json.loads((home / 'manifest.json').read_text())['examples']
+  return _read(source, [
+    n for reasons in listed.values() for ns in reasons.values() for n in ns[:REJECTS]])
+
+
+def _open(path: pathlib.Path) -> Any:
   import tensorflow_datasets as tfds  # here: pages without corpora need not wait for it
 
   return tfds.builder_from_directory(str(path)).as_data_source('train')
 
 
-def _read(source: Sequence, numbers: Sequence[int]) -> list[dict]:
+def _read(source: Any, numbers: Sequence[int]) -> list[dict]:
   found = source.__getitems__(numbers) if len(numbers) else []
   return [{k: v.decode('utf-8', 'replace') if isinstance(v, bytes) else v for k, v in r.items()}
           for r in found]
@@ -215,7 +219,7 @@ def example(record: dict, c: Corpus, picture: Picture | None) -> str:
 def marked(record: dict, limit: int, locate: Locate | None) -> str:
   """The head of a document, or what surrounds the span of its reason, which is marked."""
   words = record.get('text', '')
-  span = locate and locate(str(record.get('reason', '')), words, metadata(record))
+  span = locate(str(record.get('reason', '')), words, metadata(record)) if locate else None
   if not span:
     return excerpt(words, limit)
   start, end = span

@@ -213,10 +213,10 @@ def _kmeans(x_DF: np.ndarray, k: int, rounds: int = 20) -> tuple[np.ndarray, np.
     chosen.append(int(random.choice(len(x_DF), p=p / p.sum()) if p.sum() > 0 else len(chosen)))
     distance_D = np.minimum(distance_D, 1 - x_DF @ x_DF[chosen[-1]])
   centre_KF = x_DF[chosen]
-  labels = None
+  labels = np.full(len(x_DF), -1)
   for _ in range(rounds):
     nearest = (x_DF @ centre_KF.T).argmax(axis=1)
-    if labels is not None and (nearest == labels).all():
+    if (nearest == labels).all():
       break
     labels = nearest
     for c in range(k):

@@ -577,7 +577,7 @@ def verdict(t: dict, blind: dict) -> str:
   score = t.get(metric(t))
   if not rivals or not number(score):
     return ''
-  best = max(rivals, key=rivals.get)
+  best = max(rivals, key=lambda name: rivals[name])
   gap, error = 100 * (score - rivals[best]), 100 * (t.get('stderr') or 0)
   points = f'{abs(gap):.1f}{f" ± {error:.1f}" if error else ""} points'
   side = 'above' if gap > 0 else 'below'

@@ -69,7 +69,8 @@ def read(source: str, *, embedding: bool = False) -> Points:
       columns[missing] = 6 * others[0] * others[1] if missing == 'flops' else (
         columns['flops'] / (6 * next(columns[k] for k in known if k in ('params', 'tokens'))))
       convention += f'; {missing} from C = 6 N D'
-    return Points(*(columns[k] for k in ('params', 'tokens', 'loss', 'flops')), convention)
+    return Points(convention=convention, **{
+      k: columns[k] for k in ('params', 'tokens', 'loss', 'flops')})
   summaries = sorted({*path.glob('summary.json'), *path.glob('*/summary.json'),
                       *path.glob('points/*/summary.json')})
   laws = json.loads((path / 'laws.json').read_text()) if (path / 'laws.json').exists() else {}
@@ -86,7 +87,8 @@ def read(source: str, *, embedding: bool = False) -> Points:
         unseen.append((name, *row))
   if not rows:
     raise ValueError(f'no finished run under {source}: give a CSV file, or a folder of runs')
-  return Points(*map(np.array, zip(*rows, strict=True)), (
+  params, tokens, loss, flops = map(np.array, zip(*rows, strict=True))
+  return Points(params, tokens, loss, flops, (
     f'N {"with" if embedding else "without"} embeddings; C = FLOPs as counted by '
     'ModelConfig.flops_per_token, head and attention included'), tuple(unseen),
     _other_recipes(recipes, {name for name, *_ in unseen}))

@@ -170,7 +170,7 @@ class _Handler(http.server.SimpleHTTPRequestHandler):
     else:
       super().do_GET()
 
-  def log_message(self, *_: object) -> None:
+  def log_message(self, format: str, *args: Any) -> None:
     pass
 
 
@@ -180,6 +180,6 @@ def serve(workdir: str, port: int = 0) -> http.server.ThreadingHTTPServer:
   Raises OSError where the port is taken or nothing runs in `workdir`.
   """
   runs(workdir)
-  handler = type('Handler', (_Handler,), {'workdir': os.path.abspath(workdir)})
+  handler: Any = type('Handler', (_Handler,), {'workdir': os.path.abspath(workdir)})
   return http.server.ThreadingHTTPServer(
     ('127.0.0.1', port), functools.partial(handler, directory=handler.workdir))

@@ -100,7 +100,7 @@ def load(workdir: str) -> Run:
       notes.append(f'{path.relative_to(root)} could not be read: {e}')
     return empty
 
-  by_step: dict[int, dict] = {}
+  by_step: dict[float, dict] = {}
   # A step done again after a resume overwrites the first try.
   for row in metrics.read_rows(root / 'metrics.jsonl', notes.append):
     if number(row.get('step')):

@@ -64,7 +64,8 @@ class Fit:
       return {}
     _, _, _, alpha, beta = self.samples.T
     columns = dict(zip(NAMES, self.samples.T, strict=True)) | {'a': beta / (alpha + beta)}
-    return {k: tuple(map(float, np.percentile(x, [2.5, 97.5]))) for k, x in columns.items()}
+    return {k: (float(np.percentile(x, 2.5)), float(np.percentile(x, 97.5)))
+            for k, x in columns.items()}
 
   @property
   def a(self) -> float:
@@ -162,7 +163,7 @@ def _fit(
   if not len(starts):
     grid = np.array(list(itertools.product(*_GRID[:free])), float)
     worst_last = np.argsort(scipy.special.huber(DELTA, parts(grid)[2]).sum(axis=1))
-    starts = grid[worst_last[:_TRIED]]
+    starts = list(grid[worst_last[:_TRIED]])
   else:
     starts = [x[:free] for x in starts]
   options = {'maxiter': 5000, 'maxfun': 10000, 'ftol': 1e-15, 'gtol': 1e-12}

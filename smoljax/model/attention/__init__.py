@@ -29,7 +29,7 @@ X = T * G, the queries that share a kv head; M documents in a row at most.
 
 import functools
 from collections.abc import Callable
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -107,10 +107,12 @@ def attention(
   q_BTNH = sharding.constrain(q_BTNH, *names, 'heads', 'head_dim')
   k_BSKH, v_BSKH = (
     sharding.constrain(x, *names, 'kv_heads', 'head_dim') for x in (k_BSKH, v_BSKH))
-  places = Places(*(
+  placed: list[Any] = [
     None if x is None else sharding.constrain(jnp.asarray(x), *context.place_names(x))
     for x in (q_positions_BT, kv_positions_BS, q_segments_BT, kv_segments_BS)
-  ), None if choices == (None,) else jnp.asarray(window, jnp.int32))  # fmt: skip
+  ]
+  places = Places(
+    *placed, window=None if choices == (None,) else jnp.asarray(window, jnp.int32))
   max_N = None
   if limited or max_logits == 'exact':
     q_k = jax.lax.stop_gradient((q_BTNH, k_BSKH))
@@ -142,7 +144,7 @@ def probabilities(
     logits_BKGTS = softcap * jnp.tanh(logits_BKGTS / softcap)
   rows = lambda x: (
     None if x is None else sharding.constrain(x, *context.place_names(x)[:1], None))
-  mask_BTS = visible(Places(*map(rows, places[:4]), places.window))
+  mask_BTS = visible(Places(*map(rows, places[:4]), window=places.window))
   probs_BKGTS = jax.nn.softmax(jnp.where(mask_BTS[:, None, None], logits_BKGTS, MASKED), axis=-1)
   return jnp.reshape(
     probs_BKGTS, (B, N, T, S), out_sharding=sharding.out('batch', 'heads', None, None))
@@ -193,7 +195,7 @@ def _forward(static, q_BTNH, k_BSKH, v_BSKH, places):
 def _backward(static, q_BTNH, k_BSKH, v_BSKH, out_BTNH, lse_BTN, dout_BTNH, places):
   kernel = IMPLEMENTATIONS[static.implementation]
   of_queries = q_BTNH, out_BTNH, lse_BTN, dout_BTNH
-  if sharding.num_parts('length') == 1 or kernel.forward_across is None:
+  if sharding.num_parts('length') == 1 or kernel.backward_across is None:
     static, k_BSKH, v_BSKH, places = context.gather(static, k_BSKH, v_BSKH, places)
     dq_BTNH, dk_BSKH, dv_BSKH = context.branch(
       static, places, kernel.backward, q_BTNH, k_BSKH, v_BSKH, *of_queries[1:], places)

@@ -1,6 +1,8 @@
 """Attention by cuDNN's kernels on NVIDIA GPUs: packed documents by their lengths and offsets."""
 
 
+from typing import Any
+
 import jax
 import jax.numpy as jnp
 
@@ -56,10 +58,11 @@ def forward(
 
   documents = _documents_of(static, q_BTNH, places)
   q_BTNH = documents.poison(q_BTNH)
-  out_BTNH, statistics = cudnn.dot_product_attention(
+  results: Any = cudnn.dot_product_attention(
     q_BTNH, k_BSKH, v_BSKH, scale=q_BTNH.shape[3] ** -0.5, sliding_window_length=window,
     return_residual=True, **documents.arguments(cudnn),
   )
+  out_BTNH, statistics = results
   return out_BTNH, documents.unpack(statistics)
 
 
@@ -82,8 +85,9 @@ def forward_across(
   from jax._src.cudnn import fused_attention_stablehlo as cudnn
 
   B, T, N, H = q_BTNH.shape
-  out_BTNH, statistics = cudnn.dot_product_attention(
+  results: Any = cudnn.dot_product_attention(
     q_BTNH, k_BSKH, v_BSKH, scale=H**-0.5, return_residual=True, **_across(cudnn, span))
+  out_BTNH, statistics = results
   lse_BTN = statistics.reshape(B, 2, N, T)[:, 0].swapaxes(1, 2)
   inside_BT1 = in_span(T, 0, span.queries_B)[..., None]
   # What no document covers is memory as it was found.
@@ -134,7 +138,7 @@ def in_span(
 def _cudnn_gradients(
   window, q_BTNH, k_BSKH, v_BSKH, statistics, out_BTNH, dout_BTNH, *, mask_type, q_seqlen=None,
   kv_seqlen=None, q_offsets=None, kv_offsets=None,
-):
+) -> Any:
   from jax._src.cudnn import fused_attention_stablehlo as cudnn
 
   unused = jnp.zeros(0, q_BTNH.dtype)

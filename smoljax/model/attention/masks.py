@@ -34,6 +34,7 @@ def visible(places: Places) -> jax.Array:
   q_BT1, kv_B1S = places.q_positions_BT[:, :, None], places.kv_positions_BS[:, None, :]
   mask_BTS = kv_B1S <= q_BT1
   if places.q_segments_BT is not None:
+    assert places.kv_segments_BS is not None, 'both or neither'
     mask_BTS &= places.q_segments_BT[:, :, None] == places.kv_segments_BS[:, None, :]
   if places.window is not None:
     mask_BTS &= q_BT1 - kv_B1S < places.window

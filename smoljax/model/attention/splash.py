@@ -95,7 +95,7 @@ def _splash_gradients(
     )[3:6]
 
   arrays = (scaled(q_BTNH), k_BSKH, v_BSKH, out_BTNH, lse_BTN, dout_BTNH)
-  dq, dk, dv = jax.vmap(row)(*(x.swapaxes(1, 2) for x in arrays), segments)
+  dq, dk, dv = jax.vmap(row)(*[x.swapaxes(1, 2) for x in arrays] + [segments])
   return scaled(dq.swapaxes(1, 2)), dk.swapaxes(1, 2), dv.swapaxes(1, 2)
 
 

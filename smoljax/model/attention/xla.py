@@ -25,7 +25,7 @@ def forward(
   k_BKSH, v_BKSH = k_BSKH.swapaxes(1, 2), v_BSKH.swapaxes(1, 2)
   outs, lses = [], []
   for t, s, chunk_places in _chunks(static, q_BTNH, k_BSKH, places):
-    s_BKXS, _ = _logits(static, _merge(q_BTNH[:, t], K), k_BKSH[:, :, s], chunk_places)
+    s_BKXS = _logits(static, _merge(q_BTNH[:, t], K), k_BKSH[:, :, s], chunk_places)[0]
     max_BKX = s_BKXS.max(axis=-1)
     e_BKXS = jnp.exp(s_BKXS - max_BKX[..., None])
     sum_BKX = e_BKXS.sum(axis=-1)
