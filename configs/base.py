@@ -4,11 +4,14 @@
 changed field redoes the steps that read it and those that depend on them, nothing else.
 """
 
+import dataclasses
 from collections.abc import Iterable
 from types import SimpleNamespace
 
 from ml_collections import ConfigDict
 from ml_collections.config_dict import placeholder
+
+from data_beam.options import Options, PdfOptions, TokenizeOptions, WebOptions, kind
 
 
 def parse_arg(arg: str, **choices: Iterable[str]) -> SimpleNamespace:
@@ -26,6 +29,14 @@ def parse_arg(arg: str, **choices: Iterable[str]) -> SimpleNamespace:
       raise ValueError(f'config argument {part!r}: give {known}')
     chosen[name] = value
   return SimpleNamespace(**chosen)
+
+
+def _options(pipeline: type[Options]) -> ConfigDict:
+  """A section with the options of a pipeline."""
+  c = ConfigDict()
+  for field in dataclasses.fields(pipeline):
+    c[field.name] = placeholder(kind(field)) if field.default is None else field.default
+  return c
 
 
 def get_config() -> ConfigDict:
@@ -47,24 +58,14 @@ def get_config() -> ConfigDict:
   c.beam = ConfigDict()
   c.beam.args = ()  # passed to Beam as they are, for example ('--runner=DataflowRunner', …)
 
-  c.web = ConfigDict()
+  # What each option means: data_beam/options.py, or `python -m data_beam.web --help`.
+  c.web = _options(WebOptions)
   c.web.enabled = True
   c.web.input = ''  # comma-separated WARC globs, local or any Beam file system; '' = selfdocs
-  c.web.languages = ('en',)  # ISO 639-1; documents in other languages are rejected
-  c.web.min_language_score = 0.65  # documents whose language is less sure are rejected
-  c.web.filters = 'fineweb'  # profile: fineweb | docs | none; or rule names with commas
-  c.web.minhash = '14x8'  # bands x rows by which near-duplicates are found and dropped, or none
-  c.web.tier = 'default'  # extraction: default | fast | trafilatura
-  c.web.limit = 0  # pages to read at most; 0 = all
 
-  c.pdf = ConfigDict()
+  c.pdf = _options(PdfOptions)
   c.pdf.enabled = True
   c.pdf.input = ''  # comma-separated PDF or WARC globs; '' = selfdocs
-  c.pdf.languages = ('en',)
-  c.pdf.filters = 'pdf'
-  c.pdf.minhash = '32x10'
-  c.pdf.ocr = 'auto'  # auto | never | always
-  c.pdf.limit = 0
 
   c.corpora = ''  # more of them, made elsewhere: NAME=DIR with commas, of documents or of tokens
 
@@ -75,10 +76,7 @@ def get_config() -> ConfigDict:
   c.tokenizer.train_bytes = 20_000_000  # text shown to the trainer, UTF-8 bytes
   c.tokenizer.chat = False  # a trained one reserves <|im_start|> and <|im_end|> (smoljax.chat)
 
-  c.tokenize = ConfigDict()
-  c.tokenize.bos = True  # prepend BOS to each document (SmolLM3's released tokenizer does not)
-  c.tokenize.holdout = 0.03  # share of documents kept for validation, by hash of their id
-  c.tokenize.share = 1.0  # of the other documents that is taken, likewise
+  c.tokenize = _options(TokenizeOptions)  # SmolLM3's released tokenizer has no BOS
 
   # --- Model (smoljax.model.ModelConfig; vocab_size comes from the tokenizer, max_seq_len is
   # data.seq_len). Fields left None are those of the shape. ------------------------------------

@@ -8,13 +8,13 @@ How to curate a source of your own (LaTeX, forum dumps, another language), by th
 1. A file like this one. `read` turns what lies on disk into Documents (`id` from the content and
    from nothing that depends on where it lay; whatever else is known into `metadata`) and Rejects.
    Rules are functions `(Document) -> None | reason`; they may tidy `document.text`. `stages` is the
-   list of (name, transform); `web.Each` makes one of a generator, ExactDedup, MinHashDedup and
-   `web.anonymise` are used as they are. `run` chains them between `Funnel` and
-   `records.write_corpus`, which give the live funnel, the rejects, the manifest, the report page
-   and lineage.
-2. `spans.py`: one line for each reason that shows in one place, so that reports mark it. (Or put
-   `span: [start, end]` into the metadata of the Reject, as `parse` does here.)
-3. README.md and COMMANDS in tests/test_house.py, for the command; a test file.
+   list of (name, transform); `Each` makes one of a generator, ExactDedup, MinHashDedup and
+   `anonymise` are used as they are. `run` hands them to `curation.curate`, which gives the live
+   funnel, the rejects, the manifest, the report page and lineage.
+2. `options.py`: a dataclass of its options, of which the flags are made.
+3. `filters/spans.py`: one line for each reason that shows in one place, so that reports mark it.
+   (Or put `span: [start, end]` into the metadata of the Reject, as `parse` does here.)
+4. README.md and COMMANDS in tests/test_house.py, for the command; a test file.
 
 Nothing else: `data_beam.tokenize_corpus`, `data_beam.tables` and `experiments.lineage` take the
 corpus as it is.
@@ -23,14 +23,12 @@ Thresholds are those of StarCoder (arXiv 2305.06161, §3) for Python: lines of a
 characters, 100 on average, a quarter of the characters alphanumeric, comments at most 80 %.
 """
 
-import argparse
 import ast
 import contextlib
 import dataclasses
 import functools
 import hashlib
 import io
-import logging
 import os
 import re
 import sys
@@ -43,18 +41,19 @@ from typing import NamedTuple
 
 import apache_beam as beam
 
-from data_beam import records, sources, web
-from data_beam.dedup import ExactDedup, MinHashDedup
-from data_beam.filters import Rule
-from data_beam.progress import Funnel
+from data_beam import curation
+from data_beam.curation import Each, anonymise, judge
+from data_beam.dedup.clusters import MinHashDedup
+from data_beam.dedup.exact import ExactDedup
+from data_beam.filters.rules import Rule
+from data_beam.options import PythonSourceOptions
 from data_beam.records import Document, Reject
+from data_beam.sources.files import expand, open_file
 
 MAX_BYTES = 1 << 20  # of a source file; longer ones are data
 MAX_ARCHIVE = 2 << 30  # bytes that are unpacked of an archive
 _ARCHIVES = ('.tar', '.tar.gz', '.tgz', '.tar.bz2', '.tar.xz', '.whl', '.zip')
 _GATHERED = 200  # files of a directory that one worker reads in a row
-
-log = logging.getLogger('data_beam')
 
 
 # --- reading -------------------------------------------------------------------------------------
@@ -84,7 +83,7 @@ def find(patterns: Sequence[str]) -> list[Batch]:
       new = [Batch(root, tuple(files[i:i + _GATHERED])) for i in range(0, len(files), _GATHERED)]
     else:
       new = []
-      for file in sources.expand([pattern]):
+      for file in expand([pattern]):
         path = file['path']
         if not path.endswith(('.py', *_ARCHIVES)):
           raise ValueError(f'{path} is neither a .py file nor an archive '
@@ -117,12 +116,12 @@ def _read_batch(batch: Batch, source: str) -> Iterator[Document | Reject]:
     for path in batch.files:
       full = os.path.join(batch.root, path) if batch.root else path
       if not os.path.islink(full):  # a link may lead out of the directory
-        with sources.open_file(full) as f:
+        with open_file(full) as f:
           yield _document(path, '', f.read(MAX_BYTES + 1), source)
     return
   name = os.path.basename(batch.root)
   try:
-    with sources.open_file(batch.root) as f:
+    with open_file(batch.root) as f:
       members = _zip_members(f) if batch.root.endswith(('.whl', '.zip')) else _tar_members(f)
       for path, body in members:
         yield _document(path, name, body, source)
@@ -331,22 +330,22 @@ def rules(licences: str) -> tuple[Rule, ...]:
 
 
 def stages(
-  *, source: str = 'python', licences: str = 'permissive', limit: int | None = None,
+  options: PythonSourceOptions, source: str = 'python',
 ) -> list[tuple[str, beam.PTransform]]:
   """The pipeline: each transform takes what the one before kept."""
   return [
-    ('read', web.Each(read, source, limit)),
-    ('parse', web.Each(parse)),
-    ('filter', web.Each(web.judge, rules(licences))),
+    ('read', Each(read, source, options.limit)),
+    ('parse', Each(parse)),
+    ('filter', Each(judge, rules(options.licences))),
     ('exact_dedup', ExactDedup()),
     ('minhash', MinHashDedup()),
-    ('pii', web.Each(web.anonymise)),
+    ('pii', Each(anonymise)),
   ]
 
 
 def run(
-  input: Sequence[str], output: str, name: str = 'python', *, licences: str = 'permissive',
-  limit: int | None = None, num_shards: int = 8, beam_args: Sequence[str] = (),
+  input: Sequence[str], output: str, name: str = 'python',
+  options: PythonSourceOptions | None = None, *, beam_args: Sequence[str] = (),
 ) -> str:
   """Curates Python files into the corpus `output/name/1.0.0`. Returns that path.
 
@@ -354,60 +353,32 @@ def run(
     input: local directories; patterns of archives and .py files, local or remote.
     output: parent directory of the corpus and of `name_rejects`.
     name: of the corpus, and its documents' source.
-    licences: a key of LICENCES.
-    limit: read at most so many files, in one worker: for trial runs.
-    num_shards: files of the corpus.
+    options: what each means is said in options.py.
     beam_args: flags of Beam.
 
   Raises:
     FileNotFoundError: a pattern matches nothing.
-    ValueError: an unknown licences or flag, or no document was kept, saying why.
+    ValueError: an unknown flag, or no document was kept, saying why.
   """
-  if licences not in LICENCES:
-    raise ValueError(f'unknown licences {licences!r}: choose one of {", ".join(LICENCES)}')
-  if limit is not None and limit < 1:
-    raise ValueError(f'limit is {limit}: give a number of files, at least 1')
-  options = records.pipeline_options(beam_args)
-  batches = find(input)
-  log.info('curating Python source in %d batches into %s', len(batches),
-           records.corpus_path(output, name))
-  inputs = [{'path': root, 'files': sum(len(b.files) for b in batches if b.root == root)}
-            for root in dict.fromkeys(b.root for b in batches)]
-  steps = stages(source=name, licences=licences, limit=limit)
-  with Funnel(steps, options) as funnel, beam.Pipeline(options=options) as pipeline:
-    kept, rejects = funnel.apply(
-      pipeline | 'files' >> beam.Create([batches] if limit else [[batch] for batch in batches])
-      | beam.Reshuffle())
-    records.write_corpus(
-      kept, rejects, output=output, name=name, stages=[stage for stage, _ in steps],
-      inputs=inputs, num_shards=num_shards,
-      config={'licences': licences, 'filters': [rule.__name__ for rule in rules(licences)],
-              'limit': limit})
-  return web.announce(records.corpus_path(output, name))
+  options = options or PythonSourceOptions()
+  found = find(input)
+  inputs = [{'path': root, 'files': sum(len(b.files) for b in found if b.root == root)}
+            for root in dict.fromkeys(b.root for b in found)]
+  return curation.curate(
+    curation.batches(found, options.limit), stages(options, name), output=output, name=name,
+    inputs=inputs, options=options, beam_args=beam_args,
+    found={'filters': [rule.__name__ for rule in rules(options.licences)]})
 
 
 def main(argv: Sequence[str] | None = None) -> int:
   """The command line. Returns 0, or 2 after one line about what was wrong with the input."""
-  parser = argparse.ArgumentParser(
-    prog='python -m data_beam.python_source', allow_abbrev=False,
-    formatter_class=argparse.ArgumentDefaultsHelpFormatter,
+  return curation.command(
+    argv, run, PythonSourceOptions, prog='data_beam.python_source', name='python',
+    input='directories, or patterns of archives and .py files',
     description='Turns Python source code into a corpus: reads the .py files of directories, '
     'sdists and wheels, drops what does not parse, generated and minified files, tables of data, '
     'files under licences you do not want and duplicates, and takes licence headers away. Every '
-    'file that is dropped is kept aside with the reason.',
-    epilog='Any other flag goes to Apache Beam, such as --runner=DataflowRunner --project=… .')
-  add = parser.add_argument
-  add('--input', nargs='+', action='extend', required=True, metavar='PATH',
-      default=argparse.SUPPRESS, help='directories, or patterns of archives and .py files')
-  add('--output', required=True, metavar='DIR', default=argparse.SUPPRESS,
-      help='where corpora go')
-  add('--name', default='python', help='name of the corpus, a directory in DIR')
-  add('--licences', default='permissive', choices=LICENCES,
-      help='permissive drops files whose header names a copyleft or proprietary licence')
-  add('--limit', type=int, metavar='N', default=argparse.SUPPRESS,
-      help='read only the first N files')
-  add('--num_shards', type=int, default=8, metavar='N', help='files of the corpus')
-  return web.command(parser, run, argv)
+    'file that is dropped is kept aside with the reason.')
 
 
 if __name__ == '__main__':

@@ -32,8 +32,6 @@ import numpy as np
 import tensorflow_datasets as tfds
 from apache_beam.io.filesystem import BeamIOError, CompressionTypes
 from apache_beam.io.filesystems import FileSystems
-from apache_beam.options import pipeline_options as beam_options
-from apache_beam.runners.portability.fn_api_runner import worker_handlers
 from array_record.python import array_record_module as array_record
 from google.protobuf import json_format
 from tensorflow_datasets.proto import tf_example_pb2, tf_feature_pb2
@@ -181,7 +179,8 @@ def corpus_path(output: str, name: str) -> str:
 
 def code_version() -> str:
   """The package's version and a hash of its source, as the manifest has it."""
-  files = sorted(glob.glob(os.path.join(glob.escape(os.path.dirname(__file__)), '*.py')))
+  root = glob.escape(os.path.dirname(__file__))
+  files = sorted(glob.glob(os.path.join(root, '**', '*.py'), recursive=True))
   digest = hashlib.sha256()
   for path in files:
     with open(path, 'rb') as f:
@@ -663,51 +662,3 @@ def local_copy(path: str) -> Iterator[str]:
     f.write(read_bytes(path))
     f.flush()
     yield f.name
-
-
-# --- running ---------------------------------------------------------------------------------
-
-
-_LOCAL_RUNNERS = ('DirectRunner', 'SwitchingDirectRunner', 'FnApiRunner')
-
-
-def pipeline_options(beam_args: Sequence[str] = ()) -> beam_options.PipelineOptions:
-  """Beam's options from command line flags, and from nothing else (never from sys.argv).
-
-  `--runner=DirectRunner`, or no runner, means Beam's in-process FnApiRunner: since Beam 2.68
-  DirectRunner first tries to download and run a Go binary. One line says which runner it is.
-
-  Args:
-    beam_args: such as ['--runner=DataflowRunner', '--project=P', …].
-
-  Raises:
-    ValueError: a flag that Beam does not know. (With a remote runner it is passed on instead, as
-      Beam does: job servers have flags of their own.)
-  """
-  options = beam_options.PipelineOptions(flags=list(beam_args))
-  runner = options.view_as(beam_options.StandardOptions).runner
-  if runner and runner.rpartition('.')[2] not in _LOCAL_RUNNERS:
-    return options
-  _refuse_unknown(beam_args)
-  options.view_as(beam_options.StandardOptions).runner = 'FnApiRunner'
-  # With multi_threading, Beam 2.77 sends what a thread has written once a second by a timer, in the
-  # midst of an element too; the halves are then read as elements: large documents vanish or become
-  # None. So the timer must not fire; what is written is sent by its size, between elements.
-  worker_handlers.DATA_BUFFER_TIME_LIMIT_MS = 10**9
-  direct = options.view_as(beam_options.DirectOptions)
-  log.log(
-    logging.WARNING if runner == 'DirectRunner' else logging.INFO,
-    'Beam runs on this machine: FnApiRunner, %s%s', direct.direct_running_mode,
-    ' (what DirectRunner means here)' if runner == 'DirectRunner' else '')
-  return options
-
-
-def _refuse_unknown(beam_args: Sequence[str]) -> None:
-  """Beam only warns of a flag that it does not know, and a misspelt one would be lost."""
-  parser = beam_options._BeamArgumentParser(allow_abbrev=False)  # as PipelineOptions does
-  for group in beam_options.PipelineOptions.__subclasses__():
-    group._add_argparse_args(parser)
-  unknown = parser.parse_known_args(list(beam_args))[1]
-  if unknown:
-    raise ValueError(f'unknown flag {unknown[0]!r}; --help lists the flags, and Beam\'s own are '
-                     'at https://beam.apache.org/documentation/')

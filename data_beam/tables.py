@@ -22,7 +22,7 @@ import math
 import os
 import sys
 import tempfile
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any, BinaryIO, NamedTuple
 
 import apache_beam as beam
@@ -31,10 +31,13 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from apache_beam.io.filesystems import FileSystems
 
-from data_beam import records, sources
-from data_beam.progress import Funnel
+from data_beam import curation, records
+from data_beam import options as options_lib
+from data_beam.beam_options import pipeline_options
+from data_beam.curation import Each
+from data_beam.options import ImportOptions
 from data_beam.records import Document, Reject
-from data_beam.web import Each, announce
+from data_beam.sources.files import decompressed, expand, open_file
 
 log = logging.getLogger('data_beam')
 
@@ -96,7 +99,7 @@ def split(path: str) -> list[Part]:
   So is a damaged one, and one that can only be read from its start (https): it is fetched once.
   """
   if is_parquet(path):
-    with contextlib.suppress(OSError, pa.ArrowException), sources.open_file(path) as f:
+    with contextlib.suppress(OSError, pa.ArrowException), open_file(path) as f:
       if _can_seek(f):
         return [Part(path, i) for i in range(pq.ParquetFile(f).num_row_groups)]
   return [Part(path, None)]
@@ -113,8 +116,8 @@ def read_rows(part: Part) -> Iterator[tuple[int, dict[str, Any] | RowError]]:
       batches = pq.ParquetFile(f).iter_batches(batch_size=_BATCH, row_groups=groups)
       yield from enumerate(row for batch in batches for row in batch.to_pylist())
     return
-  with sources.open_file(part.path) as raw:
-    for number, line in enumerate(sources.decompressed(raw)):
+  with open_file(part.path) as raw:
+    for number, line in enumerate(decompressed(raw)):
       if not line.strip():
         continue
       try:
@@ -129,7 +132,7 @@ def read_rows(part: Part) -> Iterator[tuple[int, dict[str, Any] | RowError]]:
 @contextlib.contextmanager
 def _seekable(path: str) -> Iterator[BinaryIO]:
   """The file, fetched into a temporary one if it cannot be read at any place."""
-  with sources.open_file(path) as f:
+  with open_file(path) as f:
     if _can_seek(f):
       yield f
       return
@@ -287,55 +290,44 @@ def _reject(where: dict[str, Any], source: str, reason: str, detail: str) -> Rej
 
 
 def import_tables(
-  input: Sequence[str], output: str, name: str, *, layout: str = 'plain',
-  columns: Mapping[str, str] | None = None, limit: int | None = None, num_shards: int = 8,
+  input: Sequence[str], output: str, name: str, options: ImportOptions | None = None, *,
   beam_args: Sequence[str] = (),
 ) -> str:
   """Parquet and JSONL files → the curated corpus `output/name/1.0.0`. Returns that path.
 
   Args:
-    input: files or patterns, of any scheme that sources.expand knows.
+    input: files or patterns, of any scheme that files.expand knows.
     output: parent directory of the corpus and of `name_rejects`.
     name: of the corpus, and its documents' source where no column says it.
-    layout: a key of LAYOUTS.
-    columns: on top of the layout, see LAYOUTS.
-    limit: read at most so many documents, from the first files on, in one worker.
-    num_shards: files of the corpus.
+    options: what each means is said in options.py.
     beam_args: flags of Beam.
 
   Raises:
     FileNotFoundError: a pattern matches nothing.
-    ValueError: an unknown layout, field or flag, a first file without the text column, or no
-      document was found, saying why.
+    ValueError: an unknown field or flag, a first file without the text column, or no document was
+      found, saying why.
   """
-  if layout not in LAYOUTS:
-    raise ValueError(f'unknown layout {layout!r}: choose one of {", ".join(LAYOUTS)}')
-  columns = LAYOUTS[layout] | dict(columns or {})
+  options = options or ImportOptions()
+  pairs = [pair.partition('=') for pair in options.columns]
+  if wrong := [field for field, equals, _ in pairs if not equals]:
+    raise ValueError(f'--columns takes FIELD=COLUMN, not {wrong[0]!r}')
+  columns = LAYOUTS[options.layout] | {field: column for field, _, column in pairs}
   unknown = [k for k in columns if k not in records.FEATURES['curated']
              and not k.startswith('metadata.')]
   if unknown:
     raise ValueError(f'unknown field {unknown[0]!r}: choose one of '
                      f'{", ".join(records.FEATURES["curated"])} or metadata.NAME')
-  if limit is not None and limit < 1:
-    raise ValueError(f'limit is {limit}: give a number of documents, at least 1')
-  options = records.pipeline_options(beam_args)
-  files = sources.expand(input)
-  _check_text(files[0]['path'], columns['text'], layout)
+  files = expand(input)
+  _check_text(files[0]['path'], columns['text'], options.layout)
   paths = [f['path'] for f in files]
-  log.info('importing %d files (%.1f MB) into %s', len(files),
-           sum(f['bytes'] for f in files) / 1e6, records.corpus_path(output, name))
-  steps = [('read', Each(read, columns, name, limit))]
-  with Funnel(steps, options) as funnel, beam.Pipeline(options=options) as pipeline:
-    if limit:
-      parts = pipeline | beam.Create([[Part(path, None) for path in paths]])
-    else:
-      parts = (pipeline | beam.Create(paths) | 'files' >> beam.Reshuffle()
-               | beam.FlatMap(lambda path: [[part] for part in split(path)]))
-    kept, rejects = funnel.apply(parts | 'parts' >> beam.Reshuffle())
-    records.write_corpus(
-      kept, rejects, output=output, name=name, stages=['read'], inputs=files,
-      num_shards=num_shards, config={'layout': layout, 'columns': columns, 'limit': limit})
-  return announce(records.corpus_path(output, name))
+  if options.limit:
+    parts = beam.Create([[Part(path, None) for path in paths]])
+  else:
+    parts = (beam.Create(paths) | 'files' >> beam.Reshuffle()
+             | beam.FlatMap(lambda path: [[part] for part in split(path)]))
+  return curation.curate(
+    parts, [('read', Each(read, columns, name, options.limit))], output=output, name=name,
+    inputs=files, options=options, found={'columns': columns}, beam_args=beam_args)
 
 
 def _check_text(path: str, column: str, layout: str) -> None:
@@ -422,7 +414,7 @@ def export_corpus(
   """
   if format not in FORMATS:
     raise ValueError(f'unknown format {format!r}: choose one of {", ".join(FORMATS)}')
-  options = records.pipeline_options(beam_args)
+  options = pipeline_options(beam_args)
   manifest = records.read_manifest(input)
   records.check_not_empty(manifest)
   data = FileSystems.join(output, 'data')
@@ -517,41 +509,31 @@ def main(argv: Sequence[str] | None = None) -> int:
     'corpus into Parquet or JSONL files with a dataset card.',
     epilog='Each has a --help of its own. Any other flag goes to Apache Beam.')
   commands = parser.add_subparsers(dest='command', required=True, metavar='import|export')
-  shape = dict(allow_abbrev=False, formatter_class=argparse.ArgumentDefaultsHelpFormatter)
-  add = commands.add_parser('import', help='files → corpus', **shape).add_argument
+  importing = commands.add_parser('import', help='files → corpus', allow_abbrev=False)
+  add = importing.add_argument
   add('--input', nargs='+', action='extend', required=True, metavar='GLOB',
-      default=argparse.SUPPRESS, help='Parquet (.parquet) or JSONL (plain, gz, zst, lz4) files or '
+      help='Parquet (.parquet) or JSONL (plain, gz, zst, lz4) files or '
       'patterns, local or gs://, s3://, https://, hf://datasets/OWNER/NAME/…')
-  add('--output', required=True, metavar='DIR', default=argparse.SUPPRESS,
-      help='where corpora go')
-  add('--name', required=True, default=argparse.SUPPRESS, help='name of the corpus')
-  add('--layout', default='plain', choices=LAYOUTS, help='which columns mean what')
-  add('--columns', nargs='+', action='extend', default=[], metavar='FIELD=COLUMN',
-      help='on top of the layout, such as text=content metadata.licence=license; a.b is b in the '
-      'struct a, and source==wiki sets a constant')
-  add('--limit', type=int, metavar='N', default=argparse.SUPPRESS,
-      help='read only the first N documents')
-  add('--num_shards', type=int, default=8, metavar='N', help='files of the corpus')
-  add = commands.add_parser('export', help='corpus → files', **shape).add_argument
-  add('--input', required=True, metavar='CORPUS', default=argparse.SUPPRESS,
+  add('--output', required=True, metavar='DIR', help='where corpora go')
+  add('--name', required=True, help='name of the corpus')
+  options_lib.add_flags(importing, ImportOptions)
+  add = commands.add_parser('export', help='corpus → files', allow_abbrev=False).add_argument
+  add('--input', required=True, metavar='CORPUS',
       help='directory of a corpus, DIR/NAME/1.0.0: curated, rejects or tokenised')
-  add('--output', required=True, metavar='DIR', default=argparse.SUPPRESS,
+  add('--output', required=True, metavar='DIR',
       help='where data/ and README.md go')
-  add('--format', default='parquet', choices=FORMATS, help='of the files')
+  add('--format', default='parquet', choices=FORMATS,
+      help='of the files (default: %(default)s)')
 
   args, beam_args = parser.parse_known_args(argv)
   logging.basicConfig(format='%(message)s', level=logging.WARNING, force=True)
   log.setLevel(logging.INFO)
-  options = vars(args)
-  run: Callable[..., str] = {'import': import_tables, 'export': export_corpus}[
-    options.pop('command')]
   try:
-    if 'columns' in options:
-      pairs = [pair.partition('=') for pair in options['columns']]
-      if wrong := [field for field, equals, _ in pairs if not equals]:
-        raise ValueError(f'--columns takes FIELD=COLUMN, not {wrong[0]!r}')
-      options['columns'] = {field: column for field, _, column in pairs}
-    path = run(**options, beam_args=beam_args)
+    if args.command == 'import':
+      path = import_tables(args.input, args.output, args.name,
+                           options_lib.take(ImportOptions, vars(args)), beam_args=beam_args)
+    else:
+      path = export_corpus(args.input, args.output, format=args.format, beam_args=beam_args)
   except (ValueError, OSError) as error:
     print(f'data_beam.tables: {error}', file=sys.stderr)
     return 2

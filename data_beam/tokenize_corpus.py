@@ -24,8 +24,11 @@ import numpy as np
 import sentencepiece
 import tokenizers
 
+from data_beam import options as options_lib
 from data_beam import records
-from data_beam.dedup import rehydration_weight
+from data_beam.beam_options import pipeline_options
+from data_beam.dedup.clusters import rehydration_weight
+from data_beam.options import TokenizeOptions
 from data_beam.records import CorpusError, Record
 
 # Looked for, in this order, in a tokenizer.json without a tokenizer_config.json beside it.
@@ -126,11 +129,8 @@ def _thousandth(document_id: str, draw: int) -> int:
 class _Tokenize(beam.DoFn):
   """(shard file, records in it) → the tokenised Records of its documents."""
 
-  def __init__(
-    self, tokenizer: Tokenizer, bos: bool, holdout: float, share: float, rehydrate: bool
-  ):
-    self.tokenizer, self.bos, self.holdout, self.share = tokenizer, bos, holdout, share
-    self.rehydrate = rehydrate
+  def __init__(self, tokenizer: Tokenizer, options: TokenizeOptions):
+    self.tokenizer, self.options = tokenizer, options
 
   def setup(self):
     tokenizer = _open(self.tokenizer.path)
@@ -140,15 +140,15 @@ class _Tokenize(beam.DoFn):
       self.encode = tokenizer.encode
 
   def process(self, shard: tuple[str, int]) -> Iterator[Record]:
-    prefix = [self.tokenizer.bos_id] if self.bos else []
+    prefix = [self.tokenizer.bos_id] if self.options.bos else []
     for row in records.read_shard(*shard, 'curated'):
-      split = 'validation' if is_validation(row['id'], self.holdout) else 'train'
-      if split == 'train' and _thousandth(row['id'], 1) >= round(1000 * self.share):
+      split = 'validation' if is_validation(row['id'], self.options.holdout) else 'train'
+      if split == 'train' and _thousandth(row['id'], 1) >= round(1000 * self.options.share):
         continue
       tokens = [*prefix, *self.encode(row['text']), self.tokenizer.eos_id]
       num_bytes = len(row['text'].encode())
       cluster_size = row['metadata'].get('cluster_size', 1)
-      weight = rehydration_weight(cluster_size, row['language']) if self.rehydrate else 1
+      weight = rehydration_weight(cluster_size, row['language']) if self.options.rehydrate else 1
       data = records.encode('tokenised', {
         'id': row['id'], 'tokens': np.array(tokens, self.tokenizer.dtype).tobytes(),
         'num_bytes': num_bytes, 'source': row['source'], 'language': row['language'],
@@ -173,17 +173,8 @@ def _publish(element, *, path: str, manifest: dict[str, Any], splits: Sequence[s
 
 
 def run(
-  input: Sequence[str] | str,
-  tokenizer: str,
-  output: str,
-  name: str,
-  *,
-  holdout: float = 0.02,
-  share: float = 1.0,
-  bos: bool = True,
-  rehydrate: bool = False,
-  num_shards: int = 8,
-  beam_args: Sequence[str] = (),
+  input: Sequence[str] | str, tokenizer: str, output: str, name: str,
+  options: TokenizeOptions | None = None, *, beam_args: Sequence[str] = (),
 ) -> str:
   """Tokenises curated corpora into the corpus `output/name/1.0.0`.
 
@@ -192,13 +183,8 @@ def run(
     tokenizer: a SentencePiece .model or a Hugging Face tokenizer.json.
     output: the parent directory of the result.
     name: the result's name.
-    holdout: share of documents for the split `validation`, in steps of 0.001; 0 makes none.
-    share: of the documents of the split `train` that are taken, by a hash of their id, in steps of
-      0.001: to ask how many are needed, or to give two corpora equally many.
-    bos: begin each document with the tokenizer's BOS. (EOS ends each in any case.)
-    rehydrate: repeat each document in every epoch of training as often as FineWeb-2 does for the
-      number of its near-duplicates (dedup.REHYDRATION; stored as its `weight`), rather than once.
-    num_shards: shards of the split `train`.
+    options: what each means is said in options.py. (EOS ends each document in any case;
+      rehydration is stored as each document's `weight`, from clusters.REHYDRATION.)
     beam_args: Beam's own flags, such as ['--runner=DataflowRunner', …].
 
   Returns:
@@ -206,11 +192,9 @@ def run(
 
   Raises:
     ValueError: an input is missing, incomplete or empty, the tokenizer cannot be read or lacks a
-      special token, or an argument is out of range. Nothing has been written then.
+      special token. Nothing has been written then.
   """
-  if not 0 <= holdout < 1 or not 0 < share <= 1 or num_shards < 1:
-    raise ValueError(f'holdout must be at least 0 and below 1, share above 0 and at most 1, and '
-                     f'num_shards at least 1, not {holdout}, {share} and {num_shards}')
+  options = options or TokenizeOptions()
   manifests = [records.read_manifest(path, 'curated')
                for path in ([input] if isinstance(input, str) else input)]
   for manifest in manifests:
@@ -218,34 +202,35 @@ def run(
   if not manifests:
     raise CorpusError('no input: give the directory of a curated corpus')
   facts = load_tokenizer(tokenizer)
-  if bos and facts.bos_id is None:
+  if options.bos and facts.bos_id is None:
     raise ValueError(f'the tokenizer {tokenizer!r} has no begin-of-text token; say --no-bos')
 
-  shards = {'train': num_shards}
-  if holdout:
-    shards['validation'] = max(1, math.ceil(num_shards * holdout))
+  shards = {'train': options.num_shards}
+  if options.holdout:
+    shards['validation'] = max(1, math.ceil(options.num_shards * options.holdout))
   manifest = {
     'name': name, 'version': records.VERSION, 'kind': 'tokenised',
     'code_version': records.code_version(),
-    'config': {'holdout': holdout, 'share': share, 'rehydrate': rehydrate},
+    'config': dataclasses.asdict(options),
     'inputs': [{'path': m['path'], 'name': m['name'], 'documents': m['documents']}
                for m in manifests],
     'tokenizer': os.path.basename(tokenizer), 'tokenizer_sha256': facts.sha256,
-    'vocab_size': facts.vocab_size, 'bos_id': facts.bos_id, 'eos_id': facts.eos_id, 'bos': bos,
+    'vocab_size': facts.vocab_size, 'bos_id': facts.bos_id, 'eos_id': facts.eos_id,
+    'bos': options.bos,
     'dtype': facts.dtype.str,
   }
   path = records.corpus_path(output, name)
-  options = records.pipeline_options(beam_args)
+  beam_options = pipeline_options(beam_args)
   records.log.info('tokenising %d documents', sum(m['documents'] for m in manifests))
-  with beam.Pipeline(options=options) as pipeline:
+  with beam.Pipeline(options=beam_options) as pipeline:
     tokenised = (
       pipeline
       | 'shards' >> beam.Create([s for m in manifests for s in records.list_shards(m)])
       | beam.Reshuffle()
-      | 'tokenise' >> beam.ParDo(_Tokenize(facts, bos, holdout, share, rehydrate)))
+      | 'tokenise' >> beam.ParDo(_Tokenize(facts, options)))
     _ = (
       records.write_records(tokenised, output=output, name=name, shards=shards,
-                            sidecars=records.SIDECARS[:1 + rehydrate])
+                            sidecars=records.SIDECARS[:1 + options.rehydrate])
       | 'one' >> beam.Map(lambda shard: (None, shard))
       | beam.GroupByKey()
       | 'publish' >> beam.Map(_publish, path=path, manifest=manifest, splits=tuple(shards)))
@@ -266,22 +251,12 @@ def main(argv: Sequence[str] | None = None) -> None:
   parser.add_argument('--output', required=True, metavar='DIR',
                       help='where the corpus goes: DIR/NAME/1.0.0 (local, gs://, s3://)')
   parser.add_argument('--name', help="the corpus's name (default: that of the first input)")
-  parser.add_argument('--holdout', type=float, default=0.02, metavar='SHARE',
-                      help='share of documents held out for validation (default: %(default)s)')
-  parser.add_argument('--share', type=float, default=1.0, metavar='SHARE',
-                      help='share of the other documents to take (default: all)')
-  parser.add_argument('--bos', action=argparse.BooleanOptionalAction, default=True,
-                      help='begin each document with the begin-of-text token (default: yes)')
-  parser.add_argument('--rehydrate', action='store_true',
-                      help='repeat documents in training by number of duplicates, as in FineWeb-2')
-  parser.add_argument('--num_shards', type=int, default=8, metavar='N',
-                      help='files to spread the training split over (default: %(default)s)')
+  options_lib.add_flags(parser, TokenizeOptions)
   args, beam_args = parser.parse_known_args(argv)
   try:
     name = args.name or records.read_manifest(args.input[0], 'curated')['name']
-    path = run(args.input, args.tokenizer, args.output, name, holdout=args.holdout,
-               share=args.share, bos=args.bos, rehydrate=args.rehydrate,
-               num_shards=args.num_shards, beam_args=beam_args)
+    path = run(args.input, args.tokenizer, args.output, name,
+               options_lib.take(TokenizeOptions, vars(args)), beam_args=beam_args)
   except (ValueError, OSError) as error:
     print(f'error: {error}', file=sys.stderr)
     sys.exit(2)

@@ -287,9 +287,10 @@ def _curate(output: str, _: Mapping[str, str], *, files: Sequence[str]) -> dict:
   import apache_beam as beam
 
   from data_beam import records
+  from data_beam.beam_options import pipeline_options
 
   inputs = [{'path': f, 'bytes': os.path.getsize(f)} for f in files]
-  with beam.Pipeline(options=records.pipeline_options()) as pipeline:
+  with beam.Pipeline(options=pipeline_options()) as pipeline:
     kept = pipeline | 'files' >> beam.Create(files) | beam.FlatMap(_documents)
     rejects = pipeline | 'none' >> beam.Create([])
     records.write_corpus(
@@ -310,13 +311,14 @@ def _train_tokenizer(output: str, inputs: Mapping[str, str], *, vocab_size: int)
 
 def _tokenize(output: str, inputs: Mapping[str, str]) -> dict:
   from data_beam import records, tokenize_corpus
+  from data_beam.options import TokenizeOptions
 
   tokenize_corpus.run(
     records.corpus_path(inputs['curate'], 'text'),
     os.path.join(inputs['tokenizer'], 'tokenizer.model'),
     output,
     'text',
-    holdout=0.05,
+    TokenizeOptions(holdout=0.05),
   )
   return {}
 

@@ -23,7 +23,8 @@ from absl import app, flags, logging
 from rich.console import Console
 from rich.markup import escape
 
-from data_beam import records, spans
+from data_beam import records
+from data_beam.filters import spans
 from smoljax import metrics
 from smoljax.data.batches import Batches, make_stages
 from smoljax.data.corpus import Piece, open_corpus

@@ -22,7 +22,8 @@ import rich.markup
 import rich.table
 from absl import app, flags, logging
 
-from data_beam import pdf, spans
+from data_beam.filters import spans
+from data_beam.pdf.thumbnail import thumbnail
 from smoljax.report import charts, run_page, scaling_page, status_page
 
 _WORKDIR = flags.DEFINE_string(
@@ -57,7 +58,7 @@ def main(argv: list[str]) -> None:
     if _SCALING.value:
       page = _scaling(_SCALING.value)
     else:
-      page = run_page.write(_WORKDIR.value, _OUTPUT.value, spans.find, pdf.thumbnail)
+      page = run_page.write(_WORKDIR.value, _OUTPUT.value, spans.find, thumbnail)
   except (OSError, ValueError) as e:
     print(f'error: {e}', file=sys.stderr)
     sys.exit(2)

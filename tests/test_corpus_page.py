@@ -8,7 +8,8 @@ import pytest
 from test_records import make_documents, write
 from test_report import Page
 
-from data_beam import records, spans
+from data_beam import records
+from data_beam.filters import spans
 from data_beam.records import Document
 from smoljax.report import corpus_page, run_page
 

@@ -17,7 +17,11 @@ from test_sources import html, write_warc
 from test_tokenize_corpus import corpus, folder, model, texts  # noqa: F401 (fixtures)
 from test_web import article, page
 
-from data_beam import pdf, records, tokenize_corpus, web
+from data_beam import records, tokenize_corpus
+from data_beam.beam_options import refuse_unknown
+from data_beam.options import PdfOptions, WebOptions
+from data_beam.pdf import pipeline as pdf
+from data_beam.web import pipeline as web
 
 SCRIPT = REPOSITORY / 'experiments' / 'cloud' / 'dataflow.sh'
 DATAFLOW = ['--runner=DataflowRunner', '--project=my-project', '--region=us-central1',
@@ -43,13 +47,14 @@ class Submitted(Exception):
 
 
 def curate_web(folder, crawl, corpus, model):  # noqa: F811
-  web.run([crawl], str(folder), languages=('en', 'fr'), beam_args=DATAFLOW)
+  web.run([crawl], str(folder), options=WebOptions(languages=('en', 'fr')), beam_args=DATAFLOW)
 
 
 def curate_pdfs(folder, crawl, corpus, model):  # noqa: F811
   (folder / 'a.pdf').write_bytes(make(story(1)))
-  pdf.run([str(folder / 'a.pdf')], str(folder), ocr_server='http://ocr:8000', ocr_model='m',
-          refetch_modes=['truncated', 'poor'], agent='us@example.org', beam_args=DATAFLOW)
+  pdf.run([str(folder / 'a.pdf')], str(folder), beam_args=DATAFLOW, options=PdfOptions(
+    ocr_server='http://ocr:8000', ocr_model='m', refetch=('truncated', 'poor'),
+    agent='us@example.org'))
 
 
 def tokenise(folder, crawl, corpus, model):  # noqa: F811
@@ -137,7 +142,7 @@ def closure(names):
 def test_the_image_installs_what_data_beam_imports():
   installed = closure(re.findall(r'^[\w-]+', script('requirements'), re.M))
   providers = importlib.metadata.packages_distributions()
-  for path in sorted((REPOSITORY / 'data_beam').glob('*.py')):
+  for path in sorted((REPOSITORY / 'data_beam').rglob('*.py')):
     for node in ast.walk(ast.parse(path.read_text())):
       names = [a.name for a in node.names] if isinstance(node, ast.Import) else (
         [node.module] if isinstance(node, ast.ImportFrom) else [])
@@ -157,7 +162,7 @@ def test_the_script_names_every_step():
                '--name=w', '--sdk_container_image=us-central1-docker.pkg.dev/p/'):
     assert part in command
   flags = re.findall(r'--\w+=\S+', command.partition('gs://b/')[2])
-  records._refuse_unknown(flags)    # Beam knows them all
+  refuse_unknown(flags)    # Beam knows them all
 
 
 @pytest.mark.slow

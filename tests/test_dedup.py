@@ -11,8 +11,14 @@ import pytest
 import xxhash
 from hypothesis import strategies as st
 
-from data_beam import dedup, records
+from data_beam.beam_options import pipeline_options
+from data_beam.dedup import minhash
+from data_beam.dedup.clusters import Components, MinHashDedup, rehydration_weight
+from data_beam.dedup.decontaminate import Decontaminate, contamination
+from data_beam.dedup.exact import ExactDedup, rank
+from data_beam.dedup.minhash import shingles
 from data_beam.records import Document, Reject
+from data_beam.text.normalize import simplify
 
 VOCABULARY = [''.join(p) for p in itertools.product('bdkmt', 'aeiou', 'lnrs')]
 
@@ -28,7 +34,7 @@ def run(transform, documents, seed=0):
   """What a transform keeps and drops, by id, of the documents in an order chosen by `seed`."""
   FOUND.clear()
   documents = random.Random(seed).sample(documents, len(documents))
-  with beam.Pipeline(options=records.pipeline_options()) as pipeline:
+  with beam.Pipeline(options=pipeline_options()) as pipeline:
     both = pipeline | beam.Create(documents) | beam.Reshuffle() | transform
     _ = both | beam.Flatten() | 'remember' >> beam.Map(remember)
   kept = {d.id: d for d in FOUND if isinstance(d, Document)}
@@ -49,7 +55,7 @@ def test_exact_duplicates_and_their_survivor():
     Document('e', 'strasse the   same text', url='u1', quality=0.5, metadata={'x': 1}),
     Document('f', 'another text'), Document('g', '')]
   for seed in range(3):
-    kept, rejects = run(dedup.ExactDedup(), documents, seed)
+    kept, rejects = run(ExactDedup(), documents, seed)
     assert set(kept) == {'e', 'f', 'g'}  # best quality, then longest, then first url
     assert kept['e'].metadata == {'x': 1, 'copies': 5}
     assert repr(kept['f']) == repr(documents[5])
@@ -61,8 +67,8 @@ def test_one_record_read_twice_is_kept_once():
   twice = [Document('a', 'text', metadata={'file': f}) for f in ('2', '1')]
   for documents in (twice, twice[::-1]):
     FOUND.clear()
-    with beam.Pipeline(options=records.pipeline_options()) as pipeline:
-      kept, _ = pipeline | beam.Create(documents) | dedup.ExactDedup()
+    with beam.Pipeline(options=pipeline_options()) as pipeline:
+      kept, _ = pipeline | beam.Create(documents) | ExactDedup()
       _ = kept | 'remember' >> beam.Map(remember)
     assert [d.metadata for d in FOUND] == [{'file': '1', 'copies': 2}]
 
@@ -72,13 +78,13 @@ def test_one_record_read_twice_is_kept_once():
 
 def test_signatures_are_those_of_datatrove(shared_data):
   golden = json.loads((shared_data / 'web_parity/minhash_golden.json').read_text())
-  assert dedup.simplify(golden['text']) == golden['simplified'].split()
+  assert simplify(golden['text']) == golden['simplified'].split()
   for name, bands, rows in [('sha1_14x8', 14, 8), ('xxhash_14x8', 14, 8), ('xxhash_32x10', 32, 10)]:
     hash_name = 'sha1' if name.startswith('sha1') else 'xxh64'
     expected = golden['configs'][name]
-    found = dedup.shingles(golden['text'], 5, hash_name)
+    found = shingles(golden['text'], 5, hash_name)
     assert [f'{x:x}' for x in found.tolist()] == expected['shingles']
-    signature = dedup.signature(golden['text'], bands=bands, rows=rows, hash_name=hash_name)
+    signature = minhash.signature(golden['text'], bands=bands, rows=rows, hash_name=hash_name)
     assert [[f'{x:x}' for x in band] for band in signature.tolist()] == expected['signature']
 
 
@@ -99,19 +105,19 @@ def test_signature_equals_the_definition(length, bands, rows, ngram):
   words = random.Random(length).choices(VOCABULARY, k=length)
   text = ', '.join(words).title() + '.'
   np.testing.assert_array_equal(
-    dedup.signature(text, bands=bands, rows=rows, ngram=ngram, hash_name='xxh64'),
+    minhash.signature(text, bands=bands, rows=rows, ngram=ngram, hash_name='xxh64'),
     reference_signature(words, bands, rows, ngram))
 
 
 def test_too_short_for_a_signature():
-  assert dedup.signature('one two, three four!').shape == (0, 8)
-  assert dedup.signature('').shape == (0, 8)
-  assert dedup.signature('one two three four five').shape == (14, 8)
+  assert minhash.signature('one two, three four!').shape == (0, 8)
+  assert minhash.signature('').shape == (0, 8)
+  assert minhash.signature('one two three four five').shape == (14, 8)
 
 
 def test_case_punctuation_accents_and_numbers_do_not_count():
-  np.testing.assert_array_equal(dedup.signature('Le café, à 12,50 € (environ) — est fermé.'),
-                                dedup.signature('le cafe a 3 € environ est\n\nferme'))
+  np.testing.assert_array_equal(minhash.signature('Le café, à 12,50 € (environ) — est fermé.'),
+                                minhash.signature('le cafe a 3 € environ est\n\nferme'))
 
 
 @hypothesis.settings(max_examples=15)
@@ -121,9 +127,9 @@ def test_share_of_equal_minima_estimates_jaccard(seed, share):
   base = rng.choices(VOCABULARY, k=400)
   other = [rng.choice(VOCABULARY) if rng.random() < share / 8 else w for w in base]
   a, b = (' '.join(words) for words in (base, other))
-  sets = [set(dedup.shingles(t).tolist()) for t in (a, b)]
+  sets = [set(shingles(t).tolist()) for t in (a, b)]
   jaccard = len(sets[0] & sets[1]) / len(sets[0] | sets[1])
-  equal = dedup.signature(a, bands=100, rows=10) == dedup.signature(b, bands=100, rows=10)
+  equal = minhash.signature(a, bands=100, rows=10) == minhash.signature(b, bands=100, rows=10)
   # 1,000 minima: five standard deviations of a binomial are at most 0.08.
   assert abs(equal.mean() - jaccard) < 0.08
 
@@ -150,7 +156,7 @@ def brute_force_components(edges):
 @hypothesis.given(st.lists(st.tuples(st.integers(0, 30), st.integers(0, 30)), max_size=60),
                   st.integers(1, 5))
 def test_components_for_any_grouping(edges, groups):
-  combine = dedup.Components()
+  combine = Components()
   accumulators = []
   for i in range(groups):
     accumulators.append(combine.create_accumulator())
@@ -177,16 +183,16 @@ def near_duplicates():
 
 def brute_force_survivors(documents, bands=14, rows=8, pairs=True):
   """{id: (survivor, size)} of all pairs compared band by band, or of documents with equal bands."""
-  signatures = [dedup.signature(d.text, bands=bands, rows=rows) for d in documents]
+  signatures = [minhash.signature(d.text, bands=bands, rows=rows) for d in documents]
   if pairs:
-    edges = [(dedup.rank(a), dedup.rank(b)) for (a, x), (b, y)
+    edges = [(rank(a), rank(b)) for (a, x), (b, y)
              in itertools.combinations(zip(documents, signatures, strict=True), 2)
              if (x == y).all(axis=1).any()]
   else:
     same = {}
     for document, matrix in zip(documents, signatures, strict=True):
       for band, row in enumerate(matrix.tolist()):
-        same.setdefault((band, *row), []).append(dedup.rank(document))
+        same.setdefault((band, *row), []).append(rank(document))
     edges = [(group[0], other) for group in same.values() for other in group[1:]]
   roots = brute_force_components(edges)
   return {node[-1]: (root[-1], sum(r == root for r in roots.values()))
@@ -198,7 +204,7 @@ def test_clusters_equal_brute_force():
   expected = brute_force_survivors(documents)
   assert 10 < len(expected) < len(documents) - 10  # there is something to find, and something not
   for seed in range(2):
-    kept, rejects = run(dedup.MinHashDedup(), documents, seed)
+    kept, rejects = run(MinHashDedup(), documents, seed)
     assert set(rejects) == {i for i, (survivor, _) in expected.items() if survivor != i}
     for document in kept.values():
       size = expected.get(document.id, (None, 1))[1]
@@ -215,9 +221,9 @@ def test_a_chain_is_one_cluster():
   # Each text resembles its neighbours only; the first and the last have nothing in common.
   words = random.Random(0).choices(VOCABULARY, k=1000)
   chain = [Document(f'{i:02d}', ' '.join(words[4 * i:4 * i + 300])) for i in range(100)]
-  assert not np.intersect1d(dedup.shingles(chain[0].text), dedup.shingles(chain[-1].text)).size
-  kept, rejects = run(dedup.MinHashDedup(), chain)
-  longest = min(chain, key=dedup.rank)
+  assert not np.intersect1d(shingles(chain[0].text), shingles(chain[-1].text)).size
+  kept, rejects = run(MinHashDedup(), chain)
+  longest = min(chain, key=rank)
   assert list(kept) == [longest.id]
   assert kept[longest.id].metadata == {'cluster_id': longest.id, 'cluster_size': 100}
   assert len(rejects) == 99
@@ -231,8 +237,8 @@ def test_exact_copies_count_for_the_cluster_size_and_short_texts_stay():
 
   @beam.ptransform_fn
   def both(pcoll):
-    kept, exact = pcoll | dedup.ExactDedup()
-    kept, near = kept | dedup.MinHashDedup()
+    kept, exact = pcoll | ExactDedup()
+    kept, near = kept | MinHashDedup()
     return kept, (exact, near) | beam.Flatten()
 
   kept, rejects = run(both(), documents)
@@ -255,10 +261,10 @@ def test_twenty_thousand_documents():
   rng = random.Random(3)
   vocabulary = [''.join(p) for p in itertools.product('bdfgklmnpr', 'aeiou', 'bdfgklmnprst', 'ae')]
   documents = [d for i in range(3200) for d in pair_of_jaccard(rng, i, vocabulary)]
-  a, b = (set(dedup.shingles(d.text).tolist()) for d in documents[:2])
+  a, b = (set(shingles(d.text).tolist()) for d in documents[:2])
   assert len(a & b) / len(a | b) == pytest.approx(.8, abs=.001)
   shared = sum(
-    (dedup.signature(x.text) == dedup.signature(y.text)).all(axis=1).any()
+    (minhash.signature(x.text) == minhash.signature(y.text)).all(axis=1).any()
     for x, y in zip(documents[::2], documents[1::2], strict=True))
   assert shared / 3200 >= .924 - .01
   for i in range(3200, 20_000 - len(documents) + 3200):   # the rest: alone, or one of a family
@@ -268,7 +274,7 @@ def test_twenty_thousand_documents():
     documents.append(Document(f'{i:05d}', ' '.join(words), url=f'u{rng.randrange(99)}'))
   assert len(documents) == 20_000
   expected = brute_force_survivors(documents, pairs=False)
-  kept, rejects = run(dedup.MinHashDedup(), documents)
+  kept, rejects = run(MinHashDedup(), documents)
   assert set(rejects) == {i for i, (survivor, _) in expected.items() if survivor != i}
   assert all(r.document.metadata['duplicate_of'] == expected[i][0] for i, r in rejects.items())
   assert all(d.metadata['cluster_size'] == expected.get(i, (i, 1))[1] for i, d in kept.items())
@@ -277,7 +283,7 @@ def test_twenty_thousand_documents():
 def test_chains_of_a_thousand_are_one_component():
   edges = [(chain * 5000 + i, chain * 5000 + i + 1) for chain in range(3) for i in range(999)]
   random.Random(0).shuffle(edges)
-  combine = dedup.Components()
+  combine = Components()
   parts = [combine.create_accumulator() for _ in range(7)]
   for i, edge in enumerate(edges):
     combine.add_input(parts[i % 7], edge)
@@ -289,8 +295,8 @@ def test_chains_of_a_thousand_are_one_component():
 
 
 @pytest.mark.parametrize('transform', [
-  dedup.ExactDedup(scope='dump'), dedup.MinHashDedup(scope='dump'),
-  dedup.ExactDedup(scope='language'), dedup.MinHashDedup(scope='language', hash_name='xxh64')])
+  ExactDedup(scope='dump'), MinHashDedup(scope='dump'),
+  ExactDedup(scope='language'), MinHashDedup(scope='language', hash_name='xxh64')])
 def test_documents_of_other_scopes_are_no_duplicates(transform):
   same = ' '.join(random.Random(2).choices(VOCABULARY, k=80))
   documents = [
@@ -305,25 +311,25 @@ def test_documents_of_other_scopes_are_no_duplicates(transform):
 def test_one_document_of_each_url():
   documents = [Document('a', 'short', url='u'), Document('b', 'the longest', url='u'),
                Document('c', 'other', url='v'), Document('d', 'x'), Document('e', 'y')]
-  kept, rejects = run(dedup.ExactDedup(by='url'), documents)
+  kept, rejects = run(ExactDedup(by='url'), documents)
   assert set(kept) == {'b', 'c', 'd', 'e'}
   assert kept['b'].metadata == {'copies': 2}
   assert rejects['a'][1:] == ('url_dedup', 'duplicate_url')
 
 
 def test_unknown_settings_name_the_choices():
-  for make in (lambda: dedup.MinHashDedup(scope='crawl'), lambda: dedup.ExactDedup(scope='crawl')):
+  for make in (lambda: MinHashDedup(scope='crawl'), lambda: ExactDedup(scope='crawl')):
     with pytest.raises(ValueError, match="unknown scope 'crawl': choose one of global, dump"):
       make()
   with pytest.raises(ValueError, match='choose one of fast, xxh64, sha1'):
-    dedup.MinHashDedup(hash_name='md5')
+    MinHashDedup(hash_name='md5')
 
 
 @pytest.mark.parametrize(('size', 'language', 'weight'), [
   (1, '', 1), (2, 'nl', 2), (4, '', 3), (99, '', 5), (100, '', 8), (10**6, '', 1), (0, 'fr', 1),
   (13, 'fr', 4), (33, 'fr', 5), (150, 'es', 3), (2, 'de', 1), (3, 'de', 2)])
 def test_rehydration(size, language, weight):
-  assert dedup.rehydration_weight(size, language) == weight
+  assert rehydration_weight(size, language) == weight
 
 
 # --- evaluation sets -------------------------------------------------------------------------
@@ -342,7 +348,7 @@ def test_documents_that_quote_an_evaluation_set_are_dropped(tmp_path):
     Document('short item', 'Well. Which of these eight words is the odd?'),
     Document('sums', ' + '.join(map(str, range(30)))), Document('repeats', 'one two ' * 30),
     Document('empty', '')]
-  kept, rejects = run(dedup.Decontaminate(files), documents)
+  kept, rejects = run(Decontaminate(files), documents)
   assert set(kept) == {'near', 'sums', 'repeats', 'empty'}
   assert rejects['quotes'][1:] == ('decontaminate', 'riddles.test')
   assert rejects['quotes'].document.metadata['contaminated'] == [{
@@ -355,9 +361,9 @@ def test_every_item_of_an_evaluation_set_is_found_in_itself(shared_data):
   path = str(shared_data / 'eval/arc_challenge.validation.jsonl')
   rows = [json.loads(line) for line in pathlib.Path(path).read_text().splitlines()]
   long = [(i, row['question']) for i, row in enumerate(rows)
-          if len(dedup.simplify(row['question'])) >= 13]
+          if len(simplify(row['question'])) >= 13]
   assert len(long) > 200
-  found = [dedup.contamination(f'Before it. {question} And after.', (path,))
+  found = [contamination(f'Before it. {question} And after.', (path,))
            for _, question in long]
   assert sum(bool(f) for f in found) == len(long)
   assert sum(f[0]['item'] == i for (i, _), f in zip(long, found, strict=True)) > .95 * len(long)
@@ -366,4 +372,4 @@ def test_every_item_of_an_evaluation_set_is_found_in_itself(shared_data):
 def test_a_file_that_is_no_jsonl_is_named(tmp_path):
   (tmp_path / 'x.jsonl').write_text('{"a": 1}\nno json\n')
   with pytest.raises(ValueError, match=r'x.jsonl, line 2, is not JSON'):
-    dedup.contamination('text', (str(tmp_path / 'x.jsonl'),))
+    contamination('text', (str(tmp_path / 'x.jsonl'),))

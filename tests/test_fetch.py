@@ -17,7 +17,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from data_beam import fetch
+from data_beam.sources import fetch
 
 PUBLIC = '93.184.216.34'
 PDF = b'%PDF-1.4 a small document %%EOF'

@@ -10,10 +10,25 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from data_beam import filters
-from data_beam.filters import c4, fineweb, garbage, gopher_quality, gopher_repetition, length
+from data_beam.filters.ngrams import stats
+from data_beam.filters.rules import (
+  DOCS,
+  PROFILES,
+  RULES,
+  WEB,
+  c4,
+  fineweb,
+  fineweb2,
+  first_reason,
+  garbage,
+  gopher_quality,
+  gopher_repetition,
+  length,
+  profile,
+)
+from data_beam.filters.urls import UrlFilter
 from data_beam.records import Document
-from data_beam.words import words
+from data_beam.text.words import words
 
 
 def word(i: int) -> str:
@@ -131,9 +146,9 @@ def test_each_rule_at_its_bound(rule, name, drops, passes):
 
 
 def test_ordinary_prose_passes_every_profile():
-  for rules in filters.PROFILES.values():
+  for rules in PROFILES.values():
     document = Document(id='', text=text(*BASE), language='en')
-    assert filters.first_reason(document, rules) is None
+    assert first_reason(document, rules) is None
     assert document.text == text(*BASE)
 
 
@@ -162,20 +177,20 @@ def test_documentation_passes_docs_but_not_fineweb():
     "'Hook'", ">>> 'BaseTestCase'.removeprefix('Test')", "'BaseTestCase'", 'Added in version 3.9.',
     'str.format_map(mapping, /)', 'Similar to format(**mapping), but mapping is used directly.',
     'This is useful if for example mapping is a dict subclass: {"a": 1} and so on.')
-  assert filters.first_reason(Document(id='', text=page), filters.WEB)
-  assert filters.first_reason(Document(id='', text=page), filters.DOCS) is None
+  assert first_reason(Document(id='', text=page), WEB)
+  assert first_reason(Document(id='', text=page), DOCS) is None
   for junk in (text(*map(word, range(0, 900, 9))),   # an index of names
                text(*['Return a copy of the string.'] * 30),
                'Home | Next | Previous'):
-    assert filters.first_reason(Document(id='', text=junk), filters.DOCS)
+    assert first_reason(Document(id='', text=junk), DOCS)
 
 
 def test_profiles_by_name():
-  assert filters.profile('fineweb') is filters.WEB
-  assert filters.profile('none') == ()
-  assert filters.profile('c4,length') == filters.profile(['c4', 'length']) == (c4, length)
+  assert profile('fineweb') is WEB
+  assert profile('none') == ()
+  assert profile('c4,length') == profile(['c4', 'length']) == (c4, length)
   with pytest.raises(ValueError, match=r"unknown filter 'gopher': .*fineweb, fineweb2, docs, pdf"):
-    filters.profile('gopher')
+    profile('gopher')
 
 
 # --- n-grams, against the strings themselves -------------------------------------------------
@@ -205,7 +220,7 @@ def naive_duplicated(tokens, n):
 
 @given(st.lists(st.sampled_from(['a', 'to', 'the', 'word', '.']), max_size=60), st.integers(1, 6))
 def test_ngrams_equal_the_naive_ones(tokens, n):
-  grams = filters.stats(' '.join(tokens)).ngrams
+  grams = stats(' '.join(tokens)).ngrams
   tokens = words(' '.join(tokens))
   assert grams.top(n) == naive_top(tokens, n)
   assert grams.duplicated(n) == naive_duplicated(tokens, n)
@@ -223,7 +238,7 @@ def test_ngrams_equal_the_naive_ones(tokens, n):
 @pytest.mark.timeout(120)  # a hang guard: seconds if linear, far more if quadratic
 def test_cost_is_linear_whatever_the_text(piece):
   body = piece * (200_000 // len(piece))
-  for rule in filters.RULES.values():
+  for rule in RULES.values():
     reason(rule, body)
 
 
@@ -254,7 +269,7 @@ def test_each_rule_decides_as_datatrove_and_for_the_same_reason(decisions):
     if row['c4'][0]:
       assert hashlib.sha1(text.encode()).hexdigest() == row['c4_text_sha1']
       assert verdict(fineweb, row, text)[0] == row['fw']
-    assert verdict(lambda doc: filters.first_reason(doc, filters.WEB),
+    assert verdict(lambda doc: first_reason(doc, WEB),
                    row, row['text'])[0][0] == row['kept']
 
 
@@ -262,7 +277,7 @@ def test_fineweb2_decides_as_datatrove(decisions):
   others = [row for row in decisions if row['lang'] != 'en']
   assert len(others) == 10
   for row in others:
-    assert verdict(filters.fineweb2, row, row['text'])[0][0] == row['kept_fw2_heuristics']
+    assert verdict(fineweb2, row, row['text'])[0][0] == row['kept_fw2_heuristics']
 
 
 # --- URL lists -------------------------------------------------------------------------------
@@ -275,7 +290,7 @@ def url_filter(tmp_path):
     'urls': ['https://fine.org/one-page'], 'words': ['casino'], 'subwords': ['free-poker'],
     'soft_words': ['win', 'bonus', 'bet']}.items():
     (tmp_path / f'{name}.txt').write_text('\n'.join(lines) + '\n')
-  return functools.partial(filters.UrlFilter, str(tmp_path))
+  return functools.partial(UrlFilter, str(tmp_path))
 
 
 @pytest.mark.parametrize(('url', 'expected', 'datatrove'), [
@@ -303,4 +318,4 @@ def test_url_lists(url_filter, url, expected, datatrove):
 
 def test_url_lists_are_looked_for_in_the_folder(tmp_path):
   with pytest.raises(ValueError, match=r'holds no URL list: put one of domains.txt, urls.txt'):
-    filters.UrlFilter(str(tmp_path))
+    UrlFilter(str(tmp_path))

@@ -9,8 +9,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from data_beam import html_text
-from data_beam.html_text import TIERS, decode, extract, within_budget
+from data_beam.web import extract as html_text
+from data_beam.web.extract import TIERS, decode, extract, within_budget
 
 SENTENCES = [
   'The harbour was built in the twelfth century, and its walls still stand.',

@@ -18,7 +18,13 @@ from reportlab.pdfgen import canvas
 from warcio.statusandheaders import StatusAndHeaders
 from warcio.warcwriter import WARCWriter
 
-from data_beam import filters, pdf, pdf_text, records
+from data_beam import records
+from data_beam.beam_options import pipeline_options
+from data_beam.filters.rules import PDF
+from data_beam.options import PdfOptions
+from data_beam.pdf import pipeline as pdf
+from data_beam.pdf import text as pdf_text
+from data_beam.pdf.thumbnail import thumbnail
 
 NOUNS = """river valley harbour garden library painter engineer teacher winter machine letter
 bridge island market village student captain doctor forest kitchen railway museum mountain farmer
@@ -84,9 +90,10 @@ def inputs(tmp_path_factory):
   return folder, bodies
 
 
-def run(inputs, output, **options):
+def run(inputs, output, beam_args=(), **options):
   folder, _ = inputs
-  path = pdf.run([str(folder / '*.pdf')], str(output), num_shards=2, **options)
+  path = pdf.run([str(folder / '*.pdf')], str(output),
+                 options=PdfOptions(num_shards=2, **options), beam_args=beam_args)
   kept = {row['id']: row for row in records.read_corpus(path)}
   rejects = {row['metadata'].get('file'): row
              for row in records.read_corpus(records.corpus_path(str(output), 'pdf_rejects'))}
@@ -150,18 +157,17 @@ def test_same_bytes_whatever_the_runner_does(inputs, corpus, tmp_path):
 
 def test_a_crash_in_the_parser_loses_one_document(inputs, tmp_path, monkeypatch):
   folder, bodies = inputs
-  fault = f'''
+  (tmp_path / 'crashing_pdf.py').write_text(f'''
 import ctypes, hashlib
-from data_beam import pdf_text
-honest = pdf_text.parse
-def parse(body, **options):
+from data_beam.pdf import text as pdf_text
+def answer(body, **options):
   if hashlib.sha256(body).hexdigest() == {sha(bodies['good3.pdf'])!r}: ctypes.string_at(0)
-  return honest(body, **options)
-pdf_text.parse = parse
-'''
-  monkeypatch.setattr(pdf_text.Extractor, '_code', fault + pdf_text.Extractor._code)
+  return pdf_text.answer(body, **options)
+''')
+  monkeypatch.syspath_prepend(tmp_path)
+  monkeypatch.setattr(pdf_text.Extractor, 'function', 'crashing_pdf:answer')
   files = [str(folder / f'good{i}.pdf') for i in range(4)]
-  path = pdf.run(files, str(tmp_path), num_shards=1)
+  path = pdf.run(files, str(tmp_path), options=PdfOptions(num_shards=1))
   assert len(list(records.read_corpus(path))) == 3
   reject, = records.read_corpus(records.corpus_path(str(tmp_path), 'pdf_rejects'))
   assert (reject['metadata']['file'], reject['reason']) == ('good3.pdf', 'crash')
@@ -179,7 +185,8 @@ def test_pdfs_in_a_warc(inputs, tmp_path):
       headers = StatusAndHeaders('200 OK', [('Content-Type', kind)], protocol='HTTP/1.1')
       writer.write_record(writer.create_warc_record(
         url, 'response', payload=io.BytesIO(body), http_headers=headers))
-  path = pdf.run([str(tmp_path / '*.warc.gz')], str(tmp_path / 'out'), 'mine', num_shards=1)
+  path = pdf.run([str(tmp_path / '*.warc.gz')], str(tmp_path / 'out'), 'mine',
+                 PdfOptions(num_shards=1))
   row, = records.read_corpus(path)
   assert row['id'].startswith('<urn:uuid:') and row['url'] == 'https://a.example/x.pdf'
   assert row['source'] == 'mine' and row['metadata']['pdf_digest'] == sha(bodies['good0.pdf'])
@@ -201,7 +208,7 @@ def test_equal_bytes_keep_one_reference_in_any_order():
   def reference(url, offset):
     return pdf.Reference('digest', f'id{offset}', url, '', '/x/a.warc', offset, '')
   references = [reference('https://b', 1), reference('https://a', 2), reference('https://a', 3)]
-  with beam.Pipeline(options=records.pipeline_options()) as p:
+  with beam.Pipeline(options=pipeline_options()) as p:
     kept, dropped = p | beam.Create(references) | pdf.SameBytes('pdf')
     assert_that(kept, equal_to([references[1]]), 'kept')
     assert_that(dropped | beam.Map(lambda r: (r.document.id, r.document.metadata['duplicate_of'])),
@@ -248,7 +255,7 @@ def test_the_language_is_the_average_over_pages():
   (['--input=missing/*.pdf'], 'no file matches missing/*.pdf'),
   (['--input=X', '--filters=nonsense'], "unknown filter 'nonsense'"),
   (['--input=X', '--limit=0'], 'limit is 0'),
-  (['--input=X', '--refetch=some', '--agent=a@b.org'], 'unknown --refetch some'),
+  (['--input=X', '--refetch=some', '--agent=a@b.org'], "unknown refetch 'some'"),
   (['--input=X', '--refetch=truncated'], 'needs --agent'),
   (['--input=X', '--ocr_server=http://localhost:8000'], 'give both'),
   (['--input=X', '--name=a/b'], "'a/b' cannot be the name"),
@@ -273,7 +280,7 @@ def test_command_line(inputs, tmp_path, capsys):
 
 
 def test_the_profile_is_about_documents():
-  assert {rule.__name__ for rule in filters.PDF} >= {'length', 'garbage', 'gopher_repetition'}
+  assert {rule.__name__ for rule in PDF} >= {'length', 'garbage', 'gopher_repetition'}
 
 
 @pytest.mark.parametrize(('given', 'threads'), [
@@ -290,12 +297,12 @@ def test_the_report_shows_first_pages(inputs, corpus, tmp_path):
 
   path, kept, _ = corpus
   folder = os.path.dirname(os.path.dirname(os.path.dirname(path)))
-  with open(run_page.write(folder, str(tmp_path), picture=pdf.thumbnail)) as f:
+  with open(run_page.write(folder, str(tmp_path), picture=thumbnail)) as f:
     pictures = re.findall('src="data:image/png;base64,([^"]+)"', f.read())
   first = Image.open(io.BytesIO(base64.b64decode(pictures[0])))
   assert first.format == 'PNG' and max(first.size) == 320
   metadata = next(iter(kept.values()))['metadata']
   files = records.read_manifest(path)['inputs']
-  assert pdf.thumbnail(metadata, files)
-  assert pdf.thumbnail(metadata, []) is None                        # the file has gone
-  assert pdf.thumbnail({'file': metadata['file']}, files) is None   # a web page
+  assert thumbnail(metadata, files)
+  assert thumbnail(metadata, []) is None                        # the file has gone
+  assert thumbnail({'file': metadata['file']}, files) is None   # a web page

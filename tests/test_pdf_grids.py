@@ -6,13 +6,13 @@ from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as arrays
 
-from data_beam import pdf_grids
+from data_beam.pdf import tables as pdf_tables
 
 
 @given(st.tuples(st.integers(1, 12), st.integers(1, 12)).flatmap(
   lambda shape: arrays.arrays(bool, shape, elements=st.sampled_from([False] * 4 + [True]))))
 def test_parts_are_those_of_the_graph(meet_VH):
-  part_V, part_H = pdf_grids._components(meet_VH)
+  part_V, part_H = pdf_tables._components(meet_VH)
   v, h = meet_VH.shape
   graph = scipy.sparse.bmat([[None, meet_VH], [meet_VH.T, None]]) if meet_VH.any() else (
     scipy.sparse.coo_matrix((v + h, v + h)))
@@ -33,8 +33,8 @@ def rules(frames):
 
 def test_frames_are_no_table_but_what_parts_them_makes_one():
   frames = [(50, 100, 500, 200), (50, 300, 500, 400)]
-  assert pdf_grids.find(rules(frames)) == []
-  assert pdf_grids.find(rules([*frames, (80, 500, 300, 600)])) == []
-  (grid,) = pdf_grids.find(np.concatenate([rules(frames), [(50, 150, 500, 151),
-                                                           (200, 100, 201, 200)]]))
+  assert pdf_tables.find(rules(frames)) == []
+  assert pdf_tables.find(rules([*frames, (80, 500, 300, 600)])) == []
+  (grid,) = pdf_tables.find(np.concatenate([rules(frames), [(50, 150, 500, 151),
+                                                            (200, 100, 201, 200)]]))
   assert len(grid.columns) == 3 and len(grid.rows) == 3

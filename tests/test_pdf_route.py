@@ -5,7 +5,10 @@ import random
 import pytest
 from test_pdf_text import column, make, prose, scan
 
-from data_beam import pdf_route, pdf_text
+from data_beam.pdf import router as router_lib
+from data_beam.pdf import text as pdf_text
+from data_beam.pdf import train_router
+from data_beam.pdf.errors import PdfError
 
 
 def feature(**values):
@@ -19,7 +22,7 @@ def feature(**values):
   (dict(hidden=0.9), 'hidden'), (dict(garbled=0.2), 'garbled'), (dict(vowels=0.1), 'garbled'),
   (dict(vowels=None), '')])
 def test_rules(values, expected):
-  assert pdf_route.needs_ocr(feature(**values)) == expected
+  assert router_lib.needs_ocr(feature(**values)) == expected
 
 
 def test_a_font_with_shifted_letters_is_told_and_languages_are_not():
@@ -47,18 +50,18 @@ def labels(tmp_path_factory):
 
 def test_a_classifier_is_trained_judged_and_used(labels, tmp_path, capsys):
   router = tmp_path / 'router.txt'
-  assert pdf_route.main(['train', f'--labels={labels}', f'--output={router}']) == 0
-  assert pdf_route.main(['evaluate', f'--labels={labels}', f'--router={router}']) == 0
-  assert pdf_route.main(['evaluate', f'--labels={labels}']) == 0
+  assert train_router.main(['train', f'--labels={labels}', f'--output={router}']) == 0
+  assert train_router.main(['evaluate', f'--labels={labels}', f'--router={router}']) == 0
+  assert train_router.main(['evaluate', f'--labels={labels}']) == 0
   rules, trained, again, blind = map(json.loads, capsys.readouterr().out.splitlines())
   assert rules == again and rules['documents'] == 60 and rules['ocr'] == 20
   assert not trained['misses'] + trained['false_alarms']
   assert len(blind['misses'] + blind['false_alarms']) <= 3
   first = router.read_text()
-  pdf_route.main(['train', f'--labels={labels}', f'--output={router}'])
+  train_router.main(['train', f'--labels={labels}', f'--output={router}'])
   assert router.read_text() == first                                # the same bits
   picture = scan(lambda page: column(page, 72, 700, prose('A', 12, 80)), scale=.5)
-  with pytest.raises(pdf_text.PdfError, match='needs_ocr'):
+  with pytest.raises(PdfError, match='needs_ocr'):
     pdf_text.parse(picture, ocr='never', router=str(router))
   text = pdf_text.parse(make(lambda page: column(page, 72, 700, prose('A', 12, 80))), ocr='never',
                         router=str(router))
@@ -67,7 +70,7 @@ def test_a_classifier_is_trained_judged_and_used(labels, tmp_path, capsys):
 
 def test_documents_are_judged_by_most_of_their_pages():
   rows = [{'file': 'a', 'ocr': True}] * 3 + [{'file': 'b', 'ocr': False}] * 2
-  found = pdf_route.judge(rows, [True, False, False, True, True])
+  found = train_router.judge(rows, [True, False, False, True, True])
   assert (found['misses'], found['false_alarms']) == (['a'], ['b'])
 
 
@@ -77,16 +80,16 @@ def test_labels_by_agreement(tmp_path):
   lines = ['The heron waits in the shallow water', 'until a careless fish comes near.',
            'Then it strikes, and all is over.']
   body = make(lambda page: column(page, 72, 700, lines, 24))
-  (row,) = pdf_route.label(body, 'a.pdf', ['en'])
-  assert not row['ocr'] and set(row['features']) == set(pdf_route.FEATURES)
-  with pytest.raises(pdf_text.PdfError):    # no layer at all: there is nothing to compare
-    list(pdf_route.label(scan(lambda page: column(page, 72, 700, lines, 24)), 'b.pdf', ['en']))
+  (row,) = train_router.label(body, 'a.pdf', ['en'])
+  assert not row['ocr'] and set(row['features']) == set(router_lib.FEATURES)
+  with pytest.raises(PdfError):    # no layer at all: there is nothing to compare
+    list(train_router.label(scan(lambda page: column(page, 72, 700, lines, 24)), 'b.pdf', ['en']))
 
 
 def test_bad_input_is_one_line(labels, tmp_path, capsys):
   (tmp_path / 'one.jsonl').write_text(labels.read_text().splitlines()[0])
-  assert pdf_route.main(['train', f'--labels={tmp_path}/one.jsonl', '--output=x']) == 2
+  assert train_router.main(['train', f'--labels={tmp_path}/one.jsonl', '--output=x']) == 2
   assert 'both kinds' in capsys.readouterr().err
   (tmp_path / 'other.txt').write_text('tree\n')
   with pytest.raises(ValueError, match='no classifier of pages'):
-    pdf_route.digest(str(tmp_path / 'other.txt'))
+    router_lib.digest(str(tmp_path / 'other.txt'))

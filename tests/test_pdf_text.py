@@ -20,8 +20,14 @@ from reportlab.lib.pdfencrypt import StandardEncryption
 from reportlab.lib.utils import ImageReader
 from reportlab.pdfgen import canvas
 
-from data_beam import pdf_grids, pdf_layout, pdf_ocr, pdf_pages, pdf_repair, pdf_text
-from data_beam.pdf_layout import BREAK, Line
+from data_beam import sandbox
+from data_beam.pdf import layout as pdf_layout
+from data_beam.pdf import ocr as pdf_ocr
+from data_beam.pdf import repair as pdf_repair
+from data_beam.pdf import tables as pdf_tables
+from data_beam.pdf import text as pdf_text
+from data_beam.pdf.errors import REASONS, PdfError
+from data_beam.pdf.layout import BREAK, Line
 
 WIDTH, HEIGHT = 612, 792
 
@@ -58,9 +64,9 @@ def extractor():
 
 
 def reason(extractor, body, **options):
-  with pytest.raises(pdf_text.PdfError) as caught:
+  with pytest.raises(PdfError) as caught:
     extractor.extract(body, **options)
-  assert caught.value.reason in pdf_pages.REASONS
+  assert caught.value.reason in REASONS
   return caught.value.reason
 
 
@@ -213,13 +219,13 @@ def test_a_frame_around_text_is_no_table(extractor):
 
 def test_a_cell_over_several_rows_stands_in_its_first():
   h, v = (lambda y, x0=0.0: (x0, y, 200.0, y + .5)), (lambda x: (x, 0.0, x + .5, 60.0))
-  (grid,) = pdf_grids.find(np.array([h(0.0), h(20.0, 100.0), h(40.0), h(60.0), v(100.0)]))
+  (grid,) = pdf_tables.find(np.array([h(0.0), h(20.0, 100.0), h(40.0), h(60.0), v(100.0)]))
   assert [grid.cell(10.0, y) for y in (5.0, 25.0, 50.0)] == [(0, 0), (0, 0), (2, 0)]
   assert [grid.cell(150.0, y) for y in (5.0, 25.0, 50.0)] == [(0, 1), (1, 1), (2, 1)]
-  assert not pdf_grids.find(np.array([h(0.0), h(20.0)]))
+  assert not pdf_tables.find(np.array([h(0.0), h(20.0)]))
   # Two tables apart are two, and rules that meet nothing are none.
   apart = np.array([h(0.0), h(30.0), h(60.0), v(100.0)])
-  assert len(pdf_grids.find(np.concatenate([apart, apart + [0, 100, 0, 100]]))) == 2
+  assert len(pdf_tables.find(np.concatenate([apart, apart + [0, 100, 0, 100]]))) == 2
 
 
 def test_a_table_of_contents_loses_its_leaders_and_numbers(extractor):
@@ -327,35 +333,36 @@ def test_refusals(extractor):
 
 FAULTS = '''
 import ctypes, time
-from data_beam import pdf_text
-honest = pdf_text.parse
-def parse(body, **options):
+from data_beam.pdf import text as pdf_text
+def answer(body, **options):
   if b'SEGFAULT' in body: ctypes.string_at(0)
   if b'HANG' in body: time.sleep(600)
   if b'SPIN' in body:
     while True: pass
   if b'MEMORY' in body: bytearray(1 << 33)
   if b'BUG' in body: raise KeyError('x')
-  return honest(body, **options)
-pdf_text.parse = parse
+  return pdf_text.answer(body, **options)
 '''
 
 
 @pytest.mark.timeout(300)  # HANG sleeps for 600 s, were it not killed after 3
-def test_a_fault_in_the_child_loses_one_document():
+def test_a_fault_in_the_child_loses_one_document(tmp_path, monkeypatch):
   good = make(lambda page: page.drawString(72, 700, 'still here'))
-  limits = pdf_text.Limits(cpu_seconds=1, wall_seconds=3)
+  (tmp_path / 'faulty_pdf.py').write_text(FAULTS)
+  monkeypatch.syspath_prepend(tmp_path)
+  monkeypatch.setattr(pdf_text.Extractor, 'function', 'faulty_pdf:answer')
+  limits = sandbox.Limits(cpu_seconds=1, wall_seconds=3)
   with pdf_text.Extractor(limits, recycle=3) as extractor:
-    extractor._code = FAULTS + extractor._code
     for fault, expected in ((b'SEGFAULT', 'crash'), (b'HANG', 'timeout'), (b'SPIN', 'timeout'),
                             (b'MEMORY', 'memory'), (b'BUG', 'crash')):
       assert reason(extractor, good + fault) == expected
       assert extractor.extract(good).text == 'still here'
-    first = extractor._process.pid
-    for _ in range(4):
+    children = []
+    for _ in range(6):
       assert extractor.extract(good).text == 'still here'
-    assert extractor._process.pid != first  # recycled
-  assert extractor._process is None
+      children += [child.process.pid for child in extractor.sandbox.idle]
+    assert len(set(children)) > 1  # recycled
+  assert not extractor.sandbox.idle
 
 
 def test_bomb_is_bounded():
@@ -366,7 +373,7 @@ def test_bomb_is_bounded():
   body = make(lambda page: page.drawString(72, 700, 'x'), pageCompression=0)
   start, end = body.index(b'stream\n') + 7, body.index(b'endstream')
   head = re.sub(rb'/Length \d+', b'/Length %d /Filter /FlateDecode' % len(stream), body[:start])
-  limits = pdf_text.Limits(memory=1 << 30, cpu_seconds=6)
+  limits = sandbox.Limits(memory=1 << 30, cpu_seconds=6)
   with pdf_text.Extractor(limits) as extractor:
     assert reason(extractor, head + stream + b'\n' + body[end:]) in ('crash', 'memory', 'timeout')
 
@@ -520,10 +527,10 @@ def test_ocr_noise_and_limits(monkeypatch):
   monkeypatch.setattr(pdf_ocr, 'engine', lambda: 'rapidocr')
   monkeypatch.setattr(pdf_ocr, 'read_page', lambda *args: ([noise], 0.3))
   body = scan(lambda page: column(page, 72, 700, prose('A', 5)), scale=1)
-  with pytest.raises(pdf_text.PdfError, match='ocr_noise'):
+  with pytest.raises(PdfError, match='ocr_noise'):
     pdf_text.parse(body)
   monkeypatch.setattr(pdf_text, 'MAX_OCR_PAGES', 0)
-  with pytest.raises(pdf_text.PdfError, match='too_long'):
+  with pytest.raises(PdfError, match='too_long'):
     pdf_text.parse(body)
   text = make(lambda page: page.drawString(72, 700, 'a text layer'))
   monkeypatch.setattr(pdf_text, 'MAX_OCR_PAGES', 9)
@@ -676,7 +683,7 @@ def test_hostile_and_broken_files_never_crash(extractor, shared_data):
       try:
         extractor.extract(path.read_bytes(), ocr='never')
         outcome = 'text'
-      except pdf_text.PdfError as error:
+      except PdfError as error:
         outcome = error.reason
       assert outcome not in ('crash', 'timeout', 'memory'), path.name
       for prefix, reasons in expected.items():

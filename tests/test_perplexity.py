@@ -7,7 +7,8 @@ import numpy as np
 import pytest
 from absl.testing import flagsaver
 
-from data_beam import quality, records
+from data_beam import records
+from data_beam.filters import quality
 from data_beam.records import Document
 from experiments import perplexity
 from smoljax import model

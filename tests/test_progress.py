@@ -9,7 +9,8 @@ from apache_beam.metrics import MetricsFilter
 from apache_beam.testing.util import assert_that, equal_to
 from rich.console import Console
 
-from data_beam import progress, records
+from data_beam import progress
+from data_beam.beam_options import pipeline_options
 from data_beam.records import Document, Reject
 
 
@@ -53,7 +54,7 @@ def test_counts(args, monkeypatch):
 
   monkeypatch.setattr(progress.Funnel, '__exit__', look_and_leave)
   monkeypatch.setenv('PYTHONPATH', os.path.dirname(__file__))  # for worker processes
-  options = records.pipeline_options(args)
+  options = pipeline_options(args)
   steps = [('halve', Stage(halve)), ('small', Stage(small))]
   with progress.Funnel(steps, options) as funnel, beam.Pipeline(options=options) as pipeline:
     kept, rejects = funnel.apply(pipeline | beam.Create(range(60)) | beam.Reshuffle())
@@ -69,7 +70,7 @@ def test_counts(args, monkeypatch):
 
 def test_line_and_table():
   funnel = progress.Funnel([('read', None), ('filter', None), ('later', None)],
-                           records.pipeline_options())
+                           pipeline_options())
   counts = {'read': {'kept': 1500, 'empty': 500}, 'filter': {'kept': 900, 'short': 600}}
   assert funnel.line({}, 3) == ''
   assert funnel.line(counts, 10) == (
@@ -82,6 +83,6 @@ def test_line_and_table():
 
 
 def test_a_remote_runner_is_only_counted_by_beam():
-  options = records.pipeline_options(['--runner=DataflowRunner'])
+  options = pipeline_options(['--runner=DataflowRunner'])
   with progress.Funnel([], options) as funnel:
     assert funnel._folder is None

@@ -9,7 +9,9 @@ import numpy as np
 import pytest
 from hypothesis import strategies as st
 
-from data_beam import quality, records
+from data_beam import records
+from data_beam.beam_options import pipeline_options
+from data_beam.filters import quality
 from data_beam.records import Document
 
 TEACHING = ['explain', 'theorem', 'example', 'because', 'lesson', 'student', 'science', 'energy']
@@ -106,7 +108,7 @@ def test_from_examples_to_a_scored_corpus(examples, tmp_path, capsys):
   chosen = json.loads(capsys.readouterr().out.splitlines()[2])
   assert chosen['precision'] >= .9 and chosen['recall'] > .5
   assert (tmp_path / 'curves/precision_recall.svg').read_text().startswith('<?xml')
-  with beam.Pipeline(options=records.pipeline_options()) as pipeline:
+  with beam.Pipeline(options=pipeline_options()) as pipeline:
     kept = pipeline | beam.Create([
       Document(f'd{i}', e['text'], language='en') for i, e in enumerate(examples[:40])])
     records.write_corpus(kept, pipeline | 'none' >> beam.Create([]), output=str(tmp_path),

@@ -15,6 +15,7 @@ import pytest
 from hypothesis import strategies as st
 
 from data_beam import records
+from data_beam.beam_options import pipeline_options
 from data_beam.records import CorpusError, Document, Reject
 
 STAGES = ('extract', 'filter')
@@ -34,7 +35,7 @@ def write(output, documents, *, is_kept=lambda d: d.metadata['n'] % 4, name='web
   def reject(document):
     return Reject(document, STAGES[document.metadata['n'] // 4 % 2], 'unlucky')
 
-  with beam.Pipeline(options=records.pipeline_options(args)) as pipeline:
+  with beam.Pipeline(options=pipeline_options(args)) as pipeline:
     everything = pipeline | beam.Create(documents) | beam.Reshuffle()
     records.write_corpus(
       everything | 'kept' >> beam.Filter(is_kept),
@@ -206,17 +207,17 @@ def test_direct_runner_means_the_in_process_runner(caplog, monkeypatch):
   monkeypatch.setattr(sys, 'argv', ['prog', '--runner=PrismRunner'])
   with caplog.at_level(logging.INFO, 'data_beam'):
     for args in ([], ['--runner=DirectRunner'], ['--runner=FnApiRunner']):
-      options = records.pipeline_options(args)
+      options = pipeline_options(args)
       assert options.get_all_options()['runner'] == 'FnApiRunner'
   assert [r.message.count('FnApiRunner') for r in caplog.records] == [1, 1, 1]
   assert 'DirectRunner means' in caplog.records[1].message
-  remote = records.pipeline_options(['--runner=DataflowRunner', '--project=p', '--new_flag=1'])
+  remote = pipeline_options(['--runner=DataflowRunner', '--project=p', '--new_flag=1'])
   assert remote.get_all_options()['runner'] == 'DataflowRunner'
 
 
 def test_a_misspelt_flag_is_refused():
   with pytest.raises(ValueError, match='--direct_num_worker=2'):
-    records.pipeline_options(['--direct_num_worker=2'])
+    pipeline_options(['--direct_num_worker=2'])
 
 
 def test_records_are_found_by_id_and_number(output):
@@ -249,7 +250,7 @@ class _SlowToWrite:
 def test_threads_do_not_send_half_an_element(tmp_path):
   """Beam's own default does: the second half arrives as None, or the element is lost."""
   out = tmp_path / 'numbers'
-  options = records.pipeline_options(
+  options = pipeline_options(
     ['--direct_running_mode=multi_threading', '--direct_num_workers=2'])
   with beam.Pipeline(options=options) as pipeline:
     _ = (

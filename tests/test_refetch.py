@@ -11,8 +11,11 @@ from test_pdf import make, story
 from warcio.statusandheaders import StatusAndHeaders
 from warcio.warcwriter import WARCWriter
 
-from data_beam import pdf, records, refetch, sources
+from data_beam import records
+from data_beam.options import PdfOptions
+from data_beam.pdf import pipeline as pdf
 from data_beam.records import Document, Reject
+from data_beam.sources import readers, refetch
 
 WHOLE = make(story(1, 120))
 OLD = make(story(2))
@@ -67,7 +70,7 @@ def test_settings_that_cannot_be_meant(modes, agent, before, message):
   (WHOLE[:3000], 0, '', 'no_eof'), (WHOLE[:3000] + bytes((1 << 20) - 3000), 0, '', 'cap'),
   (b'<html>', 0, '', '')])
 def test_how_truncation_is_told(body, declared, crawler, expected):
-  page = sources.Page('1', '', '', '', 0, '', body, truncated=crawler, declared=declared)
+  page = readers.Page('1', '', '', '', 0, '', body, truncated=crawler, declared=declared)
   assert pdf.truncation(page) == expected
 
 
@@ -109,8 +112,9 @@ def world(server, monkeypatch):  # noqa: F811
 
 
 def curate(crawl, output, **options):
-  return pdf.run([str(crawl)], str(output), ocr='never', filters=[], minhash='none', num_shards=1,
-                 beam_args=['--direct_num_workers=1'], **options)
+  return pdf.run([str(crawl)], str(output), beam_args=['--direct_num_workers=1'],
+                 options=PdfOptions(ocr='never', filters='none', minhash='none', num_shards=1,
+                                    **options))
 
 
 def test_the_whole_job(crawl, world, tmp_path, capsys):
@@ -124,7 +128,7 @@ def test_the_whole_job(crawl, world, tmp_path, capsys):
   # One of four, which has three times the others' text.
   assert found['cost_documents'] == 25 and 30 < found['cost_tokens'] < 60
 
-  options = dict(refetch_modes=['truncated', 'stale'], stale_before='2020-01-01', agent='t@x.org')
+  options = dict(refetch=['truncated', 'stale'], stale_before='2020-01-01', agent='t@x.org')
   corpus = curate(path, tmp_path / 'out', **options)
   rows = {row['id']: row for row in records.read_corpus(corpus)}
   assert set(rows) == {f'<urn:{name}>' for name in ('whole', 'new', 'gone', 'fine')}
@@ -173,7 +177,7 @@ def test_pdfs_of_an_index_are_read_by_range(crawl, tmp_path):
     found = [r for r in found if not isinstance(r, Reject)]
     assert [r.digest for r in found] == [r.digest for r in direct]
     assert [r.offset for r in found] == [r.offset for r in direct]
-    assert all(pdf._body(r) == pdf._body(d) for r, d in zip(found, direct, strict=True))
+    assert all(pdf.body_of(r) == pdf.body_of(d) for r, d in zip(found, direct, strict=True))
     assert [r.truncated for r in found][:2] == ['length', 'length' if 'parquet' in index else '']
   pq.write_table(pa.table({'url': ['a']}), tmp_path / 'other.parquet')
   (reject,) = pdf.read([str(tmp_path / 'other.parquet')], 'pdf', None)

@@ -19,9 +19,11 @@ from hypothesis import strategies as st
 from warcio.statusandheaders import StatusAndHeaders
 from warcio.warcwriter import WARCWriter
 
-from data_beam import sources
 from data_beam.records import Reject
-from data_beam.sources import HTML_TYPES, PDF_TYPES, Page, expand, read_warc
+from data_beam.sources import files as files_lib
+from data_beam.sources import readers
+from data_beam.sources.files import expand
+from data_beam.sources.readers import HTML_TYPES, PDF_TYPES, Page, read_warc
 
 HTML = b'<html><body><p>Hello.</p></body></html>'
 PDF = b'%PDF-1.4\n%\xe2\xe3\xcf\xd3\n1 0 obj\n'
@@ -154,10 +156,10 @@ def test_content_encodings_are_undone(tmp_path, coding):
 
 
 def test_dechunk_keeps_what_stands_before_a_break():
-  assert sources.dechunk(chunked(HTML)) == HTML
-  assert sources.dechunk(chunked(HTML)[:20]) == HTML[:12]
-  assert sources.dechunk(b'5;x=y\nhello\n0\n') == b'hello'
-  assert sources.dechunk(b'5\r\nhelloffffffffffffff\r\n') == b'hello'
+  assert readers.dechunk(chunked(HTML)) == HTML
+  assert readers.dechunk(chunked(HTML)[:20]) == HTML[:12]
+  assert readers.dechunk(b'5;x=y\nhello\n0\n') == b'hello'
+  assert readers.dechunk(b'5\r\nhelloffffffffffffff\r\n') == b'hello'
 
 
 @pytest.mark.parametrize(('types', 'record', 'kept'), [
@@ -217,7 +219,7 @@ def test_bombs_cost_no_memory(tmp_path, coding):
   list(read_warc(path))
   peak = tracemalloc.get_traced_memory()[1]
   tracemalloc.stop()
-  assert peak < 3 * sources.MAX_PAGE_BYTES
+  assert peak < 3 * readers.MAX_PAGE_BYTES
 
 
 # --- damage ----------------------------------------------------------------------------------
@@ -291,7 +293,7 @@ EDGE = {
 
 @pytest.mark.parametrize('name', EDGE)
 def test_edge_files(shared_data, name):
-  results = list(sources.read(str(shared_data / 'warc' / 'edge' / name)))
+  results = list(readers.read(str(shared_data / 'warc' / 'edge' / name)))
   pages = [r for r in results if isinstance(r, Page)]
   assert (len(pages), reasons(results)) == EDGE[name]
   assert not any(p.url.startswith('<') or p.body[:2] == b'\x1f\x8b' for p in pages)
@@ -303,14 +305,14 @@ def test_every_edge_file_is_tested(shared_data):
 
 def test_an_arc_holds_what_its_warc_holds(shared_data):
   folder = shared_data / 'warc' / 'real'
-  arc, warc = (list(sources.read(str(folder / f'aut-ia2008-example.{kind}.gz')))
+  arc, warc = (list(readers.read(str(folder / f'aut-ia2008-example.{kind}.gz')))
                for kind in ('arc', 'warc'))
   bodies = lambda results: {r.url: r.body for r in results if isinstance(r, Page)}
   arc_pages, warc_pages = bodies(arc), bodies(warc)
   assert len(arc_pages) > 90 and arc_pages.items() <= warc_pages.items()
   assert sorted(reasons(arc)) == sorted(reasons(warc))
   assert len({r.id for r in arc if isinstance(r, Page)}) == len(arc_pages)
-  assert [r.id for r in sources.read(str(folder / 'aut-ia2008-example.arc.gz'))
+  assert [r.id for r in readers.read(str(folder / 'aut-ia2008-example.arc.gz'))
           if isinstance(r, Page)] == [r.id for r in arc if isinstance(r, Page)]
 
 
@@ -321,10 +323,10 @@ def test_wet_records(tmp_path):
     writer.write_record(writer.create_warc_record(
       'https://a.test/', 'conversion', payload=io.BytesIO(b'Plain words.'), length=12,
       warc_content_type='text/plain', warc_headers_dict={'WARC-Record-ID': ID.format(4)}))
-  (page,) = sources.read(str(path))
+  (page,) = readers.read(str(path))
   assert (page.id, page.url, page.content_type) == (ID.format(4), 'https://a.test/', 'text/plain')
   assert page.body == b'Plain words.'
-  assert not list(sources.read(str(path), types=PDF_TYPES))
+  assert not list(readers.read(str(path), types=PDF_TYPES))
 
 
 def test_pdfs_in_a_warc(shared_data):
@@ -340,7 +342,7 @@ def test_pdfs_in_a_warc(shared_data):
                                   lambda d: packed(Lz4Writer, d)])
 def test_html_files_and_json_lines(tmp_path, pack):
   (tmp_path / 'a.html.gz').write_bytes(pack(HTML))
-  (page,) = sources.read(str(tmp_path / 'a.html.gz'))
+  (page,) = readers.read(str(tmp_path / 'a.html.gz'))
   assert page == Page(id=hashlib.sha256(HTML).hexdigest(), url='', date='', warc_file='a.html.gz',
                       warc_offset=0, content_type='text/html', body=HTML)
   lines = [
@@ -348,7 +350,7 @@ def test_html_files_and_json_lines(tmp_path, pack):
     {'text': 'plain words', 'url': None}, {'content': ' '}, {'other': 1}, 'words', 3]
   data = '\n'.join(map(json.dumps, lines)) + '\n\n{"text": "cut of'
   (tmp_path / 'b.jsonl').write_bytes(pack(data.encode()))
-  results = list(sources.read(str(tmp_path / 'b.jsonl')))
+  results = list(readers.read(str(tmp_path / 'b.jsonl')))
   first, second = (r for r in results if isinstance(r, Page))
   assert (first.id, first.url, first.date, first.body) == ('7', 'https://a.test/', '2024-05-01',
                                                            HTML)
@@ -365,7 +367,7 @@ def test_ranges_of_an_index(tmp_path):
   (tmp_path / 'part.cdxj').write_text(
     f'test,a)/2 20240501000000 {row(2)}\n{row(0)}\n'
     '{"filename": "gone.warc.gz", "offset": 0, "length": 5}\n')
-  results = list(sources.read(str(tmp_path / 'part.cdxj')))
+  results = list(readers.read(str(tmp_path / 'part.cdxj')))
   assert [(r.url, r.warc_file, r.warc_offset) for r in results[:2]] == [
     (urls[2], 'x.warc.gz', at[2]), (urls[0], 'x.warc.gz', at[0])]
   assert reasons(results) == ['unreadable_range']
@@ -411,7 +413,7 @@ def server(tmp_path):
 
 
 def test_common_crawl_over_https(tmp_path, server, monkeypatch):
-  monkeypatch.setattr(sources, 'COMMON_CRAWL', server)
+  monkeypatch.setattr(files_lib, 'COMMON_CRAWL', server)
   (tmp_path / 'crawl-data').mkdir()
   path = write_warc(tmp_path / 'crawl-data' / 'x.warc.gz', [html('https://a.test/1'), html()])
   (tmp_path / 'crawl-data' / 'warc.paths.gz').write_bytes(
@@ -419,13 +421,13 @@ def test_common_crawl_over_https(tmp_path, server, monkeypatch):
   want = list(read_warc(path))
   for listing in (f'{server}crawl-data/warc.paths.gz', 's3://commoncrawl/crawl-data/warc.paths.gz'):
     gone, there = (f['path'] for f in expand([listing]))
-    assert list(sources.read(there)) == want
-    assert reasons(sources.read(gone)) == ['unreadable_file']
+    assert list(readers.read(there)) == want
+    assert reasons(readers.read(gone)) == ['unreadable_file']
   (size,) = expand(['s3://commoncrawl/crawl-data/x.warc.gz'])
   assert size['bytes'] == Path(path).stat().st_size
   row = {'filename': 'crawl-data/x.warc.gz', 'offset': want[1].warc_offset, 'length': 10_000}
   (tmp_path / 'part.jsonl').write_text(json.dumps(row))
-  (page,) = sources.read(str(tmp_path / 'part.jsonl'))
+  (page,) = readers.read(str(tmp_path / 'part.jsonl'))
   assert page == want[1]
 
 
@@ -454,7 +456,7 @@ def test_hostile_files_cost_little_and_say_why(tmp_path, name, data, reason):
   (tmp_path / name).write_bytes(data)
   del data
   tracemalloc.start()
-  found = reasons(sources.read(str(tmp_path / name)))
+  found = reasons(readers.read(str(tmp_path / name)))
   peak = tracemalloc.get_traced_memory()[1]
   tracemalloc.stop()
   assert found[:1] == [reason] if reason else len(found) <= 1
@@ -462,5 +464,5 @@ def test_hostile_files_cost_little_and_say_why(tmp_path, name, data, reason):
 
 
 def test_a_directory_and_a_missing_file_are_losses_with_a_reason(tmp_path):
-  assert reasons(sources.read(str(tmp_path))) == ['unreadable_file']
-  assert reasons(sources.read(str(tmp_path / 'x.warc.gz'))) == ['unreadable_file']
+  assert reasons(readers.read(str(tmp_path))) == ['unreadable_file']
+  assert reasons(readers.read(str(tmp_path / 'x.warc.gz'))) == ['unreadable_file']

@@ -6,8 +6,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from data_beam import filters, spans
-from data_beam.dedup import simplify
+from data_beam.filters import rules, spans
+from data_beam.text.normalize import simplify
 
 # Reasons that speak of the whole document, or of its URL.
 WHOLE = {'empty', 'short', 'too_few_sentences', 'gopher_short_doc', 'gopher_long_doc',
@@ -56,7 +56,7 @@ def test_what_an_evaluation_set_has_too():
 
 
 def test_every_reason_of_the_filters_is_known():
-  with open(filters.__file__) as f:
+  with open(rules.__file__) as f:
     reasons = set(re.findall(r"return f?'([a-z0-9_{}]+)'", f.read()))
   reasons = {r.replace('{name}', 'line').replace('{n}', '5') for r in reasons}
   patterns = [pattern for pattern, _ in spans._LOCATE]

@@ -18,6 +18,7 @@ from conftest import write_tokenised
 from test_records import contents, make_documents, write
 
 from data_beam import records, tables
+from data_beam.options import ImportOptions
 from data_beam.tables import LAYOUTS, RowError, to_document
 
 TEXT = 'A text of a few words.'
@@ -142,8 +143,8 @@ def exported(request, corpus, tmp_path_factory):
 
 
 def test_there_and_back_is_the_same_corpus(corpus, exported, tmp_path):
-  back = tables.import_tables([f'{exported[0]}/data/*.*'], str(tmp_path), 'web', layout='corpus',
-                              num_shards=3)
+  back = tables.import_tables([f'{exported[0]}/data/*.*'], str(tmp_path), 'web',
+                              ImportOptions(layout='corpus', num_shards=3))
   assert as_documents(back) == as_documents(corpus)
   shards = [f for f in contents(corpus) if 'array_record' in f]
   assert len(shards) == 3

@@ -7,7 +7,14 @@ import pytest
 from ftfy import badness
 from hypothesis import strategies as st
 
-from data_beam import text
+from data_beam.text import pii
+from data_beam.text.language import (
+  LANGUAGE_THRESHOLDS,
+  detect_language,
+  language_sample,
+  language_shares,
+)
+from data_beam.text.normalize import normalize
 
 SENTENCES = {
   'en': 'The committee will meet again next week to discuss the results of the survey.',
@@ -21,15 +28,15 @@ SENTENCES = {
 
 @pytest.mark.parametrize('language', SENTENCES)
 def test_language(language):
-  (best, score), *others = text.detect_language(SENTENCES[language])
+  (best, score), *others = detect_language(SENTENCES[language])
   assert best == language
   assert 0.65 < score <= 1
   assert all(0.01 <= s <= score for _, s in others)
 
 
 def test_language_of_many_lines_and_of_none():
-  assert text.detect_language('\n'.join(SENTENCES['fr'].split()))[0][0] == 'fr'
-  assert text.detect_language(' 12 — 34\n') == text.detect_language('') == []
+  assert detect_language('\n'.join(SENTENCES['fr'].split()))[0][0] == 'fr'
+  assert detect_language(' 12 — 34\n') == detect_language('') == []
 
 
 @pytest.mark.parametrize(('value', 'clean'), [
@@ -42,16 +49,16 @@ def test_language_of_many_lines_and_of_none():
   ('it doesnâ€™t cafÃ©', 'it doesn’t café'),
 ])
 def test_normalize(value, clean):
-  assert text.normalize(value) == clean
+  assert normalize(value) == clean
 
 
 @hypothesis.given(st.text())
 def test_normalized_text_is_clean_and_stays(value):
-  once = text.normalize(value)
+  once = normalize(value)
   assert unicodedata.is_normalized('NFC', once)
   assert not re.search('[\x00-\x08\r\x0b-\x1f\x7f-\x9f\xa0]|\n{3}| \n', once)
   if not badness.is_bad(value) and not badness.is_bad(once):
-    assert text.normalize(once) == once
+    assert normalize(once) == once
 
 
 # datatrove's patterns (formatters/pii.py), the address literal in brackets left out: quadratic,
@@ -59,26 +66,26 @@ def test_normalized_text_is_clean_and_stays(value):
 _ATOM = r"[A-Za-z0-9!#$%&'*+/=?^_`{|}~-]+"
 _LABEL = r'[A-Za-z0-9](?:[A-Za-z0-9-]*[A-Za-z0-9])?'
 REFERENCE_EMAIL = re.compile(rf'\b{_ATOM}(?:\.{_ATOM})*@(?:{_LABEL}\.)+{_LABEL}')
-REPLACED = re.compile('|'.join(map(re.escape, text._EMAILS + text._IPS)))
+REPLACED = re.compile('|'.join(map(re.escape, pii._EMAILS + pii._IPS)))
 
 
 @hypothesis.settings(max_examples=400)
 @hypothesis.given(st.text('aB3@@.-_ \'=\n', max_size=30))
 def test_emails_are_those_of_fineweb(value):
   expected = REFERENCE_EMAIL.sub('<>', value)
-  assert REPLACED.sub('<>', text.replace_pii(value)) == expected
+  assert REPLACED.sub('<>', pii.replace_pii(value)) == expected
 
 
 def test_pii_examples():
   # As datatrove has it (shared minhash_golden.json), but for the address 1.2.3.400, which is none.
-  replaced = text.replace_pii('Mail a.b+c@ex-ample.co.uk and root@localhost, ping 8.8.8.8 or '
-                              '192.168.1.1, build 1.2.3.400.')
+  replaced = pii.replace_pii('Mail a.b+c@ex-ample.co.uk and root@localhost, ping 8.8.8.8 or '
+                             '192.168.1.1, build 1.2.3.400.')
   assert REPLACED.sub('<>', replaced) == (
     'Mail <> and root@localhost, ping <> or 192.168.1.1, build 1.2.3.400.')
   for same in ('version 1.2.3.4.5', 'v1.2.3.4', '127.0.0.1 10.0.0.1 169.254.169.254', '1.2.3.04',
                '@decorator', 'a@b', 'user@-x.com'):
-    assert text.replace_pii(same) == same
-  assert text.replace_pii('(8.8.4.4)')[1:-1] in text._IPS
+    assert pii.replace_pii(same) == same
+  assert pii.replace_pii('(8.8.4.4)')[1:-1] in pii._IPS
 
 
 LABEL = st.text('abcXYZ019', min_size=1, max_size=9)
@@ -88,17 +95,17 @@ EMAIL = st.builds('{}.{}@{}.{}'.format, LABEL, LABEL, LABEL, LABEL)
 @hypothesis.given(st.lists(EMAIL | st.ip_addresses(v=4), max_size=5))
 def test_replacements_do_not_depend_on_what_came_before(found):
   found = list(map(str, found))
-  alone = [text.replace_pii(f) for f in found]
-  together = text.replace_pii('\n'.join(found))
+  alone = [pii.replace_pii(f) for f in found]
+  together = pii.replace_pii('\n'.join(found))
   assert together == '\n'.join(alone)
-  assert text.replace_pii(together) == together
+  assert pii.replace_pii(together) == together
 
 
 @pytest.mark.parametrize('unit', ['1 ', '+1', '+1 2', '(030)', '(030) 12-', 'tel: ',
                                   'a.', 'a@', 'x@a-', '@', 'a@a.', '1.', '1.1.1.1.', ' ', ' \n',
                                   '\u2003', "'", 'â€', '-|', 'U.', 'x@' + 'a-' * 200])
 @pytest.mark.parametrize('function', [
-  functools.partial(text.replace_pii, phones=True), text.normalize])
+  functools.partial(pii.replace_pii, phones=True), normalize])
 @pytest.mark.timeout(120)  # a hang guard: seconds if linear, far more if quadratic
 def test_time_is_linear(function, unit):
   function(unit * (300_000 // len(unit)))
@@ -108,32 +115,32 @@ def test_time_is_linear(function, unit):
   '+49 30 1234567', '+1 (212) 736-5000', '0033 1 42 68 53 00', '(030) 1234-5678', '(212) 736-5000'])
 def test_phone_numbers(number):
   line = f'Call {number}, or write.'
-  assert text.replace_pii(line) == line   # only if asked for
-  assert text.replace_pii(line, phones=True).removeprefix('Call ').removesuffix(', or write.') in (
-    text._PHONES)
-  once = text.replace_pii(line, phones=True)
-  assert text.replace_pii(once, phones=True) == once
+  assert pii.replace_pii(line) == line   # only if asked for
+  assert pii.replace_pii(line, phones=True).removeprefix('Call ').removesuffix(', or write.') in (
+    pii._PHONES)
+  once = pii.replace_pii(line, phones=True)
+  assert pii.replace_pii(once, phones=True) == once
 
 
 def test_phone_numbers_after_a_word_and_other_numbers():
-  assert '736' not in text.replace_pii('Tel: 212 736 5000', phones=True)
+  assert '736' not in pii.replace_pii('Tel: 212 736 5000', phones=True)
   for same in ('1,234,567.89', '2019-11-25 10:45', 'ISBN 978-3-16-148410-0', '3 + 4567890', '1/2/3',
                'x+4930123456789', '(1990) and 20 of 300', '10 000 000 000'):
-    assert text.replace_pii(same, phones=True) == same
+    assert pii.replace_pii(same, phones=True) == same
 
 
 def test_switching_languages_is_seen():
   english, french = SENTENCES['en'] * 4, SENTENCES['fr'] * 4
-  shares = text.language_shares('\n'.join([english, french, english, '123 456 ' * 20]))
+  shares = language_shares('\n'.join([english, french, english, '123 456 ' * 20]))
   assert list(shares)[:2] == ['en', 'fr']
   assert sum(shares.values()) == pytest.approx(1)
-  assert text.language_shares(SENTENCES['de']) == {'de': 1}
-  assert text.language_shares('') == {}
+  assert language_shares(SENTENCES['de']) == {'de': 1}
+  assert language_shares('') == {}
 
 
 @hypothesis.given(st.text('ab \n', max_size=60), st.integers(2, 6), st.integers(1, 8))
 def test_a_language_sample_spans_the_text(body, windows, size):
-  sample = text.language_sample(body, windows, size)
+  sample = language_sample(body, windows, size)
   if len(body) <= windows * size:
     assert sample == body
   else:
@@ -143,9 +150,9 @@ def test_a_language_sample_spans_the_text(body, windows, size):
 
 def test_a_foreign_preface_does_not_decide_the_language():
   book = (SENTENCES['en'] + ' ') * 60 + (SENTENCES['de'] + ' ') * 600
-  assert text.detect_language(text.language_sample(book))[0][0] == 'de'
+  assert detect_language(language_sample(book))[0][0] == 'de'
 
 
 def test_thresholds_let_plain_sentences_pass():
   for language, sentence in SENTENCES.items():
-    assert dict(text.detect_language(sentence * 5))[language] > text.LANGUAGE_THRESHOLDS[language]
+    assert dict(detect_language(sentence * 5))[language] > LANGUAGE_THRESHOLDS[language]

@@ -10,6 +10,8 @@ import sentencepiece
 import tokenizers
 
 from data_beam import records, tokenize_corpus
+from data_beam.beam_options import pipeline_options
+from data_beam.options import TokenizeOptions
 from data_beam.records import Document
 from smoljax.data.corpus import open_corpus
 
@@ -20,7 +22,7 @@ WORDS = ['the', 'quick', 'brown', 'fox', 'jumped', 'over', 'a', 'lazy', 'dog', '
 def write_corpus(folder, name, texts, metadata=None):
   documents = [Document(f'{name}-{i}', text, source=name, language='en', quality=0.25,
                         metadata=metadata or {}) for i, text in enumerate(texts)]
-  with beam.Pipeline(options=records.pipeline_options()) as pipeline:
+  with beam.Pipeline(options=pipeline_options()) as pipeline:
     records.write_corpus(
       pipeline | beam.Create(documents), pipeline | 'none' >> beam.Create([]),
       output=str(folder), name=name, stages=['read'], config={}, inputs=[], num_shards=2)
@@ -57,8 +59,8 @@ def model(folder, texts):
 
 @pytest.fixture(scope='module')
 def tokenised(folder, corpus, model):
-  path = tokenize_corpus.run(corpus, model, str(folder / 'tokens'), 'web', holdout=0.2,
-                             num_shards=3)
+  path = tokenize_corpus.run(corpus, model, str(folder / 'tokens'), 'web',
+                             TokenizeOptions(holdout=0.2, num_shards=3))
   return pathlib.Path(path)
 
 
@@ -133,7 +135,8 @@ def test_huggingface_tokenizer(tmp_path):
     tmp_path / 'hf', {'eos_token': {'content': '<eot>'}, 'bos_token': '<bot>'}, size=70_000)
   corpora = [write_corpus(tmp_path, 'one', ['a b c <eot> a'], {'cluster_size': 3, 'dump': 'CC'}),
              write_corpus(tmp_path, 'two', ['c'])]
-  out = tokenize_corpus.run(corpora, path, str(tmp_path), 'both', holdout=0, num_shards=1)
+  out = tokenize_corpus.run(corpora, path, str(tmp_path), 'both',
+                            TokenizeOptions(holdout=0, num_shards=1))
   manifest = records.read_manifest(out)
   bos, eos = map(tokenizer.token_to_id, ('<bot>', '<eot>'))
   assert (manifest['dtype'], manifest['bos_id'], manifest['eos_id']) == ('<u4', bos, eos)
@@ -150,11 +153,12 @@ def test_huggingface_tokenizer(tmp_path):
 def test_rehydration_reaches_training(tmp_path):
   corpus = write_corpus(tmp_path, 'many', ['a b c <eot> a'], {'cluster_size': 3})
   tokenizer, _ = huggingface_tokenizer(tmp_path / 'hf', {'eos_token': '<eot>'})
-  path = tokenize_corpus.run(corpus, tokenizer, str(tmp_path), 't', holdout=0, bos=False,
-                             rehydrate=True)
+  path = tokenize_corpus.run(corpus, tokenizer, str(tmp_path), 't',
+                             TokenizeOptions(holdout=0, bos=False, rehydrate=True))
   assert [row['weight'] for row in records.read_corpus(path)] == [3.0]   # FineWeb-2: 3 to 4 copies
   assert open_corpus(path).repeats.tolist() == [3]
-  once = tokenize_corpus.run(corpus, tokenizer, str(tmp_path), 'once', holdout=0, bos=False)
+  once = tokenize_corpus.run(corpus, tokenizer, str(tmp_path), 'once',
+                             TokenizeOptions(holdout=0, bos=False))
   assert open_corpus(once).repeats is None
 
 
@@ -209,10 +213,11 @@ def test_command_line_gives_the_same_bytes(tmp_path, corpus, model, tokenised, c
 
 def test_a_share_of_the_training_documents(folder, corpus, model, tokenised):
   """About that share of them, some of the same, and the held-out ones as ever."""
-  path = tokenize_corpus.run(corpus, model, str(folder / 'half'), 'web', holdout=0.2, share=0.5)
+  path = tokenize_corpus.run(corpus, model, str(folder / 'half'), 'web',
+                             TokenizeOptions(holdout=0.2, share=0.5))
   whole, half = ({split: {row['id'] for row in rows} for split, rows in all_rows(p).items()}
                  for p in (tokenised, path))
   assert half['validation'] == whole['validation']
   assert half['train'] < whole['train'] and 0.3 < len(half['train']) / len(whole['train']) < 0.7
   with pytest.raises(ValueError, match='share above 0'):
-    tokenize_corpus.run(corpus, model, str(folder / 'none'), 'web', share=0.0)
+    TokenizeOptions(share=0.0)

@@ -14,8 +14,12 @@ import pytest
 from conftest import REPOSITORY
 from test_sources import ID, html, write_warc
 
-from data_beam import records, web
+from data_beam import records
+from data_beam.filters.urls import UrlFilter
+from data_beam.options import WebOptions
 from data_beam.records import Document
+from data_beam.text.language import LANGUAGE_THRESHOLDS
+from data_beam.web import pipeline as web
 
 ADJECTIVES = [
   'old', 'small', 'famous', 'quiet', 'northern', 'wooden', 'broken', 'modern', 'narrow',
@@ -126,7 +130,7 @@ def test_addresses_are_hidden(crawl):
 def test_the_funnel_adds_up(crawl):
   manifest = records.read_manifest(crawl[1])
   funnel = manifest['funnel']
-  assert [row['stage'] for row in funnel] == [stage for stage, _ in web.stages()]
+  assert [row['stage'] for row in funnel] == [stage for stage, _ in web.stages(WebOptions())]
   assert funnel[0]['documents_in'] == len(CRAWL)
   for row, following in itertools.pairwise(funnel):
     assert row['documents_in'] - sum(row['dropped'].values()) == row['documents_out']
@@ -175,8 +179,8 @@ def test_the_same_files_give_the_same_bytes(crawl, tmp_path):
 
 
 def test_edge_archives_go_through(shared_data, tmp_path):
-  path = web.run([str(shared_data / 'warc' / 'edge' / '*')], str(tmp_path), filters='none',
-                 languages=(), min_language_score=0, tier='fast')
+  path = web.run([str(shared_data / 'warc' / 'edge' / '*')], str(tmp_path), options=WebOptions(
+    filters='none', languages=(), min_language_score=0, tier='fast'))
   broken = {row['reason'] for row in dropped(path).values() if row['stage'] == 'read'}
   assert {'corrupt_file', 'clipped_file'} <= broken
   assert len(kept(path)) > 10
@@ -223,10 +227,9 @@ def test_the_end_says_where_the_corpus_is(crawl, tmp_path, capsys):
 def test_lists_decontamination_and_order_are_stages_where_asked_for(tmp_path):
   (tmp_path / 'words.txt').write_text('casino\n')
   (tmp_path / 'eval.jsonl').write_text('{"q": "one of eight words or more of them"}\n')
-  lists = web.filters_lib.UrlFilter(str(tmp_path))
-  names = [name for name, _ in web.stages(
-    url_filter=lists, evaluation_files=[str(tmp_path / 'eval.jsonl')],
-    rules=web.filters_lib.FINEWEB2)]
+  lists = UrlFilter(str(tmp_path))
+  names = [name for name, _ in web.stages(WebOptions(
+    url_lists=str(tmp_path), decontaminate=(str(tmp_path / 'eval.jsonl'),), filters='fineweb2'))]
   assert names == ['read', 'url', 'extract', 'language', 'exact_dedup', 'minhash', 'filter',
                    'decontaminate', 'pii']
   (reject,) = web.judge_url(Document(id='a', text='', url='http://x.org/Casino'), lists)
@@ -239,13 +242,14 @@ def test_duplicates_are_looked_for_as_asked(crawl, tmp_path):
   write_warc(tmp_path / 'y.warc.gz', [
     html('https://a.test/same', page(article(20))),
     html('https://a.test/same', page(article(21, paragraphs=9)))])
-  path = web.run([f'{tmp_path}/y.warc.gz'], str(tmp_path), url_dedup=True)
+  path = web.run([f'{tmp_path}/y.warc.gz'], str(tmp_path), options=WebOptions(url_dedup=True))
   funnel = {row['stage']: row['dropped'] for row in records.read_manifest(path)['funnel']}
   assert funnel['url_dedup'] == {'duplicate_url': 1} and list(kept(path)) == [ID.format(1)]
-  near = web.run([f'{folder}/x.warc.gz'], str(tmp_path / 'near'), minhash='none')
+  near = web.run([f'{folder}/x.warc.gz'], str(tmp_path / 'near'),
+                 options=WebOptions(minhash='none'))
   assert NEAR_DUPLICATE in kept(near)
-  coarse = web.run([f'{folder}/x.warc.gz'], str(tmp_path / 'coarse'), minhash='200x1',
-                   minhash_hash='xxh64')
+  coarse = web.run([f'{folder}/x.warc.gz'], str(tmp_path / 'coarse'),
+                   options=WebOptions(minhash='200x1', minhash_hash='xxh64'))
   assert NEAR_DUPLICATE not in kept(coarse)
   assert records.read_manifest(coarse)['config']['minhash'] == '200x1'
 
@@ -257,13 +261,13 @@ def test_code_switching_is_recorded_and_thresholds_are_those_of_the_language():
   assert set(mixed.metadata['languages']) == {'en', 'fr'}
   (plain,) = web.identify(Document(id='', text=english), ('en',), None)
   assert plain.language == 'en' and 'languages' not in plain.metadata
-  least = web.text.LANGUAGE_THRESHOLDS['en']
-  web.text.LANGUAGE_THRESHOLDS['en'] = 1
+  least = LANGUAGE_THRESHOLDS['en']
+  LANGUAGE_THRESHOLDS['en'] = 1
   try:
     (reject,) = web.identify(Document(id='', text=english), ('en',), None)
     assert reject[1:] == ('language', 'unsure')
   finally:
-    web.text.LANGUAGE_THRESHOLDS['en'] = least
+    LANGUAGE_THRESHOLDS['en'] = least
 
 
 # --- hostile input ---------------------------------------------------------------------------
@@ -271,11 +275,11 @@ def test_code_switching_is_recorded_and_thresholds_are_those_of_the_language():
 
 MEASURED = '''
 import json, resource, sys
-from data_beam import web
-path = web.run(json.loads(sys.argv[1]), sys.argv[2], filters='none', languages=(),
-               min_language_score=0)
-from data_beam import bounded
-bounded.close()
+from data_beam.web import pipeline as web
+from data_beam.options import WebOptions
+path = web.run(json.loads(sys.argv[1]), sys.argv[2], options=WebOptions(
+  filters='none', languages=(), min_language_score=0))
+web.extractor.close()
 # Of this process by /proc: its ru_maxrss begins at that of the process which started it.
 own = int(open('/proc/self/status').read().split('VmHWM:')[1].split()[0])
 print(max(own, resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss) >> 10)

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from hypothesis import strategies as st
 
-from data_beam import words
+from data_beam.text import words
 
 # What spaCy 3.8.18's blank tokenizers make of these lines.
 LINES = [

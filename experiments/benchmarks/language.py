@@ -5,9 +5,9 @@
 Documents of six languages (Debian's manuals, whose language is known, and books) against each
 other; then, with the Universal Declaration of Human Rights in 380 languages and spellings as
 counterexamples, the lowest threshold whose precision is at least --precision, and the recall that
-it leaves: what text.LANGUAGE_THRESHOLDS holds. Scores of lid.176 are no probabilities on languages
-that it does not know (Nigerian Pidgin is English to it), so thresholds are fitted, and not taken
-from FineWeb-2, whose detector is another.
+it leaves: what language.LANGUAGE_THRESHOLDS holds. Scores of lid.176 are no probabilities on
+languages that it does not know (Nigerian Pidgin is English to it), so thresholds are fitted, and
+not taken from FineWeb-2, whose detector is another.
 """
 
 import argparse
@@ -20,7 +20,12 @@ from collections.abc import Iterator
 
 import numpy as np
 
-from data_beam import text as text_lib
+from data_beam.text.language import (
+  LANGUAGE_THRESHOLDS,
+  OTHER_THRESHOLD,
+  detect_language,
+  language_sample,
+)
 from experiments.benchmarks.parity import LANGUAGES, texts
 
 # The Declaration by the file names of its own languages; close relatives and other spellings of the
@@ -54,7 +59,7 @@ def books(data: str) -> Iterator[tuple[str, str]]:
 def believed(found: tuple[str, float]) -> str:
   """The language, or '' if its score is too low to keep the document."""
   language, score = found
-  at = text_lib.LANGUAGE_THRESHOLDS.get(language, text_lib.OTHER_THRESHOLD)
+  at = LANGUAGE_THRESHOLDS.get(language, OTHER_THRESHOLD)
   return language if score > at else ''
 
 
@@ -87,11 +92,11 @@ def main() -> None:
   rows = [(language, text) for language, text in rows if len(text) >= 200]
   documents, whole = [*rows, *books(args.data)], None
   for name, cut in (('whole document', lambda text: text),
-                    ('sample of 5,000 characters', text_lib.language_sample),
+                    ('sample of 5,000 characters', language_sample),
                     ('first 5,000 characters', lambda text: text[:5000]),
                     ('first 200 characters', lambda text: text[:200])):
     start = time.process_time()
-    found = [next(iter(text_lib.detect_language(cut(text))), ('', 0.)) for _, text in documents]
+    found = [next(iter(detect_language(cut(text))), ('', 0.)) for _, text in documents]
     seconds = time.process_time() - start
     whole = whole or [believed(f) for f in found]
     best = [language for language, _ in found]
@@ -104,7 +109,7 @@ def main() -> None:
   # The manuals of the five other languages hold pages left in English: no fair counterexamples.
   own, rows = rows, list(declarations(args.data))
   rows += own
-  detected = [dict(text_lib.detect_language(text)[:1]) for _, text in rows]
+  detected = [dict(detect_language(text)[:1]) for _, text in rows]
   for language in LANGUAGES:
     scores = np.array([found.get(language, 0.) for found in detected])
     truth = np.array([language == b for b, _ in rows])

@@ -29,7 +29,7 @@ LANGUAGES = {'en': 'eng', 'fr': 'fra', 'de': 'deu', 'es': 'spa', 'it': 'ita', 'p
 
 def texts(data: str, every: int) -> Iterator[dict]:
   """Rows of id, language, text: pages that datatrove extracted, Debian's manuals, and books."""
-  from data_beam import html_text
+  from data_beam.web import extract as html_text
   with gzip.open(f'{data}/web_parity/datatrove_decisions.jsonl.gz') as file:
     for row in map(json.loads, file):
       if row.get('text') and row.get('lang') in LANGUAGES:
@@ -59,7 +59,8 @@ def texts(data: str, every: int) -> Iterator[dict]:
 
 def ours(rows: list[dict]) -> dict:
   """Our verdicts on the rows, and the CPU seconds they took."""
-  from data_beam import dedup, filters
+  from data_beam.dedup.minhash import signature
+  from data_beam.filters.rules import fineweb2
   from data_beam.records import Document
   verdicts, seconds = {}, {}
   # Cold: every word is new to the worker. Warm: none is. A long run lies close to warm.
@@ -68,14 +69,14 @@ def ours(rows: list[dict]) -> dict:
     for row in rows:
       document = Document(id='', text=row['text'], language=row['language'])
       start = time.process_time()
-      reason = filters.fineweb2(document)
+      reason = fineweb2(document)
       seconds[state][row['language']] += time.process_time() - start
       verdicts[row['id']] = reason, document.text
   signatures = {}
   for hash_name in ('fast', 'xxh64'):
     start = time.process_time()
     for row in rows:
-      signatures[row['id']] = dedup.signature(
+      signatures[row['id']] = signature(
         row['text'], hash_name=hash_name, language=row['language']).tolist()
     seconds[hash_name] = time.process_time() - start
   return {'verdicts': verdicts, **seconds, 'signatures': signatures}
@@ -146,7 +147,7 @@ def main() -> None:
   parser.add_argument('--every', type=int, default=8, help='take every n-th page of the manuals')
   parser.add_argument('--texts', help='where the texts are kept for another run')
   args = parser.parse_args()
-  from data_beam import filters
+  from data_beam.filters.rules import FINEWEB2_TABLES, STOP_WORDS
   if args.texts and os.path.exists(args.texts):
     with open(args.texts) as file:
       rows = list(map(json.loads, file))
@@ -157,8 +158,8 @@ def main() -> None:
         file.writelines(json.dumps(row) + '\n' for row in rows)
   our_result = ours(rows)
   with tempfile.NamedTemporaryFile('w', suffix='.json') as job:
-    json.dump({'rows': rows, 'tables': {k: dict(v) for k, v in filters.FINEWEB2_TABLES.items()},
-               'stop_words': {k: sorted(v) for k, v in filters.STOP_WORDS.items()}}, job)
+    json.dump({'rows': rows, 'tables': {k: dict(v) for k, v in FINEWEB2_TABLES.items()},
+               'stop_words': {k: sorted(v) for k, v in STOP_WORDS.items()}}, job)
     job.flush()
     other = json.loads(subprocess.run(
       [args.datatrove, __file__, '--theirs', job.name], check=True, capture_output=True).stdout)

@@ -39,7 +39,12 @@ import pypdfium2
 from absl import app, flags
 from lxml import html
 
-from data_beam import pdf_ocr, pdf_pages, pdf_repair, pdf_text
+from data_beam import sandbox
+from data_beam.pdf import ocr as pdf_ocr
+from data_beam.pdf import pages as pdf_pages
+from data_beam.pdf import repair as pdf_repair
+from data_beam.pdf import text as pdf_text
+from data_beam.pdf.errors import PdfError
 
 _DATA = flags.DEFINE_string('data', None, 'Folder with pdf/ and html_multilingual/.', required=True)
 _OTHERS = flags.DEFINE_string('others', None, 'Python with pdfplumber and docling-parse.')
@@ -76,7 +81,7 @@ def ours(paths: Sequence[pathlib.Path]) -> Iterator[list[str]]:
     for path in paths:
       try:
         yield extractor.extract(path.read_bytes(), ocr='never').pages
-      except pdf_text.PdfError:
+      except PdfError:
         yield []
 
 
@@ -175,7 +180,7 @@ def order(data: pathlib.Path, tools: dict[str, Callable]) -> None:
 def ocr(data: pathlib.Path, tools: dict[str, Callable]) -> None:
   """A scan whose text is known, by each OCR engine that is here."""
   del tools
-  os.environ.update(pdf_text.ONE_THREAD)    # as in the child
+  os.environ.update(sandbox.ONE_THREAD)    # as in the child
   gold = ' '.join((data / 'pdf/gold/ocrmypdf__linn.txt').read_text().split())
   body = (data / 'pdf/scan/OCRmyPDF__linn.pdf').read_bytes()
   for name in ('tesseract', 'rapidocr'):
@@ -217,7 +222,7 @@ def cut(data: pathlib.Path, tools: dict[str, Callable]) -> None:
     counts['qpdf'] += plain or any(map(pdf_pages.opened, pdf_repair.by_qpdf(half)))
     try:
       document, _ = pdf_pages.open_document(half)
-    except pdf_pages.PdfError:
+    except PdfError:
       continue
     counts['ours'] += 1
     counts['ours_with_text'] += any(page.get_textpage().count_chars() for page in document)

@@ -7,9 +7,11 @@ these come mutated files (bytes changed, removed, doubled, or the end gone, by s
 inflated operators, a page tree of 200,000 kids, one file at which the parser is made to crash and
 one at which it hangs. After every few a good document is read, and must give the text that it gives
 alone. Prints one JSON line: good ones lost, outcomes by kind, reasons that are no key of
-pdf_pages.REASONS, the most memory that a parser held, and the longest document's seconds.
+errors.REASONS, the most memory that a parser held, and the longest document's seconds.
 """
 import collections
+import ctypes
+import dataclasses
 import hashlib
 import io
 import json
@@ -24,7 +26,8 @@ from collections.abc import Iterator
 from absl import app, flags
 from reportlab.pdfgen import canvas
 
-from data_beam import pdf_pages, pdf_text
+from data_beam.pdf import text as pdf_text
+from data_beam.pdf.errors import REASONS, PdfError
 
 _DATA = flags.DEFINE_string('data', None, 'Folder with pdf/.', required=True)
 _MUTATED = flags.DEFINE_integer('mutated', 2000, 'Mutated files.')
@@ -35,19 +38,16 @@ CRASH, HANG = b'%PDF-1.4 crash here', b'%PDF-1.4 hang here'
 class Extractor(pdf_text.Extractor):
   """One whose child crashes and hangs at the marks above, as a fault of a parser would."""
 
-  _code = f'''
-import ctypes, sys, time
-from data_beam import pdf_text
-honest = pdf_text.parse
-def parse(body, **options):
-  if body == {CRASH!r}:
+  function = 'experiments.benchmarks.pdf_hostile:faulty'
+
+
+def faulty(body: bytes, **options) -> dict:
+  """What the child does."""
+  if body == CRASH:
     ctypes.string_at(0)
-  if body == {HANG!r}:
+  if body == HANG:
     time.sleep(3600)
-  return honest(body, **options)
-pdf_text.parse = parse
-pdf_text._serve(*map(int, sys.argv[1:]))
-'''
+  return pdf_text.answer(body, **options)
 
 
 def written(pages: int = 3, seed: int = 0) -> bytes:
@@ -129,7 +129,7 @@ def main(_: list[str]) -> None:
   outcomes: dict[str, collections.Counter] = collections.defaultdict(collections.Counter)
   lost = good_documents = 0
   slowest, untyped = 0.0, set()
-  with Extractor(pdf_text.Limits(wall_seconds=20)) as extractor:
+  with Extractor(dataclasses.replace(pdf_text.LIMITS, wall_seconds=20)) as extractor:
     digest = lambda body: hashlib.sha256(
       extractor.extract(body, ocr='never').text.encode()).digest()
     expected = [digest(body) for body in good]
@@ -138,9 +138,9 @@ def main(_: list[str]) -> None:
       try:
         extractor.extract(body, ocr='never')
         outcome = 'text'
-      except pdf_text.PdfError as error:
+      except PdfError as error:
         outcome = error.reason
-        if outcome not in pdf_pages.REASONS:
+        if outcome not in REASONS:
           untyped.add(outcome)
       outcomes[kind][outcome] += 1
       slowest = max(slowest, time.monotonic() - start)
@@ -148,7 +148,7 @@ def main(_: list[str]) -> None:
         good_documents += 1
         try:
           lost += digest(good[i % len(good)]) != expected[i % len(good)]
-        except pdf_text.PdfError:
+        except PdfError:
           lost += 1
   peak = resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss * 1024
   print(json.dumps({

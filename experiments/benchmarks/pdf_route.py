@@ -14,7 +14,8 @@ import time
 
 from absl import app, flags
 
-from data_beam import pdf_pages, pdf_route
+from data_beam.pdf import pages as pdf_pages
+from data_beam.pdf import router, train_router
 
 _DATA = flags.DEFINE_string('data', None, 'Folder with pdf/.', required=True)
 WRONG_FONTS = ('digital/olmocr__dolma-page-1.pdf', 'digital/pdfjs__ThuluthFeatures.pdf')
@@ -33,7 +34,7 @@ def labelled(folder: pathlib.Path) -> tuple[list[dict], list[float]]:
     body, start = (folder / file).read_bytes(), time.process_time()
     document, _ = pdf_pages.open_document(body)
     with document:
-      step = max(1, len(document) // pdf_route.PAGES)
+      step = max(1, len(document) // train_router.PAGES)
       pages = range(0, len(document), step)
       for page, text in zip(pages, pdf_pages.read_pages(document, pages), strict=True):
         rows.append({'file': file, 'page': page,
@@ -48,9 +49,9 @@ def main(_: list[str]) -> None:
   rows, seconds = labelled(pathlib.Path(_DATA.value) / 'pdf')
   ms = round(1000 * sum(seconds) / len(seconds), 1)
   for by, decisions in (
-      ('rules', [bool(pdf_route.needs_ocr(row['features'])) for row in rows]),
-      ('classifier, cross-validated', pdf_route.cross_validated(rows))):
-    print(json.dumps({'by': by, **pdf_route.judge(rows, decisions), 'ms_a_document': ms}))
+      ('rules', [bool(router.needs_ocr(row['features'])) for row in rows]),
+      ('classifier, cross-validated', train_router.cross_validated(rows))):
+    print(json.dumps({'by': by, **train_router.judge(rows, decisions), 'ms_a_document': ms}))
 
 
 if __name__ == '__main__':

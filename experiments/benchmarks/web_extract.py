@@ -21,7 +21,7 @@ import time
 
 from absl import app, flags
 
-from data_beam import html_text
+from data_beam.web import extract as html_text
 
 _AEB = flags.DEFINE_string('aeb', None, 'Folder of article-extraction-benchmark.')
 _TRAF = flags.DEFINE_string('trafilatura_eval', None, "Folder of trafilatura's tests.")

@@ -23,8 +23,13 @@ import tempfile
 
 from absl import app, flags
 
-from data_beam import bounded, dedup, filters, records, sources, text, web
+from data_beam import curation, records
+from data_beam.dedup.minhash import signature
+from data_beam.filters.rules import WEB
 from data_beam.records import Reject
+from data_beam.sources.files import expand
+from data_beam.text.language import detect_language
+from data_beam.web import pipeline as web
 
 _INPUT = flags.DEFINE_multi_string('input', None, 'WARC files or patterns.', required=True)
 _TIERS = flags.DEFINE_list('tiers', ['default', 'fast', 'trafilatura'], 'Extractors to measure.')
@@ -35,7 +40,7 @@ _DATATROVE = flags.DEFINE_string('datatrove', None, 'Python that has datatrove 0
 
 def cpu() -> float:
   """CPU-seconds of this process and of its children that have ended."""
-  bounded.close()
+  web.extractor.close()
   return sum(u.ru_utime + u.ru_stime
              for u in map(resource.getrusage, (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN)))
 
@@ -59,13 +64,13 @@ def run_stages(paths: list[str], tier: str) -> dict:
     counts['pages'] = counts['pages'] or len(results)
     return kept
 
-  text.detect_language('warm')
+  detect_language('warm')
   pages = stage('read', web.read, [[p] for p in paths])
   documents = stage('extract', web.extract, pages, tier)
   documents = stage('language', web.identify, documents, ('en',), .65)
-  documents = stage('filter', web.judge, documents, filters.WEB)
-  stage('minhash', lambda d: [dedup.signature(d.text)], documents)
-  documents = stage('pii', web.anonymise, documents)
+  documents = stage('filter', curation.judge, documents, WEB)
+  stage('minhash', lambda d: [signature(d.text)], documents)
+  documents = stage('pii', curation.anonymise, documents)
   total = sum(seconds.values())
   number = counts.pop('pages')
   return {'pages': number, 'kept': len(documents), 'cpu_seconds': round(total, 2),
@@ -76,9 +81,10 @@ def run_stages(paths: list[str], tier: str) -> dict:
 
 BEAM = '''
 import json, sys
-from data_beam import web
+from data_beam.web import pipeline as web
+from data_beam.options import WebOptions
 from experiments.benchmarks.web_pipeline import cpu, peak_mb
-path = web.run(json.loads(sys.argv[1]), sys.argv[2], tier=sys.argv[3])
+path = web.run(json.loads(sys.argv[1]), sys.argv[2], options=WebOptions(tier=sys.argv[3]))
 print(json.dumps({'cpu_seconds': round(cpu(), 2), **peak_mb()}))
 '''
 
@@ -177,7 +183,7 @@ def run_datatrove(python: str, paths: list[str]) -> dict:
 def main(argv: list[str]) -> None:
   """Prints a JSON line for each system and tier."""
   del argv
-  paths = [os.path.abspath(f['path']) for f in sources.expand(_INPUT.value)]
+  paths = [os.path.abspath(f['path']) for f in expand(_INPUT.value)]
   print_row = lambda **row: print(json.dumps(row), flush=True)
   if _DATATROVE.value:
     print_row(system='datatrove 0.10.1', what='stages', **run_datatrove(_DATATROVE.value, paths))

@@ -6,6 +6,7 @@ from typing import Any
 
 from ml_collections import ConfigDict
 
+from data_beam.options import PdfOptions, WebOptions
 from experiments.engine import config as config_lib
 from experiments.engine import steps as steps_lib
 from experiments.engine.graph import Step
@@ -78,15 +79,17 @@ def _curation(c: ConfigDict) -> Iterator[Step]:
     yield crawl
   for name in enabled:
     found = steps_lib.find_files(c[name].input, f'--config.{name}.input')
+    run, options = _CURATORS[name]
+    lists = steps_lib.find_files(','.join(options.of(c[name]).files()), f'--config.{name}')
     size = sum(f['bytes'] or 0 for f in found)
     source = f'{len(found)} files, {size / 1e6:.1f} MB' if found else 'the documents above'
     yield _step(
       c,
       name,
-      _CURATORS[name],
+      run,
       [name],
       needs=[] if c[name].input else [crawl],
-      outside=found,
+      outside=[found, lists] if lists else found,
       cost=f'curating {source}',
       links={f'corpora/{n}': n for n in (name, f'{name}_rejects')},
     )
@@ -240,5 +243,5 @@ def foreign_corpora(c: Any) -> dict[str, dict]:
   return found
 
 
-# Config section → what curates it.
-_CURATORS = {'web': steps_lib.run_web, 'pdf': steps_lib.run_pdf}
+# Config section → what curates it, and its options.
+_CURATORS = {'web': (steps_lib.run_web, WebOptions), 'pdf': (steps_lib.run_pdf, PdfOptions)}

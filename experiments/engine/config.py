@@ -3,11 +3,12 @@
 import dataclasses
 import functools
 import math
-import operator
 import os
 from typing import Any
 
 from ml_collections import ConfigDict
+
+from data_beam.options import PdfOptions, TokenizeOptions, WebOptions
 
 
 def model_config(c: Any, vocab_size: int) -> Any:
@@ -103,7 +104,6 @@ def check(c: Any) -> None:
   """
   import jax
 
-  from data_beam import filters, html_text, pdf_text
   from smoljax import metrics, model, optim
   from smoljax.checkpoints import load
   from smoljax.data import tokenizer
@@ -114,17 +114,18 @@ def check(c: Any) -> None:
   from smoljax.train import guard, step
   from smoljax.train.step import make_mesh
 
-  filters.profile(c.web.filters)
-  filters.profile(c.pdf.filters)
-  for name, valid in (
-    ('web.tier', html_text.TIERS),
-    ('pdf.ocr', pdf_text.OCR_MODES),
-    ('eval.tasks', TASKS),
-  ):
-    values = functools.reduce(operator.getitem, name.split('.'), c)
-    for value in [values] if isinstance(values, str) else values:
-      if value not in valid:
-        raise ValueError(f'unknown {name} {value!r}: one of {", ".join(valid)}')
+  TokenizeOptions.of(c.tokenize)
+  for name, options in (('web', WebOptions), ('pdf', PdfOptions)):
+    if c[name].enabled:  # else the libraries that curate need not be here
+      from data_beam.filters.rules import profile
+
+      try:
+        profile(options.of(c[name]).filters)
+      except ValueError as e:
+        raise ValueError(f'--config.{name}: {e}') from None
+  for task in c.eval.tasks:
+    if task not in TASKS:
+      raise ValueError(f'unknown eval.tasks {task!r}: one of {", ".join(TASKS)}')
 
   def divides(what: str, num_shards: int) -> None:
     if c.train.rows % num_shards:

@@ -6,6 +6,7 @@ import os
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from data_beam.options import PdfOptions, TokenizeOptions, WebOptions
 from experiments.engine import config as config_lib
 from experiments.engine.cli import console, read_json, write_json
 from experiments.quickstart import crawl
@@ -23,18 +24,13 @@ def run_crawl(output: str, _: Mapping[str, str], *, c: Any) -> dict:
 
 def run_web(output: str, inputs: Mapping[str, str], *, c: Any) -> dict:
   """Web pages to a curated corpus."""
-  from data_beam import web
+  from data_beam.web import pipeline as web
 
   path = web.run(
     globs(c.web.input) or [os.path.join(inputs['selfdocs'], 'web', '*.warc.gz')],
     output,
     'web',
-    languages=c.web.languages,
-    min_language_score=c.web.min_language_score,
-    filters=c.web.filters,
-    minhash=c.web.minhash,
-    tier=c.web.tier,
-    limit=c.web.limit or None,
+    WebOptions.of(c.web),
     beam_args=c.beam.args,
   )
   return _corpus_result(path)
@@ -42,17 +38,13 @@ def run_web(output: str, inputs: Mapping[str, str], *, c: Any) -> dict:
 
 def run_pdf(output: str, inputs: Mapping[str, str], *, c: Any) -> dict:
   """PDFs to a curated corpus."""
-  from data_beam import pdf
+  from data_beam.pdf import pipeline as pdf
 
   path = pdf.run(
     globs(c.pdf.input) or [os.path.join(inputs['selfdocs'], 'pdf', '*.pdf')],
     output,
     'pdf',
-    languages=c.pdf.languages,
-    filters=c.pdf.filters,
-    minhash=c.pdf.minhash,
-    ocr=c.pdf.ocr,
-    limit=c.pdf.limit or None,
+    PdfOptions.of(c.pdf),
     beam_args=c.beam.args,
   )
   return _corpus_result(path)
@@ -98,9 +90,7 @@ def run_tokenize(output: str, inputs: Mapping[str, str], *, c: Any, corpus: str)
     tokenizer_file(c, inputs),
     output,
     corpus,
-    holdout=c.tokenize.holdout,
-    share=c.tokenize.share,
-    bos=c.tokenize.bos,
+    TokenizeOptions.of(c.tokenize),
     beam_args=c.beam.args,
   )
   splits = read_json(os.path.join(path, 'manifest.json'))['splits'].values()
@@ -244,10 +234,11 @@ def run_coordinate_check(output: str, _: Mapping[str, str], *, c: Any) -> dict:
 
 def run_report(output: str, _: Mapping[str, str], *, workdir: str) -> dict:
   """Writes the run's page."""
-  from data_beam import pdf, spans
+  from data_beam.filters import spans
+  from data_beam.pdf.thumbnail import thumbnail
   from smoljax.report import run_page
 
-  run_page.write(workdir, os.path.join(output, 'report'), spans.find, pdf.thumbnail)
+  run_page.write(workdir, os.path.join(output, 'report'), spans.find, thumbnail)
   return {}
 
 
@@ -263,10 +254,10 @@ def find_files(patterns: str, flag: str) -> list[dict]:
   """The files that comma-separated globs match, with sizes; raises if one matches nothing."""
   if not patterns:
     return []
-  from data_beam import sources
+  from data_beam.sources.files import expand
 
   try:
-    return sources.expand(globs(patterns))
+    return expand(globs(patterns))
   except (OSError, ValueError) as e:
     raise type(e)(f'{flag}: {e}') from None
 

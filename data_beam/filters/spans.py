@@ -48,7 +48,7 @@ def find(reason: str, text: str, metadata: Mapping[str, Any] | None = None) -> S
 
 
 def _quote(words: str, text: str) -> Span | None:
-  """Where a text has the words that decontamination found, which dedup.simplify had changed."""
+  """Where a text has the words that decontamination found, which normalize.simplify had changed."""
   parts = [re.escape(word).replace('0', r'\d+(?:[.,]\d+)?') for word in words.split()]
   found = re.search(r'[\W_]+'.join(parts), text, re.I)
   return found.span() if found else None

@@ -5,11 +5,10 @@
 Inputs are PDFs, WARC files with PDFs in them, or indexes of such (Common Crawl's Parquet or JSON
 lines). What travels between workers is a reference to a document's bytes, not the bytes: `read`
 finds and hashes them, equal ones are dropped before the costly part, and `extract` reads each again
-where it will be parsed. Every worker parses in a child process of its own (see pdf_text), so one
+where it will be parsed. Every worker parses in a child process of its own (see text), so one
 bad file is one reject.
 """
 
-import argparse
 import contextlib
 import dataclasses
 import hashlib
@@ -18,19 +17,28 @@ import itertools
 import logging
 import os
 import statistics
-import sys
 import time
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from typing import Any, NamedTuple
 
 import apache_beam as beam
-from fastwarc.warc import ArchiveIterator
 
-from data_beam import filters as filters_lib
-from data_beam import pdf_ocr, pdf_route, pdf_text, records, refetch, sources, text, web
-from data_beam.dedup import ExactDedup, near_duplicates
-from data_beam.progress import Funnel
+from data_beam import curation
+from data_beam.curation import Each
+from data_beam.dedup.clusters import near_duplicates
+from data_beam.dedup.exact import ExactDedup
+from data_beam.filters.rules import Rule, profile
+from data_beam.options import PdfOptions
+from data_beam.pdf import ocr as pdf_ocr
+from data_beam.pdf import router
+from data_beam.pdf import text as pdf_text
+from data_beam.pdf.errors import PdfError
 from data_beam.records import Document, Reject
+from data_beam.sources import common_crawl, readers, refetch
+from data_beam.sources.files import expand, open_file, read_range
+from data_beam.text import pii
+from data_beam.text.language import detect_language, is_sure, language_sample
+from data_beam.text.normalize import normalize
 
 MAX_PDF_BYTES = 256 << 20
 
@@ -54,24 +62,30 @@ class Reference(NamedTuple):
 
 
 def stages(
-  *, ocr: str = 'auto', languages: Sequence[str] = ('en',), min_language_score: float = .4,
-  rules: Sequence[filters_lib.Rule] = filters_lib.PDF, limit: int | None = None,
-  source: str = 'pdf', minhash: str = '32x10', minhash_hash: str = 'fast',
-  refetching: dict[str, Any] | None = None, server: dict[str, str] | None = None,
-  router: str = '', figures: str = 'list', markdown: bool = False,
+  options: PdfOptions, source: str = 'pdf', folder: str = '',
 ) -> list[tuple[str, beam.PTransform]]:
-  """The pipeline, in the order of FinePDFs: each transform takes what the one before kept."""
+  """The pipeline, in the order of FinePDFs: each transform takes what the one before kept.
+
+  Args:
+    options: see options.py.
+    source: of the documents.
+    folder: where the files of what is fetched again go.
+  """
+  o = options
+  how = {'ocr': o.ocr, 'languages': o.languages, 'router': o.router, 'figures': o.figures,
+         'markdown': o.markdown,
+         'server': {'url': o.ocr_server, 'model': o.ocr_model} if o.ocr_server else None}
+  refetching = {'modes': o.refetch, 'stale_before': o.stale_before, 'agent': o.agent,
+                'delay': o.fetch_delay, 'folder': folder}
   return [
-    ('read', web.Each(read, source, limit)),
+    ('read', Each(read, source, o.limit)),
     ('same_bytes', SameBytes(source)),
-    ('extract', Extract(dict(ocr=ocr, languages=tuple(languages), server=server,
-                             router=router, figures=figures, markdown=markdown),
-                        source, refetching)),
-    ('language', web.Each(identify, tuple(languages), min_language_score)),
-    ('filter', web.Each(judge, tuple(rules))),
+    ('extract', Extract(how, source, refetching if o.refetch else None)),
+    ('language', Each(identify, o.languages, o.min_language_score)),
+    ('filter', Each(judge, profile(o.filters))),
     ('exact_dedup', ExactDedup()),
-    *near_duplicates(minhash, minhash_hash),
-    ('pii', web.Each(anonymise)),
+    *near_duplicates(o.minhash, o.minhash_hash),
+    ('pii', Each(anonymise)),
   ]
 
 
@@ -87,23 +101,23 @@ def read(paths: Sequence[str], source: str, limit: int | None) -> Iterator[Refer
 
 
 def _references(path: str, source: str) -> Iterator[Reference | Reject]:
-  kind = sources.kind(path)
-  if kind in sources.INDEXES:
-    for capture in sources.captures(path, sources.PDF_TYPES):
+  kind = readers.kind(path)
+  if kind in common_crawl.INDEXES:
+    for capture in common_crawl.captures(path, readers.PDF_TYPES):
       if isinstance(capture, Reject):
         yield _of(capture, source)
         continue
-      for page in sources.read_capture(capture, types=sources.PDF_TYPES, max_bytes=MAX_PDF_BYTES):
+      for page in readers.read_capture(capture, types=readers.PDF_TYPES, max_bytes=MAX_PDF_BYTES):
         yield (_of(page, source) if isinstance(page, Reject)
                else _reference(page, capture.file, capture.length))
   elif kind in ('.warc', '.arc'):
-    for page in sources.read(path, types=sources.PDF_TYPES, max_bytes=MAX_PDF_BYTES):
+    for page in readers.read(path, types=readers.PDF_TYPES, max_bytes=MAX_PDF_BYTES):
       yield _of(page, source) if isinstance(page, Reject) else _reference(page, path)
   else:                                     # anything else is taken for a PDF, and refused if none
-    with sources.open_file(path) as f:
+    with open_file(path) as f:
       body = f.read(MAX_PDF_BYTES + 1)
     digest = hashlib.sha256(body).hexdigest()
-    page = sources.Page(id=digest, url='', date='', warc_file='', warc_offset=-1, content_type='',
+    page = readers.Page(id=digest, url='', date='', warc_file='', warc_offset=-1, content_type='',
                         body=body)
     reference = _reference(page, path)
     large = len(body) > MAX_PDF_BYTES
@@ -114,13 +128,13 @@ def _of(reject: Reject, source: str) -> Reject:
   return reject._replace(document=dataclasses.replace(reject.document, source=source))
 
 
-def _reference(page: sources.Page, path: str, length: int = 0) -> Reference:
+def _reference(page: readers.Page, path: str, length: int = 0) -> Reference:
   return Reference(
     hashlib.sha256(page.body).hexdigest(), page.id, page.url, page.date, path, page.warc_offset,
     truncation(page), length, len(page.body), page.declared, page.etag, page.modified)
 
 
-def truncation(page: sources.Page) -> str:
+def truncation(page: readers.Page) -> str:
   """Why a PDF is incomplete: the crawler's word (`length`, `time`, `disconnect`), `clipped` (its
   WARC file ends in it), `declared` (the server said that there was more), `cap` (a mebibyte to
   the byte, where crawls before 2013 cut without a word), `no_eof` (no %%EOF near its end); or ''.
@@ -134,20 +148,22 @@ def truncation(page: sources.Page) -> str:
   return 'cap' if len(page.body) == 1 << 20 else 'no_eof'
 
 
-def _body(reference: Reference) -> bytes:
+def body_of(reference: Reference) -> bytes:
   """The bytes again: those that `read` has hashed."""
   if reference.offset < 0:
-    with sources.open_file(reference.path) as f:
+    with open_file(reference.path) as f:
       return f.read(MAX_PDF_BYTES)
   with contextlib.ExitStack() as stack:
     if reference.length:
-      f = io.BytesIO(sources.read_range(reference.path, reference.offset, reference.length))
+      f = io.BytesIO(read_range(reference.path, reference.offset, reference.length))
     else:
-      f = stack.enter_context(sources.open_file(reference.path))
+      f = stack.enter_context(open_file(reference.path))
       f.seek(reference.offset)
+    from fastwarc.warc import ArchiveIterator
+
     record = next(iter(ArchiveIterator(f, parse_http=True, auto_decode='none', strict_mode=False)))
     raw = record.reader.read(MAX_PDF_BYTES + 1)
-    return sources.decode_payload(raw, record.http_headers, MAX_PDF_BYTES)
+    return readers.decode_payload(raw, record.http_headers, MAX_PDF_BYTES)
 
 
 def _document(reference: Reference, source: str, text: str = '', **metadata: Any) -> Document:
@@ -190,11 +206,11 @@ def _first(group: tuple[str, Iterable[tuple]], source: str) -> Iterator[Any]:
 
 
 class Extract(beam.PTransform):
-  """PCollection[Reference] → (kept: Document, rejects); reasons are pdf_pages.REASONS."""
+  """PCollection[Reference] → (kept: Document, rejects); reasons are errors.REASONS."""
 
   def __init__(self, options: dict[str, Any], source: str,
                refetching: dict[str, Any] | None = None):
-    """Takes the options of pdf_text.extract, and the settings of refetch.Refetch if any."""
+    """Takes the options of text.extract, and the settings of refetch.Refetch if any."""
     super().__init__()
     self.extract, self.refetching = _Extract(options, source), refetching
 
@@ -217,7 +233,7 @@ class _Extract(beam.DoFn):
     self.extractor.close()
 
   def process(self, reference: Reference):
-    result = self.read(reference, _body(reference))
+    result = self.read(reference, body_of(reference))
     if isinstance(result, Reject):
       yield beam.pvalue.TaggedOutput('rejects', result)
       return
@@ -230,7 +246,7 @@ class _Extract(beam.DoFn):
   def read(self, reference: Reference, body: bytes) -> Document | Reject:
     try:
       found = self.extractor.extract(body, **self.options)
-    except pdf_text.PdfError as error:
+    except PdfError as error:
       cut = reference.truncated and error.reason == 'damaged'
       document = _document(reference, self.source, **({'error': error.detail} if error.detail
                                                       else {}))
@@ -239,9 +255,9 @@ class _Extract(beam.DoFn):
 
   def again(self, document: Document, path: str, offset: int) -> Document | Reject:
     """A newer version of a document, a record of a WARC file: for refetch.Refetch."""
-    with sources.open_file(path) as f:
+    with open_file(path) as f:
       f.seek(offset)
-      page = next(sources.read_stream(f, os.path.basename(path), sources.PDF_TYPES, MAX_PDF_BYTES))
+      page = next(readers.read_stream(f, os.path.basename(path), readers.PDF_TYPES, MAX_PDF_BYTES))
     if isinstance(page, Reject):
       return page
     page = dataclasses.replace(page, id=document.id, url=document.url, warc_offset=offset)
@@ -250,7 +266,7 @@ class _Extract(beam.DoFn):
 
 def to_document(reference: Reference, found: pdf_text.PdfText, source: str = 'pdf') -> Document:
   """A document with all that is known of its pages."""
-  found = dataclasses.replace(found, pages=[text.normalize(page).strip() for page in found.pages])
+  found = dataclasses.replace(found, pages=[normalize(page).strip() for page in found.pages])
   sure = [c for c, method in zip(found.ocr_confidence, found.page_methods, strict=True)
           if method == 'ocr']
   wanted = {i: f for i, f in enumerate(found.features) if f['ocr_wanted']}
@@ -276,7 +292,7 @@ def identify(document: Document, languages: Sequence[str],
   pages = [_page_languages(document.text[a:b]) for a, b in itertools.zip_longest(
     offsets, offsets[1:])]
   if not any(pages):                        # short ones have no page of fifty letters
-    pages = [text.detect_language(text.language_sample(_prose(document.text)))]
+    pages = [detect_language(language_sample(_prose(document.text)))]
   scores: dict[str, float] = {}
   for page in pages:
     for name, probability in page:
@@ -287,7 +303,7 @@ def identify(document: Document, languages: Sequence[str],
               'page_languages': [page[0][0] if page else '' for page in pages]}
 
   found = next(((name, score) for name, score in ranked
-                if text.is_sure(name, score, min_score)), None)
+                if is_sure(name, score, min_score)), None)
   name, score = found or (ranked[0] if ranked else ('', 0.0))
   document = dataclasses.replace(document, language=name, language_score=score, metadata=metadata)
   if languages and name not in languages:
@@ -309,12 +325,12 @@ def _page_languages(page: str) -> list[tuple[str, float]]:
   letters = [c for c in prose if c.isalpha()]
   if len(''.join(letters).encode()) < 50 or len(letters) < 0.2 * len(prose):
     return []
-  return text.detect_language(text.language_sample(prose, windows=3, size=500))
+  return detect_language(language_sample(prose, windows=3, size=500))
 
 
-def judge(document: Document, rules: Sequence[filters_lib.Rule]) -> Iterator[Document | Reject]:
+def judge(document: Document, rules: Sequence[Rule]) -> Iterator[Document | Reject]:
   """The quality rules. Where one tidies the text, its page offsets no longer hold and go."""
-  for result in web.judge(document, rules):
+  for result in curation.judge(document, rules):
     if isinstance(result, Document) and result.text != document.text:
       result.metadata = {k: v for k, v in result.metadata.items() if k != 'page_offsets'}
     yield result
@@ -323,7 +339,7 @@ def judge(document: Document, rules: Sequence[filters_lib.Rule]) -> Iterator[Doc
 def anonymise(document: Document) -> Iterator[Document]:
   """E-mail and IP addresses replaced, page by page, so that the offsets stay true."""
   offsets = document.metadata.get('page_offsets') or [0]
-  pages = [text.replace_pii(document.text[a:b])
+  pages = [pii.replace_pii(document.text[a:b])
            for a, b in itertools.zip_longest(offsets, offsets[1:])]
   metadata = dict(document.metadata)
   if 'page_offsets' in metadata:
@@ -332,106 +348,41 @@ def anonymise(document: Document) -> Iterator[Document]:
 
 
 def run(
-  input: Sequence[str], output: str, name: str = 'pdf', *, ocr: str = 'auto',
-  languages: Sequence[str] = ('en',), min_language_score: float = .4,
-  filters: str | Sequence[str] = 'pdf', limit: int | None = None, minhash: str = '32x10',
-  minhash_hash: str = 'fast', refetch_modes: Sequence[str] = (), agent: str = '',
-  fetch_delay: float = 1.0, stale_before: str = '', ocr_server: str = '', ocr_model: str = '',
-  router: str = '', figures: str = 'list', markdown: bool = False, num_shards: int = 8,
+  input: Sequence[str], output: str, name: str = 'pdf', options: PdfOptions | None = None, *,
   beam_args: Sequence[str] = (),
 ) -> str:
   """Curates PDFs into the corpus `output/name/1.0.0`. Returns that path.
 
   Args:
-    input: PDF or WARC files or patterns, of any scheme that sources.expand knows.
+    input: PDF or WARC files or patterns, of any scheme that files.expand knows.
     output: parent directory of the corpus and of `name_rejects`.
     name: of the corpus.
-    ocr: 'auto' reads by OCR the pages without a usable text layer, 'never', or 'always'.
-    languages: ISO 639-1 codes to keep; empty for all.
-    min_language_score: the detector's probability must be above it (FinePDFs: 0.24 to 0.41 for
-      most languages of Western Europe).
-    filters: a profile or rule names, see filters.PROFILES and filters.RULES.
-    limit: read at most so many PDFs, from the first files on: for trial runs.
-    minhash: bands x rows of the signatures by which near duplicates are found, or 'none'.
-    minhash_hash: one of dedup.HASHES.
-    refetch_modes: of refetch.MODES; documents to fetch again, none by default.
-    agent: the User-Agent of that, with an address that a site may write to.
-    fetch_delay: seconds between two requests to one host, at least.
-    stale_before: an ISO date; documents crawled before it are `stale`.
-    ocr_server, ocr_model: URL of a server with a vision model, and the model's name: it does the
-      OCR then, see pdf_ocr.
-    router: file of a classifier that decides which pages need OCR, see pdf_route; for workers
-      elsewhere one that they can read, such as gs://….
-    figures: of pdf_text.FIGURES.
-    markdown: mark headings.
-    num_shards: files of the corpus.
+    options: what each means is said in options.py.
     beam_args: flags of Beam. Without a choice of its own, as many threads as cores are used on
       this machine: the work is done in child processes.
 
   Raises:
     FileNotFoundError: a pattern matches nothing.
-    ValueError: an unknown OCR mode, profile, rule or flag; or no document was kept, saying where
-      they went (the rejects are on disk then).
+    ValueError: an unknown profile, rule or flag; or no document was kept, saying where they went
+      (the rejects are on disk then).
   """
-  rules = filters_lib.profile(filters)
-  if ocr not in pdf_text.OCR_MODES:
-    raise ValueError(f'unknown OCR mode {ocr!r}: choose one of {", ".join(pdf_text.OCR_MODES)}')
-  router_digest = router and pdf_route.digest(router)
-  if bool(ocr_server) != bool(ocr_model):
-    raise ValueError('--ocr_server and --ocr_model go together: give both')
-  if limit is not None and limit < 1:
-    raise ValueError(f'limit is {limit}: give a number of PDFs, at least 1')
-  if not name or '/' in name:
-    raise ValueError(f'{name!r} cannot be the name of a corpus: give a word such as pdf')
-  refetch.check(refetch_modes, agent, stale_before)
-  refetching = {'modes': list(refetch_modes), 'stale_before': stale_before}
-  options = records.pipeline_options(with_threads(beam_args))
-  files = sources.expand(input)
-  engine = None if ocr == 'never' else ocr_model if ocr_server else pdf_ocr.engine()
-  log.info('curating %d files (%.1f MB) into %s; OCR: %s', len(files),
-           sum(f['bytes'] for f in files) / 1e6, records.corpus_path(output, name),
-           engine or ('off' if ocr == 'never' else 'not installed, scanned pages will be dropped'))
-  paths = [f['path'] for f in files]
-  steps = stages(ocr=ocr, languages=languages, min_language_score=min_language_score, rules=rules,
-                 limit=limit, source=name, minhash=minhash, minhash_hash=minhash_hash,
-                 server={'url': ocr_server, 'model': ocr_model} if ocr_server else None,
-                 router=router and (router if '://' in router else os.path.abspath(router)),
-                 figures=figures, markdown=markdown, refetching=refetch_modes and refetching | {
-                   'agent': agent, 'delay': fetch_delay,
-                   'folder': os.path.join(output, f'{name}_fetched')})
-  with Funnel(steps, options) as funnel, beam.Pipeline(options=options) as pipeline:
-    kept, rejects = funnel.apply(
-      pipeline | 'files' >> beam.Create([paths] if limit else [[path] for path in paths])
-      | beam.Reshuffle())
-    records.write_corpus(
-      kept, rejects, output=output, name=name,
-      stages=[stage for stage, _ in steps], inputs=files, num_shards=num_shards,
-      config={'ocr': ocr, 'ocr_engine': engine, 'languages': list(languages),
-              'min_language_score': min_language_score,
-              'filters': [rule.__name__ for rule in rules], 'limit': limit, 'minhash': minhash,
-              'minhash_hash': minhash_hash, 'figures': figures, 'markdown': markdown,
-              **({'router': router_digest} if router else {}),
-              **({'refetch': refetching} if refetch_modes else {})})
-  return web.announce(records.corpus_path(output, name))
-
-
-def thumbnail(metadata: Mapping[str, Any], inputs: Sequence[Mapping[str, Any]]) -> bytes | None:
-  """The first page of a document as a PNG, if its file is still where it was; for reports.
-
-  Args:
-    metadata: the document's.
-    inputs: of the corpus's manifest, with a `path` each.
-  """
-  name = metadata.get('file') or metadata.get('warc_file')
-  path = next((i['path'] for i in inputs if os.path.basename(i.get('path', '')) == name), '')
-  if 'pdf_digest' not in metadata or not os.path.isfile(path):
-    return None
-  reference = Reference('', '', '', '', path, metadata.get('warc_offset', -1), '')
-  try:
-    with pdf_text.Extractor() as extractor:
-      return extractor.picture(_body(reference))
-  except (pdf_text.PdfError, OSError, ValueError, StopIteration):
-    return None                             # a page of a report does without
+  options = options or PdfOptions()
+  refetch.check(options.refetch, options.agent, options.stale_before)
+  found: dict[str, Any] = {'filters': [r.__name__ for r in profile(options.filters)]}
+  if options.router:
+    found['router'] = router.digest(options.router)
+    if '://' not in options.router:
+      options = dataclasses.replace(options, router=os.path.abspath(options.router))
+  found['ocr_engine'] = (
+    None if options.ocr == 'never' else options.ocr_model or pdf_ocr.engine())
+  if options.ocr != 'never':
+    log.info('OCR: %s', found['ocr_engine'] or 'not installed, scanned pages will be dropped')
+  files = expand(input)
+  return curation.curate(
+    curation.batches([f['path'] for f in files], options.limit),
+    stages(options, name, os.path.join(output, f'{name}_fetched')),
+    output=output, name=name, inputs=files, options=options, found=found,
+    beam_args=with_threads(beam_args))
 
 
 def with_threads(beam_args: Sequence[str]) -> list[str]:
@@ -445,9 +396,10 @@ def with_threads(beam_args: Sequence[str]) -> list[str]:
 
 def main(argv: Sequence[str] | None = None) -> int:
   """The command line. Returns 0, or 2 after one line about what was wrong with the input."""
-  parser = argparse.ArgumentParser(
-    prog='python -m data_beam.pdf', allow_abbrev=False,
-    formatter_class=argparse.ArgumentDefaultsHelpFormatter,
+  return curation.command(
+    argv, run, PdfOptions, prog='data_beam.pdf', name='pdf',
+    input='PDF files, or WARC files with PDFs in them, or patterns; local or gs://, s3://, hf://, '
+    'https://',
     description='Turns PDF files into a clean text corpus: reads each page from its text layer, or '
     'from its picture by OCR where it has none, puts columns and tables in order, leaves out '
     'running headers and page numbers, keeps the languages you name, drops poor and duplicate '
@@ -456,39 +408,4 @@ def main(argv: Sequence[str] | None = None) -> int:
     epilog='OCR is done by the tesseract program if it is installed, else by the rapidocr package, '
     'ten CPU seconds a page. Any other flag goes to Apache Beam, such as '
     '--runner=DataflowRunner --project=… .')
-  parser.add_argument('--input', nargs='+', action='extend', required=True, metavar='GLOB',
-                      help='PDF files, or WARC files with PDFs in them, or patterns; local or '
-                      'gs://, s3://, hf://, https://; several after spaces, or as --input=A '
-                      '--input=B')
-  web.add_flags(parser, name='pdf', min_language_score=.4, filters='pdf', minhash='32x10')
-  parser.add_argument('--ocr', default='auto', choices=pdf_text.OCR_MODES,
-                      help='read pictures of text: auto for pages that need it')
-  add = parser.add_argument
-  add('--ocr_server', default='', metavar='URL',
-      help='a server with a vision model does the OCR, by the protocol of OpenAI, as vLLM has it: '
-      'http://localhost:8000')
-  add('--ocr_model', default='', metavar='NAME', help='its model, such as reducto/RolmOCR')
-  add('--router', default='', metavar='FILE',
-      help='a classifier of pages, made by data_beam.pdf_route, in place of the rules for OCR')
-  add('--figures', default='list', choices=pdf_text.FIGURES,
-      help='pictures in the text: list them in the metadata with their captions, also mark their '
-      'places in the text, or list them with their text, read by OCR')
-  add('--markdown', action='store_true',
-      help='mark headings, told by the size of their font; lists and tables always are')
-  add('--refetch', dest='refetch_modes', type=_modes, default=(), metavar='MODES',
-      help='fetch documents again from their URLs: '
-      + '; '.join(f'{mode}: {what}' for mode, what in refetch.MODES.items()))
-  add('--agent', default='', metavar='TEXT',
-      help='User-Agent of --refetch, with an address that a site may write to')
-  add('--fetch_delay', type=float, default=1.0, metavar='SECONDS',
-      help='between two requests to a host, unless its robots.txt asks for more')
-  add('--stale_before', default='', metavar='DATE', help='for --refetch=stale, as 2024-01-31')
-  return web.command(parser, run, argv)
 
-
-def _modes(flag: str) -> list[str]:
-  return flag.split(',')
-
-
-if __name__ == '__main__':
-  sys.exit(main())

@@ -3,8 +3,9 @@
 pdfium itself copes with wrong offsets and lengths. What it refuses is mostly a file without its
 end, where the catalogue and the table of objects stand: of Common Crawl's cut files 97 %. There the
 objects are found by their own marks, those packed into object streams are unpacked, and a new
-catalogue lists the pages among them. For a child process (see pdf_text).
+catalogue lists the pages among them. For a child process (see text).
 """
+
 import io
 import re
 import zlib

@@ -1,43 +1,24 @@
-"""Readers of raw crawl files: which files, which records, and their payload bytes.
+"""Readers of raw crawl files: which records, and their payload bytes.
 
-`expand` turns patterns into files (local, gs://, s3:// through Beam, https:// by itself, other
-schemes through fsspec), and a listing of files (`warc.paths.gz`) into the files it lists. `read`
-walks one file (WARC, WET, ARC, HTML, JSON Lines, or an index of ranges in WARC files) and yields
-what it holds as `Page`s (bytes and provenance, nothing parsed), and a `Reject` for whatever it had
-to leave. Such a file is hostile input: payloads are capped in bytes and in decompression ratio, and
-a broken file yields all that stood before the break.
-
-Common Crawl: `https://data.commoncrawl.org/crawl-data/CC-MAIN-2024-22/warc.paths.gz`, or any path
-under `s3://commoncrawl/`, which is read over https unless Beam's S3 file system is installed (the
-same bytes, and no account needed). Parts of it: JSON lines with `filename`, `offset`, `length`, as
-its index server gives them (`index.commoncrawl.org/…?output=json`), its cdx files, or the Parquet
-files of its columnar index (`cc-index/table/cc-main/warc/crawl=…/subset=warc/*.parquet`).
+`read` walks one file (WARC, WET, ARC, HTML, JSON Lines, or an index of ranges in WARC files) and
+yields what it holds as `Page`s (bytes and provenance, nothing parsed), and a `Reject` for whatever
+it had to leave. Such a file is hostile input: payloads are capped in bytes and in decompression
+ratio, and a broken file yields all that stood before the break.
 """
 
 import dataclasses
-import gzip
 import hashlib
-import importlib.util
 import io
 import json
 import os
 import re
-import time
-import urllib.request
 import zlib
-from collections.abc import Collection, Iterator, Sequence
-from typing import BinaryIO
-
-import fsspec
-import pyarrow.parquet as pq
-from apache_beam.io.filesystem import CompressionTypes
-from apache_beam.io.filesystems import FileSystems
-from fastwarc.stream_io import BrotliReader, Lz4Reader, ZstdReader
-from fastwarc.warc import ArchiveIterator, WarcRecord, WarcRecordType
-from resiliparse.parse.encoding import detect_mime
-from warcio.archiveiterator import ArchiveIterator as ArcIterator
+from collections.abc import Collection, Iterator
+from typing import Any, BinaryIO
 
 from data_beam.records import Document, Reject
+from data_beam.sources import common_crawl
+from data_beam.sources.files import decompressed, open_file, patiently, read_range, reject_file
 
 HTML_TYPES = frozenset({'text/html', 'application/xhtml+xml'})
 # Types under which servers send PDFs (the list of the FinePDFs pipeline).
@@ -56,8 +37,6 @@ VAGUE_TYPES = frozenset({
   '', 'application/octet-stream', 'binary/octet-stream', 'application/download',
   'application/force-download', 'application/x-download', 'unknown/unknown', 'text/plain',
 })
-COMMON_CRAWL = 'https://data.commoncrawl.org/'
-LISTING = re.compile(r'\.paths(\.gz)?$')
 COMPRESSED = re.compile(r'\.(gz|zst|lz4)(\.open)?$', re.I)
 CHUNK_SIZE = re.compile(rb'[0-9a-fA-F]{1,8}')
 LOOKS_LIKE_HTML = re.compile(rb'<(?:!doctype\s+html|html|head|body|title|meta|div|table|p)\b', re.I)
@@ -88,144 +67,6 @@ class PayloadError(ValueError):
     self.reason, self.detail = reason, detail
 
 
-def expand(patterns: Sequence[str]) -> list[dict]:
-  """Files that match the patterns: `[{'path': …, 'bytes': …}]`, sorted by path, each file once.
-
-  Raises FileNotFoundError naming the first pattern without a match, ValueError for a scheme that
-  cannot be opened here.
-  """
-  if isinstance(patterns, str):
-    patterns = [patterns]
-  if not patterns:
-    raise ValueError('no input: give at least one file or pattern, such as crawl/*.warc.gz')
-  files = {}
-  for pattern in patterns:
-    if os.path.isdir(pattern):
-      raise ValueError(f'{pattern} is a directory: give a pattern, such as {pattern.rstrip("/")}/*')
-    found = _match(pattern)
-    if not found:
-      raise FileNotFoundError(f'no file matches {pattern}')
-    for path, size in found.items():
-      # The size of a listed file is not asked for: a crawl has 90,000 of them.
-      files.update(dict.fromkeys(_listed(path), 0) if LISTING.search(path) else {path: size})
-  return [{'path': path, 'bytes': size} for path, size in sorted(files.items())]
-
-
-def _listed(listing: str) -> list[str]:
-  """The files of a listing: absolute, beside the listing, or paths within Common Crawl."""
-  with open_file(listing) as stream, decompressed(stream) as plain:
-    names = plain.read(1 << 28).decode().split()
-  if not names:
-    raise ValueError(f'{listing} lists no files')
-  folder = listing.rpartition('/')[0]
-  base = COMMON_CRAWL if names[0].startswith('crawl-data/') else folder + '/' if folder else ''
-  if listing.startswith('s3://commoncrawl/'):
-    base = 's3://commoncrawl/'
-  return [name if '://' in name or name.startswith('/') else base + name for name in names]
-
-
-def _match(pattern: str) -> dict[str, int]:
-  if _over_https(pattern):
-    with _urlopen(pattern, method='HEAD') as answer:
-      return {pattern: int(answer.headers.get('Content-Length') or 0)}
-  if _beam_knows(pattern):
-    found = FileSystems.match([pattern])[0].metadata_list
-    return {m.path: m.size_in_bytes for m in found if not os.path.isdir(m.path)}
-  try:
-    fs, path = fsspec.url_to_fs(pattern)
-    names = fs.glob(path) if any(c in path for c in '*?[') else [path] * fs.exists(path)
-    return {fs.unstrip_protocol(name): fs.size(name) or 0 for name in names}
-  except (ImportError, ValueError) as error:
-    raise ValueError(f'cannot open {pattern}: {error}') from error
-
-
-def _beam_knows(path: str) -> bool:
-  try:
-    FileSystems.get_filesystem(path)
-    return True
-  except ValueError:
-    return False
-
-
-def _over_https(path: str) -> bool:
-  return path.startswith(('https://', 'http://')) or (
-    path.startswith('s3://commoncrawl/') and importlib.util.find_spec('boto3') is None)
-
-
-def _urlopen(path: str, method: str = 'GET', **headers):
-  url = path.replace('s3://commoncrawl/', COMMON_CRAWL, 1)
-  headers['User-Agent'] = 'smoljax (https://commoncrawl.org/ reader)'
-  return urllib.request.urlopen(
-    urllib.request.Request(url, method=method, headers=headers), timeout=60)
-
-
-def open_file(path: str) -> BinaryIO:
-  """Opens a file of any scheme `expand` understands, for reading raw bytes (nothing inflated)."""
-  if os.path.exists(path):
-    return open(path, 'rb')
-  if _over_https(path):
-    return _Forward(_urlopen(path))
-  if _beam_knows(path):
-    return FileSystems.open(path, compression_type=CompressionTypes.UNCOMPRESSED)
-  return fsspec.open(path, 'rb').open()
-
-
-class _Forward:
-  """An HTTP answer without the `seek` that it has and cannot do; FastWARC would try it."""
-
-  def __init__(self, answer):
-    self.answer, self.read, self.close = answer, answer.read, answer.close
-
-  def tell(self) -> int:
-    return 0
-
-  def __enter__(self):
-    return self
-
-  def __exit__(self, *error):
-    self.close()
-
-
-def read_range(path: str, offset: int, length: int) -> bytes:
-  """Bytes [offset, offset + length) of a file of any scheme."""
-  if _over_https(path) and not os.path.exists(path):
-    with _urlopen(path, Range=f'bytes={offset}-{offset + length - 1}') as answer:
-      if answer.status != 206:
-        raise OSError(f'{path}: the server gives no ranges')
-      return answer.read(length)
-  with open_file(path) as f:
-    f.seek(offset)
-    return f.read(length)
-
-
-def decompressed(stream: BinaryIO):
-  """The plain bytes of a gzip, zstd, lz4 or plain file, told by its first bytes."""
-  stream = stream if isinstance(stream, io.BufferedReader) else io.BufferedReader(_Raw(stream))
-  magic = stream.peek(4)[:4]
-  if magic[:2] == b'\x1f\x8b':
-    return gzip.GzipFile(fileobj=stream)
-  if magic == b'\x28\xb5\x2f\xfd':
-    return io.BufferedReader(_Raw(ZstdReader(stream)))
-  if magic == b'\x04\x22\x4d\x18':
-    return io.BufferedReader(_Raw(Lz4Reader(stream)))
-  return stream
-
-
-class _Raw(io.RawIOBase):
-  """Any object with `read` as what io.BufferedReader wants."""
-
-  def __init__(self, stream):
-    self.stream = stream
-
-  def readable(self) -> bool:
-    return True
-
-  def readinto(self, buffer) -> int:
-    data = self.stream.read(len(buffer))
-    buffer[:len(data)] = data
-    return len(data)
-
-
 def read(
   path: str, *, types: Collection[str] = HTML_TYPES, max_bytes: int = MAX_PAGE_BYTES,
 ) -> Iterator[Page | Reject]:
@@ -235,27 +76,14 @@ def read(
   """
   name = os.path.basename(path)
   try:
-    with _patiently(open_file, path) as stream:
+    with patiently(open_file, path) as stream:
       if not stream.read(1):
-        yield _reject_file(name, 0, 0, 'empty_file', 'the file has no bytes')
+        yield reject_file(name, 0, 0, 'empty_file', 'the file has no bytes')
         return
   except OSError as error:
-    yield _reject_file(name, 0, 0, 'unreadable_file', f'{type(error).__name__}: {error}')
+    yield reject_file(name, 0, 0, 'unreadable_file', f'{type(error).__name__}: {error}')
     return
   yield from READERS.get(kind(path), read_warc)(path, types=types, max_bytes=max_bytes)
-
-
-def _patiently(function, *args, tries: int = 3):
-  """Calls a function that reads from a network, again after a pause if it fails."""
-  for n in range(tries):
-    try:
-      return function(*args)
-    except (FileNotFoundError, IsADirectoryError, PermissionError):
-      raise
-    except OSError:
-      if n == tries - 1:
-        raise
-      time.sleep(2 ** n)
 
 
 def read_warc(
@@ -279,6 +107,9 @@ def read_stream(
   stream: BinaryIO, name: str, types: Collection[str], max_bytes: int,
 ) -> Iterator[Page | Reject]:
   """`read_warc` of an open file, from where it stands."""
+  # Not above: `captures` and whoever trains on a corpus's files need no FastWARC.
+  from fastwarc.warc import ArchiveIterator, WarcRecordType
+
   offset, number = 0, 0
   try:
     records = iter(ArchiveIterator(
@@ -291,10 +122,10 @@ def read_stream(
         continue
       yield page
       if isinstance(page, Page) and page.truncated == 'clipped':
-        yield _reject_file(name, offset, number, 'clipped_file', 'the file ends inside a record')
+        yield reject_file(name, offset, number, 'clipped_file', 'the file ends inside a record')
   # Whatever the parser says about damaged bytes, the records before them stand.
   except Exception as error:
-    yield _reject_file(name, offset, number, 'corrupt_file', f'{type(error).__name__}: {error}')
+    yield reject_file(name, offset, number, 'corrupt_file', f'{type(error).__name__}: {error}')
 
 
 def read_arc(
@@ -304,10 +135,12 @@ def read_arc(
 
   Records have no id there, so that pages get one from url and date.
   """
+  from warcio.archiveiterator import ArchiveIterator
+
   name, number = os.path.basename(path), 0
   with open_file(path) as stream:
     try:
-      archive = ArcIterator(stream, arc2warc=True)
+      archive = ArchiveIterator(stream, arc2warc=True)
       for record in archive:
         number += 1
         if record.rec_type == 'response' and record.http_headers:
@@ -318,13 +151,13 @@ def read_arc(
           if page is not None:
             yield page
     except Exception as error:
-      yield _reject_file(name, 0, number, 'corrupt_file', f'{type(error).__name__}: {error}')
+      yield reject_file(name, 0, number, 'corrupt_file', f'{type(error).__name__}: {error}')
 
 
 class _ArcRecord:
   """A record of warcio's as one of FastWARC's, as far as _read_record looks."""
 
-  record_type = WarcRecordType.response
+  record_type = None   # it is a response
   is_http_parsed = True
 
   def __init__(self, record):
@@ -353,7 +186,7 @@ def read_html(
     try:
       page.body = _read_up_to(decompressed(stream), max_bytes + 1)
     except (OSError, EOFError, zlib.error) as error:
-      yield _reject_file(name, 0, 0, 'corrupt_file', f'{type(error).__name__}: {error}')
+      yield reject_file(name, 0, 0, 'corrupt_file', f'{type(error).__name__}: {error}')
       return
   page.id = hashlib.sha256(page.body).hexdigest()
   if len(page.body) > max_bytes:
@@ -385,10 +218,10 @@ def read_jsonl(
         while not line.endswith(b'\n') and len(line) == 2 * max_bytes:
           line = plain.readline(2 * max_bytes)   # the rest of a line beyond the limit
         if reason:
-          yield _reject_file(name, number, number, *reason)
+          yield reject_file(name, number, number, *reason)
         yield from results
     except (OSError, EOFError, zlib.error) as error:
-      yield _reject_file(name, number, number, 'corrupt_file', f'{type(error).__name__}: {error}')
+      yield reject_file(name, number, number, 'corrupt_file', f'{type(error).__name__}: {error}')
 
 
 def _read_line(line, path, name, number, types, max_bytes):
@@ -400,7 +233,7 @@ def _read_line(line, path, name, number, types, max_bytes):
   try:
     row = json.loads(line[max(0, line.find(b'{')):])
     if 'filename' in row and 'offset' in row:
-      return None, read_capture(_capture(row, path), types, max_bytes)
+      return None, read_capture(common_crawl.capture(row, path), types, max_bytes)
     html = row.get('html')
     body = html if html is not None else row['text'] if 'text' in row else row['content']
     body = body.encode('utf-8', 'replace')
@@ -420,95 +253,28 @@ def _read_line(line, path, name, number, types, max_bytes):
   return None, (page,) if 'text/html' in types else ()
 
 
-@dataclasses.dataclass(frozen=True)
-class Capture:
-  """Where one record lies, as an index of a crawl has it."""
-
-  file: str
-  offset: int
-  length: int
-  url: str = ''
-  truncated: str = ''
-
-
 def read_parquet(
   path: str, *, types: Collection[str] = HTML_TYPES, max_bytes: int = MAX_PAGE_BYTES,
 ) -> Iterator[Page | Reject]:
   """Pages of one file of Common Crawl's columnar index (`cc-index/table/cc-main/warc/…`): the
   records are read from their WARC files by range. A range that cannot be read is a Reject
   (unreadable_range), and so is a file that is no such index (corrupt_file)."""
-  for capture in captures(path, types):
+  for capture in common_crawl.captures(path, types):
     if isinstance(capture, Reject):
       yield capture
     else:
       yield from read_capture(capture, types, max_bytes)
 
 
-def captures(path: str, types: Collection[str]) -> Iterator[Capture | Reject]:
-  """Records of `types` that an index lists: columnar (Parquet) or JSON lines, in its order.
-
-  Of the columnar index, rows of status 200 whose detected or declared MIME type is one of `types`,
-  or whose URL ends in .pdf where PDFs are wanted (the rule of FinePDFs).
-  """
-  if not path.endswith('.parquet'):
-    yield from _captures_in_lines(path)
-    return
-  columns = {'url': '', 'warc_filename': None, 'warc_record_offset': None,
-             'warc_record_length': None, 'content_mime_detected': '', 'content_mime_type': '',
-             'content_truncated': '', 'fetch_status': 200}
-  name, pdfs = os.path.basename(path), 'application/pdf' in types
-  with open_file(path) as stream:
-    try:
-      table = pq.ParquetFile(stream)
-      missing = [c for c, default in columns.items()
-                 if default is None and c not in table.schema_arrow.names]
-      if missing:
-        raise ValueError(f'no column {", ".join(missing)}')
-      for batch in table.iter_batches(columns=[c for c in columns
-                                               if c in table.schema_arrow.names]):
-        for row in batch.to_pylist():
-          row = {c: default if row.get(c) is None else row[c] for c, default in columns.items()}
-          kinds = {row['content_mime_detected'].lower(), row['content_mime_type'].lower()}
-          ending = pdfs and row['url'].partition('?')[0].lower().endswith('.pdf')
-          if row['fetch_status'] == 200 and (kinds & set(types) or ending):
-            (file,) = _beside(path, row['warc_filename'])
-            yield Capture(file, row['warc_record_offset'], row['warc_record_length'], row['url'],
-                          row['content_truncated'])
-    except (ValueError, OSError) as error:          # ArrowInvalid is a ValueError
-      yield _reject_file(name, 0, 0, 'corrupt_file', f'{type(error).__name__}: {error}')
-
-
-def _captures_in_lines(path: str) -> Iterator[Capture | Reject]:
-  name = os.path.basename(path)
-  with open_file(path) as stream:
-    try:
-      for number, line in enumerate(decompressed(stream), 1):
-        if line.strip():
-          try:
-            yield _capture(json.loads(line[max(0, line.find(b'{')):]), path)
-          except (ValueError, KeyError, TypeError, AttributeError) as error:
-            yield _reject_file(name, number, number, 'bad_line',
-                               f'line {number}: {type(error).__name__}: {error}')
-    except (OSError, EOFError, zlib.error) as error:
-      yield _reject_file(name, 0, 0, 'corrupt_file', f'{type(error).__name__}: {error}')
-
-
-def _capture(row: dict, path: str) -> Capture:
-  """Of a line of an index: its file is one of Common Crawl's, or absolute, or beside the index."""
-  (file,) = [row['filename']] if '://' in row['filename'] else _beside(path, row['filename'])
-  return Capture(file, int(row['offset']), int(row['length']), str(row.get('url') or ''),
-                 str(row.get('truncated') or ''))
-
-
 def read_capture(
-  capture: Capture, types: Collection[str], max_bytes: int,
+  capture: common_crawl.Capture, types: Collection[str], max_bytes: int,
 ) -> Iterator[Page | Reject]:
   """The page of a record that an index lists, or the Reject unreadable_range."""
   name = os.path.basename(capture.file)
   try:
-    data = _patiently(read_range, capture.file, capture.offset, capture.length)
+    data = patiently(read_range, capture.file, capture.offset, capture.length)
   except OSError as error:
-    yield _reject_file(name, capture.offset, 1, 'unreadable_range', str(error))
+    yield reject_file(name, capture.offset, 1, 'unreadable_range', str(error))
     return
   for result in read_stream(io.BytesIO(data), name, types, max_bytes):
     if isinstance(result, Page):
@@ -517,17 +283,11 @@ def read_capture(
     yield result
 
 
-def _beside(path: str, name: str) -> list[str]:
-  if name.startswith('/'):
-    return [name]
-  if name.startswith('crawl-data/'):
-    return [COMMON_CRAWL + name]
-  return [os.path.join(os.path.dirname(path), name)]
-
-
 def _read_record(
-  record: WarcRecord, name: str, types: Collection[str], max_bytes: int,
+  record: Any, name: str, types: Collection[str], max_bytes: int,
 ) -> Page | Reject | None:
+  from fastwarc.warc import WarcRecordType
+
   headers = record.headers
   http = record.http_headers if record.is_http_parsed else None
   content_type = (http.get('Content-Type') if http else headers.get('Content-Type')) or ''
@@ -614,8 +374,12 @@ def _inflate(body: bytes, coding: str, max_bytes: int) -> bytes:
       except zlib.error:
         return zlib.decompressobj(-15).decompress(body, max_bytes + 1)  # bare deflate
     if coding == 'br':
+      from fastwarc.stream_io import BrotliReader
+
       return _read_up_to(BrotliReader(io.BytesIO(body)), max_bytes + 1)
     if coding == 'zstd':
+      from fastwarc.stream_io import ZstdReader
+
       return _read_up_to(ZstdReader(io.BytesIO(body)), max_bytes + 1)
   except (OSError, zlib.error) as error:
     if LOOKS_LIKE_HTML.search(body, 0, 1024) or body.startswith(b'%PDF-'):
@@ -639,6 +403,8 @@ def sniff(body: bytes) -> str:
     return 'application/pdf'
   if LOOKS_LIKE_HTML.search(body, 0, 1024):
     return 'text/html'
+  from resiliparse.parse.encoding import detect_mime
+
   return detect_mime(body[:4096])
 
 
@@ -652,12 +418,6 @@ def reject_page(page: Page, reason: str, detail: str = '', *, stage: str = 'read
   return Reject(document, stage, reason)
 
 
-def _reject_file(name: str, offset: int, number: int, reason: str, detail: str) -> Reject:
-  metadata = {'warc_file': name, 'warc_offset': offset, 'record': number, 'error': detail[:200]}
-  return Reject(Document(id=f'{name}#{offset}', text='', source='web', metadata=metadata),
-                'read', reason)
-
-
 # By the ending of the name, a compression's ending left aside; any other is a WARC.
 READERS = {
   '.arc': read_arc,
@@ -666,7 +426,6 @@ READERS = {
   '.cdxj': read_jsonl,
   '.parquet': read_parquet,
 }
-INDEXES = ('.jsonl', '.ndjson', '.json', '.cdx', '.cdxj', '.parquet')   # of these, `captures`
 
 
 def kind(path: str) -> str:

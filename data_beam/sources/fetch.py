@@ -8,6 +8,7 @@ answer otherwise). Bytes, decompression and time are capped, certificates are ve
 Politeness is RFC 9309 (robots.txt, read by Protego, kept for a day) and one request a host at a
 time, `Crawl-delay` or a second apart.
 """
+
 import contextlib
 import dataclasses
 import functools

@@ -1,7 +1,8 @@
 """A PDF's pages through pdfium: lines of the text layer with their boxes, and cheap features.
 
-For a child process (see pdf_text): pdfium is not thread-safe, and a hostile file can crash it.
+For a child process (see text): pdfium is not thread-safe, and a hostile file can crash it.
 """
+
 import ctypes
 import functools
 import itertools
@@ -13,24 +14,12 @@ import numpy as np
 import pypdfium2
 import pypdfium2.raw as pdfium
 
-from data_beam import pdf_grids, pdf_layout
-from data_beam.pdf_grids import Grid
-from data_beam.pdf_layout import BREAK, Box, Line
+from data_beam.pdf import layout as pdf_layout
+from data_beam.pdf import tables as pdf_tables
+from data_beam.pdf.errors import PdfError
+from data_beam.pdf.layout import BREAK, Box, Line
+from data_beam.pdf.tables import Grid
 
-REASONS = {
-  'not_pdf': 'the bytes are no PDF',
-  'encrypted': 'a password is needed',
-  'truncated': 'the file ends too early to be read',
-  'damaged': 'the file cannot be parsed',
-  'blank': 'no page holds text or a picture of text',
-  'needs_ocr': 'only pictures of text, and OCR is off or not installed',
-  'ocr_noise': 'OCR found nothing it was sure of',
-  'ocr_failed': 'the server of the vision model gave no answer',
-  'too_long': 'more pages or characters than allowed',
-  'timeout': 'the time limit passed',
-  'memory': 'the memory limit was reached',
-  'crash': 'the parser died',
-}
 MAX_PAGE_CHARACTERS = 200_000
 MAX_OBJECTS = 20_000         # of a page that are looked at for rules
 MAX_RULES = 2_000            # more make no table
@@ -47,14 +36,6 @@ _NO_LETTERS, _NO_VOWELS = (
 _MONO = re.compile(rb'(?i)courier|mono|consol|menlo|typewriter|cmtt|fixed|code')
 
 
-class PdfError(Exception):
-  """A document that gave no text; `reason` is a key of `REASONS`."""
-
-  def __init__(self, reason: str, detail: str = ''):
-    super().__init__(f'{reason}: {detail or REASONS[reason]}')
-    self.reason, self.detail = reason, detail
-
-
 def open_document(body: bytes) -> tuple[pypdfium2.PdfDocument, str]:
   """The document, and if it had to be repaired, of what: 'damaged' or 'truncated', else ''.
 
@@ -67,7 +48,7 @@ def open_document(body: bytes) -> tuple[pypdfium2.PdfDocument, str]:
   if document:
     return document, ''
   reason = 'damaged' if b'%%EOF' in body[-2048:] else 'truncated'
-  from data_beam import pdf_repair  # few need it, and it takes a tenth of a second
+  from data_beam.pdf import repair as pdf_repair  # few need it, and it takes a tenth of a second
 
   for version in pdf_repair.repaired(body):
     document = opened(version)
@@ -304,7 +285,7 @@ def _lines(handle: ctypes.c_void_p, text: str, page, cut_W2: np.ndarray | None =
   rules_R4, pictures_P4 = (_displayed(raw, view) for raw in _drawn(page))
   if sideways:
     rules_R4, pictures_P4 = (_turned(b, upwards, width, height) for b in (rules_R4, pictures_P4))
-  grids, figures = pdf_grids.find(rules_R4), _figures(pictures_P4, width, height)
+  grids, figures = pdf_tables.find(rules_R4), _figures(pictures_P4, width, height)
   drawn_E3 = np.concatenate([np.zeros((0, 3)), *(grid.drawn_E3 for grid in grids)])
   if not sideways and len(cut := _cut(handle, words_W2, boxes_W4, drawn_E3, view)) > len(words_W2):
     return _lines(handle, text, page, cut)
@@ -395,7 +376,7 @@ def _drawn(page) -> tuple[np.ndarray, np.ndarray]:
       found, _bounds([item for item, _ in found]), strict=True):
     if kind == pdfium.FPDF_PAGEOBJ_IMAGE:
       pictures.append((left, top, right, bottom))
-    elif right - left <= pdf_grids.THICK or top - bottom <= pdf_grids.THICK:
+    elif right - left <= pdf_tables.THICK or top - bottom <= pdf_tables.THICK:
       rules.append((left, top, right, bottom))
     else:
       rules += _strokes(item)

@@ -8,6 +8,7 @@ both sides of it); the lines that do cross it (titles, wide figures' captions) e
 within a band the left side is read before the right. Where the two sides are short and share
 their baselines, the band is a table and becomes Markdown.
 """
+
 import collections
 import dataclasses
 import functools
@@ -22,7 +23,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from data_beam.pdf_grids import Grid
+from data_beam.pdf.tables import Grid
 
 BREAK = '\ufffe'            # a hyphen at a line end, not yet known to be soft (pdfium's own mark)
 PROSE_CHARS = 20            # a column whose lines are shorter on average is no prose

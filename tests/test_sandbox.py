@@ -1,4 +1,4 @@
-"""Extraction in bounded processes: answers, limits, crashes, and the page after them."""
+"""Calls in bounded processes: answers, limits, crashes, and the call after them."""
 
 import concurrent.futures
 import os
@@ -10,7 +10,9 @@ import time
 import pytest
 from conftest import REPOSITORY
 
-from data_beam import bounded, html_text
+from data_beam.sandbox import Child, Limits, Lost, Sandbox
+from data_beam.web import extract as html_text
+from data_beam.web import pipeline as web
 
 PAGE = b'<html><p>' + b'The harbour was built in the twelfth century. ' * 20
 
@@ -35,22 +37,27 @@ def extract(body, **arguments):
   return body.decode() + arguments['tier']
 '''
 
+LIMITS = Limits(memory=1 << 29, cpu_seconds=.3, wall_seconds=2)
+
+
+def extract(body, **arguments):
+  return web.extractor.call(body, **arguments)
+
 
 @pytest.fixture
 def child(tmp_path, monkeypatch):
   (tmp_path / 'hostile.py').write_text(HOSTILE)
   monkeypatch.syspath_prepend(tmp_path)
-  monkeypatch.setattr(bounded, 'IDLE_SECONDS', .5)
-  child = bounded.Child('hostile', cpu_seconds=.3, memory_bytes=1 << 29)
+  child = Child('hostile:extract', LIMITS)
   yield child
-  child.close(kill=True)
+  child.close()
 
 
 def test_the_same_answer_as_without():
   for tier in html_text.TIERS:
-    assert b'harbour' in bounded.extract(PAGE, tier=tier).encode()
-    assert bounded.extract(PAGE, tier=tier) == html_text.extract(PAGE, tier=tier)
-  assert bounded.extract(b'') is None
+    assert b'harbour' in extract(PAGE, tier=tier).encode()
+    assert extract(PAGE, tier=tier) == html_text.extract(PAGE, tier=tier)
+  assert extract(b'') is None
 
 
 @pytest.mark.parametrize(('page', 'reason'), [
@@ -59,32 +66,43 @@ def test_the_same_answer_as_without():
 def test_a_bad_page_is_lost_with_its_reason(child, page, reason):
   assert child.call(b'fine', tier='x') == 'finex'
   assert child.call(b'print', tier='') == 'print'
-  with pytest.raises(bounded.Lost, match=reason):
+  with pytest.raises(Lost, match=reason):
     child.call(page, tier='x')
-  assert child.process.returncode is not None
+  assert child.process.returncode is not None or not child.alive
 
 
-def test_only_the_bad_page_is_lost():
-  assert bounded.extract(PAGE)
-  child = bounded._idle.queue[-1]
-  os.kill(child.process.pid, signal.SIGKILL)
-  child.process.wait()
-  with pytest.raises(bounded.Lost, match='crash'):
-    bounded.extract(PAGE)
-  assert bounded.extract(PAGE)
+def test_only_the_bad_page_is_lost(tmp_path, monkeypatch):
+  (tmp_path / 'hostile.py').write_text(HOSTILE)
+  monkeypatch.syspath_prepend(tmp_path)
+  sandbox = Sandbox('hostile:extract', LIMITS, calls=3)
+  pids = []
+  for page in (b'crash', b'memory', b'fine', b'fine', b'fine', b'fine'):
+    if page == b'fine':
+      assert sandbox.call(page, tier='x') == 'finex'
+    else:
+      with pytest.raises(Lost, match=page.decode()):
+        sandbox.call(page, tier='x')
+    pids.append([child.process.pid for child in sandbox.idle])
+  assert pids[:2] == [[], []] and pids[2] == pids[3] and pids[4] == []   # replaced after three
+  os.kill(sandbox.idle[0].process.pid, signal.SIGKILL)
+  sandbox.idle[0].process.wait()
+  assert sandbox.call(b'fine', tier='x') == 'finex'
+  sandbox.close()
+  with pytest.raises(RuntimeError, match='python -c "import no_such_module"'):
+    Sandbox('no_such_module:f').call(b'')
 
 
 def test_threads_share_the_children():
   with concurrent.futures.ThreadPoolExecutor(8) as pool:
-    assert len(set(pool.map(bounded.extract, [PAGE] * 40))) == 1
-  assert bounded._idle.qsize() <= (os.cpu_count() or 1)
-  bounded.close()
-  assert bounded._idle.empty()
+    assert len(set(pool.map(extract, [PAGE] * 40))) == 1
+  assert len(web.extractor.idle) <= (os.cpu_count() or 1)
+  web.extractor.close()
+  assert not web.extractor.idle
 
 
 def test_children_end_with_a_killed_parent():
-  program = ('import time; from data_beam import bounded; bounded.extract(b"<p>x"); '
-             'print(bounded._idle.queue[0].process.pid, flush=True); time.sleep(100)')
+  program = ('import time; from data_beam.web.pipeline import extractor; extractor.call(b"<p>x"); '
+             'print(extractor.idle[0].process.pid, flush=True); time.sleep(100)')
   with subprocess.Popen([sys.executable, '-c', program], stdout=subprocess.PIPE,
                         cwd=REPOSITORY) as parent:
     child = int(parent.stdout.readline())

@@ -492,7 +492,7 @@ class Lexicon(Pieces):
   """The words of a language met so far, a number for each, and what is known of it.
 
   `size` int32 (characters), `alphabetic` and `wordlike` bool (some character is a letter; some is
-  no punctuation), `spelling` and `power` uint64 (a hash of the word, see filters.NGrams) are
+  no punctuation), `spelling` and `power` uint64 (a hash of the word, see ngrams.NGrams) are
   indexed by that number. `read` gives the numbers of the words of a text: int64 [words].
   """
 

@@ -1,7 +1,8 @@
-"""Ruled tables: the lines drawn on a page → grids of cells. Geometry only; pdf_layout fills them.
+"""Ruled tables: the lines drawn on a page → grids of cells. Geometry only; layout fills them.
 
-Coordinates are those of pdf_layout: points from the top left of the page as displayed.
+Coordinates are those of layout: points from the top left of the page as displayed.
 """
+
 import bisect
 from collections.abc import Iterable
 from typing import NamedTuple

@@ -12,6 +12,7 @@ all workers are in flight together, and the server makes batches of them. Confid
 probability of its tokens, if it tells (`logprobs`). An answer that repeats itself as FinePDFs'
 guard describes is noise.
 """
+
 import base64
 import collections
 import functools
@@ -28,8 +29,8 @@ from collections.abc import Iterator, Mapping, Sequence
 
 import numpy as np
 
-from data_beam.pdf_layout import BREAK, Box, Line
-from data_beam.pdf_pages import PdfError
+from data_beam.pdf.errors import PdfError
+from data_beam.pdf.layout import BREAK, Box, Line
 
 SIDE = {'rapidocr': 1280, 'tesseract': 1500, 'server': 1280}    # longest side of a page, pixels
 SURE = 0.75                 # below this mean confidence a page may stand on its head

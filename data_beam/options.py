@@ -1,0 +1,271 @@
+"""The options of every pipeline of documents, each said once.
+
+A field is a flag of the command, a key of the config's section (configs/base.py), an entry of the
+manifest and an attribute of what `run` takes. A new option is one field here, and its use.
+
+Nothing but the standard library is imported. What an option may be is written where it is done,
+here only the place, 'module:NAME', which is looked at when a value or a flag needs it.
+"""
+
+import argparse
+import dataclasses
+import functools
+import importlib
+import math
+import re
+import types
+import typing
+from collections.abc import Mapping, Sequence
+from typing import Any, Self
+
+
+def option(default: Any, help: str, **more: Any) -> Any:
+  """A field of Options.
+
+  Args:
+    default: its value where none is given.
+    help: for the flag; '{module:NAME}' in it becomes the names that are there.
+    **more: `metavar` of the flag; `choices`, 'module:NAME' of the names to choose from; `least`,
+      the smallest number; `empty`, the flag's word for no entry in a list; `many`, of a list whose
+      entries stand apart, after blanks, rather than with commas between; `files`, '{}' or a
+      pattern with it, where the value names files from which the result follows.
+  """
+  return dataclasses.field(default=default, metadata={'help': help, **more})
+
+
+@dataclasses.dataclass(frozen=True)
+class Options:
+  """What all kinds have in common: their values are checked, and tuples where they are lists."""
+
+  def __post_init__(self):
+    for field in dataclasses.fields(self):
+      value, more = getattr(self, field.name), field.metadata
+      if kind(field) is tuple:
+        value = (value,) if isinstance(value, str) else tuple(value)
+        if not more.get('many'):
+          value = tuple(part for entry in value for part in entry.split(','))
+        object.__setattr__(self, field.name, value)
+      if 'choices' in more:
+        choices = tuple(_at(more['choices']))
+        for entry in value if kind(field) is tuple else (value,):
+          if entry not in choices:
+            raise ValueError(
+              f'unknown {field.name} {entry!r}: choose one of {", ".join(choices)}')
+      if value is not None and value < more.get('least', value):
+        raise ValueError(f'{field.name} is {value}: give at least {more["least"]}')
+
+  @classmethod
+  def of(cls, section: Mapping[str, Any]) -> Self:
+    """From a section of a config, which may have other keys too.
+
+    NaN is None: a flag such as --config.web.min_language_score has no other word for it.
+    """
+    values = {field.name: section[field.name] for field in dataclasses.fields(cls)}
+    return cls(**{name: None if isinstance(value, float) and math.isnan(value) else value
+                  for name, value in values.items()})
+
+  def files(self) -> list[str]:
+    """Patterns of the files that options name, and from whose content the result follows."""
+    found = []
+    for field in dataclasses.fields(self):
+      value = getattr(self, field.name)
+      if pattern := field.metadata.get('files'):
+        found += [pattern.format(path)
+                  for path in (value if kind(field) is tuple else (value,)) if path]
+    return found
+
+
+def kind(field: dataclasses.Field) -> type:
+  """str, int, float, bool or tuple: the type of an option's value where it is not None."""
+  if isinstance(field.type, types.UnionType):
+    return next(t for t in typing.get_args(field.type) if t is not types.NoneType)
+  return typing.get_origin(field.type) or field.type
+
+
+def add_flags(parser: argparse.ArgumentParser, options: type[Options]) -> None:
+  """Gives a parser one flag for each option. What is not given is not in the result either."""
+  for field in dataclasses.fields(options):
+    more = dict(field.metadata)
+    text = re.sub(r'\{([\w.]+:\w+)\}', lambda match: _names(match[1]), more['help'])
+    flag: dict[str, Any] = {'dest': field.name, 'default': argparse.SUPPRESS}
+    if kind(field) is bool:
+      flag['action'] = argparse.BooleanOptionalAction if field.default else 'store_true'
+    else:
+      shown = field.default
+      if kind(field) is tuple:
+        shown = ','.join(shown) or more.get('empty', '')
+      if shown not in (None, ''):
+        text += f' (default: {shown})'
+      flag['metavar'] = more.get('metavar')
+      if more.get('many'):
+        flag |= {'nargs': '+', 'action': 'extend'}
+      else:
+        flag['type'] = functools.partial(_parse, kind(field), more.get('empty'))
+      if 'choices' in more and kind(field) is str:
+        flag['choices'] = tuple(_at(more['choices']))
+    parser.add_argument(f'--{field.name}', help=text.replace('%', '%%'), **flag)
+
+
+def take(options: type[Options], arguments: dict[str, Any]) -> Options:
+  """The options out of what a parser found, whose other arguments stay."""
+  names = [field.name for field in dataclasses.fields(options)]
+  return options(**{name: arguments.pop(name) for name in names if name in arguments})
+
+
+def _parse(kind: type, empty: str | None, text: str) -> Any:
+  if kind is tuple:
+    return () if text in ('', empty) else tuple(text.split(','))
+  return None if kind is not str and text.lower() == 'none' else kind(text)
+
+
+_parse.__name__ = 'value'   # argparse says: invalid value
+
+
+def _at(reference: str) -> Mapping[str, Any] | Sequence[str]:
+  module, _, name = reference.partition(':')
+  return getattr(importlib.import_module(module), name)
+
+
+def _names(reference: str) -> str:
+  found = _at(reference)
+  if isinstance(found, Mapping) and all(isinstance(what, str) for what in found.values()):
+    return '; '.join(f'{name}: {what}' for name, what in found.items())
+  return ', '.join(found)
+
+
+# --- what several pipelines have -----------------------------------------------------------------
+
+_languages = functools.partial(
+  option, ('en',), 'languages to keep, such as en,fr,de; any for all of them', metavar='CODES',
+  empty='any')
+_FILTERS = ('quality rules: a profile ({data_beam.filters.rules:PROFILES}), or names of rules with '
+            'commas between ({data_beam.filters.rules:RULES})')
+_MINHASH = 'near duplicates share a band of so many hashes; none to keep them'
+_limit = functools.partial(
+  option, None, 'read only the first N, in one worker: for trial runs', metavar='N', least=1)
+_minhash_hash = functools.partial(
+  option, 'fast', "how words are hashed: fast, or datatrove's signatures with xxh64 or sha1",
+  choices='data_beam.dedup.minhash:HASHES')
+_num_shards = functools.partial(option, 8, 'files of the corpus', metavar='N', least=1)
+
+
+# --- the pipelines -------------------------------------------------------------------------------
+
+
+@dataclasses.dataclass(frozen=True)
+class WebOptions(Options):
+  """Of data_beam.web."""
+
+  languages: tuple[str, ...] = _languages()
+  min_language_score: float | None = option(
+    None, 'drop documents whose language is less certain than this (FineWeb: 0.65); none for a '
+    'threshold fitted to each language', metavar='P')
+  filters: str = option('fineweb', _FILTERS, metavar='NAME')
+  minhash: str = option('14x8', _MINHASH, metavar='BANDSxROWS')
+  minhash_hash: str = _minhash_hash()
+  tier: str = option(
+    'default', 'how the main text is found: default for quality, fast for speed',
+    choices='data_beam.web.extract:TIERS')
+  markdown: bool = option(False, 'keep headings, lists, tables and code as Markdown')
+  url_lists: str = option(
+    '', 'drop pages by your own lists: domains.txt, urls.txt, words.txt, subwords.txt, '
+    'soft_words.txt in this folder', metavar='DIR', files='{}/*')
+  parity: bool = option(False, "keep datatrove's faults in comparing URLs with the lists")
+  dedup_scope: str = option(
+    'global', 'look for duplicates among all documents, or within a crawl dump or a language only',
+    choices='data_beam.dedup.exact:SCOPES')
+  url_dedup: bool = option(False, 'keep one page of each URL')
+  decontaminate: tuple[str, ...] = option(
+    (), 'drop documents that quote these evaluation sets (JSONL)', metavar='GLOB', many=True,
+    files='{}')
+  phones: bool = option(False, 'hide telephone numbers too')
+  limit: int | None = _limit()
+  num_shards: int = _num_shards()
+
+
+@dataclasses.dataclass(frozen=True)
+class PdfOptions(Options):
+  """Of data_beam.pdf."""
+
+  languages: tuple[str, ...] = _languages()
+  min_language_score: float | None = option(
+    .4, 'drop documents whose language is less certain than this (FinePDFs: 0.24 to 0.41 for most '
+    'languages of Western Europe); none for a threshold fitted to each language', metavar='P')
+  filters: str = option('pdf', _FILTERS, metavar='NAME')
+  minhash: str = option('32x10', _MINHASH, metavar='BANDSxROWS')
+  minhash_hash: str = _minhash_hash()
+  ocr: str = option('auto', 'read pictures of text: auto for pages that need it',
+                    choices='data_beam.pdf.text:OCR_MODES')
+  ocr_server: str = option(
+    '', 'a server with a vision model does the OCR, by the protocol of OpenAI, as vLLM has it: '
+    'http://localhost:8000', metavar='URL')
+  ocr_model: str = option('', 'its model, such as reducto/RolmOCR', metavar='NAME')
+  router: str = option(
+    '', 'a classifier of pages, made by data_beam.pdf_route, in place of the rules for OCR; for '
+    'workers elsewhere a file that they can read, such as gs://…', metavar='FILE', files='{}')
+  figures: str = option(
+    'list', 'pictures in the text: list them in the metadata with their captions, also mark their '
+    'places in the text, or list them with their text, read by OCR',
+    choices='data_beam.pdf.text:FIGURES')
+  markdown: bool = option(
+    False, 'mark headings, told by the size of their font; lists and tables always are')
+  refetch: tuple[str, ...] = option(
+    (), 'fetch documents again from their URLs: {data_beam.sources.refetch:MODES}', metavar='MODES',
+    choices='data_beam.sources.refetch:MODES')
+  agent: str = option('', 'User-Agent of --refetch, with an address that a site may write to',
+                      metavar='TEXT')
+  fetch_delay: float = option(
+    1., 'between two requests to a host, unless its robots.txt asks for more', metavar='SECONDS')
+  stale_before: str = option('', 'for --refetch=stale, as 2024-01-31', metavar='DATE')
+  limit: int | None = _limit()
+  num_shards: int = _num_shards()
+
+  def __post_init__(self):
+    super().__post_init__()
+    if bool(self.ocr_server) != bool(self.ocr_model):
+      raise ValueError('ocr_server and ocr_model go together: give both')
+
+
+@dataclasses.dataclass(frozen=True)
+class PythonSourceOptions(Options):
+  """Of data_beam.python_source."""
+
+  licences: str = option(
+    'permissive', 'permissive drops files whose header names a copyleft or proprietary licence',
+    choices='data_beam.python_source:LICENCES')
+  limit: int | None = _limit()
+  num_shards: int = _num_shards()
+
+
+@dataclasses.dataclass(frozen=True)
+class ImportOptions(Options):
+  """Of data_beam.tables import."""
+
+  layout: str = option('plain', 'which columns mean what', choices='data_beam.tables:LAYOUTS')
+  columns: tuple[str, ...] = option(
+    (), 'on top of the layout, such as text=content metadata.licence=license; a.b is b in the '
+    'struct a, and source==wiki sets a constant', metavar='FIELD=COLUMN', many=True)
+  limit: int | None = _limit()
+  num_shards: int = _num_shards()
+
+
+@dataclasses.dataclass(frozen=True)
+class TokenizeOptions(Options):
+  """Of data_beam.tokenize_corpus."""
+
+  holdout: float = option(
+    .02, 'share of documents held out for validation, by a hash of their id, in steps of 0.001; 0 '
+    'holds none out', metavar='SHARE')
+  share: float = option(
+    1., 'share of the other documents to take, likewise: to ask how many are needed, or to give '
+    'two corpora equally many', metavar='SHARE')
+  bos: bool = option(True, 'begin each document with the begin-of-text token')
+  rehydrate: bool = option(
+    False, 'repeat documents in training by number of duplicates, as in FineWeb-2')
+  num_shards: int = option(8, 'files to spread the training split over', metavar='N', least=1)
+
+  def __post_init__(self):
+    super().__post_init__()
+    if not 0 <= self.holdout < 1 or not 0 < self.share <= 1:
+      raise ValueError('holdout must be at least 0 and below 1, share above 0 and at most 1, not '
+                       f'{self.holdout} and {self.share}')

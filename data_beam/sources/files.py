@@ -1,0 +1,186 @@
+"""Files of any scheme: which match a pattern, and their bytes.
+
+`expand` turns patterns into files (local, gs://, s3:// through Beam, https:// by itself, other
+schemes through fsspec), and a listing of files (`warc.paths.gz`) into the files it lists. Common
+Crawl's are read over https unless Beam's S3 file system is installed (the same bytes, and no
+account needed)."""
+
+import gzip
+import importlib.util
+import io
+import os
+import re
+import time
+import urllib.request
+from collections.abc import Sequence
+from typing import BinaryIO
+
+import fsspec
+from apache_beam.io.filesystem import CompressionTypes
+from apache_beam.io.filesystems import FileSystems
+
+from data_beam.records import Document, Reject
+
+COMMON_CRAWL = 'https://data.commoncrawl.org/'
+LISTING = re.compile(r'\.paths(\.gz)?$')
+
+
+def expand(patterns: Sequence[str]) -> list[dict]:
+  """Files that match the patterns: `[{'path': …, 'bytes': …}]`, sorted by path, each file once.
+
+  Raises FileNotFoundError naming the first pattern without a match, ValueError for a scheme that
+  cannot be opened here.
+  """
+  if isinstance(patterns, str):
+    patterns = [patterns]
+  if not patterns:
+    raise ValueError('no input: give at least one file or pattern, such as crawl/*.warc.gz')
+  files = {}
+  for pattern in patterns:
+    if os.path.isdir(pattern):
+      raise ValueError(f'{pattern} is a directory: give a pattern, such as {pattern.rstrip("/")}/*')
+    found = _match(pattern)
+    if not found:
+      raise FileNotFoundError(f'no file matches {pattern}')
+    for path, size in found.items():
+      # The size of a listed file is not asked for: a crawl has 90,000 of them.
+      files.update(dict.fromkeys(_listed(path), 0) if LISTING.search(path) else {path: size})
+  return [{'path': path, 'bytes': size} for path, size in sorted(files.items())]
+
+
+def _listed(listing: str) -> list[str]:
+  """The files of a listing: absolute, beside the listing, or paths within Common Crawl."""
+  with open_file(listing) as stream, decompressed(stream) as plain:
+    names = plain.read(1 << 28).decode().split()
+  if not names:
+    raise ValueError(f'{listing} lists no files')
+  folder = listing.rpartition('/')[0]
+  base = COMMON_CRAWL if names[0].startswith('crawl-data/') else folder + '/' if folder else ''
+  if listing.startswith('s3://commoncrawl/'):
+    base = 's3://commoncrawl/'
+  return [name if '://' in name or name.startswith('/') else base + name for name in names]
+
+
+def _match(pattern: str) -> dict[str, int]:
+  if _over_https(pattern):
+    with _urlopen(pattern, method='HEAD') as answer:
+      return {pattern: int(answer.headers.get('Content-Length') or 0)}
+  if _beam_knows(pattern):
+    found = FileSystems.match([pattern])[0].metadata_list
+    return {m.path: m.size_in_bytes for m in found if not os.path.isdir(m.path)}
+  try:
+    fs, path = fsspec.url_to_fs(pattern)
+    names = fs.glob(path) if any(c in path for c in '*?[') else [path] * fs.exists(path)
+    return {fs.unstrip_protocol(name): fs.size(name) or 0 for name in names}
+  except (ImportError, ValueError) as error:
+    raise ValueError(f'cannot open {pattern}: {error}') from error
+
+
+def _beam_knows(path: str) -> bool:
+  try:
+    FileSystems.get_filesystem(path)
+    return True
+  except ValueError:
+    return False
+
+
+def _over_https(path: str) -> bool:
+  return path.startswith(('https://', 'http://')) or (
+    path.startswith('s3://commoncrawl/') and importlib.util.find_spec('boto3') is None)
+
+
+def _urlopen(path: str, method: str = 'GET', **headers):
+  url = path.replace('s3://commoncrawl/', COMMON_CRAWL, 1)
+  headers['User-Agent'] = 'smoljax (https://commoncrawl.org/ reader)'
+  return urllib.request.urlopen(
+    urllib.request.Request(url, method=method, headers=headers), timeout=60)
+
+
+def open_file(path: str) -> BinaryIO:
+  """Opens a file of any scheme `expand` understands, for reading raw bytes (nothing inflated)."""
+  if os.path.exists(path):
+    return open(path, 'rb')
+  if _over_https(path):
+    return _Forward(_urlopen(path))
+  if _beam_knows(path):
+    return FileSystems.open(path, compression_type=CompressionTypes.UNCOMPRESSED)
+  return fsspec.open(path, 'rb').open()
+
+
+class _Forward:
+  """An HTTP answer without the `seek` that it has and cannot do; FastWARC would try it."""
+
+  def __init__(self, answer):
+    self.answer, self.read, self.close = answer, answer.read, answer.close
+
+  def tell(self) -> int:
+    return 0
+
+  def __enter__(self):
+    return self
+
+  def __exit__(self, *error):
+    self.close()
+
+
+def read_range(path: str, offset: int, length: int) -> bytes:
+  """Bytes [offset, offset + length) of a file of any scheme."""
+  if _over_https(path) and not os.path.exists(path):
+    with _urlopen(path, Range=f'bytes={offset}-{offset + length - 1}') as answer:
+      if answer.status != 206:
+        raise OSError(f'{path}: the server gives no ranges')
+      return answer.read(length)
+  with open_file(path) as f:
+    f.seek(offset)
+    return f.read(length)
+
+
+def decompressed(stream: BinaryIO):
+  """The plain bytes of a gzip, zstd, lz4 or plain file, told by its first bytes."""
+  stream = stream if isinstance(stream, io.BufferedReader) else io.BufferedReader(_Raw(stream))
+  magic = stream.peek(4)[:4]
+  if magic[:2] == b'\x1f\x8b':
+    return gzip.GzipFile(fileobj=stream)
+  if magic == b'\x28\xb5\x2f\xfd':
+    from fastwarc.stream_io import ZstdReader
+
+    return io.BufferedReader(_Raw(ZstdReader(stream)))
+  if magic == b'\x04\x22\x4d\x18':
+    from fastwarc.stream_io import Lz4Reader
+
+    return io.BufferedReader(_Raw(Lz4Reader(stream)))
+  return stream
+
+
+class _Raw(io.RawIOBase):
+  """Any object with `read` as what io.BufferedReader wants."""
+
+  def __init__(self, stream):
+    self.stream = stream
+
+  def readable(self) -> bool:
+    return True
+
+  def readinto(self, buffer) -> int:
+    data = self.stream.read(len(buffer))
+    buffer[:len(data)] = data
+    return len(data)
+
+
+def patiently(function, *args, tries: int = 3):
+  """Calls a function that reads from a network, again after a pause if it fails."""
+  for n in range(tries):
+    try:
+      return function(*args)
+    except (FileNotFoundError, IsADirectoryError, PermissionError):
+      raise
+    except OSError:
+      if n == tries - 1:
+        raise
+      time.sleep(2 ** n)
+
+
+def reject_file(name: str, offset: int, number: int, reason: str, detail: str) -> Reject:
+  metadata = {'warc_file': name, 'warc_offset': offset, 'record': number, 'error': detail[:200]}
+  return Reject(Document(id=f'{name}#{offset}', text='', source='web', metadata=metadata),
+                'read', reason)

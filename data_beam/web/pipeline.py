@@ -1,0 +1,158 @@
+"""Web archives → a curated web corpus. The pipeline is the list of stages in `stages`.
+
+  python -m data_beam.web --input='crawl/*.warc.gz' --output=corpora --name=web
+
+Each stage passes documents on or drops them as a Reject with its reason; the corpus holds what
+passed them all, `NAME_rejects` beside it what did not, and manifest.json the funnel. The result
+depends on the records alone, not on their order, their files' order, or the number of workers.
+"""
+
+import dataclasses
+from collections.abc import Iterator, Sequence
+
+import apache_beam as beam
+
+from data_beam import curation
+from data_beam.curation import Each, anonymise, judge
+from data_beam.dedup.clusters import near_duplicates
+from data_beam.dedup.decontaminate import Decontaminate
+from data_beam.dedup.exact import ExactDedup
+from data_beam.filters.rules import FINEWEB2, profile
+from data_beam.filters.urls import UrlFilter
+from data_beam.options import WebOptions
+from data_beam.records import Document, Reject
+from data_beam.sandbox import Limits, Lost, Sandbox
+from data_beam.sources import readers
+from data_beam.sources.files import expand
+from data_beam.sources.readers import Page
+from data_beam.text.language import detect_language, is_sure, language_sample, language_shares
+from data_beam.text.normalize import normalize
+
+# Real pages take up to 0.3 s, with trafilatura 3 s.
+extractor = Sandbox('data_beam.web.extract:extract',
+                    Limits(memory=900 << 20, cpu_seconds=10, wall_seconds=60))
+
+
+def stages(options: WebOptions) -> list[tuple[str, beam.PTransform]]:
+  """The pipeline, in the order of FineWeb, or of FineWeb-2, which looks for duplicates before it
+  filters: each transform takes what the one before kept."""
+  o, rules = options, profile(options.filters)
+  judging = [('filter', Each(judge, rules))]
+  deduplication = [
+    *([('url_dedup', ExactDedup(by='url', scope=o.dedup_scope))] if o.url_dedup else []),
+    ('exact_dedup', ExactDedup(scope=o.dedup_scope)),
+    *near_duplicates(o.minhash, o.minhash_hash, o.dedup_scope),
+  ]
+  middle = deduplication + judging if rules == FINEWEB2 else judging + deduplication
+  url_filter = UrlFilter(o.url_lists, parity=o.parity) if o.url_lists else None
+  return [
+    ('read', Each(read, o.limit)),
+    *([('url', Each(judge_url, url_filter))] if url_filter else []),
+    ('extract', Each(extract, o.tier, o.markdown)),
+    ('language', Each(identify, o.languages, o.min_language_score)),
+    *middle,
+    *([('decontaminate', Decontaminate(o.decontaminate))] if o.decontaminate else []),
+    ('pii', Each(anonymise, o.phones)),
+  ]
+
+
+def read(paths: Sequence[str], limit: int | None = None) -> Iterator[Page | Reject]:
+  """Pages of files, the first `limit` of them."""
+  pages = 0
+  for path in paths:
+    for result in readers.read(path):
+      yield result
+      pages += isinstance(result, Page)
+      if pages == limit:
+        return
+
+
+def judge_url(page: Page, url_filter: UrlFilter) -> Iterator[Page | Reject]:
+  """Drops pages by the user's lists, before anything dear is done with them."""
+  reason = url_filter.reason(page.url)
+  yield Reject(Document(id=page.id, text='', url=page.url, source='web', date=page.date), 'url',
+               reason) if reason else page
+
+
+def extract(
+  page: Page, tier: str = 'default', markdown: bool = False
+) -> Iterator[Document | Reject]:
+  """The page's main text as a document, in a clean form."""
+  metadata = {'warc_file': page.warc_file, 'warc_offset': page.warc_offset, 'extractor': tier}
+  if page.truncated:
+    metadata['truncated'] = page.truncated
+  main, reason = None, 'no_text'
+  try:
+    main = extractor.call(page.body, url=page.url, content_type=page.content_type, tier=tier,
+                          markdown=markdown)
+  except Lost as lost:
+    reason = lost.reason
+  document = Document(id=page.id, text=normalize(main or '').strip(), url=page.url,
+                      source='web', date=page.date, metadata=metadata)
+  yield document if document.text else Reject(document, 'extract', reason)
+
+
+def identify(
+  document: Document, languages: Sequence[str], min_score: float | None,
+) -> Iterator[Document | Reject]:
+  """Names the language; keeps the wanted ones (all, if none is named) where it is fairly sure: its
+  score is above `min_score`, or above the threshold fitted to the language if that is None.
+
+  Where the detector is in doubt, `metadata['languages']` has each language's share of the text.
+  """
+  language, score = next(iter(detect_language(language_sample(document.text))), ('', 0.))
+  document = dataclasses.replace(document, language=language, language_score=score)
+  if score < .9:
+    shares = language_shares(document.text)
+    if len(shares) > 1:
+      document.metadata = {**document.metadata, 'languages': {
+        name: round(share, 3) for name, share in shares.items()}}
+  if languages and language not in languages:
+    yield Reject(document, 'language', language or 'unknown')
+  elif not is_sure(language, score, min_score):
+    yield Reject(document, 'language', 'unsure')
+  else:
+    yield document
+
+
+def run(
+  input: Sequence[str], output: str, name: str = 'web', options: WebOptions | None = None, *,
+  beam_args: Sequence[str] = (),
+) -> str:
+  """Curates web archives into the corpus `output/name/1.0.0`. Returns that path.
+
+  Args:
+    input: files or patterns, of any scheme that files.expand knows.
+    output: parent directory of the corpus and of `name_rejects`.
+    name: of the corpus.
+    options: what each means is said in options.py.
+    beam_args: flags of Beam, such as ('--runner=DataflowRunner', …).
+
+  Raises:
+    FileNotFoundError: a pattern matches nothing.
+    ValueError: an unknown profile, rule or flag; or no document was kept, saying where they went
+      (the rejects are on disk then).
+  """
+  options = options or WebOptions()
+  if options.decontaminate:
+    options = dataclasses.replace(
+      options, decontaminate=[f['path'] for f in expand(options.decontaminate)])
+  files = expand(input)
+  return curation.curate(
+    curation.batches([f['path'] for f in files], options.limit), stages(options),
+    output=output, name=name, inputs=files, options=options, beam_args=beam_args,
+    found={'filters': [rule.__name__ for rule in profile(options.filters)]})
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+  """The command line. Returns 0, or 2 after one line about what was wrong with the input."""
+  return curation.command(
+    argv, run, WebOptions, prog='data_beam.web', name='web',
+    input='files or patterns, local or gs://, s3://, hf://, https://; WARC, WET, ARC, HTML or '
+    'JSONL, or listings of such files (.paths.gz)',
+    description='Turns web archives (WARC files) into a clean text corpus: takes the main text of '
+    'each page, keeps the languages you name, drops low-quality and duplicate pages, and hides '
+    'e-mail and IP addresses. Every page that is dropped is kept aside with the reason.',
+    epilog='Any other flag goes to Apache Beam, such as --runner=DataflowRunner --project=…, or '
+    '--direct_running_mode=multi_processing --direct_num_workers=4 for more cores of this machine.')
+
