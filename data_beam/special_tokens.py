@@ -15,7 +15,7 @@ A name that is no token of the tokenizer is none.
 """
 
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 # Looked for in this order.
@@ -49,17 +49,20 @@ def decide(tokenizer: Any, read: Callable[[str], bytes | None]) -> SpecialTokens
   if not hasattr(tokenizer, 'token_to_id'):
     ids = (tokenizer.bos_id(), tokenizer.eos_id(), tokenizer.pad_id())
     return SpecialTokens(*(i if i >= 0 else None for i in ids))
-  said = entries(read)
-  names = USUAL_NAMES
-  if said.keys() & USUAL_NAMES.keys():
-    names = {key: filter(None, [text_of(said.get(key))]) for key in USUAL_NAMES}
-  found = ((tokenizer.token_to_id(name) for name in names[key]) for key in USUAL_NAMES)
-  return SpecialTokens(*(next((i for i in ids if i is not None), None) for ids in found))
+  found, names = entries(read), USUAL_NAMES
+  if found.keys() & USUAL_NAMES.keys():
+    names = {key: (text_of(found.get(key)),) for key in USUAL_NAMES}
+
+  def first(candidates: Sequence[str | None]) -> int | None:
+    ids = (tokenizer.token_to_id(name) for name in candidates if name)
+    return next((i for i in ids if i is not None), None)
+
+  return SpecialTokens(*(first(names[key]) for key in ('bos_token', 'eos_token', 'pad_token')))
 
 
 def entries(read: Callable[[str], bytes | None]) -> dict[str, Any]:
   """What special_tokens_map.json and tokenizer_config.json say, as one; the latter goes first."""
-  said: dict[str, Any] = {}
+  merged: dict[str, Any] = {}
   for name in ('special_tokens_map.json', 'tokenizer_config.json'):
     content = read(name)
     try:
@@ -68,8 +71,8 @@ def entries(read: Callable[[str], bytes | None]) -> dict[str, Any]:
       found = None
     if not isinstance(found, dict):
       raise ValueError(f'{name}, beside the tokenizer, is no JSON object')
-    said |= found
-  return said
+    merged |= found
+  return merged
 
 
 def text_of(entry: Any) -> str | None:

@@ -74,16 +74,16 @@ def load_tokenizer(path: str) -> Tokenizer:
     size = max(tokenizer.get_vocab().values()) + 1
   else:
     size = tokenizer.vocab_size()
-  special = special_tokens.decide(tokenizer, functools.partial(_read_beside, path))
+  special = special_tokens.decide(tokenizer, functools.partial(_read_sibling, path))
   if special.eos_id is None:
     raise ValueError(f'the tokenizer {path!r} has no end-of-text token: {special_tokens.NAME_EOS}')
   sha256 = hashlib.sha256(records.read_bytes(path)).hexdigest()
   return Tokenizer(path, sha256, size, special)
 
 
-def _read_beside(path: str, name: str) -> bytes | None:
-  beside = os.path.join(os.path.dirname(path), name)
-  return records.read_bytes(beside) if records.is_file(beside) else None
+def _read_sibling(path: str, name: str) -> bytes | None:
+  path = os.path.join(os.path.dirname(path), name)
+  return records.read_bytes(path) if records.is_file(path) else None
 
 
 def _open(path: str) -> Any:

@@ -80,19 +80,19 @@ def check_tokenizer(c: Any) -> None:
   if not c.tokenizer.path:  # ours, which has them all
     return
   own, manifests = tokenizer_facts(c), foreign_corpora(c)
-  told = {m['path']: m for m in manifests.values() if m['kind'] == 'tokenised'}
-  tokenises = c.web.enabled or c.pdf.enabled or len(told) < len(manifests)
+  tokenised = {m['path']: m for m in manifests.values() if m['kind'] == 'tokenised'}
+  some_to_tokenise = c.web.enabled or c.pdf.enabled or len(tokenised) < len(manifests)
   path = c.tokenizer.path
-  said = corpus.special_tokens(told | ({path: own} if tokenises else {}))
-  special = own | said
+  recorded = corpus.special_tokens(tokenised | ({path: own} if some_to_tokenise else {}))
+  special = own | recorded
   if special['eos_id'] is None:
     raise ValueError(f'--config.tokenizer.path: {path} has no end-of-text token: {NAME_EOS}')
   if c.tokenize.bos and special['bos_id'] is None:
     raise ValueError(
       f'--config.tokenizer.path: {path} has no begin-of-text token: say '
       '--config.tokenize.bos=False, or name its "bos_token" in a tokenizer_config.json beside it')
-  begin = {m.get('bos', c.tokenize.bos) for m in told.values()}
-  if begin and not tokenises and c.tokenize.bos not in begin:
+  begin = {m.get('bos', c.tokenize.bos) for m in tokenised.values()}
+  if begin and not some_to_tokenise and c.tokenize.bos not in begin:
     how = 'no document begins' if c.tokenize.bos else 'every document begins'
-    raise ValueError(f'in {", ".join(told)} {how} with BOS: say --config.tokenize.bos='
+    raise ValueError(f'in {", ".join(tokenised)} {how} with BOS: say --config.tokenize.bos='
                      f'{not c.tokenize.bos}')

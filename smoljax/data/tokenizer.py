@@ -170,6 +170,7 @@ class Tokenizer:
 
   @property
   def vocab_size(self) -> int:
+    """How many ids there are, control pieces included."""
     return self._model.vocab_size()
 
   @property
@@ -181,24 +182,29 @@ class Tokenizer:
 
   @functools.cached_property
   def special(self) -> SpecialTokens:
-    hf = isinstance(self._model, _HuggingFace)
-    found = decide(self._model.tokenizer if hf else self._model, _beside(self.path))
-    return found._replace(**self._given)
+    """Ids of BOS, EOS and pad."""
+    model = self._model
+    file = model.tokenizer if isinstance(model, _HuggingFace) else model
+    return decide(file, _sibling_reader(self.path))._replace(**self._given)
 
   @property
   def bos_id(self) -> int | None:
+    """Begins a document; None where there is no such token."""
     return self.special.bos_id
 
   @property
   def eos_id(self) -> int | None:
+    """Ends a document; None where there is no such token."""
     return self.special.eos_id
 
   @property
   def pad_id(self) -> int | None:
+    """Fills rows up; None where there is no such token."""
     return self.special.pad_id
 
   @property
   def adds_bos(self) -> bool | None:
+    """Whether its users expect BOS before a text; None where the file does not say (`.model`)."""
     if not isinstance(self._model, _HuggingFace):
       return None
     first = self._model.tokenizer.encode('').ids[:1]
@@ -221,7 +227,7 @@ def require_same(teacher: str, student: str) -> None:
     f'--config.tokenizer.path={teacher}')
 
 
-def _beside(path: str) -> Callable[[str], bytes | None]:
+def _sibling_reader(path: str) -> Callable[[str], bytes | None]:
   """Reads files that stand beside `path`, by their names."""
   def read(name: str) -> bytes | None:
     try:
@@ -299,15 +305,15 @@ def to_hf(
   if text.path.endswith('.json'):
     hf = _HuggingFace(text.path).tokenizer
     hf.encode_special_tokens = False
-    said = {k: v for k, v in entries(_beside(text.path)).items() if v is not None}
+    named = {k: v for k, v in entries(_sibling_reader(text.path)).items() if v is not None}
   else:
-    hf, said = _from_sentencepiece(text.path)
+    hf, named = _from_sentencepiece(text.path)
   for field, i in text.special._asdict().items():
     name = f'{field.removesuffix("_id")}_token'
     token = None if i is None else hf.id_to_token(i)
-    if text_of(said.get(name)) != token or token is None:  # an entry may say more of its token
-      said[name] = token
-  token = text_of(said.get('bos_token'))
+    if text_of(named.get(name)) != token or token is None:  # an entry may say more of its token
+      named[name] = token
+  token = text_of(named.get('bos_token'))
   if bos and token is None:
     raise ValueError(f'{text.path} has no BOS token: use --config.tokenize.bos=False')
   if hf.encode('').ids != ([hf.token_to_id(token)] if bos else []):
@@ -323,7 +329,7 @@ def to_hf(
     'tokenizer_class': 'PreTrainedTokenizerFast',
     'clean_up_tokenization_spaces': False,
     'model_input_names': ['input_ids', 'attention_mask'],
-    **said,
+    **named,
     'model_max_length': max_length,
   }
   if chat_template:
@@ -333,7 +339,7 @@ def to_hf(
   names = ('bos_token', 'eos_token', 'unk_token', 'pad_token')
   for name, content in (
     ('tokenizer_config.json', tokenizer_config),
-    ('special_tokens_map.json', {k: said[k] for k in names if said.get(k)}),
+    ('special_tokens_map.json', {k: named[k] for k in names if named.get(k)}),
   ):
     with open(os.path.join(output_dir, name), 'w', encoding='utf-8') as f:
       json.dump(content, f, indent=2, ensure_ascii=False)
