@@ -40,6 +40,7 @@ def _options(pipeline: type[Options]) -> ConfigDict:
 
 
 def get_config() -> ConfigDict:
+  """All defaults; fields with a placeholder are derived when a run begins."""
   c = ConfigDict()
   c.name = 'base'
   c.xprof = ''  # steps FIRST:END of training whose profile goes to profile/, such as 10:15

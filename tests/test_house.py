@@ -57,6 +57,8 @@ LONG = {
   'configs.base.get_config': 'every default, once, with its unit: a list to look things up in',
 }
 MANY = {
+  'smoljax.evals.run.evaluate': 'users rely on it: a model, what it is asked, and how',
+  'smoljax.optim.muon.scale_by_muon': 'users rely on it: each is a hyperparameter of the method',
   'smoljax.model.attention.attention': 'the function of a paper: three arrays and what masks them',
 }
 
@@ -201,6 +203,29 @@ def test_no_function_is_longer_or_takes_more_than_a_reader_can_hold():
       if len(args.posonlyargs + args.args + args.kwonlyargs) > MAX_PARAMETERS:
         found['many'].add(name)
   assert found == {'long': LONG.keys(), 'many': MANY.keys()}
+
+
+def untyped(path):
+  """Public functions and methods of a file whose arguments or result have no type."""
+  todo = [('', ast.parse(path.read_text()).body)]
+  for owner, body in todo:
+    for node in body:
+      if isinstance(node, ast.ClassDef) and not node.name.startswith('_'):
+        todo.append((f'{node.name}.', node.body))
+      elif isinstance(node, ast.FunctionDef) and not node.name.startswith('_'):
+        a = node.args
+        named = [*a.posonlyargs, *a.args, *a.kwonlyargs, *filter(None, (a.vararg, a.kwarg))]
+        bare = [x.arg for x in named if x.annotation is None and x.arg not in ('self', 'cls')]
+        if bare or node.returns is None:
+          place = path.relative_to(REPOSITORY)
+          yield f'{place}:{node.lineno} {owner}{node.name}({", ".join(bare)})'
+
+
+def test_public_names_are_typed():
+  """What they say is held by ruff (D101 to D103)."""
+  bare = [name for package in ('smoljax', 'experiments', 'configs')
+          for path in files(package) for name in untyped(path)]
+  assert not bare, '\n'.join(bare)
 
 
 @pytest.mark.parametrize('path', files('configs'), ids=lambda p: p.stem)

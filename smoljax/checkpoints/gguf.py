@@ -22,6 +22,7 @@ import math
 import os
 import re
 from collections.abc import Mapping
+from types import ModuleType
 from typing import Any
 
 import gguf
@@ -201,9 +202,9 @@ def interleave(x: np.ndarray, head_dim: int) -> np.ndarray:
 
 
 def _name(hf_name):
-  layer, module, leaf = re.fullmatch(
-    r'(?:model\.layers\.(\d+)\.)?(.+)\.(weight|bias)', hf_name).groups()
-  return f'{"" if layer is None else f"blk.{layer}."}{NAMES[module]}.{leaf}'
+  (layer, module, leaf), = re.findall(
+    r'^(?:model\.layers\.(\d+)\.)?(.+)\.(weight|bias)$', hf_name)
+  return f'{f"blk.{layer}." if layer else ""}{NAMES[module]}.{leaf}'
 
 
 def _encode(x, stored):
@@ -265,7 +266,7 @@ _LLAMA3 = (
   r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}{1,3}| ?[^\s\p{L}\p{N}]+[\r\n]*"
   r'|\s*[\r\n]+|\s+(?!\S)|\s+'
 )
-_SPLITS = {
+_SPLITS: dict[tuple[str, ...], dict[bool, str]] = {
   ('ByteLevel',): {False: 'gpt-2'},
   ('Digits', 'ByteLevel'): {False: 'smollm'},
   (_LLAMA3, 'bytes'): {True: 'llama-bpe', False: 'smaug-bpe'},
@@ -397,16 +398,16 @@ def _byte_fallback(file, spec, tokens, types, vocab_size):
   normal = {text for i, text in tokens.items() if types[i] == gguf.TokenType.NORMAL}
   merges = [_pair(m) for m in bpe['merges']]
   order = [a + b for a, b in merges]
-  together = [t for t, before in zip(order, [None, *order], strict=False) if t != before]
+  ordered = [t for t, before in zip(order, [None, *order], strict=False) if t != before]
   possible = {
     (t[:i], t[i:]) for t in normal for i in range(1, len(t)) if t[:i] in normal and t[i:] in normal
   }
-  if len(set(together)) < len(together) or set(merges) != possible or any(
+  if len(set(ordered)) < len(ordered) or set(merges) != possible or any(
     c not in normal for t in normal for c in t
   ):
     raise ValueError(f'{file}: its merges are not those of a SentencePiece BPE model, so the GGUF '
                      'runtime would tokenise differently')
-  rank = {t: -float(i) for i, t in enumerate(together)}
+  rank = {t: -float(i) for i, t in enumerate(ordered)}
   return [rank.get(tokens.get(i), -float(len(rank))) for i in range(vocab_size)]
 
 
@@ -473,7 +474,7 @@ def _add_vocabulary(writer, meta):
 # --------------------------------------------------------------------------------------- runtime
 
 
-def runtime():
+def runtime() -> ModuleType:
   """The llama_cpp module, quiet.
 
   Raises:

@@ -79,6 +79,7 @@ def _is_hf(path: str) -> bool:
 
 
 def require_vocabulary(config: model.ModelConfig, text: Tokenizer) -> None:
+  """Raises ValueError for a tokenizer with more ids than the model has rows of embedding."""
   if text.vocab_size > config.vocab_size:
     raise ValueError(
       f'{text.path} has {text.vocab_size} ids, the model knows {config.vocab_size}: '

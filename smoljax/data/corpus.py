@@ -5,7 +5,7 @@ import hashlib
 import json
 import os
 from collections.abc import Mapping, Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import tensorflow_datasets as tfds
@@ -32,7 +32,7 @@ class Corpus:
   name: str
   manifest: Mapping
   lengths: np.ndarray  # [documents] int32, tokens of each document in record order
-  records: Sequence[Mapping]  # random access; 'tokens', 'num_bytes', 'id', …
+  records: Any  # random access (a grain data source of TFDS); 'tokens', 'num_bytes', 'id', …
   digest: str  # identifies the split's bytes
   repeats: np.ndarray | None = None  # [documents] int32, how often an epoch has each; None: once
 
@@ -41,6 +41,7 @@ class Corpus:
     return self.decode(self.records[document])
 
   def decode(self, record: Mapping) -> np.ndarray:
+    """Token ids of a record, int32."""
     return np.frombuffer(record['tokens'], self.manifest['dtype']).astype(np.int32)
 
   def ids(self, documents: Sequence[int]) -> list[str]:
@@ -124,10 +125,11 @@ def digest(shards: Sequence[Mapping]) -> str:
   return hashlib.sha256(''.join(s['sha256'] for s in shards).encode()).hexdigest()
 
 
-def open_records(path: str, split: str) -> Sequence[Mapping]:
-  """Random access to the records of a TFDS directory."""
+def open_records(path: str, split: str) -> Any:
+  """Random access to the records of a TFDS directory: a sequence, with `__getitems__` too."""
   return tfds.builder_from_directory(path).as_data_source(split)
 
 
 def decode_documents(plan: Sequence[tuple[str, Sequence[Piece]]], name: str) -> list[int]:
+  """Numbers of the documents that the rows of corpus `name` in a plan read, in order."""
   return [p.document for of, pieces in plan if of == name for p in pieces]

@@ -170,6 +170,7 @@ class Tokenizer:
 
   @property
   def vocab_size(self) -> int:
+    """How many ids there are, control pieces included."""
     return self._model.vocab_size()
 
   @property
@@ -181,24 +182,29 @@ class Tokenizer:
 
   @functools.cached_property
   def special(self) -> SpecialTokens:
-    hf = isinstance(self._model, _HuggingFace)
-    found = decide(self._model.tokenizer if hf else self._model, _beside(self.path))
+    """The ids of BOS, EOS and pad: those that were given, or by the one rule of special_tokens."""
+    model = self._model.tokenizer if isinstance(self._model, _HuggingFace) else self._model
+    found = decide(model, _beside(self.path))
     return found._replace(**self._given)
 
   @property
   def bos_id(self) -> int | None:
+    """Begins a document; None where there is no such piece."""
     return self.special.bos_id
 
   @property
   def eos_id(self) -> int | None:
+    """Ends a document; None where there is no such piece."""
     return self.special.eos_id
 
   @property
   def pad_id(self) -> int | None:
+    """Fills rows up; None where there is no such piece."""
     return self.special.pad_id
 
   @property
   def adds_bos(self) -> bool | None:
+    """Whether its users expect BOS before a text; None where the file does not say (`.model`)."""
     if not isinstance(self._model, _HuggingFace):
       return None
     first = self._model.tokenizer.encode('').ids[:1]
