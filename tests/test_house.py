@@ -223,7 +223,7 @@ def untyped(path):
 
 def test_public_names_are_typed():
   """What they say is held by ruff (D101 to D103)."""
-  bare = [name for package in ('smoljax', 'experiments', 'configs')
+  bare = [name for package in FORBIDDEN
           for path in files(package) for name in untyped(path)]
   assert not bare, '\n'.join(bare)
 

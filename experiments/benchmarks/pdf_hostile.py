@@ -22,6 +22,7 @@ import sys
 import time
 import zlib
 from collections.abc import Iterator
+from typing import Any
 
 from absl import app, flags
 from reportlab.pdfgen import canvas
@@ -41,7 +42,7 @@ class Extractor(pdf_text.Extractor):
   function = 'experiments.benchmarks.pdf_hostile:faulty'
 
 
-def faulty(body: bytes, **options) -> dict:
+def faulty(body: bytes, **options: Any) -> dict:
   """What the child does."""
   if body == CRASH:
     ctypes.string_at(0)
