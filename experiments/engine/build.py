@@ -71,16 +71,14 @@ def _curation(c: ConfigDict) -> Iterator[Step]:
   if any(not c[name].input for name in enabled):
     from experiments.quickstart import articles
 
-    crawl = [
-      _step(
-        c,
-        'selfdocs',
-        steps_lib.run_crawl,
-        ['selfdocs', 'seed'],
-        outside=articles.fingerprint(),
-        cost=f'{c.selfdocs.pages:,} web pages and {c.selfdocs.pdfs} PDFs from this machine’s docs',
-      )
-    ]
+    crawl = [_step(
+      c,
+      'selfdocs',
+      steps_lib.run_crawl,
+      ['selfdocs', 'seed'],
+      outside=articles.fingerprint(),
+      cost=f'{c.selfdocs.pages:,} web pages and {c.selfdocs.pdfs} PDFs from this machine’s docs',
+    )]
   yield from crawl
   for name in enabled:
     found = steps_lib.find_files(c[name].input, f'--config.{name}.input')
@@ -130,7 +128,7 @@ def _tokens(
   c: ConfigDict, corpora: Mapping[str, Step], names: Sequence[str], tokenizer: Sequence[Step]
 ) -> Iterator[tuple[str, Step]]:
   """(corpus, the step that leaves its tokens) of each name."""
-  given = tokenizer_facts(c) if c.tokenizer.path else []
+  given = tokenizer_facts(c) if c.tokenizer.path else []  # read once, for all
   for name in names:
     yield name, corpora[name] if corpora[name].name.startswith('tokenize_') else _step(
       c,

@@ -182,7 +182,7 @@ class Tokenizer:
 
   @functools.cached_property
   def special(self) -> SpecialTokens:
-    """Ids of BOS, EOS and pad."""
+    """The ids of BOS, EOS and pad: those that were given, or by the one rule of special_tokens."""
     model = self._model
     file = model.tokenizer if isinstance(model, _HuggingFace) else model
     return decide(file, _sibling_reader(self.path))._replace(**self._given)
