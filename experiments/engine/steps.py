@@ -9,13 +9,14 @@ from typing import Any
 from data_beam.options import PdfOptions, TokenizeOptions, WebOptions
 from experiments.engine import config as config_lib
 from experiments.engine.cli import console, read_json, write_json
-from experiments.quickstart import crawl
 
 # --- Steps: each reads the outputs of the steps it needs and writes into its own folder ----------
 # Imports stay inside: Beam and JAX each take seconds to load, and a step needs one of them.
 
 
 def run_crawl(output: str, _: Mapping[str, str], *, c: Any) -> dict:
+  from experiments.quickstart import crawl
+
   return crawl.build(
     output, max_pages=c.selfdocs.pages, pdfs=c.selfdocs.pdfs, seed=c.seed, progress=console.print
   )
