@@ -40,6 +40,7 @@ def _options(pipeline: type[Options]) -> ConfigDict:
 
 
 def get_config() -> ConfigDict:
+  """All defaults; fields with a placeholder are derived when a run begins."""
   c = ConfigDict()
   c.name = 'base'
   c.xprof = ''  # steps FIRST:END of training whose profile goes to profile/, such as 10:15
@@ -70,7 +71,9 @@ def get_config() -> ConfigDict:
 
   # --- Tokens ----------------------------------------------------------------------------------
   c.tokenizer = ConfigDict()
-  c.tokenizer.path = ''  # a SentencePiece .model or a Hugging Face tokenizer.json; '' = train one
+  # A SentencePiece .model or a Hugging Face tokenizer.json; '' = train one. Which of its tokens
+  # begin and end a document: data_beam/special_tokens.py.
+  c.tokenizer.path = ''
   c.tokenizer.vocab_size = 2048
   c.tokenizer.train_bytes = 20_000_000  # text shown to the trainer, UTF-8 bytes
   c.tokenizer.chat = False  # a trained one reserves <|im_start|> and <|im_end|> (smoljax.chat)

@@ -9,6 +9,7 @@ from configs import base
 
 
 def get_config() -> ConfigDict:
+  """Defaults, with the widths and depths to check."""
   c = base.get_config()
   c.name = 'coordinate_check'
   c.coordinate_check.widths = (64, 128, 256, 512)

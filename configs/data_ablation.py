@@ -25,6 +25,7 @@ RAW = {'web.filters': 'none', 'web.minhash': 'none', 'web.languages': (),
 
 
 def mixture(**weights: float) -> dict:
+  """The fields of one stage with these weights of corpora."""
   return {'train.stages': (dict(name='all', fraction=1.0, mixture=weights),)}
 
 
@@ -44,6 +45,7 @@ VARIANTS = {
 
 
 def get_config(arg: str = '') -> ConfigDict:
+  """The quickstart with a constant learning rate and more held-out text."""
   del arg  # of sweep()
   c = quickstart.get_config()
   c.name = 'data_ablation'

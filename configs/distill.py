@@ -13,6 +13,7 @@ from configs import quickstart
 
 
 def get_config() -> ConfigDict:
+  """The quickstart's student of --config.distill.teacher."""
   c = quickstart.get_config()
   c.name = 'distill'
   c.distill.cache = 'sampled'

@@ -17,6 +17,7 @@ FLOPS = (3e12, 6e12, 1.2e13)  # as ModelConfig.flops_per_token counts
 
 
 def get_config() -> ConfigDict:
+  """The ladder's model, cooled down over a share of each run."""
   c = ladder.get_config()
   c.name = 'isoflop'
   c.optimizer.decay_fraction = ladder.COOLDOWN
@@ -24,5 +25,6 @@ def get_config() -> ConfigDict:
 
 
 def sweep() -> list[dict]:
+  """Every width with every budget."""
   return [{'name': f'd{width}-{flops:.0e}', 'law': 'fit', **ladder.shape(width),
            'train.flops': flops} for flops in FLOPS for width in WIDTHS]

@@ -38,6 +38,7 @@ SIZES = {
 
 
 def get_config(arg: str = '') -> ConfigDict:
+  """The model and training of a size of ladder; the sweep sets widths and lengths."""
   name = base.parse_arg(arg, size=SIZES).size
   size = SIZES[name]
   c = quickstart.get_config()
@@ -64,11 +65,13 @@ def get_config(arg: str = '') -> ConfigDict:
 
 
 def shape(width: int, size: Size = SIZES['cpu']) -> dict:
+  """The fields of the model of this width."""
   return {'model.embed_dim': width, 'model.mlp_dim': 3 * width, 'model.head_dim': size.head_dim,
           'model.num_heads': width // size.head_dim, 'model.num_kv_heads': 1}
 
 
 def sweep(arg: str = '') -> list[dict]:
+  """The target, and of each width a run whose checkpoints the shorter ones branch off."""
   size = SIZES[base.parse_arg(arg, size=SIZES).size]
   width, steps = size.target  # first, since it takes longest
   points = [{'name': 'target', 'law': 'predict', **shape(width, size),

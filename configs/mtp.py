@@ -10,6 +10,7 @@ from configs import base, quickstart
 
 
 def get_config(arg: str = '') -> ConfigDict:
+  """The quickstart with modules of multi-token prediction, of a kind and depth."""
   args = base.parse_arg(arg, kind=('sequential', 'parallel', 'none'), depth=('1', '2', '3', '4'))
   c = quickstart.get_config()
   c.name = 'mtp'

@@ -12,6 +12,7 @@ from ml_collections import ConfigDict
 
 
 def get_config() -> ConfigDict:
+  """The contest's model, data and grids (no config of experiments.run)."""
   c = ConfigDict()
   c.seq_len = 512
   c.rows = 128  # 65,536 tokens a step

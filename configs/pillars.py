@@ -33,6 +33,7 @@ TEACHER = {'model.embed_dim': 192, 'model.mlp_dim': 576, 'model.num_heads': 6}
 
 
 def get_config(arg: str = '') -> ConfigDict:
+  """What all runs share; the sweep says which pillars a run has."""
   c = quickstart.get_config()
   c.name = 'pillars'
   c.train.tokens = _tokens(arg)
@@ -48,6 +49,7 @@ def get_config(arg: str = '') -> ConfigDict:
 
 
 def sweep(arg: str = '') -> list[dict]:
+  """None of the pillars, each alone, all but each, and all, with every seed; and the teacher."""
   every = tuple(WITHOUT)
   cells = [(), *((p,) for p in every), *(tuple(q for q in every if q != p) for p in every), every]
   teacher = {'name': 'teacher', 'aside': True, 'train.tokens': 3 * _tokens(arg), **TEACHER}

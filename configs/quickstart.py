@@ -11,6 +11,7 @@ from configs import base
 
 
 def get_config() -> ConfigDict:
+  """A small model on this machine's own documentation."""
   c = base.get_config()
   c.name = 'quickstart'
 

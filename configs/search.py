@@ -10,6 +10,7 @@ get_config = quickstart.get_config
 
 
 def space() -> dict:
+  """Field → choices, or (kind, low, high): see experiments.search."""
   return {
     'optimizer.name': ['adamw', 'muon'],
     'optimizer.learning_rate': ('log', 5e-4, 2e-2),

@@ -24,6 +24,7 @@ fineweb-edu, stack-edu-python and finemath-3plus.
 
 import json
 import pathlib
+from typing import Any
 
 from ml_collections import ConfigDict
 
@@ -51,6 +52,7 @@ PRETRAIN = (
 
 
 def get_config(arg: str = '') -> ConfigDict:
+  """A size and stage of SmolLM3, on a mixture of corpora."""
   args = base.parse_arg(arg, size=SIZES, stage=STAGES, mixture=('own', 'published'), only=())
   seq_len, theta, steps, warmup, decay, schedule, learning_rate = STAGES[args.stage]
   c = base.get_config()
@@ -83,11 +85,12 @@ def get_config(arg: str = '') -> ConfigDict:
     c.train.stages = tuple(
       {**stage, 'mixture': weights[stage['name']]} for stage in c.train.stages)
   c.train.tokens = steps * c.train.batch_tokens
+  stages: Any = c.train.stages
   if only := args.only.split('+') if args.only else ():
-    c.train.stages = tuple(
+    stages = c.train.stages = tuple(
       {**stage, 'mixture': {n: w for n, w in stage['mixture'].items() if n in only}}
-      for stage in c.train.stages)
+      for stage in stages)
   # What no stage reads need not be made.
-  names = {name for stage in c.train.stages for name in stage['mixture']}
+  names = {name for stage in stages for name in stage['mixture']}
   c.web.enabled, c.pdf.enabled = 'web' in names, 'pdf' in names
   return c

@@ -31,7 +31,8 @@ class Each(beam.PTransform):
     super().__init__()
     self.function, self.args = function, args
 
-  def expand(self, elements):
+  def expand(self, elements: Any) -> Any:
+    """PCollections (kept, rejects)."""
     split = elements | beam.FlatMap(_route, self.function, self.args).with_outputs(
       'rejects', main='kept')
     return split.kept, split.rejects

@@ -432,7 +432,10 @@ def _with_shard(record: Record, shards: Mapping[str, int]):
   return (record.split, index), tuple(record)
 
 
-def write_shard(element, *, path, name, shards, sidecars, ready) -> dict[str, Any]:
+def write_shard(
+  element: Any, *, path: str, name: str, shards: Mapping[str, int], sidecars: Sequence[str],
+  ready: Any,
+) -> dict[str, Any]:
   """Writes a shard, ((split, index), records), for `publish`; `shards` counts those of a split."""
   del ready
   (split, index), records = element

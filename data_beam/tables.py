@@ -90,6 +90,7 @@ class Part(NamedTuple):
 
 
 def is_parquet(path: str) -> bool:
+  """By the file's name."""
   return path.endswith(('.parquet', '.pq'))
 
 

@@ -3,15 +3,16 @@
   python -m data_beam.tokenize_corpus --input=corpora/web/1.0.0 --tokenizer=tokenizer.model \\
     --output=tokens --name=web
 
-A document is [BOS] text [EOS]; packing, mixtures and lineage are decided at training time. A small
-share of the documents, chosen by a hash of their id and nothing else, makes the split
-`validation`, so a document stays on its side when the corpus around it changes.
+A document is [BOS] text [EOS]; which ids these are, special_tokens.py decides, and the manifest
+tells everyone after. Packing, mixtures and lineage are decided at training time. A small share of
+the documents, chosen by a hash of their id and nothing else, makes the split `validation`, so a
+document stays on its side when the corpus around it changes.
 """
 
 import argparse
 import dataclasses
+import functools
 import hashlib
-import json
 import logging
 import math
 import os
@@ -25,15 +26,11 @@ import sentencepiece
 import tokenizers
 
 from data_beam import options as options_lib
-from data_beam import records
+from data_beam import records, special_tokens
 from data_beam.beam_options import pipeline_options
 from data_beam.dedup.clusters import rehydration_weight
 from data_beam.options import TokenizeOptions
 from data_beam.records import CorpusError, Record
-
-# Looked for, in this order, in a tokenizer.json without a tokenizer_config.json beside it.
-_BOS_NAMES = ('<|begin_of_text|>', '<s>')
-_EOS_NAMES = ('<|end_of_text|>', '</s>', '<|endoftext|>')
 
 
 @dataclasses.dataclass(frozen=True)
@@ -44,15 +41,13 @@ class Tokenizer:
     path: a SentencePiece .model or a Hugging Face tokenizer.json.
     sha256: of the file.
     vocab_size: one more than the largest id.
-    bos_id: the id that may begin a document, None if the tokenizer has none.
-    eos_id: the id that ends one.
+    special: ids of its special tokens; there is an EOS.
   """
 
   path: str
   sha256: str
   vocab_size: int
-  bos_id: int | None
-  eos_id: int
+  special: special_tokens.SpecialTokens
 
   @property
   def dtype(self) -> np.dtype:
@@ -63,8 +58,7 @@ class Tokenizer:
 def load_tokenizer(path: str) -> Tokenizer:
   """Reads what there is to know of the tokenizer at `path`, local or on any Beam file system.
 
-  The special tokens of a tokenizer.json are those that the tokenizer_config.json beside it names;
-  without one, the usual names are looked for.
+  Its special tokens are those that special_tokens.py decides on.
 
   Raises:
     ValueError: there is no such file, it is no tokenizer, or it has no end-of-text token.
@@ -77,18 +71,19 @@ def load_tokenizer(path: str) -> Tokenizer:
     raise ValueError(f'{path!r} is neither a SentencePiece model nor a tokenizer.json: '
                      f'{str(error).splitlines()[0][:200]}') from error
   if isinstance(tokenizer, tokenizers.Tokenizer):
-    ids = tokenizer.get_vocab()
-    size = max(ids.values()) + 1
-    bos, eos = (next((ids[name] for name in names if name in ids), None)
-                for names in _special_names(path))
+    size = max(tokenizer.get_vocab().values()) + 1
   else:
     size = tokenizer.vocab_size()
-    bos, eos = (i if i >= 0 else None for i in (tokenizer.bos_id(), tokenizer.eos_id()))
-  if eos is None:
-    raise ValueError(f'the tokenizer {path!r} has no end-of-text token: name its "eos_token" in a '
-                     'tokenizer_config.json beside it, or train it with an eos_id')
+  special = special_tokens.decide(tokenizer, functools.partial(_read_beside, path))
+  if special.eos_id is None:
+    raise ValueError(f'the tokenizer {path!r} has no end-of-text token: {special_tokens.NAME_EOS}')
   sha256 = hashlib.sha256(records.read_bytes(path)).hexdigest()
-  return Tokenizer(path, sha256, size, bos, eos)
+  return Tokenizer(path, sha256, size, special)
+
+
+def _read_beside(path: str, name: str) -> bytes | None:
+  beside = os.path.join(os.path.dirname(path), name)
+  return records.read_bytes(beside) if records.is_file(beside) else None
 
 
 def _open(path: str) -> Any:
@@ -100,19 +95,6 @@ def _open(path: str) -> Any:
   tokenizer.no_padding()
   tokenizer.encode_special_tokens = True  # a page that quotes '<|endoftext|>' does not end there
   return tokenizer
-
-
-def _special_names(path: str) -> tuple[Sequence[str], Sequence[str]]:
-  config = os.path.join(os.path.dirname(path), 'tokenizer_config.json')
-  if not records.is_file(config):
-    return _BOS_NAMES, _EOS_NAMES
-  config = json.loads(records.read_bytes(config))
-  names = []
-  for key in ('bos_token', 'eos_token'):
-    token = config.get(key)
-    token = token['content'] if isinstance(token, dict) else token  # {'content': …, 'lstrip': …}
-    names.append((token,) if token else ())
-  return names[0], names[1]
 
 
 def is_validation(document_id: str, holdout: float) -> bool:
@@ -140,12 +122,12 @@ class _Tokenize(beam.DoFn):
       self.encode = tokenizer.encode
 
   def process(self, shard: tuple[str, int]) -> Iterator[Record]:
-    prefix = [self.tokenizer.bos_id] if self.options.bos else []
+    prefix = [self.tokenizer.special.bos_id] if self.options.bos else []
     for row in records.read_shard(*shard, 'curated'):
       split = 'validation' if is_validation(row['id'], self.options.holdout) else 'train'
       if split == 'train' and _thousandth(row['id'], 1) >= round(1000 * self.options.share):
         continue
-      tokens = [*prefix, *self.encode(row['text']), self.tokenizer.eos_id]
+      tokens = [*prefix, *self.encode(row['text']), self.tokenizer.special.eos_id]
       num_bytes = len(row['text'].encode())
       cluster_size = row['metadata'].get('cluster_size', 1)
       weight = rehydration_weight(cluster_size, row['language']) if self.options.rehydrate else 1
@@ -202,7 +184,7 @@ def run(
   if not manifests:
     raise CorpusError('no input: give the directory of a curated corpus')
   facts = load_tokenizer(tokenizer)
-  if options.bos and facts.bos_id is None:
+  if options.bos and facts.special.bos_id is None:
     raise ValueError(f'the tokenizer {tokenizer!r} has no begin-of-text token; say --no-bos')
 
   shards = {'train': options.num_shards}
@@ -215,9 +197,8 @@ def run(
     'inputs': [{'path': m['path'], 'name': m['name'], 'documents': m['documents']}
                for m in manifests],
     'tokenizer': os.path.basename(tokenizer), 'tokenizer_sha256': facts.sha256,
-    'vocab_size': facts.vocab_size, 'bos_id': facts.bos_id, 'eos_id': facts.eos_id,
-    'bos': options.bos,
-    'dtype': facts.dtype.str,
+    'vocab_size': facts.vocab_size, 'bos': options.bos, 'dtype': facts.dtype.str,
+    **facts.special._asdict(),
   }
   path = records.corpus_path(output, name)
   beam_options = pipeline_options(beam_args)

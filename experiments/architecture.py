@@ -36,8 +36,9 @@ from rich.table import Table
 
 from configs import base
 from experiments.engine.cli import console, read_json
-from experiments.engine.config import model_config, resolve, use_all_cores
+from experiments.engine.config import keep_programs, model_config, resolve, use_all_cores
 from experiments.engine.graph import Graph, Step
+from smoljax import metrics
 from smoljax.report import architecture_page
 
 _CORPUS = flags.DEFINE_list('corpus', [], 'Tokenised corpora, DIR/NAME/VERSION, with commas.')
@@ -193,13 +194,14 @@ def _train(
   from smoljax.train import loop
   from smoljax.train.telemetry import Diverged
 
-  say = lambda line: console.print(f'{c.name}: {line}')
+  log_line = lambda line: console.print(f'{c.name}: {line}')
   try:
-    result = loop.train(c, model_config(c, _vocab_size(corpora)), corpora, output, log_line=say)
+    result = loop.train(
+      c, model_config(c, _vocab_size(corpora)), corpora, output, log_line=log_line)
   except Diverged as e:
     return {'diverged': str(e)}
-  with open(os.path.join(output, 'metrics.jsonl')) as f:
-    last = [r for r in map(json.loads, f) if any(k.startswith('val/') for k in r)][-1]
+  rows = metrics.read_rows(os.path.join(output, 'metrics.jsonl'))
+  last = [r for r in rows if any(k.startswith('val/') for k in r)][-1]
   held_out = {
     name: sum(len(d['tokens']) - 1 for d in documents)
     for name, documents in load_held_out(corpora, limit=c.train.eval_documents).items()
@@ -439,7 +441,7 @@ def plan(
     raise ValueError(f'--corpus: two corpora have the same name: {", ".join(paths)}')
   mixture = {corpus.name: float(corpus.lengths.sum()) for corpus in opened}
   vocab_size = _vocab_size(paths)
-  training, models = {}, {}
+  training, models, c = {}, {}, base.get_config()
   for seed in range(seeds):
     for name in variants:
       c = make_config(
@@ -519,10 +521,7 @@ def run(
 
 def _use_devices(todo: Plan, output: str) -> None:
   use_all_cores(todo.first)
-  import jax
-
-  if not jax.config.jax_compilation_cache_dir:  # the seeds of a variant share their programs
-    jax.config.update('jax_compilation_cache_dir', os.path.abspath(os.path.join(output, 'xla')))
+  keep_programs(output, on_cpu=True)  # the seeds of a variant share them
 
 
 def _train_in_parallel(
@@ -534,8 +533,8 @@ def _train_in_parallel(
   code = 'import sys; from experiments import architecture; architecture._worker(sys.argv[1])'
   workers = []
   for part in range(min(parallel, len(variants))):
-    mine = {'corpora': list(corpora), 'variants': variants[part::parallel], **arguments}
-    command = [sys.executable, '-c', code, json.dumps([output, mine])]
+    job = {'corpora': list(corpora), 'variants': variants[part::parallel], **arguments}
+    command = [sys.executable, '-c', code, json.dumps([output, job])]
     workers.append(subprocess.Popen(command, env=environment))
   try:
     failed = sum(worker.wait() != 0 for worker in workers)
@@ -576,6 +575,7 @@ def _show(rows: Sequence[dict]) -> None:
 
 
 def main(argv: list[str]) -> int:
+  """The command line; bad input is one line and exit code 2."""
   logging.basicConfig(format='%(message)s', level=logging.ERROR, force=True)
   try:
     if len(argv) > 1:

@@ -45,6 +45,7 @@ console = Console(highlight=False, soft_wrap=True)
 
 
 def main(argv: list[str]) -> None:
+  """The command line; bad input is one line and exit code 2."""
   try:
     if len(argv) > 1:
       raise ValueError(f'unknown argument {argv[1]!r}: flags look like --tasks=piqa,arc_easy')
@@ -64,7 +65,7 @@ def main(argv: list[str]) -> None:
 
 
 def _evaluate() -> dict:
-  folder = os.path.dirname(os.path.abspath(_OUTPUT.value))
+  folder = os.path.dirname(os.path.abspath(str(_OUTPUT.value)))
   os.makedirs(folder, exist_ok=True)  # a bad path must not cost an evaluation
   documents = {}
   for path in _CORPUS.value:
@@ -86,7 +87,7 @@ def _evaluate() -> dict:
       batch_size=_BATCH_SIZE.value,
       limit=_LIMIT.value,
       seed=_SEED.value,
-      say=console.print,
+      log_line=console.print,
     )
   results = {'checkpoint': _CHECKPOINT.value, **results}
   temporary = f'{_OUTPUT.value}.tmp'

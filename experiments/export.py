@@ -45,6 +45,7 @@ _MTP = flags.DEFINE_bool(
 
 
 def main(_: Sequence[str]) -> None:
+  """The command line; bad input is one line and exit code 2."""
   logging.getLogger('gguf').setLevel(logging.WARNING)
   try:
     model = load.load_model(_CHECKPOINT.value, _TOKENIZER.value)

@@ -65,6 +65,7 @@ _TOKENIZER = flags.DEFINE_string('tokenizer', '', 'Tokenizer file, where the mod
 
 
 def main(argv: list[str]) -> None:
+  """The command line; bad input is one line and exit code 2."""
   try:
     if len(argv) > 1:
       raise ValueError(f'unknown argument {argv[1]!r}: quote the prompt, --prompt="two words"')

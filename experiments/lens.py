@@ -31,13 +31,13 @@ _TOKENIZER = flags.DEFINE_string('tokenizer', '', 'Tokenizer file, where the mod
 MOST = 128  # tokens; more columns and maps than this nobody reads
 
 
-def look(config: model.ModelConfig, params: model.Params, tokens: list[int]) -> Lens:
+def logit_lens(config: model.ModelConfig, params: model.Params, tokens: list[int]) -> Lens:
   """Runs the model once over one row of token ids."""
-  return Lens(*map(np.asarray, _look(config, params, jnp.asarray([tokens], jnp.int32))))
+  return Lens(*map(np.asarray, _logit_lens(config, params, jnp.asarray([tokens], jnp.int32))))
 
 
 @functools.partial(jax.jit, static_argnums=0)
-def _look(config, params, tokens_1T):
+def _logit_lens(config, params, tokens_1T):
   _, aux = model.hidden(config, params, tokens_1T, capture=('residual', 'attention'))
   first_1TD = model.embed(config, params, tokens_1T)
   stream_R1TD = jnp.concatenate([first_1TD[None], aux['residual_LBTD']])
@@ -66,7 +66,7 @@ def write(loaded: load.Model, prompt: str, output: str) -> None:
   if len(tokens) > most:
     raise ValueError(f'the prompt has {len(tokens)} tokens: shorten it to {most}')
   config = dataclasses.replace(loaded.config, dtype='float32')
-  lens = look(config, loaded.params, tokens)
+  lens = logit_lens(config, loaded.params, tokens)
 
   @functools.cache
   def spell(token):
@@ -81,6 +81,7 @@ def write(loaded: load.Model, prompt: str, output: str) -> None:
 
 
 def main(argv: list[str]) -> None:
+  """The command line; bad input is one line and exit code 2."""
   try:
     if len(argv) > 1:
       raise ValueError(f'unknown argument {argv[1]!r}: quote the prompt, --prompt="two words"')

@@ -28,6 +28,7 @@ from data_beam.filters import spans
 from smoljax import metrics
 from smoljax.data.batches import Batches, make_stages
 from smoljax.data.corpus import Piece, open_corpus
+from smoljax.report.workdir import find_corpora
 
 _WORKDIR = flags.DEFINE_string(
   'workdir', None, 'Directory of a run (experiments.run --workdir), or one that holds corpora.')
@@ -42,7 +43,7 @@ _CHARS = flags.DEFINE_integer('chars', 300, 'How much text of each document to s
 
 # Members of a cluster are looked for without being asked in rejects of up to so many records.
 _SCAN = 200_000
-_FATES = {'curated': 'kept', 'rejects': 'dropped', 'tokenised': 'tokenised'}
+_OUTCOMES = {'curated': 'kept', 'rejects': 'dropped', 'tokenised': 'tokenised'}
 
 console = Console(highlight=False, soft_wrap=True)
 
@@ -50,31 +51,26 @@ console = Console(highlight=False, soft_wrap=True)
 # --- where things are ----------------------------------------------------------------------------
 
 
-def find_corpora(workdir: str) -> list[dict[str, Any]]:
+def finished_corpora(workdir: str) -> list[dict[str, Any]]:
   """The manifests of all finished corpora in a workdir, each once, with their 'path'."""
-  found = {}
-  for depth in range(4):
-    for path in sorted(pathlib.Path(workdir).glob('*/' * depth + 'manifest.json')):
-      apart = path.relative_to(workdir).parts[0] in ('steps', 'checkpoints', 'export')
-      if not apart and (path.parent / '_SUCCESS').exists():
-        found.setdefault(path.resolve(), records.read_manifest(str(path.parent)))
-  return list(found.values())
+  return [records.read_manifest(str(path)) for path in find_corpora(pathlib.Path(workdir))
+          if (path / '_SUCCESS').exists()]
 
 
 def rejects_of(manifest: dict[str, Any]) -> str | None:
   """The corpus of what was dropped on the way to this one, or None."""
   path = pathlib.Path(manifest['path'])
   for folder in (path, path.resolve()):
-    beside = folder.parent.parent / f'{manifest["name"]}_rejects' / folder.name
-    if (beside / '_SUCCESS').exists():
-      return str(beside)
+    rejects = folder.parent.parent / f'{manifest["name"]}_rejects' / folder.name
+    if (rejects / '_SUCCESS').exists():
+      return str(rejects)
   return None
 
 
 # --- a document ----------------------------------------------------------------------------------
 
 
-def stories(corpora: Sequence[dict[str, Any]], document: str) -> Iterator[dict[str, Any]]:
+def occurrences(corpora: Sequence[dict[str, Any]], document: str) -> Iterator[dict[str, Any]]:
   """What is known of a document in each corpus that has it.
 
   Yields dicts: manifest, split, number (of the record), file, place (in the file), record; for
@@ -88,12 +84,12 @@ def stories(corpora: Sequence[dict[str, Any]], document: str) -> Iterator[dict[s
       with records.Finder(manifest['path'], split) as finder:
         for number, record in itertools.chain.from_iterable(map(finder.find, ids)):
           file, place = finder.place(number)
-          story = {'manifest': manifest, 'split': split, 'number': number, 'file': file,
+          occurrence = {'manifest': manifest, 'split': split, 'number': number, 'file': file,
                    'place': place, 'record': record}
           if manifest['kind'] != 'tokenised':
             parent = by_name.get(manifest['name'].removesuffix('_rejects'), manifest)
-            story['stages'] = verdicts(parent.get('funnel', []), record)
-          yield story
+            occurrence['stages'] = verdicts(parent.get('funnel', []), record)
+          yield occurrence
 
 
 def verdicts(funnel: Sequence[dict[str, Any]], record: dict[str, Any]) -> list[tuple[str, str]]:
@@ -116,57 +112,59 @@ def cluster(corpora: Sequence[dict[str, Any]], record: dict[str, Any]) -> Iterat
           yield row
 
 
-def tell_document(corpora: Sequence[dict[str, Any]], document: str) -> None:
+def print_document(corpora: Sequence[dict[str, Any]], document: str) -> None:
   """Prints all there is to know of a document.
 
   Raises:
     ValueError: no corpus has it.
   """
-  found = list(stories(corpora, document))
+  found = list(occurrences(corpora, document))
   if not found:
     names = ', '.join(m['name'] for m in corpora)
     raise ValueError(f'no document {document!r} in {names}: give an id as the corpora have it')
-  for story in found:
-    manifest, record = story['manifest'], story['record']
-    title = f'[bold]{_FATES[manifest["kind"]]}[/bold] in {escape(manifest["name"])}'
-    console.print(f'{title}, record {story["number"]:,} of {story["split"]}: '
-                  f'{escape(story["file"])} at {story["place"]:,}')
+  for occurrence in found:
+    manifest, record = occurrence['manifest'], occurrence['record']
+    title = f'[bold]{_OUTCOMES[manifest["kind"]]}[/bold] in {escape(manifest["name"])}'
+    console.print(f'{title}, record {occurrence["number"]:,} of {occurrence["split"]}: '
+                  f'{escape(occurrence["file"])} at {occurrence["place"]:,}')
     if manifest['kind'] == 'tokenised':
       tokens = len(record['tokens']) // (2 if manifest['dtype'] == '<u2' else 4)
-      _say('tokens', f'{tokens:,} of {record["num_bytes"]:,} bytes, by {manifest["tokenizer"]}')
+      _print_field(
+        'tokens', f'{tokens:,} of {record["num_bytes"]:,} bytes, by {manifest["tokenizer"]}')
       continue
-    tell_record(record, manifest)
-    _say('stages', ' → '.join(f'{stage} {"✓" if verdict == "passed" else f"✗ {verdict}"}'
-                              for stage, verdict in story['stages']))
-    tell_cluster(corpora, record)
+    print_record(record, manifest)
+    _print_field('stages', ' → '.join(
+      f'{stage} {"✓" if verdict == "passed" else f"✗ {verdict}"}'
+      for stage, verdict in occurrence['stages']))
+    print_cluster(corpora, record)
     console.print()
 
 
-def tell_record(record: dict[str, Any], manifest: dict[str, Any]) -> None:
+def print_record(record: dict[str, Any], manifest: dict[str, Any]) -> None:
   """Prints one curated or dropped document."""
   metadata = record['metadata']
-  _say('id', record['id'])
-  _say('url', record['url'])
-  _say('date', record['date'])
+  _print_field('id', record['id'])
+  _print_field('url', record['url'])
+  _print_field('date', record['date'])
   for file, offset in (('warc_file', 'warc_offset'), ('table', 'row'), ('file', None),
                        ('archive', 'path'), ('path', None)):
     if metadata.get(file) is not None:
       inputs = [f['path'] for f in manifest.get('inputs', [])
                 if os.path.basename(f['path']) == os.path.basename(str(metadata[file]))]
       at = f' at {metadata[offset]}' if offset and metadata.get(offset) is not None else ''
-      _say('from', f'{inputs[0] if len(inputs) == 1 else metadata[file]}{at}')
+      _print_field('from', f'{inputs[0] if len(inputs) == 1 else metadata[file]}{at}')
       break
   if record['language']:
-    _say('language', f'{record["language"]} ({record["language_score"]:.2f})')
+    _print_field('language', f'{record["language"]} ({record["language_score"]:.2f})')
   if record['quality'] == record['quality']:
-    _say('quality', f'{record["quality"]:.3f}')
+    _print_field('quality', f'{record["quality"]:.3f}')
   for quote in metadata.get('contaminated', ()):
-    _say('quotes', f'item {quote["item"]} of {quote["set"]}: “{quote["words"]}”')
+    _print_field('quotes', f'item {quote["item"]} of {quote["set"]}: “{quote["words"]}”')
   rest = {k: v for k, v in metadata.items()
           if k not in ('warc_file', 'warc_offset', 'contaminated')}
-  _say('metadata', json.dumps(rest, ensure_ascii=False) if rest else '')
+  _print_field('metadata', json.dumps(rest, ensure_ascii=False) if rest else '')
   text = record['text']
-  _say('text', f'{len(text):,} characters, {len(text.split()):,} words')
+  _print_field('text', f'{len(text):,} characters, {len(text.split()):,} words')
   console.print(f'            {excerpt(text, record, _CHARS.value)}')
 
 
@@ -183,29 +181,30 @@ def excerpt(text: str, record: dict[str, Any], chars: int) -> str:
   return out + flat(text[middle if span else left:stop]) + ' …' * (stop < len(text))
 
 
-def tell_cluster(corpora: Sequence[dict[str, Any]], record: dict[str, Any]) -> None:
+def print_cluster(corpora: Sequence[dict[str, Any]], record: dict[str, Any]) -> None:
   """Prints the duplicates of a document."""
   metadata = record['metadata']
   size = max(metadata.get('cluster_size', 1), metadata.get('copies', 1))
   if other := metadata.get('duplicate_of'):
-    fate = next((s for s in stories(corpora, other) if s['manifest']['kind'] == 'curated'), None)
-    later = 'was kept' if fate else 'was dropped later on'
-    _say('cluster', f'a duplicate of {other}, which {later}')
+    kept = any(s['manifest']['kind'] == 'curated' for s in occurrences(corpora, other))
+    later = 'was kept' if kept else 'was dropped later on'
+    _print_field('cluster', f'a duplicate of {other}, which {later}')
   elif size <= 1:
     return
   else:
-    _say('cluster', f'stands for {size:,} documents')
+    _print_field('cluster', f'stands for {size:,} documents')
   total = sum(m['documents'] for m in corpora if m['kind'] == 'rejects')
   if total > _SCAN:
-    _say('', f'(its members need a scan of {total:,} rejects, more than {_SCAN:,}: not listed)')
+    _print_field(
+      '', f'(its members need a scan of {total:,} rejects, more than {_SCAN:,}: not listed)')
     return
   members = itertools.islice(cluster(corpora, record), _LIMIT.value + 1)
   for i, row in enumerate(members):
-    more = i == _LIMIT.value
-    _say('', 'and more, see --limit' if more else f'{row["reason"]}: {row["id"]} {row["url"]}')
+    _print_field('', 'and more, see --limit' if i == _LIMIT.value else
+                 f'{row["reason"]}: {row["id"]} {row["url"]}')
 
 
-def _say(label: str, value: str) -> None:
+def _print_field(label: str, value: str) -> None:
   if value:
     console.print(f'  [dim]{label:9}[/dim] {escape(value)}')
 
@@ -213,7 +212,7 @@ def _say(label: str, value: str) -> None:
 # --- a reason ------------------------------------------------------------------------------------
 
 
-def tell_reason(corpus: str, reason: str, limit: int) -> None:
+def print_reason(corpus: str, reason: str, limit: int) -> None:
   """Prints documents dropped for `reason` (REASON or STAGE/REASON) on the way to `corpus`.
 
   Raises:
@@ -241,7 +240,7 @@ def tell_reason(corpus: str, reason: str, limit: int) -> None:
                                if (r['stage'], r['reason']) in wanted), limit)
     for shown, row in enumerate(rows, start=1):
       console.print(f'[bold]{shown} of {total:,}[/bold]: {row["stage"]} / {row["reason"]}')
-      tell_record(row, manifest)
+      print_record(row, manifest)
       console.print()
 
 
@@ -260,7 +259,7 @@ def load_batches(workdir: str) -> tuple[Batches, dict[str, Any]]:
   config = json.loads((root / 'config.json').read_text())
   stages = make_stages(config['train']['stages'], config['train']['steps'])
   names = sorted({name for stage in stages for name in stage.mixture})
-  paths = {m['name']: m['path'] for m in find_corpora(str(root / 'tokens'))}
+  paths = {m['name']: m['path'] for m in finished_corpora(str(root / 'tokens'))}
   if gone := [name for name in names if name not in paths]:
     raise ValueError(f'{workdir}/tokens has no finished corpus {gone[0]!r}')
   corpora = {name: open_corpus(paths[name], 'train', name) for name in names}
@@ -304,7 +303,7 @@ def plan_of(
   return iterator.next_plan(), start
 
 
-def tell_step(workdir: str, step: int) -> None:
+def print_step(workdir: str, step: int) -> None:
   """Prints the documents of one step's global batch."""
   batches, _ = load_batches(workdir)
   plan, start = plan_of(workdir, batches, step)
@@ -317,7 +316,7 @@ def tell_step(workdir: str, step: int) -> None:
     f'{tokens / (len(plan) * batches.seq_len):.1%} filled '
     f'[dim](worked out from step {start})[/dim]')
   texts = {m['name']: records.Finder(m['path'])
-           for m in find_corpora(str(pathlib.Path(workdir, 'corpora'))) if m['kind'] == 'curated'}
+           for m in finished_corpora(os.path.join(workdir, 'corpora')) if m['kind'] == 'curated'}
   for number, (name, row) in enumerate(plan):
     corpus = batches.corpora[name]
     console.print(f'row {number} [bold]{escape(name)}[/bold]')
@@ -334,6 +333,7 @@ def tell_step(workdir: str, step: int) -> None:
 
 
 def main(argv: list[str]) -> None:
+  """The command line; bad input is one line and exit code 2."""
   logging.set_verbosity(logging.WARNING)  # TFDS tells of every corpus it opens
   try:
     if len(argv) > 1:
@@ -341,23 +341,23 @@ def main(argv: list[str]) -> None:
     if _REASON.value is not None:
       if not _CORPUS.value:
         raise ValueError('--reason needs the --corpus that the documents were dropped from')
-      tell_reason(_CORPUS.value, _REASON.value, _LIMIT.value)
+      print_reason(_CORPUS.value, _REASON.value, _LIMIT.value)
     elif _STEP.value is not None:
       if not _WORKDIR.value:
         raise ValueError('--step needs the --workdir of a run')
-      tell_step(_WORKDIR.value, _STEP.value)
+      print_step(_WORKDIR.value, _STEP.value)
     elif _DOCUMENT.value is not None:
       if _CORPUS.value:
         manifest = records.read_manifest(_CORPUS.value)
         rejects = rejects_of(manifest)
         corpora = [manifest] + ([records.read_manifest(rejects)] if rejects else [])
       elif _WORKDIR.value:
-        corpora = find_corpora(_WORKDIR.value)
+        corpora = finished_corpora(_WORKDIR.value)
       else:
         raise ValueError('--document needs a --workdir or a --corpus to look in')
       if not corpora:
         raise ValueError(f'no finished corpus in {_WORKDIR.value}')
-      tell_document(corpora, _DOCUMENT.value)
+      print_document(corpora, _DOCUMENT.value)
     else:
       raise ValueError('what about? Give --document=ID, --step=N, or --corpus=DIR --reason=R')
   except (OSError, ValueError) as e:

@@ -80,6 +80,7 @@ def bucket(quality: float, limits: tuple[float, float]) -> str:
 
 
 def main(argv: list[str]) -> None:
+  """The command line; bad input is one line and exit code 2."""
   try:
     if len(argv) > 1:
       raise ValueError(f'unknown argument {argv[1]!r}: flags look like --corpus=DIR')

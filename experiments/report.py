@@ -44,6 +44,7 @@ _PORT = flags.DEFINE_integer('port', 8008, 'Of --watch, on 127.0.0.1.')
 
 
 def main(argv: list[str]) -> None:
+  """The command line; bad input is one line and exit code 2."""
   logging.set_verbosity(logging.WARNING)  # TFDS tells of every corpus it opens
   try:
     if len(argv) > 1:
@@ -120,7 +121,7 @@ def _scaling(source: str) -> str:
   points = read(source)
   page, fit = scaling_page.write(
     points, _OUTPUT.value, flops=[float(x) for x in _FLOPS.value], force=_FORCE.value,
-    against=read(_AGAINST.value) if _AGAINST.value else None, say=print)
+    against=read(_AGAINST.value) if _AGAINST.value else None, log_line=print)
   ends = {k: f' ({low:.4g} to {high:.4g})' for k, (low, high) in fit.intervals.items()}
   print(f'{len(points.loss)} runs; {points.convention}')
   print('  '.join(f'{k} = {getattr(fit, k):.5g}{ends.get(k, "")}'

@@ -45,15 +45,15 @@ _DRY_RUN = flags.DEFINE_bool('dry_run', False, 'Print the steps, what is done, a
 
 def run(c: ConfigDict, workdir: str, *, dry_run: bool = False) -> None:
   """Runs (or describes) the experiment `c` in `workdir`; ValueError or OSError on bad input."""
-  leads, wait = True, lambda what: None
+  is_lead, wait = True, lambda what: None
   if _DISTRIBUTED.value and not dry_run:
     from smoljax import distributed
 
     distributed.start(_COORDINATOR.value, _PROCESSES.value, _PROCESS.value)
-    leads, wait = distributed.is_lead(), distributed.wait
-    console.quiet = not leads
+    is_lead, wait = distributed.is_lead(), distributed.wait
+    console.quiet = not is_lead
   resolve(c)
-  graph = Graph(build_steps(c, workdir), workdir, console.print, leads=leads, wait=wait)
+  graph = Graph(build_steps(c, workdir), workdir, console.print, is_lead=is_lead, wait=wait)
   if dry_run:
     table = Table('step', 'state', 'cost', title=f'{c.name} in {workdir}')
     for row in graph.describe():
@@ -66,12 +66,12 @@ def run(c: ConfigDict, workdir: str, *, dry_run: bool = False) -> None:
   keep_programs(workdir)
   check(c)
   summary_file = os.path.join(workdir, 'summary.json')
-  if leads:
+  if is_lead:
     os.makedirs(workdir, exist_ok=True)
     write_json(os.path.join(workdir, 'config.json'), json.loads(c.to_json_best_effort()))
   # The summary is kept current, because the report, the last step, is made of it.
   graph.run(before=lambda step: write_json(summary_file, summarize(graph)))
-  if not leads:
+  if not is_lead:
     return
   summary = summarize(graph)
   write_json(summary_file, summary)
@@ -134,6 +134,7 @@ def _parse(argv: list[str]) -> list[str]:
 
 
 def main(_: Sequence[str]) -> int:
+  """The command line: runs, describes or estimates; the exit code."""
   # Our own progress, and of the libraries only errors.
   logging.basicConfig(format='%(message)s', level=logging.ERROR, force=True)
   logging.getLogger('data_beam').setLevel(logging.INFO)

@@ -68,15 +68,14 @@ PRUNERS: dict[str, Callable[[], optuna.pruners.BasePruner]] = {
 }
 
 
-def _latency(folder: pathlib.Path, _: dict) -> float:
+def _latency(folder: pathlib.Path, _summary: dict) -> float:
   """Milliseconds a token of greedy decoding, one row, on this machine."""
   from smoljax import model
   from smoljax.checkpoints import load
   from smoljax.inference import cache as cache_lib
   from smoljax.inference.generate import generate
 
-  config, params, _ = load.load_weights(str(folder / 'checkpoints'))
-  config, params = model.without_mtp(config, params)
+  config, params = model.without_mtp(*load.load_weights(str(folder / 'checkpoints'))[:2])
   new = min(64, config.max_seq_len - 1)
   params = cache_lib.prepare(config, params)
   times = []
@@ -158,7 +157,7 @@ class Study:
     return study
 
   def run(self, objective: Callable[[optuna.Trial, Report], Sequence[float]],
-          say: Callable[[str], None] = print) -> optuna.Study:
+          log_line: Callable[[str], None] = print) -> optuna.Study:
     """Works on the study until it is complete; what other processes do counts.
 
     `objective` gives a trial's values; what it raises, but for optuna.TrialPruned, ends the run and
@@ -180,27 +179,30 @@ class Study:
       if trial is None:  # the rest is in other processes' hands; should one die, it comes back
         time.sleep(1)
         continue
-      self._run(study, trial, objective, say)
+      self._run(study, trial, objective, log_line)
 
   def missing(self, study: optuna.Study, seconds: float) -> str:
     """'begin' another trial, 'wait' for those of others, or all are 'done'."""
     trials = study.get_trials(deepcopy=False)
     states = optuna.trial.TrialState
-    asked = sum(original(t) == t.number for t in trials)
+    begun = sum(original(t) == t.number for t in trials)
     spent = sum(t.user_attrs.get('flops', 0.0) for t in trials)
     over = (self.max_hours and seconds > 3600 * self.max_hours) or (
       self.max_flops and spent >= self.max_flops)
     if any(t.state == states.WAITING for t in trials) and not over:
       return 'begin'
     wanted = self.trials + study.user_attrs.get('more', 0)
-    if asked < wanted and not over and self.sampler != 'grid':  # its points were all waiting
+    if begun < wanted and not over and self.sampler != 'grid':  # its points were all waiting
       return 'begin'
     return 'wait' if any(t.state == states.RUNNING for t in trials) else 'done'
 
   def current_space(self, study: optuna.Study) -> Space:
+    """The space as it was widened, if it was."""
     return study.user_attrs.get('space') or dict(self.space)
 
-  def widen(self, study: optuna.Study, times: int, more: int, say: Callable[[str], None]) -> bool:
+  def widen(
+    self, study: optuna.Study, times: int, more: int, log_line: Callable[[str], None]
+  ) -> bool:
     """Where the best trial lies at an edge, widens the range and asks for `more` trials.
 
     Ranges grow by half their width (in logs if they are 'log'); an 'int' stays above 0. At most
@@ -209,7 +211,7 @@ class Study:
     space, widened = dict(self.current_space(study)), study.user_attrs.get('widened', [])
     if len(widened) >= times or not any(t.state.name == 'COMPLETE' for t in study.trials):
       return False
-    said = []
+    changes = []
     for name, side in edges(study, space).items():
       kind, low, high = space[name]
       if kind == 'log':
@@ -222,16 +224,16 @@ class Study:
         wider = (max(1, round(wider[0])), math.ceil(wider[1]))
       if wider != (low, high):
         space[name] = (kind, *wider)
-        said.append(f'the best {name}, {study.best_params[name]:.4g}, is at the edge of '
+        changes.append(f'the best {name}, {study.best_params[name]:.4g}, is at the edge of '
                     f'{low:.4g} to {high:.4g}; the range becomes {wider[0]:.4g} to {wider[1]:.4g}')
-    if said:
+    if changes:
       study.set_user_attr('space', space)
       study.set_user_attr('more', study.user_attrs.get('more', 0) + more)
-      study.set_user_attr('widened', [*widened, '; '.join(said)])
-      say('\n'.join(said))
-    return bool(said)
+      study.set_user_attr('widened', [*widened, '; '.join(changes)])
+      log_line('\n'.join(changes))
+    return bool(changes)
 
-  def _run(self, study, trial, objective, say) -> None:
+  def _run(self, study, trial, objective, log_line) -> None:
     last = 0
 
     def report(step: int, value: float) -> None:
@@ -247,7 +249,7 @@ class Study:
         values = objective(trial, report)
       except optuna.TrialPruned:
         study.tell(trial, state=optuna.trial.TrialState.PRUNED)
-        say(f'trial {trial.number}: stopped early')
+        log_line(f'trial {trial.number}: stopped early')
       except BaseException:
         study.tell(trial, state=optuna.trial.TrialState.FAIL)
         raise
@@ -256,7 +258,7 @@ class Study:
         study.tell(trial, None if bad else list(values),
                    state=optuna.trial.TrialState.FAIL if bad else None)
         shown = ', '.join(f'{v:.4g}' for v in values)
-        say(f'trial {trial.number}: {shown} with {trial.params}')
+        log_line(f'trial {trial.number}: {shown} with {trial.params}')
 
   @contextlib.contextmanager
   def _locked(self) -> Iterator[None]:
@@ -270,11 +272,12 @@ class Study:
 def _heartbeat(study: optuna.Study, trial: optuna.Trial) -> Iterator[None]:
   """Signs of life of a trial while entered."""
   over = threading.Event()
+  storage: Any = study._storage
 
   def beat() -> None:
     while True:
       with contextlib.suppress(Exception):  # a busy database; the next one will do
-        study._storage.record_heartbeat(trial._trial_id)
+        storage.record_heartbeat(trial._trial_id)
       if over.wait(HEARTBEAT):
         return
 
@@ -378,7 +381,7 @@ def experiment(workdir: str, config: str, flags: Sequence[str], objectives: Sequ
       if point.process.poll() is None:
         point.process.send_signal(signal.SIGTERM)  # it saves a checkpoint
         point.process.wait()
-      rows = _rows(folder)
+      rows = metrics.read_rows(folder / 'metrics.jsonl')
       trial.set_user_attr('flops', max((r.get('flops', 0.0) for r in rows), default=0.0))
     if point.process.returncode:
       trial.set_user_attr('failed', point.last_words())
@@ -389,15 +392,10 @@ def experiment(workdir: str, config: str, flags: Sequence[str], objectives: Sequ
   return run
 
 
-def _rows(folder: pathlib.Path) -> list[dict]:
-  path = folder / 'metrics.jsonl'
-  return metrics.read_rows(str(path)) if path.exists() else []
-
-
 def _watch(folder: pathlib.Path, report: Report) -> None:
   """Reports the mean held-out loss of each evaluation there has been of something trained."""
   evaluations = 0
-  for row in _rows(folder):
+  for row in metrics.read_rows(folder / 'metrics.jsonl'):
     losses = [x for k, x in row.items() if k.startswith('val/') and k.endswith('/loss')]
     if losses and row['step']:
       evaluations += 1
@@ -471,6 +469,7 @@ def _helpers(count: int, argv: Sequence[str]) -> Iterator[None]:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
+  """The command line; bad input is one line and exit code 2."""
   argv = sys.argv[1:] if argv is None else list(argv)
   args = _parse(argv)
   optuna.logging.set_verbosity(optuna.logging.WARNING)
@@ -478,19 +477,19 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _main(args: argparse.Namespace, argv: Sequence[str]) -> None:
-  say = lambda line: print(line, flush=True)
+  log_line = lambda line: print(line, flush=True)
   study = Study(
     pathlib.Path(args.workdir), sweep.load_attribute(args.config, 'space')(), args.trials,
     args.sampler, args.pruner, len(args.objectives), args.seed, args.max_flops, args.max_hours)
   objective = experiment(args.workdir, args.config, args.flags, args.objectives)
   if args.worker:
-    study.run(objective, say)
+    study.run(objective, log_line)
     return
   while True:
     with _helpers(args.processes - 1, argv):
-      done = study.run(objective, say)
+      done = study.run(objective, log_line)
     more = max(2, args.trials // 4)
-    if len(args.objectives) > 1 or not study.widen(done, args.widen, more, say):
+    if len(args.objectives) > 1 or not study.widen(done, args.widen, more, log_line):
       break
   found = results(done, study.current_space(done), args.objectives)
   print(f'results: {search_page.write(found, args.workdir)}')

@@ -90,6 +90,7 @@ def plan_table(title: str, plans: dict[str, memory.Bytes]) -> Table:
 
 
 def main(argv: list[str]) -> None:
+  """The command line; bad input is one line and exit code 2."""
   console = Console(width=None if sys.stdout.isatty() else 200)
   try:
     if len(argv) > 1:

@@ -36,7 +36,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import IO, Any
 
 from experiments.engine.cli import exit_status, read_json, write_json
@@ -63,7 +63,7 @@ class Point:
   aside: bool = False
   state: str = 'waiting'  # waiting | running | done | failed | blocked
   tries: int = 0
-  process: subprocess.Popen | None = None
+  process: Any = None  # subprocess.Popen, once it was started
   gpu: str | None = None
   began: float = 0.0
   lease: IO | None = None  # an open, locked file: it is ours until this process ends or closes it
@@ -78,7 +78,7 @@ def load_attribute(config: str, name: str) -> Any:
   """`name` of a config file, `configs/X.py[:args]`. Raises ValueError where there is none."""
   path = config.partition(':')[0]
   spec = importlib.util.spec_from_file_location(pathlib.Path(path).stem, path)
-  if not os.path.isfile(path) or spec is None:
+  if not os.path.isfile(path) or spec is None or spec.loader is None:
     raise ValueError(f'no config file {path}: give --config=configs/mtp.py')
   module = importlib.util.module_from_spec(spec)
   spec.loader.exec_module(module)
@@ -140,7 +140,8 @@ def plan(config: str, workdir: str, flags: Sequence[str] = ()) -> list[Point]:
 
 
 def run(points: Sequence[Point], *, parallel: int, retries: int = 1, backoff: float = 1.0,
-        stall: float = math.inf, gpus: Sequence[str] = (), say=print) -> bool:
+        stall: float = math.inf, gpus: Sequence[str] = (),
+        log_line: Callable[[str], None] = print) -> bool:
   """Runs all points, at most `parallel` at a time; whether all are done.
 
   Each process writes its folder's log.txt. A KeyboardInterrupt ends the processes first.
@@ -155,9 +156,9 @@ def run(points: Sequence[Point], *, parallel: int, retries: int = 1, backoff: fl
     while any(p.state in ('waiting', 'running') for p in points):
       for p in points:
         if p.state == 'running' and p.process.poll() is not None:
-          _finish(p, retries, backoff, say)
+          _finish(p, retries, backoff, log_line)
         elif p.state == 'running' and (silent := _silence(p)) > stall:
-          say(f'{p.name}: killed, since it has said nothing for {silent:.0f} s')
+          log_line(f'{p.name}: killed, since it has said nothing for {silent:.0f} s')
           p.process.kill()
           p.process.wait()
       for p in points:
@@ -166,13 +167,13 @@ def run(points: Sequence[Point], *, parallel: int, retries: int = 1, backoff: fl
         states = {by_name[a].state for a in p.after}
         if states & {'failed', 'blocked'}:
           p.state = 'blocked'
-          say(f'{p.name}: not run, since {", ".join(sorted(p.after))} failed')
+          log_line(f'{p.name}: not run, since {", ".join(sorted(p.after))} failed')
         elif (states <= {'done'} and sum(q.state == 'running' for q in points) < parallel
               and _take(p)):
           busy = [q.gpu for q in points if q.state == 'running']
           start(p, min(gpus, key=busy.count) if gpus else None)
           done = sum(q.state == 'done' for q in points)
-          say(f'{p.name}: started ({done} of {len(points)} done); {p.folder}/log.txt')
+          log_line(f'{p.name}: started ({done} of {len(points)} done); {p.folder}/log.txt')
       time.sleep(0.2)
   finally:
     for p in points:
@@ -218,27 +219,27 @@ def start(point: Point, gpu: str | None) -> None:
   point.tries += 1
 
 
-def _finish(point: Point, retries: int, backoff: float, say) -> None:
+def _finish(point: Point, retries: int, backoff: float, log_line: Callable[[str], None]) -> None:
   status, seconds = point.process.returncode, time.monotonic() - point.began
   if point.lease:
     point.lease.close()
   again = point.tries <= retries
   if status == 0:
     point.state = 'done'
-    say(f'{point.name}: done in {seconds:.0f} s')
+    log_line(f'{point.name}: done in {seconds:.0f} s')
   elif status != REFUSED and again:
     point.state = 'waiting'
-    say(f'{point.name}: ended with status {status} after {seconds:.0f} s; it is started again')
+    log_line(f'{point.name}: ended with status {status} after {seconds:.0f} s; it is started again')
   elif again and backoff != 1 and metrics.diverged(
-      metrics.read_rows(str(point.folder / 'events.jsonl'))):
+      metrics.read_rows(point.folder / 'events.jsonl')):
     rate = backoff * read_json(str(point.folder / 'config.json'))['optimizer']['learning_rate']
     point.fields['optimizer.learning_rate'] = rate
     point.command.append(f'--config.optimizer.learning_rate={rate}')
     point.state = 'waiting'
-    say(f'{point.name}: diverged after {seconds:.0f} s; again at a learning rate of {rate:g}')
+    log_line(f'{point.name}: diverged after {seconds:.0f} s; again at a learning rate of {rate:g}')
   else:
     point.state = 'failed'
-    say(f'{point.name}: failed: {point.last_words()}')
+    log_line(f'{point.name}: failed: {point.last_words()}')
 
 
 def find_gpus() -> list[str]:
@@ -279,6 +280,7 @@ def _parse(argv: Sequence[str] | None) -> argparse.Namespace:
 
 
 def commands(points: Sequence[Point]) -> Iterator[str]:
+  """The shell command of each point, for schedulers elsewhere."""
   for p in points:
     shared = os.path.relpath(p.folder.parent.parent / 'steps', p.folder)
     yield (f'mkdir -p {shlex.quote(str(p.folder))} && '
@@ -287,6 +289,7 @@ def commands(points: Sequence[Point]) -> Iterator[str]:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
+  """The command line; bad input is one line and exit code 2."""
   args = _parse(argv)
   return exit_status(lambda: _main(args))
 
@@ -301,7 +304,7 @@ def _main(args: argparse.Namespace) -> int:
   write_json(os.path.join(args.workdir, 'laws.json'), laws)
   signal.signal(signal.SIGTERM, signal.default_int_handler)  # its processes must not outlive it
   ok = run(points, parallel=args.parallel, retries=args.retries, backoff=args.backoff,
-           stall=args.stall, gpus=find_gpus(), say=lambda line: print(line, flush=True))
+           stall=args.stall, gpus=find_gpus(), log_line=lambda line: print(line, flush=True))
   finished = [sweep_page.load(p.name, p.fields, p.folder, p.group, p.factors)
               for p in points if p.state == 'done' and not p.aside]
   if finished:
@@ -309,7 +312,7 @@ def _main(args: argparse.Namespace) -> int:
     print(*verdicts, f'comparison: {page}', sep='\n')
   if ok and laws:
     page, _ = scaling_page.write(
-      scaling_page.read(args.workdir), os.path.join(args.workdir, 'scaling'), say=print)
+      scaling_page.read(args.workdir), os.path.join(args.workdir, 'scaling'), log_line=print)
     print(f'scaling law: {page}')
   for p in points:
     if p.state != 'done':

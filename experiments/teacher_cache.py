@@ -21,6 +21,7 @@ from smoljax.train import distill
 
 
 def main() -> None:
+  """The command line; bad input is one line and exit code 2."""
   # No absl flags: experiments.run imports this beside other commands, with flags of the same names.
   parser = argparse.ArgumentParser(
     prog='python -m experiments.teacher_cache', description=__doc__.split('\n')[0])

@@ -5,6 +5,7 @@ Process 0, the lead, writes everything but its peers' parts of checkpoints.
 """
 
 import itertools
+from typing import Any
 
 import jax
 import numpy as np
@@ -34,6 +35,7 @@ def start(coordinator: str = '', processes: int = 0, process: int = -1) -> None:
 
 
 def is_lead() -> bool:
+  """Whether this process is the one that writes files and prints."""
   return jax.process_index() == 0
 
 
@@ -53,4 +55,5 @@ def wait(what: str) -> None:
     # The barrier of multihost_utils is a collective of devices, which gives up after a while.
     from jax._src import distributed
 
-    distributed.global_state.client.wait_at_barrier(f'smoljax/{next(_barriers)}/{what}', _WEEK)
+    client: Any = distributed.global_state.client
+    client.wait_at_barrier(f'smoljax/{next(_barriers)}/{what}', _WEEK)

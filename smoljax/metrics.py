@@ -7,7 +7,7 @@ import math
 import os
 import secrets
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, TextIO
 
 import pynvml
@@ -181,15 +181,32 @@ def _reopen(path: str, last_step: float = math.inf) -> TextIO:
   return open(path, 'a', buffering=1)
 
 
-def read_rows(path: str) -> list[dict]:
-  """Rows of a JSONL file; a last line cut short by a kill is left out, a missing file is empty."""
+def read_rows(
+  path: str | os.PathLike, note: Callable[[str], None] | None = None
+) -> list[dict[str, Any]]:
+  """Rows of a JSONL file; a last line cut short by a kill is left out, a missing file is empty.
+
+  Args:
+    note: gets a line about each line that is left out, for readers who would rather have the rest
+      of a damaged file than none of it.
+  Raises:
+    ValueError: without `note`, where a line before the last is no JSON object.
+  """
   if not os.path.exists(path):
     return []
   rows = []
-  with open(path) as f:
-    for line in f:
-      if line.endswith('\n'):
-        rows.append(json.loads(line))
+  with open(path, encoding='utf-8', errors='replace') as f:
+    for number, line in enumerate(f, 1):
+      try:
+        row = json.loads(line) if line.endswith('\n') else None
+      except ValueError:
+        row = None
+      if isinstance(row, dict):
+        rows.append(row)
+      elif note:
+        note(f'{os.path.basename(path)}: a torn line was skipped')
+      elif line.endswith('\n'):
+        raise ValueError(f'{path}: line {number} is no JSON object')
   return rows
 
 

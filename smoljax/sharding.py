@@ -115,7 +115,8 @@ def reduced(x: jax.Array) -> jax.Array:
   if num_parts('batch') * num_parts('length') == 1:
     return x
   split = jax.typeof(x).sharding.spec.partitions
-  return jax.reshard(x, PartitionSpec(*split, reduced={*RULES['batch'], RULES['length']}))
+  axes = {*(RULES['batch'] or ()), RULES['length']}
+  return jax.reshard(x, PartitionSpec(*split, reduced=axes))
 
 
 def zero_gradient(x: jax.Array) -> jax.Array:
@@ -133,26 +134,26 @@ def like(gradient: jax.Array, x: jax.Array) -> jax.Array:
 def num_parts(name: str) -> int:
   """Into how many parts the mesh that is set splits this logical dim; 1 without a mesh."""
   mesh = jax.sharding.get_abstract_mesh()
-  return 1 if mesh.empty else _ways(mesh, spec(name)[0])
+  return 1 if mesh.empty else _num_shards(mesh, spec(name)[0])
 
 
-def deal(x: jax.Array) -> jax.Array:
+def zigzag(x: jax.Array) -> jax.Array:
   """[B, T, …] whole rows → split as `context` devices share them, in the order they compute in.
 
   Causal attention gives late tokens more work. So a row is cut into 2C pieces and device r holds
   pieces r and 2C - 1 - r (as in Llama 3, arXiv:2407.21783): each pair has the same work. The
-  identity where no mesh splits the sequence. `undeal` is the way back, for hidden states.
+  identity where no mesh splits the sequence. `unzigzag` is the way back, for hidden states.
 
   Raises ValueError if T does not divide into 2C pieces.
   """
   parts = num_parts('length')
   names = ('batch' if x.shape[0] > 1 else None, 'length', *(None,) * (x.ndim - 2))
   if parts > 1:
-    x = dealt(constrain(x, names[0], *(None,) * (x.ndim - 1)), parts)
+    x = zigzag_parts(constrain(x, names[0], *(None,) * (x.ndim - 1)), parts)
   return constrain(x, *names)
 
 
-def dealt(x: jax.Array, parts: int, *, back: bool = False) -> jax.Array:
+def zigzag_parts(x: jax.Array, parts: int, *, back: bool = False) -> jax.Array:
   """Whole rows [B, T, …] with their pieces in the devices' order, or `back` in reading order."""
   B, T, *rest = x.shape
   if T % (2 * parts):
@@ -163,8 +164,8 @@ def dealt(x: jax.Array, parts: int, *, back: bool = False) -> jax.Array:
   return x.reshape(B, 2 * parts, T // (2 * parts), *rest)[:, order].reshape(x.shape)
 
 
-def undeal(x_BTD: jax.Array) -> jax.Array:
-  """Hidden states of a row that was dealt, back in reading order; each device swaps one half."""
+def unzigzag(x_BTD: jax.Array) -> jax.Array:
+  """Hidden states of a zigzag row, back in reading order; each device swaps one half."""
   parts, axis = num_parts('length'), RULES['length']
   if parts == 1:
     return x_BTD
@@ -257,11 +258,11 @@ def shardings(tree: PyTree, mesh: Mesh) -> PyTree:
   def place(path, leaf):
     parts = param_spec(path, leaf.ndim)
     for dim, (size, axes) in enumerate(zip(leaf.shape, parts, strict=True)):
-      ways = _ways(mesh, axes)
-      if size % ways:
+      num_shards = _num_shards(mesh, axes)
+      if size % num_shards:
         raise ValueError(
           f'{"/".join(str(getattr(k, "key", k)) for k in path)}: dim {dim} of size {size} does not '
-          f'divide over mesh axis {axes}={ways}; change that size or the mesh'
+          f'divide over mesh axis {axes}={num_shards}; change that size or the mesh'
         )
     return NamedSharding(mesh, parts)
 
@@ -287,16 +288,16 @@ def shard_batch(host_batch: Mapping[str, np.ndarray], mesh: Mesh) -> dict[str, j
   With several processes each gives its own rows; the global batch is all of them. Raises
   ValueError if the global batch does not divide over the data and fsdp axes.
   """
-  ways, parts = _ways(mesh, RULES['batch']), _ways(mesh, RULES['length'])
-  local_ways = len(local_rows(mesh, ways))
+  num_shards, parts = _num_shards(mesh, RULES['batch']), _num_shards(mesh, RULES['length'])
+  local_shards = len(local_rows(mesh, num_shards))
 
   def place(name, x):
     x = np.asarray(x)
-    rows = x.shape[0] * ways // local_ways
-    if rows % ways:
+    rows = x.shape[0] * num_shards // local_shards
+    if rows % num_shards:
       raise ValueError(
         f'batch {name!r} has {rows} rows, which do not divide over the mesh '
-        f'(data={mesh.shape["data"]} x fsdp={mesh.shape["fsdp"]}): use a multiple of {ways}'
+        f'(data={mesh.shape["data"]} x fsdp={mesh.shape["fsdp"]}): use a multiple of {num_shards}'
       )
     if x.ndim > 1 and x.shape[1] % parts:
       raise ValueError(f'batch {name!r} has {x.shape[1]} tokens a row, which do not divide over '
@@ -313,12 +314,14 @@ def local_rows(mesh: Mesh, rows: int) -> range:
 
   Raises ValueError if the batch does not divide over the mesh, or they are not neighbours.
   """
-  ways = _ways(mesh, RULES['batch'])
-  if rows % ways:
-    raise ValueError(f'a batch of {rows} rows does not divide over the mesh (data='
-                     f'{mesh.shape["data"]} x fsdp={mesh.shape["fsdp"]}): use a multiple of {ways}')
+  num_shards = _num_shards(mesh, RULES['batch'])
+  if rows % num_shards:
+    raise ValueError(
+      f'a batch of {rows} rows does not divide over the mesh (data={mesh.shape["data"]} x '
+      f'fsdp={mesh.shape["fsdp"]}): use a multiple of {num_shards}')
   placed = NamedSharding(mesh, spec('batch'))
-  held = {i for x, in placed.addressable_devices_indices_map((rows,)).values()
+  places: Any = placed.addressable_devices_indices_map((rows,))
+  held = {i for x, in places.values()
           for i in range(*x.indices(rows))}
   if len(held) != max(held) - min(held) + 1:
     raise ValueError('the rows of a process lie apart on this mesh: order its axes otherwise')
@@ -329,6 +332,6 @@ def _no_mesh() -> bool:
   return jax.sharding.get_abstract_mesh().empty
 
 
-def _ways(mesh: Mesh, axes: str | tuple[str, ...] | None) -> int:
+def _num_shards(mesh: Mesh, axes: str | tuple[str, ...] | None) -> int:
   axes = (axes,) if isinstance(axes, str) else axes or ()
   return math.prod(mesh.shape[a] for a in axes)

@@ -173,17 +173,17 @@ def test_a_split_sequence_equals_the_definition(implementation, interpreted):
   @jax.jit
   @functools.partial(jax.value_and_grad, argnums=(0, 1, 2), has_aux=True)
   def run(q, k, v, dout):
-    q, k, v, dout, places, ids = (sharding.deal(x) for x in (q, k, v, dout, positions, segments))
+    q, k, v, dout, places, ids = (sharding.zigzag(x) for x in (q, k, v, dout, positions, segments))
     out, max_N = attention(
       q, k, v, q_positions_BT=places, kv_positions_BS=places, q_segments_BT=ids,
-      kv_segments_BS=ids, in_order=True, dealt=True, max_logits='bound',
+      kv_segments_BS=ids, in_order=True, zigzag=True, max_logits='bound',
       implementation=implementation)
     return jnp.sum(out.astype(jnp.float32) * dout.astype(jnp.float32)), (out, max_N)
 
   mesh = sharding.make_mesh(data=1, context=2, devices=jax.devices()[:2])
   with jax.set_mesh(mesh):
     (_, (out, bound_N)), got = run(*arrays)
-  near(sharding.dealt(np.asarray(out), 2, back=True), expected_out, tolerance)
+  near(sharding.zigzag_parts(np.asarray(out), 2, back=True), expected_out, tolerance)
   for x, y in zip(got, gradients, strict=True):
     near(x, y, tolerance)
   assert (bound_N >= largest_N - 0.1).all() and (bound_N <= largest_N + math.log(T)).all()
@@ -286,14 +286,14 @@ def test_what_cannot_be_done_is_refused(fields, message):
 ])  # fmt: skip
 def test_cudnn_says_what_it_cannot_do(fields, message, monkeypatch):
   monkeypatch.setattr(context, 'platform', lambda: 'gpu')
-  how = Static('cudnn', fields.get('windows', (None,)), fields.get('softcap', 0.0),
+  static = Static('cudnn', fields.get('windows', (None,)), fields.get('softcap', 0.0),
                fields.get('in_order', True), False)
   x = jnp.ones((1, fields.get('T', 8), 1, fields.get('H', 8)), fields.get('dtype', 'bfloat16'))
-  assert message in cudnn.refusal(how, x, x, False)
+  assert message in cudnn.refusal(static, x, x, False)
   if jax.__version_info__ < (0, 11, 2):
-    how = Static('cudnn', (None,), 0.0, True, False)
+    static = Static('cudnn', (None,), 0.0, True, False)
     x = jnp.ones((1, 8, 1, 8), jnp.bfloat16)
-    assert 'needs jax 0.11.2 for documents' in cudnn.refusal(how, x, x, True)
+    assert 'needs jax 0.11.2 for documents' in cudnn.refusal(static, x, x, True)
 
 
 def test_segments_and_positions_give_each_other():

@@ -322,7 +322,7 @@ def write(teacher, corpora, output, monkeypatch, **kwargs):
   monkeypatch.setattr(teacher_cache, 'same_tokenizer', lambda *_: None)
   monkeypatch.setattr(load, 'load_model', lambda path: _Loaded(path))
   return {name: teacher_cache.write(teacher, path, str(output), name, seq_len=64,
-                                    say=lambda line: None, **kwargs)
+                                    log_line=lambda line: None, **kwargs)
           for name, path in corpora.items()}
 
 

@@ -480,7 +480,7 @@ def test_evaluate_gives_the_results_file(small, tmp_path):
     *small, Letters(), ['continuation', 'piqa'], str(tmp_path),
     documents={'web': prose(20), 'pdf': prose(9, seed=5)},
     unigram_counts={'web': np.ones(V, int)},
-    bos=True, seq_len=256, limit=11, say=lines.append,
+    bos=True, seq_len=256, limit=11, log_line=lines.append,
   )  # fmt: skip
   assert json.loads(json.dumps(got)) == got
   assert set(got['bits_per_byte']['web']) == {

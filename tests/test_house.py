@@ -21,8 +21,9 @@ FORBIDDEN = {
   'configs': {'jax', 'smoljax', 'data_beam', 'experiments', 'apache_beam'},
   'experiments': {'tensorflow'},
 }
-# The options of the pipelines are said once; that module imports only the standard library.
-ALLOWED = {'configs': 'data_beam.options'}
+# Files that serve several wings, of the standard library alone: the options of the pipelines are
+# said once, and what BOS, EOS and pad are is decided in one place.
+ALLOWED = {'configs': 'data_beam.options', 'smoljax': 'data_beam.special_tokens'}
 # The floors of smoljax/, lowest first: each imports only lower ones, and itself.
 FLOORS = (
   {'sharding', 'distributed', 'metrics'},
@@ -56,6 +57,8 @@ LONG = {
   'configs.base.get_config': 'every default, once, with its unit: a list to look things up in',
 }
 MANY = {
+  'smoljax.evals.run.evaluate': 'users rely on it: a model, what it is asked, and how',
+  'smoljax.optim.muon.scale_by_muon': 'users rely on it: each is a hyperparameter of the method',
   'smoljax.model.attention.attention': 'the function of a paper: three arrays and what masks them',
 }
 
@@ -106,6 +109,11 @@ def test_wings_do_not_import_each_other(package):
     found = {n.split('.')[0] for n in imports(path)
              if not n.startswith(ALLOWED.get(package, ' '))} & FORBIDDEN[package]
     assert not found, f'{path} imports {found}'
+
+
+@pytest.mark.parametrize('name', ALLOWED.values())
+def test_what_wings_share_is_a_leaf(name):
+  assert {n.split('.')[0] for n in imports(MODULES[name])} <= sys.stdlib_module_names
 
 
 def test_a_floor_imports_only_lower_ones():
@@ -195,6 +203,29 @@ def test_no_function_is_longer_or_takes_more_than_a_reader_can_hold():
       if len(args.posonlyargs + args.args + args.kwonlyargs) > MAX_PARAMETERS:
         found['many'].add(name)
   assert found == {'long': LONG.keys(), 'many': MANY.keys()}
+
+
+def untyped(path):
+  """Public functions and methods of a file whose arguments or result have no type."""
+  todo = [('', ast.parse(path.read_text()).body)]
+  for owner, body in todo:
+    for node in body:
+      if isinstance(node, ast.ClassDef) and not node.name.startswith('_'):
+        todo.append((f'{node.name}.', node.body))
+      elif isinstance(node, ast.FunctionDef) and not node.name.startswith('_'):
+        a = node.args
+        named = [*a.posonlyargs, *a.args, *a.kwonlyargs, *filter(None, (a.vararg, a.kwarg))]
+        bare = [x.arg for x in named if x.annotation is None and x.arg not in ('self', 'cls')]
+        if bare or node.returns is None:
+          place = path.relative_to(REPOSITORY)
+          yield f'{place}:{node.lineno} {owner}{node.name}({", ".join(bare)})'
+
+
+def test_public_names_are_typed():
+  """What they say is held by ruff (D101 to D103)."""
+  bare = [name for package in FORBIDDEN
+          for path in files(package) for name in untyped(path)]
+  assert not bare, '\n'.join(bare)
 
 
 @pytest.mark.parametrize('path', files('configs'), ids=lambda p: p.stem)

@@ -34,7 +34,7 @@ def loaded(tmp_path_factory):
 def test_the_last_row_is_what_the_model_predicts(loaded):
   config = dataclasses.replace(loaded.config, dtype='float32')
   tokens = [1, 5, 9, 5, 200, 7]
-  seen = lens.look(config, loaded.params, tokens)
+  seen = lens.logit_lens(config, loaded.params, tokens)
   logits_TV = model.apply(config, loaded.params, np.array([tokens])).logits[0]
   probs_TV = np.asarray(jax.nn.softmax(logits_TV))
   np.testing.assert_array_equal(seen.top_RT[-1], probs_TV.argmax(-1))

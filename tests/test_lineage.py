@@ -134,7 +134,7 @@ def test_checkpoints_are_as_lineage_reads_them(tmp_path):
 def test_an_unfinished_or_foreign_folder_is_no_corpus(tmp_path):
   (tmp_path / 'x').mkdir()
   (tmp_path / 'x/manifest.json').write_text('{}')
-  assert lineage.find_corpora(str(tmp_path)) == []
+  assert lineage.finished_corpora(str(tmp_path)) == []
   with pytest.raises(ValueError, match='no config'):
     lineage.load_batches(str(tmp_path))
 

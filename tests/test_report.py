@@ -132,10 +132,11 @@ def make_workdir(root: pathlib.Path, hostile: bool = False) -> None:
                  'perf/step_time': 0.9, 'perf/mfu': 0.112,
                  'data/wait': float(rng.uniform(0, 0.03))})
     rows[-1] |= {'mtp/loss_M': [loss + 0.4, loss + 0.7], f'teacher/logits{bad}': 0.5}
-    rows[-1] |= {f'{k}/blocks/mlp/up_DF{bad}': 0.01 for k in run_sections.LEAF}
+    rows[-1] |= {f'{k}/blocks/mlp/up_DF{bad}': 0.01 for k in run_sections.LEAF_METRICS}
     if step == 200:
-      rows[-1] |= {k: [1.5, 2.5] for k in run_sections.LOOK} | {'eff_rank_L': [61.0, 47.125]}
-      rows[-1] |= dict.fromkeys(run_sections.BATCH, 0.125)
+      rows[-1] |= {k: [1.5, 2.5] for k in run_sections.PROBE_BY_LAYER}
+      rows[-1] |= {'eff_rank_L': [61.0, 47.125]}
+      rows[-1] |= dict.fromkeys(run_sections.PROBE_OF_ALL, 0.125)
       rows[-1] |= {f'svd_entropy/{t}/blocks/mlp/up_DF{bad}': 0.5 for t in ('weights', 'updates')}
       rows[-1] |= {'noise_trace': 4.0, 'grad_sq': 0.5}
     if step % 50 == 0 or step == steps:
@@ -260,7 +261,7 @@ def looks_of(steps=6, **change):
 def test_collapsing_features_are_named_with_what_to_try(change, expected):
   looks = looks_of(**change)
   assert run_sections.collapses(looks) == expected
-  shown = ''.join(run_sections.features(looks, lambda *a: ''))
+  shown = ''.join(run_sections.feature_health(looks, lambda *a: ''))
   for name, (step, layer) in expected.items():
     where = '' if layer is None else f' in layer {layer}'
     assert f'<b>{name}</b> from step {step}{where}' in shown and 'ower the' in shown

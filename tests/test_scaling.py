@@ -340,7 +340,7 @@ def test_a_run_is_predicted_unseen(tmp_path):
   (tmp_path / 'laws.json').write_text(json.dumps(laws))
   points, said = scaling_page.read(str(tmp_path)), []
   assert len(points.loss) == 26 and points.unseen[0][0] == '27'
-  scaling_page.write(points, str(tmp_path / 'out'), bootstrap=20, say=said.append)
+  scaling_page.write(points, str(tmp_path / 'out'), bootstrap=20, log_line=said.append)
   row = next(csv.DictReader((tmp_path / 'out/unseen.csv').open()))
   assert abs(float(row['error'])) < 2e-3 and 3 < float(row['ratio']) < 4
   assert float(row['low']) <= float(row['predicted']) <= float(row['high'])
@@ -391,14 +391,14 @@ def make_ladder(folder, c=1.0, **of_last):
 
 
 def test_a_law_is_not_lent_to_another_recipe(tmp_path):
-  assert scaling_page.read(str(make_ladder(tmp_path / 'same'))).strangers == ()
+  assert scaling_page.read(str(make_ladder(tmp_path / 'same'))).other_recipes == ()
   other = make_ladder(tmp_path / 'other', optimizer={'name': 'muon'}, web={'filters': 'none'})
   points, said = scaling_page.read(str(other)), []
-  ((name, what),) = points.strangers
+  ((name, what),) = points.other_recipes
   assert name == '27'
   assert what == "web.filters='none', not 'docs'; optimizer.name='muon', not 'adamw'" or set(
     what.split('; ')) == {"web.filters='none', not 'docs'", "optimizer.name='muon', not 'adamw'"}
-  page, _ = scaling_page.write(points, str(tmp_path / 'out'), bootstrap=0, say=said.append)
+  page, _ = scaling_page.write(points, str(tmp_path / 'out'), bootstrap=0, log_line=said.append)
   assert '27 is of another corpus or recipe' in pathlib.Path(page).read_text()
   assert said[0].startswith('27 is of another recipe')
 
@@ -411,7 +411,7 @@ def test_two_ladders_are_compared(tmp_path):
   for other, expected in ((planted(1e-3, seed=1)[2], 'False'), (steep, 'True')):
     said = []
     scaling_page.write(made(loss), str(tmp_path / expected), bootstrap=100, against=made(other),
-                       say=said.append)
+                       log_line=said.append)
     rows = {r['exponent']: r for r in csv.DictReader(
       (tmp_path / expected / 'against.csv').open())}
     assert rows['alpha']['differ'] == expected, said

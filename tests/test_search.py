@@ -128,13 +128,13 @@ def test_a_winner_at_the_edge_widens_its_range(tmp_path):
   study = study_of(tmp_path, space, trials=16)
   done = study.run(objective, quiet)
   assert search.edges(done, space) == {'lr': 'high', 'n': 'low'}
-  assert study.widen(done, times=1, more=8, say=said.append)
+  assert study.widen(done, times=1, more=8, log_line=said.append)
   assert study.current_space(done)['lr'] == ['log', 1e-3, pytest.approx(1.0)]
   assert study.current_space(done)['n'] == ['int', 1, 4]
   assert 'is at the edge of 0.001 to 0.1' in said[0]
   done = study.run(objective, quiet)
   assert len(done.trials) == 24 and done.best_params['n'] == 1 and done.best_params['lr'] > 0.1
-  assert not study.widen(done, times=1, more=8, say=said.append)
+  assert not study.widen(done, times=1, more=8, log_line=said.append)
 
 
 WORKER = '''

@@ -87,7 +87,7 @@ def test_processes_that_fail_die_and_wait(tmp_path):
   by_name['follows'].after = {'killed'}
   by_name['spoiled'].after = {'refused'}
   said = []
-  assert not sweep.run(points, parallel=2, retries=1, say=said.append)
+  assert not sweep.run(points, parallel=2, retries=1, log_line=said.append)
   assert {p.name: (p.state, p.tries) for p in points} == {
     'good': ('done', 1), 'refused': ('failed', 1), 'killed': ('done', 2), 'hopeless': ('failed', 2),
     'follows': ('done', 1), 'spoiled': ('blocked', 0)}
@@ -105,7 +105,7 @@ among = sum(n.startswith("run-") for n in os.listdir({running!r}))
 print(among, os.environ["CUDA_VISIBLE_DEVICES"])
 os.remove(mine)'''
   points = points_of(tmp_path, **{f'p{i}': script for i in range(5)})
-  assert sweep.run(points, parallel=2, gpus=['4', '7'], say=lambda _: None)
+  assert sweep.run(points, parallel=2, gpus=['4', '7'], log_line=lambda _: None)
   logs = [(p.folder / 'log.txt').read_text().split() for p in points]
   assert max(int(n) for n, _ in logs) == 2
   assert {gpu for _, gpu in logs} == {'4', '7'}
@@ -132,7 +132,7 @@ time.sleep(60)'''
       raise KeyboardInterrupt
 
   with pytest.raises(KeyboardInterrupt):
-    sweep.run(points, parallel=1, say=say)
+    sweep.run(points, parallel=1, log_line=say)
   assert saved.exists()
 
 
@@ -301,7 +301,7 @@ if not os.path.exists(done):
   time.sleep(.5)
   open(done, 'w').close()
 """, str(i)], root / str(i), set()) for i in range(6)]
-assert sweep.run(points, parallel=2, say=lambda line: None)
+assert sweep.run(points, parallel=2, log_line=lambda line: None)
 '''
   both = [subprocess.Popen([sys.executable, '-c', code], cwd=REPOSITORY) for _ in range(2)]
   assert [p.wait(120) for p in both] == [0, 0]
@@ -321,14 +321,14 @@ sys.exit(2 if rate > .3 else 0)'''
     (point,) = points_of(tmp_path / str(retries), wild=script)
     point.command[2] = f'import os, sys\nos.chdir({str(point.folder)!r})\n{script}'
     said = []
-    assert sweep.run([point], parallel=1, retries=retries, backoff=0.5, say=said.append) == (
+    assert sweep.run([point], parallel=1, retries=retries, backoff=0.5, log_line=said.append) == (
       state == 'done')
     assert (point.state, point.tries) == (state, retries + 1)
     assert 'again at a learning rate of 0.4' in said[1]
   assert point.fields == {'optimizer.learning_rate': 0.2}
   (point,) = points_of(tmp_path / 'never', wild=script)
   point.command[2] = f'import os, sys\nos.chdir({str(point.folder)!r})\n{script}'
-  assert not sweep.run([point], parallel=1, retries=2, say=lambda _: None) and point.tries == 1
+  assert not sweep.run([point], parallel=1, retries=2, log_line=lambda _: None) and point.tries == 1
 
 
 def test_a_silent_process_is_killed_and_started_again(tmp_path):
@@ -337,5 +337,5 @@ def test_a_silent_process_is_killed_and_started_again(tmp_path):
     f'first = not os.path.exists({str(mark)!r}); open({str(mark)!r}, "w").close()\n'
     'if first: time.sleep(60)'))
   said = []
-  assert sweep.run([point], parallel=1, stall=1.0, say=said.append)
+  assert sweep.run([point], parallel=1, stall=1.0, log_line=said.append)
   assert point.tries == 2 and 'it has said nothing for' in said[1]

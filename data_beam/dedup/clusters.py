@@ -21,15 +21,18 @@ class Components(beam.CombineFn):
   has an edge; merging unites the forests. Exact for any shape of graph, long chains included.
   """
 
-  def create_accumulator(self):
+  def create_accumulator(self) -> Any:
+    """No edges yet; an accumulator is node → a node nearer to its root."""
     return {}
 
-  def add_input(self, parents, edge):
+  def add_input(self, parents: Any, edge: Any) -> Any:
+    """Joins the components of an edge; the smaller root stays one."""
     u, v = sorted(_root(parents, node) for node in edge)
     parents[v] = u
     return parents
 
-  def merge_accumulators(self, accumulators):
+  def merge_accumulators(self, accumulators: Any) -> Any:
+    """Joins components that share a node."""
     accumulators = iter(accumulators)
     merged = next(accumulators)
     for parents in accumulators:
@@ -37,7 +40,8 @@ class Components(beam.CombineFn):
         self.add_input(merged, edge)
     return merged
 
-  def extract_output(self, parents):
+  def extract_output(self, parents: Any) -> Any:
+    """Node → root, the smallest node of its component."""
     return {node: _root(parents, node) for node in parents}
 
 
@@ -80,7 +84,8 @@ class MinHashDedup(beam.PTransform):
     self.settings = {'bands': bands, 'rows': rows, 'ngram': ngram, 'hash_name': hash_name,
                      'scope': scope, 'max_chars': max_chars}
 
-  def expand(self, documents):
+  def expand(self, documents: Any) -> Any:
+    """PCollections (kept, rejects)."""
     clusters = (
       documents
       | 'bands' >> beam.FlatMap(_bands, **self.settings)

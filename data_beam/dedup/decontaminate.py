@@ -37,7 +37,8 @@ class Decontaminate(beam.PTransform):
       raise ValueError(f'shortest is {shortest}: it must be between 1 and ngram, which is {ngram}')
     self.files, self.ngram, self.shortest = tuple(evaluation_files), ngram, shortest
 
-  def expand(self, documents):
+  def expand(self, documents: Any) -> Any:
+    """PCollections (kept, rejects)."""
     split = documents | beam.FlatMap(
       _decontaminate, self.files, self.ngram, self.shortest).with_outputs('rejects', main='kept')
     return split.kept, split.rejects

@@ -65,7 +65,8 @@ class ExactDedup(beam.PTransform):
     scope_key(Document(id='', text=''), scope)
     self.by, self.scope = by, scope
 
-  def expand(self, documents):
+  def expand(self, documents: Any) -> Any:
+    """PCollections (kept, rejects)."""
     split = (
       documents
       | 'key' >> beam.Map(_exact_key, self.by, self.scope)
@@ -113,5 +114,6 @@ def _choose(group: tuple[bytes, Iterable[Document]], stage: str, reason: str) ->
         with_metadata(document, duplicate_of=best[3]), stage, reason))
 
 
-def with_metadata(document: Document, **metadata) -> Document:
+def with_metadata(document: Document, **metadata: Any) -> Document:
+  """The document with more metadata."""
   return dataclasses.replace(document, metadata={**document.metadata, **metadata})

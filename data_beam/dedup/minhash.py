@@ -22,6 +22,7 @@ HASHES = ('fast', *_HASHES)
 
 
 def word_hashes(simple: Sequence[str]) -> np.ndarray:
+  """xxh3 of each word, uint64."""
   data = ' '.join(simple).encode('utf-8', 'replace').split(b' ') if simple else []
   return np.fromiter(map(xxhash.xxh3_64_intdigest, data), np.uint64, len(data))
 

@@ -47,6 +47,7 @@ class Stats:
 
   @functools.cached_property
   def ngrams(self) -> 'NGrams':
+    """Of the text's words."""
     numbers = self.numbers   # first: reading may lengthen the lexicon's arrays
     lexicon = self.lexicon
     return NGrams(lexicon.spelling[numbers], lexicon.power[numbers], lexicon.size[numbers])

@@ -90,6 +90,7 @@ class Model:
 
   @property
   def bits(self) -> int:
+    """How many bits of a hash number a weight."""
     return len(self.weights).bit_length() - 1
 
   def score(self, texts: Sequence[str]) -> np.ndarray:
@@ -106,6 +107,7 @@ class Model:
     return np.asarray(embeddings) @ self.weights + self.offset
 
   def save(self, path: str) -> None:
+    """Writes an .npz file that `load` reads."""
     with open(path, 'wb') as file:
       np.savez_compressed(file, weights=self.weights, offset=self.offset, idf=self.idf)
 
@@ -242,10 +244,12 @@ class Score(beam.DoFn):
   def __init__(self, model: str):
     self.path = model
 
-  def setup(self):
+  def setup(self) -> None:
+    """Loads the model, once in a worker."""
     self.model = load(self.path)
 
   def process(self, document: Document) -> Iterator[Document]:
+    """The document with its score."""
     (score,) = self.model.score([document.text])
     yield dataclasses.replace(document, quality=round(float(score), 4))
 
@@ -320,7 +324,8 @@ class Join(beam.PTransform):
     super().__init__()
     self.files = list(files)
 
-  def expand(self, documents):
+  def expand(self, documents: Any) -> Any:
+    """The documents with the scores that the files have of them."""
     rows = (documents.pipeline | 'score files' >> beam.Create(self.files)
             | beam.FlatMap(_score_rows))
     by_id = documents | beam.Map(lambda document: (document.id, document))

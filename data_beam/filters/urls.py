@@ -76,6 +76,7 @@ class UrlFilter:
       raise ValueError(f'{self.folder} holds no URL list: put one of {", ".join(names)} there')
 
   def __call__(self, doc: Document) -> str | None:
+    """Why the document is unwanted by its URL, or None."""
     return self.reason(doc.url)
 
   def reason(self, url: str) -> str | None:

@@ -26,6 +26,7 @@ import shutil
 import statistics
 import subprocess
 from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
 
 import numpy as np
 
@@ -50,7 +51,7 @@ def engine() -> str | None:
   return 'rapidocr' if importlib.util.find_spec('rapidocr') else None
 
 
-def read_page(document, index: int, languages: Sequence[str],
+def read_page(document: Any, index: int, languages: Sequence[str],
               server: Mapping[str, str] | None = None,
               box: Box | None = None) -> tuple[list[Line], float | None]:
   """Lines with boxes in points, and the mean confidence weighted by characters.

@@ -150,7 +150,7 @@ class PageText(NamedTuple):
   features: dict[str, Any]  # see `_features`
 
 
-def read_pages(document, indices: Iterable[int]) -> Iterator[PageText]:
+def read_pages(document: Any, indices: Iterable[int]) -> Iterator[PageText]:
   """The text layers of pages: nothing where a page is too damaged.
 
   Each stays open until the next one is, so that what both use, fonts above all, is loaded once.

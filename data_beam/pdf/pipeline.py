@@ -186,7 +186,8 @@ class SameBytes(beam.PTransform):
     super().__init__()
     self.source = source
 
-  def expand(self, references):
+  def expand(self, references: Any) -> Any:
+    """PCollections (kept, rejects)."""
     split = (references
              | beam.Map(lambda reference: (reference.digest, tuple(reference)))
              | beam.GroupByKey()
@@ -214,7 +215,8 @@ class Extract(beam.PTransform):
     super().__init__()
     self.extract, self.refetching = _Extract(options, source), refetching
 
-  def expand(self, references):
+  def expand(self, references: Any) -> Any:
+    """PCollections (documents, rejects)."""
     split = references | beam.ParDo(self.extract).with_outputs('rejects', main='kept')
     both = split.kept, split.rejects
     return both | refetch.Refetch(extract=self.extract, **self.refetching) if (

@@ -47,13 +47,13 @@ def decider(router: str = '') -> Callable[[dict[str, Any]], str]:
   return lambda feature: 'classifier' if probability(model, [feature])[0] >= THRESHOLD else ''
 
 
-def matrix(features: Iterable[dict[str, Any]]):
+def matrix(features: Iterable[dict[str, Any]]) -> np.ndarray:
   """float64 [N, len(FEATURES)]; what is not known is NaN, which the classifier can handle."""
   return np.array([[math.nan if f[name] is None else f[name] for name in FEATURES]
                    for f in features], np.float64).reshape(-1, len(FEATURES))
 
 
-def load(path: str):
+def load(path: str) -> Any:
   """A classifier that `train` has written."""
   import fsspec
   import lightgbm
@@ -70,6 +70,6 @@ def digest(path: str) -> str:
   return hashlib.sha256(load(path).model_to_string().encode()).hexdigest()
 
 
-def probability(model, features: Sequence[dict[str, Any]]):
+def probability(model: Any, features: Sequence[dict[str, Any]]) -> np.ndarray:
   """That each page needs OCR: [N]."""
   return model.predict(matrix(features), num_threads=1)

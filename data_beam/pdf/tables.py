@@ -33,7 +33,7 @@ class Grid(NamedTuple):
     return self.rows.index(top), column
 
 
-def find(rules_R4) -> list[Grid]:
+def find(rules_R4: np.ndarray) -> list[Grid]:
   """The grids that horizontal and vertical rules form where they meet.
 
   A grid has two columns and two rows at least; its outermost vertical edges need not be drawn.

@@ -57,6 +57,7 @@ class PdfText:
 
   @property
   def text(self) -> str:
+    """All pages as one text."""
     return self._joined[0]
 
   @property

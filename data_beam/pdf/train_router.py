@@ -30,7 +30,7 @@ PAGES = 8                   # of a document that are labelled
 AGREE = 0.6                 # F1 of the two bags of words
 
 
-def train(rows: Sequence[dict[str, Any]], seed: int = 0):
+def train(rows: Sequence[dict[str, Any]], seed: int = 0) -> Any:
   """A classifier of labelled pages; documents count alike, however many pages they have.
 
   FinePDFs' settings where LightGBM has them: rate .1, depth 5, 200 trees.

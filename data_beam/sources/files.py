@@ -12,8 +12,8 @@ import os
 import re
 import time
 import urllib.request
-from collections.abc import Sequence
-from typing import BinaryIO
+from collections.abc import Callable, Sequence
+from typing import Any, BinaryIO
 
 import fsspec
 from apache_beam.io.filesystem import CompressionTypes
@@ -135,7 +135,7 @@ def read_range(path: str, offset: int, length: int) -> bytes:
     return f.read(length)
 
 
-def decompressed(stream: BinaryIO):
+def decompressed(stream: BinaryIO) -> Any:
   """The plain bytes of a gzip, zstd, lz4 or plain file, told by its first bytes."""
   stream = stream if isinstance(stream, io.BufferedReader) else io.BufferedReader(_Raw(stream))
   magic = stream.peek(4)[:4]
@@ -167,7 +167,7 @@ class _Raw(io.RawIOBase):
     return len(data)
 
 
-def patiently(function, *args, tries: int = 3):
+def patiently(function: Callable, *args: Any, tries: int = 3) -> Any:
   """Calls a function that reads from a network, again after a pause if it fails."""
   for n in range(tries):
     try:
@@ -181,6 +181,7 @@ def patiently(function, *args, tries: int = 3):
 
 
 def reject_file(name: str, offset: int, number: int, reason: str, detail: str) -> Reject:
+  """What could not be read at an offset of a file, as a reject of the stage `read`."""
   metadata = {'warc_file': name, 'warc_offset': offset, 'record': number, 'error': detail[:200]}
   return Reject(Document(id=f'{name}#{offset}', text='', source='web', metadata=metadata),
                 'read', reason)

@@ -13,7 +13,7 @@ import json
 import os
 import re
 import zlib
-from collections.abc import Collection, Iterator
+from collections.abc import Collection, Iterator, Mapping
 from typing import Any, BinaryIO
 
 from data_beam.records import Document, Reject
@@ -334,7 +334,7 @@ def _read_record(
   return page
 
 
-def decode_payload(raw: bytes, headers, max_bytes: int) -> bytes:
+def decode_payload(raw: bytes, headers: Mapping[str, str], max_bytes: int) -> bytes:
   """Undoes Transfer-Encoding and Content-Encoding. Raises PayloadError: too_large, ratio,
   bad_encoding. Crawlers often store a decoded body under its original headers; then the bytes win.
   """

@@ -82,6 +82,7 @@ def why(result: Result, modes: Sequence[str], stale_before: str = '') -> str:
 
 
 def is_poor(result: Result) -> bool:
+  """Whether the text is likely bad: dropped for that, or of pages that read badly."""
   if isinstance(result, Reject):
     return result.reason in POOR_REASONS
   return 1 - _good_share(result) > POOR_SHARE
@@ -139,7 +140,8 @@ class Refetch(beam.PTransform):
     self.modes, self.stale_before = tuple(modes), stale_before
     self.fetch = _Fetch(folder, agent, delay, self.modes, stale_before, extract)
 
-  def expand(self, both):
+  def expand(self, both: Any) -> Any:
+    """PCollections (documents, rejects), of both; some fetched again."""
     split = (both | beam.Flatten()
              | beam.Map(self._by_host).with_outputs('again', main='rest'))
     found = (split.again | beam.GroupByKey() | beam.ParDo(self.fetch))

@@ -327,6 +327,7 @@ class Splitter:
         self.sequences.setdefault(words[:2], []).append((words, parts))
 
   def __call__(self, piece: str) -> Iterable[str]:
+    """The words of a piece; a very long one is cut first."""
     if len(piece) <= _LONGEST:
       return self._words(piece)
     return itertools.chain.from_iterable(
@@ -506,9 +507,11 @@ class Lexicon(Pieces):
     self.spelling, self.power = np.zeros(0, np.uint64), np.zeros(0, np.uint64)
 
   def read(self, text: str) -> np.ndarray:
+    """Numbers of a text's words."""
     return super().read(_joined(text, self.language))
 
   def learn(self, pieces: Sequence[str]) -> tuple[list[int], list[int]]:
+    """Numbers of the words of pieces, new ones learned; and how many words each piece has."""
     flat: list[int] = []
     counts, known = [], len(self.numbers)
     for piece in pieces:

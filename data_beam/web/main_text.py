@@ -20,7 +20,7 @@ import functools
 import json
 import re
 from collections.abc import Iterable
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from lxml import etree
 
@@ -122,6 +122,7 @@ class Block(NamedTuple):
 
   @property
   def link_density(self) -> float:
+    """Share of the characters that are in links."""
     return self.links / len(self.text)
 
 
@@ -184,7 +185,7 @@ class Walk:
         share = links if piece is raw else links * len(piece) // len(raw)
         self.blocks.append(Block(text, kind, min(share, len(text)), value(text, kind, share)))
 
-  def visit(self, element, kind: str, depth: int, in_link: bool) -> None:
+  def visit(self, element: Any, kind: str, depth: int, in_link: bool) -> None:
     """Reads an element's inside. `kind` is that of text directly in it."""
     parts = self.parts
     if text := element.text:
@@ -215,7 +216,8 @@ class Walk:
         if in_link:
           self.links += len(tail)
 
-  def block(self, element, tag: str, kind: str, depth: int, in_link: bool) -> None:
+  def block(self, element: Any, tag: str, kind: str, depth: int, in_link: bool) -> None:
+    """Reads an element that begins and ends a block."""
     self.flush(kind)
     if depth >= self.MAX_DEPTH:
       self.parts.extend(element.itertext(with_tail=False))
@@ -262,7 +264,7 @@ KINDS = {'p': 'p', 'li': 'li', 'dd': 'li', 'dt': 'li', 'td': 'row', 'th': 'row',
 STRONGER = KINDS.keys() - {'p'}
 
 
-def parse(html: str):
+def parse(html: str) -> Any:
   """The root element of a page, or None if there is nothing in it."""
   parser = etree.HTMLParser(encoding='utf-8', remove_comments=True, remove_pis=True,
                             huge_tree=True)   # nesting beyond 256; within_budget bounds the size
@@ -275,7 +277,7 @@ def parse(html: str):
 # --- choosing --------------------------------------------------------------------------------
 
 
-def main_blocks(root, markdown: bool = False) -> list[Block]:
+def main_blocks(root: Any, markdown: bool = False) -> list[Block]:
   """The blocks of the page's main text, in order."""
   walk = Walk(markdown)
   walk.block(root, 'body', 'div', 0, False)

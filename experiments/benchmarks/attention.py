@@ -13,7 +13,7 @@ visible pairs only. A case that fails says why, and the next one runs.
 import json
 import os
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 os.environ.setdefault('XLA_PYTHON_CLIENT_PREALLOCATE', 'false')  # torch needs memory too
 
@@ -62,18 +62,21 @@ def visible_pairs(segments: np.ndarray, window: int) -> int:
   return int(total)
 
 
-def time_jax(implementation, arrays, segments, window, packed) -> tuple[float, float]:
+def time_jax(
+  implementation: str, arrays: Sequence[np.ndarray], segments: np.ndarray, window: int, packed: bool
+) -> tuple[float, float]:
   """Seconds of the forward pass, and of forward and backward."""
   q, k, v, dout = (jnp.asarray(x, jnp.bfloat16) for x in arrays)
-  segments = jnp.asarray(segments)
-  positions = positions_from_segments(segments)
+  segments_BT = jnp.asarray(segments)
+  positions = positions_from_segments(segments_BT)
 
   @jax.jit
   def forward(q, k, v):
     return attention(
       q, k, v, q_positions_BT=positions, kv_positions_BS=positions, in_order=True,
-      q_segments_BT=segments if packed else None, kv_segments_BS=segments if packed else None,
-      window=window or None, implementation=implementation)[0]
+      q_segments_BT=segments_BT if packed else None,
+      kv_segments_BS=segments_BT if packed else None, window=window or None,
+      implementation=implementation)[0]
 
   @jax.jit
   def both(q, k, v, dout):
@@ -86,7 +89,9 @@ def time_jax(implementation, arrays, segments, window, packed) -> tuple[float, f
   return timed(forward, q, k, v), timed(both, q, k, v, dout)
 
 
-def time_torch(name, arrays, segments, window, packed) -> tuple[float, float]:
+def time_torch(
+  name: str, arrays: Sequence[np.ndarray], segments: np.ndarray, window: int, packed: bool
+) -> tuple[float, float]:
   """The same in torch, which wants heads before time."""
   import torch
   from torch.nn.attention import SDPBackend, sdpa_kernel
@@ -125,9 +130,10 @@ def time_torch(name, arrays, segments, window, packed) -> tuple[float, float]:
 
 
 def mean_seconds(call: Callable, wait: Callable) -> float:
+  """Of `_REPEATS` calls in a row, after three that compile; `wait` blocks on a result."""
   for _ in range(3):
     wait(call())
-  began = time.perf_counter()
+  began, result = time.perf_counter(), None
   for _ in range(_REPEATS.value):
     result = call()
   wait(result)
@@ -135,6 +141,7 @@ def mean_seconds(call: Callable, wait: Callable) -> float:
 
 
 def torch_names(packed: bool, window: int) -> list[str]:
+  """What of torch can do this case here."""
   try:
     import torch
   except ImportError:
@@ -145,6 +152,7 @@ def torch_names(packed: bool, window: int) -> list[str]:
 
 
 def main(_: list[str]) -> None:
+  """Prints a JSON line for each case and implementation."""
   device = jax.devices()[0].device_kind
   for rows, seq_len, N, K, H, window, packed in CASES[_SIZE.value]:
     segments = documents(rows, seq_len, packed)

@@ -6,7 +6,7 @@
 
 One layer's attention (SmolLM3-3B's heads), forward and backward, as one JSON line each: `gather`
 is smoljax.attention; `ring` (Liu et al., arXiv:2310.01889) is written here with the same products,
-on the same dealt rows, its keys and their gradients going from device to device. Bytes are those
+on the same zigzag rows, its keys and their gradients going from device to device. Bytes are those
 that a device receives, read off the compiled program; temporaries are the compiler's figure.
 `exchange` is the gathering and scattering alone: the most that a ring could hide.
 """
@@ -16,6 +16,7 @@ import json
 import math
 import re
 import time
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -32,13 +33,16 @@ KEYS = ('batch', 'length', 'kv_heads', 'head_dim')
 QUERIES = ('batch', 'length', 'heads', 'head_dim')
 
 
-def gather(q, k, v, places, implementation):
+def gather(
+  q: jax.Array, k: jax.Array, v: jax.Array, places: jax.Array, implementation: str
+) -> jax.Array:
+  """Our attention, which gathers keys and values."""
   return attention(
-    q, k, v, q_positions_BT=places, kv_positions_BS=places, in_order=True, dealt=True,
+    q, k, v, q_positions_BT=places, kv_positions_BS=places, in_order=True, zigzag=True,
     implementation=implementation)[0]
 
 
-def ring(q, k, v, places, _):
+def ring(q: jax.Array, k: jax.Array, v: jax.Array, places: jax.Array, _: str) -> jax.Array:
   """Causal attention of one document; each step is recomputed in the backward pass."""
   parts = sharding.num_parts('length')
   turn = functools.partial(
@@ -68,7 +72,7 @@ def ring(q, k, v, places, _):
   return jax.shard_map(local, out_specs=sharding.spec(*QUERIES), check_vma=False)(q, k, v, places)
 
 
-def exchange(q, k, v, places, _):
+def exchange(q: jax.Array, k: jax.Array, v: jax.Array, places: jax.Array, _: str) -> jax.Array:
   """K and V gathered; and, as the gradient, scattered. The sums make nothing else of them."""
 
   def local(q, k, v):
@@ -94,7 +98,9 @@ def received(program: str, parts: int) -> dict[str, float]:
   return {k: round(v, 3) for k, v in totals.items()}
 
 
-def main(_: list[str]) -> None:
+def main(argv: list[str]) -> None:
+  """Prints a JSON line for each way."""
+  del argv
   T = {'full': 65536, 'tiny': 1024}[_SIZE.value]
   parts = jax.device_count()
   mesh = sharding.make_mesh(data=1, context=parts)
@@ -102,29 +108,29 @@ def main(_: list[str]) -> None:
   with jax.set_mesh(mesh):
     q, k, v, dout = (
       sharding.constrain(
-        sharding.deal(jnp.asarray(rng.standard_normal((1, T, n, H), np.float32), jnp.bfloat16)),
+        sharding.zigzag(jnp.asarray(rng.standard_normal((1, T, n, H), np.float32), jnp.bfloat16)),
         *names)
       for n, names in ((N, QUERIES), (K, KEYS), (K, KEYS), (N, QUERIES))
     )  # fmt: skip
-    places = sharding.deal(jnp.arange(T, dtype=jnp.int32)[None])
+    places = sharding.zigzag(jnp.arange(T, dtype=jnp.int32)[None])
     reference = None
     for function, implementation in (
       (gather, 'auto'), (gather, 'xla'), (ring, 'xla'), (exchange, 'none')):
-      line = {'benchmark': 'context_parallel', 'method': function.__name__,
+      line: dict[str, Any] = {'benchmark': 'context_parallel', 'method': function.__name__,
               'implementation': implementation, 'tokens': T, 'heads': f'{N}/{K}x{H}',
               'devices': f'{parts} x {jax.devices()[0].device_kind}', 'jax': jax.__version__}
 
       @jax.jit
       def both(q, k, v, dout, function=function, implementation=implementation):
-        out, back = jax.vjp(lambda *x: function(*x, places, implementation), q, k, v)
+        out, back = jax.vjp(lambda q, k, v: function(q, k, v, places, implementation), q, k, v)
         return out, back(dout)
 
       try:
-        compiled = both.lower(q, k, v, dout).compile()
+        compiled: Any = both.lower(q, k, v, dout).compile()
         line['received_mb'] = received(compiled.as_text(), parts)
         line['temporaries_mb'] = round(compiled.memory_analysis().temp_size_in_bytes / 1e6, 1)
         if _REPEATS.value:
-          seconds = []
+          seconds, result = [], None
           for _ in range(_REPEATS.value + 1):  # the first warms up
             began = time.perf_counter()
             result = jax.block_until_ready(compiled(q, k, v, dout))

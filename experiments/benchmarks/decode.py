@@ -20,6 +20,8 @@ import sys
 import tempfile
 import time
 import traceback
+from collections.abc import Callable
+from typing import Any
 
 from absl import app, flags
 
@@ -37,6 +39,7 @@ CASES = ('greedy', 'ends', 'sampled', 'block1', 'block32', 'scan', 'products', '
 
 
 def main(_: list[str]) -> None:
+  """Measures one side here, or both in processes of their own."""
   batches = [int(batch) for batch in _BATCH.value]
   if _SIDE.value == 'ours':
     time_ours(CASES if _CASES.value == ['all'] else _CASES.value, batches)
@@ -54,7 +57,7 @@ def child(side: str, copy_rate: float) -> float:
   command = [sys.executable, '-m', 'experiments.benchmarks.decode', *sys.argv[1:]]
   process = subprocess.Popen(
     [*command, f'--side={side}', f'--copy_rate={copy_rate}'], stdout=subprocess.PIPE, text=True)
-  for line in process.stdout:
+  for line in process.stdout or ():
     print(line, end='', flush=True)
     if line.startswith('{'):
       copy_rate = 1e12 * json.loads(line).get('copy_tb_per_sec', copy_rate / 1e12)
@@ -63,6 +66,7 @@ def child(side: str, copy_rate: float) -> float:
 
 
 def time_ours(cases: list[str], batches: list[int]) -> None:
+  """Prints a JSON line for each of our cases and batches."""
   from smoljax import model
 
   config = dataclasses.replace(model.SHAPES[_SIZE.value], dtype='bfloat16')
@@ -79,7 +83,7 @@ def time_ours(cases: list[str], batches: list[int]) -> None:
     del params
 
 
-def attempt(function, **names):
+def attempt(function: Callable[[], tuple[Any, dict]], **names: Any) -> Any:
   """Runs one measurement; prints what it returns, or the error, and goes on."""
   began = time.perf_counter()
   try:
@@ -93,19 +97,22 @@ def attempt(function, **names):
   return value
 
 
-def median_seconds(function) -> float:
+def median_seconds(function: Callable) -> float:
   """Of `_RUNS` calls after one that compiles; `function` must wait for its result."""
   function()
   return statistics.median(seconds_of(function) for _ in range(_RUNS.value))
 
 
-def seconds_of(function) -> float:
+def seconds_of(function: Callable) -> float:
+  """Of one call."""
   began = time.perf_counter()
   function()
   return time.perf_counter() - began
 
 
-def figures(config, batch: int, seconds: float, prefill: float, copy_rate: float | None) -> dict:
+def figures(
+  config: Any, batch: int, seconds: float, prefill: float, copy_rate: float | None
+) -> dict:
   """What is printed of a run of _NEW tokens in `seconds`, `prefill` of them before the first."""
   new = _NEW.value
   per_token = (seconds - prefill) / (new - 1)
@@ -126,7 +133,8 @@ def figures(config, batch: int, seconds: float, prefill: float, copy_rate: float
   }
 
 
-def prompts(config, batch: int) -> list[list[int]]:
+def prompts(config: Any, batch: int) -> list[list[int]]:
+  """Random ids, the same each time."""
   import numpy as np
 
   rng = np.random.default_rng(0)
@@ -136,7 +144,7 @@ def prompts(config, batch: int) -> list[list[int]]:
 # ------------------------------------------------------------------------------------------ ours
 
 
-def copy():
+def copy() -> tuple[float, dict]:
   """Bytes read and written per second by a plain copy."""
   import jax
   import jax.numpy as jnp
@@ -150,7 +158,7 @@ def copy():
                 'jax': jax.__version__}
 
 
-def weights(config, stacked: bool):
+def weights(config: Any, stacked: bool) -> Any:
   """Random weights, as generation uses them or as bf16 copies of what is trained."""
   import jax
 
@@ -163,7 +171,10 @@ def weights(config, stacked: bool):
   return jax.block_until_ready(cache_lib.prepare(config, params))
 
 
-def ours(config, params, batch, case, copy_rate):
+def ours(
+  config: Any, params: Any, batch: int, case: str, copy_rate: float | None
+) -> tuple[None, dict]:
+  """`generate` as users call it, with what the case changes."""
   from smoljax.inference import cache as cache_lib
   from smoljax.inference.generate import generate
   from smoljax.inference.sampling import GREEDY, Sampling
@@ -188,7 +199,9 @@ def ours(config, params, batch, case, copy_rate):
   }
 
 
-def scan(config, params, batch, case, copy_rate):
+def scan(
+  config: Any, params: Any, batch: int, case: str, copy_rate: float | None
+) -> tuple[None, dict]:
   """Steps whose layers are scanned, with one stacked cache; without prefill."""
   import jax
   import jax.numpy as jnp
@@ -230,7 +243,9 @@ def scan(config, params, batch, case, copy_rate):
   return None, figures(config, batch, seconds, 0.0, copy_rate)
 
 
-def products(config, params, batch, case, copy_rate):
+def products(
+  config: Any, params: Any, batch: int, case: str, copy_rate: float | None
+) -> tuple[None, dict]:
   """Rates of the products of one token with each kind of matrix, all layers one after the other."""
   import jax
   import jax.numpy as jnp
@@ -278,7 +293,9 @@ def products(config, params, batch, case, copy_rate):
   return None, {'tb_per_sec': rates}
 
 
-def profile(config, params, batch, case, copy_rate):
+def profile(
+  config: Any, params: Any, batch: int, case: str, copy_rate: float | None
+) -> tuple[None, dict]:
   """The kernels of generation, longest first, in µs per token."""
   import jax
 
@@ -302,7 +319,7 @@ def profile(config, params, batch, case, copy_rate):
       for event in line.events:
         times[event.name] = times.get(event.name, 0) + event.duration_ns / 1e3
         counts[event.name] = counts.get(event.name, 0) + 1
-  top = sorted(times, key=times.get, reverse=True)[:40]
+  top = sorted(times, key=lambda name: times[name], reverse=True)[:40]
   return None, {
     'us_per_token': round(sum(times.values()) / new, 1),
     'kernels_per_token': round(sum(counts.values()) / new, 1),
@@ -313,7 +330,7 @@ def profile(config, params, batch, case, copy_rate):
 # ---------------------------------------------------------------------------------- transformers
 
 
-def transformers(batch: int):
+def transformers(batch: int) -> tuple[None, dict]:
   """`generate` of SmolLM3ForCausalLM with a static cache, compiled, bf16, on the same device."""
   import torch
   from transformers import CompileConfig, SmolLM3Config, SmolLM3ForCausalLM

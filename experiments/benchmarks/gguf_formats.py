@@ -19,6 +19,7 @@ import os
 import subprocess
 import sys
 import tempfile
+from typing import Any
 
 import jax
 import numpy as np
@@ -46,7 +47,7 @@ def our_nats_per_token(loaded: load.Model, text: str, window: int, max_tokens: i
   """What gguf_runtime.nats_per_token computes, by this library in fp32."""
   _, params, text_tokenizer, bos = loaded
   config = dataclasses.replace(loaded.config, dtype='float32')
-  start = [text_tokenizer.bos_id] if bos else []
+  start: list[Any] = [text_tokenizer.bos_id] if bos else []
   step = window - len(start)
   ids = text_tokenizer.encode(text)[:max_tokens]
   windows = [start + ids[i : i + step] for i in range(0, len(ids) - 1, step)]
@@ -87,6 +88,7 @@ def table(rows: list[dict]) -> str:
 
 
 def main(_: list[str]) -> None:
+  """Measures the formats of one model; one line and exit code 2 on bad input."""
   logging.getLogger('gguf').setLevel(logging.WARNING)
   try:
     gguf.runtime()

@@ -14,6 +14,7 @@ import os
 import re
 import sys
 import time
+from collections.abc import Sequence
 
 import llama_cpp as llama
 import numpy as np
@@ -51,6 +52,7 @@ class Runtime:
     self.used = 0
 
   def close(self) -> None:
+    """Frees what the runtime holds outside of Python's memory."""
     llama.llama_batch_free(self.batch)
     llama.llama_free(self.context)
     llama.llama_model_free(self.model)
@@ -60,7 +62,7 @@ class Runtime:
     llama.llama_memory_clear(llama.llama_get_memory(self.context), True)
     self.used = 0
 
-  def feed(self, ids, *, every: bool = False) -> np.ndarray:
+  def feed(self, ids: Sequence[int], *, every: bool = False) -> np.ndarray:
     """Appends tokens; fp32 logits [n, V] after each of them if `every`, else [1, V] of the last."""
     batch = self.batch
     batch.n_tokens = len(ids)
@@ -125,10 +127,11 @@ def speed(runtime: Runtime, window: int, new_tokens: int, repeats: int = 3) -> d
 def peak_rss_mb() -> float:
   """Of this program so far. (getrusage would count what the parent had before the exec.)"""
   with open('/proc/self/status', encoding='ascii') as f:
-    return int(re.search(r'VmHWM:\s*(\d+) kB', f.read())[1]) * 1024 / 1e6
+    return int(re.findall(r'VmHWM:\s*(\d+) kB', f.read())[0]) * 1024 / 1e6
 
 
 def main(argv: list[str]) -> None:
+  """Measures one file, `argv[1]`, by the JSON settings `argv[2]`; prints one JSON line."""
   path, settings = argv[1], json.loads(argv[2])
   window = settings['window']
   python_rss_mb = peak_rss_mb()

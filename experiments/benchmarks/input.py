@@ -21,7 +21,9 @@ _WINDOW = flags.DEFINE_integer('window', 2048, 'Documents shuffled and packed to
 _BATCHES = flags.DEFINE_integer('batches', 100, 'Batches timed, after ten.')
 
 
-def main(_: list[str]) -> None:
+def main(argv: list[str]) -> None:
+  """Prints tokens a second of reading and packing a corpus, as one JSON line."""
+  del argv
   corpus = open_corpus(_CORPUS.value)
   stage = Stage('all', 0, _BATCHES.value + 20, {corpus.name: 1.0})
   batches = Batches({corpus.name: corpus}, [stage], rows=_ROWS.value, seq_len=_SEQ_LEN.value,

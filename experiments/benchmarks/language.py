@@ -77,6 +77,7 @@ def threshold(truth: np.ndarray, scores: np.ndarray, precision: float) -> tuple[
 
 
 def main() -> None:
+  """Prints how often each language was told right, and at which score it can be believed."""
   parser = argparse.ArgumentParser(description=__doc__.split('\n')[0])
   parser.add_argument('--data', required=True, help='folder of the shared test data')
   parser.add_argument('--texts', help='texts that the benchmark parity has kept')

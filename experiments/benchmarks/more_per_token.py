@@ -24,6 +24,8 @@ import functools
 import json
 import pathlib
 import time
+from collections.abc import Mapping, Sequence
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -32,7 +34,7 @@ import optax
 
 from configs import base, mtp
 from experiments.benchmarks.optimizer_contest import batch_of, make_tokens
-from smoljax import model, optim
+from smoljax import metrics, model, optim
 from smoljax.inference import cache
 from smoljax.inference.generate import generate
 from smoljax.inference.sampling import Sampling
@@ -62,17 +64,21 @@ class Text:
     self.bytes_per_token = json.loads((folder / 'facts.json').read_text())['bytes_per_token']
 
 
-def settings(rate: float, steps: int):
+def settings(rate: float, steps: int) -> Any:
+  """The config of the optimizer."""
   c = base.get_config().optimizer
   c.learning_rate, c.warmup_steps = rate, min(40, steps // 10)
   return c
 
 
-def fit(config, text, *, steps=STEPS, rate=LEARNING_RATE, seeds=SEEDS, weight=0.0, teacher=None,
-        teacher_params=None, said=None):
+def fit(
+  config: model.ModelConfig, text: Text, *, steps: int = STEPS, rate: float = LEARNING_RATE,
+  seeds: int = SEEDS, weight: float = 0.0, teacher: distill.Teacher | None = None,
+  teacher_params: Any = None, cached: Mapping[str, jax.Array] | None = None,
+) -> tuple[Any, np.ndarray, float]:
   """Trained parameters [seeds, …], the curve of losses, and seconds of a step of one seed.
 
-  `said`: what a teacher's cache holds of each row of text.train.
+  `cached`: what a teacher's cache holds of each row of text.train.
   """
   optimizer, _ = optim.make_optimizer(
     settings(rate, steps), model.abstract_params(config), steps)
@@ -82,10 +88,10 @@ def fit(config, text, *, steps=STEPS, rate=LEARNING_RATE, seeds=SEEDS, weight=0.
     params = model.init(config, jax.random.key(seed))
     return params, optimizer.init(params)
 
-  def advance(state, numbers_JB, rows, said, teacher_params):
+  def advance(state, numbers_JB, rows, cached, teacher_params):
     def step(state, numbers_B):
       params, opt_state = state
-      batch = batch_of(rows[numbers_B]) | {k: x[numbers_B] for k, x in (said or {}).items()}
+      batch = batch_of(rows[numbers_B]) | {k: x[numbers_B] for k, x in (cached or {}).items()}
       if 'teacher_ids' in batch:
         batch['teacher_ids'] = batch['teacher_ids'].astype(jnp.int32)
 
@@ -113,13 +119,13 @@ def fit(config, text, *, steps=STEPS, rate=LEARNING_RATE, seeds=SEEDS, weight=0.
   curve, times = [], []
   for at in range(0, steps, 25):
     began = time.perf_counter()
-    states, losses = run(states, orders[:, at : at + 25], text.train, said, teacher_params)
+    states, losses = run(states, orders[:, at : at + 25], text.train, cached, teacher_params)
     curve.append(np.asarray(losses).mean(axis=1))
     times.append((time.perf_counter() - began) / 25 / seeds)
   return states[0], np.stack(curve, axis=1), float(np.median(times[1:]))
 
 
-def score(config, text, params) -> list[dict]:
+def score(config: model.ModelConfig, text: Text, params: Any) -> list[dict]:
   """Of each seed: loss, bits per byte, calibration error, and what repeated passages save."""
   config, params = model.without_mtp(config, params)
   passages = text.held_out[:, :PASSAGE]
@@ -144,8 +150,9 @@ def score(config, text, params) -> list[dict]:
   results = []
   for seed in range(jax.tree.leaves(params)[0].shape[0]):
     own = jax.tree.map(lambda x, seed=seed: x[seed], params)
-    of = {name: {k: np.asarray(x) for k, x in places(own, jnp.asarray(rows)).items()}
-          for name, rows in (('text', text.held_out), ('copy', near), ('far', far))}
+    of: dict[str, dict[str, Any]] = {
+      name: {k: np.asarray(x) for k, x in places(own, jnp.asarray(rows)).items()}
+      for name, rows in (('text', text.held_out), ('copy', near), ('far', far))}
     loss = float(of['text']['nll'].mean())
     first = of['copy']['nll'][:, 8 : PASSAGE - 1].mean()
     saved = {name: float(first - of[name]['nll'][:, 8 - PASSAGE :].mean())
@@ -158,7 +165,11 @@ def score(config, text, params) -> list[dict]:
   return results
 
 
-def record(output: pathlib.Path, name: str, data: str, results, curve, seconds, **facts) -> None:
+def record(
+  output: pathlib.Path, name: str, data: str, results: Sequence[dict], curve: np.ndarray,
+  seconds: float, **facts: Any,
+) -> None:
+  """Appends a row for each seed to OUTPUT/runs.jsonl, and prints their mean."""
   output.mkdir(parents=True, exist_ok=True)
   with open(output / 'runs.jsonl', 'a') as f:
     for seed, result in enumerate(results):
@@ -175,6 +186,7 @@ def record(output: pathlib.Path, name: str, data: str, results, curve, seconds, 
 
 
 def distillation(data: pathlib.Path, output: pathlib.Path, *, decoding: bool = False) -> None:
+  """Trains a teacher, and students of each objective; with `decoding`, how fast it speculates."""
   text = Text(data / 'code')
   config, large = model.ModelConfig(**STUDENT), model.ModelConfig(**TEACHER)
   stacked, curve, seconds = fit(
@@ -190,7 +202,7 @@ def distillation(data: pathlib.Path, output: pathlib.Path, *, decoding: bool = F
   sampled, top = caches(large, params, text)
   make = functools.partial(distill.Teacher, large, config)
   quarter = STEPS // 4
-  for name, steps, teacher, theirs, said in (
+  for name, steps, teacher, theirs, cached in (
     ('cross entropy', STEPS, None, None, None),
     ('beside the teacher', STEPS, make(weight=1.0), params, None),
     ('50 draws', STEPS, make('sampled', weight=1.0), None, sampled),
@@ -201,15 +213,15 @@ def distillation(data: pathlib.Path, output: pathlib.Path, *, decoding: bool = F
     ('50 draws, half cross entropy', STEPS, make('sampled', weight=0.5), None, sampled),
   ):
     found, curve, seconds = fit(
-      config, text, steps=steps, teacher=teacher, teacher_params=theirs, said=said)
+      config, text, steps=steps, teacher=teacher, teacher_params=theirs, cached=cached)
     record(output, name, 'code', score(config, text, found), curve, seconds, steps=steps)
 
 
-def caches(config, params, text) -> tuple[dict, dict]:
+def caches(config: model.ModelConfig, params: Any, text: Text) -> tuple[dict, dict]:
   """Fifty draws of each place of the training rows, and the twelve likeliest ids."""
 
   @jax.jit
-  def say(key, rows_BX):
+  def teacher_says(key, rows_BX):
     hidden_BTD, _ = model.hidden(config, params, rows_BX[:, :-1].astype(jnp.int32))
     unembed_DV = model.unembedding(config, params)
 
@@ -224,14 +236,16 @@ def caches(config, params, text) -> tuple[dict, dict]:
 
   began, parts = time.perf_counter(), []
   for at in range(0, len(text.train), 64):
-    parts.append(say(jax.random.key(at), text.train[at : at + 64]))
+    parts.append(teacher_says(jax.random.key(at), text.train[at : at + 64]))
   draws, ids, p = (jnp.concatenate(x) for x in zip(*parts, strict=True))
   print(f'caches of {len(draws) * SEQ_LEN:,} places: {time.perf_counter() - began:.0f} s')
   return ({'teacher_ids': draws, 'teacher_shares': jnp.ones_like(draws, jnp.uint8)},
           {'teacher_ids': ids, 'teacher_shares': p})
 
 
-def speculate(output: pathlib.Path, config, params, text, new: int = 256) -> None:
+def speculate(
+  output: pathlib.Path, config: model.ModelConfig, params: Any, text: Text, new: int = 256
+) -> None:
   """Tokens a second with and without the modules; greedy and sampled, one row and eight."""
   ready = cache.prepare(config, params)
   plain_config = model.without_mtp(config, {})[0]
@@ -271,6 +285,7 @@ def speculate(output: pathlib.Path, config, params, text, new: int = 256) -> Non
 
 
 def prediction(data: pathlib.Path, output: pathlib.Path) -> None:
+  """Trains a student for each kind of multi-token prediction in configs/mtp.py."""
   for name in ('code', 'prose'):
     text = Text(data / name)
     for point in mtp.sweep():
@@ -333,7 +348,7 @@ def step_times(shape: str, rows: int, seq_len: int, width: int, repeats: int = 8
       updates, opt_state = optimizer.update(grads, opt_state, params)
       return (optax.apply_updates(params, updates), opt_state), value
 
-    compiled = step.lower(state, batch, theirs).compile()
+    compiled: Any = step.lower(state, batch, theirs).compile()
     times = []
     for _ in range(repeats + 2):
       began = time.perf_counter()
@@ -354,7 +369,7 @@ def step_times(shape: str, rows: int, seq_len: int, width: int, repeats: int = 8
 
 def report(output: pathlib.Path) -> None:
   """Markdown tables of the runs: mean and standard deviation over seeds."""
-  rows = [json.loads(line) for line in (output / 'runs.jsonl').read_text().splitlines()]
+  rows = metrics.read_rows(output / 'runs.jsonl')
   print('| data | objective | bits per byte | loss | calibration error | copy | far | ms |')
   print('|---|---|---|---|---|---|---|---|')
   for data, name in dict.fromkeys((r['data'], r['name']) for r in rows):
@@ -367,6 +382,7 @@ def report(output: pathlib.Path) -> None:
 
 
 def tokens(patterns: list[str], output: pathlib.Path, limit: int) -> None:
+  """Tokenises text files, and counts the bytes of a held-out token."""
   from smoljax.data import tokenizer
 
   make_tokens(patterns, output, STUDENT['vocab_size'], limit)
@@ -377,6 +393,7 @@ def tokens(patterns: list[str], output: pathlib.Path, limit: int) -> None:
 
 
 def main() -> None:
+  """The command line."""
   parser = argparse.ArgumentParser(description=__doc__.split('\n')[0])
   parser.add_argument('command', choices=['tokens', 'distill', 'decode', 'mtp', 'step', 'report'])
   parser.add_argument('--text', nargs='+', default=[], help='globs of text files')

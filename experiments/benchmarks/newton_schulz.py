@@ -11,6 +11,7 @@ SVD in float64 of the whole one would take longer than everything else).
 
 import json
 import time
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -51,7 +52,9 @@ VARIANTS = {
 }
 
 
-def main(_: list[str]) -> None:
+def main(argv: list[str]) -> None:
+  """Prints time, memory and error of each variant on a stack of matrices, as JSON lines."""
+  del argv
   number, m, n = map(int, _STACK.value)
   # Gradients have a few large directions and many small ones.
   spread = jnp.logspace(0, -2, m)[None, :, None]
@@ -66,7 +69,7 @@ def main(_: list[str]) -> None:
     out = np.asarray(jax.jit(function)(jnp.asarray(small, dtype))[0], np.float64)
     values = np.linalg.svd(out, compute_uv=False)
     x = stack.astype(dtype)
-    compiled = jax.jit(function).lower(x).compile()
+    compiled: Any = jax.jit(function).lower(x).compile()
     jax.block_until_ready(compiled(x))
     seconds = []
     for _ in range(_REPEAT.value):

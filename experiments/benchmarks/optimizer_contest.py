@@ -35,8 +35,8 @@ import json
 import math
 import pathlib
 import time
-from collections.abc import Iterator
-from typing import NamedTuple
+from collections.abc import Callable, Iterator
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -45,7 +45,7 @@ import optax
 
 from configs import base, optimizer_contest
 from experiments.benchmarks.optimizer_step import matrix_dims
-from smoljax import model, optim
+from smoljax import metrics, model, optim
 from smoljax.optim.matrices import path_name
 from smoljax.optim.qk_clip import qk_clip, qk_clip_grads, qk_rates
 from smoljax.train import diagnostics, objectives
@@ -110,7 +110,9 @@ class Copies(NamedTuple):
   decays: list[float]  # weight decay
 
 
-def make_optimizer(name: str, c, params) -> tuple[optax.GradientTransformation, dict[str, float]]:
+def make_optimizer(
+  name: str, c: Any, params: Any
+) -> tuple[optax.GradientTransformation, dict[str, float]]:
   """The contestant's transformation at a learning rate of 1 without weight decay, and, by leaf,
   the share of the weight decay that the contestant gives it."""
   shares = {path_name(path): 1.0 for path, _ in jax.tree.leaves_with_path(params)}
@@ -153,7 +155,7 @@ class Runner:
     self.init = jax.jit(jax.vmap(self._init))
     each = (lambda f: functools.partial(jax.lax.map, f)) if name == 'soap' else jax.vmap
     self.advance = jax.jit(
-      lambda *args: each(lambda run: self._advance(*run, args[-1]))(args[:-1]))
+      lambda *args: each(lambda run: self._advance(*run, tokens=args[-1]))(args[:-1]))
     self.evaluate = jax.jit(jax.vmap(self._evaluate))
 
   def _init(self, seed):
@@ -199,7 +201,9 @@ class Runner:
     losses, logits = jax.lax.map(some, rows)
     return jnp.mean(losses), jnp.max(logits)
 
-  def steps(self, state, copies: Copies, start: int, stop: int, scale):
+  def steps(
+    self, state: Any, copies: Copies, start: int, stop: int, scale: Callable[[int], float]
+  ) -> Any:
     """`state` after the steps [start, stop), with the learning rates times scale(step)."""
     at, decays = start, np.array(copies.decays, np.float32)
     while at < stop:
@@ -217,7 +221,8 @@ class Runner:
     order = _order(seed, whole)
     return order[np.arange(step * self.c.rows, (step + 1) * self.c.rows) % whole] * self.c.seq_len
 
-  def score(self, state) -> list[dict]:
+  def score(self, state: Any) -> list[dict]:
+    """Of each copy: loss on the held-out tokens, and the largest logit."""
     losses, logits = jax.device_get(self.evaluate(state[0]))
     return [{'loss': round(float(a), 5), 'max_logit': round(float(b), 2)}
             for a, b in zip(losses, logits, strict=True)]
@@ -228,14 +233,17 @@ def _order(seed: int, size: int) -> np.ndarray:
   return np.random.default_rng([7, seed]).permutation(size)
 
 
-def cooled(runner: Runner, state, copies: Copies, steps: int):
+def cooled(runner: Runner, state: Any, copies: Copies, steps: int) -> Any:
   """The state at the end of a run of `steps`, from the stable phase's at its last step."""
   stable = steps - round(runner.c.decay * steps)
   left = lambda s: (steps - s) / (steps - stable)
   return runner.steps(state, copies, stable, steps, left)
 
 
-def stable_to(runner: Runner, state, copies: Copies, start: int, steps: int):
+def stable_to(
+  runner: Runner, state: Any, copies: Copies, start: int, steps: int
+) -> tuple[Any, int]:
+  """(the state at the end of the stable phase of a run of `steps`, the step it is at)."""
   stable = steps - round(runner.c.decay * steps)
   warm = lambda s: min(1.0, (s + 1) / runner.warmup)
   return runner.steps(state, copies, start, stable, warm), stable
@@ -255,7 +263,7 @@ def tune(runner: Runner, cells: list[Cell]) -> list[dict]:
   return scores
 
 
-def branch(runner: Runner, lr: float, decay: float) -> Iterator[tuple[int, list[dict], object]]:
+def branch(runner: Runner, lr: float, decay: float) -> Iterator[tuple[int, list[dict], Any]]:
   """(steps, a score per seed, the cooled state) for each length, from one stable phase."""
   c, at = runner.c, 0
   copies = Copies(list(range(1, c.seeds + 1)), [lr] * c.seeds, [decay] * c.seeds)
@@ -277,8 +285,8 @@ def spectrum(params: dict) -> float:
 
 
 def read(output: pathlib.Path) -> list[dict]:
-  path = output / 'runs.jsonl'
-  return [json.loads(line) for line in path.read_text().splitlines()] if path.exists() else []
+  """The rows of all runs there are in a folder of the contest."""
+  return metrics.read_rows(output / 'runs.jsonl')
 
 
 def tried(rows: list[dict], name: str) -> dict[Cell, float]:
@@ -309,7 +317,7 @@ def untried(losses: dict[Cell, float], start: list[Cell]) -> list[Cell]:
   return [cell for cell in around if cell not in losses]
 
 
-def run(output: pathlib.Path, seconds: float, c, names: list[str] | None = None) -> bool:
+def run(output: pathlib.Path, seconds: float, c: Any, names: list[str] | None = None) -> bool:
   """Goes on with the contest; True if nothing is left."""
   began = time.monotonic()
   tokens = np.load(output / 'tokens.npy')
@@ -339,7 +347,8 @@ def run(output: pathlib.Path, seconds: float, c, names: list[str] | None = None)
             for (lr, decay), score in zip(cells, scores, strict=True)]
 
   def branched(name, lr, decay):
-    rows, end = [], None
+    rows: list[dict[str, Any]] = []
+    end: Any = None
     for steps, scores, state in branch(runner(name, full), lr, decay):
       end = state
       rows += [{'kind': 'branch', 'name': name, 'lr': lr, 'weight_decay': decay, 'steps': steps,
@@ -389,17 +398,17 @@ def summarize(rows: list[dict], draws: int = 2000) -> list[dict]:
                   key=lambda seeds: np.mean([seed[end]['loss'] for seed in seeds.values()]))
   rng = np.random.default_rng(0)
 
-  def ratio(name, mine, theirs):
-    target = np.mean([reference[s][end]['loss'] for s in theirs])
+  def ratio(name, seeds, reference_seeds):
+    target = np.mean([reference[s][end]['loss'] for s in reference_seeds])
     steps = sorted(next(iter(curves[name].values())))
-    mean = [np.mean([curves[name][s][k]['loss'] for s in mine]) for k in steps]
+    mean = [np.mean([curves[name][s][k]['loss'] for s in seeds]) for k in steps]
     return steps_to(target, np.array(steps), np.array(mean)) / end
 
   out = []
   for name, seeds in curves.items():
-    names, theirs = sorted(seeds), sorted(reference)
-    resampled = [ratio(name, rng.choice(names, len(names)), rng.choice(theirs, len(theirs)))
-                 for _ in range(draws)]
+    names, reference_seeds = sorted(seeds), sorted(reference)
+    resample = lambda of: rng.choice(of, len(of))
+    resampled = [ratio(name, resample(names), resample(reference_seeds)) for _ in range(draws)]
     finals = [seeds[s][end] for s in names]
     losses = tried(rows, name)
     lr, decay = best(losses)
@@ -408,14 +417,15 @@ def summarize(rows: list[dict], draws: int = 2000) -> list[dict]:
       'losses': [f['loss'] for f in finals],
       'max_logit': max(f['max_logit'] for f in finals),
       'entropy': next(f['weight_entropy'] for f in finals if 'weight_entropy' in f),
-      'ratio': ratio(name, names, theirs),
+      'ratio': ratio(name, names, reference_seeds),
       'reference': seeds is reference,
       'interval': tuple(np.quantile(resampled, [.025, .975], method='nearest').tolist()),
     })
   return out
 
 
-def report(output: pathlib.Path, c) -> None:
+def report(output: pathlib.Path, c: Any) -> None:
+  """Writes the table of the contest and its figure into the folder."""
   import matplotlib
 
   matplotlib.use('Agg')
@@ -458,6 +468,7 @@ def report(output: pathlib.Path, c) -> None:
 
 
 def main() -> None:
+  """The command line."""
   parser = argparse.ArgumentParser(description=__doc__.split('\n')[0])
   parser.add_argument('command', choices=('tokens', 'run', 'report'))
   parser.add_argument('--output', required=True, type=pathlib.Path)

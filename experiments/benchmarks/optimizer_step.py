@@ -10,6 +10,7 @@ dims are matrices. Where memory does not suffice, that line says so.
 import copy
 import json
 import time
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -33,7 +34,7 @@ def _muon(params, **changes):
   return optim.make_optimizer(settings, params, 1000)[0]
 
 
-def matrix_dims(params):
+def matrix_dims(params: Any) -> Any:
   """Which dims of each leaf are a matrix's, as optax.contrib.muon wants to be told."""
   views = optim.matrix_views(params)
 
@@ -58,6 +59,7 @@ VARIANTS = {
 
 
 def main(_: list[str]) -> None:
+  """Prints a JSON line for each optimizer."""
   config = model.SHAPES[_SHAPE.value]
   for name, make in VARIANTS.items():
     if _ONLY.value and name not in _ONLY.value:
@@ -82,7 +84,7 @@ def _measure(config, make) -> dict:
     updates, state = optimizer.update(grads, state, params)
     return optax.apply_updates(params, updates), state
 
-  step = jax.jit(update, donate_argnums=(0, 1)).lower(params, state, grads).compile()
+  step: Any = jax.jit(update, donate_argnums=(0, 1)).lower(params, state, grads).compile()
   params, state = step(params, state, grads)
   jax.block_until_ready(params)
   seconds = []

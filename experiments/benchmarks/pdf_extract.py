@@ -32,6 +32,8 @@ import sys
 import tarfile
 import zlib
 from collections.abc import Callable, Iterator, Sequence
+from typing import Any
+from unittest import mock
 
 import pypdfium2
 from absl import app, flags
@@ -74,6 +76,7 @@ for path in paths:
 
 
 def ours(paths: Sequence[pathlib.Path]) -> Iterator[list[str]]:
+  """Each file's pages by our extraction, without OCR."""
   with pdf_text.Extractor() as extractor:
     for path in paths:
       try:
@@ -83,24 +86,28 @@ def ours(paths: Sequence[pathlib.Path]) -> Iterator[list[str]]:
 
 
 def pdfium(paths: Sequence[pathlib.Path]) -> Iterator[list[str]]:
+  """Each file's pages by PDFium alone."""
   for path in paths:
     document = pypdfium2.PdfDocument(path)
     yield [page.get_textpage().get_text_range() for page in document]
 
 
 def other(tool: str) -> Callable:
+  """Reads files with another library, in the Python that has it."""
   def read(paths):
-    done = subprocess.run([_OTHERS.value, '-c', _OTHER, tool, *map(str, paths)], check=True,
+    done = subprocess.run([str(_OTHERS.value), '-c', _OTHER, tool, *map(str, paths)], check=True,
                           stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True)
     yield from map(json.loads, done.stdout.splitlines())
   return read
 
 
 def words(text: str) -> list[str]:
+  """Words in lower case."""
   return re.findall(r'\w+', text.lower())
 
 
 def scores(gold: list[str], found: list[str]) -> dict[str, float]:
+  """Recall and precision of words, F1 of runs of four."""
   bags = collections.Counter(gold), collections.Counter(found)
   grams = [collections.Counter(zip(*(w[i:] for i in range(4)), strict=False))
            for w in (gold, found)]
@@ -117,7 +124,8 @@ def manual(archive: tarfile.TarFile, language: str, chapter_contents: bool) -> s
   names = ['index', 'pr01', *(f'ch{i:02}' for i in range(1, 13)), 'apa']
   out = []
   for name in names:
-    tree = html.fromstring(archive.extractfile(pages[f'{name}.{language}.html']).read())
+    file = archive.extractfile(pages[f'{name}.{language}.html'])
+    tree = html.fromstring(file.read() if file else b'')
     gone = ['head', 'script', 'style', 'div[@class="navheader"]', 'div[@class="navfooter"]']
     if name != 'index' and not chapter_contents:
       gone.append('div[@class="toc"]')
@@ -131,6 +139,7 @@ def manual(archive: tarfile.TarFile, language: str, chapter_contents: bool) -> s
 
 
 def twins(data: pathlib.Path, tools: dict[str, Callable]) -> None:
+  """Manuals that exist as HTML and as PDF: how much of the text each tool finds."""
   for language in LANGUAGES:
     with tarfile.open(data / f'html_multilingual/debian-docs-{language}.tar.xz') as archive:
       gold, with_contents = (words(manual(archive, language, c)) for c in (False, True))
@@ -139,11 +148,12 @@ def twins(data: pathlib.Path, tools: dict[str, Callable]) -> None:
         continue
       (pages,) = read([data / f'pdf/multilingual/debian-reference.{language}.pdf'])
       found = words('\n\n'.join(pages))
-      say(part='twins', language=language, tool=name, pages=len(pages), **scores(gold, found),
+      print_row(part='twins', language=language, tool=name, pages=len(pages), **scores(gold, found),
           with_chapter_contents=scores(with_contents, found))
 
 
 def hashes(text: str) -> list[int]:
+  """16 bits of each word."""
   return [zlib.crc32(word.encode()) & 0xffff for word in words(text)]
 
 
@@ -158,15 +168,17 @@ def common_subsequence(a: Sequence, b: Sequence) -> int:
 
 
 def order(data: pathlib.Path, tools: dict[str, Callable]) -> None:
+  """Papers whose reading order is known: how much of it each tool keeps."""
   references = json.loads(ORDER.read_text())
   for name, read in tools.items():
     for file, pages in zip(references, read([data / 'pdf' / f for f in references]), strict=True):
       found, gold = hashes(pages[0]), references[file]
       ratio = common_subsequence(gold, found) / max(len(gold), len(found))
-      say(part='order', file=file, tool=name, ratio=round(ratio, 4))
+      print_row(part='order', file=file, tool=name, ratio=round(ratio, 4))
 
 
 def ocr(data: pathlib.Path, tools: dict[str, Callable]) -> None:
+  """A scan whose text is known, by each OCR engine that is here."""
   del tools
   os.environ.update(sandbox.ONE_THREAD)    # as in the child
   gold = ' '.join((data / 'pdf/gold/ocrmypdf__linn.txt').read_text().split())
@@ -174,14 +186,13 @@ def ocr(data: pathlib.Path, tools: dict[str, Callable]) -> None:
   for name in ('tesseract', 'rapidocr'):
     if pdf_ocr.engine() != name and not importlib.util.find_spec(name):
       continue
-    pdf_ocr.engine, usual = (lambda name=name: name), pdf_ocr.engine
-    seconds = []
-    for _ in range(_REPEATS.value):
-      start = cpu_seconds()
-      found = ' '.join(pdf_text.parse(body, ocr='always').text.split())
-      seconds.append(cpu_seconds() - start)
-    pdf_ocr.engine = usual
-    say(part='ocr', tool=name, characters=len(gold), cpu_seconds=round(min(seconds), 2),
+    seconds, found = [], ''
+    with mock.patch.object(pdf_ocr, 'engine', lambda name=name: name):
+      for _ in range(_REPEATS.value):
+        start = cpu_seconds()
+        found = ' '.join(pdf_text.parse(body, ocr='always').text.split())
+        seconds.append(cpu_seconds() - start)
+    print_row(part='ocr', tool=name, characters=len(gold), cpu_seconds=round(min(seconds), 2),
         character_error_rate=round(distance(gold, found) / len(gold), 4))
 
 
@@ -196,6 +207,7 @@ def distance(a: str, b: str) -> int:
 
 
 def cut(data: pathlib.Path, tools: dict[str, Callable]) -> None:
+  """Files cut in half: how many PDFium opens, and how many repair brings back."""
   del tools
   counts = collections.Counter()
   for path in (p for kind in ('digital', 'multilingual')
@@ -214,10 +226,11 @@ def cut(data: pathlib.Path, tools: dict[str, Callable]) -> None:
       continue
     counts['ours'] += 1
     counts['ours_with_text'] += any(page.get_textpage().count_chars() for page in document)
-  say(part='cut', **counts)
+  print_row(part='cut', **counts)
 
 
 def speed(data: pathlib.Path, tools: dict[str, Callable]) -> None:
+  """CPU seconds of each tool on sets of files."""
   sets = {'all': sorted(p for kind in ('digital', 'multilingual', 'form', 'rotated')
                         for p in (data / 'pdf' / kind).glob('*.pdf'))}
   sets['manuals'] = sorted((data / 'pdf/multilingual').glob('*.pdf'))
@@ -230,20 +243,23 @@ def speed(data: pathlib.Path, tools: dict[str, Callable]) -> None:
         pages = sum(map(len, tools[name](paths)))
         best[name] = pages, min(best[name][1], cpu_seconds() - start)
     for name, (pages, seconds) in best.items():
-      say(part='speed', set=which, tool=name, files=len(paths), pages=pages,
+      print_row(part='speed', set=which, tool=name, files=len(paths), pages=pages,
           pages_per_cpu_second=round(pages / seconds, 1))
 
 
 def cpu_seconds() -> float:
+  """Of this process and of its children that have ended."""
   return sum(usage.ru_utime + usage.ru_stime for usage in map(
     resource.getrusage, (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN)))
 
 
-def say(**row) -> None:
+def print_row(**row: Any) -> None:
+  """Prints one JSON line."""
   print(json.dumps(row), flush=True)
 
 
-def main(_) -> None:
+def main(_: list[str]) -> None:
+  """Runs the parts that were asked for."""
   tools = {'ours': ours, 'pdfium': pdfium}
   if _OTHERS.value:
     tools |= {name: other(name) for name in SLOW}

@@ -22,6 +22,7 @@ import sys
 import time
 import zlib
 from collections.abc import Iterator
+from typing import Any
 
 from absl import app, flags
 from reportlab.pdfgen import canvas
@@ -41,7 +42,7 @@ class Extractor(pdf_text.Extractor):
   function = 'experiments.benchmarks.pdf_hostile:faulty'
 
 
-def faulty(body: bytes, **options) -> dict:
+def faulty(body: bytes, **options: Any) -> dict:
   """What the child does."""
   if body == CRASH:
     ctypes.string_at(0)
@@ -51,6 +52,7 @@ def faulty(body: bytes, **options) -> dict:
 
 
 def written(pages: int = 3, seed: int = 0) -> bytes:
+  """A PDF of plain words, the same for a seed."""
   rng, out = random.Random(seed), io.BytesIO()
   page = canvas.Canvas(out, invariant=1)
   for _ in range(pages):
@@ -63,6 +65,7 @@ def written(pages: int = 3, seed: int = 0) -> bytes:
 
 
 def with_objects(*objects: bytes) -> bytes:
+  """A PDF of these objects, numbered from 1, without a table of them."""
   body = b'%PDF-1.5\n' + b''.join(b'%d 0 obj\n%s\nendobj\n' % item
                                   for item in enumerate(objects, 1))
   return body + b'trailer\n<</Root 1 0 R/Size %d>>\nstartxref\n0\n%%%%EOF\n' % (len(objects) + 1)
@@ -81,6 +84,7 @@ def bomb() -> bytes:
 
 
 def many_pages(kids: int = 200_000) -> bytes:
+  """A PDF whose tree names the same page very often."""
   return with_objects(
     b'<</Type/Catalog/Pages 2 0 R>>',
     b'<</Type/Pages/Count %d/Kids[%s]>>' % (kids, b'3 0 R ' * kids),
@@ -88,6 +92,7 @@ def many_pages(kids: int = 200_000) -> bytes:
 
 
 def mutated(bodies: list[bytes], count: int) -> Iterator[bytes]:
+  """Copies with some bytes changed, cut out or doubled, the same each time."""
   for seed in range(count):
     rng = random.Random(seed)
     body = bytearray(rng.choice(bodies))
@@ -108,6 +113,7 @@ def mutated(bodies: list[bytes], count: int) -> Iterator[bytes]:
 
 
 def hostile(data: pathlib.Path) -> Iterator[tuple[str, bytes]]:
+  """(kind, bytes) of every file that means harm."""
   for kind in ('corrupt', 'encrypted', 'adversarial', 'odd', 'blank', 'garbled'):
     for path in sorted((data / 'pdf' / kind).glob('*.pdf')):
       yield kind, path.read_bytes()
@@ -118,10 +124,11 @@ def hostile(data: pathlib.Path) -> Iterator[tuple[str, bytes]]:
     yield 'mutated', body
 
 
-def main(_) -> None:
+def main(_: list[str]) -> None:
+  """Prints what became of them, and of good documents in between, as one JSON line."""
   good = [written(3, seed) for seed in range(5)]
   outcomes: dict[str, collections.Counter] = collections.defaultdict(collections.Counter)
-  lost = asked = 0
+  lost = good_documents = 0
   slowest, untyped = 0.0, set()
   with Extractor(dataclasses.replace(pdf_text.LIMITS, wall_seconds=20)) as extractor:
     digest = lambda body: hashlib.sha256(
@@ -139,14 +146,14 @@ def main(_) -> None:
       outcomes[kind][outcome] += 1
       slowest = max(slowest, time.monotonic() - start)
       if i % EVERY == 0 or kind != 'mutated':
-        asked += 1
+        good_documents += 1
         try:
           lost += digest(good[i % len(good)]) != expected[i % len(good)]
         except PdfError:
           lost += 1
   peak = resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss * 1024
   print(json.dumps({
-    'good_documents': asked, 'lost': lost, 'untyped': sorted(untyped),
+    'good_documents': good_documents, 'lost': lost, 'untyped': sorted(untyped),
     'outcomes': outcomes, 'peak_worker_gb': round(peak / 1e9, 3),
     'slowest_seconds': round(slowest, 1)}))
 

@@ -20,6 +20,7 @@ import csv
 import json
 import math
 import pathlib
+from collections.abc import Callable
 
 import numpy as np
 import optuna
@@ -54,7 +55,9 @@ def load_cells(path: pathlib.Path) -> dict[tuple[float, float], dict[tuple[float
   return dict(sorted(cells.items()))
 
 
-def regrets(objective, space: dict, trials: int, seeds: int) -> dict[str, list[float]]:
+def regrets(
+  objective: Callable[[dict], float], space: dict, trials: int, seeds: int
+) -> dict[str, list[float]]:
   """Of each sampler and seed after all trials."""
   found = collections.defaultdict(list)
   for name in ('random', 'tpe'):
@@ -65,7 +68,8 @@ def regrets(objective, space: dict, trials: int, seeds: int) -> dict[str, list[f
   return found
 
 
-def of_cell(cell: dict):
+def of_cell(cell: dict) -> tuple[Callable[[dict], float], dict]:
+  """(how far a point of the table is above its best, the space to search): for one N and D."""
   points, losses = np.log(list(cell)), np.array(list(cell.values()))
   low, high = np.exp(points.min(axis=0)), np.exp(points.max(axis=0))
   space = {n: ('log', float(a), float(b)) for n, a, b in zip(('lr', 'bs'), low, high, strict=True)}
@@ -78,7 +82,7 @@ def of_cell(cell: dict):
   return objective, space
 
 
-def halving(cells: dict, keep) -> list[dict]:
+def halving(cells: dict, keep: Callable[[int, float, list, float], int]) -> list[dict]:
   """Of each size with at least three lengths; `keep(alive, spent, tokens left, whole) -> count`."""
   by_size = collections.defaultdict(dict)
   for (n, d), cell in cells.items():
@@ -111,6 +115,7 @@ HALVING = {
 
 
 def main() -> None:
+  """Prints regrets of samplers and what halving costs, as one JSON line."""
   parser = argparse.ArgumentParser(
     description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
   parser.add_argument('--data', type=pathlib.Path, required=True)

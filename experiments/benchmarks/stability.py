@@ -92,6 +92,7 @@ FAULTS = {
 def make_config(
   contestant: str, fault: str, steps: int, tau: float, vocab_size: int, seed: int = 0
 ) -> Any:
+  """The config of one run: a small model, a contestant's guards, a fault put in."""
   c = base.get_config()
   c.seed = seed
   c.data.seq_len = _SEQ_LEN
@@ -230,7 +231,8 @@ def table(results: Mapping[tuple[str, str], Sequence[Mapping[str, Any]]]) -> str
     pairs = list(zip(runs, clean, strict=False))
     failed = [r['outcome'] for r in runs if r['loss'] is None]
     gaps = [100 * (r['loss'] / c['loss'] - 1) for r, c in pairs if r['loss'] and c['loss']]
-    back = [steps_to_recover(r, c) for r, c in pairs]
+    recovered = [steps_to_recover(r, c) for r, c in pairs]
+    back = [steps for steps in recovered if steps is not None]
     logits = [r['max_logit'] for r in runs if r['max_logit'] is not None]
     known = fault != 'clean' and not failed and len(gaps) == len(runs)
     keys = () if failed else ('loss', 'skips', 'left_out')
@@ -242,7 +244,7 @@ def table(results: Mapping[tuple[str, str], Sequence[Mapping[str, Any]]]) -> str
       f'{np.mean(gaps):+.2f} %' if known else '–',
       f'{max(gaps):+.2f}, {min(gaps):+.2f}' if known and len(gaps) > 1 else '–',
       f'{max(logits):.1f}' if logits else '–',
-      '–' if not known else 'never' if None in back else f'{np.mean(back):.0f}',
+      '–' if not known else 'never' if None in recovered else f'{np.mean(back):.0f}',
       *('–' if failed else f'{mean[k]:.1f}' for k in ('skips', 'left_out')),
     ]
     lines.append(f'| {" | ".join(cells)} |')
@@ -268,6 +270,7 @@ def _start(corpus: str, output: str) -> str:
 
 
 def main(_: list[str]) -> None:
+  """Runs each contestant through each fault; prints JSON lines and a table."""
   corpus, output = _CORPUS.value, _OUTPUT.value
   start = _start(corpus, output)
   results: dict[tuple[str, str], list[dict]] = {}

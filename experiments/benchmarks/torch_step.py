@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Mapping
+from typing import Any
 
 import numpy as np
 import torch
@@ -43,7 +44,10 @@ class Block(nn.Module):
     for linear in (self.qkv, self.out, self.gate_up, self.down):
       nn.init.normal_(linear.weight, std=config.init_std)
 
-  def forward(self, x, rope, mask):
+  def forward(
+    self, x: torch.Tensor, rope: tuple[torch.Tensor, torch.Tensor], mask: Any
+  ) -> torch.Tensor:
+    """The block on x [B, T, D]."""
     q, k, v = self.qkv(self.attention_norm(x)).unflatten(-1, (-1, self.head_dim)).split(
       self.heads, 2)
     if self.rotates:
@@ -71,7 +75,10 @@ class Kept(nn.Module):
     super().__init__()
     self.block, self.keep = block, keep
 
-  def forward(self, x, rope, mask):
+  def forward(
+    self, x: torch.Tensor, rope: tuple[torch.Tensor, torch.Tensor], mask: Any
+  ) -> torch.Tensor:
+    """The block, keeping for the backward pass what `keep` says."""
     if self.keep == 'all':
       return self.block(x, rope, mask)
     context = {'context_fn': _products_saved} if self.keep == 'products' else {}
@@ -113,7 +120,8 @@ class Transformer(nn.Module):
       for block in self.blocks:
         block.compile(fullgraph=True)
 
-  def forward(self, tokens, mask):
+  def forward(self, tokens: torch.Tensor, mask: Any) -> torch.Tensor:
+    """Hidden states [B·T, D] after the final norm."""
     x = self.embed(tokens)
     if torch.is_autocast_enabled(x.device.type):
       x = x.to(torch.get_autocast_dtype(x.device.type))
@@ -134,7 +142,11 @@ class ChunkedLoss(torch.autograd.Function):
   """
 
   @staticmethod
-  def forward(ctx, hidden_ND, embed_VD, targets_N, weights_N, chunk, gradient):
+  def forward(
+    ctx: Any, hidden_ND: torch.Tensor, embed_VD: torch.Tensor, targets_N: torch.Tensor,
+    weights_N: torch.Tensor, chunk: int, gradient: Callable,
+  ) -> torch.Tensor:
+    """The weighted mean loss, a chunk of places at a time, and its gradients with it."""
     head_VD, count = embed_VD.to(hidden_ND.dtype), weights_N.sum()
     d_hidden_ND, d_head_VD = torch.empty_like(hidden_ND), torch.zeros_like(embed_VD)
     total = torch.zeros((), device=hidden_ND.device)
@@ -152,7 +164,8 @@ class ChunkedLoss(torch.autograd.Function):
     return total
 
   @staticmethod
-  def backward(ctx, scale):
+  def backward(ctx: Any, scale: torch.Tensor) -> tuple:
+    """The gradients that the forward pass made, times the scale of the loss."""
     d_hidden_ND, d_head_VD = ctx.saved_tensors
     return d_hidden_ND * scale, d_head_VD * scale, None, None, None, None
 
@@ -166,7 +179,7 @@ def _loss_and_gradient(logits_CV, targets_C, weights_C):
   return loss, gradient_CV.to(logits_CV.dtype)
 
 
-def document_mask(segments_BT, block: bool):
+def document_mask(segments_BT: torch.Tensor, block: bool) -> Any:
   """Causal attention within documents: flex_attention's block mask, or bool [B, 1, T, T]."""
   if not block:
     same = segments_BT[:, None, :, None] == segments_BT[:, None, None, :]

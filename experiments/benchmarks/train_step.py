@@ -27,6 +27,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -72,7 +73,8 @@ def packed_batch(
   max_segments = max_segments or packing.usual_segments(lengths, seq_len)
   packed = packing.pack(lengths.tolist(), seq_len, max_segments)
   packed = [packed[i] for i in rng.choice(len(packed), rows, replace=False)]
-  batch = {k: np.zeros((rows, seq_len), np.int32) for k in ('segment_ids', 'positions')}
+  batch: dict[str, np.ndarray] = {
+    k: np.zeros((rows, seq_len), np.int32) for k in ('segment_ids', 'positions')}
   for i, row in enumerate(packed):
     ends = np.cumsum([p.length for p in row])
     for segment, (end, piece) in enumerate(zip(ends, row, strict=True), start=1):
@@ -101,7 +103,7 @@ def kernels(run: Callable[[], None], steps: int, limit: int) -> None:
     file = glob.glob(f'{directory}/**/*.xplane.pb', recursive=True)[0]
     plane = next(p for p in jax.profiler.ProfileData.from_file(file).planes
                  if p.name.startswith('/device:GPU'))
-    spans, times, counts = [], collections.Counter(), collections.Counter()
+    spans, times, counts = [], collections.defaultdict(float), collections.defaultdict(float)
     for line in plane.lines:
       if not line.name.startswith('Stream'):
         continue
@@ -116,8 +118,8 @@ def kernels(run: Callable[[], None], steps: int, limit: int) -> None:
     end = max(end, stop)
   whole = (end - min(spans)[0]) / 1e6 / steps
   print(f'{whole:.1f} ms a step, of which idle {whole - busy / 1e6 / steps:.1f}', file=sys.stderr)
-  for name, ms in times.most_common(limit):
-    print(f'{ms:8.2f} ms {counts[name]:7.1f} x {name[:100]}', file=sys.stderr)
+  for name in sorted(times, key=lambda name: -times[name])[:limit]:
+    print(f'{times[name]:8.2f} ms {counts[name]:7.1f} x {name[:100]}', file=sys.stderr)
 
 
 def time_save(
@@ -136,7 +138,7 @@ def time_save(
   return state, took | {'step_seconds': round(slowest, 3), 'sealed_seconds': round(sealed, 2)}
 
 
-def prepare(config: model.ModelConfig, steps: int, seed: int = 0) -> tuple[dict, Callable]:
+def prepare(config: model.ModelConfig, steps: int, seed: int = 0) -> tuple[dict, Any]:
   """The state that so many steps start from, and the step, as the flags ask for."""
   settings, guarding = base.get_config().optimizer, base.get_config().guard
   settings.name, settings.learning_rate = _OPTIMIZER.value, _LEARNING_RATE.value
@@ -192,7 +194,9 @@ def figures(config: model.ModelConfig, first: float, seconds: list[float], held:
   }
 
 
-def main(_: list[str]) -> None:
+def main(argv: list[str]) -> None:
+  """Prints seconds, tokens a second and memory of the training step, as one JSON line."""
+  del argv
   config = replaced(model.SHAPES[_SHAPE.value], _MODEL.value)
   warm, steps = 1, _STEPS.value
   if _CORPUS.value:
@@ -213,6 +217,7 @@ def main(_: list[str]) -> None:
   mesh = sharding.make_mesh(data=1, fsdp=-1)
   with jax.set_mesh(mesh), contextlib.ExitStack() as cleanup:
     state, step = prepare(config, warm + steps + 3)
+    saved: Any = None
     if _CHECKPOINT.value:
       folder = cleanup.enter_context(tempfile.TemporaryDirectory(dir=_CHECKPOINT.value))
       saved = cleanup.enter_context(Checkpoints(folder))

@@ -17,6 +17,8 @@ import argparse
 import json
 import math
 import pathlib
+from collections.abc import Iterator
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -39,18 +41,23 @@ def matrices(params: dict) -> dict:
 
 
 def norm(tree: dict) -> float:
+  """Of all leaves together."""
   return math.sqrt(dot(tree, tree))
 
 
 def dot(a: dict, b: dict) -> float:
+  """Sum over all leaves."""
   return float(sum(jnp.vdot(x, y) for x, y in zip(a.values(), b.values(), strict=True)))
 
 
 def minus(a: dict, b: dict) -> dict:
+  """Leaf by leaf."""
   return {k: a[k] - b[k] for k in a}
 
 
-def follow(name: str, cell: contest.Cell, c, tokens: np.ndarray, steps: int, every: int):
+def follow(
+  name: str, cell: contest.Cell, c: Any, tokens: np.ndarray, steps: int, every: int
+) -> Iterator[tuple[int, dict, dict]]:
   """(step, row, ΔW) at every `every`-th step of a run at a constant rate after the warm-up."""
   runner = contest.Runner(name, c, model.ModelConfig(**c.model), tokens)
   lr, decay = cell
@@ -75,7 +82,8 @@ def follow(name: str, cell: contest.Cell, c, tokens: np.ndarray, steps: int, eve
     }, jax.device_get(moved)
 
 
-def run(output: pathlib.Path, steps: int, every: int, c) -> list[dict]:
+def run(output: pathlib.Path, steps: int, every: int, c: Any) -> list[dict]:
+  """Follows each optimizer; writes and returns the rows of DIR/trajectories.jsonl."""
   tokens, rows, paths = np.load(output / 'tokens.npy'), [], {}
   done = contest.read(output)
   with open(output / 'trajectories.jsonl', 'w', buffering=1) as file:
@@ -95,6 +103,7 @@ def run(output: pathlib.Path, steps: int, every: int, c) -> list[dict]:
 
 
 def report(output: pathlib.Path, rows: list[dict]) -> None:
+  """Writes DIR/trajectories.md and .svg."""
   import matplotlib
 
   matplotlib.use('Agg')
@@ -104,15 +113,15 @@ def report(output: pathlib.Path, rows: list[dict]) -> None:
   lines = ['| optimizer | step | loss | moved | entropy of the update | of the weights | cosine |',
            '|---|---|---|---|---|---|---|']
   for name in dict.fromkeys(r['name'] for r in rows):
-    mine = [r for r in rows if r['name'] == name]
-    at = [r['step'] for r in mine]
+    of_name = [r for r in rows if r['name'] == name]
+    at = [r['step'] for r in of_name]
     for i, key in enumerate(('update', 'weights')):
-      axes[i].plot(at, [r[key] for r in mine], marker='.', label=contest.NAMES[name])
+      axes[i].plot(at, [r[key] for r in of_name], marker='.', label=contest.NAMES[name])
       axes[i].set(xlabel='step', ylabel='entropy of singular values', title=f'of the {key}')
-    for key in (k for k in mine[0] if k.startswith('cos/')):
+    for key in (k for k in of_name[0] if k.startswith('cos/')):
       label = f'{contest.NAMES[name]} and {contest.NAMES[key[4:]]}'
-      axes[2].plot(at, [r[key] for r in mine], marker='.', label=label)
-    for r in (mine[0], mine[len(mine) // 2], mine[-1]):
+      axes[2].plot(at, [r[key] for r in of_name], marker='.', label=label)
+    for r in (of_name[0], of_name[len(of_name) // 2], of_name[-1]):
       cosines = ', '.join(f'{r[k]:.2f} ({contest.NAMES[k[4:]]})' for k in r if k[:4] == 'cos/')
       lines.append(f'| {contest.NAMES[name]} | {r["step"]} | {r["loss"]:.3f} | {r["moved"]:.2f} | '
                    f'{r["update"]:.3f} | {r["weights"]:.3f} | {cosines or "–"} |')
@@ -125,6 +134,7 @@ def report(output: pathlib.Path, rows: list[dict]) -> None:
 
 
 def main() -> None:
+  """The command line."""
   parser = argparse.ArgumentParser(description=__doc__.split('\n')[0])
   parser.add_argument('--output', required=True, type=pathlib.Path)
   parser.add_argument('--steps', type=int, default=300)

@@ -15,6 +15,7 @@ import dataclasses
 import json
 import pathlib
 import sysconfig
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -30,6 +31,7 @@ SEQ_LEN, DEPTH = 128, 3
 
 
 def load_bytes(limit: int = 4_000_000) -> np.ndarray:
+  """Bytes of Python's standard library, int32: text that is everywhere."""
   files = sorted(pathlib.Path(sysconfig.get_paths()['stdlib']).glob('*.py'))
   return np.frombuffer(b''.join(f.read_bytes() for f in files)[:limit], np.uint8).astype(np.int32)
 
@@ -92,6 +94,7 @@ def vertex(rates: np.ndarray, loss: np.ndarray) -> tuple[float, bool]:
 
 
 def main() -> None:
+  """Prints the best rate of each width under both parametrisations, as one JSON line."""
   parser = argparse.ArgumentParser(
     description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
   parser.add_argument('--widths', type=lambda s: [int(x) for x in s.split(',')],
@@ -108,7 +111,7 @@ def main() -> None:
   rates = args.middle * 2 ** ((np.arange(args.points) - args.points // 2) / 2)
   found = {}
   for name in ('standard', 'mup'):
-    rows = {}
+    rows: dict[int, dict[str, Any]] = {}
     for width in args.widths:
       loss = losses(width, name, args, rates, text)
       best, inside = vertex(rates, loss)

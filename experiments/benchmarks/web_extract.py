@@ -30,6 +30,7 @@ _TIERS = flags.DEFINE_list('tiers', list(html_text.TIERS), 'Tiers of ours to mea
 
 
 def shingles(text: str | None) -> collections.Counter:
+  """Runs of four words (fewer in a shorter text), with their counts."""
   words = re.findall(r'\w+', text or '')
   n = min(4, len(words))
   return collections.Counter(
@@ -37,6 +38,7 @@ def shingles(text: str | None) -> collections.Counter:
 
 
 def shingle_f1(texts: list[str | None], gold: list[str]) -> dict[str, float]:
+  """The measure of article-extraction-benchmark: F1 of runs of four words."""
   precision, recall = [], []
   for text, want in zip(texts, gold, strict=True):
     got, want = shingles(text), shingles(want)
@@ -47,6 +49,7 @@ def shingle_f1(texts: list[str | None], gold: list[str]) -> dict[str, float]:
 
 
 def segment_f1(texts: list[str | None], gold: list[dict]) -> dict[str, float]:
+  """The measure of trafilatura's evaluation: segments that must be there, and that must not."""
   plain = lambda text: ' '.join((text or '').split())
   counts = collections.Counter()
   for text, item in zip(texts, gold, strict=True):
@@ -63,13 +66,15 @@ def _f1(p: float, r: float) -> dict[str, float]:
   return {'precision': round(p, 4), 'recall': round(r, 4), 'f1': round(2 * p * r / (p + r), 4)}
 
 
-def read_aeb(folder: pathlib.Path):
+def read_aeb(folder: pathlib.Path) -> tuple[list[bytes], list[str]]:
+  """(pages, their article bodies)."""
   truth = json.loads((folder / 'ground-truth.json').read_text())
   read = lambda k: gzip.decompress((folder / 'html' / f'{k}.html.gz').read_bytes())
   return [read(k) for k in truth], [v['articleBody'] for v in truth.values()]
 
 
-def read_trafilatura(folder: pathlib.Path):
+def read_trafilatura(folder: pathlib.Path) -> tuple[list[bytes], list[dict]]:
+  """(pages, the segments with and without)."""
   truth = json.loads((folder / 'evaldata.json').read_text())
   bodies = []
   for item in truth.values():
@@ -90,7 +95,8 @@ for name, options in (("trafilatura 1.11.0, FineWeb's setting", dict(
 '''
 
 
-def main(argv):
+def main(argv: list[str]) -> None:
+  """Prints a JSON line for each extractor and set."""
   del argv
   sets = []
   if _AEB.value:
@@ -100,7 +106,7 @@ def main(argv):
   if not sets:
     sys.exit('web_extract: give --aeb=DIR or --trafilatura_eval=DIR')
 
-  def say(name, data, score, gold, texts, seconds):
+  def print_row(name, data, score, gold, texts, seconds):
     print(json.dumps({'extractor': name, 'data': data, 'pages': len(texts), **score(texts, gold),
                       'pages_per_cpu_second': round(len(texts) / seconds, 1)}), flush=True)
 
@@ -109,13 +115,13 @@ def main(argv):
       html_text.extract(bodies[0], tier=tier)   # imports
       start = time.process_time()
       texts = [html_text.extract(b, tier=tier) for b in bodies]
-      say(f'smoljax {tier}', data, score, gold, texts, time.process_time() - start)
+      print_row(f'smoljax {tier}', data, score, gold, texts, time.process_time() - start)
     if _OTHERS.value:
       done = subprocess.run([_OTHERS.value, '-c', OTHERS], text=True, capture_output=True,
                             input=json.dumps([html_text.decode(b) for b in bodies]), check=True)
       for line in done.stdout.splitlines():
         name, texts, seconds = json.loads(line)
-        say(name, data, score, gold, texts, seconds)
+        print_row(name, data, score, gold, texts, seconds)
 
 
 if __name__ == '__main__':

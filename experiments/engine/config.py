@@ -9,6 +9,7 @@ from typing import Any
 from ml_collections import ConfigDict
 
 from data_beam.options import PdfOptions, TokenizeOptions, WebOptions
+from experiments.engine.corpora import check_tokenizer
 
 
 def model_config(c: Any, vocab_size: int) -> Any:
@@ -84,22 +85,24 @@ def use_all_cores(c: Any, most: int = 8) -> None:
   os.environ.setdefault('NPROC', str(8 * devices))
 
 
-def keep_programs(workdir: str) -> None:
+def keep_programs(workdir: str, *, on_cpu: bool = False) -> None:
   """Lets jax keep what it compiles for accelerators in WORKDIR/xla, unless it has a place already.
 
   A run that goes on then takes its first step sooner, by half a minute at 3B.
   """
   import jax
 
-  if jax.default_backend() != 'cpu' and not jax.config.jax_compilation_cache_dir:
-    jax.config.update('jax_compilation_cache_dir', os.path.abspath(os.path.join(workdir, 'xla')))
+  config: Any = jax.config
+  if (on_cpu or jax.default_backend() != 'cpu') and not config.jax_compilation_cache_dir:
+    config.update('jax_compilation_cache_dir', os.path.abspath(os.path.join(workdir, 'xla')))
 
 
 def check(c: Any) -> None:
   """Checks what needs Beam's or JAX's part of the house, before any step runs.
 
   Raises:
-    ValueError: an unknown name, or a mesh that fits neither devices, batch nor model.
+    ValueError: an unknown name, a mesh that fits neither devices, batch nor model, or a tokenizer
+      that lacks what tokenising or evaluation needs.
   """
   import jax
 
@@ -126,13 +129,14 @@ def check(c: Any) -> None:
     if task not in TASKS:
       raise ValueError(f'unknown eval.tasks {task!r}: one of {", ".join(TASKS)}')
 
-  def divides(what: str, ways: int) -> None:
-    if c.train.rows % ways:
-      rows = -(-c.train.rows // ways) * ways
+  def divides(what: str, num_shards: int) -> None:
+    if c.train.rows % num_shards:
+      rows = -(-c.train.rows // num_shards) * num_shards
       raise ValueError(
-        f'a batch of {c.train.rows} rows does not divide over {what} = {ways}: try '
+        f'a batch of {c.train.rows} rows does not divide over {what} = {num_shards}: try '
         f'--config.train.batch_tokens={rows * c.data.seq_len}')
 
+  check_tokenizer(c)
   metrics.require_wandb(c.wandb)
   divides('train.accumulate', c.train.accumulate)
   config = model_config(c, c.tokenizer.vocab_size)

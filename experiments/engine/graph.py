@@ -38,7 +38,7 @@ class Step:
     outside: what it reads besides config and needed steps (input files, installed versions).
     cost: words about what running it takes, for `--dry_run`.
     links: name in the workdir → path in the output folder, kept pointing at the current output.
-    together: all processes of a run take part, not the lead alone.
+    all_processes: all processes of a run take part, not the lead alone.
   """
 
   name: str
@@ -50,7 +50,7 @@ class Step:
   resumable: bool = False
   cost: str = ''
   links: Mapping[str, str] = dataclasses.field(default_factory=dict)
-  together: bool = False
+  all_processes: bool = False
 
   @property
   def address(self) -> str:
@@ -61,28 +61,35 @@ class Step:
 
 
 class Graph:
-  """Runs steps in order in one workdir (a local or network file system with rename and flock)."""
+  """Runs steps in order in one workdir (a local or network file system with rename and flock).
+
+  Args:
+    log_line: gets a line of text about each step.
+    is_lead: this process runs the steps; the others of a run wait, and join in some.
+    wait: waits until all processes of the run have come to the point of this name.
+  """
 
   def __init__(
     self,
     steps: Sequence[Step],
     workdir: str,
-    say: Callable[[str], None] = print,
+    log_line: Callable[[str], None] = print,
     *,
-    leads: bool = True,
+    is_lead: bool = True,
     wait: Callable[[str], None] = lambda what: None,
   ):
     self.steps = steps
-    self._leads, self._wait = leads, wait
+    self._is_lead, self._wait = is_lead, wait
     self.workdir = pathlib.Path(workdir)
     self._root = self.workdir / 'steps'
-    self._say = say
+    self._log_line = log_line
 
   def output(self, step: Step) -> pathlib.Path:
     """Where the step's finished output stands."""
     return self._root / step.address
 
   def done(self, step: Step) -> bool:
+    """Whether the step has finished, now or in an earlier run."""
     return self.output(step).is_dir()
 
   def result(self, step: Step) -> dict:
@@ -93,8 +100,7 @@ class Graph:
     """`(address, state, cost)` of each step, for a dry run; writes nothing."""
     rows = []
     for step in self.steps:
-      partial = self.output(step).with_suffix('.partial')
-      state = 'done' if self.done(step) else 'continue' if _resumes(step, partial) else 'run'
+      state = 'done' if self.done(step) else 'continue' if self._resumes(step) else 'run'
       rows.append((step.address, state, step.cost))
     return rows
 
@@ -110,36 +116,36 @@ class Graph:
       done = self.done(step)
       self._wait(f'{step.name}: all know whether it is done')
       if done:
-        self._say(f'{title}: done ({step.address})')
-      elif self._leads:
+        self._log_line(f'{title}: done ({step.address})')
+      elif self._is_lead:
         with self._lock(step):
           if not self.done(step):  # another process may have finished it while we waited
             before(step)
             self._run(step, title)
-      elif step.together:
+      elif step.all_processes:
         self._wait(f'{step.name}: its folder is there')
-        self._call(step)
+        step.run(str(self._partial(step)), self._inputs(step))
         self._wait(f'{step.name}: all have ended')
-      if self._leads:
+      if self._is_lead:
         self._link(step, self.output(step))
     self._wait('the end')
 
   def _run(self, step: Step, title: str) -> None:
-    partial = self.output(step).with_suffix('.partial')
-    if _resumes(step, partial):
-      self._say(f'{title}: continuing ({step.address})')
+    partial = self._partial(step)
+    if self._resumes(step):
+      self._log_line(f'{title}: continuing ({step.address})')
     else:
-      self._say(f'{title}: {step.cost or "running"} ({step.address})')
+      self._log_line(f'{title}: {step.cost or "running"} ({step.address})')
       shutil.rmtree(partial, ignore_errors=True)
     partial.mkdir(exist_ok=True)
     if step.resumable:
       self._link(step, partial)  # so that a long step can be watched
     start = time.monotonic()
     try:
-      if step.together:
+      if step.all_processes:
         self._wait(f'{step.name}: its folder is there')
-      result = self._call(step)
-      if step.together:
+      result = step.run(str(partial), self._inputs(step))
+      if step.all_processes:
         self._wait(f'{step.name}: all have ended')
     except BaseException:
       if not step.resumable:
@@ -149,11 +155,16 @@ class Graph:
     record = {**(result or {}), 'seconds': seconds, 'address': step.address}
     (partial / RESULT_FILE).write_text(json.dumps(record, indent=1))
     os.replace(partial, self.output(step))
-    self._say(f'{title}: finished in {seconds:.0f} s')
+    self._log_line(f'{title}: finished in {seconds:.0f} s')
 
-  def _call(self, step: Step) -> Mapping[str, Any] | None:
-    partial = self.output(step).with_suffix('.partial')
-    return step.run(str(partial), {n.name: str(self.output(n)) for n in step.needs})
+  def _inputs(self, step: Step) -> dict[str, str]:
+    return {n.name: str(self.output(n)) for n in step.needs}
+
+  def _partial(self, step: Step) -> pathlib.Path:
+    return self.output(step).with_suffix('.partial')
+
+  def _resumes(self, step: Step) -> bool:
+    return step.resumable and self._partial(step).is_dir()
 
   def _link(self, step: Step, output: pathlib.Path) -> None:
     for name, path in step.links.items():
@@ -173,10 +184,6 @@ class Graph:
       try:
         fcntl.flock(f, fcntl.LOCK_EX | fcntl.LOCK_NB)
       except BlockingIOError:
-        self._say(f'{step.name}: another process runs it; waiting')
+        self._log_line(f'{step.name}: another process runs it; waiting')
         fcntl.flock(f, fcntl.LOCK_EX)
       yield
-
-
-def _resumes(step: Step, partial: pathlib.Path) -> bool:
-  return step.resumable and partial.is_dir()

@@ -9,12 +9,15 @@ from typing import Any
 from data_beam.options import PdfOptions, TokenizeOptions, WebOptions
 from experiments.engine import config as config_lib
 from experiments.engine.cli import console, read_json, write_json
+from experiments.engine.corpora import globs
 
 # --- Steps: each reads the outputs of the steps it needs and writes into its own folder ----------
-# Imports stay inside: Beam and JAX each take seconds to load, and a step needs one of them.
+# Imports stay inside: Beam and JAX each take seconds to load, and a step needs one of them; what
+# curates need not be installed where nothing is curated.
 
 
 def run_crawl(output: str, _: Mapping[str, str], *, c: Any) -> dict:
+  """A small crawl of this machine's own documentation, as WARC and PDF."""
   from experiments.quickstart import crawl
 
   return crawl.build(
@@ -23,6 +26,7 @@ def run_crawl(output: str, _: Mapping[str, str], *, c: Any) -> dict:
 
 
 def run_web(output: str, inputs: Mapping[str, str], *, c: Any) -> dict:
+  """Web pages to a curated corpus."""
   from data_beam.web import pipeline as web
 
   path = web.run(
@@ -36,6 +40,7 @@ def run_web(output: str, inputs: Mapping[str, str], *, c: Any) -> dict:
 
 
 def run_pdf(output: str, inputs: Mapping[str, str], *, c: Any) -> dict:
+  """PDFs to a curated corpus."""
   from data_beam.pdf import pipeline as pdf
 
   path = pdf.run(
@@ -61,6 +66,7 @@ def _corpus_result(path: str) -> dict:
 
 
 def run_tokenizer(output: str, inputs: Mapping[str, str], *, c: Any) -> dict:
+  """Trains a SentencePiece tokenizer on the corpora that are trained on."""
   from data_beam import records
   from smoljax.data import chat, tokenizer
 
@@ -79,6 +85,7 @@ def run_tokenizer(output: str, inputs: Mapping[str, str], *, c: Any) -> dict:
 
 
 def run_tokenize(output: str, inputs: Mapping[str, str], *, c: Any, corpus: str) -> dict:
+  """A curated corpus to token documents."""
   from data_beam import tokenize_corpus
 
   path = tokenize_corpus.run(
@@ -104,19 +111,21 @@ def run_foreign_tokens(
 
 
 def run_teacher_cache(output: str, inputs: Mapping[str, str], *, c: Any, corpus: str) -> dict:
+  """Stores what the teacher says of one corpus."""
   from experiments.engine import teacher_cache
 
   path = teacher_cache.write(
     c.distill.teacher, corpus_dir(inputs[f'tokenize_{corpus}'], corpus), output, corpus,
     kind=c.distill.cache, draws=c.distill.draws, temperature=c.distill.temperature,
     seq_len=c.data.seq_len, batch_size=c.eval.batch_size, seed=c.seed,
-    corpus_tokenizer=c.tokenizer.path, say=console.print)
+    corpus_tokenizer=c.tokenizer.path, log_line=console.print)
   return {k: read_json(os.path.join(path, 'manifest.json'))[k]
           for k in ('places', 'bytes_per_token')}
 
 
 def run_train(output: str, inputs: Mapping[str, str], *, c: Any, corpora: Sequence[str],
               targets: Sequence[str]) -> dict:
+  """Trains the model; what is killed goes on from its newest checkpoint."""
   import jax
 
   from smoljax.data import tokenizer
@@ -140,22 +149,23 @@ def run_train(output: str, inputs: Mapping[str, str], *, c: Any, corpora: Sequen
 
 
 def run_evaluate(output: str, inputs: Mapping[str, str], *, c: Any, targets: Sequence[str]) -> dict:
+  """Scores the trained model, and the teacher on the same documents if there is one."""
   from smoljax import evals, model
   from smoljax.checkpoints import load, store
   from smoljax.data import tokenizer
   from smoljax.data.corpus import open_corpus
   from smoljax.evals.held_out import load_held_out
 
-  config, params, _ = store.load_params(os.path.join(inputs['train'], 'checkpoints'))
+  config, params, meta = store.load_params(os.path.join(inputs['train'], 'checkpoints'))
   paths = {name: corpus_dir(inputs[f'tokenize_{name}'], name) for name in targets}
   evaluate = functools.partial(
     evals.evaluate,
-    tokenizer=tokenizer.load(tokenizer_file(c, inputs)),
+    tokenizer=tokenizer.load(tokenizer_file(c, inputs), meta.get('special_tokens')),
     documents=load_held_out(paths, limit=c.eval.documents),
     bos=c.tokenize.bos,
     batch_size=c.eval.batch_size,
     seq_len=c.data.seq_len,
-    say=console.print,
+    log_line=console.print,
   )
   result = evaluate(
     config,
@@ -179,6 +189,7 @@ def run_evaluate(output: str, inputs: Mapping[str, str], *, c: Any, targets: Seq
 
 
 def run_export(output: str, inputs: Mapping[str, str], *, c: Any) -> dict:
+  """Writes a Hugging Face folder, where the architecture has one, and sample text."""
   from smoljax.checkpoints import load, save
   from smoljax.inference.generate import generate
   from smoljax.inference.sampling import Sampling
@@ -215,15 +226,17 @@ def run_export(output: str, inputs: Mapping[str, str], *, c: Any) -> dict:
 
 
 def run_coordinate_check(output: str, _: Mapping[str, str], *, c: Any) -> dict:
+  """Whether activations keep their size over widths and depths."""
   from smoljax.report import coordinate_page
   from smoljax.scaling import coordinate_check
 
-  rows = coordinate_check.check(c.optimizer, say=console.print, **c.coordinate_check.to_dict())
+  rows = coordinate_check.check(c.optimizer, log_line=console.print, **c.coordinate_check.to_dict())
   coordinate_page.write(rows, os.path.join(output, 'report'))
   return {'slopes': [{k: r[k] for k in ('mode', 'axis', 'slope', 'worst', 'ok')} for r in rows]}
 
 
 def run_report(output: str, _: Mapping[str, str], *, workdir: str) -> dict:
+  """Writes the run's page."""
   from data_beam.filters import spans
   from data_beam.pdf.thumbnail import thumbnail
   from smoljax.report import run_page
@@ -235,11 +248,7 @@ def run_report(output: str, _: Mapping[str, str], *, workdir: str) -> dict:
 # --- Files ---------------------------------------------------------------------------------------
 
 
-def globs(patterns: str) -> list[str]:
-  return [p.strip() for p in patterns.split(',') if p.strip()]
-
-
-def _find(patterns: str, flag: str) -> list[dict]:
+def find_files(patterns: str, flag: str) -> list[dict]:
   """The files that comma-separated globs match, with sizes; raises if one matches nothing."""
   if not patterns:
     return []
@@ -252,8 +261,10 @@ def _find(patterns: str, flag: str) -> list[dict]:
 
 
 def corpus_dir(output: str, name: str) -> str:
+  """Where a step leaves the corpus of this name."""
   return os.path.join(output, name, '1.0.0')
 
 
 def tokenizer_file(c: Any, inputs: Mapping[str, str]) -> str:
+  """The tokenizer that the config brings, or else the one that was trained."""
   return c.tokenizer.path or os.path.join(inputs['tokenizer'], 'tokenizer.model')

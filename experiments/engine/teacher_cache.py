@@ -17,7 +17,7 @@ import functools
 import hashlib
 import json
 import os
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 
 import jax
 import jax.numpy as jnp
@@ -47,7 +47,7 @@ def write(
   batch_size: int = 16,
   seed: int = 0,
   corpus_tokenizer: str = '',
-  say=print,
+  log_line: Callable[[str], None] = print,
 ) -> str:
   """Writes the cache, or what is left of it; returns its directory.
 
@@ -83,16 +83,16 @@ def write(
     if {k: done[k] for k in job} == job:
       return path
   _same_job(os.path.join(path, 'job.json'), job, path)
-  ask = _asker(config, jax.device_put(params, jax.devices()[0]), kind, draws, temperature)
+  query = _make_query(config, jax.device_put(params, jax.devices()[0]), kind, draws, temperature)
   shards, entries = records.list_shards(manifest), []
   for index, (shard, number) in enumerate(shards):
     entry = os.path.join(path, f'shard-{index:05d}.json')
-    with _claimed(entry) as mine:
-      if mine and not _is_whole(path, entry):
+    with _claimed(entry) as claimed:
+      if claimed and not _is_whole(path, entry):
         rows, width = [], 0
         documents = ((r['id'], opened.decode(r))
                      for r in records.read_shard(shard, number, 'tokenised'))
-        for id_, values, widest in _documents(documents, ask, kind, seq_len, batch_size, seed):
+        for id_, values, widest in _documents(documents, query, kind, seq_len, batch_size, seed):
           row = records.encode('teacher', {'id': id_, 'values': values})
           rows.append(records.Record('train', id_, row, ()))
           width = max(width, widest)
@@ -101,10 +101,11 @@ def write(
           sidecars=(), ready=None)
         written |= {'width': width, 'stored': sum(len(r.data) for r in rows)}
         records.write_bytes(entry, json.dumps(written, default=str).encode())
-      say(f'shard {index + 1} of {len(shards)}' + ('' if mine else ': another process has it'))
+      log_line(f'shard {index + 1} of {len(shards)}'
+               + ('' if claimed else ': another process has it'))
     entries.append(entry)
   if not all(_is_whole(path, entry) for entry in entries):
-    say('the other processes write what is left; the last one finishes the cache')
+    log_line('the other processes write what is left; the last one finishes the cache')
     return path
   parts = [read_json(entry) for entry in entries]
   tokens = int(np.maximum(opened.lengths - 1, 0).sum())
@@ -136,11 +137,11 @@ def same_tokenizer(teacher: str, manifest: dict, corpus_tokenizer: str = '') -> 
     'Tokenise it with the teacher’s, or give --tokenizer to have the two compared')
 
 
-def _asker(config, params, kind, draws, temperature):
+def _make_query(config, params, kind, draws, temperature):
   """The jitted (tokens_BT, keys_B) → arrays [B, T, …] of what is stored."""
 
   @jax.jit
-  def ask(params, tokens_BT, keys_B):
+  def query(params, tokens_BT, keys_B):
     hidden_BTD, _ = model.hidden(config, params, tokens_BT)
     if kind == 'hidden':
       return (hidden_BTD.astype(jnp.bfloat16),)
@@ -159,10 +160,12 @@ def _asker(config, params, kind, draws, temperature):
     _, parts = jax.lax.scan(one, 0, sharding.slices(hidden_BTD, _CHUNK))
     return tuple(sharding.unsliced(x) for x in parts)
 
-  return functools.partial(ask, params)
+  return functools.partial(query, params)
 
 
-def _documents(documents, ask, kind, seq_len, batch_size, seed) -> Iterator[tuple[str, bytes, int]]:
+def _documents(
+  documents, query, kind, seq_len, batch_size, seed
+) -> Iterator[tuple[str, bytes, int]]:
   """(id, values, most ids of a place) of each document, in order."""
   pieces: dict[int, list] = {}  # by padded length: (document, start, tokens)
   order: list[dict] = []  # documents in order: parts by start
@@ -177,7 +180,7 @@ def _documents(documents, ask, kind, seq_len, batch_size, seed) -> Iterator[tupl
       name = f'{document["id"]}/{start}'.encode()
       numbers_B[i] = int.from_bytes(hashlib.sha256(name).digest()[:4])
     keys_B = jax.vmap(jax.random.fold_in, (None, 0))(root, numbers_B)
-    arrays = [np.asarray(x) for x in ask(tokens_BT, keys_B)]
+    arrays = [np.asarray(x) for x in query(tokens_BT, keys_B)]
     for i, (document, start, tokens) in enumerate(batch):
       document['parts'][start] = [x[i, : len(tokens)] for x in arrays]
       document['missing'] -= 1

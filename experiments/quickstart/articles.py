@@ -22,6 +22,7 @@ import sys
 import sysconfig
 import warnings
 from collections.abc import Iterable, Iterator
+from typing import Any
 
 import markdown_it
 
@@ -82,10 +83,12 @@ class Article:
   html: str = ''
 
   def body(self) -> str:
+    """Its HTML, title first."""
     return f'<h1>{html.escape(self.title)}</h1>\n' + (self.html or _blocks_html(self.blocks))
 
 
 def units() -> list[Unit]:
+  """All there is on this machine to make articles of, in a fixed order."""
   units = [Unit('python', f'python.{name}', 'builtin', name) for name in BUILTINS]
   units += [Unit('python', f'reference.{topic}', 'topic', topic) for topic in _topics()]
   library = pathlib.Path(sysconfig.get_paths()['stdlib'])
@@ -509,7 +512,7 @@ def _split(unit: Unit, title: str, blocks: list[tuple[str, str]], suffix: str = 
 
 
 def _readme(unit: Unit) -> Iterator[Article]:
-  metadata = importlib.metadata.metadata(unit.path)
+  metadata: Any = importlib.metadata.metadata(unit.path)
   text = metadata.get('Description') or metadata.get_payload() or ''
   if len(text) > 2 * _PAGE_CHARACTERS:  # changelogs: keep whole lines of the beginning
     text = text[:2 * _PAGE_CHARACTERS].rpartition('\n')[0]
@@ -526,6 +529,7 @@ def _readme(unit: Unit) -> Iterator[Article]:
 
 
 def marked(text: str, opening: str = '<code>', closing: str = '</code>') -> str:
+  """HTML of a text, in which \x01 and \x02 stand around code."""
   return html.escape(text, quote=False).replace('\x01', opening).replace('\x02', closing)
 
 
@@ -543,5 +547,6 @@ def _blocks_html(blocks: Iterable[tuple[str, str]]) -> str:
 
 
 def plain(markup: str) -> str:
+  """The words of some HTML."""
   markup = re.sub(r'(?is)<(script|style)\b.*?</\1>|<!--.*?-->', ' ', markup)
   return ' '.join(html.unescape(re.sub(r'<[^>]+>', ' ', markup)).split())

@@ -32,6 +32,7 @@ import sys
 import textwrap
 import uuid
 from collections.abc import Callable, Iterable, Iterator
+from typing import Any
 
 import numpy as np
 import pypdfium2
@@ -335,11 +336,11 @@ def _write_pdf(file, title: str, articles: list[Article], layout: str) -> None:
       **changes})
   justified = {'alignment': enums.TA_JUSTIFY}
   heading = {'fontName': bold, 'spaceBefore': size * 0.5, 'keepWithNext': 1}
-  looks = {'p': style('p', **justified),
-           'li': style('li', leftIndent=10, bulletIndent=2, **justified),
-           'h1': style('h1', **{**heading, 'fontSize': size + 3, 'leading': size + 6}),
-           'h2': style('h2', **{**heading, 'fontSize': size + 1}), 'h3': style('h3', **heading),
-           'sig': style('sig', fontName='Courier', fontSize=size - 2)}
+  by_kind = {'p': style('p', **justified),
+             'li': style('li', leftIndent=10, bulletIndent=2, **justified),
+             'h1': style('h1', **{**heading, 'fontSize': size + 3, 'leading': size + 6}),
+             'h2': style('h2', **{**heading, 'fontSize': size + 1}), 'h3': style('h3', **heading),
+             'sig': style('sig', fontName='Courier', fontSize=size - 2)}
   code = style('code', fontName='Courier', fontSize=size - (3 if columns > 1 else 2),
                leading=size, leftIndent=6)
   small = style('small', fontSize=size - 1.5, leading=size, spaceAfter=0)
@@ -370,7 +371,7 @@ def _write_pdf(file, title: str, articles: list[Article], layout: str) -> None:
                  for k in range(0, max(len(line), 1), limit)]
         story.append(platypus.Preformatted('\n'.join(lines), code))
       else:
-        story.append(paragraph(text(raw), looks[kind], bulletText='•' if kind == 'li' else None))
+        story.append(paragraph(text(raw), by_kind[kind], bulletText='•' if kind == 'li' else None))
 
   def furniture(page, document):
     page.setFont(font, 8)
@@ -540,19 +541,20 @@ def build(output: str, *, max_pages: int = 3000, pdfs: int = 60, seed: int = 0,
 
   web_truth = {r.url: {'kind': r.kind, 'variety': r.variety, 'characters': r.characters,
                        **({'of': r.of} if r.of else {})} for r in responses}
-  truth = {'web': web_truth, 'pdf': pdf_truth}
+  truth: dict[str, dict[str, Any]] = {'web': web_truth, 'pdf': pdf_truth}
   (root / 'truth.json').write_text(json.dumps(truth, indent=1, sort_keys=True) + '\n')
   counts: dict = {}
-  for corpus, told in (('web', ('article',)), ('pdf', ('text', 'scanned'))):
+  for corpus, kinds in (('web', ('article',)), ('pdf', ('text', 'scanned'))):
     facts = truth[corpus].values()
     kinds = sorted({fact['kind'] for fact in facts})
     counts['pages' if corpus == 'web' else 'pdfs'] = {
       kind: sum(fact['kind'] == kind for fact in facts) for kind in kinds}
-    counts[f'{corpus}_characters'] = sum(f['characters'] for f in facts if f['kind'] in told)
+    counts[f'{corpus}_characters'] = sum(f['characters'] for f in facts if f['kind'] in kinds)
   return counts
 
 
 def main(argv: list[str] | None = None) -> int:
+  """The command line; bad input is one line and exit code 2."""
   parser = argparse.ArgumentParser(
     description="Write this machine's own documentation as a small web crawl (WARC) and as PDFs.")
   parser.add_argument('--output', required=True, help='folder to write, new or empty')

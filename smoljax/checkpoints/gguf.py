@@ -21,6 +21,8 @@ import logging
 import math
 import os
 import re
+from collections.abc import Mapping
+from types import ModuleType
 from typing import Any
 
 import gguf
@@ -31,6 +33,7 @@ import tokenizers
 
 from smoljax import model
 from smoljax.checkpoints import huggingface
+from smoljax.data import tokenizer
 from smoljax.model import ModelConfig, Params
 
 # Their name of a module: the runtime's, `blk.{layer}.` before it inside a layer.
@@ -67,6 +70,7 @@ def save_gguf(
   *,
   kind: str = 'bfloat16',
   tokenizer_dir: str | None = None,
+  special: Mapping[str, int | None] | None = None,
 ) -> dict[str, str]:
   """Writes the model as a GGUF file.
 
@@ -78,6 +82,8 @@ def save_gguf(
     tokenizer_dir: folder with tokenizer.json and what transformers keeps beside it, as
       `tokenizer.to_hf` writes; a chat template is taken along. Without one the file has no
       vocabulary: it can be run on token ids only.
+    special: ids of BOS, EOS and pad that go before those which that folder names, as
+      `tokenizer.load` takes them.
   Returns:
     Matrices whose rows do not fit the blocks of `kind`, and the type they have: {'blk.0.…': 'F16'}.
   Raises:
@@ -89,7 +95,8 @@ def save_gguf(
     raise ValueError(f'kind={kind!r}: one of {", ".join(KINDS)}')
   arch = architecture(config)
   huggingface.check_tree(config, params)
-  vocabulary = read_vocabulary(tokenizer_dir, config.vocab_size) if tokenizer_dir else {}
+  vocabulary = (
+    read_vocabulary(tokenizer_dir, config.vocab_size, special) if tokenizer_dir else {})
   whole = f'{path}.tmp'
   try:
     if kind == 'q4_k_m':
@@ -195,9 +202,9 @@ def interleave(x: np.ndarray, head_dim: int) -> np.ndarray:
 
 
 def _name(hf_name):
-  layer, module, leaf = re.fullmatch(
-    r'(?:model\.layers\.(\d+)\.)?(.+)\.(weight|bias)', hf_name).groups()
-  return f'{"" if layer is None else f"blk.{layer}."}{NAMES[module]}.{leaf}'
+  (layer, module, leaf), = re.findall(
+    r'^(?:model\.layers\.(\d+)\.)?(.+)\.(weight|bias)$', hf_name)
+  return f'{f"blk.{layer}." if layer else ""}{NAMES[module]}.{leaf}'
 
 
 def _encode(x, stored):
@@ -259,7 +266,7 @@ _LLAMA3 = (
   r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}{1,3}| ?[^\s\p{L}\p{N}]+[\r\n]*"
   r'|\s*[\r\n]+|\s+(?!\S)|\s+'
 )
-_SPLITS = {
+_SPLITS: dict[tuple[str, ...], dict[bool, str]] = {
   ('ByteLevel',): {False: 'gpt-2'},
   ('Digits', 'ByteLevel'): {False: 'smollm'},
   (_LLAMA3, 'bytes'): {True: 'llama-bpe', False: 'smaug-bpe'},
@@ -267,15 +274,18 @@ _SPLITS = {
 _SPACE = '\u2581'  # how SentencePiece writes a space
 
 
-def read_vocabulary(folder: str, vocab_size: int) -> dict[str, Any]:
+def read_vocabulary(
+  folder: str, vocab_size: int, special: Mapping[str, int | None] | None = None
+) -> dict[str, Any]:
   """Metadata of a GGUF file (`tokenizer.…` keys) for the tokenizer in `folder`.
 
   Byte-level BPE, split as SmolLM2, SmolLM3 and GPT-2 do, becomes the runtime's `gpt2`; BPE with
   byte fallback, as SentencePiece makes it, its `llama`.
 
   Args:
-    folder: has tokenizer.json, and tokenizer_config.json for which tokens begin and end a text.
+    folder: has tokenizer.json, and perhaps tokenizer_config.json.
     vocab_size: rows of the embedding; ids beyond the tokenizer's become unused tokens.
+    special: see `save_gguf`.
   Raises:
     FileNotFoundError: there is no tokenizer.json.
     ValueError: the runtime would tokenise differently.
@@ -319,17 +329,16 @@ def read_vocabulary(folder: str, vocab_size: int) -> dict[str, Any]:
   if bpe.get('unk_token'):
     meta['unknown_token_id'] = bpe['vocab'][bpe['unk_token']]
 
-  template, named = _beside(folder)
+  template = _chat_template(folder)
   if template:
     meta['chat_template'] = template
   if meta['model'] == 'llama':
     _hide_controls(file, tokens, types, template)
-  ids = {text: i for i, text in tokens.items()}
-  ids |= {t['content']: i for i, t in added.items()}
-  for name, key in (('bos_token', 'bos_token_id'), ('eos_token', 'eos_token_id'),
-                    ('pad_token', 'padding_token_id')):
-    if named.get(name) in ids:
-      meta[key] = ids[named[name]]
+  ids = tokenizer.Tokenizer(file, special).special
+  for key, i in (('bos_token_id', ids.bos_id), ('eos_token_id', ids.eos_id),
+                 ('padding_token_id', ids.pad_id)):
+    if i is not None:
+      meta[key] = i
   around = tokenizers.Tokenizer.from_file(file).encode('').ids
   bos, eos = meta.get('bos_token_id'), meta.get('eos_token_id')
   meta['add_bos_token'], meta['add_eos_token'] = around[:1] == [bos], around[-1:] == [eos]
@@ -389,16 +398,16 @@ def _byte_fallback(file, spec, tokens, types, vocab_size):
   normal = {text for i, text in tokens.items() if types[i] == gguf.TokenType.NORMAL}
   merges = [_pair(m) for m in bpe['merges']]
   order = [a + b for a, b in merges]
-  together = [t for t, before in zip(order, [None, *order], strict=False) if t != before]
+  ordered = [t for t, before in zip(order, [None, *order], strict=False) if t != before]
   possible = {
     (t[:i], t[i:]) for t in normal for i in range(1, len(t)) if t[:i] in normal and t[i:] in normal
   }
-  if len(set(together)) < len(together) or set(merges) != possible or any(
+  if len(set(ordered)) < len(ordered) or set(merges) != possible or any(
     c not in normal for t in normal for c in t
   ):
     raise ValueError(f'{file}: its merges are not those of a SentencePiece BPE model, so the GGUF '
                      'runtime would tokenise differently')
-  rank = {t: -float(i) for i, t in enumerate(together)}
+  rank = {t: -float(i) for i, t in enumerate(ordered)}
   return [rank.get(tokens.get(i), -float(len(rank))) for i in range(vocab_size)]
 
 
@@ -425,24 +434,20 @@ def _pair(merge):
   return tuple(merge.split(' ', 1) if isinstance(merge, str) else merge)
 
 
-def _beside(folder):
-  """(chat template or None, {'bos_token': text, …}) from the files beside tokenizer.json."""
-  named: dict[str, Any] = {}
-  for name in ('special_tokens_map.json', 'tokenizer_config.json'):
-    file = os.path.join(folder, name)
-    if os.path.isfile(file):
-      with open(file, encoding='utf-8') as f:
-        named |= {k: v for k, v in json.load(f).items() if v is not None}
-  template = named.get('chat_template')
+def _chat_template(folder):
+  """The chat template beside tokenizer.json, None if there is none."""
+  template = None
+  file = os.path.join(folder, 'tokenizer_config.json')
+  if os.path.isfile(file):
+    with open(file, encoding='utf-8') as f:
+      template = json.load(f).get('chat_template')
   if isinstance(template, list):  # several by name
     template = {t['name']: t['template'] for t in template}.get('default')
   file = os.path.join(folder, 'chat_template.jinja')
   if os.path.isfile(file):
     with open(file, encoding='utf-8') as f:
       template = f.read()
-  texts = {k: v['content'] if isinstance(v, dict) and 'content' in v else v
-           for k, v in named.items()}
-  return template, texts
+  return template
 
 
 def _add_vocabulary(writer, meta):
@@ -469,7 +474,7 @@ def _add_vocabulary(writer, meta):
 # --------------------------------------------------------------------------------------- runtime
 
 
-def runtime():
+def runtime() -> ModuleType:
   """The llama_cpp module, quiet.
 
   Raises:

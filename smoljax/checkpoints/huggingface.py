@@ -115,7 +115,8 @@ def save_hf(
 
   itemsize = np.dtype(DTYPES[dtype]).itemsize
   total = itemsize * config.num_params()
-  shards, size, files = [{}], 0, {}
+  shards: list[Any] = [{}]
+  size, files = 0, {}
   num_shards = _count_shards(config, itemsize, max_shard_bytes)
 
   def flush(shard):
@@ -151,7 +152,7 @@ def save_hf(
   generation = {k: v for k, v in ids.items() if v is not None} | dict(generation or {})
   for name in tokenizer_files:
     _replace(os.path.join(path, name),
-             lambda tmp, name=name: shutil.copyfile(os.path.join(tokenizer_dir, name), tmp))
+             lambda tmp, name=name: shutil.copyfile(os.path.join(tokenizer_dir or '', name), tmp))
   source = os.path.join(tokenizer_dir or '', 'generation_config.json')
   if tokenizer_dir and os.path.isfile(source):
     with open(source, encoding='utf-8') as f:

@@ -23,19 +23,18 @@ class Model(NamedTuple):
 def load_model(path: str, tokenizer_path: str = '') -> Model:
   """Reads a Hugging Face folder, or a run's workdir, `checkpoints` folder or one step of it.
 
-  The tokenizer is the one in the folder, or the one the run was trained with, unless given.
+  The tokenizer is the one in the folder, or the one the run was trained with, unless given. Which
+  of its ids begin and end a document, a run has from its corpora.
 
   Raises:
     FileNotFoundError: no model or no tokenizer there; the message says what to give.
     ValueError: the tokenizer has ids that the model does not know.
   """
   config, params, meta = load_weights(path)
-  text = tokenizer_lib.load(tokenizer_path or find_tokenizer(path))
+  text = tokenizer_lib.load(tokenizer_path or find_tokenizer(path), meta.get('special_tokens'))
   require_vocabulary(config, text)
-  bos = text.adds_bos
-  if bos is None:
-    bos = meta.get('config', {}).get('tokenize', {}).get('bos', text.bos_id is not None)
-  return Model(config, params, text, bos)
+  bos = meta.get('config', {}).get('tokenize', {}).get('bos', text.adds_bos)
+  return Model(config, params, text, bos is not False and text.bos_id is not None)
 
 
 def find_tokenizer(path: str) -> str:
@@ -80,6 +79,7 @@ def _is_hf(path: str) -> bool:
 
 
 def require_vocabulary(config: model.ModelConfig, text: Tokenizer) -> None:
+  """Raises ValueError for a tokenizer with more ids than the model has rows of embedding."""
   if text.vocab_size > config.vocab_size:
     raise ValueError(
       f'{text.path} has {text.vocab_size} ids, the model knows {config.vocab_size}: '

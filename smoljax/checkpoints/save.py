@@ -38,9 +38,10 @@ def write_hf(
   config, params = model.config, model.params
   if not keep_mtp:
     config, params = without_mtp(config, params)
-  huggingface.save_hf(config, params, output, dtype=dtype, generation=generation)
+  huggingface.save_hf(
+    config, params, output, dtype=dtype, generation=generation, **model.tokenizer.special._asdict())
   tokenizer.to_hf(
-    model.tokenizer.path,
+    model.tokenizer,
     output,
     bos=model.bos,
     max_length=model.config.max_seq_len,
@@ -74,19 +75,21 @@ def write_gguf(
     raise ValueError('--mtp goes with --format=hf')
   kind = quantize or dtype
   path = output if output.endswith('.gguf') else os.path.join(output, f'model-{kind}.gguf')
+  as_it_is = model.tokenizer.adds_bos is model.bos  # of a .model it is None
   with tempfile.TemporaryDirectory() as folder:
-    if with_chat or not model.tokenizer.path.endswith('.json'):
+    if with_chat or not as_it_is:
       if with_chat:
         chat.control_ids(model.tokenizer)  # refuses a tokenizer without them
       tokenizer.to_hf(
-        model.tokenizer.path, folder, bos=model.bos, max_length=model.config.max_seq_len,
+        model.tokenizer, folder, bos=model.bos, max_length=model.config.max_seq_len,
         chat_template=chat.template() if with_chat else '',
       )  # fmt: skip
     else:
       folder = os.path.dirname(model.tokenizer.path)  # with what stands beside it
     os.makedirs(os.path.dirname(path) or '.', exist_ok=True)
     config, params = without_mtp(model.config, model.params)
-    other = gguf.save_gguf(config, params, path, kind=kind, tokenizer_dir=folder)
+    other = gguf.save_gguf(config, params, path, kind=kind, tokenizer_dir=folder,
+                           special=model.tokenizer.special._asdict())
   return path, other
 
 

@@ -48,7 +48,7 @@ class Checkpoints:
     )
     self._keep = keep
     self._background = concurrent.futures.ThreadPoolExecutor(1, 'seal')
-    self._pending = self._background.submit(self._seal)
+    self._pending: concurrent.futures.Future[Any] = self._background.submit(self._seal)
 
   def __enter__(self) -> 'Checkpoints':
     return self
@@ -109,7 +109,7 @@ class Checkpoints:
     step = self._manager.latest_step()
     if step is None:
       return None
-    restored = self._manager.restore(
+    restored: Any = self._manager.restore(
       step,
       args=ocp.args.Composite(
         params=ocp.args.StandardRestore(params),
@@ -211,9 +211,9 @@ def restore_other(path: str, params: Any, opt_state: Any) -> tuple[int, Any, Any
   """
   root, _ = find(path)
   with ocp.StandardCheckpointer() as reader:
-    arrays = [reader.restore(root / item, tree) for item, tree in (
-      ('params', params), ('opt_state', opt_state))]  # fmt: skip
-  return int(root.name), *arrays, *(_read_json(root / item) for item in ('data', 'meta'))
+    params = reader.restore(root / 'params', params)
+    opt_state = reader.restore(root / 'opt_state', opt_state)
+  return (int(root.name), params, opt_state, _read_json(root / 'data'), _read_json(root / 'meta'))
 
 
 def load_params(path: str) -> tuple[ModelConfig, dict, dict]:
@@ -280,7 +280,7 @@ def find(path: str) -> tuple[pathlib.Path, dict[str, list]]:
     raise FileNotFoundError(
       f'{path}: no intact checkpoint; give a folder with checkpoints/STEP that a run has finished'
     )
-  return root.resolve() / str(intact), _sealed(root, intact)
+  return root.resolve() / str(intact), _sealed(root, intact) or {}
 
 
 def _steps(root: pathlib.Path) -> list[int]:

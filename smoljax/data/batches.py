@@ -202,7 +202,7 @@ class _BatchIterator(grain.DatasetIterator):
     b = self._batches
     plan = self.next_plan()
     shape = (len(b.local_rows), b.seq_len)
-    batch = {
+    batch: dict[str, np.ndarray] = {
       k: np.zeros(shape, np.int32) for k in ('inputs', 'targets', 'segment_ids', 'positions')
     }
     batch['source'] = np.zeros(shape[0], np.int32)
@@ -212,8 +212,9 @@ class _BatchIterator(grain.DatasetIterator):
     # Each call starts threads of its own: one for a whole batch.
     read = {name: iter(corpus.records.__getitems__(corpus_lib.decode_documents(plan, name)))
             for name, corpus in b.corpora.items()}
-    said = {name: iter(cache.records.__getitems__(corpus_lib.decode_documents(plan, name)))
-            for name, cache in b.caches.items()}
+    teacher_rows = {
+      name: iter(cache.records.__getitems__(corpus_lib.decode_documents(plan, name)))
+      for name, cache in b.caches.items()}
     for i, (name, pieces) in enumerate(plan):
       corpus = b.corpora[name]
       batch['source'][i] = b.sources.index(name)
@@ -225,9 +226,9 @@ class _BatchIterator(grain.DatasetIterator):
         batch['targets'][i, span] = tokens[1:]
         batch['segment_ids'][i, span] = segment
         batch['positions'][i, span] = np.arange(piece.length)
-        if said:
+        if teacher_rows:
           places = int(corpus.lengths[piece.document]) - 1
-          words = b.caches[name].read(next(said[name]), places, piece.start, piece.length)
+          words = b.caches[name].read(next(teacher_rows[name]), places, piece.start, piece.length)
           for key, x in words.items():
             batch[key][i, span] = x
         at += piece.length

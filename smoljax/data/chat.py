@@ -91,6 +91,7 @@ class Rendered:
 
   @property
   def text(self) -> str:
+    """All segments as one string."""
     return ''.join(s.text for s in self.segments)
 
   @property
@@ -220,14 +221,14 @@ def control_ids(tokenizer: Tokenizer) -> dict[str, int]:
   Raises:
     ValueError: the tokenizer lacks them; says how to add them.
   """
-  ids = {token: tokenizer.control_id(token) for token in CONTROL}
-  if missing := [token for token, i in ids.items() if i is None]:
+  found = {token: tokenizer.control_id(token) for token in CONTROL}
+  if missing := [token for token, i in found.items() if i is None]:
     raise ValueError(
       f'{tokenizer.path} has no control token {" or ".join(missing)}, which the chat template '
       'needs: train one with --config.tokenizer.chat=True, or add them to a tokenizer.json with '
       f"transformers' add_special_tokens and resize the embedding"
     )
-  return ids
+  return {token: i for token, i in found.items() if i is not None}
 
 
 def _turn(opening: str, body: str = '', trained: bool = False) -> list[Segment]:

@@ -5,10 +5,12 @@ import hashlib
 import json
 import os
 from collections.abc import Mapping, Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import tensorflow_datasets as tfds
+
+from data_beam.special_tokens import SpecialTokens
 
 
 class EmptySplit(ValueError):
@@ -30,7 +32,7 @@ class Corpus:
   name: str
   manifest: Mapping
   lengths: np.ndarray  # [documents] int32, tokens of each document in record order
-  records: Sequence[Mapping]  # random access; 'tokens', 'num_bytes', 'id', …
+  records: Any  # random access (a grain data source of TFDS); 'tokens', 'num_bytes', 'id', …
   digest: str  # identifies the split's bytes
   repeats: np.ndarray | None = None  # [documents] int32, how often an epoch has each; None: once
 
@@ -39,6 +41,7 @@ class Corpus:
     return self.decode(self.records[document])
 
   def decode(self, record: Mapping) -> np.ndarray:
+    """Token ids of a record, int32."""
     return np.frombuffer(record['tokens'], self.manifest['dtype']).astype(np.int32)
 
   def ids(self, documents: Sequence[int]) -> list[str]:
@@ -66,12 +69,7 @@ def open_corpus(path: str, split: str = 'train', name: str | None = None) -> Cor
     EmptySplit: the split has no tokens to predict.
     ValueError: the path holds text, or lengths that do not match the records.
   """
-  if not os.path.exists(os.path.join(path, '_SUCCESS')):
-    raise FileNotFoundError(
-      f'{path} is not a finished corpus (no _SUCCESS): run data_beam.tokenize_corpus to its end'
-    )
-  with open(os.path.join(path, 'manifest.json')) as f:
-    manifest = json.load(f)
+  manifest = read_manifest(path)
   if manifest.get('kind') != 'tokenised':
     raise ValueError(f'{path} holds text, not tokens: run data_beam.tokenize_corpus on it first')
   info = manifest['splits'].get(split)
@@ -91,15 +89,47 @@ def open_corpus(path: str, split: str = 'train', name: str | None = None) -> Cor
   return Corpus(name or manifest['name'], manifest, lengths, records, digest(shards), repeats)
 
 
+def read_manifest(path: str) -> dict:
+  """The manifest of the corpus at `path`, of tokens or of text; FileNotFoundError: not finished."""
+  if not os.path.exists(os.path.join(path, '_SUCCESS')):
+    raise FileNotFoundError(
+      f'{path} is not a finished corpus (no _SUCCESS): run data_beam.tokenize_corpus to its end'
+    )
+  with open(os.path.join(path, 'manifest.json')) as f:
+    return json.load(f)
+
+
+def special_tokens(manifests: Mapping[str, Mapping]) -> dict[str, int | None]:
+  """The ids of the special tokens that tokenised corpora have in common, by what each is called.
+
+  They are what `tokenizer.load` takes. A manifest older than an entry leaves it to the others, or
+  to the tokenizer.
+
+  Raises:
+    ValueError: two of them differ.
+  """
+  found: dict[str, int | None] = {}
+  first: dict[str, str] = {}  # who said it
+  for name, manifest in manifests.items():
+    for key in set(SpecialTokens._fields) & set(manifest):
+      if found.setdefault(key, manifest[key]) != manifest[key]:
+        raise ValueError(
+          f'{key} is {found[key]} in {first[key]} and {manifest[key]} in {name}: tokenise both '
+          'by one tokenizer, with the same tokenizer_config.json beside it')
+      first.setdefault(key, name)
+  return found
+
+
 def digest(shards: Sequence[Mapping]) -> str:
   """Identifies a split's bytes by the checksums that the manifest has of its shards."""
   return hashlib.sha256(''.join(s['sha256'] for s in shards).encode()).hexdigest()
 
 
-def open_records(path: str, split: str) -> Sequence[Mapping]:
-  """Random access to the records of a TFDS directory."""
+def open_records(path: str, split: str) -> Any:
+  """Random access to the records of a TFDS directory: a sequence, with `__getitems__` too."""
   return tfds.builder_from_directory(path).as_data_source(split)
 
 
 def decode_documents(plan: Sequence[tuple[str, Sequence[Piece]]], name: str) -> list[int]:
+  """Numbers of the documents that the rows of corpus `name` in a plan read, in order."""
   return [p.document for of, pieces in plan if of == name for p in pieces]

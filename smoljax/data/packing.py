@@ -53,9 +53,9 @@ def pack(lengths: Sequence[int], seq_len: int, max_segments: int) -> list[list[P
     if (rest := length - 1 - whole * seq_len) > 0:
       remainders.append(Piece(document, whole * seq_len, int(rest)))
   remainders.sort(key=lambda p: (-p.length, p.document))
-  ways = [best_fit(remainders, seq_len, max_segments)]
-  ways += [evenly(remainders, seq_len, max_segments, spare) for spare in (0.0, 0.02)]
-  return rows + min(ways, key=len)
+  candidates = [best_fit(remainders, seq_len, max_segments)]
+  candidates += [evenly(remainders, seq_len, max_segments, spare) for spare in (0.0, 0.02)]
+  return rows + min(candidates, key=len)
 
 
 def cut(lengths: np.ndarray, seq_len: int) -> np.ndarray:

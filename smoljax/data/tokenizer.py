@@ -19,10 +19,12 @@ import io
 import json
 import os
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 
 import sentencepiece
 import tokenizers
+
+from data_beam.special_tokens import SpecialTokens, decide, entries, text_of
 
 PAD_ID, UNK_ID, BOS_ID, EOS_ID = 0, 1, 2, 3
 
@@ -122,23 +124,25 @@ def _sample(texts: Iterable[str], seed: int, max_bytes: int) -> list[str]:
 
 
 class Tokenizer:
-  """A tokenizer file, loaded on first use; pickles as its path.
+  """A tokenizer file, loaded on first use; pickles as its path and the ids that were given.
 
   Attributes:
     path: the SentencePiece `.model` or Hugging Face `tokenizer.json`.
     vocab_size: one more than the largest id.
-    bos_id, eos_id, pad_id: ids, or None where the tokenizer has no such token.
+    special: ids of its special tokens: those given, such as by the corpora of a run; what is not
+      given is decided as they decide it (data_beam/special_tokens.py).
+    bos_id, eos_id, pad_id: the same, each None where there is no such token.
     adds_bos: its users expect BOS before a text; None where the file does not say (`.model`).
   """
 
-  def __init__(self, path: str):
-    self.path = path
+  def __init__(self, path: str, special: Mapping[str, int | None] | None = None):
+    self.path, self._given = path, dict(special or {})
 
   def __repr__(self) -> str:
     return f'Tokenizer({self.path!r})'
 
   def __getstate__(self) -> dict:
-    return {'path': self.path}
+    return {'path': self.path, '_given': self._given}
 
   @functools.cached_property
   def _model(self) -> 'sentencepiece.SentencePieceProcessor | _HuggingFace':
@@ -166,6 +170,7 @@ class Tokenizer:
 
   @property
   def vocab_size(self) -> int:
+    """How many ids there are, control pieces included."""
     return self._model.vocab_size()
 
   @property
@@ -175,21 +180,35 @@ class Tokenizer:
       return [self._model.tokenizer.id_to_token(i) for i in range(self.vocab_size)]
     return [self._model.id_to_piece(i) for i in range(self.vocab_size)]
 
+  @functools.cached_property
+  def special(self) -> SpecialTokens:
+    """The ids of BOS, EOS and pad: those that were given, or by the one rule of special_tokens."""
+    model = self._model.tokenizer if isinstance(self._model, _HuggingFace) else self._model
+    found = decide(model, _beside(self.path))
+    return found._replace(**self._given)
+
   @property
   def bos_id(self) -> int | None:
-    return _id(self._model.bos_id())
+    """Begins a document; None where there is no such piece."""
+    return self.special.bos_id
 
   @property
   def eos_id(self) -> int | None:
-    return _id(self._model.eos_id())
+    """Ends a document; None where there is no such piece."""
+    return self.special.eos_id
 
   @property
   def pad_id(self) -> int | None:
-    return _id(self._model.pad_id())
+    """Fills rows up; None where there is no such piece."""
+    return self.special.pad_id
 
   @property
   def adds_bos(self) -> bool | None:
-    return getattr(self._model, 'adds_bos', None)
+    """Whether its users expect BOS before a text; None where the file does not say (`.model`)."""
+    if not isinstance(self._model, _HuggingFace):
+      return None
+    first = self._model.tokenizer.encode('').ids[:1]
+    return self.bos_id is not None and first == [self.bos_id]
 
 
 def require_same(teacher: str, student: str) -> None:
@@ -208,8 +227,15 @@ def require_same(teacher: str, student: str) -> None:
     f'--config.tokenizer.path={teacher}')
 
 
-def _id(value: int | None) -> int | None:
-  return None if value is None or value < 0 else value  # SentencePiece says -1 for none
+def _beside(path: str) -> Callable[[str], bytes | None]:
+  """Reads files that stand beside `path`, by their names."""
+  def read(name: str) -> bytes | None:
+    try:
+      with open(os.path.join(os.path.dirname(path), name), 'rb') as f:
+        return f.read()
+    except FileNotFoundError:
+      return None
+  return read
 
 
 class _HuggingFace:
@@ -220,13 +246,6 @@ class _HuggingFace:
     self.tokenizer.no_truncation()
     self.tokenizer.no_padding()
     self.tokenizer.encode_special_tokens = True  # as plain text
-    # Which tokens begin and end a document is said beside the file, not in it.
-    self.special = {}
-    for name in ('special_tokens_map.json', 'tokenizer_config.json'):
-      beside = os.path.join(os.path.dirname(path), name)
-      if os.path.exists(beside):
-        with open(beside, encoding='utf-8') as f:
-          self.special.update({k: v for k, v in json.load(f).items() if v is not None})
 
   def encode(self, text: str) -> list[int]:
     return self.tokenizer.encode(text, add_special_tokens=False).ids
@@ -241,29 +260,13 @@ class _HuggingFace:
   def vocab_size(self) -> int:
     return max(self.tokenizer.get_vocab(with_added_tokens=True).values()) + 1
 
-  @property
-  def adds_bos(self) -> bool:
-    bos = self.bos_id()
-    return bos is not None and self.tokenizer.encode('').ids[:1] == [bos]
 
-  def _find(self, name: str) -> int | None:
-    token = self.special.get(name)
-    if isinstance(token, dict):
-      token = token['content']
-    return None if token is None else self.tokenizer.token_to_id(token)
-
-  def bos_id(self) -> int | None:
-    return self._find('bos_token')
-
-  def eos_id(self) -> int | None:
-    return self._find('eos_token')
-
-  def pad_id(self) -> int | None:
-    return self._find('pad_token')
-
-
-def load(path: str) -> Tokenizer:
+def load(path: str, special: Mapping[str, int | None] | None = None) -> Tokenizer:
   """The tokenizer at `path`: a SentencePiece `.model`, a `tokenizer.json`, or a folder with one.
+
+  Args:
+    path: of the file or folder.
+    special: the ids that a run's corpora were tokenised with, which go before the file's.
 
   Raises:
     FileNotFoundError: there is none; the message says what was looked for.
@@ -273,14 +276,14 @@ def load(path: str) -> Tokenizer:
     found = [p for n in names if os.path.exists(p := os.path.join(path, n))]
     if not found:
       raise FileNotFoundError(f'no tokenizer in {path}: it has neither of {", ".join(names)}')
-    return Tokenizer(found[0])
+    return Tokenizer(found[0], special)
   if not os.path.exists(path):
     raise FileNotFoundError(f'no tokenizer at {path}: give a .model, a tokenizer.json or a folder')
-  return Tokenizer(path)
+  return Tokenizer(path, special)
 
 
 def to_hf(
-  path: str, output_dir: str, *, bos: bool, max_length: int, chat_template: str = ''
+  text: Tokenizer | str, output_dir: str, *, bos: bool, max_length: int, chat_template: str = ''
 ) -> None:
   """Writes the tokenizer files that `transformers.AutoTokenizer.from_pretrained` reads.
 
@@ -289,7 +292,7 @@ def to_hf(
   differently.) A `tokenizer.json` is written again with what stands beside it.
 
   Args:
-    path: the `.model` or `tokenizer.json`.
+    text: the tokenizer, or its file; what is written names its special tokens.
     bos: documents began with BOS in training, so the exported tokenizer prepends it to a text.
     max_length: context length the model was trained for, in tokens.
     chat_template: Jinja text for chat_template.jinja (`chat.template`), if any. Control
@@ -298,16 +301,21 @@ def to_hf(
     ValueError: the model is not a plain BPE with byte fallback, so it cannot be exported exactly;
       or it has no BOS token to prepend.
   """
-  if path.endswith('.json'):
-    source = _HuggingFace(path)
-    hf, special = source.tokenizer, source.special
+  text = Tokenizer(text) if isinstance(text, str) else text
+  if text.path.endswith('.json'):
+    hf = _HuggingFace(text.path).tokenizer
     hf.encode_special_tokens = False
+    said = {k: v for k, v in entries(_beside(text.path)).items() if v is not None}
   else:
-    hf, special = _from_sentencepiece(path)
-  token = special.get('bos_token')
-  token = token['content'] if isinstance(token, dict) else token
+    hf, said = _from_sentencepiece(text.path)
+  for field, i in text.special._asdict().items():
+    name = f'{field.removesuffix("_id")}_token'
+    token = None if i is None else hf.id_to_token(i)
+    if text_of(said.get(name)) != token or token is None:  # an entry may say more of its token
+      said[name] = token
+  token = text_of(said.get('bos_token'))
   if bos and token is None:
-    raise ValueError(f'{path} has no BOS token: use --config.tokenize.bos=False')
+    raise ValueError(f'{text.path} has no BOS token: use --config.tokenize.bos=False')
   if hf.encode('').ids != ([hf.token_to_id(token)] if bos else []):
     start = f'{token} ' if bos else ''
     hf.post_processor = tokenizers.processors.TemplateProcessing(
@@ -321,7 +329,7 @@ def to_hf(
     'tokenizer_class': 'PreTrainedTokenizerFast',
     'clean_up_tokenization_spaces': False,
     'model_input_names': ['input_ids', 'attention_mask'],
-    **special,
+    **said,
     'model_max_length': max_length,
   }
   if chat_template:
@@ -331,7 +339,7 @@ def to_hf(
   names = ('bos_token', 'eos_token', 'unk_token', 'pad_token')
   for name, content in (
     ('tokenizer_config.json', tokenizer_config),
-    ('special_tokens_map.json', {k: special[k] for k in names if k in special}),
+    ('special_tokens_map.json', {k: said[k] for k in names if said.get(k)}),
   ):
     with open(os.path.join(output_dir, name), 'w', encoding='utf-8') as f:
       json.dump(content, f, indent=2, ensure_ascii=False)
@@ -369,10 +377,8 @@ def _from_sentencepiece(path: str) -> tuple[tokenizers.Tokenizer, dict]:
       f'{path} cannot be exported exactly: only BPE with byte fallback, identity normalisation '
       'and no dummy prefix can (as smoljax.tokenizer.train makes it)'
     )
-  named = {'bos': sp.bos_id(), 'eos': sp.eos_id(), 'unk': sp.unk_id(), 'pad': sp.pad_id()}
-  special: dict = {f'{name}_token': pieces[i] for name, i in named.items() if i >= 0}
-  special['split_special_tokens'] = True  # control tokens written in a text are plain text
-  return hf, special
+  # Control tokens written in a text are plain text.
+  return hf, {'unk_token': pieces[sp.unk_id()], 'split_special_tokens': True}
 
 
 def _merges(sp: sentencepiece.SentencePieceProcessor) -> list[tuple[str, str]]:

@@ -73,7 +73,8 @@ def bits_per_byte(
   """
   if min_context is None:
     min_context = seq_len // 4
-  counts, size_of, nats_of = (collections.Counter() for _ in range(3))  # the last two by language
+  counts = collections.Counter()
+  size_of, nats_of = collections.Counter(), collections.defaultdict(float)  # by language
 
   def stream() -> Iterator[likelihood.Window]:
     for d in documents:

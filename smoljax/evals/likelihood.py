@@ -88,8 +88,8 @@ def run_windows(
   """
   mesh = jax.sharding.get_mesh()
   if not mesh.empty:
-    ways = math.prod(mesh.shape[a] for a in sharding.RULES['batch'])
-    batch_size = -(-batch_size // ways) * ways
+    num_shards = math.prod(mesh.shape[a] for a in sharding.RULES['batch'] or ())
+    batch_size = -(-batch_size // num_shards) * num_shards
 
   def dispatch(batch: list[Window], length: int) -> tuple[list[Window], Any]:
     tokens_BT = np.zeros((batch_size, length + 1), np.int32)
@@ -97,8 +97,8 @@ def run_windows(
       tokens_BT[i, : len(w.tokens)] = w.tokens
     arrays = {'inputs_BT': tokens_BT[:, :-1], 'targets_BT': tokens_BT[:, 1:]}
     if not mesh.empty:
-      mine = sharding.local_rows(mesh, batch_size)
-      arrays = sharding.shard_batch({k: x[mine] for k, x in arrays.items()}, mesh)
+      local = sharding.local_rows(mesh, batch_size)
+      arrays = sharding.shard_batch({k: x[local] for k, x in arrays.items()}, mesh)
     return batch, _score(config, params, **arrays)
 
   def fetch(batch: list[Window], scores: Any) -> Iterator[tuple[Any, np.ndarray, np.ndarray]]:

@@ -9,6 +9,8 @@ bring another pyarrow than Beam wants). How texts become tokens is the harness's
 rule for causal models, so that scores equal those of the exported model in transformers.
 """
 
+from typing import Any
+
 import numpy as np
 from lm_eval.api.instance import Instance
 from lm_eval.api.model import TemplateLM
@@ -37,23 +39,27 @@ class LM(TemplateLM):
                           self.model.config.max_seq_len)
 
   @property
-  def eot_token_id(self) -> int:
+  def eot_token_id(self) -> int | None:
+    """Ends a text, as the harness calls EOS."""
     return self.model.tokenizer.eos_id
 
   @property
-  def prefix_token_id(self) -> int:
+  def prefix_token_id(self) -> int | None:
+    """What a text without context is conditioned on: BOS, or EOS where there is none."""
     bos = self.model.tokenizer.bos_id
     return self.eot_token_id if bos is None else bos
 
   @property
   def tokenizer_name(self) -> str:
+    """Names the cache that the harness keeps of tokenised requests."""
     return self.model.tokenizer.path.replace('/', '__')
 
-  def tok_encode(self, string: str, add_special_tokens: bool | None = None, **_) -> list[int]:
+  def tok_encode(self, string: str, add_special_tokens: bool | None = None, **_: Any) -> list[int]:
     """Token ids; BOS comes first if the model was trained with it, unless it is not wanted."""
     ids = self.model.tokenizer.encode(string)
     bos = self.model.bos if add_special_tokens is None else add_special_tokens and self.model.bos
-    return [self.model.tokenizer.bos_id, *ids] if bos else list(ids)
+    bos_id = self.model.tokenizer.bos_id
+    return [bos_id, *ids] if bos and bos_id is not None else list(ids)
 
   def _loglikelihood_tokens(self, requests, disable_tqdm: bool = False, **_):
     """(log-probability, every token the likeliest) of each continuation; cut on the left."""
@@ -73,7 +79,9 @@ class LM(TemplateLM):
       found[i] = float(logprobs.sum(dtype=np.float64)), bool((logprobs >= best).all())
     return found
 
-  def loglikelihood_rolling(self, requests: list[Instance], disable_tqdm: bool = False):
+  def loglikelihood_rolling(
+    self, requests: list[Instance], disable_tqdm: bool = False
+  ) -> list[float]:
     """Log-probability of whole texts after the prefix token; each window has one of context."""
     totals = [0.0] * len(requests)
 

@@ -39,7 +39,7 @@ def score_choices(
   without it stands after EOS, the document boundary. Contexts that do not fit are cut on the left.
   """
   if bos and tokenizer.bos_id is None:
-    raise ValueError(f'{tokenizer.path} has no BOS token: evaluate with bos=False')
+    raise ValueError(f'{tokenizer.path} has no BOS token: score with bos=False')
   totals = [[[0.0, 0, True] for _ in e['choices']] for e in examples]
 
   def stream() -> Iterator[likelihood.Window]:

@@ -38,7 +38,7 @@ def evaluate(
   batch_size: int = 16,
   limit: int = 0,
   seed: int = 0,
-  say: Callable[[str], None] = lambda line: None,
+  log_line: Callable[[str], None] = lambda line: None,
 ) -> dict[str, Any]:
   """Bits per byte of each corpus in `documents`, copying (`copy_probe`), and each task.
 
@@ -49,7 +49,7 @@ def evaluate(
     bos: documents begin with BOS in training.
     seq_len: context in tokens, no more than the model was trained for.
     limit: examples a task, spread evenly over its file; 0 = all (200 of the continuation task).
-    say: is given a line about each result.
+    log_line: is given a line about each result.
   Returns:
     `{'bits_per_byte': {corpus: …}, 'copy': …, 'tasks': {task: …}}`, see `bits_per_byte`,
     `copy_probe` (where there are documents) and `summarize`.
@@ -72,12 +72,12 @@ def evaluate(
       row['unigram_loss'] = unigram_loss(unigram_counts[name], docs)
     results['bits_per_byte'][name] = row
     languages = ', '.join(f'{k or "?"} {x:.3f}' for k, x in row.get('languages', {}).items())
-    say(f'{name}: {row["bpb"]:.3f} bits per byte, {row["loss"]:.3f} nats per token'
-        + (f' ({languages})' if languages else ''))
+    log_line(f'{name}: {row["bpb"]:.3f} bits per byte, {row["loss"]:.3f} nats per token'
+             + (f' ({languages})' if languages else ''))
   if documents:
     everything = [d for docs in documents.values() for d in docs]
     copied = results['copy'] = copy_probe(config, params, everything, **options)
-    say('copies shuffled text: ' + ', '.join(
+    log_line('copies shuffled text: ' + ', '.join(
       f'{row["accuracy"]:.1%} {name} ({row["saved"]:.2f} nats saved)'
       for name, row in copied.items()))
   for name, examples in loaded.items():
@@ -88,7 +88,7 @@ def evaluate(
     )
     metric = TASKS[name].metric
     row = results['tasks'][name] = multiple_choice.summarize(examples, scores, blind, metric=metric)
-    say(
+    log_line(
       f'{name}: {metric} {row[metric]:.3f} ± {row["stderr"]:.3f} (blind '
       f'{max(row["blind"].values()):.3f}, chance {row["chance"]:.3f}, {row["n"]} examples)'
     )

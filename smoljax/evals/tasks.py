@@ -81,17 +81,17 @@ def load_task(
   if name not in TASKS:
     raise ValueError(f'unknown task {name!r}: one of {", ".join(TASKS)}')
   task = TASKS[name]
-  if task.file is None:
+  if task.file is None or task.example is None:
     if not documents:
       raise ValueError(f'task {name!r} is made from held-out documents: give it a tokenised corpus')
     n = limit or 200
-    tasks = []  # of each corpus with enough documents
+    tasks, error = [], None  # of each corpus with enough documents
     for docs in documents.values():
       try:
         tasks.append(build_continuation_task(docs, tokenizer, n=n, seed=seed))
       except TooFewDocuments as e:
         error = e
-    if not tasks:
+    if error and not tasks:
       raise error
     shares = [n * (i + 1) // len(tasks) - n * i // len(tasks) for i in range(len(tasks))]
     return [e for task, k in zip(tasks, shares, strict=True) for e in task[:k]]

@@ -3,6 +3,7 @@
 import dataclasses
 import functools
 from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager
 from typing import Any, NamedTuple
 
 import jax
@@ -74,9 +75,11 @@ def hidden(
   return model.final_norm(config, params, x_BTD), cache, captured
 
 
-def attend_cache(config, T, offset_B, start):
+def attend_cache(
+  config: model.ModelConfig, T: int, offset_B: jax.Array, start: jax.Array | int | None
+) -> tuple[jax.Array, Callable]:
   """Positions of T tokens, and how they attend (see `model.run_blocks`) with a cache as state."""
-  first = 0 if start is None else start
+  first: Any = 0 if start is None else start
   own = jnp.ndim(first) == 1  # rows at their own pace
   index_T = (first[:, None] if own else first) + jnp.arange(T, dtype=jnp.int32)
   positions_BT = index_T - offset_B[:, None]
@@ -102,10 +105,10 @@ def attend_cache(config, T, offset_B, start):
     R = held[0].shape[2]
     if window and T > 1:  # what the chunk pushes out of the ring is still seen by its first tokens
       k_BKSH, v_BKSH = (jnp.concatenate(pair, axis=2) for pair in zip(held, new, strict=True))
-      index_S = jnp.concatenate([_held(start - 1, R), index_T])
+      index_S = jnp.concatenate([_held(first - 1, R), index_T])
     else:
       k_BKSH, v_BKSH = written
-      index_S = _held((start[:, None] if own else start) + T - 1, R)
+      index_S = _held((first[:, None] if own else first) + T - 1, R)
     kv_positions_BS = index_S - offset_B[:, None]
     hidden_BS = (index_S < 0) | (kv_positions_BS < 0)
     out_BTNH, _ = attention(
@@ -145,7 +148,7 @@ def prefill(
   num_new: int,
   *,
   modules: int = 0,
-) -> tuple[jax.Array, Cache, jax.Array, int, jax.Array, jax.Array]:
+) -> tuple[jax.Array, Cache, jax.Array, int, np.ndarray, jax.Array]:
   """Reads the prompts, in chunks if they are long.
 
   Args:
@@ -220,7 +223,11 @@ def prefill_programs(config: model.ModelConfig, modules: int) -> tuple[Callable,
 # ----------------------------------------------------------------------------------- speculation
 
 
-def run_modules(config, params, trunk_BTD, read, offset_B, cache, start, modules, draft=None):
+def run_modules(
+  config: model.ModelConfig, params: model.Params, trunk_BTD: jax.Array,
+  read: Callable[[int], jax.Array], offset_B: jax.Array, cache: Cache,
+  start: jax.Array | int | None, modules: int, draft: Callable[[int, jax.Array], Any] | None = None,
+) -> tuple[list, Cache]:
   """Runs the modules of multi-token prediction over some places, one after another.
 
   Args:
@@ -241,17 +248,19 @@ def run_modules(config, params, trunk_BTD, read, offset_B, cache, start, modules
   return drafts, cache
 
 
-def no_mesh():
+def no_mesh() -> AbstractContextManager:
   """Context without a mesh, whatever the caller has set."""
   return jax.set_mesh(jax.sharding.Mesh(np.empty((), object), ()))
 
 
 def on_one_device(x: Any) -> jax.Array:
+  """A value as an array of one device: generation runs without a mesh."""
   if isinstance(x, jax.Array) and jax.typeof(x).sharding.mesh.empty:
     return x
   return jnp.asarray(np.asarray(x))
 
 
 def bucket_length(n: int) -> int:
+  """n rounded up to an eighth of the next power of two, so that few programs are compiled."""
   step = max(BUCKET, (1 << (n - 1).bit_length()) // 8)
   return -(-n // step) * step

@@ -3,7 +3,7 @@ and the model verifies, without changing what is sampled."""
 
 import dataclasses
 import functools
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Sequence
 from typing import NamedTuple
 
 import jax
@@ -81,7 +81,20 @@ def verify(
   return kept.astype(jnp.int32), token.astype(jnp.int32)
 
 
-def speculate(config, params, rows, max_new_tokens, sampling, ends, seed, block, speculation):
+def speculate(
+  config: model.ModelConfig, params: model.Params, rows: Sequence[Sequence[int]],
+  max_new_tokens: int, sampling: Sampling, ends: tuple[int, ...], seed: int, block: int,
+  speculation: Speculation,
+) -> Iterator[list[int | None]]:
+  """`generate.stream` with drafts of the modules of multi-token prediction (arXiv:2211.17192).
+
+  Yields one new token of each row at a time, None for a row that has ended.
+
+  Args:
+    ends: ids that end a row.
+    block: how many rounds of drafting and checking a call of the jitted program makes.
+    speculation: counts rounds and drafts, and how many were accepted, when the stream ends.
+  """
   params = cache_lib.prepare(config, params)
   modules = config.mtp_depth
   with cache_lib.no_mesh():

@@ -2,7 +2,7 @@
 
 import dataclasses
 import math
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from typing import Any
 
 from smoljax.model.attention import IMPLEMENTATIONS
@@ -236,7 +236,8 @@ class ModelConfig:
     Raises ValueError for what these models cannot be here (another activation, rope type, …).
     """
     types = {model_type: name for name, (model_type, _) in HF_CLASSES.items()}
-    names = hf.get('architectures') or [types.get(hf.get('model_type'), hf.get('model_type'))]
+    kind: Any = hf.get('model_type')
+    names = hf.get('architectures') or [types.get(kind, kind)]
     name = names[0]
     if name not in HF_CLASSES:
       raise ValueError(f'architectures={names}: only {", ".join(HF_CLASSES)} can be read')
@@ -437,10 +438,12 @@ def _check_rope_scaling(scaling):
                        f'{high}={getattr(scaling, high)}')
 
 
-def mscale(factor, mscale=1.0):
+def mscale(factor: float, mscale: float = 1.0) -> float:
+  """YaRN's factor on cos and sin: 0.1 · mscale · ln(factor) + 1 (arXiv:2309.00071)."""
   return 0.1 * mscale * math.log(factor) + 1.0 if factor > 1 else 1.0
 
 
-def one_of(field, value, names):
+def one_of(field: str, value: object, names: Collection[str]) -> None:
+  """Raises ValueError, naming the valid ones, for a value that is none of `names`."""
   if value not in names:
     raise ValueError(f'{field}={value!r}: one of {", ".join(names)}')

@@ -17,7 +17,7 @@ from jax.ad_checkpoint import checkpoint_name
 from smoljax import sharding
 from smoljax.model import fp8
 from smoljax.model.attention import attention
-from smoljax.model.config import GATED, ModelConfig, mscale
+from smoljax.model.config import GATED, LinearRope, Llama3Rope, ModelConfig, mscale
 
 Params = dict[str, Any]
 
@@ -41,7 +41,8 @@ class Norm(nnx.Module):
     if config.norm == 'layer':
       self.bias_D = _zeros(config, 'bias_D')
 
-  def __call__(self, x_BTD):
+  def __call__(self, x_BTD: jax.Array) -> jax.Array:
+    """RMSNorm or layer norm over the last dim."""
     if self.config.norm == 'rms':
       return _unit_rms(x_BTD, self.config) * _use(self, 'scale_D')
     x32_BTD = x_BTD.astype(jnp.float32)
@@ -57,7 +58,8 @@ class HeadNorm(nnx.Module):
     self.config = config
     self.scale_H = _ones(config, 'scale_H')
 
-  def __call__(self, x_BTNH):
+  def __call__(self, x_BTNH: jax.Array) -> jax.Array:
+    """RMSNorm of each head (Qwen3)."""
     return _unit_rms(x_BTNH, self.config) * _use(self, 'scale_H')
 
 
@@ -79,7 +81,10 @@ class Attention(nnx.Module):
       self.q_norm = HeadNorm(config)
       self.k_norm = HeadNorm(config)
 
-  def __call__(self, x_BTD, rotate: Callable, attend: Callable):
+  def __call__(
+    self, x_BTD: jax.Array, rotate: Callable, attend: Callable
+  ) -> tuple[jax.Array, Any, Any]:
+    """(what attention adds to the stream, the state and what else `attend` gives)."""
     q_BTNH, k_BTKH, v_BTKH = _inwards(self, x_BTD, *MATRICES['attn'][0])
     if self.config.attention_bias:
       q_BTNH += _use(self, 'q_bias_NH')
@@ -110,7 +115,8 @@ class MLP(nnx.Module):
       self.up_bias_F = _zeros(config, 'up_bias_F')
       self.down_bias_D = _zeros(config, 'down_bias_D')
 
-  def __call__(self, x_BTD, watch: Callable | None = None):
+  def __call__(self, x_BTD: jax.Array, watch: Callable | None = None) -> jax.Array:
+    """What the layer adds to the stream; `watch` is shown gate and hidden units."""
     gated = GATED[self.config.activation]
     names = MATRICES['mlp'][0] if gated else ('up_DF',)
     parts = _inwards(self, x_BTD, *names)
@@ -147,7 +153,10 @@ class Block(nnx.Module):
     if config.norm_position != 'pre':
       self.attn_post_norm, self.mlp_post_norm = Norm(config), Norm(config)
 
-  def __call__(self, x_BTD, rotate: Callable, attend: Callable, watch: Callable | None = None):
+  def __call__(
+    self, x_BTD: jax.Array, rotate: Callable, attend: Callable, watch: Callable | None = None
+  ) -> tuple[jax.Array, Any, Any]:
+    """(x_BTD after the block, the state and what else `attend` gives)."""
     out_BTD, state, seen = self.attn(self._norm('attn_norm', x_BTD), rotate, attend)
     attn_BTD = self._norm('attn_post_norm', out_BTD)
     x_BTD = checkpoint_name(x_BTD + attn_BTD, 'mid')
@@ -186,7 +195,10 @@ class MTPModule(nnx.Module):
       self.from_hidden_DE = normal(config, key, 'from_hidden_DE')
       self.from_embed_DE = normal(config, key, 'from_embed_DE')
 
-  def __call__(self, x_BTD, embedded_BTD, rotate: Callable, attend: Callable):
+  def __call__(
+    self, x_BTD: jax.Array, embedded_BTD: jax.Array, rotate: Callable, attend: Callable
+  ) -> tuple[jax.Array, jax.Array | None, Any]:
+    """(what the next module takes, its normed form or None, the state that `attend` gives)."""
     if self.config.mtp == 'sequential':
       product = functools.partial(
         jnp.einsum, 'BTD,DE->BTE', out_sharding=sharding.out('batch', 'length', 'residual'))
@@ -217,9 +229,9 @@ def rope_frequencies(config: ModelConfig) -> tuple[np.ndarray, float]:
   y = config.rope_scaling
   if y is None:
     return freq_H, 1.0
-  if y.rope_type == 'linear':
+  if isinstance(y, LinearRope):
     return freq_H / np.float32(y.factor), 1.0
-  if y.rope_type == 'llama3':
+  if isinstance(y, Llama3Rope):
     turns_H = y.original_max_seq_len * freq_H / (2 * math.pi)
     fast_H = (turns_H - y.low_freq_factor) / (y.high_freq_factor - y.low_freq_factor)
     fast_H = np.clip(fast_H, 0, 1)
@@ -239,17 +251,21 @@ def rope_frequencies(config: ModelConfig) -> tuple[np.ndarray, float]:
 
 
 def attend_documents(
-  config, q_BTNH, k_BTKH, v_BTKH, positions_BT, segments_BT, window, max_logits
-):
+  config: ModelConfig, q_BTNH: jax.Array, k_BTKH: jax.Array, v_BTKH: jax.Array,
+  positions_BT: jax.Array, segments_BT: jax.Array | None, window: jax.Array | int | None,
+  max_logits: str | float | None,
+) -> tuple[jax.Array, jax.Array | None]:
+  """`attention` of training and prefill: whole rows of documents, by the fields of the config."""
   return attention(
     q_BTNH, k_BTKH, v_BTKH, q_positions_BT=positions_BT, kv_positions_BS=positions_BT,
-    q_segments_BT=segments_BT, kv_segments_BS=segments_BT, in_order=True, dealt=True,
+    q_segments_BT=segments_BT, kv_segments_BS=segments_BT, in_order=True, zigzag=True,
     window=window, windows=config.windows, softcap=config.attention_softcap,
     max_segments=config.max_segments, max_logits=max_logits, implementation=config.attention,
   )
 
 
-def check_tokens(config, tokens_BT):
+def check_tokens(config: ModelConfig, tokens_BT: jax.typing.ArrayLike) -> np.ndarray:
+  """The ids as a numpy array; raises ValueError unless they are [B, T] and in the vocabulary."""
   tokens_BT = np.asarray(tokens_BT)
   if tokens_BT.ndim != 2 or tokens_BT.dtype.kind not in 'iu':
     raise ValueError(f'tokens_BT has shape {tokens_BT.shape} and dtype {tokens_BT.dtype}: give '
@@ -265,7 +281,8 @@ def check_tokens(config, tokens_BT):
 
 
 @functools.cache
-def graph(config, part):
+def graph(config: ModelConfig, part: str) -> nnx.GraphDef:
+  """The structure (nnx.GraphDef) of a part of the model, which its parameters are merged into."""
   make = {
     'block': lambda: Block(config, jax.random.key(0)),
     'unstacked': lambda: unstacked(Block(config, jax.random.key(0))),
@@ -275,11 +292,13 @@ def graph(config, part):
   return nnx.split(jax.eval_shape(make[part]))[0]
 
 
-def layer_params(params, i):
+def layer_params(params: Params, i: jax.Array | int) -> Params:
+  """Those of layer i, from the stack of all."""
   return jax.tree.map(lambda p: p[i], params['blocks'])
 
 
-def unstacked(block):
+def unstacked(block: Any) -> Any:
+  """The block with all matrices that read one input as one matrix [out, in]: for decoding."""
   for module, (inwards, outwards) in MATRICES.items():
     module = getattr(block, module)
     inwards = [name for name in inwards if hasattr(module, name)]
@@ -321,7 +340,7 @@ def _in_fp8(module, name):
   return module.config.fp8 and 'F' in sharding.dim_letters(name)
 
 
-def matmul(x_BTI, w_OI, dtype):
+def matmul(x_BTI: jax.Array, w_OI: jax.Array, dtype: jax.typing.DTypeLike) -> jax.Array:
   """x times w transposed, accumulated in fp32 and given in `dtype`."""
   def dot(x_BTI, w_OI):
     return jnp.einsum('BTI,OI->BTO', x_BTI, w_OI, preferred_element_type=dtype)
@@ -339,7 +358,9 @@ def _shape(config, name):
   return tuple(config.dims[letter] for letter in sharding.dim_letters(name))
 
 
-def normal(config, key, name, into_residual=False):
+def normal(
+  config: ModelConfig, key: jax.Array, name: str, into_residual: bool = False
+) -> nnx.Param:
   """normal(0, init_std) by the key of its name, so that new parameters change no old ones."""
   std = config.init_std
   if into_residual and config.init == 'nanotron':
@@ -372,14 +393,14 @@ def _use(module, name):
   return sharding.constrain(value, *sharding.param_names(name, stored=False))
 
 
-def rotate(x_BTNH, cos_BT1H, sin_BT1H):
+def rotate(x_BTNH: jax.Array, cos_BT1H: jax.Array, sin_BT1H: jax.Array) -> jax.Array:
   """Rotary positions (arXiv:2104.09864) on dims paired as (i, i + H/2), in fp32."""
   a, b = jnp.split(x_BTNH.astype(jnp.float32), 2, axis=-1)
   y = jnp.concatenate([a * cos_BT1H - b * sin_BT1H, b * cos_BT1H + a * sin_BT1H], axis=-1)
   return y.astype(x_BTNH.dtype)
 
 
-def remat(config, function):
+def remat(config: ModelConfig, function: Callable) -> Callable:
   """Recompute in the backward pass what `config.remat` does not name."""
   policies = jax.checkpoint_policies
   if config.remat == 'none':
@@ -395,5 +416,6 @@ def remat(config, function):
   return jax.checkpoint(function, policy=policy, prevent_cse=not config.scan_layers)
 
 
-def name_hash(name):
+def name_hash(name: str) -> int:
+  """What a parameter's name folds into the key of initialisation; the same in every process."""
   return zlib.crc32(name.encode())

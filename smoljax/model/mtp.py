@@ -37,12 +37,12 @@ def mtp_hidden(
     x_BTD: aux['trunk_BTD'] of `hidden`, or the previous module's first result.
     tokens_BT: the token k places after that of each place, any id where there is none.
   Returns:
-    What the next module takes (dealt), and the hidden states that `logits` takes.
+    What the next module takes (in a zigzag), and the hidden states that `logits` takes.
   """
   positions_BT, segments_BT = transformer.document_places(
     tokens_BT.shape[1], positions_BT, segment_ids_BT
   )
-  tokens_BT = sharding.deal(jnp.asarray(tokens_BT))
+  tokens_BT = sharding.zigzag(jnp.asarray(tokens_BT))
 
   def attend(q_BTNH, k_BTKH, v_BTKH, state):
     out_BTNH, _ = layers.attend_documents(
@@ -54,7 +54,7 @@ def mtp_hidden(
     return x_BTD, hidden_BTD
 
   x_BTD, hidden_BTD = layers.remat(config, run)(params, module, x_BTD)
-  return x_BTD, sharding.undeal(hidden_BTD)
+  return x_BTD, sharding.unzigzag(hidden_BTD)
 
 
 def run_mtp(

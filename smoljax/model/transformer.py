@@ -61,6 +61,8 @@ class Transformer(nnx.Module):
 
 
 class Output(NamedTuple):
+  """What a forward pass gives."""
+
   logits: jax.Array  # fp32 [B, T, V]
   hidden: jax.Array  # [B, T, D] after the final norm, in the compute dtype
   aux: dict[str, jax.Array]  # what was asked for: max_logits_LN, residual_LBTD, …
@@ -109,7 +111,7 @@ def apply(
       within 1 % of 0 or 1;
       'outputs': aux['attn_out_LBTD'] and aux['mlp_out_LBTD'], what they add to the stream;
       'qkv': aux['q_LBTNH'], aux['k_LBTKH'] and aux['v_LBTKH'], rotated, as attention takes them;
-      'trunk': aux['trunk_BTD'], what `mtp_hidden` starts from (not undealt, see sharding.deal).
+      'trunk': aux['trunk_BTD'], what `mtp_hidden` starts from (in a zigzag still, see sharding).
   """
   x_BTD, aux = hidden(
     config, params, tokens_BT, positions_BT=positions_BT, segment_ids_BT=segment_ids_BT,
@@ -121,7 +123,7 @@ def apply(
 def hidden(
   config: ModelConfig,
   params: Params,
-  tokens_BT: jax.Array,
+  tokens_BT: jax.Array | np.ndarray,
   *,
   positions_BT: jax.Array | None = None,
   segment_ids_BT: jax.Array | None = None,
@@ -142,8 +144,8 @@ def hidden(
                      'rows, or raise max_seq_len (and extend rope_theta or rope_scaling)')
   if set(capture) - {'trunk'} and sharding.num_parts('length') > 1:
     raise ValueError('capture needs a mesh that does not split the sequence: use context=1')
-  # Where the mesh splits rows, their pieces are dealt out: restored at the end.
-  x_BTD = embed(config, params, sharding.deal(jnp.asarray(tokens_BT)))
+  # Where the mesh splits rows, their pieces lie in a zigzag: restored at the end.
+  x_BTD = embed(config, params, sharding.zigzag(jnp.asarray(tokens_BT)))
   positions_BT, segments_BT = document_places(T, positions_BT, segment_ids_BT)
 
   def attend(q_BTNH, k_BTKH, v_BTKH, layer, window, state):
@@ -170,7 +172,7 @@ def hidden(
 
   x_BTD, _, (seen, captured) = run_blocks(
     config, params, x_BTD, positions_BT, attend, capture=capture)
-  return sharding.undeal(final_norm(config, params, x_BTD)), seen | captured
+  return sharding.unzigzag(final_norm(config, params, x_BTD)), seen | captured
 
 
 def embed(config: ModelConfig, params: Params, tokens_BT: jax.Array) -> jax.Array:
@@ -259,7 +261,7 @@ def run_blocks(
     return captured | trunk
 
   if layers or not config.scan_layers:
-    kept = []
+    kept, before_BTD = [], x_BTD
     for i in range(config.num_layers):
       step = functools.partial(
         block, layer=i, rotates=bool(rotates[i]), window=config.windows[i] or None)
@@ -270,7 +272,7 @@ def run_blocks(
     seen, captured = jax.tree.map(lambda *xs: jnp.stack(xs), *kept)
     return x_BTD, state, (seen, with_trunk(captured, x_BTD, before_BTD))
 
-  shared = {}
+  shared: dict[str, Any] = {}
   if rotates.all() or not rotates.any():
     shared['rotates'] = bool(rotates[0])
   if not any(config.windows):
@@ -380,22 +382,24 @@ def project(
   return logits_BTV
 
 
-def document_places(T, positions_BT, segments_BT):
+def document_places(
+  T: int, positions_BT: jax.typing.ArrayLike | None, segments_BT: jax.typing.ArrayLike | None
+) -> tuple[jax.Array, jax.Array | None]:
   """Positions and document ids, each derived from the other where it is missing.
 
-  Deriving needs whole rows; the results are split, and dealt, as the sequence is.
+  Deriving needs whole rows; the results are split, in a zigzag, as the sequence is.
   """
   positions_BT, segments_BT = (
     x if x is None else sharding.constrain(jnp.asarray(x, jnp.int32), 'batch', None)
     for x in (positions_BT, segments_BT)
   )
   if positions_BT is None and segments_BT is None:
-    return sharding.deal(jnp.arange(T, dtype=jnp.int32)[None]), None
+    return sharding.zigzag(jnp.arange(T, dtype=jnp.int32)[None]), None
   if segments_BT is None:
     segments_BT = segments_from_positions(positions_BT)
   if positions_BT is None:
     positions_BT = positions_from_segments(segments_BT)
-  return sharding.deal(positions_BT), sharding.deal(segments_BT)
+  return sharding.zigzag(positions_BT), sharding.zigzag(segments_BT)
 
 
 @functools.lru_cache(maxsize=32)

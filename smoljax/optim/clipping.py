@@ -31,6 +31,8 @@ def squares(x: jax.Array) -> jax.Array:
 
 
 class ClipState(NamedTuple):
+  """State of clipping by the global norm."""
+
   clip_kept: jax.Array  # float32, the last gradients' norm after clipping over that before
 
 
@@ -55,6 +57,8 @@ def clip_kept(opt_state: Any) -> jax.Array:
 
 
 class ZClipState(NamedTuple):
+  """State of ZClip: the usual norm and how much it varies."""
+
   clip_kept: jax.Array  # as ClipState's
   count: jax.Array  # int32, steps seen
   mean: jax.Array  # of the gradient's norm, float32
@@ -93,6 +97,8 @@ def zclip(
 
 
 class AdaGCState(NamedTuple):
+  """State of AdaGC: the usual norm of each tensor."""
+
   clip_kept: jax.Array  # as ClipState's
   count: jax.Array  # int32, steps seen
   norms: dict[str, jax.Array]  # path → usual norm of the tensor, [L] for a stack of layers

@@ -31,6 +31,7 @@ def matrix_shape(shape: tuple[int, ...], view: View) -> tuple[int, int, int]:
 
 
 def fans(shape: tuple[int, ...], view: View) -> tuple[int, int]:
+  """(fan_in, fan_out) of a leaf of this shape seen through its view."""
   return math.prod(shape[d] for d in view.fan_in), math.prod(shape[d] for d in view.fan_out)
 
 
@@ -55,12 +56,14 @@ def spec_of(x: jax.Array) -> tuple | None:
 
 
 def reshard(x: jax.Array, spec: tuple | None) -> jax.Array:
+  """x moved to these mesh axes of its dims; as it is where there are none to move to."""
   if spec is None or spec == spec_of(x):
     return x
   return jax.reshard(x, NamedSharding(jax.typeof(x).sharding.mesh, P(*spec)))
 
 
 def reshape(x: jax.Array, shape: tuple[int, ...], spec: tuple | None) -> jax.Array:
+  """jnp.reshape, with these mesh axes for the new dims if there are any."""
   if spec is None:
     return jnp.reshape(x, shape)
   return jnp.reshape(x, shape, out_sharding=NamedSharding(jax.typeof(x).sharding.mesh, P(*spec)))

@@ -13,6 +13,7 @@ many: a `View` names the dims of fan-in and fan-out, and all other dims (layers,
 What is a matrix is said by the caller, by role; nothing is guessed from the number of dims.
 """
 
+import functools
 import math
 from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
@@ -36,6 +37,8 @@ from smoljax.optim.newton_schulz import coefficient_table, newton_schulz
 
 
 class MuonState(NamedTuple):
+  """What Muon keeps between updates."""
+
   count: jax.Array  # int32, updates made
   mu: Params  # first moment, as the parameters
   nu: dict[str, jax.Array]  # of NorMuon: path/nu_DIMS → mean square of the update by neuron
@@ -100,36 +103,9 @@ def scale_by_muon(
   if jnp.finfo(compute_dtype).maxexp < 128:
     raise ValueError(f'compute_dtype {compute_dtype}: gradients need the range of bfloat16')
 
-  def iterate(stack_BIO):
-    function = lambda x: newton_schulz(x, coefficients, steps, compute_dtype)
-    if not at_once:
-      return function(stack_BIO)
-    in_turn = lambda stack: jax.lax.map(function, stack, batch_size=at_once)
-    if (spec := spec_of(stack_BIO)) is None:
-      return in_turn(stack_BIO)
-    return jax.shard_map(in_turn, in_specs=P(*spec), out_specs=P(*spec))(stack_BIO)
-
-  def orthogonalize(updates):
-    """Direction of every leaf: grouped by matrix shape, one Newton–Schulz call a group."""
-    leaves, treedef = jax.tree.flatten_with_path(updates)
-    groups = {}
-    for index, (path, x) in enumerate(leaves):
-      view = views[path_name(path)]
-      stack_BIO, restore = as_matrices(x.astype(compute_dtype), view)
-      scale = SCALE_RULES[scale_rule](*fans(x.shape, view), rms)
-      # Two stacks can be joined without communication only if they are sharded alike.
-      key = (stack_BIO.shape[1:], spec_of(stack_BIO))
-      groups.setdefault(key, []).append((index, stack_BIO, scale, restore))
-    out = [None] * len(leaves)
-    for members in groups.values():
-      spread, gather = _whole_matrices(jnp.concatenate([stack for _, stack, _, _ in members]))
-      o_BIO = gather(iterate(spread))
-      start = 0
-      for index, stack, scale, restore in members:
-        o = restore(o_BIO[start : start + stack.shape[0]])
-        out[index] = o.astype(leaves[index][1].dtype) * scale  # the moment's dtype: float32 or more
-        start += stack.shape[0]
-    return jax.tree.unflatten(treedef, out)
+  iterate = functools.partial(
+    _iterate, function=lambda x: newton_schulz(x, coefficients, steps, compute_dtype),
+    at_once=at_once)
 
   def init(params):
     for path, x in jax.tree.leaves_with_path(params):
@@ -143,17 +119,6 @@ def scale_by_muon(
         kept = tuple(n for d, n in enumerate(x.shape) if d not in short)
         nu[key] = jnp.zeros(kept, jnp.float32)
     return MuonState(jnp.zeros((), jnp.int32), mu, nu)
-
-  def normalize(path, o, nu):
-    """NorMuon's step on one leaf; its second moment goes into `nu`."""
-    view = views[path_name(path)]
-    short, key = short_side(path_name(path), view, o.shape)
-    whole = tuple(d % o.ndim for d in view.fan_in + view.fan_out)
-    size = lambda x: jnp.sqrt(jnp.sum(jnp.square(x), axis=whole, keepdims=True))
-    mean = normuon * nu[key] + (1 - normuon) * jnp.mean(jnp.square(o), axis=short)
-    nu[key] = reshard(mean, spec_of(nu[key])).astype(nu[key].dtype)
-    scaled = o * jax.lax.rsqrt(jnp.maximum(jnp.expand_dims(mean, short), 1e-10))
-    return scaled * (size(o) / jnp.maximum(size(scaled), 1e-10))
 
   def update(updates, state, params=None):
     del params
@@ -171,12 +136,67 @@ def scale_by_muon(
       of_m, of_g = MOMENTA[momentum](beta, state.count + 1)
       direction = jax.tree.map(lambda m, g: average(m, g, of_m, of_g), mu, updates)
     mu = jax.tree.map(lambda m: m.astype(momentum_dtype), mu)
-    direction, nu = orthogonalize(direction), dict(state.nu)
+    scale = lambda i, o: SCALE_RULES[scale_rule](i, o, rms)
+    direction = _orthogonalize(direction, views, iterate, scale, compute_dtype)
+    nu = dict(state.nu)
     if normuon:
-      direction = jax.tree.map_with_path(lambda path, o: normalize(path, o, nu), direction)
+      direction = jax.tree.map_with_path(
+        lambda path, o: _normalize(path_name(path), o, nu, views[path_name(path)], normuon),
+        direction)
     return direction, MuonState(state.count + 1, mu, nu)
 
   return optax.GradientTransformation(init, update)
+
+
+def _iterate(stack_BIO: jax.Array, function: Callable, at_once: int) -> jax.Array:
+  """`function` of a stack of matrices, `at_once` of them at a time on each device; 0 = all."""
+  if not at_once:
+    return function(stack_BIO)
+  in_turn = lambda stack: jax.lax.map(function, stack, batch_size=at_once)
+  if (spec := spec_of(stack_BIO)) is None:
+    return in_turn(stack_BIO)
+  return jax.shard_map(in_turn, in_specs=P(*spec), out_specs=P(*spec))(stack_BIO)
+
+
+def _orthogonalize(
+  updates: Params,
+  views: Mapping[str, View],
+  iterate: Callable[[jax.Array], jax.Array],
+  scale: Callable[[int, int], float],
+  compute_dtype: jax.typing.DTypeLike,
+) -> Params:
+  """Direction of every leaf: grouped by matrix shape, one call of `iterate` a group."""
+  leaves, treedef = jax.tree.flatten_with_path(updates)
+  groups: dict[Any, list] = {}
+  for index, (path, x) in enumerate(leaves):
+    view = views[path_name(path)]
+    stack_BIO, restore = as_matrices(x.astype(compute_dtype), view)
+    # Two stacks can be joined without communication only if they are sharded alike.
+    key = (stack_BIO.shape[1:], spec_of(stack_BIO))
+    groups.setdefault(key, []).append((index, stack_BIO, scale(*fans(x.shape, view)), restore))
+  out: list[Any] = [None] * len(leaves)
+  for members in groups.values():
+    spread, gather = _whole_matrices(jnp.concatenate([stack for _, stack, _, _ in members]))
+    o_BIO = gather(iterate(spread))
+    start = 0
+    for index, stack, factor, restore in members:
+      o = restore(o_BIO[start : start + stack.shape[0]])
+      out[index] = o.astype(leaves[index][1].dtype) * factor  # the moment's dtype: float32 or more
+      start += stack.shape[0]
+  return jax.tree.unflatten(treedef, out)
+
+
+def _normalize(
+  name: str, o: jax.Array, nu: dict[str, jax.Array], view: View, decay: float
+) -> jax.Array:
+  """NorMuon's step on one leaf; its second moment goes into `nu`."""
+  short, key = short_side(name, view, o.shape)
+  whole = tuple(d % o.ndim for d in view.fan_in + view.fan_out)
+  size = lambda x: jnp.sqrt(jnp.sum(jnp.square(x), axis=whole, keepdims=True))
+  mean = decay * nu[key] + (1 - decay) * jnp.mean(jnp.square(o), axis=short)
+  nu[key] = reshard(mean, spec_of(nu[key])).astype(nu[key].dtype)
+  scaled = o * jax.lax.rsqrt(jnp.maximum(jnp.expand_dims(mean, short), 1e-10))
+  return scaled * (size(o) / jnp.maximum(size(scaled), 1e-10))
 
 
 def _whole_matrices(stack_BIO: jax.Array) -> tuple[jax.Array, Callable[[jax.Array], jax.Array]]:

@@ -73,6 +73,8 @@ class Label(NamedTuple):
 
 
 class OptimizerInfo(NamedTuple):
+  """What was decided for each leaf."""
+
   schedule: optax.Schedule  # step (from 0) → learning rate
   labels: dict[str, Label]  # by path
   table: str  # the labels, to be printed
@@ -118,8 +120,8 @@ def make_optimizer(
       eps=multipliers[path].eps) for path, label in labels.items()}
   transforms = {}
   for name in sorted({label.optimizer for label in labels.values()}):
-    mine = {path: label for path, label in labels.items() if label.optimizer == name}
-    transforms[name] = OPTIMIZERS[name](config, mine)
+    own_labels = {path: label for path, label in labels.items() if label.optimizer == name}
+    transforms[name] = OPTIMIZERS[name](config, own_labels)
   optimizers = jax.tree.map_with_path(lambda path, _: labels[path_name(path)].optimizer, params)
   tx = optax.chain(
     optax.partition(transforms, optimizers),

@@ -84,12 +84,14 @@ def _steps(config: Any, phase: str, total_steps: int) -> int:
 
 
 def choose(options: Mapping[str, Any], name: str, key: str) -> Any:
+  """options[name]; raises ValueError that lists the names there are, of config key `key`."""
   if name not in options:
     raise ValueError(f'{key}={name!r}: choose one of {", ".join(options)}')
   return options[name]
 
 
 def require(config: Any, keys: Iterable[str], name: str) -> None:
+  """Raises ValueError where the config lacks one of these keys of its section `name`."""
   missing = [key for key in keys if not hasattr(config, key)]
   if missing:
     raise ValueError(f'{name} lacks {", ".join(missing)}: see smoljax/optim/optimizer.py')

@@ -23,6 +23,8 @@ Params = Any  # nested dict of arrays
 
 
 class SoapState(NamedTuple):
+  """SOAP's moments, and each matrix's eigenbases."""
+
   count: jax.Array  # int32, gradients seen
   mu: Params  # first moment, as the parameters
   nu: Params  # second moment in the eigenbasis, as the parameters
@@ -88,11 +90,11 @@ def scale_by_soap(
 
     def leaf(path, g, mu, nu):
       name = path_name(path)
-      view, mine = views[name], sides(name, g.shape, views[name])
+      view, own_sides = views[name], sides(name, g.shape, views[name])
       (g_BIO, restore), (mu_BIO, _), (nu_BIO, _) = (
         as_matrices(_whole(x.astype(jnp.float32)), view) for x in (g, mu, nu)
       )
-      rotation = {side: bases[key] for key, side in mine}
+      rotation = {side: bases[key] for key, side in own_sides}
       turned = rotate(g_BIO, rotation)
       new_mu = b1 * mu_BIO + (1 - b1) * g_BIO
       new_nu = b2 * nu_BIO + (1 - b2) * jnp.square(turned)
@@ -100,7 +102,7 @@ def scale_by_soap(
       adam = rotate(new_mu, rotation) / (1 - b1**t)
       adam /= jnp.sqrt(new_nu / (1 - b2**t)) + eps
       out = rotate(adam, rotation, back=True)
-      for key, side in mine:
+      for key, side in own_sides:
         gram = b2 * grams[key] + (1 - b2) * _product(*_pair(g_BIO, side))
         basis, order = jax.lax.switch(
           change, (eigenvectors, power_iteration, keep), gram, bases[key]

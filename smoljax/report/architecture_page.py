@@ -82,12 +82,14 @@ def _page(rows: Sequence[dict], about: Mapping[str, Any]) -> str:
 
 
 def loss(row: Mapping, digits: int = 4) -> str:
+  """A row's held-out loss with its interval, in words."""
   if 'loss' not in row:
     return 'diverged' if row['diverged'] else '–'
   return _with_interval(f'{row["loss"]:.{digits}f}', row['loss_interval'], digits)
 
 
 def difference(row: Mapping, digits: int = 4) -> str:
+  """A row's loss less the baseline's, with its interval, in words."""
   if 'difference' not in row:
     return '–'
   return _with_interval(

@@ -15,6 +15,7 @@ import os
 import pathlib
 import re
 from collections.abc import Iterable, Sequence
+from typing import TypeGuard
 
 # C0 and C1 controls but tab and newline, bidirectional marks, embeddings, overrides and isolates,
 # lone surrogates, invisible tag characters.
@@ -54,23 +55,28 @@ def excerpt(s: object, limit: int, *, tail: bool = False, lines: bool = False) -
   return html.escape(s, quote=True)
 
 
-def number(x: object) -> bool:
+def number(x: object) -> TypeGuard[float]:
+  """Whether x is a finite int or float, and no bool."""
   return isinstance(x, int | float) and not isinstance(x, bool) and math.isfinite(x)
 
 
 def fixed(x: object, digits: int = 2) -> str:
+  """With so many decimals; '–' for what is no number."""
   return f'{x:,.{digits}f}' if number(x) else '–'
 
 
 def percent(x: object, digits: int = 1) -> str:
+  """A share in percent; '–' for what is no number."""
   return f'{100 * x:.{digits}f}%' if number(x) else '–'
 
 
 def count(x: object) -> str:
+  """A whole number with thousands apart; '–' for what is no number."""
   return f'{x:,.0f}' if number(x) else '–'
 
 
 def duration(seconds: object) -> str:
+  """Seconds in the two largest units that fit; '–' for what is no number."""
   if not number(seconds):
     return '–'
   if seconds < 60:
@@ -326,15 +332,18 @@ def table(head: Sequence[str], body: Iterable[Sequence[str]], *, words: int = 1,
 
 
 def figure(title: str, body: str, link: str, note: str = '') -> str:
+  """A figure with its title, the link to its table, and a note under it."""
   note = f'<p class="note">{note}</p>' if note else ''
   return f'<figure><figcaption><b>{title}</b>{link}</figcaption>{note}{body}</figure>'
 
 
 def section(anchor: str, title: str, *parts: str) -> str:
+  """A section of a page, with an anchor that the page's contents link to."""
   return f'<section id="{anchor}"><h2>{title}</h2>{"".join(parts)}</section>'
 
 
 def missing(what: str, why: str) -> str:
+  """A paragraph in place of a figure whose data are not there."""
   return f'<p class="missing">No {what}: {why}.</p>'
 
 
@@ -375,7 +384,8 @@ class Site:
 
 
 def join(words: Sequence[str]) -> str:
-  return ' and '.join(filter(None, [', '.join(words[:-1]), *words[-1:]]))
+  """Words as in a sentence: 'a, b and c'."""
+  return ' and '.join(part for part in (', '.join(words[:-1]), *words[-1:]) if part)
 
 
 CSP = ('<meta http-equiv="Content-Security-Policy" '

@@ -51,6 +51,7 @@ class Corpus:
 
   @property
   def stages(self) -> list[dict]:
+    """The funnel's rows."""
     return [s for s in self.manifest.get('funnel') or [] if isinstance(s, dict)]
 
 
@@ -64,7 +65,7 @@ def load(home: pathlib.Path, manifest: dict, rejects_home: pathlib.Path | None,
       sources.append(_open(path) if path else [])
     except Exception as e:  # a damaged corpus must not hide the rest of the run
       sources.append([])
-      note(f'corpus {path.parent.name} could not be sampled: {str(e).splitlines()[0]}')
+      note(f'corpus {(path or home).parent.name} could not be sampled: {str(e).splitlines()[0]}')
   every = max(1, -(-sum(map(len, sources)) // SAMPLE))
   samples = []
   for path, source in zip((home, rejects_home), sources, strict=True):
@@ -72,31 +73,36 @@ def load(home: pathlib.Path, manifest: dict, rejects_home: pathlib.Path | None,
       samples.append(_read(source, range(0, len(source), every)))
     except Exception as e:
       samples.append([])
-      note(f'corpus {path.parent.name} could not be sampled: {str(e).splitlines()[0]}')
+      note(f'corpus {(path or home).parent.name} could not be sampled: {str(e).splitlines()[0]}')
   kept, rejects = samples
-  examples = rejects
   try:
-    listed = json.loads((rejects_home / 'manifest.json').read_text())['examples']
-    numbers = [n for reasons in listed.values() for ns in reasons.values() for n in ns[:REJECTS]]
-    examples = _read(sources[1], numbers)
+    examples = _listed(sources[1], rejects_home) if rejects_home else rejects
   except Exception:  # an older manifest, or none: those of the sample have to do
-    pass
+    examples = rejects
   return Corpus(name, manifest, kept, rejects, every, examples)
 
 
-def _open(path: pathlib.Path) -> Sequence:
+def _listed(source: Any, home: pathlib.Path) -> list[dict]:
+  """Documents of every reason that the manifest of the rejects names."""
+  listed = json.loads((home / 'manifest.json').read_text())['examples']
+  return _read(source, [
+    n for reasons in listed.values() for ns in reasons.values() for n in ns[:REJECTS]])
+
+
+def _open(path: pathlib.Path) -> Any:
   import tensorflow_datasets as tfds  # here: pages without corpora need not wait for it
 
   return tfds.builder_from_directory(str(path)).as_data_source('train')
 
 
-def _read(source: Sequence, numbers: Sequence[int]) -> list[dict]:
+def _read(source: Any, numbers: Sequence[int]) -> list[dict]:
   found = source.__getitems__(numbers) if len(numbers) else []
   return [{k: v.decode('utf-8', 'replace') if isinstance(v, bytes) else v for k, v in r.items()}
           for r in found]
 
 
 def metadata(record: dict) -> dict:
+  """A record's metadata; empty where it is no JSON object."""
   try:
     value = json.loads(record.get('metadata') or '{}')
   except ValueError:
@@ -113,6 +119,7 @@ def sampled(c: Corpus) -> str:
 
 
 def curation(run: Any, csv: Csv) -> str:
+  """The section of funnels, of examples of what was thrown away and of what was kept."""
   if not run.corpora:
     return section('curation', 'Curation', missing(
         'curated corpora', 'no manifest.json of kind “curated” under the run’s corpora/'))
@@ -145,6 +152,7 @@ def measure_of(c: Corpus, tokenised: Sequence[dict]) -> tuple[str, str, float, s
 
 
 def funnel(c: Corpus, tokenised: Sequence[dict], csv: Csv) -> str:
+  """What each stage of a pipeline let through and dropped, and why."""
   stages = c.stages
   if not stages:
     return missing(f'funnel for {text(c.name)}', 'its manifest.json lists no stages')
@@ -189,6 +197,7 @@ def spread(records: list[dict]) -> list[dict]:
 
 
 def quote(record: dict, limit: int, locate: Locate | None = None) -> str:
+  """A document's words, its span marked where `locate` finds the reason, and where it is from."""
   known = metadata(record)
   where = record.get('url') or known.get('file') or known.get('path') or record.get('id') or ''
   words = marked(record, limit, locate) or f'({excerpt(known.get("error", "no text"), limit)})'
@@ -210,7 +219,7 @@ def example(record: dict, c: Corpus, picture: Picture | None) -> str:
 def marked(record: dict, limit: int, locate: Locate | None) -> str:
   """The head of a document, or what surrounds the span of its reason, which is marked."""
   words = record.get('text', '')
-  span = locate and locate(str(record.get('reason', '')), words, metadata(record))
+  span = locate(str(record.get('reason', '')), words, metadata(record)) if locate else None
   if not span:
     return excerpt(words, limit)
   start, end = span
@@ -260,10 +269,10 @@ def contamination(c: Corpus, csv: Csv) -> str:
   link = csv(f'contamination_{c.name}', ('set', 'item', 'words', 'document', 'url'), quotes)
   rows = []
   for name, n in sorted(dropped.items(), key=lambda kv: (-kv[1], kv[0])):
-    mine = [q for q in quotes if q[0] == name]
-    items = collections.Counter(q[1] for q in mine).most_common(3)
-    words = {q[1]: q[2] for q in reversed(mine)}
-    rows.append((text(name), count(n), count(len({q[1] for q in mine})), '<br>'.join(
+    of_name = [q for q in quotes if q[0] == name]
+    items = collections.Counter(q[1] for q in of_name).most_common(3)
+    words = {q[1]: q[2] for q in reversed(of_name)}
+    rows.append((text(name), count(n), count(len({q[1] for q in of_name})), '<br>'.join(
       f'item {text(item)}: “{excerpt(words[item], 120)}”' for item, _ in items)))
   some = f'items and words from {count(len(seen))} of {count(sum(dropped.values()))} documents'
   return figure(f'{text(c.name)}: documents that quote evaluation sets',
@@ -275,6 +284,7 @@ def contamination(c: Corpus, csv: Csv) -> str:
 
 
 def corpus(run: Any, csv: Csv) -> str:
+  """The section of sizes, lengths, domains and languages of all corpora."""
   rows, plots, domain_rows, language_rows, varied = [], [], [], [], []
   for i, c in enumerate(run.corpora):
     m = c.manifest
@@ -326,6 +336,7 @@ def shares(head: Sequence[str], rows: Sequence[tuple]) -> str:
 
 
 def token_table(tokenised: Sequence[dict]) -> str:
+  """Tokens and bytes per token of every split of the tokenised corpora."""
   rows = [(text(m.get('name')), text(split), count(s.get('documents')),
            compact(s.get('tokens')), compact(s.get('bytes')),
            fixed(s['bytes'] / s['tokens']) if s.get('bytes') and s.get('tokens') else '–')

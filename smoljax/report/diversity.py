@@ -100,11 +100,11 @@ def measure(
     alive = np.flatnonzero(fate_D >= i)
     members = collections.Counter(cluster_D[alive].tolist())
     shared = sum(n for cluster, n in members.items() if n > 1 and cluster >= 0)
-    told = sum(n for cluster, n in members.items() if cluster >= 0)
+    clustered = sum(n for cluster, n in members.items() if cluster >= 0)
     points.append(Point(
       stage, len(alive), effective(hosts[d] for d in alive if hosts[d]),
       effective(t for t in topic_D[alive].tolist() if t >= 0) if names else None,
-      novelty[i], shared / told if told else None))
+      novelty[i], shared / clustered if clustered else None))
 
   kept = fate_D == len(stages)
   before, after = (np.bincount(t[t >= 0], minlength=len(names))
@@ -213,10 +213,10 @@ def _kmeans(x_DF: np.ndarray, k: int, rounds: int = 20) -> tuple[np.ndarray, np.
     chosen.append(int(random.choice(len(x_DF), p=p / p.sum()) if p.sum() > 0 else len(chosen)))
     distance_D = np.minimum(distance_D, 1 - x_DF @ x_DF[chosen[-1]])
   centre_KF = x_DF[chosen]
-  labels = None
+  labels = np.full(len(x_DF), -1)
   for _ in range(rounds):
     nearest = (x_DF @ centre_KF.T).argmax(axis=1)
-    if labels is not None and (nearest == labels).all():
+    if (nearest == labels).all():
       break
     labels = nearest
     for c in range(k):

@@ -29,6 +29,7 @@ EXAMPLES = 3  # questions shown of each task
 
 
 def tasks(run: Run) -> dict[str, dict]:
+  """Results by task, from the last evaluation."""
   return {k: v for k, v in (workdir.get(run.evals, 'tasks') or {}).items() if isinstance(v, dict)}
 
 
@@ -62,6 +63,7 @@ def totals(run: Run) -> dict[str, Any]:
 
 
 def headline(run: Run, _: Csv) -> str:
+  """The page's title and its first sentences: how good the model is, and what it was made of."""
   total, (loss, which, unigram) = totals(run), losses(run)
   seconds = [s for s in (workdir.get(run.summary, 'seconds') or {}).values() if number(s)]
   size_of = compact(workdir.get(run.summary, 'parameters'))
@@ -97,6 +99,7 @@ def headline(run: Run, _: Csv) -> str:
 
 
 def corpora_headline(run: Run, _: Csv) -> str:
+  """The title of a page about corpora without a model."""
   total = totals(run)
   names = join([text(c.name) for c in run.corpora])
   words = sum(c.manifest.get('words') or 0 for c in run.corpora)
@@ -108,6 +111,7 @@ def corpora_headline(run: Run, _: Csv) -> str:
 
 
 def flow(run: Run, _: Csv) -> str:
+  """From documents in to the exported model: a number at each stage."""
   total = totals(run)
   share = (f'{percent(total["kept"] / total["in"], 0)} of them'
            if number(total['kept']) and total['in'] else '')
@@ -131,6 +135,7 @@ def flow(run: Run, _: Csv) -> str:
 
 
 def training(run: Run, csv: Csv) -> str:
+  """Loss, learning rate, loss by corpus, throughput."""
   loss, lr = run.points('train/loss'), run.points('optim/lr')
   unigram, stages = losses(run)[2], run.stages()
   steps = (run.metrics[0]['step'], run.metrics[-1]['step'])
@@ -140,7 +145,7 @@ def training(run: Run, csv: Csv) -> str:
     smooth = charts.smooth(loss)
     curve = ([Series('each row', loss, 0, 'faint'), Series('smoothed', smooth, 0)]
              if len(loss) > 50 else [Series('loss', loss, 0)])
-    body = charts.lines(curve + decided(run, loss),
+    body = charts.lines(curve + guard_marks(run, loss),
                         label='Training loss by step', y_label='nats per token', height=320,
                         x_label='' if lr else 'step',
                         rule=(f'unigram {unigram:.2f}', unigram) if number(unigram) else None,
@@ -179,7 +184,7 @@ def training(run: Run, csv: Csv) -> str:
   else:
     parts.append(missing('loss by corpus', 'metrics.jsonl has no train/loss/NAME or val/NAME/loss'))
 
-  grid += beside(run, csv, common)
+  grid += other_losses(run, csv, common)
   speed, wait = run.points('perf/tokens_per_sec'), run.points('data/wait')
   rows = [(r['step'], r.get('perf/tokens_per_sec'), r.get('perf/step_time'), r.get('perf/mfu'),
            r.get('data/wait')) for r in run.metrics
@@ -209,10 +214,10 @@ def by_stage(run: Run, names: list[str], csv: Csv) -> list[str]:
 
   A stage's mixture says what it was to raise.
   """
-  told, stages = run.config.get('train', {}), run.stages()
-  if len(stages) < 2 and not told.get('init_from'):
+  train, stages = run.config.get('train', {}), run.stages()
+  if len(stages) < 2 and not train.get('init_from'):
     return []
-  mixtures = {s['name']: s['mixture'] for s in told.get('stages', ())}
+  mixtures = {s['name']: s['mixture'] for s in train.get('stages', ())}
   bits = {name: dict(run.points(f'val/{name}/bpb')) for name in names}
   rows = []
   for stage, first, last in stages:
@@ -231,7 +236,7 @@ def by_stage(run: Run, names: list[str], csv: Csv) -> list[str]:
   return [figure('Held-out bits per byte, stage by stage', table(head, shown, words=2), link)]
 
 
-def beside(run: Run, csv: Csv, common: dict) -> list[str]:
+def other_losses(run: Run, csv: Csv, common: dict) -> list[str]:
   """Figures of what is learned beside the next token: copying, tokens further ahead, a teacher."""
   depths = max((len(r['mtp/loss_M']) for r in run.metrics if isinstance(r.get('mtp/loss_M'), list)),
                default=0)
@@ -258,30 +263,31 @@ def beside(run: Run, csv: Csv, common: dict) -> list[str]:
   return out
 
 
-def guarded(run: Run) -> list[dict]:
+def guard_decisions(run: Run) -> list[dict]:
   """The guard's decisions, each once: a run that was killed may have taken them again."""
   unique = {}
   for e in run.events:
     if e.get('event') == 'guard' and number(e.get('step')):
-      told = {k: v for k, v in e.items() if k != 'time'}
-      unique.setdefault(json.dumps(told, sort_keys=True), e)
+      untimed = {k: v for k, v in e.items() if k != 'time'}
+      unique.setdefault(json.dumps(untimed, sort_keys=True), e)
   return list(unique.values())
 
 
-def decided(run: Run, curve: Sequence[tuple[float, float]]) -> list[Series]:
+def guard_marks(run: Run, curve: Sequence[tuple[float, float]]) -> list[Series]:
   """The guard's decisions as dots on a curve: skips, and what is above them on the ladder."""
   def at(step: float) -> tuple[float, float]:
     return step, min(curve, key=lambda point: abs(point[0] - step))[1]
 
   kinds = {'skipped': lambda a: a == 'skip', 'rolled back or stopped': lambda a: a != 'skip'}
-  series = [Series(name, [at(e['step']) for e in guarded(run) if among(e.get('action'))], 4 + i,
-                   'dots') for i, (name, among) in enumerate(kinds.items())]
+  events = guard_decisions(run)
+  series = [Series(name, [at(e['step']) for e in events if is_kind(e.get('action'))], 4 + i, 'dots')
+            for i, (name, is_kind) in enumerate(kinds.items())]
   return [s for s in series if s.points]
 
 
 def stability(run: Run, csv: Csv) -> str:
-  """What the guard did, how large gradients and updates are, and what the last look saw."""
-  norm, events = run.points('grad/norm'), guarded(run)
+  """What the guard did, how large gradients and updates are, and what the last probe saw."""
+  norm, events = run.points('grad/norm'), guard_decisions(run)
   parts = []
   if events:
     def broken(e: dict) -> str:
@@ -305,26 +311,26 @@ def stability(run: Run, csv: Csv) -> str:
   if norm:
     link = csv('gradients', ('step', 'grad_norm'), norm)
     grid = [figure('Gradient norm', charts.lines(
-      [Series('norm', norm, 1), *decided(run, norm)], label='Gradient norm by step', height=200,
+      [Series('norm', norm, 1), *guard_marks(run, norm)], label='Gradient norm by step', height=200,
       y_label='global norm', from_zero=True), link)]
     names = sorted({k.removeprefix('update_ratio/') for r in run.metrics for k in r
                     if k.startswith('update_ratio/')})
     if names:
-      rows = [(r['step'], n, *(r.get(f'{k}/{n}') for k in LEAF)) for r in run.metrics
+      rows = [(r['step'], n, *(r.get(f'{k}/{n}') for k in LEAF_METRICS)) for r in run.metrics
               for n in names if f'update_ratio/{n}' in r]
       matrices = [n for n in names if n.startswith('blocks/') and 'norm' not in n][:6]
       grid.append(figure('Update over parameter', charts.lines(
         [Series(n.split('/')[-1], run.points(f'update_ratio/{n}'), i)
          for i, n in enumerate(matrices or names[:6])],
         label='RMS of the update over that of the parameter', height=200, y_label='ratio of RMS',
-        from_zero=True), csv('leaves', ('step', 'leaf', *LEAF), rows)))
+        from_zero=True), csv('leaves', ('step', 'leaf', *LEAF_METRICS), rows)))
     if noise := noise_scale(run):
       grid.append(figure('Gradient noise scale', charts.lines(
         [Series('', noise, 3)], label='Gradient noise scale by step', height=200,
         y_label='tokens', from_zero=True), csv('noise', ('step', 'noise_scale'), noise),
         'a batch far below it is mostly noise'))
     spectra = [Series(tree, points, i) for i, tree in enumerate(('weights', 'updates'))
-               if (points := evenness(run, tree))]
+               if (points := spectral_entropy(run, tree))]
     if spectra:
       grid.append(figure('Entropy of singular values', charts.lines(
         spectra, label='Entropy of the matrices’ squared singular values', height=200,
@@ -332,14 +338,16 @@ def stability(run: Run, csv: Csv) -> str:
         csv('spectra', ('step', 'of', 'entropy'),
             [(step, s.label, y) for s in spectra for step, y in s.points])))
     parts.append(f'<div class="grid">{"".join(grid)}</div>')
-  looks = [r for r in run.metrics if isinstance(r.get('eff_rank_L'), list)]
-  parts += features(looks, csv)
-  if looks:
-    look = looks[-1]
-    columns = [(words, look[k]) for k, words in LOOK.items() if isinstance(look.get(k), list)]
+  probes = [r for r in run.metrics if isinstance(r.get('eff_rank_L'), list)]
+  parts += feature_health(probes, csv)
+  if probes:
+    probe = probes[-1]
+    columns = [(words, probe[k]) for k, words in PROBE_BY_LAYER.items()
+               if isinstance(probe.get(k), list)]
     layers = list(zip(*(values for _, values in columns), strict=False))
-    one = ', '.join(f'{words} {fixed(look[k], 3)}' for k, words in BATCH.items() if k in look)
-    parts.append(figure(f'Layers at step {count(look["step"])}', table(
+    one = ', '.join(
+      f'{words} {fixed(probe[k], 3)}' for k, words in PROBE_OF_ALL.items() if k in probe)
+    parts.append(figure(f'Layers at step {count(probe["step"])}', table(
       ('layer', *(words for words, _ in columns)),
       [(count(i), *(fixed(x) for x in row)) for i, row in enumerate(layers)]),
       csv('layers', ('layer', *(words for words, _ in columns)),
@@ -347,7 +355,7 @@ def stability(run: Run, csv: Csv) -> str:
   return section('stability', 'Stability', *parts) if parts else ''
 
 
-# Beyond which a look says that features collapse.
+# Beyond which a probe says that features collapse.
 COSINE, RANK_LEFT, DEAD = 0.9, 0.2, 0.5
 COLLAPSES = {
   'Tokens point one way': f'two tokens’ hidden states have a mean cosine above {COSINE}: the '
@@ -362,11 +370,11 @@ COLLAPSES = {
 }
 
 
-def collapses(looks: Sequence[dict]) -> dict[str, tuple[int, int | None]]:
+def collapses(probes: Sequence[dict]) -> dict[str, tuple[int, int | None]]:
   """Name of a collapse → the step it was first seen at and the layer (None: all)."""
   found: dict[str, tuple[int, int | None]] = {}
   most: list[float] = []
-  for r in looks:
+  for r in probes:
     rank_L = r['eff_rank_L']
     most = [max(a, b) for a, b in zip(most or rank_L, rank_L, strict=True)]
     lost = [i for i, (x, before) in enumerate(zip(rank_L, most, strict=True))
@@ -379,25 +387,25 @@ def collapses(looks: Sequence[dict]) -> dict[str, tuple[int, int | None]]:
   return found
 
 
-def features(looks: Sequence[dict], csv: Csv) -> list[str]:
+def feature_health(probes: Sequence[dict], csv: Csv) -> list[str]:
   """Whether features are learned: effective rank by layer over training, cosine, dead units."""
-  if len(looks) < 2:
+  if len(probes) < 2:
     return []
   parts = [
     f'<p class="warning"><b>{name}</b> from step {count(step)}'
     f'{"" if layer is None else f" in layer {layer}"}: {COLLAPSES[name]}</p>'
-    for name, (step, layer) in collapses(looks).items()]
-  layers = range(len(looks[0]['eff_rank_L']))
+    for name, (step, layer) in collapses(probes).items()]
+  layers = range(len(probes[0]['eff_rank_L']))
   shown = sorted({round(i * (len(layers) - 1) / 3) for i in range(4)})
-  rank = [Series(f'layer {i}', [(r['step'], r['eff_rank_L'][i]) for r in looks], j)
+  rank = [Series(f'layer {i}', [(r['step'], r['eff_rank_L'][i]) for r in probes], j)
           for j, i in enumerate(shown)]
-  cosine = [(r['step'], r['token_cos']) for r in looks if number(r.get('token_cos'))]
-  dead = [(r['step'], max(r['dead_frac_L'])) for r in looks if r.get('dead_frac_L')]
-  moved = [r for r in looks if r.get('move_L')]
+  cosine = [(r['step'], r['token_cos']) for r in probes if number(r.get('token_cos'))]
+  dead = [(r['step'], max(r['dead_frac_L'])) for r in probes if r.get('dead_frac_L')]
+  moved = [r for r in probes if r.get('move_L')]
   link = csv('features', ('step', *(f'eff_rank_{i}' for i in layers), 'token_cos',
                           *(f'move_{i}' for i in layers if moved)),
              [(r['step'], *r['eff_rank_L'], r.get('token_cos', ''), *r.get('move_L', ()))
-              for r in looks])
+              for r in probes])
   grid = [figure('Effective rank', charts.lines(
     rank, label='Effective rank of the residual stream by layer', y_label='dims in use', height=200,
     from_zero=True), link)]
@@ -426,27 +434,28 @@ def noise_scale(run: Run, decay: float = 0.9) -> list[tuple[float, float]]:
   return points
 
 
-def evenness(run: Run, tree: str) -> list[tuple[float, float]]:
-  """Mean over all leaves of `svd_entropy/TREE/LEAF` by step."""
+def spectral_entropy(run: Run, tree: str) -> list[tuple[float, float]]:
+  """Mean over all leaves of `svd_entropy/TREE/LEAF_METRICS` by step."""
   found = [(r['step'], [x for k, x in r.items() if k.startswith(f'svd_entropy/{tree}/')
                         and number(x)]) for r in run.metrics]
   return [(step, statistics.fmean(values)) for step, values in found if values]
 
 
-LEAF = ('grad_norm', 'update_rms', 'param_rms', 'update_ratio')
-LOOK = {
+LEAF_METRICS = ('grad_norm', 'update_rms', 'param_rms', 'update_ratio')
+PROBE_BY_LAYER = {
   'resid_rms_L': 'residual RMS', 'act_kurtosis_L': 'kurtosis (3: Gaussian)',
   'eff_rank_L': 'effective rank', 'dead_frac_L': 'dead units, share',
   'gate_sat_L': 'saturated gates, share', 'attn/max_logit_L': 'largest logit',
   'attn/entropy_L': 'entropy of attention, nats',
 }  # fmt: skip
-BATCH = {
+PROBE_OF_ALL = {
   'token_cos': 'mean cosine of two tokens', 'grad_cos': 'cosine of micro-batches',
   'logit_max': 'largest final logit',
 }  # fmt: skip
 
 
 def evaluation(run: Run, csv: Csv) -> str:
+  """Held-out text, calibration, tasks with their baselines, some questions."""
   if not run.evals:
     return section('evaluation', 'Evaluation', missing('evaluation', 'evals/ holds no STEP.json'))
   held_out = [(k, v) for k, v in (run.evals.get('bits_per_byte') or {}).items()
@@ -460,14 +469,15 @@ def evaluation(run: Run, csv: Csv) -> str:
         [(text(k), f'<b>{fixed(v.get("bpb"), 3)}</b>', fixed(v.get('loss')),
           fixed(v.get('unigram_loss')), fixed(gap(v)), count(v.get('documents')),
           count(v.get('tokens'))) for k, v in held_out]))
-    spoken = [(k, language, x) for k, v in held_out
+    by_language = [(k, language, x) for k, v in held_out
               for language, x in (workdir.get(v, 'languages') or {}).items()]
-    if spoken:
+    if by_language:
       parts.append(figure('Bits per byte by language', table(
         ('corpus', 'language', 'bits per byte'),
-        [(text(k), text(language or '?'), fixed(x, 3)) for k, language, x in spoken], words=2),
-        csv('languages', ('corpus', 'language', 'bits_per_byte'), spoken)))
-  parts += [versus(run, csv), f'<div class="grid">{"".join(calibration(run, csv))}</div>']
+        [(text(k), text(language or '?'), fixed(x, 3)) for k, language, x in by_language], words=2),
+        csv('languages', ('corpus', 'language', 'bits_per_byte'), by_language)))
+  parts += [student_and_teacher(run, csv),
+            f'<div class="grid">{"".join(calibration(run, csv))}</div>']
   if copied := workdir.get(run.evals, 'copy'):
     parts.append('<p class="note">Of a shuffled passage it guesses ' + ' and '.join(
       f'{percent(workdir.get(v, "accuracy"))} of the tokens {words}' for far, words in
@@ -499,7 +509,7 @@ def evaluation(run: Run, csv: Csv) -> str:
   return section('evaluation', 'Evaluation', *parts)
 
 
-def versus(run: Run, csv: Csv) -> str:
+def student_and_teacher(run: Run, csv: Csv) -> str:
   """Student against teacher, where the evaluation has one: bits per byte, calibration, copying."""
   def figures(of: object) -> dict[str, float]:
     bits = workdir.get(of, 'bits_per_byte') or {}
@@ -567,7 +577,7 @@ def verdict(t: dict, blind: dict) -> str:
   score = t.get(metric(t))
   if not rivals or not number(score):
     return ''
-  best = max(rivals, key=rivals.get)
+  best = max(rivals, key=lambda name: rivals[name])
   gap, error = 100 * (score - rivals[best]), 100 * (t.get('stderr') or 0)
   points = f'{abs(gap):.1f}{f" ± {error:.1f}" if error else ""} points'
   side = 'above' if gap > 0 else 'below'
@@ -576,6 +586,7 @@ def verdict(t: dict, blind: dict) -> str:
 
 
 def question(e: dict) -> str:
+  """One question of a task, with the right choice and the one that the model took."""
   right, chosen = e.get('answer'), e.get('predicted')
   items = ''.join(
       f'<li class="{"right" if i == right else ""} {"chosen" if i == chosen else ""}" dir="auto">'
@@ -589,6 +600,7 @@ def question(e: dict) -> str:
 
 
 def sample(run: Run, _: Csv) -> str:
+  """What the model wrote after the prompts of the config."""
   gap = lambda s: ' ' if str(s.get('completion', ''))[:1].isspace() else ''
   texts = ''.join(
       f'<blockquote class="sample" dir="auto"><b>{text(s.get("prompt", ""))}</b>'
@@ -601,6 +613,7 @@ def sample(run: Run, _: Csv) -> str:
 
 
 def artefacts(run: Run, _: Csv) -> str:
+  """Where checkpoint and export lie, their sizes, and how to load them."""
   root, rows = run.workdir, []
   steps = sorted((p for p in (root / 'checkpoints').glob('*') if p.name.isdigit()),
                  key=lambda p: int(p.name))
@@ -635,13 +648,13 @@ def record(run: Run, csv: Csv) -> str:
   else:
     parts.append(missing('times', 'no summary.json, or no seconds in it'))
   saves = [e for e in run.events if e.get('event') == 'checkpoint']
-  told = [e for e in run.events if e.get('event') not in ('checkpoint', 'guard')]
+  others = [e for e in run.events if e.get('event') not in ('checkpoint', 'guard')]
   if run.events:
     rows = [(text(str(e.get('time', ''))[:19].replace('T', ' ')), text(e.get('event', '')),
              ', '.join(f'{text(k)} {text(v)}' for k, v in e.items()
                        if k not in ('time', 'event', 'step')), count(e.get('step')))
-            for e in told[:100]]
-    more = f' {len(told) - 100} later events are in events.jsonl.' if len(told) > 100 else ''
+            for e in others[:100]]
+    more = f' {len(others) - 100} later events are in events.jsonl.' if len(others) > 100 else ''
     note = f'{len(saves)} checkpoints were saved.{more}'
     parts.append(f'<h3>Events</h3><p class="note">{note}</p>' + table(
         ('time', 'event', 'what', 'step'), rows, words=3, kind='events'))
@@ -658,5 +671,6 @@ def record(run: Run, csv: Csv) -> str:
 
 
 def unreadable(run: Run, _: Csv) -> str:
+  """What could not be read of the workdir."""
   notes = ''.join(f'<li>{text(n)}</li>' for n in run.notes)
   return f'<h3>Not readable</h3><ul>{notes}</ul>' if notes else ''

@@ -32,7 +32,7 @@ class Points:
   flops: np.ndarray
   convention: str  # how parameters and FLOPs were counted, in words
   unseen: tuple[tuple[str, float, float, float, float], ...] = ()  # name, N, D, loss, C: not fitted
-  strangers: tuple[tuple[str, str], ...] = ()  # runs of another corpus or recipe, and what differs
+  other_recipes: tuple[tuple[str, str], ...] = ()  # runs apart, and what differs
 
 
 def read(source: str, *, embedding: bool = False) -> Points:
@@ -69,7 +69,8 @@ def read(source: str, *, embedding: bool = False) -> Points:
       columns[missing] = 6 * others[0] * others[1] if missing == 'flops' else (
         columns['flops'] / (6 * next(columns[k] for k in known if k in ('params', 'tokens'))))
       convention += f'; {missing} from C = 6 N D'
-    return Points(*(columns[k] for k in ('params', 'tokens', 'loss', 'flops')), convention)
+    return Points(convention=convention, **{
+      k: columns[k] for k in ('params', 'tokens', 'loss', 'flops')})
   summaries = sorted({*path.glob('summary.json'), *path.glob('*/summary.json'),
                       *path.glob('points/*/summary.json')})
   laws = json.loads((path / 'laws.json').read_text()) if (path / 'laws.json').exists() else {}
@@ -86,10 +87,11 @@ def read(source: str, *, embedding: bool = False) -> Points:
         unseen.append((name, *row))
   if not rows:
     raise ValueError(f'no finished run under {source}: give a CSV file, or a folder of runs')
-  return Points(*map(np.array, zip(*rows, strict=True)), (
+  params, tokens, loss, flops = map(np.array, zip(*rows, strict=True))
+  return Points(params, tokens, loss, flops, (
     f'N {"with" if embedding else "without"} embeddings; C = FLOPs as counted by '
     'ModelConfig.flops_per_token, head and attention included'), tuple(unseen),
-    _strangers(recipes, {name for name, *_ in unseen}))
+    _other_recipes(recipes, {name for name, *_ in unseen}))
 
 
 # What a law is a law of: these sections and fields of a config. Sizes, lengths, learning rates and
@@ -114,7 +116,7 @@ def recipe(config: pathlib.Path) -> dict[str, object]:
   return found
 
 
-def _strangers(recipes: dict[str, dict], unseen: set[str]) -> tuple[tuple[str, str], ...]:
+def _other_recipes(recipes: dict[str, dict], unseen: set[str]) -> tuple[tuple[str, str], ...]:
   """Runs whose recipe is not that of the first fitted one."""
   first = next(r for name, r in recipes.items() if name not in unseen)
   found = []
@@ -127,7 +129,7 @@ def _strangers(recipes: dict[str, dict], unseen: set[str]) -> tuple[tuple[str, s
 def write(
   points: Points, output: str, *, flops: Sequence[float] = (), force: bool = False,
   bootstrap: int = 200, against: Points | None = None,
-  say: Callable[[str], None] = lambda line: None,
+  log_line: Callable[[str], None] = lambda line: None,
 ) -> tuple[str, laws_lib.Fit]:
   """Writes OUTPUT/index.html; returns its path and the fit.
 
@@ -136,7 +138,7 @@ def write(
     flops: budgets to plan runs for, in 6 N D; the largest of the runs, three and ten times it, if
       none.
     force: plans may go beyond ten times the compute of the largest run.
-    say: is given a line about each run that was predicted, or is of another recipe, and each
+    log_line: is given a line about each run that was predicted, or is of another recipe, and each
       exponent compared.
   Raises:
     ValueError: the runs do not determine a law, or a budget is too far (laws.TooFar).
@@ -145,36 +147,37 @@ def write(
   fit = laws_lib.fit_chinchilla(p.params, p.tokens, p.loss, bootstrap=bootstrap)
   plans = [laws_lib.plan(fit, c, force=force)
            for c in (flops or [k * fit.most_flops for k in (1, 3, 10)])]
-  parts = [_mixed(p, say), _law(p, fit, site), _against(fit, against, bootstrap, site, say),
-           _unseen(p, fit, site, say), _curves(p, fit, site), _isoflop(p, site),
-           _held_out(p, site), _plans(fit, plans, site)]
+  parts = [_mixed(p, log_line), _law(p, fit, site),
+           _against(fit, against, bootstrap, site, log_line), _unseen(p, fit, site, log_line),
+           _curves(p, fit, site), _isoflop(p, site), _held_out(p, site), _plans(fit, plans, site)]
   header = (f'<header><p class="kicker">smoljax · scaling</p><h1>{len(p.loss)} runs of '
             f'{len(set(p.params))} sizes</h1><p class="lede">{text(p.convention)}.</p></header>')
   return site.write(pathlib.Path(output), 'smoljax: scaling', header + ''.join(parts)), fit
 
 
-def _mixed(p: Points, say) -> str:
-  for name, what in p.strangers:
-    say(f'{name} is of another recipe than the other runs ({what}): no law holds for both')
+def _mixed(p: Points, log_line: Callable[[str], None]) -> str:
+  for name, what in p.other_recipes:
+    log_line(f'{name} is of another recipe than the other runs ({what}): no law holds for both')
   return ''.join(
     f'<p class="warning"><b>{text(name)} is of another corpus or recipe</b>: {text(what)}. A law '
-    'fitted on one says nothing of the other.</p>' for name, what in p.strangers)
+    'fitted on one says nothing of the other.</p>' for name, what in p.other_recipes)
 
 
 def _against(
-  fit: laws_lib.Fit, other: Points | None, bootstrap: int, site: charts.Site, say
+  fit: laws_lib.Fit, other: Points | None, bootstrap: int, site: charts.Site,
+  log_line: Callable[[str], None],
 ) -> str:
   if other is None:
     return ''
   their = laws_lib.fit_chinchilla(other.params, other.tokens, other.loss, bootstrap=bootstrap)
   rows = [(name, getattr(fit, name), getattr(their, name), *of, not of[1] <= 0 <= of[2])
           for name, of in laws_lib.differ(fit, their).items()]
-  for name, mine, theirs, _, low, high, differs in rows:
-    say(f'{name}: {mine:.3f} here, {theirs:.3f} there, difference {theirs - mine:+.3f} '
-        f'({low:+.3f} to {high:+.3f}): {"they differ" if differs else "not told apart"}')
-  body = [(name, fixed(mine, 3), fixed(theirs, 3), f'{gap:+.3f} ({low:+.3f} to {high:+.3f})',
+  for name, here, there, _, low, high, differs in rows:
+    log_line(f'{name}: {here:.3f} here, {there:.3f} there, difference {there - here:+.3f} '
+             f'({low:+.3f} to {high:+.3f}): {"they differ" if differs else "not told apart"}')
+  body = [(name, fixed(here, 3), fixed(there, 3), f'{gap:+.3f} ({low:+.3f} to {high:+.3f})',
            'differ' if differs else 'not told apart')
-          for name, mine, theirs, gap, low, high, differs in rows]
+          for name, here, there, gap, low, high, differs in rows]
   return section('against', 'Against the other ladder', figure(
     'Exponents, with bootstrap intervals of their difference',
     table(('', 'here', 'there', 'difference, 95 %', ''), body), site.csv(
@@ -277,7 +280,8 @@ def _held_out(p: Points, site: charts.Site) -> str:
     site.csv('held_out', ('params', 'tokens', 'error'), rows), note))
 
 
-def _unseen(p: Points, fit: laws_lib.Fit, site: charts.Site, say) -> str:
+def _unseen(p: Points, fit: laws_lib.Fit, site: charts.Site,
+            log_line: Callable[[str], None]) -> str:
   if not p.unseen:
     return ''
   rows, most = [], float(p.flops.max())
@@ -286,8 +290,9 @@ def _unseen(p: Points, fit: laws_lib.Fit, site: charts.Site, say) -> str:
     error = expected.loss / actual - 1
     low, high = expected.low, expected.high
     rows.append((name, n, d, flops / most, expected.loss, low, high, actual, error))
-    say(f'{name}: predicted {expected.loss:.3f} ({low:.3f} to {high:.3f}), actual {actual:.3f}: '
-        f'{100 * error:+.2f} %, at {flops / most:.1f} times the compute of the largest run fitted')
+    log_line(
+      f'{name}: predicted {expected.loss:.3f} ({low:.3f} to {high:.3f}), actual {actual:.3f}: '
+      f'{100 * error:+.2f} %, at {flops / most:.1f} times the compute of the largest run fitted')
   body = [(text(name), compact(n), compact(d), f'{ratio:.1f}', f'<b>{fixed(x, 3)}</b>',
            f'{fixed(low, 3)} to {fixed(high, 3)}', f'<b>{fixed(y, 3)}</b>', f'{100 * e:+.2f} %')
           for name, n, d, ratio, x, low, high, y, e in rows]

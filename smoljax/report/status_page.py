@@ -65,7 +65,8 @@ def status(folder: pathlib.Path, now: float) -> Status:
   """Reads a run's files; what is torn or missing is as if it had not been written yet."""
   log = folder / 'log.txt'
   config, summary = (_json(folder / n) for n in ('config.json', 'summary.json'))
-  rows, events = (_rows(folder / n) for n in ('metrics.jsonl', 'events.jsonl'))
+  rows, events = (metrics.read_rows(folder / n, lambda torn: None)
+                  for n in ('metrics.jsonl', 'events.jsonl'))
   rows = [r for r in rows if number(r.get('train/loss'))]
   lines = log.read_text('utf-8', 'replace').strip().splitlines() if log.exists() else []
   word = lines[-1] if lines else ''
@@ -105,13 +106,6 @@ def _json(path: pathlib.Path) -> dict:
   return value if isinstance(value, dict) else {}
 
 
-def _rows(path: pathlib.Path) -> list[dict]:
-  try:
-    return metrics.read_rows(str(path))
-  except (OSError, ValueError):
-    return []
-
-
 def _mtime(path: pathlib.Path) -> float:
   return path.stat().st_mtime if path.exists() else 0.0
 
@@ -134,11 +128,11 @@ def render(workdir: str | pathlib.Path, now: float | None = None) -> str:
       name = f'<a href="/{text(at)}">{name}</a>'
     share = s.step / s.steps if s.steps else 0.0
     event = s.events[-1] if s.events else {}
-    said = ' '.join(str(event[k]) for k in ('event', 'action', 'step') if k in event)
+    event_words = ' '.join(str(event[k]) for k in ('event', 'action', 'step') if k in event)
     rows.append((
       name, f'<b>{s.state}</b>', f'{charts.bar(share)} {count(s.step)} of {count(s.steps)}',
       fixed(s.row.get('train/loss'), 3), count(round(s.row.get('perf/tokens_per_sec') or 0)),
-      duration(s.left) if s.left is not None else '', text(said),
+      duration(s.left) if s.left is not None else '', text(event_words),
       '' if s.state == 'done' else charts.excerpt(s.word, 60)))
   head = ('run', 'state', 'steps', 'loss', 'tokens/s', 'left', 'last event', 'last word')
   curves = [Series(s.name, charts.smooth(s.loss), i) for i, s in enumerate(
@@ -176,7 +170,7 @@ class _Handler(http.server.SimpleHTTPRequestHandler):
     else:
       super().do_GET()
 
-  def log_message(self, *_: object) -> None:
+  def log_message(self, format: str, *args: Any) -> None:
     pass
 
 
@@ -186,6 +180,6 @@ def serve(workdir: str, port: int = 0) -> http.server.ThreadingHTTPServer:
   Raises OSError where the port is taken or nothing runs in `workdir`.
   """
   runs(workdir)
-  handler = type('Handler', (_Handler,), {'workdir': os.path.abspath(workdir)})
+  handler: Any = type('Handler', (_Handler,), {'workdir': os.path.abspath(workdir)})
   return http.server.ThreadingHTTPServer(
     ('127.0.0.1', port), functools.partial(handler, directory=handler.workdir))

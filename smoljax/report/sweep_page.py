@@ -39,6 +39,7 @@ class Result:
 
   @property
   def seed(self) -> Any:
+    """The run's seed; 0 where the sweep does not vary it."""
     return self.fields.get('seed', 0)
 
 
@@ -57,7 +58,7 @@ def load(name: str, fields: Mapping[str, Any], folder: str | pathlib.Path, group
   figures |= {task: of[of['metric']] for task, of in scores.get('tasks', {}).items()}
   figures |= {'tokens': summary['tokens'].get('trained'), 'parameters': summary.get('parameters'),
               'tokens per second': summary.get('tokens_per_sec')}
-  rows = metrics.read_rows(str(folder / 'metrics.jsonl'))
+  rows = metrics.read_rows(folder / 'metrics.jsonl')
   bits = [(r['tokens'], [x for k, x in r.items() if k.startswith('val/') and k.endswith('/bpb')])
           for r in rows if 'tokens' in r]
   return Result(
@@ -139,11 +140,11 @@ def effects(results: Iterable[Result], metric: str = LOSS) -> dict[str, dict[str
     if found := changes({'alone': (none, one), 'last': (every - one, every)}):
       out[factor] = found
   if len(out) == len(every) > 1:
-    together = changes({'last': (none, every)}).get('last', {})
-    singles = {s: sum(out[f]['alone'][s] for f in every) for s in together
+    joint = changes({'last': (none, every)}).get('last', {})
+    singles = {s: sum(out[f]['alone'][s] for f in every) for s in joint
                if all(s in out[f]['alone'] for f in every)}
     if singles:
-      out['all'] = {'alone': singles, 'last': {s: together[s] for s in singles}}
+      out['all'] = {'alone': singles, 'last': {s: joint[s] for s in singles}}
   for of in out.values():
     of['interaction'] = {s: of['last'][s] - of['alone'][s] for s in of['alone']}
   return out

@@ -4,12 +4,12 @@ import dataclasses
 import json
 import pathlib
 import re
+from collections.abc import Iterator
 from typing import Any
 
+from smoljax import metrics
 from smoljax.report import corpus_page
-from smoljax.report.charts import (
-  number,
-)
+from smoljax.report.charts import number
 
 _SECRET = re.compile(r'secret|passw|authorization|api_?key|(hf|access|auth|wandb)_?token', re.I)
 
@@ -48,6 +48,7 @@ class Run:
   picture: corpus_page.Picture | None = None  # of a kept document's first page
 
   def points(self, key: str) -> list[tuple[float, float]]:
+    """(step, value) of the rows of metrics that have a number under `key`."""
     return [(r['step'], r[key]) for r in self.metrics if isinstance(r.get(key), int | float)]
 
   def names(self) -> list[str]:
@@ -68,13 +69,26 @@ class Run:
     return out
 
 
+def find_corpora(root: pathlib.Path) -> Iterator[pathlib.Path]:
+  """The folders under `root` with a manifest.json, finished or not, four levels down at most.
+
+  Each once, however many links lead there; what steps, checkpoints and exports hold is left out.
+  """
+  apart, seen = ('checkpoints', 'steps', 'evals', 'export', 'report'), set()
+  for depth in range(5):
+    for path in sorted(root.glob('*/' * depth + 'manifest.json')):
+      if path.relative_to(root).parts[0] not in apart and path.resolve() not in seen:
+        seen.add(path.resolve())
+        yield path.parent
+
+
 def load(workdir: str) -> Run:
   """Reads a workdir. Raises FileNotFoundError or ValueError if there is no run in it to report."""
   root, notes = pathlib.Path(workdir), []
   if not root.is_dir():
     raise FileNotFoundError(f'no run at {workdir}: no such directory; check --workdir')
 
-  def read(path: pathlib.Path, empty):
+  def read(path: pathlib.Path, empty: Any) -> Any:
     try:
       value = json.loads(path.read_text('utf-8', 'replace'))
       if isinstance(value, type(empty)):
@@ -86,43 +100,25 @@ def load(workdir: str) -> Run:
       notes.append(f'{path.relative_to(root)} could not be read: {e}')
     return empty
 
-  def rows(name: str) -> list[dict]:
-    """Whole lines of a JSONL file: a killed run leaves a torn one."""
-    path, out = root / name, []
-    lines = path.read_text('utf-8', 'replace').split('\n') if path.is_file() else []
-    for line in filter(str.strip, lines):
-      try:
-        row = json.loads(line)
-      except ValueError:
-        row = None
-      if isinstance(row, dict):
-        out.append(row)
-      else:
-        notes.append(f'{name}: a torn line was skipped')
-    return out
-
-  by_step: dict[int, dict] = {}
-  for row in rows('metrics.jsonl'):  # a step done again after a resume overwrites the first try
+  by_step: dict[float, dict] = {}
+  # A step done again after a resume overwrites the first try.
+  for row in metrics.read_rows(root / 'metrics.jsonl', notes.append):
     if number(row.get('step')):
       by_step.setdefault(row['step'], {}).update(row)
-  corpora, tokenised, seen = [], [], set()
-  apart = ('checkpoints', 'steps', 'evals', 'export', 'report')
-  for top in sorted(p for p in root.iterdir() if p.is_dir() and p.name not in apart):
-    for depth in range(4):
-      for path in sorted(top.glob('*/' * depth + 'manifest.json')):
-        manifest, home = read(path, {}), path.parent
-        name = str(manifest.get('name', home.parent.name))
-        if path.resolve() in seen or name.endswith('_rejects'):
-          continue
-        seen.add(path.resolve())
-        if not (home / '_SUCCESS').exists():
-          notes.append(f'corpus {name} in {home.relative_to(root)} is not complete: no _SUCCESS')
-        if manifest.get('kind') == 'tokenised':
-          tokenised.append(manifest)
-        elif manifest.get('kind') == 'curated':
-          beside = (p.parent.parent / f'{name}_rejects' / home.name for p in (home, home.resolve()))
-          rejects = next((p for p in beside if p.is_dir()), None)
-          corpora.append(corpus_page.load(home, manifest, rejects, notes.append))
+  corpora, tokenised = [], []
+  for home in find_corpora(root):
+    manifest = read(home / 'manifest.json', {})
+    name = str(manifest.get('name', home.parent.name))
+    if name.endswith('_rejects'):
+      continue
+    if not (home / '_SUCCESS').exists():
+      notes.append(f'corpus {name} in {home.relative_to(root)} is not complete: no _SUCCESS')
+    if manifest.get('kind') == 'tokenised':
+      tokenised.append(manifest)
+    elif manifest.get('kind') == 'curated':
+      folders = (p.parent.parent / f'{name}_rejects' / home.name for p in (home, home.resolve()))
+      rejects = next((p for p in folders if p.is_dir()), None)
+      corpora.append(corpus_page.load(home, manifest, rejects, notes.append))
 
   if not by_step and not corpora:
     state = 'is empty' if (root / 'metrics.jsonl').exists() else 'does not exist'
@@ -132,7 +128,8 @@ def load(workdir: str) -> Run:
 
   evals = sorted((root / 'evals').glob('*.json'), key=lambda p: (len(p.stem), p.stem))
   return Run(root, read(root / 'config.json', {}), read(root / 'summary.json', {}),
-             [by_step[s] for s in sorted(by_step)], rows('events.jsonl'),
+             [by_step[s] for s in sorted(by_step)],
+             metrics.read_rows(root / 'events.jsonl', notes.append),
              read(evals[-1], {}) if evals else {}, read(root / 'samples.json', []),
              sorted(corpora, key=lambda c: -(c.manifest.get('documents') or 0)),
              sorted(tokenised, key=lambda m: -(get(m, 'splits', 'train', 'tokens') or 0)), notes)

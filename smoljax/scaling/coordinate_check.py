@@ -10,7 +10,7 @@ is right fall with a slope of -0.3).
 """
 
 import dataclasses
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import jax
@@ -49,6 +49,7 @@ MODES = (
 
 
 def model_of(width: int, depth: int) -> model.ModelConfig:
+  """The small model of this width and depth; all else is the same."""
   heads = width // HEAD_DIM
   return model.ModelConfig(
     vocab_size=VOCAB, num_layers=depth, embed_dim=width, num_heads=heads,
@@ -92,11 +93,11 @@ def movements(
     updates, state = optimizer.update(jax.grad(loss)(params), state, params)
     return jax.tree.map(jnp.add, params, updates), state
 
-  look = jax.jit(lambda params: sites(config, params, batch['inputs']))
-  first, state = look(params), optimizer.init(params)
+  measure = jax.jit(lambda params: sites(config, params, batch['inputs']))
+  first, state = measure(params), optimizer.init(params)
   for _ in range(steps):
     params, state = step(params, state)
-  last = look(params)
+  last = measure(params)
   return {site: float(jnp.mean(jnp.abs(x - first[site]))) for site, x in last.items()}
 
 
@@ -133,7 +134,7 @@ def slopes(sizes: Sequence[int], moved: Mapping[str, Sequence[float]]) -> dict[s
 
 def check(
   settings: Any, *, widths: Sequence[int], depths: Sequence[int], steps: int = 5, seeds: int = 2,
-  say=lambda line: None,
+  log_line: Callable[[str], None] = lambda line: None,
 ) -> list[dict]:
   """All modes over widths (at the least depth); AdamW's muP and CompleteP over depths too.
 
@@ -169,5 +170,5 @@ def check(
                  'bound': '' if expected is None else f'at most {PASS}' if expected
                  else f'at least {CONTROL}', 'ok': ok})
     verdict = {True: 'as it should be', False: 'NOT as it should be', None: 'for comparison'}[ok]
-    say(f'{mode.name}, over {axis}: largest slope {judged[worst]:+.2f} ({worst}); {verdict}')
+    log_line(f'{mode.name}, over {axis}: largest slope {judged[worst]:+.2f} ({worst}); {verdict}')
   return rows

@@ -64,7 +64,8 @@ class Fit:
       return {}
     _, _, _, alpha, beta = self.samples.T
     columns = dict(zip(NAMES, self.samples.T, strict=True)) | {'a': beta / (alpha + beta)}
-    return {k: tuple(map(float, np.percentile(x, [2.5, 97.5]))) for k, x in columns.items()}
+    return {k: (float(np.percentile(x, 2.5)), float(np.percentile(x, 97.5)))
+            for k, x in columns.items()}
 
   @property
   def a(self) -> float:
@@ -72,6 +73,7 @@ class Fit:
     return self.beta / (self.alpha + self.beta)
 
   def loss(self, params: Array, tokens: Array) -> np.ndarray:
+    """The loss that the law says of N parameters and D tokens, elementwise."""
     return _loss(np.array([self.E, self.A, self.B, self.alpha, self.beta]), params, tokens)
 
   def optimal(self, flops: float) -> tuple[float, float]:
@@ -161,7 +163,7 @@ def _fit(
   if not len(starts):
     grid = np.array(list(itertools.product(*_GRID[:free])), float)
     worst_last = np.argsort(scipy.special.huber(DELTA, parts(grid)[2]).sum(axis=1))
-    starts = grid[worst_last[:_TRIED]]
+    starts = list(grid[worst_last[:_TRIED]])
   else:
     starts = [x[:free] for x in starts]
   options = {'maxiter': 5000, 'maxfun': 10000, 'ftol': 1e-15, 'gtol': 1e-12}
@@ -267,6 +269,7 @@ class PowerLaw:
   r2: float
 
   def __call__(self, **x: float) -> float:
+    """y at these x, by name."""
     return self.coefficient * math.prod(x[k] ** e for k, e in self.exponents.items())
 
 
@@ -316,6 +319,8 @@ class Optimum:
 
 @dataclasses.dataclass(frozen=True)
 class IsoFlop:
+  """Optima of several budgets (Chinchilla's approach 2), and power laws through them."""
+
   optima: list[Optimum]
   params: PowerLaw  # of N in C
   tokens: PowerLaw
@@ -434,6 +439,7 @@ class DataConstrained:
   intervals: Mapping[str, tuple[float, float]] = dataclasses.field(default_factory=dict)
 
   def loss(self, params: Array, tokens: Array, unique: Array) -> np.ndarray:
+    """The loss that the law says of D tokens of which `unique` are different (arXiv:2305.16264)."""
     params, tokens, unique = (np.asarray(x, np.float64) for x in (params, tokens, unique))
     unique = np.minimum(unique, tokens)
     f = self.base

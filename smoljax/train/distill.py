@@ -124,7 +124,8 @@ def features(
     norms_BT = jnp.sum(x_BTI**2, axis=-1) * jnp.sum(y_BTI**2, axis=-1)
     return jnp.sum((1 - dot_BT * jax.lax.rsqrt(norms_BT + 1e-12)) * mask_BT)
 
-  return sum(map(one, range(len(layers)))) / len(layers)
+  parts = [one(i) for i in range(len(layers))]
+  return sum(parts[1:], parts[0]) / len(layers)
 
 
 def attention(
@@ -144,7 +145,8 @@ def attention(
     square_B = jnp.sum(jnp.square(q(student, i) - q(teacher, layers[i])), axis=(1, 2))
     return jnp.sum(0.5 * jnp.sqrt(square_B + 1e-12) * jnp.sum(mask_BT, axis=1))
 
-  return sum(map(one, range(len(layers)))) / len(layers)
+  parts = [one(i) for i in range(len(layers))]
+  return sum(parts[1:], parts[0]) / len(layers)
 
 
 def relations(
@@ -164,7 +166,7 @@ def relations(
     scores_BATS *= x_BTAR.shape[-1] ** -0.5
     return jax.nn.log_softmax(jnp.where(seen_BTS[:, None], scores_BATS, -1e30))
 
-  total = 0.0
+  total: Any = 0.0
   for name in ('q_LBTNH', 'k_LBTKH', 'v_LBTKH'):
     log_s, log_t = (log_relation(_whole(aux[name])) for aux in (student, teacher))
     kl_BAT = jnp.sum(jnp.exp(log_t) * (log_t - log_s), axis=-1)
@@ -190,7 +192,7 @@ class Teacher:
   Raises ValueError, naming the config's field, for what does not fit.
   """
 
-  config: model.ModelConfig | None  # of the teacher; None: only its samples are known
+  config: Any  # ModelConfig of the teacher; None: only its samples are known
   student: model.ModelConfig
   cache: str = 'none'  # none: it runs beside the student; or the kind of cache
   weight: float = 0.5  # α of the distance of distributions; the cross entropy gets 1 - α
@@ -246,7 +248,7 @@ class Teacher:
     w_LDI = jax.random.normal(key, shape, jnp.float32) * self.student.embed_dim**-0.5
     return {'distill': {'feature_DI': w_LDI}}
 
-  def look(
+  def forward(
     self, params: PyTree, batch: Mapping[str, jax.Array], documents: Mapping[str, jax.Array]
   ) -> tuple[dict, PyTree, dict]:
     """What the teacher has to say of a batch, without gradient.

@@ -162,7 +162,7 @@ def estimate(config: Any, model_config: model.ModelConfig, where: Topology) -> d
     raise ValueError(
       f'{where.name}: the step does not fit: {str(e).splitlines()[0]}; split it over more devices, '
       'lower train.batch_tokens, or set model.remat=full') from e
-  memory = compiled.memory_analysis()
+  memory: Any = compiled.memory_analysis()
   tokens = t.rows * config.data.seq_len
   return {
     'devices': f'{len(where.devices)} x {where.devices[0].device_kind}',
@@ -196,7 +196,7 @@ def collectives(program: str) -> dict[str, tuple[int, int]]:
   def trips(loop: str) -> int:
     if known := re.search(r'"known_trip_count":\{"n":"(\d+)"', loop):
       return int(known[1])
-    condition = bodies[re.search(r'condition=%?([\w.\-]+)', loop)[1]]
+    condition = bodies[re.findall(r'condition=%?([\w.\-]+)', loop)[0]]
     bounds = re.findall(r' constant\((\d+)\)', '\n'.join(condition))
     return int(bounds[0]) if len(bounds) == 1 else 1
 
@@ -207,9 +207,9 @@ def collectives(program: str) -> dict[str, tuple[int, int]]:
         continue
       shape, kind = match[1], match[2].removesuffix('-start')
       if kind == 'while':
-        walk(re.search(r'body=%?([\w.\-]+)', line)[1], times * trips(line), set())
+        walk(re.findall(r'body=%?([\w.\-]+)', line)[0], times * trips(line), set())
       elif kind in _COLLECTIVES:
-        channel = kind + (re.search(r'channel_id=\d+|$', line)[0] or line)
+        channel = kind + (re.findall(r'channel_id=\d+|$', line)[0] or line)
         if channel in seen:
           continue
         seen.add(channel)
@@ -221,7 +221,7 @@ def collectives(program: str) -> dict[str, tuple[int, int]]:
           walk(inner, times, seen)
 
   walk(entry, 1, set())
-  return {kind: tuple(map(int, counts)) for kind, counts in sorted(found.items())}
+  return {kind: (int(calls), int(size)) for kind, (calls, size) in sorted(found.items())}
 
 
 _COLLECTIVES = ('all-gather', 'all-reduce', 'reduce-scatter', 'all-to-all', 'collective-permute')

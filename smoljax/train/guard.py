@@ -171,10 +171,10 @@ def _bounds(
 ) -> tuple[jax.Array, jax.Array]:
   mean, std = _moments(ring)
   least = rule.floor + rule.relative_floor * jnp.abs(mean)
-  reach = lenience * config.sigma * jnp.maximum(std, least)
+  band = lenience * config.sigma * jnp.maximum(std, least)
   active = ring['count'] >= config.min_steps
-  low = jnp.where(active & rule.log, mean - reach, -jnp.inf)
-  return low, jnp.where(active, mean + reach, jnp.inf)
+  low = jnp.where(active & rule.log, mean - band, -jnp.inf)
+  return low, jnp.where(active, mean + band, jnp.inf)
 
 
 def _push(ring: dict, value: jax.Array, finite: jax.Array) -> dict:
@@ -269,6 +269,7 @@ class Fault:
   stop: int
 
   def now(self, batch: jax.Array) -> jax.Array:
+    """Whether it acts on this batch, counted from 1."""
     return (batch >= self.start) & (batch < self.stop)
 
 

@@ -61,8 +61,8 @@ def train(
       Termination() as termination,
       Profile(config.xprof, os.path.join(directory, 'profile')) as profile,
     ):
-      how = 'resume' if resumed else 'branch' if t.branch_from else 'start'
-      telemetry.started(step, how, checkpoints.quarantined)
+      event = 'resume' if resumed else 'branch' if t.branch_from else 'start'
+      telemetry.started(step, event, checkpoints.quarantined)
       if step == 0:
         telemetry.evaluated(step, evaluate(run, state['params']))
       checkpoint_due = False

@@ -60,11 +60,11 @@ def training(
   _check_rows(rows, sizes)
   params = _tree_bytes(model.abstract_params(config), sizes)
   itemsize = jnp.dtype(config.dtype).itemsize
-  local_rows = rows // _ways(sizes, 'batch')
-  vocab = config.vocab_size // _ways(sizes, 'vocab')
+  local_rows = rows // _num_shards(sizes, 'batch')
+  vocab = config.vocab_size // _num_shards(sizes, 'vocab')
   logits = local_rows * min(chunk, seq_len) * vocab * (4 + 4 + itemsize)
-  width = 2 * config.embed_dim + 3 * config.mlp_dim // _ways(sizes, 'mlp')
-  layer = local_rows * seq_len // _ways(sizes, 'length') * width * itemsize
+  width = 2 * config.embed_dim + 3 * config.mlp_dim // _num_shards(sizes, 'mlp')
+  layer = local_rows * seq_len // _num_shards(sizes, 'length') * width * itemsize
   if config.remat != 'none':
     one = dataclasses.replace(
       config, remat='none', num_layers=1, rope_layers=config.rope_layers[:1],
@@ -73,7 +73,7 @@ def training(
     layer += saved(one, rows, seq_len, sizes)
   if config.attention == 'xla':  # logits, weights and their gradients, fp32; kernels keep none
     queries = min(-(-seq_len // xla.CHUNKS), xla.MAX_CHUNK)
-    heads = config.num_heads // _ways(sizes, 'heads')
+    heads = config.num_heads // _num_shards(sizes, 'heads')
     layer += 4 * 4 * local_rows * heads * queries * seq_len
   return {
     'parameters': params,
@@ -214,14 +214,14 @@ def _tree_bytes(tree, sizes) -> int:
   """Bytes on one device of a tree of (abstract) parameters or of what mirrors them."""
   total = 0
   for path, leaf in jax.tree_util.tree_leaves_with_path(tree):
-    ways = 1
+    num_shards = 1
     for dim, axes in zip(leaf.shape, sharding.param_spec(path, leaf.ndim), strict=False):
       n = math.prod(sizes[a] for a in ((axes,) if isinstance(axes, str) else axes or ()))
       if dim % n:
         raise ValueError(f'{jax.tree_util.keystr(path)}: a dim of {dim} does not divide over {n} '
                          f'devices (mesh axis {axes}): change the mesh')
-      ways *= n
-    total += math.prod(leaf.shape) * leaf.dtype.itemsize // ways
+      num_shards *= n
+    total += math.prod(leaf.shape) * leaf.dtype.itemsize // num_shards
   return total
 
 
@@ -230,7 +230,7 @@ def _gathered(config, sizes) -> int:
   params = model.abstract_params(config)
   whole = {**sizes, 'fsdp': 1}
   layer = _tree_bytes(params['blocks'], whole) // (4 * config.num_layers)
-  return layer + config.embed_dim * config.vocab_size // _ways(sizes, 'vocab')
+  return layer + config.embed_dim * config.vocab_size // _num_shards(sizes, 'vocab')
 
 
 def _sizes(mesh) -> dict[str, int]:
@@ -240,13 +240,13 @@ def _sizes(mesh) -> dict[str, int]:
   return {axis: (mesh or {}).get(axis, 1) for axis in sharding.AXES}
 
 
-def _ways(sizes, name) -> int:
+def _num_shards(sizes, name) -> int:
   axes = sharding.RULES[name]
   return math.prod(sizes[a] for a in ((axes,) if isinstance(axes, str) else axes or ()))
 
 
 def _check_rows(rows, sizes) -> None:
-  ways = _ways(sizes, 'batch')
-  if rows % ways:
-    raise ValueError(f'{rows} rows do not divide over the mesh (data x fsdp = {ways}): give a '
-                     f'multiple of {ways}')
+  num_shards = _num_shards(sizes, 'batch')
+  if rows % num_shards:
+    raise ValueError(f'{rows} rows do not divide over the mesh (data x fsdp = {num_shards}): give '
+                     f'a multiple of {num_shards}')

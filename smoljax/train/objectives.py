@@ -201,10 +201,10 @@ def next_token(
   mask_BT = (batch['segment_ids'] > 0).astype(jnp.float32)
   mask_BT = sharding.constrain(mask_BT, 'batch', 'length')
   given = {'targets': batch['targets'], 'weight': mask_BT / total_tokens}
-  fixed = None
+  fixed, captured = None, {}
   if teacher:
-    said, fixed, captured = teacher.look(teacher_params, batch, documents)
-    given |= said
+    values, fixed, captured = teacher.forward(teacher_params, batch, documents)
+    given |= values
   total, places = over_places(
     config, _place_losses(z_loss, teacher), hidden_BTD, unembed_DV, given, fixed, chunk=chunk)
   of_row_BS = jax.nn.one_hot(batch['source'], num_sources, dtype=jnp.float32)
@@ -249,9 +249,9 @@ def ahead(batch: Mapping[str, jax.Array], k: int) -> tuple[jax.Array, jax.Array,
   segments_BT = sharding.constrain(jnp.asarray(batch['segment_ids']), 'batch', None)
   mask_BT = (segments_BT > 0) & (shifted(segments_BT, k) == segments_BT)
   read_BT, targets_BT = (shifted(batch['targets'], by) for by in (k - 1, k))
-  return tuple(
-    sharding.constrain(x_BT, 'batch', 'length')
-    for x_BT in (jnp.where(mask_BT, read_BT, 0), jnp.where(mask_BT, targets_BT, 0), mask_BT))
+  spread = lambda x_BT: sharding.constrain(x_BT, 'batch', 'length')
+  return (spread(jnp.where(mask_BT, read_BT, 0)), spread(jnp.where(mask_BT, targets_BT, 0)),
+          spread(mask_BT))
 
 
 def multi_token(
@@ -299,7 +299,8 @@ def multi_token(
 
     loss, sums = summed(part, (outer, trunk_BTD), params['mtp'], known, documents)
   else:
-    loss, sums, x_BTD = 0.0, [], trunk_BTD
+    loss: Any = 0.0
+    sums, x_BTD = [], trunk_BTD
     for k in range(depth):
       module, knows = jax.tree.map(lambda x, k=k: x[k], (params['mtp'], known))
       x_BTD, term, sum_ = one(params, x_BTD, module, knows, documents)

@@ -26,7 +26,7 @@ def make_probe(run: Run) -> Callable[[dict, dict], dict]:
   not divide into micro-batches on this mesh say nothing of gradients and updates.
   """
   config, mesh, t, plan = run.model_config, run.mesh, run.config.train, run.plan
-  ways, micros = mesh.shape['data'] * mesh.shape['fsdp'], max(2, t.accumulate)
+  num_shards, micros = mesh.shape['data'] * mesh.shape['fsdp'], max(2, t.accumulate)
   objective = plan.objective(len(run.batches.sources))
   gradients = make_gradients(config, dataclasses.replace(objective, accumulate=micros))
   views = optim.matrix_views(model.abstract_params(config))
@@ -53,8 +53,8 @@ def make_probe(run: Run) -> Callable[[dict, dict], dict]:
 
   def probe(state: dict, batch: dict) -> dict:
     rows, seq_len = batch['inputs'].shape
-    share = len(sharding.local_rows(mesh, ways))
-    few = min(rows, -(-4096 // (seq_len * ways)) * share)
+    share = len(sharding.local_rows(mesh, num_shards))
+    few = min(rows, -(-4096 // (seq_len * num_shards)) * share)
     few = sharding.shard_batch({k: x[:few] for k, x in batch.items()}, mesh)
     found, of_weights = jax.device_get(of_activations(state['params'], few))
     max_L = np.max(found.pop('max_logits_LN'), axis=1)
@@ -62,7 +62,7 @@ def make_probe(run: Run) -> Callable[[dict, dict], dict]:
     row['attn/entropy_L'] = np.mean(found.pop('attn_entropy_LN'), axis=1).tolist()
     row |= {name: x.tolist() for name, x in found.items()}
     row |= {f'svd_entropy/weights/{name}': float(np.mean(x)) for name, x in of_weights.items()}
-    if t.rows % (micros * ways) == 0:
+    if t.rows % (micros * num_shards) == 0:
       whole = sharding.shard_batch(batch, mesh)
       sums, move_L, of_updates = jax.device_get(
         of_gradients(state, whole, fixed, run.teacher_params))
@@ -80,8 +80,8 @@ def fixed_rows(
   held_out: Mapping[str, Sequence[Document]], seq_len: int, mesh: jax.sharding.Mesh
 ) -> dict[str, jax.Array]:
   """Beginnings of the first held-out documents as a batch of about 2,048 tokens, on the mesh."""
-  ways = mesh.shape['data'] * mesh.shape['fsdp']
-  rows = -(-2048 // (seq_len * ways)) * ways
+  num_shards = mesh.shape['data'] * mesh.shape['fsdp']
+  rows = -(-2048 // (seq_len * num_shards)) * num_shards
   documents = [d['tokens'] for of in zip(*held_out.values(), strict=False) for d in of]
   documents = [documents[i % len(documents)] for i in range(rows)]
   inputs_BT = np.zeros((rows, seq_len), np.int32)
@@ -89,11 +89,11 @@ def fixed_rows(
     row[:len(tokens)] = tokens[:seq_len]
   lengths_B1 = np.array([[len(tokens)] for tokens in documents])
   places_T = np.arange(seq_len, dtype=np.int32)
-  mine = sharding.local_rows(mesh, rows)
+  local = sharding.local_rows(mesh, rows)
   return sharding.shard_batch({
-    'inputs': inputs_BT[mine],
-    'positions': np.tile(places_T, (rows, 1))[mine],
-    'segment_ids': (places_T < lengths_B1).astype(np.int32)[mine],
+    'inputs': inputs_BT[local],
+    'positions': np.tile(places_T, (rows, 1))[local],
+    'segment_ids': (places_T < lengths_B1).astype(np.int32)[local],
   }, mesh)
 
 

@@ -42,5 +42,5 @@ def roll_back(
   telemetry.event(step, 'guard', action=action, **broken, to=to, batches_left_out=left_out,
                   lr_scale=float(after['lr_scale']), position=position)
   telemetry.rewind(to)
-  telemetry.say(f'step {step}: {action} to step {to}: {broken["rule"]} {broken["statistic"]}')
+  telemetry.log_line(f'step {step}: {action} to step {to}: {broken["rule"]} {broken["statistic"]}')
   return Snapshot(to, state, position)

@@ -12,7 +12,7 @@ from smoljax import model, sharding
 from smoljax.checkpoints import load, store
 from smoljax.data import teacher_cache
 from smoljax.data.batches import Batches, Stage, make_stages
-from smoljax.data.corpus import open_corpus
+from smoljax.data.corpus import open_corpus, special_tokens
 from smoljax.evals.held_out import Document, load_held_out
 from smoljax.optim import mup
 from smoljax.train import distill
@@ -88,6 +88,7 @@ def prepare(
   model_config = dataclasses.replace(model_config, max_segments=batches.max_segments)
   meta = {
     **(meta or {}),
+    'special_tokens': special_tokens({name: c.manifest for name, c in opened.items()}),
     'model': dataclasses.asdict(model_config),
     'fingerprint': batches.fingerprint(),
     'code_version': smoljax.__version__,

@@ -40,7 +40,7 @@ def make_train_step(
   clip_norm: float = 0.0,
   leaves: bool = False,
   update_twice: bool = False,
-) -> Callable[..., tuple[dict, dict]]:
+) -> jax.stages.Wrapped:
   """The jitted `(state, batch[, teacher's params]) -> (state, metrics)`.
 
   `state` = {params, opt_state} is donated.
@@ -207,7 +207,7 @@ class Plan:
     """Shardings of `opt_state`."""
     return jax.tree.map(lambda x: x.sharding, self.opt_state)
 
-  def step(self, num_sources: int) -> Callable[..., tuple[dict, dict]]:
+  def step(self, num_sources: int) -> jax.stages.Wrapped:
     """The run's train step; see make_train_step."""
     c = self.config
     return make_train_step(
@@ -296,4 +296,5 @@ _OPT_STATE = ('optimizer', 'guard')
 
 
 def float32(tree: PyTree) -> PyTree:
+  """Every leaf in float32."""
   return jax.tree.map(lambda x: x.astype(jnp.float32), tree)

@@ -29,10 +29,12 @@ class Stopwatch:
     self._began = time.perf_counter()
 
   def seconds(self) -> float:
+    """Since it was made, without what was paused."""
     return time.perf_counter() - self._began
 
   @contextlib.contextmanager
   def paused(self) -> Iterator[None]:
+    """Does not count the time inside the context."""
     before = self.seconds()
     yield
     self._began = time.perf_counter() - before
@@ -67,12 +69,12 @@ class Telemetry:
   def __exit__(self, *error: object) -> None:
     self._log.__exit__(*error)
 
-  def started(self, step: int, how: str, quarantined: Sequence[int]) -> None:
+  def started(self, step: int, event: str, quarantined: Sequence[int]) -> None:
     """The first event: how the run begins ('start', 'resume' or 'branch'), and on what."""
     t = self._run.config.train
     self.event(
-      step, how,
-      **{k: t[k] for k in ('init_from', 'branch_from') if t[k] and how != 'resume'},
+      step, event,
+      **{k: t[k] for k in ('init_from', 'branch_from') if t[k] and event != 'resume'},
       devices=f'{jax.device_count()} x {jax.devices()[0].device_kind}',
       mesh=dict(self._run.mesh.shape),
       **({'quarantined': quarantined} if quarantined else {}),
@@ -138,7 +140,7 @@ class Telemetry:
                    documents=self._run.batches.documents(position, i))
     return broken
 
-  def say(self, line: str) -> None:
+  def log_line(self, line: str) -> None:
     """A line of text."""
     self._log_line(line)
 
@@ -240,6 +242,7 @@ class Termination:
   """
 
   def requested(self, step: int) -> bool:
+    """Whether to end after this step; the same answer in all processes."""
     if jax.process_count() > 1:
       return multihost_utils.reached_preemption_sync_point(step)
     return self._noted

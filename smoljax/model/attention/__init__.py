@@ -18,9 +18,10 @@ On a mesh each device computes its rows and heads (`shard_map`). Where the mesh 
 too, each gathers the keys and values of its rows, and their gradients are summed and scattered
 back. A ring would move as many bytes in C - 1 steps and was measured to need more memory
 (experiments/benchmarks/context_parallel.py); grouped queries make what is gathered small: 134 MB a
-layer for 65,536 tokens of SmolLM3-3B. Rows are dealt out in pairs of an early and a late piece, so
-that each device has the same work: `sharding.deal`. A kernel then runs on a device's own two
-pieces, and once for each on the keys before it, and the results are joined by their log-sum-exp.
+layer for 65,536 tokens of SmolLM3-3B. Rows are cut in a zigzag, into pairs of an early and a late
+piece, so that each device has the same work: `sharding.zigzag`. A kernel then runs on a device's
+own two pieces, and once for each on the keys before it, and the results are joined by their
+log-sum-exp.
 
 Shapes: B batch, T query time, S key time, N query heads, K kv heads, G = N/K, H head dim;
 X = T * G, the queries that share a kv head; M documents in a row at most.
@@ -28,7 +29,7 @@ X = T * G, the queries that share a kv head; M documents in a row at most.
 
 import functools
 from collections.abc import Callable
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -55,7 +56,7 @@ def attention(
   windows: tuple[int | None, ...] = (),
   softcap: float = 0.0,
   in_order: bool = False,
-  dealt: bool = False,
+  zigzag: bool = False,
   max_segments: int = 32,
   max_logits: str | float | None = None,
   implementation: str = 'auto',
@@ -73,7 +74,8 @@ def attention(
     softcap: logits become softcap * tanh(logits / softcap) (Gemma 2, arXiv:2408.00118); 0 = off.
     in_order: queries and keys are the same tokens of rows whose documents lie one after the
       other, so no key after a query's own place is needed; those are skipped, not just masked.
-    dealt: in_order, and where the mesh splits the sequence, rows are as `sharding.deal` has them.
+    zigzag: in_order, and where the mesh splits the sequence, rows are as `sharding.zigzag` has
+      them.
     max_segments: documents that a row may hold, padding aside. cudnn's kernels take time for each
       that may be, and give NaN for rows of more; the others do not need it.
     max_logits: None; 'bound', the largest log-sum-exp, at least the largest logit and at most
@@ -95,30 +97,33 @@ def attention(
     raise ValueError(
       f'max_logits={max_logits!r}: one of None, {", ".join(map(repr, MEASURES))}, or a float')
   S = k_BSKH.shape[1]
-  static = window is None or isinstance(window, int)
+  fixed_window = window is None or isinstance(window, int)
   choices = tuple(dict.fromkeys(
-    w if w and w < S else None for w in ((window,) if static else windows)))
-  how = Static(implementation, choices, float(softcap), in_order, dealt, max_segments)
+    w if w and w < S else None for w in ((window,) if fixed_window else windows)))
+  static = Static(implementation, choices, float(softcap), in_order, zigzag, max_segments)
   segmented = q_segments_BT is not None or sharding.num_parts('length') > 1
-  how = how._replace(implementation=_choose(how, q_BTNH, k_BSKH, segmented))
+  static = static._replace(implementation=_choose(static, q_BTNH, k_BSKH, segmented))
   names = 'batch', 'length'
   q_BTNH = sharding.constrain(q_BTNH, *names, 'heads', 'head_dim')
   k_BSKH, v_BSKH = (
     sharding.constrain(x, *names, 'kv_heads', 'head_dim') for x in (k_BSKH, v_BSKH))
-  places = Places(*(
+  placed: list[Any] = [
     None if x is None else sharding.constrain(jnp.asarray(x), *context.place_names(x))
     for x in (q_positions_BT, kv_positions_BS, q_segments_BT, kv_segments_BS)
-  ), None if choices == (None,) else jnp.asarray(window, jnp.int32))  # fmt: skip
+  ]
+  places = Places(
+    *placed, window=None if choices == (None,) else jnp.asarray(window, jnp.int32))
   max_N = None
   if limited or max_logits == 'exact':
     q_k = jax.lax.stop_gradient((q_BTNH, k_BSKH))
-    max_N = jnp.max(context.per_device(xla.largest, [STATISTIC], how, *q_k, places)[0], axis=(0, 1))
+    largest_BTN, = context.per_device(xla.largest, [STATISTIC], static, *q_k, places)
+    max_N = jnp.max(largest_BTN, axis=(0, 1))
   if limited:
     max_N = checkpoint_name(max_N, 'ctx')  # lest the backward pass measure again
     too_large_N = jnp.isfinite(max_N) & (max_N > max_logits)
     factor_N1 = jnp.where(too_large_N, max_logits / max_N, 1.0)[:, None]
     q_BTNH = (q_BTNH * factor_N1).astype(q_BTNH.dtype)
-  out_BTNH, lse_BTN = _attend(how, q_BTNH, k_BSKH, v_BSKH, places)
+  out_BTNH, lse_BTN = _attend(static, q_BTNH, k_BSKH, v_BSKH, places)
   if max_logits == 'bound':
     max_N = jax.lax.stop_gradient(jnp.max(lse_BTN, axis=(0, 1)))
   return out_BTNH, max_N
@@ -139,46 +144,47 @@ def probabilities(
     logits_BKGTS = softcap * jnp.tanh(logits_BKGTS / softcap)
   rows = lambda x: (
     None if x is None else sharding.constrain(x, *context.place_names(x)[:1], None))
-  mask_BTS = visible(Places(*map(rows, places[:4]), places.window))
+  mask_BTS = visible(Places(*map(rows, places[:4]), window=places.window))
   probs_BKGTS = jax.nn.softmax(jnp.where(mask_BTS[:, None, None], logits_BKGTS, MASKED), axis=-1)
   return jnp.reshape(
     probs_BKGTS, (B, N, T, S), out_sharding=sharding.out('batch', 'heads', None, None))
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(0,))
-def _attend(how, q_BTNH, k_BSKH, v_BSKH, places):
+def _attend(static, q_BTNH, k_BSKH, v_BSKH, places):
   """(out_BTNH, lse_BTN); the second has no gradient."""
-  return context.per_device(_forward, [QUERY, STATISTIC], how, q_BTNH, k_BSKH, v_BSKH, places)
+  return context.per_device(_forward, [QUERY, STATISTIC], static, q_BTNH, k_BSKH, v_BSKH, places)
 
 
-def _attend_forward(how, q_BTNH, k_BSKH, v_BSKH, places):
-  out_BTNH, lse_BTN = _attend(how, q_BTNH, k_BSKH, v_BSKH, places)
+def _attend_forward(static, q_BTNH, k_BSKH, v_BSKH, places):
+  out_BTNH, lse_BTN = _attend(static, q_BTNH, k_BSKH, v_BSKH, places)
   out_BTNH, lse_BTN = checkpoint_name(out_BTNH, 'ctx'), checkpoint_name(lse_BTN, 'ctx')
   return (out_BTNH, lse_BTN), (q_BTNH, k_BSKH, v_BSKH, places, out_BTNH, lse_BTN)
 
 
-def _attend_backward(how, residuals, gradients):
+def _attend_backward(static, residuals, gradients):
   q_BTNH, k_BSKH, v_BSKH, places, out_BTNH, lse_BTN = residuals
   dout_BTNH = sharding.constrain(gradients[0], *QUERY)
   return *context.per_device(
-    _backward, [QUERY, KEY, KEY], how, q_BTNH, k_BSKH, v_BSKH, out_BTNH, lse_BTN, dout_BTNH, places
+    _backward, [QUERY, KEY, KEY], static, q_BTNH, k_BSKH, v_BSKH, out_BTNH, lse_BTN, dout_BTNH,
+    places,
   ), None
 
 
 _attend.defvjp(_attend_forward, _attend_backward)
 
 
-def _forward(how, q_BTNH, k_BSKH, v_BSKH, places):
-  kernel = IMPLEMENTATIONS[how.implementation]
+def _forward(static, q_BTNH, k_BSKH, v_BSKH, places):
+  kernel = IMPLEMENTATIONS[static.implementation]
   if sharding.num_parts('length') == 1 or kernel.forward_across is None:
-    how, k_BSKH, v_BSKH, places = context.gather(how, k_BSKH, v_BSKH, places)
-    return context.branch(how, places, kernel.forward, q_BTNH, k_BSKH, v_BSKH, places)
-  own, reaches = context.remote_spans(q_BTNH, places)
-  out_BTNH, lse_BTN = kernel.forward(how, None, q_BTNH, k_BSKH, v_BSKH, own)
+    static, k_BSKH, v_BSKH, places = context.gather(static, k_BSKH, v_BSKH, places)
+    return context.branch(static, places, kernel.forward, q_BTNH, k_BSKH, v_BSKH, places)
+  own, spans = context.remote_spans(q_BTNH, places)
+  out_BTNH, lse_BTN = kernel.forward(static, None, q_BTNH, k_BSKH, v_BSKH, own)
   k_BSKH, v_BSKH = context.whole_row(k_BSKH), context.whole_row(v_BSKH)
   outs, lses = [], []
-  for t, reach in reaches:
-    out, lse = kernel.forward_across(how, q_BTNH[:, t], k_BSKH, v_BSKH, reach)
+  for t, span in spans:
+    out, lse = kernel.forward_across(static, q_BTNH[:, t], k_BSKH, v_BSKH, span)
     total = jnp.logaddexp(lse, lse_BTN[:, t])
     share, own_share = (jnp.exp(x - total)[..., None] for x in (lse, lse_BTN[:, t]))
     outs.append((out * share + out_BTNH[:, t] * own_share).astype(q_BTNH.dtype))
@@ -186,57 +192,57 @@ def _forward(how, q_BTNH, k_BSKH, v_BSKH, places):
   return xla.join(outs), xla.join(lses)
 
 
-def _backward(how, q_BTNH, k_BSKH, v_BSKH, out_BTNH, lse_BTN, dout_BTNH, places):
-  kernel = IMPLEMENTATIONS[how.implementation]
+def _backward(static, q_BTNH, k_BSKH, v_BSKH, out_BTNH, lse_BTN, dout_BTNH, places):
+  kernel = IMPLEMENTATIONS[static.implementation]
   of_queries = q_BTNH, out_BTNH, lse_BTN, dout_BTNH
-  if sharding.num_parts('length') == 1 or kernel.forward_across is None:
-    how, k_BSKH, v_BSKH, places = context.gather(how, k_BSKH, v_BSKH, places)
+  if sharding.num_parts('length') == 1 or kernel.backward_across is None:
+    static, k_BSKH, v_BSKH, places = context.gather(static, k_BSKH, v_BSKH, places)
     dq_BTNH, dk_BSKH, dv_BSKH = context.branch(
-      how, places, kernel.backward, q_BTNH, k_BSKH, v_BSKH, *of_queries[1:], places)
+      static, places, kernel.backward, q_BTNH, k_BSKH, v_BSKH, *of_queries[1:], places)
     return dq_BTNH, context.scatter(dk_BSKH), context.scatter(dv_BSKH)
   # The log-sum-exp and the output over all keys make each part's gradients the right ones.
-  own, reaches = context.remote_spans(q_BTNH, places)
+  own, spans = context.remote_spans(q_BTNH, places)
   dq_BTNH, dk_BSKH, dv_BSKH = kernel.backward(
-    how, None, q_BTNH, k_BSKH, v_BSKH, *of_queries[1:], own)
+    static, None, q_BTNH, k_BSKH, v_BSKH, *of_queries[1:], own)
   k_whole, v_whole = context.whole_row(k_BSKH), context.whole_row(v_BSKH)
   dqs, dk_whole, dv_whole = [], 0.0, 0.0
-  for t, reach in reaches:
+  for t, span in spans:
     q, *rest = (x[:, t] for x in of_queries)
-    dq, dk, dv = kernel.backward_across(how, q, k_whole, v_whole, *rest, reach)
+    dq, dk, dv = kernel.backward_across(static, q, k_whole, v_whole, *rest, span)
     dqs.append(dq + dq_BTNH[:, t])
     dk_whole, dv_whole = dk_whole + dk.astype(jnp.float32), dv_whole + dv.astype(jnp.float32)
   parts = sharding.num_parts('length')
-  dk_own, dv_own = (context.scatter(sharding.dealt(x, parts)) for x in (dk_whole, dv_whole))
+  dk_own, dv_own = (context.scatter(sharding.zigzag_parts(x, parts)) for x in (dk_whole, dv_whole))
   return (xla.join(dqs), (dk_BSKH + dk_own).astype(k_BSKH.dtype),
           (dv_BSKH + dv_own).astype(v_BSKH.dtype))
 
 
-def _choose(how, q_BTNH, k_BSKH, segmented):
-  if how.implementation == 'auto':
-    able = (n for n, i in IMPLEMENTATIONS.items() if not i.refusal(how, q_BTNH, k_BSKH, segmented))
-    return next(able)
-  if how.implementation not in IMPLEMENTATIONS:
-    raise ValueError(f'attention implementation {how.implementation!r}: '
+def _choose(static, q_BTNH, k_BSKH, segmented):
+  if static.implementation == 'auto':
+    return next(name for name, kernel in IMPLEMENTATIONS.items()
+                if not kernel.refusal(static, q_BTNH, k_BSKH, segmented))
+  if static.implementation not in IMPLEMENTATIONS:
+    raise ValueError(f'attention implementation {static.implementation!r}: '
                      f'one of auto, {", ".join(sorted(IMPLEMENTATIONS))}')
-  reason = IMPLEMENTATIONS[how.implementation].refusal(how, q_BTNH, k_BSKH, segmented)
+  reason = IMPLEMENTATIONS[static.implementation].refusal(static, q_BTNH, k_BSKH, segmented)
   if reason:
-    raise ValueError(f'attention implementation {how.implementation!r} {reason}; '
+    raise ValueError(f'attention implementation {static.implementation!r} {reason}; '
                      "use 'auto' or 'xla'")
-  return how.implementation
+  return static.implementation
 
 
 class Implementation(NamedTuple):
-  """What runs on one device; all get `how` first.
+  """What runs on one device; all get `static` first.
 
-  The functions `across` see no mask but a `Reach`, for rows that the mesh splits; an implementation
-  without them gets all keys and masks.
+  The functions `across` see no mask but a `RemoteSpan`, for rows that the mesh splits; an
+  implementation without them gets all keys and masks.
   """
 
-  refusal: Callable  # (how, q_BTNH, k_BSKH, segmented) → why it cannot do this, or None
-  forward: Callable  # (how, static window, q, k, v, places) → out_BTNH, lse_BTN
-  backward: Callable  # (how, static window, q, k, v, out, lse, dout, places) → dq, dk, dv
-  forward_across: Callable | None = None  # (how, q, k, v, reach) → out_BTNH, lse_BTN
-  backward_across: Callable | None = None  # (how, q, k, v, out, lse, dout, reach) → dq, dk, dv
+  refusal: Callable  # (static, q_BTNH, k_BSKH, segmented) → why it cannot do this, or None
+  forward: Callable  # (static, window, q, k, v, places) → out_BTNH, lse_BTN
+  backward: Callable  # (static, window, q, k, v, out, lse, dout, places) → dq, dk, dv
+  forward_across: Callable | None = None  # (static, q, k, v, span) → out_BTNH, lse_BTN
+  backward_across: Callable | None = None  # (static, q, k, v, out, lse, dout, span) → dq, dk, dv
 
 
 # In the order in which 'auto' takes the first that can.

@@ -1,29 +1,41 @@
 """Attention by cuDNN's kernels on NVIDIA GPUs: packed documents by their lengths and offsets."""
 
 
+from typing import Any
+
 import jax
 import jax.numpy as jnp
 
 from smoljax import sharding
 from smoljax.model.attention import context
-from smoljax.model.attention.masks import MASKED, broadcast_segments, positions_from_segments
+from smoljax.model.attention.context import RemoteSpan
+from smoljax.model.attention.masks import (
+  MASKED,
+  Places,
+  Static,
+  broadcast_segments,
+  positions_from_segments,
+)
 
 # The flash attention of cuDNN 9 through jax._src: the public jax.nn.dot_product_attention knows no
 # documents. Packed rows are given as lengths and offsets of their documents, and only the pairs
 # inside a document are computed, in both passes.
 
 
-def refusal(how, q_BTNH, k_BSKH, segmented):
+def refusal(
+  static: Static, q_BTNH: jax.Array, k_BSKH: jax.Array, segmented: bool
+) -> str | None:
+  """Why these kernels cannot do this, in words that follow their name; None if they can."""
   platform, H = context.platform(), q_BTNH.shape[3]
   if platform not in ('gpu', 'cuda'):
     return f'runs on NVIDIA GPUs, not on {platform}'
   if q_BTNH.dtype not in (jnp.bfloat16, jnp.float16):
     return f'computes in bfloat16 or float16, not in {q_BTNH.dtype}'
-  if how.softcap:
+  if static.softcap:
     return 'has no softcap'
   if H % 8 or H > 256:
     return f'needs a head_dim that is a multiple of 8 and at most 256, not {H}'
-  if reason := context.needs_order(how):
+  if reason := context.needs_order(static):
     return reason
   if q_BTNH.shape[1] < 2 * context.pieces():
     return 'has no plan for rows (or pieces of rows) of one token'
@@ -37,68 +49,88 @@ def refusal(how, q_BTNH, k_BSKH, segmented):
   return None
 
 
-def forward(how, window, q_BTNH, k_BSKH, v_BSKH, places):
+def forward(
+  static: Static, window: int | None, q_BTNH: jax.Array, k_BSKH: jax.Array, v_BSKH: jax.Array,
+  places: Places,
+) -> tuple[jax.Array, jax.Array]:
+  """(out_BTNH, lse_BTN) of a device's own rows; `window` None = the whole document."""
   from jax._src.cudnn import fused_attention_stablehlo as cudnn
 
-  documents = _documents_of(how, q_BTNH, places)
+  documents = _documents_of(static, q_BTNH, places)
   q_BTNH = documents.poison(q_BTNH)
-  out_BTNH, statistics = cudnn.dot_product_attention(
+  results: Any = cudnn.dot_product_attention(
     q_BTNH, k_BSKH, v_BSKH, scale=q_BTNH.shape[3] ** -0.5, sliding_window_length=window,
     return_residual=True, **documents.arguments(cudnn),
   )
+  out_BTNH, statistics = results
   return out_BTNH, documents.unpack(statistics)
 
 
-def backward(how, window, q_BTNH, k_BSKH, v_BSKH, out_BTNH, lse_BTN, dout_BTNH, places):
+def backward(
+  static: Static, window: int | None, q_BTNH: jax.Array, k_BSKH: jax.Array, v_BSKH: jax.Array,
+  out_BTNH: jax.Array, lse_BTN: jax.Array, dout_BTNH: jax.Array, places: Places,
+) -> tuple[jax.Array, jax.Array, jax.Array]:
+  """(dq_BTNH, dk_BSKH, dv_BSKH) from what `forward` gave and the output's gradient."""
   from jax._src.cudnn import fused_attention_stablehlo as cudnn
 
-  documents = _documents_of(how, q_BTNH, places)
+  documents = _documents_of(static, q_BTNH, places)
   return _cudnn_gradients(window, q_BTNH, k_BSKH, v_BSKH, documents.pack(lse_BTN), out_BTNH,
                           dout_BTNH, **documents.arguments(cudnn))
 
 
-def forward_across(how, q_BTNH, k_BSKH, v_BSKH, reach):
+def forward_across(
+  static: Static, q_BTNH: jax.Array, k_BSKH: jax.Array, v_BSKH: jax.Array, span: RemoteSpan
+) -> tuple[jax.Array, jax.Array]:
+  """(out_BTNH, lse_BTN) of one piece on the earlier keys in its span; lse MASKED without any."""
   from jax._src.cudnn import fused_attention_stablehlo as cudnn
 
   B, T, N, H = q_BTNH.shape
-  out_BTNH, statistics = cudnn.dot_product_attention(
-    q_BTNH, k_BSKH, v_BSKH, scale=H**-0.5, return_residual=True, **_across(cudnn, reach))
+  results: Any = cudnn.dot_product_attention(
+    q_BTNH, k_BSKH, v_BSKH, scale=H**-0.5, return_residual=True, **_across(cudnn, span))
+  out_BTNH, statistics = results
   lse_BTN = statistics.reshape(B, 2, N, T)[:, 0].swapaxes(1, 2)
-  reached_BT1 = in_span(T, 0, reach.queries_B)[..., None]
+  inside_BT1 = in_span(T, 0, span.queries_B)[..., None]
   # What no document covers is memory as it was found.
-  return (jnp.where(reached_BT1[..., None], out_BTNH, 0),
-          jnp.where(reached_BT1, lse_BTN, MASKED))
+  return (jnp.where(inside_BT1[..., None], out_BTNH, 0),
+          jnp.where(inside_BT1, lse_BTN, MASKED))
 
 
-def backward_across(how, q_BTNH, k_BSKH, v_BSKH, out_BTNH, lse_BTN, dout_BTNH, reach):
+def backward_across(
+  static: Static, q_BTNH: jax.Array, k_BSKH: jax.Array, v_BSKH: jax.Array, out_BTNH: jax.Array,
+  lse_BTN: jax.Array, dout_BTNH: jax.Array, span: RemoteSpan,
+) -> tuple[jax.Array, jax.Array, jax.Array]:
+  """(dq_BTNH, dk_BSKH, dv_BSKH) of the same; keys are those of the whole row."""
   from jax._src.cudnn import fused_attention_stablehlo as cudnn
 
   B, T, N, _ = q_BTNH.shape
   statistics = jnp.pad(lse_BTN.swapaxes(1, 2)[:, None], ((0, 0), (0, 1), (0, 0), (0, 0)))
   dq_BTNH, dk_BSKH, dv_BSKH = _cudnn_gradients(
     None, q_BTNH, k_BSKH, v_BSKH, statistics.reshape(2 * B, N, T), out_BTNH, dout_BTNH,
-    **_across(cudnn, reach))
-  queries = in_span(T, 0, reach.queries_B)[..., None, None]
-  keys = in_span(k_BSKH.shape[1], reach.start_B, reach.stop_B)
-  keys = (keys & (reach.queries_B > 0)[:, None])[..., None, None]
+    **_across(cudnn, span))
+  queries = in_span(T, 0, span.queries_B)[..., None, None]
+  keys = in_span(k_BSKH.shape[1], span.start_B, span.stop_B)
+  keys = (keys & (span.queries_B > 0)[:, None])[..., None, None]
   return (jnp.where(queries, dq_BTNH, 0), jnp.where(keys, dk_BSKH, 0),
           jnp.where(keys, dv_BSKH, 0))
 
 
-def _across(cudnn, reach):
+def _across(cudnn, span):
   """One document a row, and an empty one: cuDNN takes offsets only for two at least."""
-  some_B = reach.queries_B > 0
-  zero_B = jnp.zeros_like(reach.queries_B)
-  keys_B = jnp.where(some_B, reach.stop_B - reach.start_B, 0)
+  some_B = span.queries_B > 0
+  zero_B = jnp.zeros_like(span.queries_B)
+  keys_B = jnp.where(some_B, span.stop_B - span.start_B, 0)
   return dict(
     mask_type=cudnn.MaskType.PADDING,
-    q_seqlen=jnp.stack([reach.queries_B, zero_B], 1), kv_seqlen=jnp.stack([keys_B, zero_B], 1),
-    q_offsets=jnp.stack([zero_B, reach.queries_B, zero_B - 1], 1),
-    kv_offsets=jnp.stack([reach.start_B, reach.stop_B, zero_B - 1], 1),
+    q_seqlen=jnp.stack([span.queries_B, zero_B], 1), kv_seqlen=jnp.stack([keys_B, zero_B], 1),
+    q_offsets=jnp.stack([zero_B, span.queries_B, zero_B - 1], 1),
+    kv_offsets=jnp.stack([span.start_B, span.stop_B, zero_B - 1], 1),
   )
 
 
-def in_span(size, start_B, stop_B):
+def in_span(
+  size: int, start_B: jax.typing.ArrayLike, stop_B: jax.typing.ArrayLike
+) -> jax.Array:
+  """[B, size], True for the places from start to stop (excluded) of each row."""
   place = jnp.arange(size)
   return (place >= jnp.reshape(start_B, (-1, 1))) & (place < jnp.reshape(stop_B, (-1, 1)))
 
@@ -106,7 +138,7 @@ def in_span(size, start_B, stop_B):
 def _cudnn_gradients(
   window, q_BTNH, k_BSKH, v_BSKH, statistics, out_BTNH, dout_BTNH, *, mask_type, q_seqlen=None,
   kv_seqlen=None, q_offsets=None, kv_offsets=None,
-):
+) -> Any:
   from jax._src.cudnn import fused_attention_stablehlo as cudnn
 
   unused = jnp.zeros(0, q_BTNH.dtype)
@@ -182,7 +214,7 @@ class _Documents:
     return empty.at[self.document_BT, :, self.place_BT].set(lse_BTN, unique_indices=True)
 
 
-def _documents_of(how, q_BTNH, places):
+def _documents_of(static, q_BTNH, places):
   # The rest of a row counts too. Where a device holds two pieces of a row, one may lie in both.
-  most = how.max_segments + 1 + (sharding.num_parts('length') > 1)
+  most = static.max_segments + 1 + (sharding.num_parts('length') > 1)
   return _Documents(broadcast_segments(q_BTNH, places.q_segments_BT), most)

@@ -25,7 +25,7 @@ class Static(NamedTuple):
   windows: tuple[int | None, ...]  # that `window` may be, None = no window; kernels need them
   softcap: float
   in_order: bool
-  dealt: bool
+  zigzag: bool
   max_segments: int = 32
 
 
@@ -34,6 +34,7 @@ def visible(places: Places) -> jax.Array:
   q_BT1, kv_B1S = places.q_positions_BT[:, :, None], places.kv_positions_BS[:, None, :]
   mask_BTS = kv_B1S <= q_BT1
   if places.q_segments_BT is not None:
+    assert places.kv_segments_BS is not None, 'both or neither'
     mask_BTS &= places.q_segments_BT[:, :, None] == places.kv_segments_BS[:, None, :]
   if places.window is not None:
     mask_BTS &= q_BT1 - kv_B1S < places.window
@@ -52,5 +53,6 @@ def positions_from_segments(segment_ids_BT: jax.Array) -> jax.Array:
   return index_T - jax.lax.cummax(jnp.where(start_BT, index_T, 0), axis=1)
 
 
-def broadcast_segments(q_BTNH, segments_BT):
+def broadcast_segments(q_BTNH: jax.Array, segments_BT: jax.Array | None) -> jax.Array | None:
+  """Document ids of one row for all, or of each: [B, T] with the queries' B; None stays None."""
   return None if segments_BT is None else jnp.broadcast_to(segments_BT, q_BTNH.shape[:2])

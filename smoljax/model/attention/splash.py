@@ -5,7 +5,8 @@ import jax
 import jax.numpy as jnp
 
 from smoljax.model.attention import context, cudnn
-from smoljax.model.attention.masks import MASKED, broadcast_segments
+from smoljax.model.attention.context import RemoteSpan
+from smoljax.model.attention.masks import MASKED, Places, Static, broadcast_segments
 
 # ------------------------------------------------------------------------------------- splash
 # The TPU kernel that comes with jax. Its own gradient is not used, so that one rule names the
@@ -15,40 +16,58 @@ BLOCK = 1024  # queries and keys of a tile at most; fits the smallest VMEM (v5e)
 interpret_splash = False  # set by tests: runs the kernels on any device, slowly
 
 
-def refusal(how, q_BTNH, k_BSKH, segmented):
+def refusal(
+  static: Static, q_BTNH: jax.Array, k_BSKH: jax.Array, segmented: bool
+) -> str | None:
+  """Why these kernels cannot do this, in words that follow their name; None if they can."""
   if context.platform() != 'tpu' and not interpret_splash:
     return f'runs on TPUs, not on {context.platform()}'
   if q_BTNH.shape[1] % (128 * context.pieces()):
     return f'needs rows of a multiple of {128 * context.pieces()} tokens, not {q_BTNH.shape[1]}'
-  return context.needs_order(how)
+  return context.needs_order(static)
 
 
-def forward(how, window, q_BTNH, k_BSKH, v_BSKH, places):
+def forward(
+  static: Static, window: int | None, q_BTNH: jax.Array, k_BSKH: jax.Array, v_BSKH: jax.Array,
+  places: Places,
+) -> tuple[jax.Array, jax.Array]:
+  """(out_BTNH, lse_BTN) of a device's own rows; `window` None = the whole document."""
   segments = _splash_segments(q_BTNH, places)
-  return _splash_run(how, window, True, q_BTNH, k_BSKH, v_BSKH, segments)
+  return _splash_run(static, window, True, q_BTNH, k_BSKH, v_BSKH, segments)
 
 
-def forward_across(how, q_BTNH, k_BSKH, v_BSKH, reach):
-  segments = _splash_reach(q_BTNH, k_BSKH, reach)
-  out_BTNH, lse_BTN = _splash_run(how, None, False, q_BTNH, k_BSKH, v_BSKH, segments)
-  reached_BT1 = cudnn.in_span(q_BTNH.shape[1], 0, reach.queries_B)[..., None]
-  return out_BTNH, jnp.where(reached_BT1, lse_BTN, MASKED)
+def forward_across(
+  static: Static, q_BTNH: jax.Array, k_BSKH: jax.Array, v_BSKH: jax.Array, span: RemoteSpan
+) -> tuple[jax.Array, jax.Array]:
+  """(out_BTNH, lse_BTN) of one piece on the earlier keys in its span; lse MASKED without any."""
+  segments = _splash_span(q_BTNH, k_BSKH, span)
+  out_BTNH, lse_BTN = _splash_run(static, None, False, q_BTNH, k_BSKH, v_BSKH, segments)
+  inside_BT1 = cudnn.in_span(q_BTNH.shape[1], 0, span.queries_B)[..., None]
+  return out_BTNH, jnp.where(inside_BT1, lse_BTN, MASKED)
 
 
-def backward(how, window, q_BTNH, k_BSKH, v_BSKH, out_BTNH, lse_BTN, dout_BTNH, places):
+def backward(
+  static: Static, window: int | None, q_BTNH: jax.Array, k_BSKH: jax.Array, v_BSKH: jax.Array,
+  out_BTNH: jax.Array, lse_BTN: jax.Array, dout_BTNH: jax.Array, places: Places,
+) -> tuple[jax.Array, jax.Array, jax.Array]:
+  """(dq_BTNH, dk_BSKH, dv_BSKH) from what `forward` gave and the output's gradient."""
   segments = _splash_segments(q_BTNH, places)
   return _splash_gradients(
-    how, window, True, q_BTNH, k_BSKH, v_BSKH, out_BTNH, lse_BTN, dout_BTNH, segments)
+    static, window, True, q_BTNH, k_BSKH, v_BSKH, out_BTNH, lse_BTN, dout_BTNH, segments)
 
 
-def backward_across(how, q_BTNH, k_BSKH, v_BSKH, out_BTNH, lse_BTN, dout_BTNH, reach):
-  segments = _splash_reach(q_BTNH, k_BSKH, reach)
+def backward_across(
+  static: Static, q_BTNH: jax.Array, k_BSKH: jax.Array, v_BSKH: jax.Array, out_BTNH: jax.Array,
+  lse_BTN: jax.Array, dout_BTNH: jax.Array, span: RemoteSpan,
+) -> tuple[jax.Array, jax.Array, jax.Array]:
+  """(dq_BTNH, dk_BSKH, dv_BSKH) of the same; keys are those of the whole row."""
+  segments = _splash_span(q_BTNH, k_BSKH, span)
   return _splash_gradients(
-    how, None, False, q_BTNH, k_BSKH, v_BSKH, out_BTNH, lse_BTN, dout_BTNH, segments)
+    static, None, False, q_BTNH, k_BSKH, v_BSKH, out_BTNH, lse_BTN, dout_BTNH, segments)
 
 
-def _splash_run(how, window, causal, q_BTNH, k_BSKH, v_BSKH, segments):
-  kernel = _splash_kernel(how, window, causal, q_BTNH, k_BSKH)
+def _splash_run(static, window, causal, q_BTNH, k_BSKH, v_BSKH, segments):
+  kernel = _splash_kernel(static, window, causal, q_BTNH, k_BSKH)
 
   def row(q_NTH, k_KSH, v_KSH, segments):
     out_NTH, (lse_NT,) = kernel(q_NTH, k_KSH, v_KSH, segments)
@@ -60,11 +79,11 @@ def _splash_run(how, window, causal, q_BTNH, k_BSKH, v_BSKH, segments):
 
 
 def _splash_gradients(
-  how, window, causal, q_BTNH, k_BSKH, v_BSKH, out_BTNH, lse_BTN, dout_BTNH, segments
+  static, window, causal, q_BTNH, k_BSKH, v_BSKH, out_BTNH, lse_BTN, dout_BTNH, segments
 ):
   from jax.experimental.pallas.ops.tpu.splash_attention import splash_attention_kernel as splash
 
-  kernel = _splash_kernel(how, window, causal, q_BTNH, k_BSKH)
+  kernel = _splash_kernel(static, window, causal, q_BTNH, k_BSKH)
   options = kernel.kwargs
 
   def row(q_NTH, k_KSH, v_KSH, out_NTH, lse_NT, dout_NTH, segments):
@@ -76,11 +95,11 @@ def _splash_gradients(
     )[3:6]
 
   arrays = (scaled(q_BTNH), k_BSKH, v_BSKH, out_BTNH, lse_BTN, dout_BTNH)
-  dq, dk, dv = jax.vmap(row)(*(x.swapaxes(1, 2) for x in arrays), segments)
+  dq, dk, dv = jax.vmap(row)(*[x.swapaxes(1, 2) for x in arrays] + [segments])
   return scaled(dq.swapaxes(1, 2)), dk.swapaxes(1, 2), dv.swapaxes(1, 2)
 
 
-def _splash_kernel(how, window, causal, q_BTNH, k_BSKH):
+def _splash_kernel(static, window, causal, q_BTNH, k_BSKH):
   from jax.experimental.pallas.ops.tpu.splash_attention import (
     splash_attention_kernel as splash,
   )
@@ -103,16 +122,16 @@ def _splash_kernel(how, window, causal, q_BTNH, k_BSKH):
       block_q=q_block, block_kv=kv_block, block_q_dkv=q_block, block_kv_dkv=kv_block,
       use_fused_bwd_kernel=True,
     ),
-    attn_logits_soft_cap=how.softcap or None, interpret=interpret_splash,
+    attn_logits_soft_cap=static.softcap or None, interpret=interpret_splash,
   )
 
 
-def _splash_reach(q_BTNH, k_BSKH, reach):
-  """Segment 1 for what is reached; queries and keys outside have different ones."""
+def _splash_span(q_BTNH, k_BSKH, span):
+  """Segment 1 for what is in the span; queries and keys outside have different ones."""
   from jax.experimental.pallas.ops.tpu.splash_attention import splash_attention_kernel as splash
 
-  queries = cudnn.in_span(q_BTNH.shape[1], 0, reach.queries_B)
-  keys = cudnn.in_span(k_BSKH.shape[1], reach.start_B, reach.stop_B)
+  queries = cudnn.in_span(q_BTNH.shape[1], 0, span.queries_B)
+  keys = cudnn.in_span(k_BSKH.shape[1], span.start_B, span.stop_B)
   return splash.SegmentIds(jnp.where(queries, 1, 2), jnp.where(keys, 1, 3))
 
 
@@ -126,5 +145,6 @@ def _splash_segments(q_BTNH, places):
   return splash.SegmentIds(q_segments, kv_segments)
 
 
-def scaled(q_BTNH):
+def scaled(q_BTNH: jax.Array) -> jax.Array:
+  """Times head_dim^-0.5, which the kernel leaves to its caller."""
   return (q_BTNH.astype(jnp.float32) * q_BTNH.shape[3] ** -0.5).astype(q_BTNH.dtype)

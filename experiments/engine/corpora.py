@@ -1,0 +1,98 @@
+"""What a config brings from elsewhere: corpora, a tokenizer; whether they fit, before any step."""
+
+import hashlib
+import os
+from typing import Any
+
+
+def globs(patterns: str) -> list[str]:
+  """The parts of a field with commas."""
+  return [p.strip() for p in patterns.split(',') if p.strip()]
+
+
+def foreign_corpora(c: Any) -> dict[str, dict]:
+  """Name → manifest, with its `path`, of each corpus that `c.corpora` brings from elsewhere.
+
+  Raises ValueError for an entry that is no NAME=DIR, a name that a step makes, and a corpus that is
+  not finished, or is of tokens but not by the tokenizer of this config.
+  """
+  found: dict[str, dict] = {}
+  for entry in globs(c.corpora):
+    name, _, path = entry.partition('=')
+    if not path or name in (*found, 'web', 'pdf'):
+      raise ValueError(
+        f'--config.corpora: {entry!r} is not NAME=DIR with a name of its own, other than web and '
+        'pdf, and the directory of a corpus, such as wiki=corpora/wiki/1.0.0'
+      )
+    manifest = _read_manifest(path)
+    if manifest['kind'] == 'tokenised':
+      if not c.tokenizer.path:
+        raise ValueError(
+          f'{path} is tokenised: give its tokenizer, {manifest["tokenizer"]}, with '
+          '--config.tokenizer.path'
+        )
+      if _sha256(c.tokenizer.path) != manifest['tokenizer_sha256']:
+        raise ValueError(f'{path} was tokenised by another file than {c.tokenizer.path}')
+    elif manifest['kind'] != 'curated':
+      raise ValueError(f'{path} holds {manifest["kind"]}, neither documents nor tokens')
+    found[name] = manifest
+  return found
+
+
+def _read_manifest(path: str) -> dict:
+  from smoljax.data import corpus
+
+  for folder in (path, os.path.join(path, '1.0.0')):
+    if os.path.exists(os.path.join(folder, '_SUCCESS')):
+      return corpus.read_manifest(folder) | {'path': folder}
+  if os.path.exists(path):
+    raise ValueError(f'the corpus at {path} is not finished (it has no _SUCCESS): run again what '
+                     'writes it')
+  raise ValueError(f'no corpus at {path}: give a directory such as DIR/NAME/1.0.0')
+
+
+def tokenizer_facts(c: Any) -> dict:
+  """What of the tokenizer that the config names decides its tokens: its bytes, its special ids."""
+  from smoljax.data import tokenizer
+
+  path = c.tokenizer.path
+  return {'sha256': _sha256(path), **tokenizer.load(path).special._asdict()}
+
+
+def _sha256(path: str) -> str:
+  if not os.path.isfile(path):
+    raise FileNotFoundError(f'--config.tokenizer.path: {path} is no file: give a SentencePiece '
+                            '.model or a tokenizer.json')
+  with open(path, 'rb') as f:
+    return hashlib.file_digest(f, 'sha256').hexdigest()
+
+
+def check_tokenizer(c: Any) -> None:
+  """Refuses what tokenising or evaluation would refuse of the tokenizer that the config names.
+
+  Raises:
+    ValueError: corpora that were tokenised differ in their special tokens, or from those that are
+      to be; there is no EOS; or no BOS where documents are to begin with one, or none does so.
+  """
+  from data_beam.special_tokens import NAME_EOS
+  from smoljax.data import corpus
+
+  if not c.tokenizer.path:  # ours, which has them all
+    return
+  own, manifests = tokenizer_facts(c), foreign_corpora(c)
+  told = {m['path']: m for m in manifests.values() if m['kind'] == 'tokenised'}
+  tokenises = c.web.enabled or c.pdf.enabled or len(told) < len(manifests)
+  path = c.tokenizer.path
+  said = corpus.special_tokens(told | ({path: own} if tokenises else {}))
+  special = own | said
+  if special['eos_id'] is None:
+    raise ValueError(f'--config.tokenizer.path: {path} has no end-of-text token: {NAME_EOS}')
+  if c.tokenize.bos and special['bos_id'] is None:
+    raise ValueError(
+      f'--config.tokenizer.path: {path} has no begin-of-text token: say '
+      '--config.tokenize.bos=False, or name its "bos_token" in a tokenizer_config.json beside it')
+  begin = {m.get('bos', c.tokenize.bos) for m in told.values()}
+  if begin and not tokenises and c.tokenize.bos not in begin:
+    how = 'no document begins' if c.tokenize.bos else 'every document begins'
+    raise ValueError(f'in {", ".join(told)} {how} with BOS: say --config.tokenize.bos='
+                     f'{not c.tokenize.bos}')
