@@ -1,6 +1,7 @@
 """The PDF pipeline on files made here: what is kept, what is dropped and why."""
 
 import base64
+import dataclasses
 import hashlib
 import io
 import itertools
@@ -145,6 +146,8 @@ def test_manifest(inputs, corpus):
     'read', 'same_bytes', 'extract', 'language', 'filter', 'exact_dedup', 'minhash', 'pii']
   assert manifest['funnel'][0]['documents_in'] == len(inputs[1]) == len(kept) + len(rejects)
   assert manifest['funnel'][-1]['documents_out'] == manifest['documents'] == len(kept)
+  assert manifest['config'].keys() - {'ocr_engine'} == {
+    field.name for field in dataclasses.fields(PdfOptions)}
   assert manifest['config']['ocr'] == 'auto' and len(manifest['inputs']) == len(inputs[1])
 
 

@@ -3,7 +3,8 @@ import json
 import random
 
 import pytest
-from test_pdf_text import column, make, prose, scan
+from test_pdf_ocr import scan
+from test_pdf_text import column, make, prose
 
 from data_beam.pdf import router as router_lib
 from data_beam.pdf import text as pdf_text

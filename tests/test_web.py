@@ -1,5 +1,6 @@
 """The web pipeline end to end: a small crawl in, corpus and rejects out, order of no importance."""
 
+import dataclasses
 import gzip
 import itertools
 import json
@@ -129,6 +130,7 @@ def test_addresses_are_hidden(crawl):
 
 def test_the_funnel_adds_up(crawl):
   manifest = records.read_manifest(crawl[1])
+  assert manifest['config'].keys() == {field.name for field in dataclasses.fields(WebOptions)}
   funnel = manifest['funnel']
   assert [row['stage'] for row in funnel] == [stage for stage, _ in web.stages(WebOptions())]
   assert funnel[0]['documents_in'] == len(CRAWL)
