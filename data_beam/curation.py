@@ -93,7 +93,7 @@ def curate(
     raise ValueError(f'{name!r} cannot be the name of a corpus: give a word such as web')
   beam_options = pipeline_options(beam_args)
   path = records.corpus_path(output, name)
-  log.info('curating %d inputs (%.1f MB) into %s', len(inputs),
+  log.info('curating %d files (%.1f MB) into %s', len(inputs),
            sum(i.get('bytes', 0) for i in inputs) / 1e6, path)
   with Funnel(steps, beam_options) as funnel, beam.Pipeline(options=beam_options) as pipeline:
     kept, rejects = funnel.apply(pipeline | 'source' >> source | beam.Reshuffle())
