@@ -94,11 +94,11 @@ def programs_are_freed():
     gc.collect()
 
 
-# `make test` gives each of its processes a file at a time. These come first, as a long one at the end
+# `make test` gives each of its processes a file at a time. These come first: a long one at the end
 # would leave the other processes with nothing to do.
 LONG = (
-  'test_train', 'test_distill', 'test_decode', 'test_objectives', 'test_guard', 'test_scaling',
-  'test_sharding', 'test_search', 'test_house', 'test_pdf_text', 'test_web', 'test_report',
+  'test_loop', 'test_distill', 'test_generate', 'test_objectives', 'test_guard', 'test_laws',
+  'test_sharding', 'test_search', 'test_house', 'test_pdf_text', 'test_web', 'test_run_page',
 )  # fmt: skip
 
 

@@ -9,6 +9,7 @@ import sys
 
 import pytest
 from conftest import REPOSITORY
+from helpers.code import imports
 
 from configs import base, smollm3
 from experiments.engine import config as config_lib
@@ -78,17 +79,6 @@ MODULES = {name_of(path): path for package in FORBIDDEN for path in files(packag
 COMMANDS = sorted(
   name.removesuffix('.__main__') for name, path in MODULES.items()
   if "if __name__ == '__main__':" in path.read_text())
-
-
-def imports(path):
-  """Dotted names of all that a file imports, `from a import b` as `a.b` and `a`."""
-  names = set()
-  for node in ast.walk(ast.parse(path.read_text())):
-    if isinstance(node, ast.Import):
-      names |= {a.name for a in node.names}
-    elif isinstance(node, ast.ImportFrom) and node.module:
-      names |= {f'{node.module}.{a.name}' for a in node.names} | {node.module}
-  return names
 
 
 def imported_files(path):

@@ -4,7 +4,7 @@ What torchtitan and nanotron do, for the shapes of smoljax: one fused product fo
 for gate and up, blocks compiled one by one, attention masked by document (flex_attention on GPUs),
 fp32 parameters with bf16 autocast, the fused AdamW, the loss over chunks of places with gradients
 formed at once. `train_step --framework=torch` times it on the very batch that ours has;
-tests/test_torch_step.py shows that loss and gradients are the same.
+tests/experiments/benchmarks/test_torch_step.py shows that loss and gradients are the same.
 """
 
 from __future__ import annotations

@@ -9,8 +9,8 @@ dtype (c bytes) and per token and layer,
   + qkv     c (N + 2K) H             + ctx   c N H + 4 N        (output and fp32 log-sum-exp)
   + mid     c D                      + gu    c 2F               (c F without a gate)
 
-tests/test_memory.py holds the sum to XLA's own account (`memory_analysis` on CPU, in fp32: within
-12 %). Collectives in flight and a GPU allocator's fragmentation come on top.
+tests/smoljax/train/test_memory.py holds the sum to XLA's own account (`memory_analysis` on CPU, in
+fp32: within 12 %). Collectives in flight and a GPU allocator's fragmentation come on top.
 """
 
 import dataclasses

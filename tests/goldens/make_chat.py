@@ -12,7 +12,7 @@ import sys
 
 sys.path[:0] = [str(p) for p in pathlib.Path(__file__).resolve().parents[1:3]]
 
-import test_chat  # noqa: E402
+import test_chat
 
 source = pathlib.Path(sys.argv[1]).read_text(encoding='utf-8')
 conversations = {}

@@ -1,0 +1,182 @@
+"""Pages that are read by OCR: which, by what engine, and what becomes of noise."""
+
+import base64
+import http.server
+import io
+import json
+import random
+import re
+import threading
+
+import numpy as np
+import pikepdf
+import pytest
+from helpers.pdfs import column, make, overlap, prose, reason, scan, tags
+from PIL import Image
+
+from data_beam.pdf import ocr as pdf_ocr
+from data_beam.pdf import text as pdf_text
+from data_beam.pdf.errors import PdfError
+from data_beam.pdf.layout import Line
+
+
+@pytest.fixture(scope='module')
+def extractor():
+  with pdf_text.Extractor() as e:
+    yield e
+
+
+def test_scan_without_ocr_is_refused_and_hidden_text_is_seen(extractor):
+  def draw(page):
+    column(page, 72, 700, prose('A', 30, 80))
+  assert reason(extractor, scan(draw), ocr='never') == 'needs_ocr'
+
+  def hidden(page):
+    text = page.beginText(72, 700)
+    text.setFont('Times-Roman', 10)
+    text.setTextRenderMode(3)
+    for line in prose('A', 30, 80):
+      text.textLine(line)
+    page.drawText(text)
+  found = extractor.extract(make(hidden), ocr='never')
+  assert found.features[0]['hidden'] == 1 and found.features[0]['ocr_wanted'] == 'hidden'
+  assert tags(found.text) == [f'A{i}' for i in range(30)]
+
+
+@pytest.mark.skipif(pdf_ocr.engine() is None, reason='no OCR here')
+def test_ocr_of_a_scan_beside_a_digital_page(extractor):
+  import pypdfium2
+  sentence = ['The heron waits in the shallow water', 'until a careless fish comes near.']
+  mixed = pypdfium2.PdfDocument.new()
+  for part in (make(lambda page: column(page, 72, 700, prose('A', 8, 80))),
+               scan(lambda page: column(page, 72, 700, sentence, 24))):
+    mixed.import_pages(pypdfium2.PdfDocument(part))
+  out = io.BytesIO()
+  mixed.save(out)
+  found = extractor.extract(out.getvalue())
+  assert found.method == 'mixed' and found.page_methods == ['text', 'ocr']
+  assert found.ocr_confidence[0] is None and found.ocr_confidence[1] > 0.8
+  assert re.sub(r'\s+', ' ', found.pages[1]) == ' '.join(sentence)
+
+
+def gray_page(angle=0.0):
+  import pypdfium2
+  rng = random.Random(0)                    # unlike prose(), whose words stand in columns
+  lines = [' '.join(rng.choice(('a', 'river', 'winter', 'of', 'gardening')) for _ in range(14))
+           for _ in range(30)]
+  body = make(lambda page: column(page, 72, 700, lines, 11))
+  picture = pypdfium2.PdfDocument(body)[0].render(scale=1.5, grayscale=True).to_pil()
+  return picture.convert('L').rotate(angle, expand=angle % 90 == 0, fillcolor=255)
+
+
+@pytest.mark.parametrize('skew', [0.0, 1.0, -2.5, 5.0])
+@pytest.mark.parametrize('quarter', [0, 90, 180, 270])
+def test_pages_that_stand_or_lie_askew_are_straightened(skew, quarter):
+  picture = np.asarray(gray_page(quarter).rotate(skew, fillcolor=255))
+  straight, sideways = pdf_ocr._straight(picture)
+  assert sideways == (quarter in (90, 270))
+  upright = np.rot90(straight, -quarter // 90)
+  away = np.abs(upright.astype(int) - np.asarray(gray_page())).mean()
+  askew = np.abs(np.rot90(picture, -quarter // 90).astype(int) - np.asarray(gray_page())).mean()
+  # Half a degree may stay.
+  assert away < 14 and (skew in (0.0, 1.0) or away < askew), (away, askew)
+
+
+def test_the_way_up_that_reads_best_is_taken():
+  upright = np.asarray(gray_page())
+
+  def read(picture):                        # a reader that knows which way is up
+    same = picture.shape == upright.shape and np.array_equal(picture, upright)
+    return [(0, 0, 9, 9, 'right way' if same else 'gibberish', .9 if same else .5)]
+  for quarters in range(4):
+    found, confidence = pdf_ocr._best(np.rot90(upright, quarters), read)
+    assert found[0][4] == 'right way' and confidence == pytest.approx(.9)
+  assert pdf_ocr._best(np.full((90, 60), 255, np.uint8), lambda picture: []) == ([], 0.0)
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(600)
+@pytest.mark.parametrize('turn', [90, 180])
+def test_ocr_of_a_page_that_was_scanned_the_wrong_way(extractor, turn):
+  sentence = ['The heron waits in the shallow water', 'until a careless fish comes near.']
+  body = scan(lambda page: column(page, 72, 700, sentence, 24))
+  with pikepdf.open(io.BytesIO(body)) as pdf:
+    pdf.pages[0].rotate(turn, relative=True)
+    out = io.BytesIO()
+    pdf.save(out)
+  assert re.sub(r'\s+', ' ', extractor.extract(out.getvalue()).text) == ' '.join(sentence)
+
+
+class Model(http.server.BaseHTTPRequestHandler):
+  """A vision model that has read the page before."""
+
+  def log_message(self, *args):
+    pass
+
+  def do_POST(self):
+    asked = json.loads(self.rfile.read(int(self.headers['Content-Length'])))
+    self.server.asked.append(asked)
+    body = json.dumps({'choices': [{
+      'message': {'content': self.server.text},
+      'logprobs': {'content': [{'logprob': 0.0}, {'logprob': float(np.log(.5))}]}}]}).encode()
+    self.send_response(self.server.status)
+    self.send_header('Content-Length', str(len(body)))
+    self.end_headers()
+    self.wfile.write(body)
+
+
+def test_a_vision_model_behind_a_server(extractor):
+  body = scan(lambda page: column(page, 72, 700, prose('A', 8, 60)))
+  with http.server.ThreadingHTTPServer(('127.0.0.1', 0), Model) as server:
+    threading.Thread(target=server.serve_forever, daemon=True).start()
+    where = {'url': f'http://127.0.0.1:{server.server_port}', 'model': 'reader'}
+    server.asked, server.status = [], 200
+    server.text = '# A heading\n\nA paragraph\nof two lines.\n\n| a | b |\n| - | - |\n| 1 | 2 |'
+    found = extractor.extract(body, server=where)
+    assert found.text == server.text and found.page_methods == ['ocr']
+    assert found.ocr_confidence == [0.75]
+    (asked,) = server.asked
+    image, prompt = asked['messages'][0]['content']
+    assert asked['model'] == 'reader' and prompt['text'] == pdf_ocr.PROMPT
+    picture = Image.open(io.BytesIO(base64.b64decode(image['image_url']['url'].split(',')[1])))
+    assert max(picture.size) == 1280
+    server.text = 'I see the same line again.\n' * 5
+    assert reason(extractor, body, server=where) == 'ocr_noise'
+    server.status = 500
+    assert reason(extractor, body, server=where) == 'ocr_failed'
+    server.shutdown()
+
+
+@pytest.mark.parametrize(('text', 'expected'), [
+  ('a line\n' * 2, False), ('a longer line\n' * 3, True), ('| 1 | 2 |\n' * 8, False),
+  ('| 1 | 2 |\n' * 9, True), ('short\n' * 11, False), ('short\n' * 12, True),
+  ('.' * 349, False), ('.' * 350, True),
+  (' '.join(['This sentence has as many as fifty characters, or more.'] * 5), True)])
+def test_a_model_that_has_lost_itself(text, expected):
+  assert pdf_ocr.repeats(text) == expected
+
+
+def test_ocr_noise_and_limits(monkeypatch):
+  # In this process, with an engine that is sure of nothing.
+  noise = Line(10, 10, 50, 20, '~~ ;;', 10)
+  monkeypatch.setattr(pdf_ocr, 'engine', lambda: 'rapidocr')
+  monkeypatch.setattr(pdf_ocr, 'read_page', lambda *args: ([noise], 0.3))
+  body = scan(lambda page: column(page, 72, 700, prose('A', 5)), scale=1)
+  with pytest.raises(PdfError, match='ocr_noise'):
+    pdf_text.parse(body)
+  monkeypatch.setattr(pdf_text, 'MAX_OCR_PAGES', 0)
+  with pytest.raises(PdfError, match='too_long'):
+    pdf_text.parse(body)
+  text = make(lambda page: page.drawString(72, 700, 'a text layer'))
+  monkeypatch.setattr(pdf_text, 'MAX_OCR_PAGES', 9)
+  assert pdf_text.parse(text, ocr='always').page_methods == ['text']      # better than noise
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(pdf_ocr.engine() is None, reason='no OCR here')
+def test_ocr_of_a_dense_page(extractor, shared_data):
+  gold = (shared_data / 'pdf/gold/ocrmypdf__linn.txt').read_text()
+  found = extractor.extract((shared_data / 'pdf/scan/OCRmyPDF__linn.pdf').read_bytes())
+  assert found.method == 'ocr' and found.ocr_confidence[0] > 0.85
+  recall, precision = overlap(gold, found.text)
+  assert recall > 0.93 and precision > 0.96

@@ -1,0 +1,132 @@
+"""What an experiment is made of: corpora from elsewhere, common held-out sets, budgets, sweeps."""
+
+import importlib
+
+import pytest
+from conftest import REPOSITORY
+from helpers.configs import config
+from helpers.tokenised import corpus, folder, model, texts, tokenised
+
+from experiments import sweep
+from experiments.engine import config as config_lib
+from experiments.engine.build import build_steps
+from experiments.engine.graph import Graph
+from smoljax.data.corpus import open_corpus
+
+
+def test_a_corpus_of_documents_from_elsewhere(tmp_path, corpus):
+  c = config(corpora=f'mine={corpus},other={corpus}', tokenize__holdout=0.2)
+  graph = Graph(build_steps(c, str(tmp_path)), str(tmp_path), lambda line: None)
+  assert [s.name for s in graph.steps] == [
+    'mine', 'tokenizer', 'tokenize_mine', 'train', 'evaluate', 'export', 'report']
+  graph.steps = graph.steps[:3]
+  graph.run()
+  assert (tmp_path / 'corpora/mine/1.0.0/manifest.json').exists()
+  tokens = open_corpus(str(tmp_path / 'tokens/mine/1.0.0'))
+  assert len(tokens.lengths) + len(
+    open_corpus(str(tmp_path / 'tokens/mine/1.0.0'), 'validation').lengths) == 120
+
+
+def test_a_corpus_of_tokens_from_elsewhere(tmp_path, tokenised, model):
+  c = config(corpora=f'mine={tokenised}', tokenizer__path=model)
+  graph = Graph(build_steps(c, str(tmp_path)), str(tmp_path), lambda line: None)
+  assert [s.name for s in graph.steps] == ['tokenize_mine', 'train', 'evaluate', 'export', 'report']
+  graph.steps = graph.steps[:1]
+  graph.run()
+  assert graph.result(graph.steps[0])['documents'] == 120
+  assert len(open_corpus(str(tmp_path / 'tokens/mine/1.0.0')).tokens(0)) > 2
+
+
+def test_held_out_documents_of_a_corpus_that_is_not_trained_on(tmp_path, corpus):
+  """It is tokenised and evaluated on, and the tokenizer does not see it."""
+  c = config(corpora=f'mine={corpus},target={corpus}', eval__corpora=('target',))
+  steps = {s.name: s for s in build_steps(c, str(tmp_path))}
+  needs = lambda name: [s.name for s in steps[name].needs]
+  assert needs('tokenizer') == ['mine']
+  assert needs('train') == ['tokenize_mine', 'tokenize_target', 'tokenizer']
+  assert needs('evaluate') == ['train', 'tokenize_target', 'tokenizer']
+
+
+@pytest.mark.parametrize(('changes', 'message'), [
+  ({'corpora': 'mine'}, 'is not NAME=DIR'),
+  ({'corpora': 'web={corpus}'}, 'other than web and pdf'),
+  ({'corpora': 'mine={corpus},mine={corpus}'}, 'a name of its own'),
+  ({'corpora': 'mine=nowhere'}, 'no corpus at'),
+  ({'corpora': 'mine={tokenised}'}, '--config.tokenizer.path'),
+  ({'corpora': 'mine={tokenised}', 'tokenizer__path': '{other}'}, 'by another file'),
+  ({'corpora': 'mine={corpus}', 'eval__corpora': ('gone',)}, 'eval.corpora names the corpus gone'),
+  ({'corpora': 'other={corpus}'}, 'train.stages names the corpus mine'),
+])  # fmt: skip
+def test_corpora_that_do_not_fit_are_said(tmp_path, corpus, tokenised, model, changes, message):
+  from smoljax.data import tokenizer
+
+  other = tmp_path / 'other.model'
+  tokenizer.train(['some words of text'] * 50, str(other), vocab_size=280, seed=0)
+  paths = dict(corpus=corpus, tokenised=tokenised, other=other)
+  changes = {k: v.format(**paths) if isinstance(v, str) else v for k, v in changes.items()}
+  with pytest.raises(ValueError, match=message):
+    build_steps(config(**changes), str(tmp_path))
+
+
+@pytest.mark.parametrize(('changes', 'message'), [
+  ({'optimizer__qk_clip__rule': 'heads'}, 'unknown optimizer.qk_clip.rule .heads.: one of weights'),
+  ({'optimizer__qk_clip__measure': 'guess'}, 'one of bound, exact'),
+  ({'optimizer__qk_clip__measure': 'limit', 'optimizer__qk_clip__rule': 'rates'}, 'wants rule='),
+  ({'optimizer__qk_clip__measure': 'limit', 'model__attention_softcap': 9.0}, 'take measure=exact'),
+  ({'optimizer__qk_clip__tau': -1.0}, 'tau=-1.0: give a logit above 0'),
+  ({'optimizer__qk_clip__tau': 9.0, 'model__qk_norm': True}, 'qk_norm: turn one of them off'),
+  ({'web__enabled': True, 'web__tier': 'best'}, '--config.web: unknown tier .best.: choose one of'),
+  ({'eval__tasks': ('guess',)}, 'unknown eval.tasks'),
+])  # fmt: skip
+def test_what_the_steps_would_refuse_is_refused_before_the_first_one(changes, message):
+  with pytest.raises(ValueError, match=message):
+    config_lib.check(config(**changes))
+
+
+@pytest.mark.parametrize('rule', ['weights', 'rates'])
+def test_clipping_of_logits_on_a_mesh_is_let_through(rule):
+  config_lib.check(
+    config(optimizer__qk_clip__tau=9.0, optimizer__qk_clip__rule=rule, mesh__tensor=2)
+  )
+
+
+def test_a_budget_of_flops_gives_the_tokens():
+  c = config(train__flops=1e13)
+  per_token = config_lib.model_config(c, 320).flops_per_token(c.data.seq_len)
+  assert c.train.tokens * per_token == pytest.approx(1e13, rel=0.02)
+  assert c.train.tokens == c.train.steps * c.train.batch_tokens
+
+
+@pytest.mark.parametrize('path', [
+  'ladder.py', 'ladder.py:size=gpu', 'isoflop.py', 'pillars.py', 'data_ablation.py',
+  'data_ablation.py:raw,good*.8+papers*.2', 'mtp.py', 'optimizer_contest.py'])
+def test_every_point_of_every_sweep_builds(path, tmp_path):
+  file, _, arg = path.partition(':')
+  module = importlib.import_module(f'configs.{file.removesuffix(".py")}')
+  if not hasattr(module, 'sweep'):
+    pytest.skip('it has no sweep')
+  points = sweep.plan(str(REPOSITORY / 'configs' / path), str(tmp_path))
+  assert len(points) > 3
+  for point in points:
+    c = module.get_config(arg) if arg else module.get_config()
+    for field, value in point.fields.items():
+      *sections, name = field.split('.')
+      section = c
+      for s in sections:
+        section = section[s]
+      assert name in section, (point.name, field)
+      if not isinstance(value, str) or '@' not in value:
+        section[name] = value
+    config_lib.resolve(c)
+
+
+def test_pillars_have_all_cells():
+  points = sweep.load_points(str(REPOSITORY / 'configs/pillars.py'))
+  cells = {frozenset(p['factors']) for p in points if 'factors' in p}
+  assert {len(c) for c in cells} == {0, 1, 4, 5} and len(cells) == 12
+  assert all(sum(frozenset(p.get('factors', 'x')) == c for p in points) == 3 for c in cells)
+
+
+def test_variants_of_a_data_ablation_are_said_when_wrong():
+  with pytest.raises(ValueError, match='give NAME\\*WEIGHT'):
+    sweep.load_points(str(REPOSITORY / 'configs/data_ablation.py') + ':web*much')

@@ -1,0 +1,125 @@
+"""Runs of several processes: real ones, over gloo, started as on the hosts of a slice."""
+
+import json
+import os
+import shlex
+import signal
+import socket
+import subprocess
+import sys
+import time
+
+import numpy as np
+import pytest
+from conftest import REPOSITORY
+from helpers.tokenised import corpus, folder, texts
+
+from smoljax import distributed
+
+
+def start(documents, workdir, processes, devices, *flags):
+  """The same command for each process, with the devices of the host that it stands for."""
+  with socket.socket() as s:
+    s.bind(('localhost', 0))
+    port = s.getsockname()[1]
+  command = [
+    sys.executable, '-m', 'experiments.run', '--config=configs/base.py', f'--workdir={workdir}',
+    '--config.web.enabled=False', '--config.pdf.enabled=False',
+    f'--config.corpora=mine={documents}', '--config.tokenizer.vocab_size=320',
+    '--config.tokenize.holdout=0.2', '--config.train.tokens=24576',
+    "--config.train.stages=({'name': 'all', 'fraction': 1.0, 'mixture': {'mine': 1.0}},)",
+    '--config.train.batch_tokens=1024', '--config.data.seq_len=128', '--config.train.log_every=2',
+    '--config.train.checkpoint_every=4', '--config.train.eval_every=12', '--config.mesh.data=2',
+    '--config.mesh.fsdp=-1', '--config.model.num_layers=2', '--config.model.embed_dim=64',
+    '--config.model.mlp_dim=128', '--config.model.dtype=float32', '--config.eval.tasks=()',
+    '--config.sample.prompts=()', '--config.train.tensorboard=False', *flags]
+  several = ['--distributed', f'--coordinator=localhost:{port}', f'--processes={processes}']
+  return [subprocess.Popen(
+    [*command, *several * (processes > 1), *[f'--process={i}'] * (processes > 1)], cwd=REPOSITORY,
+    stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, start_new_session=True,
+    env={**os.environ, 'JAX_PLATFORMS': 'cpu',
+         'XLA_FLAGS': f'--xla_force_host_platform_device_count={devices} '
+                      '--xla_backend_optimization_level=0'})
+    for i in range(processes)]
+
+
+def finish(running, code=0):
+  said = [p.communicate(timeout=600)[0] for p in running]
+  for p, out in zip(running, said, strict=True):
+    assert p.returncode == code, out[-4000:]
+  return said
+
+
+def rows(workdir):
+  with open(workdir / 'metrics.jsonl') as f:
+    found = [json.loads(line) for line in f]
+  trained = {r['step']: r for r in found if 'train/loss' in r}
+  return trained, [r for r in found if 'val/mine/bpb' in r]
+
+
+def same(a, b, after=0):
+  steps = [step for step in a[0] if step > after]
+  assert steps and steps == [step for step in b[0] if step > after]
+  for step in steps:
+    row = a[0][step]
+    for key, rtol in (('train/loss', 2e-5), ('grad/norm', 2e-4)):  # of rounding, over 24 steps
+      np.testing.assert_allclose(row[key], b[0][step][key], rtol=rtol)
+  np.testing.assert_allclose(a[1][-1]['val/mine/bpb'], b[1][-1]['val/mine/bpb'], rtol=1e-5)
+
+
+@pytest.mark.slow
+def test_two_processes_train_as_one_does_and_may_become_one(tmp_path, corpus):
+  one, two, less = (tmp_path / name for name in ('one', 'two', 'less'))
+  finish(start(corpus, one, 1, 8))
+  lead, other = finish(start(corpus, two, 2, 4))
+  assert 'loss' in lead and 'loss' not in other
+  same(rows(one), rows(two))
+  assert (two / 'report' / 'index.html').exists() and (two / 'checkpoints').exists()
+
+  # A host is told to go: both stop after the same step. One with all devices goes on.
+  running = start(corpus, less, 2, 4)
+  deadline = time.monotonic() + 300
+  while not (less / 'metrics.jsonl').exists() or '"step": 4' not in (
+      less / 'metrics.jsonl').read_text():
+    assert time.monotonic() < deadline and all(p.poll() is None for p in running)
+    time.sleep(0.05)
+  running[1].send_signal(signal.SIGTERM)
+  finish(running, 128 + signal.SIGTERM)
+  finish(start(corpus, less, 1, 8))
+  events = list(map(json.loads, (less / 'events.jsonl').read_text().splitlines()))
+  assert [e['event'] for e in events if e['event'] in ('start', 'resume')] == ['start', 'resume']
+  stopped = next(e['step'] for e in events if e['event'] == 'stop')
+  same(rows(one), rows(less), after=stopped + 2)  # which rows are means of other steps
+
+
+def test_half_a_coordinator_is_refused():
+  with pytest.raises(ValueError, match='or none of them'):
+    distributed.start('localhost:1', 2)
+
+
+def test_the_commands_for_a_tpu_slice(tmp_path):
+  def script(*args, **environment):
+    return subprocess.run(
+      [REPOSITORY / 'experiments' / 'cloud' / 'tpu.sh', *args],
+      capture_output=True, text=True, check=True,
+      env={**os.environ, 'PROJECT': 'p', 'ZONE': 'z', 'NAME': 'n', 'TYPE': 'v5e-256', 'DRY': '1',
+           'REPOSITORY': 'https://host/smoljax.git', **environment}).stdout
+
+  assert '--accelerator-type=v5litepod-256' in script('create')
+  assert '--accelerator-type=v6e-64' in script('create', TYPE='v6e-64', SPOT='1')
+  for words in (['create'], ['setup'], ['logs'], ['stop'], ['delete'],
+                ['run', '--config=configs/smollm3.py:size=3b', "--config.sample.prompts=('a b',)"]):
+    said = shlex.split(script(*words, MOUNT='10.0.0.2:/share'))
+    assert said[:2] == ['+', 'gcloud']
+    for command in (w.removeprefix('--command=') for w in said if w.startswith('--command=')):
+      subprocess.run(['bash', '-n', '-c', command], check=True)  # it parses on the host too
+  # What `run` has each host do is what the test above does, where jax finds its peers itself.
+  host = shlex.split(command.split('(', 1)[1].rsplit('>>', 1)[0])
+  assert host[-4:] == ['experiments.run', '--config=configs/smollm3.py:size=3b',
+                       "--config.sample.prompts=('a b',)", '--distributed']
+  # A second start waits for nothing and does nothing.
+  lock = tmp_path / 'run.lock'
+  with subprocess.Popen(['flock', '-n', lock, 'sleep', '30']) as first:
+    time.sleep(0.5)
+    assert subprocess.run(['flock', '-n', lock, 'true'], check=False).returncode == 1
+    first.kill()

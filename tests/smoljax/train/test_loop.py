@@ -1,0 +1,326 @@
+"""The training loop: it learns, resumes bit for bit, agrees across meshes, and refuses nonsense."""
+
+import json
+import os
+import resource
+import signal
+import subprocess
+import sys
+from types import SimpleNamespace
+
+import jax
+import numpy as np
+import pytest
+from conftest import REPOSITORY
+from helpers.training import fit, leaves, tiny
+
+from experiments.engine import config as config_lib
+from smoljax import metrics, optim, sharding
+from smoljax.checkpoints import store
+from smoljax.checkpoints.store import Checkpoints
+from smoljax.data.batches import make_stages
+from smoljax.train import loop, start
+from smoljax.train.telemetry import Diverged
+
+
+@pytest.fixture(scope='module')
+def undisturbed(markov_corpora, tmp_path_factory):
+  directory = tmp_path_factory.mktemp('undisturbed')
+  return fit(tiny(), markov_corpora, directory), directory
+
+
+def test_it_learns_and_logs(undisturbed):
+  result, directory = undisturbed
+  assert result['loss']['final'] < result['loss']['first'] - 0.3
+  rows = metrics.read_rows(directory / 'metrics.jsonl')
+  assert [r['step'] for r in rows if 'train/loss' in r] == [2, 4, 6, 8, 10, 12]
+  assert {r['stage'] for r in rows if 'stage' in r} == {'stable', 'decay'}
+  assert [r['step'] for r in rows if {'val/web/bpb', 'val/pdf/bpb'} <= r.keys()] == [0, 6, 12]
+  events = [r['event'] for r in metrics.read_rows(directory / 'events.jsonl')]
+  assert events == [
+    'start', 'stage', 'checkpoint', 'stage', 'checkpoint', 'checkpoint', 'stop',
+  ]  # fmt: skip
+
+
+def test_stages_are_evaluated_before_and_after(markov_corpora, tmp_path):
+  changes = {'train.eval_every': 100, 'train.tokens': 6 * 8 * 64}
+  fit(tiny(**changes), markov_corpora, tmp_path)
+  rows = metrics.read_rows(tmp_path / 'metrics.jsonl')
+  assert [r['step'] for r in rows if 'val/pdf/bpb' in r] == [0, 3, 6]
+  told = [(r['step'], r['stage']) for r in rows if 'train/loss' in r]  # no row of two stages
+  assert told == [(2, 'stable'), (3, 'stable'), (4, 'decay'), (6, 'decay')]
+
+
+def test_a_save_has_its_memory_ready_once_for_each_part():
+  mesh = sharding.make_mesh(data=2, fsdp=4)
+  arrays = sharding.abstract(
+    {'up_DF': np.zeros((64, 32), np.float32), 'scale_D': np.zeros(64, np.float32)}, mesh)
+  assert store._reserve(list(arrays.values())) == 4 * (64 * 32 + 64)
+
+
+def test_a_checkpoint_that_does_not_fit_is_said_and_the_one_before_stays(tmp_path):
+  arrays, small = {'w': jax.random.normal(jax.random.key(0), (500_000,))}, {'s': np.ones(3)}
+  with Checkpoints(str(tmp_path)) as saved:
+    saved.save(1, arrays, small, {}, {})
+  limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+  with pytest.raises(OSError, match='Make room'), Checkpoints(str(tmp_path)) as saved:
+    try:
+      resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, limits[1]))
+      saved.save(2, arrays, small, {}, {})
+      saved.close()
+    finally:
+      resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+  with Checkpoints(str(tmp_path)) as saved:
+    assert saved.latest() == 1
+
+
+def test_too_small_a_disk_is_known_before_the_first_step(monkeypatch, markov_corpora, tmp_path):
+  free = 300_000
+  monkeypatch.setattr(store.shutil, 'disk_usage', lambda _: SimpleNamespace(free=free))
+  arrays = {'w': np.zeros(25_000, np.float32)}
+  with Checkpoints(str(tmp_path / 'none'), keep=3) as saved:
+    assert [saved.lacks(arrays, saves) for saves in (0, 3, 4, 5, 9)] == [0, 0, 1e5, 2e5, 2e5]
+  free, said = 1000, []
+  c = tiny(**{'train.tokens': 8 * 64})
+  loop.train(c, config_lib.model_config(c, 64), markov_corpora, str(tmp_path), log_line=said.append)
+  assert 'too few for the checkpoints' in said[0]
+
+
+def test_profile_and_goodput(markov_corpora, tmp_path):
+  result = fit(tiny(**{'xprof': '2:4'}), markov_corpora, tmp_path)
+  assert list((tmp_path / 'profile').rglob('*.xplane.pb'))
+  assert 0 < result['goodput'] <= 1
+  with pytest.raises(ValueError, match='FIRST:END'):
+    fit(tiny(**{'xprof': '2'}), markov_corpora, tmp_path / 'other')
+  at = lambda second: {'time': f'2026-01-01T00:00:{second:02d}Z'}
+  rows = [{'step': 4, 'perf/step_time': 2.0}, {'step': 4}, {'step': 6, 'perf/step_time': 1.0}]
+  assert metrics.goodput([at(0), at(9), at(40)], rows) == 10 / 40
+
+
+def test_running_again_changes_nothing(undisturbed, markov_corpora):
+  result, directory = undisturbed
+  before = (directory / 'metrics.jsonl').read_text()
+  assert fit(tiny(), markov_corpora, directory)['loss'] == result['loss']
+  assert (directory / 'metrics.jsonl').read_text() == before
+
+
+@pytest.mark.parametrize('damage', ['none', 'bit flip', 'unsealed'])
+def test_resume_is_bitwise(undisturbed, markov_corpora, tmp_path, damage):
+  """Stop after 8 of 12 steps, hurt the newest checkpoint or not, continue: the same bits."""
+  c = tiny()
+  c.train.steps = 8  # the stages still follow 12 steps
+  c_full = tiny()
+  with pytest.MonkeyPatch.context() as patch:
+    patch.setattr(start, 'make_stages', lambda s, _: make_stages(s, 12))
+    make_optimizer = optim.make_optimizer
+    patch.setattr(optim, 'make_optimizer', lambda o, p, _, m: make_optimizer(o, p, 12, m))
+    fit(c, markov_corpora, tmp_path)
+  newest = tmp_path / 'checkpoints' / '8'
+  if damage == 'bit flip':
+    victim = max((f for f in (newest / 'params').rglob('*') if f.is_file()), key=os.path.getsize)
+    data = bytearray(victim.read_bytes())
+    data[len(data) // 2] ^= 1
+    victim.write_bytes(data)
+  elif damage == 'unsealed':
+    (tmp_path / 'checkpoints' / '_integrity' / '8.json').unlink()
+  fit(c_full, markov_corpora, tmp_path)
+  events = metrics.read_rows(tmp_path / 'events.jsonl')
+  resume = next(e for e in events if e['event'] == 'resume')
+  assert resume['step'] == (8 if damage == 'none' else 4)
+  for a, b in zip(leaves(undisturbed[1]), leaves(tmp_path), strict=True):
+    np.testing.assert_array_equal(a, b)
+  losses = [
+    {r['step']: r['train/loss'] for r in metrics.read_rows(d / 'metrics.jsonl') if 'stage' in r}
+    for d in (undisturbed[1], tmp_path)
+  ]
+  assert losses[0] == losses[1]
+
+
+def test_continued_training_starts_from_the_given_weights(undisturbed, markov_corpora, tmp_path):
+  """Rows twice as long and another rotary base, from the weights of a run: as SmolLM3's stages."""
+  longer = {
+    'data.seq_len': 128, 'train.init_from': str(undisturbed[1]), 'train.tokens': 2 * 8 * 128,
+    'train.batch_tokens': 8 * 128,
+    'model.rope_theta': 5e5, 'optimizer.learning_rate': 1e-9, 'optimizer.weight_decay': 0.0,
+  }  # fmt: skip
+  result = fit(tiny(**longer), markov_corpora, tmp_path / 'longer')
+  assert abs(result['loss']['first'] - undisturbed[0]['loss']['final']) < 0.2
+  for a, b in zip(leaves(undisturbed[1]), leaves(tmp_path / 'longer'), strict=True):
+    np.testing.assert_allclose(a, b, atol=1e-6)
+  start = metrics.read_rows(tmp_path / 'longer' / 'events.jsonl')[0]
+  assert start['init_from'] == str(undisturbed[1])
+  with pytest.raises(ValueError, match=r'down_FD.* shape \(4, 64, 32\), but .*\(4, 96, 32\)'):
+    fit(tiny(**longer, **{'model.mlp_dim': 96}), markov_corpora, tmp_path / 'other')
+
+
+def test_a_cooldown_branches_from_a_run(markov_corpora, tmp_path):
+  """From a constant phase to the bits of a run that was meant to end there from the start."""
+  one = dict(name='all', fraction=1.0, mixture=dict(web=0.75, pdf=0.25))
+  short = {
+    'train.stages': (one,), 'optimizer.warmup_steps': 2, 'optimizer.decay_steps': 4,
+    'train.tokens': 8 * 8 * 64,
+  }  # fmt: skip
+  fit(tiny(**short), markov_corpora, tmp_path / 'short')
+  fit(tiny(**short | {'train.tokens': 16 * 8 * 64}), markov_corpora, tmp_path / 'long')
+  base = str(tmp_path / 'long' / 'checkpoints' / '4')
+  branch = short | {'train.branch_from': base}
+  fit(tiny(**branch), markov_corpora, tmp_path / 'branch')
+  for a, b in zip(leaves(tmp_path / 'short'), leaves(tmp_path / 'branch'), strict=True):
+    np.testing.assert_array_equal(a, b)
+  first = metrics.read_rows(tmp_path / 'branch' / 'events.jsonl')[0]
+  assert (first['event'], first['step'], first['branch_from']) == ('branch', 4, base)
+
+  # Another mixture from there on, with a corpus that was not there before.
+  stages = tuple(dict(name=n, fraction=0.5, mixture=m) for n, m in (
+    ('all', dict(web=1.0)), ('decay', dict(web=0.5, pdf=0.5))))  # fmt: skip
+  alone = (dict(name='all', fraction=1.0, mixture=dict(web=1.0)),)
+  fit(tiny(**short | {'train.stages': alone}), markov_corpora, tmp_path / 'web')
+  base = str(tmp_path / 'web' / 'checkpoints' / '4')
+  branch = short | {'train.stages': stages, 'train.branch_from': base}
+  result = fit(tiny(**branch), markov_corpora, tmp_path / 'mixed')
+  assert result['steps'] == 8
+  with pytest.raises(ValueError, match=r'before its step 4 other batches .*than this config'):
+    fit(tiny(**branch | {'train.stages': (one,)}), markov_corpora, tmp_path / 'other')
+  with pytest.raises(ValueError, match=r'is at step 4, but train.tokens=2048 end with step 4'):
+    few = {'train.tokens': 4 * 8 * 64, 'train.stages': alone, 'optimizer.decay_steps': 2}
+    fit(tiny(**branch | few), markov_corpora, tmp_path / 'over')
+
+
+@pytest.mark.parametrize(
+  'mesh', [dict(data=8), dict(data=2, fsdp=2), dict(), dict(fsdp=2, context=2)]
+)
+def test_meshes_agree(undisturbed, markov_corpora, tmp_path, mesh, monkeypatch):
+  """The same losses on any mesh, to float32 rounding."""
+  mesh = {'data': 1, 'fsdp': 1, 'tensor': 1, 'context': 1} | mesh
+  count = int(np.prod(list(mesh.values())))
+  make_mesh = sharding.make_mesh
+  monkeypatch.setattr(
+    sharding, 'make_mesh', lambda **kw: make_mesh(**kw | {'devices': jax.devices()[:count]})
+  )
+  c = tiny(**{f'mesh.{k}': v for k, v in mesh.items()}, **{'train.eval_every': 100})
+  fit(c, markov_corpora, tmp_path)
+  reference, got = (
+    [r['train/loss'] for r in metrics.read_rows(d / 'metrics.jsonl') if 'train/loss' in r]
+    for d in (undisturbed[1], tmp_path)
+  )
+  np.testing.assert_allclose(got, reference, rtol=2e-4)
+
+
+def test_accumulation_is_one_big_batch(undisturbed, markov_corpora, tmp_path, monkeypatch):
+  make_mesh = sharding.make_mesh
+  monkeypatch.setattr(
+    sharding, 'make_mesh', lambda **kw: make_mesh(**kw | {'devices': jax.devices()[:2]})
+  )
+  fit(tiny(**{'train.accumulate': 4}), markov_corpora, tmp_path)
+  reference, got = (
+    [r['train/loss'] for r in metrics.read_rows(d / 'metrics.jsonl') if 'train/loss' in r]
+    for d in (undisturbed[1], tmp_path)
+  )
+  np.testing.assert_allclose(got, reference, rtol=2e-4)
+
+
+@pytest.mark.parametrize('devices', [1, 8])
+def test_muon_by_a_flag(markov_corpora, tmp_path, monkeypatch, devices):
+  make_mesh = sharding.make_mesh
+  monkeypatch.setattr(
+    sharding, 'make_mesh', lambda **kw: make_mesh(**kw | {'devices': jax.devices()[:devices]})
+  )
+  flags = {'normuon': .95, 'cautious_decay': True, 'beta_warmup': 4} if devices == 8 else {}
+  flags = {f'optimizer.muon.{k}': v for k, v in flags.items()}
+  result = fit(tiny(**flags | {'optimizer.name': 'muon'}), markov_corpora, tmp_path)
+  assert result['loss']['final'] < result['loss']['first'] - 0.3
+
+
+@pytest.mark.parametrize(
+  ('name', 'measure'), [('adamw', 'bound'), ('muon', 'exact'), ('muon', 'limit')])
+def test_qk_clip_bounds_the_logits(markov_corpora, tmp_path, name, measure):
+  """At this learning rate logits grow fast; clipped after each step, they cannot."""
+  largest = {}
+  for tau in (1e9, None):
+    tau = tau or largest[1e9] / 3
+    changes = {'optimizer.name': name, 'optimizer.learning_rate': .05, 'train.log_every': 1,
+               'train.accumulate': 2, 'data.seq_len': 32,
+               'optimizer.qk_clip.measure': measure, 'optimizer.qk_clip.tau': tau}
+    fit(tiny(**changes), markov_corpora, tmp_path / str(tau))
+    rows = [r for r in metrics.read_rows(tmp_path / str(tau) / 'metrics.jsonl')
+            if 'attn/max_logit' in r]
+    largest[tau] = max(r['attn/max_logit'] for r in rows)
+    assert all((r['qkclip/min_gamma'] < 1) == (r['qkclip/heads'] > 0) for r in rows)
+    assert any(r['qkclip/heads'] for r in rows) == (tau < 1e9)
+  assert largest[tau] < .75 * largest[1e9]
+  if measure == 'limit':
+    assert largest[tau] == pytest.approx(tau)
+
+
+def test_qk_clip_and_qk_norm_exclude_each_other(markov_corpora, tmp_path):
+  c = tiny(**{'optimizer.qk_clip.tau': 10.0, 'model.qk_norm': True})
+  with pytest.raises(ValueError, match='qk_norm'):
+    fit(c, markov_corpora, tmp_path)
+
+
+@pytest.mark.parametrize('guarded', [False, True])
+def test_divergence_stops_with_advice(markov_corpora, tmp_path, guarded):
+  rate = {'optimizer.learning_rate': 1e30, 'optimizer.clip_norm': 0.0}
+  with pytest.raises(Diverged, match='learning_rate'):
+    fit(tiny(**rate, **{'guard.enabled': guarded}), markov_corpora, tmp_path)
+  last = metrics.read_rows(tmp_path / 'events.jsonl')[-1]
+  assert last['event'] == ('guard' if guarded else 'diverged')
+  assert last.get('action') == ('stop' if guarded else None)
+
+
+def test_another_stream_is_refused(undisturbed, markov_corpora):
+  _, directory = undisturbed
+  with pytest.raises(ValueError, match='another stream of batches'):
+    fit(tiny(seed=1), markov_corpora, directory)
+
+
+_SCRIPT = """
+import json, sys
+sys.path[:0] = {paths!r}
+import conftest
+from helpers import training
+training.fit(training.tiny(), json.loads({corpora!r}), {directory!r})
+"""
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize('kill', [signal.SIGTERM, signal.SIGKILL])
+def test_killed_process_continues(undisturbed, markov_corpora, tmp_path, kill):
+  """A real process, killed after its first checkpoint; the next one ends with the same bits."""
+  script = _SCRIPT.format(
+    paths=[str(REPOSITORY), str(REPOSITORY / 'tests')],
+    corpora=json.dumps(markov_corpora),
+    directory=str(tmp_path),
+  )
+  process = subprocess.Popen([sys.executable, '-c', script])
+  while not metrics.read_rows(tmp_path / 'events.jsonl') or not any(
+    e['event'] == 'checkpoint' for e in metrics.read_rows(tmp_path / 'events.jsonl')
+  ):
+    assert process.poll() is None, 'ended before its first checkpoint'
+  process.send_signal(kill)
+  process.wait(120)
+  subprocess.run([sys.executable, '-c', script], check=True, timeout=300)
+  for a, b in zip(leaves(undisturbed[1]), leaves(tmp_path), strict=True):
+    np.testing.assert_array_equal(a, b)
+
+
+def test_a_parametrisation_scales_what_training_starts_from(markov_corpora, tmp_path):
+  """One step at rate 0 leaves the initial parameters, times their multipliers."""
+  starts = {}
+  for name in ('standard', 'completep'):
+    c = tiny(**{'train.tokens': 8 * 64, 'optimizer.learning_rate': 0.0,
+                'parametrization': {'name': name, 'base_width': 16, 'base_depth': 2}})
+    fit(c, markov_corpora, tmp_path / name)
+    starts[name] = store.load_params(str(tmp_path / name))[1]
+  plain, scaled = starts['standard'], starts['completep']
+  ratio = lambda *path: float(np.mean(_at(scaled, path) / _at(plain, path)))
+  np.testing.assert_allclose(ratio('blocks', 'attn', 'q_DNH'), 2**-0.5, rtol=1e-6)
+  np.testing.assert_allclose(ratio('blocks', 'mlp', 'down_FD'), 2**-0.5 * 2**-0.5, rtol=1e-6)
+  np.testing.assert_allclose(ratio('final_norm', 'scale_D'), 0.5, rtol=1e-6)
+  np.testing.assert_array_equal(scaled['embed_VD'], plain['embed_VD'])
+
+
+def _at(tree, path):
+  for key in path:
+    tree = tree[key]
+  return np.asarray(tree)
