@@ -186,7 +186,7 @@ def run(points: Sequence[Point], *, parallel: int, retries: int = 1, backoff: fl
 def _take(point: Point) -> bool:
   """Leases the point; False while another process has it."""
   point.folder.mkdir(parents=True, exist_ok=True)
-  lease = open(point.folder / 'lease', 'w')
+  lease = open(point.folder / 'lease', 'w')  # noqa: SIM115 (open for as long as it is ours)
   try:
     fcntl.flock(lease, fcntl.LOCK_EX | fcntl.LOCK_NB)
   except BlockingIOError:

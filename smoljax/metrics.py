@@ -109,7 +109,7 @@ class Log:
     self._writer = self._wandb = None
     self._path = os.path.join(directory, 'metrics.jsonl') if writes else None
     if not writes:
-      self._metrics = self._events = open(os.devnull, 'a')
+      self._metrics = self._events = open(os.devnull, 'a')  # noqa: SIM115
       return
     os.makedirs(directory, exist_ok=True)
     self._metrics = _reopen(self._path, last_step=step or -1)

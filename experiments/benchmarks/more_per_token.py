@@ -328,7 +328,7 @@ def step_times(shape: str, rows: int, seq_len: int, width: int, repeats: int = 8
     if kind == 'beside':
       teacher = distill.Teacher(config, config)
       theirs = jax.jit(lambda key: jax.tree.map(
-        lambda x: x.astype(jnp.bfloat16), model.init(config, key)))(jax.random.key(1))
+        lambda x: x.astype(jnp.bfloat16), model.init(config, key)))(jax.random.key(1))  # noqa: B023
     optimizer, _ = optim.make_optimizer(
       settings(1e-4, 1000), model.abstract_params(config), 1000)
     params = model.init(config, jax.random.key(0))

@@ -300,7 +300,7 @@ def inject(faults: tuple[Fault, ...], where: str, batch: jax.Array, tree: PyTree
     place, hurt = KINDS[fault.kind]
     if place == where:
       now = fault.now(batch)
-      tree = jax.tree.map(lambda h, x: jnp.where(now, h, x), hurt(fault, tree), tree)
+      tree = jax.tree.map(lambda h, x: jnp.where(now, h, x), hurt(fault, tree), tree)  # noqa: B023
   return tree
 
 

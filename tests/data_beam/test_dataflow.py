@@ -13,7 +13,7 @@ import pytest
 from apache_beam.transforms import environments
 from conftest import REPOSITORY
 from helpers.stories import make, story
-from helpers.tokenised import corpus, folder, model, texts
+from helpers.tokenised import corpus, folder, model, texts  # noqa: F401 (fixtures)
 from helpers.warc import article, html, page, write_warc
 
 from data_beam import records, tokenize_corpus

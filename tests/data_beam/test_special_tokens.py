@@ -11,7 +11,7 @@ import jax
 import jax.numpy as jnp
 import pytest
 from helpers.configs import config
-from helpers.tokenised import WORDS, corpus, folder, model, texts, write_corpus
+from helpers.tokenised import WORDS, corpus, folder, model, texts, write_corpus  # noqa: F401 (fixtures)
 from helpers.tokenizers import write, write_tokens
 from hypothesis import example, given
 from hypothesis import strategies as st

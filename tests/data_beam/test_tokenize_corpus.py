@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 import sentencepiece
 import tokenizers
-from helpers.tokenised import corpus, folder, model, texts, tokenised, write_corpus
+from helpers.tokenised import corpus, folder, model, texts, tokenised, write_corpus  # noqa: F401 (fixtures)
 
 from data_beam import records, tokenize_corpus
 from data_beam.options import TokenizeOptions

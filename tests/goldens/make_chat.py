@@ -10,9 +10,10 @@ import json
 import pathlib
 import sys
 
-sys.path[:0] = [str(p) for p in pathlib.Path(__file__).resolve().parents[1:3]]
+TESTS = pathlib.Path(__file__).resolve().parents[1]
+sys.path[:0] = [str(TESTS / 'smoljax/data'), str(TESTS), str(TESTS.parent)]
 
-import test_chat
+import test_chat  # noqa: E402
 
 source = pathlib.Path(sys.argv[1]).read_text(encoding='utf-8')
 conversations = {}

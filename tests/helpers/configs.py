@@ -1,10 +1,7 @@
 """Configs for tests."""
 
-
-
 from configs import base
 from experiments.engine import config as config_lib
-from helpers.tokenised import corpus, folder, model, texts, tokenised
 
 
 def config(**changes):

@@ -60,8 +60,6 @@ def overlap(gold, text):
   return common / a.total(), common / b.total()
 
 
-
-
 def scan(draw, scale=2) -> bytes:
   """The same page as a picture alone."""
   import pypdfium2

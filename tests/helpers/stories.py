@@ -13,7 +13,6 @@ visits watches explains measures forgets"""
 ADJECTIVES = """old quiet northern narrow famous broken early distant careful green heavy modern
 silent wooden curious familiar"""
 
-
 def story(seed: int, sentences: int = 40) -> list[str]:
   rng = random.Random(seed)
 

@@ -8,7 +8,6 @@ import tokenizers
 from conftest import write_tokenised
 
 from data_beam import tokenize_corpus
-from helpers.tokenised import WORDS, corpus, folder, model, texts, write_corpus
 
 BYTES = tokenizers.pre_tokenizers.ByteLevel.alphabet()
 

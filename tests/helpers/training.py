@@ -1,6 +1,5 @@
 """Small runs of training."""
 
-
 import jax
 import numpy as np
 

@@ -28,8 +28,6 @@ def html(url='https://a.test/', body=HTML, *, status=200, **headers):
   return url, body, {'Content-Type': 'text/html'} | headers, status
 
 
-
-
 ADJECTIVES = [
   'old', 'small', 'famous', 'quiet', 'northern', 'wooden', 'broken', 'modern', 'narrow',
   'public', 'empty', 'royal',

@@ -12,7 +12,7 @@ import time
 import numpy as np
 import pytest
 from conftest import REPOSITORY
-from helpers.tokenised import corpus, folder, texts
+from helpers.tokenised import corpus, folder, texts  # noqa: F401 (fixtures)
 
 from smoljax import distributed
 

@@ -13,7 +13,7 @@ import time
 import zlib
 
 import pytest
-from helpers.server import PDF, PUBLIC, Hostile, World, server
+from helpers.server import PDF, PUBLIC, Hostile, World, server  # noqa: F401 (fixtures)
 from hypothesis import given
 from hypothesis import strategies as st
 

@@ -6,7 +6,7 @@ import json
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
-from helpers.server import World, server
+from helpers.server import World, server  # noqa: F401 (fixtures)
 from helpers.stories import make, story
 from warcio.statusandheaders import StatusAndHeaders
 from warcio.warcwriter import WARCWriter

@@ -17,7 +17,7 @@ from smoljax.checkpoints import huggingface
 
 torch = pytest.importorskip('torch')
 
-from experiments.benchmarks import torch_step
+from experiments.benchmarks import torch_step  # noqa: E402
 
 CONFIG = model.ModelConfig(
   vocab_size=96, num_layers=4, embed_dim=32, num_heads=4, num_kv_heads=2, head_dim=8, mlp_dim=48,

@@ -5,7 +5,7 @@ import importlib
 import pytest
 from conftest import REPOSITORY
 from helpers.configs import config
-from helpers.tokenised import corpus, folder, model, texts, tokenised
+from helpers.tokenised import corpus, folder, model, texts, tokenised  # noqa: F401 (fixtures)
 
 from experiments import sweep
 from experiments.engine import config as config_lib
