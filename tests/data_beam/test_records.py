@@ -20,6 +20,13 @@ from data_beam.beam_options import pipeline_options
 from data_beam.records import CorpusError, Document
 
 
+@pytest.fixture(scope='module')
+def output(tmp_path_factory):
+  folder = tmp_path_factory.mktemp('corpora')
+  write(folder, make_documents())
+  return folder
+
+
 def test_what_is_written_is_read(output):
   rows = {row['id']: row for row in records.read_corpus(str(output / 'web/1.0.0'))}
   kept = [d for d in make_documents() if d.metadata['n'] % 4]

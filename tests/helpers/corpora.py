@@ -5,7 +5,6 @@ import pathlib
 import random
 
 import apache_beam as beam
-import pytest
 
 from data_beam import records
 from data_beam.beam_options import pipeline_options
@@ -41,10 +40,3 @@ def write(output, documents, *, is_kept=lambda d: d.metadata['n'] % 4, name='web
 def contents(folder):
   return {str(p.relative_to(folder)): p.read_bytes()
           for p in pathlib.Path(folder).rglob('*') if p.is_file()}
-
-
-@pytest.fixture(scope='module')
-def output(tmp_path_factory):
-  folder = tmp_path_factory.mktemp('corpora')
-  write(folder, make_documents())
-  return folder

@@ -8,7 +8,6 @@ import pytest
 from reportlab.lib.utils import ImageReader
 from reportlab.pdfgen import canvas
 
-from data_beam.pdf import text as pdf_text
 from data_beam.pdf.errors import REASONS, PdfError
 
 WIDTH, HEIGHT = 612, 792
@@ -39,20 +38,12 @@ def tags(text):
   return re.findall(r'\b[A-Z]{1,2}\d+\b', text)
 
 
-@pytest.fixture(scope='module')
-def extractor():
-  with pdf_text.Extractor() as e:
-    yield e
-
-
 def reason(extractor, body, **options):
   with pytest.raises(PdfError) as caught:
     extractor.extract(body, **options)
   assert caught.value.reason in REASONS
   return caught.value.reason
 
-
-# Real files.
 
 def overlap(gold, text):
   a, b = (Counter(re.findall(r'\w+', t.lower())) for t in (gold, text))

@@ -43,6 +43,12 @@ def two_columns(page):
     page.showPage()
 
 
+@pytest.fixture(scope='module')
+def extractor():
+  with pdf_text.Extractor() as e:
+    yield e
+
+
 def test_two_columns_running_header_and_page_numbers(extractor):
   found = extractor.extract(make(two_columns))
   assert found.method == 'text' and found.page_methods == ['text'] * 6
