@@ -224,9 +224,9 @@ LADDER = {
 }  # fmt: skip
 
 
-def fit(corpora, directory, say=lambda line: None, **changes):
+def fit(corpora, directory, log_line=lambda line: None, **changes):
   c = tiny(**{**LADDER, **changes})
-  return loop.train(c, config_lib.model_config(c, 64), corpora, str(directory), log_line=say)
+  return loop.train(c, config_lib.model_config(c, 64), corpora, str(directory), log_line=log_line)
 
 
 def decisions(directory):
@@ -296,12 +296,12 @@ def _state_at(batches, step):
 
 @pytest.mark.parametrize('after', ['rollback', 'back off'])
 def test_a_crash_in_mid_ladder_changes_nothing(ladder, markov_corpora, tmp_path, after):
-  def say(line):
+  def log_line(line):
     if f': {after} to step' in line:
       raise KeyboardInterrupt
 
   with pytest.raises(KeyboardInterrupt):
-    fit(markov_corpora, tmp_path, say)
+    fit(markov_corpora, tmp_path, log_line)
   fit(markov_corpora, tmp_path)
   for a, b in zip(leaves(ladder[1]), leaves(tmp_path), strict=True):
     np.testing.assert_array_equal(a, b)
