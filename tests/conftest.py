@@ -3,6 +3,7 @@
 SMOLJAX_TEST_PLATFORM=cuda (or tpu) leaves the devices as they are: for tests of that hardware.
 """
 
+import contextlib
 import gc
 import logging
 import math
@@ -94,7 +95,7 @@ def programs_are_freed():
     gc.collect()
 
 
-# `make test` gives each of its processes a file at a time. These come first, as a long one at the end
+# `make test` gives each of its processes a file at a time. These come first: a long one at the end
 # would leave the other processes with nothing to do.
 LONG = (
   'test_train', 'test_distill', 'test_decode', 'test_objectives', 'test_guard', 'test_scaling',
@@ -120,6 +121,20 @@ def shared_data() -> pathlib.Path:
   if not folder.is_dir():
     pytest.skip('no shared data: set SMOLJAX_SHARED_DATA')
   return folder
+
+
+@contextlib.contextmanager
+def on_devices(count: int):
+  """Meshes made inside are of so many devices. Steps take twice the time on eight of two cores."""
+  import jax
+
+  from smoljax import sharding
+
+  make_mesh = sharding.make_mesh
+  with pytest.MonkeyPatch.context() as patch:
+    patch.setattr(
+      sharding, 'make_mesh', lambda **kw: make_mesh(**kw | {'devices': jax.devices()[:count]}))
+    yield
 
 
 def write_tokenised(folder: pathlib.Path, name: str, splits: dict, vocab_size: int) -> str:

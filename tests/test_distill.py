@@ -10,7 +10,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from conftest import REPOSITORY
+from conftest import REPOSITORY, on_devices
 
 from configs import base
 from experiments import pipeline
@@ -301,8 +301,9 @@ def config_of(**changes):
 def fit(c, corpora, directory, caches=None):
   c.tokenizer.path = c.tokenizer.path or 'given'  # the corpora of these tests have none
   c = pipeline.resolve(c)
-  return train.train(c, pipeline.model_config(c, 64), corpora, str(directory), caches=caches,
-                     say=lambda line: None)
+  with on_devices(2):
+    return train.train(c, pipeline.model_config(c, 64), corpora, str(directory), caches=caches,
+                       say=lambda line: None)
 
 
 @pytest.fixture(scope='module')
