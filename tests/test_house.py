@@ -4,11 +4,10 @@ import ast
 import dataclasses
 import importlib
 import pathlib
-import subprocess
 import sys
 
 import pytest
-from conftest import REPOSITORY
+from conftest import REPOSITORY, run_commands
 
 from configs import base, smollm3
 from experiments import pipeline
@@ -158,43 +157,16 @@ def test_config_arguments_are_checked():
     smollm3.get_config('stage=16k')
 
 
-# Runs the commands, each in a process of its own: forks of one that has imported what takes long.
-_HELPS = """
-import gc, os, runpy, sys, traceback
-import apache_beam, flax.nnx, grain, orbax.checkpoint, tensorflow_datasets
-gc.freeze()
-for command in sys.argv[2:]:
-  if not (child := os.fork()):
-    output, code = os.open(os.path.join(sys.argv[1], command), os.O_WRONLY | os.O_CREAT), 0
-    os.dup2(output, 1), os.dup2(output, 2)
-    sys.argv = [command, '--help']
-    try:
-      runpy.run_module(command, run_name='__main__', alter_sys=True)
-    except SystemExit as e:
-      code = e.code if isinstance(e.code, int) else e.code is not None
-    except BaseException:
-      code = traceback.print_exc() or 99
-    sys.stdout.flush(), sys.stderr.flush()
-    os._exit(code)
-  print(command, os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]))
-"""
-
-
 @pytest.fixture(scope='module')
-def helps(tmp_path_factory):
-  """What each command says of itself, and its exit code."""
-  folder = tmp_path_factory.mktemp('helps')
-  result = subprocess.run(
-    [sys.executable, '-W', 'ignore', '-c', _HELPS, str(folder), *COMMANDS], cwd=REPOSITORY,
-    capture_output=True, text=True, timeout=300)
-  codes = dict(line.split() for line in result.stdout.splitlines())
-  return {c: ((folder / c).read_text(), int(codes[c])) for c in COMMANDS}
+def helps():
+  return dict(zip(COMMANDS, run_commands(*([c, '--help'] for c in COMMANDS)), strict=True))
 
 
 @pytest.mark.parametrize('command', COMMANDS)
 def test_every_help_works(command, helps):
-  text, code = helps[command]
-  assert code in (0, 1), text  # absl exits with 1 after printing its help
+  result = helps[command]
+  text = result.stdout + result.stderr
+  assert result.returncode in (0, 1), text  # absl exits with 1 after printing its help
   assert 'Traceback' not in text
   assert '--' in text and len(text) > 200
 
