@@ -7,7 +7,7 @@ import pathlib
 import sys
 
 import pytest
-from conftest import REPOSITORY, run_commands
+from conftest import LONG, REPOSITORY, run_commands
 
 from configs import base, smollm3
 from experiments import pipeline
@@ -176,3 +176,7 @@ def test_every_command_is_in_the_readme():
   for command in COMMANDS:
     if command != 'experiments.selfdocs':
       assert command in readme, f'README.md does not mention {command}'
+
+
+def test_the_long_tests_that_come_first_exist():
+  assert set(LONG) <= {path.stem for path in (REPOSITORY / 'tests').rglob('test_*.py')}
