@@ -4,6 +4,8 @@
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
+# Files of tests go to as many processes as there are cores, up to four: each takes two gigabytes.
+PYTEST := $(BIN)/python -m pytest -n auto --maxprocesses=4 --dist loadfile --no-loadscope-reorder
 PIP := $(BIN)/python -m pip install --disable-pip-version-check --progress-bar off -q
 
 .PHONY: quickstart test test-slow lint clean help
@@ -15,11 +17,11 @@ quickstart: $(VENV)/.installed
 	$(BIN)/python -m experiments.run --config=configs/quickstart.py --workdir=runs/quickstart
 
 test: $(VENV)/.installed-test lint
-	$(BIN)/python -m pytest -m "not slow"
+	$(PYTEST) -m "not slow"
 
 # Long tests, and live comparisons with the references (torch, transformers).
 test-slow: $(VENV)/.installed-reference $(VENV)/.installed-compilers
-	$(BIN)/python -m pytest -m slow
+	$(PYTEST) -m slow
 
 lint: $(VENV)/.installed-test
 	$(BIN)/ruff check .

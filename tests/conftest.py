@@ -3,11 +3,14 @@
 SMOLJAX_TEST_PLATFORM=cuda (or tpu) leaves the devices as they are: for tests of that hardware.
 """
 
+import contextlib
 import gc
+import json
 import logging
 import math
 import os
 import pathlib
+import subprocess
 import sys
 import tempfile
 
@@ -120,6 +123,60 @@ def shared_data() -> pathlib.Path:
   if not folder.is_dir():
     pytest.skip('no shared data: set SMOLJAX_SHARED_DATA')
   return folder
+
+
+@contextlib.contextmanager
+def on_devices(count: int):
+  """Meshes made inside are of so many devices. Steps take twice the time on eight of two cores."""
+  import jax
+
+  from smoljax import sharding
+
+  make_mesh = sharding.make_mesh
+  with pytest.MonkeyPatch.context() as patch:
+    patch.setattr(
+      sharding, 'make_mesh', lambda **kw: make_mesh(**kw | {'devices': jax.devices()[:count]}))
+    yield
+
+
+_FORKS = """
+import gc, json, os, runpy, sys, traceback
+import flax.nnx, grain, matplotlib.pyplot, orbax.checkpoint, scipy.optimize, tensorflow_datasets
+import apache_beam
+gc.freeze()
+for i, (command, *argv) in enumerate(json.load(sys.stdin)):
+  if not (child := os.fork()):
+    for stream in (1, 2):
+      os.dup2(os.open(f'{sys.argv[1]}/{i}-{stream}', os.O_WRONLY | os.O_CREAT), stream)
+    sys.argv, code = [command, *argv], 0
+    try:
+      runpy.run_module(command, run_name='__main__', alter_sys=True)
+    except SystemExit as e:
+      code = e.code if isinstance(e.code, int) else e.code is not None
+    except BaseException:
+      code = traceback.print_exc() or 99
+    sys.stdout.flush(), sys.stderr.flush()
+    os._exit(code)
+  print(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]))
+"""
+
+
+def run_commands(*lines: list[str]) -> list[subprocess.CompletedProcess]:
+  """Runs command lines, [module, flag, …], each in a process of its own, one after another.
+
+  They are forks of one that has imported the largest third parties, which else takes most of the
+  time; of ours it has imported nothing.
+  """
+  with tempfile.TemporaryDirectory() as folder:
+    done = subprocess.run(
+      [sys.executable, '-W', 'ignore', '-c', _FORKS, folder], input=json.dumps(lines),
+      cwd=REPOSITORY, capture_output=True, text=True, timeout=600)
+    assert not done.returncode, done.stderr
+    return [
+      subprocess.CompletedProcess(
+        line, int(code), *(pathlib.Path(folder, f'{i}-{stream}').read_text() for stream in (1, 2)))
+      for i, (line, code) in enumerate(zip(lines, done.stdout.split(), strict=True))
+    ]
 
 
 def write_tokenised(folder: pathlib.Path, name: str, splits: dict, vocab_size: int) -> str:

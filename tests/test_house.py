@@ -4,11 +4,10 @@ import ast
 import dataclasses
 import importlib
 import pathlib
-import subprocess
 import sys
 
 import pytest
-from conftest import REPOSITORY
+from conftest import LONG, REPOSITORY, run_commands
 from helpers.code import imports
 
 from configs import base, smollm3
@@ -268,16 +267,15 @@ def test_config_arguments_are_checked():
     smollm3.get_config('stage=16k')
 
 
+@pytest.fixture(scope='module')
+def helps():
+  return dict(zip(COMMANDS, run_commands(*([c, '--help'] for c in COMMANDS)), strict=True))
+
+
 @pytest.mark.parametrize('command', [
   pytest.param(c, marks=pytest.mark.slow if 'benchmarks' in c else ()) for c in COMMANDS])
-def test_every_help_works(command):
-  result = subprocess.run(
-    [sys.executable, '-m', command, '--help'],
-    cwd=REPOSITORY,
-    capture_output=True,
-    text=True,
-    timeout=120,
-  )
+def test_every_help_works(command, helps):
+  result = helps[command]
   text = result.stdout + result.stderr
   assert result.returncode in (0, 1), text  # absl exits with 1 after printing its help
   assert 'Traceback' not in text
@@ -290,3 +288,7 @@ def test_every_command_is_in_the_readme():
   for command in COMMANDS:
     if not command.startswith(('experiments.benchmarks', 'experiments.quickstart')):
       assert command in readme, f'README.md does not mention {command}'
+
+
+def test_the_long_tests_that_come_first_exist():
+  assert set(LONG) <= {path.stem for path in (REPOSITORY / 'tests').rglob('test_*.py')}

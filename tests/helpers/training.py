@@ -2,6 +2,7 @@
 
 import jax
 import numpy as np
+from conftest import on_devices
 
 from configs import base
 from experiments.engine import config as config_lib
@@ -32,9 +33,10 @@ def tiny(**changes):
   return config_lib.resolve(c)
 
 
-def fit(c, corpora, directory):
+def fit(c, corpora, directory, devices=2):
   config = config_lib.model_config(c, 64)
-  return loop.train(c, config, corpora, str(directory), log_line=lambda line: None)
+  with on_devices(devices):
+    return loop.train(c, config, corpora, str(directory), log_line=lambda line: None)
 
 
 def leaves(directory):

@@ -103,9 +103,9 @@ def test_weight_decay_as_an_input_is_the_optimizers_own(name, monkeypatch):
   from experiments.benchmarks.optimizer_step import matrix_dims
   from smoljax import model, optim
 
-  c = base.get_config()
-  c.optimizer.muon.compute_dtype = 'float32'
-  monkeypatch.setattr(base, 'get_config', lambda: copy.deepcopy(c))
+  exact = base.get_config()
+  exact.optimizer.muon.compute_dtype = 'float32'
+  monkeypatch.setattr(base, 'get_config', lambda: copy.deepcopy(exact))
   config = model.ModelConfig(  # none of its matrices is square
     vocab_size=32, num_layers=1, embed_dim=16, num_heads=1, num_kv_heads=1, head_dim=8, mlp_dim=24,
     max_seq_len=16, dtype='float32')  # fmt: skip

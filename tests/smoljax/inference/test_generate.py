@@ -552,7 +552,8 @@ def test_what_is_verified_is_a_draw_from_the_model():
 @pytest.mark.parametrize('kind', ['parallel', 'sequential'])
 def test_speculative_samples_follow_the_models_distribution(kind):
   """Three tokens in a row against the exact probabilities of all 512 of them (chi-squared)."""
-  config = with_mtp(kind, 2, vocab_size=8)
+  config = with_mtp(
+    kind, 2, vocab_size=8, embed_dim=16, num_heads=2, num_kv_heads=1, head_dim=4, mlp_dim=16)
   params, prompt, rows = make(config), [3, 1, 4], 6000
   sampling = Sampling(temperature=1.3, top_k=6)
   seen = Speculation()

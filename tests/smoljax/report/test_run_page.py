@@ -5,13 +5,11 @@ import json
 import math
 import pathlib
 import re
-import subprocess
-import sys
 import types
 
 import numpy as np
 import pytest
-from conftest import REPOSITORY
+from conftest import run_commands
 from helpers.workdirs import HOSTILE, REASONS, Page, curated, make_workdir
 
 from smoljax.report import charts, run_page, run_sections, workdir
@@ -245,18 +243,15 @@ def test_a_run_without_metrics_is_an_error(tmp_path):
 
 
 def test_command_line(workdirs, tmp_path):
-  def run(*flags):
-    return subprocess.run([sys.executable, '-m', 'experiments.report', *flags], cwd=REPOSITORY,
-                          capture_output=True, text=True, check=False)
-  done = run(f'--workdir={workdirs["plain"]}', f'--output={tmp_path / "page"}')
+  wrong = {'error: no run at nowhere': ['--workdir=nowhere'], 'error: which run?': [],
+           "error: unknown argument 'runs/x'": ['runs/x']}
+  good = [f'--workdir={workdirs["plain"]}', f'--output={tmp_path / "page"}']
+  done, *failures = run_commands(*(['experiments.report', *x] for x in (good, *wrong.values())))
   assert done.returncode == 0 and str(tmp_path / 'page/index.html') in done.stdout
   same = workdirs['plain'] / 'report/index.html'
   assert (tmp_path / 'page/index.html').read_bytes() == same.read_bytes()  # reproducible
   assert done.stderr == ''
-  for flags, why in ((('--workdir=nowhere',), 'error: no run at nowhere'),
-                     ((), 'error: which run?'),
-                     (('runs/x',), "error: unknown argument 'runs/x'")):
-    failed = run(*flags)
+  for why, failed in zip(wrong, failures, strict=True):
     assert failed.returncode == 2 and failed.stderr.startswith(why)
     assert len(failed.stderr.splitlines()) == 1
 

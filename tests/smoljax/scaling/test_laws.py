@@ -5,13 +5,11 @@ import dataclasses
 import json
 import math
 import pathlib
-import subprocess
-import sys
 
 import numpy as np
 import pytest
 import scipy.special
-from conftest import REPOSITORY
+from conftest import REPOSITORY, run_commands
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -76,8 +74,8 @@ def test_intervals_cover_the_truth_and_shrink_with_noise():
     low, high = wide.intervals[name]
     assert low <= getattr(TRUE, name) <= high
     assert narrow.intervals[name][1] - narrow.intervals[name][0] < (high - low) / 2
-  again = laws_lib.fit_chinchilla(*planted(0.004), bootstrap=60)
-  assert again.intervals == wide.intervals  # the seed fixes them
+  again = laws_lib.fit_chinchilla(*planted(0.004), bootstrap=9)
+  np.testing.assert_array_equal(again.samples, wide.samples[:9])  # the seed fixes them
   one = laws_lib.predict(wide, 1e9, 2e10)
   assert one.low < TRUE.loss(1e9, 2e10) < one.high
 
@@ -316,7 +314,7 @@ def test_runs_of_a_folder(tmp_path):
 
 
 def test_runs_that_do_not_tell_the_floor_are_called_so(tmp_path):
-  n, d, _ = planted()
+  n, d, _ = (x[12:] for x in planted())  # four sizes: a fit takes long where nothing tells E
   loss = {True: 3 + 500 / n**0.4 + 900 / d**0.35, False: 9 / n**0.02 + 90 / d**0.16}
   for told, values in loss.items():
     points = scaling_page.Points(n, d, values, 6 * n * d, '')
@@ -361,15 +359,11 @@ def test_a_bad_csv_is_said(tmp_path, content, message):
 
 
 def test_the_command(tmp_path):
-  command = [sys.executable, '-m', 'experiments.report', f'--output={tmp_path}/out']
   points = write_points(tmp_path / 'points.csv')
-  run = lambda *flags: subprocess.run(
-    [*command, *flags], cwd=REPOSITORY, capture_output=True, text=True)
-  good = run(f'--scaling={points}')
+  command = ['experiments.report', f'--output={tmp_path}/out', f'--scaling={points}']
+  far, good = run_commands([*command, '--flops=1e26'], [*command, '--flops=1e26', '--force'])
   assert good.returncode == 0 and 'alpha = 0.3' in good.stdout, good.stderr
-  far = run(f'--scaling={points}', '--flops=1e26')
   assert far.returncode == 2 and 'times the largest run' in far.stderr
-  assert run(f'--scaling={points}', '--flops=1e26', '--force').returncode == 0
 
 
 def make_ladder(folder, c=1.0, **of_last):

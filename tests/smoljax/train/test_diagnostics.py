@@ -179,10 +179,6 @@ def test_padding_counts_for_nothing():
 
 @pytest.mark.parametrize('accumulate', [1, 4])
 def test_a_run_writes_them(markov_corpora, tmp_path, monkeypatch, accumulate):
-  make_mesh = sharding.make_mesh
-  monkeypatch.setattr(
-    sharding, 'make_mesh', lambda **kw: make_mesh(**kw | {'devices': jax.devices()[:2]})
-  )
   make_probe, ready = loop.make_probe, []
 
   def make(*args, **kwargs):

@@ -10,7 +10,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from conftest import REPOSITORY
+from conftest import REPOSITORY, on_devices
 
 from configs import base
 from experiments.engine import config as config_lib
@@ -297,8 +297,9 @@ def config_of(**changes):
 def fit(c, corpora, directory, caches=None):
   c.tokenizer.path = c.tokenizer.path or 'given'  # the corpora of these tests have none
   c = config_lib.resolve(c)
-  return loop.train(c, config_lib.model_config(c, 64), corpora, str(directory), caches=caches,
-                    log_line=lambda line: None)
+  with on_devices(2):
+    return loop.train(c, config_lib.model_config(c, 64), corpora, str(directory), caches=caches,
+                      log_line=lambda line: None)
 
 
 @pytest.fixture(scope='module')

@@ -13,14 +13,14 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from conftest import REPOSITORY
+from conftest import REPOSITORY, on_devices
 from helpers.training import leaves, tiny
 
 from configs import base
 from experiments import lineage
 from experiments.benchmarks import stability
 from experiments.engine import config as config_lib
-from smoljax import metrics, model, optim, sharding
+from smoljax import metrics, model, optim
 from smoljax.data.batches import Batches, make_stages
 from smoljax.data.corpus import open_corpus
 from smoljax.train import guard, loop
@@ -224,9 +224,11 @@ LADDER = {
 }  # fmt: skip
 
 
-def fit(corpora, directory, log_line=lambda line: None, **changes):
+def fit(corpora, directory, log_line=lambda line: None, devices=2, **changes):
   c = tiny(**{**LADDER, **changes})
-  return loop.train(c, config_lib.model_config(c, 64), corpora, str(directory), log_line=log_line)
+  with on_devices(devices):
+    return loop.train(
+      c, config_lib.model_config(c, 64), corpora, str(directory), log_line=log_line)
 
 
 def decisions(directory):
@@ -319,16 +321,12 @@ def test_a_run_that_cannot_be_helped_stops(markov_corpora, tmp_path):
 
 
 @pytest.mark.parametrize('mesh', [dict(data=2, fsdp=2, tensor=1), dict(fsdp=2, context=2)])
-def test_it_works_on_any_mesh(ladder, markov_corpora, tmp_path, mesh, monkeypatch):
+def test_it_works_on_any_mesh(ladder, markov_corpora, tmp_path, mesh):
   sizes = {'data': 1, 'fsdp': 1, 'tensor': 1, 'context': 1} | mesh
-  make_mesh = sharding.make_mesh
-  monkeypatch.setattr(
-    sharding, 'make_mesh', lambda **kw: make_mesh(**kw | {'devices': jax.devices()[:4]})
-  )
   # Those at 900 are compiled, but not reached.
   faults = LADDER['guard.inject'] + ',bitflip@900,vanish@900,spike@900,lr8x@900'
   changes = {f'mesh.{k}': v for k, v in sizes.items()} | {'guard.inject': faults}
-  fit(markov_corpora, tmp_path, **changes)
+  fit(markov_corpora, tmp_path, devices=4, **changes)
   strip = lambda rows: [(e['action'], e['step'], e['to'], e['position']) for e in rows]
   assert strip(decisions(tmp_path)) == strip(decisions(ladder[1]))
   losses = [

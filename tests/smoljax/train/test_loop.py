@@ -11,7 +11,7 @@ from types import SimpleNamespace
 import jax
 import numpy as np
 import pytest
-from conftest import REPOSITORY
+from conftest import REPOSITORY, on_devices
 from helpers.training import fit, leaves, tiny
 
 from experiments.engine import config as config_lib
@@ -82,7 +82,9 @@ def test_too_small_a_disk_is_known_before_the_first_step(monkeypatch, markov_cor
     assert [saved.lacks(arrays, saves) for saves in (0, 3, 4, 5, 9)] == [0, 0, 1e5, 2e5, 2e5]
   free, said = 1000, []
   c = tiny(**{'train.tokens': 8 * 64})
-  loop.train(c, config_lib.model_config(c, 64), markov_corpora, str(tmp_path), log_line=said.append)
+  with on_devices(2):
+    loop.train(
+      c, config_lib.model_config(c, 64), markov_corpora, str(tmp_path), log_line=said.append)
   assert 'too few for the checkpoints' in said[0]
 
 
@@ -187,18 +189,13 @@ def test_a_cooldown_branches_from_a_run(markov_corpora, tmp_path):
 
 
 @pytest.mark.parametrize(
-  'mesh', [dict(data=8), dict(data=2, fsdp=2), dict(), dict(fsdp=2, context=2)]
+  'mesh', [dict(data=8), dict(data=2, fsdp=4), dict(), dict(fsdp=2, context=2)]
 )
-def test_meshes_agree(undisturbed, markov_corpora, tmp_path, mesh, monkeypatch):
+def test_meshes_agree(undisturbed, markov_corpora, tmp_path, mesh):
   """The same losses on any mesh, to float32 rounding."""
   mesh = {'data': 1, 'fsdp': 1, 'tensor': 1, 'context': 1} | mesh
-  count = int(np.prod(list(mesh.values())))
-  make_mesh = sharding.make_mesh
-  monkeypatch.setattr(
-    sharding, 'make_mesh', lambda **kw: make_mesh(**kw | {'devices': jax.devices()[:count]})
-  )
   c = tiny(**{f'mesh.{k}': v for k, v in mesh.items()}, **{'train.eval_every': 100})
-  fit(c, markov_corpora, tmp_path)
+  fit(c, markov_corpora, tmp_path, devices=int(np.prod(list(mesh.values()))))
   reference, got = (
     [r['train/loss'] for r in metrics.read_rows(d / 'metrics.jsonl') if 'train/loss' in r]
     for d in (undisturbed[1], tmp_path)
@@ -206,11 +203,7 @@ def test_meshes_agree(undisturbed, markov_corpora, tmp_path, mesh, monkeypatch):
   np.testing.assert_allclose(got, reference, rtol=2e-4)
 
 
-def test_accumulation_is_one_big_batch(undisturbed, markov_corpora, tmp_path, monkeypatch):
-  make_mesh = sharding.make_mesh
-  monkeypatch.setattr(
-    sharding, 'make_mesh', lambda **kw: make_mesh(**kw | {'devices': jax.devices()[:2]})
-  )
+def test_accumulation_is_one_big_batch(undisturbed, markov_corpora, tmp_path):
   fit(tiny(**{'train.accumulate': 4}), markov_corpora, tmp_path)
   reference, got = (
     [r['train/loss'] for r in metrics.read_rows(d / 'metrics.jsonl') if 'train/loss' in r]
@@ -220,14 +213,10 @@ def test_accumulation_is_one_big_batch(undisturbed, markov_corpora, tmp_path, mo
 
 
 @pytest.mark.parametrize('devices', [1, 8])
-def test_muon_by_a_flag(markov_corpora, tmp_path, monkeypatch, devices):
-  make_mesh = sharding.make_mesh
-  monkeypatch.setattr(
-    sharding, 'make_mesh', lambda **kw: make_mesh(**kw | {'devices': jax.devices()[:devices]})
-  )
+def test_muon_by_a_flag(markov_corpora, tmp_path, devices):
   flags = {'normuon': .95, 'cautious_decay': True, 'beta_warmup': 4} if devices == 8 else {}
   flags = {f'optimizer.muon.{k}': v for k, v in flags.items()}
-  result = fit(tiny(**flags | {'optimizer.name': 'muon'}), markov_corpora, tmp_path)
+  result = fit(tiny(**flags | {'optimizer.name': 'muon'}), markov_corpora, tmp_path, devices)
   assert result['loss']['final'] < result['loss']['first'] - 0.3
 
 

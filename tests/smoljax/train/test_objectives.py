@@ -51,8 +51,8 @@ def loss(config, params, batch, *, chunk=8, weight=0.3):
 
 
 @functools.partial(jax.jit, static_argnums=0)
-def gradient(config, params, batch):
-  return jax.grad(lambda p: loss(config, p, batch).total)(params)
+def value_and_gradient(config, params, batch):
+  return jax.value_and_grad(lambda p: loss(config, p, batch).total)(params)
 
 
 def plain(config, params, batch, weight=0.3):
@@ -105,10 +105,10 @@ def test_packed_loss_and_gradient_are_those_of_the_definition_document_by_docume
   few = {k: x[np.array([0, 3])] for k, x in BATCH.items()}
   define = jax.jit(jax.value_and_grad(lambda p: plain(config, p, few)))
   expected, expected_grads = define(params)
-  np.testing.assert_allclose(loss(config, params, few).total, expected, rtol=1e-6)
+  found, found_grads = value_and_gradient(config, params, few)
+  np.testing.assert_allclose(found, expected, rtol=1e-6)
   for (path, a), b in zip(
-    jax.tree.leaves_with_path(gradient(config, params, few)), jax.tree.leaves(expected_grads),
-    strict=True,
+    jax.tree.leaves_with_path(found_grads), jax.tree.leaves(expected_grads), strict=True
   ):  # fmt: skip
     np.testing.assert_allclose(
       a, b, atol=2e-6 * max(1, float(jnp.abs(b).max())), err_msg=jax.tree_util.keystr(path))
@@ -157,14 +157,14 @@ MESHES = [dict(data=8), dict(fsdp=4), dict(data=2, tensor=2), dict(context=2, fs
 def test_every_mesh_gives_the_same_loss_and_gradient(kind, sizes):
   config = with_mtp(kind)
   alone = model.init(config, jax.random.key(0))
-  expected = loss(config, alone, BATCH).total, gradient(config, alone, BATCH)
+  expected = value_and_gradient(config, alone, BATCH)
   sizes = dict(data=1) | sizes
   count = int(np.prod(list(sizes.values())))
   mesh = sharding.make_mesh(**sizes, devices=jax.devices()[:count])
   with jax.set_mesh(mesh):
-    params = model.init(config, jax.random.key(0))
-    batch = sharding.shard_batch(BATCH, mesh)
-    found = jax.device_get((loss(config, params, batch).total, gradient(config, params, batch)))
+    params = jax.device_put(alone, sharding.shardings(alone, mesh))
+    found = jax.device_get(
+      value_and_gradient(config, params, sharding.shard_batch(BATCH, mesh)))
   np.testing.assert_allclose(found[0], expected[0], rtol=1e-5)
   jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=2e-6), found[1], expected[1])
 
