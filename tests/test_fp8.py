@@ -9,6 +9,7 @@ import pytest
 
 from smoljax import fp8, model, sharding, train
 
+pytestmark = pytest.mark.usefixtures('float16')  # by which XLA converts to eight bits on a CPU
 X = jax.random.normal(jax.random.key(0), (2, 64, 128))
 W = 0.02 * jax.random.normal(jax.random.key(1), (128, 96))
 CONFIG = dataclasses.replace(model.SHAPES['tiny'], num_layers=2, vocab_size=128, fp8=True)
