@@ -117,6 +117,20 @@ def pytest_collection_finish():
 
 
 @pytest.fixture(scope='session')
+def float16():
+  """For tests that compute in half precision: XLA needs F16C for it, which came after AVX."""
+  import jax
+
+  try:
+    half = jax.jit(lambda x: x.astype('float16'))(np.ones(3, np.float32))
+    jax.jit(lambda x: x.astype('float32'))(half)
+  except jax.errors.JaxRuntimeError as e:
+    if 'Failed to materialize symbols' not in str(e):
+      raise
+    pytest.skip('XLA has no half precision for this processor')
+
+
+@pytest.fixture(scope='session')
 def shared_data() -> pathlib.Path:
   """Real documents for tests, kept outside the repository; tests that need them skip without."""
   folder = pathlib.Path(os.environ.get('SMOLJAX_SHARED_DATA', REPOSITORY.parent / 'shared/data'))

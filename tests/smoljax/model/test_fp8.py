@@ -11,6 +11,7 @@ from smoljax import model, sharding
 from smoljax.model import fp8
 from smoljax.train.step import Objective, compiler_options, make_gradients
 
+pytestmark = pytest.mark.usefixtures('float16')  # by which XLA converts to eight bits on a CPU
 X = jax.random.normal(jax.random.key(0), (2, 64, 128))
 W = 0.02 * jax.random.normal(jax.random.key(1), (128, 96))
 CONFIG = dataclasses.replace(model.SHAPES['tiny'], num_layers=2, vocab_size=128, fp8=True)

@@ -289,7 +289,7 @@ def config_of(**changes):
   c.train.log_every, c.train.eval_every, c.train.checkpoint_every = 5, 30, 30
   c.train.tensorboard = False
   c.optimizer.learning_rate = 1e-2
-  c.mesh.data, c.mesh.fsdp = 1, -1
+  c.mesh.update(dict(data=1, fsdp=-1, tensor=1, context=1))
   c.update_from_flattened_dict(changes)
   return c
 
