@@ -99,15 +99,15 @@ def programs_are_freed():
 
 # `make test` gives each of its processes a file at a time. These come first: a long one at the end
 # would leave the other processes with nothing to do.
-LONG = (
+LONG_TESTS = (
   'test_loop', 'test_distill', 'test_generate', 'test_objectives', 'test_guard', 'test_laws',
   'test_sharding', 'test_search', 'test_house', 'test_pdf_text', 'test_web', 'test_run_page',
 )  # fmt: skip
 
 
 def pytest_collection_modifyitems(items):
-  order = {name: i for i, name in enumerate(LONG)}
-  items.sort(key=lambda item: order.get(item.path.stem, len(LONG)))
+  order = {name: i for i, name in enumerate(LONG_TESTS)}
+  items.sort(key=lambda item: order.get(item.path.stem, len(LONG_TESTS)))
 
 
 def pytest_collection_finish():

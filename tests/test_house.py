@@ -7,7 +7,7 @@ import pathlib
 import sys
 
 import pytest
-from conftest import LONG, REPOSITORY, run_commands
+from conftest import LONG_TESTS, REPOSITORY, run_commands
 from helpers.code import imports
 
 from configs import base, smollm3
@@ -291,4 +291,4 @@ def test_every_command_is_in_the_readme():
 
 
 def test_the_long_tests_that_come_first_exist():
-  assert set(LONG) <= {path.stem for path in (REPOSITORY / 'tests').rglob('test_*.py')}
+  assert set(LONG_TESTS) <= {path.stem for path in (REPOSITORY / 'tests').rglob('test_*.py')}
