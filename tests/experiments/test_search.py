@@ -255,7 +255,7 @@ def test_tpe_learns(tmp_path):
 @pytest.mark.slow
 def test_a_search_end_to_end(tmp_path):
   """Real trials: each has its workdir, bad ones stop early or fail, corpora are made once."""
-  from test_quickstart import SMALL
+  from helpers.quickstart import SMALL
 
   recipe = tmp_path / 'recipe.py'
   recipe.write_text(

@@ -261,7 +261,7 @@ def test_flags_are_checked(capsys):
 @pytest.mark.slow
 def test_a_sweep_end_to_end(tmp_path):
   """A long run and a cooldown that branches off it share corpora; a second go redoes nothing."""
-  from test_quickstart import SMALL
+  from helpers.quickstart import SMALL
 
   recipe = tmp_path / 'recipe.py'
   recipe.write_text(

@@ -101,7 +101,7 @@ def test_greedy_tokens_equal_transformers_generate(case):
 @pytest.mark.slow
 @pytest.mark.parametrize('seed', range(12))
 def test_greedy_tokens_equal_live_transformers_generate(seed):
-  from test_model import live_reference, random_hf_config
+  from helpers.references import live_reference, random_hf_config
 
   reference, config, params = live_reference(*random_hf_config(seed))
   rows = greedy.prompts(config.vocab_size, longest=50)
