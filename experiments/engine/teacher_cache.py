@@ -1,14 +1,7 @@
-"""Writes down what a teacher says of every token of a tokenised corpus, for distillation.
+"""Writes a teacher cache, shard by shard, for an experiment's step or experiments.teacher_cache.
 
-  python -m experiments.teacher_cache --teacher=runs/large --corpus=runs/small/tokens/web/1.0.0 \
-      --output=caches --kind=sampled --seq_len=1024
-
-The cache lies at OUTPUT/NAME/1.0.0, record for record beside the corpus's training split
-(smoljax.data.teacher_cache.Cache says what is in it). Each piece of a document is read as training
-packs it: with `--seq_len` that of the student's rows, the teacher's context is the student's.
-
-A command that was stopped goes on where it was. It uses one device; where there are several, or
-several machines on one file system, start it once for each: they share the corpus's shards.
+What is in it, smoljax.data.teacher_cache says. Several processes on one file system share a
+corpus's shards, and a process that was stopped goes on where it was.
 """
 
 import contextlib

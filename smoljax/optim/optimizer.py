@@ -1,4 +1,4 @@
-"""Optimizers and learning-rate schedules.
+"""Which update each parameter gets: optimizers as optax chains.
 
 Every optimizer here is one optax chain:
 
