@@ -14,7 +14,7 @@ from collections.abc import Sequence
 
 from absl import app, flags
 
-from smoljax.checkpoints import load, save
+from smoljax.checkpoints import export_formats, load
 
 _CHECKPOINT = flags.DEFINE_string(
   'checkpoint', None, 'A workdir, its checkpoints folder or one step in it, or a HF model folder.',
@@ -22,7 +22,7 @@ _CHECKPOINT = flags.DEFINE_string(
 )  # fmt: skip
 _OUTPUT = flags.DEFINE_string('output', None, 'Folder (or .gguf file) to write.', required=True)
 _FORMAT = flags.DEFINE_enum(
-  'format', 'hf', list(save.FORMATS),
+  'format', 'hf', list(export_formats.FORMATS),
   'hf: config.json, safetensors, tokenizer. gguf: one file that llama.cpp opens.',
 )  # fmt: skip
 _DTYPE = flags.DEFINE_enum(
@@ -49,7 +49,7 @@ def main(_: Sequence[str]) -> None:
   logging.getLogger('gguf').setLevel(logging.WARNING)
   try:
     model = load.load_model(_CHECKPOINT.value, _TOKENIZER.value)
-    path, other = save.FORMATS[_FORMAT.value](
+    path, other = export_formats.FORMATS[_FORMAT.value](
       model, _OUTPUT.value, dtype=_DTYPE.value, quantize=_QUANTIZE.value, with_chat=_CHAT.value,
       keep_mtp=_MTP.value)
   except (OSError, ValueError, ImportError) as e:

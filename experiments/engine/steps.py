@@ -190,7 +190,7 @@ def run_evaluate(output: str, inputs: Mapping[str, str], *, c: Any, targets: Seq
 
 def run_export(output: str, inputs: Mapping[str, str], *, c: Any) -> dict:
   """Writes a Hugging Face folder, where the architecture has one, and sample text."""
-  from smoljax.checkpoints import load, save
+  from smoljax.checkpoints import export_formats, load
   from smoljax.inference.generate import generate
   from smoljax.inference.sampling import Sampling
 
@@ -204,7 +204,7 @@ def run_export(output: str, inputs: Mapping[str, str], *, c: Any) -> dict:
     console.print(f'no Hugging Face folder: {e}')
     result['not_exported'] = str(e)
   else:
-    save.write_hf(model, os.path.join(output, 'export'))
+    export_formats.write_hf(model, os.path.join(output, 'export'))
   if not c.sample.prompts:
     return result
   start = [model.tokenizer.bos_id] if model.bos else []

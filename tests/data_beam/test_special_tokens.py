@@ -21,7 +21,7 @@ from experiments.engine import config as config_lib
 from experiments.engine.build import build_steps
 from experiments.engine.graph import Graph
 from smoljax import model as model_lib
-from smoljax.checkpoints import gguf, load, save
+from smoljax.checkpoints import export_formats, gguf, load
 from smoljax.checkpoints.store import Checkpoints
 from smoljax.data import tokenizer
 from smoljax.data.corpus import open_corpus
@@ -192,12 +192,12 @@ def test_a_run_keeps_the_ids_of_its_corpora(tmp_path, meta):
   expected = (258 if meta.get('special_tokens') else 256, 257, None)
   loaded = load.load_model(str(tmp_path / 'run'))
   assert (loaded.tokenizer.special, loaded.bos) == (expected, True)
-  save.write_hf(loaded, str(tmp_path / 'hf'))
+  export_formats.write_hf(loaded, str(tmp_path / 'hf'))
   exported = json.loads((tmp_path / 'hf/config.json').read_text())
   assert tuple(exported[f'{name}_token_id'] for name in ('bos', 'eos', 'pad')) == expected
   again = load.load_model(str(tmp_path / 'hf'))
   assert (again.tokenizer.special, again.bos) == (expected, True)
-  file, _ = save.write_gguf(loaded, str(tmp_path / 'm.gguf'))
+  file, _ = export_formats.write_gguf(loaded, str(tmp_path / 'm.gguf'))
   fields = gguf_reader.GGUFReader(file).fields
   value = lambda key: fields[f'tokenizer.ggml.{key}'].contents()
   assert (value('bos_token_id'), value('eos_token_id')) == expected[:2]

@@ -25,7 +25,7 @@ from hypothesis import strategies as st
 
 from experiments import export
 from smoljax import model
-from smoljax.checkpoints import gguf, huggingface, load, save
+from smoljax.checkpoints import export_formats, gguf, huggingface, load
 from smoljax.data import tokenizer
 from smoljax.inference.generate import generate
 
@@ -425,7 +425,7 @@ def test_the_command_writes_a_file(folders, tmp_path, capsys):
   config = dataclasses.replace(BASE, vocab_size=540, mlp_dim=72)
   text = tokenizer.Tokenizer(os.path.join(folders('sentencepiece'), 'tokenizer.model'))
   source = str(tmp_path / 'hf')
-  save.write_hf(load.Model(config, random_params(config), text, True), source)
+  export_formats.write_hf(load.Model(config, random_params(config), text, True), source)
 
   def run(**values):
     with flagsaver.flagsaver(checkpoint=source, output=str(tmp_path / 'out'), **values):

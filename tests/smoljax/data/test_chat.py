@@ -18,7 +18,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from smoljax import model
-from smoljax.checkpoints import load, save
+from smoljax.checkpoints import export_formats, load
 from smoljax.data import chat, tokenizer
 
 TODAY = datetime.date(2025, 7, 3)
@@ -434,15 +434,15 @@ def test_export_with_the_template(tokenizers, tmp_path):
   )
   params = model.init(config, jax.random.key(0))
   made = load.Model(config, params, tokenizers['with.model'], bos=False)
-  save.write_hf(made, str(tmp_path / 'chat'), with_chat=True)
+  export_formats.write_hf(made, str(tmp_path / 'chat'), with_chat=True)
   assert (tmp_path / 'chat/chat_template.jinja').read_text() == chat.template()
   generation = json.loads((tmp_path / 'chat/generation_config.json').read_text())
   assert generation['eos_token_id'] == [5, tokenizer.EOS_ID]
-  save.write_hf(made, str(tmp_path / 'base'))
+  export_formats.write_hf(made, str(tmp_path / 'base'))
   assert not (tmp_path / 'base/chat_template.jinja').exists()
   without = made._replace(tokenizer=tokenizers['without.model'])
   with pytest.raises(ValueError, match=r'--config\.tokenizer\.chat=True'):
-    save.write_hf(without, str(tmp_path / 'refused'), with_chat=True)
+    export_formats.write_hf(without, str(tmp_path / 'refused'), with_chat=True)
   assert not (tmp_path / 'refused').exists()
 
 

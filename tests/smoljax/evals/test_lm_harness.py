@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 from smoljax import evals, model
-from smoljax.checkpoints import load, save
+from smoljax.checkpoints import export_formats, load
 from smoljax.data import tokenizer
 
 pytest.importorskip('lm_eval')
@@ -31,7 +31,7 @@ def pair(tmp_path_factory):
     vocab_size=300, num_layers=2, embed_dim=32, num_heads=4, num_kv_heads=2, head_dim=8, mlp_dim=64,
     max_seq_len=64, nope_interval=2, init_std=0.3, dtype='float32')
   ours = load.Model(config, model.init(config, jax.random.key(0)), text, True)
-  save.write_hf(ours, str(folder / 'hf'))
+  export_formats.write_hf(ours, str(folder / 'hf'))
   theirs = HFLM(pretrained=str(folder / 'hf'), device='cpu', dtype='float32', max_length=64,
                 add_bos_token=True, batch_size=1)
   return evals.LM(ours, batch_size=3), theirs
