@@ -51,7 +51,7 @@ class Telemetry:
   """
 
   def __init__(self, run: Run, step: int, log_line: Callable[[str], None]):
-    config, self._run, self._log_line = run.config, run, log_line
+    config, self._run, self.log_line = run.config, run, log_line
     self._log = metrics.Log(
       run.directory, step=step, tensorboard=config.train.tensorboard, wandb=config.wandb,
       name=config.name, config=run.meta.get('config'), writes=distributed.is_lead())
@@ -123,7 +123,7 @@ class Telemetry:
     """A row of what held-out documents say, and a line of text."""
     self._log.row(step, {'tokens': self._run.tokens(step), **row})
     figures = ' | '.join(f'{k} {v:.3f}' for k, v in row.items())
-    self._log_line(f'step {step}/{self._run.config.train.steps} | {figures}')
+    self.log_line(f'step {step}/{self._run.config.train.steps} | {figures}')
 
   def skips(self, step: int, reports: list[dict], position: dict) -> dict | None:
     """An event for each step that the guard skipped; the last one's first broken rule, if any.
@@ -139,10 +139,6 @@ class Telemetry:
         self.event(step - len(reports) + 1 + i, 'guard', action='skip', broken=rows,
                    documents=self._run.batches.documents(position, i))
     return broken
-
-  def log_line(self, line: str) -> None:
-    """A line of text."""
-    self._log_line(line)
 
   def _learned(self, taken: list[dict]) -> dict[str, Any]:
     """Of the steps that were taken: losses, gradients, what the leaves did."""
@@ -195,7 +191,7 @@ class Telemetry:
         'lower --config.optimizer.learning_rate; the last good checkpoint is kept'
       )
     steps = self._run.config.train.steps
-    self._log_line(
+    self.log_line(
       f'step {step}/{steps} | {row["stage"]} | loss {loss:.3f} | lr {row["optim/lr"]:.2e} | '
       f'grad {norm:.2f} | {row["perf/tokens_per_sec"]:,.0f} tok/s | '
       f'{(steps - step) * row["perf/step_time"]:.0f} s left'
