@@ -38,7 +38,12 @@ NAMES: dict[str, tuple[str, str]] = {
   'blocks/attn/o_bias_D': ('model.layers.{}.self_attn.o_proj.bias', 'D'),
   'blocks/attn/q_norm/scale_H': ('model.layers.{}.self_attn.q_norm.weight', 'H'),
   'blocks/attn/k_norm/scale_H': ('model.layers.{}.self_attn.k_norm.weight', 'H'),
+  'blocks/attn/q_norm/scale_NH': ('model.layers.{}.self_attn.q_norm.weight', 'NH'),
+  'blocks/attn/k_norm/scale_KH': ('model.layers.{}.self_attn.k_norm.weight', 'KH'),
   'blocks/mlp_norm/scale_D': ('model.layers.{}.post_attention_layernorm.weight', 'D'),
+  # OLMo 2, which has no norms before.
+  'blocks/attn_post_norm/scale_D': ('model.layers.{}.post_attention_layernorm.weight', 'D'),
+  'blocks/mlp_post_norm/scale_D': ('model.layers.{}.post_feedforward_layernorm.weight', 'D'),
   'blocks/mlp/gate_DF': ('model.layers.{}.mlp.gate_proj.weight', 'F D'),
   'blocks/mlp/up_DF': ('model.layers.{}.mlp.up_proj.weight', 'F D'),
   'blocks/mlp/down_FD': ('model.layers.{}.mlp.down_proj.weight', 'D F'),
