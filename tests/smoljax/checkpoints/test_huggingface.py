@@ -3,6 +3,7 @@
 import dataclasses
 import json
 import os
+import pathlib
 import shutil
 
 import jax
@@ -12,6 +13,7 @@ import pytest
 import safetensors
 import safetensors.numpy
 from goldens import make_hf_logits as goldens
+from helpers import tokenizers
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -180,7 +182,8 @@ def test_released_config_files_are_understood():
 
 def test_what_comes_along(tmp_path):
   source, _ = hf_folder(tmp_path / 'hf')
-  (source / 'tokenizer.json').write_text('{"a": 1}')
+  made = tokenizers.write(str(source), ['<s>', '</s>', '<pad>'])
+  text = pathlib.Path(made).read_text()
   (source / 'chat_template.jinja').write_text('{{ x }}')
   (source / 'generation_config.json').write_text('{"temperature": 0.6, "eos_token_id": 7}')
   config, params = huggingface.load_hf(str(source))
@@ -188,12 +191,13 @@ def test_what_comes_along(tmp_path):
   huggingface.save_hf(
     config, params, str(out), tokenizer_dir=str(source), bos_id=1, eos_id=2,
     facts={'Training tokens': 123})
-  assert (out / 'tokenizer.json').read_text() == '{"a": 1}'
+  assert (out / 'tokenizer.json').read_text() == text
   assert (out / 'chat_template.jinja').read_text() == '{{ x }}'
   generation = json.loads((out / 'generation_config.json').read_text())
-  assert generation == {'temperature': 0.6, 'eos_token_id': 2, 'bos_token_id': 1}
+  assert generation == {  # given, given, of the tokenizer, of the folder
+    'bos_token_id': 1, 'eos_token_id': 2, 'pad_token_id': 258, 'temperature': 0.6}
   hf = json.loads((out / 'config.json').read_text())
-  assert (hf['bos_token_id'], hf['eos_token_id'], hf['pad_token_id']) == (1, 2, None)
+  assert (hf['bos_token_id'], hf['eos_token_id'], hf['pad_token_id']) == (1, 2, 258)
   assert (hf['torch_dtype'], hf['dtype']) == ('bfloat16', 'bfloat16')
   card = (out / 'README.md').read_text()
   assert card.startswith('---\n') and '| Training tokens | 123 |' in card
