@@ -14,6 +14,7 @@ from helpers import tokenizers
 
 from smoljax import model
 from smoljax.checkpoints import export_formats, hf_folder, huggingface, load
+from smoljax.inference import generate
 
 CONFIG = model.ModelConfig(
   vocab_size=300, num_layers=3, nope_interval=2, embed_dim=24, num_heads=4, num_kv_heads=2,
@@ -342,6 +343,34 @@ def test_eos_ids_where_no_file_of_generation_says_them(tmp_path, tensors):
   assert load.load_model(str(source)).eos_ids == (3, 4)
 
 
+@pytest.mark.slow
+def test_transformers_stops_where_we_stop(tmp_path):
+  """An export of an export still has the ends that the first one named."""
+  torch = pytest.importorskip('torch')
+  transformers = pytest.importorskip('transformers')
+  config = model.ModelConfig(**vars(CONFIG) | {'dtype': 'float32', 'init_std': 0.4})
+  text = load.tokenizer_lib.load(tokenizers.write(str(tmp_path / 'text'), ['<s>', '</s>', '<x>']))
+  made = load.Model(config, model.init(config, jax.random.key(2)), text, True)
+  prompts = [[256, i, i + 1, i + 2] for i in range(8)]
+  free = generate.generate(config, made.params, prompts, max_new_tokens=24)
+  ends = [free[0][9], free[1][5]]
+  settings = {'eos_token_id': ends, 'temperature': 0.6, 'top_p': 0.95, 'do_sample': True}
+  first, second = str(tmp_path / 'first'), str(tmp_path / 'second')
+  export_formats.write_hf(made._replace(generation=settings, folder=str(tmp_path / 'text')), first)
+  export_formats.write_hf(load.load_model(first), second)
+  loaded = load.load_model(second)
+  assert set(loaded.eos_ids) == set(ends)
+  ours = generate.generate(
+    loaded.config, loaded.params, prompts, max_new_tokens=24, eos_id=loaded.eos_ids)
+  assert len({len(row) for row in ours}) > 1
+  theirs = transformers.AutoModelForCausalLM.from_pretrained(second)
+  assert theirs.dtype == torch.float32 and theirs.generation_config.temperature == 0.6
+  for prompt, row in zip(prompts, ours, strict=True):
+    out = theirs.generate(torch.tensor([prompt]), max_new_tokens=24, do_sample=False)
+    new = out[0, len(prompt):].tolist()
+    assert [i for i in new if i not in ends] == row
+
+
 # ------------------------------------------------------------------------ changed, and overwritten
 
 
@@ -383,6 +412,7 @@ def test_files_of_others_are_not_overwritten(tmp_path, name):
   os.remove(out / name)
   export_formats.write_hf(made, str(out))
   export_formats.write_hf(made, str(out), dtype='float32')
+  assert len({p.stat().st_mode for p in out.iterdir()}) == 1  # whoever reads one reads all
   assert huggingface.load_hf(str(out))[0].dtype == 'float32'
   (out / name).write_text('mine')
   with pytest.raises(FileExistsError, match=f'holds {name}, which no export wrote'):
