@@ -287,14 +287,15 @@ def check_fields(args: argparse.Namespace, space: Space) -> tuple[dict[str, Any]
   c = sweep.load_config(args.config, args.flags)
   common = {'objectives': args.objectives, 'cooled': args.cooled, 'rungs': args.rungs,
             **_flat('config', json.loads(c.to_json_best_effort()))}
-  runs = [resolve(c)]
-  for name, values in space.items():
-    for value in values if isinstance(values, list) else values[1:3]:
-      try:
-        runs.append(resolve(sweep.load_config(
-          args.config, [*args.flags, *as_flags({name: value})])))
-      except ValueError as e:
-        raise ValueError(f'space(): {name}={value!r}: {e}') from None
+  ends = {k: v if isinstance(v, list) else v[1:3] for k, v in space.items()}
+  first = {k: v[0] for k, v in ends.items()}
+  of = lambda point: resolve(sweep.load_config(args.config, [*args.flags, *as_flags(point)]))
+  runs = [of(first)]
+  for name, value in ((k, v) for k, values in ends.items() for v in values[1:]):
+    try:
+      runs.append(of(first | {name: value}))
+    except ValueError as e:
+      raise ValueError(f'space(): {name}={value!r}: {e}') from None
   unit = max(max(r.train.tokens for r in runs) / 3 ** (args.rungs - 1),
              *(r.train.batch_tokens for r in runs))
   for run in runs * args.cooled:

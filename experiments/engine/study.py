@@ -77,7 +77,7 @@ class Study:
     objectives: how many values a trial has; all are made small.
     max_flops: of all trials together; 0 = no limit. Trials say theirs as the user attribute flops.
     max_hours: since this object was made, after which no further trial is begun; 0 = no limit.
-    unit: tokens (or what trials report) from one point of comparison to the next.
+    unit: tokens from one point of comparison to the next; 0 = trials report at the same points.
     name: of the study in `search.db`.
     points: what is tried instead of proposals.
     identity: what else must be the same for trials to belong together, name → JSON-able value.
@@ -92,7 +92,7 @@ class Study:
   seed: int = 0
   max_flops: float = 0.0
   max_hours: float = 0.0
-  unit: float = 1.0
+  unit: float = 0.0
   name: str = 'search'
   points: Sequence[Mapping[str, Any]] = ()
   identity: Mapping[str, Any] = dataclasses.field(default_factory=dict)
@@ -357,17 +357,24 @@ class _Curve:
   def __call__(self, tokens: float, value: float) -> None:
     if not math.isfinite(value) or (self._last and tokens <= self._last[0]):
       return
-    at, before = self._last or (tokens, value)
-    # A loss falls about evenly with the logarithm of the tokens.
-    ends = [math.log1p(t / self._unit) for t in (at, tokens)]
-    first = max(1, math.ceil(at / self._unit - 1e-9))
-    for i in range(first, int(tokens / self._unit + 1e-9) + 1):
+    for i, there in self._units(tokens, value):
       if i > self._done:
-        self._trial.report(float(np.interp(math.log1p(i), ends, (before, value))), i)
+        self._trial.report(there, i)
         self._done = i
         if self._trial.should_prune():
           raise optuna.TrialPruned
     self._last = tokens, value
+
+  def _units(self, tokens: float, value: float) -> Iterator[tuple[int, float]]:
+    """What lies between the last report and this one: whole units, and values there."""
+    if not self._unit:
+      yield round(tokens), value
+      return
+    at, before = self._last or (tokens, value)
+    # A loss falls about evenly with the logarithm of the tokens.
+    ends = [math.log1p(t / self._unit) for t in (at, tokens)]
+    for i in range(max(1, math.ceil(at / self._unit - 1e-9)), int(tokens / self._unit + 1e-9) + 1):
+      yield i, float(np.interp(math.log1p(i), ends, (before, value)))
 
 
 def tell(study: optuna.Study, trial: optuna.Trial, values: Sequence[float]) -> None:
