@@ -276,6 +276,7 @@ def check_fields(args: argparse.Namespace, space: Space) -> tuple[dict[str, Any]
   Raises:
     ValueError: a field that does not exist, or a value that it does not take.
   """
+  from experiments.engine.build import deciding
   from experiments.engine.config import resolve
 
   check_space(space)
@@ -286,7 +287,7 @@ def check_fields(args: argparse.Namespace, space: Space) -> tuple[dict[str, Any]
     raise ValueError(f'space() varies {min(both)}, as --retest or --cooled do: drop one')
   c = sweep.load_config(args.config, args.flags)
   common = {'objectives': args.objectives, 'cooled': args.cooled, 'rungs': args.rungs,
-            **_flat('config', json.loads(c.to_json_best_effort()))}
+            **{k: v for name in c for k, v in _flat(name, deciding(name, c[name])).items()}}
   ends = {k: v if isinstance(v, list) else v[1:3] for k, v in space.items()}
   first = {k: v[0] for k, v in ends.items()}
   of = lambda point: resolve(sweep.load_config(args.config, [*args.flags, *as_flags(point)]))
@@ -435,7 +436,7 @@ def _main(args: argparse.Namespace, argv: Sequence[str]) -> None:
   objective = Experiment(
     args.workdir, args.config, args.flags, args.objectives, unit * (args.pruner != 'none'),
     args.rungs, args.cooled)
-  retest = lambda done: again(study, done, args.retest, args.seeds, common['config.seed'])
+  retest = lambda done: again(study, done, args.retest, args.seeds, common['seed'])
   plain = dataclasses.replace(objective, unit=0.0, cooled=False)
   if args.dry_run:
     study.check()

@@ -43,6 +43,7 @@ from ml_collections import config_flags
 
 from experiments.engine import processes
 from experiments.engine.cli import exit_status, read_json, write_json
+from experiments.engine.config import unknown_field
 from smoljax import metrics
 from smoljax.report import scaling_page, sweep_page
 
@@ -98,12 +99,14 @@ def load_config(config: str, flags: Sequence[str] = ()) -> Any:
   Raises ValueError for a field that does not exist or a value of another kind.
   """
   load_attribute(config, 'get_config')  # which says what is wrong with the file
+  if wrong := unknown_field(flags):
+    raise ValueError(wrong)
   argv, values = ['', f'--config={config}', *flags], absl_flags.FlagValues()
   config_flags.DEFINE_config_file('config', flag_values=values, sys_argv=argv)
   try:
     values(argv)
-  except (absl_flags.Error, AttributeError, KeyError, TypeError) as e:
-    raise ValueError(f'{" ".join(flags)}: {e}') from None
+  except (absl_flags.Error, TypeError) as e:
+    raise ValueError(str(e)) from None
   return values['config'].value
 
 
@@ -150,11 +153,30 @@ def plan(config: str, workdir: str, flags: Sequence[str] = ()) -> list[Point]:
         after.update(others)
         value = _REFERENCE.sub(lambda match: str(root / match[1]), value)
       values[key] = value
-    flags_of = (f'--config.{k}={v}' for k, v in values.items())
+    flags_of = [f'--config.{k}={v}' for k, v in values.items()]
+    if wrong := unknown_field([*flags, *flags_of]):
+      raise ValueError(f'point {name}: {wrong}')
     command = [sys.executable, '-m', 'experiments.run', f'--config={config}',
                f'--workdir={root / name}', *flags, *flags_of]
     points.append(Point(name, fields, command, root / name, after, **of))
   return points
+
+
+def check(points: Sequence[Point], config: str) -> None:
+  """Raises ValueError for a value that its field does not take.
+
+  Of points that need others, whose files may not be there yet, only their fields' kinds are looked
+  at.
+  """
+  from experiments.engine.config import resolve
+
+  for p in points:
+    try:
+      c = load_config(config, [f for f in p.command if f.startswith('--config.')])
+      if not p.after:
+        resolve(c)
+    except ValueError as e:
+      raise ValueError(f'point {p.name}: {e}') from None
 
 
 def run(points: Sequence[Point], *, parallel: int, retries: int = 1, backoff: float = 1.0,
@@ -308,6 +330,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def _main(args: argparse.Namespace) -> int:
   points = plan(args.config, args.workdir, args.flags)
+  check(points, args.config)
   if args.dry_run:
     print(*commands(points), sep='\n')
     return 0
