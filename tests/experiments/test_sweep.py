@@ -76,14 +76,15 @@ def test_a_wrong_field_or_value_is_said_before_the_first_point(tmp_path, capsys,
 
 def test_processes_do_not_outlive_a_killed_sweep(tmp_path):
   mark = tmp_path / 'mark'
-  script = f'while True: open({str(mark)!r}, "a").write("."); time.sleep(.05)'
+  script = f'import time\nwhile True: open({str(mark)!r}, "a").write("."); time.sleep(.05)'
   code = ('import pathlib, sys\nfrom experiments import sweep\n'
-          f'points = [sweep.Point("a", {{}}, [sys.executable, "-c", {"import time; " + script!r}], '
+          f'points = [sweep.Point("a", {{}}, [sys.executable, "-c", {script!r}], '
           f'pathlib.Path({str(tmp_path / "points/a")!r}), set())]\nsweep.run(points, parallel=1)')
   with subprocess.Popen([sys.executable, '-c', code], cwd=REPOSITORY,
                         stdout=subprocess.DEVNULL) as process:
     while not mark.exists():
       time.sleep(0.05)
+      assert process.poll() is None
     process.kill()
   time.sleep(0.3)
   size = mark.stat().st_size
