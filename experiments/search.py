@@ -339,11 +339,11 @@ def results(study: optuna.Study, space: Space, objectives: Sequence[str]) -> dic
 
 def again(study: Study, done: optuna.Study, best: int, seeds: int, seed: int) -> Study:
   """A study of the best few points of another, each with as many other seeds after `seed`."""
-  chosen = sorted(good(done), key=lambda t: t.values[0])[:best]
   return dataclasses.replace(
     study, name='again', sampler='random', pruner='none', max_flops=0.0,
     space={**study.current_space(done), 'seed': ('int', seed + 1, seed + seeds)},
-    points=[{**t.params, 'seed': seed + i} for t in chosen for i in range(1, seeds + 1)])
+    points=[{**t.params, 'seed': seed + i} for t in good(done)[:best]
+            for i in range(1, seeds + 1)])
 
 
 def intervals(done: optuna.Study, retest: optuna.Study) -> list[dict[str, Any]]:
@@ -351,16 +351,14 @@ def intervals(done: optuna.Study, retest: optuna.Study) -> list[dict[str, Any]]:
 
   The value that made it one of the best is left out, since it was chosen for it. The best first.
   """
-  values: dict[int, dict[int, float]] = {}
-  for t in good(retest):
-    point = {k: v for k, v in t.params.items() if k != 'seed'}
-    number = next(d.number for d in good(done) if d.params == point)
-    values.setdefault(number, {})[t.params['seed']] = t.values[0]
   found = []
-  for number, of in values.items():
-    mean, half = sweep_page.interval(list(of.values()))
-    found.append({'trial': number, 'values': of, 'mean': mean, 'half': half})
-  return sorted(found, key=lambda f: f['mean'])
+  for trial in good(done):
+    of = {t.params['seed']: t.value for t in good(retest)
+          if trial.params == {k: v for k, v in t.params.items() if k != 'seed'}}
+    if of:
+      mean, half = sweep_page.interval([of[seed] for seed in sorted(of)])
+      found.append((mean, {'trial': trial.number, 'values': of, 'mean': mean, 'half': half}))
+  return [row for _, row in sorted(found, key=lambda f: f[0])]
 
 
 def _parse(argv: Sequence[str]) -> argparse.Namespace:

@@ -146,25 +146,18 @@ class Study:
     with self._locked():
       study = self.open()
     while True:
-      trial = None
       with self._locked():
         self._reclaim(study)
         state = self.missing(study)
         if state == 'done':
           return study
-        if state == 'begin':
-          space = self.current_space(study)
-          if self.sampler in SAMPLERS:
-            taken = [t.params for t in study.get_trials(deepcopy=False)]
-            study.sampler = Distinct(self.sampler, self.seed, space, taken)
-          trial = study.ask(distributions(space))
-          held = self._lease(trial.number)
-      if trial is None:  # the rest is in other processes' hands; should one die, it comes back
+        begun = self._begin(study) if state == 'begin' else None
+      if begun:
+        trial, held = begun
+        with held:
+          self._run(study, trial, objective, log_line)
+      else:  # the rest is in other processes' hands; should one die, it comes back
         time.sleep(1)
-        continue
-      assert held
-      with held:
-        self._run(study, trial, objective, log_line)
 
   def missing(self, study: optuna.Study) -> str:
     """'begin' another trial, 'wait' for those of others, or all are 'done'."""
@@ -212,6 +205,17 @@ class Study:
       study.set_user_attr('more', study.user_attrs.get('more', 0) + more)
     log_line('\n'.join(changes))
     return True
+
+  def _begin(self, study: optuna.Study) -> tuple[optuna.Trial, IO]:
+    """The next trial, one that waits or a proposal, and its lease."""
+    space = self.current_space(study)
+    if self.sampler in SAMPLERS:
+      taken = [t.params for t in study.get_trials(deepcopy=False)]
+      study.sampler = Distinct(self.sampler, self.seed, space, taken)
+    trial = study.ask(distributions(space))
+    held = self._lease(trial.number)
+    assert held, 'a trial that nobody ran is leased'
+    return trial, held
 
   def _run(self, study, trial, objective, log_line) -> None:
     try:
@@ -392,14 +396,14 @@ def tell(study: optuna.Study, trial: optuna.Trial, values: Sequence[float]) -> N
 
 
 def good(study: optuna.Study) -> list[optuna.trial.FrozenTrial]:
-  """The complete trials that have not failed."""
+  """The complete trials that have not failed, by their first value: the best first."""
   trials = study.get_trials(deepcopy=False, states=(TrialState.COMPLETE,))
-  return [t for t in trials if not t.user_attrs.get('failed')]
+  return sorted((t for t in trials if not t.user_attrs.get('failed')), key=lambda t: t.values or [])
 
 
 def best_trial(study: optuna.Study) -> optuna.trial.FrozenTrial | None:
   """That with the least first value, if there is one."""
-  return min(good(study), key=lambda t: t.values[0], default=None)
+  return next(iter(good(study)), None)
 
 
 def check_space(space: Space) -> None:
