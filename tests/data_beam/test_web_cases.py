@@ -35,7 +35,7 @@ PAGES = {
   'h08-code-div-lines': (
     [*PROSE, '\ndef f(x):\n    if x > 0:\n        return {"a": x}\n\n    return None\nIt was'], []),
   'h10-code-table-gutter': (
-    [*PROSE, 'arrive.\ndef f(x):\n    if x > 0:\n        return {"a": x}\n\n    return None\nIt was'],
+    [*PROSE[:6], '.\ndef f(x):\n    if x > 0:\n        return {"a": x}\n\n    return None\nIt was'],
     []),
   'h12-mathjax-script': (
     [*PROSE, r'energy is $E = mc^2$ and the integral is $$\int_0^1 x\,dx = \frac12$$ as shown'],
