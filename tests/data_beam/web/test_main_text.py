@@ -3,7 +3,8 @@
 
 import pytest
 
-from data_beam.web.main_text import Hint, extract, hint
+from data_beam.web.main_text import extract
+from data_beam.web.names import Hint, hint
 
 PROSE = [f'In the year {1900 + i} the harbour of the town was rebuilt, and ships came from afar. '
          f'The merchants said that number {i} was the best of them all.' for i in range(12)]
