@@ -55,7 +55,8 @@ _HIDDEN = re.compile(r'display\s*:\s*none|visibility\s*:\s*hidden', re.I)
 _SENTENCE = re.compile(r'[.!?…。！？:;]["”’»)\]]*(?:\s|$)')
 # 10<sup>6</sup>, m<sup>2</sup>, mc<sup>2</sup>; but no note's number after a word or a year.
 _EXPONENT = re.compile(r'\s*(?:[-+−–]?\d{1,3}|[-+−–]?[nkmxyti])\s*')
-_BASE = re.compile(r'(?:(?<![\d.,])(?!(?:1[5-9]|20)\d\d$)\d[\d.,]*|(?<![^\W\d_])[A-Za-z]{1,2}|[)\]])$')
+_BASE = re.compile(
+  r'(?:(?<![\d.,])(?!(?:1[5-9]|20)\d\d$)\d[\d.,]*|(?<![^\W\d_])[A-Za-z]{1,2}|[)\]])$')
 _LOOKS_LIKE_TEX = re.compile(r'[\\^_={}+]|^.{1,3}$')
 _CODE_BLOCKS = frozenset(['div', 'p', 'li', 'tr'])
 MAX_CELLS = 50    # that one cell may span

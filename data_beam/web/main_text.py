@@ -17,12 +17,15 @@ chosen on the 990 pages of trafilatura's evaluation (see experiments/log/web.md)
 """
 
 import json
+import re
 from collections.abc import Iterable
 
 from data_beam.web.blocks import HEADINGS, Block, Element, Walk, parse
 from data_beam.web.names import Hint
 
-LITTLE = 250    # characters of text after which a page is looked at again
+LITTLE = 250    # characters of text below which a page is looked at again
+TITLE = 25      # characters: what a list's entries mostly have and a menu's do not
+MORE = 1.3      # times the prose that a page must have as a catalogue to be one
 # What the scope may narrow down to.
 STRUCTURE = frozenset(['body', 'main', 'article', 'section', 'div', 'td'])
 
@@ -30,14 +33,23 @@ STRUCTURE = frozenset(['body', 'main', 'article', 'section', 'div', 'td'])
 # --- choosing --------------------------------------------------------------------------------
 
 
-def main_blocks(walk: Walk) -> list[Block]:
-  """The blocks of the page's main text, in order."""
+def main_blocks(walk: Walk, catalogue: bool = False) -> list[Block]:
+  """The blocks of the page's main text, in order.
+
+  Args:
+    walk: over the page.
+    catalogue: the page lists things: titles and links count as its text, if they are longer than a
+      menu's.
+  """
   blocks, elements = walk.blocks, walk.elements
   if not blocks:
     return []
+  if catalogue:
+    blocks = [b._replace(value=len(b.text) if len(b.text) >= TITLE else 0) for b in blocks]
   alive = _without_boilerplate(blocks, elements)
   scope = _scope(blocks, elements, alive)
-  return _tidy([blocks[i] for start, end in scope for i in range(start, end) if alive[i]])
+  found = [blocks[i] for start, end in scope for i in range(start, end) if alive[i]]
+  return _tidy(found, catalogue)
 
 
 def _sums(blocks: list[Block], alive: list[bool]) -> list[int]:
@@ -123,14 +135,17 @@ def _descend(scope: Element, elements: list[Element], worth, share: float = .9) 
   return min(inside, key=lambda e: (e.end - e.start, e.depth), default=scope)
 
 
-def _tidy(blocks: list[Block]) -> list[Block]:
-  """Without blocks that are mostly links and headings with nothing under them."""
+def _tidy(blocks: list[Block], catalogue: bool) -> list[Block]:
+  """Without blocks that are mostly links and headings with nothing under them; of a catalogue,
+  without links as short as a menu's."""
   kept: list[Block] = []
   seen = set()
   for block in blocks:
-    if block.link_density > .5 and (block.kind != 'p' or len(block.text) < 100):
+    if block.link_density > .5 and not (
+      len(block.text) >= TITLE or block.kind in HEADINGS if catalogue
+      else block.kind == 'p' and len(block.text) >= 100):
       continue
-    if len(block.text) > 60:
+    if len(block.text) > (30 if catalogue else 60):
       if block.text in seen:
         continue
       seen.add(block.text)
@@ -197,6 +212,23 @@ def _find(value, key: str):
   return None
 
 
+def _is_article(html: str) -> bool:
+  """Whether a page tells social networks that it is an article, or one product."""
+  at = html.find('og:type')
+  return at >= 0 and bool(re.search('article|product', html[max(0, at - 60):at + 80]))
+
+
+def _text(walk: Walk, html: str, markdown: bool) -> str:
+  """The text of the page as prose, or as a catalogue where that is clearly more."""
+  prose = render(main_blocks(walk), markdown)
+  if (sum(len(b.text) for b in walk.blocks if len(b.text) >= TITLE) > MORE * len(prose)
+      and not _is_article(html)):
+    catalogue = render(main_blocks(walk, catalogue=True), markdown)
+    if len(catalogue) > MORE * len(prose):
+      return catalogue
+  return prose
+
+
 def extract(html: str, *, markdown: bool = False) -> str:
   """The main text of a page, '' if it has none.
 
@@ -208,10 +240,12 @@ def extract(html: str, *, markdown: bool = False) -> str:
     return ''
   formulas = 'MathJax' in html
   walk = Walk(root, markdown=markdown, formulas=formulas)
-  text = render(main_blocks(walk), markdown)
+  text = _text(walk, html, markdown)
   if len(text) < LITTLE or walk.skipped > 2 * len(text):
+    # Broken markup may have put the article into a menu, and forums serve theirs to whoever has no
+    # scripts.
     walk = Walk(root, markdown=markdown, formulas=formulas, everything=True)
-    more = render(main_blocks(walk), markdown)
+    more = _text(walk, html, markdown)
     if len(more) > max(200, 2 * len(text)):
       text = more
   if 'articleBody' in html and len(declared := _declared_text(root)) > 2 * len(text):

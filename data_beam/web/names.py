@@ -41,8 +41,8 @@ MAIN = re.compile(
 UNFOLDS = re.compile(r'\b(?:tab|accordion|collaps|panel|pane\b|faq|answer|toggle|expand)', re.I)
 # Line numbers beside code.
 GUTTER = re.compile(
-  r'(?:^|[ _-])(?:line-?nos?|linenos?|line-?numbers?(?:-rows)?|lnt|lnum|gutter|blob-num|hljs-ln-n\w*'
-  r'|ln-num|crayon-nums?)(?![a-z])', re.I)
+  r'(?:^|[ _-])(?:line-?nos?|line-?numbers?(?:-rows)?|lnt|lnum|gutter|blob-num|hljs-ln-n\w*|ln-num'
+  r'|crayon-nums?)(?![a-z])', re.I)
 # A table whose rows are lines of code; a line of it that is no block by its tag.
 LISTING = re.compile(r'highlight|syntax|hljs|rouge|crayon|\bcode|js-file-line|blob-wrapper', re.I)
 CODE_CELL = re.compile(r'code|hljs-ln', re.I)
@@ -52,8 +52,8 @@ QUESTION = re.compile(r'accordion|faq|question', re.I)
 # What scripts have drawn of a formula whose source stands beside it.
 DRAWN = re.compile(r'(?:^| )(?:katex-html|MathJax\w*|mjx-chtml|mwe-math-fallback\S*)(?: |$)')
 # A picture of a formula whose alternative text is its source.
-FORMULA = re.compile(r'(?:^|[ _-])(?:latex|tex|equation|mwe-math\S*)(?:$|[ _-])|latex\.php|/latex|math/tex',
-                     re.I)
+FORMULA = re.compile(
+  r'(?:^|[ _-])(?:latex|tex|equation|mwe-math\S*)(?:$|[ _-])|latex\.php|/latex|math/tex', re.I)
 
 
 class Hint:

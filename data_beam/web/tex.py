@@ -24,8 +24,9 @@ SIGNS = {
 }
 _ACCENTS = {'^': 'hat', 'ˆ': 'hat', '~': 'tilde', '˜': 'tilde', '¯': 'bar', '‾': 'overline',
             '―': 'overline', '→': 'vec', '⃗': 'vec', '.': 'dot', '˙': 'dot', '¨': 'ddot'}
-_FUNCTIONS = frozenset('sin cos tan cot sec csc sinh cosh tanh arcsin arccos arctan log ln exp lim '
-                       'max min sup inf det dim ker gcd deg arg Pr'.split())
+_FUNCTIONS = frozenset([
+  'sin', 'cos', 'tan', 'cot', 'sec', 'csc', 'sinh', 'cosh', 'tanh', 'arcsin', 'arccos', 'arctan',
+  'log', 'ln', 'exp', 'lim', 'max', 'min', 'sup', 'inf', 'det', 'dim', 'ker', 'gcd', 'deg', 'arg'])
 _SCRIPTS = {'msub': '_', 'msup': '^', 'munder': '_', 'mover': '^', 'msubsup': '_^',
             'munderover': '_^'}
 MAX_DEPTH = 60      # of MathML; what is deeper is taken as text
@@ -78,7 +79,7 @@ def convert(element: Any, depth: int = 0) -> str:
     if tag == 'mover' and sign in _ACCENTS:
       return rf'\{_ACCENTS[sign]}{{{parts[0]}}}'
     base = parts[0].strip()
-    base = base if len(base) < 2 or base.startswith('\\') and '{' not in base else f'{{{base}}}'
+    base = base if re.fullmatch(r'.?|\\[a-zA-Z]+', base) else f'{{{base}}}'
     return base + ''.join(f'{mark}{part}' if len(part) == 1 else f'{mark}{{{part}}}'
                           for mark, part in zip(_SCRIPTS[tag], parts[1:], strict=True))
   if tag == 'mtable':
