@@ -137,31 +137,33 @@ def read_range(path: str, offset: int, length: int) -> bytes:
 
 def decompressed(stream: BinaryIO) -> Any:
   """The plain bytes of a gzip, zstd, lz4 or plain file, told by its first bytes."""
-  stream = stream if isinstance(stream, io.BufferedReader) else io.BufferedReader(_Raw(stream))
+  stream = stream if isinstance(stream, io.BufferedReader) else io.BufferedReader(Raw(stream))
   magic = stream.peek(4)[:4]
   if magic[:2] == b'\x1f\x8b':
     return gzip.GzipFile(fileobj=stream)
   if magic == b'\x28\xb5\x2f\xfd':
     from fastwarc.stream_io import ZstdReader
 
-    return io.BufferedReader(_Raw(ZstdReader(stream)))
+    return io.BufferedReader(Raw(ZstdReader(stream)))
   if magic == b'\x04\x22\x4d\x18':
     from fastwarc.stream_io import Lz4Reader
 
-    return io.BufferedReader(_Raw(Lz4Reader(stream)))
+    return io.BufferedReader(Raw(Lz4Reader(stream)))
   return stream
 
 
-class _Raw(io.RawIOBase):
+class Raw(io.RawIOBase):
   """Any object with `read` as what io.BufferedReader wants."""
 
   def __init__(self, stream):
     self.stream = stream
 
   def readable(self) -> bool:
+    """It is."""
     return True
 
-  def readinto(self, buffer) -> int:
+  def readinto(self, buffer: Any) -> int:
+    """Fills a buffer, and says how far."""
     data = self.stream.read(len(buffer))
     buffer[:len(data)] = data
     return len(data)

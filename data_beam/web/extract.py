@@ -11,6 +11,7 @@ from collections.abc import Iterator
 from resiliparse.extract.html2text import extract_plain_text
 from resiliparse.parse.encoding import detect_encoding, map_encoding_to_html5
 
+from data_beam.sources.readers import mime
 from data_beam.web import main_text as html_main
 
 log = logging.getLogger('data_beam')
@@ -25,6 +26,9 @@ BOMS = ((b'\xef\xbb\xbf', 'utf-8'), (b'\xff\xfe', 'utf-16-le'), (b'\xfe\xff', 'u
 CHARSET = re.compile(r'''charset\s*=\s*["']?\s*([\w.:-]+)''', re.I)
 META_CHARSET = re.compile(
   rb'''<(?:meta\b[^>]{0,400}?charset|\?xml\b[^>]{0,400}?encoding)\s*=\s*["']?\s*([\w.:-]+)''', re.I)
+# As browsers read these labels: with the characters that were added to the standard later.
+WIDER = {'gbk': 'gb18030', 'euc_kr': 'cp949', 'shift_jis': 'cp932', 'big5': 'big5hkscs',
+         'iso8859-11': 'cp874'}
 CONTROL = re.compile('[\x00-\x08\x0b\x0e-\x1f\ufffd]')
 
 
@@ -50,7 +54,7 @@ def extract(
   text = decode(body, content_type)
   if len(CONTROL.findall(text, 0, 10_000)) > 100:
     return None   # an image or an archive under a false name
-  if content_type.partition(';')[0].strip().lower() != 'text/plain':
+  if mime(content_type) != 'text/plain':
     try:
       text = TIERS[tier](within_budget(text), markdown)
     except MemoryError:
@@ -90,9 +94,17 @@ def _codecs(body: bytes, content_type: str) -> Iterator[str]:
   """Python codec names, in order of trust, without repetition; the last one decodes anything."""
   labels = CHARSET.findall(content_type)[:1]
   labels += [label.decode('ascii', 'replace') for label in META_CHARSET.findall(body, 0, 4096)[:1]]
-  labels += ['utf-8', detect_encoding(body) or '', 'windows-1252']
+  labels += ['utf-8', 'euc-kr' if _is_korean(body) else '', detect_encoding(body) or '',
+             'windows-1252']
   codecs = [map_encoding_to_html5(label, fallback_utf8=False) for label in labels]
-  yield from dict.fromkeys(filter(None, codecs))
+  yield from dict.fromkeys(WIDER.get(codec, codec) for codec in codecs if codec)
+
+
+def _is_korean(body: bytes) -> bool:
+  """Whether bytes read as EUC-KR are Hangul nearly throughout: Chinese and Japanese bytes are half
+  ideographs then. (The statistics of others take it for UTF-8.)"""
+  foreign = [c for c in body[:100_000].decode('cp949', 'replace') if c >= '\x80']
+  return len(foreign) > 10 and sum('가' <= c <= '힣' for c in foreign) > .8 * len(foreign)
 
 
 def within_budget(html: str) -> str:

@@ -212,17 +212,20 @@ def _find(value, key: str):
   return None
 
 
-def _is_article(html: str) -> bool:
-  """Whether a page tells social networks that it is an article, or one product."""
+def _is_one_thing(html: str) -> bool:
+  """Whether a page says that it is an article, a product or a discussion: to social networks, or
+  to search engines."""
   at = html.find('og:type')
-  return at >= 0 and bool(re.search('article|product', html[max(0, at - 60):at + 80]))
+  if at >= 0 and re.search('article|product', html[max(0, at - 60):at + 80]):
+    return True
+  return 'QAPage' in html or 'DiscussionForumPosting' in html
 
 
 def _text(walk: Walk, html: str, markdown: bool) -> str:
   """The text of the page as prose, or as a catalogue where that is clearly more."""
   prose = render(main_blocks(walk), markdown)
   if (sum(len(b.text) for b in walk.blocks if len(b.text) >= TITLE) > MORE * len(prose)
-      and not _is_article(html)):
+      and not _is_one_thing(html)):
     catalogue = render(main_blocks(walk, catalogue=True), markdown)
     if len(catalogue) > MORE * len(prose):
       return catalogue

@@ -53,8 +53,6 @@ PAGES = {
 }
 
 NOT_YET: dict[str, str] = {
-  'e05-gb18030-as-gb2312': 'pages',
-  'warc/bad-member-middle': 'files',
   'deep-line': 'files',
   'ids': 'files',
   'dump-scope': 'no document has a dump',
@@ -62,7 +60,6 @@ NOT_YET: dict[str, str] = {
   '02-index-length-huge': 'files',
   '05-index-badurl': 'files',
   '12-index-devzero': 'files',
-  '20-content-length-superscript': 'files',
   '41-parquet-bomb': 'files',
 }
 

@@ -254,8 +254,8 @@ def test_a_file_that_is_no_warc_says_so(tmp_path):
 
 # Pages and rejects of archives with known faults.
 EDGE = {
-  'gowarc-corrupted-mid-record.warc.gz.open': (12, ['corrupt_file']),
-  'gowarc-corrupted-trailing-bytes.warc.gz.open': (30, ['corrupt_file']),
+  'gowarc-corrupted-mid-record.warc.gz.open': (12, ['damaged_record']),
+  'gowarc-corrupted-trailing-bytes.warc.gz.open': (30, ['damaged_record']),
   'resiliparse-block-sized-records.warc.gz': (0, []),       # no responses
   'warcio-example-bad.warc.gz.bad': (1, ['http_status']),
   'warcio-example-resource.warc.gz': (0, []),
@@ -266,7 +266,7 @@ EDGE = {
   'ukwa-transfer_compression_brotli.warc': (1, []),
   'warcio-example-bad-non-chunked.warc.gz': (1, []),
   'warcio-example-iana.org-chunked.warc': (1, []),
-  'warcio-example-trunc.warc': (1, ['corrupt_file']),
+  'warcio-example-trunc.warc': (1, []),
   'warcio-example-wget-bad-target-uri.warc.gz': (1, []),
 }
 
