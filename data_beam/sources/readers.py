@@ -8,6 +8,7 @@ ratio, and a broken file yields all that stood before the break.
 
 import dataclasses
 import hashlib
+import http.client
 import io
 import json
 import os
@@ -18,7 +19,15 @@ from typing import BinaryIO
 
 from data_beam.records import Document, Reject
 from data_beam.sources import common_crawl, warc
-from data_beam.sources.files import decompressed, open_file, patiently, read_range, reject_file
+from data_beam.sources.files import (
+  base_name,
+  decompressed,
+  lines,
+  open_file,
+  patiently,
+  read_range,
+  reject_file,
+)
 
 HTML_TYPES = frozenset({'text/html', 'application/xhtml+xml'})
 # Types under which servers send PDFs (the list of the FinePDFs pipeline).
@@ -33,6 +42,7 @@ MAX_RATIO = 200
 RATIO_FLOOR = 1 << 20
 
 HEAD_BYTES = 64 << 10    # of an HTTP answer's headers
+RANGE_SLACK = 1 << 20    # of a record's bytes in a file, beyond the page it holds
 
 # Declared types that say nothing, so that the bytes decide.
 VAGUE_TYPES = frozenset({
@@ -76,7 +86,7 @@ def read(
   otherwise. A file that cannot be opened, after three tries, or has no bytes is a Reject
   (unreadable_file, empty_file); see the readers for what else they leave.
   """
-  name = os.path.basename(path)
+  name = base_name(path)
   try:
     with patiently(open_file, path) as stream:
       if not stream.read(1):
@@ -103,7 +113,7 @@ def read_warc(
   or holds no record at all (corrupt_file).
   """
   with open_file(path) as stream:
-    yield from read_stream(stream, os.path.basename(path), types, max_bytes)
+    yield from read_stream(stream, base_name(path), types, max_bytes)
 
 
 def read_stream(
@@ -138,7 +148,7 @@ def read_arc(
   """
   from warcio.archiveiterator import ArchiveIterator
 
-  name, number = os.path.basename(path), 0
+  name, number = base_name(path), 0
   with open_file(path) as stream:
     try:
       archive = ArchiveIterator(stream, arc2warc=True)
@@ -165,10 +175,10 @@ def read_arc(
 def read_html(
   path: str, *, types: Collection[str] = HTML_TYPES, max_bytes: int = MAX_PAGE_BYTES,
 ) -> Iterator[Page | Reject]:
-  """The one page of an HTML file, compressed or not; its id is the sha256 of its bytes."""
-  name = os.path.basename(path)
-  page = Page(id='', url='', date='', warc_file=name, warc_offset=0, content_type='text/html',
-              body=b'')
+  """The one page of an HTML or text file, compressed or not; its id is the sha256 of its bytes."""
+  name = base_name(path)
+  page = Page(id='', url='', date='', warc_file=name, warc_offset=0, body=b'',
+              content_type='text/plain' if kind(path) in TEXT else 'text/html')
   with open_file(path) as stream:
     try:
       page.body = _read_up_to(decompressed(stream), max_bytes + 1)
@@ -194,16 +204,12 @@ def read_jsonl(
   first brace as cdx files have there). A line that is neither is a Reject (bad_line, too_large), a
   range that cannot be read one too (unreadable_range).
   """
-  name = os.path.basename(path)
+  name = base_name(path)
   with open_file(path) as stream:
     number = 0
     try:
-      plain = decompressed(stream)
-      while line := plain.readline(2 * max_bytes):
-        number += 1
+      for number, line in enumerate(lines(decompressed(stream), 2 * max_bytes), 1):
         reason, results = _read_line(line, path, name, number, types, max_bytes)
-        while not line.endswith(b'\n') and len(line) == 2 * max_bytes:
-          line = plain.readline(2 * max_bytes)   # the rest of a line beyond the limit
         if reason:
           yield reject_file(name, number, number, *reason)
         yield from results
@@ -230,6 +236,8 @@ def _read_line(line, path, name, number, types, max_bytes):
       id=str(row.get('id') or hashlib.sha256(f'{url} {date} '.encode() + body).hexdigest()),
       url=url, date=date, warc_file=name, warc_offset=number, body=body,
       content_type=f'{kind}; charset=utf-8')
+  except common_crawl.RangeError as error:
+    return ('unreadable_range', f'line {number}: {error}'), ()
   except (ValueError, KeyError, AttributeError, TypeError, RecursionError) as error:
     return ('bad_line', f'line {number}: {type(error).__name__}: {error}'), ()
   if len(body) > max_bytes:
@@ -257,10 +265,15 @@ def read_capture(
   capture: common_crawl.Capture, types: Collection[str], max_bytes: int,
 ) -> Iterator[Page | Reject]:
   """The page of a record that an index lists, or the Reject unreadable_range."""
-  name = os.path.basename(capture.file)
+  name = base_name(capture.file)
   try:
+    if capture.length > max_bytes + RANGE_SLACK:
+      raise ValueError(f'{capture.length} bytes, at most {max_bytes} are read')
     data = patiently(read_range, capture.file, capture.offset, capture.length)
-  except OSError as error:
+    if not data:
+      raise ValueError('the file ends before it')
+  # Of the file, the network, or the range.
+  except (OSError, ValueError, http.client.HTTPException) as error:
     yield reject_file(name, capture.offset, 1, 'unreadable_range', str(error))
     return
   for result in read_stream(io.BytesIO(data), name, types, max_bytes):
@@ -423,10 +436,11 @@ def reject_page(page: Page, reason: str, detail: str = '', *, stage: str = 'read
   return Reject(document, stage, reason)
 
 
+TEXT = ('.txt', '.text', '.md', '.markdown', '.rst')
 # By the ending of the name, a compression's ending left aside; any other is a WARC.
 READERS = {
   '.arc': read_arc,
-  '.html': read_html, '.htm': read_html, '.xhtml': read_html,
+  '.html': read_html, '.htm': read_html, '.xhtml': read_html, **dict.fromkeys(TEXT, read_html),
   '.jsonl': read_jsonl, '.ndjson': read_jsonl, '.json': read_jsonl, '.cdx': read_jsonl,
   '.cdxj': read_jsonl,
   '.parquet': read_parquet,
@@ -435,4 +449,4 @@ READERS = {
 
 def kind(path: str) -> str:
   """The ending by which READERS knows a file's format, a compression's ending left aside."""
-  return os.path.splitext(COMPRESSED.sub('', os.path.basename(path)))[1].lower()
+  return os.path.splitext(COMPRESSED.sub('', base_name(path)))[1].lower()
