@@ -23,12 +23,13 @@ from data_beam.web.names import (
 # What a tag is to the walk. A tag not listed is inline: its text joins the text around it.
 _BLOCK, _BREAK, _SKIP, _OTHER = 1, 2, 3, 4
 # Nothing of a page's text stands in these, however the markup is broken.
-_NEVER = ('head', 'script', 'style', 'template', 'svg', 'canvas', 'iframe', 'embed', 'textarea',
+_NEVER = ('head', 'desc', 'script', 'style', 'template', 'iframe', 'embed', 'textarea',
           'input', 'datalist', 'progress', 'meter', 'frame', 'frameset', 'noframes', 'area', 'base',
           'link', 'meta', 'source', 'track', 'rt', 'rp', 'rtc')
 # These hold none of it in a page that is well made. Of another they may hold all of it.
 _ASIDE = ('noscript', 'object', 'applet', 'audio', 'video', 'picture', 'map', 'select', 'option',
-          'label', 'nav', 'aside', 'footer', 'menu', 'dialog', 'figcaption', 'noindex', 'marquee')
+          'label', 'nav', 'aside', 'footer', 'menu', 'dialog', 'figcaption', 'noindex', 'marquee',
+          'svg', 'canvas', 'title')
 _OWN = ('math', 'mjx-container', 'script', 'img', 'button', 'sup')   # see Walk.other
 BLOCK = frozenset([
   'html', 'body', 'main', 'article', 'section', 'div', 'p', 'header', 'hgroup', 'h1', 'h2', 'h3',
@@ -130,7 +131,7 @@ class Walk:
     self.formulas = formulas
     self.blocks: list[Block] = []
     self.elements: list[Element] = []
-    self.skipped = 0               # characters of paragraphs inside what was skipped
+    self.skipped = 0               # characters of long texts inside what was skipped
     self.parts: list[str] = []     # of the block being read
     self.links = 0
     self.mark = self.rest = ''     # of the list's item being read: of its next block, of later ones
@@ -189,7 +190,7 @@ class Walk:
         parts.append('\f')
       elif what == _SKIP:
         if len(child):
-          self.skipped += sum(len(p.text or '') for p in child.iter('p'))
+          self.skipped += _prose_in(child)
       else:
         self.other(child, tag, kind, depth, in_link)
       if tail := child.tail:
@@ -241,7 +242,7 @@ class Walk:
         self.parts.append(said)
         self.flush('div')
       elif len(element):
-        self.skipped += sum(len(p.text or '') for p in element.iter('p'))
+        self.skipped += _prose_in(element)
     elif tag == 'math':
       text = tex.of_math(element)
     elif tag == 'script':
@@ -375,6 +376,12 @@ def _names(element: Any) -> str:
   if other := get('itemprop'):
     names += ' ' + other
   return names
+
+
+def _prose_in(element: Any) -> int:
+  """Characters in an element of texts longer than a menu's."""
+  texts = [text for e in element.iter('p', 'div', 'td', 'br') for text in (e.text, e.tail) if text]
+  return sum(len(text) for text in texts if len(text) >= 80)
 
 
 def _number(text: str | None, default: int) -> int:

@@ -16,11 +16,11 @@ from data_beam.web import main_text as html_main
 
 log = logging.getLogger('data_beam')
 
-# The budget of one page: characters of markup, and tags, on whose number trafilatura's cost depends
-# (in the worst case quadratically). A page beyond it is read up to there. Of 343 real pages
-# the largest has 70,000 tags, the tenth largest 3,200.
+# The budget of one page: characters of markup, and tags. A page beyond it is read up to there, and
+# its document says so. Of 343 real pages the largest has 70,000 tags, the tenth largest 3,200.
 MAX_CHARS = 4_000_000
-MAX_TAGS = 60_000
+MAX_TAGS = 400_000
+TRAFILATURA_TAGS = 60_000     # in the worst case its cost is quadratic in them
 
 BOMS = ((b'\xef\xbb\xbf', 'utf-8'), (b'\xff\xfe', 'utf-16-le'), (b'\xfe\xff', 'utf-16-be'))
 CHARSET = re.compile(r'''charset\s*=\s*["']?\s*([\w.:-]+)''', re.I)
@@ -107,12 +107,18 @@ def _is_korean(body: bytes) -> bool:
   return len(foreign) > 10 and sum('가' <= c <= '힣' for c in foreign) > .8 * len(foreign)
 
 
-def within_budget(html: str) -> str:
-  """The page up to MAX_CHARS characters and MAX_TAGS tags."""
+def within_budget(html: str, max_tags: int = MAX_TAGS) -> str:
+  """The page up to MAX_CHARS characters and `max_tags` tags."""
   html = html[:MAX_CHARS]
-  if html.count('<') > MAX_TAGS:
-    html = '<'.join(html.split('<', MAX_TAGS + 1)[:-1])
+  if html.count('<') > max_tags:
+    html = '<'.join(html.split('<', max_tags + 1)[:-1])
   return html
+
+
+def is_cut(body: bytes, tier: str = 'default') -> bool:
+  """Whether a page is over the budget, as far as its bytes tell, and is read in part."""
+  max_tags = TRAFILATURA_TAGS if tier == 'trafilatura' else MAX_TAGS
+  return len(body) > MAX_CHARS or body.count(b'<') > max_tags
 
 
 def _trafilatura(html: str, markdown: bool) -> str | None:
@@ -124,7 +130,7 @@ def _trafilatura(html: str, markdown: bool) -> str | None:
   logging.getLogger('trafilatura').setLevel(logging.CRITICAL)
   options = Extractor(output_format='markdown' if markdown else 'txt', fast=True, comments=False,
                       formatting=markdown)
-  return extract(html, options=options)
+  return extract(within_budget(html, TRAFILATURA_TAGS), options=options)
 
 
 def _resiliparse(html: str, markdown: bool) -> str:

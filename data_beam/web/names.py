@@ -53,7 +53,7 @@ QUESTION = re.compile(r'accordion|faq|question', re.I)
 DRAWN = re.compile(r'(?:^| )(?:katex-html|MathJax\w*|mjx-chtml|mwe-math-fallback\S*)(?: |$)')
 # A picture of a formula whose alternative text is its source.
 FORMULA = re.compile(
-  r'(?:^|[ _-])(?:latex|tex|equation|mwe-math\S*)(?:$|[ _-])|latex\.php|/latex|math/tex', re.I)
+  r'(?:^|[ _-])(?:latex\w*|tex|equation|mwe-math\S*)(?:$|[ _-])|latex\.php|/latex|math/tex', re.I)
 
 
 class Hint:
