@@ -127,8 +127,8 @@ def within(body: str, *, markdown: bool = False) -> str:
   '<span class="line">\n</span><span class="line">  x\n</span></pre></td></tr></table>',
   '<table class="highlight"><tr><td class="blob-num" data-line-number="1"></td>'
   '<td class="blob-code">def f():</td></tr><tr><td class="blob-num"></td>'
-  '<td class="blob-code"></td></tr><tr><td class="blob-num"></td><td class="blob-code">  x</td></tr>'
-  '</table>',
+  '<td class="blob-code"></td></tr><tr><td class="blob-num"></td><td class="blob-code">  x</td>'
+  '</tr></table>',
   '<figure class="highlight"><table><tr><td class="gutter"><pre>1<br>2<br>3</pre></td>'
   '<td class="code"><pre>def f():<br><br>  x</pre></td></tr></table></figure>',
   '<pre><table class="hljs-ln"><tr><td class="hljs-ln-numbers">1</td><td>def f():</td></tr>'
@@ -146,7 +146,8 @@ def test_code_is_one_block_without_its_numbers(code):
   ('<mjx-container><mjx-math>x2</mjx-math><mjx-assistive-mml><math><msup><mi>x</mi><mn>2</mn>'
    '</msup></math></mjx-assistive-mml></mjx-container>', '$x^2$'),
   ('<span class="mwe-math-element"><span style="display: none;"><math '
-   'alttext="{\\displaystyle x^2}"><mi>x</mi></math></span><img class="mwe-math-fallback-image" alt="x^2"></span>', '$x^2$'),
+   'alttext="{\\displaystyle x^2}"><mi>x</mi></math></span>'
+   '<img class="mwe-math-fallback-image" alt="x^2"></span>', '$x^2$'),
   ('<img class="tex" alt="x^2">', '$x^2$'),
   ('<img class="latex" alt="$x^2$">', '$x^2$'),
   ('<img src="https://latex.codecogs.com/gif.latex?x" alt="x^2">', '$x^2$'),
