@@ -2,7 +2,7 @@
 
 import dataclasses
 import functools
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager
 from typing import Any, NamedTuple
 
@@ -11,6 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from smoljax import model
+from smoljax.model import quantised
 from smoljax.model.attention import attention
 
 BLOCK = 8  # tokens per row computed between two looks of the host
@@ -21,12 +22,32 @@ HIDDEN = 1 << 30  # position of slots that hold nothing: in every query's future
 Cache = list[tuple[jax.Array, jax.Array]]  # per layer (k_BKRH, v_BKRH) in the compute dtype
 
 
-def prepare(config: model.ModelConfig, params: model.Params) -> model.Params:
-  """Parameters as generation uses them, for many calls: see `model.unstack`. Idempotent."""
-  if isinstance(params['blocks'], list):
+def prepare(
+  config: model.ModelConfig, params: model.Params, weights: str = ''
+) -> model.Params:
+  """Parameters as generation uses them, for many calls: see `model.unstack`. Idempotent.
+
+  Args:
+    params: as of `model.init`; or its `blocks` are an iterator of layers, each of which is read
+      when the one before is ready: then memory holds the result and one layer more.
+    weights: 'int8' or 'int4' for matrices in so many bits (smoljax/model/quantised.py); embedding
+      and head have 8 in either case.
+  """
+  blocks = params['blocks']
+  if isinstance(blocks, list):
     return params
   with no_mesh():
-    return _unstack(config)(jax.tree.map(on_one_device, params))
+    if isinstance(blocks, Mapping):
+      blocks = _layers(config, jax.tree.map(on_one_device, blocks))
+    layers = [jax.block_until_ready(_unstack(config, weights)(layer)) for layer in blocks]
+    rest = {name: value for name, value in params.items() if name != 'blocks'}
+    if 'head_DV' in rest:
+      head_DV = rest.pop('head_DV')
+      rest['head_VD'] = (head_DV if isinstance(head_DV, np.ndarray) else on_one_device(head_DV)).T
+    rest = jax.tree.map(lambda p: jnp.asarray(on_one_device(p), config.dtype), rest)
+    for name in {'embed_VD', 'head_VD'} & set(rest) if weights else ():
+      rest[name] = _quantise(rest[name])
+  return rest | {'blocks': layers}
 
 
 # ------------------------------------------------------------------------------- cached forward
@@ -193,9 +214,19 @@ class State(NamedTuple):
   seen_BV: jax.Array | None  # bool: tokens each row holds; with a repetition penalty only
 
 
+def _layers(config, stack):
+  take = jax.jit(lambda stack, i: jax.tree.map(lambda p: p[i], stack))
+  return (take(stack, i) for i in range(config.num_layers))
+
+
 @functools.lru_cache(maxsize=16)
-def _unstack(config: model.ModelConfig) -> Callable:
-  return jax.jit(functools.partial(model.unstack, config))
+def _unstack(config: model.ModelConfig, weights: str) -> Callable:
+  return jax.jit(functools.partial(model.unstack, config, weights=weights))
+
+
+@jax.jit
+def _quantise(w_VD):
+  return quantised.quantise(w_VD, 'int8')
 
 
 @functools.lru_cache(maxsize=16)

@@ -15,7 +15,7 @@ from flax import nnx
 from jax.ad_checkpoint import checkpoint_name
 
 from smoljax import sharding
-from smoljax.model import fp8
+from smoljax.model import fp8, quantised
 from smoljax.model.attention import attention
 from smoljax.model.config import GATED, LinearRope, Llama3Rope, ModelConfig, mscale
 
@@ -320,7 +320,7 @@ def _inwards(module, x_BTD, *names):
     return [jnp.einsum(f'BTD,{dims}->BT{dims[1:]}', x_BTD, _use(module, name))
             for name, dims in zip(names, letters, strict=True)]
   shapes = [_shape(module.config, name)[1:] for name in names]
-  y_BTX = matmul(x_BTD, module.inwards_XD[...], x_BTD.dtype)
+  y_BTX = matmul(x_BTD, module.inwards_XD.get_value(), x_BTD.dtype)
   parts = jnp.split(y_BTX, np.cumsum([math.prod(shape) for shape in shapes])[:-1], axis=-1)
   return [y.reshape(*x_BTD.shape[:2], *shape) for y, shape in zip(parts, shapes, strict=True)]
 
@@ -328,7 +328,7 @@ def _inwards(module, x_BTD, *names):
 def _outwards(module, y, name):
   """y [B, T, …] times the named matrix, back into the residual stream."""
   if hasattr(module, 'outwards_DX'):
-    return matmul(y.reshape(*y.shape[:2], -1), module.outwards_DX[...], y.dtype)
+    return matmul(y.reshape(*y.shape[:2], -1), module.outwards_DX.get_value(), y.dtype)
   if _in_fp8(module, name):
     return fp8.product(y, _use(module, name), 'mlp', 'residual')
   dims = sharding.dim_letters(name)
@@ -340,8 +340,13 @@ def _in_fp8(module, name):
   return module.config.fp8 and 'F' in sharding.dim_letters(name)
 
 
-def matmul(x_BTI: jax.Array, w_OI: jax.Array, dtype: jax.typing.DTypeLike) -> jax.Array:
+def matmul(
+  x_BTI: jax.Array, w_OI: jax.Array | quantised.Quantised, dtype: jax.typing.DTypeLike
+) -> jax.Array:
   """x times w transposed, accumulated in fp32 and given in `dtype`."""
+  if isinstance(w_OI, quantised.Quantised):
+    return quantised.matmul(x_BTI, w_OI, dtype)
+
   def dot(x_BTI, w_OI):
     return jnp.einsum('BTI,OI->BTO', x_BTI, w_OI, preferred_element_type=dtype)
 
