@@ -149,7 +149,7 @@ def test_windowed_layers_hold_the_window_only():
 
 
 def test_few_shapes_are_compiled():
-  run = generate_lib._block(CONFIG, VARIED, (), 8)
+  run = generate_lib._block(CONFIG, VARIED, (), 8, False)
   run.clear_cache()
   for prompt in PROMPTS:
     generate(make(CONFIG), [prompt], max_new_tokens=10, sampling=VARIED)
@@ -162,8 +162,9 @@ def test_the_cache_is_written_in_place():
     jnp.zeros(2, bool), None)
   cache_bytes = sum(x.nbytes for x in jax.tree.leaves(state.cache))
   params = cache_lib.prepare(CONFIG, make(CONFIG))
-  run = generate_lib._block(CONFIG, GREEDY, (5,), 8)
-  compiled = run.lower(params, jnp.zeros(2, jnp.int32), jax.random.key(0), state).compile()
+  run = generate_lib._block(CONFIG, GREEDY, (5,), 8, False)
+  compiled = run.lower(
+    params, jnp.zeros(2, jnp.int32), jax.random.split(jax.random.key(0)), state).compile()
   memory = compiled.memory_analysis()
   assert memory.alias_size_in_bytes > cache_bytes
   assert memory.temp_size_in_bytes < cache_bytes / (2 * CONFIG.num_layers)  # one layer's keys
@@ -187,8 +188,13 @@ def test_a_long_prompt_needs_no_square_of_its_length(monkeypatch):
   (tokens, cache) = chunks[0]
 
   int32 = functools.partial(jax.ShapeDtypeStruct, dtype=jnp.int32)
-  params = jax.eval_shape(lambda key: model.unstack(config, model.init(config, key)),
-                          jax.eval_shape(lambda: jax.random.key(0)))
+
+  def prepared(key):
+    params = model.init(config, key)
+    return params | {'blocks': [
+      model.unstack(config, jax.tree.map(lambda p, i=i: p[i], params['blocks'])) for i in range(4)]}
+
+  params = jax.eval_shape(prepared, jax.eval_shape(lambda: jax.random.key(0)))
   traced = cache_lib.prefill_programs(config, 0)[1].trace(
     params, int32(tokens), int32((1,)), jax.eval_shape(
       lambda: init_cache(config, 1, cache[2])), int32(()))
