@@ -103,8 +103,10 @@ def get_config() -> ConfigDict:
   c.model.logit_softcap = placeholder(float)  # final logits stay within ± this; 0 = off
   c.model.tie_embeddings = placeholder(bool)
   c.model.attention_bias = placeholder(bool)
+  c.model.qkv_bias = placeholder(bool)  # without the output's, as Qwen2 has
   c.model.mlp_bias = placeholder(bool)
   c.model.qk_norm = placeholder(bool)
+  c.model.qk_norm_over = placeholder(str)  # head | width (OLMo 2)
   c.model.attention_softcap = placeholder(float)  # attention logits stay within ± this; 0 = off
   c.model.init = 'nanotron'  # nanotron (as SmolLM3 was trained) | hf
   c.model.init_std = placeholder(float)

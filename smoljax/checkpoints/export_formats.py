@@ -2,6 +2,7 @@
 
 import os
 import tempfile
+from typing import Any
 
 from smoljax.checkpoints import gguf, huggingface, load
 from smoljax.data import chat, tokenizer
@@ -12,49 +13,64 @@ def write_hf(
   model: load.Model,
   output: str,
   *,
-  dtype: str = 'float32',
+  dtype: str = '',
   quantize: str = '',
   with_chat: bool = False,
   keep_mtp: bool = False,
 ) -> tuple[str, dict[str, str]]:
   """Writes `model` with its tokenizer, and chat template if asked, for `transformers` to load.
 
+  Of a model that was read from such a folder, its generation settings and chat template go along.
+
   Args:
     output: the folder.
-    dtype: of the stored weights; nothing else can be asked for with `quantize`.
+    dtype: of the stored weights, '' for what the model computes in; nothing else can be asked for
+      with `quantize`.
     keep_mtp: modules of multi-token prediction too, for speculative decoding.
   Returns:
     The folder, and an empty dict: all tensors are stored as asked.
   Raises:
+    FileExistsError: the folder holds files that no export wrote.
     ValueError: the architecture cannot be represented there, or the tokenizer lacks the control
       tokens of the chat template.
   """
   if quantize:
     raise ValueError(f'--quantize={quantize} goes with --format=gguf')
-  generation = {}
+  ids: dict[str, Any] = model.tokenizer.special._asdict()
+  settings = dict(model.generation)
+  for name in ids:  # those of the folder that it came from, while it has that folder's tokenizer
+    named = settings.pop(f'{name.removesuffix("_id")}_token_id', None)
+    if named is not None and _own_tokenizer(model):
+      ids[name] = named
   if with_chat:
-    stops = [chat.control_ids(model.tokenizer)[chat.END], model.tokenizer.eos_id]
-    generation = {'eos_token_id': [i for i in stops if i is not None]}
+    stops = [chat.control_ids(model.tokenizer)[chat.END], *model.eos_ids]
+    ids['eos_id'] = list(dict.fromkeys(stops))
   config, params = model.config, model.params
   if not keep_mtp:
     config, params = without_mtp(config, params)
-  huggingface.save_hf(
-    config, params, output, dtype=dtype, generation=generation, **model.tokenizer.special._asdict())
-  tokenizer.to_hf(
-    model.tokenizer,
-    output,
-    bos=model.bos,
-    max_length=model.config.max_seq_len,
-    chat_template=chat.template() if with_chat else '',
-  )
+  with tempfile.TemporaryDirectory() as folder:
+    tokenizer.to_hf(
+      model.tokenizer,
+      folder,
+      bos=model.bos,
+      max_length=model.config.max_seq_len,
+      chat_template=chat.template() if with_chat else '',
+    )
+    huggingface.save_hf(config, params, output, dtype=dtype or model.config.dtype,
+                        tokenizer_dir=folder, generation=settings, **ids)
   return output, {}
+
+
+def _own_tokenizer(model):
+  here = os.path.dirname(os.path.abspath(model.tokenizer.path))
+  return bool(model.folder) and here == os.path.abspath(model.folder)
 
 
 def write_gguf(
   model: load.Model,
   output: str,
   *,
-  dtype: str = 'float32',
+  dtype: str = '',
   quantize: str = '',
   with_chat: bool = False,
   keep_mtp: bool = False,
@@ -63,7 +79,8 @@ def write_gguf(
 
   Args:
     output: the file, or a folder for `model-KIND.gguf`.
-    dtype, quantize: one of gguf.KINDS; `quantize` counts where both are given.
+    dtype, quantize: one of gguf.KINDS; `quantize` counts where both are given, and where neither
+      is, it is what the model computes in.
     keep_mtp: must be False, as the runtime knows no modules of multi-token prediction.
   Returns:
     The file, and which tensors are stored in another type (see `gguf.save_gguf`).
@@ -73,7 +90,7 @@ def write_gguf(
   """
   if keep_mtp:
     raise ValueError('--mtp goes with --format=hf')
-  kind = quantize or dtype
+  kind = quantize or dtype or model.config.dtype
   path = output if output.endswith('.gguf') else os.path.join(output, f'model-{kind}.gguf')
   as_it_is = model.tokenizer.adds_bos is model.bos  # of a .model it is None
   with tempfile.TemporaryDirectory() as folder:

@@ -142,7 +142,7 @@ def architecture(config: ModelConfig) -> str:
              else f'nope_interval={config.nope_interval}')
     raise ValueError(f'{given}: the GGUF runtime has NoPE on every 4th layer (smollm3) or on none '
                      '(llama), fixed in its code; export to hf instead')
-  for field in ('attention_bias', 'mlp_bias'):
+  for field in ('attention_bias', 'qkv_bias', 'mlp_bias'):
     if getattr(config, field):
       raise ValueError(f'{field}=True: smollm3 reads no biases in the GGUF runtime (llama does, '
                        'where every layer rotates); export to hf instead')

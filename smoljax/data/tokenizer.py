@@ -304,17 +304,20 @@ def to_hf(
     text: the tokenizer, or its file; what is written names its special tokens.
     bos: documents began with BOS in training, so the exported tokenizer prepends it to a text.
     max_length: context length the model was trained for, in tokens.
-    chat_template: Jinja text for chat_template.jinja (`chat.template`), if any. Control
-      tokens are then read in a text, as transformers encodes rendered conversations.
+    chat_template: Jinja text for chat_template.jinja (`chat.template`) instead of the one that
+      stands beside a tokenizer.json. Control tokens are then read in a text, as transformers
+      encodes rendered conversations.
   Raises:
     ValueError: the model is not a plain BPE with byte fallback, so it cannot be exported exactly;
       or it has no BOS token to prepend.
   """
   text = Tokenizer(text) if isinstance(text, str) else text
+  beside = None
   if text.path.endswith('.json'):
     hf = _HuggingFace(text.path).tokenizer
     hf.encode_special_tokens = False
     named = {k: v for k, v in entries(_sibling_reader(text.path)).items() if v is not None}
+    beside = _sibling_reader(text.path)('chat_template.jinja')
   else:
     hf, named = _from_sentencepiece(text.path)
   for field, i in text.special._asdict().items():
@@ -343,8 +346,10 @@ def to_hf(
   }
   if chat_template:
     tokenizer_config['split_special_tokens'] = False
-    with open(os.path.join(output_dir, 'chat_template.jinja'), 'w', encoding='utf-8') as f:
-      f.write(chat_template)
+    beside = chat_template.encode()
+  if beside is not None:
+    with open(os.path.join(output_dir, 'chat_template.jinja'), 'wb') as f:
+      f.write(beside)
   names = ('bos_token', 'eos_token', 'unk_token', 'pad_token')
   for name, content in (
     ('tokenizer_config.json', tokenizer_config),
