@@ -42,8 +42,7 @@ def prepare(
     layers = [jax.block_until_ready(_unstack(config, weights)(layer)) for layer in blocks]
     rest = {name: value for name, value in params.items() if name != 'blocks'}
     if 'head_DV' in rest:
-      head_DV = rest.pop('head_DV')
-      rest['head_VD'] = (head_DV if isinstance(head_DV, np.ndarray) else on_one_device(head_DV)).T
+      rest['head_VD'] = on_one_device(rest.pop('head_DV')).T
     rest = jax.tree.map(lambda p: jnp.asarray(on_one_device(p), config.dtype), rest)
     for name in {'embed_VD', 'head_VD'} & set(rest) if weights else ():
       rest[name] = _quantise(rest[name])

@@ -56,7 +56,7 @@ def stream(
   seed: int | Sequence[int] = 0,
   samples: int = 1,
   logprobs: bool = False,
-  block: int = cache_lib.BLOCK,
+  block: int | None = None,
   speculation: Speculation | None = None,
 ) -> Iterator[list[Any]]:
   """Continues the prompts, one token per row at a time: None where a row has ended.
@@ -75,12 +75,17 @@ def stream(
     logprobs: give (token, its log-probability), in nats, where there is a token. It is the
       model's own, as without `sampling`.
     block: tokens (rounds, if speculating) computed on the device at once; they arrive together.
+      None: `cache.BLOCK`, but one at a time in bfloat16 on CPUs, where XLA would copy what a loop
+      reads.
     speculation: given, the modules of multi-token prediction draft. Greedy rows are the same as
       without; sampled ones are other draws of the same distribution.
   Raises:
     ValueError: an empty prompt, a token outside the vocabulary, a length beyond
       `config.max_seq_len`, settings that do not go together.
   """
+  if block is None:
+    one = config.dtype == 'bfloat16' and jax.default_backend() == 'cpu'
+    block = 1 if one else cache_lib.BLOCK
   if block < 1 or samples < 1:
     raise ValueError(f'block={block}, samples={samples}: each must be 1 or more')
   rows = _rows(config, prompts, mask, max_new_tokens)
@@ -205,7 +210,8 @@ def _block(
     # way, the host would wait for the device there, and could not prepare the next block meanwhile.
     tokens_BJ = jnp.full((B, num_steps), -1, jnp.int32)
     logprobs_BJ = jnp.zeros((B, num_steps), jnp.float32) if logprobs else None
-    return jax.lax.fori_loop(0, num_steps, step, ((tokens_BJ, logprobs_BJ), state))
+    carry = (tokens_BJ, logprobs_BJ), state
+    return step(0, carry) if num_steps == 1 else jax.lax.fori_loop(0, num_steps, step, carry)
 
   return run
 

@@ -350,15 +350,22 @@ def matmul(
   if isinstance(w_OI, quantised.Quantised):
     return quantised.matmul(x_BTI, w_OI, dtype)
 
-  def dot(x_BTI, w_OI):
-    return jnp.einsum('BTI,OI->BTO', x_BTI, w_OI, preferred_element_type=dtype)
+  def dot(x_BTI, w_OI, preferred=dtype):
+    return jnp.einsum('BTI,OI->BTO', x_BTI, w_OI, preferred_element_type=preferred).astype(dtype)
 
   def total(x_11I, w_OI):  # for one row, XLA's GPU reductions read w faster than its products
     y_1O = jnp.sum(x_11I.astype(jnp.float32) * w_OI.astype(jnp.float32), axis=-1)
     return y_1O[None].astype(dtype)
 
-  if x_BTI.shape[:2] == (1, 1):
-    return jax.lax.platform_dependent(x_BTI, w_OI, cuda=total, default=dot)
+  def unwidened(x_BTI, w_OI):  # XLA's CPU products take w as it is for fp32 results of two rows
+    rows = jnp.concatenate([x_BTI, x_BTI]) if x_BTI.shape[:2] == (1, 1) else x_BTI
+    return dot(rows, w_OI, jnp.float32)[: len(x_BTI)]
+
+  choices = {'cuda': total} if x_BTI.shape[:2] == (1, 1) else {}
+  if w_OI.dtype == jnp.bfloat16:
+    choices['cpu'] = unwidened
+  if choices:
+    return jax.lax.platform_dependent(x_BTI, w_OI, **choices, default=dot)
   return dot(x_BTI, w_OI)
 
 
