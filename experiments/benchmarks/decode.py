@@ -5,8 +5,8 @@
 
 Random weights, greedy, no end token. `share_of_bound` is the time in which weights and cache could
 be copied once, at the rate of a plain copy in the same run, over the time of a token. `peak_gb` is
-the most that the device has held until then, weights that came layer by layer included, and
-`peak_share` what that is of weights and cache.
+the most that the device has held until then, weights that came layer by layer included
+(`loaded_peak_gb`: before the first token), and `peak_share` what it is of weights and cache.
 Cases of ours: `greedy` (what generate does), `ends` (an end token is looked for), `sampled`
 (temperature 0.6, top-p 0.95), `block1`, `block32` (tokens computed between two looks of the host),
 `scan` (over stacked layers, as in training), `products` (each kind of matrix alone, in several
@@ -16,6 +16,7 @@ forms), `profile` (the kernels that take longest).
 import dataclasses
 import functools
 import glob
+import itertools
 import json
 import statistics
 import subprocess
@@ -185,13 +186,21 @@ def weights(config: Any, stacked: bool) -> Any:
   cast = lambda tree: jax.tree.map(lambda p: p.astype(config.dtype), tree)
   if stacked:
     return cast(model.init(config, jax.random.key(0)))
-  few = dataclasses.replace(config, num_layers=1)  # layers one by one, as from a file
+  few = dataclasses.replace(config, num_layers=1)
   params = jax.jit(lambda key: cast(model.init(few, key)))(jax.random.key(0))
-  layer = jax.jit(lambda key: jax.tree.map(lambda p: p[0], cast(model.init(few, key)['blocks'])))
-  blocks = map(layer, jax.random.split(jax.random.key(0), config.num_layers))
+  layer = jax.device_get(jax.tree.map(lambda p: p[0], params.pop('blocks')))
+  blocks = itertools.repeat(layer, config.num_layers)  # one by one, as they come from a file
   (kind,) = _WEIGHTS.value
   return jax.block_until_ready(
     cache_lib.prepare(config, params | {'blocks': blocks}, '' if kind == 'bf16' else kind))
+
+
+def peak_gb() -> float | None:
+  """The most that the device has held until now; None where it does not say."""
+  import jax
+
+  peak = (jax.devices()[0].memory_stats() or {}).get('peak_bytes_in_use')
+  return peak and round(peak / 1e9, 3)
 
 
 def ours(
@@ -210,7 +219,7 @@ def ours(
     sampling=Sampling(0.6, top_p=0.95) if case == 'sampled' else GREEDY,
     eos_id=config.vocab_size if case == 'ends' else None,  # an id that never comes
   )
-  began = time.perf_counter()
+  loaded, began = peak_gb(), time.perf_counter()
   tokens = generate(config, params, rows, max_new_tokens=new, **settings)
   first = time.perf_counter() - began
   assert all(len(row) == new for row in tokens)
@@ -222,11 +231,11 @@ def ours(
   held = sum(p.nbytes for p in jax.tree.leaves(params))
   slots = cache_lib.bucket_length(cache_lib.bucket_length(_PROMPT.value) + new)
   needed = held + cache_bytes(config, batch, slots)
-  peak = (jax.devices()[0].memory_stats() or {}).get('peak_bytes_in_use')
+  peak = peak_gb()
   return None, {
     'block': settings['block'], **figures(config, batch, seconds, prefill, held - head),
-    'weights_gb': round(held / 1e9, 3), 'peak_gb': peak and round(peak / 1e9, 3),
-    'peak_share': peak and round(peak / needed, 3), 'first_seconds': round(first, 1),
+    'weights_gb': round(held / 1e9, 3), 'peak_gb': peak, 'loaded_peak_gb': loaded,
+    'peak_share': peak and round(1e9 * peak / needed, 3), 'first_seconds': round(first, 1),
   }
 
 
@@ -292,7 +301,9 @@ def products(
   }
   if batch == 1:
     forms['in_out_sum'] = lambda x, w: jnp.sum(x[0, :, None].astype(f32) * w, axis=0)[None]
-    forms['out_in_sum'] = lambda x, w: jnp.sum(x.astype(f32) * w, axis=1)[None]
+    for parts in (1, 2, 4, 8):  # added by what comes next
+      forms[f'out_in_sum_{parts}'] = lambda x, w, parts=parts: jnp.sum(
+        (x.astype(f32) * w).reshape(len(w), parts, -1), axis=-1).reshape(1, -1)
   layers = params['blocks']
   matrices = {
     'qkv': [p['attn']['inwards_XD'] for p in layers],
@@ -303,6 +314,9 @@ def products(
   }
   if _WEIGHTS.value != ['bf16']:
     forms = {'ours': lambda x, w: quantised.matmul(x[:, None], w, x.dtype)[:, 0]}
+    for parts in (2, 4, 8) if batch == 1 else ():
+      forms[f'sum_{parts}'] = lambda x, w, parts=parts: quantised.sum_of_words(
+        x[0], w, parts).reshape(1, -1)
 
   def rate(ws, product):
     @jax.jit

@@ -10,7 +10,9 @@ import jax.numpy as jnp
 
 from smoljax import model
 from smoljax.checkpoints import hf_folder, huggingface, store
+from smoljax.data import chat, chat_template
 from smoljax.data import tokenizer as tokenizer_lib
+from smoljax.data.chat_template import ChatTemplate
 from smoljax.data.tokenizer import Tokenizer
 from smoljax.inference import cache
 
@@ -69,6 +71,21 @@ def _model(path, tokenizer_path, config, params, meta):
   if not hf_folder.is_hf(path):
     return Model(config, params, text, bos)
   return Model(config, params, text, bos, huggingface.generation(path), path)
+
+
+def chat_template_of(loaded: Model) -> ChatTemplate:
+  """The chat template beside the model's tokenizer; of a run without one, that of `data.chat`.
+
+  Raises:
+    ValueError: the model has none, so it is no chat model.
+  """
+  if found := chat_template.find(loaded.tokenizer):
+    return found
+  if loaded.folder:
+    raise ValueError(f'{loaded.folder} has no chat template, neither chat_template.jinja nor in '
+                     'tokenizer_config.json: it is no chat model; leave --mode out')
+  chat.control_ids(loaded.tokenizer)
+  return chat_template.ours()
 
 
 def find_tokenizer(path: str) -> str:

@@ -38,19 +38,10 @@ def find(tokenizer: Tokenizer) -> ChatTemplate | None:
 
   Raises ValueError for files that are not what they should be.
   """
-  folder = os.path.dirname(os.path.abspath(tokenizer.path))
-  config_file = os.path.join(folder, 'tokenizer_config.json')
-  config: Any = {}
-  try:
-    if os.path.isfile(config_file):
-      with open(config_file, encoding='utf-8') as f:
-        config = json.load(f)
-    source = config.get('chat_template')
-    if os.path.isfile(file := os.path.join(folder, 'chat_template.jinja')):
-      with open(file, encoding='utf-8') as f:
-        source = f.read()
-  except (ValueError, AttributeError) as e:
-    raise ValueError(f'{folder}: its chat template cannot be read: {e}') from None
+  folder, config = _beside(tokenizer)
+  source = config.get('chat_template')
+  if os.path.isfile(file := os.path.join(folder, 'chat_template.jinja')):
+    source = _read(file)
   if isinstance(source, list):  # several, by name
     named = {t.get('name'): t.get('template') for t in source if isinstance(t, dict)}
     source = named.get('default')
@@ -59,6 +50,34 @@ def find(tokenizer: Tokenizer) -> ChatTemplate | None:
   text = lambda token: token.get('content') if isinstance(token, dict) else token
   tokens = {k: text(v) for k, v in config.items() if k.endswith('_token')}
   return ChatTemplate(source, {k: v for k, v in tokens.items() if isinstance(v, str)})
+
+
+def reads_controls(tokenizer: Tokenizer) -> bool:
+  """Whether those who use the tokenizer in transformers find control tokens in a text."""
+  if tokenizer.path.endswith('.json'):
+    return _beside(tokenizer)[1].get('split_special_tokens') is not True
+  return chat.START in tokenizer.controls  # else `tokenizer.to_hf` turns it off
+
+
+def _beside(tokenizer):
+  """The folder of the tokenizer's file, and what tokenizer_config.json says there."""
+  folder = os.path.dirname(os.path.abspath(tokenizer.path))
+  file = os.path.join(folder, 'tokenizer_config.json')
+  if not os.path.isfile(file):
+    return folder, {}
+  try:
+    config = json.loads(_read(file))
+  except ValueError as e:
+    raise ValueError(f'{file} is no JSON: {e}') from None
+  return folder, config if isinstance(config, dict) else {}
+
+
+def _read(file):
+  with open(file, encoding='utf-8') as f:
+    try:
+      return f.read()
+    except UnicodeDecodeError as e:
+      raise ValueError(f'{file} is not UTF-8 text: {e}') from None
 
 
 def ours() -> ChatTemplate:
@@ -142,6 +161,7 @@ def thinks(template: ChatTemplate) -> bool:
   return 'enable_thinking' in template.source
 
 
+@functools.lru_cache(maxsize=8)
 def _control(tokenizer):
   names = sorted(map(re.escape, tokenizer.controls), key=len, reverse=True)
   return re.compile(f'({"|".join(names)})') if names else None
@@ -165,7 +185,7 @@ def _compiled(source):
 class _Generation(jinja2.ext.Extension):
   """`{% generation %}`, which marks what is trained on: nothing to a prompt."""
 
-  tags = {'generation'}  # noqa: RUF012
+  tags = {'generation'}
 
   def parse(self, parser):
     next(parser.stream)

@@ -39,13 +39,13 @@ def prepare(
   with no_mesh():
     if isinstance(blocks, Mapping):
       blocks = _layers(config, jax.tree.map(on_one_device, blocks))
-    layers = [jax.block_until_ready(_unstack(config, weights)(layer)) for layer in blocks]
+    layers = [jax.block_until_ready(_layer(config, layer, weights)) for layer in blocks]
     rest = {name: value for name, value in params.items() if name != 'blocks'}
     if 'head_DV' in rest:
       rest['head_VD'] = on_one_device(rest.pop('head_DV')).T
     rest = jax.tree.map(lambda p: jnp.asarray(on_one_device(p), config.dtype), rest)
     for name in {'embed_VD', 'head_VD'} & set(rest) if weights else ():
-      rest[name] = _quantise(rest[name])
+      rest[name] = _quantise(rest[name], 'int8')
   return rest | {'blocks': layers}
 
 
@@ -63,7 +63,12 @@ def init_cache(
     (batch_size, config.num_kv_heads, min(window or num_slots, num_slots), config.head_dim)
     for window in (*config.windows, *(0,) * modules)
   ]
-  return [(jnp.zeros(s, config.dtype), jnp.zeros(s, config.dtype)) for s in shapes]
+  return _zeros(tuple(shapes), config.dtype)
+
+
+@functools.partial(jax.jit, static_argnums=(0, 1))
+def _zeros(shapes, dtype):
+  return [(jnp.zeros(s, dtype), jnp.zeros(s, dtype)) for s in shapes]
 
 
 def hidden(
@@ -218,14 +223,25 @@ def _layers(config, stack):
   return (take(stack, i) for i in range(config.num_layers))
 
 
+def _layer(config, layer, weights):
+  if isinstance(jax.tree.leaves(layer)[0], np.ndarray):
+    # Nothing but the result is ever on the device: its allocator gives up to twice the memory that
+    # is asked for, where something of such a size has just been freed.
+    layer = jax.tree.map(jnp.asarray, model.unstack(config, layer))
+  else:
+    layer = _unstack(config)(layer)
+  for part in ('attn', 'mlp') if weights else ():
+    for name in ('inwards_XD', 'outwards_DX'):
+      layer[part][name] = _quantise(layer[part][name], weights)
+  return layer
+
+
 @functools.lru_cache(maxsize=16)
-def _unstack(config: model.ModelConfig, weights: str) -> Callable:
-  return jax.jit(functools.partial(model.unstack, config, weights=weights))
+def _unstack(config: model.ModelConfig) -> Callable:
+  return jax.jit(functools.partial(model.unstack, config))
 
 
-@jax.jit
-def _quantise(w_VD):
-  return quantised.quantise(w_VD, 'int8')
+_quantise = jax.jit(quantised.quantise, static_argnames='kind')
 
 
 @functools.lru_cache(maxsize=16)

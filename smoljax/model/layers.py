@@ -288,7 +288,7 @@ def graph(config: ModelConfig, part: str) -> nnx.GraphDef:
   """The structure (nnx.GraphDef) of a part of the model, which its parameters are merged into."""
   make = {
     'block': lambda: Block(config, jax.random.key(0)),
-    'unstacked': lambda: unstacked(Block(config, jax.random.key(0))),
+    'unstacked': lambda: _joined(Block(config, jax.random.key(0))),
     'final_norm': lambda: Norm(config),
     'mtp': lambda: MTPModule(config, jax.random.key(0)),
   }
@@ -300,17 +300,31 @@ def layer_params(params: Params, i: jax.Array | int) -> Params:
   return jax.tree.map(lambda p: p[i], params['blocks'])
 
 
-def unstacked(block: Any) -> Any:
-  """The block with all matrices that read one input as one matrix [out, in]: for decoding."""
-  for module, (inwards, outwards) in MATRICES.items():
-    module = getattr(block, module)
-    inwards = [name for name in inwards if hasattr(module, name)]
-    parts_XD = [p.reshape(len(p), -1).T for p in (getattr(module, n)[...] for n in inwards)]
-    out_XD = getattr(module, outwards)[...]
+def unstacked(layer: Params) -> Params:
+  """A layer with all matrices that read one input as one matrix [out, in]: for decoding.
+
+  numpy arrays stay on the host; those of a Hugging Face folder lie in that order already.
+  """
+  layer = dict(layer)
+  for part, (inwards, outwards) in MATRICES.items():
+    module = dict(layer[part])
+    parts = [module.pop(name) for name in inwards if name in module]
+    out_XD = module.pop(outwards)
+    out_XD = out_XD.reshape(-1, out_XD.shape[-1])
+    join = np.concatenate if isinstance(out_XD, np.ndarray) else jnp.concatenate
+    module['inwards_XD'] = join([p.reshape(len(p), -1).T for p in parts])
+    layer[part] = module | {'outwards_DX': out_XD.T}
+  return layer
+
+
+def _joined(block):
+  """The block with the matrices of `unstacked`, but for their values."""
+  for part, (inwards, outwards) in MATRICES.items():
+    module = getattr(block, part)
     for name in (*inwards, outwards):
-      delattr(module, name)
-    module.inwards_XD = nnx.Param(jnp.concatenate(parts_XD))
-    module.outwards_DX = nnx.Param(out_XD.reshape(-1, out_XD.shape[-1]).T)
+      if hasattr(module, name):
+        delattr(module, name)
+    module.inwards_XD, module.outwards_DX = nnx.Param(jnp.zeros(())), nnx.Param(jnp.zeros(()))
   return block
 
 

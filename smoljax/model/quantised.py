@@ -12,6 +12,7 @@ import math
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 BITS = {'int8': 8, 'int4': 4}
 GROUP = 64  # weights of a row that share a scale in 4 bits: 4.25 bits a weight
@@ -82,7 +83,7 @@ def matmul(x_BTI: jax.Array, w: Quantised, dtype: jax.typing.DTypeLike) -> jax.A
                       preferred_element_type=dtype)
 
   def total(x_11I, w):  # see `layers.matmul`
-    return _sum_of_words(x_11I[0, 0], w)[None, None].astype(dtype)
+    return sum_of_words(x_11I[0, 0], w)[None, None, :, 0].astype(dtype)
 
   group = x_BTI.shape[-1] // w.scales_OG.shape[1]
   if x_BTI.shape[:2] == (1, 1) and group % (32 // w.bits) == 0:
@@ -97,14 +98,31 @@ def _whole(w):
   return jnp.stack([(w.values << 4) >> 4, w.values >> 4], axis=-1).reshape(len(w.values), -1)
 
 
-def _sum_of_words(x_I, w):
-  """fp32 products y_O of one row; weights are read by the 32-bit word, 16 bytes a thread."""
+def sum_of_words(x_I: jax.Array, w: Quantised, parts: int = 1) -> jax.Array:
+  """fp32 products y_OP of one row, each in so many parts that are still to be added.
+
+  Weights are read by the 32-bit word, 16 bytes a thread.
+
+  GPUs turn whole numbers into floats at an eighth of their other rates. So a weight becomes one by
+  bit operations, as the last bits of a float of 2^23 and more, of which that is taken off. It
+  stays where it is in the word as long as that is among the last 23 bits, and counts 2^place as
+  much; x, of which every row needs the same, makes up for that.
+  """
   O, G = w.scales_OG.shape
-  words_OW = jax.lax.bitcast_convert_type(w.values.reshape(O, -1, 4), jnp.int32)
-  each = 32 // w.bits  # weights a word
-  x_WE = x_I.astype(jnp.float32).reshape(-1, each)
-  sum_OW = sum(
-    ((words_OW << (32 - w.bits * (e + 1))) >> (32 - w.bits)).astype(jnp.float32) * x_WE[:, e]
-    for e in range(each))
-  return jnp.sum(sum_OW.reshape(O, G, -1) * w.scales_OG.astype(jnp.float32)[..., None],
-                 axis=(1, 2))
+  each, levels = 32 // w.bits, 1 << w.bits
+  words_OW = jax.lax.bitcast_convert_type(w.values.reshape(O, -1, 4), jnp.uint32)
+  words_OW ^= jnp.uint32(sum(levels // 2 << (w.bits * e) for e in range(each)))  # none is negative
+  fit = 23 // w.bits  # weights that need no shift
+  place = [w.bits * (e % fit) for e in range(each)]
+  x_WE = x_I.astype(jnp.float32).reshape(-1, each) * 2.0 ** -np.array(place, np.float32)
+  x_WE = jax.lax.optimization_barrier(x_WE)  # once, and not again for every row
+
+  def weights_OW(e):
+    shifted_OW = words_OW >> (w.bits * (e // fit * fit)) if e >= fit else words_OW
+    bits_OW = shifted_OW & jnp.uint32(levels - 1 << place[e]) | jnp.uint32(0x4B000000)
+    zero = 2**23 + (levels // 2 << place[e])
+    return jax.lax.bitcast_convert_type(bits_OW, jnp.float32) - jnp.float32(zero)
+
+  sum_OW = sum(weights_OW(e) * x_WE[:, e] for e in range(each))
+  scaled_OGW = sum_OW.reshape(O, G, -1) * w.scales_OG.astype(jnp.float32)[..., None]
+  return jnp.sum(scaled_OGW.reshape(O, parts, -1), axis=-1)

@@ -298,24 +298,14 @@ def run_blocks(
   return x_BTD, state, (seen, with_trunk(captured, x_BTD, before_BTD))
 
 
-def unstack(config: ModelConfig, layer: Params, weights: str = '') -> Params:
-  """One layer as decoding reads it: in the compute dtype, or matrices in 8 or 4 bits.
+def unstack(config: ModelConfig, layer: Params) -> Params:
+  """The parameters of one block as decoding reads them, in the compute dtype.
 
   Where there is one token per row to compute, all the time goes into reading matrices. A scan over
   stacked layers copies each layer's out of the stack first; so they are apart here, those with the
   same input are one, and all are stored (out, in), which is read fastest.
-
-  Args:
-    layer: the parameters of one block.
-    weights: '' or a kind of `quantised.BITS`.
   """
-  layer = jax.tree.map(lambda p: p.astype(config.dtype), layer)
-  block = layers_lib.unstacked(nnx.merge(layers_lib.graph(config, 'block'), layer))
-  layer = nnx.to_pure_dict(nnx.split(block)[1])
-  for part in layers_lib.MATRICES if weights else ():
-    for name in ('inwards_XD', 'outwards_DX'):
-      layer[part][name] = quantised.quantise(layer[part][name], weights)
-  return layer
+  return layers_lib.unstacked(jax.tree.map(lambda p: p.astype(config.dtype, copy=False), layer))
 
 
 def computed(config: ModelConfig, params: Params) -> Params:
