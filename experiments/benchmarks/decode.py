@@ -10,7 +10,7 @@ the most that the device has held until then, weights that came layer by layer i
 Cases of ours: `greedy` (what generate does), `ends` (an end token is looked for), `sampled`
 (temperature 0.6, top-p 0.95), `block1`, `block32` (tokens computed between two looks of the host),
 `scan` (over stacked layers, as in training), `products` (each kind of matrix alone, in several
-forms), `profile` (the kernels that take longest).
+forms), `profile` (the kernels that take longest), `prefill` (those of the prompt).
 """
 
 import dataclasses
@@ -42,7 +42,8 @@ _SIDE = flags.DEFINE_enum(
 _COPY_RATE = flags.DEFINE_float('copy_rate', 0.0, 'Internal: bytes per second of a copy.')
 _RUNS = flags.DEFINE_integer('runs', 3, 'Timed runs of each case; the median counts.')
 
-CASES = ('greedy', 'ends', 'sampled', 'block1', 'block32', 'scan', 'products', 'profile')
+CASES = (
+  'greedy', 'ends', 'sampled', 'block1', 'block32', 'scan', 'products', 'profile', 'prefill')
 
 
 def main(_: list[str]) -> None:
@@ -83,7 +84,7 @@ def time_ours(cases: list[str], batches: list[int]) -> None:
 
   config = dataclasses.replace(model.SHAPES[_SIZE.value], dtype='bfloat16')
   (kind,) = _WEIGHTS.value
-  functions = dict(products=products, profile=profile, scan=scan)
+  functions = dict(products=products, profile=profile, prefill=profile, scan=scan)
   for stacked in (False, True):  # one set of weights at a time
     chosen = [case for case in cases if (case == 'scan') == stacked]
     params = weights(config, stacked) if chosen else None
@@ -347,13 +348,16 @@ def products(
 def profile(
   config: Any, params: Any, batch: int, case: str
 ) -> tuple[None, dict]:
-  """The kernels of generation, longest first, in µs per token."""
+  """The kernels of generation, or of prefill alone, longest first, in µs per token."""
   import jax
 
+  from smoljax.inference import cache as cache_lib
   from smoljax.inference.generate import generate
 
-  rows, new = prompts(config, batch), _NEW.value
+  rows, new = prompts(config, batch), 1 if case == 'prefill' else _NEW.value
   run = functools.partial(generate, config, params, rows, max_new_tokens=new)
+  if case == 'prefill':
+    run = lambda: jax.block_until_ready(cache_lib.prefill(config, params, rows, _NEW.value)[0])
   run()
   with tempfile.TemporaryDirectory() as folder:
     with jax.profiler.trace(folder):
