@@ -14,11 +14,11 @@ import numpy as np
 
 sys.path[:0] = [str(pathlib.Path(__file__).resolve().parents[i]) for i in (1, 2)]
 
-from goldens import make_hf_logits as models
+from goldens import make_hf_logits as models  # noqa: E402
 
-from smoljax.checkpoints import export_formats, huggingface, load
-from smoljax.data import chat, tokenizer
-from smoljax.model import ModelConfig
+from smoljax.checkpoints import export_formats, huggingface, load  # noqa: E402
+from smoljax.data import chat, tokenizer  # noqa: E402
+from smoljax.model import ModelConfig  # noqa: E402
 
 FILE = pathlib.Path(__file__).with_name('lm_harness.json')
 CONTEXT, NUM = 64, 200
