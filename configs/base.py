@@ -133,7 +133,8 @@ def get_config() -> ConfigDict:
   c.train.stages = (
     dict(name='stable', fraction=1.0, mixture=dict(web=0.75, pdf=0.25)),
   )
-  c.train.init_from = ''  # a run, its checkpoint or a HF folder whose weights training starts from
+  # A run, its checkpoint or a HF folder whose weights training starts from, with its tokenizer.
+  c.train.init_from = ''
   c.train.branch_from = ''  # a run or its checkpoint that this one goes on from, with all its state
   c.train.loss_chunk = 512  # positions whose logits exist at once
   c.train.z_loss = 0.0  # weight of log(Z)²; SmolLM3: off

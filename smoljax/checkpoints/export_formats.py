@@ -2,7 +2,6 @@
 
 import os
 import tempfile
-from typing import Any
 
 from smoljax.checkpoints import gguf, huggingface, load
 from smoljax.data import chat, tokenizer
@@ -36,15 +35,12 @@ def write_hf(
   """
   if quantize:
     raise ValueError(f'--quantize={quantize} goes with --format=gguf')
-  ids: dict[str, Any] = model.tokenizer.special._asdict()
   settings = dict(model.generation)
-  for name in ids:  # those of the folder that it came from, while it has that folder's tokenizer
-    named = settings.pop(f'{name.removesuffix("_id")}_token_id', None)
-    if named is not None and _own_tokenizer(model):
-      ids[name] = named
+  if not _own_tokenizer(model):  # ids of the folder that the model came from mean other tokens
+    settings = {k: v for k, v in settings.items() if not k.endswith('_token_id')}
   if with_chat:
     stops = [chat.control_ids(model.tokenizer)[chat.END], *model.eos_ids]
-    ids['eos_id'] = list(dict.fromkeys(stops))
+    settings['eos_token_id'] = list(dict.fromkeys(stops))
   config, params = model.config, model.params
   if not keep_mtp:
     config, params = without_mtp(config, params)
@@ -57,7 +53,8 @@ def write_hf(
       chat_template=chat.template() if with_chat else '',
     )
     huggingface.save_hf(config, params, output, dtype=dtype or model.config.dtype,
-                        tokenizer_dir=folder, generation=settings, **ids)
+                        tokenizer_dir=folder, generation=settings,
+                        **model.tokenizer.special._asdict())
   return output, {}
 
 

@@ -31,6 +31,7 @@ import ml_dtypes
 import numpy as np
 import tokenizers
 
+import smoljax
 from smoljax import model
 from smoljax.checkpoints import huggingface
 from smoljax.data import tokenizer
@@ -52,6 +53,7 @@ NAMES = {
   'mlp.down_proj': 'ffn_down',
 }
 
+_MARK = 'smoljax.version'  # a key of the files that are ours, which may be overwritten
 _Type = gguf.GGMLQuantizationType
 _File = gguf.LlamaFileType
 KINDS = {  # by name: the type of matrices, and of the file as a whole
@@ -87,12 +89,16 @@ def save_gguf(
   Returns:
     Matrices whose rows do not fit the blocks of `kind`, and the type they have: {'blk.0.…': 'F16'}.
   Raises:
+    FileExistsError: a file that is none of ours lies there.
     ValueError: for what the runtime cannot represent, parameters that do not fit the config, and
       weights that are not finite in `kind`.
     ImportError: q4_k_m without the runtime.
   """
   if kind not in KINDS:
     raise ValueError(f'kind={kind!r}: one of {", ".join(KINDS)}')
+  if os.path.lexists(path) and not _is_ours(path):
+    raise FileExistsError(f'{path} is there, and no export wrote it: give another name, or move it '
+                          'away')
   arch = architecture(config)
   huggingface.check_tree(config, params)
   vocabulary = (
@@ -195,6 +201,12 @@ def _write(config, params, path, arch, vocabulary, kind):
     writer.close()
 
 
+def _is_ours(path):
+  with open(path, 'rb') as f:
+    start = f.read(1 << 12)
+  return start.startswith(b'GGUF') and _MARK.encode() in start
+
+
 def interleave(x: np.ndarray, head_dim: int) -> np.ndarray:
   """Rows [N H, …] reordered within each head: pairs (i, i + H/2) become (2i, 2i + 1)."""
   halves = x.reshape(-1, 2, head_dim // 2, *x.shape[1:])
@@ -215,6 +227,7 @@ def _encode(x, stored):
 
 
 def _add_architecture(writer, config, kind):
+  writer.add_string(_MARK, smoljax.__version__)
   writer.add_type(gguf.GGUFType.MODEL)
   writer.add_name(f'{writer.arch} {config.num_params() / 1e6:,.1f}M')
   writer.add_file_type(KINDS[kind][1])
@@ -435,7 +448,11 @@ def _pair(merge):
 
 
 def _chat_template(folder):
-  """The chat template beside tokenizer.json, None if there is none."""
+  """The chat template beside tokenizer.json, in plain Jinja; None if there is none.
+
+  Its spans to train on (`{% generation %}`, which only transformers knows) become blocks that
+  change nothing: the tags stay, since spaces around them may be trimmed.
+  """
   template = None
   file = os.path.join(folder, 'tokenizer_config.json')
   if os.path.isfile(file):
@@ -447,6 +464,9 @@ def _chat_template(folder):
   if os.path.isfile(file):
     with open(file, encoding='utf-8') as f:
       template = f.read()
+  for tag, plain in (('generation', 'if true'), ('endgeneration', 'endif')):
+    template = template and re.sub(
+      rf'(\{{%[-+]?\s*){tag}(\s*[-+]?%\}})', rf'\g<1>{plain}\2', template)
   return template
 
 

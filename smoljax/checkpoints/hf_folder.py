@@ -9,6 +9,7 @@ import functools
 import hashlib
 import json
 import os
+import shutil
 import stat
 from collections.abc import Callable, Collection, Mapping
 from typing import Any
@@ -159,8 +160,11 @@ class Export:
 
   def write(self, name: str, write: Callable[[str], Any]) -> None:
     """Has a file written beside, then renames: no half-written file under its own name."""
-    file = os.path.join(self._path, name)
+    file, mark = os.path.join(self._path, name), os.path.join(self._path, MARK)
+    if not os.path.exists(mark):
+      self._note()
     write(f'{file}.tmp')
+    shutil.copymode(mark, f'{file}.tmp')  # safetensors lets nobody but the owner read
     os.replace(f'{file}.tmp', file)
     self._files[name] = self._state(name)
     self._note()

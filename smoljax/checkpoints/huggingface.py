@@ -99,7 +99,7 @@ def save_hf(
     tokenizer_dir: folder whose tokenizer files (and generation_config.json) are copied along.
     bos_id, eos_id, pad_id: token ids for config.json and generation_config.json; None is what
       these say in `tokenizer_dir`, or else its tokenizer. `eos_id` may be several.
-    generation: further entries of generation_config.json, such as temperature.
+    generation: further entries of generation_config.json, such as temperature; its ids go before.
     facts: rows for the model card, such as tokens trained on.
     max_shard_bytes: larger models are split into several files with an index.
   Raises:

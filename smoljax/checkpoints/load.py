@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from typing import Any, NamedTuple
 
 import jax
-import jax.numpy as jnp
+import numpy as np
 
 from smoljax import model
 from smoljax.checkpoints import hf_folder, huggingface, store
@@ -120,7 +120,7 @@ def load_weights(path: str) -> tuple[model.ModelConfig, dict, Mapping[str, Any]]
     return *huggingface.load_hf(path), {}
   config, params, meta = store.load_params(path)
   for name, x in jax.tree_util.tree_leaves_with_path(params):
-    if not jnp.isfinite(x).all():
+    if not np.isfinite(x).all():
       raise ValueError(f'{path}: {jax.tree_util.keystr(name)} holds values that are not finite: '
                        'its training diverged; take an earlier checkpoint')
   return config, params, meta

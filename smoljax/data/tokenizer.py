@@ -220,20 +220,27 @@ class Tokenizer:
     return self.bos_id is not None and first == [self.bos_id]
 
 
-def require_same(teacher: str, student: str) -> None:
-  """Raises ValueError unless two tokenizer files give every id the same piece."""
-  theirs, ours = load(teacher).pieces, load(student).pieces
-  if theirs == ours:
+def require_same(
+  theirs: str, ours: str, whose: str = 'the teacher',
+  why: str = 'a teacher’s distribution is over its own tokens',
+) -> None:
+  """Raises ValueError unless two tokenizer files give every id the same piece.
+
+  Args:
+    theirs, ours: the files, of another model and of the one that is trained.
+    whose, why: whose the former is, and why the two must be the same.
+  """
+  pieces, own = load(theirs).pieces, load(ours).pieces
+  if pieces == own:
     return
-  different = [i for i, (a, b) in enumerate(zip(theirs, ours, strict=False)) if a != b]
-  what = f'{len(theirs):,} pieces against {len(ours):,}'
+  different = [i for i, (a, b) in enumerate(zip(pieces, own, strict=False)) if a != b]
+  what = f'{len(pieces):,} pieces against {len(own):,}'
   if different:
     i = different[0]
-    what += f', id {i} is {theirs[i]!r} against {ours[i]!r} ({len(different):,} differ)'
+    what += f', id {i} is {pieces[i]!r} against {own[i]!r} ({len(different):,} differ)'
   raise ValueError(
-    f'the teacher’s tokenizer {teacher} is not the student’s {student}: {what}. A teacher’s '
-    'distribution is over its own tokens: train the student with the teacher’s tokenizer, '
-    f'--config.tokenizer.path={teacher}')
+    f'the tokenizer of {whose}, {theirs}, is not {ours}: {what}. As {why}, train with it: '
+    f'--config.tokenizer.path={theirs}')
 
 
 def _sibling_reader(path: str) -> Callable[[str], bytes | None]:

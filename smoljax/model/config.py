@@ -240,6 +240,8 @@ class ModelConfig:
   def from_hf(cls, hf: Mapping[str, Any], **overrides: Any) -> 'ModelConfig':
     """From the contents of a config.json (keys of transformers v4 or v5) of a class in HF_CLASSES.
 
+    It computes in the dtype named there, float16 in float32, which holds all of its values.
+
     Raises ValueError for what these models cannot be here (another activation, rope type, …), and
     for values that transformers would not take either, such as "false" for false.
     """
@@ -283,13 +285,14 @@ class ModelConfig:
         sliding_window=window if any(window_layers) or not window_layers else 0,
         window_layers=window_layers if any(window_layers) else (),
         activation=HF_ACTIVATIONS[hf.get('hidden_act', 'silu')],
-        norm_eps=hf.get('rms_norm_eps', 1e-6),
+        norm_eps=float(hf.get('rms_norm_eps', 1e-6)),
         tie_embeddings=hf['tie_word_embeddings'],
         attention_bias=hf.get('attention_bias', False),
         mlp_bias=hf.get('mlp_bias', False),
-        init_std=hf.get('initializer_range', 0.02),
+        init_std=float(hf.get('initializer_range', 0.02)),
         mtp=hf.get('mtp', 'none'),
         mtp_depth=hf.get('num_nextn_predict_layers', 1),
+        dtype=_dtype_from_hf(hf),
       ),
       **kind.fields,
       **overrides,
@@ -425,7 +428,7 @@ _HF_KEYS: dict[type, tuple[str, ...]] = {
           'low_freq_factor', 'high_freq_factor', 'beta_fast', 'beta_slow', 'attention_factor',
           'mscale', 'mscale_all_dim'),
   bool: ('tie_word_embeddings', 'attention_bias', 'mlp_bias', 'use_sliding_window', 'truncate'),
-  str: ('model_type', 'hidden_act', 'mtp', 'rope_type', 'type'),
+  str: ('model_type', 'hidden_act', 'mtp', 'rope_type', 'type', 'dtype', 'torch_dtype'),
   dict: ('rope_scaling', 'rope_parameters'),
   list: ('architectures', 'layer_types', 'no_rope_layers'),
 }
@@ -474,6 +477,12 @@ def _check_types(hf, where=''):
   for key in _HF_KEYS[dict]:
     if not where and hf.get(key):
       _check_types(hf[key], f'{key}.')
+
+
+def _dtype_from_hf(hf):
+  name = (hf.get('dtype') or hf.get('torch_dtype') or 'bfloat16').removeprefix('torch.')
+  one_of('dtype', name, ('bfloat16', 'float16', 'float32'))
+  return 'bfloat16' if name == 'bfloat16' else 'float32'
 
 
 def _short(value):

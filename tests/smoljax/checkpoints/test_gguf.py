@@ -255,6 +255,18 @@ def test_what_does_not_fit_is_refused(tmp_path):
   assert gguf.architecture(short) == 'llama'
 
 
+def test_files_of_others_are_not_overwritten(tmp_path):
+  file = tmp_path / 'm.gguf'
+  for content in (b'mine', b'GGUF' + bytes(99), b''):
+    file.write_bytes(content)
+    with pytest.raises(FileExistsError, match='is there, and no export wrote it'):
+      gguf.save_gguf(BASE, random_params(BASE), str(file))
+    assert file.read_bytes() == content
+  os.remove(file)
+  gguf.save_gguf(BASE, random_params(BASE), str(file))
+  gguf.save_gguf(BASE, random_params(BASE), str(file), kind='q8_0')
+
+
 # ----------------------------------------------------------------------------------- vocabulary
 
 CODE = 'def f(x, y=2.50):\n    """Add 3.14159.\n\n\treturns 1234567890."""\n    return x  + y\n'

@@ -284,10 +284,12 @@ def test_rotary_positions_edited_by_hand_are_what_transformers_reads(tmp_path, k
 
 
 @pytest.mark.slow
-def test_what_transformers_writes_comes_back_byte_for_byte(tmp_path):
+@pytest.mark.parametrize('prefix', ['SmolLM3', 'Llama', 'Qwen3', 'Qwen2', 'Mistral', 'Olmo2'])
+def test_what_transformers_writes_comes_back_byte_for_byte(tmp_path, prefix):
   torch = pytest.importorskip('torch')
   transformers = pytest.importorskip('transformers')
-  hf = transformers.SmolLM3ForCausalLM(transformers.SmolLM3Config(**goldens.BASE))
+  config = getattr(transformers, f'{prefix}Config')(**goldens.BASE)
+  hf = getattr(transformers, f'{prefix}ForCausalLM')(config)
   hf.to(torch.bfloat16).save_pretrained(tmp_path / 'hf', max_shard_size='20KB')
   assert (tmp_path / 'hf/model.safetensors.index.json').exists()
   config, params = huggingface.load_hf(str(tmp_path / 'hf'))
