@@ -1,7 +1,8 @@
-"""What lm-evaluation-harness makes of an export of ours through its own `hf` model → lm_harness.json.
+"""What lm-evaluation-harness makes of an export of ours by its model `hf` → lm_harness.json.
 
-`python tests/goldens/make_lm_harness.py`, with lm-eval[hf] and torch installed. 200 requests of each
-kind, of pieces of text in random order; the model is small, its weights those of make_hf_logits.
+`python tests/goldens/make_lm_harness.py`, with lm-eval[hf] and torch installed. 200 requests of
+each kind, of pieces of text in random order; the model is small, its weights those of
+make_hf_logits.
 """
 
 import json
@@ -37,6 +38,9 @@ def export(folder: str) -> str:
   tokenizer.train(texts, path, vocab_size=CONFIG.vocab_size, control=chat.CONTROL)
   params = huggingface.from_hf_tensors(
     CONFIG, lambda name: models.weights(name, huggingface.hf_shapes(CONFIG)[name]))
+  # Hardly a byte token: what such of no text decode to depends on where decoding begins.
+  is_byte = [piece.startswith('<0x') for piece in tokenizer.load(path).pieces]
+  params['embed_VD'] = np.where(np.array(is_byte)[:, None], 0.05, 1) * params['embed_VD']
   trained = load.Model(CONFIG, params, tokenizer.load(path), True)
   export_formats.write_hf(trained, f'{folder}/hf', with_chat=True)
   return f'{folder}/hf'

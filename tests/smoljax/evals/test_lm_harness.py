@@ -1,9 +1,9 @@
 """Our model in lm-evaluation-harness: the scores of the exported model in transformers.
 
-What the harness's own model made of 600 requests is stored (tests/goldens/make_lm_harness.py); where
-it is installed (`pip install lm-eval[hf]==0.4.13`, best in an environment of its own, since it may
-bring another pyarrow than Beam wants) it is asked again. Elsewhere a stand-in for its base class
-does what that does with a request.
+What the harness's own model made of 600 requests is stored (tests/goldens/make_lm_harness.py);
+where it is installed (`pip install lm-eval[hf]==0.4.13`, best in an environment of its own, since
+it may bring another pyarrow than Beam wants) it is asked again. Elsewhere a stand-in for its base
+class does what that does with a request.
 """
 
 import importlib.util
@@ -134,12 +134,11 @@ def test_repeats_are_draws_of_their_own(make):
   for narrow in ({'top_k': 1}, {'top_p': 1e-6}):
     one = request('the value', do_sample=True, temperature=1.5, max_gen_toks=8, **narrow)
     assert make().generate_until([one] * 2) == greedy * 2
-  long = make().generate_until([request('the value', max_new_tokens=3)])
-  assert greedy[0].startswith(long[0])
+  assert make().generate_until([request('the value', max_new_tokens=8)]) == greedy
 
 
 def test_a_prompt_is_kept_where_too_much_is_asked_for(make):
-  """AIME asks for 32,768 tokens: the answer is cut shorter, not the prompt, and once that is said."""
+  """AIME asks for 32,768 tokens: the answer is cut shorter, not the prompt, and that is said."""
   ours = make()
   asked = [request(f'the value of the list {i}', max_gen_toks=32768) for i in range(2)]
   with pytest.warns(UserWarning, match='context of 64 tokens: answers are cut') as seen:
