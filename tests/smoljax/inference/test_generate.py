@@ -215,6 +215,67 @@ def all_sizes(jaxpr):
         yield from all_sizes(value)
 
 
+# ------------------------------------------------------------------------------- samples and scores
+
+
+def test_log_probabilities_are_the_models_own():
+  """Those of the plain forward pass, whatever is drawn; rows of several samples included."""
+  params, settings = make(CONFIG), dict(max_new_tokens=6, sampling=VARIED)
+  rows = generate(params, PROMPTS[:2], samples=3, logprobs=True, **settings)
+  assert len(rows) == 6 and len({str(row) for row in rows}) == 6
+  for i, row in enumerate(rows):
+    prompt, new = PROMPTS[i // 3], [token for token, _ in row]
+    logits = model.apply(CONFIG, params, np.array([prompt + new])).logits[0]
+    logp = jax.nn.log_softmax(logits)[len(prompt) - 1 :]
+    want = [logp[t, token] for t, token in enumerate(new)]
+    np.testing.assert_allclose([score for _, score in row], want, atol=2e-5)
+
+
+def test_samples_are_rows_of_their_own():
+  """As if the prompt were given as often; and with a seed a row, wherever it stands."""
+  params, settings = make(CONFIG), dict(max_new_tokens=6, sampling=VARIED)
+  rows = generate(params, PROMPTS[:2], samples=2, seed=[5, 6, 7, 8], **settings)
+  assert rows == generate(
+    params, [PROMPTS[0]] * 2 + [PROMPTS[1]] * 2, seed=[5, 6, 7, 8], **settings)
+  assert rows[2:3] == generate(params, [PROMPTS[1]], seed=[7], **settings)
+  with pytest.raises(ValueError, match='2 seeds for 1 rows'):
+    generate(params, PROMPTS[:1], seed=[1, 2], **settings)
+
+
+def test_no_end_before_min_new_tokens():
+  params = make(CONFIG)
+  free = generate(params, PROMPTS, max_new_tokens=12)
+  ends = [free[1][0], free[1][3]]
+  short = generate(params, PROMPTS, max_new_tokens=12, eos_id=ends)
+  long = generate(params, PROMPTS, max_new_tokens=12, eos_id=ends,
+                  sampling=Sampling(min_new_tokens=5))
+  assert min(map(len, short)) == 0 and min(map(len, long)) >= 5
+  assert all(not set(row[:5]) & set(ends) for row in long)
+
+
+@pytest.mark.parametrize('temperature', [1e-40, 1e-7])
+def test_next_to_no_temperature_is_greedy(temperature):
+  sampling = Sampling(temperature, top_k=5, top_p=0.9, min_p=0.1)
+  assert generate(make(CONFIG), PROMPTS, max_new_tokens=8, sampling=sampling) == generate(
+    make(CONFIG), PROMPTS, max_new_tokens=8)
+
+
+def test_one_row_computes_as_two_do_in_bfloat16():
+  """On CPUs a product of one row with a bf16 matrix is that of two, and widens no matrix."""
+  config = dataclasses.replace(CONFIG, dtype='bfloat16')
+  one = generate_lib.generate(config, make(CONFIG), PROMPTS[1:2], max_new_tokens=8)
+  two = generate_lib.generate(config, make(CONFIG), PROMPTS[1:2] * 2, max_new_tokens=8)
+  assert two == one * 2
+  block = generate_lib._block(config, GREEDY, (), 1, False)
+  params = cache_lib.prepare(config, make(CONFIG))
+  state = State(jnp.zeros((1, 64)), init_cache(config, 1, 64), jnp.int32(3), jnp.int32(0),
+                jnp.zeros(1, bool), None)
+  text = block.lower(params, jnp.zeros(1, jnp.int32), jax.random.split(jax.random.key(0), 1),
+                     state).compile().as_text()
+  mlp = params['blocks'][0]['mlp']['inwards_XD'].shape
+  assert f'f32[{mlp[0]},{mlp[1]}]' not in text
+
+
 # ----------------------------------------------------------------------------------- what is drawn
 
 
