@@ -499,6 +499,9 @@ COMMANDS = {
   'no_think': ['--prompt=The number?', '--mode=no_think'],
   'system': ['--prompt=The number?', '--mode=think', '--system=Be brief.'],
   'long': ['--prompt=' + 'The number ' * 300, '--context=4096'],
+  'samples': ['--prompt=The number', '--samples=3', '--temperature=1', '--logprobs'],
+  'int8': ['--prompt=The number', '--weights=int8', '--min_new_tokens=4'],
+  'another template': ['--checkpoint={other}', '--prompt=The number?', '--mode=chat'],
 }
 WRONG = {
   'which model?': ['--checkpoint='],
@@ -507,6 +510,10 @@ WRONG = {
   'give --context=': ['--prompt=' + 'The number ' * 300],
   '--mode=think': ['--prompt=a', '--system=Be brief.'],
   'give it a question': ['--mode=think'],
+  'has no chat template': ['--checkpoint={bare}', '--prompt=a', '--mode=think'],
+  'has no such modes: use --mode=chat': ['--checkpoint={other}', '--prompt=a', '--mode=think'],
+  'does not take this conversation: no system turns': [
+    '--checkpoint={other}', '--prompt=a', '--mode=chat', '--system=Be brief.'],
   '/nowhere.txt': ['--prompt_file=/nowhere.txt'],
   "unknown argument 'number'": ['--prompt=The', 'number'],
 }
@@ -519,14 +526,22 @@ def commands(tmp_path_factory):
   file, hf = str(path / 'tokenizer.model'), str(path / 'hf')
   texts = [f'The number {i} comes after {i - 1}; ça va?\n' * 3 for i in range(50)]
   tokenizer.train(texts, file, vocab_size=312, control=chat.CONTROL)
-  config = dataclasses.replace(CONFIG, vocab_size=312, max_seq_len=1024)
-  huggingface.save_hf(config, model.init(config, jax.random.key(1)), hf, dtype='float32')
-  tokenizer.to_hf(file, hf, bos=True, max_length=1024)
+  config = dataclasses.replace(CONFIG, vocab_size=320, max_seq_len=1024)  # padded
+  other = ("{% if messages[0].role == 'system' %}{{ raise_exception('no system turns') }}{% endif "
+           "%}Q: {{ messages[0].content }} A:")
+  for name, template in (('hf', chat.template()), ('bare', ''), ('other', other)):
+    folder = str(path / name)
+    huggingface.save_hf(config, model.init(config, jax.random.key(1)), folder, dtype='float32')
+    tokenizer.to_hf(file, folder, bos=True, max_length=1024, chat_template=template)
 
   common = [f'--checkpoint={hf}', '--max_new_tokens=16', '--temperature=0']
+  places = {'{other}': str(path / 'other'), '{bare}': str(path / 'bare')}
+  given = {
+    name: common + [functools.reduce(lambda a, kv: a.replace(*kv), places.items(), a) for a in argv]
+    for name, argv in (COMMANDS | WRONG).items()}
   process = subprocess.run(
     [sys.executable, '-c', DRIVER], cwd=REPOSITORY, text=True, capture_output=True, check=False,
-    input=json.dumps({name: common + argv for name, argv in (COMMANDS | WRONG).items()}))
+    input=json.dumps(given))
   assert process.returncode == 0, process.stderr
   return json.loads(process.stdout)
 
@@ -541,8 +556,17 @@ def test_the_command_continues_prompts(commands):
 
 
 def test_the_command_chats(commands):
-  answers = [commands[name][0] for name in ('no_think', 'system')]
-  assert len(set(answers)) == 2 and not any('The number?' in a for a in answers)
+  answers = [commands[name][0] for name in ('no_think', 'system', 'another template')]
+  assert len(set(answers)) == 3 and not any('The number?' in a for a in answers)
+  assert all(commands[name][2] == 0 for name in COMMANDS)
+
+
+def test_the_command_gives_several_samples_and_scores(commands):
+  out, err, _ = commands['samples']
+  parts = out.split('--- ')[1:]
+  assert len(parts) == 3 and len({part[2:] for part in parts}) == 3
+  assert all(f'text {i}: log-probability -' in err for i in (1, 2, 3))
+  assert commands['int8'][0].startswith('The number')
 
 
 @pytest.mark.parametrize('message', WRONG)
