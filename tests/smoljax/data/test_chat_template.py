@@ -23,11 +23,11 @@ MISTRAL = (
   "(loop.index0 % 2 == 0) %}{{ raise_exception('Roles must alternate user/assistant!') }}{% endif "
   "%}{% if message['role'] == 'user' %}{{ '[INST] ' + message['content'] | trim + ' [/INST]' }}"
   "{% else %}{{ ' ' + message['content'] | trim + eos_token }}{% endif %}{% endfor %}")
-LLAMA = (  # dates, loops with breaks, namespaces, JSON
+LLAMA = (  # dates, breaks, namespaces, JSON
   "{%- if not date_string is defined %}{%- set date_string = strftime_now('%Y') %}{%- endif %}\n"
   "{%- set ns = namespace(n=0) %}\n{{- bos_token }}\n{%- for m in messages %}\n"
   "    {%- if m.role == 'tool' %}{%- break %}{%- endif %}\n    {%- set ns.n = ns.n + 1 %}\n"
-  "    {{- '<|start|>' + m.role + date_string + ns.n | string + {'a': [m.role]} | tojson(indent=2) }}\n"
+  "    {{- '<|start|>' + m.role + date_string + ns.n | string + [m.role] | tojson(indent=2) }}\n"
   "    {% generation %}{{ m.content }}{% endgeneration %}\n{%- endfor %}")
 TOKENS = {'bos_token': '<s>', 'eos_token': '</s>'}
 TURNS = [
