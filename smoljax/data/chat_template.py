@@ -103,12 +103,12 @@ def render(
   Raises:
     ValueError: the template is no Jinja, or refuses the conversation; with its reason.
   """
-  messages = json.loads(json.dumps(list(messages)))
+  turns = json.loads(json.dumps(list(messages)))  # plain data, of its own
   if open_end:
-    messages[-1]['content'] += _END
+    turns[-1]['content'] += _END
   try:
     text = _compiled(template.source).render(
-      messages=messages, add_generation_prompt=generation_prompt,
+      messages=turns, add_generation_prompt=generation_prompt,
       **template.tokens | {'tools': None, 'documents': None} | variables)
   except (jinja2.TemplateError, TypeError, ArithmeticError, LookupError, ValueError,
           RecursionError) as e:
@@ -163,7 +163,8 @@ def thinks(template: ChatTemplate) -> bool:
 
 @functools.lru_cache(maxsize=8)
 def _control(tokenizer):
-  names = sorted(map(re.escape, tokenizer.controls), key=len, reverse=True)
+  names = [re.escape(name) for name in tokenizer.controls]
+  names.sort(key=len, reverse=True)  # the longest that fits
   return re.compile(f'({"|".join(names)})') if names else None
 
 
@@ -177,8 +178,9 @@ def _compiled(source):
 
   environment.filters['tojson'] = lambda x, ensure_ascii=False, **how: json.dumps(
     x, ensure_ascii=ensure_ascii, **how)
-  environment.globals['raise_exception'] = refuse
-  environment.globals['strftime_now'] = lambda form: datetime.datetime.now().strftime(form)
+  given: dict[str, Any] = environment.globals
+  given['raise_exception'] = refuse
+  given['strftime_now'] = lambda form: datetime.datetime.now().strftime(form)
   return environment.from_string(source)
 
 

@@ -375,7 +375,7 @@ def matmul(
     rows = jnp.concatenate([x_BTI, x_BTI]) if x_BTI.shape[:2] == (1, 1) else x_BTI
     return dot(rows, w_OI, jnp.float32)[: len(x_BTI)]
 
-  choices = {'cuda': total} if x_BTI.shape[:2] == (1, 1) else {}
+  choices: dict[str, Callable] = {'cuda': total} if x_BTI.shape[:2] == (1, 1) else {}
   if w_OI.dtype == jnp.bfloat16:
     choices['cpu'] = unwidened
   if choices:

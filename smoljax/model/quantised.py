@@ -123,6 +123,8 @@ def sum_of_words(x_I: jax.Array, w: Quantised, parts: int = 1) -> jax.Array:
     zero = 2**23 + (levels // 2 << place[e])
     return jax.lax.bitcast_convert_type(bits_OW, jnp.float32) - jnp.float32(zero)
 
-  sum_OW = sum(weights_OW(e) * x_WE[:, e] for e in range(each))
+  sum_OW = weights_OW(0) * x_WE[:, 0]
+  for e in range(1, each):
+    sum_OW += weights_OW(e) * x_WE[:, e]
   scaled_OGW = sum_OW.reshape(O, G, -1) * w.scales_OG.astype(jnp.float32)[..., None]
   return jnp.sum(scaled_OGW.reshape(O, parts, -1), axis=-1)
