@@ -35,12 +35,7 @@ def write_hf(
   """
   if quantize:
     raise ValueError(f'--quantize={quantize} goes with --format=gguf')
-  settings = dict(model.generation)
-  if not _own_tokenizer(model):  # ids of the folder that the model came from mean other tokens
-    settings = {k: v for k, v in settings.items() if not k.endswith('_token_id')}
-  if with_chat:
-    stops = [chat.control_ids(model.tokenizer)[chat.END], *model.eos_ids]
-    settings['eos_token_id'] = list(dict.fromkeys(stops))
+  settings = _generation(model, with_chat)
   config, params = model.config, model.params
   if not keep_mtp:
     config, params = without_mtp(config, params)
@@ -58,9 +53,17 @@ def write_hf(
   return output, {}
 
 
-def _own_tokenizer(model):
+def _generation(model, with_chat):
+  """What generation_config.json says of the model; an answer of a chat model ends its turn."""
+  settings = dict(model.generation)
   here = os.path.dirname(os.path.abspath(model.tokenizer.path))
-  return bool(model.folder) and here == os.path.abspath(model.folder)
+  if not model.folder or here != os.path.abspath(model.folder):  # ids mean other tokens here
+    settings = {k: v for k, v in settings.items() if not k.endswith('_token_id')}
+  if with_chat:
+    end = chat.control_ids(model.tokenizer)[chat.END]
+    ends = [end, *huggingface.eos_ids(settings, model.tokenizer)]
+    settings['eos_token_id'] = list(dict.fromkeys(ends))
+  return settings
 
 
 def write_gguf(
@@ -91,9 +94,8 @@ def write_gguf(
   path = output if output.endswith('.gguf') else os.path.join(output, f'model-{kind}.gguf')
   as_it_is = model.tokenizer.adds_bos is model.bos  # of a .model it is None
   with tempfile.TemporaryDirectory() as folder:
+    ends = huggingface.eos_ids(_generation(model, with_chat), model.tokenizer)
     if with_chat or not as_it_is:
-      if with_chat:
-        chat.control_ids(model.tokenizer)  # refuses a tokenizer without them
       tokenizer.to_hf(
         model.tokenizer, folder, bos=model.bos, max_length=model.config.max_seq_len,
         chat_template=chat.template() if with_chat else '',
@@ -103,7 +105,7 @@ def write_gguf(
     os.makedirs(os.path.dirname(path) or '.', exist_ok=True)
     config, params = without_mtp(model.config, model.params)
     other = gguf.save_gguf(config, params, path, kind=kind, tokenizer_dir=folder,
-                           special=model.tokenizer.special._asdict())
+                           special=model.tokenizer.special._asdict(), ends=ends)
   return path, other
 
 

@@ -21,7 +21,7 @@ import logging
 import math
 import os
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from types import ModuleType
 from typing import Any
 
@@ -73,6 +73,7 @@ def save_gguf(
   kind: str = 'bfloat16',
   tokenizer_dir: str | None = None,
   special: Mapping[str, int | None] | None = None,
+  ends: Sequence[int] = (),
 ) -> dict[str, str]:
   """Writes the model as a GGUF file.
 
@@ -86,6 +87,7 @@ def save_gguf(
       vocabulary: it can be run on token ids only.
     special: ids of BOS, EOS and pad that go before those which that folder names, as
       `tokenizer.load` takes them.
+    ends: ids that end a text, beside EOS two at the most, as the runtime has keys for.
   Returns:
     Matrices whose rows do not fit the blocks of `kind`, and the type they have: {'blk.0.…': 'F16'}.
   Raises:
@@ -102,7 +104,7 @@ def save_gguf(
   arch = architecture(config)
   huggingface.check_tree(config, params)
   vocabulary = (
-    read_vocabulary(tokenizer_dir, config.vocab_size, special) if tokenizer_dir else {})
+    read_vocabulary(tokenizer_dir, config.vocab_size, special, ends) if tokenizer_dir else {})
   whole = f'{path}.tmp'
   try:
     if kind == 'q4_k_m':
@@ -288,7 +290,8 @@ _SPACE = '\u2581'  # how SentencePiece writes a space
 
 
 def read_vocabulary(
-  folder: str, vocab_size: int, special: Mapping[str, int | None] | None = None
+  folder: str, vocab_size: int, special: Mapping[str, int | None] | None = None,
+  ends: Sequence[int] = (),
 ) -> dict[str, Any]:
   """Metadata of a GGUF file (`tokenizer.…` keys) for the tokenizer in `folder`.
 
@@ -298,7 +301,7 @@ def read_vocabulary(
   Args:
     folder: has tokenizer.json, and perhaps tokenizer_config.json.
     vocab_size: rows of the embedding; ids beyond the tokenizer's become unused tokens.
-    special: see `save_gguf`.
+    special, ends: see `save_gguf`.
   Raises:
     FileNotFoundError: there is no tokenizer.json.
     ValueError: the runtime would tokenise differently.
@@ -352,6 +355,8 @@ def read_vocabulary(
                  ('padding_token_id', ids.pad_id)):
     if i is not None:
       meta[key] = i
+  more = [i for i in ends if i != ids.eos_id and i in tokens]
+  meta |= dict(zip(('eot_token_id', 'eom_token_id'), more, strict=False))
   around = tokenizers.Tokenizer.from_file(file).encode('').ids
   bos, eos = meta.get('bos_token_id'), meta.get('eos_token_id')
   meta['add_bos_token'], meta['add_eos_token'] = around[:1] == [bos], around[-1:] == [eos]

@@ -217,6 +217,11 @@ BAD = {
   'tokenizer too large': (
     lambda path, _: tokenizers.write(str(path), [f'<{i}>' for i in range(99)]), 'has 355 ids'),
   'its config': (content('tokenizer_config.json', b'[]'), 'is no JSON object'),
+  'its config nested': (
+    content('tokenizer_config.json', b'{"a":' * 50_000), 'is no JSON object'),
+  'its end a number': (content('tokenizer_config.json', b'{"eos_token": 3}'), '=3 is no text'),
+  'its end a list': (
+    content('special_tokens_map.json', b'{"eos_token": {"content": ["</s>"]}}'), 'is no text'),
   'template elsewhere': (
     lambda path, _: os.symlink('/etc/passwd', path / 'chat_template.jinja'), 'leads out'),
   'end as text': (

@@ -460,7 +460,10 @@ def test_the_template_in_a_gguf_file_is_plain_jinja(made, tmp_path):
   environment = sandbox.ImmutableSandboxedEnvironment(trim_blocks=True, lstrip_blocks=True)
   environment.filters['tojson'] = lambda x: json.dumps(x, ensure_ascii=False)
   file, _ = export_formats.write_gguf(made, str(tmp_path / 'm.gguf'), with_chat=True)
-  source = gguf_reader.GGUFReader(file).fields['tokenizer.chat_template'].contents()
+  fields = gguf_reader.GGUFReader(file).fields
+  assert fields['tokenizer.ggml.eos_token_id'].contents() == tokenizer.EOS_ID
+  assert fields['tokenizer.ggml.eot_token_id'].contents() == 5  # what ends an answer
+  source = fields['tokenizer.chat_template'].contents()
   template = environment.from_string(source)
   for name, (messages, arguments) in HAND_MADE.items():
     rendered = template.render(
