@@ -9,8 +9,8 @@
 Needs `pip install lm-eval` (nothing else here does; best in an environment of its own, as it may
 bring another pyarrow than Beam wants). What becomes of texts is the harness's own rule for causal
 models, so that scores equal those of the exported model in transformers (its model `hf`), but for
-two: where a prompt and `max_gen_toks` do not fit together, at most half of the context is cut off
-the prompt's beginning; and a thought that is not closed is no answer.
+two: a prompt is not cut to make room for more than half of the context, but the answer (down to an
+eighth of it); and a thought that is not closed is no answer.
 """
 
 import dataclasses
@@ -232,7 +232,8 @@ class LM(TemplateLM):
 
   def _fit(self, prompt, wanted):
     """The prompt, cut on the left, and how many tokens may follow it."""
-    most = max(self.max_length - wanted, -(-self.max_length // 2))
+    much = wanted > self.max_length // 2
+    most = self.max_length - (max(1, self.max_length // 8) if much else wanted)
     room = min(wanted, self.max_length - min(len(prompt), most))
     if room < wanted:
       _warn(f'max_gen_toks={wanted} and prompts do not fit into a context of {self.max_length} '

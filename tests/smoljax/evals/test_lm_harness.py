@@ -141,12 +141,14 @@ def test_a_prompt_is_kept_where_too_much_is_asked_for(make):
   """AIME asks for 32,768 tokens: the answer is cut shorter, not the prompt, and that is said."""
   ours = make()
   asked = [request(f'the value of the list {i}', max_gen_toks=32768) for i in range(2)]
+  asked.append(request('Question' + ' x = 12' * 5, max_gen_toks=63))  # more than half of them
   with pytest.warns(UserWarning, match='context of 64 tokens: answers are cut') as seen:
     got = ours.generate_until(asked)
-  assert len(seen) == 1
+  assert len(seen) == 2  # one of each length that was asked for
   model = ours.model
   for r, text in zip(asked, got, strict=True):
     ids = ours.tok_encode(r.args[0])
+    assert len(ids) < 56
     want = generate(model.config, model.params, [ids, ids], max_new_tokens=64 - len(ids),
                     eos_id=model.eos_ids)[0]
     assert text == model.tokenizer.decode(want)
