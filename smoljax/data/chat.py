@@ -333,7 +333,8 @@ _JINJA = r"""
 {%- macro without(flag, text) -%}
   {%- for part in text.split(flag) -%}
     {%- if not loop.first -%}
-      {%- set before, after = loop.previtem, part.lstrip(".,;:!?)") -%}
+      {%- set before = loop.previtem -%}
+      {%- set after = part.lstrip(".,;:!?)") -%}
       {%- set starts = not before[-1:].strip().strip("(") if before else loop.index0 == 1 -%}
       {%- set ends = not after[:1].strip() if after else loop.last -%}
       {{- "" if starts and ends else flag -}}
