@@ -1,5 +1,7 @@
 """Matrices in 8 and 4 bits against numpy: values, products, rows, whole models."""
 
+import gguf
+import gguf.quants
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -80,3 +82,15 @@ def test_unknown_kinds_are_refused():
     quantised.quantise(jnp.ones((2, 2)), 'int3')
   with pytest.raises(ValueError, match='int4 needs an even number'):
     quantised.quantise(jnp.ones((2, 3)), 'int4')
+
+
+@pytest.mark.parametrize('kind, theirs, times', [('int8', 'Q8_0', 1.8), ('int4', 'Q4_0', 1.15)])
+def test_errors_beside_gguf(kind, theirs, times):
+  """The format of as many bits there has a scale for each 32 weights: 8.5 and 4.5 bits, not 8.0
+  and 4.25."""
+  w_OI = RNG.normal(size=(256, 2048)).astype(np.float32)
+  kind_ = getattr(gguf.GGMLQuantizationType, theirs)
+  reference = gguf.quants.dequantize(gguf.quants.quantize(w_OI, kind_), kind_)
+  ours = quantised.dequantised(quantised.quantise(jnp.asarray(w_OI), kind), 'float32')
+  error, bar = (np.sqrt(np.mean((x - w_OI) ** 2)) for x in (np.asarray(ours), reference))
+  assert error < times * bar
