@@ -16,6 +16,7 @@ import numpy as np
 
 BITS = {'int8': 8, 'int4': 4}
 GROUP = 64  # weights of a row that share a scale in 4 bits: 4.25 bits a weight
+SMALL = 1 << 23  # matrices of no more weights gain nothing from `sum_of_words`, and XLA splits it
 
 
 @jax.tree_util.register_dataclass
@@ -83,7 +84,12 @@ def matmul(x_BTI: jax.Array, w: Quantised, dtype: jax.typing.DTypeLike) -> jax.A
                       preferred_element_type=dtype)
 
   def total(x_11I, w):  # see `layers.matmul`
-    return sum_of_words(x_11I[0, 0], w)[None, None, :, 0].astype(dtype)
+    x_I = x_11I[0, 0]
+    if w.bits == 8 and w.values.size <= SMALL:
+      y_O = jnp.sum(x_I.astype(jnp.float32) * w.values * w.scales_OG.astype(jnp.float32), axis=1)
+    else:
+      y_O = sum_of_words(x_I, w)[:, 0]
+    return y_O[None, None].astype(dtype)
 
   group = x_BTI.shape[-1] // w.scales_OG.shape[1]
   if x_BTI.shape[:2] == (1, 1) and group % (32 // w.bits) == 0:
@@ -115,11 +121,13 @@ def sum_of_words(x_I: jax.Array, w: Quantised, parts: int = 1) -> jax.Array:
   fit = 23 // w.bits  # weights that need no shift
   place = [w.bits * (e % fit) for e in range(each)]
   x_WE = x_I.astype(jnp.float32).reshape(-1, each) * 2.0 ** -np.array(place, np.float32)
+  # As a number that the compiler does not know, with which `and` and `or` are one instruction.
+  large = jax.lax.optimization_barrier(jnp.uint32(0x4B000000))
   x_WE = jax.lax.optimization_barrier(x_WE)  # once, and not again for every row
 
   def weights_OW(e):
     shifted_OW = words_OW >> (w.bits * (e // fit * fit)) if e >= fit else words_OW
-    bits_OW = shifted_OW & jnp.uint32(levels - 1 << place[e]) | jnp.uint32(0x4B000000)
+    bits_OW = shifted_OW & jnp.uint32(levels - 1 << place[e]) | large
     zero = 2**23 + (levels // 2 << place[e])
     return jax.lax.bitcast_convert_type(bits_OW, jnp.float32) - jnp.float32(zero)
 
