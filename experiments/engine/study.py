@@ -262,7 +262,8 @@ class Study:
     """Gives back the trials of processes that have died."""
     for trial in study.get_trials(deepcopy=False, states=(TrialState.RUNNING,)):
       if held := self._lease(trial.number):
-        with held:
+        # It may have ended since it was listed.
+        with held, contextlib.suppress(optuna.exceptions.UpdateFinishedTrialError):
           _give_back(study, trial._trial_id)
 
   def _lease(self, number: int) -> IO | None:
