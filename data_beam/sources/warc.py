@@ -67,13 +67,10 @@ class _Gzip:
 
   def segments(self) -> Iterator[int]:
     """Offsets of members, each once the one before is left; what stands between is passed over."""
-    start = self._at
     while self._more(len(_MEMBER)):
       if self._rest.startswith(GZIP):
-        start = self._at
-        self.broken, self.clipped = '', False
-        self._inflate, self._member, self._kept_from = zlib.decompressobj(31), bytearray(), start
-        yield start
+        self._begin()
+        yield self._at
         while self.read(_CHUNK):      # what its reader has left, such as the rest of a long record
           pass
         if self.broken:
@@ -83,6 +80,10 @@ class _Gzip:
         if self._rest[:_PROBE].strip(b'\0'):
           self.between.append(Damage(self._at, 'no gzip member where one should begin'))
         self._seek()
+
+  def _begin(self) -> None:
+    self.broken, self.clipped = '', False
+    self._inflate, self._member, self._kept_from = zlib.decompressobj(31), bytearray(), self._at
 
   def read(self, size: int) -> bytes:
     """Plain bytes of the member, b'' at its end, and where it is broken or clipped."""
