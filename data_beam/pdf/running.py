@@ -32,8 +32,7 @@ _DECORATED = re.compile(
   r'(?:\s*(?:/|of|de|von|sur|di|aus)\s*\d{1,4})?', re.I)
 _PAGE_WORD = re.compile(rf'\b(?:{_PAGE})(?![^\W\d_])\W*\d', re.I)
 _COUNTED = re.compile(r'[^\W\d_]+[.:#\s]*|.*(?::|#|№|\bn[or°º]\.?|\bnumber|\bnumm?er)\s*', re.I)
-_NUMBER_AT_END = re.compile(
-  rf'^(?:\d+|[ivxl]+)\W+(?=\D)|\W+(?:(?:{_PAGE})\W*)?(?:\d+|[ivxl]+)$', re.I)
+_NUMBER_AT_END = re.compile(rf'^(\d+)\W+(?=\D)|\W+(?:(?:{_PAGE})\W*)?(\d+)$', re.I)
 _ROMAN = {'i': 1, 'v': 5, 'x': 10, 'l': 50, 'c': 100}
 
 
@@ -76,13 +75,14 @@ def strip(pages: Sequence[Sequence[Line]], heights: Sequence[float]) -> list[Pag
       zip(pages, heights, strict=True))]
     running = _running(sides)
     for i, side in enumerate(sides):
-      for row in side:
+      for row, inner in itertools.zip_longest(side, side[1:]):
         counts = running.get(id(row))
+        if inner and id(inner) not in running and _heads(row, inner):
+          break
         if counts is None and not _looks(row, pages[i], bottom):
           break
         gone.update(map(id, row.lines))
-        words[i] += [(bottom, line.text if counts is False else _without_number(line.text))
-                     for line in row.lines]
+        words[i] += [(bottom, _without(line.text, counts)) for line in row.lines]
   there = {line.text for page in pages for line in page if id(line) not in gone} | {''}
   out = []
   for page, texts in zip(pages, words, strict=True):
@@ -94,6 +94,12 @@ def strip(pages: Sequence[Sequence[Line]], heights: Sequence[float]) -> list[Pag
     kept = [line for line in page if id(line) not in gone] if texts else list(page)
     out.append(Page(kept, ' '.join(ends[0]), ' '.join(ends[1])))
   return out if any(map(any, out)) else [Page(list(page), '', '') for page in pages]
+
+
+def _heads(row: _Row, inner: _Row) -> bool:
+  """Whether a row is the last of a table's head, and the next further in the first below it."""
+  pitch = abs(row.lines[0].middle - inner.lines[0].middle)
+  return min(len(row.lines), len(inner.lines)) >= 3 and pitch < 2.5 * inner.lines[0].size
 
 
 def _usual_size(page: Sequence[Line]) -> float:
@@ -147,15 +153,15 @@ def _roman(value: int) -> str:
   return out
 
 
-def _running(sides: list[list[_Row]]) -> dict[int, bool]:
-  """Rows, by id, that run; and whether a number of theirs counts the pages."""
+def _running(sides: list[list[_Row]]) -> dict[int, set[int]]:
+  """Rows, by id, that run; and those of their numbers that count the pages."""
   n = len(sides)
   if n < 2:
     return {}
   forms: dict[str, list[_Row]] = {}
   for row in itertools.chain.from_iterable(sides):
     forms.setdefault(row.form, []).append(row)
-  out: dict[int, bool] = {}
+  out: dict[int, set[int]] = {}
   for form, rows in forms.items():
     if len(rows) < 2:
       continue
@@ -170,7 +176,7 @@ def _running(sides: list[list[_Row]]) -> dict[int, bool]:
   return out
 
 
-def _judge(form: str, rows: list[_Row], n: int, out: dict[int, bool]) -> None:
+def _judge(form: str, rows: list[_Row], n: int, out: dict[int, set[int]]) -> None:
   """Adds those of the rows that run; all have one form and stand at the same height."""
   least = 3 if n >= 5 else n - n // 4
   letters = sum(c.isalpha() for c in form)
@@ -188,21 +194,22 @@ def _judge(form: str, rows: list[_Row], n: int, out: dict[int, bool]) -> None:
         continue
     else:
       digits = sum(len(str(value)) for value in values)
-      if len(form) < 3 or digits > letters * (4 if len(found) > n / 2 else 1):
+      if len(form) < 3 or (digits > letters and not (letters and len(found) > n / 2)):
         continue
     scale = statistics.median([row.scale for row in found])
     inner = max(row.inner for row in found)
     many = len(found) >= max(5, n / 4) or (n < 5 and len(found) >= least) or (
       n == 4 and [row.page % 2 for row in found] in ([0, 0], [1, 1]))
     if counts and bare:
-      fit = found if scale < 1.3 and inner < 0.2 else []
+      fit = found if scale < 1.7 and inner < 0.2 else []
     elif many:
       fit = found
-    elif inner < MARGIN and scale < 1.15 and n >= 5:
+    elif n >= 5 and inner < MARGIN and (scale < 1.15 or len(found) >= n / 3):
       fit = list(itertools.compress(found, _near([row.page for row in found], n)))
     else:
       fit = []
-    out |= {id(row): counts for row in fit}
+    out |= {id(row): {number for number, value in zip(row.numbers, values, strict=True)
+                      if value is None} for row in fit}
 
 
 def _counting(rows: list[_Row], slot: int, n: int, title: bool) -> list[bool]:
@@ -237,20 +244,23 @@ def _with_page_number(row: _Row, values: tuple) -> bool:
   cells = [line.text.strip() for line in row.lines]
   if any(_PAGE_WORD.search(cell) for cell in cells):
     return True
-  if row.scale > 1.15:
+  title = sum(map(str.isalpha, row.form)) >= TITLE
+  if row.scale > 1.15 and not title:
     return False
   if any(_PAGE_CELL.fullmatch(cell) for cell in cells):
     return True
   if any(_COUNTED.fullmatch(cell.rstrip('0123456789')) for cell in cells):
     return False
   number = next(n for n, value in zip(row.numbers, values, strict=True) if value is None)
-  return abs(number - row.page) <= 30 or sum(map(str.isalpha, row.form)) >= TITLE
+  return title or abs(number - row.page) <= 30
 
 
-def _without_number(text: str) -> str:
-  """A running line's words: '' for a page number."""
+def _without(text: str, counts: set[int]) -> str:
+  """The words of a cell of a running line, without a number that counts the pages."""
   text = text.strip()
-  return '' if _PAGE_CELL.fullmatch(text) else _NUMBER_AT_END.sub('', text)
+  if counts and _PAGE_CELL.fullmatch(text):
+    return ''
+  return _NUMBER_AT_END.sub(lambda m: '' if int(m[1] or m[2]) in counts else m[0], text)
 
 
 def _looks(row: _Row, page: Sequence[Line], bottom: bool) -> bool:
