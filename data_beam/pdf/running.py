@@ -79,8 +79,10 @@ def strip(pages: Sequence[Sequence[Line]], heights: Sequence[float]) -> list[Pag
         counts = running.get(id(row))
         if inner and id(inner) not in running and _heads(row, inner):
           break
-        if counts is None and not _looks(row, pages[i], bottom):
-          break
+        if counts is None:
+          if not _looks(row, pages[i], bottom):
+            break
+          counts = set(row.numbers)
         gone.update(map(id, row.lines))
         words[i] += [(bottom, _without(line.text, counts)) for line in row.lines]
   there = {line.text for page in pages for line in page if id(line) not in gone} | {''}
