@@ -176,8 +176,19 @@ def clean(text: str) -> str:
   if _FIVE_DOTS.search(text):
     text = _LEADERS.sub(' … ', text)
   if _FIVE_CAPITALS.search(text):
-    text = _SPACED_CAPITALS.sub(lambda m: m[0].replace(' ', ''), text)
+    text = _SPACED_CAPITALS.sub(_word_of_spaced, text)
   return text
+
+
+def _word_of_spaced(match: re.Match) -> str:
+  """Capitals joined to a word, unless they are choices, marks or vitamins: in the order of the
+  alphabet, its first few, one letter over and over, or named amid a sentence."""
+  letters, text = match[0].replace(' ', ''), match.string
+  rising = sum(a < b for a, b in itertools.pairwise(letters))
+  line = text[text.rfind('\n', 0, match.start()) + 1:match.start()]
+  apart = (rising >= 0.75 * (len(letters) - 1) or set(letters) <= set('ABCDEFX')
+           or len(set(letters)) < 3 or len(re.findall(r'[^\W\dA-Z_]{2,}', line)) > 2)
+  return match[0] if apart else letters
 
 
 def join_hyphens(pages: Sequence[str]) -> list[str]:

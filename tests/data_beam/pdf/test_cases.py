@@ -19,7 +19,6 @@ NOT_YET = {
   '02-freetext-annotation': 'annotations are not read',
   '03-layer-switched-off': 'layers that are switched off are read',
   '05-vertical-japanese-glyphs': 'upright lines of single letters are read across',
-  '11-single-capitals': 'letters are joined as if letter-spaced',
   '14-rotated-table-headers': 'turned text is dropped',
   '20-superscripts': 'are as if on the line',
   '22-white-text': 'is read',
