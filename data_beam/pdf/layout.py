@@ -226,12 +226,14 @@ def _read(lines: list[Line], rtl: bool, depth: int) -> list[list[Paragraph]]:
   """Blocks of paragraphs in reading order."""
   rows, bands = rows_of(lines, rtl), []
   if len(lines) >= 6 and depth < 8:
-    tried = (b for x in _gutters(lines) for b in _ways(rows, x) if any(left for left, _, _ in b))
+    text = sum([len(line.text) > PROSE_CHARS for line in lines]) > 3
+    tried = (b for x in _gutters(lines) for b in _ways(rows, x, text)
+             if any([left for left, _, _ in b]))
     bands = next(tried, [])
   if not bands:
     return [_paragraphs(rows)]
   parts = [_parts(*band, rtl) for band in bands]
-  if not all(parts):                        # text beside a table, which would be cut first
+  if text and not all(parts):               # text beside a table, which would be cut first
     other = next((b for b in tried if any(left and pdf_lists.beside_prose(left, right, apart=True)
                                           for left, right, _ in b)), None)
     if other:
@@ -295,10 +297,10 @@ def _gutters(lines: list[Line]) -> list[float]:
   return [x for _, x in sorted(found)[:6]]
 
 
-def _ways(rows: list[list[Line]], x: float) -> Iterator[list[Band]]:
-  """The bands of a gutter: a table that lies across it ends a band, if there are columns beside it.
-  """
-  across = _tables_across(rows, x)
+def _ways(rows: list[list[Line]], x: float, text: bool) -> Iterator[list[Band]]:
+  """The bands of a gutter: a table that lies across it ends a band, if there are columns of `text`
+  beside it."""
+  across = _tables_across(rows, x) if text else set()
   if across:
     bands = _bands(rows, x, across)
     if any(left and _prose(left) and _prose(right) for left, right, _ in bands):
@@ -311,6 +313,8 @@ def _tables_across(rows: list[list[Line]], x: float) -> set[int]:
   cells or more, with no wider gap at the gutter than elsewhere."""
   out: set[int] = set()
   run: list[int] = []
+  if sum([len(row) >= 3 for row in rows]) < 3:
+    return out
   for i, row in enumerate([*rows, []]):
     if len(row) >= 3 and row[0].x1 < x < row[-1].x0:
       run.append(i)
