@@ -210,8 +210,9 @@ def parse(body: bytes, *, ocr: str = 'auto', languages: Sequence[str] = ('en',),
   stripped = pdf_running.strip(lines, heights)
   headings = pdf_layout.heading_sizes([page.lines for page in stripped]) if markdown else ()
   pages = []
-  for (found, head, foot), *others in zip(stripped, grids, markers, strict=True):
-    parts = head, pdf_layout.page_text(found, *others, headings), foot
+  for page, page_grids, page_markers in zip(stripped, grids, markers, strict=True):
+    body = pdf_layout.page_text(page.lines, page_grids, page_markers, headings)
+    parts = page.head, body, page.foot
     pages.append(pdf_layout.clean('\n\n'.join(filter(None, parts))))
   pages = [page.strip() for page in pdf_layout.join_hyphens(pages)]
   if not any(pages):
