@@ -56,7 +56,7 @@ _SPACED_CAPITALS = re.compile(r'(?<!\S)(?:[^\W\d_a-zß-ÿ] ){4,}[^\W\d_a-zß-ÿ]
 _ACCENTS = {'¨': '\u0308', '´': '\u0301', 'ˆ': '\u0302', '˜': '\u0303', '¸': '\u0327',
             'ˇ': '\u030c', '˚': '\u030a'}
 _SPLIT_ACCENT = re.compile(f'([{"".join(_ACCENTS)}])([A-Za-zıȷ])')
-_PRIVATE = re.compile('[\ue000-\uf8ff]')
+_PRIVATE = re.compile('[\ue000-\uf8ff\U000f0000-\U0010fffd]')
 # pdfium, which puts Arabic into logical order, loses the space where the script changes, and leaves
 # vowel marks that were drawn apart before their letter.
 _ARABIC = '\u0620-\u064a\u066e-\u06d3'

@@ -13,7 +13,7 @@ import dataclasses
 import functools
 import io
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from data_beam import sandbox
 from data_beam.pdf import layout as pdf_layout
@@ -22,6 +22,9 @@ from data_beam.pdf.errors import PdfError
 from data_beam.pdf.layout import BREAK
 from data_beam.pdf.router import decider
 from data_beam.sandbox import Limits, Lost
+
+if TYPE_CHECKING:
+  from data_beam.pdf.pages import Frame
 
 OCR_MODES = ('auto', 'never', 'always')
 FIGURES = ('list', 'mark', 'read')
@@ -68,7 +71,8 @@ class PdfText:
 
 def extract(body: bytes, *, ocr: str = 'auto', languages: Sequence[str] = ('en',),
             max_pages: int = MAX_PAGES, server: Mapping[str, str] | None = None,
-            router: str = '', figures: str = 'list', markdown: bool = False) -> PdfText:
+            router: str = '', figures: str = 'list', markdown: bool = False,
+            unseen: bool = False) -> PdfText:
   """Text of a PDF, parsed in this process's child; safe for hostile input and for threads.
 
   Args:
@@ -83,13 +87,15 @@ def extract(body: bytes, *, ocr: str = 'auto', languages: Sequence[str] = ('en',
       also puts `![caption](figure PAGE.NUMBER)` where they stand, 'read' lists them with their text
       by OCR.
     markdown: mark headings, told by the size of their font. (Lists and tables always are.)
+    unseen: keep what no reader sees: layers that are switched off, white on white, tiny letters.
 
   Raises:
     PdfError: with a reason out of `REASONS`.
     ValueError: unknown `ocr` mode.
   """
   return _shared().extract(body, ocr=ocr, languages=languages, max_pages=max_pages, server=server,
-                           router=router, figures=figures, markdown=markdown)
+                           router=router, figures=figures, markdown=markdown,
+                           unseen=unseen)
 
 
 @functools.cache
@@ -116,13 +122,14 @@ class Extractor:
 
   def extract(self, body: bytes, *, ocr: str = 'auto', languages: Sequence[str] = ('en',),
               max_pages: int = MAX_PAGES, server: Mapping[str, str] | None = None,
-              router: str = '', figures: str = 'list', markdown: bool = False) -> PdfText:
+              router: str = '', figures: str = 'list', markdown: bool = False,
+            unseen: bool = False) -> PdfText:
     """See the function `extract`."""
     if ocr not in OCR_MODES:
       raise ValueError(f'ocr={ocr!r} is unknown: give one of {", ".join(OCR_MODES)}')
     return PdfText(**self._call(
       body, ocr=ocr, languages=list(languages), max_pages=max_pages, server=server, router=router,
-      figures=figures, markdown=markdown))
+      figures=figures, markdown=markdown, unseen=unseen))
 
   def picture(self, body: bytes, side: int = 320) -> bytes:
     """The first page as a PNG whose longest side has `side` pixels. Raises PdfError."""
@@ -161,12 +168,12 @@ def _first_page(body: bytes, side: int) -> bytes:
 
 def parse(body: bytes, *, ocr: str = 'auto', languages: Sequence[str] = ('en',),
           max_pages: int = MAX_PAGES, server: Mapping[str, str] | None = None, router: str = '',
-          figures: str = 'list', markdown: bool = False) -> PdfText:
+          figures: str = 'list', markdown: bool = False, unseen: bool = False) -> PdfText:
   """`extract` without the child: only for trusted files, and for the child itself."""
   # Not above: who only asks for text, or shows a report, needs no pdfium.
   from data_beam.pdf import pages as pdf_pages
 
-  lines, grids, heights, methods, confidences, features = [], [], [], [], [], []
+  kept, methods, confidences, features = [], [], [], []
   found_figures, markers = [], []
   characters = read = 0
   wanted = decider(router)
@@ -174,19 +181,20 @@ def parse(body: bytes, *, ocr: str = 'auto', languages: Sequence[str] = ('en',),
   with document:
     if len(document) > max_pages:
       raise PdfError('too_long', f'{len(document)} pages, {max_pages} allowed')
-    texts = pdf_pages.read_pages(document, range(len(document)))
-    for index, (found, page_grids, boxes, height, feature) in enumerate(texts):
-      wants, method, confidence = wanted(feature), 'text' if found else 'blank', None
+    texts = pdf_pages.read_pages(document, range(len(document)), unseen)
+    for index, (frames, boxes, height, feature) in enumerate(texts):
+      wants, method, confidence = wanted(feature), 'text' if frames else 'blank', None
       if ocr == 'always' or (ocr == 'auto' and wants):
         if methods.count('ocr') + methods.count('noise') >= MAX_OCR_PAGES:
-          method = method if found else 'skipped'
+          method = method if frames else 'skipped'
         elif server or pdf_ocr.engine() is not None:
           sandbox.tick()
           seen, confidence = pdf_ocr.read_page(document, index, languages, server)
           if seen and confidence >= MIN_CONFIDENCE:
-            found, page_grids, boxes, method = seen, [], [], 'ocr'
-          elif not found:
+            frames, boxes, method = [pdf_pages.Frame(0, seen, [], height)], [], 'ocr'
+          elif not frames:
             method = 'noise' if seen else 'blank'
+      found = [line for frame in frames for line in frame.lines]
       characters += 0 if method == 'noise' else sum([len(line.text) for line in found])
       if characters > MAX_CHARACTERS:
         raise PdfError('too_long', f'more than {MAX_CHARACTERS} characters')
@@ -203,13 +211,16 @@ def parse(body: bytes, *, ocr: str = 'auto', languages: Sequence[str] = ('en',),
           inside, _ = pdf_ocr.read_page(document, index, languages, server, box)
           figure['text'] = pdf_layout.clean(pdf_layout.page_text(inside)).replace(BREAK, '')
         found_figures.append(figure)
-      for values, value in ((lines, found), (grids, page_grids), (heights, height),
-                            (methods, method), (confidences, confidence), (features, feature)):
+      for values, value in ((kept, frames), (methods, method), (confidences, confidence),
+                            (features, feature)):
         values.append(value)
-  lines = pdf_layout.strip_running(lines, heights)
-  headings = pdf_layout.heading_sizes(lines) if markdown else ()
-  pages = [pdf_layout.clean(pdf_layout.page_text(*page, headings))
-           for page in zip(lines, grids, markers, strict=True)]
+  _strip_running(kept)
+  headings = pdf_layout.heading_sizes([
+    frame.lines for frames in kept for frame in frames]) if markdown else ()
+  # Markers stand among the text of the first frame; others follow it.
+  pages = ['\n\n'.join([pdf_layout.clean(pdf_layout.page_text(
+    frame.lines, frame.grids, () if i else marked, headings)) for i, frame in enumerate(frames)])
+    for frames, marked in zip(kept, markers, strict=True)]
   pages = [page.strip() for page in pdf_layout.join_hyphens(pages)]
   if not any(pages):
     if repaired:
@@ -223,3 +234,15 @@ def parse(body: bytes, *, ocr: str = 'auto', languages: Sequence[str] = ('en',),
       raise PdfError('needs_ocr')
     raise PdfError('blank')
   return PdfText(pages, methods, confidences, features, found_figures, repaired)
+
+
+def _strip_running(pages: Sequence[Sequence['Frame']]) -> None:
+  """Takes running lines out of pages' frames; looked for among the text that stands the same way,
+  since a page of a wide table has it beside the table, as other pages have it above."""
+  for turn in {frame.turn for frames in pages for frame in frames}:
+    same = [next((frame for frame in frames if frame.turn == turn), None) for frames in pages]
+    stripped = pdf_layout.strip_running([frame.lines if frame else [] for frame in same],
+                                        [frame.height if frame else 1.0 for frame in same])
+    for frame, lines in zip(same, stripped, strict=True):
+      if frame:
+        frame.lines[:] = lines

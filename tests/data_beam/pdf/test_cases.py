@@ -24,19 +24,14 @@ NOT_YET = {
   '11-single-capitals': 'letters are joined as if letter-spaced',
   '12-full-width-table-between-columns': 'torn between the columns',
   '13-borderless-table-wrapped': 'a cell of two lines is two rows',
-  '14-rotated-table-headers': 'turned text is dropped',
   '19-drop-cap': 'stands in a later line',
-  '20-superscripts': 'are as if on the line',
   '21-records-with-equal-first-lines': 'taken for running lines',
-  '22-white-text': 'is read',
   '26-portfolio': 'files inside are not read',
   '31-definition-list': 'a table',
   '38-numbered-paragraphs': 'a table',
   '48-checkbox': 'the state is not read',
   '52-number-table-over-eight-pages': 'taken for running lines',
   '53-log-over-six-pages': 'taken for running lines',
-  '56-whole-page-upside-down': 'read with its words reversed',
-  '70-letters-beyond-the-bmp': 'dropped as half a letter',
 }
 
 

@@ -1,0 +1,182 @@
+"""pdfium's calls made for each word or object, and pages as they are displayed.
+
+For a child process (see text): pdfium is not thread-safe, and a hostile file can crash it.
+"""
+
+import ctypes
+import functools
+import itertools
+from collections.abc import Iterable, Iterator
+from typing import Any, NamedTuple
+
+import numpy as np
+import pypdfium2.raw as pdfium
+
+
+class Object(ctypes.c_void_p):
+  """A thing drawn on a page. As the type of a result it stays a pointer, and makes no int."""
+
+
+@functools.cache
+def calls() -> dict[str, Any]:
+  """pdfium's calls made for each word or object, by bare pointers: 3x cheaper than checked ones.
+
+  Where no types of arguments are told, handles must be ctypes' pointers, and ints go as C's: that
+  halves the cost once more.
+  """
+  pointer, number = ctypes.c_void_p, ctypes.c_int
+  shapes = {
+    'FPDFText_GetUnicode': (ctypes.c_uint,),
+    'FPDFText_GetLooseCharBox': (number,),
+    'FPDFText_GetCharOrigin': (number, pointer, number, pointer, pointer),
+    'FPDFText_GetFontSize': (ctypes.c_double,),
+    'FPDFText_GetMatrix': (number, pointer, number, pointer),
+    'FPDFText_HasUnicodeMapError': (number,),
+    'FPDFText_GetTextObject': (ctypes.c_size_t,),
+    'FPDFText_IsGenerated': (number,),
+    'FPDFTextObj_GetTextRenderMode': (number, pointer),
+    'FPDFTextObj_GetFont': (ctypes.c_size_t, pointer),
+    'FPDFFont_GetFlags': (number, pointer),
+    'FPDFPageObj_GetFillColor': (number, pointer, *4 * [pointer]),
+    'FPDFPageObj_GetMarkedContentID': (number, pointer),
+    'FPDFPage_CountObjects': (number,),
+    'FPDFPage_GetObject': (Object,),
+    'FPDFFormObj_CountObjects': (number,),
+    'FPDFFormObj_GetObject': (Object, pointer, ctypes.c_ulong),
+    'FPDFPageObj_GetType': (number,),
+    'FPDFPageObj_GetBounds': (number, pointer, *4 * [pointer]),
+    'FPDFPageObj_GetMatrix': (number, pointer, pointer),
+    'FPDFPath_CountSegments': (number,),
+    'FPDFPath_GetDrawMode': (number, pointer, pointer, pointer),
+    'FPDFPath_GetPathSegment': (Object,),
+    'FPDFPathSegment_GetPoint': (number, pointer, pointer, pointer),
+    'FPDFPathSegment_GetType': (number,),
+    'FPDFPathSegment_GetClose': (number,),
+  }
+  return {name: ctypes.PYFUNCTYPE(*shape)(ctypes.cast(getattr(pdfium, name), pointer).value)
+          for name, shape in shapes.items()}
+
+
+def each(name: str, handle: ctypes.c_void_p, *arguments: Iterable) -> list:
+  """What a call of pdfium gives for a handle and each of the arguments."""
+  return list(map(calls()[name], itertools.repeat(handle), *arguments))
+
+
+def addresses(array: np.ndarray) -> range:
+  """Where in memory the rows of an array are."""
+  start, step = array.ctypes.data, array.strides[0] or 1    # 0 where there are no rows
+  return range(start, start + step * len(array), step)
+
+
+def handle_of(wrapped: Any) -> ctypes.c_void_p:
+  """pdfium's pointer, of one of pypdfium2's objects."""
+  return ctypes.cast(wrapped.raw, ctypes.c_void_p)
+
+
+@functools.cache
+def _room() -> tuple[np.ndarray, list[ctypes.c_void_p]]:
+  """Boxes for pdfium to write, and pointers to them: made anew they would cost as much as calls."""
+  boxes_N4 = np.zeros((4096, 4), np.float32)
+  return boxes_N4, list(map(ctypes.c_void_p, addresses(boxes_N4)))
+
+
+def character_boxes(handle: ctypes.c_void_p, indices: list[int]) -> np.ndarray:
+  """Boxes of characters of a text page, as high as their font, in page space: float32 [N, 4],
+  each left, top, right, bottom; zeros where pdfium has none."""
+  room_N4, pointers = _room()
+  out_N4 = np.zeros((len(indices), 4), np.float32)
+  for start in range(0, len(indices), len(pointers)):
+    part = indices[start:start + len(pointers)]
+    room_N4[:len(part)] = 0
+    each('FPDFText_GetLooseCharBox', handle, part, pointers)
+    out_N4[start:start + len(part)] = room_N4[:len(part)]
+  return out_N4
+
+
+def matrices(handle: ctypes.c_void_p, indices: list[int]) -> np.ndarray:
+  """How characters are scaled, turned and moved, in page space: [N, 6]; as they are where pdfium
+  does not know."""
+  out_N6 = np.zeros((len(indices), 6), np.float32)
+  known = each('FPDFText_GetMatrix', handle, indices, addresses(out_N6))
+  out_N6[~np.array(known, bool)] = 1, 0, 0, 1, 0, 0
+  return out_N6.astype(float)
+
+
+def baselines(handle: ctypes.c_void_p, index_N: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+  """Origins of characters as degenerate boxes, float32 [N, 4] in page space, and font sizes [N] in
+  points."""
+  indices, origin_N2 = index_N.tolist(), np.zeros((len(index_N), 2))
+  each('FPDFText_GetCharOrigin', handle, indices, addresses(origin_N2), addresses(origin_N2[:, 1:]))
+  scale_N = np.hypot(*matrices(handle, indices)[:, 2:4].T)
+  sizes_N = each('FPDFText_GetFontSize', handle, indices) * scale_N
+  return np.tile(origin_N2, 2).astype(np.float32), sizes_N
+
+
+def objects(handle: ctypes.c_void_p, most: int,
+            of: str = 'FPDFPage') -> Iterator[tuple[Object, int]]:
+  """The first objects of a page, or of='FPDFFormObj', and their kinds."""
+  items = each(f'{of}_GetObject', handle, range(min(calls()[f'{of}_CountObjects'](handle), most)))
+  return zip(items, map(calls()['FPDFPageObj_GetType'], items), strict=True)
+
+
+def bounds(items: list[Object]) -> np.ndarray:
+  """Boxes of objects: float32 [N, 4], left, bottom, right, top; zeros where pdfium has none."""
+  out_N4 = np.zeros((len(items), 4), np.float32)
+  edges = (addresses(out_N4[:, i:]) for i in range(4))
+  list(map(calls()['FPDFPageObj_GetBounds'], items, *edges))
+  return out_N4
+
+
+def fill_colours(items: list) -> np.ndarray:
+  """Red, green, blue and opacity of what fills objects, 0 to 255: uint32 [N, 4]. Black where it is
+  no plain colour, a pattern for one."""
+  out_N4 = np.zeros((len(items), 4), np.uint32)
+  parts = (addresses(out_N4[:, i:]) for i in range(4))
+  known = np.array(list(map(calls()['FPDFPageObj_GetFillColor'], items, *parts)), bool)
+  out_N4[~known] = 0, 0, 0, 255
+  return out_N4
+
+
+# Pages as they are displayed.
+
+class View(NamedTuple):
+  """Which way up a page is displayed."""
+  order_4: np.ndarray       # of a box's coordinates
+  sign_4: np.ndarray
+  shift_4: np.ndarray
+  width: float              # points, as displayed
+  height: float
+
+
+def view_of(page: Any) -> View:
+  """How a page is displayed, see `displayed`."""
+  left, bottom, right, top = page.get_bbox()
+  order, sign, shift = {
+    0: ([0, 1, 2, 3], (1, -1, 1, -1), (-left, top, -left, top)),
+    90: ([3, 0, 1, 2], (1, 1, 1, 1), (-bottom, -left, -bottom, -left)),
+    180: ([2, 3, 0, 1], (-1, 1, -1, 1), (right, -bottom, right, -bottom)),
+    270: ([1, 2, 3, 0], (-1, -1, -1, -1), (top, right, top, right)),
+  }[page.get_rotation()]
+  return View(np.array(order), np.array(sign, float), np.array(shift, float), *page.get_size())
+
+
+def displayed(boxes: np.ndarray, view: View) -> np.ndarray:
+  """pdfium's (left, top, right, bottom) in page space → (x0, y0, x1, y1) from the top left."""
+  return boxes.take(view.order_4, -1) * view.sign_4 + view.shift_4
+
+
+def levelled(boxes: np.ndarray, turn: int, view: View) -> np.ndarray:
+  """Displayed boxes turned back by quarter turns, so that text which stands so lies level.
+
+  Args:
+    turn: of the text, quarters clockwise: 1 runs down the page, 2 stands on its head, 3 runs up.
+      Others are left as they are.
+  """
+  x0, y0, x1, y1 = (boxes[..., i] for i in range(4))
+  if turn == 1:
+    return np.stack([y0, view.width - x1, y1, view.width - x0], -1)
+  if turn == 2:
+    return np.stack([view.width - x1, view.height - y1, view.width - x0, view.height - y0], -1)
+  if turn == 3:
+    return np.stack([view.height - y1, x0, view.height - y0, x1], -1)
+  return boxes
