@@ -13,6 +13,8 @@ import numpy as np
 import pypdfium2
 import pypdfium2.raw as pdfium
 
+from data_beam.pdf import annotations as pdf_annotations
+from data_beam.pdf import blank_font
 from data_beam.pdf import drawn as pdf_drawn
 from data_beam.pdf import layout as pdf_layout
 from data_beam.pdf import tables as pdf_tables
@@ -32,6 +34,7 @@ from data_beam.pdf.tables import Grid
 from data_beam.pdf.words import ASKEW, Words, characters, whole, words_of
 
 MAX_PAGE_CHARACTERS = 200_000
+ASIDE = 5                    # as a turn: written over other text
 MAX_HEAD = 60                # characters of a column's head that is turned
 STAMP = 0.025                # of the page's height: askew in such a size, DRAFT, COPY
 
@@ -65,6 +68,7 @@ def open_document(body: bytes) -> tuple[pypdfium2.PdfDocument, str]:
 
 def opened(body: bytes) -> pypdfium2.PdfDocument | None:
   """What pdfium alone makes of a file: None if it has no pages. Raises PdfError: encrypted."""
+  blank_font.install()
   try:
     document = pypdfium2.PdfDocument(body)
   except pypdfium2.PdfiumError as error:
@@ -80,7 +84,7 @@ def opened(body: bytes) -> pypdfium2.PdfDocument | None:
 class Frame(NamedTuple):
   """Text that stands one way on a page; coordinates as if the page were turned so that it lies
   level."""
-  turn: int                 # quarters clockwise by which it is turned, or words.ASKEW
+  turn: int                 # quarters clockwise by which it is turned, or words.ASKEW, or ASIDE
   lines: list[Line]
   grids: list[Grid]
   height: float             # points, of the page so turned
@@ -104,6 +108,8 @@ def read_pages(document: Any, indices: Iterable[int], unseen: bool = False) -> I
     unseen: whether to keep what no reader sees: white on white, tiny, invisible where no picture
       lies under it.
   """
+  if document.get_formtype() != pdfium.FORMTYPE_NONE:
+    document.init_forms()
   before = None
   for index in indices:
     try:
@@ -111,7 +117,7 @@ def read_pages(document: Any, indices: Iterable[int], unseen: bool = False) -> I
     except pypdfium2.PdfiumError:           # one bad page of many
       yield _nothing()
       continue
-    yield _read(page, unseen)
+    yield _read(document, page, unseen)
     if before:
       before.close()
     before = page
@@ -119,13 +125,15 @@ def read_pages(document: Any, indices: Iterable[int], unseen: bool = False) -> I
     before.close()
 
 
-def _read(page: Any, unseen: bool) -> PageText:
+def _read(document: Any, page: Any, unseen: bool) -> PageText:
   try:
     text_page = page.get_textpage()
     count = min(text_page.count_chars(), MAX_PAGE_CHARACTERS)
     handle = handle_of(text_page)
     text = characters(text_page, handle, count)
     frames, figures, hidden = _frames(handle, text, page, unseen)
+    if calls()['FPDFPage_GetAnnotCount'](handle_of(page)):
+      _annotate(document, page, frames)
     found = sum([len(line.text) for frame in frames for line in frame.lines])
     feature = _features(found, hidden, _garbled(handle, text), _vowels(text))
     if found < 1500:
@@ -133,6 +141,19 @@ def _read(page: Any, unseen: bool) -> PageText:
     return PageText(frames, figures, page.get_height(), feature)
   except pypdfium2.PdfiumError:
     return _nothing()
+
+
+def _annotate(document: Any, page: Any, frames: list[Frame]) -> None:
+  """Adds what annotations show to the frames of a page."""
+  view, turn = view_of(page), frames[0].turn % ASKEW if frames else 0
+  notes = pdf_annotations.notes(document, page, turn, view)
+  if not notes:
+    return
+  if not frames:
+    frames.append(Frame(turn, [], [], view.height))
+  aside = pdf_annotations.put(frames[0].lines, notes)
+  if aside:
+    frames.append(Frame(ASIDE, aside, [], view.height))
 
 
 def _features(characters: int, hidden: float = 0.0, garbled: float = 0.0,
