@@ -1,23 +1,19 @@
 """What pdfium does not look at: layers that are switched off, and the files of a portfolio.
 
 A file that has such is written anew: without what its layers hide (ISO 32000-1, 8.11), and with the
-pages of the PDFs within it after its own. Few do; whether one may is asked first, of its bytes. For
-a child process (see text).
+pages of the PDFs within it after its own. For a child process (see text).
 """
 
 import io
-import re
-import zlib
 from collections.abc import Iterator
 from typing import Any
+
+import pikepdf
 
 MAX_BYTES = 4 << 20          # of one content stream, as it is parsed by Python
 MAX_FILES = 100              # of a portfolio
 MAX_DEPTH = 8                # of forms within forms, and of expressions
 
-_NAMES = (b'/OCProperties', b'/Collection')
-_CATALOGUE = re.compile(rb'/Type[\s\0]*/Catalog\b')
-_PACKED = re.compile(rb'/Type[\s\0]*/ObjStm\b')
 _FILLS = frozenset({'S', 's', 'f', 'F', 'f*', 'B', 'B*', 'b', 'b*'})
 _SHOWS = frozenset({'Tj', 'TJ', 'Do', 'sh', 'INLINE IMAGE'})
 
@@ -29,10 +25,6 @@ def as_seen(body: bytes, unseen: bool = False) -> bytes | None:
     body: the whole file.
     unseen: keep what layers hide.
   """
-  if not _may_have(body):
-    return None
-  import pikepdf  # few need it
-
   try:
     with pikepdf.open(io.BytesIO(body)) as pdf:
       changed = False if unseen else _take_hidden(pdf)
@@ -45,24 +37,6 @@ def as_seen(body: bytes, unseen: bool = False) -> bytes | None:
   except (pikepdf.PdfError, pikepdf.PasswordError, ValueError, TypeError, KeyError, AttributeError,
           RuntimeError):
     return None
-
-
-def _may_have(body: bytes) -> bool:
-  """Whether the catalogue may name layers or a portfolio. It may be packed in an object stream."""
-  if any(name in body for name in _NAMES) or b'/Encrypt' in body:
-    return True
-  if _CATALOGUE.search(body):
-    return False
-  for match in reversed(list(_PACKED.finditer(body))):
-    at = body.find(b'stream', match.end())
-    try:
-      data = zlib.decompressobj().decompress(
-        body[at + 6:at + 6 + MAX_BYTES].lstrip(b'\r\n'), MAX_BYTES)
-    except zlib.error:
-      return True
-    if _CATALOGUE.search(data):
-      return any(name in data for name in _NAMES)
-  return False
 
 
 # Layers: optional content, in the words of PDF.
@@ -95,7 +69,7 @@ class _Layers:
     if '/VE' in content:
       return not self._true(content['/VE'], depth + 1)
     members = content.get('/OCGs')
-    members = [] if members is None else [members] if '/Type' in members else list(members)
+    members = list(members) if isinstance(members, pikepdf.Array) else [members]
     off = [self.hides(member, depth + 1) for member in members if member is not None]
     policy = str(content.get('/P', '/AnyOn'))
     seen = {'/AllOn': not any(off), '/AnyOff': any(off), '/AllOff': all(off)}.get(
@@ -103,7 +77,7 @@ class _Layers:
     return bool(off) and not seen
 
   def _true(self, expression: Any, depth: int) -> bool:
-    if depth > MAX_DEPTH or '/Type' in expression:
+    if depth > MAX_DEPTH or not isinstance(expression, pikepdf.Array):
       return not self.hides(expression, depth)
     operator, *operands = expression
     values = [self._true(operand, depth + 1) for operand in operands]
@@ -142,8 +116,6 @@ def _shown(holder: Any, resources: Any, layers: _Layers, done: dict[Any, bool],
            depth: int) -> bytes | None:
   """A page's or a form's content without what is hidden; None where there is none of that. The
   forms that it draws are changed, once each."""
-  import pikepdf
-
   named = {name: content for name, content in resources.get('/Properties', {}).items()
            if layers.hides(content)}
   hidden, drawn = set(), resources.get('/XObject', {})
@@ -168,8 +140,6 @@ def _shown(holder: Any, resources: Any, layers: _Layers, done: dict[Any, bool],
 
 def _painted(instructions: Any, named: dict[str, Any], hidden: set[str]) -> Iterator[Any]:
   """Instructions, those that paint something hidden left out or replaced by what they do beside."""
-  import pikepdf
-
   nested: list[bool] = []                   # marked contents, and whether each is hidden
   for instruction in instructions:
     operands, operator = instruction.operands, str(instruction.operator)
@@ -193,8 +163,6 @@ def _painted(instructions: Any, named: dict[str, Any], hidden: set[str]) -> Iter
 
 def _add_files(pdf: Any) -> bool:
   """Adds the pages of the PDFs in a portfolio to its own; whether there were any."""
-  import pikepdf
-
   if '/Collection' not in pdf.Root:
     return False
   added = False

@@ -6,6 +6,7 @@ For a child process (see text): pdfium is not thread-safe, and a hostile file ca
 import ctypes
 import operator
 import re
+import zlib
 from collections.abc import Iterable, Iterator
 from typing import Any, NamedTuple
 
@@ -34,10 +35,14 @@ from data_beam.pdf.tables import Grid
 from data_beam.pdf.words import ASKEW, Words, characters, whole, words_of
 
 MAX_PAGE_CHARACTERS = 200_000
+MAX_PACKED = 4 << 20         # bytes of an object stream in which the catalogue is looked for
 ASIDE = 5                    # as a turn: written over other text
 MAX_HEAD = 60                # characters of a column's head that is turned
 STAMP = 0.025                # of the page's height: askew in such a size, DRAFT, COPY
 
+_MORE = (b'/OCProperties', b'/Collection')
+_CATALOGUE = re.compile(rb'/Type[\s\0]*/Catalog\b')
+_PACKED = re.compile(rb'/Type[\s\0]*/ObjStm\b')
 _UNREADABLE = re.compile('[\ufffd\ue000-\uf8ff\U000f0000-\U0010fffd]')
 # Of Latin-1 in lower case: what is no letter, and what is no vowel.
 _NO_LETTERS, _NO_VOWELS = (
@@ -45,8 +50,9 @@ _NO_LETTERS, _NO_VOWELS = (
   for letters in ('a-zà-öø-ÿ', 'aeiouyà-æè-ïò-öø-üÿ'))
 
 
-def open_document(body: bytes) -> tuple[pypdfium2.PdfDocument, str]:
-  """The document, and if it had to be repaired, of what: 'damaged' or 'truncated', else ''.
+def open_document(body: bytes, unseen: bool = False) -> tuple[pypdfium2.PdfDocument, str]:
+  """The document as its reader sees it, with what its layers hide if `unseen`; and if it had to be
+  repaired, of what: 'damaged' or 'truncated', else ''.
 
   Raises PdfError: not_pdf, encrypted (a password other than the empty one is needed), and the two
   where no repair helps.
@@ -55,15 +61,49 @@ def open_document(body: bytes) -> tuple[pypdfium2.PdfDocument, str]:
     raise PdfError('not_pdf')
   document = opened(body)
   if document:
-    return document, ''
+    return _as_seen(document, body, unseen), ''
   reason = 'damaged' if b'%%EOF' in body[-2048:] else 'truncated'
   from data_beam.pdf import repair as pdf_repair  # few need it, and it takes a tenth of a second
 
   for version in pdf_repair.repaired(body):
     document = opened(version)
     if document:
-      return document, reason
+      return _as_seen(document, version, unseen), reason
   raise PdfError(reason)
+
+
+def _as_seen(document: pypdfium2.PdfDocument, body: bytes,
+             unseen: bool) -> pypdfium2.PdfDocument:
+  """The document, or another in its place."""
+  if not _has_more(body):
+    return document
+  from data_beam.pdf import layers as pdf_layers  # few need it, see above
+
+  anew = pdf_layers.as_seen(body, unseen)
+  seen = opened(anew) if anew else None
+  if not seen:
+    return document
+  document.close()
+  return seen
+
+
+def _has_more(body: bytes) -> bool:
+  """Whether the catalogue may name layers or a portfolio, see layers. It may be packed in an object
+  stream."""
+  if any(name in body for name in _MORE) or b'/Encrypt' in body:
+    return True
+  if _CATALOGUE.search(body):
+    return False
+  for match in reversed(list(_PACKED.finditer(body))):
+    at = body.find(b'stream', match.end())
+    try:
+      data = zlib.decompressobj().decompress(
+        body[at + 6:at + 6 + MAX_PACKED].lstrip(b'\r\n'), MAX_PACKED)
+    except zlib.error:
+      return True
+    if _CATALOGUE.search(data):
+      return any(name in data for name in _MORE)
+  return False
 
 
 def opened(body: bytes) -> pypdfium2.PdfDocument | None:

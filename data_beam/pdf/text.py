@@ -171,18 +171,13 @@ def parse(body: bytes, *, ocr: str = 'auto', languages: Sequence[str] = ('en',),
           figures: str = 'list', markdown: bool = False, unseen: bool = False) -> PdfText:
   """`extract` without the child: only for trusted files, and for the child itself."""
   # Not above: who only asks for text, or shows a report, needs no pdfium.
-  from data_beam.pdf import layers as pdf_layers
   from data_beam.pdf import pages as pdf_pages
 
   kept, methods, confidences, features = [], [], [], []
   found_figures, markers = [], []
   characters = read = 0
   wanted = decider(router)
-  document, repaired = pdf_pages.open_document(body)
-  anew = pdf_layers.as_seen(body, unseen)
-  if seen := anew and pdf_pages.opened(anew):
-    document.close()
-    document = seen
+  document, repaired = pdf_pages.open_document(body, unseen)
   with document:
     if len(document) > max_pages:
       raise PdfError('too_long', f'{len(document)} pages, {max_pages} allowed')
