@@ -1,4 +1,4 @@
-"""Lines with boxes → text in reading order: columns, tables, paragraphs, running headers.
+"""Lines with boxes → text in reading order: columns, tables, paragraphs.
 
 Knows nothing of PDF files or OCR: both hand it `Line`s. Coordinates are points (or pixels) with
 the origin at the top left of the page as it is displayed, x to the right and y downwards.
@@ -28,22 +28,17 @@ from data_beam.pdf.tables import Grid
 BREAK = '\ufffe'            # a hyphen at a line end, not yet known to be soft (pdfium's own mark)
 PROSE_CHARS = 20            # a column whose lines are shorter on average is no prose
 MAX_HEADING = 200           # characters
-MARGIN = 0.12               # share of the page's height in which running lines stand
 Box = tuple[float, float, float, float]     # x0, y0, x1, y1
 RTL = re.compile('[\u0590-\u08ff\ufb1d-\ufdff\ufe70-\ufefc]')
 
 _PLACE = operator.attrgetter('middle', 'x0')
 _BULLET = re.compile(r'^([•·°◦●○▪■□–‣▶►❖➢*-]|\(?\d{1,3}[.)]|\(?[a-z][.)]|\[\d{1,3}\])\s+\S')
-_PAGE_NUMBER = re.compile(
-  r'^\W{0,3}(?:(?:page|seite|página|pagina|pág\.?|p\.)\s*)?'
-  r'(?:\d{1,4}|[ivxlc]{1,7})(?:\s*(?:/|of|de|von|sur|di|aus)\s*\d{1,4})?\W{0,3}$', re.I)
 _CAPTION = re.compile(
   r'^(?:fig(?:ure|ura|\.)?|abb(?:ildung|\.)?|bild|image[mn]?|imagen|ilustra\w+|schéma|illustration)'
   r'\s*\d', re.I)
 _CONJUNCTIONS = frozenset({'and', 'or', 'und', 'oder', 'et', 'ou', 'e', 'o', 'y', 'ed'})
 _LINE_END_HYPHEN = re.compile(rf'{BREAK}(?=(\S*))')
 _LETTERS = re.compile(r'[^\W\d_]{2}')
-_DIGITS = re.compile(r'\d+')
 # Searched before what costs more is: these begin with a set of characters, which is fast.
 _FIVE_DOTS = re.compile(r'[.·…_](?:\s?[.·…_]){4}')
 _THREE_DOTS = re.compile(r'[.·…](?:\s?[.·…]){2}')
@@ -150,10 +145,10 @@ def caption(box: Box, lines: Sequence[Line]) -> str:
     if -line.size < gap < 4 * line.size and line.x0 < box[2] and line.x1 > box[0] and (
         _CAPTION.match(line.text)):
       text, last = line.text, line
-      for row in _rows([other for other in lines if other.middle > line.middle]):
+      for row in rows_of([other for other in lines if other.middle > line.middle]):
         if row[0].middle - last.middle > 1.6 * line.size or abs(row[0].x0 - line.x0) > 60:
           break
-        text, last = _glue(text, _row_text(row)), row[0]
+        text, last = _glue(text, row_text(row)), row[0]
       return clean(text.replace(BREAK, ''))[:500]
   return ''
 
@@ -223,80 +218,11 @@ def join_hyphens(pages: Sequence[str]) -> list[str]:
   return [_LINE_END_HYPHEN.sub(decide, page) for page in pages]
 
 
-# Running headers, footers and page numbers.
-
-def strip_running(pages: Sequence[Sequence[Line]], heights: Sequence[float]) -> list[list[Line]]:
-  """Removes lines that repeat at the top or bottom of pages, and page numbers there.
-
-  FinePDFs' rule (post-processing of huggingface/finepdfs): the longest common run of top (bottom)
-  lines, digits alike, on at least 25 % of the pages and at least 5 of them. It is applied again
-  to what is left, so that odd and even pages may differ. The outermost line in the margin also goes
-  if it stands there on three pages: heads that change with the chapter. Documents of two to four
-  pages cannot reach 5: there a line must repeat on every page (all but one of four) and stand in
-  the outer 12 % of the page.
-  """
-  rows = [_rows(page) for page in pages]
-  n = len(rows)
-  key_of = functools.cache(_key)
-  for bottom in (False, True):
-    for _ in range(3):
-      if n >= 5:
-        least, sides = max(5, n / 4), [row[::-1] if bottom else row for row in rows]
-      else:
-        least = n - n // 4
-        sides = [_margin_rows(r, h, bottom) for r, h in zip(rows, heights, strict=True)]
-      keys = [[key_of(_row_text(row)) for row in page[:8]] for page in sides]
-      found, k = _common_prefix(keys, least) if n >= 2 else ((), 0)
-      if not k:
-        break
-      for i in found:
-        rows[i] = rows[i][:-k] if bottom else rows[i][k:]
-    outer = [_margin_rows(r, h, bottom)[:1] for r, h in zip(rows, heights, strict=True)]
-    often = collections.Counter(key_of(_row_text(row)) for margin in outer for row in margin)
-    for i, height in enumerate(heights):
-      if n >= 5 and outer[i] and often[key_of(_row_text(outer[i][0]))] >= 3:
-        rows[i] = rows[i][:-1] if bottom else rows[i][1:]
-      margin = _margin_rows(rows[i], height, bottom, share=0.2)
-      if margin and _PAGE_NUMBER.match(_row_text(margin[0])):
-        rows[i] = rows[i][:-1] if bottom else rows[i][1:]
-  return [[line for row in page for line in row] for page in rows]
-
-
-def _common_prefix(keys: list[list[str]], least: float) -> tuple[list[int], int]:
-  """Pages that share the most frequent first rows, and how many rows: FinePDFs' search."""
-  pages, k = list(range(len(keys))), 0
-  while True:
-    counts = collections.Counter(tuple(keys[p][:k + 1]) for p in pages if len(keys[p]) > k)
-    if not counts:
-      return pages, k
-    top, count = min(counts.items(), key=lambda item: (-item[1], item[0]))
-    if count < least or (k and count < len(pages)):
-      return pages, k
-    pages, k = [p for p in pages if tuple(keys[p][:k + 1]) == top], k + 1
-
-
-def _margin_rows(rows: list[list[Line]], height: float, bottom: bool,
-                 share: float = MARGIN) -> list[list[Line]]:
-  """Rows in the outer share of the page, the outermost first."""
-  if bottom:
-    return [row for row in rows[::-1] if row[0].y0 > (1 - share) * height]
-  return [row for row in rows if row[0].y1 < share * height]
-
-
-def _key(text: str) -> str:
-  """What the rows of a running line have in common."""
-  words = text.split()
-  for i in (0, -1):
-    if len(words) > 1 and _ROMAN.issuperset(words[i]):    # front matter's page numbers
-      words[i] = '0'
-  return _DIGITS.sub('0', ''.join(words))
-
-
 # Reading order.
 
 def _read(lines: list[Line], rtl: bool, depth: int) -> list[list[Paragraph]]:
   """Blocks of paragraphs in reading order."""
-  rows, bands = _rows(lines, rtl), []
+  rows, bands = rows_of(lines, rtl), []
   if len(lines) >= 6 and depth < 8:
     tried = (_bands(rows, x) for x in _gutters(lines))
     bands = next((b for b in tried if any(left for left, _, _ in b)), [])
@@ -400,7 +326,7 @@ def _tabular(left: list[Line], right: list[Line]) -> bool:
 
 # Rows, paragraphs, tables.
 
-def _rows(lines: Sequence[Line], rtl: bool = False) -> list[list[Line]]:
+def rows_of(lines: Sequence[Line], rtl: bool = False) -> list[list[Line]]:
   """Lines grouped by baseline, top to bottom, each row in reading order."""
   rows: list[list[Line]] = []
   for line in sorted(lines, key=_PLACE):
@@ -414,7 +340,8 @@ def _rows(lines: Sequence[Line], rtl: bool = False) -> list[list[Line]]:
   return rows
 
 
-def _row_text(row: list[Line]) -> str:
+def row_text(row: list[Line]) -> str:
+  """The cells of a row with spaces between."""
   if len(row) == 1:
     return row[0].text.strip()
   return ' '.join(line.text.strip() for line in row).strip()
@@ -425,15 +352,14 @@ def _paragraphs(rows: list[list[Line]]) -> list[Paragraph]:
   if not rows:
     return []
   prose = [row for row in rows if not _apart(row[0].text)] or rows
-  ends = [row[-1].x1 for row in prose]
-  right = statistics.median(x for x in ends if x > max(ends) - 2 * rows[0][0].size)
+  right = _edge([row[-1].x1 for row in prose], 2 * rows[0][0].size)
   edge = min(row[0].x0 for row in prose)
   leading = [(b[0].middle - a[0].middle) / _size(b) for a, b in itertools.pairwise(rows)]
   usual = statistics.median_low([v for v in leading if v < 1.8] or [1.8])
   paragraphs: list[Paragraph] = []
   previous, previous_text, left = None, '', edge
   for row in rows:
-    text, mono, size = _row_text(row), _is_mono(row), _size(row)
+    text, mono, size = row_text(row), _is_mono(row), _size(row)
     if mono:
       width = (row[0].x1 - row[0].x0) / max(1, len(row[0].text))
       text = ' ' * min(40, round((row[0].x0 - edge) / max(width, 0.1))) + text
@@ -459,6 +385,16 @@ def _paragraphs(rows: list[list[Line]]) -> list[Paragraph]:
     previous, previous_text = row, text
     left = row[0].x0                        # so a hanging indent begins with the second line
   return paragraphs
+
+
+def _edge(ends: list[float], slack: float) -> float:
+  """The right edge of a column, given where its rows end: a row that stands out does not tell."""
+  close = [x for x in ends if x > max(ends) - slack]
+  if len(close) == 1:
+    others = sorted(ends)[:-1]
+    most = [x for x in others if x > others[-1] - slack]
+    close = most if len(most) > max(3, 0.4 * len(ends)) else close
+  return statistics.median(close)
 
 
 def _apart(text: str) -> bool:
@@ -513,11 +449,11 @@ def _glue(text: str, following: str) -> str:
 
 def _table(lines: list[Line], rtl: bool) -> list[Paragraph]:
   """A Markdown table, or the rows as lines where cells and columns cannot be told apart."""
-  rows = _rows(lines, rtl)
+  rows = rows_of(lines, rtl)
   if len(rows[0]) == 1 and len(rows) > 3:   # a caption
     return _paragraphs(rows[:1]) + _table([line for row in rows[1:] for line in row], rtl)
   wide = [row for row in rows if len(row) > 1]
-  as_lines = [Paragraph('\n'.join(_row_text(row) for row in rows), lines[0].size)]
+  as_lines = [Paragraph('\n'.join(row_text(row) for row in rows), lines[0].size)]
   if len(wide) < 3 or sum(line.mono for line in lines) * 2 > len(lines):
     return as_lines
   columns = _columns(wide)
@@ -563,6 +499,8 @@ def _filled(lines: list[Line], grid: Grid, rtl: bool) -> list[Line]:
   A frame around text, the panels of a figure and forms whose cells are mostly empty make none.
   """
   inside = [line for line in lines if grid.holds((line.x0 + line.x1) / 2, line.middle)]
+  if any(_apart(line.text) for line in inside):
+    return lines                            # the frame of a table
   cells: dict[tuple[int, int], list[Line]] = {}
   for line in inside:
     start = line.x1 - 2 if rtl else line.x0 + 2
@@ -573,7 +511,7 @@ def _filled(lines: list[Line], grid: Grid, rtl: bool) -> list[Line]:
   several = sum(sum((i, j) in cells for j in used[1]) > 1 for i in used[0])
   if len(used[0]) < 2 or len(used[1]) < 2 or several < max(2, len(used[0]) / 2):
     return lines
-  texts = {place: functools.reduce(_glue, map(_row_text, _rows(held, rtl)))
+  texts = {place: functools.reduce(_glue, map(row_text, rows_of(held, rtl)))
            if len(held) > 1 else held[0].text.strip() for place, held in cells.items()}
   text = _markdown([[texts.get((i, j), '') for j in used[1]] for i in used[0]])
   box = (grid.columns[0], grid.rows[0], grid.columns[-1], grid.rows[-1])
@@ -590,8 +528,8 @@ def _dotted(text: str) -> bool:
 def _contents(lines: list[Line]) -> list[Line]:
   """Entries of a table of contents whole, without their leaders and page numbers."""
   out = []
-  for row in _rows(lines):
-    if not _THREE_DOTS.search(_row_text(row)):
+  for row in rows_of(lines):
+    if not _THREE_DOTS.search(row_text(row)):
       out += row
       continue
     entry: list[Line] = []
@@ -600,7 +538,7 @@ def _contents(lines: list[Line]) -> list[Line]:
       end = line.text.rstrip()[-1:]         # of a page number, Roman maybe
       if not (end.isdecimal() or end.lower() in _ROMAN):
         continue
-      if match := _ENTRY.search(text := _row_text(entry)):
+      if match := _ENTRY.search(text := row_text(entry)):
         first, last = entry[0], entry[-1]
         text = text[:match.start()].rstrip() + _ENTRY_END
         out.append(Line(first.x0, first.y0, last.x1, last.y1, text, first.size))

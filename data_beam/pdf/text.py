@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, Any
 from data_beam import sandbox
 from data_beam.pdf import layout as pdf_layout
 from data_beam.pdf import ocr as pdf_ocr
+from data_beam.pdf import running as pdf_running
 from data_beam.pdf.errors import PdfError
 from data_beam.pdf.layout import BREAK
 from data_beam.pdf.router import decider
@@ -214,13 +215,16 @@ def parse(body: bytes, *, ocr: str = 'auto', languages: Sequence[str] = ('en',),
       for values, value in ((kept, frames), (methods, method), (confidences, confidence),
                             (features, feature)):
         values.append(value)
-  _strip_running(kept)
+  stripped = _stripped(kept)
   headings = pdf_layout.heading_sizes([
-    frame.lines for frames in kept for frame in frames]) if markdown else ()
-  # Markers stand among the text of the first frame; others follow it.
-  pages = ['\n\n'.join([pdf_layout.clean(pdf_layout.page_text(
-    frame.lines, frame.grids, () if i else marked, headings)) for i, frame in enumerate(frames)])
-    for frames, marked in zip(kept, markers, strict=True)]
+    found.lines for frames in stripped for _, found in frames]) if markdown else ()
+  pages = []
+  for frames, marked in zip(stripped, markers, strict=True):
+    parts = []
+    for i, (frame, (found, head, foot)) in enumerate(frames):
+      boxes = () if i else marked           # they stand among the text of the first
+      parts += [head, pdf_layout.page_text(found, frame.grids, boxes, headings), foot]
+    pages.append(pdf_layout.clean('\n\n'.join(filter(None, parts))))
   pages = [page.strip() for page in pdf_layout.join_hyphens(pages)]
   if not any(pages):
     if repaired:
@@ -236,13 +240,15 @@ def parse(body: bytes, *, ocr: str = 'auto', languages: Sequence[str] = ('en',),
   return PdfText(pages, methods, confidences, features, found_figures, repaired)
 
 
-def _strip_running(pages: Sequence[Sequence['Frame']]) -> None:
-  """Takes running lines out of pages' frames; looked for among the text that stands the same way,
-  since a page of a wide table has it beside the table, as other pages have it above."""
+def _stripped(pages: Sequence[Sequence['Frame']]) -> list[list[tuple['Frame', pdf_running.Page]]]:
+  """Each page's frames, and their lines without running ones. These are looked for among the text
+  that stands the same way: a page of a turned table has them beside it, others above."""
+  found: list[dict[int, pdf_running.Page]] = [{} for _ in pages]
   for turn in {frame.turn for frames in pages for frame in frames}:
     same = [next((frame for frame in frames if frame.turn == turn), None) for frames in pages]
-    stripped = pdf_layout.strip_running([frame.lines if frame else [] for frame in same],
-                                        [frame.height if frame else 1.0 for frame in same])
-    for frame, lines in zip(same, stripped, strict=True):
-      if frame:
-        frame.lines[:] = lines
+    stripped = pdf_running.strip([frame.lines if frame else [] for frame in same],
+                                 [frame.height if frame else 1.0 for frame in same])
+    for of_page, page in zip(found, stripped, strict=True):
+      of_page[turn] = page
+  return [[(frame, of_page[frame.turn]) for frame in frames]
+          for frames, of_page in zip(pages, found, strict=True)]

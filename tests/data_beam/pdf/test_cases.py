@@ -17,16 +17,12 @@ SPELLINGS = {
 }
 NOT_YET = {
   '07-line-numbers': 'numbers of lines become a table',
-  '10-headings-like-page-numbers': 'what looks like a page number is one',
   '11-single-capitals': 'letters are joined as if letter-spaced',
   '12-full-width-table-between-columns': 'torn between the columns',
   '13-borderless-table-wrapped': 'a cell of two lines is two rows',
   '19-drop-cap': 'stands in a later line',
-  '21-records-with-equal-first-lines': 'taken for running lines',
   '31-definition-list': 'a table',
   '38-numbered-paragraphs': 'a table',
-  '52-number-table-over-eight-pages': 'taken for running lines',
-  '53-log-over-six-pages': 'taken for running lines',
 }
 
 
