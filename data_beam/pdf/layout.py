@@ -565,4 +565,5 @@ def _spell_list(paragraph: str) -> str:
 
 def _accent(match: re.Match) -> str:
   letter = {'ı': 'i', 'ȷ': 'j'}.get(match[2], match[2])
-  return unicodedata.normalize('NFC', letter + _ACCENTS[match[1]])
+  whole = unicodedata.normalize('NFC', letter + _ACCENTS[match[1]])
+  return whole if len(whole) == 1 else match[0]

@@ -128,6 +128,7 @@ class Frame(NamedTuple):
   lines: list[Line]
   grids: list[Grid]
   height: float             # points, of the page so turned
+  before: bool = False      # whether it is read before the first: a level title of vertical text
 
 
 class PageText(NamedTuple):
@@ -258,7 +259,7 @@ def _frames(handle: ctypes.c_void_p, text: str, page: Any,
   if not frames:
     return [], [], words.hidden
   main, *others = frames
-  frames = [main, *(_with_heads(main, other, view) for other in others)]
+  frames = [main, *(_placed(main, _with_heads(main, other, view), view) for other in others)]
   figures = pdf_drawn.figures(levelled(pictures_P4, main.turn, view), _turned(view, main.turn))
   return [frame for frame in frames if frame.lines], figures, words.hidden
 
@@ -289,22 +290,33 @@ def _with_heads(main: Frame, other: Frame, view: View) -> Frame:
   left, right = min(line.x0 for line in main.lines), max(line.x1 for line in main.lines)
   turned, back = _turned(view, other.turn), -other.turn % 4
   box_N4 = np.array([(line.x0, line.y0, line.x1, line.y1) for line in other.lines])
-  placed = [(*box, line) for line, box in zip(other.lines, levelled(
+  # Boxes, and where they begin, end or have their middle: what is level in most of them tells.
+  placed = [(*box, line, (box[1] + box[3]) / 2) for line, box in zip(other.lines, levelled(
     levelled(box_N4, back, turned), main.turn, view).tolist(), strict=True)
     if left <= (box[0] + box[2]) / 2 <= right and len(line.text) <= MAX_HEAD]
   taken: set[int] = set()
-  for edge in (3, 1):                       # of their boxes: the lower, the upper
-    for group in _groups([p for p in placed if id(p[4]) not in taken], edge, 1.0):
-      heads = _groups(group, 0, 1.6)
-      if len(heads) < 2 or any(len(head) > 3 for head in heads):
-        continue
-      bottom = max(p[3] for p in group)
-      for head in heads:
-        parts = [p[4] for p in (head if turn == 3 else head[::-1])]
-        taken.update(map(id, parts))
-        main.lines.append(Line(head[0][0], bottom - parts[0].size, head[-1][2], bottom,
-                               ' '.join(part.text for part in parts), parts[0].size))
+  for group in sorted((group for edge in (3, 1, 5) for group in _groups(placed, edge, 1.0)),
+                      key=len, reverse=True):
+    heads = _groups(group, 0, 1.6)
+    if len(heads) < 2 or any(len(head) > 3 for head in heads) or any(
+        id(p[4]) in taken for p in group):
+      continue
+    bottom = max(p[3] for p in group)
+    for head in heads:
+      parts = [p[4] for p in (head if turn == 3 else head[::-1])]
+      taken.update(map(id, parts))
+      main.lines.append(Line(head[0][0], bottom - parts[0].size, head[-1][2], bottom,
+                             ' '.join(part.text for part in parts), parts[0].size))
   return other._replace(lines=[line for line in other.lines if id(line) not in taken])
+
+
+def _placed(main: Frame, other: Frame, view: View) -> Frame:
+  """The other frame, told whether it is read first: level, and over the main one, which is not."""
+  if other.turn or main.turn % 2 == 0 or not other.lines:
+    return other
+  box_N4 = np.array([(line.x0, line.y0, line.x1, line.y1) for line in main.lines])
+  top = levelled(box_N4, -main.turn % 4, _turned(view, main.turn))[:, 1].min()
+  return other._replace(before=min(line.y1 for line in other.lines) <= top)
 
 
 def _groups(placed: list[tuple], axis: int, near: float) -> list[list[tuple]]:
@@ -399,7 +411,7 @@ def _between(handle: ctypes.c_void_p, place_W2: np.ndarray, box_W4: np.ndarray,
 def _runs(words: Words, index_W: np.ndarray, box_W4: np.ndarray,
           edge_W: np.ndarray) -> tuple[np.ndarray, list[bool]]:
   """The first words of runs that stand together on a line, and whether a hyphen ends each run."""
-  place_W2, raised_W = words.place_W2[index_W], words.raised_W[index_W]
+  place_W2, lifted_W = words.place_W2[index_W], words.lifted_W[index_W]
   a_P4, b_P4 = box_W4[:-1], box_W4[1:]
   height_W = box_W4[:, 3] - box_W4[:, 1]
   size_P = np.maximum(np.maximum(height_W[:-1], height_W[1:]), 0.1)
@@ -408,7 +420,7 @@ def _runs(words: Words, index_W: np.ndarray, box_W4: np.ndarray,
   newline_P, hyphen_P = (_contain(words.code_N, ord(c), place_W2) for c in ('\n', BREAK))
   # pdfium ends a line after every letter of a column, and around superscripts.
   newline_P &= ~(words.stacked_W[index_W[1:]]
-                 | (raised_W[:-1] | raised_W[1:]) & (np.abs(gap_P) < 0.5 * size_P))
+                 | (lifted_W[:-1] | lifted_W[1:]) & (np.abs(gap_P) < 0.5 * size_P))
   apart_P = ((gap_P > 0.75 * size_P) | (shift_P > size_P) | newline_P | hyphen_P | edge_W[1:])
   for i in np.flatnonzero((b_P4[:, 2] < a_P4[:, 0]) & ~apart_P).tolist():
     apart_P[i] = not pdf_layout.RTL.search(words.text[slice(*place_W2[i + 1])])

@@ -221,8 +221,9 @@ def parse(body: bytes, *, ocr: str = 'auto', languages: Sequence[str] = ('en',),
   pages = []
   for frames, marked in zip(stripped, markers, strict=True):
     parts = []
-    for i, (frame, (found, head, foot)) in enumerate(frames):
-      boxes = () if i else marked           # they stand among the text of the first
+    first = frames[:1]                      # among its text the markers stand
+    for frame, (found, head, foot) in sorted(frames, key=lambda item: not item[0].before):
+      boxes = marked if frame is first[0][0] else ()
       parts += [head, pdf_layout.page_text(found, frame.grids, boxes, headings), foot]
     pages.append(pdf_layout.clean('\n\n'.join(filter(None, parts))))
   pages = [page.strip() for page in pdf_layout.join_hyphens(pages)]

@@ -5,6 +5,7 @@ For a child process, see pdfium.
 
 import ctypes
 import re
+import unicodedata
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -25,6 +26,8 @@ from data_beam.pdf.pdfium import (
 
 ASKEW = 4                    # as a turn: neither level nor upright, a stamp across the page
 CJK = 0x2e80                 # of the code points from here on, nearly all are as wide as high
+NOTHING = '\u200b'           # in the place of a character that has gone elsewhere
+REACH = 48                   # characters from an accent within which its letter may be
 TINY = 0.0012                # of the page's height: no letter of that size can be read
 INVISIBLE = pdfium.FPDF_TEXTRENDERMODE_INVISIBLE
 
@@ -33,6 +36,12 @@ _GAPS[[*(c for c in range(0x3001) if chr(c).isspace()), ord(BREAK)]] = True
 _LAM_ALEF = re.compile('[\u0622\u0623\u0625\u0627]\u0644')
 _NARROW = np.zeros(128, bool)
 _NARROW[[ord(c) for c in "fijlrtI.,:;'!|()[]"]] = True
+_ACCENTS = dict(zip('`´ˆ^˜~¯˘˙¨˚˝ˇ¸˛', map(chr, (
+  0x300, 0x301, 0x302, 0x302, 0x303, 0x303, 0x304, 0x306, 0x307, 0x308, 0x30a, 0x30b, 0x30c, 0x327,
+  0x328)), strict=True))
+_ACCENT = re.compile(f'[{re.escape("".join(_ACCENTS))}]')
+_LOOSE_NOTHING = re.compile(rf'(?<=\s){NOTHING}+|{NOTHING}+(?=\s|$)')
+_DOTLESS = {'ı': 'i', 'ȷ': 'j'}
 _HALF = re.compile('[\ud800-\udfff]')
 _NUMBER = re.compile(r'[(\[]?[+\-−–]?\d[\d.,;–-]*[)\]]?')
 _NUMERAL = re.compile(r'(?:\d|\b[IVXLC]+)$')
@@ -53,6 +62,7 @@ class Words(NamedTuple):
   glued_W: np.ndarray       # whether it goes on with the word before it
   seen_W: np.ndarray        # whether a reader sees it
   raised: dict[int, str]    # superscripts, and what marks each
+  lifted_W: np.ndarray      # whether it is one, or the mark that begins a note
   hidden: float             # share of characters that are invisible, as those under a scan are
   plain: bool               # whether a stretch of words is that of the text
 
@@ -63,13 +73,6 @@ class Words(NamedTuple):
                                 self.place_W2[index_W].tolist(), strict=True):
       out += (' ' if out and not glued else '') + self.raised.get(i, '') + self.text[a:b]
     return out
-
-  @property
-  def raised_W(self) -> np.ndarray:
-    """Whether each is a superscript."""
-    raised_W = np.zeros(len(self.place_W2), bool)
-    raised_W[list(self.raised)] = True
-    return raised_W
 
 
 # Characters.
@@ -85,6 +88,8 @@ def characters(text_page: Any, handle: ctypes.c_void_p, count: int) -> str:
     text = ''.join([chr(c) if 0 < c < 0x110000 else '\ufffd' for c in codes])
   if _LAM_ALEF.search(text):
     text = _ligatures_in_order(handle, text)
+  if _ACCENT.search(text):
+    text = _accented(handle, text)
   return text.replace('\x02', BREAK)
 
 
@@ -104,6 +109,48 @@ def _ligatures_in_order(handle: ctypes.c_void_p, text: str) -> str:
   for i in spans_M2[one_M, 0].tolist():
     out[i], out[i + 1] = out[i + 1], out[i]
   return ''.join(out)
+
+
+def _accented(handle: ctypes.c_void_p, text: str) -> str:
+  """Accents that were drawn over a letter put on it: TeX's old fonts have no letter with one. What
+  an accent leaves behind has no width; where no letter has it in Unicode, a mark follows the
+  letter."""
+  out = list(text)
+  near_A = np.array([match.start() for match in _ACCENT.finditer(text)])
+  window_AK = (near_A[:, None] + np.arange(-REACH, REACH + 1)).clip(0, len(text) - 1)
+  box_AK4 = character_boxes(handle, window_AK.ravel().tolist()).reshape(*window_AK.shape, 4)
+  x0_AK, y1_AK, x1_AK, y0_AK = np.moveaxis(box_AK4, -1, 0)
+  mark_A4 = box_AK4[:, REACH, :, None]      # left, top, right, bottom of the accents
+  wide_A1, high_A1 = mark_A4[:, 2] - mark_A4[:, 0], mark_A4[:, 1] - mark_A4[:, 3]
+  over_AK = np.minimum(x1_AK, mark_A4[:, 2]) - np.maximum(x0_AK, mark_A4[:, 0])
+  beside_AK = np.minimum(y1_AK, mark_A4[:, 1]) - np.maximum(y0_AK, mark_A4[:, 3])
+  share_AK = over_AK / np.maximum(np.minimum(wide_A1, x1_AK - x0_AK), 0.1)
+  share_AK[(beside_AK < 0.5 * high_A1) | (window_AK == near_A[:, None])] = 0
+  for at, indices, shares, boxes in zip(near_A.tolist(), window_AK.tolist(), share_AK.tolist(),
+                                        box_AK4.tolist(), strict=True):
+    share, letter = max((share, i) for share, i in zip(shares, indices, strict=True)
+                        if share == 0 or text[i].isalpha())
+    if share < 0.6:
+      continue
+    base, mark = _DOTLESS.get(out[letter], out[letter]), _ACCENTS[text[at]]
+    whole = unicodedata.normalize('NFC', base + mark)
+    if len(whole) == 1:
+      out[letter], out[at] = whole, NOTHING
+    elif abs(letter - at) == 1:             # the letter, then its mark
+      out[min(letter, at)], out[max(letter, at)] = base, mark
+    else:
+      continue
+    # Spaces that pdfium has seen around the accent.
+    between = at + (1 if letter > at else -1)
+    if text[between:between + 1] == ' ' and (
+        calls()['FPDFText_IsGenerated'](handle, between) == 1):
+      out[between] = NOTHING
+    if letter < at and text[at + 1:at + 2] == ' ' and at > 1:
+      last = boxes[REACH - 2 if out[at - 1] == NOTHING else REACH - 1]
+      if boxes[REACH + 2][0] - last[2] < 0.15 * (last[1] - last[3]):
+        out[at + 1] = NOTHING
+  # Words begin and end with what is there.
+  return _LOOSE_NOTHING.sub(lambda match: ' ' * len(match[0]), ''.join(out))
 
 
 # Words.
@@ -128,7 +175,7 @@ def words_of(handle: ctypes.c_void_p, page: Any, text: str, view: View, edge_E3:
   place_W2 = np.flatnonzero(solid[1:] != solid[:-1]).reshape(-1, 2)
   box_W24 = displayed(_ends(handle, place_W2), view)
   at_edges = _at_edges(handle, place_W2, box_W24, edge_E3, view)
-  at_sizes = _at_sizes(handle, place_W2, box_W24)
+  at_sizes = _at_sizes(handle, code_N, place_W2, box_W24)
   if at_edges or at_sizes:
     cuts = sorted({*at_edges, *at_sizes})
     place_W2 = np.sort(np.append(place_W2.ravel(), cuts + cuts)).astype(int).reshape(-1, 2)
@@ -138,13 +185,13 @@ def words_of(handle: ctypes.c_void_p, page: Any, text: str, view: View, edge_E3:
   length_W = place_W2[:, 1] - place_W2[:, 0]
   hidden = float(length_W[invisible_W].sum() / max(1, length_W.sum()))
   glued_W = np.isin(place_W2[:, 0], at_sizes)
-  raised = _raised(handle, text, place_W2, box_W24, turn_W, glued_W, view)
+  raised, lifted_W = _raised(handle, text, place_W2, box_W24, turn_W, glued_W, view)
   if unseen or hidden > 0.5:                # the latter is somebody's OCR under a scan
     seen_W |= unseen or invisible_W
   glued_W[1:] |= stacked_W[1:] & stacked_W[:-1]
-  plain = not (raised or at_edges or at_sizes or stacked_W.any())
+  plain = not (lifted_W.any() or at_edges or at_sizes or stacked_W.any())
   return Words(text, code_N, place_W2, box_W24, turn_W, stacked_W, mono_W, fixed, glued_W, seen_W,
-               raised, hidden, plain)
+               raised, lifted_W, hidden, plain)
 
 
 def _at_edges(handle: ctypes.c_void_p, place_W2: np.ndarray, box_W24: np.ndarray,
@@ -167,11 +214,18 @@ def _at_edges(handle: ctypes.c_void_p, place_W2: np.ndarray, box_W24: np.ndarray
   return places
 
 
-def _at_sizes(handle: ctypes.c_void_p, place_W2: np.ndarray, box_W24: np.ndarray) -> list[int]:
+def _at_sizes(handle: ctypes.c_void_p, code_N: np.ndarray, place_W2: np.ndarray,
+              box_W24: np.ndarray) -> list[int]:
   """Where the size of the font changes within a word: exponents, marks of notes, small capitals.
-  Asked of words that begin and end in boxes of different heights."""
+  Asked of words that begin and end in boxes of different heights, or have a digit after a letter
+  or after the sign that follows one."""
   height_W2 = np.abs(box_W24[..., 3] - box_W24[..., 1])
   odd_W = np.abs(height_W2[:, 0] - height_W2[:, 1]) > 0.12 * height_W2.max(1, initial=0)
+  digit_N, letter_N = code_N - 48 < 10, ((code_N | 32) - 97 < 26) | (code_N >= 0xc0)
+  after_N = letter_N[:-1] & digit_N[1:]
+  after_N[1:] |= letter_N[:-2] & ~letter_N[1:-1] & digit_N[2:]
+  before_N = np.append([0, 0], after_N.cumsum())
+  odd_W |= before_N[place_W2[:, 1]] > before_N[place_W2[:, 0] + 1]
   if not odd_W.any():
     return []
   index_N = np.concatenate([np.arange(a, b) for a, b in place_W2[odd_W].tolist()])
@@ -182,12 +236,11 @@ def _at_sizes(handle: ctypes.c_void_p, place_W2: np.ndarray, box_W24: np.ndarray
 
 
 def _raised(handle: ctypes.c_void_p, text: str, place_W2: np.ndarray, box_W24: np.ndarray,
-            turn_W: np.ndarray, glued_W: np.ndarray, view: View) -> dict[int, str]:
-  """Superscripts, and the mark before each, '^' or none. `glued_W` is put right with that: they
-  stand at their base, and the mark that begins a note stands apart."""
+            turn_W: np.ndarray, glued_W: np.ndarray,
+            view: View) -> tuple[dict[int, str], np.ndarray]:
+  """Superscripts, and the mark before each, '^' or none; and with them `lifted_W`. `glued_W` is put
+  right with that: they stand at their base, and the mark that begins a note stands apart."""
   found: dict[int, str] = {}
-  if len(place_W2) < 2:
-    return found
   a_P4, b_P4 = box_W24[:-1, 1], box_W24[1:, 0]
   a_P, b_P = a_P4[:, 3] - a_P4[:, 1], b_P4[:, 3] - b_P4[:, 1]      # heights
   rise_P = a_P4[:, 3] - b_P4[:, 3]
@@ -209,10 +262,11 @@ def _raised(handle: ctypes.c_void_p, text: str, place_W2: np.ndarray, box_W24: n
   near_P = (a_P < 0.9 * b_P) & (np.abs(a_P4[:, 2] - b_P4[:, 0]) < 0.12 * b_P)
   for i in np.flatnonzero(near_P).tolist():
     glued_W[i + 1] |= i in found            # a comma after a mark
-  first_P = (a_P < 0.9 * b_P) & (-rise_P > 0.1 * b_P) & glued_W[1:]
-  for i in np.flatnonzero(first_P).tolist():
-    glued_W[i + 1] = i in found
-  return found
+  lifted_W = np.zeros(len(place_W2), bool)
+  lifted_W[list(found)] = True
+  lifted_W[:-1] |= near_P & (-rise_P > 0.1 * b_P)
+  glued_W[1:] &= ~(lifted_W[:-1] & ~np.isin(np.arange(len(near_P)), list(found)))
+  return found, lifted_W
 
 
 def _mark(base: str, script: str) -> str:
