@@ -4,6 +4,7 @@ For a child process, see pdfium.
 """
 
 import ctypes
+import itertools
 import re
 from collections.abc import Callable, Iterator
 from typing import Any, NamedTuple
@@ -12,7 +13,7 @@ import numpy as np
 import pypdfium2.raw as pdfium
 
 from data_beam.pdf.layout import Line
-from data_beam.pdf.pdfium import View, calls, displayed, handle_of, levelled
+from data_beam.pdf.pdfium import View, calls, displayed, each, handle_of, levelled
 
 MAX_ANNOTATIONS = 5_000      # of a page
 CHECKED, UNCHECKED = '[x]', '[ ]'
@@ -40,12 +41,12 @@ def notes(document: Any, page: Any, turn: int, view: View) -> list[Note]:
     turn: of the frame in whose coordinates the boxes are.
   """
   handle, found = handle_of(page), []
-  for i in range(min(calls()['FPDFPage_GetAnnotCount'](handle), MAX_ANNOTATIONS)):
-    item = calls()['FPDFPage_GetAnnot'](handle, i)
-    kind = calls()['FPDFAnnot_GetSubtype'](item)
+  count = min(calls()['FPDFPage_GetAnnotCount'](handle), MAX_ANNOTATIONS)
+  items = each('FPDFPage_GetAnnot', handle, range(count))
+  for item, kind in zip(items, map(calls()['FPDFAnnot_GetSubtype'], items), strict=True):
     if kind in (pdfium.FPDF_ANNOT_WIDGET, pdfium.FPDF_ANNOT_FREETEXT):
       found += _note(document, ctypes.cast(item, pdfium.FPDF_ANNOTATION), kind)
-    calls()['FPDFPage_CloseAnnot'](item)
+  list(map(calls()['FPDFPage_CloseAnnot'], items))
   if not found:
     return []
   box_N4 = levelled(displayed(np.array([note.box for note in found]), view), turn, view)
@@ -128,12 +129,11 @@ def put(lines: list[Line], found: list[Note]) -> list[Line]:
       continue
     covered = sum(min(line.x1, x1) - max(line.x0, x0) for line in under)
     size = note.size if 4 < note.size < 40 else max(4.0, min(10.0, 0.8 * (y1 - y0) / len(parts)))
-    beside = [line for line in near if line not in under and y1 - y0 < 3 * line.size]
-    if len(parts) == 1 and beside and not under:
-      line = min(beside, key=lambda line: max(line.x0 - x1, x0 - line.x1))
-      lines.append(Line(x0, line.y0, x1, line.y1, parts[0], line.size))
-      continue
     top = (y0 + y1 - size) / 2 if len(parts) == 1 else y0
+    beside = [line for line in near if abs(line.middle - top - size / 2) < 1.5 * line.size]
+    if beside and not under:
+      line = min(beside, key=lambda line: max(line.x0 - x1, x0 - line.x1))
+      top, size = line.y0, line.size
     put_at = aside if covered > 0.3 * (x1 - x0) else lines
     put_at += [Line(x0, top + 1.2 * size * i, x1, top + 1.2 * size * i + size, part, size)
                for i, part in enumerate(parts)]
@@ -165,21 +165,28 @@ def _at_words(near: list[Line], note: Note) -> bool:
 
 def _written_in(line: Line, note: Note) -> bool:
   """Puts a value in the place of the leaders that it lies over, if it does."""
-  width = (line.x1 - line.x0) / max(1, len(line.text))
+  edges = _edges(line)
   for match in _LEADERS.finditer(line.text):
-    if (line.x0 + match.start() * width < note.box[2] - width
-        and line.x0 + match.end() * width > note.box[0] + width):
+    shared = min(edges[match.end()], note.box[2]) - max(edges[match.start()], note.box[0])
+    if shared > 0.3 * (note.box[2] - note.box[0]):
       before, after = line.text[:match.start()], line.text[match.end():]
       line.text = f'{before.rstrip()} {note.text} {after.lstrip()}'.strip()
       return True
   return False
 
 
+def _edges(line: Line) -> list[float]:
+  """About where the letters of a line begin, and its end: some are half as wide as others."""
+  widths = [1.0 if letter in " .,:;'|!ijl" else 2.0 for letter in line.text]
+  scale = (line.x1 - line.x0) / max(1.0, sum(widths))
+  return [line.x0 + scale * width for width in itertools.accumulate(widths, initial=0.0)]
+
+
 def _insert(line: Line, x: float, text: str) -> bool:
   """Puts text between two words of a line, at x."""
-  at = round((x - line.x0) / (line.x1 - line.x0) * len(line.text))
+  edges = _edges(line)
   spaces = [match.start() for match in re.finditer(' ', line.text)]
   if spaces:
-    at = min(spaces, key=lambda space: abs(space - at))
+    at = min(spaces, key=lambda space: abs(edges[space] - x))
     line.text = f'{line.text[:at]} {text}{line.text[at:]}'
   return bool(spaces)

@@ -23,12 +23,12 @@ from data_beam.pdf.errors import PdfError
 from data_beam.pdf.layout import BREAK, Box, Line
 from data_beam.pdf.pdfium import (
   View,
-  baselines,
   calls,
   displayed,
   each,
   handle_of,
   levelled,
+  origins,
   view_of,
 )
 from data_beam.pdf.tables import Grid
@@ -249,8 +249,7 @@ def _frames(handle: ctypes.c_void_p, text: str, page: Any,
   for turn in sorted(np.flatnonzero(share_T).tolist(), key=lambda turn: -share_T[turn]):
     (index_W,) = np.nonzero(words.seen_W & (words.turn_W == turn))
     if turn == ASKEW:
-      frames.append(Frame(turn, _askew(handle, words, index_W, view.height), [],
-                          view.height))
+      frames.append(Frame(turn, _askew(words, index_W, view.height), [], view.height))
       continue
     if turn:
       grids[turn] = pdf_tables.find(levelled(rules_R4, turn, view))
@@ -269,13 +268,12 @@ def _edges(grids: list[Grid]) -> np.ndarray:
   return np.concatenate([np.zeros((0, 3)), *(grid.drawn_E3 for grid in grids)])
 
 
-def _askew(handle: ctypes.c_void_p, words: Words, index_W: np.ndarray, height: float) -> list[Line]:
+def _askew(words: Words, index_W: np.ndarray, height: float) -> list[Line]:
   """What is neither level nor upright, in the file's order, a line each: slanted heads of columns,
   labels. Coordinates mean nothing. Stamps across the page are left out."""
-  parts = np.split(index_W, np.flatnonzero(np.diff(index_W) > 1) + 1)
-  _, size_P = baselines(handle, words.place_W2[[part[0] for part in parts], 0])
-  texts = [words.string(part) for part, size in zip(parts, size_P, strict=True)
-           if size < STAMP * height]
+  ends_P = (np.diff(index_W) > 1) | (np.diff(words.size_W[index_W]) != 0)
+  parts = np.split(index_W, np.flatnonzero(ends_P) + 1)
+  texts = [words.string(part) for part in parts if words.size_W[part[0]] < STAMP * height]
   return [Line(0, 40 * i, 8 * len(text), 40 * i + 10, whole(text), 10)
           for i, text in enumerate(texts)]
 
@@ -357,18 +355,21 @@ def _lines(handle: ctypes.c_void_p, words: Words, index_W: np.ndarray, turn: int
   mark_R = len(index_W) - 1 - longest_R % len(index_W)
   x0_R = np.minimum.reduceat(box_W4[:, 0], start_R)
   x1_R = np.maximum.reduceat(box_W4[:, 2], start_R)
-  origin_R4, size_R = baselines(handle, place_W2[mark_R, 0])
+  origin_R4 = origins(handle, place_W2[mark_R, 0].tolist())
   base_R = levelled(displayed(origin_R4, view), turn, view)[:, 1]
+  size_R = words.size_W[index_W[mark_R]]
   mono_R = words.mono_W[index_W[start_R]] & words.mono_W[index_W[end_R - 1]]
   for r in np.flatnonzero(mono_R).tolist():
     item = calls()['FPDFText_GetTextObject'](handle, int(place_W2[end_R[r] - 1, 1]) - 1)
     mono_R[r] = calls()['FPDFTextObj_GetFont'](item) in words.fixed
-  plain = words.plain and len(index_W) == len(words.place_W2)
+  odd_W = words.odd_W[index_W]
+  odd_W[1:] |= np.diff(index_W) > 1
+  odd_R = np.logical_or.reduceat(odd_W, start_R)
   lines = []
-  for start, end, first, last, hyphen, x0, x1, mark, base, size, mono in zip(
+  for start, end, first, last, hyphen, x0, x1, mark, base, size, mono, odd in zip(
       start_R.tolist(), end_R.tolist(), place_W2[start_R, 0].tolist(),
       place_W2[end_R - 1, 1].tolist(), hyphens, x0_R.tolist(), x1_R.tolist(), mark_R.tolist(),
-      base_R.tolist(), size_R.tolist(), mono_R.tolist(), strict=True):
+      base_R.tolist(), size_R.tolist(), mono_R.tolist(), odd_R.tolist(), strict=True):
     if not 0.1 < size < height:
       _, top, _, base = box_W4[mark].tolist()
       size = max(0.1, base - top)
@@ -382,10 +383,10 @@ def _lines(handle: ctypes.c_void_p, words: Words, index_W: np.ndarray, turn: int
       spaces = [0, *gaps.round().clip(1, 40).astype(int).tolist()]
       run = ''.join(' ' * space + words.text[a:b] for space, (a, b) in zip(
         spaces, place_W2[start:end].tolist(), strict=True))
-    elif plain:
-      run = ' '.join(words.text[first:last].split())
-    else:
+    elif odd:
       run = words.string(index_W[start:end])
+    else:
+      run = ' '.join(words.text[first:last].split())
     lines.append(Line(x0, base - 0.8 * size, x1, base + 0.2 * size, whole(run) + BREAK * hyphen,
                       size, mono))
   return lines

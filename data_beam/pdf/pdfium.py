@@ -106,14 +106,11 @@ def matrices(handle: ctypes.c_void_p, indices: list[int]) -> np.ndarray:
   return out_N6.astype(float)
 
 
-def baselines(handle: ctypes.c_void_p, index_N: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-  """Origins of characters as degenerate boxes, float32 [N, 4] in page space, and font sizes [N] in
-  points."""
-  indices, origin_N2 = index_N.tolist(), np.zeros((len(index_N), 2))
-  each('FPDFText_GetCharOrigin', handle, indices, addresses(origin_N2), addresses(origin_N2[:, 1:]))
-  scale_N = np.hypot(*matrices(handle, indices)[:, 2:4].T)
-  sizes_N = each('FPDFText_GetFontSize', handle, indices) * scale_N
-  return np.tile(origin_N2, 2).astype(np.float32), sizes_N
+def origins(handle: ctypes.c_void_p, indices: list[int]) -> np.ndarray:
+  """Where characters stand on their baselines, as boxes in page space of no size: [N, 4]."""
+  out_N2 = np.zeros((len(indices), 2))
+  each('FPDFText_GetCharOrigin', handle, indices, addresses(out_N2), addresses(out_N2[:, 1:]))
+  return np.tile(out_N2, 2).astype(np.float32)
 
 
 def objects(handle: ctypes.c_void_p, most: int,

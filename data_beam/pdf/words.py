@@ -15,19 +15,20 @@ from data_beam.pdf.drawn import WHITE, grounds
 from data_beam.pdf.layout import BREAK
 from data_beam.pdf.pdfium import (
   View,
-  baselines,
   calls,
   character_boxes,
   displayed,
   each,
   fill_colours,
   matrices,
+  origins,
 )
 
 ASKEW = 4                    # as a turn: neither level nor upright, a stamp across the page
 CJK = 0x2e80                 # of the code points from here on, nearly all are as wide as high
 NOTHING = '\u200b'           # in the place of a character that has gone elsewhere
 REACH = 48                   # characters from an accent within which its letter may be
+RAISED = 0.1                 # of a box's height: so much higher stands what is raised at least
 TINY = 0.0012                # of the page's height: no letter of that size can be read
 INVISIBLE = pdfium.FPDF_TEXTRENDERMODE_INVISIBLE
 
@@ -57,14 +58,15 @@ class Words(NamedTuple):
   box_W24: np.ndarray       # of its first and its last character, as displayed
   turn_W: np.ndarray        # quarters clockwise by which it is turned, as displayed; or ASKEW
   stacked_W: np.ndarray     # whether it is one of upright letters in a column that runs downwards
+  size_W: np.ndarray        # points of the font with which it begins
   mono_W: np.ndarray        # whether the font with which it begins is of fixed width
   fixed: set[int]           # fonts of fixed width
   glued_W: np.ndarray       # whether it goes on with the word before it
   seen_W: np.ndarray        # whether a reader sees it
   raised: dict[int, str]    # superscripts, and what marks each
   lifted_W: np.ndarray      # whether it is one, or the mark that begins a note
+  odd_W: np.ndarray         # whether it does not follow the one before as it does in the text
   hidden: float             # share of characters that are invisible, as those under a scan are
-  plain: bool               # whether a stretch of words is that of the text
 
   def string(self, index_W: np.ndarray) -> str:
     """Some of the words, with spaces between."""
@@ -175,23 +177,28 @@ def words_of(handle: ctypes.c_void_p, page: Any, text: str, view: View, edge_E3:
   place_W2 = np.flatnonzero(solid[1:] != solid[:-1]).reshape(-1, 2)
   box_W24 = displayed(_ends(handle, place_W2), view)
   at_edges = _at_edges(handle, place_W2, box_W24, edge_E3, view)
-  at_sizes = _at_sizes(handle, code_N, place_W2, box_W24)
+  at_sizes = _at_sizes(handle, code_N, place_W2, box_W24, view)
   if at_edges or at_sizes:
     cuts = sorted({*at_edges, *at_sizes})
     place_W2 = np.sort(np.append(place_W2.ravel(), cuts + cuts)).astype(int).reshape(-1, 2)
     box_W24 = displayed(_ends(handle, place_W2), view)
-  turn_W, stacked_W, mono_W, fixed, invisible_W, seen_W = _drawn_how(
+  turn_W, stacked_W, size_W, mono_W, fixed, invisible_W, seen_W = _drawn_how(
     handle, page, code_N, place_W2, box_W24, view)
   length_W = place_W2[:, 1] - place_W2[:, 0]
   hidden = float(length_W[invisible_W].sum() / max(1, length_W.sum()))
-  glued_W = np.isin(place_W2[:, 0], at_sizes)
-  raised, lifted_W = _raised(handle, text, place_W2, box_W24, turn_W, glued_W, view)
+  cut_N = np.zeros(len(code_N) + 1, bool)
+  cut_N[at_sizes] = True
+  glued_W = cut_N[place_W2[:, 0]]
+  raised, lifted_W = _raised(handle, text, place_W2, box_W24, size_W, turn_W, glued_W, view)
   if unseen or hidden > 0.5:                # the latter is somebody's OCR under a scan
     seen_W |= unseen or invisible_W
   glued_W[1:] |= stacked_W[1:] & stacked_W[:-1]
-  plain = not (lifted_W.any() or at_edges or at_sizes or stacked_W.any())
-  return Words(text, code_N, place_W2, box_W24, turn_W, stacked_W, mono_W, fixed, glued_W, seen_W,
-               raised, lifted_W, hidden, plain)
+  odd_W = lifted_W | glued_W
+  if at_edges:
+    cut_N[at_edges] = True
+    odd_W |= cut_N[place_W2[:, 0]]
+  return Words(text, code_N, place_W2, box_W24, turn_W, stacked_W, size_W, mono_W, fixed, glued_W,
+               seen_W, raised, lifted_W, odd_W, hidden)
 
 
 def _at_edges(handle: ctypes.c_void_p, place_W2: np.ndarray, box_W24: np.ndarray,
@@ -215,28 +222,31 @@ def _at_edges(handle: ctypes.c_void_p, place_W2: np.ndarray, box_W24: np.ndarray
 
 
 def _at_sizes(handle: ctypes.c_void_p, code_N: np.ndarray, place_W2: np.ndarray,
-              box_W24: np.ndarray) -> list[int]:
-  """Where the size of the font changes within a word: exponents, marks of notes, small capitals.
-  Asked of words that begin and end in boxes of different heights, or have a digit after a letter
-  or after the sign that follows one."""
-  height_W2 = np.abs(box_W24[..., 3] - box_W24[..., 1])
-  odd_W = np.abs(height_W2[:, 0] - height_W2[:, 1]) > 0.12 * height_W2.max(1, initial=0)
+              box_W24: np.ndarray, view: View) -> list[int]:
+  """Where letters are raised or lowered within a word: exponents, marks of notes. Asked of words
+  whose first and last letters stand so, or that have a digit after a letter or after the sign that
+  follows one."""
+  bottom_W2, high_W = box_W24[..., 3], box_W24[:, 0, 3] - box_W24[:, 0, 1]
+  odd_W = np.abs(bottom_W2[:, 0] - bottom_W2[:, 1]) > RAISED * np.abs(high_W)
   digit_N, letter_N = code_N - 48 < 10, ((code_N | 32) - 97 < 26) | (code_N >= 0xc0)
   after_N = letter_N[:-1] & digit_N[1:]
   after_N[1:] |= letter_N[:-2] & ~letter_N[1:-1] & digit_N[2:]
-  before_N = np.append([0, 0], after_N.cumsum())
-  odd_W |= before_N[place_W2[:, 1]] > before_N[place_W2[:, 0] + 1]
+  (at_A,) = np.nonzero(after_N)
+  if len(at_A):
+    odd_W |= (np.searchsorted(at_A, place_W2[:, 1] - 1) > np.searchsorted(at_A, place_W2[:, 0]))
   if not odd_W.any():
     return []
   index_N = np.concatenate([np.arange(a, b) for a, b in place_W2[odd_W].tolist()])
-  _, size_N = baselines(handle, index_N)
-  change_P = np.abs(np.diff(size_N)) > 0.1 * np.maximum(size_N[1:], size_N[:-1])
-  return index_N[1:][change_P & (np.diff(index_N) == 1)
-                     & ~np.isin(index_N[1:], place_W2[:, 0])].tolist()
+  box_N4 = displayed(character_boxes(handle, index_N.tolist()), view)
+  high_N = box_N4[:, 3] - box_N4[:, 1]
+  change_P = np.abs(np.diff(box_N4[:, 3])) > RAISED * np.maximum(high_N[1:], high_N[:-1])
+  begins = np.zeros(len(code_N) + 1, bool)
+  begins[place_W2[:, 0]] = True
+  return index_N[1:][change_P & ~begins[index_N[1:]]].tolist()
 
 
 def _raised(handle: ctypes.c_void_p, text: str, place_W2: np.ndarray, box_W24: np.ndarray,
-            turn_W: np.ndarray, glued_W: np.ndarray,
+            size_W: np.ndarray, turn_W: np.ndarray, glued_W: np.ndarray,
             view: View) -> tuple[dict[int, str], np.ndarray]:
   """Superscripts, and the mark before each, '^' or none; and with them `lifted_W`. `glued_W` is put
   right with that: they stand at their base, and the mark that begins a note stands apart."""
@@ -248,9 +258,9 @@ def _raised(handle: ctypes.c_void_p, text: str, place_W2: np.ndarray, box_W24: n
                        & (np.abs(b_P4[:, 0] - a_P4[:, 2]) < 0.3 * a_P)
                        & (turn_W[1:] == 0) & (turn_W[:-1] == 0))
   if len(at_Q):
-    origin_N4, size_N = baselines(handle, np.append(place_W2[at_Q, 1] - 1, place_W2[at_Q + 1, 0]))
-    (below_Q, above_Q), (large_Q, small_Q) = (
-      np.split(values, 2) for values in (displayed(origin_N4, view)[:, 1], size_N))
+    origin_N4 = origins(handle, np.append(place_W2[at_Q, 1] - 1, place_W2[at_Q + 1, 0]).tolist())
+    below_Q, above_Q = np.split(displayed(origin_N4, view)[:, 1], 2)
+    large_Q, small_Q = size_W[at_Q], size_W[at_Q + 1]
     rise_Q, ratio_Q = (below_Q - above_Q) / large_Q, small_Q / large_Q
     fit_Q = (rise_Q > 0.15) & (rise_Q < 0.8) & (ratio_Q > 0.4) & (ratio_Q < 0.9)
     for i, ratio in zip((at_Q[fit_Q] + 1).tolist(), ratio_Q[fit_Q].tolist(), strict=True):
@@ -264,8 +274,9 @@ def _raised(handle: ctypes.c_void_p, text: str, place_W2: np.ndarray, box_W24: n
     glued_W[i + 1] |= i in found            # a comma after a mark
   lifted_W = np.zeros(len(place_W2), bool)
   lifted_W[list(found)] = True
-  lifted_W[:-1] |= near_P & (-rise_P > 0.1 * b_P)
-  glued_W[1:] &= ~(lifted_W[:-1] & ~np.isin(np.arange(len(near_P)), list(found)))
+  notes_P = near_P & (-rise_P > 0.1 * b_P) & ~lifted_W[:-1]
+  glued_W[1:] &= ~notes_P
+  lifted_W[:-1] |= notes_P
   return found, lifted_W
 
 
@@ -280,8 +291,9 @@ def _mark(base: str, script: str) -> str:
 
 def _drawn_how(handle: ctypes.c_void_p, page: Any, code_N: np.ndarray, place_W2: np.ndarray,
                box_W24: np.ndarray, view: View) -> tuple[Any, ...]:
-  """Of each word `turn_W`, `stacked_W`, `mono_W`, then `fixed`, whether each is invisible (as text
-  under a scan is), and whether it is seen. What tells stands with the objects that draw words."""
+  """Of each word `turn_W`, `stacked_W`, `size_W`, `mono_W`, then `fixed`, whether each is invisible
+  (as text under a scan is), and whether it is seen. What tells stands with the objects that draw
+  words."""
   item_W = np.array(each('FPDFText_GetTextObject', handle, place_W2[:, 0].tolist()), np.uint64)
   item_O, first_O, of_W = np.unique(item_W, return_index=True, return_inverse=True)
   items = item_O.tolist()
@@ -291,19 +303,22 @@ def _drawn_how(handle: ctypes.c_void_p, page: Any, code_N: np.ndarray, place_W2:
   quarter_O = np.arctan2(-matrix_O6[:, 1], matrix_O6[:, 0]) / (np.pi / 2)
   turn_W, stacked_W = _turns(quarter_O[of_W] + page.get_rotation() // 90, code_N, place_W2, box_W24)
   font_O = np.array(list(map(calls()['FPDFTextObj_GetFont'], items)), np.uint64)
-  mono_W, fixed = _monospaced(handle, font_O[of_W], size_O[of_W], turn_W, code_N, place_W2, box_W24)
+  size_W = size_O[of_W]
+  fonts, font_O = np.unique(font_O, return_inverse=True)
+  mono_W, fixed = _monospaced(
+    handle, fonts, font_O[of_W], size_W, turn_W, code_N, place_W2, box_W24)
   mode_O = np.array(list(map(calls()['FPDFTextObj_GetTextRenderMode'], items)))
   colour_O4, invisible_O = fill_colours(items), mode_O == INVISIBLE
   blank_O = (colour_O4[:, 3] == 0) | ((colour_O4[:, :3].min(1) >= WHITE) & (mode_O % 4 == 0))
   box_W4 = np.concatenate([box_W24[..., :2].min(1), box_W24[..., 2:].max(1)], 1)
-  seen_W = np.abs(size_O[of_W]) > TINY * view.height
+  seen_W = size_W > TINY * view.height
   doubtful_W = (blank_O | invisible_O)[of_W]
   if doubtful_W.any():
     ground_G4 = displayed(grounds(page), view)
     x_D1, y_D1 = ((box_W4[doubtful_W, i] + box_W4[doubtful_W, i + 2])[:, None] / 2 for i in (0, 1))
     x0_G, y0_G, x1_G, y1_G = ground_G4.T
     seen_W[doubtful_W] = ((x0_G <= x_D1) & (x_D1 <= x1_G) & (y0_G <= y_D1) & (y_D1 <= y1_G)).any(1)
-  return turn_W, stacked_W, mono_W, fixed, invisible_O[of_W], seen_W
+  return turn_W, stacked_W, size_W, mono_W, fixed, invisible_O[of_W], seen_W
 
 
 def _turns(quarter_W: np.ndarray, code_N: np.ndarray, place_W2: np.ndarray,
@@ -334,13 +349,12 @@ def _turns(quarter_W: np.ndarray, code_N: np.ndarray, place_W2: np.ndarray,
   return turn_W, stacked_W
 
 
-def _monospaced(handle: ctypes.c_void_p, font_W: np.ndarray, size_W: np.ndarray,
+def _monospaced(handle: ctypes.c_void_p, fonts: np.ndarray, of_W: np.ndarray, size_W: np.ndarray,
                 turn_W: np.ndarray, code_N: np.ndarray, place_W2: np.ndarray,
                 box_W24: np.ndarray) -> tuple[np.ndarray, set[int]]:
   """Whether a word's font is of fixed width, and these fonts: the letters with which its words
   begin, or some words at all, are as wide, though some are narrow by nature. Where there are none
   of these, the font's flag tells."""
-  fonts, of_W = np.unique(font_W, return_inverse=True)
   code_W, box_W4 = code_N[place_W2[:, 0]], box_W24[:, 0]
   width_W = np.where(turn_W % 2, box_W4[:, 3] - box_W4[:, 1], box_W4[:, 2] - box_W4[:, 0])
   (plain_Q,) = np.nonzero((code_W > 32) & (code_W < 127) & (turn_W != ASKEW) & (size_W > 0))
@@ -351,6 +365,10 @@ def _monospaced(handle: ctypes.c_void_p, font_W: np.ndarray, size_W: np.ndarray,
   fixed_F = square_F / np.maximum(count_F, 1) - mean_F ** 2 <= (0.03 * mean_F) ** 2
   told_F = (narrow_F > 0) & (narrow_F < count_F)
   for f in np.flatnonzero(fixed_F & ~told_F).tolist():
+    flags = calls()['FPDFFont_GetFlags'](int(fonts[f]))
+    fixed_F[f] = flags > 0 and flags & 1
+    if count_F[f] < 3:
+      continue
     few = place_W2[plain_Q[of_Q == f][:9]]
     index_N = np.concatenate([np.zeros(0, int), *(np.arange(a, b) for a, b in few.tolist())])
     width_N2 = np.ptp(character_boxes(handle, index_N.tolist()).reshape(-1, 2, 2), axis=1)
@@ -358,7 +376,6 @@ def _monospaced(handle: ctypes.c_void_p, font_W: np.ndarray, size_W: np.ndarray,
     widths = [width_N2[_NARROW.take(code_N[index_N], mode='clip') == narrow].min(1)
               for narrow in (False, True)]
     if min(map(len, widths)):
-      fixed_F[f] = abs(np.median(widths[0]) - np.median(widths[1])) < 0.03 * np.median(widths[0])
-    else:
-      fixed_F[f] = max(0, calls()['FPDFFont_GetFlags'](int(fonts[f]))) & 1
+      usual, narrow = map(np.median, widths)
+      fixed_F[f] = abs(usual - narrow) < 0.03 * usual
   return fixed_F[of_W] & (code_W < CJK), set(fonts[fixed_F].tolist())
