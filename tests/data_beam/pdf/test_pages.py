@@ -66,8 +66,8 @@ def form(pdf):
     widget(FT=Name.Tx, T=String('off'), V=String('HIDDEN-flag'), Rect=[180, 360, 430, 375]),
     widget(FT=Name.Btn, T=String('go'), Ff=1 << 16, MK=Dictionary(CA=String('HIDDEN-button')),
            Rect=[180, 200, 250, 220]),
-    widget(FT=Name.Tx, T=String('town'), V=String('London'), Rect=[130, 298, 300, 312]),
-    widget(FT=Name.Tx, T=String('year'), V=String('1843'), Rect=[360, 298, 420, 312])]
+    widget(FT=Name.Tx, T=String('town'), V=String('London'), Rect=[105, 298, 190, 312]),
+    widget(FT=Name.Tx, T=String('year'), V=String('1843'), Rect=[228, 298, 300, 312])]
   fields[3].F = 2
   fields = [pdf.make_indirect(field) for field in fields]
   pdf.Root.AcroForm = Dictionary(Fields=Array([parent, radio, *fields]), NeedAppearances=True)
