@@ -13,7 +13,17 @@ import pypdfium2.raw as pdfium
 
 from data_beam.pdf import tables as pdf_tables
 from data_beam.pdf.layout import Box
-from data_beam.pdf.pdfium import Object, View, bounds, calls, fill_colours, handle_of, objects
+from data_beam.pdf.pdfium import (
+  Object,
+  View,
+  addresses,
+  bounds,
+  calls,
+  each,
+  fill_colours,
+  handle_of,
+  objects,
+)
 
 MAX_OBJECTS = 20_000         # of a page that are looked at for rules
 MAX_RULES = 2_000            # more make no table
@@ -31,19 +41,19 @@ class Drawn(NamedTuple):
 def drawn(page: Any) -> Drawn:
   """The rules and pictures of a page."""
   found = [(item, kind) for item, kind in objects(handle_of(page), MAX_OBJECTS) if kind in _DRAWN]
-  rules, pictures = [], []
-  for (item, kind), (left, bottom, right, top) in zip(
-      found, bounds([item for item, _ in found]).tolist(), strict=True):
-    if kind == pdfium.FPDF_PAGEOBJ_IMAGE:
-      pictures.append((left, top, right, bottom))
-    elif right - left <= pdf_tables.THICK or top - bottom <= pdf_tables.THICK:
-      rules.append((left, top, right, bottom))
-    else:
-      rules += _strokes(item)
-    if len(rules) > MAX_RULES:              # a drawing
-      rules = []
-      break
-  return Drawn(*(np.array(boxes, np.float32).reshape(-1, 4) for boxes in (rules, pictures)))
+  if not found:
+    return Drawn(np.zeros((0, 4)), np.zeros((0, 4)))
+  box_N4 = bounds([item for item, _ in found])[:, [0, 3, 2, 1]]
+  picture_N = np.array([kind == pdfium.FPDF_PAGEOBJ_IMAGE for _, kind in found])
+  thin_N = (box_N4[:, 2] - box_N4[:, 0] <= pdf_tables.THICK) | (
+    box_N4[:, 1] - box_N4[:, 3] <= pdf_tables.THICK)
+  rules_R4 = box_N4[thin_N & ~picture_N]
+  others = np.flatnonzero(~thin_N & ~picture_N).tolist()
+  if others and len(rules_R4) <= MAX_RULES:
+    rules_R4 = np.concatenate([rules_R4, _strokes([found[i][0] for i in others])])
+  if len(rules_R4) > MAX_RULES:             # a drawing
+    rules_R4 = rules_R4[:0]
+  return Drawn(rules_R4, box_N4[picture_N])
 
 
 def figures(pictures_P4: np.ndarray, view: View) -> list[Box]:
@@ -55,40 +65,43 @@ def figures(pictures_P4: np.ndarray, view: View) -> list[Box]:
   return [tuple(box) for box in pictures_P4[fit][:20].round(1).tolist()]
 
 
-def _strokes(item: Object) -> list[tuple[float, float, float, float]]:
-  """The straight level or upright lines of a stroked path: boxes of cells, many rules in one."""
-  _, stroke = _draw_mode(item)
-  count = calls()['FPDFPath_CountSegments'](item)
-  if not stroke or count > MAX_RULES:
-    return []
-  x, y = ctypes.c_float(), ctypes.c_float()
-  a, b, c, d, e, f = _matrix(item)
-  out, start, last = [], (0.0, 0.0), (0.0, 0.0)
+def _strokes(paths: list[Object]) -> np.ndarray:
+  """The straight level or upright lines of stroked paths, boxes of cells, many rules in one:
+  [R, 4], as in Drawn."""
+  _, stroke_P = _draw_modes(paths)
+  paths = [path for path, stroke in zip(paths, stroke_P.tolist(), strict=True) if stroke]
+  counts = list(map(calls()['FPDFPath_CountSegments'], paths))
+  paths = [(path, count) for path, count in zip(paths, counts, strict=True)
+           if 1 < count <= MAX_RULES]
+  if not paths:
+    return np.zeros((0, 4))
+  segments = [segment for path, count in paths
+              for segment in each('FPDFPath_GetPathSegment', path, range(count))]
+  point_S2, matrix_P6 = (np.zeros(shape, np.float32) for shape in (
+    (len(segments), 2), (len(paths), 6)))
+  list(map(calls()['FPDFPathSegment_GetPoint'], segments, addresses(point_S2),
+           addresses(point_S2[:, 1:])))
+  list(map(calls()['FPDFPageObj_GetMatrix'], [path for path, _ in paths], addresses(matrix_P6)))
+  kind_S, close_S = (np.array(list(map(calls()[f'FPDFPathSegment_Get{what}'], segments)))
+                     for what in ('Type', 'Close'))
+  a, b, c, d, e, f = matrix_P6.repeat([count for _, count in paths], 0).T
+  point_S2 = np.stack([a * point_S2[:, 0] + c * point_S2[:, 1] + e,
+                       b * point_S2[:, 0] + d * point_S2[:, 1] + f], 1)
+  index_S = np.arange(len(segments))
+  start_S = np.maximum.accumulate(np.where(kind_S == pdfium.FPDF_SEGMENT_MOVETO, index_S, 0))
+  (lines,), (closes,) = np.nonzero(kind_S == pdfium.FPDF_SEGMENT_LINETO), np.nonzero(close_S)
+  from_L2 = point_S2[np.append(np.maximum(lines - 1, 0), closes)]
+  to_L2 = point_S2[np.append(lines, start_S[closes])]
+  straight_L = np.abs(from_L2 - to_L2).min(1) < 1
+  low_L2, high_L2 = (pick(from_L2, to_L2)[straight_L] for pick in (np.minimum, np.maximum))
+  return np.stack([low_L2[:, 0], high_L2[:, 1], high_L2[:, 0], low_L2[:, 1]], 1)
 
-  def line(p, q):
-    if min(abs(p[0] - q[0]), abs(p[1] - q[1])) < 1:
-      out.append((min(p[0], q[0]), max(p[1], q[1]), max(p[0], q[0]), min(p[1], q[1])))
 
-  for i in range(count):
-    segment = calls()['FPDFPath_GetPathSegment'](item, i)
-    calls()['FPDFPathSegment_GetPoint'](segment, ctypes.addressof(x), ctypes.addressof(y))
-    point = (a * x.value + c * y.value + e, b * x.value + d * y.value + f)
-    kind = calls()['FPDFPathSegment_GetType'](segment)
-    if kind == pdfium.FPDF_SEGMENT_MOVETO:
-      start = point
-    elif kind == pdfium.FPDF_SEGMENT_LINETO:
-      line(last, point)
-    if calls()['FPDFPathSegment_GetClose'](segment):
-      line(point, start)
-    last = point
-  return out
-
-
-def _draw_mode(item: Object) -> tuple[int, int]:
-  """How a path is filled, and whether it is stroked; 0 if not."""
-  fill, stroke = ctypes.c_int(), ctypes.c_int()
-  calls()['FPDFPath_GetDrawMode'](item, ctypes.addressof(fill), ctypes.addressof(stroke))
-  return fill.value, stroke.value
+def _draw_modes(paths: list[Object]) -> tuple[np.ndarray, np.ndarray]:
+  """How each path is filled, and whether it is stroked; 0 if not."""
+  fill_P, stroke_P = np.zeros((2, len(paths)), np.int32)
+  list(map(calls()['FPDFPath_GetDrawMode'], paths, addresses(fill_P), addresses(stroke_P)))
+  return fill_P, stroke_P
 
 
 def _matrix(item: Object) -> list[float]:
@@ -126,7 +139,7 @@ def grounds(page: Any) -> np.ndarray:
 def _opaque(path: Object) -> bool:
   """Whether a path covers an area in a colour that is not white. A line as thick as a letter, too,
   is an area."""
-  fill, stroke = _draw_mode(path)
+  fill, stroke = np.concatenate(_draw_modes([path])).tolist()
   if not fill:
     return bool(stroke) and calls()['FPDFPath_CountSegments'](path) == 2
   red, green, blue, opacity = fill_colours([path])[0].tolist()

@@ -362,10 +362,15 @@ def _lines(handle: ctypes.c_void_p, words: Words, index_W: np.ndarray, turn: int
   for r in np.flatnonzero(mono_R).tolist():
     item = calls()['FPDFText_GetTextObject'](handle, int(place_W2[end_R[r] - 1, 1]) - 1)
     mono_R[r] = calls()['FPDFTextObj_GetFont'](item) in words.fixed
+  spaces = []                               # of lines in fixed width, as wide as they are
+  if mono_R.any():
+    advance_R = np.maximum(box_W4[mark_R, 2] - box_W4[mark_R, 0], 0.1) / length_W[mark_R]
+    gap_W = (box_W4[1:, 0] - box_W4[:-1, 2]) / advance_R.repeat(end_R - start_R)[1:]
+    spaces = [0, *gap_W.round().clip(1, 40).astype(int).tolist()]
   odd_W = words.odd_W[index_W]
   odd_W[1:] |= np.diff(index_W) > 1
   odd_R = np.logical_or.reduceat(odd_W, start_R)
-  lines = []
+  lines, places = [], place_W2.tolist()
   for start, end, first, last, hyphen, x0, x1, mark, base, size, mono, odd in zip(
       start_R.tolist(), end_R.tolist(), place_W2[start_R, 0].tolist(),
       place_W2[end_R - 1, 1].tolist(), hyphens, x0_R.tolist(), x1_R.tolist(), mark_R.tolist(),
@@ -376,13 +381,9 @@ def _lines(handle: ctypes.c_void_p, words: Words, index_W: np.ndarray, turn: int
     if not (-slack * width <= (x0 + x1) / 2 <= (1 + slack) * width
             and -slack * height <= base <= (1 + slack) * height + size):
       continue
-    if mono:                                # spaces as wide as they are
-      left, _, right, _ = box_W4[mark].tolist()
-      advance = max(0.1, right - left) / int(length_W[mark])
-      gaps = (box_W4[start + 1:end, 0] - box_W4[start:end - 1, 2]) / advance
-      spaces = [0, *gaps.round().clip(1, 40).astype(int).tolist()]
-      run = ''.join(' ' * space + words.text[a:b] for space, (a, b) in zip(
-        spaces, place_W2[start:end].tolist(), strict=True))
+    if mono:
+      run = ''.join([' ' * space + words.text[a:b] for space, (a, b) in zip(
+        spaces[start:end], places[start:end], strict=True)]).lstrip(' ')
     elif odd:
       run = words.string(index_W[start:end])
     else:
