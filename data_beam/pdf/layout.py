@@ -10,28 +10,26 @@ their baselines, the band is a table and becomes Markdown.
 """
 
 import collections
-import dataclasses
 import functools
 import itertools
 import math
-import operator
 import re
 import statistics
 import unicodedata
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import NamedTuple
 
 import numpy as np
 
+from data_beam.pdf import lists as pdf_lists
+from data_beam.pdf.lines import Box, Line, row_text, rows_of
 from data_beam.pdf.tables import Grid
 
 BREAK = '\ufffe'            # a hyphen at a line end, not yet known to be soft (pdfium's own mark)
 PROSE_CHARS = 20            # a column whose lines are shorter on average is no prose
 MAX_HEADING = 200           # characters
-Box = tuple[float, float, float, float]     # x0, y0, x1, y1
 RTL = re.compile('[\u0590-\u08ff\ufb1d-\ufdff\ufe70-\ufefc]')
 
-_PLACE = operator.attrgetter('middle', 'x0')
 _BULLET = re.compile(r'^([•·°◦●○▪■□–‣▶►❖➢*-]|\(?\d{1,3}[.)]|\(?[a-z][.)]|\[\d{1,3}\])\s+\S')
 _CAPTION = re.compile(
   r'^(?:fig(?:ure|ura|\.)?|abb(?:ildung|\.)?|bild|image[mn]?|imagen|ilustra\w+|schéma|illustration)'
@@ -65,20 +63,8 @@ _CHARACTERS = {**_LIGATURES, 0xAD: None, 0xFFFD: None, 0xFEFF: None, 0x200B: Non
 _SPELLED_ELSE = re.compile(f'[{re.escape("".join(map(chr, _CHARACTERS)))}]')
 
 
-@dataclasses.dataclass(slots=True)
-class Line:
-  """A run of text on one baseline; `size` is the height of its font."""
-  x0: float
-  y0: float
-  x1: float
-  y1: float
-  text: str
-  size: float
-  mono: bool = False
-  middle: float = dataclasses.field(init=False)
-
-  def __post_init__(self):
-    self.middle = (self.y0 + self.y1) / 2
+# Lines left and right of a gutter, or those of a stretch without one.
+Band = tuple[list[Line], list[Line], list[Line]]
 
 
 class Paragraph(NamedTuple):
@@ -106,6 +92,7 @@ def page_text(lines: Sequence[Line], grids: Sequence[Grid] = (),
     lines = _filled(lines, grid, rtl)
   if _dotted(whole):
     lines = _contents(lines)
+  lines = pdf_lists.joined(lines, rtl)
   usual = statistics.median(line.size for line in lines)
   lines = [*lines, *(Line(*box, text, usual) for box, text in markers)]
   paragraphs: list[Paragraph] = []
@@ -224,7 +211,7 @@ def _read(lines: list[Line], rtl: bool, depth: int) -> list[list[Paragraph]]:
   """Blocks of paragraphs in reading order."""
   rows, bands = rows_of(lines, rtl), []
   if len(lines) >= 6 and depth < 8:
-    tried = (_bands(rows, x) for x in _gutters(lines))
+    tried = (b for x in _gutters(lines) for b in _ways(rows, x))
     bands = next((b for b in tried if any(left for left, _, _ in b)), [])
   if not bands:
     return [_paragraphs(rows)]
@@ -232,8 +219,18 @@ def _read(lines: list[Line], rtl: bool, depth: int) -> list[list[Paragraph]]:
   for left, right, others in bands:
     if others:
       blocks += _read(others, rtl, depth + 1)
+    elif sum(line.mono for line in left + right) * 2 > len(left + right):
+      blocks.append(_paragraphs(rows_of(left + right, rtl)))
     elif _tabular(left, right):
-      blocks.append(_table(left + right, rtl))
+      labels = pdf_lists.labelled(*((right, left) if rtl else (left, right)))
+      if labels:
+        for group in pdf_lists.spread(labels):
+          blocks += _read(group, rtl, depth + 1)
+      elif pdf_lists.alike(left, right) or pdf_lists.beside_prose(left, right):
+        for side in ((right, left) if rtl else (left, right)):
+          blocks += _read(side, rtl, depth + 1)
+      else:
+        blocks.append(_table(left + right, rtl))
     else:
       for side in ((right, left) if rtl else (left, right)):
         blocks += _read(side, rtl, depth + 1)
@@ -275,8 +272,45 @@ def _gutters(lines: list[Line]) -> list[float]:
   return [x for _, x in sorted(found)[:6]]
 
 
-def _bands(rows: list[list[Line]], x: float) -> list[tuple[list[Line], list[Line], list[Line]]]:
-  """Top to bottom: (left, right, []) where two sides stand beside each other, or ([], [], rest)."""
+def _ways(rows: list[list[Line]], x: float) -> Iterator[list[Band]]:
+  """The bands of a gutter: a table that lies across it ends a band, if there are columns beside it.
+  """
+  across = _tables_across(rows, x)
+  if across:
+    bands = _bands(rows, x, across)
+    if any(left and _prose(left) and _prose(right) for left, right, _ in bands):
+      yield bands
+  yield _bands(rows, x, set())
+
+
+def _tables_across(rows: list[list[Line]], x: float) -> set[int]:
+  """Places of rows, three at least in a run, that are a table on both sides of a gutter: of three
+  cells or more, with no wider gap at the gutter than elsewhere."""
+  out: set[int] = set()
+  run: list[int] = []
+  for i, row in enumerate([*rows, []]):
+    if len(row) >= 3 and row[0].x1 < x < row[-1].x0:
+      run.append(i)
+      continue
+    cells = [line for j in run for line in rows[j]]
+    if len(run) >= 3 and not _prose(cells):
+      columns = _columns([rows[j] for j in run])
+      gaps = [(b[0] - a[1], a[1] < x < b[0]) for a, b in itertools.pairwise(columns)]
+      inner = [gap for gap, middle in gaps if not middle]
+      if inner and max((gap for gap, middle in gaps if middle), default=0) < 1.3 * max(inner):
+        out.update(run)
+    run = []
+  return out
+
+
+def _bands(rows: list[list[Line]], x: float, across: set[int]) -> list[Band]:
+  """Top to bottom: (left, right, []) where two sides stand beside each other, or ([], [], rest).
+
+  Args:
+    rows: of a stretch of page.
+    x: the gutter.
+    across: places of rows that lie across it, whether or not a line does.
+  """
   out, left, right, others = [], [], [], []
 
   def close():
@@ -290,8 +324,8 @@ def _bands(rows: list[list[Line]], x: float) -> list[tuple[list[Line], list[Line
       others += left + right
     left, right = [], []
 
-  for row in rows:
-    if any(line.x0 < x < line.x1 for line in row):
+  for i, row in enumerate(rows):
+    if i in across or any(line.x0 < x < line.x1 for line in row):
       close()
       others += row
     else:
@@ -314,9 +348,13 @@ def _beside(left: list[Line], right: list[Line]) -> bool:
   return gap > 0.35 * size and bottom - top > 1.5 * size
 
 
+def _prose(lines: list[Line]) -> bool:
+  return sum(len(line.text) for line in lines) >= PROSE_CHARS * len(lines)
+
+
 def _tabular(left: list[Line], right: list[Line]) -> bool:
   """Short cells that share baselines; prose on both sides is columns even on a common grid."""
-  if all(sum(len(line.text) for line in s) >= PROSE_CHARS * len(s) for s in (left, right)):
+  if _prose(left) and _prose(right):
     return False
   few, many = sorted((left, right), key=len)
   middles = sorted(line.middle for line in many)
@@ -325,27 +363,6 @@ def _tabular(left: list[Line], right: list[Line]) -> bool:
 
 
 # Rows, paragraphs, tables.
-
-def rows_of(lines: Sequence[Line], rtl: bool = False) -> list[list[Line]]:
-  """Lines grouped by baseline, top to bottom, each row in reading order."""
-  rows: list[list[Line]] = []
-  for line in sorted(lines, key=_PLACE):
-    if rows and line.middle - rows[-1][0].middle < 0.4 * min(line.size, rows[-1][0].size):
-      rows[-1].append(line)
-    else:
-      rows.append([line])
-  for row in rows:
-    if len(row) > 1:
-      row.sort(key=(lambda line: -line.x1) if rtl else (lambda line: line.x0))
-  return rows
-
-
-def row_text(row: list[Line]) -> str:
-  """The cells of a row with spaces between."""
-  if len(row) == 1:
-    return row[0].text.strip()
-  return ' '.join(line.text.strip() for line in row).strip()
-
 
 def _paragraphs(rows: list[list[Line]]) -> list[Paragraph]:
   """Wrapped lines joined; a break stays where the next line's first word would have fitted."""
@@ -450,11 +467,12 @@ def _glue(text: str, following: str) -> str:
 def _table(lines: list[Line], rtl: bool) -> list[Paragraph]:
   """A Markdown table, or the rows as lines where cells and columns cannot be told apart."""
   rows = rows_of(lines, rtl)
-  if len(rows[0]) == 1 and len(rows) > 3:   # a caption
-    return _paragraphs(rows[:1]) + _table([line for row in rows[1:] for line in row], rtl)
   wide = [row for row in rows if len(row) > 1]
+  if len(rows) > 3 and (parts := _without_prose(rows, wide)):
+    return [p for prose, part in parts for p in (
+      _paragraphs(part) if prose else _table([line for row in part for line in row], rtl))]
   as_lines = [Paragraph('\n'.join(row_text(row) for row in rows), lines[0].size)]
-  if len(wide) < 3 or sum(line.mono for line in lines) * 2 > len(lines):
+  if len(wide) < 3:
     return as_lines
   columns = _columns(wide)
   # One merged header cell would weld columns: ask the commonest kind of row alone.
@@ -465,16 +483,16 @@ def _table(lines: list[Line], rtl: bool) -> list[Paragraph]:
     return as_lines
   if rtl:
     columns.reverse()
-  cells, last = [], None
+  cells, last = [], rows[0]
+  pitch = statistics.median_high((b[0].middle - a[0].middle) / b[0].size
+                                 for a, b in itertools.pairwise(wide))
   for row in rows:
     out = [''] * len(columns)
     for line in row:
       i = max(range(len(columns)),
               key=lambda i: min(line.x1, columns[i][1]) - max(line.x0, columns[i][0]))
       out[i] = f'{out[i]} {line.text.strip()}'.strip()
-    close = last is not None and row[0].middle - last[0].middle < 1.35 * row[0].size
-    # A cell that runs over several lines; a full row is a row of its own.
-    if cells and not out[0] and close and sum(map(bool, out)) * 2 <= sum(map(bool, cells[-1])):
+    if cells and _goes_on(cells[-1], out, (row[0].middle - last[0].middle) / row[0].size, pitch):
       cells[-1] = [_glue(a, b) if a and b else a or b for a, b in zip(cells[-1], out, strict=True)]
     else:
       cells.append(out)
@@ -484,6 +502,50 @@ def _table(lines: list[Line], rtl: bool) -> list[Paragraph]:
   if len(full) < 2 or sum(sum(map(bool, row)) > 1 for row in cells) < max(2, len(cells) / 2):
     return as_lines
   return [Paragraph(_markdown(cells), lines[0].size)]
+
+
+def _without_prose(rows: list[list[Line]],
+                   wide: list[list[Line]]) -> list[tuple[bool, list[list[Line]]]]:
+  """Stretches of rows that are text over, under or within a table, and of those that are its own;
+  none where there is no such text. Text lies across columns; one line of it amid a table stays."""
+  if not wide:
+    return []
+  second = statistics.median_low(row[1].x0 for row in wide)
+  first = min(row[0].x0 for row in wide)
+  across = [len(row) == 1 and row[0].x0 < second < row[0].x1 and (
+    row[0].x1 - row[0].x0 > second - first or len(row[0].text) > PROSE_CHARS) for row in rows]
+  for above, row, below in zip(range(len(rows)), rows[1:], rows[2:], strict=False):
+    to_above, to_below = row[0].middle - rows[above][0].middle, below[0].middle - row[0].middle
+    if len(row) == 1 and across[above] and 1.2 * to_above < to_below:     # a paragraph's last line
+      across[above + 1] = True
+  parts: list[tuple[bool, list[list[Line]]]] = []
+  for prose, places in itertools.groupby(range(len(rows)), across.__getitem__):
+    part = [rows[i] for i in places]
+    inside = bool(parts) and part[-1] is not rows[-1]
+    if parts and (parts[-1][0] == prose or (prose and inside and len(part) == 1)):
+      parts[-1][1].extend(part)
+    else:
+      parts.append((prose, part))
+  return parts if len(parts) > 1 else []
+
+
+def _goes_on(above: list[str], row: list[str], leading: float, usual: float) -> bool:
+  """Whether cells go on with those above, in a row of several lines. A full row is one of its own.
+
+  Args:
+    above: cells.
+    row: cells of the next line.
+    leading: from one to the other, in sizes of the font.
+    usual: that of the table's rows.
+  """
+  if leading > 1.35:
+    return False
+  filled, held = sum(map(bool, row)), sum(map(bool, above))
+  if not row[0]:
+    return filled * 2 <= held or (held == 1 and bool(above[0]) and leading < 0.9)
+  if above[0] and min(filled, held) == 1 and max(filled, held) > 1:     # a label of two lines
+    return row[0][:1].islower() or leading < 0.85 * usual
+  return False
 
 
 def _markdown(cells: list[list[str]]) -> str:

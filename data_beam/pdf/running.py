@@ -12,7 +12,7 @@ import statistics
 from collections.abc import Sequence
 from typing import NamedTuple
 
-from data_beam.pdf.layout import Line, row_text, rows_of
+from data_beam.pdf.lines import Line, row_text, rows_of
 
 MARGIN = 0.12               # share of the page's height in which a few pages are enough
 DEPTH = 0.25                # share of the page's height in which running lines are looked for

@@ -16,13 +16,7 @@ SPELLINGS = {
   '48-checkbox': r'(?i)(\[x\]|[☒☑✓✔]) *Married|Married:? *(\[x\]|[☒☑✓✔]|yes|on\b)',
 }
 NOT_YET = {
-  '07-line-numbers': 'numbers of lines become a table',
   '11-single-capitals': 'letters are joined as if letter-spaced',
-  '12-full-width-table-between-columns': 'torn between the columns',
-  '13-borderless-table-wrapped': 'a cell of two lines is two rows',
-  '19-drop-cap': 'stands in a later line',
-  '31-definition-list': 'a table',
-  '38-numbered-paragraphs': 'a table',
 }
 
 
