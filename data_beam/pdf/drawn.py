@@ -16,13 +16,13 @@ from data_beam.pdf.layout import Box
 from data_beam.pdf.pdfium import (
   Object,
   View,
-  addresses,
   bounds,
   calls,
   each,
   fill_colours,
   handle_of,
   objects,
+  written,
 )
 
 MAX_OBJECTS = 20_000         # of a page that are looked at for rules
@@ -77,11 +77,8 @@ def _strokes(paths: list[Object]) -> np.ndarray:
     return np.zeros((0, 4))
   segments = [segment for path, count in paths
               for segment in each('FPDFPath_GetPathSegment', path, range(count))]
-  point_S2, matrix_P6 = (np.zeros(shape, np.float32) for shape in (
-    (len(segments), 2), (len(paths), 6)))
-  list(map(calls()['FPDFPathSegment_GetPoint'], segments, addresses(point_S2),
-           addresses(point_S2[:, 1:])))
-  list(map(calls()['FPDFPageObj_GetMatrix'], [path for path, _ in paths], addresses(matrix_P6)))
+  point_S2, _ = written('FPDFPathSegment_GetPoint', 'f4', 2, 2, segments)
+  matrix_P6, _ = written('FPDFPageObj_GetMatrix', 'f4', 6, 1, [path for path, _ in paths])
   kind_S, close_S = (np.array(list(map(calls()[f'FPDFPathSegment_Get{what}'], segments)))
                      for what in ('Type', 'Close'))
   a, b, c, d, e, f = matrix_P6.repeat([count for _, count in paths], 0).T
@@ -99,15 +96,12 @@ def _strokes(paths: list[Object]) -> np.ndarray:
 
 def _draw_modes(paths: list[Object]) -> tuple[np.ndarray, np.ndarray]:
   """How each path is filled, and whether it is stroked; 0 if not."""
-  fill_P, stroke_P = np.zeros((2, len(paths)), np.int32)
-  list(map(calls()['FPDFPath_GetDrawMode'], paths, addresses(fill_P), addresses(stroke_P)))
+  fill_P, stroke_P = written('FPDFPath_GetDrawMode', 'i4', 2, 2, paths)[0].T
   return fill_P, stroke_P
 
 
 def _matrix(item: Object) -> list[float]:
-  matrix = (ctypes.c_float * 6)()
-  calls()['FPDFPageObj_GetMatrix'](item, ctypes.addressof(matrix))
-  return list(matrix)
+  return written('FPDFPageObj_GetMatrix', 'f4', 6, 1, [item])[0][0].tolist()
 
 
 def grounds(page: Any) -> np.ndarray:

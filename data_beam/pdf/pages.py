@@ -22,6 +22,7 @@ from data_beam.pdf import tables as pdf_tables
 from data_beam.pdf.errors import PdfError
 from data_beam.pdf.layout import BREAK, Box, Line
 from data_beam.pdf.pdfium import (
+  Object,
   View,
   calls,
   displayed,
@@ -360,7 +361,7 @@ def _lines(handle: ctypes.c_void_p, words: Words, index_W: np.ndarray, turn: int
   size_R = words.size_W[index_W[mark_R]]
   mono_R = words.mono_W[index_W[start_R]] & words.mono_W[index_W[end_R - 1]]
   for r in np.flatnonzero(mono_R).tolist():
-    item = calls()['FPDFText_GetTextObject'](handle, int(place_W2[end_R[r] - 1, 1]) - 1)
+    item = Object(calls()['FPDFText_GetTextObject'](handle, int(place_W2[end_R[r] - 1, 1]) - 1))
     mono_R[r] = calls()['FPDFTextObj_GetFont'](item) in words.fixed
   spaces = []                               # of lines in fixed width, as wide as they are
   if mono_R.any():

@@ -6,7 +6,7 @@ For a child process (see text): pdfium is not thread-safe, and a hostile file ca
 import ctypes
 import functools
 import itertools
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -28,17 +28,17 @@ def calls() -> dict[str, Any]:
   shapes = {
     'FPDFText_GetUnicode': (ctypes.c_uint,),
     'FPDFText_GetLooseCharBox': (number,),
-    'FPDFText_GetCharOrigin': (number, pointer, number, pointer, pointer),
+    'FPDFText_GetCharOrigin': (number,),
     'FPDFText_GetFontSize': (ctypes.c_double,),
-    'FPDFText_GetMatrix': (number, pointer, number, pointer),
+    'FPDFText_GetMatrix': (number,),
     'FPDFText_HasUnicodeMapError': (number,),
     'FPDFText_GetTextObject': (ctypes.c_size_t,),
     'FPDFText_IsGenerated': (number,),
-    'FPDFTextObj_GetTextRenderMode': (number, pointer),
-    'FPDFTextObj_GetFont': (ctypes.c_size_t, pointer),
+    'FPDFTextObj_GetTextRenderMode': (number,),
+    'FPDFTextObj_GetFont': (ctypes.c_size_t,),
     'FPDFFont_GetFlags': (number, pointer),
-    'FPDFPageObj_GetFillColor': (number, pointer, *4 * [pointer]),
-    'FPDFPageObj_GetMarkedContentID': (number, pointer),
+    'FPDFPageObj_GetFillColor': (number,),
+    'FPDFPageObj_GetMarkedContentID': (number,),
     'FPDFPage_GetAnnotCount': (number,),
     'FPDFPage_GetAnnot': (Object,),
     'FPDFPage_CloseAnnot': (None, pointer),
@@ -48,12 +48,12 @@ def calls() -> dict[str, Any]:
     'FPDFFormObj_CountObjects': (number,),
     'FPDFFormObj_GetObject': (Object, pointer, ctypes.c_ulong),
     'FPDFPageObj_GetType': (number,),
-    'FPDFPageObj_GetBounds': (number, pointer, *4 * [pointer]),
-    'FPDFPageObj_GetMatrix': (number, pointer, pointer),
+    'FPDFPageObj_GetBounds': (number,),
+    'FPDFPageObj_GetMatrix': (number,),
     'FPDFPath_CountSegments': (number,),
-    'FPDFPath_GetDrawMode': (number, pointer, pointer, pointer),
+    'FPDFPath_GetDrawMode': (number,),
     'FPDFPath_GetPathSegment': (Object,),
-    'FPDFPathSegment_GetPoint': (number, pointer, pointer, pointer),
+    'FPDFPathSegment_GetPoint': (number,),
     'FPDFPathSegment_GetType': (number,),
     'FPDFPathSegment_GetClose': (number,),
   }
@@ -78,39 +78,55 @@ def handle_of(wrapped: Any) -> ctypes.c_void_p:
 
 
 @functools.cache
-def _room() -> tuple[np.ndarray, list[ctypes.c_void_p]]:
-  """Boxes for pdfium to write, and pointers to them: made anew they would cost as much as calls."""
-  boxes_N4 = np.zeros((4096, 4), np.float32)
-  return boxes_N4, list(map(ctypes.c_void_p, addresses(boxes_N4)))
+def _room(dtype: str, width: int, columns: int) -> tuple[np.ndarray, list[list[ctypes.c_void_p]]]:
+  """Rows for pdfium to write, and pointers to the first columns of each: made anew they would cost
+  as much as calls."""
+  room_NX = np.zeros((4096, width), dtype)
+  return room_NX, [list(map(ctypes.c_void_p, addresses(room_NX[:, column:])))
+                   for column in range(columns)]
+
+
+def written(name: str, dtype: str, width: int, columns: int, things: Sequence[Any],
+            handle: ctypes.c_void_p | None = None) -> tuple[np.ndarray, list[int]]:
+  """What a call of pdfium writes for each of some things, [N, width], and what it returns.
+
+  Args:
+    name: of the call.
+    dtype: of what it writes; zeros where it writes nothing.
+    width: numbers that it writes for a thing.
+    columns: of these, how many are arguments of their own, the first ones.
+    things: what it is asked of.
+    handle: what comes before them among the arguments.
+  """
+  room_NX, pointers = _room(dtype, width, columns)
+  out_NX, results = np.zeros((len(things), width), dtype), []
+  for start in range(0, len(things), len(room_NX)):
+    part = things[start:start + len(room_NX)]
+    room_NX[:len(part)] = 0
+    first = [] if handle is None else [itertools.repeat(handle)]
+    results += map(calls()[name], *first, part, *pointers)
+    out_NX[start:start + len(part)] = room_NX[:len(part)]
+  return out_NX, results
 
 
 def character_boxes(handle: ctypes.c_void_p, indices: list[int]) -> np.ndarray:
   """Boxes of characters of a text page, as high as their font, in page space: float32 [N, 4],
   each left, top, right, bottom; zeros where pdfium has none."""
-  room_N4, pointers = _room()
-  out_N4 = np.zeros((len(indices), 4), np.float32)
-  for start in range(0, len(indices), len(pointers)):
-    part = indices[start:start + len(pointers)]
-    room_N4[:len(part)] = 0
-    each('FPDFText_GetLooseCharBox', handle, part, pointers)
-    out_N4[start:start + len(part)] = room_N4[:len(part)]
-  return out_N4
+  return written('FPDFText_GetLooseCharBox', 'f4', 4, 1, indices, handle)[0]
 
 
 def matrices(handle: ctypes.c_void_p, indices: list[int]) -> np.ndarray:
   """How characters are scaled, turned and moved, in page space: [N, 6]; as they are where pdfium
   does not know."""
-  out_N6 = np.zeros((len(indices), 6), np.float32)
-  known = each('FPDFText_GetMatrix', handle, indices, addresses(out_N6))
+  out_N6, known = written('FPDFText_GetMatrix', 'f4', 6, 1, indices, handle)
   out_N6[~np.array(known, bool)] = 1, 0, 0, 1, 0, 0
   return out_N6.astype(float)
 
 
 def origins(handle: ctypes.c_void_p, indices: list[int]) -> np.ndarray:
   """Where characters stand on their baselines, as boxes in page space of no size: [N, 4]."""
-  out_N2 = np.zeros((len(indices), 2))
-  each('FPDFText_GetCharOrigin', handle, indices, addresses(out_N2), addresses(out_N2[:, 1:]))
-  return np.tile(out_N2, 2).astype(np.float32)
+  out_N2, _ = written('FPDFText_GetCharOrigin', 'f8', 2, 2, indices, handle)
+  return np.tile(out_N2, 2)
 
 
 def objects(handle: ctypes.c_void_p, most: int,
@@ -122,19 +138,14 @@ def objects(handle: ctypes.c_void_p, most: int,
 
 def bounds(items: list[Object]) -> np.ndarray:
   """Boxes of objects: float32 [N, 4], left, bottom, right, top; zeros where pdfium has none."""
-  out_N4 = np.zeros((len(items), 4), np.float32)
-  edges = (addresses(out_N4[:, i:]) for i in range(4))
-  list(map(calls()['FPDFPageObj_GetBounds'], items, *edges))
-  return out_N4
+  return written('FPDFPageObj_GetBounds', 'f4', 4, 4, items)[0]
 
 
-def fill_colours(items: list) -> np.ndarray:
+def fill_colours(items: list[Object]) -> np.ndarray:
   """Red, green, blue and opacity of what fills objects, 0 to 255: uint32 [N, 4]. Black where it is
   no plain colour, a pattern for one."""
-  out_N4 = np.zeros((len(items), 4), np.uint32)
-  parts = (addresses(out_N4[:, i:]) for i in range(4))
-  known = np.array(list(map(calls()['FPDFPageObj_GetFillColor'], items, *parts)), bool)
-  out_N4[~known] = 0, 0, 0, 255
+  out_N4, known = written('FPDFPageObj_GetFillColor', 'u4', 4, 4, items)
+  out_N4[~np.array(known, bool)] = 0, 0, 0, 255
   return out_N4
 
 

@@ -14,6 +14,7 @@ import pypdfium2.raw as pdfium
 from data_beam.pdf.drawn import WHITE, grounds
 from data_beam.pdf.layout import BREAK
 from data_beam.pdf.pdfium import (
+  Object,
   View,
   calls,
   character_boxes,
@@ -296,7 +297,7 @@ def _drawn_how(handle: ctypes.c_void_p, page: Any, code_N: np.ndarray, place_W2:
   words."""
   item_W = np.array(each('FPDFText_GetTextObject', handle, place_W2[:, 0].tolist()), np.uint64)
   item_O, first_O, of_W = np.unique(item_W, return_index=True, return_inverse=True)
-  items = item_O.tolist()
+  items = list(map(Object, item_O.tolist()))
   starts = place_W2[first_O, 0].tolist()
   matrix_O6 = matrices(handle, starts)
   size_O = each('FPDFText_GetFontSize', handle, starts) * np.hypot(*matrix_O6[:, 2:4].T)
