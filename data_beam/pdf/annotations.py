@@ -12,7 +12,7 @@ from typing import Any, NamedTuple
 import numpy as np
 import pypdfium2.raw as pdfium
 
-from data_beam.pdf.layout import Line
+from data_beam.pdf.lines import Line
 from data_beam.pdf.pdfium import View, calls, displayed, each, handle_of, levelled
 
 MAX_ANNOTATIONS = 5_000      # of a page

@@ -12,7 +12,7 @@ import numpy as np
 import pypdfium2.raw as pdfium
 
 from data_beam.pdf import tables as pdf_tables
-from data_beam.pdf.layout import Box
+from data_beam.pdf.lines import Box
 from data_beam.pdf.pdfium import (
   Object,
   View,

@@ -49,6 +49,10 @@ _SPACED_CAPITALS = re.compile(r'(?<!\S)(?:[^\W\d_a-zß-ÿ] ){4,}[^\W\d_a-zß-ÿ]
 _ACCENTS = {'¨': '\u0308', '´': '\u0301', 'ˆ': '\u0302', '˜': '\u0303', '¸': '\u0327',
             'ˇ': '\u030c', '˚': '\u030a'}
 _SPLIT_ACCENT = re.compile(f'([{"".join(_ACCENTS)}])([A-Za-zıȷ])')
+# Written without spaces between words: Han, kana and their punctuation, Thai, Lao, Khmer, Burmese.
+_UNSPACED = re.compile(
+  '[\u2e80-\u30ff\u31f0-\u9fff\uf900-\ufaff\uff01-\uffdc\U00020000-\U0003ffff'
+  '\u0e00-\u0eff\u1000-\u109f\u1780-\u17ff]')
 _PRIVATE = re.compile('[\ue000-\uf8ff\U000f0000-\U0010fffd]')
 # pdfium, which puts Arabic into logical order, loses the space where the script changes, and leaves
 # vowel marks that were drawn apart before their letter.
@@ -172,8 +176,19 @@ def clean(text: str) -> str:
   if _FIVE_DOTS.search(text):
     text = _LEADERS.sub(' … ', text)
   if _FIVE_CAPITALS.search(text):
-    text = _SPACED_CAPITALS.sub(lambda m: m[0].replace(' ', ''), text)
+    text = _SPACED_CAPITALS.sub(_word_of_spaced, text)
   return text
+
+
+def _word_of_spaced(match: re.Match) -> str:
+  """Capitals joined to a word, unless they are choices, marks or vitamins: in the order of the
+  alphabet, its first few, one letter over and over, or named amid a sentence."""
+  letters, text = match[0].replace(' ', ''), match.string
+  rising = sum(a < b for a, b in itertools.pairwise(letters))
+  line = text[text.rfind('\n', 0, match.start()) + 1:match.start()]
+  apart = (rising >= 0.75 * (len(letters) - 1) or set(letters) <= set('ABCDEFX')
+           or len(set(letters)) < 3 or len(re.findall(r'[^\W\dA-Z_]{2,}', line)) > 2)
+  return match[0] if apart else letters
 
 
 def join_hyphens(pages: Sequence[str]) -> list[str]:
@@ -211,30 +226,38 @@ def _read(lines: list[Line], rtl: bool, depth: int) -> list[list[Paragraph]]:
   """Blocks of paragraphs in reading order."""
   rows, bands = rows_of(lines, rtl), []
   if len(lines) >= 6 and depth < 8:
-    tried = (b for x in _gutters(lines) for b in _ways(rows, x))
-    bands = next((b for b in tried if any(left for left, _, _ in b)), [])
+    tried = (b for x in _gutters(lines) for b in _ways(rows, x) if any(left for left, _, _ in b))
+    bands = next(tried, [])
   if not bands:
     return [_paragraphs(rows)]
+  parts = [_parts(*band, rtl) for band in bands]
+  if not all(parts):                        # text beside a table, which would be cut first
+    other = next((b for b in tried if any(left and pdf_lists.beside_prose(left, right, apart=True)
+                                          for left, right, _ in b)), None)
+    if other:
+      bands, parts = other, [_parts(*band, rtl) for band in other]
   blocks = []
-  for left, right, others in bands:
-    if others:
-      blocks += _read(others, rtl, depth + 1)
-    elif sum(line.mono for line in left + right) * 2 > len(left + right):
-      blocks.append(_paragraphs(rows_of(left + right, rtl)))
-    elif _tabular(left, right):
-      labels = pdf_lists.labelled(*((right, left) if rtl else (left, right)))
-      if labels:
-        for group in pdf_lists.spread(labels):
-          blocks += _read(group, rtl, depth + 1)
-      elif pdf_lists.alike(left, right) or pdf_lists.beside_prose(left, right):
-        for side in ((right, left) if rtl else (left, right)):
-          blocks += _read(side, rtl, depth + 1)
-      else:
-        blocks.append(_table(left + right, rtl))
+  for (left, right, _), groups in zip(bands, parts, strict=True):
+    if groups:
+      blocks += [block for group in groups for block in _read(group, rtl, depth + 1)]
     else:
-      for side in ((right, left) if rtl else (left, right)):
-        blocks += _read(side, rtl, depth + 1)
+      blocks.append(_table(left + right, rtl))
   return blocks
+
+
+def _parts(left: list[Line], right: list[Line], others: list[Line],
+           rtl: bool) -> list[list[Line]]:
+  """What of a band is to be read one after the other; nothing where it is a table."""
+  if others:
+    return [others]
+  sides = (right, left) if rtl else (left, right)
+  if not _tabular(left, right):
+    return list(sides)
+  if sum(line.mono for line in left + right) * 2 > len(left + right):
+    return []
+  if labels := pdf_lists.labelled(*sides):
+    return list(pdf_lists.spread(labels))
+  return list(sides) if pdf_lists.alike(*sides) or pdf_lists.beside_prose(*sides) else []
 
 
 def _join_block(paragraphs: list[Paragraph], block: list[Paragraph]) -> None:
@@ -373,6 +396,9 @@ def _paragraphs(rows: list[list[Line]]) -> list[Paragraph]:
   edge = min(row[0].x0 for row in prose)
   leading = [(b[0].middle - a[0].middle) / _size(b) for a, b in itertools.pairwise(rows)]
   usual = statistics.median_low([v for v in leading if v < 1.8] or [1.8])
+  if len(leading) > 3 and 1.7 < (middle := statistics.median_low(leading)) < 2.8 and (
+      sum(abs(v - middle) < 0.05 * middle for v in leading) > 0.6 * len(leading)):
+    usual = middle                          # lines set far apart
   paragraphs: list[Paragraph] = []
   previous, previous_text, left = None, '', edge
   for row in rows:
@@ -383,13 +409,15 @@ def _paragraphs(rows: list[list[Line]]) -> list[Paragraph]:
     separator = '\n\n'
     if previous is not None and not (_apart(text) or _apart(previous_text)):
       pitch = row[0].middle - previous[0].middle
-      near = pitch / size < min(1.8, 1.25 * usual)
+      near = pitch / size < min(max(1.8, 1.1 * usual), 1.25 * usual)
       same = abs(size - _size(previous)) <= 0.08 * size
       was_mono = _is_mono(previous)
       if mono and was_mono:
         separator = '\n' if pitch < 2.6 * size else '\n\n'
       elif near and same and mono == was_mono:
-        if _BULLET.match(text) or _FIVE_DOTS.search(previous_text):
+        if _BULLET.match(text) or _FIVE_DOTS.search(previous_text) or (
+            text[-1:].isdigit() and previous_text[-1:].isdigit()
+            and pdf_lists.ENTRY.fullmatch(text) and pdf_lists.ENTRY.fullmatch(previous_text)):
           separator = '\n'
         elif _wrapped(previous, previous_text, row, text, right, left):
           separator = ''
@@ -452,6 +480,8 @@ def _continues(text: str, following: str) -> bool:
     return False
   if text[-1] == BREAK:
     return True
+  if text[-1].isdigit() and pdf_lists.ENTRY.fullmatch(text[text.rfind('\n') + 1:]):
+    return False
   return (following[0].islower() and len(text) > 40 and text[-1] not in '.!?:;。！？")”»'
           and not _BULLET.match(following))
 
@@ -461,12 +491,16 @@ def _glue(text: str, following: str) -> str:
     return text + following
   if re.search(r'[^\W\d_]-$', text) and following[:1].islower():
     return text[:-1] + BREAK + following
+  if text and following and _UNSPACED.match(text[-1]) and _UNSPACED.match(following):
+    return text + following
   return f'{text} {following}'
 
 
 def _table(lines: list[Line], rtl: bool) -> list[Paragraph]:
   """A Markdown table, or the rows as lines where cells and columns cannot be told apart."""
   rows = rows_of(lines, rtl)
+  if sum(line.mono for line in lines) * 2 > len(lines):
+    return _paragraphs(rows)
   wide = [row for row in rows if len(row) > 1]
   if len(rows) > 3 and (parts := _without_prose(rows, wide)):
     return [p for prose, part in parts for p in (

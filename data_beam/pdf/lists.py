@@ -14,10 +14,11 @@ from data_beam.pdf.lines import Line, row_text, rows_of
 _MARKER = re.compile(
   r'[•·°◦●○▪■□–—‣▶►❖➢➤✓✔✗*-]|\(?\d{1,3}[.)]|\(?[a-zA-Z][.)]|\(?[ivx]{1,5}[.)]|[IVX]{1,5}[.)]'
   r'|\[\d{1,3}\]|§+\s?\d+[a-z]?|\d{1,2}(?:\.\d{1,2}){2,4}\.?|\d{1,2}\.\d{1,2}\.|№\s?\d+')
+_COUNTED = re.compile(r'(\d{1,4})\s+(\S.*)')
 _INTEGER = re.compile(r'\d{1,4}')
 _DROP_CAP = re.compile(r'[\'"“„«¿¡]?[^\W\d_][\'’]?')
 _PAGES = r'\d{1,4}(?:\s?[-–]\s?\d{1,4})?'
-_ENTRY = re.compile(rf'[^\W\d_].*?,\s*(?:{_PAGES}[,;]\s*)*{_PAGES}')
+ENTRY = re.compile(rf'[^\W\d_].*?,\s*(?:{_PAGES}[,;]\s*)*{_PAGES}')
 _WORD = re.compile(r'[^\W\d_]{3}|[^\W\d_a-zA-Z]|[^\W\d_].*\s')
 _LETTER = re.compile(r'[^\W\d_]')
 
@@ -28,6 +29,7 @@ def joined(lines: list[Line], rtl: bool) -> list[Line]:
   sizes = [line.size for line in lines]
   if max(sizes) > 1.6 * (usual := statistics.median(sizes)):
     lines = _with_drop_caps(lines, usual)
+  lines = _without_counts(lines)
   short = [line for line in lines if len(line.text) < 10]
   if len(short) < 2:
     return lines
@@ -105,15 +107,48 @@ def _line_numbers(short: list[Line], lines: list[Line]) -> set[int]:
       counted = pitch > 0.6 * step * statistics.median(line.size for line in lines)
     else:
       counted = bool(texts) and (
-        sum(text.mono for text in texts) * 2 > len(texts) or _flows(texts))
+        sum(text.mono for text in texts) * 2 > len(texts) or (_flows(texts) and _even(column)))
     if counted:
       gone.update(map(id, column))
   return gone
 
 
+def _without_counts(lines: list[Line]) -> list[Line]:
+  """The lines without line numbers that stand so close to the text that they are a part of it."""
+  counted = [(line, int(match[1]), match[2]) for line in lines
+             if line.text[:1].isdecimal() and (match := _COUNTED.match(line.text))]
+  if len(counted) < 5:
+    return lines
+  out: dict[int, Line] = {}
+  counted.sort(key=lambda item: item[0].x0)
+  for _, group in itertools.groupby(counted, key=lambda item: round(item[0].x0 / 30)):
+    column = sorted(group, key=lambda item: item[0].middle)
+    places = [line for line, _, _ in column]
+    steps = sum(b[1] - a[1] == 1 for a, b in itertools.pairwise(column))
+    texts = [_shortened(line, text) for line, _, text in column]
+    if len(column) > 4 and steps >= 0.8 * (len(column) - 1) and (
+        _flows(texts) and _even(places)):
+      out.update({id(line): text for (line, _, _), text in zip(column, texts, strict=True)})
+  return [out.get(id(line), line) for line in lines] if out else lines
+
+
+def _shortened(line: Line, text: str) -> Line:
+  """A line of which only the end is left."""
+  x0 = line.x1 - (line.x1 - line.x0) * len(text) / len(line.text)
+  return Line(x0, line.y0, line.x1, line.y1, text, line.size, line.mono)
+
+
 def _after(number: Line, row: list[Line]) -> Line | None:
   following = [line for line in row if line.x0 > number.x1 - 1 and line is not number]
   return min(following, key=lambda line: line.x0, default=None)
+
+
+def _even(lines: Sequence[Line]) -> bool:
+  """Whether lines follow each other at one distance, as all lines of a text do, not its entries."""
+  pitches = [b.middle - a.middle for a, b in itertools.pairwise(lines)]
+  usual = statistics.median(pitches)
+  return usual < 3 * lines[-1].size + 8 and (
+    sum(abs(pitch - usual) < 0.1 * usual for pitch in pitches) >= 0.7 * len(pitches))
 
 
 def _flows(texts: Sequence[Line]) -> bool:
@@ -195,24 +230,46 @@ def alike(left: list[Line], right: list[Line]) -> bool:
   if len(left) < 3 or len(right) < 3:
     return False
   texts = [[row_text(row) for row in rows_of(side)] for side in (left, right)]
-  if all(sum(bool(_ENTRY.fullmatch(text)) for text in side) >= 0.6 * len(side) for side in texts):
+  if all(sum(bool(ENTRY.fullmatch(text)) for text in side) >= 0.6 * len(side) for side in texts):
     return True
   if all(len(side) > 4 and _in_order(side) for side in texts):
+    return True
+  if _cards(left) == _cards(right) > 2:
     return True
   kinds = [_kinds(side) for side in (left, right)]
   return kinds[0] == kinds[1] and kinds[0][:1] == ['text'] and 'number' in kinds[0]
 
 
-def beside_prose(left: list[Line], right: list[Line]) -> bool:
-  """Whether one side is running text, and the other something of words that is no label of it."""
-  return any(len(prose) > 3 and _flows(prose) and _full(prose) and _share_of_letters(other) > 0.5
-             for prose, other in ((left, right), (right, left)))
+def beside_prose(left: list[Line], right: list[Line], apart: bool = False) -> bool:
+  """Whether one side is running text and the other no row of numbers for each of its lines; nor,
+  where it must stand `apart`, rows of anything."""
+  return any(len(prose) > 3 and _flows(prose) and _full(prose) and (
+    _aligned(other, prose) < 0.9 or (not apart and _share_of_letters(other) > 0.5))
+    for prose, other in ((left, right), (right, left)))
+
+
+def _aligned(lines: list[Line], others: list[Line]) -> float:
+  """The share of rows that stand on the baseline of one of the others."""
+  rows = rows_of(lines)
+  return sum(any(abs(row[0].middle - other.middle) < 0.15 * other.size for other in others)
+             for row in rows) / len(rows)
 
 
 def _full(lines: Sequence[Line]) -> bool:
   """Whether most lines end near one right edge."""
   left, right = min(line.x0 for line in lines), max(line.x1 for line in lines)
   return sum(line.x1 > right - 0.15 * (right - left) for line in lines) >= 0.5 * len(lines)
+
+
+def _cards(side: list[Line]) -> int:
+  """How many blocks of two to six lines of words a side is made of; 0 where it is not."""
+  rows = rows_of(side)
+  pitches = [(b[0].middle - a[0].middle) / b[0].size for a, b in itertools.pairwise(rows)]
+  apart = [pitch > 1.4 * min(pitches) for pitch in pitches]
+  blocks = sum(apart) + 1
+  words = sum(bool(_LETTER.match(row[0].text)) for row in rows) / len(rows)
+  alike_rows = len(set(map(len, rows))) == 1
+  return blocks if 2 <= len(rows) / blocks <= 6 and alike_rows and words > 0.3 else 0
 
 
 def _in_order(texts: Sequence[str]) -> bool:

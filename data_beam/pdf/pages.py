@@ -20,7 +20,8 @@ from data_beam.pdf import drawn as pdf_drawn
 from data_beam.pdf import layout as pdf_layout
 from data_beam.pdf import tables as pdf_tables
 from data_beam.pdf.errors import PdfError
-from data_beam.pdf.layout import BREAK, Box, Line
+from data_beam.pdf.layout import BREAK
+from data_beam.pdf.lines import Box, Line
 from data_beam.pdf.pdfium import (
   Object,
   View,

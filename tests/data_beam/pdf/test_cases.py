@@ -15,9 +15,7 @@ SPELLINGS = {
   '20-superscripts': r'10\^23 atoms|10²³ atoms',
   '48-checkbox': r'(?i)(\[x\]|[☒☑✓✔]) *Married|Married:? *(\[x\]|[☒☑✓✔]|yes|on\b)',
 }
-NOT_YET = {
-  '11-single-capitals': 'letters are joined as if letter-spaced',
-}
+NOT_YET = {}
 
 
 @pytest.fixture(scope='module')
