@@ -18,6 +18,7 @@ from data_beam.pdf import annotations as pdf_annotations
 from data_beam.pdf import blank_font
 from data_beam.pdf import drawn as pdf_drawn
 from data_beam.pdf import layout as pdf_layout
+from data_beam.pdf import structure as pdf_structure
 from data_beam.pdf import tables as pdf_tables
 from data_beam.pdf.errors import PdfError
 from data_beam.pdf.layout import BREAK
@@ -174,7 +175,9 @@ def _read(document: Any, page: Any, unseen: bool) -> PageText:
     count = min(text_page.count_chars(), MAX_PAGE_CHARACTERS)
     handle = handle_of(text_page)
     text = characters(text_page, handle, count)
-    frames, figures, hidden = _frames(handle, text, page, unseen)
+    tagged = pdfium.FPDFCatalog_IsTagged(document)
+    levels = pdf_structure.heading_levels(page) if tagged else {}
+    frames, figures, hidden = _frames(handle, text, page, unseen, levels)
     if calls()['FPDFPage_GetAnnotCount'](handle_of(page)):
       _annotate(document, page, frames)
     found = sum([len(line.text) for frame in frames for line in frame.lines])
@@ -234,15 +237,15 @@ def _vowels(text: str) -> float | None:
   return round(len(letters.translate(None, _NO_VOWELS)) / len(letters), 3)
 
 
-def _frames(handle: ctypes.c_void_p, text: str, page: Any,
-            unseen: bool) -> tuple[list[Frame], list[Box], float]:
+def _frames(handle: ctypes.c_void_p, text: str, page: Any, unseen: bool,
+            levels: dict[int, int]) -> tuple[list[Frame], list[Box], float]:
   """The frames of a page, its figures, and the share of its characters that are invisible."""
   if not text.strip():
     return [], [], 0.0
   view, found = view_of(page), pdf_drawn.drawn(page)
   rules_R4, pictures_P4 = (displayed(boxes, view) for boxes in found)
   grids = {0: pdf_tables.find(rules_R4)}
-  words = words_of(handle, page, text, view, _edges(grids[0]), unseen)
+  words = words_of(handle, page, text, view, _edges(grids[0]), unseen, levels)
   length_W = words.place_W2[:, 1] - words.place_W2[:, 0]
   share_T = np.bincount(words.turn_W, length_W * words.seen_W, 5)
   # Outside a crop box stand printers' marks; beyond the edge of the sheet, an overlong table.
@@ -372,11 +375,15 @@ def _lines(handle: ctypes.c_void_p, words: Words, index_W: np.ndarray, turn: int
   odd_W = words.odd_W[index_W]
   odd_W[1:] |= np.diff(index_W) > 1
   odd_R = np.logical_or.reduceat(odd_W, start_R)
+  level_W = words.level_W[index_W]
+  low_R, level_R = (pick.reduceat(level_W, start_R) for pick in (np.minimum, np.maximum))
+  level_R[low_R != level_R] = 0
   lines, places = [], place_W2.tolist()
-  for start, end, first, last, hyphen, x0, x1, mark, base, size, mono, odd in zip(
+  for start, end, first, last, hyphen, x0, x1, mark, base, size, mono, odd, level in zip(
       start_R.tolist(), end_R.tolist(), place_W2[start_R, 0].tolist(),
       place_W2[end_R - 1, 1].tolist(), hyphens, x0_R.tolist(), x1_R.tolist(), mark_R.tolist(),
-      base_R.tolist(), size_R.tolist(), mono_R.tolist(), odd_R.tolist(), strict=True):
+      base_R.tolist(), size_R.tolist(), mono_R.tolist(), odd_R.tolist(),
+      level_R.tolist(), strict=True):
     if not 0.1 < size < height:
       _, top, _, base = box_W4[mark].tolist()
       size = max(0.1, base - top)
@@ -391,7 +398,7 @@ def _lines(handle: ctypes.c_void_p, words: Words, index_W: np.ndarray, turn: int
     else:
       run = ' '.join(words.text[first:last].split())
     lines.append(Line(x0, base - 0.8 * size, x1, base + 0.2 * size, whole(run) + BREAK * hyphen,
-                      size, mono))
+                      size, mono, level))
   return lines
 
 

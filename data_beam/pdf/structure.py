@@ -1,5 +1,6 @@
 """The structure tree of a tagged PDF: which marked contents of a page are headings, of what level.
 
+Its order is that of the file on all but a few pages, and geometry has both: it is not asked for.
 For a child process, see pdfium.
 """
 
@@ -14,13 +15,12 @@ MAX_DEPTH = 60
 _LEVELS = {'Title': 1, 'H': 1, **{f'H{level}': level for level in range(1, 7)}}
 
 
-def contents(page: Any) -> dict[int, tuple[int, int]]:
-  """The marked contents of a page, by their numbers: each one's place in the tree's order, and the
-  level of the heading in which it stands, or 0. Empty where there is no tree."""
+def heading_levels(page: Any) -> dict[int, int]:
+  """The levels of the headings on a page, by the numbers of their marked contents."""
   tree = pdfium.FPDF_StructTree_GetForPage(page)
   if not tree:
     return {}
-  found: dict[int, tuple[int, int]] = {}
+  found: dict[int, int] = {}
   seen = 0
 
   def look(element: Any, level: int, depth: int) -> None:
@@ -31,10 +31,10 @@ def contents(page: Any) -> dict[int, tuple[int, int]]:
     level = _LEVELS.get(_kind(element), level)
     for i in range(pdfium.FPDF_StructElement_CountChildren(element)):
       number = pdfium.FPDF_StructElement_GetChildMarkedContentID(element, i)
-      if number >= 0:
-        found.setdefault(number, (len(found), level))
-      else:
+      if number < 0:
         look(pdfium.FPDF_StructElement_GetChildAtIndex(element, i), level, depth + 1)
+      elif level:
+        found[number] = level
 
   for i in range(pdfium.FPDF_StructTree_CountChildren(tree)):
     look(pdfium.FPDF_StructTree_GetChildAtIndex(tree, i), 0, 0)

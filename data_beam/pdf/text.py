@@ -16,6 +16,7 @@ from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from data_beam import sandbox
+from data_beam.pdf import headings as pdf_headings
 from data_beam.pdf import layout as pdf_layout
 from data_beam.pdf import ocr as pdf_ocr
 from data_beam.pdf import running as pdf_running
@@ -216,8 +217,8 @@ def parse(body: bytes, *, ocr: str = 'auto', languages: Sequence[str] = ('en',),
                             (features, feature)):
         values.append(value)
   stripped = _stripped(kept)
-  headings = pdf_layout.heading_sizes([
-    found.lines for frames in stripped for _, found in frames]) if markdown else ()
+  headings = pdf_headings.sizes([
+    found.lines for frames in stripped for _, found in frames]) if markdown else None
   pages = []
   for frames, marked in zip(stripped, markers, strict=True):
     parts = []

@@ -4,8 +4,10 @@ For a child process, see pdfium.
 """
 
 import ctypes
+import functools
 import re
 import unicodedata
+from collections.abc import Mapping
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -13,6 +15,7 @@ import pypdfium2.raw as pdfium
 
 from data_beam.pdf.drawn import WHITE, grounds
 from data_beam.pdf.layout import BREAK
+from data_beam.pdf.lines import BOLD
 from data_beam.pdf.pdfium import (
   Object,
   View,
@@ -44,6 +47,8 @@ _ACCENTS = dict(zip('`´ˆ^˜~¯˘˙¨˚˝ˇ¸˛', map(chr, (
 _ACCENT = re.compile(f'[{re.escape("".join(_ACCENTS))}]')
 _LOOSE_NOTHING = re.compile(rf'(?<=\s){NOTHING}+|{NOTHING}+(?=\s|$)')
 _DOTLESS = {'ı': 'i', 'ȷ': 'j'}
+_FORCE_BOLD = 1 << 18
+_BOLD = re.compile(rb'(?i)bold|black|heavy|-medi\b|medi$|cmbx|sfbx|cmb\d')
 _HALF = re.compile('[\ud800-\udfff]')
 _NUMBER = re.compile(r'[(\[]?[+\-−–]?\d[\d.,;–-]*[)\]]?')
 _NUMERAL = re.compile(r'(?:\d|\b[IVXLC]+)$')
@@ -62,6 +67,7 @@ class Words(NamedTuple):
   size_W: np.ndarray        # points of the font with which it begins
   mono_W: np.ndarray        # whether the font with which it begins is of fixed width
   fixed: set[int]           # fonts of fixed width
+  level_W: np.ndarray       # see Line
   glued_W: np.ndarray       # whether it goes on with the word before it
   seen_W: np.ndarray        # whether a reader sees it
   raised: dict[int, str]    # superscripts, and what marks each
@@ -164,13 +170,14 @@ def _ends(handle: ctypes.c_void_p, place_W2: np.ndarray) -> np.ndarray:
 
 
 def words_of(handle: ctypes.c_void_p, page: Any, text: str, view: View, edge_E3: np.ndarray,
-             unseen: bool) -> Words:
+             unseen: bool, levels: Mapping[int, int]) -> Words:
   """The words of a page.
 
   Args:
     text: its characters.
     edge_E3: (x, y0, y1) of the upright rules of tables, as displayed: words are cut there.
     unseen: whether to keep what no reader sees.
+    levels: of headings, by the numbers of their marked contents.
   """
   code_N = np.frombuffer(text.encode('utf-32-le', 'surrogatepass'), np.uint32)
   solid = np.zeros(len(code_N) + 2, bool)
@@ -183,8 +190,8 @@ def words_of(handle: ctypes.c_void_p, page: Any, text: str, view: View, edge_E3:
     cuts = sorted({*at_edges, *at_sizes})
     place_W2 = np.sort(np.append(place_W2.ravel(), cuts + cuts)).astype(int).reshape(-1, 2)
     box_W24 = displayed(_ends(handle, place_W2), view)
-  turn_W, stacked_W, size_W, mono_W, fixed, invisible_W, seen_W = _drawn_how(
-    handle, page, code_N, place_W2, box_W24, view)
+  turn_W, stacked_W, size_W, mono_W, fixed, level_W, invisible_W, seen_W = _drawn_how(
+    handle, page, code_N, place_W2, box_W24, view, levels)
   length_W = place_W2[:, 1] - place_W2[:, 0]
   hidden = float(length_W[invisible_W].sum() / max(1, length_W.sum()))
   cut_N = np.zeros(len(code_N) + 1, bool)
@@ -198,8 +205,8 @@ def words_of(handle: ctypes.c_void_p, page: Any, text: str, view: View, edge_E3:
   if at_edges:
     cut_N[at_edges] = True
     odd_W |= cut_N[place_W2[:, 0]]
-  return Words(text, code_N, place_W2, box_W24, turn_W, stacked_W, size_W, mono_W, fixed, glued_W,
-               seen_W, raised, lifted_W, odd_W, hidden)
+  return Words(text, code_N, place_W2, box_W24, turn_W, stacked_W, size_W, mono_W, fixed, level_W,
+               glued_W, seen_W, raised, lifted_W, odd_W, hidden)
 
 
 def _at_edges(handle: ctypes.c_void_p, place_W2: np.ndarray, box_W24: np.ndarray,
@@ -291,10 +298,10 @@ def _mark(base: str, script: str) -> str:
 
 
 def _drawn_how(handle: ctypes.c_void_p, page: Any, code_N: np.ndarray, place_W2: np.ndarray,
-               box_W24: np.ndarray, view: View) -> tuple[Any, ...]:
-  """Of each word `turn_W`, `stacked_W`, `size_W`, `mono_W`, then `fixed`, whether each is invisible
-  (as text under a scan is), and whether it is seen. What tells stands with the objects that draw
-  words."""
+               box_W24: np.ndarray, view: View, levels: Mapping[int, int]) -> tuple[Any, ...]:
+  """Of each word `turn_W`, `stacked_W`, `size_W`, `mono_W`; `fixed`; `level_W`, whether each is
+  invisible (as text under a scan is), and whether it is seen. What tells stands with the objects
+  that draw words."""
   item_W = np.array(each('FPDFText_GetTextObject', handle, place_W2[:, 0].tolist()), np.uint64)
   item_O, first_O, of_W = np.unique(item_W, return_index=True, return_inverse=True)
   items = list(map(Object, item_O.tolist()))
@@ -319,7 +326,13 @@ def _drawn_how(handle: ctypes.c_void_p, page: Any, code_N: np.ndarray, place_W2:
     x_D1, y_D1 = ((box_W4[doubtful_W, i] + box_W4[doubtful_W, i + 2])[:, None] / 2 for i in (0, 1))
     x0_G, y0_G, x1_G, y1_G = ground_G4.T
     seen_W[doubtful_W] = ((x0_G <= x_D1) & (x_D1 <= x1_G) & (y0_G <= y_D1) & (y_D1 <= y1_G)).any(1)
-  return turn_W, stacked_W, size_W, mono_W, fixed, invisible_O[of_W], seen_W
+  bold_F = np.array([bool(_is_bold(font)) for font in fonts.tolist()])
+  level_O = np.where(bold_F[font_O], BOLD, 0)
+  if levels:
+    numbers = map(calls()['FPDFPageObj_GetMarkedContentID'], items)
+    tagged_O = np.array([levels.get(number, 0) for number in numbers])
+    level_O = np.where(tagged_O > 0, tagged_O, level_O)
+  return turn_W, stacked_W, size_W, mono_W, fixed, level_O[of_W], invisible_O[of_W], seen_W
 
 
 def _turns(quarter_W: np.ndarray, code_N: np.ndarray, place_W2: np.ndarray,
@@ -348,6 +361,20 @@ def _turns(quarter_W: np.ndarray, code_N: np.ndarray, place_W2: np.ndarray,
       stacked_W = single_W
       turn_W[stacked_W] = 1
   return turn_W, stacked_W
+
+
+@functools.lru_cache(256)
+def _bold_name(name: bytes) -> bool:
+  return bool(_BOLD.search(name))
+
+
+def _is_bold(font: int) -> bool:
+  """Whether a font is bold, by its flags or its name."""
+  if not font or calls()['FPDFFont_GetFlags'](font) & _FORCE_BOLD:
+    return bool(font)
+  name = ctypes.create_string_buffer(80)
+  pdfium.FPDFFont_GetBaseFontName(ctypes.cast(font, pdfium.FPDF_FONT), name, len(name))
+  return _bold_name(name.value)
 
 
 def _monospaced(handle: ctypes.c_void_p, fonts: np.ndarray, of_W: np.ndarray, size_W: np.ndarray,

@@ -412,3 +412,48 @@ def test_fixed_width_is_told_by_widths(extractor):
   widths = [round(1000 * pdfmetrics.stringWidth(chr(c), 'Times-Roman', 1)) for c in range(32, 127)]
   text = extractor.extract(changed(make(draw), named('CodecMono', widths)), ocr='never').text
   assert code in text and '\n' not in text[:text.index('A3')]
+
+
+# Headings of the body's size.
+
+def sections(page):
+  for i, (head, font) in enumerate((
+      ('Scope of the work', 'Times-Bold'), ('2.1 Methods', 'Times-Roman'),
+      ('3. a thing to do', 'Times-Roman'))):
+    page.setFont(font, 10)
+    page.drawString(72, 720 - 150 * i, head)
+    column(page, 72, 700 - 150 * i, prose('ABC'[i], 8, 90))
+
+
+def test_headings_of_the_bodys_size(extractor):
+  body = make(sections)
+  marked = extractor.extract(body, ocr='never', markdown=True).text
+  assert re.findall('^#.*', marked, re.M) == ['# Scope of the work', '## 2.1 Methods']
+  plain = extractor.extract(body, ocr='never').text
+  assert re.sub('^#+ ', '', marked, flags=re.M) == plain
+  # On a page that is all bold, bold tells nothing.
+  bold = make(lambda page: [page.setFont('Times-Bold', 10)] + [
+    page.drawString(72, 720 - 30 * i, f'Line number {i}, of few words') for i in range(9)])
+  assert '#' not in extractor.extract(bold, ocr='never', markdown=True).text
+
+
+def test_headings_by_the_files_own_tags(extractor):
+  parts = (('H1', 'The title'), ('P', 'A paragraph of plain words'), ('H3', 'A small heading'),
+           ('P', 'Another paragraph of words'))
+
+  def change(pdf):
+    page, root = pdf.pages[0], pdf.make_indirect(Dictionary(Type=Name.StructTreeRoot))
+    elements = [pdf.make_indirect(Dictionary(
+      Type=Name.StructElem, S=Name(f'/{kind}'), P=root, Pg=page.obj, K=i))
+      for i, (kind, _) in enumerate(parts)]
+    root.K = Array(elements)
+    root.ParentTree = Dictionary(Nums=Array([0, Array(elements)]))
+    pdf.Root.StructTreeRoot, pdf.Root.MarkInfo = root, Dictionary(Marked=True)
+    page.obj.StructParents = 0
+    page.contents_add(pdf.make_stream(b''.join(
+      b'/%s <</MCID %d>> BDC %s EMC ' % (kind.encode(), i, shown(72, 700 - 30 * i, text))
+      for i, (kind, text) in enumerate(parts))))
+  body = changed(make(lambda page: page.setFont('Helvetica', 10)), change)
+  assert extractor.extract(body, ocr='never', markdown=True).text == (
+    '# The title\n\nA paragraph of plain words\n\n### A small heading\n\n'
+    'Another paragraph of words')
