@@ -5,7 +5,6 @@ records differ in their digits alone. What goes must repeat from page to page at
 letter for letter but for numbers that count pages; and of every such text one copy stays.
 """
 
-import collections
 import itertools
 import re
 import statistics
@@ -16,7 +15,7 @@ from data_beam.pdf.lines import Line, row_text, rows_of
 
 MARGIN = 0.12               # share of the page's height in which a few pages are enough
 DEPTH = 0.25                # share of the page's height in which running lines are looked for
-MAX_ROWS = 8                # at either end of a page
+MAX_ROWS = 6                # at either end of a page
 SAME_PLACE = 0.01           # of the page's height, between lines that stand at the same one
 TITLE = 12                  # letters of a running title at least, with which numbers may leap
 NEAR = 6                    # pages within which a head of few pages stands on three of them
@@ -106,9 +105,9 @@ def _heads(row: _Row, inner: _Row) -> bool:
 
 def _usual_size(page: Sequence[Line]) -> float:
   """Of the font that most of a page's text is in."""
-  characters: collections.Counter[float] = collections.Counter()
+  characters: dict[float, int] = {}
   for line in page:
-    characters[line.size] += len(line.text)
+    characters[line.size] = characters.get(line.size, 0) + len(line.text)
   return max(characters, key=characters.__getitem__, default=1.0)
 
 
