@@ -1,14 +1,18 @@
 """A config into what the steps take: derived values, the model, checks before anything runs."""
 
 import dataclasses
+import difflib
 import functools
 import math
 import os
+import re
+from collections.abc import Sequence
 from typing import Any
 
 from ml_collections import ConfigDict
 
-from data_beam.options import PdfOptions, TokenizeOptions, WebOptions
+from configs import base
+from data_beam.options import Options, PdfOptions, TokenizeOptions, WebOptions
 from experiments.engine.corpora import check_tokenizer
 
 
@@ -29,12 +33,15 @@ def resolve(c: ConfigDict) -> ConfigDict:
   Raises:
     ValueError: fields that contradict each other; the message names one to change.
   """
-  from smoljax.checkpoints import load
   from smoljax.data import tokenizer
   from smoljax.model import SHAPES
 
-  if c.distill.teacher and not c.tokenizer.path:  # distributions compare over the same tokens only
-    c.tokenizer.path = load.find_tokenizer(c.distill.teacher)
+  _check_numbers(c)
+  # Weights of another model, and its distributions, are for its own tokens.
+  for field, path in (('distill.teacher', c.distill.teacher),
+                      ('train.init_from', c.train.init_from)):
+    if path and not c.tokenizer.path:
+      c.tokenizer.path = _tokenizer_of(field, path)
   t = c.train
   if t.batch_tokens % c.data.seq_len:
     raise ValueError(
@@ -57,6 +64,58 @@ def resolve(c: ConfigDict) -> ConfigDict:
   if t.steps < 1:
     raise ValueError(f'train.tokens={t.tokens}: give at least one batch, {t.batch_tokens}')
   return c
+
+
+def _tokenizer_of(field: str, path: str) -> str:
+  """The tokenizer file of the model that a field of the config names."""
+  from smoljax.checkpoints import load
+
+  try:
+    return load.find_tokenizer(path)
+  except FileNotFoundError as e:
+    raise FileNotFoundError(f'{field}={path}: {e}; what its token ids mean must be known') from None
+
+
+def options(c: ConfigDict, section: str) -> Options:
+  """The options of the pipeline that this section is for.
+
+  Raises ValueError, naming the section, for a value that is none.
+  """
+  try:
+    return _OPTIONS[section].of(c[section])
+  except ValueError as e:
+    raise ValueError(f'--config.{section}: {e}') from None
+
+
+def unknown_field(argv: Sequence[str]) -> str:
+  """What is wrong with the first flag that sets a field which configs/base.py lacks; '' if none."""
+  for flag in argv:
+    if not (found := re.match(r'--?config\.([\w.]+)', flag)):
+      continue
+    section, names = base.get_config(), found[1].split('.')
+    for place, name in enumerate(names):
+      within = '.'.join(['config', *names[:place]])
+      if not isinstance(section, ConfigDict):
+        return f'--config.{found[1]}: {within} is a value, not a section with fields'
+      if name not in section:
+        near = difflib.get_close_matches(name, section.keys(), 3)
+        return (f'--config.{found[1]}: {within} has no field {name!r}'
+                + f' (did you mean {" or ".join(near)}?)' * bool(near)
+                + f', it has {", ".join(section.keys())}')
+      section = section[name]
+  return ''
+
+
+def _check_numbers(c: ConfigDict) -> None:
+  for field, least in _LEAST.items():
+    section, _, name = field.rpartition('.')
+    value = (c[section] if section else c)[name]
+    if not least <= value < math.inf:
+      raise ValueError(f'--config.{field}={value}: give at least {least}')
+  for axis, size in c.mesh.items():
+    if size < 1 and size != -1:
+      raise ValueError(f'--config.mesh.{axis}={size}: give a number of devices, or -1 to let the '
+                       'run choose')
 
 
 def use_all_cores(c: Any, most: int = 8) -> None:
@@ -107,7 +166,6 @@ def check(c: Any) -> None:
   import jax
 
   from smoljax import metrics, model, optim
-  from smoljax.checkpoints import load
   from smoljax.data import tokenizer
   from smoljax.data.batches import make_stages
   from smoljax.evals.tasks import TASKS
@@ -116,15 +174,9 @@ def check(c: Any) -> None:
   from smoljax.train import guard, step
   from smoljax.train.step import make_mesh
 
-  TokenizeOptions.of(c.tokenize)
-  for name, options in (('web', WebOptions), ('pdf', PdfOptions)):
-    if c[name].enabled:  # else the libraries that curate need not be here
-      from data_beam.filters.rules import profile
-
-      try:
-        profile(options.of(c[name]).filters)
-      except ValueError as e:
-        raise ValueError(f'--config.{name}: {e}') from None
+  for name in _OPTIONS:
+    if c[name].get('enabled', True):  # else the libraries that curate need not be here
+      options(c, name)
   for task in c.eval.tasks:
     if task not in TASKS:
       raise ValueError(f'unknown eval.tasks {task!r}: one of {", ".join(TASKS)}')
@@ -146,7 +198,13 @@ def check(c: Any) -> None:
   if c.train.init_from and c.train.branch_from:
     raise ValueError('train.init_from takes weights, train.branch_from all of a run: give one')
   if c.distill.teacher:
-    tokenizer.require_same(load.find_tokenizer(c.distill.teacher), c.tokenizer.path)
+    tokenizer.require_same(
+      _tokenizer_of('distill.teacher', c.distill.teacher), c.tokenizer.path)
+  if c.train.init_from:
+    tokenizer.require_same(
+      _tokenizer_of('train.init_from', c.train.init_from), c.tokenizer.path,
+      f'train.init_from={c.train.init_from}',
+      'each row of its embedding stands for one of its own tokens')
   step.mtp_weight(c.mtp, c.train.steps)
   make_stages(c.train.stages, c.train.steps)
   guard.init(c.guard, 1)
@@ -160,3 +218,21 @@ def check(c: Any) -> None:
     with jax.set_mesh(mesh):
       jax.eval_shape(
         rule, params, jax.ShapeDtypeStruct((config.num_layers, config.num_heads), 'float32'))
+
+
+_OPTIONS = {'web': WebOptions, 'pdf': PdfOptions, 'tokenize': TokenizeOptions}
+
+# The least that a number may be.
+_LEAST = {
+  'seed': 0,
+  'selfdocs.pages': 1, 'selfdocs.pdfs': 0,
+  'tokenizer.vocab_size': 1, 'tokenizer.train_bytes': 1,
+  'data.seq_len': 2, 'data.window': 1, 'data.max_segments': 0,
+  'train.tokens': 1, 'train.flops': 0, 'train.batch_tokens': 1, 'train.accumulate': 1,
+  'train.loss_chunk': 1, 'train.z_loss': 0, 'train.cos_reg': 0, 'train.log_every': 1,
+  'train.eval_every': 1, 'train.eval_documents': 0, 'train.checkpoint_every': 1, 'train.keep': 1,
+  'diagnostics.every': 0,
+  'eval.documents': 0, 'eval.batch_size': 1, 'eval.task_examples': 0,
+  'sample.tokens': 1, 'sample.temperature': 0,
+  'distill.draws': 1, 'distill.temperature': 0, 'distill.weight': 0,
+}
