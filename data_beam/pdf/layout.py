@@ -398,7 +398,8 @@ def _paragraphs(rows: list[list[Line]]) -> list[Paragraph]:
     if previous is not None and not (_apart(text) or _apart(previous_text)):
       pitch = row[0].middle - previous[0].middle
       near = pitch / size < min(max(1.8, 1.1 * usual), 1.25 * usual)
-      same = abs(size - _size(previous)) <= 0.08 * size and _level(row) == _level(previous)
+      same = abs(size - _size(previous)) <= 0.08 * size and (
+        _level(row) == _level(previous) or previous_text[-1] == BREAK)
       was_mono = _is_mono(previous)
       if mono and was_mono:
         separator = '\n' if pitch < 2.6 * size else '\n\n'

@@ -377,8 +377,9 @@ def _lines(handle: ctypes.c_void_p, words: Words, index_W: np.ndarray, turn: int
   odd_W[1:] |= np.diff(index_W) > 1
   odd_R = np.logical_or.reduceat(odd_W, start_R)
   level_W = words.level_W[index_W]
-  low_R, level_R = (pick.reduceat(level_W, start_R) for pick in (np.minimum, np.maximum))
-  level_R[low_R != level_R] = 0
+  level_R = np.maximum.reduceat(level_W, start_R)
+  of_level_W = length_W * (level_W == level_R.repeat(end_R - start_R))
+  level_R[4 * np.add.reduceat(of_level_W, start_R) < 3 * np.add.reduceat(length_W, start_R)] = 0
   lines, places = [], place_W2.tolist()
   for start, end, first, last, hyphen, x0, x1, mark, base, size, mono, odd, level in zip(
       start_R.tolist(), end_R.tolist(), place_W2[start_R, 0].tolist(),
