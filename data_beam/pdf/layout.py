@@ -212,7 +212,7 @@ def _read(lines: list[Line], rtl: bool, depth: int) -> list[list[Paragraph]]:
   if len(lines) >= 6 and depth < 8:
     text = sum([len(line.text) > PROSE_CHARS for line in lines]) > 3
     tried = (b for x in _gutters(lines) for b in _ways(rows, x, text)
-             if any([left for left, _, _ in b]))
+             if any(left for left, _, _ in b))
     bands = next(tried, [])
   if not bands:
     return [_paragraphs(rows)]

@@ -311,7 +311,8 @@ def _drawn_how(handle: ctypes.c_void_p, page: Any, code_N: np.ndarray, place_W2:
   matrix_O6 = matrices(handle, starts)
   size_O = each('FPDFText_GetFontSize', handle, starts) * np.hypot(*matrix_O6[:, 2:4].T)
   quarter_O = np.arctan2(-matrix_O6[:, 1], matrix_O6[:, 0]) / (np.pi / 2)
-  turn_W, stacked_W = _turns(quarter_O[of_W] + page.get_rotation() // 90, code_N, place_W2, box_W24)
+  quarter_O += page.get_rotation() // 90
+  turn_W, stacked_W = _turns(quarter_O, of_W, code_N, place_W2, box_W24)
   font_O = np.array(list(map(calls()['FPDFTextObj_GetFont'], items)), np.uint64)
   size_W = size_O[of_W]
   fonts, font_O = np.unique(font_O, return_inverse=True)
@@ -339,24 +340,26 @@ def _drawn_how(handle: ctypes.c_void_p, page: Any, code_N: np.ndarray, place_W2:
   return turn_W, stacked_W, size_W, mono_W, fixed, level_O[of_W], invisible_O[of_W], seen_W
 
 
-def _turns(quarter_W: np.ndarray, code_N: np.ndarray, place_W2: np.ndarray,
+def _turns(quarter_O: np.ndarray, of_W: np.ndarray, code_N: np.ndarray, place_W2: np.ndarray,
            box_W24: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-  """`turn_W` and `stacked_W`: by the letters' own angles, clockwise in quarters, and by where the
-  next letter stands in vertical Japanese and Chinese."""
-  whole_W = quarter_W.round()
-  turn_W = whole_W.astype(int) % 4
-  turn_W[np.abs(quarter_W - whole_W) > 0.1] = ASKEW
-  stacked_W = np.zeros(len(turn_W), bool)
+  """`turn_W` and `stacked_W`: by the angles of the objects that draw the words, clockwise in
+  quarters, and by where the next letter stands in vertical Japanese and Chinese."""
+  whole_O = quarter_O.round()
+  turn_O = whole_O.astype(int) % 4
+  turn_O[np.abs(quarter_O - whole_O) > 0.1] = ASKEW
+  turn_W, stacked_W = turn_O[of_W], np.zeros(len(of_W), bool)
   length_W, middle_W22 = place_W2[:, 1] - place_W2[:, 0], box_W24[..., :2] + box_W24[..., 2:]
-  (dx_W, dy_W) = (middle_W22[:, 1] - middle_W22[:, 0]).T
-  down_W = (length_W > 2) & (np.abs(dy_W) > np.abs(dx_W)) & (turn_W % 2 == 0) & (turn_W != ASKEW)
+  (dx_W, dy_W) = np.abs(middle_W22[:, 1] - middle_W22[:, 0]).T
+  down_W = (length_W > 2) & (dy_W > dx_W) & ((turn_W == 0) | (turn_W == 2))
   if down_W.any():
-    turn_W[down_W] = np.where(dy_W > 0, 1, 3)[down_W]
+    turn_W[down_W] = np.where(middle_W22[:, 1, 1] > middle_W22[:, 0, 1], 1, 3)[down_W]
     for i in np.flatnonzero(~down_W[1:] & (length_W[1:] < 3)).tolist():
       before, after = middle_W22[i, 1], middle_W22[i + 1, 0]
       down_W[i + 1] = down_W[i] and abs(after[0] - before[0]) < abs(after[1] - before[1])
       if down_W[i + 1]:                     # one or two letters in such a line
         turn_W[i + 1] = turn_W[i]
+  if code_N.max() < CJK:
+    return turn_W, stacked_W
   single_W = (length_W == 1) & (code_N[place_W2[:, 0]] >= CJK) & (turn_W == 0)
   if np.count_nonzero(single_W) > max(7, len(turn_W) / 2):
     size_P = np.maximum(box_W24[1:, 0, 2] - box_W24[1:, 0, 0], 1)
