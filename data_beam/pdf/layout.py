@@ -216,12 +216,12 @@ def _read(lines: list[Line], rtl: bool, depth: int) -> list[list[Paragraph]]:
     bands = next(tried, [])
   if not bands:
     return [_paragraphs(rows)]
-  parts = [_parts(*band, rtl) for band in bands]
+  parts = [_parts(band, rtl) for band in bands]
   if text and not all(parts):               # text beside a table, which would be cut first
     other = next((b for b in tried if any(left and pdf_lists.beside_prose(left, right, apart=True)
                                           for left, right, _ in b)), None)
     if other:
-      bands, parts = other, [_parts(*band, rtl) for band in other]
+      bands, parts = other, [_parts(band, rtl) for band in other]
   blocks = []
   for (left, right, _), groups in zip(bands, parts, strict=True):
     if groups:
@@ -231,9 +231,9 @@ def _read(lines: list[Line], rtl: bool, depth: int) -> list[list[Paragraph]]:
   return blocks
 
 
-def _parts(left: list[Line], right: list[Line], others: list[Line],
-           rtl: bool) -> list[list[Line]]:
+def _parts(band: Band, rtl: bool) -> list[list[Line]]:
   """What of a band is to be read one after the other; nothing where it is a table."""
+  left, right, others = band
   if others:
     return [others]
   sides = (right, left) if rtl else (left, right)

@@ -22,16 +22,18 @@ NEAR = 6                    # pages within which a head of few pages stands on t
 
 _NUMBER = re.compile(r'\d+|(?<![^\W_])(?:[ivxlc]{1,7}|[IVXLC]{1,7})(?![^\W_])')
 _PAGE = r'page|frm|seite|página|pagina|pág|pag|side|sida|strona|стр|страница|p|s'
+_OF = r'of|de|von|sur|di|aus|af|av|z|из'
 _PAGE_CELL = re.compile(
   rf'\W*(?:(?:{_PAGE})(?![^\W\d_])\W*)?(?:[a-z]\W)?(?:\d+|[ivxlc]+)'
-  rf'(?:\s*(?:\W|of|de|von|sur|di|aus|af|av|z|из)\s*\d+)?(?:\s*(?:{_PAGE})\b)?\W*', re.I)
+  rf'(?:\s*(?:\W|{_OF})\s*\d+)?(?:\s*(?:{_PAGE})\b)?\W*', re.I)
 _CENTRED = re.compile(r'\d{1,3}|[ivx]{1,6}')
 _DECORATED = re.compile(
   r'[-–—~|·•]\s?\d{1,4}\s?[-–—~|·•]|\[\d{1,4}\]|(?:page|seite|página|pagina|pág\.)\s*\d{1,4}'
-  r'(?:\s*(?:/|of|de|von|sur|di|aus)\s*\d{1,4})?', re.I)
+  rf'(?:\s*(?:/|{_OF})\s*\d{{1,4}})?', re.I)
 _PAGE_WORD = re.compile(rf'\b(?:{_PAGE})(?![^\W\d_])\W*\d', re.I)
 _COUNTED = re.compile(r'[^\W\d_]+[.:#\s]*|.*(?::|#|№|\bn[or°º]\.?|\bnumber|\bnumm?er)\s*', re.I)
-_NUMBER_AT_END = re.compile(rf'^(\d+)\W+(?=\D)|\W+(?:(?:{_PAGE})\W*)?(\d+)$', re.I)
+_COUNT = re.compile(
+  rf'\W*(?:\b(?:{_PAGE})(?![^\W\d_])\W*)?\b(\d+)(?:\s*(?:/|{_OF})\s*\d+)?(?!\w)\W*', re.I)
 _ROMAN = {'i': 1, 'v': 5, 'x': 10, 'l': 50, 'c': 100}
 
 
@@ -261,7 +263,7 @@ def _without(text: str, counts: set[int]) -> str:
   text = text.strip()
   if counts and _PAGE_CELL.fullmatch(text):
     return ''
-  return _NUMBER_AT_END.sub(lambda m: '' if int(m[1] or m[2]) in counts else m[0], text)
+  return _COUNT.sub(lambda m: ' ' if int(m[1]) in counts else m[0], text).strip()
 
 
 def _looks(row: _Row, page: Sequence[Line], bottom: bool) -> bool:
@@ -272,7 +274,7 @@ def _looks(row: _Row, page: Sequence[Line], bottom: bool) -> bool:
   line = row.lines[0]
   text = line.text.strip()
   x0, x1 = min(other.x0 for other in page), max(other.x1 for other in page)
-  centred = abs(line.x0 + line.x1 - x0 - x1) < 0.1 * (x1 - x0)
+  centred = abs(line.x0 + line.x1 - x0 - x1) < 0.2 * (x1 - x0)
   if not (_DECORATED.fullmatch(text) or (bottom and centred and _CENTRED.fullmatch(text))):
     return False
   others = [other for other in page if other is not line]
