@@ -20,13 +20,13 @@ from typing import NamedTuple
 
 import numpy as np
 
+from data_beam.pdf import cells as pdf_cells
 from data_beam.pdf import headings as pdf_headings
 from data_beam.pdf import lists as pdf_lists
-from data_beam.pdf.lines import BOLD, Box, Line, row_text, rows_of
+from data_beam.pdf.lines import BOLD, PROSE_CHARS, Box, Line, row_text, rows_of
 from data_beam.pdf.tables import Grid
 
 BREAK = '\ufffe'            # a hyphen at a line end, not yet known to be soft (pdfium's own mark)
-PROSE_CHARS = 20            # a column whose lines are shorter on average is no prose
 RTL = re.compile('[\u0590-\u08ff\ufb1d-\ufdff\ufe70-\ufefc]')
 
 _BULLET = re.compile(r'^([•·°◦●○▪■□–‣▶►❖➢*-]|\(?\d{1,3}[.)]|\(?[a-z][.)]|\[\d{1,3}\])\s+\S')
@@ -223,9 +223,13 @@ def _read(lines: list[Line], rtl: bool, depth: int) -> list[list[Paragraph]]:
     if other:
       bands, parts = other, [_parts(band, rtl) for band in other]
   blocks = []
-  for (left, right, _), groups in zip(bands, parts, strict=True):
+  for i, ((left, right, others), groups) in enumerate(zip(bands, parts, strict=True)):
+    if others and i + 1 < len(bands) and not parts[i + 1]:
+      below = bands[i + 1]
+      rest, heads = pdf_cells.heads(rows_of(others, rtl), below[0] + below[1])
+      groups, bands[i + 1] = [rest], (below[0] + heads, *below[1:])
     if groups:
-      blocks += [block for group in groups for block in _read(group, rtl, depth + 1)]
+      blocks += [block for group in groups if group for block in _read(group, rtl, depth + 1)]
     else:
       blocks.append(_table(left + right, rtl))
   return blocks
@@ -287,7 +291,7 @@ def _ways(rows: list[list[Line]], x: float, text: bool) -> Iterator[list[Band]]:
   across = _tables_across(rows, x) if text else set()
   if across:
     bands = _bands(rows, x, across)
-    if any(left and _prose(left) and _prose(right) for left, right, _ in bands):
+    if any(left and pdf_cells.prose(left) and pdf_cells.prose(right) for left, right, _ in bands):
       yield bands
   yield _bands(rows, x, set())
 
@@ -304,8 +308,8 @@ def _tables_across(rows: list[list[Line]], x: float) -> set[int]:
       run.append(i)
       continue
     cells = [line for j in run for line in rows[j]]
-    if len(run) >= 3 and not _prose(cells):
-      columns = _columns([rows[j] for j in run])
+    if len(run) >= 3 and not pdf_cells.prose(cells):
+      columns = pdf_cells.columns([rows[j] for j in run])
       gaps = [(b[0] - a[1], a[1] < x < b[0]) for a, b in itertools.pairwise(columns)]
       inner = [gap for gap, middle in gaps if not middle]
       if inner and max((gap for gap, middle in gaps if middle), default=0) < 1.3 * max(inner):
@@ -359,13 +363,9 @@ def _beside(left: list[Line], right: list[Line]) -> bool:
   return gap > 0.35 * size and bottom - top > 1.5 * size
 
 
-def _prose(lines: list[Line]) -> bool:
-  return sum(len(line.text) for line in lines) >= PROSE_CHARS * len(lines)
-
-
 def _tabular(left: list[Line], right: list[Line]) -> bool:
   """Short cells that share baselines; prose on both sides is columns even on a common grid."""
-  if _prose(left) and _prose(right):
+  if pdf_cells.prose(left) and pdf_cells.prose(right):
     return False
   few, many = sorted((left, right), key=len)
   middles = sorted(line.middle for line in many)
@@ -496,7 +496,7 @@ def _table(lines: list[Line], rtl: bool) -> list[Paragraph]:
   if sum(line.mono for line in lines) * 2 > len(lines):
     return _paragraphs(rows)
   wide = [row for row in rows if len(row) > 1]
-  if len(rows) > 3 and (parts := _without_prose(rows, wide)):
+  if len(rows) > 3 and (parts := pdf_cells.without_prose(rows, wide)):
     return [p for prose, part in parts for p in (
       _paragraphs(part) if prose else _table([line for row in part for line in row], rtl))]
   as_lines = [Paragraph('\n'.join(row_text(row) for row in rows), lines[0].size)]
@@ -506,9 +506,10 @@ def _table(lines: list[Line], rtl: bool) -> list[Paragraph]:
   # columns are welded nevertheless, the commonest kind of row alone has.
   usual = statistics.mode(len(row) for row in wide)
   common = [row for row in wide if len(row) == usual]
-  columns = _columns(wide[wide.index(common[0]):] if len(common) > 0.6 * len(wide) else wide)
+  body = wide[wide.index(common[0]):] if len(common) > 0.6 * len(wide) else wide
+  columns = pdf_cells.columns(body)
   if len(columns) < usual:
-    columns = _columns(common)
+    columns = pdf_cells.columns(common)
   if not 2 <= len(columns) <= 20:
     return as_lines
   if rtl:
@@ -520,9 +521,10 @@ def _table(lines: list[Line], rtl: bool) -> list[Paragraph]:
   for number, row in enumerate(rows):
     out = [''] * len(columns)
     for line in row:
-      for i in _places(line, row, columns, number < full):
+      for i in pdf_cells.places(line, row, columns, number < full):
         out[i] = f'{out[i]} {line.text.strip()}'.strip()
-    if cells and _goes_on(cells[-1], out, (row[0].middle - last[0].middle) / row[0].size, pitch):
+    leading = (row[0].middle - last[0].middle) / row[0].size
+    if cells and pdf_cells.goes_on(cells[-1], out, leading, pitch):
       cells[-1] = [_glue(a, b) if a and b else a or b for a, b in zip(cells[-1], out, strict=True)]
     else:
       cells.append(out)
@@ -531,73 +533,7 @@ def _table(lines: list[Line], rtl: bool) -> list[Paragraph]:
   cells = [[row[i] for i in full] for row in cells]
   if len(full) < 2 or sum(sum(map(bool, row)) > 1 for row in cells) < max(2, len(cells) / 2):
     return as_lines
-  return [Paragraph(_markdown(cells), lines[0].size)]
-
-
-def _places(line: Line, row: list[Line], columns: list[list[float]], head: bool) -> list[int]:
-  """The column of a cell; those under a head that stands amid or over several."""
-  shared = [min(line.x1, b) - max(line.x0, a) for a, b in columns]
-  if head and len(row) > 1:
-    middle, middles = (line.x0 + line.x1) / 2, [(a + b) / 2 for a, b in columns]
-    reach = min(abs(middle - (other.x0 + other.x1) / 2) for other in row if other is not line) / 2
-    near = [i for i, x in enumerate(middles) if abs(x - middle) < reach]
-    between = near and len(near) % 2 == 0 and (
-      abs(middle - (middles[near[0]] + middles[near[-1]]) / 2) < 0.5 * line.size)
-    over = near if between else [i for i, width in enumerate(shared) if width > 0]
-    if len(over) > 1 and abs(middle - (columns[over[0]][0] + columns[over[-1]][1]) / 2) < line.size:
-      return over
-  return [max(range(len(columns)), key=shared.__getitem__)]
-
-
-def _without_prose(rows: list[list[Line]],
-                   wide: list[list[Line]]) -> list[tuple[bool, list[list[Line]]]]:
-  """Stretches of rows that are text over, under or within a table, and of those that are its own;
-  none where there is no such text. Text lies across columns; one line of it amid a table stays."""
-  if not wide:
-    return []
-  second = statistics.median_low(row[1].x0 for row in wide)
-  first = min(row[0].x0 for row in wide)
-  across = [len(row) == 1 and row[0].x0 < second < row[0].x1 and (
-    row[0].x1 - row[0].x0 > second - first or len(row[0].text) > PROSE_CHARS) for row in rows]
-  for above, row, below in zip(range(len(rows)), rows[1:], rows[2:], strict=False):
-    to_above, to_below = row[0].middle - rows[above][0].middle, below[0].middle - row[0].middle
-    if len(row) == 1 and across[above] and 1.2 * to_above < to_below:     # a paragraph's last line
-      across[above + 1] = True
-  parts: list[tuple[bool, list[list[Line]]]] = []
-  for prose, places in itertools.groupby(range(len(rows)), across.__getitem__):
-    part = [rows[i] for i in places]
-    inside = bool(parts) and part[-1] is not rows[-1]
-    if parts and (parts[-1][0] == prose or (prose and inside and len(part) == 1)):
-      parts[-1][1].extend(part)
-    else:
-      parts.append((prose, part))
-  return parts if len(parts) > 1 else []
-
-
-def _goes_on(above: list[str], row: list[str], leading: float, usual: float) -> bool:
-  """Whether cells go on with those above, in a row of several lines. A full row is one of its own.
-
-  Args:
-    above: cells.
-    row: cells of the next line.
-    leading: from one to the other, in sizes of the font.
-    usual: that of the table's rows.
-  """
-  if leading > 1.35:
-    return False
-  filled, held = sum(map(bool, row)), sum(map(bool, above))
-  if not row[0]:
-    return filled * 2 <= held or (held == 1 and bool(above[0]) and leading < 0.9)
-  if above[0] and min(filled, held) == 1 and max(filled, held) > 1:     # a label of two lines
-    return row[0][:1].islower() or leading < 0.85 * usual
-  return False
-
-
-def _markdown(cells: list[list[str]]) -> str:
-  plain = str.maketrans({'|': '\\|', '\n': ' '})
-  rows = [f'| {" | ".join(cell.translate(plain) for cell in row)} |' for row in cells]
-  rows.insert(1, '|' + ' --- |' * len(cells[0]))
-  return '\n'.join(rows)
+  return [Paragraph(pdf_cells.markdown(cells), lines[0].size)]
 
 
 def _filled(lines: list[Line], grid: Grid, rtl: bool) -> list[Line]:
@@ -620,24 +556,12 @@ def _filled(lines: list[Line], grid: Grid, rtl: bool) -> list[Line]:
     return lines
   texts = {place: functools.reduce(_glue, map(row_text, rows_of(held, rtl)))
            if len(held) > 1 else held[0].text.strip() for place, held in cells.items()}
-  _repeat_heads(texts, grid, used)
-  text = _markdown([[texts.get((i, j), '') for j in used[1]] for i in used[0]])
+  pdf_cells.repeat_heads(texts, grid, used)
+  text = pdf_cells.markdown([[texts.get((i, j), '') for j in used[1]] for i in used[0]])
   box = (grid.columns[0], grid.rows[0], grid.columns[-1], grid.rows[-1])
   table = Line(*box, text, statistics.median(line.size for line in inside))
   held = set(map(id, inside))
   return [*(line for line in lines if id(line) not in held), table]
-
-
-def _repeat_heads(texts: dict[tuple[int, int], str], grid: Grid, used: list[list[int]]) -> None:
-  """Heads over several columns stand over each of them: in the rows above the first full one."""
-  heads = list(itertools.takewhile(lambda i: not all((i, j) in texts for j in used[1]), used[0]))
-  if len(heads) == len(used[0]):
-    return
-  for i, j in [place for place in texts if place[0] in heads]:
-    middle = (grid.rows[i] + grid.rows[i + 1]) / 2
-    over = [k for k in grid.span(middle, j) if k in used[1]]
-    if 1 < len(over) < len(used[1]) and sum((i, k) in texts for k in over) == 1:
-      texts.update({(i, k): texts[i, j] for k in over})
 
 
 def _dotted(text: str) -> bool:
@@ -665,17 +589,6 @@ def _contents(lines: list[Line]) -> list[Line]:
         entry = []
     out += entry
   return out
-
-
-def _columns(rows: list[list[Line]]) -> list[list[float]]:
-  """Stretches of x covered by the cells of these rows, left to right."""
-  columns: list[list[float]] = []
-  for line in sorted((line for row in rows for line in row), key=lambda line: line.x0):
-    if columns and line.x0 < columns[-1][1] + 1:
-      columns[-1][1] = max(columns[-1][1], line.x1)
-    else:
-      columns.append([line.x0, line.x1])
-  return columns
 
 
 def _spell_list(paragraph: str) -> str:

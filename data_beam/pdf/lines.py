@@ -4,6 +4,7 @@ import dataclasses
 import operator
 from collections.abc import Sequence
 
+PROSE_CHARS = 20            # a column whose lines are shorter on average is no prose
 Box = tuple[float, float, float, float]     # x0, y0, x1, y1
 
 BOLD = 7                    # as a level: all of a line in a bold font

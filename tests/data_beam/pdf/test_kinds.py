@@ -281,6 +281,19 @@ def test_a_label_of_two_lines_is_one_cell():
   assert '| Ferries and barges under repair | 17 | 21 |' in read(draw)
 
 
+def test_a_head_is_not_torn_off_by_a_line_across_the_table():
+  def draw(page):
+    page.setFont('Helvetica', 9)
+    rows = [['Source', 'Kind', 'Barrels', 'Sacks'], ['Loaded at the old quay, before evening'],
+            *([f'Mill {i}', f'oats {i}', f'{70 + i}', f'{90 + i}'] for i in range(8))]
+    for i, row in enumerate(rows):
+      for x, cell in zip((72, 170, 260, 330) if len(row) > 1 else (140,), row, strict=True):
+        page.drawString(x, 700 - 14 * i, cell)
+  lines = read(draw).split('\n')
+  assert lines[0] == '| Source | Kind | Barrels | Sacks |'
+  assert lines[-1] == '| Mill 7 | oats 7 | 77 | 97 |'
+
+
 # Letters.
 
 def test_lines_of_chinese_are_joined_without_spaces():
