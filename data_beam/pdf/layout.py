@@ -9,7 +9,6 @@ within a band the left side is read before the right. Where the two sides are sh
 their baselines, the band is a table and becomes Markdown.
 """
 
-import collections
 import functools
 import itertools
 import math
@@ -22,12 +21,12 @@ from typing import NamedTuple
 import numpy as np
 
 from data_beam.pdf import cells as pdf_cells
+from data_beam.pdf import headings as pdf_headings
 from data_beam.pdf import lists as pdf_lists
-from data_beam.pdf.lines import PROSE_CHARS, Box, Line, row_text, rows_of
+from data_beam.pdf.lines import BOLD, PROSE_CHARS, Box, Line, row_text, rows_of
 from data_beam.pdf.tables import Grid
 
 BREAK = '\ufffe'            # a hyphen at a line end, not yet known to be soft (pdfium's own mark)
-MAX_HEADING = 200           # characters
 RTL = re.compile('[\u0590-\u08ff\ufb1d-\ufdff\ufe70-\ufefc]')
 
 _BULLET = re.compile(r'^([•·°◦●○▪■□–‣▶►❖➢*-]|\(?\d{1,3}[.)]|\(?[a-z][.)]|\[\d{1,3}\])\s+\S')
@@ -36,7 +35,6 @@ _CAPTION = re.compile(
   r'\s*\d', re.I)
 _CONJUNCTIONS = frozenset({'and', 'or', 'und', 'oder', 'et', 'ou', 'e', 'o', 'y', 'ed'})
 _LINE_END_HYPHEN = re.compile(rf'{BREAK}(?=(\S*))')
-_LETTERS = re.compile(r'[^\W\d_]{2}')
 # Searched before what costs more is: these begin with a set of characters, which is fast.
 _FIVE_DOTS = re.compile(r'[.·…_](?:\s?[.·…_]){4}')
 _THREE_DOTS = re.compile(r'[.·…](?:\s?[.·…]){2}')
@@ -53,7 +51,7 @@ _SPLIT_ACCENT = re.compile(f'([{"".join(_ACCENTS)}])([A-Za-zıȷ])')
 _UNSPACED = re.compile(
   '[\u2e80-\u30ff\u31f0-\u9fff\uf900-\ufaff\uff01-\uffdc\U00020000-\U0003ffff'
   '\u0e00-\u0eff\u1000-\u109f\u1780-\u17ff]')
-_PRIVATE = re.compile('[\ue000-\uf8ff]')
+_PRIVATE = re.compile('[\ue000-\uf8ff\U000f0000-\U0010fffd]')
 # pdfium, which puts Arabic into logical order, loses the space where the script changes, and leaves
 # vowel marks that were drawn apart before their letter.
 _ARABIC = '\u0620-\u064a\u066e-\u06d3'
@@ -75,13 +73,15 @@ class Paragraph(NamedTuple):
   """Text and the size of its font."""
   text: str
   size: float
+  level: int = 0            # see Line
 
 
 def page_text(lines: Sequence[Line], grids: Sequence[Grid] = (),
-              markers: Sequence[tuple[Box, str]] = (), headings: Sequence[float] = ()) -> str:
+              markers: Sequence[tuple[Box, str]] = (),
+              headings: Sequence[float] | None = None) -> str:
   """Text of one page in reading order, paragraphs separated by blank lines, the cells of `grids`
-  as tables, and the texts of `markers` where their boxes stand; those in a size of `headings`, see
-  `heading_sizes`, as Markdown's headings.
+  as tables, and the texts of `markers` where their boxes stand; headings marked as in Markdown
+  where `headings`, the sizes of their fonts, are given.
 
   A hyphen at a line end whose word goes on stays as `BREAK` for `join_hyphens`, which needs the
   words of the whole document.
@@ -102,30 +102,14 @@ def page_text(lines: Sequence[Line], grids: Sequence[Grid] = (),
   paragraphs: list[Paragraph] = []
   for block in _read(lines, rtl, depth=0):
     _join_block(paragraphs, block)
-  text = '\n\n'.join(_heading(p, headings) + _spell_list(p.text)
-                     for p in paragraphs if p.text.strip())
+  bold = sum(len(line.text) for line in lines if line.level == BOLD) < 0.4 * len(whole)
+  paragraphs = [p for p in paragraphs if p.text.strip()]
+  texts = [_spell_list(paragraph.text) for paragraph in paragraphs]
+  if headings is not None:
+    texts = [text if _apart(text) else pdf_headings.mark(*paragraph, after, headings, bold) + text
+             for text, paragraph, after in zip(texts, paragraphs, [*texts[1:], ''], strict=True)]
+  text = '\n\n'.join(texts)
   return text.replace(_ENTRY_END + '\n', '\n').removesuffix(_ENTRY_END)
-
-
-def heading_sizes(pages: Sequence[Sequence[Line]]) -> list[float]:
-  """Sizes of the fonts of a document's headings, the largest first: those clearly larger than the
-  one most of the text is in, signs and initials apart. Points, in steps of a half."""
-  characters: collections.Counter[float] = collections.Counter()
-  for page in pages:
-    for line in page:
-      characters[round(2 * line.size) / 2] += len(line.text)
-  usual = max(characters, key=characters.__getitem__, default=0.0)
-  return sorted((size for size, count in characters.items() if size > 1.12 * usual and count > 9),
-                reverse=True)
-
-
-def _heading(paragraph: Paragraph, sizes: Sequence[float]) -> str:
-  """The mark of a heading, '' for other text: a line or two of a heading's size, with letters."""
-  text = paragraph.text
-  if '\n' in text or _apart(text) or len(text) > MAX_HEADING or not _LETTERS.search(text):
-    return ''
-  larger = [size for size in sizes if size > paragraph.size + 0.25]
-  return f'{"#" * min(6, len(larger) + 1)} ' if len(larger) < len(sizes) else ''
 
 
 def caption(box: Box, lines: Sequence[Line]) -> str:
@@ -275,9 +259,9 @@ def _join_block(paragraphs: list[Paragraph], block: list[Paragraph]) -> None:
   if block:
     for i in range(len(paragraphs) - 1, max(-1, len(paragraphs) - 5), -1):
       size = paragraphs[i].size
-      if (abs(size - block[0].size) < 0.05 * size
+      if (abs(size - block[0].size) < 0.05 * size and paragraphs[i].level == block[0].level
           and _continues(paragraphs[i].text, block[0].text)):
-        paragraphs[i] = Paragraph(_glue(paragraphs[i].text, block[0].text), size)
+        paragraphs[i] = paragraphs[i]._replace(text=_glue(paragraphs[i].text, block[0].text))
         block = block[1:]
         break
   paragraphs += block
@@ -414,7 +398,8 @@ def _paragraphs(rows: list[list[Line]]) -> list[Paragraph]:
     if previous is not None and not (_apart(text) or _apart(previous_text)):
       pitch = row[0].middle - previous[0].middle
       near = pitch / size < min(max(1.8, 1.1 * usual), 1.25 * usual)
-      same = abs(size - _size(previous)) <= 0.08 * size
+      same = abs(size - _size(previous)) <= 0.08 * size and (
+        _level(row) == _level(previous) or previous_text[-1] == BREAK)
       was_mono = _is_mono(previous)
       if mono and was_mono:
         separator = '\n' if pitch < 2.6 * size else '\n\n'
@@ -426,11 +411,11 @@ def _paragraphs(rows: list[list[Line]]) -> list[Paragraph]:
         elif _wrapped(previous, previous_text, row, text, right, left):
           separator = ''
     if separator == '\n\n' or not paragraphs:
-      paragraphs.append(Paragraph(text, size))
+      paragraphs.append(Paragraph(text, size, _level(row)))
     else:
       last = paragraphs[-1]
       joined = f'{last.text}\n{text}' if separator else _glue(last.text, text)
-      paragraphs[-1] = Paragraph(joined, last.size)
+      paragraphs[-1] = last._replace(text=joined)
     previous, previous_text = row, text
     left = row[0].x0                        # so a hanging indent begins with the second line
   return paragraphs
@@ -453,6 +438,11 @@ def _apart(text: str) -> bool:
 
 def _size(row: list[Line]) -> float:
   return row[0].size if len(row) == 1 else max(row, key=lambda line: line.x1 - line.x0).size
+
+
+def _level(row: list[Line]) -> int:
+  """That of all lines of a row, or 0."""
+  return row[0].level if len({line.level for line in row}) == 1 else 0
 
 
 def _is_mono(row: list[Line]) -> bool:
@@ -608,4 +598,5 @@ def _spell_list(paragraph: str) -> str:
 
 def _accent(match: re.Match) -> str:
   letter = {'ı': 'i', 'ȷ': 'j'}.get(match[2], match[2])
-  return unicodedata.normalize('NFC', letter + _ACCENTS[match[1]])
+  whole = unicodedata.normalize('NFC', letter + _ACCENTS[match[1]])
+  return whole if len(whole) == 1 else match[0]

@@ -7,6 +7,8 @@ from collections.abc import Sequence
 PROSE_CHARS = 20            # a column whose lines are shorter on average is no prose
 Box = tuple[float, float, float, float]     # x0, y0, x1, y1
 
+BOLD = 7                    # as a level: all of a line in a bold font
+
 _PLACE = operator.attrgetter('middle', 'x0')
 
 
@@ -20,6 +22,7 @@ class Line:
   text: str
   size: float
   mono: bool = False
+  level: int = 0            # of the heading that it is by the file's tags, or BOLD
   middle: float = dataclasses.field(init=False)
 
   def __post_init__(self):

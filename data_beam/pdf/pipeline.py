@@ -73,7 +73,7 @@ def stages(
   """
   o = options
   how = {'ocr': o.ocr, 'languages': o.languages, 'router': o.router, 'figures': o.figures,
-         'markdown': o.markdown,
+         'markdown': o.markdown, 'unseen': o.unseen,
          'server': {'url': o.ocr_server, 'model': o.ocr_model} if o.ocr_server else None}
   refetching = {'modes': o.refetch, 'stale_before': o.stale_before, 'agent': o.agent,
                 'delay': o.fetch_delay, 'folder': folder}
