@@ -16,7 +16,9 @@ import io
 import itertools
 import logging
 import os
+import shutil
 import statistics
+import tempfile
 import time
 from collections.abc import Iterable, Iterator, Sequence
 from typing import Any, NamedTuple
@@ -228,11 +230,18 @@ class _Extract(beam.DoFn):
     self.options, self.source = options, source
 
   def setup(self):
-    self.extractor = pdf_text.Extractor()
+    self.held, self.how = contextlib.ExitStack(), self.options
+    self.extractor = self.held.enter_context(pdf_text.Extractor())
+    if '://' in (router := self.options.get('router', '')):   # the child has no keys to read it
+      copy = self.held.enter_context(tempfile.NamedTemporaryFile())
+      with open_file(router) as f:
+        shutil.copyfileobj(f, copy)
+      copy.flush()
+      self.how = {**self.options, 'router': copy.name}
     self.documents, self.pages, self.said = 0, 0, time.monotonic()
 
   def teardown(self):
-    self.extractor.close()
+    self.held.close()
 
   def process(self, reference: Reference):
     result = self.read(reference, body_of(reference))
@@ -247,7 +256,7 @@ class _Extract(beam.DoFn):
 
   def read(self, reference: Reference, body: bytes) -> Document | Reject:
     try:
-      found = self.extractor.extract(body, **self.options)
+      found = self.extractor.extract(body, **self.how)
     except PdfError as error:
       cut = reference.truncated and error.reason == 'damaged'
       document = _document(reference, self.source, **({'error': error.detail} if error.detail
@@ -259,9 +268,10 @@ class _Extract(beam.DoFn):
     """A newer version of a document, a record of a WARC file: for refetch.Refetch."""
     with open_file(path) as f:
       f.seek(offset)
-      page = next(readers.read_stream(f, os.path.basename(path), readers.PDF_TYPES, MAX_PDF_BYTES))
-    if isinstance(page, Reject):
-      return page
+      page = next(readers.read_stream(f, os.path.basename(path), readers.PDF_TYPES, MAX_PDF_BYTES),
+                  None)
+    if page is None or isinstance(page, Reject):
+      return page or Reject(document, 'read', 'not_pdf')
     page = dataclasses.replace(page, id=document.id, url=document.url, warc_offset=offset)
     return self.read(_reference(page, path), page.body)
 

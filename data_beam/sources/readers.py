@@ -172,7 +172,7 @@ class _ArcHeaders:
   def __init__(self, headers):
     self.get = headers.get_header
     status = headers.get_statuscode()
-    self.status_code = int(status) if status.isdigit() else None
+    self.status_code = int(status) if status.isdecimal() else None
 
 
 def read_html(
@@ -302,7 +302,7 @@ def _read_record(
     page.etag, page.modified = http.get('ETag') or '', http.get('Last-Modified') or ''
     size = http.get('X-Crawl-Content-Length') or http.get('Content-Length') or ''
     coded = http.get('X-Crawl-Content-Encoding') or http.get('Content-Encoding')
-    page.declared = int(size) if size.isdigit() and not coded else 0
+    page.declared = int(size) if size.isdecimal() and not coded else 0
 
   declared = headers.get('WARC-Identified-Payload-Type') or content_type
   declared = declared.partition(';')[0].strip().lower()
