@@ -232,12 +232,11 @@ class _Extract(beam.DoFn):
   def setup(self):
     self.held, self.how = contextlib.ExitStack(), self.options
     self.extractor = self.held.enter_context(pdf_text.Extractor())
-    if '://' in (router := self.options.get('router', '')):   # the child has no keys to read it
-      copy = self.held.enter_context(tempfile.NamedTemporaryFile())
-      with open_file(router) as f:
-        shutil.copyfileobj(f, copy)
-      copy.flush()
-      self.how = {**self.options, 'router': copy.name}
+    if '://' in (path := self.options.get('router', '')):     # the child has no keys to read it
+      copy = os.path.join(self.held.enter_context(tempfile.TemporaryDirectory()), 'router')
+      with open_file(path) as f, open(copy, 'wb') as out:
+        shutil.copyfileobj(f, out)
+      self.how = {**self.options, 'router': copy}
     self.documents, self.pages, self.said = 0, 0, time.monotonic()
 
   def teardown(self):
