@@ -76,7 +76,8 @@ def stages(
   o = options
   how = {'ocr': o.ocr, 'languages': o.languages, 'router': o.router, 'figures': o.figures,
          'markdown': o.markdown,
-         'server': {'url': o.ocr_server, 'model': o.ocr_model} if o.ocr_server else None}
+         'server': {'url': o.ocr_server, 'model': o.ocr_model, 'prompt': o.ocr_prompt}
+                   if o.ocr_server else None}
   refetching = {'modes': o.refetch, 'stale_before': o.stale_before, 'agent': o.agent,
                 'delay': o.fetch_delay, 'folder': folder}
   return [
@@ -280,7 +281,7 @@ def to_document(reference: Reference, found: pdf_text.PdfText, source: str = 'pd
   found = dataclasses.replace(found, pages=[normalize(page).strip() for page in found.pages])
   sure = [c for c, method in zip(found.ocr_confidence, found.page_methods, strict=True)
           if method == 'ocr']
-  wanted = {i: f for i, f in enumerate(found.features) if f['ocr_wanted']}
+  wanted = {i: f for i, f in enumerate(found.features) if f['ocr_wanted'] or 'agreement' in f}
   return _document(
     reference, source, found.text, extractor=found.method, pages=len(found.pages),
     page_offsets=found.page_offsets, page_methods=found.page_methods,

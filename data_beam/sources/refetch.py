@@ -102,7 +102,8 @@ def value(result: Result) -> float:
 
 def _good_share(document: Document) -> float:
   meta = document.metadata
-  bad = {i for i, m in enumerate(meta.get('page_methods', ())) if m in ('noise', 'skipped')}
+  bad = {i for i, m in enumerate(meta.get('page_methods', ()))
+         if m in ('noise', 'skipped', 'failed')}
   bad |= {int(i) for i, f in meta.get('page_features', {}).items()
           if f.get('ocr_wanted') and meta['page_methods'][int(i)] == 'text'}
   return 1 - len(bad) / max(1, meta.get('pages', 1))

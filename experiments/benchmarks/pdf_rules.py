@@ -231,7 +231,7 @@ def pdftotext(path: pathlib.Path) -> list[str]:
   return done.stdout.decode('utf-8', 'replace').split('\f')
 
 
-def main(_):
+def main(_: list[str]) -> None:
   """Prints the scores."""
   data = pathlib.Path(_DATA.value)
   rules = [json.loads(line) for path in sorted(data.glob('*.jsonl'))

@@ -46,6 +46,7 @@ OTHER = {
   'ocr': ('never', 'never', 'never'),
   'ocr_server': ('http://a', 'http://a', 'http://a'),
   'ocr_model': ('m', 'm', 'm'),
+  'ocr_prompt': ('tex', 'tex', 'tex'),
   'router': ('r.txt', 'r.txt', 'r.txt'),
   'figures': ('mark', 'mark', 'mark'),
   'refetch': ('poor,all', 'poor,all', ('poor', 'all')),
