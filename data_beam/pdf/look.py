@@ -30,6 +30,7 @@ LOOKS = 3                    # of a document, for each reason
 LINES = 6                    # that are compared at each
 SURE = 0.7                   # confidence of the engine from which its word counts
 SAME_LETTERS = 0.94          # of the layer and of what is read, in order
+SAME_GARBLED = 0.9           # the same where a font is in doubt: what it garbles is no word at all
 SAME_CAPITALS = 0.6          # layers made for searching have none
 WHOLE_PICTURE = 0.6          # of a page, from which text lies on a picture
 COVERED = 0.85               # of what OCR reads of a page with pictures, that its layer has too
@@ -63,7 +64,7 @@ class Reader:
       return ''
     agreed = self._agreed[why]
     if len(agreed) < LOOKS:
-      same = self._look(index, layer, feature)
+      same = self._look(index, layer, feature, SAME_GARBLED if why == 'garbled' else SAME_LETTERS)
       if same is None:
         return why
       agreed.append(same)
@@ -110,9 +111,12 @@ class Reader:
     self._backdrops.append(found)
     return found
 
-  def _look(self, index: int, layer: Sequence[Line], feature: dict[str, Any]) -> bool | None:
+  def _look(self, index: int, layer: Sequence[Line], feature: dict[str, Any], least: float,
+            ) -> bool | None:
     """Whether a layer says what a picture shows; None where that cannot be told."""
-    lines = [line for line in layer if sum(map(str.isalpha, line.text)) >= 12]
+    width, height = self.document.get_page_size(index)
+    lines = [line for line in layer if sum(map(str.isalpha, line.text)) >= 12 and (
+      0 <= line.x0 < line.x1 <= width) and 0 <= line.y0 < line.y1 <= height]
     letters = _letters(lines)
     if sum(c < '\u0250' for c in letters) < 0.9 * len(letters):
       # No engine here reads that script.
@@ -133,7 +137,7 @@ class Reader:
     capitals = [collections.Counter(filter(str.isupper, text)) for text in (seen, have)]
     kept = (capitals[0] & capitals[1]).total() / max(1, capitals[0].total())
     feature['agreement'] = round(same, 3)
-    return same >= SAME_LETTERS and (kept >= SAME_CAPITALS or capitals[0].total() < 8)
+    return same >= least and (kept >= SAME_CAPITALS or capitals[0].total() < 8)
 
 
 def _letters(lines: Iterable[Line]) -> str:
