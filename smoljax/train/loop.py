@@ -51,7 +51,7 @@ def train(
   t, mesh, folder = config.train, run.mesh, os.path.join(directory, 'checkpoints')
   with jax.set_mesh(mesh), Checkpoints(folder, keep=t.keep) as checkpoints:
     resumed = checkpoints.latest() is not None
-    step, state, position = newest(run, checkpoints)
+    step, state, position, changed = newest(run, checkpoints)
     iterator = prefetch(run.batches, position)
     checkpoints.reserve((run.plan.params, run.plan.opt_state))
     _warn_of_a_small_disk(run, checkpoints, step, log_line)
@@ -62,7 +62,7 @@ def train(
       Profile(config.xprof, os.path.join(directory, 'profile')) as profile,
     ):
       event = 'resume' if resumed else 'branch' if t.branch_from else 'start'
-      telemetry.started(step, event, checkpoints.quarantined)
+      telemetry.started(step, event, checkpoints.quarantined, changed)
       if step == 0:
         telemetry.evaluated(step, evaluate(run, state['params']))
       checkpoint_due = False
@@ -98,7 +98,7 @@ def train(
           streak = max(int(r['streak']) for r in reports)
           if guard.decide(config.guard, reports[-1], streak) != 'go on':
             iterator.close()
-            step, state, position = roll_back(
+            step, state, position, _ = roll_back(
               run, checkpoints, telemetry, Snapshot(step, state, position), broken)
             iterator, checkpoint_due = prefetch(run.batches, position), False
             continue

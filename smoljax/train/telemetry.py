@@ -5,7 +5,7 @@ import math
 import os
 import signal
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 import jax
@@ -69,8 +69,15 @@ class Telemetry:
   def __exit__(self, *error: object) -> None:
     self._log.__exit__(*error)
 
-  def started(self, step: int, event: str, quarantined: Sequence[int]) -> None:
-    """The first event: how the run begins ('start', 'resume' or 'branch'), and on what."""
+  def started(
+    self, step: int, event: str, quarantined: Sequence[int], changed: Mapping[str, tuple]
+  ) -> None:
+    """The first event: how the run begins ('start', 'resume' or 'branch'), and on what.
+
+    Args:
+      quarantined: steps of checkpoints that were damaged.
+      changed: config field → (its value so far, its value from now on).
+    """
     t = self._run.config.train
     self.event(
       step, event,
@@ -78,6 +85,7 @@ class Telemetry:
       devices=f'{jax.device_count()} x {jax.devices()[0].device_kind}',
       mesh=dict(self._run.mesh.shape),
       **({'quarantined': quarantined} if quarantined else {}),
+      **({'changed': dict(changed)} if changed else {}),
     )
 
   def add(self, step_metrics: dict, seconds: float, waited: float) -> None:

@@ -17,8 +17,11 @@ from helpers.tokenised import corpus, folder, texts  # noqa: F401 (fixtures)
 from smoljax import distributed
 
 
-def start(documents, workdir, processes, devices, *flags):
-  """The same command for each process, with the devices of the host that it stands for."""
+def start(documents, workdir, processes, devices, *flags, last=()):
+  """The same command for each process, with the devices of the host that it stands for.
+
+  The last process has flags of its own, `last`.
+  """
   with socket.socket() as s:
     s.bind(('localhost', 0))
     port = s.getsockname()[1]
@@ -35,7 +38,8 @@ def start(documents, workdir, processes, devices, *flags):
     '--config.sample.prompts=()', '--config.train.tensorboard=False', *flags]
   several = ['--distributed', f'--coordinator=localhost:{port}', f'--processes={processes}']
   return [subprocess.Popen(
-    [*command, *several * (processes > 1), *[f'--process={i}'] * (processes > 1)], cwd=REPOSITORY,
+    [*command, *several * (processes > 1), *[f'--process={i}'] * (processes > 1),
+     *last * (i == processes - 1)], cwd=REPOSITORY,
     stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, start_new_session=True,
     env={**os.environ, 'JAX_PLATFORMS': 'cpu',
          'XLA_FLAGS': f'--xla_force_host_platform_device_count={devices} '
@@ -90,6 +94,15 @@ def test_two_processes_train_as_one_does_and_may_become_one(tmp_path, corpus):
   assert [e['event'] for e in events if e['event'] in ('start', 'resume')] == ['start', 'resume']
   stopped = next(e['step'] for e in events if e['event'] == 'stop')
   same(rows(one), rows(less), after=stopped + 2)  # which rows are means of other steps
+
+
+@pytest.mark.slow
+def test_processes_that_differ_end_before_they_work(tmp_path, corpus):
+  for said in finish(start(
+      corpus, tmp_path / 'run', 2, 1, last=('--config.optimizer.learning_rate=0.5',)), 2):
+    assert ('error: process 1 is not like process 0: config.optimizer.learning_rate (0.5 against '
+            '0.002)') in said
+  assert not (tmp_path / 'run').exists()
 
 
 def test_half_a_coordinator_is_refused():
