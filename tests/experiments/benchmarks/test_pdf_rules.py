@@ -56,7 +56,8 @@ def test_rules(verdict, rule):
 
 
 @pytest.mark.parametrize(('verdict', 'page'), [
-  (False, ''), (False, '漢字'), (False, 'aaab' * 60), (True, 'aaab' * 60 + '\n'), (False, 'x ' * 40)])
+  (False, ''), (False, '漢字'), (False, 'aaab' * 60),
+  (True, 'aaab' * 60 + '\n'), (False, 'x ' * 40)])
 def test_baseline(verdict, page):
   assert pdf_rules.holds({'type': 'baseline'}, page) == verdict
 
