@@ -324,11 +324,15 @@ def _tesseract_languages() -> frozenset[str]:
 def _tesseract(picture, languages: tuple[str, ...]) -> Iterator[tuple]:
   """Lines of `tesseract … tsv`; the picture goes in as a PGM on its standard input."""
   height, width = picture.shape[:2]
-  installed = _tesseract_languages()
-  wanted = [_TESSERACT[c] for c in languages if _TESSERACT.get(c) in installed] or ['eng']
   pgm = f'P5 {width} {height} 255\n'.encode() + picture.tobytes()
-  done = subprocess.run(['tesseract', 'stdin', 'stdout', '-l', '+'.join(wanted), 'tsv'],
-                        input=pgm, capture_output=True, preexec_fn=sandbox.die_with_parent)
+  try:
+    installed = _tesseract_languages()
+    wanted = [_TESSERACT[c] for c in languages if _TESSERACT.get(c) in installed] or ['eng']
+    done = subprocess.run(
+      ['tesseract', 'stdin', 'stdout', '-l', '+'.join(wanted), 'tsv'], input=pgm,
+      capture_output=True, timeout=PATIENCE, preexec_fn=sandbox.die_with_parent)
+  except (OSError, subprocess.SubprocessError) as error:
+    raise PdfError('ocr_failed', f'tesseract: {error}'[:200]) from error
   if done.returncode:
     said = done.stderr.decode(errors='replace').strip()[-200:]
     raise PdfError('ocr_failed', f'tesseract ended with {done.returncode}: {said}')

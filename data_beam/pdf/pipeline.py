@@ -281,7 +281,8 @@ def to_document(reference: Reference, found: pdf_text.PdfText, source: str = 'pd
   found = dataclasses.replace(found, pages=[normalize(page).strip() for page in found.pages])
   sure = [c for c, method in zip(found.ocr_confidence, found.page_methods, strict=True)
           if method == 'ocr']
-  wanted = {i: f for i, f in enumerate(found.features) if f['ocr_wanted'] or 'agreement' in f}
+  wanted = {i: f for i, f in enumerate(found.features)
+            if f['ocr_wanted'] or f.keys() & {'agreement', 'ocr_failed'}}
   return _document(
     reference, source, found.text, extractor=found.method, pages=len(found.pages),
     page_offsets=found.page_offsets, page_methods=found.page_methods,

@@ -205,6 +205,21 @@ def test_a_page_that_fails_is_one_page(model, monkeypatch):
   assert caught.value.reason == 'ocr_failed'
 
 
+def test_an_engine_that_fails_costs_a_page(monkeypatch, tmp_path):
+  program = tmp_path / 'tesseract'
+  program.write_text('#!/bin/sh\n[ "$1" = --list-langs ] && exit 0\necho no memory >&2; exit 3')
+  program.chmod(0o755)
+  monkeypatch.setenv('PATH', str(tmp_path), prepend=':')
+  monkeypatch.setattr(pdf_ocr, 'engine', lambda: 'tesseract')
+  digital = make(lambda page: column(page, 72, 700, prose('B', 8, 60)))
+  for said in ('ended with 3: no memory', 'No such file'):
+    pdf_ocr._tesseract_languages.cache_clear()
+    found = pdf_text.parse(pages_of(SCAN, digital))
+    assert found.page_methods == ['failed', 'text'] and said in found.features[0]['ocr_failed']
+    monkeypatch.setenv('PATH', '')
+  pdf_ocr._tesseract_languages.cache_clear()
+
+
 def test_a_model_is_not_believed_about_pages_without_text(model, monkeypatch):
   monkeypatch.setattr(pdf_ocr, '_failures', 0)
   model.texts = ['The page shows a lake.', 'NO_TEXT', 'The heron waits.', 'TEXT']
