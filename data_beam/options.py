@@ -219,6 +219,9 @@ class PdfOptions(Options):
     choices='data_beam.pdf.text:FIGURES')
   markdown: bool = option(
     False, 'mark headings, told by the size of their font; lists and tables always are')
+  unseen: bool = option(
+    False, 'keep text that no reader sees: layers that are switched off, white on white, tiny or '
+    'invisible letters')
   refetch: tuple[str, ...] = option(
     (), 'fetch documents again from their URLs: {data_beam.sources.refetch:MODES}', metavar='MODES',
     choices='data_beam.sources.refetch:MODES')

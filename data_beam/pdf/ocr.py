@@ -40,7 +40,8 @@ import numpy as np
 
 from data_beam import sandbox
 from data_beam.pdf.errors import PdfError
-from data_beam.pdf.layout import BREAK, Box, Line
+from data_beam.pdf.layout import BREAK
+from data_beam.pdf.lines import Box, Line
 
 SIDE = {'rapidocr': 1280, 'tesseract': 1500, 'server': 1280}    # longest side of a page, pixels
 SURE = 0.75                 # below this mean confidence a page may stand on its head

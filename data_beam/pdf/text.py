@@ -13,16 +13,21 @@ import dataclasses
 import functools
 import io
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from data_beam import sandbox
+from data_beam.pdf import headings as pdf_headings
 from data_beam.pdf import layout as pdf_layout
 from data_beam.pdf import ocr as pdf_ocr
+from data_beam.pdf import running as pdf_running
 from data_beam.pdf.errors import PdfError
 from data_beam.pdf.layout import BREAK
 from data_beam.pdf.look import Reader
 from data_beam.pdf.router import decider
 from data_beam.sandbox import Limits, Lost
+
+if TYPE_CHECKING:
+  from data_beam.pdf.pages import Frame
 
 OCR_MODES = ('auto', 'never', 'always')
 FIGURES = ('list', 'mark', 'read')
@@ -68,7 +73,8 @@ class PdfText:
 
 def extract(body: bytes, *, ocr: str = 'auto', languages: Sequence[str] = ('en',),
             max_pages: int = MAX_PAGES, server: Mapping[str, str] | None = None,
-            router: str = '', figures: str = 'list', markdown: bool = False) -> PdfText:
+            router: str = '', figures: str = 'list', markdown: bool = False,
+            unseen: bool = False) -> PdfText:
   """Text of a PDF, parsed in this process's child; safe for hostile input and for threads.
 
   Args:
@@ -83,13 +89,15 @@ def extract(body: bytes, *, ocr: str = 'auto', languages: Sequence[str] = ('en',
       also puts `![caption](figure PAGE.NUMBER)` where they stand, 'read' lists them with their text
       by OCR.
     markdown: mark headings, told by the size of their font. (Lists and tables always are.)
+    unseen: keep what no reader sees: layers that are switched off, white on white, tiny letters.
 
   Raises:
     PdfError: with a reason out of `REASONS`.
     ValueError: unknown `ocr` mode.
   """
   return _shared().extract(body, ocr=ocr, languages=languages, max_pages=max_pages, server=server,
-                           router=router, figures=figures, markdown=markdown)
+                           router=router, figures=figures, markdown=markdown,
+                           unseen=unseen)
 
 
 @functools.cache
@@ -116,13 +124,14 @@ class Extractor:
 
   def extract(self, body: bytes, *, ocr: str = 'auto', languages: Sequence[str] = ('en',),
               max_pages: int = MAX_PAGES, server: Mapping[str, str] | None = None,
-              router: str = '', figures: str = 'list', markdown: bool = False) -> PdfText:
+              router: str = '', figures: str = 'list', markdown: bool = False,
+            unseen: bool = False) -> PdfText:
     """See the function `extract`."""
     if ocr not in OCR_MODES:
       raise ValueError(f'ocr={ocr!r} is unknown: give one of {", ".join(OCR_MODES)}')
     return PdfText(**self._call(
       body, ocr=ocr, languages=list(languages), max_pages=max_pages, server=server, router=router,
-      figures=figures, markdown=markdown))
+      figures=figures, markdown=markdown, unseen=unseen))
 
   def picture(self, body: bytes, side: int = 320) -> bytes:
     """The first page as a PNG whose longest side has `side` pixels. Raises PdfError."""
@@ -161,32 +170,34 @@ def _first_page(body: bytes, side: int) -> bytes:
 
 def parse(body: bytes, *, ocr: str = 'auto', languages: Sequence[str] = ('en',),
           max_pages: int = MAX_PAGES, server: Mapping[str, str] | None = None, router: str = '',
-          figures: str = 'list', markdown: bool = False) -> PdfText:
+          figures: str = 'list', markdown: bool = False, unseen: bool = False) -> PdfText:
   """`extract` without the child: only for trusted files, and for the child itself."""
   # Not above: who only asks for text, or shows a report, needs no pdfium.
   from data_beam.pdf import pages as pdf_pages
 
-  lines, grids, heights, methods, confidences, features = [], [], [], [], [], []
+  kept, methods, confidences, features = [], [], [], []
   found_figures, markers = [], []
   characters = read = 0
-  document, repaired = pdf_pages.open_document(body)
+  document, repaired = pdf_pages.open_document(body, unseen)
   with document:
     if len(document) > max_pages:
       raise PdfError('too_long', f'{len(document)} pages, {max_pages} allowed')
     reader = Reader(document, languages, server, decider(router), ocr)
-    texts = pdf_pages.read_pages(document, range(len(document)))
-    for index, (found, page_grids, boxes, height, feature) in enumerate(texts):
-      method, confidence = 'text' if found else 'blank', None
-      wants = feature['ocr_wanted'] = reader.wants(index, found, feature)
+    texts = pdf_pages.read_pages(document, range(len(document)), unseen)
+    for index, (frames, boxes, height, feature) in enumerate(texts):
+      method, confidence = 'text' if frames else 'blank', None
+      layer = [line for frame in frames if not frame.turn for line in frame.lines]
+      wants = feature['ocr_wanted'] = reader.wants(index, layer, feature)
       if ocr == 'always' or (ocr == 'auto' and wants):
         if sum(map(methods.count, ('ocr', 'noise', 'failed'))) >= MAX_OCR_PAGES:
-          method = method if found else 'skipped'
+          method = method if frames else 'skipped'
         elif server or pdf_ocr.engine() is not None:
-          seen, became, confidence = reader.read(index, found, feature)
+          seen, became, confidence = reader.read(index, layer, feature)
           if seen:
-            found, page_grids, boxes, method = seen, [], [], 'ocr'
-          elif not found:
+            frames, boxes, method = [pdf_pages.Frame(0, seen, [], height)], [], 'ocr'
+          elif not frames:
             method = became
+      found = [line for frame in frames for line in frame.lines]
       characters += 0 if method == 'noise' else sum([len(line.text) for line in found])
       if characters > MAX_CHARACTERS:
         raise PdfError('too_long', f'more than {MAX_CHARACTERS} characters')
@@ -205,13 +216,20 @@ def parse(body: bytes, *, ocr: str = 'auto', languages: Sequence[str] = ('en',),
           except PdfError as error:
             figure['failed'] = error.detail or error.reason
         found_figures.append(figure)
-      for values, value in ((lines, found), (grids, page_grids), (heights, height),
-                            (methods, method), (confidences, confidence), (features, feature)):
+      for values, value in ((kept, frames), (methods, method), (confidences, confidence),
+                            (features, feature)):
         values.append(value)
-  lines = pdf_layout.strip_running(lines, heights)
-  headings = pdf_layout.heading_sizes(lines) if markdown else ()
-  pages = [pdf_layout.clean(pdf_layout.page_text(*page, headings))
-           for page in zip(lines, grids, markers, strict=True)]
+  stripped = _stripped(kept)
+  headings = pdf_headings.sizes([
+    found.lines for frames in stripped for _, found in frames]) if markdown else None
+  pages = []
+  for frames, marked in zip(stripped, markers, strict=True):
+    parts = []
+    first = frames[:1]                      # among its text the markers stand
+    for frame, (found, head, foot) in sorted(frames, key=lambda item: not item[0].before):
+      boxes = marked if frame is first[0][0] else ()
+      parts += [head, pdf_layout.page_text(found, frame.grids, boxes, headings), foot]
+    pages.append(pdf_layout.clean('\n\n'.join(filter(None, parts))))
   pages = [page.strip() for page in pdf_layout.join_hyphens(pages)]
   if not any(pages):
     if repaired:
@@ -227,3 +245,17 @@ def parse(body: bytes, *, ocr: str = 'auto', languages: Sequence[str] = ('en',),
       raise PdfError('needs_ocr')
     raise PdfError('blank')
   return PdfText(pages, methods, confidences, features, found_figures, repaired)
+
+
+def _stripped(pages: Sequence[Sequence['Frame']]) -> list[list[tuple['Frame', pdf_running.Page]]]:
+  """Each page's frames, and their lines without running ones. These are looked for among the text
+  that stands the same way: a page of a turned table has them beside it, others above."""
+  found: list[dict[int, pdf_running.Page]] = [{} for _ in pages]
+  for turn in {frame.turn for frames in pages for frame in frames}:
+    same = [next((frame for frame in frames if frame.turn == turn), None) for frames in pages]
+    stripped = pdf_running.strip([frame.lines if frame else [] for frame in same],
+                                 [frame.height if frame else 1.0 for frame in same])
+    for of_page, page in zip(found, stripped, strict=True):
+      of_page[turn] = page
+  return [[(frame, of_page[frame.turn]) for frame in frames]
+          for frames, of_page in zip(pages, found, strict=True)]

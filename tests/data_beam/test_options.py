@@ -35,6 +35,7 @@ OTHER = {
   'minhash_hash': ('sha1', 'sha1', 'sha1'),
   'tier': ('fast', 'fast', 'fast'),
   'markdown': (None, 'true', True),
+  'unseen': (None, 'true', True),
   'url_lists': ('lists', 'lists', 'lists'),
   'parity': (None, 'true', True),
   'dedup_scope': ('dump', 'dump', 'dump'),
