@@ -231,7 +231,7 @@ def test_many_hosts_are_asked_at_once(world, server, tmp_path, monkeypatch):
   results = [at(f'http://h{i}.example/') for i in range(20)]
   start = time.monotonic()
   assert run(results, tmp_path) == ['ok'] * 20
-  assert time.monotonic() - start < 2.0 + 1.0       # Beam itself takes about half a second
+  assert time.monotonic() - start < 4         # one after the other it is 12; 1 on a quiet machine
 
 
 def test_pdfs_of_an_index_are_read_by_range(crawl, tmp_path):
