@@ -210,16 +210,18 @@ def _read(lines: list[Line], rtl: bool, depth: int) -> list[list[Paragraph]]:
   """Blocks of paragraphs in reading order."""
   rows, bands = rows_of(lines, rtl), []
   if len(lines) >= 6 and depth < 8:
-    tried = (b for x in _gutters(lines) for b in _ways(rows, x) if any(left for left, _, _ in b))
+    text = sum([len(line.text) > PROSE_CHARS for line in lines]) > 3
+    tried = (b for x in _gutters(lines) for b in _ways(rows, x, text)
+             if any(left for left, _, _ in b))
     bands = next(tried, [])
   if not bands:
     return [_paragraphs(rows)]
-  parts = [_parts(*band, rtl) for band in bands]
-  if not all(parts):                        # text beside a table, which would be cut first
+  parts = [_parts(band, rtl) for band in bands]
+  if text and not all(parts):               # text beside a table, which would be cut first
     other = next((b for b in tried if any(left and pdf_lists.beside_prose(left, right, apart=True)
                                           for left, right, _ in b)), None)
     if other:
-      bands, parts = other, [_parts(*band, rtl) for band in other]
+      bands, parts = other, [_parts(band, rtl) for band in other]
   blocks = []
   for (left, right, _), groups in zip(bands, parts, strict=True):
     if groups:
@@ -229,9 +231,9 @@ def _read(lines: list[Line], rtl: bool, depth: int) -> list[list[Paragraph]]:
   return blocks
 
 
-def _parts(left: list[Line], right: list[Line], others: list[Line],
-           rtl: bool) -> list[list[Line]]:
+def _parts(band: Band, rtl: bool) -> list[list[Line]]:
   """What of a band is to be read one after the other; nothing where it is a table."""
+  left, right, others = band
   if others:
     return [others]
   sides = (right, left) if rtl else (left, right)
@@ -279,10 +281,10 @@ def _gutters(lines: list[Line]) -> list[float]:
   return [x for _, x in sorted(found)[:6]]
 
 
-def _ways(rows: list[list[Line]], x: float) -> Iterator[list[Band]]:
-  """The bands of a gutter: a table that lies across it ends a band, if there are columns beside it.
-  """
-  across = _tables_across(rows, x)
+def _ways(rows: list[list[Line]], x: float, text: bool) -> Iterator[list[Band]]:
+  """The bands of a gutter: a table that lies across it ends a band, if there are columns of `text`
+  beside it."""
+  across = _tables_across(rows, x) if text else set()
   if across:
     bands = _bands(rows, x, across)
     if any(left and _prose(left) and _prose(right) for left, right, _ in bands):
@@ -295,6 +297,8 @@ def _tables_across(rows: list[list[Line]], x: float) -> set[int]:
   cells or more, with no wider gap at the gutter than elsewhere."""
   out: set[int] = set()
   run: list[int] = []
+  if sum([len(row) >= 3 for row in rows]) < 3:
+    return out
   for i, row in enumerate([*rows, []]):
     if len(row) >= 3 and row[0].x1 < x < row[-1].x0:
       run.append(i)
@@ -394,7 +398,8 @@ def _paragraphs(rows: list[list[Line]]) -> list[Paragraph]:
     if previous is not None and not (_apart(text) or _apart(previous_text)):
       pitch = row[0].middle - previous[0].middle
       near = pitch / size < min(max(1.8, 1.1 * usual), 1.25 * usual)
-      same = abs(size - _size(previous)) <= 0.08 * size and _level(row) == _level(previous)
+      same = abs(size - _size(previous)) <= 0.08 * size and (
+        _level(row) == _level(previous) or previous_text[-1] == BREAK)
       was_mono = _is_mono(previous)
       if mono and was_mono:
         separator = '\n' if pitch < 2.6 * size else '\n\n'
@@ -459,7 +464,7 @@ def _wrapped(above: list[Line], before: str, row: list[Line], text: str, right: 
     return True
   length = sum(len(line.text) for line in row)
   width = sum(line.x1 - line.x0 for line in row) / max(1, length)
-  first = len(text.split(' ', 1)[0]) + 1
+  first = 1 if _UNSPACED.match(text) else len(text.split(' ', 1)[0]) + 1
   return above[-1].x1 + first * width > right - 0.5 * row[0].size
 
 
@@ -497,11 +502,13 @@ def _table(lines: list[Line], rtl: bool) -> list[Paragraph]:
   as_lines = [Paragraph('\n'.join(row_text(row) for row in rows), lines[0].size)]
   if len(wide) < 3:
     return as_lines
-  columns = _columns(wide)
-  # One merged header cell would weld columns: ask the commonest kind of row alone.
+  # A head over several columns would weld them, or make one between: heads have no say, and where
+  # columns are welded nevertheless, the commonest kind of row alone has.
   usual = statistics.mode(len(row) for row in wide)
+  common = [row for row in wide if len(row) == usual]
+  columns = _columns(wide[wide.index(common[0]):] if len(common) > 0.6 * len(wide) else wide)
   if len(columns) < usual:
-    columns = _columns([row for row in wide if len(row) == usual])
+    columns = _columns(common)
   if not 2 <= len(columns) <= 20:
     return as_lines
   if rtl:
@@ -509,12 +516,12 @@ def _table(lines: list[Line], rtl: bool) -> list[Paragraph]:
   cells, last = [], rows[0]
   pitch = statistics.median_high((b[0].middle - a[0].middle) / b[0].size
                                  for a, b in itertools.pairwise(wide))
-  for row in rows:
+  full = next((i for i, row in enumerate(rows) if len(row) == len(columns)), 0)
+  for number, row in enumerate(rows):
     out = [''] * len(columns)
     for line in row:
-      i = max(range(len(columns)),
-              key=lambda i: min(line.x1, columns[i][1]) - max(line.x0, columns[i][0]))
-      out[i] = f'{out[i]} {line.text.strip()}'.strip()
+      for i in _places(line, row, columns, number < full):
+        out[i] = f'{out[i]} {line.text.strip()}'.strip()
     if cells and _goes_on(cells[-1], out, (row[0].middle - last[0].middle) / row[0].size, pitch):
       cells[-1] = [_glue(a, b) if a and b else a or b for a, b in zip(cells[-1], out, strict=True)]
     else:
@@ -525,6 +532,21 @@ def _table(lines: list[Line], rtl: bool) -> list[Paragraph]:
   if len(full) < 2 or sum(sum(map(bool, row)) > 1 for row in cells) < max(2, len(cells) / 2):
     return as_lines
   return [Paragraph(_markdown(cells), lines[0].size)]
+
+
+def _places(line: Line, row: list[Line], columns: list[list[float]], head: bool) -> list[int]:
+  """The column of a cell; those under a head that stands amid or over several."""
+  shared = [min(line.x1, b) - max(line.x0, a) for a, b in columns]
+  if head and len(row) > 1:
+    middle, middles = (line.x0 + line.x1) / 2, [(a + b) / 2 for a, b in columns]
+    reach = min(abs(middle - (other.x0 + other.x1) / 2) for other in row if other is not line) / 2
+    near = [i for i, x in enumerate(middles) if abs(x - middle) < reach]
+    between = near and len(near) % 2 == 0 and (
+      abs(middle - (middles[near[0]] + middles[near[-1]]) / 2) < 0.5 * line.size)
+    over = near if between else [i for i, width in enumerate(shared) if width > 0]
+    if len(over) > 1 and abs(middle - (columns[over[0]][0] + columns[over[-1]][1]) / 2) < line.size:
+      return over
+  return [max(range(len(columns)), key=shared.__getitem__)]
 
 
 def _without_prose(rows: list[list[Line]],
@@ -598,11 +620,24 @@ def _filled(lines: list[Line], grid: Grid, rtl: bool) -> list[Line]:
     return lines
   texts = {place: functools.reduce(_glue, map(row_text, rows_of(held, rtl)))
            if len(held) > 1 else held[0].text.strip() for place, held in cells.items()}
+  _repeat_heads(texts, grid, used)
   text = _markdown([[texts.get((i, j), '') for j in used[1]] for i in used[0]])
   box = (grid.columns[0], grid.rows[0], grid.columns[-1], grid.rows[-1])
   table = Line(*box, text, statistics.median(line.size for line in inside))
   held = set(map(id, inside))
   return [*(line for line in lines if id(line) not in held), table]
+
+
+def _repeat_heads(texts: dict[tuple[int, int], str], grid: Grid, used: list[list[int]]) -> None:
+  """Heads over several columns stand over each of them: in the rows above the first full one."""
+  heads = list(itertools.takewhile(lambda i: not all((i, j) in texts for j in used[1]), used[0]))
+  if len(heads) == len(used[0]):
+    return
+  for i, j in [place for place in texts if place[0] in heads]:
+    middle = (grid.rows[i] + grid.rows[i + 1]) / 2
+    over = [k for k in grid.span(middle, j) if k in used[1]]
+    if 1 < len(over) < len(used[1]) and sum((i, k) in texts for k in over) == 1:
+      texts.update({(i, k): texts[i, j] for k in over})
 
 
 def _dotted(text: str) -> bool:

@@ -34,7 +34,7 @@ def joined(lines: list[Line], rtl: bool) -> list[Line]:
   if len(short) < 2:
     return lines
   gone = _line_numbers(short, lines) if sum(
-    bool(_INTEGER.fullmatch(line.text.strip())) for line in short) > 3 else set()
+    bool(_INTEGER.fullmatch(line.text.strip())) for line in short) > 2 else set()
   marks = [line for line in short if id(line) not in gone and _MARKER.fullmatch(line.text.strip())]
   if not gone and not marks:
     return lines
@@ -92,22 +92,23 @@ def _line_numbers(short: list[Line], lines: list[Line]) -> set[int]:
   for edge in sorted(columns):
     column = sorted(columns[edge] + columns.get(edge + 1, []), key=lambda line: line.middle)
     column = [line for line in column if id(line) not in gone]
-    if len(column) < 4:
+    if len(column) < 3:
       continue
     steps = [int(b.text) - int(a.text) for a, b in itertools.pairwise(column)]
     step, times = collections.Counter(steps).most_common(1)[0]
-    if step not in (1, 2, 5, 10) or times < 0.8 * len(steps):
+    if step not in (1, 2, 5, 10) or times < 0.8 * len(steps) or len(column) < (
+        3 if step > 2 and int(column[0].text) % step == 0 else 4):
       continue
     texts = [_after(line, rows[id(line)]) for line in column]
     texts = [text for text in texts if text]
     if len(texts) < 0.7 * len(column):
       continue
-    if step >= 5:
-      pitch = (column[-1].middle - column[0].middle) / max(1, len(column) - 1)
-      counted = pitch > 0.6 * step * statistics.median(line.size for line in lines)
+    if step >= 5:                           # with the lines between that are not numbered
+      lacking = step * (len(column) - 1) + 1
+      counted = 0.75 * lacking <= _between(texts, lines) <= 1.25 * lacking
     else:
-      counted = bool(texts) and (
-        sum(text.mono for text in texts) * 2 > len(texts) or (_flows(texts) and _even(column)))
+      counted = sum(text.mono for text in texts) * 2 > len(texts) or (
+        _flows(texts) and _between(texts, lines) < 1.4 * len(texts))
     if counted:
       gone.update(map(id, column))
   return gone
@@ -127,7 +128,7 @@ def _without_counts(lines: list[Line]) -> list[Line]:
     steps = sum(b[1] - a[1] == 1 for a, b in itertools.pairwise(column))
     texts = [_shortened(line, text) for line, _, text in column]
     if len(column) > 4 and steps >= 0.8 * (len(column) - 1) and (
-        _flows(texts) and _even(places)):
+        _flows(texts) and _between(places, lines) < 1.4 * len(places)):
       out.update({id(line): text for (line, _, _), text in zip(column, texts, strict=True)})
   return [out.get(id(line), line) for line in lines] if out else lines
 
@@ -143,12 +144,12 @@ def _after(number: Line, row: list[Line]) -> Line | None:
   return min(following, key=lambda line: line.x0, default=None)
 
 
-def _even(lines: Sequence[Line]) -> bool:
-  """Whether lines follow each other at one distance, as all lines of a text do, not its entries."""
-  pitches = [b.middle - a.middle for a, b in itertools.pairwise(lines)]
-  usual = statistics.median(pitches)
-  return usual < 3 * lines[-1].size + 8 and (
-    sum(abs(pitch - usual) < 0.1 * usual for pitch in pitches) >= 0.7 * len(pitches))
+def _between(texts: Sequence[Line], lines: Sequence[Line]) -> int:
+  """How many lines there are in the column of some, from the first to the last of them: of running
+  text all are numbered, of entries of several lines only the first is."""
+  first, last = texts[0], texts[-1]
+  return sum(first.middle <= line.middle <= last.middle and line.x0 < first.x1
+             and line.x1 > first.x0 for line in lines)
 
 
 def _flows(texts: Sequence[Line]) -> bool:

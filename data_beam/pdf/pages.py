@@ -32,6 +32,7 @@ from data_beam.pdf.pdfium import (
   handle_of,
   levelled,
   origins,
+  spans,
   view_of,
 )
 from data_beam.pdf.tables import Grid
@@ -350,7 +351,7 @@ def _lines(handle: ctypes.c_void_p, words: Words, index_W: np.ndarray, turn: int
     slack: how many pages beyond each edge of the page text is kept.
   """
   place_W2, ends_W24 = words.place_W2[index_W], levelled(words.box_W24[index_W], turn, view)
-  box_W4 = np.concatenate([ends_W24[..., :2].min(1), ends_W24[..., 2:].max(1)], 1)
+  box_W4 = spans(ends_W24)
   width, height = _turned(view, turn)[-2:]
   length_W = place_W2[:, 1] - place_W2[:, 0]
   start_R, hyphens = _runs(words, index_W, box_W4, _between(handle, place_W2, box_W4, edge_E3))
@@ -364,9 +365,9 @@ def _lines(handle: ctypes.c_void_p, words: Words, index_W: np.ndarray, turn: int
   base_R = levelled(displayed(origin_R4, view), turn, view)[:, 1]
   size_R = words.size_W[index_W[mark_R]]
   mono_R = words.mono_W[index_W[start_R]] & words.mono_W[index_W[end_R - 1]]
-  for r in np.flatnonzero(mono_R).tolist():
-    item = Object(calls()['FPDFText_GetTextObject'](handle, int(place_W2[end_R[r] - 1, 1]) - 1))
-    mono_R[r] = calls()['FPDFTextObj_GetFont'](item) in words.fixed
+  last = place_W2[end_R[mono_R] - 1, 1] - 1
+  items = map(Object, each('FPDFText_GetTextObject', handle, last.tolist()))
+  mono_R[mono_R] = [font in words.fixed for font in map(calls()['FPDFTextObj_GetFont'], items)]
   spaces = []                               # of lines in fixed width, as wide as they are
   if mono_R.any():
     advance_R = np.maximum(box_W4[mark_R, 2] - box_W4[mark_R, 0], 0.1) / length_W[mark_R]
@@ -376,8 +377,9 @@ def _lines(handle: ctypes.c_void_p, words: Words, index_W: np.ndarray, turn: int
   odd_W[1:] |= np.diff(index_W) > 1
   odd_R = np.logical_or.reduceat(odd_W, start_R)
   level_W = words.level_W[index_W]
-  low_R, level_R = (pick.reduceat(level_W, start_R) for pick in (np.minimum, np.maximum))
-  level_R[low_R != level_R] = 0
+  level_R = np.maximum.reduceat(level_W, start_R)
+  of_level_W = length_W * (level_W == level_R.repeat(end_R - start_R))
+  level_R[4 * np.add.reduceat(of_level_W, start_R) < 3 * np.add.reduceat(length_W, start_R)] = 0
   lines, places = [], place_W2.tolist()
   for start, end, first, last, hyphen, x0, x1, mark, base, size, mono, odd, level in zip(
       start_R.tolist(), end_R.tolist(), place_W2[start_R, 0].tolist(),

@@ -37,6 +37,7 @@ def calls() -> dict[str, Any]:
     'FPDFTextObj_GetTextRenderMode': (number,),
     'FPDFTextObj_GetFont': (ctypes.c_size_t,),
     'FPDFFont_GetFlags': (number, pointer),
+    'FPDFFont_GetBaseFontName': (ctypes.c_size_t, pointer, pointer, ctypes.c_size_t),
     'FPDFPageObj_GetFillColor': (number,),
     'FPDFPageObj_GetMarkedContentID': (number,),
     'FPDFPage_GetAnnotCount': (number,),
@@ -153,7 +154,7 @@ def fill_colours(items: list[Object]) -> np.ndarray:
 
 class View(NamedTuple):
   """Which way up a page is displayed."""
-  order_4: np.ndarray       # of a box's coordinates
+  order_4: list[int] | None # of a box's coordinates, None where it is theirs
   sign_4: np.ndarray
   shift_4: np.ndarray
   width: float              # points, as displayed
@@ -164,17 +165,18 @@ def view_of(page: Any) -> View:
   """How a page is displayed, see `displayed`."""
   left, bottom, right, top = page.get_bbox()
   order, sign, shift = {
-    0: ([0, 1, 2, 3], (1, -1, 1, -1), (-left, top, -left, top)),
+    0: (None, (1, -1, 1, -1), (-left, top, -left, top)),
     90: ([3, 0, 1, 2], (1, 1, 1, 1), (-bottom, -left, -bottom, -left)),
     180: ([2, 3, 0, 1], (-1, 1, -1, 1), (right, -bottom, right, -bottom)),
     270: ([1, 2, 3, 0], (-1, -1, -1, -1), (top, right, top, right)),
   }[page.get_rotation()]
-  return View(np.array(order), np.array(sign, float), np.array(shift, float), *page.get_size())
+  return View(order, np.array(sign, float), np.array(shift, float), *page.get_size())
 
 
 def displayed(boxes: np.ndarray, view: View) -> np.ndarray:
   """pdfium's (left, top, right, bottom) in page space → (x0, y0, x1, y1) from the top left."""
-  return boxes.take(view.order_4, -1) * view.sign_4 + view.shift_4
+  ordered = boxes if view.order_4 is None else boxes.take(view.order_4, -1)
+  return ordered * view.sign_4 + view.shift_4
 
 
 def levelled(boxes: np.ndarray, turn: int, view: View) -> np.ndarray:
@@ -184,11 +186,18 @@ def levelled(boxes: np.ndarray, turn: int, view: View) -> np.ndarray:
     turn: of the text, quarters clockwise: 1 runs down the page, 2 stands on its head, 3 runs up.
       Others are left as they are.
   """
+  if turn not in (1, 2, 3):
+    return boxes
   x0, y0, x1, y1 = (boxes[..., i] for i in range(4))
   if turn == 1:
     return np.stack([y0, view.width - x1, y1, view.width - x0], -1)
   if turn == 2:
     return np.stack([view.width - x1, view.height - y1, view.width - x0, view.height - y0], -1)
-  if turn == 3:
-    return np.stack([view.height - y1, x0, view.height - y0, x1], -1)
-  return boxes
+  return np.stack([view.height - y1, x0, view.height - y0, x1], -1)
+
+
+def spans(ends_N24: np.ndarray) -> np.ndarray:
+  """The boxes around pairs of boxes: [N, 4]."""
+  a_N4, b_N4 = ends_N24[:, 0], ends_N24[:, 1]
+  return np.concatenate([np.minimum(a_N4[:, :2], b_N4[:, :2]),
+                         np.maximum(a_N4[:, 2:], b_N4[:, 2:])], 1)

@@ -5,7 +5,6 @@ records differ in their digits alone. What goes must repeat from page to page at
 letter for letter but for numbers that count pages; and of every such text one copy stays.
 """
 
-import collections
 import itertools
 import re
 import statistics
@@ -16,23 +15,25 @@ from data_beam.pdf.lines import Line, row_text, rows_of
 
 MARGIN = 0.12               # share of the page's height in which a few pages are enough
 DEPTH = 0.25                # share of the page's height in which running lines are looked for
-MAX_ROWS = 8                # at either end of a page
+MAX_ROWS = 6                # at either end of a page
 SAME_PLACE = 0.01           # of the page's height, between lines that stand at the same one
 TITLE = 12                  # letters of a running title at least, with which numbers may leap
 NEAR = 6                    # pages within which a head of few pages stands on three of them
 
 _NUMBER = re.compile(r'\d+|(?<![^\W_])(?:[ivxlc]{1,7}|[IVXLC]{1,7})(?![^\W_])')
 _PAGE = r'page|frm|seite|página|pagina|pág|pag|side|sida|strona|стр|страница|p|s'
+_OF = r'of|de|von|sur|di|aus|af|av|z|из'
 _PAGE_CELL = re.compile(
   rf'\W*(?:(?:{_PAGE})(?![^\W\d_])\W*)?(?:[a-z]\W)?(?:\d+|[ivxlc]+)'
-  rf'(?:\s*(?:\W|of|de|von|sur|di|aus|af|av|z|из)\s*\d+)?(?:\s*(?:{_PAGE})\b)?\W*', re.I)
+  rf'(?:\s*(?:\W|{_OF})\s*\d+)?(?:\s*(?:{_PAGE})\b)?\W*', re.I)
 _CENTRED = re.compile(r'\d{1,3}|[ivx]{1,6}')
 _DECORATED = re.compile(
   r'[-–—~|·•]\s?\d{1,4}\s?[-–—~|·•]|\[\d{1,4}\]|(?:page|seite|página|pagina|pág\.)\s*\d{1,4}'
-  r'(?:\s*(?:/|of|de|von|sur|di|aus)\s*\d{1,4})?', re.I)
+  rf'(?:\s*(?:/|{_OF})\s*\d{{1,4}})?', re.I)
 _PAGE_WORD = re.compile(rf'\b(?:{_PAGE})(?![^\W\d_])\W*\d', re.I)
 _COUNTED = re.compile(r'[^\W\d_]+[.:#\s]*|.*(?::|#|№|\bn[or°º]\.?|\bnumber|\bnumm?er)\s*', re.I)
-_NUMBER_AT_END = re.compile(rf'^(\d+)\W+(?=\D)|\W+(?:(?:{_PAGE})\W*)?(\d+)$', re.I)
+_COUNT = re.compile(
+  rf'\W*(?:\b(?:{_PAGE})(?![^\W\d_])\W*)?\b(\d+)(?:\s*(?:/|{_OF})\s*\d+)?(?!\w)\W*', re.I)
 _ROMAN = {'i': 1, 'v': 5, 'x': 10, 'l': 50, 'c': 100}
 
 
@@ -106,9 +107,9 @@ def _heads(row: _Row, inner: _Row) -> bool:
 
 def _usual_size(page: Sequence[Line]) -> float:
   """Of the font that most of a page's text is in."""
-  characters: collections.Counter[float] = collections.Counter()
+  characters: dict[float, int] = {}
   for line in page:
-    characters[line.size] += len(line.text)
+    characters[line.size] = characters.get(line.size, 0) + len(line.text)
   return max(characters, key=characters.__getitem__, default=1.0)
 
 
@@ -262,7 +263,7 @@ def _without(text: str, counts: set[int]) -> str:
   text = text.strip()
   if counts and _PAGE_CELL.fullmatch(text):
     return ''
-  return _NUMBER_AT_END.sub(lambda m: '' if int(m[1] or m[2]) in counts else m[0], text)
+  return _COUNT.sub(lambda m: ' ' if int(m[1]) in counts else m[0], text).strip()
 
 
 def _looks(row: _Row, page: Sequence[Line], bottom: bool) -> bool:
@@ -273,7 +274,7 @@ def _looks(row: _Row, page: Sequence[Line], bottom: bool) -> bool:
   line = row.lines[0]
   text = line.text.strip()
   x0, x1 = min(other.x0 for other in page), max(other.x1 for other in page)
-  centred = abs(line.x0 + line.x1 - x0 - x1) < 0.1 * (x1 - x0)
+  centred = abs(line.x0 + line.x1 - x0 - x1) < 0.2 * (x1 - x0)
   if not (_DECORATED.fullmatch(text) or (bottom and centred and _CENTRED.fullmatch(text))):
     return False
   others = [other for other in page if other is not line]

@@ -26,6 +26,7 @@ from data_beam.pdf.pdfium import (
   fill_colours,
   matrices,
   origins,
+  spans,
 )
 
 ASKEW = 4                    # as a turn: neither level nor upright, a stamp across the page
@@ -47,6 +48,7 @@ _ACCENTS = dict(zip('`´ˆ^˜~¯˘˙¨˚˝ˇ¸˛', map(chr, (
 _ACCENT = re.compile(f'[{re.escape("".join(_ACCENTS))}]')
 _LOOSE_NOTHING = re.compile(rf'(?<=\s){NOTHING}+|{NOTHING}+(?=\s|$)')
 _DOTLESS = {'ı': 'i', 'ȷ': 'j'}
+_name = ctypes.create_string_buffer(80)
 _FORCE_BOLD = 1 << 18
 _BOLD = re.compile(rb'(?i)bold|black|heavy|-medi\b|medi$|cmbx|sfbx|cmb\d')
 _HALF = re.compile('[\ud800-\udfff]')
@@ -215,7 +217,7 @@ def _at_edges(handle: ctypes.c_void_p, place_W2: np.ndarray, box_W24: np.ndarray
   left there. What merely runs over an edge stays whole."""
   if not len(edge_E3):
     return []
-  x0_W1, x1_W1 = box_W24[..., 0].min(1)[:, None], box_W24[..., 2].max(1)[:, None]
+  x0_W1, _, x1_W1, _ = spans(box_W24).T[..., None]
   y_W1, (x_E, top_E, bottom_E) = box_W24[..., 1::2].mean((1, 2))[:, None], edge_E3.T
   through_WE = (x0_W1 + 2 < x_E) & (x_E < x1_W1 - 2) & (top_E <= y_W1) & (y_W1 <= bottom_E)
   places = []
@@ -309,7 +311,8 @@ def _drawn_how(handle: ctypes.c_void_p, page: Any, code_N: np.ndarray, place_W2:
   matrix_O6 = matrices(handle, starts)
   size_O = each('FPDFText_GetFontSize', handle, starts) * np.hypot(*matrix_O6[:, 2:4].T)
   quarter_O = np.arctan2(-matrix_O6[:, 1], matrix_O6[:, 0]) / (np.pi / 2)
-  turn_W, stacked_W = _turns(quarter_O[of_W] + page.get_rotation() // 90, code_N, place_W2, box_W24)
+  quarter_O += page.get_rotation() // 90
+  turn_W, stacked_W = _turns(quarter_O, of_W, code_N, place_W2, box_W24)
   font_O = np.array(list(map(calls()['FPDFTextObj_GetFont'], items)), np.uint64)
   size_W = size_O[of_W]
   fonts, font_O = np.unique(font_O, return_inverse=True)
@@ -317,11 +320,13 @@ def _drawn_how(handle: ctypes.c_void_p, page: Any, code_N: np.ndarray, place_W2:
     handle, fonts, font_O[of_W], size_W, turn_W, code_N, place_W2, box_W24)
   mode_O = np.array(list(map(calls()['FPDFTextObj_GetTextRenderMode'], items)))
   colour_O4, invisible_O = fill_colours(items), mode_O == INVISIBLE
-  blank_O = (colour_O4[:, 3] == 0) | ((colour_O4[:, :3].min(1) >= WHITE) & (mode_O % 4 == 0))
-  box_W4 = np.concatenate([box_W24[..., :2].min(1), box_W24[..., 2:].max(1)], 1)
+  red_O, green_O, blue_O, opacity_O = colour_O4.T
+  white_O = (red_O >= WHITE) & (green_O >= WHITE) & (blue_O >= WHITE)
+  blank_O = (opacity_O == 0) | white_O & (mode_O % 4 == 0)
   seen_W = size_W > TINY * view.height
   doubtful_W = (blank_O | invisible_O)[of_W]
   if doubtful_W.any():
+    box_W4 = spans(box_W24)
     ground_G4 = displayed(grounds(page), view)
     x_D1, y_D1 = ((box_W4[doubtful_W, i] + box_W4[doubtful_W, i + 2])[:, None] / 2 for i in (0, 1))
     x0_G, y0_G, x1_G, y1_G = ground_G4.T
@@ -335,25 +340,28 @@ def _drawn_how(handle: ctypes.c_void_p, page: Any, code_N: np.ndarray, place_W2:
   return turn_W, stacked_W, size_W, mono_W, fixed, level_O[of_W], invisible_O[of_W], seen_W
 
 
-def _turns(quarter_W: np.ndarray, code_N: np.ndarray, place_W2: np.ndarray,
+def _turns(quarter_O: np.ndarray, of_W: np.ndarray, code_N: np.ndarray, place_W2: np.ndarray,
            box_W24: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-  """`turn_W` and `stacked_W`: by the letters' own angles, clockwise in quarters, and by where the
-  next letter stands in vertical Japanese and Chinese."""
-  turn_W = quarter_W.round().astype(int) % 4
-  turn_W[np.abs(quarter_W - quarter_W.round()) > 0.1] = ASKEW
-  stacked_W = np.zeros(len(turn_W), bool)
+  """`turn_W` and `stacked_W`: by the angles of the objects that draw the words, clockwise in
+  quarters, and by where the next letter stands in vertical Japanese and Chinese."""
+  whole_O = quarter_O.round()
+  turn_O = whole_O.astype(int) % 4
+  turn_O[np.abs(quarter_O - whole_O) > 0.1] = ASKEW
+  turn_W, stacked_W = turn_O[of_W], np.zeros(len(of_W), bool)
   length_W, middle_W22 = place_W2[:, 1] - place_W2[:, 0], box_W24[..., :2] + box_W24[..., 2:]
-  (dx_W, dy_W) = (middle_W22[:, 1] - middle_W22[:, 0]).T
-  down_W = (length_W > 2) & (np.abs(dy_W) > np.abs(dx_W)) & (turn_W % 2 == 0) & (turn_W != ASKEW)
+  (dx_W, dy_W) = np.abs(middle_W22[:, 1] - middle_W22[:, 0]).T
+  down_W = (length_W > 2) & (dy_W > dx_W) & ((turn_W == 0) | (turn_W == 2))
   if down_W.any():
-    turn_W[down_W] = np.where(dy_W > 0, 1, 3)[down_W]
+    turn_W[down_W] = np.where(middle_W22[:, 1, 1] > middle_W22[:, 0, 1], 1, 3)[down_W]
     for i in np.flatnonzero(~down_W[1:] & (length_W[1:] < 3)).tolist():
       before, after = middle_W22[i, 1], middle_W22[i + 1, 0]
       down_W[i + 1] = down_W[i] and abs(after[0] - before[0]) < abs(after[1] - before[1])
       if down_W[i + 1]:                     # one or two letters in such a line
         turn_W[i + 1] = turn_W[i]
+  if code_N.max() < CJK:
+    return turn_W, stacked_W
   single_W = (length_W == 1) & (code_N[place_W2[:, 0]] >= CJK) & (turn_W == 0)
-  if single_W.sum() > max(7, len(turn_W) / 2):
+  if np.count_nonzero(single_W) > max(7, len(turn_W) / 2):
     size_P = np.maximum(box_W24[1:, 0, 2] - box_W24[1:, 0, 0], 1)
     dx_P, dy_P = (middle_W22[1:, 0] - middle_W22[:-1, 0]).T / 2 / size_P
     below_P = (np.abs(dx_P) < 0.3) & (dy_P > 0.7) & (dy_P < 2.5) & single_W[1:] & single_W[:-1]
@@ -372,9 +380,8 @@ def _is_bold(font: int) -> bool:
   """Whether a font is bold, by its flags or its name."""
   if not font or calls()['FPDFFont_GetFlags'](font) & _FORCE_BOLD:
     return bool(font)
-  name = ctypes.create_string_buffer(80)
-  pdfium.FPDFFont_GetBaseFontName(ctypes.cast(font, pdfium.FPDF_FONT), name, len(name))
-  return _bold_name(name.value)
+  calls()['FPDFFont_GetBaseFontName'](font, ctypes.addressof(_name), len(_name))
+  return _bold_name(_name.value)
 
 
 def _monospaced(handle: ctypes.c_void_p, fonts: np.ndarray, of_W: np.ndarray, size_W: np.ndarray,
