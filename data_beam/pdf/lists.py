@@ -245,7 +245,7 @@ def beside_prose(left: list[Line], right: list[Line], apart: bool = False) -> bo
   """Whether one side is running text and the other no row of numbers for each of its lines; nor,
   where it must stand `apart`, rows of anything."""
   return any(len(prose) > 3 and _flows(prose) and _full(prose) and (
-    _aligned(other, prose) < 0.9 or (not apart and _share_of_letters(other) > 0.5))
+    _aligned(other, prose) < 0.7 or (not apart and _share_of_letters(other) > 0.5))
     for prose, other in ((left, right), (right, left)))
 
 

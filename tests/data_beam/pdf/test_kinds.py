@@ -271,7 +271,8 @@ def test_a_label_of_two_lines_is_one_cell():
   def draw(page):
     page.setFont('Helvetica', 10)
     y = 700
-    for label, first, second in (('Ferries and', '', ''), ('barges under repair', '17', '21'),
+    for label, first, second in (('', '2021', '2022'), ('Ferries and', '', ''),
+                                 ('barges under repair', '17', '21'),
                                  ('Mills', '3', '4'), ('Clerks', '8', '9'), ('All', '28', '34')):
       page.drawString(72, y, label)
       page.drawRightString(300, y, first)
