@@ -207,6 +207,9 @@ class PdfOptions(Options):
     '', 'a server with a vision model does the OCR, by the protocol of OpenAI, as vLLM has it: '
     'http://localhost:8000', metavar='URL')
   ocr_model: str = option('', 'its model, such as reducto/RolmOCR', metavar='NAME')
+  ocr_prompt: str = option(
+    'plain', 'what it is asked for: plain text, tex (formulas as TeX, tables as Markdown), or your '
+    'own words', metavar='TEXT')
   router: str = option(
     '', 'a classifier of pages, made by data_beam.pdf_route, in place of the rules for OCR; for '
     'workers elsewhere a file that they can read, such as gs://…', metavar='FILE', files='{}')

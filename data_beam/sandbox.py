@@ -7,17 +7,23 @@ nothing imported again from the caller's `__main__`. It serves many calls, so th
 A call has a limit of CPU seconds (the kernel's RLIMIT_CPU, which counts its own time alone, so that
 a busy machine changes nothing, ends it inside C code too, and holds for programs that it starts),
 of memory, and of time in which nothing is computed. Whoever exceeds one, or crashes, is `Lost` with
-a reason, and the next call gets a new child. Children end with the process that started them.
+a reason, and the next call gets a new child. Children end with the process that started them, at
+once and whatever they compute, and know nothing of its environment but what `INHERITED` names:
+what breaks out of a parser finds no keys there.
 """
 
+import concurrent.futures
 import contextlib
+import ctypes
 import dataclasses
 import fcntl
+import functools
 import gc
 import importlib
 import json
 import math
 import os
+import re
 import resource
 import select
 import signal
@@ -34,6 +40,12 @@ _PIPE_BYTES = 1 << 20
 # for each other, and stacks and malloc's arenas would eat the address space.
 ONE_THREAD = {'OMP_NUM_THREADS': '1', 'OPENBLAS_NUM_THREADS': '1', 'OMP_THREAD_LIMIT': '1',
               'MALLOC_ARENA_MAX': '2'}
+# What a child has of its parent's environment: where programs, libraries, fonts and tesseract's
+# models are, the language, how libraries are tuned, and proxies without a password.
+INHERITED = re.compile(r'PATH|LD_LIBRARY_PATH|DYLD_\w+|LANG|LC_\w+|TZ|TMPDIR|TESSDATA_PREFIX|'
+                       r'PYTHON(HOME|HASHSEED|UTF8|WARNINGS|FAULTHANDLER)|OPENBLAS_\w+|MKL_\w+|'
+                       r'SSL_CERT_(FILE|DIR)|(?i:(https?|no)_proxy)')
+_PR_SET_PDEATHSIG = 1
 
 
 @dataclasses.dataclass(frozen=True)
@@ -111,13 +123,16 @@ class Child:
       with contextlib.suppress(AttributeError, OSError):   # Linux alone has larger ones
         fcntl.fcntl(end, fcntl.F_SETPIPE_SZ, _PIPE_BYTES)
     root = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
-    self.process = subprocess.Popen(
+    environment = {name: value for name, value in os.environ.items()
+                   if INHERITED.fullmatch(name) and '@' not in value}
+    self.process = _starter().submit(
+      subprocess.Popen,
       [sys.executable, '-P', '-c', 'from data_beam import sandbox; sandbox.serve()', function,
-       json.dumps(dataclasses.asdict(limits)), str(theirs_in), str(theirs_out)],
+       json.dumps(dataclasses.asdict(limits)), str(theirs_in), str(theirs_out), str(os.getpid())],
       pass_fds=(theirs_in, theirs_out), stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL,
       stderr=subprocess.DEVNULL, start_new_session=True,
-      env=os.environ | ONE_THREAD | {
-        'PYTHONPATH': os.pathsep.join(filter(None, (root, *sys.path)))})
+      env=environment | ONE_THREAD | {
+        'PYTHONPATH': os.pathsep.join(filter(None, (root, *sys.path)))}).result()
     os.close(theirs_in)
     os.close(theirs_out)
     self._reader = os.fdopen(ours_in, 'rb', 0)
@@ -219,7 +234,25 @@ class Child:
     return Lost('crash', f'the process ended with {name}')
 
 
+@functools.cache
+def _starter() -> concurrent.futures.ThreadPoolExecutor:
+  """The thread that starts children: to the kernel it is their parent, at whose end they are
+  killed, so that it must live as long as this process."""
+  return concurrent.futures.ThreadPoolExecutor(1, 'sandbox')
+
+
+os.register_at_fork(after_in_child=_starter.cache_clear)     # a fork has not that thread
+
+
 # --- the child -----------------------------------------------------------------------------------
+
+
+def die_with_parent(parent: int = 0) -> None:
+  """Asks Linux to kill this process when its parent ends, and ends it if `parent` is no more."""
+  with contextlib.suppress(AttributeError, OSError):
+    ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
+  if parent and os.getppid() != parent:
+    os._exit(0)
 
 
 def tick() -> None:
@@ -235,7 +268,8 @@ _on_tick: Callable[[], None] | None = None
 def serve() -> None:
   """The child: answers calls until the pipe closes; runs under the limits."""
   global _on_tick
-  name, limits, source, sink = sys.argv[1:]
+  name, limits, source, sink, parent = sys.argv[1:]
+  die_with_parent(int(parent))
   limits = Limits(**json.loads(limits))
   module, _, attribute = name.partition(':')
   function = getattr(importlib.import_module(module), attribute)

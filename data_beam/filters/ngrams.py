@@ -29,6 +29,12 @@ class Stats:
     return len(sizes), float(sizes.sum()) / max(1, len(sizes))
 
   @functools.cached_property
+  def different(self) -> int:
+    """Number of different words."""
+    numbers = self.numbers
+    return len(np.unique(numbers[self.lexicon.wordlike[numbers]]))
+
+  @functools.cached_property
   def alphabetic(self) -> int:
     """Number of tokens that hold a letter."""
     numbers = self.numbers

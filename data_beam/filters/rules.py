@@ -26,6 +26,9 @@ POLICY_LINES = ('terms of use', 'privacy policy', 'cookie policy', 'uses cookies
                 'use of cookies', 'use cookies')
 # Left behind by fonts without a Unicode map and by failed decoding.
 BROKEN = re.compile('[\x00-\x08\x0e-\x1f\x7f-\x9f\ufffd\ue000-\uf8ff]')
+# Scripts whose words have no spaces between them, so that the length of words says nothing.
+UNSPACED = re.compile('[\u0e00-\u0eff\u1000-\u109f\u1780-\u17ff\u3040-\u30ff\u3400-\u9fff'
+                      '\U00020000-\U0003ffff]')
 CITATION = re.compile(r'\[\d*]|\[edit]|\[citation needed]')
 
 
@@ -232,24 +235,45 @@ def garbage(
   """Text that is none: undecodable characters, more symbols than letters, letters without words.
 
   `broken` bounds the share of U+FFFD, private-use and control characters, which a font without a
-  Unicode map leaves behind; `letters` is the least share of letters among all visible characters.
+  Unicode map leaves behind; `letters` is the least share of letters among all visible characters
+  but the marks of Markdown's tables.
   """
   text = doc.text
-  visible = len(text) - sum(map(len, re.findall(r'\s+', text)))
+  marks = text.count('|') + 3 * text.count('| ---')
+  visible = len(text) - sum(map(len, re.findall(r'\s+', text))) - marks
   if not visible:
     return 'empty'
   if len(BROKEN.findall(text)) > broken * visible:
     return 'broken_characters'
-  if len(ALPHABETIC.findall(text)) < letters * visible:
+  found = len(ALPHABETIC.findall(text))
+  if found < letters * visible:
     return 'few_letters'
-  if not word_length[0] <= stats(text, doc.language).word_stats[1] <= word_length[1]:
-    return 'word_length'
+  if len(UNSPACED.findall(text)) < .3 * found:
+    mean = stats(text, doc.language).word_stats[1]
+    if not word_length[0] <= mean <= word_length[1]:
+      return 'word_length'
   return None
 
 
 def length(doc: Document, *, min_words: int = 50) -> str | None:
   """At least `min_words` words; no upper bound, long PDFs are the best ones."""
   return 'short' if stats(doc.text, doc.language).word_stats[0] < min_words else None
+
+
+def legible(doc: Document, *, min_letters: int = 170, min_different: int = 15) -> str | None:
+  """Text that somebody can read. FinePDFs has no rules of quality beyond language and duplicates:
+  tables of numbers, forms and rules of law, which repeat themselves, are good documents. What fonts
+  without a map or a lost OCR leave is none, nor are a few labels or one phrase over and over:
+  `min_letters` are two or three sentences (FinePDFs: 50 bytes of letters on a page), of
+  `min_different` words where spaces part them.
+  """
+  text = doc.text
+  if len(ALPHABETIC.findall(text)) < min_letters:
+    return 'short'
+  if reason := garbage(doc, broken=.05, letters=.3, word_length=(2, 20)):
+    return reason
+  few = stats(text, doc.language).different < min_different
+  return 'few_words' if few and not UNSPACED.search(text) else None
 
 
 # Software documentation, by the same rules with looser bounds: it is honest text of another shape.
@@ -278,12 +302,14 @@ WEB: tuple[Rule, ...] = (gopher_repetition, gopher_quality, c4, fineweb)
 FINEWEB2: tuple[Rule, ...] = (fineweb2,)
 # No C4: braces and "javascript" are what this text is about.
 DOCS: tuple[Rule, ...] = (docs_repetition, docs_quality, docs_lines)
-# No line rules: the lines of a PDF are the printer's.
-PDF: tuple[Rule, ...] = (length, garbage, gopher_repetition)
+# As lenient as FinePDFs; `length,garbage,gopher_repetition` are stricter. No line rules in either:
+# the lines of a PDF are the printer's.
+PDF: tuple[Rule, ...] = (legible,)
 
 PROFILES: dict[str, tuple[Rule, ...]] = {
   'fineweb': WEB, 'fineweb2': FINEWEB2, 'docs': DOCS, 'pdf': PDF, 'none': ()}
-RULES: dict[str, Rule] = {rule.__name__: rule for rule in (*WEB, *FINEWEB2, *DOCS, *PDF)}
+RULES: dict[str, Rule] = {rule.__name__: rule for rule in (
+  *WEB, *FINEWEB2, *DOCS, *PDF, length, garbage)}
 
 
 def profile(filters: str | Sequence[str]) -> tuple[Rule, ...]:

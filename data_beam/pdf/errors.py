@@ -10,7 +10,7 @@ REASONS = {
   'blank': 'no page holds text or a picture of text',
   'needs_ocr': 'only pictures of text, and OCR is off or not installed',
   'ocr_noise': 'OCR found nothing it was sure of',
-  'ocr_failed': 'the server of the vision model gave no answer',
+  'ocr_failed': 'no page could be read: the engine or the server of the vision model failed',
   'too_long': 'more pages or characters than allowed',
   'timeout': 'the time limit passed',
   'memory': 'the memory limit was reached',

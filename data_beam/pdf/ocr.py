@@ -7,17 +7,21 @@ Latin scripts and Chinese). A dense page took tesseract 3.1 CPU seconds, rapidoc
 Pages that lie on their side, upside down or askew are turned first (`_straight`, `_best`).
 
 The protocol of the server is OpenAI's chat completions, which vLLM, SGLang and LMDeploy speak: one
-request a page (a PNG of at most 1,280 pixels a side, and `PROMPT`), at temperature 0. Requests of
-all workers are in flight together, and the server makes batches of them. Confidence is the mean
-probability of its tokens, if it tells (`logprobs`). An answer that repeats itself as FinePDFs'
-guard describes is noise.
+request a page (a PNG of at most 1,280 pixels a side, and one of `PROMPTS`), at temperature 0.
+Requests of all workers are in flight together, and the server makes batches of them. Confidence is
+the mean probability of its tokens, if it tells (`logprobs`). What a model makes up is told as
+FinePDFs does: a page without ink is not asked about, an answer that was cut off, that repeats
+itself or begins as its two known hallucinations is a failure, and where it begins with "The", the
+model is asked whether there is any text at all.
 """
 
 import base64
 import collections
 import functools
+import http.client
 import importlib.util
 import io
+import ipaddress
 import json
 import math
 import os
@@ -25,11 +29,16 @@ import re
 import shutil
 import statistics
 import subprocess
+import time
+import urllib.error
+import urllib.parse
+import urllib.request
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
 
+from data_beam import sandbox
 from data_beam.pdf.errors import PdfError
 from data_beam.pdf.layout import BREAK
 from data_beam.pdf.lines import Box, Line
@@ -39,6 +48,17 @@ SURE = 0.75                 # below this mean confidence a page may stand on its
 MAX_SKEW = 7.0              # degrees
 PROMPT = ('Return the plain text representation of this document as if you were reading it '
           'naturally.\n')      # RolmOCR's
+PROMPTS = {'plain': PROMPT, 'tex': (
+  'Return the text of this page in Markdown, as if you were reading it naturally. Write formulas '
+  'as TeX, between \\( and \\) within a line and \\[ and \\] on lines of their own, and tables as '
+  'Markdown tables.\n')}
+ANY_TEXT = 'Is there text in this picture? Answer TEXT or NO_TEXT.\n'
+TRIES = 3                   # of a request
+PAUSE = 1.0                 # seconds before the second, twice as many before the third
+PATIENCE = 150.0            # seconds for an answer: less than text.LIMITS leave to a page
+INK = 5e-5                  # share of pixels, without which a page is blank
+_MADE_UP = re.compile(r'The \d+-\d+ season|'
+                      'The following is a list of the most common types of data breaches')
 
 _TESSERACT = {'en': 'eng', 'fr': 'fra', 'de': 'deu', 'es': 'spa', 'it': 'ita', 'pt': 'por',
               'nl': 'nld', 'pl': 'pol', 'sv': 'swe', 'da': 'dan', 'cs': 'ces', 'ro': 'ron'}
@@ -59,17 +79,20 @@ def read_page(document: Any, index: int, languages: Sequence[str],
 
   Args:
     languages: ISO 639-1 codes expected, for tesseract.
-    server: `url` and `model` of a server to ask instead, see above.
+    server: `url`, `model` and `prompt` (a key of `PROMPTS`, or its words) of a server to ask
+      instead, see above.
     box: the part of the page to read; boxes of lines count from its corner.
+
+  Raises:
+    PdfError: the engine or the server failed; the detail says how.
   """
   name = 'server' if server else engine()
-  page = document[index]
-  scale = SIDE[name] / max(1, *page.get_size())
-  picture = page.render(scale=scale, grayscale=name != 'rapidocr').to_numpy()
+  picture, scale = _render(document, index, SIDE[name], gray=name != 'rapidocr')
   if box:
     x0, y0, x1, y1 = (max(0, round(v * scale)) for v in box)
     picture = np.ascontiguousarray(picture[y0:max(y1, y0 + 1), x0:max(x1, x0 + 1)])
-  page.close()
+  if is_blank(picture):
+    return [], None
   if server:
     return _served(picture[..., 0] if picture.ndim == 3 else picture, server)
   read = _tesseract if name == 'tesseract' else _rapidocr
@@ -87,6 +110,48 @@ def read_page(document: Any, index: int, languages: Sequence[str],
     if 0.6 < line.size / usual < 1.5:
       line.size = usual
   return lines, round(confidence, 4)
+
+
+def read_lines(document: Any, index: int, lines: Sequence[Line], languages: Sequence[str],
+               ) -> tuple[str, float]:
+  """What the engine here reads at the places of some lines, in one go, and how sure it is.
+
+  Raises PdfError where it fails.
+  """
+  picture, scale = _render(document, index, SIDE['tesseract'], gray=True)
+  picture = picture[..., 0] if picture.ndim == 3 else picture
+  cuts = []
+  for line in lines:
+    pad = 0.25 * (line.y1 - line.y0)
+    x0, y0, x1, y1 = (max(0, round(scale * v)) for v in (
+      line.x0 - pad, line.y0 - pad, line.x1 + pad, line.y1 + pad))
+    if (cut := picture[y0:y1, x0:x1]).size:
+      cuts.append(cut)
+  if not cuts:
+    return '', 0.0
+  width = max(cut.shape[1] for cut in cuts)
+  sheet = np.concatenate([np.pad(cut, ((8, 8), (10, 10 + width - cut.shape[1])),
+                                 constant_values=255) for cut in cuts])
+  read = _tesseract if engine() == 'tesseract' else _rapidocr
+  found = [(text, sure) for *_, text, sure in read(sheet, tuple(languages))]
+  weight = sum(len(text) for text, _ in found)
+  return ' '.join(text for text, _ in found), (
+    sum(len(text) * sure for text, sure in found) / max(1, weight))
+
+
+def _render(document: Any, index: int, side: int, gray: bool) -> tuple[np.ndarray, float]:
+  """A page's picture with `side` pixels at its longest side, and its pixels a point."""
+  page = document[index]
+  scale = side / max(1, *page.get_size())
+  picture = page.render(scale=scale, grayscale=gray).to_numpy()
+  page.close()
+  return picture, scale
+
+
+def is_blank(picture: np.ndarray) -> bool:
+  """Whether a picture shows nothing: hardly a pixel differs from the paper, whatever its colour."""
+  gray = picture if picture.ndim == 2 else picture[..., :3].mean(-1)
+  return float((np.abs(gray.astype(np.int16) - np.median(gray)) > 64).mean()) < INK
 
 
 def _best(picture, read) -> tuple[list[tuple], float]:
@@ -138,34 +203,77 @@ def _straight(picture) -> tuple[np.ndarray, bool]:
 
 
 def _served(picture, server: Mapping[str, str]) -> tuple[list[Line], float | None]:
-  import urllib.request
-
   from PIL import Image
 
   out = io.BytesIO()
   Image.fromarray(picture).save(out, 'PNG')
   image = 'data:image/png;base64,' + base64.b64encode(out.getvalue()).decode()
-  body = {'model': server['model'], 'temperature': 0, 'max_tokens': 4096, 'logprobs': True,
-          'messages': [{'role': 'user', 'content': [
-            {'type': 'image_url', 'image_url': {'url': image}}, {'type': 'text', 'text': PROMPT}]}]}
-  request = urllib.request.Request(
-    server['url'].rstrip('/') + '/v1/chat/completions', json.dumps(body).encode(),
-    {'Content-Type': 'application/json'})
-  try:
-    with urllib.request.urlopen(request, timeout=600) as answer:
-      choice = json.load(answer)['choices'][0]
-    text = choice['message']['content'] or ''
-    tokens = (choice.get('logprobs') or {}).get('content') or []
-  except (OSError, ValueError, LookupError, TypeError) as error:
-    raise PdfError('ocr_failed', f'{type(error).__name__}: {error}'[:200]) from error
-  if not text.strip():
+  prompt = server.get('prompt') or 'plain'
+  text, reason, sure = _ask(server, image, PROMPTS.get(prompt, prompt), 4096)
+  text = text.strip()
+  if reason == 'length':
+    raise PdfError('ocr_failed', 'the answer was cut off at its longest')
+  if _MADE_UP.match(text):
+    raise PdfError('ocr_failed', f'made up: {text[:60]}')
+  if text.startswith('The') and 'NO_TEXT' in _ask(server, image, ANY_TEXT, 8)[0]:
     return [], None
-  sure = statistics.fmean(math.exp(t['logprob']) for t in tokens) if tokens else 1.0
+  if not text:
+    return [], None
   # Far apart, so that the layout keeps the order and the paragraphs of the model.
-  blocks = [block for block in re.split(r'\n\s*\n', text.strip()) if block.strip()]
+  blocks = [block for block in re.split(r'\n\s*\n', text) if block.strip()]
   lines = [Line(0, 100 * i, 500, 100 * i + 10, block.strip(), 10)
            for i, block in enumerate(blocks)]
   return lines, 0.0 if repeats(text) else round(sure, 4)
+
+
+def _ask(server: Mapping[str, str], image: str, prompt: str, tokens: int) -> tuple[str, str, float]:
+  """A model's answer about a picture, why it ended, and the mean probability of its tokens.
+
+  What may pass is tried again. A server that has failed three pages in a row gets one try a page
+  until it answers. Raises PdfError.
+  """
+  global _failures
+  body = {'model': server['model'], 'temperature': 0, 'repetition_penalty': 1.05,
+          'max_tokens': tokens, 'logprobs': True, 'messages': [{'role': 'user', 'content': [
+            {'type': 'image_url', 'image_url': {'url': image}}, {'type': 'text', 'text': prompt}]}]}
+  url = server['url'].rstrip('/') + '/v1/chat/completions'
+  request = urllib.request.Request(url, json.dumps(body).encode(),
+                                   {'Content-Type': 'application/json'})
+  detail = ''
+  for n in range(1 if _failures >= 3 else TRIES):
+    if n:
+      time.sleep(PAUSE * 2 ** (n - 1))
+    sandbox.tick()                          # waiting is no sign of a hang
+    try:
+      with _opener(url).open(request, timeout=PATIENCE) as answer:
+        choice = json.load(answer)['choices'][0]
+      text = choice['message']['content'] or ''
+      logs = [math.exp(t['logprob']) for t in (choice.get('logprobs') or {}).get('content') or []]
+      if not isinstance(text, str):
+        raise TypeError('the answer is no text')
+      _failures = 0
+      return text, choice.get('finish_reason') or '', statistics.fmean(logs) if logs else 1.0
+    except (OSError, ValueError, LookupError, TypeError, AttributeError, OverflowError,
+            http.client.HTTPException) as error:
+      detail = f'{type(error).__name__}: {error}'[:200]
+      if isinstance(error, urllib.error.HTTPError) and error.code < 500 and (
+          error.code not in (408, 425, 429)):
+        break
+  _failures += 1
+  raise PdfError('ocr_failed', detail)
+
+
+_failures = 0               # of a server's pages in a row, in this process
+
+
+def _opener(url: str) -> urllib.request.OpenerDirector:
+  """Through the proxy that the environment names, but none to a server on this machine."""
+  host = urllib.parse.urlsplit(url).hostname or ''
+  try:
+    near = ipaddress.ip_address(host).is_loopback
+  except ValueError:
+    near = host == 'localhost' or host.endswith('.localhost')
+  return urllib.request.build_opener(*([urllib.request.ProxyHandler({})] if near else []))
 
 
 def repeats(text: str) -> bool:
@@ -197,7 +305,10 @@ def _rapidocr(picture, languages: tuple[str, ...]) -> Iterator[tuple]:
   del languages                             # one model reads all Latin scripts
   if picture.ndim == 3 and picture.shape[2] == 1:
     picture = picture[..., 0]
-  result = _rapidocr_model()(picture, use_cls=False)
+  try:
+    result = _rapidocr_model()(picture, use_cls=False)
+  except Exception as error:                # of onnxruntime or OpenCV, at a picture they dislike
+    raise PdfError('ocr_failed', f'rapidocr: {type(error).__name__}: {error}'[:200]) from error
   if result is None or getattr(result, 'boxes', None) is None or result.txts is None:
     return
   for box, text, score in zip(result.boxes, result.txts, result.scores, strict=True):
@@ -214,13 +325,18 @@ def _tesseract_languages() -> frozenset[str]:
 def _tesseract(picture, languages: tuple[str, ...]) -> Iterator[tuple]:
   """Lines of `tesseract … tsv`; the picture goes in as a PGM on its standard input."""
   height, width = picture.shape[:2]
-  installed = _tesseract_languages()
-  wanted = [_TESSERACT[c] for c in languages if _TESSERACT.get(c) in installed] or ['eng']
   pgm = f'P5 {width} {height} 255\n'.encode() + picture.tobytes()
-  done = subprocess.run(['tesseract', 'stdin', 'stdout', '-l', '+'.join(wanted), 'tsv'],
-                        input=pgm, capture_output=True)
+  try:
+    installed = _tesseract_languages()
+    wanted = [_TESSERACT[c] for c in languages if _TESSERACT.get(c) in installed] or ['eng']
+    done = subprocess.run(
+      ['tesseract', 'stdin', 'stdout', '-l', '+'.join(wanted), 'tsv'], input=pgm,
+      capture_output=True, timeout=PATIENCE, preexec_fn=sandbox.die_with_parent)
+  except (OSError, subprocess.SubprocessError) as error:
+    raise PdfError('ocr_failed', f'tesseract: {error}'[:200]) from error
   if done.returncode:
-    raise PdfError('crash', f'tesseract: {done.stderr.decode(errors="replace").strip()[-200:]}')
+    said = done.stderr.decode(errors='replace').strip()[-200:]
+    raise PdfError('ocr_failed', f'tesseract ended with {done.returncode}: {said}')
   lines: dict[tuple, list[list[str]]] = {}
   for row in done.stdout.decode('utf-8', 'replace').split('\n')[1:]:
     cells = row.split('\t')

@@ -16,7 +16,9 @@ import io
 import itertools
 import logging
 import os
+import shutil
 import statistics
+import tempfile
 import time
 from collections.abc import Iterable, Iterator, Sequence
 from typing import Any, NamedTuple
@@ -74,7 +76,8 @@ def stages(
   o = options
   how = {'ocr': o.ocr, 'languages': o.languages, 'router': o.router, 'figures': o.figures,
          'markdown': o.markdown, 'unseen': o.unseen,
-         'server': {'url': o.ocr_server, 'model': o.ocr_model} if o.ocr_server else None}
+         'server': {'url': o.ocr_server, 'model': o.ocr_model, 'prompt': o.ocr_prompt}
+                   if o.ocr_server else None}
   refetching = {'modes': o.refetch, 'stale_before': o.stale_before, 'agent': o.agent,
                 'delay': o.fetch_delay, 'folder': folder}
   return [
@@ -228,11 +231,17 @@ class _Extract(beam.DoFn):
     self.options, self.source = options, source
 
   def setup(self):
-    self.extractor = pdf_text.Extractor()
+    self.held, self.how = contextlib.ExitStack(), self.options
+    self.extractor = self.held.enter_context(pdf_text.Extractor())
+    if '://' in (path := self.options.get('router', '')):     # the child has no keys to read it
+      copy = os.path.join(self.held.enter_context(tempfile.TemporaryDirectory()), 'router')
+      with open_file(path) as f, open(copy, 'wb') as out:
+        shutil.copyfileobj(f, out)
+      self.how = {**self.options, 'router': copy}
     self.documents, self.pages, self.said = 0, 0, time.monotonic()
 
   def teardown(self):
-    self.extractor.close()
+    self.held.close()
 
   def process(self, reference: Reference):
     result = self.read(reference, body_of(reference))
@@ -247,7 +256,7 @@ class _Extract(beam.DoFn):
 
   def read(self, reference: Reference, body: bytes) -> Document | Reject:
     try:
-      found = self.extractor.extract(body, **self.options)
+      found = self.extractor.extract(body, **self.how)
     except PdfError as error:
       cut = reference.truncated and error.reason == 'damaged'
       document = _document(reference, self.source, **({'error': error.detail} if error.detail
@@ -259,9 +268,10 @@ class _Extract(beam.DoFn):
     """A newer version of a document, a record of a WARC file: for refetch.Refetch."""
     with open_file(path) as f:
       f.seek(offset)
-      page = next(readers.read_stream(f, os.path.basename(path), readers.PDF_TYPES, MAX_PDF_BYTES))
-    if isinstance(page, Reject):
-      return page
+      page = next(readers.read_stream(f, os.path.basename(path), readers.PDF_TYPES, MAX_PDF_BYTES),
+                  None)
+    if page is None or isinstance(page, Reject):
+      return page or Reject(document, 'read', 'not_pdf')
     page = dataclasses.replace(page, id=document.id, url=document.url, warc_offset=offset)
     return self.read(_reference(page, path), page.body)
 
@@ -271,7 +281,8 @@ def to_document(reference: Reference, found: pdf_text.PdfText, source: str = 'pd
   found = dataclasses.replace(found, pages=[normalize(page).strip() for page in found.pages])
   sure = [c for c, method in zip(found.ocr_confidence, found.page_methods, strict=True)
           if method == 'ocr']
-  wanted = {i: f for i, f in enumerate(found.features) if f['ocr_wanted']}
+  wanted = {i: f for i, f in enumerate(found.features)
+            if f['ocr_wanted'] or f.keys() & {'agreement', 'ocr_failed'}}
   return _document(
     reference, source, found.text, extractor=found.method, pages=len(found.pages),
     page_offsets=found.page_offsets, page_methods=found.page_methods,

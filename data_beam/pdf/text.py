@@ -22,6 +22,7 @@ from data_beam.pdf import ocr as pdf_ocr
 from data_beam.pdf import running as pdf_running
 from data_beam.pdf.errors import PdfError
 from data_beam.pdf.layout import BREAK
+from data_beam.pdf.look import Reader
 from data_beam.pdf.router import decider
 from data_beam.sandbox import Limits, Lost
 
@@ -33,7 +34,6 @@ FIGURES = ('list', 'mark', 'read')
 MAX_PAGES = 2000
 MAX_OCR_PAGES = 100          # later ones keep their text layer, if they have one; of figures too
 MAX_CHARACTERS = 20_000_000
-MIN_CONFIDENCE = 0.6         # mean OCR confidence under which a page is noise
 # Of one document; pages that are read by OCR are the parts that add to the time.
 LIMITS = Limits(memory=1_400_000_000, cpu_seconds=60, wall_seconds=240, part_seconds=90)
 
@@ -42,9 +42,9 @@ LIMITS = Limits(memory=1_400_000_000, cpu_seconds=60, wall_seconds=240, part_sec
 class PdfText:
   """Text of a PDF: one string per page, in reading order."""
   pages: list[str]
-  page_methods: list[str]              # 'text', 'ocr', 'blank', 'noise' or 'skipped'
+  page_methods: list[str]              # 'text', 'ocr', 'blank', 'noise', 'skipped' or 'failed'
   ocr_confidence: list[float | None]   # 0–1 by page, None where OCR did not run
-  features: list[dict[str, Any]]       # by page, see `pages._features`
+  features: list[dict[str, Any]]       # by page, see `pages._features` and look
   # Of pictures in the text: page (from 0), box in points from the top left, caption, and by OCR
   # its text where that was asked for.
   figures: list[dict[str, Any]] = dataclasses.field(default_factory=list)
@@ -178,29 +178,29 @@ def parse(body: bytes, *, ocr: str = 'auto', languages: Sequence[str] = ('en',),
   kept, methods, confidences, features = [], [], [], []
   found_figures, markers = [], []
   characters = read = 0
-  wanted = decider(router)
   document, repaired = pdf_pages.open_document(body, unseen)
   with document:
     if len(document) > max_pages:
       raise PdfError('too_long', f'{len(document)} pages, {max_pages} allowed')
+    reader = Reader(document, languages, server, decider(router), ocr)
     texts = pdf_pages.read_pages(document, range(len(document)), unseen)
     for index, (frames, boxes, height, feature) in enumerate(texts):
-      wants, method, confidence = wanted(feature), 'text' if frames else 'blank', None
+      method, confidence = 'text' if frames else 'blank', None
+      layer = [line for frame in frames if not frame.turn for line in frame.lines]
+      wants = feature['ocr_wanted'] = reader.wants(index, layer, feature)
       if ocr == 'always' or (ocr == 'auto' and wants):
-        if methods.count('ocr') + methods.count('noise') >= MAX_OCR_PAGES:
+        if sum(map(methods.count, ('ocr', 'noise', 'failed'))) >= MAX_OCR_PAGES:
           method = method if frames else 'skipped'
         elif server or pdf_ocr.engine() is not None:
-          sandbox.tick()
-          seen, confidence = pdf_ocr.read_page(document, index, languages, server)
-          if seen and confidence >= MIN_CONFIDENCE:
+          seen, became, confidence = reader.read(index, layer, feature)
+          if seen:
             frames, boxes, method = [pdf_pages.Frame(0, seen, [], height)], [], 'ocr'
           elif not frames:
-            method = 'noise' if seen else 'blank'
+            method = became
       found = [line for frame in frames for line in frame.lines]
       characters += 0 if method == 'noise' else sum([len(line.text) for line in found])
       if characters > MAX_CHARACTERS:
         raise PdfError('too_long', f'more than {MAX_CHARACTERS} characters')
-      feature['ocr_wanted'] = wants
       markers.append([])
       for number, box in enumerate(boxes, 1):
         figure = {'page': index, 'box': box, 'caption': pdf_layout.caption(box, found)}
@@ -210,8 +210,11 @@ def parse(body: bytes, *, ocr: str = 'auto', languages: Sequence[str] = ('en',),
         elif figures == 'read' and read < MAX_OCR_PAGES and (server or pdf_ocr.engine()):
           sandbox.tick()
           read += 1
-          inside, _ = pdf_ocr.read_page(document, index, languages, server, box)
-          figure['text'] = pdf_layout.clean(pdf_layout.page_text(inside)).replace(BREAK, '')
+          try:
+            inside, _ = pdf_ocr.read_page(document, index, languages, server, box)
+            figure['text'] = pdf_layout.clean(pdf_layout.page_text(inside)).replace(BREAK, '')
+          except PdfError as error:
+            figure['failed'] = error.detail or error.reason
         found_figures.append(figure)
       for values, value in ((kept, frames), (methods, method), (confidences, confidence),
                             (features, feature)):
@@ -231,6 +234,8 @@ def parse(body: bytes, *, ocr: str = 'auto', languages: Sequence[str] = ('en',),
   if not any(pages):
     if repaired:
       raise PdfError(repaired)
+    if failed := next((f['ocr_failed'] for f in features if 'ocr_failed' in f), ''):
+      raise PdfError('ocr_failed', failed)
     if 'noise' in methods:
       raise PdfError('ocr_noise')
     if 'skipped' in methods:

@@ -2,20 +2,26 @@
 
 A URL comes from a crawl, so it is hostile input: it, and every redirect, may name this machine, its
 network or a cloud's metadata service. A name is therefore resolved once, all its addresses must be
-public, and the connection goes to the address that was checked (no second lookup that DNS could
-answer otherwise). Bytes, decompression and time are capped, certificates are verified.
+public, and the connection goes to one that was checked (no second lookup that DNS could answer
+otherwise). Bytes, decompression and time are capped, certificates are verified. Whatever a server
+or a URL does is an outcome; nothing is raised.
 
 Politeness is RFC 9309 (robots.txt, read by Protego, kept for a day) and one request a host at a
-time, `Crawl-delay` or a second apart.
+time, `Crawl-delay` or a second apart. What may pass by itself (`passing`) is tried again, later
+each time; a host that keeps failing is left alone for a while, and none has more than its share of
+time.
 """
 
+import collections
 import contextlib
 import dataclasses
+import email.utils
 import functools
 import http.client
 import io
 import ipaddress
 import random
+import re
 import socket
 import ssl
 import threading
@@ -23,6 +29,7 @@ import time
 import urllib.parse
 import zlib
 from collections.abc import Callable, Mapping
+from typing import Any
 
 from protego import Protego
 
@@ -30,7 +37,8 @@ OUTCOMES = {
   'ok': 'the server gave the document',
   'not_modified': 'the server says it is as it was',
   'bad_url': 'no http or https URL, or one with a password or an odd port',
-  'dns': 'the name does not resolve',
+  'dns': 'there is no such name',
+  'dns_failed': 'the name servers do not answer',
   'blocked_address': 'the name leads to an address that is not public',
   'robots': 'robots.txt forbids it',
   'robots_unreachable': 'robots.txt cannot be read, which forbids all (RFC 9309, 2.3.1.4)',
@@ -38,21 +46,34 @@ OUTCOMES = {
   'tls': 'the certificate is not valid',
   'network': 'no connection, or one that broke off',
   'timeout': 'it took too long',
+  'host_time': 'its host has taken all the time that one may have',
   'status': 'the server refused',
-  'redirects': 'too many redirects, or one without an address',
+  'redirects': 'too many redirects, or one that leads nowhere',
   'too_large': 'more bytes than allowed',
   'ratio': 'it inflates more than documents do',
   'bad_encoding': 'its content coding is broken or unknown',
   'not_wanted': 'another kind of document, mostly a page that says where it was',
+  'unexpected': 'an error that nobody foresaw',
 }
+_PASSING = frozenset({'dns_failed', 'robots_unreachable', 'network', 'timeout', 'host_time',
+                      'unexpected'})
 _RETRY = frozenset({408, 429, 500, 502, 503, 504})
 _REDIRECTS = frozenset({301, 302, 303, 307, 308})
 _ROBOTS_BYTES = 500 << 10               # RFC 9309, 2.5: at least 500 KiB are to be read
 _ROBOTS_SECONDS = 24 * 3600             # 2.4: kept no longer than a day
-# Python calls these global, though they lead into private networks or to no single host.
-_NOT_PUBLIC = tuple(map(ipaddress.ip_network, (
-  '192.0.0.0/24', '192.88.99.0/24', '224.0.0.0/4', '240.0.0.0/4',
-  '64:ff9b::/96', '64:ff9b:1::/48', '2001::/32', '2002::/16', 'ff00::/8')))
+_UNREACHABLE_SECONDS = 600              # a host that has failed is asked again after
+_KEPT_ROBOTS = 4 << 20                  # bytes of all hosts' robots.txt; parsed, 36 times as much
+_KEPT_HOSTS = 10_000
+_MEMBERS = 20_000                       # of one gzip body; 64 KiB each are 1.3 GB
+# IANA's special-purpose registries. Python's own `is_global` depends on its version, and takes for
+# global what leads into private networks or to no single host.
+_PUBLIC_6 = ipaddress.ip_network('2000::/3')
+_SPECIAL = tuple(map(ipaddress.ip_network, (
+  '0.0.0.0/8', '10.0.0.0/8', '100.64.0.0/10', '127.0.0.0/8', '169.254.0.0/16', '172.16.0.0/12',
+  '192.0.0.0/24', '192.0.2.0/24', '192.31.196.0/24', '192.52.193.0/24', '192.88.99.0/24',
+  '192.168.0.0/16', '192.175.48.0/24', '198.18.0.0/15', '198.51.100.0/24', '203.0.113.0/24',
+  '224.0.0.0/4', '240.0.0.0/4',
+  '2001::/23', '2001:db8::/32', '2002::/16', '2620:4f:8000::/48', '3ffe::/16', '3fff::/20')))
 
 
 @dataclasses.dataclass(frozen=True)
@@ -65,6 +86,7 @@ class Limits:
   redirects: int = 5
   tries: int = 3
   crawl_delay: float = 60.0             # longer pauses are not made
+  host_seconds: float = 3600.0          # that one host may take to answer, of all its documents
 
 
 @dataclasses.dataclass
@@ -79,17 +101,54 @@ class Fetched:
   robots: str = ''                      # what robots.txt said: 'allowed', 'none', 'disallowed', …
 
 
+def passing(outcome: str, status: int) -> bool:
+  """Whether another try, now or on another day, may end otherwise."""
+  return outcome in _PASSING or (outcome == 'status' and status in _RETRY)
+
+
 class _Stop(Exception):
-  def __init__(self, outcome: str, detail: str = '', status: int = 0):
+  def __init__(self, outcome: str, detail: str = '', status: int = 0,
+               headers: Mapping[str, str] | None = None):
     super().__init__(outcome, detail)
-    self.outcome, self.detail, self.status = outcome, detail, status
+    self.outcome, self.detail, self.status, self.headers = outcome, detail, status, headers or {}
+
+
+@dataclasses.dataclass
+class _Robots:
+  """What is known of an origin's robots.txt, until when."""
+  until: float
+  rules: Protego | None = None
+  word: str = ''                        # as `Fetched.robots`
+  stop: _Stop | None = None             # why there are no rules, if that forbids all
+  bytes: int = 0
+
+
+@dataclasses.dataclass
+class _Host:
+  """A host's turn, and what it has taken so far."""
+  turn: threading.Lock = dataclasses.field(default_factory=threading.Lock)
+  free: float = 0.0                     # when the next request may be made
+  spent: float = 0.0                    # seconds of its answers, and of waiting for better ones
+  failures: int = 0                     # of reading robots.txt
 
 
 def is_public(address: str) -> bool:
   """Whether an IP address, as getaddrinfo gives it, can be a server on the public internet."""
-  ip = ipaddress.ip_address(address.partition('%')[0])
+  try:
+    ip = ipaddress.ip_address(address.partition('%')[0])
+  except ValueError:
+    return False
   ip = getattr(ip, 'ipv4_mapped', None) or ip
-  return ip.is_global and not any(ip in net for net in _NOT_PUBLIC if ip.version == net.version)
+  return (ip.version == 4 or ip in _PUBLIC_6) and not any(ip in net for net in _SPECIAL)
+
+
+def host_of(url: str) -> str:
+  """The name of an http or https URL's host, in lower case; '' of anything else."""
+  try:
+    parts = urllib.parse.urlsplit(url)
+    return (parts.hostname or '') if parts.scheme in ('http', 'https') else ''
+  except ValueError:
+    return ''
 
 
 class Fetcher:
@@ -109,31 +168,32 @@ class Fetcher:
     """
     self.agent, self.limits, self.delay = agent, limits, delay
     self._resolve, self._connect, self._sleep = resolve, connect, sleep
-    self._robots: dict[str, tuple[float, Protego | None, str]] = {}
-    self._free: dict[str, float] = {}
-    self._locks: dict[str, threading.Lock] = {}
+    self._lock = threading.Lock()       # of the two below
+    self._robots: collections.OrderedDict[str, _Robots] = collections.OrderedDict()
+    self._hosts: collections.OrderedDict[str, _Host] = collections.OrderedDict()
 
   def fetch(self, url: str, *, etag: str = '', modified: str = '', expect: bytes = b'') -> Fetched:
-    """Gets a URL, patiently; never raises for what a server or a URL does.
+    """Gets a URL, patiently; never raises.
 
     Args:
       etag, modified: of the version at hand, so that the server may answer that it is the same.
       expect: bytes that the document's first KiB must hold; otherwise it is not read on.
     """
-    headers = {'If-None-Match': etag} if etag else {}
-    headers |= {'If-Modified-Since': modified} if modified else {}
-    pause = random.Random(url)
+    headers = {name: value for name, value in (('If-None-Match', etag),
+                                               ('If-Modified-Since', modified))
+               if value and value.isascii() and value.isprintable()}
+    jitter = random.Random(url.encode('utf-8', 'surrogatepass'))
     for n in range(self.limits.tries):
       result = self._follow(url, headers, expect)
-      again = result.outcome == 'network' or (result.outcome == 'status'
-                                              and result.status in _RETRY)
-      if not again or n == self.limits.tries - 1:
-        return result
-      asked = result.headers.get('retry-after', '')
-      wait = float(asked) if asked.isdigit() else 2.0 ** (n + 1) + pause.random()
-      if wait > self.limits.crawl_delay:
-        return result
+      if not passing(result.outcome, result.status) or n == self.limits.tries - 1:
+        break
+      wait = _asked(result.headers.get('retry-after', ''))
+      wait = 2.0 ** (n + 1) + jitter.random() if wait is None else wait
+      if wait > self.limits.crawl_delay or result.outcome == 'host_time':
+        break
       self._sleep(wait)
+      self._host(host_of(result.url)).spent += wait
+    return result
 
   def _follow(self, url: str, headers: Mapping[str, str], expect: bytes) -> Fetched:
     """One try, with its redirects."""
@@ -143,8 +203,6 @@ class Fetcher:
       for _ in range(self.limits.redirects + 1):
         parts = _split(url)
         rules, robots = self._rules(parts, end)
-        if robots in ('disallowed', 'unreachable'):
-          raise _Stop('robots' if robots == 'disallowed' else 'robots_unreachable')
         if rules and not rules.can_fetch(url, self.agent):
           robots = 'disallowed'
           raise _Stop('robots')
@@ -158,82 +216,134 @@ class Fetcher:
         url = _target(url, result)
       raise _Stop('redirects')
     except _Stop as stop:
-      return Fetched(stop.outcome, url, status=stop.status, detail=stop.detail, robots=robots)
+      if stop.outcome == 'robots_unreachable':
+        robots = 'unreachable'
+      return Fetched(stop.outcome, url, status=stop.status, headers=stop.headers,
+                     detail=stop.detail, robots=robots)
+    except Exception as error:          # of a library, at bytes that it was not made for
+      return Fetched('unexpected', url, detail=f'{type(error).__name__}: {error}'[:200],
+                     robots=robots)
+
+  def _host(self, name: str) -> _Host:
+    with self._lock:
+      host = self._hosts.setdefault(name, _Host())
+      self._hosts.move_to_end(name)
+      if len(self._hosts) > _KEPT_HOSTS:
+        self._hosts.popitem(last=False)
+    return host
 
   # robots.txt
 
   def _rules(self, parts: urllib.parse.SplitResult, end: float) -> tuple[Protego | None, str]:
-    """The rules of a URL's host, and in a word what was found."""
+    """The rules of a URL's host, and in a word what was found; raises _Stop if all is forbidden."""
     key = f'{parts.scheme}://{parts.netloc}'
-    known = self._robots.get(key)
-    if known is None or time.monotonic() - known[0] > _ROBOTS_SECONDS:
-      known = self._robots[key] = (time.monotonic(), *self._read_robots(key + '/robots.txt', end))
-    return known[1:]
+    with self._lock:
+      known = self._robots.get(key)
+    if known is None or time.monotonic() > known.until:
+      known = self._read_robots(key + '/robots.txt', end)
+      if known.stop and passing(known.stop.outcome, known.stop.status):
+        host = self._host(parts.hostname or '')
+        host.failures += 1              # as often as a document is tried
+        patient = host.failures % self.limits.tries
+        known.until = time.monotonic() + (0 if patient else _UNREACHABLE_SECONDS)
+      with self._lock:
+        self._robots[key] = known
+        self._robots.move_to_end(key)
+        while len(self._robots) > 1 and (len(self._robots) > _KEPT_HOSTS or sum(
+            robots.bytes for robots in self._robots.values()) > _KEPT_ROBOTS):
+          self._robots.popitem(last=False)
+    if known.stop:
+      raise known.stop.with_traceback(None)       # or each raise would make it longer
+    return known.rules, known.word
 
-  def _read_robots(self, url: str, end: float) -> tuple[Protego | None, str]:
+  def _read_robots(self, url: str, end: float) -> _Robots:
+    until = time.monotonic() + _ROBOTS_SECONDS
     try:
       for _ in range(self.limits.redirects + 1):
-        result = self._request(_split(url), {}, end, _ROBOTS_BYTES, self.delay, cut=True)
+        # The pause is for documents: the first may follow at once.
+        result = self._request(_split(url), {}, end, _ROBOTS_BYTES, 0.0, cut=True)
         if result.status not in _REDIRECTS:
           break
         url = _target(url, result)
       else:
-        return None, 'none'             # 2.3.1.2: as if there were no such file
+        return _Robots(until, word='none')        # 2.3.1.2: as if there were no such file
     except _Stop as stop:
       # The document itself would be refused for the same reason, which says more.
-      if stop.outcome in ('bad_url', 'blocked_address', 'dns', 'tls'):
-        raise
-      return None, 'unreachable'
+      same = stop.outcome in ('bad_url', 'blocked_address', 'dns', 'dns_failed', 'tls', 'host_time')
+      return _Robots(until, stop=_Stop(stop.outcome, stop.detail) if same else _Stop(
+        'robots_unreachable', f'{stop.outcome}: {stop.detail}'))
     if result.status == 200 and result.outcome == 'ok':
-      return Protego.parse(result.body.decode('utf-8', 'replace')), 'allowed'
-    if 400 <= result.status < 500 and result.status != 429:
-      return None, 'none'               # 2.3.1.3
-    return None, 'unreachable'          # 2.3.1.4
+      rules = Protego.parse(result.body.decode('utf-8', 'replace'))
+      return _Robots(until, rules, 'allowed', bytes=len(result.body))
+    if 400 <= result.status < 500 and result.status not in _RETRY:
+      return _Robots(until, word='none')          # 2.3.1.3
+    return _Robots(until, stop=_Stop('robots_unreachable', result.detail,
+                                     headers=result.headers))      # 2.3.1.4
 
   # One request
 
   def _request(self, parts: urllib.parse.SplitResult, headers: Mapping[str, str], end: float,
                max_bytes: int, delay: float, expect: bytes = b'', cut: bool = False) -> Fetched:
     """One request to one host, no redirects followed; raises _Stop where there is no answer."""
-    host, port = parts.hostname, parts.port or (443 if parts.scheme == 'https' else 80)
-    with self._locks.setdefault(host, threading.Lock()), contextlib.ExitStack() as stack:
-      wait = self._free.get(host, 0.0) - time.monotonic()
-      if wait > 0:
+    name, port = parts.hostname, parts.port or (443 if parts.scheme == 'https' else 80)
+    host = self._host(name)
+    if not host.turn.acquire(timeout=max(0.0, end - time.monotonic())):
+      raise _Stop('timeout', 'others had their turn')
+    start = None
+    try:
+      if host.spent > self.limits.host_seconds:
+        raise _Stop('host_time', f'{host.spent:.0f} s')
+      if (wait := host.free - time.monotonic()) > 0:
         self._sleep(wait)
-      try:
-        sock = self._open(host, port, end)
+      start = time.monotonic()
+      with contextlib.ExitStack() as stack:
+        sock = self._open(name, port, end)
         stack.callback(sock.close)
         if parts.scheme == 'https':
-          sock = _tls().wrap_socket(sock, server_hostname=host)
+          sock = _tls().wrap_socket(sock, server_hostname=name)
           stack.callback(sock.close)
-        client = http.client.HTTPConnection(host, port)
+        client = http.client.HTTPConnection(name, port)
         client.sock = _Timed(sock, end, self.limits.idle_seconds)
         path = urllib.parse.quote(parts.path or '/', safe="/%:@!$&'()*+,;=~")
         query = urllib.parse.quote(parts.query, safe="/?%:@!$&'()*+,;=~")
         client.request('GET', path + ('?' + query if query else ''), headers={
-          'Host': parts.netloc, 'User-Agent': self.agent, 'Accept-Encoding': 'gzip, identity',
-          'Connection': 'close', **headers})
-        answer = client.getresponse()
-        return self._read(answer, parts.geturl(), max_bytes, expect, cut)
-      except ssl.SSLError as error:
-        raise _Stop('tls', str(error)[:200]) from error
-      except TimeoutError as error:
-        raise _Stop('timeout', str(error)) from error
-      except (OSError, http.client.HTTPException, ValueError) as error:
-        raise _Stop('network', f'{type(error).__name__}: {error}'[:200]) from error
-      finally:
-        self._free[host] = time.monotonic() + delay
+          'Host': parts.netloc, 'User-Agent': self.agent,
+          'Accept-Encoding': 'gzip, deflate, identity', 'Connection': 'close', **headers})
+        return self._read(client.getresponse(), parts.geturl(), max_bytes, expect, cut)
+    except (ssl.SSLEOFError, ssl.SSLZeroReturnError) as error:
+      raise _Stop('network', f'TLS: {error}'[:200]) from error
+    except ssl.SSLError as error:
+      raise _Stop('tls', str(error)[:200]) from error
+    except TimeoutError as error:
+      raise _Stop('timeout', str(error)) from error
+    except (OSError, http.client.HTTPException, ValueError) as error:
+      raise _Stop('network', f'{type(error).__name__}: {error}'[:200]) from error
+    finally:
+      if start is not None:
+        host.free = time.monotonic() + delay
+        host.spent += time.monotonic() - start
+      host.turn.release()
 
   def _open(self, host: str, port: int, end: float) -> socket.socket:
+    """A connection to the first of a name's addresses that answers."""
     try:
       found = self._resolve(host, port, type=socket.SOCK_STREAM)
-    except (OSError, UnicodeError) as error:
+    except OSError as error:
+      again = getattr(error, 'errno', None) in (socket.EAI_AGAIN, socket.EAI_FAIL)
+      raise _Stop('dns_failed' if again else 'dns', str(error)) from error
+    except ValueError as error:         # names that IDNA or the system cannot hold
       raise _Stop('dns', str(error)) from error
-    addresses = [entry[4][0] for entry in found]
+    addresses = list(dict.fromkeys(entry[4][0] for entry in found))
     if not addresses or not all(map(is_public, addresses)):
       raise _Stop('blocked_address', ', '.join(addresses)[:200])
-    wait = max(0.1, min(self.limits.idle_seconds, end - time.monotonic()))
-    return self._connect((addresses[0], port), timeout=wait)
+    for n, address in enumerate(addresses, 1):
+      wait = min(self.limits.idle_seconds, (end - time.monotonic()) / (len(addresses) - n + 1))
+      try:
+        return self._connect((address, port), timeout=max(0.1, wait))
+      except OSError:
+        if n == len(addresses) or time.monotonic() > end:
+          raise
+    raise AssertionError
 
   def _read(self, answer: http.client.HTTPResponse, url: str, max_bytes: int, expect: bytes,
             cut: bool) -> Fetched:
@@ -246,16 +356,13 @@ class Fetcher:
       result.outcome, result.detail = 'status', f'{answer.status} {answer.reason}'[:200]
       return result
     inflate = _inflater(headers.get('content-encoding', ''))
-    raw, out = 0, bytearray()
+    raw, out, over = 0, bytearray(), False
     while piece := answer.read1(1 << 16):
       raw += len(piece)
-      try:
-        out += inflate(piece, max_bytes + 1 - len(out)) if inflate else piece
-      except zlib.error as error:
-        raise _Stop('bad_encoding', str(error)) from error
+      out += inflate(piece, max_bytes + 1 - len(out)) if inflate else piece
       if expect and len(out) >= 1024 and expect not in out[:1024]:
         break
-      if len(out) > max_bytes or raw > max_bytes:
+      if over := len(out) > max_bytes or raw > max_bytes:
         if cut:
           break
         raise _Stop('too_large', f'more than {max_bytes} bytes', 200)
@@ -263,14 +370,16 @@ class Fetcher:
         raise _Stop('ratio', f'{raw} bytes inflate to {len(out)}', 200)
     if expect and expect not in out[:1024]:
       raise _Stop('not_wanted', headers.get('content-type', ''), 200)
-    if not cut and answer.length:
-      raise _Stop('network', f'{answer.length} bytes are missing', 200)
+    if not over and (answer.length or (inflate and not inflate.whole)):
+      missing = f'{answer.length} bytes are missing' if answer.length else 'the coding is cut off'
+      raise _Stop('network', missing, 200)
     result.body = bytes(out[:max_bytes])
     return result
 
 
 def _split(url: str) -> urllib.parse.SplitResult:
   try:
+    url.encode()                        # no half of a pair
     parts = urllib.parse.urlsplit(url)
     name = (parts.hostname or '').encode('idna').decode()
     port = parts.port
@@ -284,9 +393,28 @@ def _split(url: str) -> urllib.parse.SplitResult:
 
 
 def _target(url: str, result: Fetched) -> str:
-  if not result.headers.get('location'):
-    raise _Stop('redirects', 'a redirect without a Location', result.status)
-  return urllib.parse.urljoin(url, result.headers['location'])
+  """Where a redirect leads. Raises _Stop."""
+  location = result.headers.get('location', '')
+  # http.client reads headers as Latin-1; who sends more than ASCII means UTF-8 (RFC 3987).
+  with contextlib.suppress(UnicodeError):
+    location = location.encode('latin-1').decode('utf-8')
+  try:
+    if location:
+      return urllib.parse.urljoin(url, location)
+  except ValueError:
+    pass
+  raise _Stop('redirects', f'a redirect to {location[:100]!r}', result.status)
+
+
+def _asked(retry_after: str) -> float | None:
+  """Seconds that a Retry-After asks for, a number or a date; None if it says nothing sensible."""
+  if re.fullmatch('[0-9]{1,9}', retry_after):
+    return float(retry_after)
+  try:
+    when = email.utils.parsedate_to_datetime(retry_after).timestamp()
+  except (ValueError, TypeError, OverflowError, IndexError):
+    return None
+  return max(0.0, when - time.time())
 
 
 @functools.cache
@@ -294,13 +422,57 @@ def _tls() -> ssl.SSLContext:
   return ssl.create_default_context()
 
 
-def _inflater(coding: str) -> Callable[[bytes, int], bytes] | None:
-  coding = coding.strip().lower()
-  if coding in ('', 'identity'):
+def _inflater(coding: str) -> '_Inflater | None':
+  codings = [name for c in coding.lower().split(',') if (name := c.strip()) not in ('', 'identity')]
+  if not codings:
     return None
-  if coding not in ('gzip', 'x-gzip', 'deflate'):
+  if len(codings) > 1 or codings[0] not in ('gzip', 'x-gzip', 'deflate'):
     raise _Stop('bad_encoding', coding[:80], 200)
-  return zlib.decompressobj(47).decompress
+  return _Inflater('gzip' if codings[0] != 'deflate' else 'deflate')
+
+
+class _Inflater:
+  """A body's content coding undone: gzip of one or several members, zlib's form or bare deflate."""
+
+  def __init__(self, coding: str):
+    self._coding, self._head, self._members = coding, b'', 0
+    self._inflate: Any = None
+
+  @property
+  def whole(self) -> bool:
+    """Whether the last member came to its end."""
+    return bool(self._inflate and self._inflate.eof)
+
+  def __call__(self, piece: bytes, most: int) -> bytes:
+    """What comes of another piece, `most` bytes at the most. Raises _Stop if it is broken."""
+    piece, out = self._head + piece, bytearray()
+    self._head = b''
+    try:
+      while piece and len(out) < most:
+        if self._inflate is None or self._inflate.eof:
+          if self._members:               # between members: zeros, or what is none, which ends it
+            piece = piece.lstrip(b'\0')
+            if self._coding == 'deflate' or not b'\x1f\x8b'.startswith(piece[:2]):
+              break
+          if len(piece) < 2:              # too little to tell what it is
+            self._head = piece
+            break
+          self._members += 1
+          if self._members > _MEMBERS:
+            raise _Stop('bad_encoding', f'more than {_MEMBERS} members', 200)
+          self._inflate = zlib.decompressobj(self._form(piece))
+        out += self._inflate.decompress(piece, most - len(out))
+        piece = self._inflate.unused_data if self._inflate.eof else b''
+    except zlib.error as error:
+      raise _Stop('bad_encoding', str(error), 200) from error
+    return bytes(out)
+
+  def _form(self, piece: bytes) -> int:
+    """zlib's `wbits`. Many servers mean bare deflate by that word, against RFC 9110."""
+    if self._coding == 'gzip':
+      return 31
+    wrapped = piece[0] & 15 == 8 and int.from_bytes(piece[:2], 'big') % 31 == 0
+    return zlib.MAX_WBITS if wrapped else -zlib.MAX_WBITS
 
 
 class _Timed:

@@ -8,11 +8,13 @@ The report fetches nothing: of a corpus made without refetching, it says what ea
 and what the cuts cost, in documents and tokens.
 
 What is fetched lies in WARC files in `NAME_fetched` beside the corpus, with the answers' headers;
-a second run reads it there, so that the same corpus comes out.
+a second run reads it there, so that the same corpus comes out. It asks again only where the answer
+was one that may pass: a server that was busy, a connection that broke.
 """
 
 import argparse
 import collections
+import concurrent.futures
 import contextlib
 import dataclasses
 import hashlib
@@ -22,16 +24,18 @@ import json
 import os
 import shutil
 import statistics
+import string
 import sys
 import tempfile
 import time
 import urllib.parse
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any
 
 import apache_beam as beam
 from apache_beam.io.filesystem import BeamIOError, CompressionTypes
 from apache_beam.io.filesystems import FileSystems
+from apache_beam.transforms.window import GlobalWindows
 from warcio.statusandheaders import StatusAndHeaders
 from warcio.warcwriter import WARCWriter
 
@@ -50,6 +54,7 @@ POOR_SHARE = 0.5            # of the pages
 CHARACTERS_PER_TOKEN = 4.0
 WHOLE_TO_CUT = 6.0          # pages of FinePDFs' cut files against the others: 39 to 6.5
 FILES_PER_WARC = 50
+HOSTS_AT_ONCE = 32          # of a worker; each host sees one request at a time
 
 Result = Document | Reject
 
@@ -72,7 +77,7 @@ def check(modes: Sequence[str], agent: str, stale_before: str) -> None:
 def why(result: Result, modes: Sequence[str], stale_before: str = '') -> str:
   """The mode by which a document is fetched again, '' if by none. Without a URL it cannot be."""
   document = _document(result)
-  if urllib.parse.urlsplit(document.url).scheme not in ('http', 'https'):
+  if not fetch.host_of(document.url):
     return ''
   cut = bool(document.metadata.get('truncated')) or (
     isinstance(result, Reject) and result.reason == 'truncated')
@@ -97,7 +102,8 @@ def value(result: Result) -> float:
 
 def _good_share(document: Document) -> float:
   meta = document.metadata
-  bad = {i for i, m in enumerate(meta.get('page_methods', ())) if m in ('noise', 'skipped')}
+  bad = {i for i, m in enumerate(meta.get('page_methods', ()))
+         if m in ('noise', 'skipped', 'failed')}
   bad |= {int(i) for i, f in meta.get('page_features', {}).items()
           if f.get('ocr_wanted') and meta['page_methods'][int(i)] == 'text'}
   return 1 - len(bad) / max(1, meta.get('pages', 1))
@@ -120,7 +126,8 @@ def choose(old: Result, new: Result, reason: str) -> tuple[Result, str]:
 class Refetch(beam.PTransform):
   """(kept, rejects) of an extraction → the same with better versions where there are some.
 
-  One worker has all URLs of a host, so that each host sees one request at a time.
+  One worker has all URLs of a host, so that each host sees one request at a time, and asks many
+  hosts at once.
   """
 
   def __init__(self, *, modes: Sequence[str], folder: str, agent: str, stale_before: str,
@@ -152,8 +159,7 @@ class Refetch(beam.PTransform):
   def _by_host(self, result: Result):
     if not why(result, self.modes, self.stale_before):
       return result
-    host = urllib.parse.urlsplit(_document(result).url).hostname or ''
-    return beam.pvalue.TaggedOutput('again', (host, result))
+    return beam.pvalue.TaggedOutput('again', (fetch.host_of(_document(result).url), result))
 
 
 def _route(result: Result):
@@ -168,20 +174,40 @@ class _Fetch(beam.DoFn):
   def setup(self):
     self.extract.setup()
     self.fetcher = make_fetcher(self.agent, self.delay)
+    self.threads = concurrent.futures.ThreadPoolExecutor(HOSTS_AT_ONCE)
 
   def teardown(self):
+    self.threads.shutdown(cancel_futures=True)
     self.extract.teardown()
+
+  def start_bundle(self):
+    self.running = collections.deque()
 
   def process(self, group: tuple[str, Iterable[Result]]):
     def place(result):
       return _document(result).url, _document(result).id
 
     results = sorted(group[1], key=place)
+    self.running.append((results, self.threads.submit(self._fetch, results)))
+    while len(self.running) > HOSTS_AT_ONCE:      # so that few hosts' documents wait in memory
+      yield from self._finished()
+
+  def finish_bundle(self) -> Any:
+    while self.running:
+      yield from map(GlobalWindows.windowed_value, self._finished())
+
+  def _fetch(self, results: Sequence[Result]) -> list[dict[str, Any]]:
+    """What became of a host's documents: all that is done off the worker's own thread."""
+    answers = []
     for start in range(0, len(results), FILES_PER_WARC):
       some = results[start:start + FILES_PER_WARC]
-      path, answers = fetched([place(result)[0] for result in some], self.folder, self._get(some))
-      for result, answer in zip(some, answers, strict=True):
-        yield self._choose(result, path, answer)
+      answers += fetched([_document(result).url for result in some], self.folder, self._get(some))
+    return answers
+
+  def _finished(self) -> Iterator[Result]:
+    results, future = self.running.popleft()
+    for result, answer in zip(results, future.result(), strict=True):
+      yield self._choose(result, answer)
 
   def _get(self, results: Sequence[Result]) -> Callable[[int], fetch.Fetched]:
     def get(i: int) -> fetch.Fetched:
@@ -194,11 +220,12 @@ class _Fetch(beam.DoFn):
       return self.fetcher.fetch(document.url, expect=b'%PDF-', **same)
     return get
 
-  def _choose(self, old: Result, path: str, answer: dict[str, Any]) -> Result:
+  def _choose(self, old: Result, answer: dict[str, Any]) -> Result:
     reason = why(old, self.modes, self.stale_before)
-    note = {'why': reason} | {k: v for k, v in answer.items() if v and k != 'offset'}
+    note = {'why': reason} | {k: v for k, v in answer.items() if v and k not in ('offset', 'file')}
     document, kept = _document(old), old
     if answer['outcome'] == 'ok':
+      path = os.path.join(self.folder, answer['file'])
       new = self.extract.again(document, path, answer['offset'])
       kept, note['because'] = choose(old, new, reason)
       note['values'] = [round(value(old)), round(value(new))]
@@ -214,42 +241,59 @@ def make_fetcher(agent: str, delay: float) -> fetch.Fetcher:
 
 
 def fetched(urls: Sequence[str], folder: str,
-            get: Callable[[int], fetch.Fetched]) -> tuple[str, list[dict[str, Any]]]:
-  """A WARC file with what URLs gave, made now or by a run before, and of each what became of it.
+            get: Callable[[int], fetch.Fetched]) -> list[dict[str, Any]]:
+  """What becomes of URLs, now or in a run before: outcomes, and where in WARC files the bodies are.
 
-  The bodies and the outcomes appear together: the list of outcomes is written last.
+  What failed in passing before is tried again; the bodies of each round are a file of their own.
+  Bodies and outcomes appear together: the list of outcomes is written last.
   """
-  name = hashlib.sha256('\n'.join(urls).encode()).hexdigest()[:16]
-  path, done = (os.path.join(folder, f'{name}.{end}') for end in ('warc.gz', 'jsonl'))
+  name = hashlib.sha256('\n'.join(urls).encode('utf-8', 'surrogatepass')).hexdigest()[:16]
+  done, answers = os.path.join(folder, f'{name}.jsonl'), []
   if FileSystems.exists(done):
     with FileSystems.open(done) as f:
-      return path, [json.loads(line) for line in io.TextIOWrapper(f, 'utf-8')]
+      answers = [json.loads(line) for line in io.TextIOWrapper(f, 'utf-8')]
+  wanted = [i for i in range(len(urls)) if not answers
+            or fetch.passing(answers[i]['outcome'], answers[i]['status'])]
+  if not wanted:
+    return answers
+  rounds = len({answer['file'] for answer in answers})
+  file = f'{name}-{rounds}.warc.gz' if rounds else f'{name}.warc.gz'
   with tempfile.TemporaryFile() as out:
-    writer, answers = WARCWriter(out, gzip=True), []
-    for i, url in enumerate(urls):
+    writer, found = WARCWriter(out, gzip=True), {}
+    for i in wanted:
       result = get(i)
-      answers.append({'outcome': result.outcome, 'url': result.url, 'status': result.status,
-                      'detail': result.detail, 'robots': result.robots, 'offset': out.tell(),
-                      'date': time.strftime('%Y-%m-%dT%H:%M:%SZ', time.gmtime())})
+      found[i] = {'outcome': result.outcome, 'url': result.url, 'status': result.status,
+                  'detail': result.detail, 'robots': result.robots, 'file': file,
+                  'offset': out.tell(),
+                  'date': time.strftime('%Y-%m-%dT%H:%M:%SZ', time.gmtime())}
       if result.outcome == 'ok':
-        _write(writer, url, result, answers[-1]['date'])
+        _write(writer, urls[i], result, found[i]['date'])
+    if answers:                         # where nothing has changed, the corpus stays as it was
+      found = {i: a for i, a in found.items() if not fetch.passing(a['outcome'], a['status'])}
+      if not found:
+        return answers
     out.seek(0)
     with contextlib.suppress(BeamIOError, OSError):     # it is there, or another worker makes it
       FileSystems.mkdirs(folder)
-    with FileSystems.create(path, compression_type=CompressionTypes.UNCOMPRESSED) as f:
+    with FileSystems.create(os.path.join(folder, file),
+                            compression_type=CompressionTypes.UNCOMPRESSED) as f:
       shutil.copyfileobj(out, f)
+  answers = [found.get(i) or answers[i] for i in range(len(urls))]
   records.write_bytes(done, ''.join(json.dumps(a) + '\n' for a in answers).encode())
-  return path, answers
+  return answers
 
 
 def _write(writer: WARCWriter, url: str, result: fetch.Fetched, date: str) -> None:
   keep = ('content-type', 'etag', 'last-modified', 'date', 'server')
   headers = [(name.title(), value) for name, value in result.headers.items() if name in keep]
   headers.append(('Content-Length', str(len(result.body))))
+  # A URL of a crawl may hold line breaks, which would be headers of their own.
+  safe = urllib.parse.quote(url, safe=string.punctuation, errors='replace')
   writer.write_record(writer.create_warc_record(
-    url, 'response', payload=io.BytesIO(result.body),
+    safe, 'response', payload=io.BytesIO(result.body),
     http_headers=StatusAndHeaders('200 OK', headers, protocol='HTTP/1.1'),
-    warc_headers_dict={'WARC-Date': date}))
+    # Its first bytes were looked at; many servers call a PDF by another name.
+    warc_headers_dict={'WARC-Date': date, 'WARC-Identified-Payload-Type': 'application/pdf'}))
 
 
 # The report.
@@ -283,12 +327,12 @@ def report(documents: Iterable[Document], rejects: Iterable[Reject], modes: Sequ
       whole = meta.get('declared_bytes', 0)
       cut, declared = cut + 1, declared + (whole > size)
       missing.append((whole if whole > size else WHOLE_TO_CUT * size, length))
-      no_url += not document.url
+      no_url += not fetch.host_of(document.url)
     elif not rejected and size:
       density.append(length / size)
     if mode := why(result, modes, stale_before):
       modes_of[mode] += 1
-      hosts.add(urllib.parse.urlsplit(document.url).hostname)
+      hosts.add(fetch.host_of(document.url))
   usual = statistics.fmean(density) if density else 0.0
   lost = sum(max(0.0, whole * usual - length) for whole, length in missing)
   total = kept + sum(not length for _, length in missing)

@@ -5,7 +5,8 @@
 `--data` holds `pdf/` with manifest.json, whose categories are the labels: scans, and fonts without
 a map to Unicode, need OCR. Two files filed as digital do too, as their fonts' maps are wrong. What
 is encrypted, damaged or blank does not come to a decision and is left out. One JSON line each, with
-the misses and false alarms, and milliseconds for each document.
+the misses and false alarms, and milliseconds for each document. Where an engine for OCR is
+installed, the third line is what extraction does in the end, when it has looked at pictures.
 """
 import json
 import pathlib
@@ -14,8 +15,11 @@ import time
 
 from absl import app, flags
 
+from data_beam.pdf import ocr as pdf_ocr
 from data_beam.pdf import pages as pdf_pages
 from data_beam.pdf import router, train_router
+from data_beam.pdf import text as pdf_text
+from data_beam.pdf.errors import PdfError
 
 _DATA = flags.DEFINE_string('data', None, 'Folder with pdf/.', required=True)
 WRONG_FONTS = ('digital/olmocr__dolma-page-1.pdf', 'digital/pdfjs__ThuluthFeatures.pdf')
@@ -44,14 +48,30 @@ def labelled(folder: pathlib.Path) -> tuple[list[dict], list[float]]:
   return rows, seconds
 
 
+def looked(folder: pathlib.Path, rows: list[dict]) -> list[bool]:
+  """Whether each page's text layer is not used, after looks at pictures."""
+  features = {}
+  for file in {row['file'] for row in rows}:
+    try:
+      features[file] = pdf_text.parse((folder / file).read_bytes()).features
+    except PdfError:                    # no page has a text layer, or one by OCR
+      features[file] = None
+  return [features[row['file']] is None or bool(features[row['file']][row['page']]['ocr_wanted'])
+          for row in rows]
+
+
 def main(_: list[str]) -> None:
-  """Prints how often rules and the classifier send a document the right way."""
-  rows, seconds = labelled(pathlib.Path(_DATA.value) / 'pdf')
+  """Prints how often rules, the classifier and looks send a document the right way."""
+  folder = pathlib.Path(_DATA.value) / 'pdf'
+  rows, seconds = labelled(folder)
   ms = round(1000 * sum(seconds) / len(seconds), 1)
   for by, decisions in (
       ('rules', [bool(router.needs_ocr(row['features'])) for row in rows]),
       ('classifier, cross-validated', train_router.cross_validated(rows))):
     print(json.dumps({'by': by, **train_router.judge(rows, decisions), 'ms_a_document': ms}))
+  if pdf_ocr.engine():
+    verdict = train_router.judge(rows, looked(folder, rows))
+    print(json.dumps({'by': 'rules and looks', **verdict}))
 
 
 if __name__ == '__main__':

@@ -5,12 +5,13 @@ import os
 import signal
 import subprocess
 import sys
+import threading
 import time
 
 import pytest
 from conftest import REPOSITORY
 
-from data_beam.sandbox import Child, Limits, Lost, Sandbox
+from data_beam.sandbox import INHERITED, ONE_THREAD, Child, Limits, Lost, Sandbox
 from data_beam.web import extract as html_text
 from data_beam.web import pipeline as web
 
@@ -98,6 +99,44 @@ def test_threads_share_the_children():
   assert len(web.extractor.idle) <= (os.cpu_count() or 1)
   web.extractor.close()
   assert not web.extractor.idle
+
+
+def test_a_child_knows_no_secrets_and_outlives_the_thread_that_wanted_it(tmp_path, monkeypatch):
+  (tmp_path / 'telling.py').write_text(
+    'import os\ndef tell(body): return [dict(os.environ), os.getpid()]')
+  monkeypatch.syspath_prepend(tmp_path)
+  for name in ('AWS_SECRET_ACCESS_KEY', 'GOOGLE_APPLICATION_CREDENTIALS', 'HF_TOKEN', 'HOME',
+               'DATABASE_URL', 'SSH_AUTH_SOCK'):
+    monkeypatch.setenv(name, 'hunter2')
+  monkeypatch.setenv('HTTPS_PROXY', 'http://me:hunter2@proxy.example')
+  monkeypatch.setenv('TESSDATA_PREFIX', '/usr/share')
+  sandbox, found = Sandbox('telling:tell', LIMITS), []
+  thread = threading.Thread(target=lambda: found.append(sandbox.call(b'')))
+  thread.start()
+  thread.join()
+  (environment, pid), = found
+  assert 'hunter2' not in str(environment) and environment['TESSDATA_PREFIX'] == '/usr/share'
+  assert set(environment) - set(ONE_THREAD) - {'PYTHONPATH', 'LC_CTYPE'} <= {
+    name for name in os.environ if INHERITED.fullmatch(name)}
+  assert sandbox.call(b'')[1] == pid        # the kernel kills it with its parent, a thread
+  sandbox.close()
+
+
+def test_a_child_that_computes_ends_with_a_killed_parent(tmp_path):
+  (tmp_path / 'hostile.py').write_text(HOSTILE)
+  program = ('import sys; sys.path.insert(0, sys.argv[1]); '
+             'from data_beam.sandbox import Child, Limits; '
+             'child = Child("hostile:extract", Limits(cpu_seconds=60)); '
+             'print(child.process.pid, flush=True); child.call(b"spin in C")')
+  with subprocess.Popen([sys.executable, '-c', program, str(tmp_path)], stdout=subprocess.PIPE,
+                        cwd=REPOSITORY) as parent:
+    child = int(parent.stdout.readline())
+    time.sleep(.3)
+    parent.kill()
+  deadline = time.monotonic() + 2
+  while running(child) and time.monotonic() < deadline:
+    time.sleep(.01)
+  assert not running(child)
 
 
 def test_children_end_with_a_killed_parent():

@@ -5,19 +5,21 @@ import http.server
 import socket
 import threading
 import time
+import zlib
 
 import pytest
 
 from data_beam.sources import fetch
 
-PUBLIC = '93.184.216.34'
+PUBLIC, DEAD = '93.184.216.34', '93.184.216.35'
 PDF = b'%PDF-1.4 a small document %%EOF'
 REDIRECTS = {
   '/to/port': 'http://127.0.0.1:22/', '/to/metadata': 'http://169.254.169.254/latest/meta-data/',
   '/to/file': 'file:///etc/passwd', '/to/mapped': 'http://[::ffff:127.0.0.1]/',
   '/to/itself': '/to/itself', '/to/number': 'http://2130706433/',
   '/to/user': 'http://user:pw@pub.example/ok', '/to/gopher': 'gopher://pub.example/',
-  '/to/ok': '/ok', '/to/private': 'http://pub.example/private/a', '/to/nowhere': None}
+  '/to/bracket': 'http://[', '/to/ok': '/ok',
+  '/to/private': 'http://pub.example/private/a', '/to/nowhere': None}
 
 
 class Hostile(http.server.BaseHTTPRequestHandler):
@@ -55,6 +57,11 @@ class Hostile(http.server.BaseHTTPRequestHandler):
         b'User-agent: *\nCrawl-delay: 600', 200), 'huge.example': (
           b'User-agent: *\nDisallow: /private\n' + b'# ' + b'x' * (2 << 20), 200),
       'wait.example': (b'User-agent: *\nCrawl-delay: 3', 200)}
+    if path == '/robots.txt' and self.headers['Host'] in ('drops.example', 'busy.example'):
+      server = self.server
+      server.flaky += 1
+      if server.flaky < 3:              # the first two: no answer at all, or none now
+        return self.headers['Host'] == 'busy.example' and self.send(b'', 429)
     if path == '/robots.txt':
       rules = b'User-agent: *\nDisallow: /private\nAllow: /private/open\nDisallow: /*.cgi$'
       body, status = robots.get(self.headers['Host'], (rules, 200))
@@ -68,6 +75,15 @@ class Hostile(http.server.BaseHTTPRequestHandler):
       return self.send(b'' if known else PDF, 304 if known else 200)
     if path == '/gzip':
       return self.send(gzip.compress(PDF), Content_Encoding='gzip')
+    if path == '/members':
+      halves = gzip.compress(PDF[:9]) + bytes(3) + gzip.compress(PDF[9:]) + b'and more'
+      return self.send(halves, Content_Encoding='gzip')
+    if path == '/cut_gzip':
+      return self.send(gzip.compress(PDF)[:-9], Content_Encoding='gzip')
+    if path == '/deflate':
+      return self.send(zlib.compress(PDF), Content_Encoding='deflate')
+    if path == '/bare_deflate':
+      return self.send(zlib.compress(PDF)[2:-4], Content_Encoding='deflate')
     if path == '/broken_gzip':
       return self.send(b'\x1f\x8b no gzip at all', Content_Encoding='gzip')
     if path == '/brotli':
@@ -81,8 +97,9 @@ class Hostile(http.server.BaseHTTPRequestHandler):
     if path == '/flaky':
       self.server.flaky += 1
       return self.send(PDF, 503 if self.server.flaky < 3 else 200)
-    if path == '/later':
-      return self.send(b'', 429, Retry_After='7')
+    if path.startswith('/later'):
+      return self.send(b'', 429, Retry_After={'/later': '7', '/later/date': (
+        'Sun, 06 Nov 1994 08:49:37 GMT')}.get(path, '²'))
     if path == '/cut':
       return self.send(PDF, Content_Length='5000')
     if path == '/drip':
@@ -127,7 +144,8 @@ class World:
   def resolve(self, host, port, type=0):
     self.asked.append(host)
     answers = {'rebind.example': [PUBLIC if len(self.asked) % 2 else '127.0.0.1'],
-               'mixed.example': [PUBLIC, '10.0.0.1'], 'inside.example': ['10.1.2.3'],
+               'mixed.example': [PUBLIC, '10.0.0.1'], 'two.example': [DEAD, PUBLIC],
+               'inside.example': ['10.1.2.3'],
                'six.example': ['::1'], 'nat.example': ['64:ff9b::7f00:1'], 'none.at.all': None}
     if host in answers or host.endswith('.example'):
       found = answers.get(host, [PUBLIC])
@@ -138,6 +156,8 @@ class World:
 
   def connect(self, address, timeout=None):
     self.connected.append(address[0])
+    if address[0] == DEAD:
+      raise ConnectionRefusedError
     assert address[0] == PUBLIC, address
     return socket.create_connection(('127.0.0.1', self.server.server_port), timeout=timeout)
 

@@ -23,6 +23,7 @@ from data_beam.filters.rules import (
   garbage,
   gopher_quality,
   gopher_repetition,
+  legible,
   length,
   profile,
 )
@@ -71,6 +72,8 @@ ngrams_only = functools.partial(gopher_repetition, paragraphs=1, paragraph_chars
 long_only = functools.partial(gopher_quality, max_words=180)
 list_only = functools.partial(fineweb, short_lines=1)
 LONG = ' '.join(map(word, range(5000, 5051)))   # 305 characters
+
+SOME = ' '.join(word(i) for i in range(34))   # 170 letters
 
 # (rule, reason, a document that it drops, one just within its bound)
 BOUNDS = [
@@ -135,6 +138,14 @@ BOUNDS = [
   (garbage, 'word_length', 'a b c d e', 'ab cd ef'),
   (garbage, 'word_length', 'x' * 15 + ' ' + 'y' * 16, 'x' * 15 + ' ' + 'y' * 15),
   (length, 'short', 'word, ' * 49, 'word, ' * 50),
+  # 165 and 170 letters; 9 of 179 characters, and of 180; 170 of 567 and of 566.
+  (legible, 'short', SOME[:-6], SOME),
+  (legible, 'broken_characters', SOME + '\ufffd' * 9, SOME + '\ufffd' * 9 + '1'),
+  (legible, 'few_letters', f'{SOME} {"1" * 397}', f'{SOME} {"1" * 396}'),
+  (legible, 'word_length', ' '.join(f'{word(i)[:1]}' for i in range(200)), SOME),
+  (legible, 'word_length', ' '.join([word(i) * 5 for i in range(9)]), SOME),
+  (legible, 'few_words', ' '.join([word(i) for i in range(14)] * 3),
+   ' '.join([word(i) for i in range(15)] * 3)),
 ]
 
 
@@ -150,6 +161,22 @@ def test_ordinary_prose_passes_every_profile():
     document = Document(id='', text=text(*BASE), language='en')
     assert first_reason(document, rules) is None
     assert document.text == text(*BASE)
+
+
+@pytest.mark.parametrize('body', [
+  # A table of numbers, a law that says the same of each case, Chinese without spaces, a form.
+  'Sales by month and what each of the units has cost, before taxes and returned goods.\n\n'
+  '| Month | Units | Price |\n| --- | --- | --- |\n' + '\n'.join(
+    f'| {month} | {i * 7919} | {i * 13.5} |' for i in range(9) for month in ('January', 'June')),
+  '\n\n'.join(f'({i}) Where a person under section {i} does not pay, the court shall order that '
+              'person to pay the amount within the time that it sees fit.' for i in range(30)),
+  '项目描述负责电站引水隧洞爆破方案优化设计及爆破震动监测工作沟通协调业主监理和施工三方人员' * 4,
+  '\n'.join(f'{i}. Enter the amount from line {i - 1} of Schedule {word(i)[:2]}' + ' .' * 9
+            for i in range(2, 40))])
+def test_documents_that_stricter_rules_drop_are_legible(body):
+  document = Document(id='', text=body, language='en')
+  assert first_reason(document, profile('length,garbage,gopher_repetition'))
+  assert first_reason(document, PROFILES['pdf']) is None
 
 
 def test_c4_drops_lines_and_citation_marks():

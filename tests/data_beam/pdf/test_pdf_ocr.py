@@ -10,6 +10,7 @@ import threading
 
 import numpy as np
 import pikepdf
+import pypdfium2
 import pytest
 from helpers.pdfs import column, make, overlap, prose, reason, scan, tags
 from PIL import Image
@@ -45,7 +46,6 @@ def test_scan_without_ocr_is_refused_and_hidden_text_is_seen(extractor):
 
 @pytest.mark.skipif(pdf_ocr.engine() is None, reason='no OCR here')
 def test_ocr_of_a_scan_beside_a_digital_page(extractor):
-  import pypdfium2
   sentence = ['The heron waits in the shallow water', 'until a careless fish comes near.']
   mixed = pypdfium2.PdfDocument.new()
   for part in (make(lambda page: column(page, 72, 700, prose('A', 8, 80))),
@@ -60,7 +60,6 @@ def test_ocr_of_a_scan_beside_a_digital_page(extractor):
 
 
 def gray_page(angle=0.0):
-  import pypdfium2
   rng = random.Random(0)                    # unlike prose(), whose words stand in columns
   lines = [' '.join(rng.choice(('a', 'river', 'winter', 'of', 'gardening')) for _ in range(14))
            for _ in range(30)]
@@ -115,9 +114,15 @@ class Model(http.server.BaseHTTPRequestHandler):
 
   def do_POST(self):
     asked = json.loads(self.rfile.read(int(self.headers['Content-Length'])))
-    self.server.asked.append(asked)
+    server = self.server
+    server.asked.append(asked)
+    if server.drops:
+      server.drops -= 1
+      self.close_connection = True
+      return
+    text = server.texts.pop(0) if server.texts else server.text
     body = json.dumps({'choices': [{
-      'message': {'content': self.server.text},
+      'message': {'content': text}, 'finish_reason': server.ended,
       'logprobs': {'content': [{'logprob': 0.0}, {'logprob': float(np.log(.5))}]}}]}).encode()
     self.send_response(self.server.status)
     self.send_header('Content-Length', str(len(body)))
@@ -125,26 +130,108 @@ class Model(http.server.BaseHTTPRequestHandler):
     self.wfile.write(body)
 
 
-def test_a_vision_model_behind_a_server(extractor):
-  body = scan(lambda page: column(page, 72, 700, prose('A', 8, 60)))
+@pytest.fixture
+def model():
   with http.server.ThreadingHTTPServer(('127.0.0.1', 0), Model) as server:
     threading.Thread(target=server.serve_forever, daemon=True).start()
-    where = {'url': f'http://127.0.0.1:{server.server_port}', 'model': 'reader'}
-    server.asked, server.status = [], 200
-    server.text = '# A heading\n\nA paragraph\nof two lines.\n\n| a | b |\n| - | - |\n| 1 | 2 |'
-    found = extractor.extract(body, server=where)
-    assert found.text == server.text and found.page_methods == ['ocr']
-    assert found.ocr_confidence == [0.75]
-    (asked,) = server.asked
-    image, prompt = asked['messages'][0]['content']
-    assert asked['model'] == 'reader' and prompt['text'] == pdf_ocr.PROMPT
-    picture = Image.open(io.BytesIO(base64.b64decode(image['image_url']['url'].split(',')[1])))
-    assert max(picture.size) == 1280
-    server.text = 'I see the same line again.\n' * 5
-    assert reason(extractor, body, server=where) == 'ocr_noise'
-    server.status = 500
-    assert reason(extractor, body, server=where) == 'ocr_failed'
+    server.where = {'url': f'http://127.0.0.1:{server.server_port}', 'model': 'reader'}
+    server.asked, server.status, server.drops, server.ended, server.texts = [], 200, 0, 'stop', []
+    yield server
     server.shutdown()
+
+
+SCAN = scan(lambda page: column(page, 72, 700, prose('A', 8, 60)))
+
+
+def test_a_vision_model_behind_a_server(extractor, model):
+  model.text = '# A heading\n\nA paragraph\nof two lines.\n\n| a | b |\n| - | - |\n| 1 | 2 |'
+  found = extractor.extract(SCAN, server=model.where)
+  assert found.text == model.text and found.page_methods == ['ocr']
+  assert found.ocr_confidence == [0.75]
+  (asked,) = model.asked
+  image, prompt = asked['messages'][0]['content']
+  assert asked['model'] == 'reader' and prompt['text'] == pdf_ocr.PROMPT
+  picture = Image.open(io.BytesIO(base64.b64decode(image['image_url']['url'].split(',')[1])))
+  assert max(picture.size) == 1280
+  model.text = 'I see the same line again.\n' * 5
+  assert reason(extractor, SCAN, server=model.where) == 'ocr_noise'
+
+
+def test_formulas_as_tex(extractor, model):
+  model.text = ('The sum \\(\\sum_{i=1}^{n} x_i^2\\) is small.\n\n\\[\n'
+                '\\int_0^1 f(x)\\,dx = \\frac{1}{2} - \\alpha_{ij}\n\\]\n\nA text follows.')
+  found = extractor.extract(SCAN, server={**model.where, 'prompt': 'tex'})
+  assert found.text == model.text
+  assert model.asked[0]['messages'][0]['content'][1]['text'] == pdf_ocr.PROMPTS['tex']
+  extractor.extract(SCAN, server={**model.where, 'prompt': 'Read aloud.'})
+  assert model.asked[-2]['messages'][0]['content'][1]['text'] == 'Read aloud.'
+
+
+def pages_of(*bodies):
+  out, whole = io.BytesIO(), pypdfium2.PdfDocument.new()
+  for body in bodies:
+    whole.import_pages(pypdfium2.PdfDocument(body))
+  whole.save(out)
+  return out.getvalue()
+
+
+def test_a_page_that_fails_is_one_page(model, monkeypatch):
+  """Its text layer stays if it has one, and its reason is kept. In this process, for its pauses."""
+  monkeypatch.setattr(pdf_ocr, 'PAUSE', 0.0)
+  monkeypatch.setattr(pdf_ocr, '_failures', 0)
+  monkeypatch.setenv('http_proxy', 'http://127.0.0.1:9')            # where nobody is
+  monkeypatch.delenv('no_proxy', raising=False)
+  digital = make(lambda page: column(page, 72, 700, prose('B', 8, 60)))
+  model.text, model.drops = 'What it reads.', 2
+  found = pdf_text.parse(pages_of(SCAN, digital), server=model.where)
+  assert found.page_methods == ['ocr', 'text'] and len(model.asked) == 3       # dropped twice
+  for texts, status, ended, detail in (
+      ([], 503, 'stop', 'HTTP Error 503'), ([], 404, 'stop', 'HTTP Error 404'),
+      ([], 200, 'length', 'cut off'), ([['no', 'text']] * 3, 200, 'stop', 'TypeError'),
+      (['The 2011-12 season was the best of all.'], 200, 'stop', 'made up'),
+      (['The following is a list of the most common types of data breaches: a'], 200, 'stop',
+       'made up')):
+    model.status, model.ended, model.texts = status, ended, texts
+    model.asked.clear()
+    found = pdf_text.parse(pages_of(SCAN, digital), server=model.where)
+    assert len(model.asked) == (3 if status == 503 or detail == 'TypeError' else 1)
+    assert found.page_methods == ['failed', 'text'] and tags(found.text)[0] == 'B0'
+    assert detail in found.features[0]['ocr_failed']
+  assert pdf_text.parse(digital, server={**model.where, 'url': 'http://127.0.0.1:9'},
+                        ocr='always').page_methods == ['text']        # better than nothing
+  model.status = 500
+  with pytest.raises(PdfError, match='HTTP Error 500') as caught:
+    pdf_text.parse(SCAN, server=model.where)
+  assert caught.value.reason == 'ocr_failed'
+
+
+def test_an_engine_that_fails_costs_a_page(monkeypatch, tmp_path):
+  program = tmp_path / 'tesseract'
+  program.write_text('#!/bin/sh\n[ "$1" = --list-langs ] && exit 0\necho no memory >&2; exit 3')
+  program.chmod(0o755)
+  monkeypatch.setenv('PATH', str(tmp_path), prepend=':')
+  monkeypatch.setattr(pdf_ocr, 'engine', lambda: 'tesseract')
+  digital = make(lambda page: column(page, 72, 700, prose('B', 8, 60)))
+  for said in ('ended with 3: no memory', 'No such file'):
+    pdf_ocr._tesseract_languages.cache_clear()
+    found = pdf_text.parse(pages_of(SCAN, digital))
+    assert found.page_methods == ['failed', 'text'] and said in found.features[0]['ocr_failed']
+    monkeypatch.setenv('PATH', '')
+  pdf_ocr._tesseract_languages.cache_clear()
+
+
+def test_a_model_is_not_believed_about_pages_without_text(model, monkeypatch):
+  monkeypatch.setattr(pdf_ocr, '_failures', 0)
+  model.texts = ['The page shows a lake.', 'NO_TEXT', 'The heron waits.', 'TEXT']
+  assert pdf_ocr.read_page(pypdfium2.PdfDocument(SCAN), 0, ['en'], model.where) == ([], None)
+  found, _ = pdf_ocr.read_page(pypdfium2.PdfDocument(SCAN), 0, ['en'], model.where)
+  assert [line.text for line in found] == ['The heron waits.'] and len(model.asked) == 4
+  empty = scan(lambda page: page.drawString(1, 1, '.'))
+  assert pdf_ocr.read_page(pypdfium2.PdfDocument(empty), 0, ['en'], model.where) == ([], None)
+  assert len(model.asked) == 4                # nobody was asked about a page without ink
+  number = scan(lambda page: page.drawString(300, 40, '3'))
+  assert not pdf_ocr.is_blank(pypdfium2.PdfDocument(number)[0].render(
+    scale=1.6, grayscale=True).to_numpy())
 
 
 @pytest.mark.parametrize(('text', 'expected'), [

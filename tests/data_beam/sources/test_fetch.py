@@ -4,16 +4,18 @@ A server on this machine plays the public internet: names resolve to public addr
 connection to one of those is led to it. Any other address that is connected to fails the test.
 """
 
+import contextlib
 import datetime
 import http.server
 import ipaddress
+import random
 import ssl
 import threading
 import time
 import zlib
 
 import pytest
-from helpers.server import PDF, PUBLIC, Hostile, World, server  # noqa: F401 (fixtures)
+from helpers.server import DEAD, PDF, PUBLIC, Hostile, World, server  # noqa: F401 (fixtures)
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -29,6 +31,8 @@ def world(server):
   ('/ok', 'ok'), ('/gzip', 'ok'), ('/to/ok', 'ok'), ('/private/open', 'ok'),
   ('/to/port', 'bad_url'), ('/to/metadata', 'blocked_address'), ('/to/file', 'bad_url'),
   ('/to/mapped', 'blocked_address'), ('/to/itself', 'redirects'), ('/to/nowhere', 'redirects'),
+  ('/to/bracket', 'redirects'), ('/members', 'ok'), ('/deflate', 'ok'), ('/bare_deflate', 'ok'),
+  ('/cut_gzip', 'network'), ('/later/superscript', 'status'), ('/later/date', 'status'),
   ('/to/number', 'blocked_address'), ('/to/user', 'bad_url'), ('/to/gopher', 'bad_url'),
   ('/to/private', 'robots'), ('/private/a', 'robots'), ('/a.cgi', 'robots'), ('/a.cgi?b', 'ok'),
   ('/broken_gzip', 'bad_encoding'), ('/brotli', 'bad_encoding'),
@@ -168,7 +172,7 @@ def test_a_server_without_tls_is_not_spoken_to_in_plain(world):
   assert world.fetcher().fetch('https://pub.example/ok').outcome in ('tls', 'timeout')
 
 
-@given(st.integers(0, 2**32 - 1), st.integers(0, 2**64 - 1))
+@given(st.integers(0, 2**32 - 1), st.integers(0, 2**128 - 1))
 def test_public_addresses(four, six):
   ip = ipaddress.ip_address(four)
   if fetch.is_public(str(ip)):
@@ -176,11 +180,93 @@ def test_public_addresses(four, six):
     assert fetch.is_public(f'::ffff:{ip}')
   assert not fetch.is_public(str(ipaddress.ip_address(
     int(ipaddress.ip_address('64:ff9b::')) | four)))
-  for prefix in ('fe80::', 'fc00::', 'ff02::', '2002::'):
-    base = int(ipaddress.ip_address(prefix))
-    assert not fetch.is_public(str(ipaddress.ip_address(base | six)))
+  if six >> 125 != 1 and six >> 32 != 0xffff:
+    assert not fetch.is_public(str(ipaddress.IPv6Address(six)))
 
 
-def test_deflate_is_inflated(world):
-  inflate = fetch._inflater('deflate')
-  assert inflate(zlib.compress(PDF), 1 << 20) == PDF
+@pytest.mark.parametrize('address', [
+  '::', '::1', '::7f00:1', '::ffff:0:7f00:1', '::ffff:127.0.0.1', '64:ff9b::1', '64:ff9b:1::1',
+  '100::1', '2001::1', '2001:2::1', '2001:10::1', '2001:20::1', '2001:db8::1', '2002:7f00:1::',
+  '2620:4f:8000::1', '3ffe::1', '3fff::1', '5f00::1', 'fc00::1', 'fe80::1%eth0', 'fec0::1',
+  'ff02::1', '0.0.0.1', '100.64.0.1', '192.0.0.9', '192.88.99.1', '198.18.0.1', '240.0.0.1',
+  '255.255.255.255', 'no address', ''])
+def test_addresses_that_are_not_public(address):
+  assert not fetch.is_public(address)
+  assert fetch.is_public('2606:2800:220:1::1') and fetch.is_public('8.8.8.8')
+
+
+def test_every_address_of_a_name_is_tried(world):
+  assert world.fetcher().fetch('http://two.example/ok').outcome == 'ok'
+  assert world.connected == [DEAD, PUBLIC] * 2
+
+
+@pytest.mark.parametrize('host', ['drops.example', 'busy.example'])
+def test_a_passing_failure_of_robots_is_tried_again(world, server, host):
+  server.flaky = 0
+  assert world.fetcher().fetch(f'http://{host}/ok').outcome == 'ok'
+  assert len([s for s in world.slept if s > 1]) == 2
+
+
+def test_a_host_that_keeps_failing_is_left_alone(world, server):
+  fetcher, before = world.fetcher(), len(server.seen)
+  for i in range(4):
+    assert fetcher.fetch(f'http://broken.example/a{i}').outcome == 'robots_unreachable'
+  assert len(server.seen) - before == fetcher.limits.tries      # then it is known for a while
+
+
+def test_a_host_has_its_share_of_time(world):
+  fetcher = world.fetcher(host_seconds=1.0, seconds=.7)
+  outcomes = [fetcher.fetch('http://pub.example/drip').outcome for _ in range(2)]
+  assert outcomes == ['host_time', 'host_time'] and fetch.passing('host_time', 0)
+  assert fetcher.fetch('http://other.example/ok').outcome == 'ok'
+
+
+def test_what_is_kept_of_hosts_is_bounded(world, monkeypatch):
+  monkeypatch.setattr(fetch, '_KEPT_HOSTS', 10)
+  monkeypatch.setattr(fetch, '_KEPT_ROBOTS', 1 << 20)
+  fetcher = world.fetcher()
+  for i in range(12):
+    assert fetcher.fetch(f'http://h{i}.example/ok').outcome == 'ok'
+  assert len(fetcher._hosts) == len(fetcher._robots) == 10
+  fetcher.fetch('http://huge.example/ok')
+  assert sum(robots.bytes for robots in fetcher._robots.values()) <= 1 << 20
+
+
+ODD = ['²', '', '-1', '1e400', 'nan', '9' * 20, 'Mon, 99 Foo 2020', 'http://[', 'http://[::1', '//',
+       '/ok', 'http://pub.example:99999/', 'x' * 70000, 'gzip', 'deflate', 'br', '\0', 'chunked',
+       'http://a..b/', 'http://' + 'a' * 64 + '.example/', '\xe9']
+NAMES = ['Retry-After', 'Location', 'Content-Length', 'Content-Encoding', 'Transfer-Encoding',
+         'ETag']
+BODIES = [PDF, zlib.compress(PDF), b'\x1f\x8b', b'5\r\nabcde\r\n0\r\n\r\n', b'-5\r\nab', b'f' * 20,
+          b'User-agent: *\nCrawl-delay: 1e999\nDisallow: *$*$',
+          b'User-agent: \xff\nCrawl-delay: nan',
+          b'User-agent:*\nAllow:\nDisallow: http://[\nSitemap: http://[\nRequest-rate: x/y']
+URLS = ['http://{}.example/a', 'http://{}.example/%zz', 'http://{}.example/\udc80', 'http://[{}',
+        'http://{}.example/\n\r\0', '//{}', 'http://{}.example:80:80/', 'HTTP://{}.EXAMPLE/é?[']
+
+
+def test_no_answer_and_no_url_raises(world):
+  draw = random.Random(5)
+
+  class Odd(http.server.BaseHTTPRequestHandler):
+    def log_message(self, *args):
+      pass
+
+    def do_GET(self):
+      status = draw.choice(['200', '200', '302', '304', '100', '204', '404', '429', '-1'])
+      headers = [f'{draw.choice(NAMES)}: {draw.choice(ODD)}' for _ in range(draw.randrange(4))]
+      answer = '\r\n'.join([f'HTTP/1.1 {status} OK', *headers, '', '']).encode('latin-1')
+      answer += draw.choice(BODIES)
+      with contextlib.suppress(OSError):
+        self.wfile.write(answer[:draw.randrange(len(answer))] if draw.random() < .1 else answer)
+
+  with http.server.ThreadingHTTPServer(('127.0.0.1', 0), Odd) as s:
+    threading.Thread(target=s.serve_forever, daemon=True).start()
+    world.server, found = s, set()
+    for i in range(500):
+      found.add(world.fetcher().fetch(
+        draw.choice(URLS).format(f'h{i}'), etag=draw.choice(['', '"1"', 'x\r\ny', 'é']),
+        expect=b'%PDF-').outcome)
+    s.shutdown()
+  assert 'unexpected' not in found and len(found & fetch.OUTCOMES.keys()) == len(found) > 5
+  assert all(0 <= seconds <= 60 for seconds in world.slept)

@@ -1,8 +1,11 @@
 """Fetching again: what is chosen, what it costs, and the whole job against a server."""
+import collections
 import hashlib
 import io
 import json
+import time
 
+import apache_beam as beam
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
@@ -154,6 +157,88 @@ def test_the_whole_job(crawl, world, tmp_path, capsys):
   again = curate(path, tmp_path / 'again', **options)
   assert json.dumps(list(records.read_corpus(again))) == json.dumps(list(
     records.read_corpus(corpus)))
+
+
+class Extract:
+  """Takes a record's letters for its text."""
+
+  def setup(self):
+    pass
+
+  def teardown(self):
+    pass
+
+  def again(self, old, path, offset):
+    with open(path, 'rb') as f:
+      f.seek(offset)
+      page = next(readers.read_stream(f, 'x', readers.PDF_TYPES, 1 << 20))
+    return document(page.body.decode())
+
+
+def run(results, folder):
+  with beam.Pipeline(runner='FnApiRunner') as p:
+    both = p | 'a' >> beam.Create(results), p | 'b' >> beam.Create([], reshuffle=False)
+    kept, _ = both | refetch.Refetch(modes=['all'], folder=str(folder), agent='t@x.org', delay=0,
+                                     stale_before='', extract=Extract())
+    kept | beam.Map(lambda d: json.dumps(vars(d))) | beam.io.WriteToText(f'{folder}/out')
+  return sorted(json.loads(line)['metadata']['refetch']['outcome'] for path in folder.glob('out*')
+                for line in path.read_text().splitlines())
+
+
+def at(url):
+  return Document(url, 'a text', url=url, metadata={'pages': 1, 'page_methods': ['text']})
+
+
+def test_what_failed_in_passing_is_tried_again_another_day(world, server, tmp_path, monkeypatch):
+  """And malformed URLs and answers stop nobody."""
+  up = False
+
+  def answer(self, path):
+    if path == '/robots.txt':
+      return self.send(b'', 404)
+    if path == '/bad':
+      return self.send(b'', 302, Location='http://[')
+    if path == '/busy' and not up:
+      return self.send(b'', 503, Retry_After='²')
+    if path == '/gone':
+      return self.send(b'', 410)
+    self.send(b'%PDF-1.4 a much longer text than before', Content_Type='text/html')
+  monkeypatch.setattr(server.RequestHandlerClass, 'answer', answer)
+  urls = [f'http://pub.example/{name}' for name in ('bad', 'busy', 'gone', 'fine')]
+  # A crawl's URL with a line break is no header of ours.
+  results = [at(url) for url in [*urls, 'http://pub.example/a\r\nWARC-Type: metadata', 'http://[',
+                                 'http://pub.example/\udc80']]
+  expected = ['bad_url', 'ok', 'ok', 'redirects', 'status', 'status']
+  fetched = [r for r in results if refetch.why(r, ['all'])]
+  assert len(fetched) == 6
+  assert run(fetched, tmp_path) == expected
+  lines = next(tmp_path.glob('*.jsonl')).read_text()
+  before = len(server.seen)
+  assert run(fetched, tmp_path) == expected
+  assert {path for _, path in server.seen[before:]} == {'/robots.txt', '/busy'}
+  assert next(tmp_path.glob('*.jsonl')).read_text() == lines
+  assert len(list(tmp_path.glob('*.gz'))) == 1
+  up = True
+  assert run(fetched, tmp_path) == ['bad_url', 'ok', 'ok', 'ok', 'redirects', 'status']
+  before = len(server.seen)
+  assert run(fetched, tmp_path).count('ok') == 3 and len(server.seen) == before
+
+
+def test_many_hosts_are_asked_at_once(world, server, tmp_path, monkeypatch):
+  """20 hosts at .3 s an answer take 1 s on a quiet machine, not 12; each sees one request."""
+  asked, most, of_one = collections.Counter(), 0, 0
+
+  def answer(self, path):
+    nonlocal most, of_one
+    host = self.headers['Host']
+    asked[host] += 1
+    most, of_one = max(most, asked.total()), max(of_one, asked[host])
+    time.sleep(.3)
+    asked[host] -= 1
+    self.send(b'%PDF-1.4 a text', 404 if path == '/robots.txt' else 200)
+  monkeypatch.setattr(server.RequestHandlerClass, 'answer', answer)
+  results = [at(f'http://h{i}.example/{name}') for i in range(20) for name in 'ab'[:1 + i // 19]]
+  assert run(results, tmp_path) == ['ok'] * 21 and most > 10 and of_one == 1
 
 
 def test_pdfs_of_an_index_are_read_by_range(crawl, tmp_path):
