@@ -19,6 +19,7 @@ change at each piece; attention, loss mask and evaluation all derive from these 
 """
 
 import dataclasses
+import functools
 import hashlib
 import json
 import math
@@ -132,6 +133,14 @@ class Batches(grain.IterDataset):
 
   def __iter__(self) -> '_BatchIterator':
     return _BatchIterator(self)
+
+  def epochs(self, position: dict) -> dict[str, float]:
+    """How often each corpus was gone through up to a position (an iterator's state)."""
+    return {name: rows.epochs(position['positions'][name]) for name, rows in self._rows.items()}
+
+  @functools.cached_property
+  def _rows(self) -> dict[str, Rows]:
+    return {name: Rows(c, **self.options) for name, c in self.corpora.items()}
 
   def after(self, position: dict, batches: int) -> dict:
     """The position (an iterator's state) that leaves out so many batches without taking a step."""

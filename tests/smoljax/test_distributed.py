@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import shlex
 import signal
 import socket
@@ -15,15 +16,16 @@ from conftest import REPOSITORY
 from helpers.tokenised import corpus, folder, texts  # noqa: F401 (fixtures)
 
 from smoljax import distributed
+from smoljax.train import watchdog
 
 
-def start(documents, workdir, processes, devices, *flags):
+def start(documents, workdir, processes, devices, *flags, program=('-m', 'experiments.run')):
   """The same command for each process, with the devices of the host that it stands for."""
   with socket.socket() as s:
     s.bind(('localhost', 0))
     port = s.getsockname()[1]
   command = [
-    sys.executable, '-m', 'experiments.run', '--config=configs/base.py', f'--workdir={workdir}',
+    sys.executable, *program, '--config=configs/base.py', f'--workdir={workdir}',
     '--config.web.enabled=False', '--config.pdf.enabled=False',
     f'--config.corpora=mine={documents}', '--config.tokenizer.vocab_size=320',
     '--config.tokenize.holdout=0.2', '--config.train.tokens=24576',
@@ -90,6 +92,39 @@ def test_two_processes_train_as_one_does_and_may_become_one(tmp_path, corpus):
   assert [e['event'] for e in events if e['event'] in ('start', 'resume')] == ['start', 'resume']
   stopped = next(e['step'] for e in events if e['event'] == 'stop')
   same(rows(one), rows(less), after=stopped + 2)  # which rows are means of other steps
+
+
+_HUNG_READ = """
+import runpy, sys, time
+from smoljax.data import batches
+read = batches._BatchIterator.__next__
+def a_read_that_hangs(self):
+  if '--process=1' in sys.argv and self._step == 12:
+    time.sleep(600)
+  return read(self)
+batches._BatchIterator.__next__ = a_read_that_hangs
+runpy.run_module('experiments.run', run_name='__main__', alter_sys=True)
+"""
+
+
+@pytest.mark.slow
+def test_a_process_that_is_stuck_ends_the_run(tmp_path, corpus):
+  """It is alive, so its heart beats: the watchdogs end both, and say where each one stood."""
+  running = start(
+    corpus, tmp_path, 2, 2, '--config.train.watchdog=2', program=('-c', _HUNG_READ))
+  said = finish(running, watchdog.EXIT)
+  assert 'in a_read_that_hangs' in said[1]
+  assert all('stands still' in out and 'in train' in out for out in said)
+  (train,) = (tmp_path / 'steps').glob('train-*.partial')
+  first = (train / 'hang-0.txt').read_text() + (train / 'hang-1.txt').read_text()
+  still, limit = map(int, re.search(r'a step for (\d+) s, the limit is (\d+) s', first).groups())
+  assert still <= limit + 1 and 'in a_read_that_hangs' in first
+  events = list(map(json.loads, (train / 'events.jsonl').read_text().splitlines()))
+  assert events[-1]['event'] == 'hang' and 'process' in events[-1]['reason']
+  moments = [os.path.getmtime(train / f'hang-{i}.txt') for i in (0, 1)]
+  assert abs(moments[0] - moments[1]) < 3
+  # They start again as if nothing had been.
+  finish(start(corpus, tmp_path, 1, 4))
 
 
 def test_half_a_coordinator_is_refused():
