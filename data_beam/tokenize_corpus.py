@@ -61,10 +61,14 @@ def load_tokenizer(path: str) -> Tokenizer:
   Its special tokens are those that special_tokens.py decides on.
 
   Raises:
-    ValueError: there is no such file, it is no tokenizer, or it has no end-of-text token.
+    ValueError: there is no such file, it is no tokenizer, damaged, or has no end-of-text token.
   """
   if not records.is_file(path):
     raise ValueError(f'no tokenizer at {path!r}: give a SentencePiece .model or a tokenizer.json')
+  sha256 = hashlib.sha256(records.read_bytes(path)).hexdigest()
+  beside = _read_sibling(path, f'{os.path.basename(path)}.sha256')  # as our own trainer leaves it
+  if beside and beside.decode('ascii', 'replace').strip() != sha256:
+    raise ValueError(f'the tokenizer {path!r} is damaged: it is not as {path}.sha256 says')
   try:
     tokenizer = _open(path)
   except Exception as error:  # both libraries raise whatever their parser raises
@@ -77,7 +81,6 @@ def load_tokenizer(path: str) -> Tokenizer:
   special = special_tokens.decide(tokenizer, functools.partial(_read_sibling, path))
   if special.eos_id is None:
     raise ValueError(f'the tokenizer {path!r} has no end-of-text token: {special_tokens.NAME_EOS}')
-  sha256 = hashlib.sha256(records.read_bytes(path)).hexdigest()
   return Tokenizer(path, sha256, size, special)
 
 

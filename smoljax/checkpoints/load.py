@@ -31,7 +31,9 @@ def load_model(path: str, tokenizer_path: str = '') -> Model:
     ValueError: the tokenizer has ids that the model does not know.
   """
   config, params, meta = load_weights(path)
-  text = tokenizer_lib.load(tokenizer_path or find_tokenizer(path), meta.get('special_tokens'))
+  text = tokenizer_lib.load(
+    tokenizer_path or find_tokenizer(path), meta.get('special_tokens'),
+    '' if tokenizer_path else meta.get('tokenizer_sha256', ''))
   require_vocabulary(config, text)
   bos = meta.get('config', {}).get('tokenize', {}).get('bos', text.adds_bos)
   return Model(config, params, text, bos is not False and text.bos_id is not None)

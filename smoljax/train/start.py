@@ -90,6 +90,7 @@ def prepare(
   meta = {
     **(meta or {}),
     'special_tokens': special_tokens({name: c.manifest for name, c in opened.items()}),
+    'tokenizer_sha256': opened[batches.sources[0]].manifest.get('tokenizer_sha256', ''),
     'model': dataclasses.asdict(model_config),
     'fingerprint': batches.fingerprint(),
     'code_version': smoljax.__version__,

@@ -1,4 +1,5 @@
 import json
+import shutil
 
 import numpy as np
 import pytest
@@ -160,3 +161,26 @@ def test_a_share_of_the_training_documents(folder, corpus, model, tokenised):
   assert half['train'] < whole['train'] and 0.3 < len(half['train']) / len(whole['train']) < 0.7
   with pytest.raises(ValueError, match='share above 0'):
     TokenizeOptions(share=0.0)
+
+
+def test_every_damaged_file_of_a_corpus_is_noticed(tokenised, tmp_path):
+  """A flipped bit or a cut, in each file, records aside: they have checksums of their own."""
+  place = tmp_path / 'web/1.0.0'
+  shutil.copytree(tokenised, place)
+  names = [f for f in sorted(place.iterdir()) if '.array_record' not in f.name]
+  assert {'_SUCCESS', 'manifest.json', 'features.json', 'dataset_info.json'} < {
+    f.name for f in names} and sum('.lengths-' in f.name for f in names) == 4
+  for file in names:
+    split = 'validation' if '-validation' in file.name else 'train'
+    whole = file.read_bytes()
+    for place_in_it in range(0, len(whole), max(1, len(whole) // 9)):
+      flipped = bytearray(whole)
+      flipped[place_in_it] ^= 4
+      for data in (flipped, whole[:place_in_it]):
+        file.write_bytes(data)
+        if file.name == '_SUCCESS' and not data:
+          continue  # as of a corpus that was made before there were checksums
+        with pytest.raises((ValueError, KeyError), match=file.name.split('-')[0]):
+          open_corpus(str(place), split)
+    file.write_bytes(whole)
+  assert open_corpus(str(place)).name == 'web'
