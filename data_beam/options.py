@@ -15,7 +15,7 @@ import math
 import re
 import types
 import typing
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from typing import Any, Self
 
 
@@ -25,10 +25,11 @@ def option(default: Any, help: str, **more: Any) -> Any:
   Args:
     default: its value where none is given.
     help: for the flag; '{module:NAME}' in it becomes the names that are there.
-    **more: `metavar` of the flag; `choices`, 'module:NAME' of the names to choose from; `least`,
-      the smallest number; `empty`, the flag's word for no entry in a list; `many`, of a list whose
-      entries stand apart, after blanks, rather than with commas between; `files`, '{}' or a
-      pattern with it, where the value names files from which the result follows.
+    **more: `metavar` of the flag; `choices`, 'module:NAME' of the names to choose from; `check`,
+      'module:FUNCTION' that raises ValueError for a wrong value; `least`, the smallest number;
+      `empty`, the flag's word for no entry in a list; `many`, of a list whose entries stand apart,
+      after blanks, rather than with commas between; `files`, '{}' or a pattern with it, where the
+      value names files from which the result follows.
   """
   return dataclasses.field(default=default, metadata={'help': help, **more})
 
@@ -51,6 +52,8 @@ class Options:
           if entry not in choices:
             raise ValueError(
               f'unknown {field.name} {entry!r}: choose one of {", ".join(choices)}')
+      if 'check' in more:
+        _at(more['check'])(value)
       if value is not None and value < more.get('least', value):
         raise ValueError(f'{field.name} is {value}: give at least {more["least"]}')
 
@@ -121,7 +124,7 @@ def _parse(kind: type, empty: str | None, text: str) -> Any:
 _parse.__name__ = 'value'   # argparse says: invalid value
 
 
-def _at(reference: str) -> Mapping[str, Any] | Sequence[str]:
+def _at(reference: str) -> Any:
   module, _, name = reference.partition(':')
   return getattr(importlib.import_module(module), name)
 
@@ -141,6 +144,10 @@ _languages = functools.partial(
 _FILTERS = ('quality rules: a profile ({data_beam.filters.rules:PROFILES}), or names of rules with '
             'commas between ({data_beam.filters.rules:RULES})')
 _MINHASH = 'near duplicates share a band of so many hashes; none to keep them'
+_filters = functools.partial(
+  option, help=_FILTERS, metavar='NAME', check='data_beam.filters.rules:profile')
+_minhash = functools.partial(
+  option, help=_MINHASH, metavar='BANDSxROWS', check='data_beam.dedup.minhash:shape')
 _limit = functools.partial(
   option, None, 'read only the first N, in one worker: for trial runs', metavar='N', least=1)
 _minhash_hash = functools.partial(
@@ -160,8 +167,8 @@ class WebOptions(Options):
   min_language_score: float | None = option(
     None, 'drop documents whose language is less certain than this (FineWeb: 0.65); none for a '
     'threshold fitted to each language', metavar='P')
-  filters: str = option('fineweb', _FILTERS, metavar='NAME')
-  minhash: str = option('14x8', _MINHASH, metavar='BANDSxROWS')
+  filters: str = _filters('fineweb')
+  minhash: str = _minhash('14x8')
   minhash_hash: str = _minhash_hash()
   tier: str = option(
     'default', 'how the main text is found: default for quality, fast for speed',
@@ -191,8 +198,8 @@ class PdfOptions(Options):
   min_language_score: float | None = option(
     .4, 'drop documents whose language is less certain than this (FinePDFs: 0.24 to 0.41 for most '
     'languages of Western Europe); none for a threshold fitted to each language', metavar='P')
-  filters: str = option('pdf', _FILTERS, metavar='NAME')
-  minhash: str = option('32x10', _MINHASH, metavar='BANDSxROWS')
+  filters: str = _filters('pdf')
+  minhash: str = _minhash('32x10')
   minhash_hash: str = _minhash_hash()
   ocr: str = option('auto', 'read pictures of text: auto for pages that need it',
                     choices='data_beam.pdf.text:OCR_MODES')

@@ -3,8 +3,10 @@
   python -m experiments.run --config=configs/quickstart.py --workdir=runs/quickstart
 
 Each step's output is kept under its content address in WORKDIR/steps: running again redoes nothing,
-a changed config field redoes the steps that read it and what depends on them, and a killed run is
-continued by the same command. `--dry_run` shows what would happen.
+a changed config field redoes the steps whose results follow from it and what depends on them, and a
+killed run is continued by the same command. Unfinished training does not begin again in silence
+because a field differs: `--change` lets it go on with the new value, `--fresh` begins it anew.
+`--dry_run` checks the config and shows what would happen.
 
   python -m experiments.run --config=configs/smollm3.py:size=3b --estimate --topology=v5e-256
 
@@ -15,12 +17,16 @@ With --distributed the same command runs on each host, over a workdir that all s
   srun python -m experiments.run --config=… --workdir=… --distributed
 """
 
+import hashlib
 import json
 import logging
 import os
+import pathlib
 import sys
 import time
 from collections.abc import Sequence
+from importlib import metadata
+from typing import Any
 
 from absl import app, flags
 from ml_collections import ConfigDict, config_flags
@@ -28,9 +34,17 @@ from rich.table import Table
 
 from experiments.engine.build import build_steps
 from experiments.engine.cli import complain, console, exit_status, write_json
-from experiments.engine.config import check, keep_programs, model_config, resolve, use_all_cores
+from experiments.engine.config import (
+  check,
+  keep_programs,
+  model_config,
+  resolve,
+  unknown_field,
+  use_all_cores,
+)
 from experiments.engine.graph import Graph
 from experiments.engine.summary import summarize
+from smoljax import distributed
 
 _CONFIG = config_flags.DEFINE_config_file('config', None, 'Recipe, such as configs/quickstart.py.')
 _WORKDIR = flags.DEFINE_string('workdir', None, 'Folder for everything the experiment makes.')
@@ -40,31 +54,43 @@ _DISTRIBUTED = flags.DEFINE_bool('distributed', False, 'One of several processes
 _COORDINATOR = flags.DEFINE_string('coordinator', '', 'HOST:PORT of process 0, if jax cannot tell.')
 _PROCESSES = flags.DEFINE_integer('processes', 0, 'How many there are, likewise.')
 _PROCESS = flags.DEFINE_integer('process', -1, 'Which this one is, from 0, likewise.')
+_FRESH = flags.DEFINE_bool(
+  'fresh', False, 'Begin training anew beside an unfinished one that other values left here.')
+_CHANGE = flags.DEFINE_bool(
+  'change', False, 'Let unfinished training go on with the values that were changed.')
 _DRY_RUN = flags.DEFINE_bool('dry_run', False, 'Print the steps, what is done, and their cost.')
 
 
 def run(c: ConfigDict, workdir: str, *, dry_run: bool = False) -> None:
   """Runs (or describes) the experiment `c` in `workdir`; ValueError or OSError on bad input."""
-  is_lead, wait = True, lambda what: None
+  if '://' in workdir:
+    raise ValueError(
+      f'--workdir={workdir}: the state of a run (locks, logs, links) needs a file system of this '
+      'machine or network; corpora and inputs may be at such an address')
+  is_lead, wait, share = True, lambda what: None, lambda what, value: value
   if _DISTRIBUTED.value and not dry_run:
-    from smoljax import distributed
-
     distributed.start(_COORDINATOR.value, _PROCESSES.value, _PROCESS.value)
-    is_lead, wait = distributed.is_lead(), distributed.wait
+    is_lead, wait, share = distributed.is_lead(), distributed.wait, distributed.share
     console.quiet = not is_lead
+    distributed.require_same({'config': json.loads(c.to_json_best_effort()), **_software()})
   resolve(c)
-  graph = Graph(build_steps(c, workdir), workdir, console.print, is_lead=is_lead, wait=wait)
+  unfinished = 'fresh' if _FRESH.value else 'change' if _CHANGE.value else 'refuse'
+  graph = Graph(build_steps(c, workdir), workdir, console.print, is_lead=is_lead, wait=wait,
+                share=share, unfinished=unfinished)
+  if _DISTRIBUTED.value and not dry_run:  # hosts may see other files, or other versions of them
+    distributed.require_same({'steps': {s.name: s.address for s in graph.steps}})
+  began = time.monotonic()
+  if not _DISTRIBUTED.value:  # whose processes have their devices already
+    use_all_cores(c)
+  if not dry_run:
+    keep_programs(workdir)
+  check(c)
   if dry_run:
     table = Table('step', 'state', 'cost', title=f'{c.name} in {workdir}')
     for row in graph.describe():
       table.add_row(*row)
     console.print(table)
     return
-  began = time.monotonic()
-  if not _DISTRIBUTED.value:  # whose processes have their devices already
-    use_all_cores(c)
-  keep_programs(workdir)
-  check(c)
   summary_file = os.path.join(workdir, 'summary.json')
   if is_lead:
     os.makedirs(workdir, exist_ok=True)
@@ -89,6 +115,16 @@ def run(c: ConfigDict, workdir: str, *, dry_run: bool = False) -> None:
     + f'  export      {workdir}/export (Hugging Face)\n' * os.path.isdir(f'{workdir}/export') +
     f'  figures     {workdir}/summary.json'
   )
+
+
+def _software() -> dict[str, Any]:
+  """What processes must have in common beside the config: our sources, and packages' versions."""
+  root, digest = pathlib.Path(__file__).parent.parent, hashlib.sha256()
+  for package in ('smoljax', 'data_beam', 'experiments'):
+    for path in sorted((root / package).rglob('*.py')):
+      digest.update(path.read_bytes())
+  return {'code': digest.hexdigest()[:12],
+          'packages': {d.metadata['Name'] or '?': d.version for d in metadata.distributions()}}
 
 
 def estimate(c: ConfigDict, topology: str) -> None:
@@ -130,7 +166,7 @@ def _parse(argv: list[str]) -> list[str]:
       raise ValueError('give --config=configs/quickstart.py and --workdir=runs/quickstart')
     return rest
   except (flags.Error, ValueError, TypeError, KeyError, AttributeError, OSError) as e:
-    sys.exit(complain(e))
+    sys.exit(complain(ValueError(unknown) if (unknown := unknown_field(argv)) else e))
 
 
 def main(_: Sequence[str]) -> int:

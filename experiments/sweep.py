@@ -234,7 +234,7 @@ def _finish(point: Point, retries: int, backoff: float, log_line: Callable[[str]
       metrics.read_rows(point.folder / 'events.jsonl')):
     rate = backoff * read_json(str(point.folder / 'config.json'))['optimizer']['learning_rate']
     point.fields['optimizer.learning_rate'] = rate
-    point.command.append(f'--config.optimizer.learning_rate={rate}')
+    point.command += ['--fresh', f'--config.optimizer.learning_rate={rate}']
     point.state = 'waiting'
     log_line(f'{point.name}: diverged after {seconds:.0f} s; again at a learning rate of {rate:g}')
   else:

@@ -12,11 +12,14 @@ import json
 import os
 import signal
 import socket
+from collections.abc import Mapping
 from typing import Any
 
 import jax
 import numpy as np
 from jax.experimental import multihost_utils
+
+from smoljax.metrics import changes
 
 _POLL = 2.0  # seconds between looks at whether those one waits for are still there
 _meetings = itertools.count()
@@ -70,6 +73,26 @@ def agreed(number: float) -> float:
   if jax.process_count() == 1:
     return number
   return float(multihost_utils.broadcast_one_to_all(np.float32(number)))
+
+
+def share(what: str, value: Any) -> Any:
+  """The lead's value, JSON-able, in every process; otherwise as `wait`."""
+  return gather(what, value if is_lead() else None)[0]
+
+
+def require_same(facts: Mapping[str, Any]) -> None:
+  """Compares what must be the same in all processes, such as the config: name → JSON-able value.
+
+  Raises ValueError in all of them if one differs from the lead's, naming the process and, of nested
+  mappings, the fields.
+  """
+  differ = changes(share('what the lead is', facts), facts)
+  said = [f'{field} ({there!r} against {here!r})' for field, (here, there) in differ.items()]
+  more = f' and {len(said) - 4} more' * (len(said) > 4)
+  for process, fields in enumerate(gather('who is not alike', ', '.join(said[:4]) + more)):
+    if fields:
+      raise ValueError(f'process {process} is not like process 0: {fields}: start all with the '
+                       'same command, code and packages')
 
 
 def wait(what: str) -> None:

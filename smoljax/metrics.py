@@ -36,6 +36,23 @@ def peak_flops(device_kind: str) -> float | None:
   return next((peak for name, peak in PEAK_FLOPS.items() if name in device_kind), None)
 
 
+def changes(before: Mapping, after: Mapping) -> dict[str, tuple[Any, Any]]:
+  """Dotted names of the fields in which two nested configs differ, with both values; None = none.
+
+  Values are compared as JSON has them, where a tuple is a list.
+  """
+  old, new = (_flat(json.loads(json.dumps(c, default=str))) for c in (before, after))
+  return {name: (old.get(name), new.get(name)) for name in sorted(old.keys() | new.keys())
+          if old.get(name) != new.get(name)}
+
+
+def _flat(config: Mapping, prefix: str = '') -> dict[str, Any]:
+  found: dict[str, Any] = {}
+  for key, value in config.items():
+    found |= _flat(value, f'{prefix}{key}.') if isinstance(value, dict) else {prefix + key: value}
+  return found
+
+
 class Energy:
   """What NVIDIA GPUs use, by NVML's counters: the whole board, idle time included."""
 

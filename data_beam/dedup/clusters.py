@@ -1,12 +1,12 @@
 """Near duplicates: connected components of documents that share a band, and their survivor."""
 
-import re
 from collections.abc import Iterable, Iterator
 from typing import Any
 
 import apache_beam as beam
 import xxhash
 
+from data_beam.dedup import minhash
 from data_beam.dedup.exact import rank, scope_key, with_metadata
 from data_beam.dedup.minhash import HASHES, signature
 from data_beam.records import Document, Reject
@@ -108,11 +108,9 @@ def near_duplicates(
 
   Raises ValueError for anything else.
   """
-  if shape == 'none':
+  if not (found := minhash.shape(shape)):
     return []
-  if not (numbers := re.fullmatch(r'([1-9]\d{0,2})x([1-9]\d{0,2})', shape)):
-    raise ValueError(f'minhash={shape!r}: give bands x rows, such as 14x8, or none')
-  bands, rows = map(int, numbers.groups())
+  bands, rows = found
   return [('minhash', MinHashDedup(bands=bands, rows=rows, hash_name=hash_name, scope=scope))]
 
 

@@ -2,6 +2,7 @@
 
 import functools
 import hashlib
+import re
 from collections.abc import Callable, Sequence
 
 import numpy as np
@@ -88,6 +89,19 @@ def shingles(
   # An n-gram joined by blanks is a slice of the text.
   values = [hash_(data[i:j]) for i, j in zip(starts, ends[ngram - 1:], strict=False)]
   return np.array(values if data else [], np.uint64)
+
+
+def shape(text: str) -> tuple[int, int] | None:
+  """(bands, rows) of '14x8'; None for 'none'.
+
+  Raises ValueError for anything else.
+  """
+  if text == 'none':
+    return None
+  if not (numbers := re.fullmatch(r'([1-9]\d{0,2})x([1-9]\d{0,2})', text)):
+    raise ValueError(f'minhash={text!r}: give bands x rows, such as 14x8, or none')
+  bands, rows = map(int, numbers.groups())
+  return bands, rows
 
 
 def signature(

@@ -9,7 +9,8 @@
 Rows are packed from documents of log-normal length (median --document tokens) of random ids, the
 same in every step, or are those of a tokenised corpus, and then `losses` are means over each tenth
 of the steps. The first step compiles and is timed apart. With --kernels, what the device did in
-three more steps is listed on stderr: milliseconds a step by name of kernel, and what it waited.
+three more steps is listed on stderr: milliseconds a step by name of kernel, and what it waited;
+`profile` has its share of exchange with other GPUs, and how much of that nothing else hid.
 With --checkpoint=DIR the state is saved there after them, and removed again: `checkpoint` has the
 seconds that training pauses for it, the slowest step while it is written, and those until it is
 sealed. `--framework=torch` times PyTorch's best step (torch_step) on the same batch instead, by
@@ -26,7 +27,7 @@ import re
 import sys
 import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import jax
@@ -40,7 +41,7 @@ from smoljax.checkpoints.store import Checkpoints
 from smoljax.data import packing
 from smoljax.data.batches import Batches, Stage, prefetch
 from smoljax.data.corpus import open_corpus
-from smoljax.train import guard
+from smoljax.train import guard, memory
 from smoljax.train.step import Objective, make_train_step
 
 _FRAMEWORK = flags.DEFINE_enum('framework', 'jax', ['jax', 'torch'], 'Whose step.')
@@ -49,6 +50,9 @@ _ROWS = flags.DEFINE_integer('rows', 32, 'Rows a step.')
 _SEQ_LEN = flags.DEFINE_integer('seq_len', 256, 'Tokens a row.')
 _STEPS = flags.DEFINE_integer('steps', 10, 'Steps timed.')
 _OPTIMIZER = flags.DEFINE_enum('optimizer', 'adamw', list(optim.OPTIMIZERS), 'Optimizer.')
+_TAU = flags.DEFINE_float('tau', 0.0, 'QK-Clip of logits above this: with muon, MuonClip.')
+_MESH = flags.DEFINE_list(
+  'mesh', ['fsdp=-1'], 'Sizes of the mesh, such as fsdp=4,tensor=2; auto = as a run chooses them.')
 _GUARD = flags.DEFINE_bool('guard', True, 'With the guard.')
 _LEAVES = flags.DEFINE_bool('leaves', True, 'With norms and RMS of every leaf.')
 _MODEL = flags.DEFINE_list('model', [], "Fields of the model that differ from the shape's: K=V,…")
@@ -95,15 +99,26 @@ def replaced(config: model.ModelConfig, changes: list[str]) -> model.ModelConfig
   return config
 
 
-def kernels(run: Callable[[], None], steps: int, limit: int) -> None:
-  """Prints what the first GPU did while `run` took so many steps, by name of kernel."""
+_EXCHANGE = re.compile(r'nccl|all-?reduce|all-?gather|reduce-?scatter|collective|send|recv', re.I)
+
+
+def kernels(run: Callable[[], None], steps: int, limit: int) -> dict[str, float]:
+  """What the first GPU did while `run` took so many steps, in milliseconds a step.
+
+  Prints a table by name of kernel of so many lines.
+
+  Returns:
+    `step_ms`, of which `idle_ms` nothing ran, `exchange_ms` data went between GPUs, and of that
+    `exposed_ms` nothing else was computed meanwhile.
+  """
   with tempfile.TemporaryDirectory() as directory:
     with jax.profiler.trace(directory):
       run()
     file = glob.glob(f'{directory}/**/*.xplane.pb', recursive=True)[0]
     plane = next(p for p in jax.profiler.ProfileData.from_file(file).planes
                  if p.name.startswith('/device:GPU'))
-    spans, times, counts = [], collections.defaultdict(float), collections.defaultdict(float)
+    times, counts = collections.defaultdict(float), collections.defaultdict(float)
+    exchange, compute = [], []
     for line in plane.lines:
       if not line.name.startswith('Stream'):
         continue
@@ -111,15 +126,27 @@ def kernels(run: Callable[[], None], steps: int, limit: int) -> None:
         name = re.sub(r'[_.\d]+$', '', event.name)
         times[name] += event.duration_ns / 1e6 / steps
         counts[name] += 1 / steps
-        spans.append((event.start_ns, event.start_ns + event.duration_ns))
-  busy, end = 0, 0
-  for start, stop in sorted(spans):
-    busy += max(0, stop - max(start, end))
-    end = max(end, stop)
-  whole = (end - min(spans)[0]) / 1e6 / steps
-  print(f'{whole:.1f} ms a step, of which idle {whole - busy / 1e6 / steps:.1f}', file=sys.stderr)
+        of = exchange if _EXCHANGE.search(name) else compute
+        of.append((event.start_ns, event.start_ns + event.duration_ns))
+  spans = exchange + compute
+  whole = max(stop for _, stop in spans) - min(start for start, _ in spans)
+  busy, hidden = _covered(spans), _covered(compute)
+  found = {'step_ms': whole, 'idle_ms': whole - busy, 'exchange_ms': _covered(exchange),
+           'exposed_ms': busy - hidden}
+  found = {name: round(ns / 1e6 / steps, 2) for name, ns in found.items()}
+  print(', '.join(f'{name} {ms:.1f}' for name, ms in found.items()), file=sys.stderr)
   for name in sorted(times, key=lambda name: -times[name])[:limit]:
     print(f'{times[name]:8.2f} ms {counts[name]:7.1f} x {name[:100]}', file=sys.stderr)
+  return found
+
+
+def _covered(spans: Sequence[tuple[float, float]]) -> float:
+  """Length of the union of spans (start, stop)."""
+  covered, end = 0.0, 0.0
+  for start, stop in sorted(spans):
+    covered += max(0, stop - max(start, end))
+    end = max(end, stop)
+  return covered
 
 
 def time_save(
@@ -143,6 +170,7 @@ def prepare(config: model.ModelConfig, steps: int, seed: int = 0) -> tuple[dict,
   settings, guarding = base.get_config().optimizer, base.get_config().guard
   settings.name, settings.learning_rate = _OPTIMIZER.value, _LEARNING_RATE.value
   guarding.enabled = _GUARD.value
+  settings.qk_clip.tau = _TAU.value
   params = model.init(config, jax.random.key(seed))
   optimizer, info = optim.make_optimizer(settings, params, steps)
   state = {
@@ -154,8 +182,21 @@ def prepare(config: model.ModelConfig, steps: int, seed: int = 0) -> tuple[dict,
   }
   return state, make_train_step(
     config, optimizer, guarding, Objective(chunk=_CHUNK.value), leaves=_LEAVES.value,
-    update_twice=info.elementwise,
+    update_twice=info.elementwise, qk_clip=settings.qk_clip, clip_norm=settings.clip_norm,
   )
+
+
+def mesh_of(config: model.ModelConfig, sizes: Sequence[str]) -> jax.sharding.Mesh:
+  """The mesh that --mesh asks for, over all devices."""
+  given: dict[str, int] = dict.fromkeys(sharding.AXES, 1)
+  if list(sizes) == ['auto']:
+    stats = jax.devices()[0].memory_stats() or {}
+    given = memory.choose_mesh(
+      config, dict.fromkeys(sharding.AXES, -1), devices=jax.device_count(), rows=_ROWS.value,
+      seq_len=_SEQ_LEN.value, chunk=_CHUNK.value, memory=stats.get('bytes_limit'))
+  else:
+    given |= {axis: int(size) for axis, _, size in (s.partition('=') for s in sizes)}
+  return sharding.make_mesh(**given)
 
 
 def time_torch(config: model.ModelConfig, batch: dict[str, np.ndarray]) -> None:
@@ -214,7 +255,7 @@ def main(argv: list[str]) -> None:
   config = dataclasses.replace(config, max_segments=max_segments)
   if _FRAMEWORK.value == 'torch':
     return time_torch(config, next(batches))
-  mesh = sharding.make_mesh(data=1, fsdp=-1)
+  mesh = mesh_of(config, _MESH.value)
   with jax.set_mesh(mesh), contextlib.ExitStack() as cleanup:
     state, step = prepare(config, warm + steps + 3)
     saved: Any = None
@@ -246,12 +287,12 @@ def main(argv: list[str]) -> None:
         state, out = step(state, batch)
       jax.block_until_ready((state, out))
 
-    save = None
+    save, profile = None, None
     if _CHECKPOINT.value:
       state, save = time_save(
         saved, state, lambda state: jax.block_until_ready(step(state, batch)[0]))
     if _KERNELS.value:
-      kernels(three_steps, 3, _KERNELS.value)
+      profile = kernels(three_steps, 3, _KERNELS.value)
   if _HLO.value:
     with open(_HLO.value, 'w') as f:
       f.write(step.as_text())
@@ -262,9 +303,12 @@ def main(argv: list[str]) -> None:
         **figures(config, first, seconds, stats.get('peak_bytes_in_use', 0),
                   jax.devices()[0].device_kind, jax.device_count()),
         'optimizer': _OPTIMIZER.value,
+        'tau': _TAU.value,
+        'mesh': {axis: n for axis, n in mesh.shape.items() if n > 1},
         'guard': _GUARD.value,
         'leaves': _LEAVES.value,
         'max_segments': max_segments,
+        **({'profile': profile} if profile else {}),
         **({'checkpoint': save} if save else {}),
         **({'losses': [float(np.mean(x)) for x in np.array_split(losses, 10)]}
            if _CORPUS.value else {}),

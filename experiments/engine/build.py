@@ -1,12 +1,12 @@
 """Which steps a config has, and what each depends on."""
 
 import functools
+import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 from ml_collections import ConfigDict
 
-from data_beam.options import PdfOptions, WebOptions
 from experiments.engine import config as config_lib
 from experiments.engine import steps as steps_lib
 from experiments.engine.corpora import foreign_corpora, tokenizer_facts
@@ -45,8 +45,16 @@ def _step(
   c: ConfigDict, name: str, run: Callable, sections: Sequence[str] = (), **kwargs: Any
 ) -> Step:
   """A step that reads these sections (or fields) of the config."""
-  config = {s: c[s].to_dict() if isinstance(c[s], ConfigDict) else c[s] for s in sections}
+  config = {s: _deciding(s, c[s]) for s in sections}
   return Step(name, functools.partial(run, c=c), config, **kwargs)
+
+
+def _deciding(name: str, value: Any) -> Any:
+  """A field of the config, or a section without the fields that decide nothing of the result."""
+  if not isinstance(value, ConfigDict):
+    return value
+  return {k: _deciding(f'{name}.{k}', v) for k, v in value.items()
+          if f'{name}.{k}' in _DECISIVE or not f'{name}.{k}'.startswith(_OPERATIONAL)}
 
 
 def _corpora_named(c: ConfigDict, foreign: Mapping[str, dict]) -> tuple[list[str], list[str]]:
@@ -82,14 +90,14 @@ def _curation(c: ConfigDict) -> Iterator[Step]:
   yield from crawl
   for name in enabled:
     found = steps_lib.find_files(c[name].input, f'--config.{name}.input')
-    run, options = _CURATORS[name]
-    lists = steps_lib.find_files(','.join(options.of(c[name]).files()), f'--config.{name}')
+    lists = steps_lib.find_files(
+      ','.join(config_lib.options(c, name).files()), f'--config.{name}')
     size = sum(f['bytes'] or 0 for f in found)
     source = f'{len(found)} files, {size / 1e6:.1f} MB' if found else 'the documents above'
     yield _step(
       c,
       name,
-      run,
+      _CURATORS[name],
       [name],
       needs=[] if c[name].input else crawl,
       outside=[found, lists] if lists else found,
@@ -104,7 +112,10 @@ def _foreign(name: str, manifest: Mapping[str, Any]) -> Step:
   return Step(
     f'tokenize_{name}' if tokenised else name,
     functools.partial(steps_lib.run_foreign_tokens, manifest=manifest, name=name),
-    outside=manifest,
+    # It has its files' checksums. Where it lies decides nothing, but the link must lead there.
+    outside={k: v for k, v in manifest.items() if k != 'path'},
+    stands=lambda output: os.path.realpath(
+      steps_lib.corpus_dir(output, name)) == os.path.realpath(manifest['path']),
     cost=f'{manifest["documents"]:,} documents of {manifest["path"]}',
     links={f'{"tokens" if tokenised else "corpora"}/{name}': name},
   )
@@ -177,6 +188,7 @@ def _train(
     needs=[*tokens.values(), *needs],
     outside=[_weights(c.train.init_from or c.train.branch_from), _weights(c.distill.teacher)],
     resumable=True,
+    changeable=_CHANGEABLE,
     all_processes=True,
     cost=f'{c.train.steps:,} steps, {c.train.tokens:,} tokens, {flops * c.train.tokens:.2e} FLOPs',
     links={n: n for n in ('checkpoints', 'metrics.jsonl', 'events.jsonl', 'tensorboard')},
@@ -216,5 +228,22 @@ def _weights(path: str) -> Any:
   return load.weights_fingerprint(path) if path else None
 
 
-# Config section → what curates it, and its options.
-_CURATORS = {'web': (steps_lib.run_web, WebOptions), 'pdf': (steps_lib.run_pdf, PdfOptions)}
+# Config section → what curates it.
+_CURATORS = {'web': steps_lib.run_web, 'pdf': steps_lib.run_pdf}
+
+# Beginnings of names of config fields that say how a step is done, not what comes of it: they are
+# in no address, so that they may differ where a run goes on.
+_OPERATIONAL = (
+  'train.keep', 'train.log_every', 'train.checkpoint_every', 'train.eval_', 'train.tensorboard',
+  'train.watchdog', 'train.loss_chunk', 'train.accumulate', 'train.flops', 'model.remat',
+  'model.attention', 'model.scan_layers', 'mesh.', 'guard.', 'diagnostics.', 'eval.batch_size',
+)
+# Of those the ones that do: model fields that begin alike, and faults that are put in on purpose.
+_DECISIVE = ('model.attention_bias', 'model.attention_softcap', 'guard.inject')
+# Fields of training that may change on purpose in the midst of it.
+_CHANGEABLE = (
+  'train.tokens', 'train.steps', 'train.stages', 'train.z_loss', 'train.cos_reg',
+  'optimizer.learning_rate', 'optimizer.weight_decay', 'optimizer.clip_norm',
+  'optimizer.schedule', 'optimizer.warmup_', 'optimizer.decay_', 'optimizer.floor',
+  'optimizer.muon.lr_multiplier', 'mtp.weight', 'mtp.switch', 'distill.weight',
+)

@@ -34,8 +34,10 @@ def read_json(path: str) -> Any:
     return json.load(f)
 
 
-def write_json(path: str, value: Any) -> None:
-  """Writes a JSON file, whole or not at all."""
-  with open(path + '.tmp', 'w') as f:
+def write_json(path: str | os.PathLike, value: Any) -> None:
+  """Writes a JSON file, whole and on the disk or not at all."""
+  with open(f'{path}.tmp', 'w') as f:
     json.dump(value, f, indent=1)
-  os.replace(path + '.tmp', path)
+    f.flush()
+    os.fsync(f.fileno())
+  os.replace(f'{path}.tmp', path)

@@ -1,14 +1,18 @@
 """A config into what the steps take: derived values, the model, checks before anything runs."""
 
 import dataclasses
+import difflib
 import functools
 import math
 import os
+import re
+from collections.abc import Sequence
 from typing import Any
 
 from ml_collections import ConfigDict
 
-from data_beam.options import PdfOptions, TokenizeOptions, WebOptions
+from configs import base
+from data_beam.options import Options, PdfOptions, TokenizeOptions, WebOptions
 from experiments.engine.corpora import check_tokenizer
 
 
@@ -33,6 +37,7 @@ def resolve(c: ConfigDict) -> ConfigDict:
   from smoljax.data import tokenizer
   from smoljax.model import SHAPES
 
+  _check_numbers(c)
   if c.distill.teacher and not c.tokenizer.path:  # distributions compare over the same tokens only
     c.tokenizer.path = load.find_tokenizer(c.distill.teacher)
   t = c.train
@@ -57,6 +62,48 @@ def resolve(c: ConfigDict) -> ConfigDict:
   if t.steps < 1:
     raise ValueError(f'train.tokens={t.tokens}: give at least one batch, {t.batch_tokens}')
   return c
+
+
+def options(c: ConfigDict, section: str) -> Options:
+  """The options of the pipeline that this section is for.
+
+  Raises ValueError, naming the section, for a value that is none.
+  """
+  try:
+    return _OPTIONS[section].of(c[section])
+  except ValueError as e:
+    raise ValueError(f'--config.{section}: {e}') from None
+
+
+def unknown_field(argv: Sequence[str]) -> str:
+  """What is wrong with the first flag that sets a field which configs/base.py lacks; '' if none."""
+  for flag in argv:
+    if not (found := re.match(r'--?config\.([\w.]+)', flag)):
+      continue
+    section, names = base.get_config(), found[1].split('.')
+    for place, name in enumerate(names):
+      within = '.'.join(['config', *names[:place]])
+      if not isinstance(section, ConfigDict):
+        return f'--config.{found[1]}: {within} is a value, not a section with fields'
+      if name not in section:
+        near = difflib.get_close_matches(name, section.keys(), 3)
+        return (f'--config.{found[1]}: {within} has no field {name!r}'
+                + f' (did you mean {" or ".join(near)}?)' * bool(near)
+                + f', it has {", ".join(section.keys())}')
+      section = section[name]
+  return ''
+
+
+def _check_numbers(c: ConfigDict) -> None:
+  for field, least in _LEAST.items():
+    section, _, name = field.rpartition('.')
+    value = (c[section] if section else c)[name]
+    if not least <= value < math.inf:
+      raise ValueError(f'--config.{field}={value}: give at least {least}')
+  for axis, size in c.mesh.items():
+    if size < 1 and size != -1:
+      raise ValueError(f'--config.mesh.{axis}={size}: give a number of devices, or -1 to let the '
+                       'run choose')
 
 
 def use_all_cores(c: Any, most: int = 8) -> None:
@@ -116,15 +163,9 @@ def check(c: Any) -> None:
   from smoljax.train import guard, step
   from smoljax.train.step import make_mesh
 
-  TokenizeOptions.of(c.tokenize)
-  for name, options in (('web', WebOptions), ('pdf', PdfOptions)):
-    if c[name].enabled:  # else the libraries that curate need not be here
-      from data_beam.filters.rules import profile
-
-      try:
-        profile(options.of(c[name]).filters)
-      except ValueError as e:
-        raise ValueError(f'--config.{name}: {e}') from None
+  for name in _OPTIONS:
+    if c[name].get('enabled', True):  # else the libraries that curate need not be here
+      options(c, name)
   for task in c.eval.tasks:
     if task not in TASKS:
       raise ValueError(f'unknown eval.tasks {task!r}: one of {", ".join(TASKS)}')
@@ -160,3 +201,22 @@ def check(c: Any) -> None:
     with jax.set_mesh(mesh):
       jax.eval_shape(
         rule, params, jax.ShapeDtypeStruct((config.num_layers, config.num_heads), 'float32'))
+
+
+_OPTIONS = {'web': WebOptions, 'pdf': PdfOptions, 'tokenize': TokenizeOptions}
+
+# The least that a number may be.
+_LEAST = {
+  'seed': 0,
+  'selfdocs.pages': 1, 'selfdocs.pdfs': 0,
+  'tokenizer.vocab_size': 1, 'tokenizer.train_bytes': 1,
+  'data.seq_len': 2, 'data.window': 1, 'data.max_segments': 0,
+  'train.tokens': 1, 'train.flops': 0, 'train.batch_tokens': 1, 'train.accumulate': 1,
+  'train.loss_chunk': 1, 'train.z_loss': 0, 'train.cos_reg': 0, 'train.log_every': 1,
+  'train.eval_every': 1, 'train.eval_documents': 0, 'train.checkpoint_every': 1, 'train.keep': 1,
+  'train.keep_every': 0, 'train.watchdog': 0,
+  'diagnostics.every': 0,
+  'eval.documents': 0, 'eval.batch_size': 1, 'eval.task_examples': 0,
+  'sample.tokens': 1, 'sample.temperature': 0,
+  'distill.draws': 1, 'distill.temperature': 0, 'distill.weight': 0,
+}

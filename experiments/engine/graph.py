@@ -1,15 +1,18 @@
 """A content-addressed step graph: what is done is not redone, what is half done is never taken.
 
-A step's address is the hash of its name, its version, the config fields it reads, what it reads
-from outside, and the addresses of the steps it needs. Its output stands in
+A step's address is the hash of its name, its version, the config fields that decide its result,
+what it reads from outside, and the addresses of the steps it needs. Its output stands in
 `WORKDIR/steps/NAME-HASH/`; that folder exists only when the step has finished, because a step
 writes into `NAME-HASH.partial`, which is renamed at its end. A killed step starts over, unless it
 is `resumable`: then it finds its partial folder again. A lock keeps two processes from running the
 same step; the second one waits and takes the result. The code is not hashed: a change of code that
 changes results bumps `version`.
 
-In a run of several processes (smoljax/distributed.py) the lead runs the steps, and the others join
-it in those that are for all.
+Beside an unfinished resumable step, one of the same name with other fields does not begin in
+silence: `Unfinished` says what differs, and the user says which is meant (`Graph.unfinished`).
+
+In a run of several processes (smoljax/distributed.py) the lead runs the steps and knows which are
+done, and the others join it in those that are for all.
 """
 
 import contextlib
@@ -19,12 +22,22 @@ import hashlib
 import json
 import os
 import pathlib
+import re
 import shutil
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
+from experiments.engine.cli import write_json
+from smoljax.metrics import changes
+
 RESULT_FILE = 'step.json'
+_INPUTS_FILE = 'inputs.json'  # of a resumable step: what its address is made of
+
+
+class Unfinished(ValueError):
+  """A step would begin anew beside an unfinished one that differs from it in a few fields."""
+
 
 
 @dataclasses.dataclass(frozen=True)
@@ -34,8 +47,11 @@ class Step:
   Attributes:
     run: `(output folder, {needed step: its output folder}) -> result`; the result is a small
       JSON-able dict that later steps and the summary can read.
-    config: the config fields the step reads, JSON-able.
+    config: the config fields the step reads and its result follows from, JSON-able.
     outside: what it reads besides config and needed steps (input files, installed versions).
+    changeable: beginnings of names of config fields, such as 'optimizer.', that may have other
+      values when an unfinished run goes on.
+    stands: whether a finished output, a folder, is still what `run` would leave there.
     cost: words about what running it takes, for `--dry_run`.
     links: name in the workdir → path in the output folder, kept pointing at the current output.
     all_processes: all processes of a run take part, not the lead alone.
@@ -48,6 +64,8 @@ class Step:
   version: int = 1
   outside: Any = None
   resumable: bool = False
+  changeable: tuple[str, ...] = ()
+  stands: Callable[[str], bool] = lambda output: True
   cost: str = ''
   links: Mapping[str, str] = dataclasses.field(default_factory=dict)
   all_processes: bool = False
@@ -55,9 +73,15 @@ class Step:
   @property
   def address(self) -> str:
     """`NAME-HASH`, eight hexadecimal digits of sha256."""
-    what = [self.name, self.version, self.config, self.outside, [n.address for n in self.needs]]
-    text = json.dumps(what, sort_keys=True, default=list)
+    text = json.dumps(list(self.inputs.values()), sort_keys=True)
     return f'{self.name}-{hashlib.sha256(text.encode()).hexdigest()[:8]}'
+
+  @property
+  def inputs(self) -> dict[str, Any]:
+    """What the address is made of, as JSON has it."""
+    what = {'name': self.name, 'version': self.version, 'config': self.config,
+            'outside': self.outside, 'needs': [n.address for n in self.needs]}
+    return json.loads(json.dumps(what, default=list))
 
 
 class Graph:
@@ -67,6 +91,9 @@ class Graph:
     log_line: gets a line of text about each step.
     is_lead: this process runs the steps; the others of a run wait, and join in some.
     wait: waits until all processes of the run have come to the point of this name.
+    share: `(name of a point, value) -> the lead's value`, at the same point in all processes.
+    unfinished: what to do where a resumable step is to begin beside an unfinished one of its name:
+      refuse; begin it, 'fresh'; or let the unfinished one go on with the fields that did 'change'.
   """
 
   def __init__(
@@ -77,9 +104,12 @@ class Graph:
     *,
     is_lead: bool = True,
     wait: Callable[[str], None] = lambda what: None,
+    share: Callable[[str, Any], Any] = lambda what, value: value,
+    unfinished: str = 'refuse',
   ):
     self.steps = steps
-    self._is_lead, self._wait = is_lead, wait
+    self._is_lead, self._wait, self._share = is_lead, wait, share
+    self._unfinished = unfinished
     self.workdir = pathlib.Path(workdir)
     self._root = self.workdir / 'steps'
     self._log_line = log_line
@@ -89,8 +119,9 @@ class Graph:
     return self._root / step.address
 
   def done(self, step: Step) -> bool:
-    """Whether the step has finished, now or in an earlier run."""
-    return self.output(step).is_dir()
+    """Whether the step has finished, now or in an earlier run, and its output still stands."""
+    output = self.output(step)
+    return _read(output / RESULT_FILE) is not None and step.stands(str(output))
 
   def result(self, step: Step) -> dict:
     """What a finished step returned, with its `seconds`."""
@@ -101,6 +132,8 @@ class Graph:
     rows = []
     for step in self.steps:
       state = 'done' if self.done(step) else 'continue' if self._resumes(step) else 'run'
+      if state == 'run' and (other := self._other(step)):
+        state += f', beside {other[0].name}'
       rows.append((step.address, state, step.cost))
     return rows
 
@@ -112,9 +145,8 @@ class Graph:
     self._root.mkdir(parents=True, exist_ok=True)
     for number, step in enumerate(self.steps, start=1):
       title = f'[{number}/{len(self.steps)}] {step.name}'
-      self._wait(f'{step.name}: before')
-      done = self.done(step)
-      self._wait(f'{step.name}: all know whether it is done')
+      # What one host sees of a file system another may see later: the lead's word counts.
+      done = self._share(f'{step.name}: done', self._is_lead and self.done(step))
       if done:
         self._log_line(f'{title}: done ({step.address})')
       elif self._is_lead:
@@ -132,6 +164,9 @@ class Graph:
 
   def _run(self, step: Step, title: str) -> None:
     partial = self._partial(step)
+    self._set_aside(step, title)
+    if step.resumable and not self._resumes(step):
+      self._settle(step, title)
     if self._resumes(step):
       self._log_line(f'{title}: continuing ({step.address})')
     else:
@@ -139,6 +174,7 @@ class Graph:
       shutil.rmtree(partial, ignore_errors=True)
     partial.mkdir(exist_ok=True)
     if step.resumable:
+      write_json(partial / _INPUTS_FILE, step.inputs)
       self._link(step, partial)  # so that a long step can be watched
     start = time.monotonic()
     try:
@@ -153,9 +189,66 @@ class Graph:
       raise
     seconds = round(time.monotonic() - start, 2)
     record = {**(result or {}), 'seconds': seconds, 'address': step.address}
-    (partial / RESULT_FILE).write_text(json.dumps(record, indent=1))
+    write_json(partial / RESULT_FILE, record)
     os.replace(partial, self.output(step))
     self._log_line(f'{title}: finished in {seconds:.0f} s')
+
+  def _set_aside(self, step: Step, title: str) -> None:
+    """Makes way where an output is there but not done: its result is damaged, or it lost its use.
+
+    A resumable step goes on from what it left, which writes the result again.
+    """
+    output = self.output(step)
+    if not output.exists():
+      return
+    if _read(output / RESULT_FILE) is None:
+      self._log_line(f'{title}: {output / RESULT_FILE} is damaged: running the step again')
+    if step.resumable and not self._resumes(step):
+      os.replace(output, self._partial(step))
+    else:
+      shutil.rmtree(output)
+
+  def _other(self, step: Step) -> tuple[pathlib.Path, dict[str, tuple]] | None:
+    """The unfinished output that the workdir's links lead to, if it is another step of this name's.
+
+    (Workdirs may share their steps, as those of a sweep do, and each has links of its own.)
+
+    Returns:
+      `(folder, differences)`, field → (value there, value here); 'inputs' stands for what is no
+      field of the config.
+    """
+    links = [self.workdir / name for name in step.links] if step.resumable else []
+    led = [(link.parent / os.readlink(link)) for link in links if os.path.islink(link)]
+    folders = {pathlib.Path(os.path.normpath(path)).parent for path in led}
+    folder = next((self._root / f.name for f in folders if re.fullmatch(
+      f'{re.escape(step.name)}-[0-9a-f]{{8}}\\.partial', f.name)), None)
+    if not folder or folder == self._partial(step) or not _read(folder / _INPUTS_FILE):
+      return None
+    before, now = _read(folder / _INPUTS_FILE) or {}, step.inputs
+    differ = changes(before['config'], now['config'])
+    if changed := [k for k in ('version', 'outside', 'needs') if before[k] != now[k]]:
+      differ['inputs'] = [before[k] for k in changed], [now[k] for k in changed]
+    return folder, differ
+
+  def _settle(self, step: Step, title: str) -> None:
+    """Follows `unfinished` where the step would begin beside an unfinished one."""
+    other = self._other(step)
+    if not other or self._unfinished == 'fresh':
+      return
+    folder, differ = other
+    fixed = [k for k in differ if not k.startswith(tuple(step.changeable))]
+    if self._unfinished == 'change' and not fixed:
+      os.replace(folder, self._partial(step))
+      self._log_line(f'{title}: {folder.name} goes on with {_said(differ)}')
+      return
+    ways = 'set the old values to go on'
+    if not fixed:
+      ways += ', --change to go on with the new ones'
+    elif self._unfinished == 'change':
+      ways += f'; --change cannot be for {", ".join(fixed)}'
+    raise Unfinished(
+      f'{folder} is unfinished and differs in {_said(differ)}: {ways}, or --fresh to begin anew '
+      'beside it')
 
   def _inputs(self, step: Step) -> dict[str, str]:
     return {n.name: str(self.output(n)) for n in step.needs}
@@ -187,3 +280,21 @@ class Graph:
         self._log_line(f'{step.name}: another process runs it; waiting')
         fcntl.flock(f, fcntl.LOCK_EX)
       yield
+
+
+def _said(differ: Mapping[str, tuple], most: int = 4) -> str:
+  """Differences in words, the first few of them."""
+  said = ['what it reads besides the config (corpora, tokenizer, other weights, versions)'
+          if k == 'inputs' else f'{k} ({there!r} there, {here!r} here)'
+          for k, (there, here) in differ.items()]
+  return ', '.join(said[:most]) + f' and {len(said) - most} more' * (len(said) > most)
+
+
+def _read(path: pathlib.Path) -> dict | None:
+  """The mapping in a JSON file; None where there is none, or it is damaged."""
+  try:
+    found = json.loads(path.read_bytes())
+  except (OSError, ValueError):
+    return None
+  return found if isinstance(found, dict) else None
+

@@ -52,7 +52,7 @@ def train(
   t, mesh = config.train, run.mesh
   with jax.set_mesh(mesh), open_checkpoints(run, log_line) as checkpoints:
     resumed = checkpoints.latest() is not None
-    step, state, position = newest(run, checkpoints)
+    step, state, position, changed = newest(run, checkpoints)
     iterator = prefetch(run.batches, position)
     checkpoints.reserve((run.plan.params, run.plan.opt_state))
     _warn_of_a_small_disk(run, checkpoints, step, log_line)
@@ -63,7 +63,7 @@ def train(
       Profile(config.xprof, os.path.join(directory, 'profile')) as profile,
     ):
       event = 'resume' if resumed else 'branch' if t.branch_from else 'start'
-      telemetry.started(step, event, checkpoints.quarantined, watch.seconds())
+      telemetry.started(step, event, checkpoints.quarantined, changed, watch.seconds())
       if step == 0:
         with telemetry.phase('evaluation'):
           telemetry.evaluated(step, state, evaluate(run, state['params']))
@@ -102,7 +102,7 @@ def train(
           if guard.decide(config.guard, reports[-1], streak) != 'go on':
             iterator.close()
             with telemetry.phase('roll-back'):
-              step, state, position = roll_back(
+              step, state, position, _ = roll_back(
                 run, checkpoints, telemetry, Snapshot(step, state, position), broken)
             iterator, checkpoint_due = prefetch(run.batches, position), False
             telemetry.watchdog.compiling()

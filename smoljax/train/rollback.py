@@ -32,7 +32,7 @@ def roll_back(
     )
   if action == 'back off' and checkpoints.latest() == now['rollback_to']:
     checkpoints.discard(checkpoints.latest())  # it led here again
-  to, state, position = newest(run, checkpoints)
+  to, state, position, _ = newest(run, checkpoints)
   checkpoints.discard(to + 1)
   before = jax.device_get(state['opt_state']['guard'])
   after = guard.roll_back(config, now, before, to)

@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 import jax
 
 import smoljax
-from smoljax import model, sharding
+from smoljax import metrics, model, sharding
 from smoljax.checkpoints import load, store
 from smoljax.data import teacher_cache
 from smoljax.data.batches import Batches, Stage, make_stages
@@ -55,6 +55,7 @@ class Snapshot(NamedTuple):
   step: int
   state: dict  # {params, opt_state}, on the mesh
   position: dict  # of the data
+  changed: Mapping[str, tuple] = {}  # config fields: (as they were until here, as they are now)
 
 
 def prepare(
@@ -116,18 +117,22 @@ def open_checkpoints(run: Run, note: Callable[[str], None]) -> store.Checkpoints
 def newest(run: Run, checkpoints: store.Checkpoints) -> Snapshot:
   """The newest checkpoint; without one that of `train.branch_from`, or fresh parameters.
 
-  Raises ValueError for a checkpoint that was trained on other batches.
+  Raises ValueError for a checkpoint that was trained on other batches until there.
   """
   restored = checkpoints.restore(run.plan.params, run.plan.opt_state)
   if restored is None:
     return _branch(run) if run.config.train.branch_from else _fresh(run)
   step, *arrays, position, stored = restored
-  if stored['fingerprint'] != run.meta['fingerprint']:
+  # What is to come may have changed on purpose, such as the length of the run; the past may not.
+  same = stored['fingerprint'] == run.meta['fingerprint']
+  if not same and stored.get('past') != run.batches.fingerprint(step):
     raise ValueError(
       f'{run.directory}: the checkpoint at step {step} was trained on another stream of batches '
       '(corpus, mixture, rows or seed differ): use a fresh workdir'
     )
-  return Snapshot(step, dict(zip(('params', 'opt_state'), arrays, strict=True)), position)
+  changed = metrics.changes(stored.get('config', {}), run.meta.get('config', {}))
+  return Snapshot(
+    step, dict(zip(('params', 'opt_state'), arrays, strict=True)), position, changed)
 
 
 def _branch(run: Run) -> Snapshot:

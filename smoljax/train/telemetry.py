@@ -5,7 +5,7 @@ import contextlib
 import math
 import os
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 import jax
@@ -91,10 +91,15 @@ class Telemetry:
     _compiled()  # is part of it
     self._apart[name] += watch.seconds()
 
-  def started(self, step: int, event: str, quarantined: Sequence[str], seconds: float) -> None:
+  def started(
+    self, step: int, event: str, quarantined: Sequence[str], changed: Mapping[str, tuple],
+    seconds: float,
+  ) -> None:
     """The first event: how the run begins ('start', 'resume' or 'branch'), and on what.
 
     Args:
+      quarantined: what was wrong with checkpoints that were put away.
+      changed: config field → (its value so far, its value from now on).
       seconds: since this process began with it.
     """
     t = self._run.config.train
@@ -104,6 +109,7 @@ class Telemetry:
       devices=f'{jax.device_count()} x {jax.devices()[0].device_kind}',
       mesh=dict(self._run.mesh.shape),
       **({'quarantined': quarantined} if quarantined else {}),
+      **({'changed': dict(changed)} if changed else {}),
     )
 
   def add(self, step_metrics: dict, seconds: float, waited: float) -> None:

@@ -33,10 +33,11 @@ def tiny(**changes):
   return config_lib.resolve(c)
 
 
-def fit(c, corpora, directory, devices=2):
+def fit(c, corpora, directory, devices=2, **more):
   config = config_lib.model_config(c, 64)
   with on_devices(devices):
-    return loop.train(c, config, corpora, str(directory), log_line=lambda line: None)
+    return loop.train(
+      c, config, corpora, str(directory), log_line=lambda line: None, **more)
 
 
 def leaves(directory):

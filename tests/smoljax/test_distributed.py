@@ -19,8 +19,13 @@ from smoljax import distributed
 from smoljax.train import watchdog
 
 
-def start(documents, workdir, processes, devices, *flags, program=('-m', 'experiments.run')):
-  """The same command for each process, with the devices of the host that it stands for."""
+def start(
+  documents, workdir, processes, devices, *flags, last=(), program=('-m', 'experiments.run')
+):
+  """The same command for each process, with the devices of the host that it stands for.
+
+  The last process has flags of its own, `last`.
+  """
   with socket.socket() as s:
     s.bind(('localhost', 0))
     port = s.getsockname()[1]
@@ -37,7 +42,8 @@ def start(documents, workdir, processes, devices, *flags, program=('-m', 'experi
     '--config.sample.prompts=()', '--config.train.tensorboard=False', *flags]
   several = ['--distributed', f'--coordinator=localhost:{port}', f'--processes={processes}']
   return [subprocess.Popen(
-    [*command, *several * (processes > 1), *[f'--process={i}'] * (processes > 1)], cwd=REPOSITORY,
+    [*command, *several * (processes > 1), *[f'--process={i}'] * (processes > 1),
+     *last * (i == processes - 1)], cwd=REPOSITORY,
     stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, start_new_session=True,
     env={**os.environ, 'JAX_PLATFORMS': 'cpu',
          'XLA_FLAGS': f'--xla_force_host_platform_device_count={devices} '
@@ -125,6 +131,13 @@ def test_a_process_that_is_stuck_ends_the_run(tmp_path, corpus):
   assert abs(moments[0] - moments[1]) < 3
   # They start again as if nothing had been.
   finish(start(corpus, tmp_path, 1, 4))
+@pytest.mark.slow
+def test_processes_that_differ_end_before_they_work(tmp_path, corpus):
+  for said in finish(start(
+      corpus, tmp_path / 'run', 2, 1, last=('--config.optimizer.learning_rate=0.5',)), 2):
+    assert ('error: process 1 is not like process 0: config.optimizer.learning_rate (0.5 against '
+            '0.002)') in said
+  assert not (tmp_path / 'run').exists()
 
 
 def test_half_a_coordinator_is_refused():

@@ -1,6 +1,8 @@
 """What an experiment is made of: corpora from elsewhere, common held-out sets, budgets, sweeps."""
 
 import importlib
+import re
+import shutil
 
 import pytest
 from conftest import REPOSITORY
@@ -81,6 +83,82 @@ def test_corpora_that_do_not_fit_are_said(tmp_path, corpus, tokenised, model, ch
 def test_what_the_steps_would_refuse_is_refused_before_the_first_one(changes, message):
   with pytest.raises(ValueError, match=message):
     config_lib.check(config(**changes))
+
+
+@pytest.mark.parametrize(('changes', 'message'), [
+  ({'train__keep': 0}, '--config.train.keep=0: give at least 1'),
+  ({'train__log_every': -3}, 'train.log_every=-3'),
+  ({'train__eval_every': 0}, 'train.eval_every=0'),
+  ({'train__checkpoint_every': 0}, 'train.checkpoint_every=0'),
+  ({'train__loss_chunk': -3}, 'train.loss_chunk=-3'),
+  ({'train__accumulate': 0}, 'train.accumulate=0'),
+  ({'train__batch_tokens': 0}, 'train.batch_tokens=0'),
+  ({'train__z_loss': float('nan')}, 'train.z_loss=nan'),
+  ({'data__seq_len': 0}, 'data.seq_len=0'),
+  ({'seed': -1}, 'seed=-1'),
+  ({'mesh__fsdp': 0}, 'mesh.fsdp=0'),
+  ({'tokenize__holdout': 2.0}, '--config.tokenize: holdout must be'),
+  ({'web__enabled': True, 'web__minhash': 'foo'}, "--config.web: minhash='foo': give bands x rows"),
+  ({'pdf__enabled': True, 'pdf__filters': 'foo'}, '--config.pdf: unknown filter'),
+  ({'optimizer__name': 'adamx'}, 'choose one of adamw'),
+])  # fmt: skip
+def test_values_that_make_no_sense_are_refused_before_the_first_step(changes, message):
+  with pytest.raises(ValueError, match=message):
+    config_lib.check(config(**changes))
+
+
+@pytest.mark.parametrize(('flag', 'message'), [
+  ('--config.optimizer.learning_rat=1', r'has no field .learning_rat. \(did you mean learn'),
+  ('--config.optimizer.lr=1', 'config.optimizer has no field .lr., it has b1, b2, clip'),
+  ('-config.optimiser.name=adamw', 'did you mean optimizer'),
+  ('--config.train.keep.x=1', 'config.train.keep is a value'),
+])  # fmt: skip
+def test_an_unknown_field_is_said_with_its_neighbours(flag, message):
+  assert re.search(message, config_lib.unknown_field(['run', '--config=x.py', flag]))
+  assert not config_lib.unknown_field(['run', '--config=x.py', '--config.optimizer.muon.steps=5'])
+
+
+@pytest.mark.parametrize('changes', [
+  {'train__keep': 9}, {'train__log_every': 7}, {'train__checkpoint_every': 7},
+  {'train__eval_every': 7}, {'train__eval_documents': 7}, {'train__tensorboard': False},
+  {'train__loss_chunk': 64}, {'train__accumulate': 2}, {'mesh__fsdp': 1}, {'guard__sigma': 9.0},
+  {'guard__enabled': False}, {'diagnostics__every': 5}, {'model__remat': 'full'},
+  {'model__attention': 'xla'}, {'model__scan_layers': True}, {'eval__batch_size': 3},
+  {'corpora': 'mine={corpus}/'}, {'corpora': 'mine={moved}'},
+])  # fmt: skip
+def test_what_decides_nothing_of_the_result_is_in_no_address(tmp_path, corpus, changes):
+  moved = tmp_path / 'moved'
+  moved.symlink_to(corpus)
+  given = {'corpora': f'mine={corpus}'} | {
+    k: v.format(corpus=corpus, moved=moved) if isinstance(v, str) else v
+    for k, v in changes.items()}
+  steps = lambda **c: [s.address for s in build_steps(config(**c), str(tmp_path))]
+  assert steps(**given) == steps(corpora=f'mine={corpus}')
+
+
+@pytest.mark.parametrize('changes', [
+  {'train__tokens': 81920}, {'optimizer__learning_rate': 1e-4}, {'model__num_layers': 3},
+  {'model__attention_bias': True}, {'guard__inject': 'nan@4'}, {'seed': 1},
+])  # fmt: skip
+def test_what_decides_the_result_is_in_the_address(tmp_path, corpus, changes):
+  train = lambda **c: {s.name: s.address for s in build_steps(config(**c), str(tmp_path))}['train']
+  given = f'mine={corpus}'
+  assert train(corpora=given, **changes) != train(corpora=given)
+
+
+def test_a_corpus_that_moved_is_found_where_it_is(tmp_path, corpus):
+  there = tmp_path / 'there'
+  shutil.copytree(corpus, there)
+  def linked(path):
+    graph = Graph(build_steps(config(corpora=f'mine={path}'), str(tmp_path)), str(tmp_path / 'run'),
+                  lambda line: None)
+    graph.steps = graph.steps[:1]
+    graph.run()
+    return (tmp_path / 'run/corpora/mine/1.0.0').resolve()
+
+  assert linked(there) == there
+  there.rename(tmp_path / 'moved')
+  assert linked(tmp_path / 'moved') == tmp_path / 'moved'
 
 
 @pytest.mark.parametrize('rule', ['weights', 'rates'])

@@ -131,3 +131,91 @@ def test_the_record_has_seconds(tmp_path):
   g.run()
   record = json.loads((g.output(g.steps[1]) / 'step.json').read_text())
   assert record['seconds'] >= 0 and record['address'] == g.steps[1].address
+
+
+def unfinished(workdir, config, *, outside=None, changeable=('rate',), fail=False, **how):
+  """A graph of one resumable step, whose run leaves its rate and may then fail."""
+  def run(output, inputs):
+    with open(os.path.join(output, 'rates'), 'a') as f:
+      f.write(f'{config["rate"]} ')
+    if fail:
+      raise OSError('killed')
+
+  step = Step('train', run, config, outside=outside, resumable=True, changeable=changeable,
+              links={'rates': 'rates'})
+  return Graph([step], str(workdir), lambda line: None, **how)
+
+
+def begin(workdir, **config):
+  with pytest.raises(OSError, match='killed'):
+    unfinished(workdir, {'rate': 1, 'seed': 0} | config, fail=True).run()
+
+
+def rates(graph):
+  return (graph.output(graph.steps[0]) / 'rates').read_text().split()
+
+
+def test_beside_an_unfinished_step_another_one_is_refused_and_says_what_differs(tmp_path):
+  begin(tmp_path)
+  graph = unfinished(tmp_path, {'rate': 2, 'seed': 0})
+  with pytest.raises(ValueError, match=r'rate \(1 there, 2 here\): set the old values.*--change.*'
+                     '--fresh'):
+    graph.run()
+  assert 'beside' in graph.describe()[0][1]
+  with pytest.raises(ValueError, match=r'seed \(0 there, 3 here\): set the old values to go on, or '
+                     '--fresh'):
+    unfinished(tmp_path, {'rate': 1, 'seed': 3}).run()
+  with pytest.raises(ValueError, match='what it reads besides the config'):
+    unfinished(tmp_path, {'rate': 1, 'seed': 0}, outside='another corpus').run()
+  graph = unfinished(tmp_path, {'rate': 1, 'seed': 0})
+  graph.run()
+  assert rates(graph) == ['1', '1'], 'the old values go on'
+
+
+def test_workdirs_that_share_their_steps_are_not_in_each_other_s_way(tmp_path):
+  shared = tmp_path / 'steps'
+  shared.mkdir()
+  for point, rate in (('a', 1), ('b', 2)):
+    (tmp_path / point).mkdir()
+    (tmp_path / point / 'steps').symlink_to(shared)
+    begin(tmp_path / point, rate=rate)
+  with pytest.raises(ValueError, match='is unfinished and differs in rate'):
+    unfinished(tmp_path / 'a', {'rate': 3, 'seed': 0}).run()
+
+
+def test_an_unfinished_step_is_left_where_a_fresh_one_is_asked_for(tmp_path):
+  begin(tmp_path)
+  graph = unfinished(tmp_path, {'rate': 2, 'seed': 0}, unfinished='fresh')
+  graph.run()
+  assert rates(graph) == ['2']
+  graph = unfinished(tmp_path, {'rate': 1, 'seed': 0})
+  graph.run()
+  assert rates(graph) == ['1', '1']
+
+
+def test_an_unfinished_step_goes_on_with_what_may_change(tmp_path):
+  begin(tmp_path)
+  with pytest.raises(ValueError, match='--change cannot be for seed'):
+    unfinished(tmp_path, {'rate': 2, 'seed': 3}, unfinished='change').run()
+  graph = unfinished(tmp_path, {'rate': 2, 'seed': 0}, unfinished='change')
+  graph.run()
+  assert rates(graph) == ['1', '2']
+
+
+@pytest.mark.parametrize('damage', [b'', b'{"seconds": 1', b'\xff\x00', None])
+def test_a_step_whose_result_is_damaged_is_done_again(tmp_path, damage):
+  calls = []
+  g = graph(tmp_path, calls)
+  g.run()
+  result = g.output(g.steps[1]) / 'step.json'
+  result.unlink() if damage is None else result.write_bytes(damage)
+  graph(tmp_path, calls).run()
+  assert calls[3:] == ['second'] and g.result(g.steps[1])['name'] == 'second'
+
+
+def test_a_resumable_step_whose_result_is_damaged_goes_on_from_what_it_left(tmp_path):
+  graph = unfinished(tmp_path, {'rate': 1, 'seed': 0})
+  graph.run()
+  (graph.output(graph.steps[0]) / 'step.json').write_bytes(b'')
+  graph.run()
+  assert rates(graph) == ['1', '1']

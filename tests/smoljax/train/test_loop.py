@@ -291,6 +291,24 @@ def test_another_stream_is_refused(undisturbed, markov_corpora):
     fit(tiny(seed=1), markov_corpora, directory)
 
 
+def test_what_was_changed_where_a_run_goes_on_is_an_event(markov_corpora, tmp_path):
+  one = (dict(name='all', fraction=1.0, mixture=dict(web=0.75, pdf=0.25)),)
+  begun = tiny(**{'train.stages': one, 'train.tokens': 4 * 8 * 64})
+  longer = tiny(**{
+    'train.stages': one, 'train.tokens': 6 * 8 * 64, 'optimizer.learning_rate': 1e-3,
+    'train.checkpoint_every': 3, 'train.loss_chunk': 32})
+  for c in (begun, longer):
+    fit(c, markov_corpora, tmp_path, meta={'config': c.to_dict()})
+  start, resume = (e for e in metrics.read_rows(tmp_path / 'events.jsonl')
+                   if e['event'] in ('start', 'resume'))
+  assert resume['step'] == 4 and 'changed' not in start
+  assert resume['changed'] == {
+    'optimizer.learning_rate': [1e-2, 1e-3], 'train.checkpoint_every': [4, 3],
+    'train.loss_chunk': [512, 32], 'train.steps': [4, 6], 'train.tokens': [2048, 3072]}
+  rows = metrics.read_rows(tmp_path / 'metrics.jsonl')
+  assert [r['step'] for r in rows if 'train/loss' in r] == [2, 4, 6]
+
+
 _SCRIPT = """
 import json, sys
 sys.path[:0] = {paths!r}
