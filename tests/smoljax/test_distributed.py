@@ -162,6 +162,7 @@ def test_the_commands_for_a_tpu_slice(tmp_path):
     for command in (w.removeprefix('--command=') for w in said if w.startswith('--command=')):
       subprocess.run(['bash', '-n', '-c', command], check=True)  # it parses on the host too
   # What `run` has each host do is what the test above does, where jax finds its peers itself.
+  assert 'experiments/cloud/again.sh .venv/bin/python -m experiments.run' in command
   host = shlex.split(command.split('(', 1)[1].rsplit('>>', 1)[0])
   assert host[-4:] == ['experiments.run', '--config=configs/smollm3.py:size=3b',
                        "--config.sample.prompts=('a b',)", '--distributed']
@@ -171,3 +172,36 @@ def test_the_commands_for_a_tpu_slice(tmp_path):
     time.sleep(0.5)
     assert subprocess.run(['flock', '-n', lock, 'true'], check=False).returncode == 1
     first.kill()
+
+
+def test_a_command_is_tried_again_unless_it_is_in_vain(tmp_path):
+  """By its status: a run that stood still is started again, bad input and a signal are final."""
+  again = str(REPOSITORY / 'experiments' / 'cloud' / 'again.sh')
+  fake = {'PATH': f'{tmp_path}:{os.environ["PATH"]}', 'TRIES': '3'}
+  (tmp_path / 'sleep').write_text('#!/bin/sh\n')  # no time to lose
+  (tmp_path / 'sleep').chmod(0o755)
+
+  def tried(*statuses):
+    tally = tmp_path / 'tally'
+    tally.write_text('')
+    script = f'echo x >> {tally}; set -- {" ".join(map(str, statuses))}; n=$(wc -l < {tally}); ' \
+             'eval exit \\$$n'
+    done = subprocess.run([again, 'sh', '-c', script], env=fake, check=False, capture_output=True)
+    return done.returncode, len(tally.read_text().split())
+
+  assert tried(87, 75, 0) == (0, 3) and tried(87, 2, 0) == (2, 2) and tried(143, 0) == (143, 1)
+  assert tried(137, 134, 1, 0) == (1, 3)  # three in a row are enough
+  process = subprocess.Popen([again, sys.executable, '-c', _SAVES_FIRST], stdout=subprocess.PIPE)
+  assert process.stdout.readline() == b'ready\n'
+  process.send_signal(signal.SIGTERM)
+  assert process.wait(20) == 143 and process.stdout.read() == b'saved\n'
+
+
+_SAVES_FIRST = """
+import signal, sys, time
+def save(*_):
+  time.sleep(.5); print('saved', flush=True); sys.exit(143)
+signal.signal(signal.SIGTERM, save)
+print('ready', flush=True)
+time.sleep(60)
+"""
