@@ -5,8 +5,9 @@
 
 A document is [BOS] text [EOS]; which ids these are, special_tokens.py decides, and the manifest
 tells everyone after. Packing, mixtures and lineage are decided at training time. A small share of
-the documents, chosen by a hash of their id and nothing else, makes the split `validation`, so a
-document stays on its side when the corpus around it changes.
+the documents, chosen by a hash of their id, makes the split `validation`, so a document stays on
+its side when the corpus around it changes; but for one whose text is for the most part in other
+documents too, which is trained on with them: held out, it would ask for what was learned by heart.
 """
 
 import argparse
@@ -17,7 +18,7 @@ import logging
 import math
 import os
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterable, Iterator, Sequence
 from typing import Any
 
 import apache_beam as beam
@@ -29,6 +30,7 @@ from data_beam import options as options_lib
 from data_beam import records, special_tokens
 from data_beam.beam_options import pipeline_options
 from data_beam.dedup.clusters import rehydration_weight
+from data_beam.dedup.minhash import ngram_hashes, word_hashes
 from data_beam.options import TokenizeOptions
 from data_beam.records import CorpusError, Record
 
@@ -111,8 +113,77 @@ def _thousandth(document_id: str, draw: int) -> int:
   return int(digest[8 * draw : 8 * draw + 8], 16) % 1000
 
 
+_RUN = 8  # words: a longer run of words that two texts have in common is no chance
+_MOST_RUNS = 20_000_000  # of candidates, in one worker's memory: of more, every n-th is looked at
+
+
+def _near_duplicates(
+  shards: beam.PCollection[tuple[str, int]], holdout: float, most: float, every: int
+) -> beam.PCollection[str]:
+  """Ids of the documents that a hash of their id would hold out, but their text is known.
+
+  Args:
+    shards: (shard file, records in it).
+    most: share of a document's runs of _RUN words that may be in other documents too.
+    every: of the runs, by their hash, so many count as one.
+  """
+  def runs(text: str) -> np.ndarray:
+    found = np.unique(ngram_hashes(word_hashes(text.split()), _RUN))
+    return found[found % np.uint64(every) == 0]
+
+  def candidates(shard: tuple[str, int]) -> Iterator[tuple[str, np.ndarray]]:
+    for row in records.read_shard(*shard, 'curated'):
+      if is_validation(row['id'], holdout):
+        yield row['id'], runs(row['text'])
+
+  def hits(shard: tuple[str, int], wanted: np.ndarray) -> Iterator[tuple[int, str]]:
+    for row in records.read_shard(*shard, 'curated'):
+      found = np.intersect1d(runs(row['text']), wanted, assume_unique=True)
+      for run in found.view(np.int64).tolist():  # as Beam has whole numbers
+        yield run, row['id']
+
+  def is_near(candidate: tuple[str, np.ndarray], shared: np.ndarray) -> bool:
+    mine = candidate[1]
+    return len(mine) > 0 and np.isin(mine, shared, assume_unique=True).mean() > most
+
+  asked = shards | 'candidates' >> beam.FlatMap(candidates)
+  wanted = asked | beam.Values() | 'their runs' >> beam.CombineGlobally(_union)
+  shared = (
+    shards
+    | 'who has them' >> beam.FlatMap(hits, beam.pvalue.AsSingleton(wanted))
+    | 'by run' >> beam.CombinePerKey(_FirstTwo())
+    | 'in two documents' >> beam.Filter(lambda found: len(found[1]) > 1)
+    | beam.Keys()
+    | 'one array' >> beam.Map(lambda run: np.array([run], np.int64).view(np.uint64))
+    | 'all of them' >> beam.CombineGlobally(_union))
+  return (asked | 'near' >> beam.Filter(is_near, beam.pvalue.AsSingleton(shared))
+          | 'near ids' >> beam.Keys())
+
+
+def _union(arrays: Iterable[np.ndarray]) -> np.ndarray:
+  """All numbers of some arrays, sorted, each once."""
+  return np.unique(np.concatenate([np.empty(0, np.uint64), *arrays]))
+
+
+class _FirstTwo(beam.CombineFn):
+  """Up to two different values."""
+
+  def create_accumulator(self) -> frozenset[str]:
+    return frozenset()
+
+  def add_input(self, found: frozenset[str], value: str) -> frozenset[str]:
+    return found if len(found) > 1 else found | {value}
+
+  def merge_accumulators(self, accumulators: Iterable[frozenset[str]]) -> frozenset[str]:
+    return frozenset(sorted(frozenset().union(*accumulators))[:2])
+
+  def extract_output(self, found: frozenset[str]) -> frozenset[str]:
+    return found
+
+
 class _Tokenize(beam.DoFn):
-  """(shard file, records in it) → the tokenised Records of its documents."""
+  """(shard file, records in it), ids of near duplicates → the tokenised Records of its documents.
+  """
 
   def __init__(self, tokenizer: Tokenizer, options: TokenizeOptions):
     self.tokenizer, self.options = tokenizer, options
@@ -124,10 +195,12 @@ class _Tokenize(beam.DoFn):
     else:
       self.encode = tokenizer.encode
 
-  def process(self, shard: tuple[str, int]) -> Iterator[Record]:
+  def process(self, shard: tuple[str, int], near: Collection[str]) -> Iterator[Record]:
     prefix = [self.tokenizer.special.bos_id] if self.options.bos else []
     for row in records.read_shard(*shard, 'curated'):
-      split = 'validation' if is_validation(row['id'], self.options.holdout) else 'train'
+      known = row['id'] in near
+      held_out = is_validation(row['id'], self.options.holdout) and not known
+      split = 'validation' if held_out else 'train'
       if split == 'train' and _thousandth(row['id'], 1) >= round(1000 * self.options.share):
         continue
       tokens = [*prefix, *self.encode(row['text']), self.tokenizer.special.eos_id]
@@ -142,19 +215,22 @@ class _Tokenize(beam.DoFn):
       })
       yield Record(
         split, row['id'], data,
-        (('documents', 1), ('tokens', len(tokens)), ('bytes', num_bytes)), (len(tokens), weight))
+        (('documents', 1), ('tokens', len(tokens)), ('bytes', num_bytes),
+         ('near_duplicates', int(known))), (len(tokens), weight))
 
 
 def _publish(element, *, path: str, manifest: dict[str, Any], splits: Sequence[str]) -> str:
   shards = list(element[1])
   counts = ('documents', 'tokens', 'bytes')
+  known = records.add_tallies(shards).get('near_duplicates', 0)
   by_split = {}
   for split in splits:
     total = records.add_tallies(s for s in shards if s['split'] == split)
     by_split[split] = {k: total.get(k, 0) for k in counts} | {
       'shards': records.shard_entries(shards, split)}
   totals = {k: sum(by_split[split][k] for split in splits) for k in counts}
-  return records.publish(path, 'tokenised', shards, manifest | totals | {'splits': by_split})
+  return records.publish(path, 'tokenised', shards, manifest | totals | {
+    'near_duplicates_not_held_out': known, 'splits': by_split})
 
 
 def run(
@@ -207,11 +283,17 @@ def run(
   beam_options = pipeline_options(beam_args)
   records.log.info('tokenising %d documents', sum(m['documents'] for m in manifests))
   with beam.Pipeline(options=beam_options) as pipeline:
-    tokenised = (
+    parts = (
       pipeline
       | 'shards' >> beam.Create([s for m in manifests for s in records.list_shards(m)])
-      | beam.Reshuffle()
-      | 'tokenise' >> beam.ParDo(_Tokenize(facts, options)))
+      | beam.Reshuffle())
+    near: Any = frozenset()
+    if options.holdout and options.holdout_shared < 1:
+      candidates = sum(m.get('words', 0) for m in manifests) * options.holdout
+      ids = _near_duplicates(parts, options.holdout, options.holdout_shared,
+                             max(1, math.ceil(candidates / _MOST_RUNS)))
+      near = beam.pvalue.AsDict(ids | 'as keys' >> beam.Map(lambda id: (id, True)))
+    tokenised = parts | 'tokenise' >> beam.ParDo(_Tokenize(facts, options), near)
     _ = (
       records.write_records(tokenised, output=output, name=name, shards=shards,
                             sidecars=records.SIDECARS[:1 + options.rehydrate])
