@@ -120,7 +120,7 @@ def gather(what: str, value: Any) -> list[Any]:
 def end(reason: str) -> None:
   """Tells all processes that this one takes no further part, and so the run is over."""
   with contextlib.suppress(ConnectionError):  # no one is left to tell
-    post('smoljax/over', f'process {jax.process_index()}: {reason}')
+    post('smoljax/over', f'process {_state().process_id}: {reason}')
 
 
 def post(key: str, value: Any) -> None:
@@ -161,6 +161,10 @@ def _await(key: str) -> Any:
 
 
 def _client() -> Any:
+  return _state().client
+
+
+def _state() -> Any:
   from jax._src import distributed
 
-  return distributed.global_state.client
+  return distributed.global_state
