@@ -28,7 +28,8 @@ _AXES = flags.DEFINE_list('axes', ['data', 'fsdp', 'tensor', 'context', 'auto'],
 _ROWS = flags.DEFINE_integer('rows', 8, 'Rows a step on one GPU.')
 _SEQ_LEN = flags.DEFINE_integer('seq_len', 4096, 'Tokens a row.')
 _STEPS = flags.DEFINE_integer('steps', 8, 'Steps timed.')
-_MODEL = flags.DEFINE_string('model', 'scan_layers=False', 'As train_step has it, such as remat=full,fp8=True.')
+_MODEL = flags.DEFINE_string(
+  'model', 'scan_layers=False', 'As train_step has it, such as remat=full,fp8=True.')
 _CHUNK = flags.DEFINE_integer('chunk', 2048, 'Places whose logits exist at once.')
 _SECONDS = flags.DEFINE_integer('seconds', 570, 'After so many no further cell is begun.')
 _TAU = 30.0  # of muonclip: what it costs does not depend on it

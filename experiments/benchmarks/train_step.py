@@ -51,6 +51,7 @@ _SEQ_LEN = flags.DEFINE_integer('seq_len', 256, 'Tokens a row.')
 _STEPS = flags.DEFINE_integer('steps', 10, 'Steps timed.')
 _OPTIMIZER = flags.DEFINE_enum('optimizer', 'adamw', list(optim.OPTIMIZERS), 'Optimizer.')
 _TAU = flags.DEFINE_float('tau', 0.0, 'QK-Clip of logits above this: with muon, MuonClip.')
+_COEFFICIENTS = flags.DEFINE_string('coefficients', 'pe5', "Muon's table for Newton–Schulz.")
 _MESH = flags.DEFINE_list(
   'mesh', ['fsdp=-1'], 'Sizes of the mesh, such as fsdp=4,tensor=2; auto = as a run chooses them.')
 _GUARD = flags.DEFINE_bool('guard', True, 'With the guard.')
@@ -170,7 +171,7 @@ def prepare(config: model.ModelConfig, steps: int, seed: int = 0) -> tuple[dict,
   settings, guarding = base.get_config().optimizer, base.get_config().guard
   settings.name, settings.learning_rate = _OPTIMIZER.value, _LEARNING_RATE.value
   guarding.enabled = _GUARD.value
-  settings.qk_clip.tau = _TAU.value
+  settings.qk_clip.tau, settings.muon.coefficients = _TAU.value, _COEFFICIENTS.value
   params = model.init(config, jax.random.key(seed))
   optimizer, info = optim.make_optimizer(settings, params, steps)
   state = {
