@@ -264,7 +264,7 @@ class TokenizeOptions(Options):
     .02, 'share of documents held out for validation, by a hash of their id, in steps of 0.001; 0 '
     'holds none out', metavar='SHARE')
   holdout_shared: float = option(
-    .3, 'a document of whose runs of eight words a larger share is in others too is trained on, '
+    .5, 'a document of whose runs of eight words a larger share is in others too is trained on, '
     'not held out; 1 does not ask', metavar='SHARE')
   share: float = option(
     1., 'share of the other documents to take, likewise: to ask how many are needed, or to give '

@@ -136,28 +136,30 @@ def _near_duplicates(
       if is_validation(row['id'], holdout):
         yield row['id'], runs(row['text'])
 
-  def hits(shard: tuple[str, int], wanted: np.ndarray) -> Iterator[tuple[int, str]]:
+  def hits(shard: tuple[str, int], wanted: np.ndarray) -> Iterator[np.ndarray]:
     for row in records.read_shard(*shard, 'curated'):
-      found = np.intersect1d(runs(row['text']), wanted, assume_unique=True)
-      for run in found.view(np.int64).tolist():  # as Beam has whole numbers
-        yield run, row['id']
+      yield _among(runs(row['text']), wanted)
 
   def is_near(candidate: tuple[str, np.ndarray], shared: np.ndarray) -> bool:
     mine = candidate[1]
-    return len(mine) > 0 and np.isin(mine, shared, assume_unique=True).mean() > most
+    return len(_among(mine, shared)) > most * len(mine)
 
   asked = shards | 'candidates' >> beam.FlatMap(candidates)
   wanted = asked | beam.Values() | 'their runs' >> beam.CombineGlobally(_union)
   shared = (
     shards
     | 'who has them' >> beam.FlatMap(hits, beam.pvalue.AsSingleton(wanted))
-    | 'by run' >> beam.CombinePerKey(_FirstTwo())
-    | 'in two documents' >> beam.Filter(lambda found: len(found[1]) > 1)
-    | beam.Keys()
-    | 'one array' >> beam.Map(lambda run: np.array([run], np.int64).view(np.uint64))
-    | 'all of them' >> beam.CombineGlobally(_union))
+    | 'in two documents' >> beam.CombineGlobally(_InTwo()))
   return (asked | 'near' >> beam.Filter(is_near, beam.pvalue.AsSingleton(shared))
           | 'near ids' >> beam.Keys())
+
+
+def _among(numbers: np.ndarray, known: np.ndarray) -> np.ndarray:
+  """Those of some numbers that are among others, which are sorted."""
+  if not len(known):
+    return known
+  places = np.minimum(np.searchsorted(known, numbers), len(known) - 1)
+  return numbers[known[places] == numbers]
 
 
 def _union(arrays: Iterable[np.ndarray]) -> np.ndarray:
@@ -165,20 +167,28 @@ def _union(arrays: Iterable[np.ndarray]) -> np.ndarray:
   return np.unique(np.concatenate([np.empty(0, np.uint64), *arrays]))
 
 
-class _FirstTwo(beam.CombineFn):
-  """Up to two different values."""
+class _InTwo(beam.CombineFn):
+  """The numbers that are in more than one of some arrays, each sorted and without repeats."""
 
-  def create_accumulator(self) -> frozenset[str]:
-    return frozenset()
+  def create_accumulator(self) -> tuple[list[np.ndarray], np.ndarray]:
+    return [], np.empty(0, np.uint64)
 
-  def add_input(self, found: frozenset[str], value: str) -> frozenset[str]:
-    return found if len(found) > 1 else found | {value}
+  def add_input(self, found: tuple, array: np.ndarray) -> tuple:
+    found[0].append(array)
+    return self.compact(found) if len(found[0]) > 64 else found
 
-  def merge_accumulators(self, accumulators: Iterable[frozenset[str]]) -> frozenset[str]:
-    return frozenset(sorted(frozenset().union(*accumulators))[:2])
+  def merge_accumulators(self, found: Iterable[tuple]) -> tuple:
+    arrays, twice = zip(*found, strict=True)
+    return self.compact(([a for more in arrays for a in more], _union(twice)))
 
-  def extract_output(self, found: frozenset[str]) -> frozenset[str]:
-    return found
+  def compact(self, found: tuple) -> tuple:
+    """Its arrays as one."""
+    arrays, twice = found
+    numbers, counts = np.unique(np.concatenate([twice[:0], *arrays]), return_counts=True)
+    return [numbers], _union([twice, numbers[counts > 1]])
+
+  def extract_output(self, found: tuple) -> np.ndarray:
+    return self.compact(found)[1]
 
 
 class _Tokenize(beam.DoFn):
