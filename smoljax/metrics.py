@@ -144,7 +144,11 @@ class Log:
     if not writes:
       return
     os.makedirs(directory, exist_ok=True)
-    _rewrite(self._metrics, note, last_step=step or -1)
+    there = os.path.exists(self._metrics)
+    last = _rewrite(self._metrics, note, last_step=step or -1)
+    if there and last < step:
+      note(f'warning: {self._metrics} ends at step {last}, and the run goes on from {step}: the '
+           'rows between are lost')
     _rewrite(self._events, note)
     if tensorboard:
       import tensorboardX
@@ -211,8 +215,10 @@ def _wandb_run(directory: str, project: str, name: str, config: Mapping | None) 
   return run
 
 
-def _rewrite(path: str, note: Callable[[str], None], last_step: float = math.inf) -> None:
+def _rewrite(path: str, note: Callable[[str], None], last_step: float = math.inf) -> int:
   """Writes a JSONL file anew, without rows after `last_step`, damaged ones, or a line that was cut.
+
+  Returns the last step that it has rows of, 0 if none.
   """
   damaged: list[str] = []
   rows = read_rows(path, damaged.append)
@@ -221,6 +227,7 @@ def _rewrite(path: str, note: Callable[[str], None], last_step: float = math.inf
     shutil.copyfile(path, f'{path}.damaged')
   kept = [r for r in rows if isinstance(at := r.get('step'), int) and at <= last_step]
   files.write(path, ''.join(map(_line, kept)).encode())
+  return max((r['step'] for r in kept), default=0)
 
 
 def _line(row: Mapping) -> str:

@@ -127,6 +127,8 @@ def test_a_damaged_line_costs_itself_alone_and_is_kept_aside(tmp_path):
     f.write(b'{"step": 5')  # cut off by a kill: no damage
   metrics.Log(str(tmp_path), step=4, note=said.append)
   assert len(said) == 1
+  metrics.Log(str(tmp_path), step=8, note=said.append)  # more was cut off than a kill does
+  assert 'ends at step 4, and the run goes on from 8' in said[1]
 
 
 def test_tensorboard_has_each_step_once_after_a_roll_back(tmp_path):
