@@ -8,8 +8,11 @@ import signal
 import socket
 import subprocess
 import sys
+import threading
 import time
+from types import SimpleNamespace
 
+import jax
 import numpy as np
 import pytest
 from conftest import REPOSITORY
@@ -138,6 +141,71 @@ def test_processes_that_differ_end_before_they_work(tmp_path, corpus):
     assert ('error: process 1 is not like process 0: config.optimizer.learning_rate (0.5 against '
             '0.002)') in said
   assert not (tmp_path / 'run').exists()
+
+
+@pytest.fixture
+def as_process(monkeypatch):
+  """Runs functions side by side, each as if in a process of its own; their results or errors."""
+  here, store, changed = threading.local(), {}, threading.Condition()
+
+  class Client:
+    def key_value_set(self, key, value):
+      with changed:
+        if key in store:
+          raise jax.errors.JaxRuntimeError(f'ALREADY_EXISTS: {key}')
+        store[key] = value
+        changed.notify_all()
+
+    def blocking_key_value_get(self, key, milliseconds):
+      with changed:
+        if not changed.wait_for(lambda: key in store, milliseconds / 1000):
+          raise jax.errors.JaxRuntimeError(f'DEADLINE_EXCEEDED: {key}')
+        return store[key]
+
+  class Meetings:
+    def __next__(self):
+      here.meetings = getattr(here, 'meetings', -1) + 1
+      return here.meetings
+
+  def run(*works):
+    results = [None] * len(works)
+
+    def one(i, work):
+      here.index = i
+      try:
+        results[i] = work()
+      except Exception as e:
+        results[i] = e
+
+    monkeypatch.setattr(jax, 'process_count', lambda: len(works))
+    threads = [threading.Thread(target=one, args=x) for x in enumerate(works)]
+    for thread in threads:
+      thread.start()
+    for thread in threads:
+      thread.join(20)
+    return results
+
+  monkeypatch.setattr(jax, 'process_index', lambda: here.index)
+  monkeypatch.setattr(
+    distributed, '_state', lambda: SimpleNamespace(client=Client(), process_id=here.index))
+  monkeypatch.setattr(distributed, '_meetings', Meetings())
+  monkeypatch.setattr(distributed, '_POLL', 0.05)
+  return run
+
+
+def test_all_come_together_however_late_and_know_of_one_who_has_gone(as_process):
+  def late():
+    time.sleep(0.3)  # much longer than they wait at a time
+    return distributed.gather('x', 'b'), distributed.share('y', 2)
+
+  early = lambda: (distributed.gather('x', 'a'), distributed.share('y', 1))
+  assert as_process(early, late, early) == [(['a', 'b', 'a'], 1)] * 3
+  gone, waits, leads = as_process(
+    lambda: distributed.end('it has no disk'), lambda: distributed.wait('z'),
+    lambda: distributed.wait('z'))
+  assert gone is None and all(
+    isinstance(e, ConnectionError) and 'process 0: it has no disk' in str(e)
+    for e in (waits, leads))
 
 
 def test_half_a_coordinator_is_refused():
