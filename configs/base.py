@@ -103,8 +103,10 @@ def get_config() -> ConfigDict:
   c.model.logit_softcap = placeholder(float)  # final logits stay within ± this; 0 = off
   c.model.tie_embeddings = placeholder(bool)
   c.model.attention_bias = placeholder(bool)
+  c.model.qkv_bias = placeholder(bool)  # without the output's, as Qwen2 has
   c.model.mlp_bias = placeholder(bool)
   c.model.qk_norm = placeholder(bool)
+  c.model.qk_norm_over = placeholder(str)  # head | width (OLMo 2)
   c.model.attention_softcap = placeholder(float)  # attention logits stay within ± this; 0 = off
   c.model.init = 'nanotron'  # nanotron (as SmolLM3 was trained) | hf
   c.model.init_std = placeholder(float)
@@ -131,7 +133,8 @@ def get_config() -> ConfigDict:
   c.train.stages = (
     dict(name='stable', fraction=1.0, mixture=dict(web=0.75, pdf=0.25)),
   )
-  c.train.init_from = ''  # a run, its checkpoint or a HF folder whose weights training starts from
+  # A run, its checkpoint or a HF folder whose weights training starts from, with its tokenizer.
+  c.train.init_from = ''
   c.train.branch_from = ''  # a run or its checkpoint that this one goes on from, with all its state
   c.train.loss_chunk = 512  # positions whose logits exist at once
   c.train.z_loss = 0.0  # weight of log(Z)²; SmolLM3: off

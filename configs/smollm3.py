@@ -2,9 +2,9 @@
 
   python -m experiments.run --config=configs/smollm3.py:size=3b --workdir=DIR
   python -m experiments.run --config=configs/smollm3.py:size=3b,stage=32k --workdir=DIR32 \
-    --config.train.init_from=DIR --config.tokenizer.path=DIR/tokenizer.model
+    --config.train.init_from=DIR
   python -m experiments.run --config=configs/smollm3.py:size=3b,stage=64k --workdir=DIR64 \
-    --config.train.init_from=DIR32 --config.tokenizer.path=DIR/tokenizer.model
+    --config.train.init_from=DIR32
 
 Give --config.web.input and --config.pdf.input (or corpora of the quickstart are made). Learning
 rates, schedules, steps and batches are SmolLM3's own (384 H100s, 24 days for the first stage, which

@@ -89,10 +89,8 @@ def curate(
     ValueError: a name that is none, or an unknown flag; or no document was kept, saying where they
       went (the rejects are on disk then).
   """
-  if not name or '/' in name:
-    raise ValueError(f'{name!r} cannot be the name of a corpus: give a word such as web')
-  beam_options = pipeline_options(beam_args)
   path = records.corpus_path(output, name)
+  beam_options = pipeline_options(beam_args)
   log.info('curating %d files (%.1f MB) into %s', len(inputs),
            sum(i.get('bytes', 0) for i in inputs) / 1e6, path)
   with Funnel(steps, beam_options) as funnel, beam.Pipeline(options=beam_options) as pipeline:

@@ -22,6 +22,7 @@ import json
 import logging
 import math
 import os
+import re
 import tempfile
 import uuid
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -173,8 +174,30 @@ class Record(NamedTuple):
 
 
 def corpus_path(output: str, name: str) -> str:
-  """The directory of corpus `name` under `output`."""
+  """The directory of corpus `name` under `output`. Raises ValueError for a name that is no word."""
+  if not re.fullmatch(r'\w[\w.+=@-]*', name):
+    raise ValueError(f'{name!r} cannot be the name of a corpus: give a word such as web')
   return FileSystems.join(output, name, VERSION)
+
+
+def without_query(path: str) -> str:
+  """A URL without its query and password, which may give access to it; any other path as it is."""
+  scheme, found, rest = path.partition('://')
+  if not found:
+    return path
+  host, slash, rest = re.split('[?#]', rest, maxsplit=1)[0].partition('/')
+  return f'{scheme}://{host.rpartition("@")[2]}{slash}{rest}'
+
+
+def public(value: Any) -> Any:
+  """What may be shown to anybody: JSON-able values whose URLs are `without_query`."""
+  if isinstance(value, Mapping):
+    return {public(key): public(entry) for key, entry in value.items()}
+  if isinstance(value, list | tuple):
+    return [public(entry) for entry in value]
+  if isinstance(value, str) and '://' in value:
+    return re.sub(r'\w+://[^\s\'"]+', lambda url: without_query(url[0]), value)
+  return value
 
 
 def code_version() -> str:
@@ -237,7 +260,7 @@ def publish(
   described = {
     'features.json': json_format.MessageToJson(features.to_proto(), sort_keys=True).encode(),
     'dataset_info.json': _json(info),
-    'manifest.json': _json(manifest),
+    'manifest.json': _json(public(manifest)),
   }
   for file, data in described.items():
     write_bytes(FileSystems.join(path, file), data)

@@ -67,10 +67,13 @@ def entries(read: Callable[[str], bytes | None]) -> dict[str, Any]:
     content = read(name)
     try:
       found = json.loads('{}' if content is None else content)
-    except ValueError:
+    except (ValueError, RecursionError):
       found = None
     if not isinstance(found, dict):
       raise ValueError(f'{name}, beside the tokenizer, is no JSON object')
+    for key in (*USUAL_NAMES, 'unk_token'):
+      if not isinstance(text_of(found.get(key)), str | None):
+        raise ValueError(f'{name}, beside the tokenizer: {key}={str(found[key])[:60]} is no text')
     merged |= found
   return merged
 

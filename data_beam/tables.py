@@ -19,7 +19,6 @@ import io
 import json
 import logging
 import math
-import os
 import sys
 import tempfile
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -37,7 +36,15 @@ from data_beam.beam_options import pipeline_options
 from data_beam.curation import Each
 from data_beam.options import ImportOptions
 from data_beam.records import Document, Reject
-from data_beam.sources.files import decompressed, expand, open_file
+from data_beam.sources import parquet
+from data_beam.sources.files import (
+  base_name,
+  decompressed,
+  expand,
+  lines,
+  open_file,
+  without_query,
+)
 
 log = logging.getLogger('data_beam')
 
@@ -68,7 +75,7 @@ LAYOUTS: dict[str, dict[str, str]] = {
 # ISO 639-3 (and a script), as FineWeb-2 and FinePDFs have it, of the languages we curate.
 _ISO_639_1 = {'eng': 'en', 'fra': 'fr', 'deu': 'de', 'spa': 'es', 'ita': 'it', 'por': 'pt'}
 FORMATS = ('parquet', 'jsonl')
-_BATCH = 256  # rows in memory at once
+MAX_LINE = 64 << 20  # bytes
 
 
 class RowError(ValueError):
@@ -91,7 +98,7 @@ class Part(NamedTuple):
 
 def is_parquet(path: str) -> bool:
   """By the file's name."""
-  return path.endswith(('.parquet', '.pq'))
+  return without_query(path).endswith(('.parquet', '.pq'))
 
 
 def split(path: str) -> list[Part]:
@@ -113,18 +120,17 @@ def read_rows(part: Part) -> Iterator[tuple[int, dict[str, Any] | RowError]]:
   """
   if is_parquet(part.path):
     with _seekable(part.path) as f:
-      groups = None if part.row_group is None else [part.row_group]
-      batches = pq.ParquetFile(f).iter_batches(batch_size=_BATCH, row_groups=groups)
-      yield from enumerate(row for batch in batches for row in batch.to_pylist())
+      yield from enumerate(parquet.rows(parquet.open_table(f), row_group=part.row_group))
     return
   with open_file(part.path) as raw:
-    for number, line in enumerate(decompressed(raw)):
+    for number, line in enumerate(lines(decompressed(raw), MAX_LINE)):
       if not line.strip():
         continue
       try:
-        row = json.loads(line)
-      except ValueError as error:  # bad UTF-8 too
-        row = RowError('bad_json', str(error))
+        row = (RowError('too_large', f'a line of more than {MAX_LINE} bytes')
+               if len(line) >= MAX_LINE else json.loads(line))
+      except (ValueError, RecursionError) as error:  # bad UTF-8, deep nesting
+        row = RowError('bad_json', f'{type(error).__name__}: {error}')
       if not isinstance(row, dict | RowError):
         row = RowError('bad_json', f'a JSON {type(row).__name__}, not an object')
       yield number, row
@@ -260,11 +266,12 @@ def read(
 ) -> Iterator[Document | Reject]:
   """The documents of parts, the first `limit` of them; what cannot be one becomes a Reject.
 
-  Reasons: no_text, bad_value, bad_json, and corrupt_file once where a file breaks off.
+  Reasons: no_text, bad_value, bad_json, too_large (a line), and once where a file breaks off
+  corrupt_file, or ratio where it gives far more than it has bytes.
   """
   found = 0
   for part in parts:
-    name = os.path.basename(part.path)
+    name = base_name(part.path)
     where = {'table': name} | ({} if part.row_group is None else {'row_group': part.row_group})
     number = -1
     try:
@@ -278,6 +285,8 @@ def read(
             return
         except RowError as error:
           yield _reject(where | {'row': number}, source, error.reason, error.detail)
+    except parquet.RatioError as error:
+      yield _reject(where | {'row': number + 1}, source, 'ratio', str(error))
     # What the parsers say about damaged bytes; the rows before them stand.
     except Exception as error:
       detail = f'{type(error).__name__}: {error}'

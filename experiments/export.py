@@ -26,8 +26,9 @@ _FORMAT = flags.DEFINE_enum(
   'hf: config.json, safetensors, tokenizer. gguf: one file that llama.cpp opens.',
 )  # fmt: skip
 _DTYPE = flags.DEFINE_enum(
-  'dtype', 'float32', ['float32', 'bfloat16', 'float16'], 'Of the stored weights.'
-)
+  'dtype', '', ['', 'float32', 'bfloat16', 'float16'],
+  'Of the stored weights; default: what the model computes in.',
+)  # fmt: skip
 _QUANTIZE = flags.DEFINE_enum(
   'quantize', '', ['', 'q8_0', 'q4_k_m'],
   'Of a gguf: quantise its matrices to this instead. q4_k_m needs llama-cpp-python.',

@@ -84,8 +84,9 @@ def _generate() -> None:
   prompts = [*_PROMPT.value, *map(_read, _PROMPT_FILE.value)] or ['']
   if _SYSTEM.value and not _MODE.value:
     raise ValueError('--system instructs a chat model: give --mode=think or --mode=no_think too')
-  config, params, text, bos = load.load_model(_CHECKPOINT.value, _TOKENIZER.value)
-  ends = [text.eos_id]
+  loaded = load.load_model(_CHECKPOINT.value, _TOKENIZER.value)
+  config, params, text, bos = loaded[:4]
+  ends = list(loaded.eos_ids)
   if _MODE.value:
     tokens = [_question(prompt, text) for prompt in prompts]
     ends.append(chat.control_ids(text)[chat.END])
@@ -103,7 +104,7 @@ def _generate() -> None:
       tokens,
       max_new_tokens=_MAX_NEW_TOKENS.value,
       sampling=sampling,
-      eos_id=[end for end in ends if end is not None],
+      eos_id=ends,
       seed=_SEED.value,
       speculation=seen,
     )

@@ -2,70 +2,64 @@
 
   python -m experiments.search --config=configs/search.py --workdir=runs/search --trials=20
   python -m experiments.search … --sampler=tpe --pruner=halving --processes=2 --max_hours=8
+  python -m experiments.search … --pruner=halving --cooled --retest=3 --seeds=5
   python -m experiments.search … --objectives=loss,bytes      # several: the Pareto front
 
-The config's `space()` is a dict, field → list of choices, or ('float' | 'log' | 'int', low, high).
-Each trial is an experiment of its own in WORKDIR/points/trial-NUMBER, sharing steps as in
-experiments.sweep. Its held-out loss at each evaluation goes to the pruner, which may end it.
+The config's `space()` is a dict, field → list of choices, or ('float' | 'log' | 'int', low, high),
+where two more numbers are limits beyond which the range is never widened. Each trial is an
+experiment of its own in WORKDIR/points/trial-NUMBER, sharing steps as in experiments.sweep.
+
+A pruner compares trials where they have seen as many tokens: at --rungs lengths, each three times
+the one before, the last all of train.tokens (halving, hyperband), or between them too (median).
+What is compared is the held-out loss on the way; with --cooled it is that of a branch that is
+cooled down from there, while the run itself stays on the plateau and goes on from it (WSD).
+A run that diverges is told as worse than the worst, so that the sampler keeps away from it.
 
 The study is WORKDIR/search.db: run the same command again, or in more processes on the same disk,
-and all go on with one study until --trials are done. A process that dies is noticed by its missing
-heartbeat; its trial is retried and continues from its checkpoint. One process with one seed
-proposes the same points each time; several do not. A winner at the edge of its range has not been
-found: the range is widened, a few more trials are made, and the result says so.
+and all go on with one study until --trials are done. A process may die at any moment: its trial is
+made by another, from its checkpoint. No point is tried twice. A changed config, space() or field is
+refused. A winner at the edge of its range has not been found: the range is widened, a few more
+trials are made, and the result says so. --retest runs the best few again with other seeds.
 """
 
 import argparse
 import contextlib
 import dataclasses
-import fcntl
-import itertools
 import json
 import math
 import pathlib
+import platform
 import signal
-import subprocess
 import sys
-import threading
 import time
-import warnings
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import optuna
-from optuna.storages import RetryHeartbeatStaleTrialCallback
 
 from experiments import sweep
+from experiments.engine import processes
 from experiments.engine.cli import exit_status
+from experiments.engine.study import (
+  PRUNERS,
+  SAMPLERS,
+  Report,
+  Space,
+  Study,
+  best_trial,
+  check_space,
+  edges,
+  good,
+  size,
+)
 from smoljax import metrics
-from smoljax.report import search_page
+from smoljax.report import search_page, sweep_page
 
-# Heartbeats are experimental since version 2.8.
-warnings.filterwarnings('ignore', category=optuna.exceptions.ExperimentalWarning)
+RETRIES = 2  # new starts of a training that was killed
 
-Space = Mapping[str, Any]
-Report = Callable[[int, float], None]  # evaluation from 1, value so far; raises optuna.TrialPruned
 
-HEARTBEAT, GRACE = 5, 20  # seconds between signs of life; without one until it is taken over
-RETRIES = 2
-EDGE = 0.05  # share of a range (in logs if it is 'log') that is its edge
-
-SAMPLERS: dict[str, Callable[[int], optuna.samplers.BaseSampler]] = {
-  'tpe': lambda seed: optuna.samplers.TPESampler(seed=seed),
-  'random': lambda seed: optuna.samplers.RandomSampler(seed=seed),
-  'quasi': lambda seed: optuna.samplers.QMCSampler(
-    seed=seed, scramble=True, warn_asynchronous_seeding=False, warn_independent_sampling=False),
-  'cmaes': lambda seed: optuna.samplers.CmaEsSampler(seed=seed, warn_independent_sampling=False),
-  'gp': lambda seed: optuna.samplers.GPSampler(seed=seed),  # needs torch
-  'nsga': lambda seed: optuna.samplers.NSGAIISampler(seed=seed),
-}
-# Resources count evaluations.
-PRUNERS: dict[str, Callable[[], optuna.pruners.BasePruner]] = {
-  'none': optuna.pruners.NopPruner,
-  'halving': lambda: optuna.pruners.SuccessiveHalvingPruner(min_resource=1, reduction_factor=3),
-  'hyperband': lambda: optuna.pruners.HyperbandPruner(min_resource=1, reduction_factor=3),
-  'median': lambda: optuna.pruners.MedianPruner(n_startup_trials=4),
-}
+class Failed(Exception):
+  """A run that was refused, diverged or was killed too often; says why."""
 
 
 def _latency(folder: pathlib.Path, _summary: dict) -> float:
@@ -105,328 +99,266 @@ OBJECTIVES = {  # all are made small; of a run's workdir
 }
 
 
-@dataclasses.dataclass(frozen=True)
-class Study:
-  """A study on disk that several processes may work on at once.
-
-  Attributes:
-    folder: has `search.db` and `search.lock`; local, or a network file system with flock.
-    trials: how many there are to be, retries not counted.
-    sampler: one of SAMPLERS, or 'grid': then choices and int ranges are gone through, floats at
-      five points.
-    objectives: how many values a trial has; all are made small.
-    max_flops: of all trials together; 0 = no limit. Trials say theirs as the user attribute flops.
-    max_hours: after which no further trial is begun; 0 = no limit.
-  """
-
-  folder: pathlib.Path
-  space: Space
-  trials: int
-  sampler: str = 'tpe'
-  pruner: str = 'none'
-  objectives: int = 1
-  seed: int = 0
-  max_flops: float = 0.0
-  max_hours: float = 0.0
-
-  def open(self) -> optuna.Study:
-    """The study; made where there is none. Raises ValueError for what is unknown or impossible."""
-    for name, valid in (('sampler', ('grid', *SAMPLERS)), ('pruner', PRUNERS)):
-      if getattr(self, name) not in valid:
-        raise ValueError(f'unknown {name} {getattr(self, name)!r}: one of {", ".join(valid)}')
-    if self.objectives > 1 and self.pruner != 'none':
-      raise ValueError('with several objectives no trial can be pruned: give --pruner=none')
-    check_space(self.space)
-    self.folder.mkdir(parents=True, exist_ok=True)
-    try:
-      sampler = SAMPLERS.get(self.sampler, SAMPLERS['random'])(self.seed)
-    except ImportError as e:
-      raise ValueError(f'sampler {self.sampler!r} needs a package: {e}') from None
-    # SQLite lets one process write at a time; the others wait.
-    storage = optuna.storages.RDBStorage(
-      f'sqlite:///{self.folder / "search.db"}', engine_kwargs={'connect_args': {'timeout': 120}},
-      heartbeat_interval=HEARTBEAT, grace_period=GRACE,
-      heartbeat_stale_trial_callback=RetryHeartbeatStaleTrialCallback(max_retry=RETRIES))
-    study = optuna.create_study(
-      storage=storage, study_name='search', sampler=sampler, pruner=PRUNERS[self.pruner](),
-      directions=['minimize'] * self.objectives, load_if_exists=True)
-    if self.sampler == 'grid':
-      values = map(_points, self.space.values())
-      for point in itertools.islice(itertools.product(*values), self.trials):
-        study.enqueue_trial(dict(zip(self.space, point, strict=True)), skip_if_exists=True)
-    return study
-
-  def run(self, objective: Callable[[optuna.Trial, Report], Sequence[float]],
-          log_line: Callable[[str], None] = print) -> optuna.Study:
-    """Works on the study until it is complete; what other processes do counts.
-
-    `objective` gives a trial's values; what it raises, but for optuna.TrialPruned, ends the run and
-    leaves the trial failed.
-    """
-    with self._locked():
-      study = self.open()
-    began = time.monotonic()
-    while True:
-      trial = None
-      with self._locked():
-        optuna.storages.fail_stale_trials(study)
-        state = self.missing(study, time.monotonic() - began)
-        if state == 'done':
-          return study
-        if state == 'begin':
-          trial = study.ask()
-          suggest(trial, self.current_space(study))
-      if trial is None:  # the rest is in other processes' hands; should one die, it comes back
-        time.sleep(1)
-        continue
-      self._run(study, trial, objective, log_line)
-
-  def missing(self, study: optuna.Study, seconds: float) -> str:
-    """'begin' another trial, 'wait' for those of others, or all are 'done'."""
-    trials = study.get_trials(deepcopy=False)
-    states = optuna.trial.TrialState
-    begun = sum(original(t) == t.number for t in trials)
-    spent = sum(t.user_attrs.get('flops', 0.0) for t in trials)
-    over = (self.max_hours and seconds > 3600 * self.max_hours) or (
-      self.max_flops and spent >= self.max_flops)
-    if any(t.state == states.WAITING for t in trials) and not over:
-      return 'begin'
-    wanted = self.trials + study.user_attrs.get('more', 0)
-    if begun < wanted and not over and self.sampler != 'grid':  # its points were all waiting
-      return 'begin'
-    return 'wait' if any(t.state == states.RUNNING for t in trials) else 'done'
-
-  def current_space(self, study: optuna.Study) -> Space:
-    """The space as it was widened, if it was."""
-    return study.user_attrs.get('space') or dict(self.space)
-
-  def widen(
-    self, study: optuna.Study, times: int, more: int, log_line: Callable[[str], None]
-  ) -> bool:
-    """Where the best trial lies at an edge, widens the range and asks for `more` trials.
-
-    Ranges grow by half their width (in logs if they are 'log'); an 'int' stays above 0. At most
-    `times` in the study's life. Whether it did.
-    """
-    space, widened = dict(self.current_space(study)), study.user_attrs.get('widened', [])
-    if len(widened) >= times or not any(t.state.name == 'COMPLETE' for t in study.trials):
-      return False
-    changes = []
-    for name, side in edges(study, space).items():
-      kind, low, high = space[name]
-      if kind == 'log':
-        factor = (high / low) ** 0.5
-        wider = (low / factor, high) if side == 'low' else (low, high * factor)
-      else:
-        step = (high - low) / 2
-        wider = (low - step, high) if side == 'low' else (low, high + step)
-      if kind == 'int':
-        wider = (max(1, round(wider[0])), math.ceil(wider[1]))
-      if wider != (low, high):
-        space[name] = (kind, *wider)
-        changes.append(f'the best {name}, {study.best_params[name]:.4g}, is at the edge of '
-                    f'{low:.4g} to {high:.4g}; the range becomes {wider[0]:.4g} to {wider[1]:.4g}')
-    if changes:
-      study.set_user_attr('space', space)
-      study.set_user_attr('more', study.user_attrs.get('more', 0) + more)
-      study.set_user_attr('widened', [*widened, '; '.join(changes)])
-      log_line('\n'.join(changes))
-    return bool(changes)
-
-  def _run(self, study, trial, objective, log_line) -> None:
-    last = 0
-
-    def report(step: int, value: float) -> None:
-      nonlocal last
-      if step > last:  # a retried trial has reported the first ones
-        trial.report(value, step)
-        last = step
-        if trial.should_prune():
-          raise optuna.TrialPruned
-
-    with _heartbeat(study, trial):
-      try:
-        values = objective(trial, report)
-      except optuna.TrialPruned:
-        study.tell(trial, state=optuna.trial.TrialState.PRUNED)
-        log_line(f'trial {trial.number}: stopped early')
-      except BaseException:
-        study.tell(trial, state=optuna.trial.TrialState.FAIL)
-        raise
-      else:
-        bad = not all(math.isfinite(v) for v in values)
-        study.tell(trial, None if bad else list(values),
-                   state=optuna.trial.TrialState.FAIL if bad else None)
-        shown = ', '.join(f'{v:.4g}' for v in values)
-        log_line(f'trial {trial.number}: {shown} with {trial.params}')
-
-  @contextlib.contextmanager
-  def _locked(self) -> Iterator[None]:
-    self.folder.mkdir(parents=True, exist_ok=True)
-    with open(self.folder / 'search.lock', 'w') as f:
-      fcntl.flock(f, fcntl.LOCK_EX)
-      yield
-
-
-@contextlib.contextmanager
-def _heartbeat(study: optuna.Study, trial: optuna.Trial) -> Iterator[None]:
-  """Signs of life of a trial while entered."""
-  over = threading.Event()
-  storage: Any = study._storage
-
-  def beat() -> None:
-    while True:
-      with contextlib.suppress(Exception):  # a busy database; the next one will do
-        storage.record_heartbeat(trial._trial_id)
-      if over.wait(HEARTBEAT):
-        return
-
-  thread = threading.Thread(target=beat, daemon=True)
-  thread.start()
-  try:
-    yield
-  finally:
-    over.set()
-    thread.join()
-
-
-def original(trial: optuna.Trial | optuna.trial.FrozenTrial) -> int:
-  """The number of the trial that this one retries, or its own."""
-  if isinstance(trial, optuna.Trial):
-    trial = trial.study.get_trials(deepcopy=False)[trial.number]
-  retried = RetryHeartbeatStaleTrialCallback.retried_trial_number(trial)
-  return trial.number if retried is None else retried
-
-
-def check_space(space: Space) -> None:
-  """Raises ValueError for a range that is none."""
-  if not space:
-    raise ValueError('space() is empty: field → list of choices, or (kind, low, high)')
-  for name, values in space.items():
-    if isinstance(values, list) and values:
-      continue
-    kind = values[0] if isinstance(values, tuple) and len(values) == 3 else ''
-    if kind not in ('float', 'log', 'int') or not values[1] < values[2] or (
-        kind == 'log' and values[1] <= 0):
-      raise ValueError(
-        f"space(): {name}: {values!r} is neither a list of choices nor ('float' | 'log' | 'int', "
-        'low, high) with low < high, above 0 for log')
-
-
-def suggest(trial: optuna.Trial, space: Space) -> dict[str, Any]:
-  """The trial's point."""
-  for name, values in space.items():
-    if isinstance(values, list) and not (len(values) == 3 and values[0] in ('float', 'log', 'int')):
-      trial.suggest_categorical(name, values)
-    else:  # a tuple, or what JSON made of it
-      kind, low, high = values
-      if kind == 'int':
-        trial.suggest_int(name, low, high)
-      else:
-        trial.suggest_float(name, low, high, log=kind == 'log')
-  return trial.params
-
-
-def _points(values: Any) -> list:
-  if isinstance(values, list):
-    return values
-  kind, low, high = values
-  if kind == 'int':
-    return list(range(low, high + 1))
-  ratios = [i / 4 for i in range(5)]
-  return [low * (high / low) ** r if kind == 'log' else low + (high - low) * r for r in ratios]
-
-
-def edges(study: optuna.Study, space: Space) -> dict[str, str]:
-  """Of the best trial: the numeric fields that lie at an edge of their range, 'low' or 'high'."""
-  found = {}
-  for name, value in study.best_params.items():
-    values = space.get(name)
-    if not values or values[0] not in ('float', 'log', 'int'):
-      continue
-    kind, low, high = values
-    scale = math.log if kind == 'log' else float
-    at = (scale(value) - scale(low)) / (scale(high) - scale(low))
-    if at <= EDGE or at >= 1 - EDGE:
-      found[name] = 'low' if at <= EDGE else 'high'
-  return found
-
-
 # --- Trials that are experiments ------------------------------------------------------------------
 
 
-def experiment(workdir: str, config: str, flags: Sequence[str], objectives: Sequence[str],
-               poll: float = 1.0) -> Callable[[optuna.Trial, Report], list[float]]:
+@dataclasses.dataclass(frozen=True)
+class Rung:
+  """A length at which trials are compared: steps on the plateau, then of cooling down from it."""
+
+  tokens: float
+  plateau: int
+  cooldown: int
+
+
+def rungs(c: Any, count: int, unit: float) -> tuple[int, list[Rung]]:
+  """Steps of warm-up, and the lengths for --cooled: `unit` tokens, and each three times as many.
+
+  Raises ValueError where a resolved config has no plateau that branches could leave.
+  """
+  batch, o = c.train.batch_tokens, c.optimizer
+  if o.schedule != 'wsd' or len(c.train.stages) > 1:
+    raise ValueError('--cooled branches off one plateau: it needs optimizer.schedule=wsd and a '
+                     'single stage in train.stages')
+  warmup = o.warmup_steps or round(o.warmup_fraction * c.train.steps)
+  share = o.decay_steps / c.train.steps if o.decay_steps else o.decay_fraction
+  found, before = [], warmup
+  for i in range(count):
+    steps = math.ceil(unit * 3**i / batch)
+    cooldown = max(1, round(share * steps))
+    if steps - cooldown <= before:
+      raise ValueError(
+        f'--rungs={count}: after {steps} steps of {batch} tokens the plateau has not begun, or not '
+        'gone on: train longer, or give fewer rungs or a shorter warm-up')
+    before = steps - cooldown
+    found.append(Rung(unit * 3**i, before, cooldown))
+  return warmup, found
+
+
+@dataclasses.dataclass(frozen=True)
+class Experiment:
   """The objective that runs experiments.run and watches its metrics.
 
-  A trial whose run fails or diverges counts as failed (infinite), with the reason as its user
-  attribute; its FLOPs are the user attribute flops, even if it was pruned.
+  A run that fails or diverges has an infinite value, with the reason as the trial's user attribute
+  failed; its FLOPs are the user attribute flops, even if it was pruned.
+
+  Attributes:
+    flags: of the form --config.x=…, for all runs.
+    unit: tokens between two points of comparison; 0 = nothing is compared before the end.
+    rungs: with `cooled`, how many lengths each trial is cooled down at.
+    poll: seconds between looks at the metrics.
+    runner: what takes the place of `python -m experiments.run`.
   """
-  root = pathlib.Path(workdir) / 'points'
 
-  def run(trial: optuna.Trial, report: Report) -> list[float]:
-    folder = root / f'trial-{original(trial):04d}'
-    command = [sys.executable, '-m', 'experiments.run', f'--config={config}',
-               f'--workdir={folder}', *flags,
-               *(f'--config.{k}={v}' for k, v in trial.params.items())]
-    point = sweep.Point(folder.name, trial.params, command, folder, set())
-    gpus = sweep.find_gpus()
-    sweep.start(point, gpus[trial.number % len(gpus)] if gpus else None)
-    try:
-      while point.process.poll() is None:
-        time.sleep(poll)
-        _watch(folder, report)
-      _watch(folder, report)
-    finally:
-      if point.process.poll() is None:
-        point.process.send_signal(signal.SIGTERM)  # it saves a checkpoint
-        point.process.wait()
-      rows = metrics.read_rows(folder / 'metrics.jsonl')
-      trial.set_user_attr('flops', max((r.get('flops', 0.0) for r in rows), default=0.0))
-    if point.process.returncode:
-      trial.set_user_attr('failed', point.last_words())
-      return [math.inf] * len(objectives)
+  workdir: str
+  config: str
+  flags: Sequence[str]
+  objectives: Sequence[str]
+  unit: float = 0.0
+  rungs: int = 1
+  cooled: bool = False
+  poll: float = 1.0
+  runner: Sequence[str] = (sys.executable, '-m', 'experiments.run')
+
+  def __call__(self, trial: optuna.Trial, report: Report) -> list[float]:
+    """The trial's values, by the study's protocol."""
+    prefix = 'trial' if trial.study.study_name == 'search' else trial.study.study_name
+    folder = pathlib.Path(self.workdir) / 'points' / f'{prefix}-{trial.number:04d}'
+    with self._gpu(trial.number) as gpu:
+      try:
+        if self.cooled:
+          self._train_by_rungs(trial, folder, gpu, report)
+        else:
+          self._train(trial, folder, self._evaluations(trial.params), gpu,
+                      lambda: _watch(folder, report))
+      except Failed as e:
+        trial.set_user_attr('failed', str(e))
+        return [math.inf] * len(self.objectives)
     summary = json.loads((folder / 'summary.json').read_text())
-    return [float(OBJECTIVES[name](folder, summary)) for name in objectives]
+    return [float(OBJECTIVES[name](folder, summary)) for name in self.objectives]
 
-  return run
+  def _evaluations(self, params: Mapping[str, Any]) -> dict[str, Any]:
+    """Makes a run evaluate as often by tokens as all others, unless the user says how often."""
+    flags = [*self.flags, *as_flags(params)]
+    if not self.unit or any(f.startswith('--config.train.eval_every=') for f in flags):
+      return {}
+    batch = sweep.load_config(self.config, flags).train.batch_tokens
+    return {'train.eval_every': max(1, int(self.unit / batch))}
+
+  def _train_by_rungs(self, trial, folder, gpu, report) -> None:
+    """On along the plateau, and off it into a branch at each rung; the last is the trial's run."""
+    from experiments.engine.config import resolve
+
+    c = resolve(sweep.load_config(self.config, [*self.flags, *as_flags(trial.params)]))
+    warmup, lengths = rungs(c, self.rungs, self.unit)
+    batch, branch, start = c.train.batch_tokens, {}, 0
+    shared = {'train.flops': 0.0, 'optimizer.warmup_steps': warmup,
+              'optimizer.warmup_fraction': 0.0, 'train.eval_every': 10**9}
+    for i, rung in enumerate(lengths, start=1):
+      plateau = folder.with_name(f'{folder.name}-plateau-{i}')
+      self._train(trial, plateau, {
+        **shared, **branch, 'train.tokens': rung.plateau * batch, 'eval.tasks': (),
+        'optimizer.schedule': 'constant'}, gpu, start=start)
+      start = rung.plateau
+      branch = {'train.branch_from': str(plateau / 'checkpoints' / str(start))}
+      cooled = folder if rung is lengths[-1] else folder.with_name(f'{folder.name}-rung-{i}')
+      self._train(trial, cooled, {
+        **shared, **branch, 'train.tokens': (start + rung.cooldown) * batch,
+        'optimizer.decay_steps': rung.cooldown}, gpu, start=start)
+      summary = json.loads((cooled / 'summary.json').read_text())
+      report(rung.tokens, summary['loss']['validation'])
+
+  def _train(self, trial, folder, fields, gpu, watch=lambda: None, start=0) -> None:
+    """One experiment, started again where it is killed; its FLOPs after step `start` are counted.
+
+    Raises Failed.
+    """
+    params = trial.params | fields
+    command = [*self.runner, f'--config={self.config}', f'--workdir={folder}', *self.flags,
+               *as_flags(params)]
+    point = sweep.Point(folder.name, params, command, folder, set())
+    spent = trial.user_attrs.get('flops_of', {})
+    while True:
+      sweep.start(point, gpu)
+      try:
+        while point.process.poll() is None:
+          time.sleep(self.poll)
+          watch()
+        watch()
+      finally:
+        processes.stop(point.process)  # it saves a checkpoint
+        rows = [r for r in metrics.read_rows(folder / 'metrics.jsonl') if 'flops' in r]
+        spent |= {folder.name: max(
+          (r['flops'] * (1 - start / r['step']) for r in rows), default=0.0)}
+        trial.set_user_attr('flops_of', spent)
+        trial.set_user_attr('flops', sum(spent.values()))
+      status = point.process.returncode
+      if not status:
+        return
+      if status == sweep.REFUSED or point.tries > RETRIES:
+        raise Failed(point.last_words())
+
+  @contextlib.contextmanager
+  def _gpu(self, number: int) -> Iterator[str | None]:
+    """A GPU that no other trial on this machine has, while there is one; None without GPUs."""
+    gpus = sweep.find_gpus()
+    leases = pathlib.Path(self.workdir) / 'leases'
+    for gpu in gpus:
+      if held := processes.lease(leases / f'{platform.node()}-gpu-{gpu}'):
+        with held:
+          yield gpu
+        return
+    yield gpus[number % len(gpus)] if gpus else None
 
 
 def _watch(folder: pathlib.Path, report: Report) -> None:
-  """Reports the mean held-out loss of each evaluation there has been of something trained."""
-  evaluations = 0
+  """Reports the mean held-out loss of each evaluation there has been, by tokens."""
   for row in metrics.read_rows(folder / 'metrics.jsonl'):
     losses = [x for k, x in row.items() if k.startswith('val/') and k.endswith('/loss')]
-    if losses and row['step']:
-      evaluations += 1
-      report(evaluations, sum(losses) / len(losses))
+    if losses:
+      report(row['tokens'], sum(losses) / len(losses))
 
 
 # --- Command line ---------------------------------------------------------------------------------
+
+
+def as_flags(fields: Mapping[str, Any]) -> list[str]:
+  """Fields of a config as flags of experiments.run."""
+  return [f'--config.{k}={v}' for k, v in fields.items()]
+
+
+def check_fields(args: argparse.Namespace, space: Space) -> tuple[dict[str, Any], float]:
+  """Tries each field of the space at its ends.
+
+  Returns:
+    What the study's trials have in common, and the tokens from one comparison to the next: no
+    batch is larger.
+  Raises:
+    ValueError: a field that does not exist, or a value that it does not take.
+  """
+  from experiments.engine.build import deciding
+  from experiments.engine.config import resolve
+
+  check_space(space)
+  fixed = {f.partition('=')[0].removeprefix('--config.') for f in args.flags}
+  if both := fixed & space.keys():
+    raise ValueError(f'--config.{min(both)} is what the search varies: drop it')
+  if both := space.keys() & {*['seed'] * bool(args.retest), *['train.tokens'] * args.cooled}:
+    raise ValueError(f'space() varies {min(both)}, as --retest or --cooled do: drop one')
+  c = sweep.load_config(args.config, args.flags)
+  common = {'objectives': args.objectives, 'cooled': args.cooled, 'rungs': args.rungs,
+            **{k: v for name in c for k, v in _flat(name, deciding(name, c[name])).items()}}
+  ends = {k: v if isinstance(v, list) else v[1:3] for k, v in space.items()}
+  first = {k: v[0] for k, v in ends.items()}
+  of = lambda point: resolve(sweep.load_config(args.config, [*args.flags, *as_flags(point)]))
+  runs = [of(first)]
+  for name, value in ((k, v) for k, values in ends.items() for v in values[1:]):
+    try:
+      runs.append(of(first | {name: value}))
+    except ValueError as e:
+      raise ValueError(f'space(): {name}={value!r}: {e}') from None
+  unit = max(max(r.train.tokens for r in runs) / 3 ** (args.rungs - 1),
+             *(r.train.batch_tokens for r in runs))
+  for run in runs * args.cooled:
+    rungs(run, args.rungs, unit)
+  return common, unit
+
+
+def _flat(name: str, value: Any) -> dict[str, Any]:
+  if not isinstance(value, dict):
+    return {name: value}
+  return {k: v for key, part in value.items() for k, v in _flat(f'{name}.{key}', part).items()}
 
 
 def results(study: optuna.Study, space: Space, objectives: Sequence[str]) -> dict[str, Any]:
   """What search_page.write needs, without Optuna's classes."""
   trials = study.get_trials(deepcopy=False)
   several = len(objectives) > 1
-  complete = [t for t in trials if t.state.name == 'COMPLETE']
+  complete = {t.number for t in good(study)}
   importance = {}
   if not several and len(complete) > 3:
     with contextlib.suppress(ValueError, RuntimeError):  # all values the same
       importance = optuna.importance.get_param_importances(
         study, evaluator=optuna.importance.PedAnovaImportanceEvaluator())
+  best = study.best_trials if several else [best_trial(study)]
   return {
     'objectives': list(objectives), 'space': {k: list(v) for k, v in space.items()},
     'widened': study.user_attrs.get('widened', []),
-    'edges': {} if several or not complete else edges(study, space),
+    'edges': {} if several else edges(study, space),
     'importance': dict(importance),
-    'best': [t.number for t in study.best_trials] if complete else [],
+    'best': [t.number for t in best if t and t.number in complete],
     'trials': [{
-      'number': t.number, 'state': t.state.name.lower(), 'params': t.params,
-      'values': list(t.values or ()), 'reported': sorted(t.intermediate_values.items()),
+      'number': t.number,
+      'state': 'fail' if t.user_attrs.get('failed') else t.state.name.lower(), 'params': t.params,
+      'values': list(t.values or ()) if t.number in complete else [],
+      'reported': sorted(t.intermediate_values.items()),
       'flops': t.user_attrs.get('flops', 0.0), 'failed': t.user_attrs.get('failed', ''),
     } for t in trials],
   }
+
+
+def again(study: Study, done: optuna.Study, best: int, seeds: int, seed: int) -> Study:
+  """A study of the best few points of another, each with as many other seeds after `seed`."""
+  return dataclasses.replace(
+    study, name='again', sampler='random', pruner='none', max_flops=0.0,
+    space={**study.current_space(done), 'seed': ('int', seed + 1, seed + seeds)},
+    points=[{**t.params, 'seed': seed + i} for t in good(done)[:best]
+            for i in range(1, seeds + 1)])
+
+
+def intervals(done: optuna.Study, retest: optuna.Study) -> list[dict[str, Any]]:
+  """Of each point that was tried again: its trial, values by seed, mean and 95 % t-interval.
+
+  The value that made it one of the best is left out, since it was chosen for it. The best first.
+  """
+  found = []
+  for trial in good(done):
+    of = {t.params['seed']: t.value for t in good(retest)
+          if trial.params == {k: v for k, v in t.params.items() if k != 'seed'}}
+    if of:
+      mean, half = sweep_page.interval([of[seed] for seed in sorted(of)])
+      found.append((mean, {'trial': trial.number, 'values': of, 'mean': mean, 'half': half}))
+  return [row for _, row in sorted(found, key=lambda f: f[0])]
 
 
 def _parse(argv: Sequence[str]) -> argparse.Namespace:
@@ -439,33 +371,48 @@ def _parse(argv: Sequence[str]) -> argparse.Namespace:
   parser.add_argument('--processes', type=int, default=1, help='trials at a time')
   parser.add_argument('--sampler', default='tpe', help=f'grid or one of {", ".join(SAMPLERS)}')
   parser.add_argument('--pruner', default='none', help=f'one of {", ".join(PRUNERS)}')
+  parser.add_argument('--rungs', type=int, default=3,
+                      help='lengths at which a pruner compares, each three times the one before')
+  parser.add_argument('--cooled', action='store_true',
+                      help='compare branches that are cooled down at each length (WSD)')
   parser.add_argument('--objectives', type=lambda s: s.split(','), default=['loss'],
                       help=f'with commas, of {", ".join(OBJECTIVES)}')
   parser.add_argument('--seed', type=int, default=0, help='of the sampler')
   parser.add_argument('--widen', type=int, default=1, help='times that ranges may be widened')
+  parser.add_argument('--retest', type=int, default=0, metavar='N',
+                      help='run the N best again with other seeds')
+  parser.add_argument('--seeds', type=int, default=3, help='how many, for --retest')
   parser.add_argument('--max_flops', type=float, default=0.0, help='of all trials; 0 = no limit')
   parser.add_argument('--max_hours', type=float, default=0.0, help='of this process; 0 = no limit')
-  parser.add_argument('--worker', action='store_true', help=argparse.SUPPRESS)
+  parser.add_argument('--dry_run', action='store_true', help='check all fields, run nothing')
+  parser.add_argument('--worker', choices=('search', 'again'), help=argparse.SUPPRESS)
   args, args.flags = parser.parse_known_args(argv)
   if wrong := sweep.wrong_flags(args.flags):
     parser.error(wrong)
   if unknown := set(args.objectives) - OBJECTIVES.keys():
     parser.error(f'unknown objective {min(unknown)!r}: of {", ".join(OBJECTIVES)}')
-  if args.trials < 1 or args.processes < 1:
-    parser.error('--trials and --processes are 1 or more')
+  for name, least in (('trials', 1), ('processes', 1), ('rungs', 1), ('seed', 0), ('widen', 0),
+                      ('retest', 0), ('seeds', 2), ('max_flops', 0), ('max_hours', 0)):
+    if not least <= getattr(args, name) < math.inf:
+      parser.error(f'--{name}={getattr(args, name)}: give {least} or more')
+  if args.retest and len(args.objectives) > 1:
+    parser.error('--retest needs a single objective')
+  if args.cooled and (args.pruner == 'none' or args.rungs < 2):
+    parser.error('--cooled is for a pruner: give --pruner=halving and --rungs=2 or more')
   return args
 
 
 @contextlib.contextmanager
-def _helpers(count: int, argv: Sequence[str]) -> Iterator[None]:
-  """Other processes that work on the same study until it is complete."""
-  command = [sys.executable, '-m', 'experiments.search', *argv, '--worker']
-  processes = [subprocess.Popen(command) for _ in range(count)]
+def _helpers(count: int, argv: Sequence[str], study: str) -> Iterator[None]:
+  """Other processes that work on the same study until it is complete; none outlives this one."""
+  command = [sys.executable, '-m', 'experiments.search', *argv, f'--worker={study}']
+  helpers = [processes.start(command) for _ in range(count)]
   try:
     yield
-  finally:
-    for p in processes:
+    for p in helpers:
       p.wait()
+  finally:
+    processes.stop(*helpers)
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -478,20 +425,43 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def _main(args: argparse.Namespace, argv: Sequence[str]) -> None:
   log_line = lambda line: print(line, flush=True)
+  signal.signal(signal.SIGTERM, signal.default_int_handler)  # its processes must not outlive it
+  space = sweep.load_attribute(args.config, 'space')()
+  common, unit = check_fields(args, space)
   study = Study(
-    pathlib.Path(args.workdir), sweep.load_attribute(args.config, 'space')(), args.trials,
-    args.sampler, args.pruner, len(args.objectives), args.seed, args.max_flops, args.max_hours)
-  objective = experiment(args.workdir, args.config, args.flags, args.objectives)
-  if args.worker:
+    pathlib.Path(args.workdir), space, args.trials, args.sampler, args.pruner,
+    len(args.objectives), args.seed, args.max_flops, args.max_hours, unit, identity=common)
+  objective = Experiment(
+    args.workdir, args.config, args.flags, args.objectives, unit * (args.pruner != 'none'),
+    args.rungs, args.cooled)
+  retest = lambda done: again(study, done, args.retest, args.seeds, common['seed'])
+  plain = dataclasses.replace(objective, unit=0.0, cooled=False)
+  if args.dry_run:
+    study.check()
+    points = size(study.space)
+    print(f'{args.trials} trials by {args.sampler}, pruner {args.pruner}; '
+          f'{"no end of" if points == math.inf else points} points:')
+    print(*(f'  {k}: {v}' for k, v in space.items()), sep='\n')
+    return
+  if args.worker == 'search':
     study.run(objective, log_line)
     return
+  if args.worker == 'again':
+    retest(study.open()).run(plain, log_line)
+    return
   while True:
-    with _helpers(args.processes - 1, argv):
+    with _helpers(args.processes - 1, argv, 'search'):
       done = study.run(objective, log_line)
     more = max(2, args.trials // 4)
     if len(args.objectives) > 1 or not study.widen(done, args.widen, more, log_line):
       break
   found = results(done, study.current_space(done), args.objectives)
+  if args.retest and good(done):
+    with _helpers(args.processes - 1, argv, 'again'):
+      found['again'] = intervals(done, retest(done).run(plain, log_line))
+    for f in found['again']:
+      log_line(f'trial {f["trial"]} again, {len(f["values"])} seeds: {args.objectives[0]} '
+               f'{f["mean"]:.4f} ± {f["half"]:.4f}')
   print(f'results: {search_page.write(found, args.workdir)}')
 
 

@@ -11,7 +11,6 @@ shapes, shardings and the traced backward pass (smoljax/train/memory.py), on any
 """
 
 import dataclasses
-import json
 import os
 import sys
 
@@ -20,6 +19,7 @@ from rich.console import Console
 from rich.table import Table
 
 from smoljax import model, sharding
+from smoljax.checkpoints import hf_folder
 from smoljax.train import memory
 
 _CONTEXT = flags.DEFINE_integer('context', 0, 'Tokens a row to plan for; 0 = no memory plan.')
@@ -43,9 +43,11 @@ def configs(shapes: list[str], folders: list[str]) -> dict[str, model.ModelConfi
   names = shapes or ([] if folders else model.SHAPES)
   found = {name: model.SHAPES[name] for name in names}
   for folder in folders:
-    file = folder if folder.endswith('.json') else os.path.join(folder, 'config.json')
-    with open(file, encoding='utf-8') as f:
-      found[folder] = model.ModelConfig.from_hf(json.load(f))
+    file = folder if folder.endswith('.json') else os.path.join(folder, hf_folder.CONFIG)
+    hf = hf_folder.read_json(os.path.dirname(file) or '.', os.path.basename(file))
+    if hf is None:
+      raise FileNotFoundError(f'--hf: there is no {file}')
+    found[folder] = model.ModelConfig.from_hf(hf)
   return found
 
 

@@ -23,7 +23,6 @@ on TPU VMs too, if --workdir is on a disk that all can reach.
 
 import argparse
 import dataclasses
-import fcntl
 import glob
 import importlib.util
 import inspect
@@ -39,7 +38,12 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from typing import IO, Any
 
+from absl import flags as absl_flags
+from ml_collections import config_flags
+
+from experiments.engine import processes
 from experiments.engine.cli import exit_status, read_json, write_json
+from experiments.engine.config import unknown_field
 from smoljax import metrics
 from smoljax.report import scaling_page, sweep_page
 
@@ -89,6 +93,23 @@ def load_attribute(config: str, name: str) -> Any:
   return getattr(module, name)
 
 
+def load_config(config: str, flags: Sequence[str] = ()) -> Any:
+  """The ConfigDict that experiments.run would make of a config file and --config.x=… flags.
+
+  Raises ValueError for a field that does not exist or a value of another kind.
+  """
+  load_attribute(config, 'get_config')  # which says what is wrong with the file
+  if wrong := unknown_field(flags):
+    raise ValueError(wrong)
+  argv, values = ['', f'--config={config}', *flags], absl_flags.FlagValues()
+  config_flags.DEFINE_config_file('config', flag_values=values, sys_argv=argv)
+  try:
+    values(argv)
+  except (absl_flags.Error, TypeError) as e:
+    raise ValueError(str(e)) from None
+  return values['config'].value
+
+
 def load_points(config: str) -> list[dict[str, Any]]:
   """The points of `sweep()` in a config file; what follows its colon is an argument it may take.
 
@@ -132,11 +153,30 @@ def plan(config: str, workdir: str, flags: Sequence[str] = ()) -> list[Point]:
         after.update(others)
         value = _REFERENCE.sub(lambda match: str(root / match[1]), value)
       values[key] = value
-    flags_of = (f'--config.{k}={v}' for k, v in values.items())
+    flags_of = [f'--config.{k}={v}' for k, v in values.items()]
+    if wrong := unknown_field([*flags, *flags_of]):
+      raise ValueError(f'point {name}: {wrong}')
     command = [sys.executable, '-m', 'experiments.run', f'--config={config}',
                f'--workdir={root / name}', *flags, *flags_of]
     points.append(Point(name, fields, command, root / name, after, **of))
   return points
+
+
+def check(points: Sequence[Point], config: str) -> None:
+  """Raises ValueError for a value that its field does not take.
+
+  Of points that need others, whose files may not be there yet, only their fields' kinds are looked
+  at.
+  """
+  from experiments.engine.config import resolve
+
+  for p in points:
+    try:
+      c = load_config(config, [f for f in p.command if f.startswith('--config.')])
+      if not p.after:
+        resolve(c)
+    except ValueError as e:
+      raise ValueError(f'point {p.name}: {e}') from None
 
 
 def run(points: Sequence[Point], *, parallel: int, retries: int = 1, backoff: float = 1.0,
@@ -176,24 +216,18 @@ def run(points: Sequence[Point], *, parallel: int, retries: int = 1, backoff: fl
           log_line(f'{p.name}: started ({done} of {len(points)} done); {p.folder}/log.txt')
       time.sleep(0.2)
   finally:
-    for p in points:
-      if p.state == 'running':
-        p.process.send_signal(signal.SIGTERM)  # a training run saves a checkpoint
-        p.process.wait()
+    running = [p for p in points if p.state == 'running']
+    processes.stop(*(p.process for p in running))
+    for p in running:
+      if p.lease:
+        p.lease.close()
   return all(p.state == 'done' for p in points)
 
 
 def _take(point: Point) -> bool:
   """Leases the point; False while another process has it."""
-  point.folder.mkdir(parents=True, exist_ok=True)
-  lease = open(point.folder / 'lease', 'w')  # noqa: SIM115 (open for as long as it is ours)
-  try:
-    fcntl.flock(lease, fcntl.LOCK_EX | fcntl.LOCK_NB)
-  except BlockingIOError:
-    lease.close()
-    return False
-  point.lease = lease
-  return True
+  point.lease = processes.lease(point.folder / 'lease')
+  return point.lease is not None
 
 
 def _silence(point: Point) -> float:
@@ -213,7 +247,7 @@ def start(point: Point, gpu: str | None) -> None:
     steps.symlink_to(os.path.relpath(shared, point.folder))
   environment = os.environ | ({'CUDA_VISIBLE_DEVICES': gpu} if gpu else {})
   with open(point.folder / 'log.txt', 'ab') as log:
-    point.process = subprocess.Popen(
+    point.process = processes.start(
       point.command, stdout=log, stderr=log, stdin=subprocess.DEVNULL, env=environment)
   point.gpu, point.state, point.began = gpu, 'running', time.monotonic()
   point.tries += 1
@@ -296,6 +330,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def _main(args: argparse.Namespace) -> int:
   points = plan(args.config, args.workdir, args.flags)
+  check(points, args.config)
   if args.dry_run:
     print(*commands(points), sep='\n')
     return 0

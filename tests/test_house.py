@@ -46,7 +46,7 @@ OWNERS = {
   'grain': 'data/',
   'tensorflow_datasets': ('data/', 'report/corpus_page.py'),
   'sentencepiece': 'data/tokenizer.py',
-  'safetensors': 'checkpoints/huggingface.py',
+  'safetensors': ('checkpoints/huggingface.py', 'checkpoints/hf_folder.py'),
   'tensorboardX': 'metrics.py',
   'pynvml': 'metrics.py',
   'wandb': 'metrics.py',

@@ -7,7 +7,7 @@ import apache_beam as beam
 import xxhash
 
 from data_beam.dedup import minhash
-from data_beam.dedup.exact import rank, scope_key, with_metadata
+from data_beam.dedup.exact import rank, record_key, scope_key, with_metadata
 from data_beam.dedup.minhash import HASHES, signature
 from data_beam.records import Document, Reject
 
@@ -57,9 +57,10 @@ class MinHashDedup(beam.PTransform):
   """PCollection[Document] -> (kept, rejects): one document kept of each cluster of near duplicates.
 
   Documents that share a band of their signatures are joined; a cluster is a connected component.
-  Document ids must be unique. All documents get `cluster_size` in their metadata (how many
-  documents this one stands for, exact copies dropped by ExactDedup included), those of larger
-  clusters also `cluster_id` (the survivor's id). Texts shorter than `ngram` words are kept.
+  Ids may repeat: what tells documents apart is `record_key`. All documents get `cluster_size` in
+  their metadata (how many documents this one stands for, exact copies dropped by ExactDedup
+  included), those of larger clusters also `cluster_id` (the survivor's id). Texts shorter than
+  `ngram` words are kept.
 
   Only hashes and ranks travel to find the clusters, and a star of edges per shared band rather
   than all pairs, so that boilerplate which occurs a million times costs a million edges.
@@ -94,7 +95,7 @@ class MinHashDedup(beam.PTransform):
       | 'components' >> beam.CombineGlobally(Components())
       | 'members' >> beam.FlatMap(_members))
     split = (
-      {'documents': documents | 'id' >> beam.Map(lambda document: (document.id, document)),
+      {'documents': documents | 'key' >> beam.Map(lambda d: (record_key(d), d)),
        'clusters': clusters}
       | beam.CoGroupByKey()
       | 'choose' >> beam.FlatMap(_resolve).with_outputs('rejects', main='kept'))
@@ -118,7 +119,7 @@ def _bands(
   document: Document, *, bands, rows, ngram, hash_name, scope, max_chars,
 ) -> Iterator[tuple[bytes, tuple]]:
   # The node is the rank itself: the smallest node of a component is then its survivor.
-  node = (*rank(document), document.metadata.get('copies', 1))
+  node = (*rank(document), record_key(document), document.metadata.get('copies', 1))
   matrix = signature(document.text[:max_chars], bands=bands, rows=rows, ngram=ngram,
                      hash_name=hash_name, language=document.language)
   within = scope_key(document, scope).encode()
@@ -133,24 +134,24 @@ def _star(group: tuple[bytes, Iterable[tuple]]) -> Iterator[tuple]:
     yield centre, node
 
 
-def _members(roots: dict[tuple, tuple]) -> Iterator[tuple[str, tuple[str, int]]]:
+def _members(roots: dict[tuple, tuple]) -> Iterator[tuple[bytes, tuple[bytes, str, int]]]:
   sizes: dict[tuple, int] = {}
   for node, root in roots.items():
-    sizes[root] = sizes.get(root, 0) + node[4]
+    sizes[root] = sizes.get(root, 0) + node[-1]
   for node, root in roots.items():
-    yield node[3], (root[3], sizes[root])
+    yield node[-2], (root[-2], root[3], sizes[root])
 
 
-def _resolve(joined: tuple[str, dict[str, Iterable]]) -> Iterator[Any]:
-  _, group = joined
+def _resolve(joined: tuple[bytes, dict[str, Iterable]]) -> Iterator[Any]:
+  key, group = joined
   cluster = min(group['clusters'], default=None)
   for document in group['documents']:
     if cluster is None:
       yield with_metadata(document, cluster_size=document.metadata.get('copies', 1))
       continue
-    survivor, size = cluster
+    best, survivor, size = cluster
     document = with_metadata(document, cluster_id=survivor, cluster_size=size)
-    if document.id == survivor:
+    if key == best:
       yield document
     else:
       yield beam.pvalue.TaggedOutput('rejects', Reject(

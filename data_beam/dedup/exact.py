@@ -33,6 +33,12 @@ def content_key(text: str) -> bytes:
   return xxhash.xxh3_128_digest(plain.encode('utf-8', 'replace'))
 
 
+def record_key(document: Document) -> bytes:
+  """What is a document's own, though ids may repeat over files: a hash of id, URL and text."""
+  own = '\0'.join((document.id, document.url, document.text))
+  return xxhash.xxh3_128_digest(own.encode('utf-8', 'replace'))
+
+
 def scope_key(document: Document, scope: str) -> str:
   """What documents must share to be compared: nothing ('global'), or their 'dump' or 'language'."""
   if scope not in SCOPES:
@@ -83,7 +89,8 @@ def _exact_key(document: Document, by: str, scope: str) -> tuple[bytes, Document
   if by == 'text':
     key = content_key(document.text)
   else:
-    key = xxhash.xxh3_128_digest((document.url or f'id {document.id}').encode('utf-8', 'replace'))
+    key = (xxhash.xxh3_128_digest(document.url.encode('utf-8', 'replace')) if document.url
+           else record_key(document))
   return key + scope_key(document, scope).encode(), document
 
 

@@ -7,15 +7,23 @@ JSON lines with `filename`, `offset`, `length`, as Common Crawl's index server g
 import dataclasses
 import json
 import os
+import re
 import zlib
-from collections.abc import Collection, Iterator
-
-import pyarrow.parquet as pq
+from collections.abc import Collection, Iterator, Mapping
+from typing import Any
 
 from data_beam.records import Reject
-from data_beam.sources import files
-from data_beam.sources.files import decompressed, open_file, reject_file
+from data_beam.sources import files, parquet
+from data_beam.sources.files import (
+  base_name,
+  decompressed,
+  lines,
+  open_file,
+  reject_file,
+  without_query,
+)
 
+MAX_LINE = 1 << 20      # bytes
 INDEXES = ('.jsonl', '.ndjson', '.json', '.cdx', '.cdxj', '.parquet')   # endings of their names
 
 
@@ -36,59 +44,98 @@ def captures(path: str, types: Collection[str]) -> Iterator[Capture | Reject]:
   Of the columnar index, rows of status 200 whose detected or declared MIME type is one of `types`,
   or whose URL ends in .pdf where PDFs are wanted (the rule of FinePDFs).
   """
-  if not path.endswith('.parquet'):
+  if not without_query(path).endswith('.parquet'):
     yield from _captures_in_lines(path)
     return
   columns = {'url': '', 'warc_filename': None, 'warc_record_offset': None,
              'warc_record_length': None, 'content_mime_detected': '', 'content_mime_type': '',
              'content_truncated': '', 'fetch_status': 200}
-  name, pdfs = os.path.basename(path), 'application/pdf' in types
+  name, pdfs, number = base_name(path), 'application/pdf' in types, 0
   with open_file(path) as stream:
     try:
-      table = pq.ParquetFile(stream)
+      table = parquet.open_table(stream)
       missing = [c for c, default in columns.items()
                  if default is None and c not in table.schema_arrow.names]
       if missing:
         raise ValueError(f'no column {", ".join(missing)}')
-      for batch in table.iter_batches(columns=[c for c in columns
-                                               if c in table.schema_arrow.names]):
-        for row in batch.to_pylist():
-          row = {c: default if row.get(c) is None else row[c] for c, default in columns.items()}
-          kinds = {row['content_mime_detected'].lower(), row['content_mime_type'].lower()}
-          ending = pdfs and row['url'].partition('?')[0].lower().endswith('.pdf')
-          if row['fetch_status'] == 200 and (kinds & set(types) or ending):
-            (file,) = _beside(path, row['warc_filename'])
-            yield Capture(file, row['warc_record_offset'], row['warc_record_length'], row['url'],
-                          row['content_truncated'])
+      for number, row in enumerate(parquet.rows(table, columns=[
+        c for c in columns if c in table.schema_arrow.names]), 1):
+        row = {c: default if row.get(c) is None else row[c] for c, default in columns.items()}
+        kinds = {str(row['content_mime_detected']).lower(), str(row['content_mime_type']).lower()}
+        ending = pdfs and str(row['url']).partition('?')[0].lower().endswith('.pdf')
+        if row['fetch_status'] == 200 and (kinds & set(types) or ending):
+          try:
+            yield capture({
+              'filename': row['warc_filename'], 'offset': row['warc_record_offset'],
+              'length': row['warc_record_length'], 'url': row['url'],
+              'truncated': row['content_truncated']}, path)
+          except RangeError as error:
+            yield reject_file(name, number, number, 'unreadable_range', f'row {number}: {error}')
     except (ValueError, OSError) as error:          # ArrowInvalid is a ValueError
-      yield reject_file(name, 0, 0, 'corrupt_file', f'{type(error).__name__}: {error}')
+      yield reject_file(name, 0, number, 'corrupt_file', f'{type(error).__name__}: {error}')
 
 
 def _captures_in_lines(path: str) -> Iterator[Capture | Reject]:
-  name = os.path.basename(path)
+  name = base_name(path)
   with open_file(path) as stream:
     try:
-      for number, line in enumerate(decompressed(stream), 1):
-        if line.strip():
-          try:
-            yield capture(json.loads(line[max(0, line.find(b'{')):]), path)
-          except (ValueError, KeyError, TypeError, AttributeError) as error:
-            yield reject_file(name, number, number, 'bad_line',
-                              f'line {number}: {type(error).__name__}: {error}')
+      for number, line in enumerate(lines(decompressed(stream), MAX_LINE), 1):
+        if not line.strip():
+          continue
+        try:
+          yield capture(json.loads(line[max(0, line.find(b'{')):]), path)
+        except RangeError as error:
+          yield reject_file(name, number, number, 'unreadable_range', f'line {number}: {error}')
+        except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
+          yield reject_file(name, number, number, 'bad_line',
+                            f'line {number}: {type(error).__name__}: {error}')
     except (OSError, EOFError, zlib.error) as error:
       yield reject_file(name, 0, 0, 'corrupt_file', f'{type(error).__name__}: {error}')
 
 
-def capture(row: dict, path: str) -> Capture:
-  """Of a line of an index: its file is one of Common Crawl's, or absolute, or beside the index."""
-  (file,) = [row['filename']] if '://' in row['filename'] else _beside(path, row['filename'])
-  return Capture(file, int(row['offset']), int(row['length']), str(row.get('url') or ''),
-                 str(row.get('truncated') or ''))
+class RangeError(ValueError):
+  """An index names bytes that are not read: a line may say anything, wherever it came from."""
 
 
-def _beside(path: str, name: str) -> list[str]:
-  if name.startswith('/'):
-    return [name]
-  if name.startswith('crawl-data/'):
-    return [files.COMMON_CRAWL + name]
-  return [os.path.join(os.path.dirname(path), name)]
+def capture(row: Mapping[str, Any], path: str) -> Capture:
+  """Of a line of an index: bytes of one of Common Crawl's files, or of one beside the index.
+
+  Args:
+    row: with filename, offset and length.
+    path: of the index.
+
+  Raises:
+    RangeError: the file is another, or the numbers are none.
+    KeyError: one of the three is missing.
+  """
+  return Capture(_file(row['filename'], path), _whole(row['offset'], 0), _whole(row['length'], 1),
+                 str(row.get('url') or ''), str(row.get('truncated') or ''))
+
+
+def _whole(value: Any, least: int) -> int:
+  if isinstance(value, str) and re.fullmatch('[0-9]{1,19}', value):
+    value = int(value)
+  if type(value) is not int or not least <= value < 1 << 62:
+    raise RangeError(f'{str(value)[:60]!r} is no offset or length')
+  return value
+
+
+def _file(name: Any, path: str) -> str:
+  """Where the file lies that a line of the index `path` names."""
+  ours = isinstance(name, str) and re.sub('^(https://data.commoncrawl.org/|s3://commoncrawl/)', '',
+                                          name)
+  if ours and re.fullmatch(r'crawl-data(/[\w.-]*\w[\w.-]*)+', ours, re.A):
+    return files.COMMON_CRAWL + ours
+  folder = os.path.dirname(without_query(path))
+  if not isinstance(name, str) or not name or not name.isprintable() or '://' in name:
+    raise RangeError(f"{str(name)[:60]!r} is neither Common Crawl's nor beside the index")
+  found = os.path.join(folder, name)
+  if '://' in folder:
+    if name.startswith('/') or '..' in name.split('/') or any(c in name for c in '?#%\\'):
+      raise RangeError(f'{name[:60]!r} is not beside the index')
+    return found
+  inside = os.path.realpath(folder or '.')
+  if (os.path.commonpath([inside, os.path.realpath(found)]) != inside
+      or (os.path.exists(found) and not os.path.isfile(found))):
+    raise RangeError(f'{name[:60]!r} is no regular file beside the index')
+  return found

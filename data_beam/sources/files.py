@@ -11,22 +11,24 @@ import io
 import os
 import re
 import time
+import urllib.error
 import urllib.request
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any, BinaryIO
 
 import fsspec
 from apache_beam.io.filesystem import CompressionTypes
 from apache_beam.io.filesystems import FileSystems
 
-from data_beam.records import Document, Reject
+from data_beam.records import Document, Reject, public, without_query
 
 COMMON_CRAWL = 'https://data.commoncrawl.org/'
 LISTING = re.compile(r'\.paths(\.gz)?$')
 
 
 def expand(patterns: Sequence[str]) -> list[dict]:
-  """Files that match the patterns: `[{'path': …, 'bytes': …}]`, sorted by path, each file once.
+  """Files that match the patterns: `[{'path': …, 'bytes': …}]`, sorted by path, each file once. Of
+  a folder all its files, however deep, but those whose names begin with a dot or an underscore.
 
   Raises FileNotFoundError naming the first pattern without a match, ValueError for a scheme that
   cannot be opened here.
@@ -37,14 +39,13 @@ def expand(patterns: Sequence[str]) -> list[dict]:
     raise ValueError('no input: give at least one file or pattern, such as crawl/*.warc.gz')
   files = {}
   for pattern in patterns:
-    if os.path.isdir(pattern):
-      raise ValueError(f'{pattern} is a directory: give a pattern, such as {pattern.rstrip("/")}/*')
-    found = _match(pattern)
+    found = _in_folder(pattern) if os.path.isdir(pattern) else _match(pattern)
     if not found:
-      raise FileNotFoundError(f'no file matches {pattern}')
+      raise FileNotFoundError(f'no file matches {without_query(pattern)}')
     for path, size in found.items():
       # The size of a listed file is not asked for: a crawl has 90,000 of them.
-      files.update(dict.fromkeys(_listed(path), 0) if LISTING.search(path) else {path: size})
+      listing = LISTING.search(without_query(path))
+      files.update(dict.fromkeys(_listed(path), 0) if listing else {path: size})
   return [{'path': path, 'bytes': size} for path, size in sorted(files.items())]
 
 
@@ -54,17 +55,37 @@ def _listed(listing: str) -> list[str]:
     names = plain.read(1 << 28).decode().split()
   if not names:
     raise ValueError(f'{listing} lists no files')
-  folder = listing.rpartition('/')[0]
+  folder = without_query(listing).rpartition('/')[0]
   base = COMMON_CRAWL if names[0].startswith('crawl-data/') else folder + '/' if folder else ''
   if listing.startswith('s3://commoncrawl/'):
     base = 's3://commoncrawl/'
   return [name if '://' in name or name.startswith('/') else base + name for name in names]
 
 
+def base_name(path: str) -> str:
+  """The last part of a path, by which a corpus names the file."""
+  return os.path.basename(without_query(path))
+
+
+def _in_folder(folder: str) -> dict[str, int]:
+  found = {}
+  for where, folders, names in os.walk(folder):
+    folders[:] = [name for name in folders if name[0] not in '._']
+    paths = [os.path.join(where, name) for name in names if name[0] not in '._']
+    found |= {path: os.path.getsize(path) for path in paths if os.path.isfile(path)}
+  return found
+
+
 def _match(pattern: str) -> dict[str, int]:
   if _over_https(pattern):
-    with _urlopen(pattern, method='HEAD') as answer:
-      return {pattern: int(answer.headers.get('Content-Length') or 0)}
+    try:
+      with _urlopen(pattern, method='HEAD') as answer:
+        return {pattern: int(answer.headers.get('Content-Length') or 0)}
+    except urllib.error.HTTPError as error:
+      if '?' not in pattern or error.code == 404:
+        raise
+      with _urlopen(pattern):       # a URL that was signed for GET alone
+        return {pattern: 0}
   if _beam_knows(pattern):
     found = FileSystems.match([pattern])[0].metadata_list
     return {m.path: m.size_in_bytes for m in found if not os.path.isdir(m.path)}
@@ -99,6 +120,8 @@ def _urlopen(path: str, method: str = 'GET', **headers):
 def open_file(path: str) -> BinaryIO:
   """Opens a file of any scheme `expand` understands, for reading raw bytes (nothing inflated)."""
   if os.path.exists(path):
+    if not os.path.isfile(path):
+      raise OSError(f'{path} is no regular file')
     return open(path, 'rb')
   if _over_https(path):
     return _Forward(_urlopen(path))
@@ -137,31 +160,42 @@ def read_range(path: str, offset: int, length: int) -> bytes:
 
 def decompressed(stream: BinaryIO) -> Any:
   """The plain bytes of a gzip, zstd, lz4 or plain file, told by its first bytes."""
-  stream = stream if isinstance(stream, io.BufferedReader) else io.BufferedReader(_Raw(stream))
+  stream = stream if isinstance(stream, io.BufferedReader) else io.BufferedReader(Raw(stream))
   magic = stream.peek(4)[:4]
   if magic[:2] == b'\x1f\x8b':
     return gzip.GzipFile(fileobj=stream)
   if magic == b'\x28\xb5\x2f\xfd':
     from fastwarc.stream_io import ZstdReader
 
-    return io.BufferedReader(_Raw(ZstdReader(stream)))
+    return io.BufferedReader(Raw(ZstdReader(stream)))
   if magic == b'\x04\x22\x4d\x18':
     from fastwarc.stream_io import Lz4Reader
 
-    return io.BufferedReader(_Raw(Lz4Reader(stream)))
+    return io.BufferedReader(Raw(Lz4Reader(stream)))
   return stream
 
 
-class _Raw(io.RawIOBase):
+def lines(stream: Any, limit: int) -> Iterator[bytes]:
+  """Lines of a stream. Of one that is longer than `limit` bytes the first so many, without the line
+  break that others end with, so that no line costs more memory."""
+  while line := stream.readline(limit):
+    yield line
+    while len(line) == limit and not line.endswith(b'\n'):
+      line = stream.readline(limit)   # the rest
+
+
+class Raw(io.RawIOBase):
   """Any object with `read` as what io.BufferedReader wants."""
 
   def __init__(self, stream):
     self.stream = stream
 
   def readable(self) -> bool:
+    """It is."""
     return True
 
-  def readinto(self, buffer) -> int:
+  def readinto(self, buffer: Any) -> int:
+    """Fills a buffer, and says how far."""
     data = self.stream.read(len(buffer))
     buffer[:len(data)] = data
     return len(data)
@@ -182,6 +216,7 @@ def patiently(function: Callable, *args: Any, tries: int = 3) -> Any:
 
 def reject_file(name: str, offset: int, number: int, reason: str, detail: str) -> Reject:
   """What could not be read at an offset of a file, as a reject of the stage `read`."""
-  metadata = {'warc_file': name, 'warc_offset': offset, 'record': number, 'error': detail[:200]}
+  metadata = {'warc_file': name, 'warc_offset': offset, 'record': number,
+              'error': public(detail)[:200]}
   return Reject(Document(id=f'{name}#{offset}', text='', source='web', metadata=metadata),
                 'read', reason)

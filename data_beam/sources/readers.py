@@ -8,17 +8,26 @@ ratio, and a broken file yields all that stood before the break.
 
 import dataclasses
 import hashlib
+import http.client
 import io
 import json
 import os
 import re
 import zlib
 from collections.abc import Collection, Iterator, Mapping
-from typing import Any, BinaryIO
+from typing import BinaryIO
 
 from data_beam.records import Document, Reject
-from data_beam.sources import common_crawl
-from data_beam.sources.files import decompressed, open_file, patiently, read_range, reject_file
+from data_beam.sources import common_crawl, warc
+from data_beam.sources.files import (
+  base_name,
+  decompressed,
+  lines,
+  open_file,
+  patiently,
+  read_range,
+  reject_file,
+)
 
 HTML_TYPES = frozenset({'text/html', 'application/xhtml+xml'})
 # Types under which servers send PDFs (the list of the FinePDFs pipeline).
@@ -31,6 +40,9 @@ MAX_PAGE_BYTES = 8 << 20
 # HTML deflates about five times; deflate's own limit is 1032. Only payloads above 1 MiB are judged.
 MAX_RATIO = 200
 RATIO_FLOOR = 1 << 20
+
+HEAD_BYTES = 64 << 10    # of an HTTP answer's headers
+RANGE_SLACK = 1 << 20    # of a record's bytes in a file, beyond the page it holds
 
 # Declared types that say nothing, so that the bytes decide.
 VAGUE_TYPES = frozenset({
@@ -74,7 +86,7 @@ def read(
   otherwise. A file that cannot be opened, after three tries, or has no bytes is a Reject
   (unreadable_file, empty_file); see the readers for what else they leave.
   """
-  name = os.path.basename(path)
+  name = base_name(path)
   try:
     with patiently(open_file, path) as stream:
       if not stream.read(1):
@@ -95,37 +107,36 @@ def read_warc(
   WARC-Identified-Payload-Type, else by the HTTP header, else by the bytes), and `conversion`
   records (extracted plain text) if HTML is wanted. Records of other types are not documents and are
   passed over in silence. What should have been a page but is not becomes a Reject of stage 'read':
-  reasons http_status, empty, too_large, ratio, bad_encoding, bad_record. So does the file itself,
-  once, if it breaks off (corrupt_file: the error is in the metadata; clipped_file: it ends inside a
-  record, whose page is kept, marked truncated).
+  reasons http_status, empty, too_large, ratio, bad_encoding, bad_record. So does each record that
+  is damaged (damaged_record: what is wrong is in the metadata; reading goes on at the next), and
+  the file itself, if it ends inside a record, whose page is kept, marked truncated (clipped_file),
+  or holds no record at all (corrupt_file).
   """
   with open_file(path) as stream:
-    yield from read_stream(stream, os.path.basename(path), types, max_bytes)
+    yield from read_stream(stream, base_name(path), types, max_bytes)
 
 
 def read_stream(
   stream: BinaryIO, name: str, types: Collection[str], max_bytes: int,
 ) -> Iterator[Page | Reject]:
   """`read_warc` of an open file, from where it stands."""
-  # Not above: `captures` and whoever trains on a corpus's files need no FastWARC.
-  from fastwarc.warc import ArchiveIterator, WarcRecordType
-
-  offset, number = 0, 0
-  try:
-    records = iter(ArchiveIterator(
-      stream, record_types=WarcRecordType.response | WarcRecordType.conversion,
-      parse_http=True, auto_decode='none', strict_mode=False))
-    while (record := next(records, None)) is not None:
-      offset, number = record.stream_pos, number + 1
-      page = _read_record(record, name, types, max_bytes)
-      if page is None:
-        continue
+  number, lost = 0, []
+  for record in warc.records(stream, max_bytes + HEAD_BYTES):
+    if isinstance(record, warc.Damage):
+      lost.append(reject_file(name, record.offset, number, 'damaged_record', record.detail))
+      if number:
+        yield lost.pop()
+      continue
+    yield from lost
+    lost.clear()
+    number += 1
+    page = _page_of_record(record, name, types, max_bytes)
+    if page is not None:
       yield page
-      if isinstance(page, Page) and page.truncated == 'clipped':
-        yield reject_file(name, offset, number, 'clipped_file', 'the file ends inside a record')
-  # Whatever the parser says about damaged bytes, the records before them stand.
-  except Exception as error:
-    yield reject_file(name, offset, number, 'corrupt_file', f'{type(error).__name__}: {error}')
+    if record.clipped:
+      yield reject_file(name, record.offset, number, 'clipped_file', 'the file ends inside it')
+  if lost:     # without a single record it is no such file
+    yield lost[0]._replace(reason='corrupt_file')
 
 
 def read_arc(
@@ -137,14 +148,21 @@ def read_arc(
   """
   from warcio.archiveiterator import ArchiveIterator
 
-  name, number = os.path.basename(path), 0
+  name, number = base_name(path), 0
   with open_file(path) as stream:
     try:
       archive = ArchiveIterator(stream, arc2warc=True)
       for record in archive:
         number += 1
         if record.rec_type == 'response' and record.http_headers:
-          page = _read_record(_ArcRecord(record), name, types, max_bytes)
+          headers = {k.lower(): v for k, v in record.rec_headers.headers}
+          headers.pop('warc-record-id', None)      # warcio's own, a random one
+          status = record.http_headers.get_statuscode()
+          answer = warc.Answer(
+            int(status) if status.isascii() and status.isdigit() else None,
+            {k.lower(): v for k, v in reversed(record.http_headers.headers)},
+            _read_up_to(record.raw_stream, max_bytes + 1))
+          page = _page(headers, answer, 0, name, types, max_bytes)
           offset = archive.get_record_offset()   # known once the record is read
           if isinstance(page, Page):
             page.warc_offset = offset
@@ -154,34 +172,13 @@ def read_arc(
       yield reject_file(name, 0, number, 'corrupt_file', f'{type(error).__name__}: {error}')
 
 
-class _ArcRecord:
-  """A record of warcio's as one of FastWARC's, as far as _read_record looks."""
-
-  record_type = None   # it is a response
-  is_http_parsed = True
-
-  def __init__(self, record):
-    self.headers = dict(record.rec_headers.headers)
-    self.headers.pop('WARC-Record-ID', None)   # warcio's own, a random one
-    self.http_headers = _ArcHeaders(record.http_headers)
-    self.reader, self.stream_pos = record.raw_stream, 0
-    self.content_length = 0    # of the record's block, HTTP headers included: of no use
-
-
-class _ArcHeaders:
-  def __init__(self, headers):
-    self.get = headers.get_header
-    status = headers.get_statuscode()
-    self.status_code = int(status) if status.isdigit() else None
-
-
 def read_html(
   path: str, *, types: Collection[str] = HTML_TYPES, max_bytes: int = MAX_PAGE_BYTES,
 ) -> Iterator[Page | Reject]:
-  """The one page of an HTML file, compressed or not; its id is the sha256 of its bytes."""
-  name = os.path.basename(path)
-  page = Page(id='', url='', date='', warc_file=name, warc_offset=0, content_type='text/html',
-              body=b'')
+  """The one page of an HTML or text file, compressed or not; its id is the sha256 of its bytes."""
+  name = base_name(path)
+  page = Page(id='', url='', date='', warc_file=name, warc_offset=0, body=b'',
+              content_type='text/plain' if kind(path) in TEXT else 'text/html')
   with open_file(path) as stream:
     try:
       page.body = _read_up_to(decompressed(stream), max_bytes + 1)
@@ -207,16 +204,12 @@ def read_jsonl(
   first brace as cdx files have there). A line that is neither is a Reject (bad_line, too_large), a
   range that cannot be read one too (unreadable_range).
   """
-  name = os.path.basename(path)
+  name = base_name(path)
   with open_file(path) as stream:
     number = 0
     try:
-      plain = decompressed(stream)
-      while line := plain.readline(2 * max_bytes):
-        number += 1
+      for number, line in enumerate(lines(decompressed(stream), 2 * max_bytes), 1):
         reason, results = _read_line(line, path, name, number, types, max_bytes)
-        while not line.endswith(b'\n') and len(line) == 2 * max_bytes:
-          line = plain.readline(2 * max_bytes)   # the rest of a line beyond the limit
         if reason:
           yield reject_file(name, number, number, *reason)
         yield from results
@@ -243,6 +236,8 @@ def _read_line(line, path, name, number, types, max_bytes):
       id=str(row.get('id') or hashlib.sha256(f'{url} {date} '.encode() + body).hexdigest()),
       url=url, date=date, warc_file=name, warc_offset=number, body=body,
       content_type=f'{kind}; charset=utf-8')
+  except common_crawl.RangeError as error:
+    return ('unreadable_range', f'line {number}: {error}'), ()
   except (ValueError, KeyError, AttributeError, TypeError, RecursionError) as error:
     return ('bad_line', f'line {number}: {type(error).__name__}: {error}'), ()
   if len(body) > max_bytes:
@@ -270,10 +265,15 @@ def read_capture(
   capture: common_crawl.Capture, types: Collection[str], max_bytes: int,
 ) -> Iterator[Page | Reject]:
   """The page of a record that an index lists, or the Reject unreadable_range."""
-  name = os.path.basename(capture.file)
+  name = base_name(capture.file)
   try:
+    if capture.length > max_bytes + RANGE_SLACK:
+      raise ValueError(f'{capture.length} bytes, at most {max_bytes} are read')
     data = patiently(read_range, capture.file, capture.offset, capture.length)
-  except OSError as error:
+    if not data:
+      raise ValueError('the file ends before it')
+  # Of the file, the network, or the range.
+  except (OSError, ValueError, http.client.HTTPException) as error:
     yield reject_file(name, capture.offset, 1, 'unreadable_range', str(error))
     return
   for result in read_stream(io.BytesIO(data), name, types, max_bytes):
@@ -283,48 +283,61 @@ def read_capture(
     yield result
 
 
-def _read_record(
-  record: Any, name: str, types: Collection[str], max_bytes: int,
+def _page_of_record(
+  record: warc.Record, name: str, types: Collection[str], max_bytes: int,
 ) -> Page | Reject | None:
-  from fastwarc.warc import WarcRecordType
-
-  headers = record.headers
-  http = record.http_headers if record.is_http_parsed else None
-  content_type = (http.get('Content-Type') if http else headers.get('Content-Type')) or ''
-  url = (headers.get('WARC-Target-URI') or '').strip('<>')
-  date = headers.get('WARC-Date') or ''
-  page = Page(
-    id=headers.get('WARC-Record-ID') or hashlib.sha256(f'{url} {date}'.encode()).hexdigest(),
-    url=url, date=date, warc_file=name, warc_offset=record.stream_pos, content_type=content_type,
-    body=b'', truncated=headers.get('WARC-Truncated') or '')
-
-  if http:
-    page.etag, page.modified = http.get('ETag') or '', http.get('Last-Modified') or ''
-    size = http.get('X-Crawl-Content-Length') or http.get('Content-Length') or ''
-    coded = http.get('X-Crawl-Content-Encoding') or http.get('Content-Encoding')
-    page.declared = int(size) if size.isdigit() and not coded else 0
-
-  declared = headers.get('WARC-Identified-Payload-Type') or content_type
-  declared = declared.partition(';')[0].strip().lower()
-  conversion = record.record_type == WarcRecordType.conversion
-  if conversion and 'text/html' not in types:
+  kind = record.headers.get('warc-type', '').lower()
+  if kind == 'conversion':
+    if 'text/html' not in types:
+      return None
+    answer = warc.Answer(None, {}, record.block)
+  elif kind != 'response':
     return None
-  vague = declared in VAGUE_TYPES or url.partition('?')[0].lower().endswith('.pdf')
+  elif 'http' in record.headers.get('content-type', 'http') or record.block.startswith(b'HTTP/'):
+    answer = warc.http_answer(record.block)
+  else:
+    answer = warc.Answer(None, {}, record.block)
+  left = record.length - len(record.block)      # bytes that were not read
+  return _page(record.headers, answer, record.offset, name, types, max_bytes,
+               conversion=kind == 'conversion', clipped=record.clipped,
+               length=len(answer.body) + (0 if record.clipped else left))
+
+
+def _page(
+  headers: Mapping[str, str], answer: warc.Answer, offset: int, name: str, types: Collection[str],
+  max_bytes: int, *, conversion: bool = False, clipped: bool = False, length: int = 0,
+) -> Page | Reject | None:
+  """The page of a record's headers and of what it holds, None if it is of no type that is wanted.
+  """
+  http = answer.headers
+  content_type = http.get('content-type') or (headers.get('content-type', '') if conversion else '')
+  url, date = headers.get('warc-target-uri', '').strip('<>'), headers.get('warc-date', '')
+  page = Page(
+    id=headers.get('warc-record-id') or hashlib.sha256(f'{url} {date}'.encode()).hexdigest(),
+    url=url, date=date, warc_file=name, warc_offset=offset, content_type=content_type,
+    body=b'', truncated=headers.get('warc-truncated', ''), etag=http.get('etag', ''),
+    modified=http.get('last-modified', ''))
+  size = http.get('x-crawl-content-length') or http.get('content-length', '')
+  coded = http.get('x-crawl-content-encoding') or http.get('content-encoding')
+  if size.isascii() and size.isdigit() and len(size) < 16 and not coded:
+    page.declared = int(size)
+
+  declared = mime(headers.get('warc-identified-payload-type') or content_type)
+  vague = (declared in VAGUE_TYPES or '/' not in declared
+           or url.partition('?')[0].lower().endswith('.pdf'))
   if not conversion and declared not in types and not vague:
     return None
 
   try:
-    length = record.content_length
-    raw = _read_up_to(record.reader, max_bytes + 1)
-    if len(raw) < min(length, max_bytes):
+    if clipped:
       page.truncated = 'clipped'
-    if len(raw) > max_bytes:
+    if len(answer.body) > max_bytes:
       raise PayloadError('too_large', f'{length} bytes, at most {max_bytes} are read')
-    page.body = decode_payload(raw, http, max_bytes) if http else raw
+    page.body = answer.body if conversion else decode_payload(answer.body, http, max_bytes)
     if not conversion and declared not in types and sniff(page.body) not in types:
       return None
-    if http and http.status_code not in (200, None):
-      raise PayloadError('http_status', str(http.status_code))
+    if answer.status not in (200, None):
+      raise PayloadError('http_status', str(answer.status))
     if not page.body.strip():
       raise PayloadError('empty')
   except PayloadError as error:
@@ -339,9 +352,9 @@ def decode_payload(raw: bytes, headers: Mapping[str, str], max_bytes: int) -> by
   bad_encoding. Crawlers often store a decoded body under its original headers; then the bytes win.
   """
   body = raw
-  if 'chunked' in (headers.get('Transfer-Encoding') or '').lower():
+  if 'chunked' in (headers.get('transfer-encoding') or '').lower():
     body = dechunk(body)
-  for coding in reversed((headers.get('Content-Encoding') or '').lower().split(',')):
+  for coding in reversed((headers.get('content-encoding') or '').lower().split(',')):
     body = _inflate(body, coding.strip(), max_bytes)
     if len(body) > max_bytes:
       raise PayloadError('too_large', f'more than {max_bytes} bytes once inflated')
@@ -397,6 +410,11 @@ def _read_up_to(reader, size: int) -> bytes:
   return b''.join(parts)
 
 
+def mime(content_type: str) -> str:
+  """The MIME type of a Content-Type header, which some servers give twice."""
+  return re.split('[;,]', content_type, maxsplit=1)[0].strip(' \t"\'').lower()
+
+
 def sniff(body: bytes) -> str:
   """MIME type by the first bytes: application/pdf, text/html, or what resiliparse finds."""
   if b'%PDF-' in body[:1024]:
@@ -418,10 +436,11 @@ def reject_page(page: Page, reason: str, detail: str = '', *, stage: str = 'read
   return Reject(document, stage, reason)
 
 
+TEXT = ('.txt', '.text', '.md', '.markdown', '.rst')
 # By the ending of the name, a compression's ending left aside; any other is a WARC.
 READERS = {
   '.arc': read_arc,
-  '.html': read_html, '.htm': read_html, '.xhtml': read_html,
+  '.html': read_html, '.htm': read_html, '.xhtml': read_html, **dict.fromkeys(TEXT, read_html),
   '.jsonl': read_jsonl, '.ndjson': read_jsonl, '.json': read_jsonl, '.cdx': read_jsonl,
   '.cdxj': read_jsonl,
   '.parquet': read_parquet,
@@ -430,4 +449,4 @@ READERS = {
 
 def kind(path: str) -> str:
   """The ending by which READERS knows a file's format, a compression's ending left aside."""
-  return os.path.splitext(COMPRESSED.sub('', os.path.basename(path)))[1].lower()
+  return os.path.splitext(COMPRESSED.sub('', base_name(path)))[1].lower()

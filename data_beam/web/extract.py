@@ -11,20 +11,24 @@ from collections.abc import Iterator
 from resiliparse.extract.html2text import extract_plain_text
 from resiliparse.parse.encoding import detect_encoding, map_encoding_to_html5
 
+from data_beam.sources.readers import mime
 from data_beam.web import main_text as html_main
 
 log = logging.getLogger('data_beam')
 
-# The budget of one page: characters of markup, and tags, on whose number trafilatura's cost depends
-# (in the worst case quadratically). A page beyond it is read up to there. Of 343 real pages
-# the largest has 70,000 tags, the tenth largest 3,200.
+# The budget of one page: characters of markup, and tags. A page beyond it is read up to there, and
+# its document says so. Of 343 real pages the largest has 70,000 tags, the tenth largest 3,200.
 MAX_CHARS = 4_000_000
-MAX_TAGS = 60_000
+MAX_TAGS = 400_000
+TRAFILATURA_TAGS = 60_000     # in the worst case its cost is quadratic in them
 
 BOMS = ((b'\xef\xbb\xbf', 'utf-8'), (b'\xff\xfe', 'utf-16-le'), (b'\xfe\xff', 'utf-16-be'))
 CHARSET = re.compile(r'''charset\s*=\s*["']?\s*([\w.:-]+)''', re.I)
 META_CHARSET = re.compile(
   rb'''<(?:meta\b[^>]{0,400}?charset|\?xml\b[^>]{0,400}?encoding)\s*=\s*["']?\s*([\w.:-]+)''', re.I)
+# As browsers read these labels: with the characters that were added to the standard later.
+WIDER = {'gbk': 'gb18030', 'euc_kr': 'cp949', 'shift_jis': 'cp932', 'big5': 'big5hkscs',
+         'iso8859-11': 'cp874'}
 CONTROL = re.compile('[\x00-\x08\x0b\x0e-\x1f\ufffd]')
 
 
@@ -50,7 +54,7 @@ def extract(
   text = decode(body, content_type)
   if len(CONTROL.findall(text, 0, 10_000)) > 100:
     return None   # an image or an archive under a false name
-  if content_type.partition(';')[0].strip().lower() != 'text/plain':
+  if mime(content_type) != 'text/plain':
     try:
       text = TIERS[tier](within_budget(text), markdown)
     except MemoryError:
@@ -90,17 +94,31 @@ def _codecs(body: bytes, content_type: str) -> Iterator[str]:
   """Python codec names, in order of trust, without repetition; the last one decodes anything."""
   labels = CHARSET.findall(content_type)[:1]
   labels += [label.decode('ascii', 'replace') for label in META_CHARSET.findall(body, 0, 4096)[:1]]
-  labels += ['utf-8', detect_encoding(body) or '', 'windows-1252']
+  labels += ['utf-8', 'euc-kr' if _is_korean(body) else '', detect_encoding(body) or '',
+             'windows-1252']
   codecs = [map_encoding_to_html5(label, fallback_utf8=False) for label in labels]
-  yield from dict.fromkeys(filter(None, codecs))
+  yield from dict.fromkeys(WIDER.get(codec, codec) for codec in codecs if codec)
 
 
-def within_budget(html: str) -> str:
-  """The page up to MAX_CHARS characters and MAX_TAGS tags."""
+def _is_korean(body: bytes) -> bool:
+  """Whether bytes read as EUC-KR are Hangul nearly throughout: Chinese and Japanese bytes are half
+  ideographs then. (The statistics of others take it for UTF-8.)"""
+  foreign = [c for c in body[:100_000].decode('cp949', 'replace') if c >= '\x80']
+  return len(foreign) > 10 and sum('가' <= c <= '힣' for c in foreign) > .8 * len(foreign)
+
+
+def within_budget(html: str, max_tags: int = MAX_TAGS) -> str:
+  """The page up to MAX_CHARS characters and `max_tags` tags."""
   html = html[:MAX_CHARS]
-  if html.count('<') > MAX_TAGS:
-    html = '<'.join(html.split('<', MAX_TAGS + 1)[:-1])
+  if html.count('<') > max_tags:
+    html = '<'.join(html.split('<', max_tags + 1)[:-1])
   return html
+
+
+def is_cut(body: bytes, tier: str = 'default') -> bool:
+  """Whether a page is over the budget, as far as its bytes tell, and is read in part."""
+  max_tags = TRAFILATURA_TAGS if tier == 'trafilatura' else MAX_TAGS
+  return len(body) > MAX_CHARS or body.count(b'<') > max_tags
 
 
 def _trafilatura(html: str, markdown: bool) -> str | None:
@@ -112,7 +130,7 @@ def _trafilatura(html: str, markdown: bool) -> str | None:
   logging.getLogger('trafilatura').setLevel(logging.CRITICAL)
   options = Extractor(output_format='markdown' if markdown else 'txt', fast=True, comments=False,
                       formatting=markdown)
-  return extract(html, options=options)
+  return extract(within_budget(html, TRAFILATURA_TAGS), options=options)
 
 
 def _resiliparse(html: str, markdown: bool) -> str:

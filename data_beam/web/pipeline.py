@@ -27,6 +27,7 @@ from data_beam.sources.files import expand
 from data_beam.sources.readers import Page
 from data_beam.text.language import detect_language, is_sure, language_sample, language_shares
 from data_beam.text.normalize import normalize
+from data_beam.web.extract import is_cut
 
 # Real pages take up to 0.3 s, with trafilatura 3 s.
 extractor = Sandbox('data_beam.web.extract:extract',
@@ -79,8 +80,8 @@ def extract(
 ) -> Iterator[Document | Reject]:
   """The page's main text as a document, in a clean form."""
   metadata = {'warc_file': page.warc_file, 'warc_offset': page.warc_offset, 'extractor': tier}
-  if page.truncated:
-    metadata['truncated'] = page.truncated
+  if page.truncated or is_cut(page.body, tier):
+    metadata['truncated'] = page.truncated or 'budget'
   main, reason = None, 'no_text'
   try:
     main = extractor.call(page.body, url=page.url, content_type=page.content_type, tier=tier,

@@ -8,6 +8,12 @@ of real runs over grids of learning rate and batch for 17 pairs of model and tok
 2503.04715). There a proposal takes the nearest point of the grid, and regret is relative to the
 cell's best loss.
 
+`diverging`: the same table where runs with a rate above the middle of a cell's range diverge, and
+the best is that of the others. `tpe` is told a penalty for them, as experiments.search does;
+`tpe, untold` that they failed, which samplers ignore. Regret is the mean over all cells, and of
+that the median over seeds, after a third, two thirds and all of the trials; beside it, with how
+many of the seeds it is less than random's, and what share of the trials diverged.
+
 `halving`: of one size's grid, all points are tried with the table's fewest tokens, the best of them
 with the next, …: what share of the cost of trying all with the most tokens that takes, if nothing
 is shared between lengths, and where the chosen point ranks. `thirds` keeps a third each time;
@@ -25,7 +31,7 @@ from collections.abc import Callable
 import numpy as np
 import optuna
 
-from experiments.search import SAMPLERS, suggest
+from experiments.engine.study import Distinct, distributions, tell
 
 
 def branin(p: dict) -> float:
@@ -55,17 +61,52 @@ def load_cells(path: pathlib.Path) -> dict[tuple[float, float], dict[tuple[float
   return dict(sorted(cells.items()))
 
 
+def search(
+  objective: Callable[[dict], float], space: dict, trials: int, sampler: str, seed: int,
+  told: bool = True,
+) -> list[float]:
+  """Values of the trials in their order; one that is not finite fails, and is told or not."""
+  study, values = optuna.create_study(), []
+  for _ in range(trials):
+    study.sampler = Distinct(sampler, seed, space)
+    trial = study.ask(distributions(space))
+    values.append(objective(trial.params))
+    if told or math.isfinite(values[-1]):
+      tell(study, trial, values[-1:])
+    else:
+      study.tell(trial, state=optuna.trial.TrialState.FAIL)
+  return values
+
+
 def regrets(
   objective: Callable[[dict], float], space: dict, trials: int, seeds: int
 ) -> dict[str, list[float]]:
   """Of each sampler and seed after all trials."""
-  found = collections.defaultdict(list)
-  for name in ('random', 'tpe'):
-    for seed in range(seeds):
-      study = optuna.create_study(sampler=SAMPLERS[name](seed))
-      study.optimize(lambda t: objective(suggest(t, space)), n_trials=trials)
-      found[name].append(study.best_value)
-  return found
+  return {name: [min(search(objective, space, trials, name, seed)) for seed in range(seeds)]
+          for name in ('random', 'tpe')}
+
+
+def diverging(cells: list[dict], trials: int, seeds: int) -> dict[str, dict]:
+  """Of each way to search: regret after some numbers of trials, share of them that diverged."""
+  rows, found, at = {}, {}, [trials // 3, trials * 2 // 3, trials]
+  for name, sampler, told in (('random', 'random', True), ('tpe', 'tpe', True),
+                              ('tpe, untold', 'tpe', False)):
+    values_CST = np.array([[search(*_half(cell), trials, sampler, seed, told)
+                            for seed in range(seeds)] for cell in cells])
+    found[name] = {n: values_CST[..., :n].min(axis=-1).mean(axis=0) for n in at}
+    rows[name] = {
+      'regret': {n: float(np.median(of)) for n, of in found[name].items()},
+      'better_than_random': {n: int(np.sum(of < found['random'][n]))
+                             for n, of in found[name].items()},
+      'diverged': round(float(np.mean(~np.isfinite(values_CST))), 3)}
+  return rows
+
+
+def _half(cell: dict) -> tuple[Callable[[dict], float], dict]:
+  """As `of_cell`, where the upper half of the learning rates diverges."""
+  rates = np.log([lr for lr, _ in cell])
+  middle = math.exp((rates.min() + rates.max()) / 2)
+  return of_cell({p: loss if p[0] <= middle else math.inf for p, loss in cell.items()})
 
 
 def of_cell(cell: dict) -> tuple[Callable[[dict], float], dict]:
@@ -141,6 +182,7 @@ def main() -> None:
   print(json.dumps({
     'benchmark': 'search', 'seeds': args.seeds, 'trials': args.trials, 'median_regret': medians,
     'step_law_mean_regret': {k: float(np.mean(v)) for k, v in of_table.items()},
+    'diverging': diverging(list(cells.values()), args.trials, args.seeds),
     'halving': {name: halving(cells, keep) for name, keep in HALVING.items()}}))
 
 

@@ -102,8 +102,9 @@ class Transformer(nn.Module):
 
   def __init__(self, config: ModelConfig, keep: str, compiled: bool):
     plain = dict(activation='swiglu', norm='rms', norm_position='pre', tie_embeddings=True,
-                 attention_bias=False, mlp_bias=False, qk_norm=False, mtp='none', fp8=False,
-                 rope_scaling=None, sliding_window=0, logit_softcap=0.0, attention_softcap=0.0)
+                 attention_bias=False, qkv_bias=False, mlp_bias=False, qk_norm=False, mtp='none',
+                 fp8=False, rope_scaling=None, sliding_window=0, logit_softcap=0.0,
+                 attention_softcap=0.0)
     for name, value in plain.items():
       if getattr(config, name) != value:
         raise ValueError(f'the PyTorch step knows {name}={value!r} only')

@@ -45,15 +45,15 @@ def _step(
   c: ConfigDict, name: str, run: Callable, sections: Sequence[str] = (), **kwargs: Any
 ) -> Step:
   """A step that reads these sections (or fields) of the config."""
-  config = {s: _deciding(s, c[s]) for s in sections}
+  config = {s: deciding(s, c[s]) for s in sections}
   return Step(name, functools.partial(run, c=c), config, **kwargs)
 
 
-def _deciding(name: str, value: Any) -> Any:
+def deciding(name: str, value: Any) -> Any:
   """A field of the config, or a section without the fields that decide nothing of the result."""
   if not isinstance(value, ConfigDict):
     return value
-  return {k: _deciding(f'{name}.{k}', v) for k, v in value.items()
+  return {k: deciding(f'{name}.{k}', v) for k, v in value.items()
           if f'{name}.{k}' in _DECISIVE or not f'{name}.{k}'.startswith(_OPERATIONAL)}
 
 

@@ -33,13 +33,15 @@ def resolve(c: ConfigDict) -> ConfigDict:
   Raises:
     ValueError: fields that contradict each other; the message names one to change.
   """
-  from smoljax.checkpoints import load
   from smoljax.data import tokenizer
   from smoljax.model import SHAPES
 
   _check_numbers(c)
-  if c.distill.teacher and not c.tokenizer.path:  # distributions compare over the same tokens only
-    c.tokenizer.path = load.find_tokenizer(c.distill.teacher)
+  # Weights of another model, and its distributions, are for its own tokens.
+  for field, path in (('distill.teacher', c.distill.teacher),
+                      ('train.init_from', c.train.init_from)):
+    if path and not c.tokenizer.path:
+      c.tokenizer.path = _tokenizer_of(field, path)
   t = c.train
   if t.batch_tokens % c.data.seq_len:
     raise ValueError(
@@ -62,6 +64,16 @@ def resolve(c: ConfigDict) -> ConfigDict:
   if t.steps < 1:
     raise ValueError(f'train.tokens={t.tokens}: give at least one batch, {t.batch_tokens}')
   return c
+
+
+def _tokenizer_of(field: str, path: str) -> str:
+  """The tokenizer file of the model that a field of the config names."""
+  from smoljax.checkpoints import load
+
+  try:
+    return load.find_tokenizer(path)
+  except FileNotFoundError as e:
+    raise FileNotFoundError(f'{field}={path}: {e}; what its token ids mean must be known') from None
 
 
 def options(c: ConfigDict, section: str) -> Options:
@@ -154,7 +166,6 @@ def check(c: Any) -> None:
   import jax
 
   from smoljax import metrics, model, optim
-  from smoljax.checkpoints import load
   from smoljax.data import tokenizer
   from smoljax.data.batches import make_stages
   from smoljax.evals.tasks import TASKS
@@ -187,7 +198,13 @@ def check(c: Any) -> None:
   if c.train.init_from and c.train.branch_from:
     raise ValueError('train.init_from takes weights, train.branch_from all of a run: give one')
   if c.distill.teacher:
-    tokenizer.require_same(load.find_tokenizer(c.distill.teacher), c.tokenizer.path)
+    tokenizer.require_same(
+      _tokenizer_of('distill.teacher', c.distill.teacher), c.tokenizer.path)
+  if c.train.init_from:
+    tokenizer.require_same(
+      _tokenizer_of('train.init_from', c.train.init_from), c.tokenizer.path,
+      f'train.init_from={c.train.init_from}',
+      'each row of its embedding stands for one of its own tokens')
   step.mtp_weight(c.mtp, c.train.steps)
   make_stages(c.train.stages, c.train.steps)
   guard.init(c.guard, 1)

@@ -53,19 +53,20 @@ def write(
   loaded = load.load_model(teacher)
   same_tokenizer(loaded.tokenizer.path, manifest, corpus_tokenizer)
   config, params = model.without_mtp(loaded.config, loaded.params)
-  most, ids = min(teacher_cache.MAX_DRAWS, config.vocab_size), teacher_cache.MAX_VOCAB
+  known = loaded.tokenizer.vocab_size  # the rows beyond pad the vocabulary
+  most, ids = min(teacher_cache.MAX_DRAWS, known), teacher_cache.MAX_VOCAB
   if not 0 < draws <= most or not temperature > 0:
     raise ValueError(f'draws={draws}, temperature={temperature}: give 1 to {most} draws, and a '
                      'positive temperature')
-  if kind == 'sampled' and config.vocab_size > ids:
+  if kind == 'sampled' and known > ids:
     raise ValueError(f'kind=sampled stores ids below {ids:,}, the vocabulary has '
-                     f'{config.vocab_size:,}: use topk or hidden')
+                     f'{known:,}: use topk or hidden')
   if seq_len > config.max_seq_len:
     raise ValueError(f'seq_len={seq_len}, but the teacher was trained on {config.max_seq_len}')
   job = {
     'cache': kind, 'teacher': load.weights_fingerprint(teacher), 'corpus': opened.digest,
     'tokenizer': manifest.get('tokenizer_sha256'), 'draws': draws, 'temperature': temperature,
-    'seq_len': seq_len, 'seed': seed, 'embed_dim': config.embed_dim,
+    'seq_len': seq_len, 'seed': seed, 'embed_dim': config.embed_dim, 'vocab_size': known,
   }
   job = json.loads(json.dumps(job))
   name = name or manifest['name']
@@ -73,10 +74,11 @@ def write(
   os.makedirs(path, exist_ok=True)
   if os.path.exists(os.path.join(path, '_SUCCESS')):
     done = records.read_manifest(path, 'teacher')
-    if {k: done[k] for k in job} == job:
+    if {k: done.get(k) for k in job} == job:
       return path
   _same_job(os.path.join(path, 'job.json'), job, path)
-  query = _make_query(config, jax.device_put(params, jax.devices()[0]), kind, draws, temperature)
+  query = _make_query(
+    config, jax.device_put(params, jax.devices()[0]), known, kind, draws, temperature)
   shards, entries = records.list_shards(manifest), []
   for index, (shard, number) in enumerate(shards):
     entry = os.path.join(path, f'shard-{index:05d}.json')
@@ -130,7 +132,7 @@ def same_tokenizer(teacher: str, manifest: dict, corpus_tokenizer: str = '') -> 
     'Tokenise it with the teacher’s, or give --tokenizer to have the two compared')
 
 
-def _make_query(config, params, kind, draws, temperature):
+def _make_query(config, params, known, kind, draws, temperature):
   """The jitted (tokens_BT, keys_B) → arrays [B, T, …] of what is stored."""
 
   @jax.jit
@@ -141,7 +143,7 @@ def _make_query(config, params, kind, draws, temperature):
     unembed_DV = model.unembedding(config, params)
 
     def one(index, hidden_BCD):
-      logits_BCV = model.project(config, hidden_BCD, unembed_DV)
+      logits_BCV = model.project(config, hidden_BCD, unembed_DV)[..., :known]
       if kind == 'topk':
         p_BCV = jax.nn.softmax(logits_BCV / temperature)
         p_BCK, ids_BCK = jax.lax.top_k(p_BCV, draws)

@@ -12,49 +12,65 @@ def write_hf(
   model: load.Model,
   output: str,
   *,
-  dtype: str = 'float32',
+  dtype: str = '',
   quantize: str = '',
   with_chat: bool = False,
   keep_mtp: bool = False,
 ) -> tuple[str, dict[str, str]]:
   """Writes `model` with its tokenizer, and chat template if asked, for `transformers` to load.
 
+  Of a model that was read from such a folder, its generation settings and chat template go along.
+
   Args:
     output: the folder.
-    dtype: of the stored weights; nothing else can be asked for with `quantize`.
+    dtype: of the stored weights, '' for what the model computes in; nothing else can be asked for
+      with `quantize`.
     keep_mtp: modules of multi-token prediction too, for speculative decoding.
   Returns:
     The folder, and an empty dict: all tensors are stored as asked.
   Raises:
+    FileExistsError: the folder holds files that no export wrote.
     ValueError: the architecture cannot be represented there, or the tokenizer lacks the control
       tokens of the chat template.
   """
   if quantize:
     raise ValueError(f'--quantize={quantize} goes with --format=gguf')
-  generation = {}
-  if with_chat:
-    stops = [chat.control_ids(model.tokenizer)[chat.END], model.tokenizer.eos_id]
-    generation = {'eos_token_id': [i for i in stops if i is not None]}
+  settings = _generation(model, with_chat)
   config, params = model.config, model.params
   if not keep_mtp:
     config, params = without_mtp(config, params)
-  huggingface.save_hf(
-    config, params, output, dtype=dtype, generation=generation, **model.tokenizer.special._asdict())
-  tokenizer.to_hf(
-    model.tokenizer,
-    output,
-    bos=model.bos,
-    max_length=model.config.max_seq_len,
-    chat_template=chat.template() if with_chat else '',
-  )
+  with tempfile.TemporaryDirectory() as folder:
+    tokenizer.to_hf(
+      model.tokenizer,
+      folder,
+      bos=model.bos,
+      max_length=model.config.max_seq_len,
+      chat_template=chat.template() if with_chat else '',
+    )
+    huggingface.save_hf(config, params, output, dtype=dtype or model.config.dtype,
+                        tokenizer_dir=folder, generation=settings,
+                        **model.tokenizer.special._asdict())
   return output, {}
+
+
+def _generation(model, with_chat):
+  """What generation_config.json says of the model; an answer of a chat model ends its turn."""
+  settings = dict(model.generation)
+  here = os.path.dirname(os.path.abspath(model.tokenizer.path))
+  if not model.folder or here != os.path.abspath(model.folder):  # ids mean other tokens here
+    settings = {k: v for k, v in settings.items() if not k.endswith('_token_id')}
+  if with_chat:
+    end = chat.control_ids(model.tokenizer)[chat.END]
+    ends = [end, *huggingface.eos_ids(settings, model.tokenizer)]
+    settings['eos_token_id'] = list(dict.fromkeys(ends))
+  return settings
 
 
 def write_gguf(
   model: load.Model,
   output: str,
   *,
-  dtype: str = 'float32',
+  dtype: str = '',
   quantize: str = '',
   with_chat: bool = False,
   keep_mtp: bool = False,
@@ -63,7 +79,8 @@ def write_gguf(
 
   Args:
     output: the file, or a folder for `model-KIND.gguf`.
-    dtype, quantize: one of gguf.KINDS; `quantize` counts where both are given.
+    dtype, quantize: one of gguf.KINDS; `quantize` counts where both are given, and where neither
+      is, it is what the model computes in.
     keep_mtp: must be False, as the runtime knows no modules of multi-token prediction.
   Returns:
     The file, and which tensors are stored in another type (see `gguf.save_gguf`).
@@ -73,13 +90,12 @@ def write_gguf(
   """
   if keep_mtp:
     raise ValueError('--mtp goes with --format=hf')
-  kind = quantize or dtype
+  kind = quantize or dtype or model.config.dtype
   path = output if output.endswith('.gguf') else os.path.join(output, f'model-{kind}.gguf')
   as_it_is = model.tokenizer.adds_bos is model.bos  # of a .model it is None
   with tempfile.TemporaryDirectory() as folder:
+    ends = huggingface.eos_ids(_generation(model, with_chat), model.tokenizer)
     if with_chat or not as_it_is:
-      if with_chat:
-        chat.control_ids(model.tokenizer)  # refuses a tokenizer without them
       tokenizer.to_hf(
         model.tokenizer, folder, bos=model.bos, max_length=model.config.max_seq_len,
         chat_template=chat.template() if with_chat else '',
@@ -89,7 +105,7 @@ def write_gguf(
     os.makedirs(os.path.dirname(path) or '.', exist_ok=True)
     config, params = without_mtp(model.config, model.params)
     other = gguf.save_gguf(config, params, path, kind=kind, tokenizer_dir=folder,
-                           special=model.tokenizer.special._asdict())
+                           special=model.tokenizer.special._asdict(), ends=ends)
   return path, other
 
 

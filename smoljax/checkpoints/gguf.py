@@ -21,7 +21,7 @@ import logging
 import math
 import os
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from types import ModuleType
 from typing import Any
 
@@ -31,6 +31,7 @@ import ml_dtypes
 import numpy as np
 import tokenizers
 
+import smoljax
 from smoljax import model
 from smoljax.checkpoints import huggingface
 from smoljax.data import tokenizer
@@ -52,6 +53,7 @@ NAMES = {
   'mlp.down_proj': 'ffn_down',
 }
 
+_MARK = 'smoljax.version'  # a key of the files that are ours, which may be overwritten
 _Type = gguf.GGMLQuantizationType
 _File = gguf.LlamaFileType
 KINDS = {  # by name: the type of matrices, and of the file as a whole
@@ -71,6 +73,7 @@ def save_gguf(
   kind: str = 'bfloat16',
   tokenizer_dir: str | None = None,
   special: Mapping[str, int | None] | None = None,
+  ends: Sequence[int] = (),
 ) -> dict[str, str]:
   """Writes the model as a GGUF file.
 
@@ -84,19 +87,24 @@ def save_gguf(
       vocabulary: it can be run on token ids only.
     special: ids of BOS, EOS and pad that go before those which that folder names, as
       `tokenizer.load` takes them.
+    ends: ids that end a text, beside EOS two at the most, as the runtime has keys for.
   Returns:
     Matrices whose rows do not fit the blocks of `kind`, and the type they have: {'blk.0.…': 'F16'}.
   Raises:
+    FileExistsError: a file that is none of ours lies there.
     ValueError: for what the runtime cannot represent, parameters that do not fit the config, and
       weights that are not finite in `kind`.
     ImportError: q4_k_m without the runtime.
   """
   if kind not in KINDS:
     raise ValueError(f'kind={kind!r}: one of {", ".join(KINDS)}')
+  if os.path.lexists(path) and not _is_ours(path):
+    raise FileExistsError(f'{path} is there, and no export wrote it: give another name, or move it '
+                          'away')
   arch = architecture(config)
   huggingface.check_tree(config, params)
   vocabulary = (
-    read_vocabulary(tokenizer_dir, config.vocab_size, special) if tokenizer_dir else {})
+    read_vocabulary(tokenizer_dir, config.vocab_size, special, ends) if tokenizer_dir else {})
   whole = f'{path}.tmp'
   try:
     if kind == 'q4_k_m':
@@ -142,7 +150,7 @@ def architecture(config: ModelConfig) -> str:
              else f'nope_interval={config.nope_interval}')
     raise ValueError(f'{given}: the GGUF runtime has NoPE on every 4th layer (smollm3) or on none '
                      '(llama), fixed in its code; export to hf instead')
-  for field in ('attention_bias', 'mlp_bias'):
+  for field in ('attention_bias', 'qkv_bias', 'mlp_bias'):
     if getattr(config, field):
       raise ValueError(f'{field}=True: smollm3 reads no biases in the GGUF runtime (llama does, '
                        'where every layer rotates); export to hf instead')
@@ -195,6 +203,12 @@ def _write(config, params, path, arch, vocabulary, kind):
     writer.close()
 
 
+def _is_ours(path):
+  with open(path, 'rb') as f:
+    start = f.read(1 << 12)
+  return start.startswith(b'GGUF') and _MARK.encode() in start
+
+
 def interleave(x: np.ndarray, head_dim: int) -> np.ndarray:
   """Rows [N H, …] reordered within each head: pairs (i, i + H/2) become (2i, 2i + 1)."""
   halves = x.reshape(-1, 2, head_dim // 2, *x.shape[1:])
@@ -215,6 +229,7 @@ def _encode(x, stored):
 
 
 def _add_architecture(writer, config, kind):
+  writer.add_string(_MARK, smoljax.__version__)
   writer.add_type(gguf.GGUFType.MODEL)
   writer.add_name(f'{writer.arch} {config.num_params() / 1e6:,.1f}M')
   writer.add_file_type(KINDS[kind][1])
@@ -275,7 +290,8 @@ _SPACE = '\u2581'  # how SentencePiece writes a space
 
 
 def read_vocabulary(
-  folder: str, vocab_size: int, special: Mapping[str, int | None] | None = None
+  folder: str, vocab_size: int, special: Mapping[str, int | None] | None = None,
+  ends: Sequence[int] = (),
 ) -> dict[str, Any]:
   """Metadata of a GGUF file (`tokenizer.…` keys) for the tokenizer in `folder`.
 
@@ -285,7 +301,7 @@ def read_vocabulary(
   Args:
     folder: has tokenizer.json, and perhaps tokenizer_config.json.
     vocab_size: rows of the embedding; ids beyond the tokenizer's become unused tokens.
-    special: see `save_gguf`.
+    special, ends: see `save_gguf`.
   Raises:
     FileNotFoundError: there is no tokenizer.json.
     ValueError: the runtime would tokenise differently.
@@ -339,6 +355,8 @@ def read_vocabulary(
                  ('padding_token_id', ids.pad_id)):
     if i is not None:
       meta[key] = i
+  more = [i for i in ends if i != ids.eos_id and i in tokens]
+  meta |= dict(zip(('eot_token_id', 'eom_token_id'), more, strict=False))
   around = tokenizers.Tokenizer.from_file(file).encode('').ids
   bos, eos = meta.get('bos_token_id'), meta.get('eos_token_id')
   meta['add_bos_token'], meta['add_eos_token'] = around[:1] == [bos], around[-1:] == [eos]
@@ -435,7 +453,11 @@ def _pair(merge):
 
 
 def _chat_template(folder):
-  """The chat template beside tokenizer.json, None if there is none."""
+  """The chat template beside tokenizer.json, in plain Jinja; None if there is none.
+
+  Its spans to train on (`{% generation %}`, which only transformers knows) become blocks that
+  change nothing: the tags stay, since spaces around them may be trimmed.
+  """
   template = None
   file = os.path.join(folder, 'tokenizer_config.json')
   if os.path.isfile(file):
@@ -447,6 +469,9 @@ def _chat_template(folder):
   if os.path.isfile(file):
     with open(file, encoding='utf-8') as f:
       template = f.read()
+  for tag, plain in (('generation', 'if true'), ('endgeneration', 'endif')):
+    template = template and re.sub(
+      rf'(\{{%[-+]?\s*){tag}(\s*[-+]?%\}})', rf'\g<1>{plain}\2', template)
   return template
 
 

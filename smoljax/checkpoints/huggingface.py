@@ -4,6 +4,8 @@ One table names every tensor and the order of its dims on both sides. A PyTorch 
 in); ours keep heads apart. Rotary dims need no permutation: both sides rotate (i, i + H/2) pairs.
 """
 
+import collections
+import functools
 import json
 import math
 import os
@@ -15,11 +17,12 @@ import jax
 import jax.numpy as jnp
 import ml_dtypes
 import numpy as np
-import safetensors
 import safetensors.numpy
 from jax.experimental import multihost_utils
 
 from smoljax import sharding
+from smoljax.checkpoints import hf_folder
+from smoljax.data import tokenizer
 from smoljax.model import ModelConfig, Params, abstract_params
 
 # Our path: (their name with {} for the layer, their dims; letters in one group are one dim).
@@ -38,7 +41,12 @@ NAMES: dict[str, tuple[str, str]] = {
   'blocks/attn/o_bias_D': ('model.layers.{}.self_attn.o_proj.bias', 'D'),
   'blocks/attn/q_norm/scale_H': ('model.layers.{}.self_attn.q_norm.weight', 'H'),
   'blocks/attn/k_norm/scale_H': ('model.layers.{}.self_attn.k_norm.weight', 'H'),
+  'blocks/attn/q_norm/scale_NH': ('model.layers.{}.self_attn.q_norm.weight', 'NH'),
+  'blocks/attn/k_norm/scale_KH': ('model.layers.{}.self_attn.k_norm.weight', 'KH'),
   'blocks/mlp_norm/scale_D': ('model.layers.{}.post_attention_layernorm.weight', 'D'),
+  # OLMo 2, which has no norms before.
+  'blocks/attn_post_norm/scale_D': ('model.layers.{}.post_attention_layernorm.weight', 'D'),
+  'blocks/mlp_post_norm/scale_D': ('model.layers.{}.post_feedforward_layernorm.weight', 'D'),
   'blocks/mlp/gate_DF': ('model.layers.{}.mlp.gate_proj.weight', 'F D'),
   'blocks/mlp/up_DF': ('model.layers.{}.mlp.up_proj.weight', 'F D'),
   'blocks/mlp/down_FD': ('model.layers.{}.mlp.down_proj.weight', 'D F'),
@@ -60,15 +68,11 @@ NAMES |= {
   'mtp/from_embed_DE': ('model.mtp.{}.eh_proj.embed.weight', 'E D'),
 }
 
-TOKENIZER_FILES = (
-  'tokenizer.json', 'tokenizer_config.json', 'special_tokens_map.json', 'added_tokens.json',
-  'chat_template.jinja', 'tokenizer.model', 'vocab.json', 'merges.txt',
-)
+_ID_KEYS = ('bos_token_id', 'eos_token_id', 'pad_token_id')
 
-DTYPES = {  # by name here, and by safetensors' name
+DTYPES = {
   'bfloat16': ml_dtypes.bfloat16, 'float16': np.float16, 'float32': np.float32,
 }
-READABLE = ('BF16', 'F16', 'F32')
 
 
 def save_hf(
@@ -79,7 +83,7 @@ def save_hf(
   dtype: str = 'bfloat16',
   tokenizer_dir: str | None = None,
   bos_id: int | None = None,
-  eos_id: int | None = None,
+  eos_id: int | list[int] | None = None,
   pad_id: int | None = None,
   generation: Mapping[str, Any] | None = None,
   facts: Mapping[str, Any] | None = None,
@@ -93,80 +97,69 @@ def save_hf(
       whole. With several processes all must call; process 0 writes.
     dtype: of the stored weights: bfloat16, float16 or float32.
     tokenizer_dir: folder whose tokenizer files (and generation_config.json) are copied along.
-    bos_id, eos_id, pad_id: token ids for config.json and generation_config.json.
-    generation: further entries of generation_config.json, such as temperature.
+    bos_id, eos_id, pad_id: token ids for config.json and generation_config.json; None is what
+      these say in `tokenizer_dir`, or else its tokenizer. `eos_id` may be several.
+    generation: further entries of generation_config.json, such as temperature; its ids go before.
     facts: rows for the model card, such as tokens trained on.
     max_shard_bytes: larger models are split into several files with an index.
   Raises:
+    FileExistsError: the folder holds files of these names that no export wrote.
     ValueError: for what the format cannot represent, parameters that do not fit the config, and
       weights that are not finite in `dtype`.
   """
   if dtype not in DTYPES:
     raise ValueError(f'dtype={dtype!r}: one of {", ".join(DTYPES)}')
-  hf_config = config.to_hf() | dict(
-    torch_dtype=dtype, dtype=dtype, bos_token_id=bos_id, eos_token_id=eos_id, pad_token_id=pad_id)
+  hf_config = config.to_hf() | dict(torch_dtype=dtype, dtype=dtype)
   check_tree(config, params)
+  tokenizer_files = _tokenizer_files(tokenizer_dir) if tokenizer_dir else {}
+  ids = dict(zip(_ID_KEYS, (bos_id, eos_id, pad_id), strict=True))
   _check_ids(config, bos_id=bos_id, eos_id=eos_id, pad_id=pad_id)
-  tokenizer_files = _tokenizer_files(tokenizer_dir) if tokenizer_dir else []
+  settings = _generation(tokenizer_dir, ids | dict(generation or {}))
+  hf_config |= {key: settings.get(key) for key in _ID_KEYS}
+  shards = _shards(config, np.dtype(DTYPES[dtype]).itemsize, max_shard_bytes)
+  own = {hf_folder.CONFIG, hf_folder.GENERATION, 'README.md', *shards.values(), *tokenizer_files}
+  if len(set(shards.values())) > 1:
+    own.add(hf_folder.INDEX)
+  export = hf_folder.Export(path, own)
   writes = jax.process_index() == 0
   if writes:
     os.makedirs(path, exist_ok=True)
-    _remove(os.path.join(path, 'config.json'))
+    export.remove(hf_folder.CONFIG)
 
-  itemsize = np.dtype(DTYPES[dtype]).itemsize
-  total = itemsize * config.num_params()
-  shards: list[Any] = [{}]
-  size, files = 0, {}
-  num_shards = _count_shards(config, itemsize, max_shard_bytes)
-
-  def flush(shard):
-    name = 'model.safetensors'
-    if num_shards > 1:
-      name = f'model-{len(shards):05d}-of-{num_shards:05d}.safetensors'
-    files.update(dict.fromkeys(shard, name))
-    if writes:
-      _replace(os.path.join(path, name),
-               lambda tmp: safetensors.numpy.save_file(shard, tmp, metadata={'format': 'pt'}))
-
+  shard: dict[str, np.ndarray] = {}
+  left = collections.Counter(shards.values())
   for name, tensor in to_hf_tensors(config, params, dtype):
-    if shards[-1] and size + tensor.nbytes > max_shard_bytes:
-      flush(shards[-1])
-      shards[-1] = None  # written: let it be freed
-      shards.append({})
-      size = 0
-    shards[-1][name] = tensor
-    size += tensor.nbytes
-  flush(shards[-1])
+    shard[name] = tensor
+    if len(shard) == left[shards[name]]:
+      if writes:
+        export.write(shards[name], lambda tmp, shard=shard: safetensors.numpy.save_file(
+          shard, tmp, metadata={'format': 'pt'}))
+      shard = {}  # written: let it be freed
   if not writes:
     return
 
-  keep = set(files.values())
-  if num_shards > 1:
-    _write_json(path, 'model.safetensors.index.json',
-                {'metadata': {'total_size': total}, 'weight_map': files})
-    keep.add('model.safetensors.index.json')
-  for name in os.listdir(path):  # of an earlier export, split otherwise
-    if name.startswith('model') and '.safetensors' in name and name not in keep:
-      _remove(os.path.join(path, name))
-  ids = dict(bos_token_id=bos_id, eos_token_id=eos_id, pad_token_id=pad_id)
-  generation = {k: v for k, v in ids.items() if v is not None} | dict(generation or {})
-  for name in tokenizer_files:
-    _replace(os.path.join(path, name),
-             lambda tmp, name=name: shutil.copyfile(os.path.join(tokenizer_dir or '', name), tmp))
-  source = os.path.join(tokenizer_dir or '', 'generation_config.json')
-  if tokenizer_dir and os.path.isfile(source):
-    with open(source, encoding='utf-8') as f:
-      generation = json.load(f) | generation
-  _write_json(path, 'generation_config.json', generation)
-  _replace(os.path.join(path, 'README.md'),
-           lambda tmp: _write_text(tmp, _model_card(config, dtype, facts or {})))
-  _write_json(path, 'config.json', hf_config)
+  if hf_folder.INDEX in own:
+    total = np.dtype(DTYPES[dtype]).itemsize * config.num_params()
+    _write_json(export, hf_folder.INDEX,
+                {'metadata': {'total_size': total}, 'weight_map': shards})
+  for name in export.others():  # of an earlier export, split otherwise
+    if name.startswith('model') and '.safetensors' in name:
+      export.remove(name)
+  for name, source in tokenizer_files.items():
+    export.write(name, functools.partial(shutil.copyfile, source))
+  _write_json(export, hf_folder.GENERATION, settings)
+  export.write(
+    'README.md', lambda tmp: _write_text(tmp, _model_card(config, dtype, facts or {})))
+  _write_json(export, hf_folder.CONFIG, hf_config)
 
 
 def load_hf(
   path: str, *, param_dtype: str = 'float32', **overrides: Any
 ) -> tuple[ModelConfig, Params]:
   """Reads a Hugging Face folder of one of `model.HF_CLASSES`.
+
+  The model computes in the dtype that config.json names (or else in that of its weights), as in
+  transformers; float16 in float32, which holds all of its values.
 
   Args:
     path: folder with config.json (keys of transformers 4 or 5) and model.safetensors, or its
@@ -175,30 +168,91 @@ def load_hf(
     **overrides: fields of the ModelConfig, such as dtype or remat.
   Raises:
     FileNotFoundError: a file is missing.
-    ValueError: a truncated file; missing, extra, misshapen or wrongly typed tensors.
+    ValueError: a truncated file; missing, extra, misshapen or wrongly typed tensors; weights that
+      are not finite; a file that lies outside of the folder.
   """
-  config_file = os.path.join(path, 'config.json')
-  if not os.path.isfile(config_file):
+  hf_folder.check_links(path)
+  hf = hf_folder.read_json(path, hf_folder.CONFIG)
+  if hf is None:
     raise FileNotFoundError(f'{path} has no config.json: give a folder in Hugging Face format')
-  with open(config_file, encoding='utf-8') as f:
-    config = ModelConfig.from_hf(json.load(f), **overrides)
-  files = _weight_files(path)
+  weights = hf_folder.Weights(path)
+  if not (hf.get('dtype') or hf.get('torch_dtype')) and weights.files:
+    stored = weights.dtype(min(weights.files))
+    hf = hf | {'dtype': 'bfloat16' if stored == 'BF16' else 'float32'}
+  try:
+    config = ModelConfig.from_hf(hf, **overrides)
+  except ValueError as e:
+    raise ValueError(f'{path}: {e}') from None
   mesh = jax.sharding.get_abstract_mesh()
-  opened = {file: _open(os.path.join(path, file)) for file in set(files.values())}
-  expected = {name for names in _hf_names(config).values() for name in names}
-  _check_names(path, config, files, expected, opened)
-
-  def read(name):
-    part = opened[files[name]].get_slice(name)
-    if part.get_dtype() not in READABLE:
-      raise ValueError(f'{path}: {name} is stored as {part.get_dtype()}: only '
-                       f'{", ".join(READABLE)} can be read; convert or dequantise the model first')
-    return opened[files[name]].get_tensor(name)
-
-  params = from_hf_tensors(config, read, param_dtype=param_dtype)
+  params = from_hf_tensors(config, reader(config, weights), param_dtype=param_dtype)
   if mesh.empty:
     return config, jax.tree.map(jnp.asarray, params)
   return config, jax.device_put(params, sharding.shardings(params, jax.sharding.get_mesh()))
+
+
+def reader(config: ModelConfig, weights: hf_folder.Weights) -> Callable[[str], np.ndarray]:
+  """What reads one tensor of the folder at a time, as `from_hf_tensors` takes it.
+
+  Raises ValueError unless the headers of the folder's tensors say what the config means.
+  """
+  path = weights.path
+  if config.num_layers > len(weights.files):
+    raise ValueError(f'{path}: config.json means {config.num_layers:,} layers, but there are only '
+                     f'{len(weights.files):,} tensors')
+  shapes = hf_shapes(config)
+  embed, head = NAMES['embed_VD'][0], NAMES['head_DV'][0]
+  found = {name for name in weights.files if not name.endswith('rotary_emb.inv_freq')}
+  renamed = {}
+  if config.tie_embeddings and head in found:  # some writers store the shared matrix twice
+    if embed in found and not np.array_equal(weights.read(embed), weights.read(head)):
+      raise ValueError(f'{path}: lm_head.weight differs from the embedding, but config.json says '
+                       'tie_word_embeddings=true: set it to false')
+    if embed not in found:  # and some under the other name
+      renamed[embed] = head
+    found = found - {head} | {embed}
+  lacks, more = shapes.keys() - found, found - shapes.keys()
+  for names, what in ((lacks, 'lacks'), (more, 'has the unexpected')):
+    if names:
+      more = f' and {len(names) - 1} more' if len(names) > 1 else ''
+      raise ValueError(f'{path} {what} tensor {min(names)}{more}: config.json and weights do not '
+                       'belong together')
+  for name, shape in shapes.items():
+    stored = renamed.get(name, name)
+    if weights.shape(stored) != shape:
+      raise ValueError(f'{path}: tensor {stored} has shape {list(weights.shape(stored))}, but '
+                       f'config.json means {list(shape)}')
+    if weights.dtype(stored) not in hf_folder.EXPONENTS:
+      raise ValueError(f'{path}: {stored} is stored as {weights.dtype(stored)}: only '
+                       f'{", ".join(hf_folder.EXPONENTS)} can be read; convert or dequantise the '
+                       'model first')
+  return lambda name: weights.read(renamed.get(name, name))
+
+
+def generation(path: str) -> dict[str, Any]:
+  """What generation_config.json of a folder says, and config.json of the ids that it leaves out.
+
+  Raises ValueError for ids that are none: `eos_token_id` is one or a list.
+  """
+  named = hf_folder.read_json(path, hf_folder.CONFIG) or {}
+  found = {key: named.get(key) for key in _ID_KEYS}
+  found |= {k: v for k, v in (hf_folder.read_json(path, hf_folder.GENERATION) or {}).items()
+            if v is not None and not k.startswith('_')}
+  for key in _ID_KEYS:
+    for i in _listed(found[key]) if key == 'eos_token_id' else [found[key]]:
+      if i is not None and (not isinstance(i, int) or isinstance(i, bool)):
+        raise ValueError(f'{path}: {key}={found[key]!r}: a token id is expected'
+                         + ', or a list of them' * (key == 'eos_token_id'))
+  return {k: v for k, v in found.items() if v is not None}
+
+
+def eos_ids(generation: Mapping[str, Any], text: tokenizer.Tokenizer) -> tuple[int, ...]:
+  """The ids that end a text: those which `generation` names, or else the tokenizer's."""
+  named = _listed(generation.get('eos_token_id', text.eos_id))
+  return tuple(i for i in named if i is not None)
+
+
+def _listed(ids):
+  return ids if isinstance(ids, list) else [ids]
 
 
 # ------------------------------------------------------------------------------------- tensors
@@ -271,51 +325,6 @@ def _num_stacked(config: ModelConfig, path: str) -> int:
   return stacks.get(path.split('/')[0], 1)
 
 
-def _weight_files(path: str) -> dict[str, str]:
-  """Tensor name → file name, from the index or the single file."""
-  index_file = os.path.join(path, 'model.safetensors.index.json')
-  single = os.path.join(path, 'model.safetensors')
-  if os.path.isfile(single):
-    return dict.fromkeys(_open(single).keys(), 'model.safetensors')
-  if not os.path.isfile(index_file):
-    raise FileNotFoundError(f'{path} has neither model.safetensors nor '
-                            'model.safetensors.index.json: only safetensors are read')
-  with open(index_file, encoding='utf-8') as f:
-    files = json.load(f)['weight_map']
-  absent = sorted({f for f in files.values() if not os.path.isfile(os.path.join(path, f))})
-  if absent:
-    raise FileNotFoundError(f'{path}: the index names {absent[0]}, which is not there '
-                            f'({len(absent)} file(s) missing): download them again')
-  return files
-
-
-def _open(file: str):
-  try:
-    return safetensors.safe_open(file, 'np')
-  except safetensors.SafetensorError as e:
-    raise ValueError(f'{file} is not a whole safetensors file ({e}): download it again') from e
-
-
-def _check_names(path, config, files, expected, opened):
-  found = {name for name in files if not name.endswith('rotary_emb.inv_freq')}
-  if config.tie_embeddings and 'lm_head.weight' in found:
-    found.remove('lm_head.weight')  # some writers store the shared matrix twice
-    embed, head = (
-      opened[files[n]].get_tensor(n) for n in ('model.embed_tokens.weight', 'lm_head.weight'))
-    if not np.array_equal(embed, head):
-      raise ValueError(f'{path}: lm_head.weight differs from the embedding, but config.json says '
-                       'tie_word_embeddings=true: set it to false')
-  for names, what in ((expected - found, 'lacks'), (found - expected, 'has the unexpected')):
-    if names:
-      more = f' and {len(names) - 1} more' if len(names) > 1 else ''
-      raise ValueError(f'{path} {what} tensor {min(names)}{more}: config.json and weights do not '
-                       'belong together')
-  stored = {file: set(f.keys()) for file, f in opened.items()}
-  for name in sorted(expected):
-    if name not in stored[files[name]]:
-      raise ValueError(f'{path}: {files[name]} lacks {name}, which the index says it holds')
-
-
 def check_tree(config: ModelConfig, params: Params) -> None:
   """Raises ValueError, naming the parameter, if the params are not of this config."""
   expected, given = _flatten(abstract_params(config)), _flatten(params)
@@ -330,19 +339,25 @@ def check_tree(config: ModelConfig, params: Params) -> None:
 
 def _check_ids(config, **ids):
   for name, value in ids.items():
-    if value is not None and not 0 <= value < config.vocab_size:
-      raise ValueError(f'{name}={value} lies outside the vocabulary of {config.vocab_size}')
+    for i in _listed(value):
+      if i is not None and not 0 <= i < config.vocab_size:
+        raise ValueError(f'{name}={i} lies outside the vocabulary of {config.vocab_size}')
 
 
-def _count_shards(config, itemsize, max_shard_bytes) -> int:
-  """How many files the loop in save_hf will write."""
-  count, size = 1, 0
-  for shape in hf_shapes(config).values():
+def _shards(config, itemsize, max_shard_bytes) -> dict[str, str]:
+  """Tensor name → its file; a file is as full as it may be."""
+  groups, size = [[]], 0
+  for name, shape in hf_shapes(config).items():
     nbytes = itemsize * math.prod(shape)
-    if size and size + nbytes > max_shard_bytes:
-      count, size = count + 1, 0
+    if groups[-1] and size + nbytes > max_shard_bytes:
+      groups.append([])
+      size = 0
+    groups[-1].append(name)
     size += nbytes
-  return count
+  if len(groups) == 1:
+    return dict.fromkeys(groups[0], hf_folder.SINGLE)
+  return {name: f'model-{i:05d}-of-{len(groups):05d}.safetensors'
+          for i, group in enumerate(groups, start=1) for name in group}
 
 
 def _flatten(tree: Params) -> dict[str, Any]:
@@ -355,12 +370,23 @@ def _flatten(tree: Params) -> dict[str, Any]:
 # --------------------------------------------------------------------------------------- files
 
 
-def _tokenizer_files(folder: str) -> list[str]:
-  present = [n for n in TOKENIZER_FILES if os.path.isfile(os.path.join(folder, n))]
-  if not present:
+def _tokenizer_files(folder: str) -> dict[str, str]:
+  """Name → where it is."""
+  found = {name: hf_folder.find(folder, name) for name in hf_folder.TOKENIZER_FILES}
+  if not any(found.values()):
     raise FileNotFoundError(f'no tokenizer files in {folder}: expected tokenizer.json or others '
-                            f'of {", ".join(TOKENIZER_FILES)}')
-  return present
+                            f'of {", ".join(hf_folder.TOKENIZER_FILES)}')
+  return {name: file for name, file in found.items() if file}
+
+
+def _generation(tokenizer_dir, given):
+  """The contents of generation_config.json: what is given goes before what stands in a folder."""
+  found: dict[str, Any] = {}
+  if tokenizer_dir:
+    special = tokenizer.load(tokenizer_dir).special._asdict()
+    found = {f'{k.removesuffix("_id")}_token_id': v for k, v in special.items() if v is not None}
+    found |= generation(tokenizer_dir)
+  return found | {k: v for k, v in given.items() if v is not None}
 
 
 def _model_card(config: ModelConfig, dtype: str, facts: Mapping[str, Any]) -> str:
@@ -404,22 +430,11 @@ print(tokenizer.decode(model.generate(**inputs, max_new_tokens=50)[0]))
 """
 
 
-def _write_json(path: str, name: str, value: Any) -> None:
+def _write_json(export: hf_folder.Export, name: str, value: Any) -> None:
   text = json.dumps(value, indent=2, ensure_ascii=False) + '\n'
-  _replace(os.path.join(path, name), lambda tmp: _write_text(tmp, text))
+  export.write(name, lambda tmp: _write_text(tmp, text))
 
 
 def _write_text(file: str, text: str) -> None:
   with open(file, 'w', encoding='utf-8') as f:
     f.write(text)
-
-
-def _replace(file: str, write) -> None:
-  """Writes beside the file, then renames: no half-written file under its own name."""
-  write(file + '.tmp')
-  os.replace(file + '.tmp', file)
-
-
-def _remove(file: str) -> None:
-  if os.path.exists(file):
-    os.remove(file)

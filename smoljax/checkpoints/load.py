@@ -5,8 +5,11 @@ import pathlib
 from collections.abc import Mapping
 from typing import Any, NamedTuple
 
+import jax
+import numpy as np
+
 from smoljax import model
-from smoljax.checkpoints import huggingface, store
+from smoljax.checkpoints import hf_folder, huggingface, store
 from smoljax.data import tokenizer as tokenizer_lib
 from smoljax.data.tokenizer import Tokenizer
 
@@ -18,6 +21,13 @@ class Model(NamedTuple):
   params: dict
   tokenizer: Tokenizer
   bos: bool  # documents began with BOS in training
+  generation: Mapping[str, Any] = {}  # what its generation_config.json says; {} for a run
+  folder: str = ''  # the Hugging Face folder that it was read from; '' for a run
+
+  @property
+  def eos_ids(self) -> tuple[int, ...]:
+    """The ids that end a text, of which a chat model may have several."""
+    return huggingface.eos_ids(self.generation, self.tokenizer)
 
 
 def load_model(path: str, tokenizer_path: str = '') -> Model:
@@ -36,18 +46,27 @@ def load_model(path: str, tokenizer_path: str = '') -> Model:
     '' if tokenizer_path else meta.get('tokenizer_sha256', ''))
   require_vocabulary(config, text)
   bos = meta.get('config', {}).get('tokenize', {}).get('bos', text.adds_bos)
-  return Model(config, params, text, bos is not False and text.bos_id is not None)
+  bos = bos is not False and text.bos_id is not None
+  if not hf_folder.is_hf(path):
+    return Model(config, params, text, bos)
+  return Model(config, params, text, bos, huggingface.generation(path), path)
 
 
 def find_tokenizer(path: str) -> str:
   """The tokenizer file of the model at `path`, which `load_model` reads.
 
-  It is where the run had it, or in the workdir (or an export) that may have been moved since.
-  Raises FileNotFoundError if there is none, or no model.
+  It is in a Hugging Face folder itself; of a run it is where the run had it, or in the workdir,
+  which may have been moved since. Raises FileNotFoundError if there is none, or no model.
   """
-  meta = {} if _is_hf(path) else store.load_meta(path)
-  here = pathlib.Path(os.path.abspath(path))
   names = ('tokenizer.json', 'tokenizer.model')
+  here = pathlib.Path(os.path.abspath(path))
+  if hf_folder.is_hf(path):
+    hf_folder.check_links(path)
+    found = next((str(here / n) for n in names if os.path.isfile(here / n)), '')
+    if not found:
+      raise FileNotFoundError(f'no {" or ".join(names)} in {path}: give one with --tokenizer')
+    return found
+  meta = store.load_meta(path)
   around = [d / n for d in (here, *here.parents[:2]) for n in names]
   places = [meta.get('tokenizer', ''), *around]
   found = next((str(p) for p in places if os.path.isfile(p)), '')
@@ -59,25 +78,21 @@ def find_tokenizer(path: str) -> str:
 def load_weights(path: str) -> tuple[model.ModelConfig, dict, Mapping[str, Any]]:
   """`(config, params, meta)` of a Hugging Face folder (no meta), a run or one of its checkpoints.
 
-  Raises FileNotFoundError where there is no model.
+  Raises FileNotFoundError where there is no model, and ValueError for one that is damaged.
   """
-  if _is_hf(path):
+  if hf_folder.is_hf(path):
     return *huggingface.load_hf(path), {}
-  return store.load_params(path)
+  config, params, meta = store.load_params(path)
+  for name, x in jax.tree_util.tree_leaves_with_path(params):
+    if not np.isfinite(x).all():
+      raise ValueError(f'{path}: {jax.tree_util.keystr(name)} holds values that are not finite: '
+                       'its training diverged; take an earlier checkpoint')
+  return config, params, meta
 
 
 def weights_fingerprint(path: str) -> Any:
-  """What tells the weights that `load_weights` would read from others, without loading them."""
-  if _is_hf(path):
-    files = sorted(n for n in os.listdir(path) if n.endswith(('.safetensors', 'config.json')))
-    return [(n, os.path.getsize(os.path.join(path, n))) for n in files]
-  return store.find(path)[1]
-
-
-def _is_hf(path: str) -> bool:
-  if not os.path.isdir(path):
-    raise FileNotFoundError(f'no model at {path}: give a run, its checkpoints or a HF folder')
-  return any(name.endswith('.safetensors') for name in os.listdir(path))
+  """What tells the weights that `load_weights` would read from others, by their bytes."""
+  return hf_folder.fingerprint(path) if hf_folder.is_hf(path) else store.find(path)[1]
 
 
 def require_vocabulary(config: model.ModelConfig, text: Tokenizer) -> None:

@@ -220,20 +220,27 @@ class Tokenizer:
     return self.bos_id is not None and first == [self.bos_id]
 
 
-def require_same(teacher: str, student: str) -> None:
-  """Raises ValueError unless two tokenizer files give every id the same piece."""
-  theirs, ours = load(teacher).pieces, load(student).pieces
-  if theirs == ours:
+def require_same(
+  theirs: str, ours: str, whose: str = 'the teacher',
+  why: str = 'a teacher’s distribution is over its own tokens',
+) -> None:
+  """Raises ValueError unless two tokenizer files give every id the same piece.
+
+  Args:
+    theirs, ours: the files, of another model and of the one that is trained.
+    whose, why: whose the former is, and why the two must be the same.
+  """
+  pieces, own = load(theirs).pieces, load(ours).pieces
+  if pieces == own:
     return
-  different = [i for i, (a, b) in enumerate(zip(theirs, ours, strict=False)) if a != b]
-  what = f'{len(theirs):,} pieces against {len(ours):,}'
+  different = [i for i, (a, b) in enumerate(zip(pieces, own, strict=False)) if a != b]
+  what = f'{len(pieces):,} pieces against {len(own):,}'
   if different:
     i = different[0]
-    what += f', id {i} is {theirs[i]!r} against {ours[i]!r} ({len(different):,} differ)'
+    what += f', id {i} is {pieces[i]!r} against {own[i]!r} ({len(different):,} differ)'
   raise ValueError(
-    f'the teacher’s tokenizer {teacher} is not the student’s {student}: {what}. A teacher’s '
-    'distribution is over its own tokens: train the student with the teacher’s tokenizer, '
-    f'--config.tokenizer.path={teacher}')
+    f'the tokenizer of {whose}, {theirs}, is not {ours}: {what}. As {why}, train with it: '
+    f'--config.tokenizer.path={theirs}')
 
 
 def _digest(path: str) -> str:
@@ -312,17 +319,20 @@ def to_hf(
     text: the tokenizer, or its file; what is written names its special tokens.
     bos: documents began with BOS in training, so the exported tokenizer prepends it to a text.
     max_length: context length the model was trained for, in tokens.
-    chat_template: Jinja text for chat_template.jinja (`chat.template`), if any. Control
-      tokens are then read in a text, as transformers encodes rendered conversations.
+    chat_template: Jinja text for chat_template.jinja (`chat.template`) instead of the one that
+      stands beside a tokenizer.json. Control tokens are then read in a text, as transformers
+      encodes rendered conversations.
   Raises:
     ValueError: the model is not a plain BPE with byte fallback, so it cannot be exported exactly;
       or it has no BOS token to prepend.
   """
   text = Tokenizer(text) if isinstance(text, str) else text
+  beside = None
   if text.path.endswith('.json'):
     hf = _HuggingFace(text.path).tokenizer
     hf.encode_special_tokens = False
     named = {k: v for k, v in entries(_sibling_reader(text.path)).items() if v is not None}
+    beside = _sibling_reader(text.path)('chat_template.jinja')
   else:
     hf, named = _from_sentencepiece(text.path)
   for field, i in text.special._asdict().items():
@@ -351,8 +361,10 @@ def to_hf(
   }
   if chat_template:
     tokenizer_config['split_special_tokens'] = False
-    with open(os.path.join(output_dir, 'chat_template.jinja'), 'w', encoding='utf-8') as f:
-      f.write(chat_template)
+    beside = chat_template.encode()
+  if beside is not None:
+    with open(os.path.join(output_dir, 'chat_template.jinja'), 'wb') as f:
+      f.write(beside)
   names = ('bos_token', 'eos_token', 'unk_token', 'pad_token')
   for name, content in (
     ('tokenizer_config.json', tokenizer_config),

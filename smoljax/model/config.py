@@ -3,7 +3,7 @@
 import dataclasses
 import math
 from collections.abc import Collection, Mapping
-from typing import Any
+from typing import Any, NamedTuple
 
 from smoljax.model.attention import IMPLEMENTATIONS
 
@@ -93,9 +93,11 @@ class ModelConfig:
   norm_eps: float = 1e-6
   logit_softcap: float = 0.0  # c: logits become c tanh(logits / c) (arXiv:2408.00118); 0 = none
   tie_embeddings: bool = True
-  attention_bias: bool = False
+  attention_bias: bool = False  # on queries, keys, values and what comes out
+  qkv_bias: bool = False  # on queries, keys and values alone (Qwen2)
   mlp_bias: bool = False
-  qk_norm: bool = False  # RMSNorm over the head dim of queries and keys
+  qk_norm: bool = False  # RMSNorm of queries and keys
+  qk_norm_over: str = 'head'  # each head by itself, or with 'width' all of a token at once (OLMo 2)
   mtp: str = 'none'  # modules that predict tokens after the next: none, parallel, sequential
   mtp_depth: int = 1  # how many; the k-th predicts the token k places after the next
   attention: str = 'auto'  # implementation: auto, xla, cudnn (NVIDIA), splash (TPU)
@@ -147,6 +149,9 @@ class ModelConfig:
     one_of('activation', self.activation, GATED)
     one_of('norm', self.norm, ('rms', 'layer'))
     one_of('norm_position', self.norm_position, ('pre', 'post', 'sandwich'))
+    one_of('qk_norm_over', self.qk_norm_over, ('head', 'width'))
+    if self.attention_bias and self.qkv_bias:
+      raise ValueError('attention_bias=True has the biases of qkv_bias=True and one more: give one')
     one_of('init', self.init, ('nanotron', 'hf'))
     one_of('mtp', self.mtp, MTP_KINDS)
     if not isinstance(self.mtp_depth, int) or self.mtp_depth < 1:
@@ -201,8 +206,10 @@ class ModelConfig:
     D, F, N, K, H = self.embed_dim, self.mlp_dim, self.num_heads, self.num_kv_heads, self.head_dim
     gated, norm = GATED[self.activation], D * (2 if self.norm == 'layer' else 1)
     layer = D * (2 * N + 2 * K) * H + (2 + gated) * D * F
-    layer += (4 if self.norm_position == 'sandwich' else 2) * norm + 2 * H * self.qk_norm
-    layer += ((N + 2 * K) * H + D) * self.attention_bias + ((1 + gated) * F + D) * self.mlp_bias
+    layer += (4 if self.norm_position == 'sandwich' else 2) * norm
+    layer += (2 if self.qk_norm_over == 'head' else N + K) * H * self.qk_norm
+    layer += (N + 2 * K) * H * (self.attention_bias or self.qkv_bias) + D * self.attention_bias
+    layer += ((1 + gated) * F + D) * self.mlp_bias
     outer = (1 if self.tie_embeddings else 2) * self.vocab_size * D
     total = self.num_layers * layer + norm + (outer if embedding else 0)
     if self.mtp == 'none' or not mtp:
@@ -233,35 +240,31 @@ class ModelConfig:
   def from_hf(cls, hf: Mapping[str, Any], **overrides: Any) -> 'ModelConfig':
     """From the contents of a config.json (keys of transformers v4 or v5) of a class in HF_CLASSES.
 
-    Raises ValueError for what these models cannot be here (another activation, rope type, …).
-    """
-    types = {model_type: name for name, (model_type, _) in HF_CLASSES.items()}
-    kind: Any = hf.get('model_type')
-    names = hf.get('architectures') or [types.get(kind, kind)]
-    name = names[0]
-    if name not in HF_CLASSES:
-      raise ValueError(f'architectures={names}: only {", ".join(HF_CLASSES)} can be read')
-    missing = [k for k in ('vocab_size', 'hidden_size', 'num_hidden_layers', 'num_attention_heads',
-                           'intermediate_size') if k not in hf]
-    if missing:
-      raise ValueError(f'config.json lacks {", ".join(missing)}')
-    hf = HF_CLASSES[name][1] | {k: v for k, v in hf.items() if v is not None}
-    one_of('hidden_act', hf.get('hidden_act', 'silu'), HF_ACTIVATIONS)
-    L, N = hf['num_hidden_layers'], hf['num_attention_heads']
+    It computes in the dtype named there, float16 in float32, which holds all of its values.
 
-    # v5 has rope_parameters; v4 has rope_theta beside rope_scaling. Where both are given the
-    # former wins, as in transformers 5.
-    field = 'rope_parameters' if hf.get('rope_parameters') else 'rope_scaling'
-    rope = dict(hf.get(field) or {})
+    Raises ValueError for what these models cannot be here (another activation, rope type, …), and
+    for values that transformers would not take either, such as "false" for false.
+    """
+    name = _hf_class(hf)
+    kind, L, N = HF_CLASSES[name], hf['num_hidden_layers'], hf['num_attention_heads']
+    # What is null is as if it were not there, but for what null says there is none of.
+    unset = {'sliding_window': 0, 'num_key_value_heads': N, 'head_dim': hf['hidden_size'] // N}
+    unset = {k: v for k, v in unset.items() if k in hf}
+    hf = kind.defaults | unset | {k: v for k, v in hf.items() if v is not None}
+    one_of('hidden_act', hf.get('hidden_act', 'silu'), HF_ACTIVATIONS)
+    rope_theta, rope_scaling = _rope_from_hf(hf)
 
     # `no_rope_layers` says 1 where the layer DOES rotate (transformers#43756).
     smollm3 = name == 'SmolLM3ForCausalLM'
     interval = hf['no_rope_layer_interval'] if smollm3 else 0
     pattern = tuple(int((i + 1) % (interval or L + 1) != 0) for i in range(L))
     rope_layers = tuple(hf.get('no_rope_layers') or pattern)[:L] if smollm3 else pattern
-    window = hf.get('sliding_window', 0) if hf['use_sliding_window'] else 0
+    everywhere = name == 'MistralForCausalLM'
+    window = hf.get('sliding_window', 0) if everywhere or hf['use_sliding_window'] else 0
     window_layers = ()
-    if window and hf.get('layer_types'):
+    if window and everywhere:
+      window_layers = (1,) * L
+    elif window and hf.get('layer_types'):
       window_layers = tuple(int(t == 'sliding_attention') for t in hf['layer_types'])
     elif window and not smollm3:  # Qwen's rule
       window_layers = tuple(int(i >= hf.get('max_window_layers', 28)) for i in range(L))
@@ -275,51 +278,60 @@ class ModelConfig:
         head_dim=hf.get('head_dim', hf['hidden_size'] // N),
         mlp_dim=hf['intermediate_size'],
         max_seq_len=hf['max_position_embeddings'],
-        rope_theta=float(rope.get('rope_theta', hf['rope_theta'])),
+        rope_theta=rope_theta,
         nope_interval=interval,
         rope_layers=() if rope_layers == pattern else rope_layers,
-        rope_scaling=_rope_from_hf(field, rope, hf['max_position_embeddings']),
+        rope_scaling=rope_scaling,
         sliding_window=window if any(window_layers) or not window_layers else 0,
         window_layers=window_layers if any(window_layers) else (),
         activation=HF_ACTIVATIONS[hf.get('hidden_act', 'silu')],
-        norm_eps=hf.get('rms_norm_eps', 1e-6),
+        norm_eps=float(hf.get('rms_norm_eps', 1e-6)),
         tie_embeddings=hf['tie_word_embeddings'],
         attention_bias=hf.get('attention_bias', False),
         mlp_bias=hf.get('mlp_bias', False),
-        qk_norm=name == 'Qwen3ForCausalLM',
-        init_std=hf.get('initializer_range', 0.02),
+        init_std=float(hf.get('initializer_range', 0.02)),
         mtp=hf.get('mtp', 'none'),
         mtp_depth=hf.get('num_nextn_predict_layers', 1),
+        dtype=_dtype_from_hf(hf),
       ),
+      **kind.fields,
       **overrides,
     })
 
   def to_hf(self) -> dict[str, Any]:
     """The contents of a config.json that transformers 4 and 5 both read.
 
-    LlamaForCausalLM where every layer rotates (any runtime loads that), Qwen3ForCausalLM with
-    qk_norm, else SmolLM3ForCausalLM. Raises ValueError, naming the field, for what they cannot be.
+    OLMo 2's class for its norms, Qwen's for theirs and for biases on q, k and v; of all others
+    LlamaForCausalLM where every layer rotates and sees everything (any runtime loads that),
+    Mistral's where every layer has a window, else SmolLM3ForCausalLM. Raises ValueError, naming
+    the field, for what none of them can be.
     """
     acts = {ours: theirs for theirs, ours in HF_ACTIVATIONS.items()}
-    can_be = dict(activation=tuple(acts), norm=('rms',), norm_position=('pre',),
-                  logit_softcap=(0,), attention_softcap=(0,))
-    if self.qk_norm:  # only Qwen3 has it, and that one rotates all layers
-      can_be |= dict(rope_flags=((True,) * self.num_layers,), mlp_bias=(False,))
+    rotates, biased = all(self.rope_flags), self.attention_bias or self.mlp_bias
+    name, because = 'SmolLM3ForCausalLM', ''
+    if self.norm_position == 'post' or (self.qk_norm and self.qk_norm_over == 'width'):
+      name, because = 'Olmo2ForCausalLM', f'norm_position={self.norm_position!r}, as only OLMo 2 is'
+    elif self.qk_norm:
+      name, because = 'Qwen3ForCausalLM', 'qk_norm=True'
+    elif self.qkv_bias:
+      name, because = 'Qwen2ForCausalLM', 'qkv_bias=True'
+    elif rotates and not self.sliding_window and self.embed_dim % self.num_heads == 0:
+      name = 'LlamaForCausalLM'
+    elif rotates and all(self.windows) and not biased:
+      name = 'MistralForCausalLM'
+    kind = HF_CLASSES[name]
+    can_be = dict(activation=tuple(acts)) | {field: (v,) for field, v in kind.fields.items()}
+    if name != 'SmolLM3ForCausalLM':
+      can_be |= dict(rope_flags=((True,) * self.num_layers,))
     for field, values in can_be.items():
       if getattr(self, field) not in values:
         raise ValueError(
-          f'{field}={getattr(self, field)!r}{" with qk_norm=True" * self.qk_norm}: none of '
+          f'{field}={getattr(self, field)!r}{" with " * bool(because)}{because}: none of '
           f'{", ".join(HF_CLASSES)} can be that; only models trained with '
           f'{" or ".join(f"{field}={v!r}" for v in values)} can be exported')
-    name = 'SmolLM3ForCausalLM'
-    if self.qk_norm:
-      name = 'Qwen3ForCausalLM'
-    elif all(self.rope_flags) and not self.sliding_window and self.embed_dim % self.num_heads == 0:
-      name = 'LlamaForCausalLM'
-    scaling = _rope_to_hf(self.rope_scaling)
     hf = dict(
       architectures=[name],
-      model_type=HF_CLASSES[name][0],
+      model_type=kind.model_type,
       vocab_size=self.vocab_size,
       hidden_size=self.embed_dim,
       intermediate_size=self.mlp_dim,
@@ -329,9 +341,9 @@ class ModelConfig:
       head_dim=self.head_dim,
       hidden_act=acts[self.activation],
       max_position_embeddings=self.max_seq_len,
+      # Not rope_parameters as well: transformers 5 reads these too, where a user edits them.
       rope_theta=self.rope_theta,
-      rope_scaling=scaling,
-      rope_parameters={'rope_theta': self.rope_theta, **(scaling or {'rope_type': 'default'})},
+      rope_scaling=_rope_to_hf(self.rope_scaling),
       rms_norm_eps=self.norm_eps,
       initializer_range=self.init_std,
       tie_word_embeddings=self.tie_embeddings,
@@ -345,39 +357,161 @@ class ModelConfig:
         no_rope_layers=[int(x) for x in self.rope_flags],
         no_rope_layer_interval=self.nope_interval or self.num_layers + 1,
       )
-    if name != 'LlamaForCausalLM':
+    if name in ('SmolLM3ForCausalLM', 'Qwen2ForCausalLM', 'Qwen3ForCausalLM'):
       kinds = ('full_attention', 'sliding_attention')
       hf.update(
         use_sliding_window=any(self.windows),
         sliding_window=self.sliding_window or None,
         layer_types=[kinds[bool(w)] for w in self.windows],
       )
+    if name == 'MistralForCausalLM':
+      hf.update(sliding_window=self.sliding_window)
     if self.mtp != 'none':  # the second key is DeepSeek-V3's
       hf.update(mtp=self.mtp, num_nextn_predict_layers=self.mtp_depth)
     return hf
 
 
-# Class of transformers: (its model_type, its own defaults for what a config.json leaves out).
-HF_CLASSES: dict[str, tuple[str, dict[str, Any]]] = {
-  'SmolLM3ForCausalLM': ('smollm3', dict(
-    max_position_embeddings=32768, rope_theta=2e6, num_key_value_heads=4, use_sliding_window=False,
-    tie_word_embeddings=True, no_rope_layer_interval=4)),
-  'LlamaForCausalLM': ('llama', dict(
-    max_position_embeddings=2048, rope_theta=1e4, use_sliding_window=False,
-    tie_word_embeddings=False)),
-  'Qwen3ForCausalLM': ('qwen3', dict(
-    max_position_embeddings=32768, rope_theta=1e4, num_key_value_heads=32, head_dim=128,
-    use_sliding_window=False, tie_word_embeddings=False)),
-}  # fmt: skip
+class HFClass(NamedTuple):
+  """A class of transformers, as a config.json means it."""
+
+  model_type: str
+  defaults: dict[str, Any]  # its own, for what a config.json leaves out
+  fields: dict[str, Any]  # of ModelConfig: what all of its models have
+
+
+_PLAIN = dict(norm='rms', norm_position='pre', logit_softcap=0.0, attention_softcap=0.0,
+              qk_norm=False, qkv_bias=False)
+_SEES_ALL = dict(sliding_window=0, window_layers=())
+_DEFAULTS = dict(rope_theta=1e4, use_sliding_window=False, tie_word_embeddings=False)
+HF_CLASSES: dict[str, HFClass] = {
+  'SmolLM3ForCausalLM': HFClass(
+    'smollm3',
+    _DEFAULTS | dict(max_position_embeddings=32768, rope_theta=2e6, num_key_value_heads=4,
+                     tie_word_embeddings=True, no_rope_layer_interval=4),
+    _PLAIN,
+  ),
+  'LlamaForCausalLM': HFClass(
+    'llama', _DEFAULTS | dict(max_position_embeddings=2048), _PLAIN | _SEES_ALL),
+  'Qwen3ForCausalLM': HFClass(
+    'qwen3',
+    _DEFAULTS | dict(max_position_embeddings=32768, num_key_value_heads=32, head_dim=128,
+                     sliding_window=4096),
+    _PLAIN | dict(qk_norm=True, qk_norm_over='head', mlp_bias=False),
+  ),
+  'Qwen2ForCausalLM': HFClass(  # and 2.5
+    'qwen2',
+    _DEFAULTS | dict(max_position_embeddings=32768, num_key_value_heads=32, sliding_window=4096),
+    _PLAIN | dict(qkv_bias=True, attention_bias=False, mlp_bias=False),
+  ),
+  'MistralForCausalLM': HFClass(
+    'mistral',
+    _DEFAULTS | dict(max_position_embeddings=131072, num_key_value_heads=8,
+                     sliding_window=4096),
+    _PLAIN | dict(attention_bias=False, mlp_bias=False),
+  ),
+  'Olmo2ForCausalLM': HFClass(
+    'olmo2',
+    _DEFAULTS | dict(max_position_embeddings=2048, rms_norm_eps=1e-5),
+    _PLAIN | _SEES_ALL | dict(
+      norm_position='post', qk_norm=True, qk_norm_over='width', mlp_bias=False),
+  ),
+}
 HF_ACTIVATIONS = {'silu': 'swiglu', 'gelu_pytorch_tanh': 'geglu'}  # hidden_act → activation
 
+# What a config.json says of a model, by the type that each value must have.
+_HF_KEYS: dict[type, tuple[str, ...]] = {
+  int: ('vocab_size', 'hidden_size', 'num_hidden_layers', 'num_attention_heads',
+        'intermediate_size', 'num_key_value_heads', 'head_dim', 'max_position_embeddings',
+        'no_rope_layer_interval', 'sliding_window', 'max_window_layers',
+        'num_nextn_predict_layers', 'original_max_position_embeddings'),
+  float: ('rope_theta', 'rms_norm_eps', 'initializer_range', 'partial_rotary_factor', 'factor',
+          'low_freq_factor', 'high_freq_factor', 'beta_fast', 'beta_slow', 'attention_factor',
+          'mscale', 'mscale_all_dim'),
+  bool: ('tie_word_embeddings', 'attention_bias', 'mlp_bias', 'use_sliding_window', 'truncate'),
+  str: ('model_type', 'hidden_act', 'mtp', 'rope_type', 'type', 'dtype', 'torch_dtype'),
+  dict: ('rope_scaling', 'rope_parameters'),
+  list: ('architectures', 'layer_types', 'no_rope_layers'),
+}
+_HF_REQUIRED = _HF_KEYS[int][:5]
+_MOST_LAYERS = 10_000
 
-def _rope_from_hf(field, rope, max_seq_len):
+
+def _hf_class(hf):
+  """Which of HF_CLASSES a config.json is of, with values of the types that it must have."""
+  _check_types(hf)
+  types = {kind.model_type: name for name, kind in HF_CLASSES.items()}
+  names = hf.get('architectures') or [types.get(hf.get('model_type'), hf.get('model_type'))]
+  if not isinstance(names[0], str) or names[0] not in HF_CLASSES:
+    raise ValueError(f'architectures={_short(names)}: only {", ".join(HF_CLASSES)} can be read')
+  missing = [k for k in _HF_REQUIRED if hf.get(k) is None]
+  if missing:
+    raise ValueError(f'config.json lacks {", ".join(missing)}')
+  for key in _HF_REQUIRED:
+    if hf[key] < 1 or (key == 'num_hidden_layers' and hf[key] > _MOST_LAYERS):
+      most = f' of at most {_MOST_LAYERS:,}' * (key == 'num_hidden_layers')
+      raise ValueError(f'config.json: {key}={hf[key]}: a positive whole number{most} is expected')
+  for key, values in (('no_rope_layers', (0, 1)),
+                      ('layer_types', ('full_attention', 'sliding_attention'))):
+    given = hf.get(key)
+    if given and (len(given) < hf['num_hidden_layers'] or any(v not in values for v in given)):
+      raise ValueError(f'config.json: {key}={_short(given)}: one of '
+                       f'{", ".join(map(str, values))} is expected for each layer')
+  return names[0]
+
+
+def _check_types(hf, where=''):
+  """Raises ValueError for a value of another type than its key has; null is of every type."""
+  words = {int: 'a whole number', float: 'a number', bool: 'true or false', str: 'a text',
+           dict: 'an object', list: 'a list'}
+  for kind, keys in _HF_KEYS.items():
+    for key in keys:
+      value = hf.get(key)
+      good = isinstance(value, kind) and not (kind is int and isinstance(value, bool))
+      if kind is float:
+        good = isinstance(value, int | float) and not isinstance(value, bool)
+        good = good and abs(value) < 1e30  # NaN is not either
+      if kind is int and good:
+        good = abs(value) < 1 << 31
+      if value is not None and not good:
+        raise ValueError(f'config.json: {where}{key}={_short(value)}: {words[kind]} is expected')
+  for key in _HF_KEYS[dict]:
+    if not where and hf.get(key):
+      _check_types(hf[key], f'{key}.')
+
+
+def _dtype_from_hf(hf):
+  name = (hf.get('dtype') or hf.get('torch_dtype') or 'bfloat16').removeprefix('torch.')
+  one_of('dtype', name, ('bfloat16', 'float16', 'float32'))
+  return 'bfloat16' if name == 'bfloat16' else 'float32'
+
+
+def _short(value):
+  text = repr(value)
+  return text if len(text) < 80 else f'{text[:70]}…'
+
+
+def _rope_from_hf(hf):
+  """(rotary base, scaling or None) of a config.json, found as transformers 5 finds them.
+
+  Its `rope_scaling`, the only place that transformers 4 knows, goes before `rope_parameters`; the
+  base is in either, or beside it.
+  """
+  field = 'rope_scaling' if hf.get('rope_scaling') else 'rope_parameters'
+  rope = {k: v for k, v in (hf.get(field) or {}).items() if v is not None}
+  theta = float(rope.get('rope_theta', hf['rope_theta']))
+  if nested := [k for k, v in rope.items() if isinstance(v, dict)]:
+    raise ValueError(f'{field}.{nested[0]}: only models with one way to rotate can be read, not '
+                     'those with one for each kind of layer')
+  partial = rope.get('partial_rotary_factor', hf.get('partial_rotary_factor', 1.0))
+  if partial != 1.0:
+    raise ValueError(f'{field}.partial_rotary_factor={partial}: only models that rotate whole '
+                     'heads (1.0) can be read')
+  return theta, _rope_scaling_from_hf(field, rope, hf['max_position_embeddings'])
+
+
+def _rope_scaling_from_hf(field, rope, max_seq_len):
   """A rope scaling from the `rope_parameters` or `rope_scaling` of a config.json."""
   kind = rope.get('rope_type', rope.get('type', 'default'))
-  if rope.get('partial_rotary_factor', 1.0) != 1.0:
-    raise ValueError(f'{field}.partial_rotary_factor={rope["partial_rotary_factor"]}: only models '
-                     'that rotate whole heads (1.0) can be read')
   if kind == 'default':
     return None
   if kind not in ROPE_SCALINGS:

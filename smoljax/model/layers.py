@@ -51,16 +51,18 @@ class Norm(nnx.Module):
     return x_BTD * _use(self, 'scale_D') + _use(self, 'bias_D')
 
 
-class HeadNorm(nnx.Module):
-  """RMSNorm over the head dim of queries or keys (QK-norm, arXiv:2302.05442)."""
+class QKNorm(nnx.Module):
+  """RMSNorm of queries or keys (QK-norm, arXiv:2302.05442); see ModelConfig.qk_norm_over."""
 
-  def __init__(self, config: ModelConfig):
+  def __init__(self, config: ModelConfig, heads: str):
     self.config = config
-    self.scale_H = _ones(config, 'scale_H')
+    self.name = 'scale_H' if config.qk_norm_over == 'head' else f'scale_{heads}H'
+    setattr(self, self.name, _ones(config, self.name))
 
   def __call__(self, x_BTNH: jax.Array) -> jax.Array:
-    """RMSNorm of each head (Qwen3)."""
-    return _unit_rms(x_BTNH, self.config) * _use(self, 'scale_H')
+    """RMSNorm of each head (Qwen3), or of all heads of a token at once (OLMo 2)."""
+    dims = (-1,) if self.config.qk_norm_over == 'head' else (-2, -1)
+    return _unit_rms(x_BTNH, self.config, dims) * _use(self, self.name)
 
 
 class Attention(nnx.Module):
@@ -72,21 +74,22 @@ class Attention(nnx.Module):
     self.k_DKH = normal(config, key, 'k_DKH')
     self.v_DKH = normal(config, key, 'v_DKH')
     self.o_NHD = normal(config, key, 'o_NHD', into_residual=True)
-    if config.attention_bias:
+    if config.attention_bias or config.qkv_bias:
       self.q_bias_NH = _zeros(config, 'q_bias_NH')
       self.k_bias_KH = _zeros(config, 'k_bias_KH')
       self.v_bias_KH = _zeros(config, 'v_bias_KH')
+    if config.attention_bias:
       self.o_bias_D = _zeros(config, 'o_bias_D')
     if config.qk_norm:
-      self.q_norm = HeadNorm(config)
-      self.k_norm = HeadNorm(config)
+      self.q_norm = QKNorm(config, 'N')
+      self.k_norm = QKNorm(config, 'K')
 
   def __call__(
     self, x_BTD: jax.Array, rotate: Callable, attend: Callable
   ) -> tuple[jax.Array, Any, Any]:
     """(what attention adds to the stream, the state and what else `attend` gives)."""
     q_BTNH, k_BTKH, v_BTKH = _inwards(self, x_BTD, *MATRICES['attn'][0])
-    if self.config.attention_bias:
+    if self.config.attention_bias or self.config.qkv_bias:
       q_BTNH += _use(self, 'q_bias_NH')
       k_BTKH += _use(self, 'k_bias_KH')
       v_BTKH += _use(self, 'v_bias_KH')
@@ -380,10 +383,10 @@ def _zeros(config, name):
   return nnx.Param(jnp.zeros(_shape(config, name), jnp.float32))
 
 
-def _unit_rms(x, config):
-  """x / rms(x) over the last dim, computed in fp32, in x's dtype."""
+def _unit_rms(x, config, dims=(-1,)):
+  """x / rms(x) over the last dim(s), computed in fp32, in x's dtype."""
   x32 = x.astype(jnp.float32)
-  x32 *= jax.lax.rsqrt(jnp.mean(x32 * x32, axis=-1, keepdims=True) + config.norm_eps)
+  x32 *= jax.lax.rsqrt(jnp.mean(x32 * x32, axis=dims, keepdims=True) + config.norm_eps)
   return x32.astype(x.dtype)
 
 

@@ -1,9 +1,10 @@
-"""SmolLM3-shaped transformers: parameters and forward pass; ModelConfig is in model_config.py.
+"""SmolLM3-shaped transformers: parameters and forward pass; ModelConfig is in config.py.
 
 Pre-norm blocks of grouped-query attention and SwiGLU; RMSNorm; rotary positions on the layers of
 `rope_flags` and none on the others (NoPE, arXiv:2501.18795); tied or separate head. Llama and
-SmolLM2 are the same with every layer rotating, Qwen3 with norms on queries and keys too. Other
-activations, norms and places of norms are fields of ModelConfig.
+SmolLM2 are the same with every layer rotating, Qwen2 with biases on queries, keys and values, Qwen3
+with norms on queries and keys, Mistral with windows, OLMo 2 with norms after. Other activations,
+norms and places of norms are fields of ModelConfig.
 
 Shape legend, used in all files: B batch, T query time, S key time, D model, F mlp, N query heads,
 K kv heads, G = N/K, H head dim, V vocabulary, L layers, M future tokens. Arrays and parameters

@@ -284,7 +284,7 @@ _KERNEL = View((-2,), (-1,))
 ROLES: dict[str, Role] = {
   'embedding': Role('embed_VD'),
   'head': Role('head_DV'),
-  'norm': Role('scale_[DH]'),
+  'norm': Role('scale_(D|H|NH|KH)'),
   'bias': Role('([a-z]+_)?bias_(NH|KH|D|F)'),
   'q': Role('q_DNH', View((-3,), (-2, -1)), View((-3,), (-1,))),
   'k': Role('k_DKH', View((-3,), (-2, -1)), View((-3,), (-1,))),

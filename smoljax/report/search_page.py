@@ -18,7 +18,7 @@ def write(results: Mapping[str, Any], workdir: str) -> str:
 
   Args:
     results: as experiments.search gives them: objectives, space, trials, best, importance, edges,
-      widened.
+      widened; and again, the points that were run with other seeds, if any were.
   """
   site, root = charts.Site(), pathlib.Path(workdir)
   (root / 'search.json').write_text(json.dumps(results, indent=1))
@@ -46,6 +46,8 @@ def write(results: Mapping[str, Any], workdir: str) -> str:
   point = ', '.join(f'<code>--config.{text(k)}={text(v)}</code>'
                     for k, v in best[0]['params'].items())
   parts.append(f'<p>{"One of them" if several else "The best point"}: {point}</p>')
+  if results.get('again'):
+    parts.append(section('again', 'The best again', _again(results, site)))
   if several:
     parts.append(section('front', 'Trade-offs', _front(results, complete, site)))
   else:
@@ -71,6 +73,17 @@ def _trials(results: Mapping[str, Any], site: charts.Site) -> str:
           for t in order]
   return figure('All trials, the best first', table(
     ('trial', 'state', *names, *objectives, ''), rows, words=2), link)
+
+
+def _again(results: Mapping[str, Any], site: charts.Site) -> str:
+  found, name = results['again'], results['objectives'][0]
+  return figure('With other seeds', table(
+    ('trial', 'seeds', name, '±'),
+    [(f['trial'], len(f['values']), fixed(f['mean'], 4), fixed(f['half'], 4)) for f in found]),
+    site.csv('again', ('trial', 'seed', name), [
+      (f['trial'], seed, value) for f in found for seed, value in f['values'].items()]),
+    'Mean and 95 % interval (Student’s t) over seeds that the search has not seen: the value above '
+    'was the least of many, and so a little too good.')
 
 
 def _history(complete: Sequence[Mapping], site: charts.Site) -> str:

@@ -32,6 +32,7 @@ from smoljax.model.config import one_of
 PyTree = Any
 
 CACHES = ('sampled', 'topk', 'hidden')
+MAX_PADDING = 1024  # rows; Qwen2.5 has 151,936 at .5B and 152,064 at 7B, for one tokenizer
 
 
 # --- Distances of distributions -----------------------------------------------------------------
@@ -220,10 +221,11 @@ class Teacher:
     if wanted and self.cache != 'none':
       raise ValueError(f'distill.{wanted[0]} needs the teacher beside the student: set '
                        'distill.cache=none')
-    if self.config and self.config.vocab_size != self.student.vocab_size:
+    if self.config and abs(self.config.vocab_size - self.student.vocab_size) > MAX_PADDING:
       raise ValueError(
         f'the teacher knows {self.config.vocab_size} tokens, the student '
-        f'{self.student.vocab_size}: distributions can be compared only over the same tokenizer')
+        f'{self.student.vocab_size}, which is more than padding: distributions can be compared '
+        'only over the same tokenizer')
     if self.relations:
       for config in (self.config, self.student):
         for name in ('num_heads', 'num_kv_heads'):
@@ -276,7 +278,14 @@ class Teacher:
       f = sampled if self.cache == 'sampled' else topk
       return tau**2 * f(q_BCV, given['teacher_ids'], given['teacher_shares'])
     p_BCV = model.project(self.config, given['teacher_hidden'], fixed) / tau
-    return tau**2 * DISTANCES[self.distance](p_BCV, q_BCV, self.beta)
+    return tau**2 * DISTANCES[self.distance](self._common(p_BCV), self._common(q_BCV), self.beta)
+
+  def _common(self, logits_BCV):
+    """Those of the ids that both have: rows that pad a vocabulary stand for nothing."""
+    sizes = self.config.vocab_size, self.student.vocab_size
+    if sizes[0] == sizes[1]:
+      return logits_BCV
+    return sharding.constrain(logits_BCV, 'batch', 'length', None)[..., :min(sizes)]
 
   def transfers(
     self, params: PyTree, student: Mapping, teacher: Mapping, batch: Mapping[str, jax.Array]

@@ -8,6 +8,7 @@ import os
 import pathlib
 import subprocess
 import sys
+import time
 
 import numpy as np
 import pytest
@@ -20,7 +21,12 @@ from smoljax.report import sweep_page
 
 def config_file(folder: pathlib.Path, points: str) -> str:
   path = folder / 'recipe.py'
-  path.write_text(f'def get_config(): ...\ndef sweep():\n  return {points}\n')
+  path.write_text(f'''
+from configs import quickstart
+get_config = lambda arg="": quickstart.get_config()
+def sweep():
+  return {points}
+''')
   return str(path)
 
 
@@ -53,6 +59,37 @@ def test_points_become_commands(tmp_path):
 def test_a_bad_sweep_is_said(tmp_path, points, flags, message):
   with pytest.raises(ValueError, match=message):
     sweep.plan(config_file(tmp_path, points), str(tmp_path), flags)
+
+
+@pytest.mark.parametrize(('point', 'message'), [
+  ({'optimizer.learning_rat': 0.1}, "no field 'learning_rat' (did you mean learning_rate?)"),
+  ({'train.tokens': 0}, 'point tokens=0: '),
+  ({'train.tokens': 'many'}, 'point tokens=many: '),
+  ({'train.batch_tokens': 1000}, 'try --config.train.batch_tokens=768'),
+])  # fmt: skip
+def test_a_wrong_field_or_value_is_said_before_the_first_point(tmp_path, capsys, point, message):
+  config = config_file(tmp_path, f"[{{'name': 'good'}}, {point!r}]")
+  for flags in ([], ['--dry_run']):
+    assert sweep.main([f'--config={config}', f'--workdir={tmp_path}/w', *flags]) == 2
+    assert message in capsys.readouterr().err and not (tmp_path / 'w').exists()
+
+
+def test_processes_do_not_outlive_a_killed_sweep(tmp_path):
+  mark = tmp_path / 'mark'
+  script = f'import time\nwhile True: open({str(mark)!r}, "a").write("."); time.sleep(.05)'
+  code = ('import pathlib, sys\nfrom experiments import sweep\n'
+          f'points = [sweep.Point("a", {{}}, [sys.executable, "-c", {script!r}], '
+          f'pathlib.Path({str(tmp_path / "points/a")!r}), set())]\nsweep.run(points, parallel=1)')
+  with subprocess.Popen([sys.executable, '-c', code], cwd=REPOSITORY,
+                        stdout=subprocess.DEVNULL) as process:
+    while not mark.exists():
+      time.sleep(0.05)
+      assert process.poll() is None
+    process.kill()
+  time.sleep(0.3)
+  size = mark.stat().st_size
+  time.sleep(0.3)
+  assert mark.stat().st_size == size
 
 
 def test_a_config_without_a_sweep_names_those_that_have_one():

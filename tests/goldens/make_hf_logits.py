@@ -70,6 +70,13 @@ CASES = {
   'sliding_window': ('SmolLM3', dict(use_sliding_window=True, sliding_window=9), None),
   'packed': ('SmolLM3', dict(no_rope_layer_interval=2), [5, 1, 20, 14]),
   'llama': ('Llama', dict(tie_word_embeddings=True, rope_theta=1e5), None),
+  'qwen2': (
+    'Qwen2', dict(tie_word_embeddings=True, rope_theta=1e6, use_sliding_window=True,
+                  sliding_window=7, max_window_layers=4),
+    [17, 23],
+  ),
+  'mistral': ('Mistral', dict(head_dim=12, sliding_window=9), [5, 1, 34]),
+  'olmo2': ('Olmo2', dict(rope_theta=5e5), [17, 23]),
 }
 
 LAYER = 'model.layers.{}.'

@@ -18,7 +18,7 @@ ROPES = [
   dict(rope_type='yarn', factor=4.0, original_max_position_embeddings=32, mscale=0.8,
        mscale_all_dim=0.4, truncate=False),
 ]  # fmt: skip
-CLASSES = ['SmolLM3', 'SmolLM3', 'Llama', 'Qwen3']
+CLASSES = ['SmolLM3', 'Llama', 'Qwen3', 'Qwen2', 'SmolLM3', 'Mistral', 'Olmo2']
 
 
 def random_hf_config(seed):
@@ -34,15 +34,19 @@ def random_hf_config(seed):
     num_key_value_heads=kv, head_dim=head_dim, intermediate_size=int(pick(40, 96)),
     hidden_size=kv * groups * int(pick(8, 16)), max_position_embeddings=128,
     rms_norm_eps=pick(1e-6, 1e-5), tie_word_embeddings=bool(pick(0, 1)),
-    attention_bias=bool(pick(0, 1)), hidden_act=pick('silu', 'gelu_pytorch_tanh'),
+    hidden_act=pick('silu', 'gelu_pytorch_tanh'),
     pad_token_id=0, bos_token_id=1, eos_token_id=2,
     rope_parameters=dict(rope_theta=pick(1e4, 5e4, 5e6), **ROPES[seed % len(ROPES)]),
   )  # fmt: skip
-  if prefix != 'Qwen3':
+  if prefix not in ('Qwen2', 'Mistral'):
+    hf |= dict(attention_bias=bool(pick(0, 1)))
+  if prefix in ('SmolLM3', 'Llama'):
     hf |= dict(mlp_bias=bool(pick(0, 1)))
-  if prefix != 'Llama' and pick(0, 0, 1):
+  if prefix in ('SmolLM3', 'Qwen2', 'Qwen3') and pick(0, 0, 1):
     hf |= dict(use_sliding_window=True, sliding_window=int(pick(5, 17)))
-  if prefix == 'Qwen3':
+  if prefix == 'Mistral':
+    hf |= dict(sliding_window=pick(None, 5, 17))
+  if prefix in ('Qwen2', 'Qwen3'):
     hf |= dict(max_window_layers=int(pick(1, 2)))
   if prefix == 'SmolLM3':
     hf |= dict(no_rope_layer_interval=int(pick(2, 4)))

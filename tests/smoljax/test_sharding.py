@@ -96,6 +96,8 @@ def test_parameters_are_really_split():
   (dict(tie_embeddings=True, scan_layers=False, attention_bias=True, mlp_bias=True),
    dict(data=1, fsdp=2, tensor=2)),
   (dict(num_kv_heads=1, nope_interval=0, sliding_window=5, window_layers=(1, 0)), dict(data=2)),
+  (dict(norm_position='post', qk_norm=True, qk_norm_over='width', qkv_bias=True),
+   dict(data=1, fsdp=2, tensor=2)),
 ])  # fmt: skip
 def test_other_models_on_a_mesh(fields, sizes):
   config = dataclasses.replace(CONFIG, max_seq_len=128, **fields)

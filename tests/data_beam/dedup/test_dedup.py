@@ -317,6 +317,22 @@ def test_one_document_of_each_url():
   assert rejects['a'][1:] == ('url_dedup', 'duplicate_url')
 
 
+@pytest.mark.parametrize('transform', [
+  MinHashDedup(), ExactDedup(), ExactDedup(by='url'), MinHashDedup(scope='language')])
+def test_ids_that_repeat_never_delete_a_document(transform):
+  text = lambda seed: ' '.join(random.Random(seed).choices(VOCABULARY, k=80))
+  near = text(1).replace(text(1).split()[0], 'other', 1)
+  # Two files that number from 1; the first of one and the second of the other are alike.
+  documents = [Document('1', text(1)), Document('2', text(2)), Document('1', text(3)),
+               Document('2', near)]
+  FOUND.clear()
+  with beam.Pipeline(options=pipeline_options()) as pipeline:
+    kept, _ = pipeline | beam.Create(documents) | transform
+    kept | beam.Map(lambda d: d.text) | beam.Map(remember)
+  assert {text(2), text(3)} < set(FOUND)
+  assert len(FOUND) == (3 if isinstance(transform, MinHashDedup) else 4)
+
+
 def test_unknown_settings_name_the_choices():
   for make in (lambda: MinHashDedup(scope='crawl'), lambda: ExactDedup(scope='crawl')):
     with pytest.raises(ValueError, match="unknown scope 'crawl': choose one of global, dump"):

@@ -5,6 +5,7 @@ import hashlib
 import http.server
 import io
 import json
+import os
 import re
 import threading
 import tracemalloc
@@ -12,6 +13,8 @@ import zlib
 from pathlib import Path
 
 import fsspec
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 from fastwarc.stream_io import BrotliWriter, GzipWriter, Lz4Writer, ZstdWriter
 from helpers.warc import HTML, ID, html, write_warc
@@ -19,9 +22,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from warcio.warcwriter import WARCWriter
 
+from data_beam import records
 from data_beam.records import Reject
 from data_beam.sources import files as files_lib
-from data_beam.sources import readers
+from data_beam.sources import readers, warc
 from data_beam.sources.files import expand
 from data_beam.sources.readers import HTML_TYPES, PDF_TYPES, Page, read_warc
 
@@ -55,11 +59,35 @@ def test_expand_sorts_and_lists_each_file_once(tmp_path):
   assert files == [{'path': f'{tmp_path}/{n}.warc', 'bytes': 6} for n in 'ab']
 
 
+def test_a_folder_is_its_files(tmp_path):
+  for name in ('a.md', 'deep/er/b.txt', '.hidden', '_SUCCESS', '.git/config', 'c.html'):
+    (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+    (tmp_path / name).write_text('# Title\n\n1 < 2 &amp; text')
+  files = [f['path'] for f in expand([f'{tmp_path}/', f'{tmp_path}/a*'])]
+  assert sorted(f.removeprefix(f'{tmp_path}/') for f in files) == ['a.md', 'c.html',
+                                                                   'deep/er/b.txt']
+  types = {f: next(readers.read(f)).content_type for f in files}
+  assert sorted(types.values()) == ['text/html', 'text/plain', 'text/plain']
+
+
+def test_a_query_gives_access_and_is_no_part_of_a_name(tmp_path, server):
+  write_warc(tmp_path / 'x.warc.gz', [html()])
+  (tmp_path / 'x.jsonl').write_text('{"text": "a"}\n{"text": 5}\n')
+  secret = '?X-Amz-Signature=5ecre7&x=.warc'
+  for name in ('x.warc.gz', 'x.jsonl', 'gone.html'):
+    results = list(readers.read(f'{server}{name}{secret}'))
+    assert results and '5ecre7' not in str(results)
+  assert reasons(readers.read(f'{server}x.jsonl{secret}')) == ['bad_line']
+  assert len(list(readers.read(f'{server}x.warc.gz{secret}'))) == 1
+  assert records.public({'a': [f'see s3://u:pw@b/x.gz{secret} now', 5]}) == {
+    'a': ['see s3://b/x.gz now', 5]}
+
+
 def test_expand_says_what_is_missing(tmp_path):
   with pytest.raises(FileNotFoundError, match=r'no file matches .*/none\*\.warc'):
     expand([f'{tmp_path}/none*.warc'])
-  with pytest.raises(ValueError, match='is a directory: give a pattern, such as'):
-    expand([str(tmp_path)])
+  with pytest.raises(FileNotFoundError, match='no file matches'):
+    expand([str(tmp_path)])     # an empty folder
   with pytest.raises(ValueError, match='no input'):
     expand([])
   with pytest.raises(ValueError, match='cannot open nosuch://'):
@@ -252,10 +280,64 @@ def test_a_file_that_is_no_warc_says_so(tmp_path):
   assert reject.reason == 'corrupt_file' and reject.document.metadata['error']
 
 
+RECORDS = [html(f'https://a.test/{i}', b'<html><p>page %d %s' % (i, b'x' * 40 * i))
+           for i in range(5)]
+
+
+@pytest.mark.parametrize('compress', [True, False])
+@pytest.mark.parametrize('length', [b'', b'\xb2', b'-5', b'9' * 30, b'900', b'30', b'0x10'])
+def test_a_false_length_costs_one_record(tmp_path, compress, length):
+  data = Path(write_warc(tmp_path / 'x.warc', RECORDS, compress=False)).read_bytes()
+  parts = [b'WARC/1.0' + part for part in data.split(b'WARC/1.0')[1:]]
+  head, _, rest = parts[3].partition(b'Content-Length: ')
+  parts[3] = head + (b'Content-Length: ' + length if length else b'X: 1') + (
+    rest[rest.index(b'\r\n'):])
+  (tmp_path / 'y.warc').write_bytes(b''.join(map(gzip.compress, parts) if compress else parts))
+  results = list(read_warc(str(tmp_path / 'y.warc')))
+  pages = [r for r in results if isinstance(r, Page)]
+  kept = [p.url[-1] for p in pages if not p.truncated]
+  assert kept == ['0', '1', '3', '4'] and len(pages) + len(reasons(results)) >= 5
+  assert reasons(results) in (['damaged_record'], ['clipped_file'])
+
+
+@pytest.mark.parametrize('damage', ['flip', 'zeros', 'gone', 'junk', 'cut'])
+def test_a_damaged_member_costs_one_record(tmp_path, damage):
+  path = write_warc(tmp_path / 'x.warc.gz', RECORDS)
+  data = bytearray(Path(path).read_bytes())
+  at = [r.offset for r in warc.records(io.BytesIO(data), 1 << 20)]
+  start, end = at[3:5]
+  if damage == 'flip':
+    data[(start + end) // 2] ^= 255
+  elif damage == 'zeros':
+    data[start + 20:end] = bytes(end - start - 20)
+  elif damage == 'gone':      # the header of a member
+    data[start:start + 5] = b'\x1f\x8bxxx'
+  elif damage == 'junk':
+    data[start:end] = b'\x1f\x8b\x08' * 30_000
+  else:
+    del data[end - 30:end]
+  Path(path).write_bytes(data)
+  results = list(read_warc(path))
+  assert [p.url[-1] for p in results if isinstance(p, Page)] == ['0', '1', '3', '4']
+  assert reasons(results) == ['damaged_record']
+
+
+def test_headers_that_are_not_as_they_should_be(tmp_path):
+  heads = [b'HTTP/1.1 200 OK\nContent-Type: text/html\nX: y\n\n',
+           b'HTTP/1.1 200 OK\r\nContent-Type: text/html,text/html\r\n\r\n',
+           b'HTTP/1.1 200 OK\r\nContent-Type: "text/html"\r\n\r\n',
+           b'HTTP/1.1 200\r\nContent-Length: \xb2\r\n\r\n', b'']
+  block = (b'WARC/1.0\r\nWARC-Type: response\r\nContent-Type: application/http\r\n'
+           b'%b\r\n\r\n%b\r\n\r\n')
+  (tmp_path / 'x.warc').write_bytes(b''.join(
+    block % (b'Content-Length: %d' % len(head + HTML), head + HTML) for head in heads))
+  assert [p.body for p in read_warc(str(tmp_path / 'x.warc'))] == [HTML] * len(heads)
+
+
 # Pages and rejects of archives with known faults.
 EDGE = {
-  'gowarc-corrupted-mid-record.warc.gz.open': (12, ['corrupt_file']),
-  'gowarc-corrupted-trailing-bytes.warc.gz.open': (30, ['corrupt_file']),
+  'gowarc-corrupted-mid-record.warc.gz.open': (12, ['damaged_record']),
+  'gowarc-corrupted-trailing-bytes.warc.gz.open': (30, ['damaged_record']),
   'resiliparse-block-sized-records.warc.gz': (0, []),       # no responses
   'warcio-example-bad.warc.gz.bad': (1, ['http_status']),
   'warcio-example-resource.warc.gz': (0, []),
@@ -266,7 +348,7 @@ EDGE = {
   'ukwa-transfer_compression_brotli.warc': (1, []),
   'warcio-example-bad-non-chunked.warc.gz': (1, []),
   'warcio-example-iana.org-chunked.warc': (1, []),
-  'warcio-example-trunc.warc': (1, ['corrupt_file']),
+  'warcio-example-trunc.warc': (1, []),
   'warcio-example-wget-bad-target-uri.warc.gz': (1, []),
 }
 
@@ -351,6 +433,39 @@ def test_ranges_of_an_index(tmp_path):
   assert [(r.url, r.warc_file, r.warc_offset) for r in results[:2]] == [
     (urls[2], 'x.warc.gz', at[2]), (urls[0], 'x.warc.gz', at[0])]
   assert reasons(results) == ['unreadable_range']
+
+
+@pytest.mark.parametrize(('name', 'offset', 'length'), [
+  ('/etc/hostname', 0, 5), ('../x.warc.gz', 0, 5), ('sub/../../x.warc.gz', 0, 5), ('link', 0, 5),
+  ('fifo', 0, 5), ('', 0, 5), ('.', 0, 5), ('file:///etc/hostname', 0, 5), ('http://[bad', 0, 5),
+  ('https://data.commoncrawl.org@evil.test/crawl-data/x', 0, 5), ('s3://other/crawl-data/x', 0, 5),
+  ('crawl-data/../../x', 0, 5), ('crawl-data/x?y', 0, 5), ('x.warc.gz', -1, 5), ('x.warc.gz', 0, 0),
+  ('x.warc.gz', 0, 1 << 40), ('x.warc.gz', 1 << 70, 5), ('x.warc.gz', 1.5, 5),
+  ('x.warc.gz', True, 5), ('x.warc.gz', '１', 5), ('x.warc.gz', None, 5), (['x'], 0, 5),
+  ('x\0y', 0, 5), ('x.warc.gz', 1 << 40, 5), ('gone.warc.gz', 0, 5),
+])
+def test_an_index_names_no_bytes_but_beside_it_and_common_crawls(
+  tmp_path, monkeypatch, name, offset, length,
+):
+  monkeypatch.setattr(files_lib, '_urlopen', lambda *a, **k: pytest.fail('fetched'))
+  monkeypatch.setattr(files_lib.time, 'sleep', lambda seconds: None)
+  folder = tmp_path / 'index'
+  folder.mkdir()
+  for place in (tmp_path, folder):
+    write_warc(place / 'x.warc.gz', [html()])
+  (folder / 'link').symlink_to(tmp_path / 'x.warc.gz')
+  os.mkfifo(folder / 'fifo')
+  (folder / 'a.jsonl').write_text('{"text": "before"}\n' + json.dumps(
+    {'filename': name, 'offset': offset, 'length': length}) + '\n{"text": "after"}\n')
+  pq.write_table(pa.table({
+    'url': ['u'], 'warc_filename': [name if isinstance(name, str) else None],
+    'warc_record_offset': pa.array([offset if type(offset) is int and offset < 1 << 60 else -1]),
+    'warc_record_length': pa.array([length]), 'content_mime_type': ['text/html']}),
+    folder / 'a.parquet')
+  results = list(readers.read(str(folder / 'a.jsonl')))
+  assert [r.body for r in results if isinstance(r, Page)] == [b'before', b'after']
+  assert reasons(results) == reasons(readers.read(str(folder / 'a.parquet'))) == [
+    'unreadable_range']
 
 
 def test_listings_of_files(tmp_path):

@@ -9,7 +9,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from data_beam.sources.readers import Page
 from data_beam.web import extract as html_text
+from data_beam.web import pipeline
 from data_beam.web.extract import TIERS, decode, extract, within_budget
 
 SENTENCES = [
@@ -65,6 +67,10 @@ def test_a_page_does_not_depend_on_the_pages_before_it():
   ('shift_jis', '', 'Shift_JIS', '日本語のページ'),
   ('gbk', 'gb2312', '', '中文网页'),
   ('euc_kr', 'no-such-charset', 'euc-kr', '한국어 페이지'),
+  ('cp949', '', '', '서울의 봄은 짧지만 똠방각하는 강가에 나와 벚꽃을 보고 노래를 부른다'),
+  ('gb18030', 'GB2312', '', '繁體 㐀㐁 𠮷'),
+  ('cp932', '', 'shift_jis', '①髙橋は帰った'),
+  ('utf-8', 'x-user-defined', 'replacement', 'Müller’s café'),
 ])
 def test_charsets(codec, header, meta, text):
   tag = f'<meta http-equiv="Content-Type" content="text/html; charset={meta}">' if meta else ''
@@ -135,6 +141,11 @@ def test_budget():
   cut = within_budget('<p>ab' * (html_text.MAX_TAGS + 5))
   assert cut == '<p>ab' * html_text.MAX_TAGS
   assert len(within_budget('x' * (html_text.MAX_CHARS + 1))) == html_text.MAX_CHARS
+  many = b'<p>ab' * (html_text.TRAFILATURA_TAGS + 5)
+  assert html_text.is_cut(many, 'trafilatura') and not html_text.is_cut(many)
+  (document,) = pipeline.extract(
+    Page('', '', '', '', 0, 'text/html', SENTENCES[0].encode() + b'<p>' * 450_000))
+  assert document.metadata['truncated'] == 'budget'
 
 
 # --- quality on gold pages -------------------------------------------------------------------

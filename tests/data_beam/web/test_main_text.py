@@ -3,7 +3,8 @@
 
 import pytest
 
-from data_beam.web.main_text import Hint, extract, hint
+from data_beam.web.main_text import extract
+from data_beam.web.names import Hint, hint
 
 PROSE = [f'In the year {1900 + i} the harbour of the town was rebuilt, and ships came from afar. '
          f'The merchants said that number {i} was the best of them all.' for i in range(12)]
@@ -71,6 +72,118 @@ def test_what_a_script_draws_is_taken_from_what_the_page_declares():
   assert extract(page(f'<article>{p(PROSE)}</article>', ld % 'A teaser.')) == '\n'.join(PROSE)
   broken = '<script type="application/ld+json">{"articleBody": </script>'
   assert extract(page(p(PROSE), broken)) == '\n'.join(PROSE)
+
+
+@pytest.mark.parametrize('broken', [
+  '<{}>', '<{}><div></{}>', '<{}><div></div></div></{}>', '<{}><ul><li><a href="/">Home</a></{}>'])
+@pytest.mark.parametrize('tag', [
+  'nav', 'aside', 'label', 'noscript', 'select', 'button', 'footer', 'menu', 'dialog', 'figcaption',
+  'object', 'svg', 'form', 'a'])
+def test_markup_that_swallows_the_article(tag, broken):
+  first = 'The story so far is told in a few lines, which stand before what is broken. ' * 6
+  for body in (f'<article>{p(PROSE)}</article>', f'<div>{"<br><br>".join(PROSE)}</div>'):
+    for before in ('', p([first])):
+      text = extract(page(before + broken.format(tag, tag) + body))
+      assert [line for line in text.splitlines() if line in PROSE] == PROSE
+
+
+def test_a_menu_that_is_well_made_stays_out():
+  links = '<li><a href="/x">Something to read</a></li>' * 40
+  menu = f'<nav><ul>{links}</ul>{p([TEASER])}</nav>'
+  assert extract(page(menu + p(PROSE[:1]))) == PROSE[0]
+
+
+def test_a_catalogue_is_its_titles():
+  names = [f'Brass door handle number {i} with a round plate' for i in range(20)]
+  cards = ''.join(f'<li><h3><a href="/{i}">{name}</a></h3><span>{i}.99</span></li>'
+                  for i, name in enumerate(names))
+  body = (f'<nav><a href="/">Home</a> <a href="/a">All</a></nav><main><h1>Handles</h1>'
+          f'<p>{TEASER}</p><ul>{cards}</ul></main>')
+  text = extract(page(body))
+  assert all(name in text for name in names) and 'Home' not in text and TEASER in text
+  article = '<meta property="og:type" content="article">'
+  assert names[0] not in extract(page(body, article))
+
+
+def within(body: str, *, markdown: bool = False) -> str:
+  """What a page adds to its prose by `body`."""
+  text = extract(page(f'<article>{p(PROSE[:4])}{body}<p>{PROSE[4]}</p></article>'),
+                 markdown=markdown)
+  gap = '\n\n' if markdown else '\n'
+  start, end = gap.join(PROSE[:4]) + gap, gap + PROSE[4]
+  assert text.startswith(start) and text.endswith(end)
+  return text[len(start):-len(end)]
+
+
+@pytest.mark.parametrize('code', [
+  '<pre><code><span class="line">def f():</span>\n<span class="line"></span>\n<span class="line">  '
+  'x</span></code></pre>',
+  '<pre><div>def f():</div><div></div><div>  x</div></pre>',
+  '<pre>def f():<br><br>  x</pre>',
+  '<pre class="line-numbers"><code>def f():\n\n  x<span class="line-numbers-rows">1</span></code>'
+  '<button>Copy</button></pre>',
+  '<table class="lntable"><tr><td class="lntd"><pre><span class="lnt">1\n2\n3</span></pre></td>'
+  '<td class="lntd"><pre><span class="line"><span>def f():\n</span></span>'
+  '<span class="line">\n</span><span class="line">  x\n</span></pre></td></tr></table>',
+  '<table class="highlight"><tr><td class="blob-num" data-line-number="1"></td>'
+  '<td class="blob-code">def f():</td></tr><tr><td class="blob-num"></td>'
+  '<td class="blob-code"></td></tr><tr><td class="blob-num"></td><td class="blob-code">  x</td>'
+  '</tr></table>',
+  '<figure class="highlight"><table><tr><td class="gutter"><pre>1<br>2<br>3</pre></td>'
+  '<td class="code"><pre>def f():<br><br>  x</pre></td></tr></table></figure>',
+  '<pre><table class="hljs-ln"><tr><td class="hljs-ln-numbers">1</td><td>def f():</td></tr>'
+  '<tr><td></td></tr><tr><td class="hljs-ln-numbers">3</td><td>  x</td></tr></table></pre>',
+])
+def test_code_is_one_block_without_its_numbers(code):
+  assert within(code) == 'def f():\n\n  x'
+
+
+@pytest.mark.parametrize(('html', 'tex'), [
+  ('<script type="math/tex">x^2</script>', '$x^2$'),
+  ('<script type="math/tex; mode=display">x^2</script>', '$$x^2$$'),
+  ('<span class="MathJax_Preview">x2</span><span class="MathJax">x2</span>'
+   '<script type="math/tex">x^2</script>', '$x^2$'),
+  ('<mjx-container><mjx-math>x2</mjx-math><mjx-assistive-mml><math><msup><mi>x</mi><mn>2</mn>'
+   '</msup></math></mjx-assistive-mml></mjx-container>', '$x^2$'),
+  ('<span class="mwe-math-element"><span style="display: none;"><math '
+   'alttext="{\\displaystyle x^2}"><mi>x</mi></math></span>'
+   '<img class="mwe-math-fallback-image" alt="x^2"></span>', '$x^2$'),
+  ('<img class="tex" alt="x^2">', '$x^2$'),
+  ('<img class="latex" alt="$x^2$">', '$x^2$'),
+  ('<img src="https://latex.codecogs.com/gif.latex?x" alt="x^2">', '$x^2$'),
+  ('<math display="block"><mfrac><mn>1</mn><msqrt><mi>α</mi></msqrt></mfrac></math>',
+   r'$$\frac{1}{\sqrt{\alpha}}$$'),
+  ('<math><mi>sin</mi><mi>x</mi><mo>≤</mo><msub><mi>a</mi><mrow><mi>i</mi><mo>+</mo><mn>1</mn></mrow>'
+   '</msub></math>', r'$\sin x\leq a_{i+1}$'),
+  ('10<sup>6</sup> m<sup>2</sup>, the 2<sup>nd</sup> word<sup>1</sup>, (a+b)<sup>n</sup>',
+   '10^6 m^2, the 2nd word1, (a+b)^n'),
+  ('<ruby>漢字<rp>(</rp><rt>かんじ</rt><rp>)</rp></ruby>', '漢字'),
+])
+def test_formulas_stand_once_as_tex(html, tex):
+  assert within(f'<p>So {html} it is.</p>') == f'So {tex} it is.'
+
+
+def test_tables_keep_their_columns():
+  rows = ('<tr><th colspan="2">Name</th><th>Age</th></tr><tr><td rowspan="2">Ann</td><td>Lee</td>'
+          '<td></td></tr><tr><td></td><td><p>4</p></td></tr><tr><td>Bob</td><td></td><td></td></tr>')
+  assert within(f'<table>{rows}</table>') == (
+    'Name |  | Age\nAnn | Lee |\nAnn |  | 4\nBob |  |')
+  assert within('<table><tr><td><p>One</p><p>Two</p></td></tr></table>') == 'One\nTwo'
+  assert within('<table><tr><td width="9"></td><td>One<br><br>Two</td></tr></table>') == 'One\nTwo'
+
+
+def test_markdown_numbers_and_nests_lists():
+  assert within(
+    '<ol start="3"><li>a<ol><li>b</li></ol><ul><li>c</li></ul></li><li value="7"><p>d</p><p>e</p>'
+    '</li><li>f</li></ol>', markdown=True) == '3. a\n   1. b\n   - c\n7. d\n   e\n8. f'
+
+
+def test_questions_in_buttons_are_read_and_other_buttons_not():
+  body = ''.join(f'<{tag}><button>Question {tag} of them</button></{tag}><div>{text}</div>'
+                 for tag, text in zip(['h2', 'h3'], PROSE[5:], strict=False))
+  body += f'<button>Is it so, then?</button><p>{PROSE[7]}</p><button class="btn">Buy it</button>'
+  assert within(body).splitlines() == [
+    'Question h2 of them', PROSE[5], 'Question h3 of them', PROSE[6], 'Is it so, then?', PROSE[7]]
 
 
 STRUCTURE = page(f'''<article><h2>Build</h2><p>{PROSE[0]} Use <code>make all</code>.</p>

@@ -153,7 +153,7 @@ def test_edge_archives_go_through(shared_data, tmp_path):
   path = web.run([str(shared_data / 'warc' / 'edge' / '*')], str(tmp_path), options=WebOptions(
     filters='none', languages=(), min_language_score=0, tier='fast'))
   broken = {row['reason'] for row in dropped(path).values() if row['stage'] == 'read'}
-  assert {'corrupt_file', 'clipped_file'} <= broken
+  assert {'damaged_record', 'clipped_file'} <= broken
   assert len(kept(path)) > 10
 
 
@@ -174,6 +174,7 @@ def test_help_is_for_people(capsys):
   (['--filters=finweb'], "unknown filter 'finweb': choose a profile (fineweb, fineweb2, docs"),
   (['--limit=0'], 'limit is 0'),
   (['--name=a/b'], "'a/b' cannot be the name of a corpus"),
+  (['--name=..'], "'..' cannot be the name of a corpus"),
   (['--runer=DirectRunner'], "unknown flag '--runer=DirectRunner'"),
   (['--languages=eo'], 'is empty'),
   (['--minhash=14'], "minhash='14': give bands x rows, such as 14x8, or none"),

@@ -4,6 +4,7 @@ import importlib
 import re
 import shutil
 
+import jax
 import pytest
 from conftest import REPOSITORY
 from helpers.configs import config
@@ -83,6 +84,32 @@ def test_corpora_that_do_not_fit_are_said(tmp_path, corpus, tokenised, model, ch
 def test_what_the_steps_would_refuse_is_refused_before_the_first_one(changes, message):
   with pytest.raises(ValueError, match=message):
     config_lib.check(config(**changes))
+
+
+@pytest.mark.parametrize('field', ['train__init_from', 'distill__teacher'])
+def test_weights_of_another_model_go_with_its_tokenizer(tmp_path, corpus, texts, field):
+  """A new one, trained by the run, would put other tokens on the rows of its embedding."""
+  from smoljax import model as model_lib
+  from smoljax.checkpoints import export_formats, load
+  from smoljax.data import tokenizer
+
+  for seed in (0, 1):
+    tokenizer.train(texts[seed::2], str(tmp_path / f'{seed}.model'), vocab_size=320, seed=seed)
+  shape = config_lib.model_config(config(), 320)
+  made = load.Model(shape, model_lib.init(shape, jax.random.key(0)),
+                    tokenizer.load(str(tmp_path / '0.model')), True)
+  export_formats.write_hf(made, str(tmp_path / 'hf'))
+  given = {field: str(tmp_path / 'hf'), 'corpora': f'mine={corpus}'}
+  c = config(**given)
+  assert c.tokenizer.path == str(tmp_path / 'hf/tokenizer.json')
+  config_lib.check(c)
+  assert 'tokenizer' not in [s.name for s in build_steps(c, str(tmp_path / 'run'))]
+  config_lib.check(config(**given, tokenizer__path=str(tmp_path / '0.model')))  # the same pieces
+  with pytest.raises(ValueError, match=r'the tokenizer of .*hf/tokenizer\.json, is not .*1\.model'):
+    config_lib.check(config(**given, tokenizer__path=str(tmp_path / '1.model')))
+  (tmp_path / 'hf/tokenizer.json').unlink()
+  with pytest.raises(FileNotFoundError, match=field.replace('__', '.')):
+    config(**given)
 
 
 @pytest.mark.parametrize(('changes', 'message'), [

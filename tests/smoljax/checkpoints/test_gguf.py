@@ -42,6 +42,7 @@ CASES = {
   'llama': dataclasses.replace(LLAMA, norm_eps=1e-5),
   'llama_biases_untied_mha': dataclasses.replace(
     LLAMA, tie_embeddings=False, num_kv_heads=4, attention_bias=True, mlp_bias=True),
+  'llama_qkv_biases': dataclasses.replace(LLAMA, qkv_bias=True),
   'llama_yarn_mscale': dataclasses.replace(
     LLAMA, rope_scaling=model.Yarn(2.0, 16, attention_factor=1.5)),
   'llama_yarn_betas': dataclasses.replace(
@@ -218,12 +219,14 @@ def test_q8_0_needs_no_runtime_and_reports_rows_that_do_not_fit(tmp_path):
   (dict(activation='geglu'), "activation='geglu': .* only know 'swiglu'"),
   (dict(norm='layer'), "norm='layer': .* only know 'rms'"),
   (dict(norm_position='sandwich'), "norm_position='sandwich': .* only know 'pre'"),
+  (dict(norm_position='post', qk_norm=True, qk_norm_over='width'), "norm_position='post': "),
   (dict(attention_softcap=20.0), r'attention_softcap=20\.0'),
   (dict(logit_softcap=30.0), r'logit_softcap=30\.0'),
   (dict(nope_interval=3), 'nope_interval=3: the GGUF runtime has NoPE on every 4th layer'),
   (dict(rope_layers=(0, 1, 1, 1)), r'rope_layers=\(0, 1, 1, 1\): the GGUF runtime has NoPE'),
   (dict(sliding_window=8), 'sliding_window=8: llama and smollm3 attend to everything'),
   (dict(attention_bias=True), 'attention_bias=True: smollm3 reads no biases'),
+  (dict(qkv_bias=True), 'qkv_bias=True: smollm3 reads no biases'),
   (dict(mlp_bias=True), 'mlp_bias=True: smollm3 reads no biases'),
   (dict(rope_scaling=model.Yarn(2.0, 32, 16.0)), 'rope_scaling=Yarn.* with beta_fast=32'),
   (dict(rope_scaling=model.Yarn(2.0, 32, truncate=False)), 'rope_scaling=Yarn.*truncate=True'),
@@ -250,6 +253,18 @@ def test_what_does_not_fit_is_refused(tmp_path):
   # A NoPE interval that no layer reaches leaves a model in which every layer rotates.
   short = dataclasses.replace(BASE, num_layers=3, attention_bias=True)
   assert gguf.architecture(short) == 'llama'
+
+
+def test_files_of_others_are_not_overwritten(tmp_path):
+  file = tmp_path / 'm.gguf'
+  for content in (b'mine', b'GGUF' + bytes(99), b''):
+    file.write_bytes(content)
+    with pytest.raises(FileExistsError, match='is there, and no export wrote it'):
+      gguf.save_gguf(BASE, random_params(BASE), str(file))
+    assert file.read_bytes() == content
+  os.remove(file)
+  gguf.save_gguf(BASE, random_params(BASE), str(file))
+  gguf.save_gguf(BASE, random_params(BASE), str(file), kind='q8_0')
 
 
 # ----------------------------------------------------------------------------------- vocabulary

@@ -3,6 +3,7 @@
 import dataclasses
 import json
 import os
+import pathlib
 import shutil
 
 import jax
@@ -12,6 +13,7 @@ import pytest
 import safetensors
 import safetensors.numpy
 from goldens import make_hf_logits as goldens
+from helpers import tokenizers
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -57,7 +59,10 @@ def read(folder):
 @pytest.mark.parametrize('entries', [
   {}, {'tie_word_embeddings': False, 'attention_bias': True, 'mlp_bias': True},
   {'architectures': ['Qwen3ForCausalLM'], 'attention_bias': True},
-], ids=['tied', 'untied_biases', 'qwen3'])  # fmt: skip
+  {'architectures': ['Qwen2ForCausalLM']},
+  {'architectures': ['MistralForCausalLM'], 'sliding_window': 9, 'tie_word_embeddings': False},
+  {'architectures': ['Olmo2ForCausalLM'], 'attention_bias': True},
+], ids=['tied', 'untied_biases', 'qwen3', 'qwen2', 'mistral', 'olmo2'])  # fmt: skip
 def test_bfloat16_tensors_come_back_byte_for_byte(tmp_path, entries):
   source, tensors = hf_folder(tmp_path / 'hf', **entries)
   config, params = huggingface.load_hf(str(source))
@@ -70,6 +75,9 @@ def test_bfloat16_tensors_come_back_byte_for_byte(tmp_path, entries):
     assert back[name].dtype == x.dtype and back[name].shape == x.shape
     assert back[name].tobytes() == x.tobytes(), name
   assert huggingface.load_hf(str(tmp_path / 'ours'))[0] == config
+  if 'architectures' in entries:
+    assert json.loads((tmp_path / 'ours/config.json').read_text())['architectures'] == (
+      entries['architectures'])
   with safetensors.safe_open(tmp_path / 'ours/model.safetensors', 'np') as f:
     assert f.metadata() == {'format': 'pt'}
 
@@ -134,9 +142,10 @@ def test_config_json_keeps_the_architecture(config):
     window_layers=tuple(int(w > 0) for w in c.windows) if any(c.windows) else (),
     sliding_window=c.sliding_window if any(c.windows) else 0)
   assert settled(back) == settled(config)
-  v4 = {k: v for k, v in hf.items() if k != 'rope_parameters'}
+  assert 'rope_parameters' not in hf
   v5 = {k: v for k, v in hf.items() if k not in ('rope_theta', 'rope_scaling')}
-  assert model.ModelConfig.from_hf(v4) == model.ModelConfig.from_hf(v5) == back
+  v5['rope_parameters'] = {'rope_theta': hf['rope_theta'], **(hf['rope_scaling'] or {})}
+  assert model.ModelConfig.from_hf(v5) == back
 
 
 def shape(name):  # how its layers are computed is no matter of config.json
@@ -173,7 +182,8 @@ def test_released_config_files_are_understood():
 
 def test_what_comes_along(tmp_path):
   source, _ = hf_folder(tmp_path / 'hf')
-  (source / 'tokenizer.json').write_text('{"a": 1}')
+  made = tokenizers.write(str(source), ['<s>', '</s>', '<pad>'])
+  text = pathlib.Path(made).read_text()
   (source / 'chat_template.jinja').write_text('{{ x }}')
   (source / 'generation_config.json').write_text('{"temperature": 0.6, "eos_token_id": 7}')
   config, params = huggingface.load_hf(str(source))
@@ -181,12 +191,13 @@ def test_what_comes_along(tmp_path):
   huggingface.save_hf(
     config, params, str(out), tokenizer_dir=str(source), bos_id=1, eos_id=2,
     facts={'Training tokens': 123})
-  assert (out / 'tokenizer.json').read_text() == '{"a": 1}'
+  assert (out / 'tokenizer.json').read_text() == text
   assert (out / 'chat_template.jinja').read_text() == '{{ x }}'
   generation = json.loads((out / 'generation_config.json').read_text())
-  assert generation == {'temperature': 0.6, 'eos_token_id': 2, 'bos_token_id': 1}
+  assert generation == {  # given, given, of the tokenizer, of the folder
+    'bos_token_id': 1, 'eos_token_id': 2, 'pad_token_id': 258, 'temperature': 0.6}
   hf = json.loads((out / 'config.json').read_text())
-  assert (hf['bos_token_id'], hf['eos_token_id'], hf['pad_token_id']) == (1, 2, None)
+  assert (hf['bos_token_id'], hf['eos_token_id'], hf['pad_token_id']) == (1, 2, 258)
   assert (hf['torch_dtype'], hf['dtype']) == ('bfloat16', 'bfloat16')
   card = (out / 'README.md').read_text()
   assert card.startswith('---\n') and '| Training tokens | 123 |' in card
@@ -242,11 +253,43 @@ def test_transformers_loads_the_export_and_gives_the_same_logits(case, tmp_path)
   np.testing.assert_allclose(logits, expected.numpy(), atol=5e-4, rtol=0)
 
 
+YARN = {'rope_type': 'yarn', 'factor': 4.0, 'original_max_position_embeddings': 24}
+
+
 @pytest.mark.slow
-def test_what_transformers_writes_comes_back_byte_for_byte(tmp_path):
+@pytest.mark.parametrize('edits', [
+  {'rope_scaling': YARN},
+  {'rope_scaling': {**YARN, 'type': 'yarn', 'rope_theta': 3e4}, 'rope_theta': 7e4},
+  {'rope_scaling': YARN, 'rope_parameters': {'rope_type': 'default', 'rope_theta': 9e4}},
+  {'rope_parameters': YARN},
+  {'rope_parameters': {**YARN, 'rope_theta': 3e4}, 'rope_scaling': None},
+  {'rope_parameters': {'rope_type': 'linear', 'factor': 2.0}, 'rope_scaling': {}},
+], ids=str)
+@pytest.mark.parametrize('kind', ['LlamaForCausalLM', 'SmolLM3ForCausalLM'])
+@pytest.mark.parametrize('theta', [5e4, None])
+def test_rotary_positions_edited_by_hand_are_what_transformers_reads(tmp_path, kind, theta, edits):
+  transformers = pytest.importorskip('transformers')
+  config = dataclasses.replace(CONFIG, nope_interval=0 if kind.startswith('Llama') else 2)
+  hf = {k: v for k, v in (config.to_hf() | {'rope_theta': theta} | edits).items()
+        if k != 'rope_theta' or v}
+  assert hf['architectures'] == [kind]
+  ours = model.ModelConfig.from_hf(hf)
+  (tmp_path / 'config.json').write_text(json.dumps(hf))
+  theirs = transformers.AutoConfig.from_pretrained(str(tmp_path))
+  name = theirs.rope_parameters['rope_type']
+  expected, scale = transformers.modeling_rope_utils.ROPE_INIT_FUNCTIONS[name](theirs, 'cpu')
+  frequencies, ours_scale = model.rope_frequencies(ours)
+  np.testing.assert_allclose(frequencies, expected.numpy(), rtol=1e-6)
+  assert ours_scale == pytest.approx(scale)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize('prefix', ['SmolLM3', 'Llama', 'Qwen3', 'Qwen2', 'Mistral', 'Olmo2'])
+def test_what_transformers_writes_comes_back_byte_for_byte(tmp_path, prefix):
   torch = pytest.importorskip('torch')
   transformers = pytest.importorskip('transformers')
-  hf = transformers.SmolLM3ForCausalLM(transformers.SmolLM3Config(**goldens.BASE))
+  config = getattr(transformers, f'{prefix}Config')(**goldens.BASE)
+  hf = getattr(transformers, f'{prefix}ForCausalLM')(config)
   hf.to(torch.bfloat16).save_pretrained(tmp_path / 'hf', max_shard_size='20KB')
   assert (tmp_path / 'hf/model.safetensors.index.json').exists()
   config, params = huggingface.load_hf(str(tmp_path / 'hf'))
@@ -341,6 +384,8 @@ def test_models_that_cannot_be_written(tmp_path):
     ({'qk_norm': True, 'nope_interval': 0, 'mlp_bias': True}, 'mlp_bias=True with qk_norm=True'),
     ({'activation': 'relu2'}, "activation='relu2'.* trained with activation='swiglu' or"),
     ({'norm': 'layer'}, "norm='layer'"), ({'norm_position': 'post'}, "norm_position='post'"),
+    ({'norm_position': 'post', 'qk_norm': True}, "qk_norm_over='head' with norm_position='post'"),
+    ({'qkv_bias': True}, 'rope_flags=.* with qkv_bias=True'),
     ({'logit_softcap': 3.0}, 'logit_softcap=3.0'),
     ({'attention_softcap': 3.0}, 'attention_softcap=3.0'),
   ]:  # fmt: skip

@@ -11,6 +11,7 @@ import json
 import os
 import random
 
+import gguf as gguf_reader
 import jax
 import pytest
 from conftest import REPOSITORY
@@ -421,19 +422,51 @@ def test_control_tokens_of_a_trained_tokenizer(tokenizers):
     assert tokenizers[name].control_id('a') is tokenizers[name].control_id('<|nothing|>') is None
 
 
-def test_export_with_the_template(tokenizers, tmp_path):
+@pytest.fixture(scope='module')
+def made(tokenizers):
+  """A chat model."""
   config = model.ModelConfig(
-    vocab_size=320,
-    num_layers=1,
-    embed_dim=8,
-    num_heads=1,
-    num_kv_heads=1,
-    head_dim=8,
-    mlp_dim=8,
-    max_seq_len=64,
-  )
+    vocab_size=320, num_layers=1, embed_dim=8, num_heads=1, num_kv_heads=1, head_dim=8, mlp_dim=8,
+    max_seq_len=64, nope_interval=0)  # fmt: skip
   params = model.init(config, jax.random.key(0))
-  made = load.Model(config, params, tokenizers['with.model'], bos=False)
+  return load.Model(config, params, tokenizers['with.model'], bos=False)
+
+
+def test_the_template_in_a_gguf_file_is_plain_jinja(made, tmp_path):
+  """Which knows no `generation`: set up as llama-cpp-python does it."""
+  sandbox = pytest.importorskip('jinja2.sandbox')
+  environment = sandbox.ImmutableSandboxedEnvironment(trim_blocks=True, lstrip_blocks=True)
+  environment.filters['tojson'] = lambda x: json.dumps(x, ensure_ascii=False)
+  file, _ = export_formats.write_gguf(made, str(tmp_path / 'm.gguf'), with_chat=True)
+  fields = gguf_reader.GGUFReader(file).fields
+  assert fields['tokenizer.ggml.eos_token_id'].contents() == tokenizer.EOS_ID
+  assert fields['tokenizer.ggml.eot_token_id'].contents() == 5  # what ends an answer
+  source = fields['tokenizer.chat_template'].contents()
+  template = environment.from_string(source)
+  for name, (messages, arguments) in HAND_MADE.items():
+    rendered = template.render(
+      messages=messages,
+      add_generation_prompt=arguments.get('generation_prompt', False),
+      enable_thinking=arguments.get('mode', 'think') == 'think',
+      strftime_now=TODAY.strftime,
+      xml_tools=arguments.get('tools'),
+      **{k: v for k, v in arguments.items() if k in ('python_tools', 'custom_instructions')},
+    )
+    assert rendered == chat.render(messages, today=TODAY, **arguments).text, name
+
+
+def test_the_runtime_renders_the_template_in_a_gguf_file(made, tmp_path):
+  """By llama-cpp-python itself, where it is installed."""
+  formats = pytest.importorskip('llama_cpp.llama_chat_format')
+  file, _ = export_formats.write_gguf(made, str(tmp_path / 'm.gguf'), with_chat=True)
+  source = gguf_reader.GGUFReader(file).fields['tokenizer.chat_template'].contents()
+  messages = [user('Hi'), assistant('Ho'), user('Well')]
+  prompt = formats.Jinja2ChatFormatter(source, '</s>', '<s>')(messages=messages).prompt
+  today = datetime.date.today()
+  assert prompt == chat.render(messages, today=today, generation_prompt=True).text
+
+
+def test_export_with_the_template(tokenizers, made, tmp_path):
   export_formats.write_hf(made, str(tmp_path / 'chat'), with_chat=True)
   assert (tmp_path / 'chat/chat_template.jinja').read_text() == chat.template()
   generation = json.loads((tmp_path / 'chat/generation_config.json').read_text())

@@ -120,9 +120,12 @@ def test_padding_on_either_side_changes_nothing():
     make(CONFIG), right, mask=mask[:, ::-1].astype(bool), max_new_tokens=12) == expected
 
 
-def test_unstacked_parameters_are_the_same_model():
-  config = dataclasses.replace(
-    CONFIG, attention_bias=True, mlp_bias=True, qk_norm=True, tie_embeddings=False)
+@pytest.mark.parametrize('fields', [
+  dict(attention_bias=True, mlp_bias=True, qk_norm=True, tie_embeddings=False),
+  dict(qkv_bias=True, qk_norm=True, qk_norm_over='width', norm_position='post'),
+])
+def test_unstacked_parameters_are_the_same_model(fields):
+  config = dataclasses.replace(CONFIG, **fields)
   tokens_BT = RNG.integers(0, 64, (2, 20)).astype(np.int32)
   unstacked = cache_lib.prepare(config, make(config))
   assert cache_lib.prepare(config, unstacked) is unstacked

@@ -101,7 +101,7 @@ def test_switches_that_smollm3_lacks_equal_other_classes_of_transformers(case, m
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize('seed', range(24))
+@pytest.mark.parametrize('seed', range(28))
 def test_logits_equal_live_transformers_logits(seed):
   torch = pytest.importorskip('torch')
   reference, config, params = live_reference(*random_hf_config(seed))

@@ -330,7 +330,7 @@ def write(teacher, corpora, output, monkeypatch, **kwargs):
 class _Loaded:
   def __init__(self, path):
     self.config, self.params, _ = store.load_params(path)
-    self.tokenizer = self
+    self.tokenizer, self.vocab_size = self, self.config.vocab_size
     self.path = ''
 
 
@@ -442,8 +442,37 @@ def test_another_tokenizer_is_refused(a_tokenizer, tmp_path):
   other = str(tmp_path / 'other.model')
   tokenizer.train(['one two three four five six seven ' * 50, 'eight nine'], other, vocab_size=290,
                   seed=0)
-  with pytest.raises(ValueError, match='its own tokens'):
+  with pytest.raises(ValueError, match=r'tokenizer of the teacher, .* its own tokens'):
     tokenizer.require_same(other, a_tokenizer)
+
+
+@pytest.mark.parametrize('distance', distill.DISTANCES)
+@pytest.mark.parametrize('more', [(72, 64), (64, 72)], ids=['teacher', 'student'])
+def test_vocabularies_that_are_padded_differently_are_compared_over_the_common_ids(distance, more):
+  """Against torch, whatever the rows are that pad; on a mesh that splits the vocabulary too."""
+  torch = pytest.importorskip('torch')
+  large, small = (dataclasses.replace(c, vocab_size=v, init_std=0.3, dtype='float32')
+                  for c, v in zip((LARGE, STUDENT), more, strict=True))
+  teacher = distill.Teacher(large, small, distance=distance, temperature=2.0)
+  hidden_BCD = RNG.normal(size=(2, 4, large.embed_dim)).astype(np.float32)
+  unembed_DV = RNG.normal(size=(large.embed_dim, large.vocab_size)).astype(np.float32)
+  q_BCV = RNG.normal(size=(2, 4, small.vocab_size)).astype(np.float32)
+  p, q = (torch.log_softmax(torch.tensor(x)[..., :64] / 2, -1)
+          for x in (hidden_BCD @ unembed_DV, q_BCV))
+  m = torch.log((p.exp() + q.exp()) / 2)
+  kl = lambda a, b: torch.sum(a.exp() * (a - b), -1)
+  expected = {'forward_kl': kl(p, q), 'reverse_kl': kl(q, p), 'jsd': (kl(p, m) + kl(q, m)) / 2}
+  given = {'teacher_hidden': jnp.asarray(hidden_BCD)}
+  got = teacher.distance_of(jnp.asarray(q_BCV), given, jnp.asarray(unembed_DV))
+  np.testing.assert_allclose(got, 4 * expected[distance].numpy(), rtol=1e-4, atol=1e-5)
+  mesh = sharding.make_mesh(data=2, tensor=4)
+  with jax.set_mesh(mesh):
+    place = lambda x, *names: jax.device_put(jnp.asarray(x), jax.NamedSharding(
+      mesh, sharding.spec(*names)))
+    split = jax.jit(lambda q, h, w: teacher.distance_of(q, {'teacher_hidden': h}, w))(
+      place(q_BCV, 'batch', 'length', 'vocab'), place(hidden_BCD, 'batch', 'length', None),
+      place(unembed_DV, None, 'vocab'))
+  np.testing.assert_allclose(split, got, rtol=1e-5, atol=1e-6)
 
 
 @pytest.mark.parametrize(('fields', 'message'), [
@@ -457,8 +486,8 @@ def test_another_tokenizer_is_refused(a_tokenizer, tmp_path):
 def test_bad_settings_are_named(fields, message):
   with pytest.raises(ValueError, match=message):
     distill.Teacher(LARGE, STUDENT, **fields)
-  with pytest.raises(ValueError, match='same tokenizer'):
-    distill.Teacher(dataclasses.replace(LARGE, vocab_size=65), STUDENT)
+  with pytest.raises(ValueError, match=r'more than padding: .* same tokenizer'):
+    distill.Teacher(dataclasses.replace(LARGE, vocab_size=64 + 1025), STUDENT)
 
 
 def test_the_commands_that_a_run_imports_go_together():

@@ -1,0 +1,445 @@
+"""A parsed page as blocks of text and the elements around them, in one walk over the tree."""
+
+import re
+from collections.abc import Iterator
+from typing import Any, NamedTuple
+
+from lxml import etree
+
+from data_beam.web import tex
+from data_beam.web.names import (
+  CODE_CELL,
+  CODE_LINE,
+  DRAWN,
+  FORMULA,
+  GUTTER,
+  LISTING,
+  QUESTION,
+  UNFOLDS,
+  Hint,
+  hint,
+)
+
+# What a tag is to the walk. A tag not listed is inline: its text joins the text around it.
+_BLOCK, _BREAK, _SKIP, _OTHER = 1, 2, 3, 4
+# Nothing of a page's text stands in these, however the markup is broken.
+_NEVER = ('head', 'desc', 'script', 'style', 'template', 'iframe', 'embed', 'textarea',
+          'input', 'datalist', 'progress', 'meter', 'frame', 'frameset', 'noframes', 'area', 'base',
+          'link', 'meta', 'source', 'track', 'rt', 'rp', 'rtc')
+# These hold none of it in a page that is well made. Of another they may hold all of it.
+_ASIDE = ('noscript', 'object', 'applet', 'audio', 'video', 'picture', 'map', 'select', 'option',
+          'label', 'nav', 'aside', 'footer', 'menu', 'dialog', 'figcaption', 'noindex', 'marquee',
+          'svg', 'canvas', 'title')
+_OWN = ('math', 'mjx-container', 'script', 'img', 'button', 'sup')   # see Walk.other
+BLOCK = frozenset([
+  'html', 'body', 'main', 'article', 'section', 'div', 'p', 'header', 'hgroup', 'h1', 'h2', 'h3',
+  'h4', 'h5', 'h6', 'ul', 'ol', 'li', 'dl', 'dt', 'dd', 'table', 'thead', 'tbody', 'tfoot', 'tr',
+  'td', 'th', 'caption', 'blockquote', 'pre', 'address', 'center', 'form', 'fieldset', 'details',
+  'summary', 'figure', 'hr', 'legend', 'search',
+])
+_TAGS = {**dict.fromkeys((*_NEVER, *_ASIDE), _SKIP), **dict.fromkeys(BLOCK, _BLOCK),
+         **dict.fromkeys(_OWN, _OTHER), 'br': _BREAK}
+_TAGS_ALL = {**_TAGS, **dict.fromkeys((*_ASIDE, 'button'), _BLOCK)}
+HEADINGS = {f'h{i}': i for i in range(1, 7)}
+# Elements that can be the scope, or be boilerplate.
+CONTAINERS = frozenset([
+  'body', 'main', 'article', 'section', 'div', 'header', 'table', 'tbody', 'tr', 'td', 'form',
+  'figure', 'blockquote', 'ul', 'ol', 'dl', 'center', 'details', 'p', 'span', 'fieldset',
+  'address', 'li', 'h2', 'h3', 'h4',
+])
+_KINDS = {'p': 'p', 'li': 'li', 'dd': 'li', 'dt': 'li', 'td': 'row', 'th': 'row', 'pre': 'pre',
+          'blockquote': 'quote', **{h: h for h in HEADINGS}}
+# What keeps its own kind inside a list, a quotation or a cell.
+_STRONGER = _KINDS.keys() - {'p'}
+
+_HIDDEN = re.compile(r'display\s*:\s*none|visibility\s*:\s*hidden', re.I)
+_SENTENCE = re.compile(r'[.!?…。！？:;]["”’»)\]]*(?:\s|$)')
+# 10<sup>6</sup>, m<sup>2</sup>, mc<sup>2</sup>; but no note's number after a word or a year.
+_EXPONENT = re.compile(r'\s*(?:[-+−–]?\d{1,3}|[-+−–]?[nkmxyti])\s*')
+_BASE = re.compile(
+  r'(?:(?<![\d.,])(?!(?:1[5-9]|20)\d\d$)\d[\d.,]*|(?<![^\W\d_])[A-Za-z]{1,2}|[)\]])$')
+_LOOKS_LIKE_TEX = re.compile(r'[\\^_={}+]|^.{1,3}$')
+_CODE_BLOCKS = frozenset(['div', 'p', 'li', 'tr'])
+MAX_CELLS = 50    # that one cell may span
+
+
+class Block(NamedTuple):
+  """A stretch of text that a browser would set off from what is before and after it."""
+
+  text: str
+  kind: str       # p, h1 … h6, li, row, pre, quote, or div: text directly in a container
+  links: int      # characters of it inside links
+  value: int      # characters that read like prose, 0 for menus, headings, captions
+  mark: str = ''  # before a list's item in Markdown: blanks, and its number or a dash
+
+  @property
+  def link_density(self) -> float:
+    """Share of the characters that are in links."""
+    return self.links / len(self.text)
+
+
+class Element(NamedTuple):
+  """A container: blocks[start:end]."""
+
+  start: int
+  end: int
+  hint: int
+  depth: int
+  tag: str
+
+
+def value(text: str, kind: str, links: int) -> int:
+  """How much a block counts as prose."""
+  size = len(text)
+  if kind in HEADINGS or links * 2 > size:
+    return 0
+  if kind in ('p', 'quote', 'pre'):
+    return size - links if size >= 20 else 0
+  if size >= 80 or (size >= 30 and _SENTENCE.search(text)):
+    return size - links
+  return 0
+
+
+def parse(html: str) -> Any:
+  """The root element of a page, or None if there is nothing in it."""
+  parser = etree.HTMLParser(encoding='utf-8', remove_comments=True, remove_pis=True,
+                            huge_tree=True)   # nesting beyond 256; within_budget bounds the size
+  try:
+    return etree.fromstring(html.encode('utf-8', 'replace'), parser)
+  except etree.XMLSyntaxError:   # an empty document
+    return None
+
+
+class Walk:
+  """Collects blocks and elements."""
+
+  MAX_DEPTH = 200   # of nested tags; deeper text is taken as it comes. Bounds Python's stack
+
+  def __init__(self, root: Any, *, markdown: bool = False, everything: bool = False,
+               formulas: bool = False):
+    """Walks over a page.
+
+    Args:
+      root: from `parse`.
+      markdown: code in a line stands between backticks.
+      everything: also what is inside elements that hold no text of a page that is well made.
+      formulas: some are drawn by a script, and their source stands beside them.
+    """
+    self.tags = _TAGS_ALL if everything else _TAGS
+    if markdown:
+      self.tags = self.tags | {'code': _OTHER}
+    self.formulas = formulas
+    self.blocks: list[Block] = []
+    self.elements: list[Element] = []
+    self.skipped = 0               # characters of long texts inside what was skipped
+    self.parts: list[str] = []     # of the block being read
+    self.links = 0
+    self.mark = self.rest = ''     # of the list's item being read: of its next block, of later ones
+    self.lists: list[list[Any]] = []    # those around: [next number or None, blanks before an item]
+    self.cells: list[tuple[Any, int, int]] = []       # of the row being read: blocks[start:end]
+    self.grid: list[Any] = [0, {}]      # of the table: its columns, {column: (rows to come, text)}
+    self.block(root, 'body', 'div', 0, False)
+
+  def flush(self, kind: str) -> None:
+    """Ends the block being read."""
+    if not self.parts:
+      return
+    raw = ''.join(self.parts)
+    self.parts.clear()
+    links, self.links = self.links, 0
+    if raw.isspace():
+      return
+    for piece in raw.split('\f\f') if '\f\f' in raw else (raw,):    # two <br>: a paragraph's end
+      if '\f' in piece:
+        lines = [' '.join(line.split()) for line in piece.split('\f')]
+        text = '\n'.join(filter(None, lines))
+      else:
+        text = ' '.join(piece.split())
+      if text:
+        share = links if piece is raw else links * len(piece) // len(raw)
+        mark = ''
+        if kind == 'li':
+          mark, self.mark = self.mark, self.rest
+        self.blocks.append(
+          Block(text, kind, min(share, len(text)), value(text, kind, share), mark))
+
+  def visit(self, element: Any, kind: str, depth: int, in_link: bool) -> None:
+    """Reads an element's inside. `kind` is that of text directly in it."""
+    parts, known = self.parts, self.tags.get
+    if text := element.text:
+      parts.append(text)
+      if in_link:
+        self.links += len(text)
+    for child in element:
+      tag = child.tag
+      what = known(tag)
+      if what is None:
+        if type(tag) is not str or (
+          self.formulas and (names := child.get('class')) and DRAWN.search(names)):
+          pass
+        elif depth >= self.MAX_DEPTH:
+          parts.extend(_texts(child))
+        else:
+          self.visit(child, kind, depth + 1, in_link or tag == 'a')
+      elif what == _BLOCK:
+        self.block(child, tag, kind, depth + 1, in_link)
+      elif what == _BREAK:
+        # Source line breaks around it mean nothing; \f cannot come from markup.
+        while parts and parts[-1].isspace() and parts[-1] != '\f':
+          parts.pop()
+        parts.append('\f')
+      elif what == _SKIP:
+        if len(child):
+          self.skipped += _prose_in(child)
+      else:
+        self.other(child, tag, kind, depth, in_link)
+      if tail := child.tail:
+        parts.append(tail)
+        if in_link:
+          self.links += len(tail)
+
+  def block(self, element: Any, tag: str, kind: str, depth: int, in_link: bool) -> None:
+    """Reads an element that begins and ends a block."""
+    self.flush(kind)
+    if depth >= self.MAX_DEPTH:
+      self.parts.extend(_texts(element))
+      self.flush(kind)
+      return
+    start = len(self.blocks)
+    inherits = kind in ('li', 'quote') or (kind == 'row' and tag != 'p')
+    inner = kind if inherits and tag not in _STRONGER else _KINDS.get(tag, 'div')
+    (_READ.get(tag) or Walk.visit)(self, element, inner, depth, in_link)
+    self.flush(inner)
+    end = len(self.blocks)
+    if end > start and tag in CONTAINERS:
+      names = _names(element)
+      what = hint(tag, names[:400])
+      if (style := element.get('style')) and _HIDDEN.search(style) and not UNFOLDS.search(names):
+        what = Hint.BOILERPLATE
+      self.elements.append(Element(start, end, what, depth, tag))
+
+  # Elements with an inside of their own
+
+  def other(self, element: Any, tag: str, kind: str, depth: int, in_link: bool) -> None:
+    """Reads what is in a line and more than its text: formulas, powers, questions, code."""
+    get, text = element.get, ''
+    if tag == 'sup':
+      if (self.parts and not len(element) and _EXPONENT.fullmatch(element.text or '')
+          and _BASE.search(self.parts[-1])):
+        self.parts.append('^')
+      self.visit(element, kind, depth + 1, in_link)
+    elif tag == 'code':
+      self.parts.append('`')
+      self.visit(element, kind, depth + 1, in_link)
+      self.parts.append('`')
+    elif tag == 'button':
+      # An accordion's question, which is read as a heading is.
+      said = ' '.join(''.join(element.itertext()).split()) if len(element) < 10 else ''
+      if kind in HEADINGS and len(said) < 300:
+        text = said
+      elif 8 < len(said) < 300 and (said.endswith(('?', '？')) or QUESTION.search(_names(element))):
+        self.flush(kind)
+        self.parts.append(said)
+        self.flush('div')
+      elif len(element):
+        self.skipped += _prose_in(element)
+    elif tag == 'math':
+      text = tex.of_math(element)
+    elif tag == 'script':
+      if (get('type') or '').startswith('math/tex'):
+        text = tex.dollars(element.text or '', 'mode=display' in get('type'))
+    elif tag == 'img':
+      if (alt := get('alt')) and _LOOKS_LIKE_TEX.search(alt) and (
+        FORMULA.search(f'{get("class") or ""} {get("src") or ""}')):
+        before = element.getprevious()     # the same as MathML, in Wikipedia's pages
+        text = tex.dollars(alt) if before is None or next(before.iter('math'), None) is None else ''
+    else:
+      math = next(element.iter('math'), None)
+      text = '' if math is None else tex.of_math(math)
+    if text:
+      self.formulas = self.formulas or tag in ('math', 'script')
+      self.parts.append(text)
+
+  def listing(self, element: Any, kind: str, depth: int, in_link: bool) -> None:
+    """Reads a block of code: its lines as they are, without their numbers."""
+    if text := code(element):
+      self.blocks.append(Block(text, 'pre', 0, value(text, 'pre', 0)))
+
+  def items(self, element: Any, kind: str, depth: int, in_link: bool) -> None:
+    """Reads a list."""
+    number = None
+    if element.tag == 'ol':
+      number = _number(element.get('start'), 1)
+    self.lists.append([number, self.rest])
+    self.visit(element, kind, depth, in_link)
+    self.lists.pop()
+
+  def item(self, element: Any, kind: str, depth: int, in_link: bool) -> None:
+    """Reads an item of a list."""
+    rest, mark = self.rest, '- '
+    around = self.lists[-1] if self.lists else [None, '']
+    if around[0] is not None:
+      number = _number(element.get('value'), around[0])
+      around[0], mark = number + 1, f'{number}. '
+    self.mark, self.rest = around[1] + mark, around[1] + ' ' * len(mark)
+    self.visit(element, kind, depth, in_link)
+    self.flush(kind)
+    self.mark = self.rest = rest
+
+  def table(self, element: Any, kind: str, depth: int, in_link: bool) -> None:
+    """Reads a table, or a block of code that is made as one."""
+    names = element.get('class')
+    if (names and LISTING.search(names) and next(element.iter('pre'), None) is None
+        and any(CODE_CELL.search(td.get('class') or '') for td in element.iter('td'))):
+      self.listing(element, kind, depth, in_link)
+      return
+    grid, self.grid = self.grid, [0, {}]
+    self.visit(element, kind, depth, in_link)
+    self.flush(kind)
+    self.grid = grid
+
+  def cell(self, element: Any, kind: str, depth: int, in_link: bool) -> None:
+    """Reads a cell of a table; line numbers are none."""
+    names, start = element.get('class'), len(self.blocks)
+    if names and GUTTER.search(names):
+      return
+    if (names and CODE_CELL.search(names) and next(element.iter('pre'), None) is None
+        and any(CODE_LINE.search(d.get('class') or '') for d in element.iter('div'))):
+      self.listing(element, kind, depth, in_link)
+    else:
+      self.visit(element, kind, depth, in_link)
+      self.flush(kind)
+    self.cells.append((element, start, len(self.blocks)))
+
+  def row(self, element: Any, kind: str, depth: int, in_link: bool) -> None:
+    """Reads a row of a table, and joins its cells unless they hold blocks of their own, as those
+    of a table do that is there for the layout."""
+    start, inner, cells = len(self.blocks), len(self.elements), self.cells
+    self.cells = []
+    self.visit(element, kind, depth, in_link)
+    self.flush(kind)
+    found, self.cells = self.cells, cells
+    blocks = self.blocks[start:]
+    columns, spans = self.grid
+    one_each = sum(end - first for _, first, end in found) == len(blocks) and all(
+      end - first <= 1 for _, first, end in found) and all(
+      b.kind in ('row', 'p') and len(b.text) < 200 for b in blocks)
+    if one_each and (len(blocks) > 1 or columns > 1):
+      texts: list[str] = []
+      for cell, first, end in found:
+        _fill(texts, spans)
+        text = ' '.join(self.blocks[first].text.split()) if end > first else ''
+        rows = min(_number(cell.get('rowspan'), 1), 1000)
+        for i in range(max(1, min(_number(cell.get('colspan'), 1), MAX_CELLS))):
+          if rows > 1:
+            spans[len(texts)] = (rows - 1, text if i == 0 else '')
+          texts.append(text if i == 0 else '')
+      _fill(texts, spans)
+      # One filled cell is a row of a table that has them, and of any other a line.
+      if len(blocks) > 1 or (blocks and len(texts) == columns):
+        self.grid[0] = len(texts)
+        text = ' | '.join(texts).rstrip()
+        links = sum(b.links for b in blocks)
+        self.blocks[start:] = [Block(text, 'row', links, value(text, 'row', links))]
+        del self.elements[inner:]
+        return
+    self.blocks[start:] = [b._replace(kind='div') if b.kind == 'row' and '|' not in b.text else b
+                           for b in blocks]
+
+
+# What reads the inside of a block.
+_READ = {
+  'pre': Walk.listing, 'ul': Walk.items, 'ol': Walk.items, 'dl': Walk.items, 'li': Walk.item,
+  'dt': Walk.item, 'dd': Walk.item, 'table': Walk.table, 'td': Walk.cell, 'th': Walk.cell,
+  'tr': Walk.row,
+}
+
+
+def _fill(texts: list[str], spans: dict[int, tuple[int, str]]) -> None:
+  """Cells that earlier rows reach down to, at the place where the next cell would be."""
+  while (place := len(texts)) in spans:
+    rows, text = spans.pop(place)
+    texts.append(text)
+    if rows > 1:
+      spans[place] = (rows - 1, text)
+    if len(texts) > 1000:
+      return
+
+
+def _names(element: Any) -> str:
+  get = element.get
+  names = get('class') or ''
+  if other := get('id'):
+    names += ' ' + other
+  if other := get('role'):
+    names += ' ' + other
+  if other := get('itemprop'):
+    names += ' ' + other
+  return names
+
+
+def _prose_in(element: Any) -> int:
+  """Characters in an element of texts longer than a menu's."""
+  texts = [text for e in element.iter('p', 'div', 'td', 'br') for text in (e.text, e.tail) if text]
+  return sum(len(text) for text in texts if len(text) >= 80)
+
+
+def _number(text: str | None, default: int) -> int:
+  return int(text) if text and text.isascii() and text.isdigit() and len(text) < 7 else default
+
+
+def _texts(element: Any) -> Iterator[str]:
+  """The texts in an element, those of scripts and styles left out."""
+  for event, e in etree.iterwalk(element, events=('start', 'end')):
+    text = e.text if event == 'start' else e.tail if e is not element else None
+    if text and not (event == 'start' and e.tag in ('script', 'style')):
+      yield text
+
+
+def code(element: Any) -> str:
+  """The text of a block of code. A div, a row of a table or a span that calls itself a line is
+  one; line numbers and buttons are left out."""
+  out = _Lines()
+  out.read(element, 0)
+  text = ''.join(out.parts).replace('\r\n', '\n').replace('\r', '\n')
+  return '\n'.join(line.rstrip() for line in text.split('\n')).strip('\n')
+
+
+class _Lines:
+  """Text whose lines are elements, or end with a line break, or both, which is one end."""
+
+  def __init__(self):
+    self.parts: list[str] = []
+    self.due = False       # a line has ended, and its break has not been written
+
+  def add(self, text: str | None) -> None:
+    if text:
+      if self.due and not text.startswith(('\n', '\r')):
+        self.parts.append('\n')
+      self.due = False
+      self.parts.append(text)
+
+  def read(self, element: Any, depth: int) -> None:
+    self.add(element.text)
+    for child in element:
+      tag, names = child.tag, child.get('class') or ''
+      line = tag in _CODE_BLOCKS or (tag == 'span' and CODE_LINE.search(names))
+      if tag == 'br':
+        self.add('\n')
+      elif type(tag) is not str or tag in ('button', 'script', 'style', 'svg') or (
+        names and GUTTER.search(names)):
+        pass
+      elif depth >= Walk.MAX_DEPTH:
+        for text in _texts(child):
+          self.add(text)
+      else:
+        if line:
+          if self.due or (self.parts and not self.parts[-1].endswith('\n')):
+            self.parts.append('\n')
+          self.due = False
+        before = len(self.parts)
+        self.read(child, depth + 1)
+        if line:
+          self.due = len(self.parts) == before or not self.parts[-1].endswith('\n')
+      if not (line and (child.tail or '').isspace()):
+        self.add(child.tail)
