@@ -257,11 +257,9 @@ def publish(
       'shardLengths': [str(s['records']) for s in members],
     } for split, members in splits.items()],
   }
-  described = {
-    'features.json': json_format.MessageToJson(features.to_proto(), sort_keys=True).encode(),
-    'dataset_info.json': _json(info),
-    'manifest.json': _json(public(manifest)),
-  }
+  features = json_format.MessageToJson(features.to_proto(), sort_keys=True)
+  described = {'features.json': features.encode(), 'dataset_info.json': _json(info),
+               'manifest.json': _json(public(manifest))}
   for file, data in described.items():
     write_bytes(FileSystems.join(path, file), data)
   # A run that was killed, or had another number of shards, may have left files of ours.
@@ -531,13 +529,12 @@ def read_manifest(path: str, kind: str | None = None) -> dict[str, Any]:
       raise CorpusError(f'the corpus at {path!r} is not finished (it has no _SUCCESS): run again '
                         'what writes it')
     raise CorpusError(f'no corpus at {path!r}: give a directory such as DIR/NAME/{VERSION}')
-  data = read_bytes(FileSystems.join(path, 'manifest.json'))
+  files = [read_bytes(FileSystems.join(path, file)) for file in ('_SUCCESS', 'manifest.json')]
   try:
-    checksums = json.loads(read_bytes(FileSystems.join(path, '_SUCCESS')) or b'{}')
-    manifest = json.loads(data)
+    checksums, manifest = json.loads(files[0] or b'{}'), json.loads(files[1])
   except ValueError as e:
     raise CorpusError(f'_SUCCESS or manifest.json of the corpus at {path!r} is damaged: {e}') from e
-  if checksums and checksums.get('manifest.json') != hashlib.sha256(data).hexdigest():
+  if checksums and checksums.get('manifest.json') != hashlib.sha256(files[1]).hexdigest():
     raise CorpusError(f'manifest.json of the corpus at {path!r} is not as it was written: make the '
                       'corpus again, or, if you changed it on purpose, empty the file _SUCCESS')
   if kind and manifest['kind'] != kind:
