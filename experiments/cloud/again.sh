@@ -10,9 +10,9 @@
 # seconds, then twice as many up to 10 minutes; TRIES (20) in a row that last less than 15 minutes
 # are the last. A signal to this script goes to the command.
 set -um  # with -m the command is in a group of its own, and SIGINT is not ignored
-tries=0 pause=5 asked=
+tries=0 pause=5 asked= child=
 for signal in HUP INT USR1 TERM; do
-  trap "asked=1; kill -$signal \$child 2> /dev/null" "$signal"
+  trap "asked=1; kill -$signal \"\$child\" 2> /dev/null" "$signal"
 done
 while :; do
   began=$SECONDS
@@ -24,6 +24,7 @@ while :; do
     wait "$child"
     status=$?
   done
+  child=
   case $status in 0 | 2 | 129 | 130 | 138 | 143) exit "$status" ;; esac
   [ "$asked" ] && exit "$status"
   if [ $((SECONDS - began)) -ge 900 ]; then tries=0 pause=5; fi
