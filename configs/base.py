@@ -144,6 +144,9 @@ def get_config() -> ConfigDict:
   c.train.eval_documents = 64  # held-out documents per corpus at each evaluation while training
   c.train.checkpoint_every = 100  # steps
   c.train.keep = 3  # newest checkpoints kept
+  c.train.keep_every = 0  # and the first one in so many steps, for ever; 0 = none
+  c.train.keep_best = ''  # and the one that was lowest in this, such as 'val/web/bpb'; '' = none
+  c.train.watchdog = 60.0  # seconds without a step, at least, that end a run (87); 0 = it waits
   c.train.tensorboard = True
 
   c.mesh = ConfigDict()  # devices per axis; -1 = chosen to fit the model, the batch and the rest

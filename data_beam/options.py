@@ -269,6 +269,9 @@ class TokenizeOptions(Options):
   holdout: float = option(
     .02, 'share of documents held out for validation, by a hash of their id, in steps of 0.001; 0 '
     'holds none out', metavar='SHARE')
+  holdout_shared: float = option(
+    .5, 'a document of whose runs of eight words a larger share is in others too is trained on, '
+    'not held out; 1 does not ask', metavar='SHARE')
   share: float = option(
     1., 'share of the other documents to take, likewise: to ask how many are needed, or to give '
     'two corpora equally many', metavar='SHARE')
@@ -279,6 +282,7 @@ class TokenizeOptions(Options):
 
   def __post_init__(self):
     super().__post_init__()
-    if not 0 <= self.holdout < 1 or not 0 < self.share <= 1:
-      raise ValueError('holdout must be at least 0 and below 1, share above 0 and at most 1, not '
-                       f'{self.holdout} and {self.share}')
+    if not 0 <= self.holdout < 1 or not 0 < self.share <= 1 or not 0 <= self.holdout_shared <= 1:
+      raise ValueError(
+        'holdout must be at least 0 and below 1, holdout_shared at most 1, share above 0 and at '
+        f'most 1, not {self.holdout}, {self.holdout_shared} and {self.share}')

@@ -258,23 +258,25 @@ def publish(
     } for split, members in splits.items()],
   }
   features = json_format.MessageToJson(features.to_proto(), sort_keys=True)
-  write_bytes(FileSystems.join(path, 'features.json'), features.encode())
-  _write_json(FileSystems.join(path, 'dataset_info.json'), info)
-  _write_json(FileSystems.join(path, 'manifest.json'), public(manifest))
+  described = {'features.json': features.encode(), 'dataset_info.json': _json(info),
+               'manifest.json': _json(public(manifest))}
+  for file, data in described.items():
+    write_bytes(FileSystems.join(path, file), data)
   # A run that was killed, or had another number of shards, may have left files of ours.
   expected = {file for s in shards for file in (s['file'], *map(s.get, SIDECARS))}
   found = FileSystems.match([FileSystems.join(path, f'{manifest["name"]}-*')])[0].metadata_list
   stray = [f.path for f in found if os.path.basename(f.path) not in expected]
   if stray:
     FileSystems.delete(stray)
-  write_bytes(FileSystems.join(path, '_SUCCESS'), b'')
+  checksums = {file: hashlib.sha256(data).hexdigest() for file, data in described.items()}
+  write_bytes(FileSystems.join(path, '_SUCCESS'), _json(checksums))
   return path
 
 
 def shard_entries(shards: Iterable[Mapping[str, Any]], split: str = 'train') -> list[dict]:
   """The manifest's list of a split's shards: file, records, bytes, sha256, and sidecars."""
   members = sorted((s for s in shards if s['split'] == split), key=lambda s: s['index'])
-  names = ('file', 'records', 'bytes', 'sha256', *SIDECARS)
+  names = ('file', 'records', 'bytes', 'sha256', *SIDECARS, *(f'{n}_sha256' for n in SIDECARS))
   return [{k: s[k] for k in names if k in s} for s in members]
 
 
@@ -485,6 +487,7 @@ def write_shard(
     array = io.BytesIO()
     np.save(array, np.array([row.sidecars[i] for row in rows], np.int32))
     write_bytes(FileSystems.join(path, shard[sidecar]), array.getvalue())
+    shard[f'{sidecar}_sha256'] = hashlib.sha256(array.getvalue()).hexdigest()
   tally: dict[Any, int] = {}
   examples: dict[tuple, list[int]] = {}
   for number, row in enumerate(rows):
@@ -495,8 +498,8 @@ def write_shard(
   return shard | {'tally': tally, 'examples': examples}
 
 
-def _write_json(path: str, value: Any) -> None:
-  write_bytes(path, (json.dumps(value, indent=1, ensure_ascii=False) + '\n').encode())
+def _json(value: Any) -> bytes:
+  return (json.dumps(value, indent=1, ensure_ascii=False) + '\n').encode()
 
 
 def write_bytes(path: str, data: bytes) -> None:
@@ -517,7 +520,7 @@ def read_manifest(path: str, kind: str | None = None) -> dict[str, Any]:
   The result has one more key, 'path': the directory of the version.
 
   Raises:
-    CorpusError: there is no corpus, it is not finished, or it is not of `kind`.
+    CorpusError: there is no corpus, it is not finished, damaged, or not of `kind`.
   """
   if not is_file(path, '_SUCCESS') and is_file(path, VERSION, '_SUCCESS'):
     path = FileSystems.join(path, VERSION)
@@ -526,7 +529,14 @@ def read_manifest(path: str, kind: str | None = None) -> dict[str, Any]:
       raise CorpusError(f'the corpus at {path!r} is not finished (it has no _SUCCESS): run again '
                         'what writes it')
     raise CorpusError(f'no corpus at {path!r}: give a directory such as DIR/NAME/{VERSION}')
-  manifest = json.loads(read_bytes(FileSystems.join(path, 'manifest.json')))
+  files = [read_bytes(FileSystems.join(path, file)) for file in ('_SUCCESS', 'manifest.json')]
+  try:
+    checksums, manifest = json.loads(files[0] or b'{}'), json.loads(files[1])
+  except ValueError as e:
+    raise CorpusError(f'_SUCCESS or manifest.json of the corpus at {path!r} is damaged: {e}') from e
+  if checksums and checksums.get('manifest.json') != hashlib.sha256(files[1]).hexdigest():
+    raise CorpusError(f'manifest.json of the corpus at {path!r} is not as it was written: make the '
+                      'corpus again, or, if you changed it on purpose, empty the file _SUCCESS')
   if kind and manifest['kind'] != kind:
     raise CorpusError(f'the corpus at {path!r} is {manifest["kind"]}, not {kind}')
   return manifest | {'path': path}

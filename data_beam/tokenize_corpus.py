@@ -5,8 +5,9 @@
 
 A document is [BOS] text [EOS]; which ids these are, special_tokens.py decides, and the manifest
 tells everyone after. Packing, mixtures and lineage are decided at training time. A small share of
-the documents, chosen by a hash of their id and nothing else, makes the split `validation`, so a
-document stays on its side when the corpus around it changes.
+the documents, chosen by a hash of their id, makes the split `validation`, so a document stays on
+its side when the corpus around it changes; but for one whose text is for the most part in other
+documents too, which is trained on with them: held out, it would ask for what was learned by heart.
 """
 
 import argparse
@@ -17,7 +18,7 @@ import logging
 import math
 import os
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterable, Iterator, Sequence
 from typing import Any
 
 import apache_beam as beam
@@ -29,6 +30,7 @@ from data_beam import options as options_lib
 from data_beam import records, special_tokens
 from data_beam.beam_options import pipeline_options
 from data_beam.dedup.clusters import rehydration_weight
+from data_beam.dedup.minhash import ngram_hashes, word_hashes
 from data_beam.options import TokenizeOptions
 from data_beam.records import CorpusError, Record
 
@@ -61,10 +63,14 @@ def load_tokenizer(path: str) -> Tokenizer:
   Its special tokens are those that special_tokens.py decides on.
 
   Raises:
-    ValueError: there is no such file, it is no tokenizer, or it has no end-of-text token.
+    ValueError: there is no such file, it is no tokenizer, damaged, or has no end-of-text token.
   """
   if not records.is_file(path):
     raise ValueError(f'no tokenizer at {path!r}: give a SentencePiece .model or a tokenizer.json')
+  sha256 = hashlib.sha256(records.read_bytes(path)).hexdigest()
+  beside = _read_sibling(path, f'{os.path.basename(path)}.sha256')  # as our own trainer leaves it
+  if beside and beside.decode('ascii', 'replace').strip() != sha256:
+    raise ValueError(f'the tokenizer {path!r} is damaged: it is not as {path}.sha256 says')
   try:
     tokenizer = _open(path)
   except Exception as error:  # both libraries raise whatever their parser raises
@@ -77,7 +83,6 @@ def load_tokenizer(path: str) -> Tokenizer:
   special = special_tokens.decide(tokenizer, functools.partial(_read_sibling, path))
   if special.eos_id is None:
     raise ValueError(f'the tokenizer {path!r} has no end-of-text token: {special_tokens.NAME_EOS}')
-  sha256 = hashlib.sha256(records.read_bytes(path)).hexdigest()
   return Tokenizer(path, sha256, size, special)
 
 
@@ -108,8 +113,87 @@ def _thousandth(document_id: str, draw: int) -> int:
   return int(digest[8 * draw : 8 * draw + 8], 16) % 1000
 
 
+_RUN = 8  # words: a longer run of words that two texts have in common is no chance
+_MOST_RUNS = 20_000_000  # of candidates, in one worker's memory: of more, every n-th is looked at
+
+
+def _near_duplicates(
+  shards: beam.PCollection[tuple[str, int]], holdout: float, most: float, every: int
+) -> beam.PCollection[str]:
+  """Ids of the documents that a hash of their id would hold out, but their text is known.
+
+  Args:
+    shards: (shard file, records in it).
+    most: share of a document's runs of _RUN words that may be in other documents too.
+    every: of the runs, by their hash, so many count as one.
+  """
+  def runs(text: str) -> np.ndarray:
+    found = np.unique(ngram_hashes(word_hashes(text.split()), _RUN))
+    return found[found % np.uint64(every) == 0]
+
+  def candidates(shard: tuple[str, int]) -> Iterator[tuple[str, np.ndarray]]:
+    for row in records.read_shard(*shard, 'curated'):
+      if is_validation(row['id'], holdout):
+        yield row['id'], runs(row['text'])
+
+  def hits(shard: tuple[str, int], wanted: np.ndarray) -> Iterator[np.ndarray]:
+    for row in records.read_shard(*shard, 'curated'):
+      yield _among(runs(row['text']), wanted)
+
+  def is_near(candidate: tuple[str, np.ndarray], shared: np.ndarray) -> bool:
+    mine = candidate[1]
+    return len(_among(mine, shared)) > most * len(mine)
+
+  asked = shards | 'candidates' >> beam.FlatMap(candidates)
+  wanted = asked | beam.Values() | 'their runs' >> beam.CombineGlobally(_union)
+  shared = (
+    shards
+    | 'who has them' >> beam.FlatMap(hits, beam.pvalue.AsSingleton(wanted))
+    | 'in two documents' >> beam.CombineGlobally(_InTwo()))
+  return (asked | 'near' >> beam.Filter(is_near, beam.pvalue.AsSingleton(shared))
+          | 'near ids' >> beam.Keys())
+
+
+def _among(numbers: np.ndarray, known: np.ndarray) -> np.ndarray:
+  """Those of some numbers that are among others, which are sorted."""
+  if not len(known):
+    return known
+  places = np.minimum(np.searchsorted(known, numbers), len(known) - 1)
+  return numbers[known[places] == numbers]
+
+
+def _union(arrays: Iterable[np.ndarray]) -> np.ndarray:
+  """All numbers of some arrays, sorted, each once."""
+  return np.unique(np.concatenate([np.empty(0, np.uint64), *arrays]))
+
+
+class _InTwo(beam.CombineFn):
+  """The numbers that are in more than one of some arrays, each sorted and without repeats."""
+
+  def create_accumulator(self) -> tuple[list[np.ndarray], np.ndarray]:
+    return [], np.empty(0, np.uint64)
+
+  def add_input(self, found: tuple, array: np.ndarray) -> tuple:
+    found[0].append(array)
+    return self.compact(found) if len(found[0]) > 64 else found
+
+  def merge_accumulators(self, found: Iterable[tuple]) -> tuple:
+    arrays, twice = zip(*found, strict=True)
+    return self.compact(([a for more in arrays for a in more], _union(twice)))
+
+  def compact(self, found: tuple) -> tuple:
+    """Its arrays as one."""
+    arrays, twice = found
+    numbers, counts = np.unique(np.concatenate([twice[:0], *arrays]), return_counts=True)
+    return [numbers], _union([twice, numbers[counts > 1]])
+
+  def extract_output(self, found: tuple) -> np.ndarray:
+    return self.compact(found)[1]
+
+
 class _Tokenize(beam.DoFn):
-  """(shard file, records in it) → the tokenised Records of its documents."""
+  """(shard file, records in it), ids of near duplicates → the tokenised Records of its documents.
+  """
 
   def __init__(self, tokenizer: Tokenizer, options: TokenizeOptions):
     self.tokenizer, self.options = tokenizer, options
@@ -121,10 +205,12 @@ class _Tokenize(beam.DoFn):
     else:
       self.encode = tokenizer.encode
 
-  def process(self, shard: tuple[str, int]) -> Iterator[Record]:
+  def process(self, shard: tuple[str, int], near: Collection[str]) -> Iterator[Record]:
     prefix = [self.tokenizer.special.bos_id] if self.options.bos else []
     for row in records.read_shard(*shard, 'curated'):
-      split = 'validation' if is_validation(row['id'], self.options.holdout) else 'train'
+      known = row['id'] in near
+      held_out = is_validation(row['id'], self.options.holdout) and not known
+      split = 'validation' if held_out else 'train'
       if split == 'train' and _thousandth(row['id'], 1) >= round(1000 * self.options.share):
         continue
       tokens = [*prefix, *self.encode(row['text']), self.tokenizer.special.eos_id]
@@ -139,19 +225,22 @@ class _Tokenize(beam.DoFn):
       })
       yield Record(
         split, row['id'], data,
-        (('documents', 1), ('tokens', len(tokens)), ('bytes', num_bytes)), (len(tokens), weight))
+        (('documents', 1), ('tokens', len(tokens)), ('bytes', num_bytes),
+         ('near_duplicates', int(known))), (len(tokens), weight))
 
 
 def _publish(element, *, path: str, manifest: dict[str, Any], splits: Sequence[str]) -> str:
   shards = list(element[1])
   counts = ('documents', 'tokens', 'bytes')
+  known = records.add_tallies(shards).get('near_duplicates', 0)
   by_split = {}
   for split in splits:
     total = records.add_tallies(s for s in shards if s['split'] == split)
     by_split[split] = {k: total.get(k, 0) for k in counts} | {
       'shards': records.shard_entries(shards, split)}
   totals = {k: sum(by_split[split][k] for split in splits) for k in counts}
-  return records.publish(path, 'tokenised', shards, manifest | totals | {'splits': by_split})
+  return records.publish(path, 'tokenised', shards, manifest | totals | {
+    'near_duplicates_not_held_out': known, 'splits': by_split})
 
 
 def run(
@@ -204,11 +293,17 @@ def run(
   beam_options = pipeline_options(beam_args)
   records.log.info('tokenising %d documents', sum(m['documents'] for m in manifests))
   with beam.Pipeline(options=beam_options) as pipeline:
-    tokenised = (
+    parts = (
       pipeline
       | 'shards' >> beam.Create([s for m in manifests for s in records.list_shards(m)])
-      | beam.Reshuffle()
-      | 'tokenise' >> beam.ParDo(_Tokenize(facts, options)))
+      | beam.Reshuffle())
+    near: Any = frozenset()
+    if options.holdout and options.holdout_shared < 1:
+      candidates = sum(m.get('words', 0) for m in manifests) * options.holdout
+      ids = _near_duplicates(parts, options.holdout, options.holdout_shared,
+                             max(1, math.ceil(candidates / _MOST_RUNS)))
+      near = beam.pvalue.AsDict(ids | 'as keys' >> beam.Map(lambda id: (id, True)))
+    tokenised = parts | 'tokenise' >> beam.ParDo(_Tokenize(facts, options), near)
     _ = (
       records.write_records(tokenised, output=output, name=name, shards=shards,
                             sidecars=records.SIDECARS[:1 + options.rehydrate])

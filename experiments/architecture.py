@@ -24,7 +24,6 @@ import os
 import pathlib
 import shutil
 import statistics
-import subprocess
 import sys
 import time
 from collections.abc import Iterator, Mapping, Sequence
@@ -35,6 +34,7 @@ from ml_collections import ConfigDict
 from rich.table import Table
 
 from configs import base
+from experiments.engine import processes
 from experiments.engine.cli import console, read_json
 from experiments.engine.config import keep_programs, model_config, resolve, use_all_cores
 from experiments.engine.graph import Graph, Step
@@ -535,12 +535,11 @@ def _train_in_parallel(
   for part in range(min(parallel, len(variants))):
     job = {'corpora': list(corpora), 'variants': variants[part::parallel], **arguments}
     command = [sys.executable, '-c', code, json.dumps([output, job])]
-    workers.append(subprocess.Popen(command, env=environment))
+    workers.append(processes.start(command, env=environment))
   try:
     failed = sum(worker.wait() != 0 for worker in workers)
   except BaseException:
-    for worker in workers:
-      worker.terminate()
+    processes.stop(*workers)
     raise
   if failed:
     raise ChildProcessError(f'{failed} of {len(workers)} processes failed; what they say is above')

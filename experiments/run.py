@@ -44,7 +44,7 @@ from experiments.engine.config import (
 )
 from experiments.engine.graph import Graph
 from experiments.engine.summary import summarize
-from smoljax import distributed
+from smoljax import distributed, gpu
 
 _CONFIG = config_flags.DEFINE_config_file('config', None, 'Recipe, such as configs/quickstart.py.')
 _WORKDIR = flags.DEFINE_string('workdir', None, 'Folder for everything the experiment makes.')
@@ -67,6 +67,7 @@ def run(c: ConfigDict, workdir: str, *, dry_run: bool = False) -> None:
     raise ValueError(
       f'--workdir={workdir}: the state of a run (locks, logs, links) needs a file system of this '
       'machine or network; corpora and inputs may be at such an address')
+  gpu.take()
   is_lead, wait, share = True, lambda what: None, lambda what, value: value
   if _DISTRIBUTED.value and not dry_run:
     distributed.start(_COORDINATOR.value, _PROCESSES.value, _PROCESS.value)

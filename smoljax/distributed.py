@@ -4,8 +4,14 @@ All are started with the same command (experiments/cloud/tpu.sh, srun) on one sh
 Process 0, the lead, writes everything but its peers' parts of checkpoints.
 """
 
+import atexit
+import contextlib
+import functools
 import itertools
 import json
+import os
+import signal
+import socket
 from collections.abc import Mapping
 from typing import Any
 
@@ -15,9 +21,8 @@ from jax.experimental import multihost_utils
 
 from smoljax.metrics import changes
 
-_WEEK = 7 * 24 * 3600 * 1000  # milliseconds: the lead may curate a crawl meanwhile
-_MINUTE = 60 * 1000  # milliseconds
-_barriers, _shared = itertools.count(), itertools.count()
+_POLL = 2.0  # seconds between looks at whether those one waits for are still there
+_meetings = itertools.count()
 
 
 def start(coordinator: str = '', processes: int = 0, process: int = -1) -> None:
@@ -33,15 +38,34 @@ def start(coordinator: str = '', processes: int = 0, process: int = -1) -> None:
   if any(given) and not all(given):
     raise ValueError('give --coordinator, --processes and --process, or none of them where jax can '
                      'find them itself (TPU slices, SLURM, Open MPI)')
+  # Its handler would swallow SIGTERM outside training too; train/termination.py has its own.
+  jax.config.update('jax_enable_preemption_service', False)
   if all(given):
     jax.distributed.initialize(coordinator, processes, process)
   else:
     jax.distributed.initialize()
+  atexit.register(end, 'it has ended: its own output says why')  # before jax says goodbye
+  if signal.getsignal(signal.SIGTERM) == signal.SIG_DFL:
+    signal.signal(signal.SIGTERM, _leave)
+
+
+def _leave(number: int, _: object) -> None:
+  """Dies of a signal as a process does, but not before the others know."""
+  end(f'it was told to end by {signal.Signals(number).name}')
+  signal.signal(number, signal.SIG_DFL)
+  os.kill(os.getpid(), number)
 
 
 def is_lead() -> bool:
   """Whether this process is the one that writes files and prints."""
   return jax.process_index() == 0
+
+
+@functools.cache
+def leads_host() -> bool:
+  """Whether this is the first process of its host; all must ask together the first time."""
+  hosts = gather('hosts', socket.gethostname())
+  return hosts.index(socket.gethostname()) == jax.process_index()
 
 
 def agreed(number: float) -> float:
@@ -52,17 +76,8 @@ def agreed(number: float) -> float:
 
 
 def share(what: str, value: Any) -> Any:
-  """The lead's value, JSON-able, in every process; `what` names it, for errors of jax.
-
-  All must call it in the same order, as `wait`.
-  """
-  if jax.process_count() == 1:
-    return value
-  key = f'smoljax/share/{next(_shared)}/{what}'
-  if is_lead():
-    _client().key_value_set(key, json.dumps(value))
-  wait(what)
-  return json.loads(_client().blocking_key_value_get(key, _MINUTE))
+  """The lead's value, JSON-able, in every process; otherwise as `wait`."""
+  return gather(what, value if is_lead() else None)[0]
 
 
 def require_same(facts: Mapping[str, Any]) -> None:
@@ -71,37 +86,85 @@ def require_same(facts: Mapping[str, Any]) -> None:
   Raises ValueError in all of them if one differs from the lead's, naming the process and, of nested
   mappings, the fields.
   """
-  if jax.process_count() == 1:
-    return
-  key = f'smoljax/same/{next(_shared)}'
-  _client().key_value_set(f'{key}/{jax.process_index()}', json.dumps(facts))
-  wait('all have said what they are')
-  complaint = ''
-  if is_lead():
-    for process in range(1, jax.process_count()):
-      theirs = json.loads(_client().blocking_key_value_get(f'{key}/{process}', _MINUTE))
-      if differ := changes(facts, theirs):
-        said = [f'{field} ({there!r} against {here!r})' for field, (here, there) in differ.items()]
-        complaint = (
-          f'process {process} is not like process 0: {", ".join(said[:4])}'
-          + f' and {len(said) - 4} more' * (len(said) > 4)
-          + ': start all with the same command, code and packages')
-        break
-  if complaint := share('whether all are alike', complaint):
-    raise ValueError(complaint)
-
-
-def _client() -> Any:
-  from jax._src import distributed
-
-  return distributed.global_state.client
+  differ = changes(share('what the lead is', facts), facts)
+  said = [f'{field} ({there!r} against {here!r})' for field, (here, there) in differ.items()]
+  more = f' and {len(said) - 4} more' * (len(said) > 4)
+  for process, fields in enumerate(gather('who is not alike', ', '.join(said[:4]) + more)):
+    if fields:
+      raise ValueError(f'process {process} is not like process 0: {fields}: start all with the '
+                       'same command, code and packages')
 
 
 def wait(what: str) -> None:
   """Returns when all processes have come here, however long one works before it does.
 
-  All must call it in the same order. Raises an error of jax if one has died.
+  All must call it in the same order. Raises ConnectionError if one has gone.
   """
-  if jax.process_count() > 1:
-    # The barrier of multihost_utils is a collective of devices, which gives up after a while.
-    _client().wait_at_barrier(f'smoljax/{next(_barriers)}/{what}', _WEEK)
+  gather(what, None)
+
+
+def gather(what: str, value: Any) -> list[Any]:
+  """The values, JSON-able, with which all processes have come here; otherwise as `wait`."""
+  if jax.process_count() == 1:
+    return [value]
+  # The barrier of multihost_utils is a collective of devices, which gives up after a while.
+  meeting, me = f'smoljax/{next(_meetings)}/{what}', jax.process_index()
+  post(f'{meeting}/{me}', [value])
+  if me:
+    return _await(f'{meeting}/all')
+  values = [value for i in range(jax.process_count()) for value in _await(f'{meeting}/{i}')]
+  post(f'{meeting}/all', values)
+  return values
+
+
+def end(reason: str) -> None:
+  """Tells all processes that this one takes no further part, and so the run is over."""
+  with contextlib.suppress(ConnectionError):  # no one is left to tell
+    post('smoljax/over', f'process {_state().process_id}: {reason}')
+
+
+def post(key: str, value: Any) -> None:
+  """Lets all processes `read` a JSON-able value; of several under one key the first stays.
+
+  Raises ConnectionError as `read` does.
+  """
+  try:
+    _client().key_value_set(key, json.dumps(value))
+  except jax.errors.JaxRuntimeError as e:
+    if 'ALREADY_EXISTS' not in str(e):
+      raise ConnectionError(f'the lead of this run has gone: {e}') from None
+
+
+def read(key: str, seconds: float) -> Any:
+  """What some process has posted, or will within so many seconds; None if none does.
+
+  Raises ConnectionError if the lead, who keeps the posts, has gone.
+  """
+  try:
+    return json.loads(_client().blocking_key_value_get(key, round(1000 * seconds)))
+  except jax.errors.JaxRuntimeError as e:
+    if 'DEADLINE_EXCEEDED' in str(e):
+      return None
+    raise ConnectionError(f'the lead of this run has gone: {e}') from None
+
+
+def over(seconds: float = 0.01) -> str:
+  """What `end` told, waiting for it so long; '' if nothing."""
+  return read('smoljax/over', seconds) or ''
+
+
+def _await(key: str) -> Any:
+  while not (found := read(key, _POLL)):
+    if reason := over():
+      raise ConnectionError(f'the run is over: {reason}')
+  return found
+
+
+def _client() -> Any:
+  return _state().client
+
+
+def _state() -> Any:
+  from jax._src import distributed
+
+  return distributed.global_state

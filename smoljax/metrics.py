@@ -5,12 +5,18 @@ import importlib.util
 import json
 import math
 import os
+import re
 import secrets
+import shutil
+import sys
 import time
+import zlib
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any, TextIO
+from typing import Any
 
 import pynvml
+
+from smoljax import files
 
 # Peak dense bf16 FLOP/s of one device by a substring of `jax.Device.device_kind` (vendors' data
 # sheets, without sparsity). A kind that is not here has no MFU.
@@ -76,22 +82,27 @@ class Energy:
     return self._before - before
 
 
-def goodput(events: Sequence[Mapping], rows: Sequence[Mapping]) -> float:
-  """Share of a run's time, restarts and what lies between included, that its kept steps took.
+def account(events: Sequence[Mapping], rows: Sequence[Mapping]) -> dict[str, float]:
+  """Where a run's time went, restarts and what lies between included, as shares of all of it.
 
-  The rest went into starting and compiling, evaluations, waiting for checkpoints, steps that were
+  `steps` are those that were taken and are kept; further there are what rows and events tell apart
+  (`skipped`, `compile`, `checkpoint`, `evaluation`, …), and `other`: starting, steps that were
   taken again after a kill or a rollback, and standing still.
 
   Args:
     events, rows: of events.jsonl and metrics.jsonl.
   """
   times = [calendar.timegm(time.strptime(e['time'], '%Y-%m-%dT%H:%M:%SZ')) for e in events]
-  useful, before = 0.0, 0
-  for row in rows:
-    if 'perf/step_time' in row:
-      useful += row['perf/step_time'] * (row['step'] - before)
-      before = row['step']
-  return min(1.0, useful / max(1, times[-1] - times[0]))
+  whole = times[-1] - times[0] + events[0].get('seconds', 0.0)
+  seconds = {'steps': 0.0}
+  for row in (*rows, *events):
+    for key in row:
+      if key.startswith('time/'):
+        name = key.removeprefix('time/')
+        seconds[name] = seconds.get(name, 0.0) + row[key]
+  whole = max(whole, sum(seconds.values()), 1e-9)  # events know whole seconds only
+  seconds['other'] = whole - sum(seconds.values())
+  return {name: round(s / whole, 4) for name, s in seconds.items()}
 
 
 def require_wandb(project: str) -> None:
@@ -105,9 +116,11 @@ class Log:
 
   Opening it at `step` drops the rows after that step (at 0 all), which a run killed later had
   written: the file of a resumed run reads like that of an undisturbed one. Events are kept for
-  ever. Of several processes all but one write to `os.devnull`.
+  ever. A file with damaged lines is kept as FILE.damaged, and goes on without them. Of several
+  processes all but one write nothing. A disk that is full, or not there, is waited for.
 
   Args:
+    note: gets a line about what is damaged.
     wandb: project of Weights & Biases; '' = none. What is resumed goes on as the same run there.
     name, config: what the run is called there, and what is shown beside it.
   """
@@ -122,15 +135,21 @@ class Log:
     name: str = '',
     config: Mapping | None = None,
     writes: bool = True,
+    note: Callable[[str], None] = print,
   ):
     self._writer = self._wandb = None
-    self._path = os.path.join(directory, 'metrics.jsonl') if writes else None
+    self._writes, self._note = writes, note
+    self._metrics, self._events = (
+      os.path.join(directory, name) for name in ('metrics.jsonl', 'events.jsonl'))
     if not writes:
-      self._metrics = self._events = open(os.devnull, 'a')  # noqa: SIM115
       return
     os.makedirs(directory, exist_ok=True)
-    self._metrics = _reopen(self._path, last_step=step or -1)
-    self._events = _reopen(os.path.join(directory, 'events.jsonl'))
+    there = os.path.exists(self._metrics)
+    last = _rewrite(self._metrics, note, last_step=step or -1)
+    if there and last < step:
+      note(f'warning: {self._metrics} ends at step {last}, and the run goes on from {step}: the '
+           'rows between are lost')
+    _rewrite(self._events, note)
     if tensorboard:
       import tensorboardX
 
@@ -144,8 +163,6 @@ class Log:
     return self
 
   def __exit__(self, *_: object) -> None:
-    self._metrics.close()
-    self._events.close()
     if self._writer:
       self._writer.close()
     if self._wandb:
@@ -153,13 +170,21 @@ class Log:
 
   def rewind(self, step: int) -> None:
     """Drops the rows after `step`, as opening at `step` does."""
-    if self._path:
-      self._metrics.close()
-      self._metrics = _reopen(self._path, last_step=step)
+    if self._writes:
+      _rewrite(self._metrics, self._note, last_step=step)
+    if self._writer:  # as its `purge_step` does at the start
+      import tensorboardX.proto.event_pb2
+
+      proto: Any = tensorboardX.proto.event_pb2
+      writer: Any = self._writer.file_writer
+      start = proto.SessionLog(status=proto.SessionLog.START)
+      writer.add_event(proto.Event(session_log=start), step=step + 1)
 
   def row(self, step: int, values: Mapping[str, float | int | str | list]) -> None:
     """Writes one row of metrics (names as in the README, such as `train/loss`)."""
-    self._metrics.write(json.dumps({'step': step, **values}) + '\n')
+    if not self._writes:
+      return
+    files.append(self._metrics, _line({'step': step, **values}))
     scalars = {k: v for k, v in values.items() if isinstance(v, int | float)}
     if self._writer:
       for name, value in scalars.items():
@@ -170,7 +195,8 @@ class Log:
   def event(self, step: int, event: str, **details: object) -> None:
     """Writes one event: a decision or a change of state, with the time it happened (UTC)."""
     now = time.strftime('%Y-%m-%dT%H:%M:%SZ', time.gmtime())
-    self._events.write(json.dumps({'time': now, 'step': step, 'event': event, **details}) + '\n')
+    if self._writes:
+      files.append(self._events, _line({'time': now, 'step': step, 'event': event, **details}))
 
 
 def _wandb_run(directory: str, project: str, name: str, config: Mapping | None) -> Any:
@@ -189,42 +215,73 @@ def _wandb_run(directory: str, project: str, name: str, config: Mapping | None) 
   return run
 
 
-def _reopen(path: str, last_step: float = math.inf) -> TextIO:
-  """Opens a JSONL file for appending, without rows after `last_step` or a line cut by a kill."""
-  rows = [r for r in read_rows(path) if r['step'] <= last_step]
-  with open(path + '.tmp', 'w') as f:
-    f.writelines(json.dumps(r) + '\n' for r in rows)
-  os.replace(path + '.tmp', path)
-  return open(path, 'a', buffering=1)
+def _rewrite(path: str, note: Callable[[str], None], last_step: float = math.inf) -> int:
+  """Writes a JSONL file anew, without rows after `last_step`, damaged ones, or a line that was cut.
+
+  Returns the last step that it has rows of, 0 if none.
+  """
+  damaged: list[str] = []
+  rows = read_rows(path, damaged.append)
+  if any(not line.endswith(_TORN) for line in damaged):
+    note(f'{damaged[0]}; the file is kept as {os.path.basename(path)}.damaged')
+    shutil.copyfile(path, f'{path}.damaged')
+  kept = [r for r in rows if isinstance(at := r.get('step'), int) and at <= last_step]
+  files.write(path, ''.join(map(_line, kept)).encode())
+  return max((r['step'] for r in kept), default=0)
+
+
+def _line(row: Mapping) -> str:
+  """A row with a checksum of its text as its last entry: a flipped digit is a digit too."""
+  text = json.dumps(row)
+  return f'{text[:-1]}, "crc": "{_crc(text)}"}}\n'
+
+
+def _crc(text: str) -> str:
+  return f'{zlib.crc32(text.encode()):08x}'
+
+
+_TORN = 'was cut off by a kill'
+_CRC = re.compile(r', "crc": "([0-9a-f]{8})"}\n$')
 
 
 def read_rows(
   path: str | os.PathLike, note: Callable[[str], None] | None = None
 ) -> list[dict[str, Any]]:
-  """Rows of a JSONL file; a last line cut short by a kill is left out, a missing file is empty.
+  """Rows of a JSONL file without those that are damaged; a missing file is empty.
 
   Args:
-    note: gets a line about each line that is left out, for readers who would rather have the rest
-      of a damaged file than none of it.
-  Raises:
-    ValueError: without `note`, where a line before the last is no JSON object.
+    note: gets a line about each line that is left out: no JSON object, not as its checksum says
+      (files of older runs have none), or cut off at the end. Without it stderr does, but for the
+      last.
   """
   if not os.path.exists(path):
     return []
+  with open(path, encoding='utf-8', errors='replace', newline='\n') as f:
+    lines = list(f)
+  checked = any(map(_CRC.search, lines))
   rows = []
-  with open(path, encoding='utf-8', errors='replace') as f:
-    for number, line in enumerate(f, 1):
-      try:
-        row = json.loads(line) if line.endswith('\n') else None
-      except ValueError:
-        row = None
-      if isinstance(row, dict):
-        rows.append(row)
-      elif note:
-        note(f'{os.path.basename(path)}: a torn line was skipped')
-      elif line.endswith('\n'):
-        raise ValueError(f'{path}: line {number} is no JSON object')
+  for number, line in enumerate(lines, 1):
+    row, what = _row(line, checked), 'is damaged' if line.endswith('\n') else _TORN
+    if row is not None and what != _TORN:
+      rows.append(row)
+    elif note:
+      note(f'{os.fspath(path)}: line {number} {what}')
+    elif what != _TORN:
+      print(f'warning: {os.fspath(path)}: line {number} {what}', file=sys.stderr)
   return rows
+
+
+def _row(line: str, checked: bool) -> dict | None:
+  """What a line says; None if it is damaged."""
+  if found := _CRC.search(line):
+    line = line[:found.start()] + '}'
+  if checked and not (found and _crc(line) == found[1]):
+    return None
+  try:
+    row = json.loads(line)
+  except ValueError:
+    return None
+  return row if isinstance(row, dict) else None
 
 
 def diverged(events: Sequence[Mapping]) -> bool:

@@ -27,7 +27,7 @@ FORBIDDEN = {
 ALLOWED = {'configs': 'data_beam.options', 'smoljax': 'data_beam.special_tokens'}
 # The floors of smoljax/, lowest first: each imports only lower ones, and itself.
 FLOORS = (
-  {'sharding', 'distributed', 'metrics'},
+  {'sharding', 'distributed', 'metrics', 'files', 'gpu'},
   {'model'},
   {'data', 'optim', 'inference'},
   {'checkpoints'},

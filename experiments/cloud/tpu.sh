@@ -9,13 +9,14 @@
 #   experiments/cloud/tpu.sh delete
 #
 # The workdir must be one folder on all hosts, such as a Filestore share: with MOUNT=10.0.0.2:/share
-# setup mounts it at /mnt/runs. `stop` asks the run to save and end. A run that was stopped or
-# preempted goes on with the same `run`, on a slice of another size too. Whether it fits is told by
+# setup mounts it at /mnt/runs. `stop` asks the run to save and end. A run that ends for another
+# reason than bad input is started again on its host (again.sh). One that was stopped or preempted
+# goes on with the same `run`, on a slice of another size too. Whether it fits is told by
 # python -m experiments.run --config=… --estimate --topology=$TYPE
 #
 # A few hosts with GPUs need no script; SLURM's srun starts one process each, and jax finds them:
 #   srun --nodes=4 --ntasks-per-node=1 --gpus-per-node=8 \
-#     python -m experiments.run --config=… --workdir=/shared/3b --distributed
+#     experiments/cloud/again.sh python -m experiments.run --config=… --workdir=/shared/3b --distributed
 set -euo pipefail
 cd "$(dirname "$0")/../.."
 : "${PROJECT:?set PROJECT, ZONE, NAME and TYPE first}" "${ZONE:?}" "${NAME:?}" "${TYPE:?}"
@@ -55,8 +56,8 @@ case "${1:-}" in
   run)
     flags=$(printf ' %q' "${@:2}")
     # It outlives the connection. A host that has one running does not start another.
-    everywhere "cd smoljax && (flock -n run.lock nohup .venv/bin/python -m experiments.run$flags
-      --distributed >> run.log 2>&1 &)"
+    everywhere "cd smoljax && (flock -n run.lock nohup experiments/cloud/again.sh .venv/bin/python
+      -m experiments.run$flags --distributed >> run.log 2>&1 &)"
     ;;
   logs) everywhere "tail -n 100 -F smoljax/run.log" ;;
   stop) everywhere "pkill -TERM -f 'python -m experiments.ru[n]'" ;;
@@ -64,5 +65,5 @@ case "${1:-}" in
     run gcloud compute tpus queued-resources delete "$NAME" --project="$PROJECT" --zone="$ZONE" \
       --force --quiet
     ;;
-  *) sed -n '2,18s/^# \?//p' "$0"; exit 2 ;;
+  *) sed -n '2,19s/^# \?//p' "$0"; exit 2 ;;
 esac

@@ -3,22 +3,37 @@
 import json
 import os
 import sys
+import traceback
 from collections.abc import Callable
 from typing import Any
 
+from absl import flags
 from rich.console import Console
+
+from smoljax import files
+
+_TRACEBACK = flags.DEFINE_bool('traceback', False, 'Say of an error where it came from, too.')
+
+BAD_INPUT = 2  # another try would end alike
+TRY_AGAIN = 75  # it may not: a disk that is full or away, a process of the run that has gone
+# Of the errors of a file system those that stay.
+_FINAL = (
+  FileNotFoundError, FileExistsError, NotADirectoryError, IsADirectoryError, PermissionError)
 
 console = Console(highlight=False, soft_wrap=True)
 
 
 def complain(error: BaseException) -> int:
-  """Says an error in one line; the exit status of what another try would not mend."""
+  """Says an error in one line; the exit status: BAD_INPUT, or TRY_AGAIN."""
+  if flags.FLAGS.is_parsed() and _TRACEBACK.value:
+    traceback.print_exception(error)
   print(f'error: {" ".join(str(error).split()) or type(error).__name__}', file=sys.stderr)
-  return 2
+  passes = files.transient(error) or (isinstance(error, OSError) and not isinstance(error, _FINAL))
+  return TRY_AGAIN if passes else BAD_INPUT
 
 
 def exit_status(work: Callable[[], int | None]) -> int:
-  """Runs a command's work; bad input and interrupts are one line each, not a traceback."""
+  """Runs a command's work; errors and interrupts are one line each, not a traceback."""
   try:
     return work() or 0
   except (ValueError, OSError, ArithmeticError) as e:
@@ -36,8 +51,4 @@ def read_json(path: str) -> Any:
 
 def write_json(path: str | os.PathLike, value: Any) -> None:
   """Writes a JSON file, whole and on the disk or not at all."""
-  with open(f'{path}.tmp', 'w') as f:
-    json.dump(value, f, indent=1)
-    f.flush()
-    os.fsync(f.fileno())
-  os.replace(f'{path}.tmp', path)
+  files.write_json(path, value, indent=1)

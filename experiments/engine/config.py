@@ -231,6 +231,7 @@ _LEAST = {
   'train.tokens': 1, 'train.flops': 0, 'train.batch_tokens': 1, 'train.accumulate': 1,
   'train.loss_chunk': 1, 'train.z_loss': 0, 'train.cos_reg': 0, 'train.log_every': 1,
   'train.eval_every': 1, 'train.eval_documents': 0, 'train.checkpoint_every': 1, 'train.keep': 1,
+  'train.keep_every': 0, 'train.watchdog': 0,
   'diagnostics.every': 0,
   'eval.documents': 0, 'eval.batch_size': 1, 'eval.task_examples': 0,
   'sample.tokens': 1, 'sample.temperature': 0,

@@ -129,18 +129,22 @@ def run_train(output: str, inputs: Mapping[str, str], *, c: Any, corpora: Sequen
   import jax
 
   from smoljax.data import tokenizer
+  from smoljax.data.corpus import read_manifest
   from smoljax.train import loop
 
-  config = config_lib.model_config(c, tokenizer.load(tokenizer_file(c, inputs)).vocab_size)
+  paths = {name: corpus_dir(inputs[f'tokenize_{name}'], name) for name in {*corpora, *targets}}
+  made_by = read_manifest(paths[corpora[0]]).get('tokenizer_sha256', '')
+  text = tokenizer.load(tokenizer_file(c, inputs), sha256=made_by)
+  config = config_lib.model_config(c, text.vocab_size)
   if c.model.scan_layers is None and jax.default_backend() == 'gpu':
     # Steps are 6 to 9 % faster, and half a minute passes before the first one.
     config = dataclasses.replace(config, scan_layers=c.train.steps < 2000)
   return loop.train(
     c,
     config,
-    {name: corpus_dir(inputs[f'tokenize_{name}'], name) for name in corpora},
+    {name: paths[name] for name in corpora},
     output,
-    targets={name: corpus_dir(inputs[f'tokenize_{name}'], name) for name in targets},
+    targets={name: paths[name] for name in targets},
     caches={name: corpus_dir(inputs[f'teacher_{name}'], name)
             for name in corpora if f'teacher_{name}' in inputs},
     meta={'config': c.to_dict(), 'tokenizer': tokenizer_file(c, inputs)},
@@ -160,7 +164,8 @@ def run_evaluate(output: str, inputs: Mapping[str, str], *, c: Any, targets: Seq
   paths = {name: corpus_dir(inputs[f'tokenize_{name}'], name) for name in targets}
   evaluate = functools.partial(
     evals.evaluate,
-    tokenizer=tokenizer.load(tokenizer_file(c, inputs), meta.get('special_tokens')),
+    tokenizer=tokenizer.load(
+      tokenizer_file(c, inputs), meta.get('special_tokens'), meta.get('tokenizer_sha256', '')),
     documents=load_held_out(paths, limit=c.eval.documents),
     bos=c.tokenize.bos,
     batch_size=c.eval.batch_size,

@@ -19,7 +19,7 @@ def summarize(graph: Graph) -> dict:
   }
   if train := done.get('train'):
     summary['tokens']['trained'] = train['tokens']
-    keys = ('parameters', 'non_embedding_parameters', 'flops', 'tokens_per_sec', 'goodput',
+    keys = ('parameters', 'non_embedding_parameters', 'flops', 'tokens_per_sec', 'goodput', 'time',
             'device')
     summary |= {k: train[k] for k in keys}
     summary['loss'] = dict(train['loss'])

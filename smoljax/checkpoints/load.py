@@ -64,7 +64,9 @@ def _read_hf(path):
 
 
 def _model(path, tokenizer_path, config, params, meta):
-  text = tokenizer_lib.load(tokenizer_path or find_tokenizer(path), meta.get('special_tokens'))
+  text = tokenizer_lib.load(
+    tokenizer_path or find_tokenizer(path), meta.get('special_tokens'),
+    '' if tokenizer_path else meta.get('tokenizer_sha256', ''))
   require_vocabulary(config, text)
   bos = meta.get('config', {}).get('tokenize', {}).get('bos', text.adds_bos)
   bos = bos is not False and text.bos_id is not None

@@ -3,52 +3,69 @@
 `checkpoints/{step}/` holds the items `params`, `opt_state`, `data` (position of the input, JSON)
 and `meta` (model config, resolved run config, code version, JSON). Orbax writes in the background
 and publishes a step by renaming, but it neither checks array bytes when reading nor falls back to
-an older step. So every published step is *sealed*, in the background too: sizes and sha256 of its
-files go to `checkpoints/_integrity/{step}.json`. Restoring takes the newest step whose files still
-match its seal and moves any newer one, damaged or unsealed, to `checkpoints/_quarantine`.
+an older step. So every published step is *sealed* (seals.py), in the background too. Restoring
+takes the newest step whose files still match its seal, at a roll-back too, and puts any newer one,
+damaged or unsealed, into quarantine.
 """
 
 import concurrent.futures
-import hashlib
-import json
-import os
+import contextlib
 import pathlib
 import re
 import shutil
+import time
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import jax
 import numpy as np
 import orbax.checkpoint as ocp
 
-from smoljax import distributed
+from smoljax import distributed, files
+from smoljax.checkpoints import seals
 from smoljax.model import ModelConfig
 
-_SEALS = '_integrity'
-_QUARANTINE = '_quarantine'
+_BACK_OFF = 10.0  # times files.WAITS: seconds before what failed in the background is tried again
 
 
 class Checkpoints:
-  """The checkpoints of one run; use as a context manager, so that the last save is awaited."""
+  """The checkpoints of one run; use as a context manager, so that the last save is awaited.
 
-  def __init__(self, directory: str, *, keep: int = 3):
+  Args:
+    keep: so many of the newest stay,
+    keep_every: and the first one in so many steps, for ever; 0 = none;
+    keep_best: and the one that was saved with the lowest score.
+    note: gets a line about what goes wrong, but not so wrong that the run ends.
+
+  Attributes:
+    quarantined: what was wrong with the steps that were put away.
+  """
+
+  def __init__(
+    self, directory: str, *, keep: int = 3, keep_every: int = 0, keep_best: bool = False,
+    note: Callable[[str], None] = print,
+  ):
     self._root = pathlib.Path(directory).absolute()  # Orbax fails later on relative paths
     self._root.mkdir(parents=True, exist_ok=True)
-    self.quarantined = self._quarantine_bad()
-    distributed.wait('bad checkpoints are away')
-    self._manager = ocp.CheckpointManager(
+    self._note = note
+    self.quarantined: list[str] = []
+    self._sure = self._put_bad_away()
+    self._policy = _Policy(keep, keep_every, _scores(self._root) if keep_best else None)
+    self._manager = self._open()
+    self._background = concurrent.futures.ThreadPoolExecutor(1, 'seal')
+    self._pending: concurrent.futures.Future[Any] = self._background.submit(self._seal)
+    self._failures, self._not_before = 0, 0.0
+
+  def _open(self) -> ocp.CheckpointManager:
+    return ocp.CheckpointManager(
       self._root,
       options=ocp.CheckpointManagerOptions(
-        # One more than asked for: the newest is not sealed until a while after it is there.
-        preservation_policy=ocp.checkpoint_managers.LatestN(keep + 1),
+        preservation_policy=self._policy,
         save_decision_policy=ocp.checkpoint_managers.FixedIntervalPolicy(1),
         cleanup_tmp_directories=True,
       ),
       item_names=('params', 'opt_state', 'data', 'meta'),
     )
-    self._keep = keep
-    self._background = concurrent.futures.ThreadPoolExecutor(1, 'seal')
-    self._pending: concurrent.futures.Future[Any] = self._background.submit(self._seal)
 
   def __enter__(self) -> 'Checkpoints':
     return self
@@ -56,24 +73,61 @@ class Checkpoints:
   def __exit__(self, *_: object) -> None:
     self.close()
 
-  def save(self, step: int, params: Any, opt_state: Any, data: dict, meta: dict) -> None:
+  def save(
+    self, step: int, params: Any, opt_state: Any, data: dict, meta: dict, *,
+    score: float | None = None, wait: bool = False,
+  ) -> None:
     """Starts writing `step`; returns once the arrays are copied off the device.
 
-    Waits for the save before, if that is not sealed yet.
+    Waits for the save before, if that is not sealed yet. A save that failed is said, and costs the
+    steps in quarantine; `again` says when to save anew.
 
-    Raises OSError, as `close` does, if the save before could not be written.
+    Args:
+      score: of this step, the lower the better, for keep_best.
+      wait: until it is sealed; transient errors are waited out.
+    Raises:
+      OSError: as `close` does, if saving failed time and again, or in a run of several processes,
+        which do not fail together.
     """
     self._settle()
-    self._manager.save(
-      step,
-      args=ocp.args.Composite(
-        params=ocp.args.StandardSave(params),
-        opt_state=ocp.args.StandardSave(opt_state),
-        data=ocp.args.JsonSave(data),
-        meta=ocp.args.JsonSave(meta),
-      ),
+    if self._policy.scores is not None and score is not None:
+      self._policy.scores[step] = score
+      meta = meta | {'score': score}
+    arrays = ocp.args.Composite(
+      params=ocp.args.StandardSave(params),
+      opt_state=ocp.args.StandardSave(opt_state),
+      data=ocp.args.JsonSave(data),
+      meta=ocp.args.JsonSave(meta),
     )
-    self._pending = self._background.submit(self._seal)
+
+    def start() -> None:
+      try:
+        self._manager.save(step, args=arrays)
+        self._pending = self._background.submit(self._seal)
+      except Exception as e:
+        self._pending = concurrent.futures.Future()
+        self._pending.set_exception(e)
+
+    def finish() -> None:
+      start()
+      try:
+        self._pending.result()
+      except Exception:
+        self._give_up()
+        raise
+
+    if not wait or jax.process_count() > 1:
+      start()
+      return
+    try:
+      files.retried(finish, self._note)
+    except Exception as e:
+      raise self._error(e) from e
+
+  def again(self) -> bool:
+    """Whether the last save failed, and it is time for another one."""
+    return (jax.process_count() == 1 and self._pending.done()
+            and self._pending.exception() is not None and time.monotonic() >= self._not_before)
 
   def reserve(self, arrays: Any) -> None:
     """Has the memory ready through which a first save of such arrays leaves a GPU.
@@ -88,15 +142,18 @@ class Checkpoints:
       self._settle()
       self._pending = self._background.submit(_reserve, jax.tree.leaves(arrays))
 
-  def lacks(self, arrays: Any, saves: int) -> int:
-    """Bytes that the disk has too few for so many more saves of such arrays; 0 if there is room.
+  def lacks(self, arrays: Any, steps: Sequence[int]) -> int:
+    """Bytes that the disk has too few for saves of such arrays at these steps; 0 if there is room.
 
     Args:
       arrays: tree of what has a shape and a dtype.
     """
     each = sum(x.size * x.dtype.itemsize for x in jax.tree.leaves(arrays))
-    more = min(saves, self._keep + 2 - len(_steps(self._root)))  # one is written, then one goes
-    return max(0, more * each - shutil.disk_usage(self._root).free)
+    there = seals.steps(self._root)
+    most = self._policy.most(sorted({*there, *steps}))
+    more = max(0, min(len(steps), most - len(there)))
+    free = shutil.disk_usage(self._root).free + seals.quarantined_bytes(self._root)  # goes first
+    return max(0, more * each - free)
 
   def restore(self, params: Any, opt_state: Any) -> tuple[int, Any, Any, dict, dict] | None:
     """The newest verified step as `(step, params, opt_state, data, meta)`; None if there is none.
@@ -106,10 +163,15 @@ class Checkpoints:
     Raises:
       ValueError: the stored trees have other names, shapes or dtypes.
     """
-    step = self._manager.latest_step()
+    self._settle()
+    if (step := self._manager.latest_step()) != self._sure:  # the start has read its every byte
+      self._sure = self._put_bad_away()
+      self._manager.reload()
+      step = self._manager.latest_step()
+    self._sure = None  # a roll-back later looks anew
     if step is None:
       return None
-    restored: Any = self._manager.restore(
+    restored: Any = files.retried(lambda: self._manager.restore(
       step,
       args=ocp.args.Composite(
         params=ocp.args.StandardRestore(params),
@@ -117,69 +179,121 @@ class Checkpoints:
         data=ocp.args.JsonRestore(),
         meta=ocp.args.JsonRestore(),
       ),
-    )
+    ), self._note)
     return step, restored.params, restored.opt_state, restored.data, restored.meta
 
   def discard(self, first: int) -> None:
     """Moves step `first` and all later ones to the quarantine: the run takes them again."""
     self._settle()
-    if distributed.is_lead():
-      for step in _steps(self._root):
-        if step >= first:
-          self._quarantine(step)
-    distributed.wait('discarded')
+    self._quarantine([s for s in seals.steps(self._root) if s >= first])
     self._manager.reload()
 
   def latest(self) -> int | None:
     """The newest step, once it is written."""
-    self._manager.wait_until_finished()
+    self._settle()
     return self._manager.latest_step()
 
   def close(self) -> None:
     """Waits for the last save and its seal; raises OSError if it could not be written."""
     with self._background:
-      self._settle()
+      try:
+        self._pending.result()
+      except Exception as e:
+        raise self._error(e) from e
       self._manager.close()
 
   def _settle(self) -> None:
     try:
       self._pending.result()
+      self._failures = 0
     except Exception as e:  # Orbax has ValueError for a full disk, and other errors for others
-      raise OSError(
-        f'{self._root}: writing a checkpoint failed. Make room, if the disk is full, '
-        f'and run the same command again: it goes on from the newest whole one. ({e})') from e
+      if self._failures == len(files.WAITS) or jax.process_count() > 1:
+        raise self._error(e) from e
+      self._not_before = time.monotonic() + _BACK_OFF * files.WAITS[self._failures]
+      self._failures += 1
+      self._note(f'warning: {self._root}: a save failed, and will be tried again: {e}')
+      self._give_up()
+      self._pending = concurrent.futures.Future()
+      self._pending.set_result(None)
+
+  def _error(self, error: Exception) -> OSError:
+    return OSError(
+      f'{self._root}: writing a checkpoint failed. Make room, if the disk is full, '
+      f'and run the same command again: it goes on from the newest whole one. ({error})')
+
+  def _give_up(self) -> None:
+    """Leaves nothing of a save that failed, and makes what room there can be made."""
+    shutil.rmtree(self._root / seals.QUARANTINE, ignore_errors=True)
+    with contextlib.suppress(Exception):  # what failed may be said again
+      self._manager.close()
+    self._manager = self._open()  # the old one takes the step for saved
 
   def _seal(self) -> None:
     self._manager.wait_until_finished()
-    if not distributed.is_lead():
-      return
-    seals = self._root / _SEALS
-    steps = {str(s) for s in self._manager.all_steps()}
-    for step in steps:
-      if not (seals / f'{step}.json').exists():
-        _write_json(seals / f'{step}.json', _digests(self._root / step))
-    for seal in seals.glob('*.json'):
-      if seal.stem not in steps:
-        seal.unlink()
-
-  def _quarantine_bad(self) -> list[int]:
-    """Moves steps newer than the newest intact one away; returns them."""
-    bad = []
-    for step in reversed(_steps(self._root)):
-      if _intact(self._root, step):
-        break
-      bad.append(step)
-    distributed.wait('all have looked at the checkpoints')
     if distributed.is_lead():
-      for step in bad:
-        self._quarantine(step)
-    return bad
+      seals.seal(self._root, self._manager.all_steps())
 
-  def _quarantine(self, step: int) -> None:
-    target = self._root / _QUARANTINE / str(step)
-    shutil.rmtree(target, ignore_errors=True)
-    target.parent.mkdir(exist_ok=True)
-    (self._root / str(step)).rename(target)
+  def _put_bad_away(self) -> int | None:
+    """The newest step that is as it was sealed; newer ones go. One process of each host reads."""
+    mine: dict[int, str] = {}
+    if distributed.leads_host():
+      for step in reversed(seals.steps(self._root)):
+        if not (what := seals.fault(self._root, step)):
+          break
+        mine[step] = what
+    found = distributed.gather('what is wrong with checkpoints', list(mine.items()))
+    bad = {step: what for host in found for step, what in host}
+    for what in bad.values():
+      self._note(f'warning: {what}: the checkpoint goes to {self._root / seals.QUARANTINE}')
+      self.quarantined.append(what)
+    self._quarantine(sorted(bad))
+    return max(seals.steps(self._root), default=None)
+
+  def _quarantine(self, steps: Sequence[int]) -> None:
+    if distributed.is_lead():
+      for step in steps:
+        seals.quarantine(self._root, step)
+    distributed.wait('they are put away')
+
+
+def _scores(root: pathlib.Path) -> dict[int, float]:
+  """The scores that steps were saved with."""
+  found = {}
+  for step in seals.steps(root):
+    try:
+      meta = files.read_json(root / str(step) / 'meta' / 'metadata')
+    except (OSError, ValueError):  # an old one that is damaged is not the best
+      continue
+    if 'score' in meta:
+      found[step] = meta['score']
+  return found
+
+
+class _Policy(ocp.checkpoint_managers.PreservationPolicy):
+  """Which checkpoints stay; see Checkpoints."""
+
+  def __init__(self, keep: int, every: int, scores: dict[int, float] | None):
+    self._keep, self._every, self.scores = keep, every, scores
+
+  def should_preserve(self, checkpoints: Sequence[Any], *, context: Any) -> Sequence[bool]:
+    del context
+    kept = self.kept([c.step for c in checkpoints])
+    return [c.step in kept for c in checkpoints]
+
+  def kept(self, steps: Sequence[int]) -> set[int]:
+    """Of these steps, in order."""
+    kept = set(steps[-self._keep - 1:])  # the newest is not sealed until a while after it is there
+    if self._every:
+      firsts = {step // self._every: step for step in reversed(steps)}
+      kept |= {step for number, step in firsts.items() if number}
+    if scored := [(score, step) for step in steps
+                  if (score := (self.scores or {}).get(step)) is not None]:
+      kept.add(min(scored)[1])
+    return kept
+
+  def most(self, steps: Sequence[int]) -> int:
+    """How many there are at once when these steps are saved: one is written, then one goes."""
+    return len(self.kept(steps)) + 1 + (self.scores is not None)
 
 
 def _reserve(arrays: list[jax.ShapeDtypeStruct]) -> int:
@@ -274,46 +388,10 @@ def find(path: str) -> tuple[pathlib.Path, dict[str, list]]:
   if re.fullmatch(r'\d+', root.name) and (root / 'params').is_dir():
     root, steps = root.parent, [int(root.name)]
   else:
-    steps = _steps(root)
-  intact = next((s for s in reversed(steps) if _intact(root, s)), None)
+    steps = seals.steps(root)
+  intact = next((s for s in reversed(steps) if not seals.fault(root, s, again=False)), None)
   if intact is None:
     raise FileNotFoundError(
       f'{path}: no intact checkpoint; give a folder with checkpoints/STEP that a run has finished'
     )
-  return root.resolve() / str(intact), _sealed(root, intact) or {}
-
-
-def _steps(root: pathlib.Path) -> list[int]:
-  if not root.is_dir():
-    return []
-  return sorted(int(p.name) for p in root.iterdir() if p.name.isdigit() and p.is_dir())
-
-
-def _intact(root: pathlib.Path, step: int) -> bool:
-  seal = _sealed(root, step)
-  return seal is not None and seal == _digests(root / str(step))
-
-
-def _sealed(root: pathlib.Path, step: int) -> dict[str, list] | None:
-  """The digests that a step was sealed with; None if it was not."""
-  seal = root / _SEALS / f'{step}.json'
-  return json.loads(seal.read_text()) if seal.exists() else None
-
-
-def _digests(folder: pathlib.Path) -> dict[str, list]:
-  digests = {}
-  for path in sorted(p for p in folder.rglob('*') if p.is_file()):
-    with open(path, 'rb') as f:
-      digest = hashlib.file_digest(f, 'sha256').hexdigest()
-    digests[path.relative_to(folder).as_posix()] = [path.stat().st_size, digest]
-  return digests
-
-
-def _write_json(path: pathlib.Path, value: Any) -> None:
-  path.parent.mkdir(exist_ok=True)
-  temporary = path.with_suffix('.tmp')
-  with open(temporary, 'w') as f:
-    json.dump(value, f)
-    f.flush()
-    os.fsync(f.fileno())
-  os.replace(temporary, path)
+  return root.resolve() / str(intact), seals.sealed(root, intact) or {}

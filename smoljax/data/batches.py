@@ -19,15 +19,17 @@ change at each piece; attention, loss mask and evaluation all derive from these 
 """
 
 import dataclasses
+import functools
 import hashlib
 import json
 import math
-from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING
+from collections.abc import Iterator, Mapping, Sequence
+from typing import TYPE_CHECKING, Any
 
 import grain
 import numpy as np
 
+from smoljax import files
 from smoljax.data import corpus as corpus_lib
 from smoljax.data import packing
 from smoljax.data.corpus import Corpus, Piece
@@ -133,6 +135,14 @@ class Batches(grain.IterDataset):
   def __iter__(self) -> '_BatchIterator':
     return _BatchIterator(self)
 
+  def epochs(self, position: dict) -> dict[str, float]:
+    """How often each corpus was gone through up to a position (an iterator's state)."""
+    return {name: rows.epochs(position['positions'][name]) for name, rows in self._rows.items()}
+
+  @functools.cached_property
+  def _rows(self) -> dict[str, Rows]:
+    return {name: Rows(c, **self.options) for name, c in self.corpora.items()}
+
   def after(self, position: dict, batches: int) -> dict:
     """The position (an iterator's state) that leaves out so many batches without taking a step."""
     iterator = iter(self)
@@ -210,11 +220,12 @@ class _BatchIterator(grain.DatasetIterator):
       batch |= b.caches[plan[0][0]].empty(shape)
     plan = plan[b.local_rows.start : b.local_rows.stop]
     # Each call starts threads of its own: one for a whole batch.
-    read = {name: iter(corpus.records.__getitems__(corpus_lib.decode_documents(plan, name)))
-            for name, corpus in b.corpora.items()}
-    teacher_rows = {
-      name: iter(cache.records.__getitems__(corpus_lib.decode_documents(plan, name)))
-      for name, cache in b.caches.items()}
+    def rows(records: Any, name: str) -> Iterator[Mapping]:
+      wanted = corpus_lib.decode_documents(plan, name)
+      return iter(files.retried(lambda: records.__getitems__(wanted)))
+
+    read = {name: rows(corpus.records, name) for name, corpus in b.corpora.items()}
+    teacher_rows = {name: rows(cache.records, name) for name, cache in b.caches.items()}
     for i, (name, pieces) in enumerate(plan):
       corpus = b.corpora[name]
       batch['source'][i] = b.sources.index(name)

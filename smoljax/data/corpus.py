@@ -2,7 +2,7 @@
 
 import dataclasses
 import hashlib
-import json
+import io
 import os
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
@@ -11,6 +11,7 @@ import numpy as np
 import tensorflow_datasets as tfds
 
 from data_beam.special_tokens import SpecialTokens
+from smoljax import files
 
 
 class EmptySplit(ValueError):
@@ -67,7 +68,7 @@ def open_corpus(path: str, split: str = 'train', name: str | None = None) -> Cor
   Raises:
     FileNotFoundError: there is no finished tokenised corpus at `path`.
     EmptySplit: the split has no tokens to predict.
-    ValueError: the path holds text, or lengths that do not match the records.
+    ValueError: the path holds text, or a file that is not as it was written.
   """
   manifest = read_manifest(path)
   if manifest.get('kind') != 'tokenised':
@@ -76,7 +77,7 @@ def open_corpus(path: str, split: str = 'train', name: str | None = None) -> Cor
   shards = info['shards'] if info else []
 
   def sidecar(kind: str) -> np.ndarray:
-    parts = [np.load(os.path.join(path, s[kind])).astype(np.int32) for s in shards]
+    parts = [_load(os.path.join(path, s[kind]), s.get(f'{kind}_sha256')) for s in shards]
     return np.concatenate(parts) if parts else np.zeros(0, np.int32)
 
   lengths = sidecar('lengths')
@@ -85,18 +86,44 @@ def open_corpus(path: str, split: str = 'train', name: str | None = None) -> Cor
   records = open_records(path, split)
   if len(lengths) != len(records):
     raise ValueError(f'{path}: {len(lengths)} lengths but {len(records)} records: tokenise again')
+  if (tokens := lengths.sum(dtype=np.int64)) != info.get('tokens', tokens):
+    raise ValueError(f'{path}: the lengths of split {split!r} are {tokens} tokens, its manifest '
+                     f'says {info["tokens"]}: tokenise again')
   repeats = sidecar('repeats') if 'repeats' in shards[0] else None
   return Corpus(name or manifest['name'], manifest, lengths, records, digest(shards), repeats)
 
 
+def _load(path: str, sha256: str | None) -> np.ndarray:
+  """Numbers beside the records, int32; corpora of older versions have no checksum of them."""
+  with open(path, 'rb') as f:
+    data = f.read()
+  if sha256 and hashlib.sha256(data).hexdigest() != sha256:
+    raise ValueError(f'{path} is damaged, it is not as its manifest says: tokenise again')
+  try:
+    return np.load(io.BytesIO(data)).astype(np.int32)
+  except (ValueError, EOFError) as e:
+    raise ValueError(f'{path} is damaged: tokenise again ({e})') from None
+
+
 def read_manifest(path: str) -> dict:
-  """The manifest of the corpus at `path`, of tokens or of text; FileNotFoundError: not finished."""
+  """The manifest of the corpus at `path`, of tokens or of text.
+
+  Raises FileNotFoundError where it is not finished, ValueError where a file that describes it is
+  not as it was written.
+  """
   if not os.path.exists(os.path.join(path, '_SUCCESS')):
     raise FileNotFoundError(
       f'{path} is not a finished corpus (no _SUCCESS): run data_beam.tokenize_corpus to its end'
     )
-  with open(os.path.join(path, 'manifest.json')) as f:
-    return json.load(f)
+  checksums = {}
+  if os.path.getsize(os.path.join(path, '_SUCCESS')):  # older corpora have it empty
+    checksums = files.read_json(os.path.join(path, '_SUCCESS'))
+  for name, sha256 in checksums.items():
+    with open(os.path.join(path, name), 'rb') as f:
+      if hashlib.sha256(f.read()).hexdigest() != sha256:
+        raise ValueError(f'{os.path.join(path, name)} is not as it was written: make the corpus '
+                         'again, or, if you changed it on purpose, empty the file _SUCCESS')
+  return files.read_json(os.path.join(path, 'manifest.json'))
 
 
 def special_tokens(manifests: Mapping[str, Mapping]) -> dict[str, int | None]:

@@ -1,6 +1,7 @@
 """Documents into rows: shuffled windows, packed independently, best fit."""
 
 import bisect
+import functools
 import hashlib
 import heapq
 import math
@@ -146,3 +147,15 @@ class Rows:
         epoch, window = epoch + 1, 0
     self.position = (epoch, window, row + 1)
     return self._rows(epoch, window)[row]
+
+  def epochs(self, position: Sequence[int]) -> float:
+    """How often the corpus was gone through up to a position; within a window, about."""
+    epoch, window, row = position
+    return epoch + (window + min(1.0, row / self._usual_rows)) / self._num_windows
+
+  @functools.cached_property
+  def _usual_rows(self) -> float:
+    """Rows of a window, as if all were full."""
+    repeats = 1 if self.corpus.repeats is None else self.corpus.repeats
+    places = float(np.sum((self.corpus.lengths - 1.0) * repeats))
+    return max(1.0, places / self._seq_len / self._num_windows)

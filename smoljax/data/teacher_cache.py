@@ -4,7 +4,6 @@ Made for random access by document, as the corpus is; smoljax/train/distill.py s
 and why, experiments/teacher_cache.py writes it.
 """
 
-import json
 import os
 from collections.abc import Mapping
 
@@ -65,8 +64,7 @@ class Cache:
     if not os.path.exists(os.path.join(path, '_SUCCESS')):
       raise FileNotFoundError(f'{path} is not a finished teacher cache (no _SUCCESS): run '
                               'experiments.teacher_cache to its end')
-    with open(os.path.join(path, 'manifest.json')) as f:
-      self.manifest = json.load(f)
+    self.manifest = corpus_lib.read_manifest(path)
     if self.manifest.get('kind') != 'teacher':
       raise ValueError(f'{path} is {self.manifest.get("kind")}, not a teacher cache')
     for what, ours in (

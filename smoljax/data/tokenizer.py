@@ -25,6 +25,7 @@ import sentencepiece
 import tokenizers
 
 from data_beam.special_tokens import SpecialTokens, decide, entries, text_of
+from smoljax import files
 
 PAD_ID, UNK_ID, BOS_ID, EOS_ID = 0, 1, 2, 3
 
@@ -49,7 +50,7 @@ def train(
   The file depends on the set of texts and the arguments alone: neither on the order of the texts
   nor on threads or paths. Of more than `max_bytes` of text (UTF-8), a sample of documents is used,
   chosen by a hash of `seed` and their text; memory stays near `max_bytes`. `control` are further
-  control tokens, such as a chat template's.
+  control tokens, such as a chat template's. `path`.sha256 is written too.
 
   Raises:
     ValueError: there is no text, or it supports fewer (or needs more) than `vocab_size` pieces.
@@ -96,10 +97,9 @@ def train(
         f'that the text needs: --config.tokenizer.vocab_size={found[2]} or more'
       ) from None
     raise
-  temporary = f'{path}.tmp'
-  with open(temporary, 'wb') as f:
-    f.write(model.getvalue())
-  os.replace(temporary, path)
+  # Of a damaged model nothing else would tell: it reads, and gives other ids.
+  files.write(f'{path}.sha256', hashlib.sha256(model.getvalue()).hexdigest().encode())
+  files.write(path, model.getvalue())
 
 
 def _sample(texts: Iterable[str], seed: int, max_bytes: int) -> list[str]:
@@ -126,6 +126,8 @@ def _sample(texts: Iterable[str], seed: int, max_bytes: int) -> list[str]:
 class Tokenizer:
   """A tokenizer file, loaded on first use; pickles as its path and the ids that were given.
 
+  The file must be as the checksum says that is given, or else that of a FILE.sha256 beside it.
+
   Attributes:
     path: the SentencePiece `.model` or Hugging Face `tokenizer.json`.
     vocab_size: one more than the largest id.
@@ -135,17 +137,24 @@ class Tokenizer:
     adds_bos: its users expect BOS before a text; None where the file does not say (`.model`).
   """
 
-  def __init__(self, path: str, special: Mapping[str, int | None] | None = None):
-    self.path, self._given = path, dict(special or {})
+  def __init__(
+    self, path: str, special: Mapping[str, int | None] | None = None, sha256: str = ''
+  ):
+    self.path, self._given, self._sha256 = path, dict(special or {}), sha256
 
   def __repr__(self) -> str:
     return f'Tokenizer({self.path!r})'
 
   def __getstate__(self) -> dict:
-    return {'path': self.path, '_given': self._given}
+    return {'path': self.path, '_given': self._given, '_sha256': self._sha256}
 
   @functools.cached_property
   def _model(self) -> 'sentencepiece.SentencePieceProcessor | _HuggingFace':
+    beside = _sibling_reader(self.path)(f'{os.path.basename(self.path)}.sha256') or b''
+    wanted = self._sha256 or beside.decode('ascii', 'replace').strip()
+    if wanted and wanted != _digest(self.path):
+      whose = 'the one its corpora were tokenised with' if self._sha256 else 'as FILE.sha256 says'
+      raise ValueError(f'{self.path} is damaged, or another one: it is not {whose}')
     try:
       if self.path.endswith('.json'):
         return _HuggingFace(self.path)
@@ -243,6 +252,11 @@ def require_same(
     f'--config.tokenizer.path={theirs}')
 
 
+def _digest(path: str) -> str:
+  with open(path, 'rb') as f:
+    return hashlib.file_digest(f, 'sha256').hexdigest()
+
+
 def _sibling_reader(path: str) -> Callable[[str], bytes | None]:
   """Reads files that stand beside `path`, by their names."""
   def read(name: str) -> bytes | None:
@@ -277,12 +291,15 @@ class _HuggingFace:
     return max(self.tokenizer.get_vocab(with_added_tokens=True).values()) + 1
 
 
-def load(path: str, special: Mapping[str, int | None] | None = None) -> Tokenizer:
+def load(
+  path: str, special: Mapping[str, int | None] | None = None, sha256: str = ''
+) -> Tokenizer:
   """The tokenizer at `path`: a SentencePiece `.model`, a `tokenizer.json`, or a folder with one.
 
   Args:
     path: of the file or folder.
     special: the ids that a run's corpora were tokenised with, which go before the file's.
+    sha256: of the file that they were tokenised with.
 
   Raises:
     FileNotFoundError: there is none; the message says what was looked for.
@@ -292,10 +309,10 @@ def load(path: str, special: Mapping[str, int | None] | None = None) -> Tokenize
     found = [p for n in names if os.path.exists(p := os.path.join(path, n))]
     if not found:
       raise FileNotFoundError(f'no tokenizer in {path}: it has neither of {", ".join(names)}')
-    return Tokenizer(found[0], special)
+    return Tokenizer(found[0], special, sha256)
   if not os.path.exists(path):
     raise FileNotFoundError(f'no tokenizer at {path}: give a .model, a tokenizer.json or a folder')
-  return Tokenizer(path, special)
+  return Tokenizer(path, special, sha256)
 
 
 def to_hf(

@@ -23,7 +23,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax.experimental import topologies
 
-from smoljax import metrics, model, sharding
+from smoljax import gpu, metrics, model, sharding
 from smoljax.train.step import make_mesh, make_plan
 
 # Chips of a TPU slice → its shape; the larger slices of v4 and v5p are cubes, and named by cores.
@@ -58,7 +58,7 @@ class Topology:
 
   name: str
   devices: list[jax.Device]
-  memory: int  # bytes a device
+  memory: int  # bytes that jax has of a device
   options: dict[str, Any]  # of the compiler
 
 
@@ -98,7 +98,8 @@ def _gpus(name, kind, number):
     found = topologies.get_topology_desc(
       '', platform='cuda', target_config=_HOPPER % (_GPUS[kind], kind.upper()),
       topology=f'1x{hosts}x{number // hosts}')
-  return Topology(name, list(found.devices), _GPUS[kind], _WITHOUT_A_DEVICE)
+  return Topology(
+    name, list(found.devices), int(_GPUS[kind] * gpu.share()), _WITHOUT_A_DEVICE)
 
 
 @contextlib.contextmanager
@@ -162,14 +163,14 @@ def estimate(config: Any, model_config: model.ModelConfig, where: Topology) -> d
     raise ValueError(
       f'{where.name}: the step does not fit: {str(e).splitlines()[0]}; split it over more devices, '
       'lower train.batch_tokens, or set model.remat=full') from e
-  memory: Any = compiled.memory_analysis()
+  used: Any = compiled.memory_analysis()
   tokens = t.rows * config.data.seq_len
   return {
     'devices': f'{len(where.devices)} x {where.devices[0].device_kind}',
     'mesh': dict(mesh.shape),
     'compile_seconds': round(time.perf_counter() - began, 1),
-    'arguments': memory.argument_size_in_bytes,
-    'temporaries': memory.temp_size_in_bytes,
+    'arguments': used.argument_size_in_bytes,
+    'temporaries': used.temp_size_in_bytes,
     'memory': where.memory,
     'flops': tokens * model_config.flops_per_token(config.data.seq_len) / mesh.size,
     'peak_flops': metrics.peak_flops(where.devices[0].device_kind),

@@ -8,13 +8,13 @@ from typing import Any
 import jax
 
 from smoljax import model, sharding
-from smoljax.checkpoints.store import Checkpoints
 from smoljax.data.batches import prefetch
 from smoljax.train import guard
 from smoljax.train.probe import evaluate, make_probe
 from smoljax.train.rollback import roll_back
-from smoljax.train.start import Snapshot, newest, prepare
-from smoljax.train.telemetry import Profile, Stopwatch, Telemetry, Termination, summarize
+from smoljax.train.start import Snapshot, newest, open_checkpoints, prepare
+from smoljax.train.telemetry import Profile, Stopwatch, Telemetry, summarize
+from smoljax.train.termination import Termination
 
 
 def train(
@@ -46,10 +46,11 @@ def train(
     ValueError: config, mesh, corpora and checkpoint do not fit each other.
     Diverged: the guard stopped the run, or without it the loss stopped being finite.
   """
+  watch = Stopwatch()
   run = prepare(
     config, model_config, corpora, directory, targets=targets, caches=caches, meta=meta)
-  t, mesh, folder = config.train, run.mesh, os.path.join(directory, 'checkpoints')
-  with jax.set_mesh(mesh), Checkpoints(folder, keep=t.keep) as checkpoints:
+  t, mesh = config.train, run.mesh
+  with jax.set_mesh(mesh), open_checkpoints(run, log_line) as checkpoints:
     resumed = checkpoints.latest() is not None
     step, state, position, changed = newest(run, checkpoints)
     iterator = prefetch(run.batches, position)
@@ -62,9 +63,10 @@ def train(
       Profile(config.xprof, os.path.join(directory, 'profile')) as profile,
     ):
       event = 'resume' if resumed else 'branch' if t.branch_from else 'start'
-      telemetry.started(step, event, checkpoints.quarantined, changed)
+      telemetry.started(step, event, checkpoints.quarantined, changed, watch.seconds())
       if step == 0:
-        telemetry.evaluated(step, evaluate(run, state['params']))
+        with telemetry.phase('evaluation'):
+          telemetry.evaluated(step, state, evaluate(run, state['params']))
       checkpoint_due = False
       while step < t.steps:
         stage = run.stage(step)
@@ -72,20 +74,21 @@ def train(
           telemetry.event(step, 'stage', stage=stage.name, mixture=dict(stage.mixture))
           # Another mixture has another loss.
           state['opt_state']['guard'] = guard.forget(state['opt_state']['guard'], 'loss')
-        watch, probed = Stopwatch(), None
+          telemetry.watchdog.compiling()
+        watch, probed, scores = Stopwatch(), None, {}
         batch = next(iterator)
         waited = watch.seconds()
         probe_now = config.diagnostics.every and (step + 1) % config.diagnostics.every == 0
         if probe_now or profile.turns(step):
           jax.block_until_ready(state)  # the steps before this one take their time
-          with watch.paused():
+          with watch.paused(), telemetry.phase('diagnostics'):
             profile.before(step)
             probed = probe(state, batch) if probe_now else None
         state, step_metrics = train_step(
           state, sharding.shard_batch(batch, mesh), run.teacher_params)
         step += 1
         last, stop = step == t.steps, termination.requested(step)
-        checkpoint_due |= step % t.checkpoint_every == 0
+        checkpoint_due |= step % t.checkpoint_every == 0 or checkpoints.again()
         save_now = last or stop or checkpoint_due
         log_now = step % t.log_every == 0 or save_now or step == stage.stop
         evaluate_now = step % t.eval_every == 0 or step == stage.stop
@@ -93,14 +96,16 @@ def train(
           jax.block_until_ready(step_metrics)
         telemetry.add(step_metrics, watch.seconds(), waited)
         if log_now:
-          reports = telemetry.row(step, stage.name)
+          reports = telemetry.row(step, stage.name, iterator.get_state())
           broken = telemetry.skips(step, reports, position)
           streak = max(int(r['streak']) for r in reports)
           if guard.decide(config.guard, reports[-1], streak) != 'go on':
             iterator.close()
-            step, state, position, _ = roll_back(
-              run, checkpoints, telemetry, Snapshot(step, state, position), broken)
+            with telemetry.phase('roll-back'):
+              step, state, position, _ = roll_back(
+                run, checkpoints, telemetry, Snapshot(step, state, position), broken)
             iterator, checkpoint_due = prefetch(run.batches, position), False
+            telemetry.watchdog.compiling()
             continue
           position = iterator.get_state()
           # In the midst of skips the state may be what makes the steps bad: the checkpoint waits.
@@ -108,26 +113,33 @@ def train(
         if probed:
           telemetry.measured(step, probed)
         if evaluate_now:
-          telemetry.evaluated(step, evaluate(run, state['params']))
+          with telemetry.phase('evaluation'):
+            scores = evaluate(run, state['params'])
+            telemetry.evaluated(step, state, scores)
         if save_now:
           checkpoint_due, watch = False, Stopwatch()
-          meta = run.meta | {'past': run.batches.fingerprint(step)}
-          checkpoints.save(step, state['params'], state['opt_state'], position, meta)
+          with telemetry.phase('checkpoint'):
+            telemetry.require_finite(step, state)
+            checkpoints.save(
+              step, state['params'], state['opt_state'], position,
+              run.meta | {'past': run.batches.fingerprint(step)},
+              score=scores.get(t.keep_best), wait=last or stop)
           telemetry.event(step, 'checkpoint', pause=round(watch.seconds(), 2))
         if stop and not last:
-          checkpoints.close()
-          telemetry.event(step, 'stop', reason='SIGTERM')
-          raise SystemExit(128 + signal.SIGTERM)
-      checkpoints.close()
+          reason = signal.Signals(termination.signal)
+          telemetry.stopped(step, reason.name)
+          raise SystemExit(128 + reason)
+      with telemetry.phase('checkpoint'):
+        checkpoints.close()
       iterator.close()
-      telemetry.event(step, 'stop', reason='finished')
+      telemetry.stopped(step, 'finished')
   return summarize(run)
 
 
 def _warn_of_a_small_disk(run, checkpoints, step, log_line):
   t = run.config.train
-  saves = -(-(t.steps - step) // t.checkpoint_every)
-  if lacking := checkpoints.lacks((run.plan.params, run.plan.opt_state), saves):
+  steps = range((step // t.checkpoint_every + 1) * t.checkpoint_every, t.steps, t.checkpoint_every)
+  if lacking := checkpoints.lacks((run.plan.params, run.plan.opt_state), [*steps, t.steps]):
     log_line(
       f'warning: {run.directory}: its disk has {lacking / 1e9:.1f} GB too few for the checkpoints '
       f'to come: make room, or lower train.keep={t.keep}')

@@ -2,7 +2,8 @@
 
 import dataclasses
 import json
-from collections.abc import Mapping, Sequence
+import os
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import jax
@@ -90,6 +91,7 @@ def prepare(
   meta = {
     **(meta or {}),
     'special_tokens': special_tokens({name: c.manifest for name, c in opened.items()}),
+    'tokenizer_sha256': opened[batches.sources[0]].manifest.get('tokenizer_sha256', ''),
     'model': dataclasses.asdict(model_config),
     'fingerprint': batches.fingerprint(),
     'code_version': smoljax.__version__,
@@ -99,6 +101,17 @@ def prepare(
     plan = make_plan(config, model_config, mesh, teacher)
   return Run(config, model_config, directory, mesh, batches, stages, held_out, plan,
              teacher_params, meta)
+
+
+def open_checkpoints(run: Run, note: Callable[[str], None]) -> store.Checkpoints:
+  """The run's checkpoints; ValueError for a `train.keep_best` that no evaluation measures."""
+  t = run.config.train
+  scores = [f'val/{name}/{what}' for name in run.held_out for what in ('loss', 'bpb', 'ece')]
+  if t.keep_best and t.keep_best not in scores:
+    raise ValueError(f'train.keep_best={t.keep_best!r}: one of {", ".join(scores)}')
+  return store.Checkpoints(
+    os.path.join(run.directory, 'checkpoints'), keep=t.keep, keep_every=t.keep_every,
+    keep_best=bool(t.keep_best), note=note)
 
 
 def newest(run: Run, checkpoints: store.Checkpoints) -> Snapshot:

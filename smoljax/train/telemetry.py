@@ -1,21 +1,25 @@
-"""What a run tells: rows of metrics, events, lines on the terminal; its profile; its signals."""
+"""What a run tells: rows of metrics, events, lines on the terminal; its profile."""
 
+import collections
 import contextlib
 import math
 import os
-import signal
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
-from jax.experimental import multihost_utils
 
 from smoljax import distributed, metrics
 from smoljax.optim.qk_clip import logit_metrics
 from smoljax.train import diagnostics, guard
 from smoljax.train.start import Run
+from smoljax.train.step import PyTree
+from smoljax.train.watchdog import Watchdog
+
+MANY_EPOCHS = 4
 
 
 class Diverged(ArithmeticError):
@@ -54,8 +58,14 @@ class Telemetry:
     config, self._run, self.log_line = run.config, run, log_line
     self._log = metrics.Log(
       run.directory, step=step, tensorboard=config.train.tensorboard, wandb=config.wandb,
-      name=config.name, config=run.meta.get('config'), writes=distributed.is_lead())
+      name=config.name, config=run.meta.get('config'), writes=distributed.is_lead(), note=log_line)
+    self._step = step  # of the last row
     self._steps: list[tuple[dict, float, float]] = []  # metrics, seconds, seconds of waiting
+    self._apart: dict[str, float] = collections.defaultdict(float)  # seconds that were no steps
+    self._repeated: set[str] = set()  # corpora whose epochs were warned of
+    self.watchdog = Watchdog(
+      config.train.watchdog, run.directory,
+      lambda why: self.event(self._step, 'hang', reason=why))
     self._flops = run.model_config.flops_per_token(config.data.seq_len)
     self._flops_noncausal = run.model_config.flops_per_token(config.data.seq_len, causal=False)
     self._peak = metrics.peak_flops(jax.devices()[0].device_kind)
@@ -64,23 +74,37 @@ class Telemetry:
     self.event, self.rewind = self._log.event, self._log.rewind
 
   def __enter__(self) -> 'Telemetry':
+    self.watchdog.__enter__()
+    _compiled()  # what was compiled before is part of the start
     return self
 
   def __exit__(self, *error: object) -> None:
+    self.watchdog.__exit__()
     self._log.__exit__(*error)
 
+  @contextlib.contextmanager
+  def phase(self, name: str) -> Iterator[None]:
+    """What is no step: its time is told apart, and the watchdog is patient."""
+    watch = Stopwatch()
+    with self.watchdog.phase(name):
+      yield
+    _compiled()  # is part of it
+    self._apart[name] += watch.seconds()
+
   def started(
-    self, step: int, event: str, quarantined: Sequence[int], changed: Mapping[str, tuple]
+    self, step: int, event: str, quarantined: Sequence[str], changed: Mapping[str, tuple],
+    seconds: float,
   ) -> None:
     """The first event: how the run begins ('start', 'resume' or 'branch'), and on what.
 
     Args:
-      quarantined: steps of checkpoints that were damaged.
+      quarantined: what was wrong with checkpoints that were put away.
       changed: config field → (its value so far, its value from now on).
+      seconds: since this process began with it.
     """
     t = self._run.config.train
     self.event(
-      step, event,
+      step, event, seconds=round(seconds, 2),
       **{k: t[k] for k in ('init_from', 'branch_from') if t[k] and event != 'resume'},
       devices=f'{jax.device_count()} x {jax.devices()[0].device_kind}',
       mesh=dict(self._run.mesh.shape),
@@ -90,20 +114,26 @@ class Telemetry:
 
   def add(self, step_metrics: dict, seconds: float, waited: float) -> None:
     """A step that was dispatched: its metrics, its time, and how much of that was for data."""
-    self._steps.append((step_metrics, seconds, waited))
+    self.watchdog.step(step_metrics['grad_norm'])
+    compiled = min(_compiled(), 0.999 * seconds)  # its parts may overlap
+    self._apart['compile'] += compiled
+    self._steps.append((step_metrics, seconds - compiled, waited))
 
-  def row(self, step: int, stage: str) -> list[dict]:
+  def row(self, step: int, stage: str, position: dict) -> list[dict]:
     """One row over the steps since the last one, of which it returns the guard's reports.
 
     Steps that were skipped count for time only. Blocks until all are computed.
 
-    Raises Diverged if loss or gradients are not finite.
+    Args:
+      position: of the data after the step.
+    Raises:
+      Diverged: loss or gradients are not finite.
     """
-    steps, self._steps = self._steps, []
+    steps, self._steps, self._step = self._steps, [], step
     values = jax.device_get([v for v, _, _ in steps])
     reports = [v['guard'] for v in values]
     taken = [v for v in values if not v['guard']['streak']]
-    tokens = self._run.tokens(step)
+    tokens = self._run.tokens(int(reports[-1]['applied']))
     row = {'stage': stage, 'tokens': tokens, 'flops': tokens * self._flops}
     if taken:
       row |= self._learned(taken)
@@ -114,9 +144,13 @@ class Telemetry:
       'guard/skips': int(reports[-1]['skips']),
       'guard/lr_scale': lr_scale,
     }
+    seconds = sum(s for _, s, _ in steps)
     row |= self._speed(
-      float(np.sum([v['tokens_S'] for v in values])), len(steps), sum(s for _, s, _ in steps),
+      float(np.sum([v['tokens_S'] for v in taken])), len(steps), seconds,
       sum(w for _, _, w in steps))
+    row |= self._times(**{'steps': seconds * len(taken) / len(steps),
+                          'skipped': seconds * (1 - len(taken) / len(steps))})
+    row |= self._epochs(step, position)
     if self._run.config.optimizer.qk_clip.tau and taken:
       row |= logit_metrics([v['max_logits_LN'] for v in taken], self._run.config.optimizer.qk_clip)
     self._log.row(step, row)
@@ -127,11 +161,24 @@ class Telemetry:
     """A row of what was measured between steps."""
     self._log.row(step, row)
 
-  def evaluated(self, step: int, row: dict) -> None:
+  def evaluated(self, step: int, state: dict, row: dict) -> None:
     """A row of what held-out documents say, and a line of text."""
-    self._log.row(step, {'tokens': self._run.tokens(step), **row})
+    applied = int(jax.device_get(state['opt_state']['guard']['applied']))
+    self._log.row(step, {'tokens': self._run.tokens(applied), **row})
     figures = ' | '.join(f'{k} {v:.3f}' for k, v in row.items())
     self.log_line(f'step {step}/{self._run.config.train.steps} | {figures}')
+
+  def require_finite(self, step: int, state: dict) -> None:
+    """Raises Diverged if a checkpoint of this state could not be gone on from."""
+    if not _finite(state['params'], state['opt_state']['optimizer']):
+      self.event(step, 'diverged', reason='parameters or optimizer state')
+      raise Diverged(
+        f'parameters or optimizer state are not finite after step {step}: no checkpoint is made '
+        'of them; lower --config.optimizer.learning_rate; the last good checkpoint is kept')
+
+  def stopped(self, step: int, reason: str) -> None:
+    """The last event, and where the time went since the last row."""
+    self.event(step, 'stop', reason=reason, **self._times())
 
   def skips(self, step: int, reports: list[dict], position: dict) -> dict | None:
     """An event for each step that the guard skipped; the last one's first broken rule, if any.
@@ -170,6 +217,23 @@ class Telemetry:
         float(tokens_S.sum()) / len(taken),
       )
     return row
+
+  def _times(self, **seconds: float) -> dict[str, float]:
+    """Where the time went since it was last asked, with that of steps, in seconds."""
+    apart, self._apart = self._apart, collections.defaultdict(float)
+    return {f'time/{name}': round(s, 3) for name, s in {**seconds, **apart}.items() if s}
+
+  def _epochs(self, step: int, position: dict) -> dict[str, float]:
+    """How often each corpus was gone through; past MANY_EPOCHS it is said once."""
+    epochs = self._run.batches.epochs(position)
+    for name in {n for n, x in epochs.items() if x >= MANY_EPOCHS} - self._repeated:
+      self._repeated.add(name)
+      self.event(step, 'epochs', corpus=name, epochs=round(epochs[name], 2))
+      self.log_line(
+        f'warning: step {step}: the corpus {name!r} is gone through for the '
+        f'{int(epochs[name]) + 1}th time. Up to {MANY_EPOCHS} times a text is nearly as good as '
+        'new, then less and less (Muennighoff et al. 2023): give it more, or a smaller weight')
+    return {f'data/epochs/{name}': round(x, 3) for name, x in epochs.items()}
 
   def _speed(self, tokens: float, steps: int, seconds: float, waited: float) -> dict[str, float]:
     """Of some steps: tokens a second, the share of the devices' peak, energy, memory."""
@@ -213,7 +277,7 @@ def summarize(run: Run) -> dict[str, Any]:
   events = metrics.read_rows(os.path.join(run.directory, 'events.jsonl'))
   trained = [r for r in rows if 'train/loss' in r]
   rates = [r['perf/tokens_per_sec'] for r in trained[1:]] or [trained[0]['perf/tokens_per_sec']]
-  tokens = run.tokens(run.config.train.steps)
+  tokens, time = trained[-1]['tokens'], metrics.account(events, rows)
   return {
     'steps': run.config.train.steps,
     'tokens': tokens,
@@ -221,7 +285,8 @@ def summarize(run: Run) -> dict[str, Any]:
     'non_embedding_parameters': run.model_config.num_params(embedding=False),
     'loss': {'first': trained[0]['train/loss'], 'final': trained[-1]['train/loss']},
     'tokens_per_sec': float(np.median(rates)),
-    'goodput': metrics.goodput(events, rows),
+    'goodput': time['steps'],
+    'time': time,
     'flops': run.model_config.flops_per_token(run.config.data.seq_len) * tokens,
     'device': f'{jax.device_count()} x {jax.devices()[0].device_kind}',
   }
@@ -239,34 +304,33 @@ def loss_terms(values: Sequence[dict], tokens: float) -> dict[str, Any]:
   return row
 
 
-class Termination:
-  """While entered, SIGTERM is noted instead of ending the process, so that a step can be saved.
+_compiling: dict[str, float] = collections.defaultdict(float)  # seconds, since the last look
 
-  Of several processes jax's own service notes it, and lets all agree on the step.
-  """
 
-  def requested(self, step: int) -> bool:
-    """Whether to end after this step; the same answer in all processes."""
-    if jax.process_count() > 1:
-      return multihost_utils.reached_preemption_sync_point(step)
-    return self._noted
+def _note_compiling(event: str, seconds: float, **_: object) -> None:
+  if event.startswith('/jax/core/compile/'):
+    # Functions are traced inside one another: the longest is the one that was called.
+    nested = event.endswith('trace_duration')
+    _compiling[event] = max(_compiling[event], seconds) if nested else _compiling[event] + seconds
 
-  def __enter__(self) -> 'Termination':
-    self._noted, self._previous = False, None
-    if jax.process_count() > 1:
-      return self
-    try:
-      self._previous = signal.signal(signal.SIGTERM, self._note)
-    except ValueError:  # not the main thread: the embedding program owns the signals
-      self._previous = None
-    return self
 
-  def _note(self, *_: object) -> None:
-    self._noted = True
+jax.monitoring.register_event_duration_secs_listener(_note_compiling)
 
-  def __exit__(self, *_: object) -> None:
-    if self._previous is not None:
-      signal.signal(signal.SIGTERM, self._previous)
+
+def _compiled() -> float:
+  """Seconds that went into tracing and compiling since the last call."""
+  seconds = sum(_compiling.values())
+  _compiling.clear()
+  return seconds
+
+
+@jax.jit
+def _finite(params: PyTree, optimizer_state: PyTree) -> jax.Array:
+  """Whether parameters are finite, and the optimizer's state, which may be infinite, is numbers."""
+  floats = lambda tree: [x for x in jax.tree.leaves(tree) if jnp.issubdtype(x.dtype, jnp.floating)]
+  good = [jnp.all(jnp.isfinite(x)) for x in floats(params)]
+  good += [~jnp.any(jnp.isnan(x)) for x in floats(optimizer_state)]
+  return jnp.all(jnp.stack(good))
 
 
 class Profile:

@@ -58,6 +58,7 @@ OTHER = {
   'layout': ('dclm', None, 'dclm'),
   'columns': ('text=content', None, ('text=content',)),
   'holdout': ('.1', '.1', .1),
+  'holdout_shared': ('.4', '.4', .4),
   'share': ('.5', '.5', .5),
   'bos': (None, 'false', False),
   'rehydrate': (None, 'true', True),

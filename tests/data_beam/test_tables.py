@@ -192,6 +192,7 @@ def test_rejects_and_tokens_can_be_exported(corpus, tmp_path):
   manifest = json.loads(manifest_file.read_text())
   manifest |= {'documents': 3, 'code_version': '0', 'config': {}}
   manifest_file.write_text(json.dumps(manifest))
+  manifest_file.with_name('_SUCCESS').write_text('')  # it is changed on purpose
   folder = tables.export_corpus(path, str(tmp_path / 'tokens_out'))
   for split, expected in documents.items():
     rows = pq.read_table(f'{folder}/data/{split}-00000-of-00001.parquet')

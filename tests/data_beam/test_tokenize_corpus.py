@@ -1,4 +1,5 @@
 import json
+import shutil
 
 import numpy as np
 import pytest
@@ -160,3 +161,57 @@ def test_a_share_of_the_training_documents(folder, corpus, model, tokenised):
   assert half['train'] < whole['train'] and 0.3 < len(half['train']) / len(whole['train']) < 0.7
   with pytest.raises(ValueError, match='share above 0'):
     TokenizeOptions(share=0.0)
+
+
+def test_every_damaged_file_of_a_corpus_is_noticed(tokenised, tmp_path):
+  """A flipped bit or a cut, in each file, records aside: they have checksums of their own."""
+  place = tmp_path / 'web/1.0.0'
+  shutil.copytree(tokenised, place)
+  names = [f for f in sorted(place.iterdir()) if '.array_record' not in f.name]
+  assert {'_SUCCESS', 'manifest.json', 'features.json', 'dataset_info.json'} < {
+    f.name for f in names} and sum('.lengths-' in f.name for f in names) == 4
+  for file in names:
+    split = 'validation' if '-validation' in file.name else 'train'
+    whole = file.read_bytes()
+    for place_in_it in range(0, len(whole), max(1, len(whole) // 9)):
+      flipped = bytearray(whole)
+      flipped[place_in_it] ^= 4
+      for data in (flipped, whole[:place_in_it]):
+        file.write_bytes(data)
+        if file.name == '_SUCCESS' and not data:
+          continue  # as of a corpus that was made before there were checksums
+        with pytest.raises((ValueError, KeyError), match=file.name.split('-')[0]):
+          open_corpus(str(place), split)
+    file.write_bytes(whole)
+  assert open_corpus(str(place)).name == 'web'
+
+
+def test_near_duplicates_are_on_one_side(tmp_path, model):
+  """Each held-out document's twin shares three quarters with it, or only what all texts share."""
+  rng = np.random.default_rng(0)
+  words = [''.join(rng.choice(list('abcdefgh'), 5)) for _ in range(3000)]
+  footer = ' '.join(rng.choice(words, 30))  # of every page, a tenth of it
+  text = lambda: rng.choice(words, 250).tolist()
+  texts, twins = [], set()
+  for _ in range(300):
+    texts.append(text())
+    if len(texts) % 3 == 0:
+      texts.append(texts[-1][:200] + text()[:50])
+      twins |= {f'near-{len(texts) - 1}', f'near-{len(texts) - 2}'}
+  corpus = write_corpus(tmp_path, 'near', [' '.join(t) + ' ' + footer for t in texts])
+  shared = {}
+  for most in (1.0, 0.5):
+    options = TokenizeOptions(holdout=0.2, holdout_shared=most, num_shards=2)
+    path = tokenize_corpus.run(corpus, model, str(tmp_path / str(most)), 'near', options)
+    rows = all_rows(path)
+    held_out = {row['id'] for row in rows['validation']}
+    runs = lambda row: set(np.lib.stride_tricks.sliding_window_view(
+      np.frombuffer(row['tokens'], '<u2'), 20).copy().view('S40').ravel().tolist())
+    known = set().union(*map(runs, rows['train']))
+    shared[most] = sum(len(r & known) > len(r) / 2 for r in map(runs, rows['validation']))
+    expected = {id for id in (f'near-{i}' for i in range(len(texts)))
+                if tokenize_corpus.is_validation(id, 0.2)}
+    assert held_out == (expected if most == 1 else expected - twins)
+    moved = records.read_manifest(path)['near_duplicates_not_held_out']
+    assert moved == len(expected) - len(held_out)
+  assert shared[1.0] > 10 and shared[0.5] == 0

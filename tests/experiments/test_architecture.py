@@ -172,7 +172,7 @@ def test_several_at_a_time(small, markov_corpora, tmp_path, monkeypatch):
     def wait(self):
       return len(commands) == 3
 
-  monkeypatch.setattr(architecture.subprocess, 'Popen', Worker)
+  monkeypatch.setattr(architecture.processes, 'start', Worker)
   monkeypatch.delenv('XLA_PYTHON_CLIENT_MEM_FRACTION', raising=False)
   out = str(tmp_path)
   with pytest.raises(ChildProcessError, match='3 of 3 processes failed'):

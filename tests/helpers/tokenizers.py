@@ -33,6 +33,7 @@ def write_tokens(folder, name, path, **manifest):
   facts = tokenize_corpus.load_tokenizer(path)
   entries = {'tokenizer_sha256': facts.sha256, **facts.special._asdict(), **manifest}
   file = pathlib.Path(made, 'manifest.json')
+  file.with_name('_SUCCESS').write_text('')  # it is changed on purpose
   old = json.loads(file.read_text()) | {'documents': 3, 'tokens': 33}
   file.write_text(json.dumps({k: v for k, v in (old | entries).items() if v != 'absent'}))
   return made

@@ -2,22 +2,29 @@
 
 import json
 import os
+import re
 import shlex
 import signal
 import socket
 import subprocess
 import sys
+import threading
 import time
+from types import SimpleNamespace
 
+import jax
 import numpy as np
 import pytest
 from conftest import REPOSITORY
 from helpers.tokenised import corpus, folder, texts  # noqa: F401 (fixtures)
 
 from smoljax import distributed
+from smoljax.train import watchdog
 
 
-def start(documents, workdir, processes, devices, *flags, last=()):
+def start(
+  documents, workdir, processes, devices, *flags, last=(), program=('-m', 'experiments.run')
+):
   """The same command for each process, with the devices of the host that it stands for.
 
   The last process has flags of its own, `last`.
@@ -26,7 +33,7 @@ def start(documents, workdir, processes, devices, *flags, last=()):
     s.bind(('localhost', 0))
     port = s.getsockname()[1]
   command = [
-    sys.executable, '-m', 'experiments.run', '--config=configs/base.py', f'--workdir={workdir}',
+    sys.executable, *program, '--config=configs/base.py', f'--workdir={workdir}',
     '--config.web.enabled=False', '--config.pdf.enabled=False',
     f'--config.corpora=mine={documents}', '--config.tokenizer.vocab_size=320',
     '--config.tokenize.holdout=0.2', '--config.train.tokens=24576',
@@ -96,6 +103,37 @@ def test_two_processes_train_as_one_does_and_may_become_one(tmp_path, corpus):
   same(rows(one), rows(less), after=stopped + 2)  # which rows are means of other steps
 
 
+_HUNG_READ = """
+import runpy, sys, time
+from smoljax.data import batches
+read = batches._BatchIterator.__next__
+def a_read_that_hangs(self):
+  if '--process=1' in sys.argv and self._step == 12:
+    time.sleep(600)
+  return read(self)
+batches._BatchIterator.__next__ = a_read_that_hangs
+runpy.run_module('experiments.run', run_name='__main__', alter_sys=True)
+"""
+
+
+@pytest.mark.slow
+def test_a_process_that_is_stuck_ends_the_run(tmp_path, corpus):
+  """It is alive, so its heart beats: the watchdogs end both, and say where each one stood."""
+  running = start(
+    corpus, tmp_path, 2, 2, '--config.train.watchdog=2', program=('-c', _HUNG_READ))
+  said = finish(running, watchdog.EXIT)
+  assert 'in a_read_that_hangs' in said[1]
+  assert all('stands still' in out and 'in train' in out for out in said)
+  (train,) = (tmp_path / 'steps').glob('train-*.partial')
+  first = (train / 'hang-0.txt').read_text() + (train / 'hang-1.txt').read_text()
+  still, limit = map(int, re.search(r'a step for (\d+) s, the limit is (\d+) s', first).groups())
+  assert still <= limit + 1 and 'in a_read_that_hangs' in first
+  events = list(map(json.loads, (train / 'events.jsonl').read_text().splitlines()))
+  assert events[-1]['event'] == 'hang' and 'process' in events[-1]['reason']
+  moments = [os.path.getmtime(train / f'hang-{i}.txt') for i in (0, 1)]
+  assert abs(moments[0] - moments[1]) < 3
+  # They start again as if nothing had been.
+  finish(start(corpus, tmp_path, 1, 4))
 @pytest.mark.slow
 def test_processes_that_differ_end_before_they_work(tmp_path, corpus):
   for said in finish(start(
@@ -103,6 +141,71 @@ def test_processes_that_differ_end_before_they_work(tmp_path, corpus):
     assert ('error: process 1 is not like process 0: config.optimizer.learning_rate (0.5 against '
             '0.002)') in said
   assert not (tmp_path / 'run').exists()
+
+
+@pytest.fixture
+def as_process(monkeypatch):
+  """Runs functions side by side, each as if in a process of its own; their results or errors."""
+  here, store, changed = threading.local(), {}, threading.Condition()
+
+  class Client:
+    def key_value_set(self, key, value):
+      with changed:
+        if key in store:
+          raise jax.errors.JaxRuntimeError(f'ALREADY_EXISTS: {key}')
+        store[key] = value
+        changed.notify_all()
+
+    def blocking_key_value_get(self, key, milliseconds):
+      with changed:
+        if not changed.wait_for(lambda: key in store, milliseconds / 1000):
+          raise jax.errors.JaxRuntimeError(f'DEADLINE_EXCEEDED: {key}')
+        return store[key]
+
+  class Meetings:
+    def __next__(self):
+      here.meetings = getattr(here, 'meetings', -1) + 1
+      return here.meetings
+
+  def run(*works):
+    results = [None] * len(works)
+
+    def one(i, work):
+      here.index = i
+      try:
+        results[i] = work()
+      except Exception as e:
+        results[i] = e
+
+    monkeypatch.setattr(jax, 'process_count', lambda: len(works))
+    threads = [threading.Thread(target=one, args=x) for x in enumerate(works)]
+    for thread in threads:
+      thread.start()
+    for thread in threads:
+      thread.join(20)
+    return results
+
+  monkeypatch.setattr(jax, 'process_index', lambda: here.index)
+  monkeypatch.setattr(
+    distributed, '_state', lambda: SimpleNamespace(client=Client(), process_id=here.index))
+  monkeypatch.setattr(distributed, '_meetings', Meetings())
+  monkeypatch.setattr(distributed, '_POLL', 0.05)
+  return run
+
+
+def test_all_come_together_however_late_and_know_of_one_who_has_gone(as_process):
+  def late():
+    time.sleep(0.3)  # much longer than they wait at a time
+    return distributed.gather('x', 'b'), distributed.share('y', 2)
+
+  early = lambda: (distributed.gather('x', 'a'), distributed.share('y', 1))
+  assert as_process(early, late, early) == [(['a', 'b', 'a'], 1)] * 3
+  gone, waits, leads = as_process(
+    lambda: distributed.end('it has no disk'), lambda: distributed.wait('z'),
+    lambda: distributed.wait('z'))
+  assert gone is None and all(
+    isinstance(e, ConnectionError) and 'process 0: it has no disk' in str(e)
+    for e in (waits, leads))
 
 
 def test_half_a_coordinator_is_refused():
@@ -127,6 +230,7 @@ def test_the_commands_for_a_tpu_slice(tmp_path):
     for command in (w.removeprefix('--command=') for w in said if w.startswith('--command=')):
       subprocess.run(['bash', '-n', '-c', command], check=True)  # it parses on the host too
   # What `run` has each host do is what the test above does, where jax finds its peers itself.
+  assert 'experiments/cloud/again.sh .venv/bin/python -m experiments.run' in command
   host = shlex.split(command.split('(', 1)[1].rsplit('>>', 1)[0])
   assert host[-4:] == ['experiments.run', '--config=configs/smollm3.py:size=3b',
                        "--config.sample.prompts=('a b',)", '--distributed']
@@ -136,3 +240,36 @@ def test_the_commands_for_a_tpu_slice(tmp_path):
     time.sleep(0.5)
     assert subprocess.run(['flock', '-n', lock, 'true'], check=False).returncode == 1
     first.kill()
+
+
+def test_a_command_is_tried_again_unless_it_is_in_vain(tmp_path):
+  """By its status: a run that stood still is started again, bad input and a signal are final."""
+  again = str(REPOSITORY / 'experiments' / 'cloud' / 'again.sh')
+  fake = {'PATH': f'{tmp_path}:{os.environ["PATH"]}', 'TRIES': '3'}
+  (tmp_path / 'sleep').write_text('#!/bin/sh\n')  # no time to lose
+  (tmp_path / 'sleep').chmod(0o755)
+
+  def tried(*statuses):
+    tally = tmp_path / 'tally'
+    tally.write_text('')
+    script = f'echo x >> {tally}; set -- {" ".join(map(str, statuses))}; n=$(wc -l < {tally}); ' \
+             'eval exit \\$$n'
+    done = subprocess.run([again, 'sh', '-c', script], env=fake, check=False, capture_output=True)
+    return done.returncode, len(tally.read_text().split())
+
+  assert tried(87, 75, 0) == (0, 3) and tried(87, 2, 0) == (2, 2) and tried(143, 0) == (143, 1)
+  assert tried(137, 134, 1, 0) == (1, 3)  # three in a row are enough
+  process = subprocess.Popen([again, sys.executable, '-c', _SAVES_FIRST], stdout=subprocess.PIPE)
+  assert process.stdout.readline() == b'ready\n'
+  process.send_signal(signal.SIGTERM)
+  assert process.wait(20) == 143 and process.stdout.read() == b'saved\n'
+
+
+_SAVES_FIRST = """
+import signal, sys, time
+def save(*_):
+  time.sleep(.5); print('saved', flush=True); sys.exit(143)
+signal.signal(signal.SIGTERM, save)
+print('ready', flush=True)
+time.sleep(60)
+"""

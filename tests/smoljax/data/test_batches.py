@@ -2,13 +2,16 @@
 
 import collections
 import dataclasses
+import errno
 import json
+import os
 
 import hypothesis.strategies as st
 import numpy as np
 import pytest
 from hypothesis import given
 
+from smoljax import files
 from smoljax.data import packing
 from smoljax.data.batches import Batches, make_stages, prefetch
 from smoljax.data.corpus import open_corpus
@@ -184,3 +187,33 @@ def test_bad_input_is_named(markov_corpora, tmp_path):
   stages = make_stages([dict(name='a', fraction=1, mixture=dict(books=1))], 10)
   with pytest.raises(ValueError, match='no corpus named books; there are: web, pdf'):
     Batches(open_all(markov_corpora), stages, rows=4, **OPTIONS)
+
+
+def test_a_share_that_is_away_for_a_while_is_waited_for(markov_corpora, monkeypatch):
+  monkeypatch.setattr(files, 'WAITS', (0.0,) * 3)
+  want = next(iter(batches(markov_corpora)))
+  broken, failures = batches(markov_corpora), [
+    OSError(errno.ESTALE, os.strerror(errno.ESTALE)),
+    RuntimeError(f'UNKNOWN: {os.strerror(errno.EIO)}; reading a chunk')]  # as ArrayRecord says
+  corpus = broken.corpora['web']
+
+  class Away:
+    def __getitems__(self, documents):
+      if failures:
+        raise failures.pop()
+      return corpus.records.__getitems__(documents)
+
+  broken.corpora['web'] = dataclasses.replace(corpus, records=Away())
+  got = next(iter(broken))
+  assert not failures and all((want[k] == got[k]).all() for k in want)
+
+
+def test_epochs_are_counted(markov_corpora):
+  made = batches(markov_corpora, steps=400)
+  iterator, seen = iter(made), []
+  for _ in range(120):
+    iterator.next_plan()
+    seen.append(made.epochs(iterator.get_state())['pdf'])
+  assert seen == sorted(seen) and seen[0] < 0.1
+  whole = next(i for i, x in enumerate(seen) if x >= 1)
+  assert abs(seen[whole - 1] - 1) < 0.2 and iterator.get_state()['positions']['pdf'][0] >= 1

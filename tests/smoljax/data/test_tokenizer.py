@@ -10,6 +10,7 @@ import sentencepiece
 from hypothesis import example, given
 from hypothesis import strategies as st
 
+from data_beam import tokenize_corpus
 from smoljax.data import tokenizer
 
 CODE = '''def area(width, height=2.50):
@@ -263,3 +264,22 @@ def test_export_refuses_what_it_cannot_keep(tmp_path):
   with pytest.raises(ValueError, match='cannot be exported exactly'):
     tokenizer.to_hf(prefix + '.model', str(tmp_path / 'out'), bos=False, max_length=64)
   assert not (tmp_path / 'out').exists()
+
+
+def test_a_damaged_file_is_told_by_its_checksum(model_path, tmp_path):
+  """It reads, and gives other ids; so does a digit in a score."""
+  path, data = tmp_path / 'tokenizer.model', bytearray(pathlib.Path(model_path).read_bytes())
+  good = pathlib.Path(f'{model_path}.sha256').read_text()
+  data[data.index(b'value')] ^= 1
+  path.write_bytes(data)
+  assert tokenizer.load(str(path)).vocab_size == 400  # nobody knows
+  (tmp_path / 'tokenizer.model.sha256').write_text(good)
+  with pytest.raises(ValueError, match=r'tokenizer\.model is damaged, or another one'):
+    tokenizer.load(str(path)).encode('value')
+  with pytest.raises(ValueError, match=r'tokenizer\.model. is damaged'):
+    tokenize_corpus.load_tokenizer(str(path))
+  (tmp_path / 'tokenizer.model.sha256').unlink()
+  with pytest.raises(ValueError, match='the one its corpora were tokenised with'):
+    tokenizer.load(str(path), sha256=good).encode('value')
+  path.write_bytes(pathlib.Path(model_path).read_bytes())
+  assert tokenizer.load(str(path), sha256=good).encode('value')

@@ -19,7 +19,7 @@ from smoljax import metrics, optim, sharding
 from smoljax.checkpoints import store
 from smoljax.checkpoints.store import Checkpoints
 from smoljax.data.batches import make_stages
-from smoljax.train import loop, start
+from smoljax.train import loop, start, telemetry
 from smoljax.train.telemetry import Diverged
 
 
@@ -79,7 +79,8 @@ def test_too_small_a_disk_is_known_before_the_first_step(monkeypatch, markov_cor
   monkeypatch.setattr(store.shutil, 'disk_usage', lambda _: SimpleNamespace(free=free))
   arrays = {'w': np.zeros(25_000, np.float32)}
   with Checkpoints(str(tmp_path / 'none'), keep=3) as saved:
-    assert [saved.lacks(arrays, saves) for saves in (0, 3, 4, 5, 9)] == [0, 0, 1e5, 2e5, 2e5]
+    lacks = lambda saves: saved.lacks(arrays, range(1, saves + 1))
+    assert [lacks(saves) for saves in (0, 3, 4, 5, 9)] == [0, 0, 1e5, 2e5, 2e5]
   free, said = 1000, []
   c = tiny(**{'train.tokens': 8 * 64})
   with on_devices(2):
@@ -94,9 +95,7 @@ def test_profile_and_goodput(markov_corpora, tmp_path):
   assert 0 < result['goodput'] <= 1
   with pytest.raises(ValueError, match='FIRST:END'):
     fit(tiny(**{'xprof': '2'}), markov_corpora, tmp_path / 'other')
-  at = lambda second: {'time': f'2026-01-01T00:00:{second:02d}Z'}
-  rows = [{'step': 4, 'perf/step_time': 2.0}, {'step': 4}, {'step': 6, 'perf/step_time': 1.0}]
-  assert metrics.goodput([at(0), at(9), at(40)], rows) == 10 / 40
+  assert result['time']['compile'] > 0 and sum(result['time'].values()) == pytest.approx(1, 1e-3)
 
 
 def test_running_again_changes_nothing(undisturbed, markov_corpora):
@@ -256,6 +255,35 @@ def test_divergence_stops_with_advice(markov_corpora, tmp_path, guarded):
   last = metrics.read_rows(tmp_path / 'events.jsonl')[-1]
   assert last['event'] == ('guard' if guarded else 'diverged')
   assert last.get('action') == ('stop' if guarded else None)
+
+
+def test_a_poisoned_step_is_never_saved(markov_corpora, tmp_path):
+  """Loss and gradient of step 4 are finite, its update is not; without the guard it is taken."""
+  c = tiny(**{'guard.enabled': False, 'guard.inject': f'lr{"9" * 39}x@4'})
+  with pytest.raises(Diverged, match='not finite after step 4'):
+    fit(c, markov_corpora, tmp_path)
+  assert not [p for p in (tmp_path / 'checkpoints').iterdir() if p.name.isdigit()]
+  assert metrics.read_rows(tmp_path / 'events.jsonl')[-1]['event'] == 'diverged'
+
+
+def test_skipped_steps_are_no_tokens_and_epochs_are_counted(markov_corpora, tmp_path, monkeypatch):
+  monkeypatch.setattr(telemetry, 'MANY_EPOCHS', 0.5)
+  said = []
+  c = tiny(**{'guard.inject': 'nan@3', 'train.keep': 1, 'train.keep_best': 'val/pdf/loss',
+              'train.stages': (dict(name='all', fraction=1.0, mixture=dict(pdf=1.0)),)})
+  with on_devices(2):
+    result = loop.train(
+      c, config_lib.model_config(c, 64), {'pdf': markov_corpora['pdf']}, str(tmp_path),
+      log_line=said.append)
+  rows = metrics.read_rows(tmp_path / 'metrics.jsonl')
+  tokens = [r['tokens'] // (8 * 64) for r in rows if 'stage' in r]
+  assert tokens == [2, 3, 5, 7, 9, 11] and result['tokens'] == 11 * 8 * 64
+  assert [r['tokens'] // (8 * 64) for r in rows if 'val/pdf/loss' in r] == [0, 5, 11]
+  assert rows[2]['time/skipped'] > 0 and 0.6 < rows[-2]['data/epochs/pdf'] < 1.1
+  assert len([line for line in said if 'is gone through for the 1th' in line]) == 1
+  with pytest.raises(ValueError, match=r'keep_best=.val/web/loss.: one of val/pdf/loss'):
+    fit(tiny(**{'train.keep_best': 'val/web/loss', 'train.stages': c.train.stages}),
+        {'pdf': markov_corpora['pdf']}, tmp_path / 'other')
 
 
 def test_another_stream_is_refused(undisturbed, markov_corpora):

@@ -1,0 +1,92 @@
+"""Files that are there whole or not at all, and errors of a file system that pass if one waits."""
+
+import errno
+import json
+import os
+import time
+from collections.abc import Callable
+from typing import Any, TypeVar
+
+_T = TypeVar('_T')
+
+# What a network file system or a full disk says, and some time later no more.
+_TRANSIENT = (
+  errno.EIO, errno.ESTALE, errno.ENOSPC, errno.EDQUOT, errno.ETIMEDOUT, errno.EAGAIN)
+WAITS = (1, 2, 4, 8, 16)  # seconds before each further try; in all less than a watchdog's floor
+
+
+def transient(error: BaseException) -> bool:
+  """Whether an error may be gone in a while; libraries hide the number, not the words."""
+  if isinstance(error, OSError) and error.errno in _TRANSIENT:
+    return True
+  return any(os.strerror(number) in str(error) for number in _TRANSIENT)
+
+
+def retried(work: Callable[[], _T], note: Callable[[str], None] | None = None) -> _T:
+  """What `work` returns; called again after `WAITS` as long as its errors are transient.
+
+  Args:
+    note: gets a line about each failure.
+  """
+  for wait in WAITS:
+    try:
+      return work()
+    except Exception as e:
+      if not transient(e):
+        raise
+      if note:
+        note(f'warning: {e}: trying again in {wait} s')
+    time.sleep(wait)
+  return work()
+
+
+def write(path: str | os.PathLike, data: bytes) -> None:
+  """Writes a file under another name, on the disk before it is renamed; also after a power cut."""
+  temporary = f'{os.fspath(path)}.tmp'
+  with open(temporary, 'wb') as f:
+    f.write(data)
+    f.flush()
+    os.fsync(f.fileno())
+  replace(temporary, path)
+
+
+def write_json(path: str | os.PathLike, value: Any, indent: int | None = None) -> None:
+  """Writes a JSON file, as `write` does."""
+  write(path, json.dumps(value, indent=indent).encode())
+
+
+def read_json(path: str | os.PathLike) -> Any:
+  """The value in a JSON file; ValueError, with the file's name, where it holds none."""
+  with open(path, 'rb') as f:
+    data = f.read()
+  try:
+    return json.loads(data)
+  except ValueError as e:  # of what is no UTF-8 too
+    raise ValueError(f'{os.fspath(path)} is damaged, no JSON: {e}') from None
+
+
+def replace(source: str | os.PathLike, target: str | os.PathLike) -> None:
+  """Renames, and has the folder on the disk too."""
+  os.replace(source, target)
+  folder = os.open(os.path.dirname(os.path.abspath(target)), os.O_RDONLY)
+  try:
+    os.fsync(folder)
+  except OSError as e:  # some network file systems know no fsync of folders
+    if e.errno not in (errno.EINVAL, errno.ENOTSUP, errno.EBADF):
+      raise
+  finally:
+    os.close(folder)
+
+
+def append(path: str | os.PathLike, line: str) -> None:
+  """Appends a line, whole or not at all; transient errors are waited out."""
+  def work() -> None:
+    with open(path, 'ab', buffering=0) as f:
+      before, data = f.seek(0, os.SEEK_END), line.encode()
+      try:
+        while data:
+          data = data[f.write(data):]
+      except OSError:
+        f.truncate(before)
+        raise
+  retried(work)
