@@ -4,22 +4,23 @@
   python -m experiments.generate --checkpoint=runs/quickstart/export --prompt='Return' --seed=1
   python -m experiments.generate --checkpoint=HF_DIR --prompt_file=book.txt --context=131072
   python -m experiments.generate --checkpoint=HF_DIR --prompt='Why is the sky blue?' --mode=think
+  python -m experiments.generate --checkpoint=HF_DIR --prompt='2 + 2 =' --samples=4 --weights=int8
 
 Prints the prompt and what the model writes after it, as it is written, until it ends the document,
 writes a --stop string, or reaches --max_new_tokens. With --mode the prompt is a question to a chat
-model, and the answer alone is printed. Several --prompt are continued together and printed when all
-are done.
+model, put as the chat template beside its tokenizer puts it, and the answer alone is printed.
+Several --prompt, or --samples, are continued together and printed when all are done.
 """
 
 import sys
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 
 from absl import app, flags
 
 from smoljax import model
 from smoljax.checkpoints import load
-from smoljax.data import chat, tokenizer
+from smoljax.data import chat, chat_template, tokenizer
 from smoljax.inference import cache
 from smoljax.inference.generate import stream
 from smoljax.inference.sampling import Sampling
@@ -45,11 +46,22 @@ _MIN_P = flags.DEFINE_float(
 _REPETITION_PENALTY = flags.DEFINE_float(
   'repetition_penalty', 1.0, 'Above 1, tokens already in the text become less likely; 1 = off.'
 )
+_MIN_NEW_TOKENS = flags.DEFINE_integer('min_new_tokens', 0, 'Tokens to write at least.')
+_SAMPLES = flags.DEFINE_integer('samples', 1, 'Continuations of each prompt.')
+_LOGPROBS = flags.DEFINE_bool(
+  'logprobs', False, 'Print the log-probability of each text, in nats, as the model has it.')
+_WEIGHTS = flags.DEFINE_enum(
+  'weights', '', ['', 'int8', 'int4'], 'Store matrices in so many bits: half or a quarter of the '
+  'memory, faster on a GPU, a little less exact.')
 _STOP = flags.DEFINE_multi_string(
   'stop', [], 'Text before which the model is cut off; may be given several times.'
 )
+_STOP_ID = flags.DEFINE_multi_integer(
+  'stop_id', [], "Token id that ends the text, beside the model's own; may be given several times."
+)
 _MODE = flags.DEFINE_enum(
-  'mode', None, chat.MODES, 'Ask a chat model, to answer after thinking or at once.'
+  'mode', None, [*chat.MODES, 'chat'], 'Ask a chat model: to answer after thinking or at once, or '
+  'as its template has it.'
 )
 _SYSTEM = flags.DEFINE_string('system', '', 'Instructions to the chat model, with --mode.')
 _CONTEXT = flags.DEFINE_integer(
@@ -79,23 +91,26 @@ def main(argv: list[str]) -> None:
 
 def _generate() -> None:
   sampling = Sampling(
-    _TEMPERATURE.value, _TOP_K.value, _TOP_P.value, _MIN_P.value, _REPETITION_PENALTY.value
+    _TEMPERATURE.value, _TOP_K.value, _TOP_P.value, _MIN_P.value, _REPETITION_PENALTY.value,
+    _MIN_NEW_TOKENS.value,
   )
   prompts = [*_PROMPT.value, *map(_read, _PROMPT_FILE.value)] or ['']
   if _SYSTEM.value and not _MODE.value:
     raise ValueError('--system instructs a chat model: give --mode=think or --mode=no_think too')
-  loaded = load.load_model(_CHECKPOINT.value, _TOKENIZER.value)
+  loaded = load.load_for_generation(_CHECKPOINT.value, _TOKENIZER.value, _WEIGHTS.value)
   config, params, text, bos = loaded[:4]
-  ends = list(loaded.eos_ids)
+  ends = [*loaded.eos_ids, *_STOP_ID.value]
   if _MODE.value:
-    tokens = [_question(prompt, text) for prompt in prompts]
-    ends.append(chat.control_ids(text)[chat.END])
+    template = load.chat_template_of(loaded)
+    tokens = [_question(prompt, template, text) for prompt in prompts]
+    ends += [i for i in [text.control_id(chat.END)] if i is not None]
   else:
     tokens = [[text.bos_id] * bos + text.encode(prompt) for prompt in prompts]
   if not all(tokens):
     raise ValueError('this model has no token that begins a document: give it a --prompt')
   config = _with_context(config, max(map(len, tokens)) + _MAX_NEW_TOKENS.value)
-  rows = [Text(text.decode, _STOP.value, context) for context in tokens]
+  samples, scores = _SAMPLES.value, _Scores()
+  rows = [Text(text.decode, _STOP.value, context) for context in tokens for _ in range(samples)]
   clock, seen = _Clock(), Speculation() if _SPECULATIVE.value else None
   steps = clock.watch(
     stream(
@@ -106,11 +121,15 @@ def _generate() -> None:
       sampling=sampling,
       eos_id=ends,
       seed=_SEED.value,
+      samples=samples,
+      logprobs=_LOGPROBS.value,
       speculation=seen,
     )
   )
-  shown = ['' if _MODE.value else prompt for prompt in prompts]
-  if len(prompts) == 1:
+  if _LOGPROBS.value:
+    steps = scores.watch(steps, rows)
+  shown = ['' if _MODE.value else prompt for prompt in prompts for _ in range(samples)]
+  if len(rows) == 1:
     print(shown[0], end='')
     for (new,) in stream_text(steps, rows):
       print(new, end='', flush=True)
@@ -119,20 +138,45 @@ def _generate() -> None:
     texts = [''.join(parts) for parts in zip(*stream_text(steps, rows), strict=True)]
     for i, (prompt, new) in enumerate(zip(shown, texts, strict=True), start=1):
       print(f'--- {i}\n{prompt}{new}')
+  for i, (total, count) in enumerate(scores.rows, start=1):
+    print(f'text {i}: log-probability {total:.4f} of {count} tokens', file=sys.stderr)
   print(clock.report(), file=sys.stderr)
   if seen:
     print(f'{seen.acceptance:.0%} of the drafts kept, {seen.tokens_per_round:.2f} tokens a round',
           file=sys.stderr)
 
 
-def _question(prompt: str, text: tokenizer.Tokenizer) -> list[int]:
+def _question(
+  prompt: str, template: chat_template.ChatTemplate, text: tokenizer.Tokenizer
+) -> list[int]:
   """Token ids of a conversation up to where the model answers."""
   if not prompt:
     raise ValueError('--mode asks a chat model: give it a question with --prompt')
+  mode = {} if _MODE.value == 'chat' else {'enable_thinking': _MODE.value == 'think'}
+  if mode and not chat_template.thinks(template):
+    raise ValueError(f'--mode={_MODE.value}: the chat template of this model has no such modes: '
+                     'use --mode=chat')
   messages = [{'role': 'system', 'content': _SYSTEM.value}] if _SYSTEM.value else []
   messages.append({'role': 'user', 'content': prompt})
-  rendered = chat.render(messages, mode=_MODE.value, generation_prompt=True)
-  return chat.encode(rendered, text)[0]
+  return chat_template.prompt_ids(template, messages, text, **mode)
+
+
+class _Scores:
+  """Sums log-probabilities up to where each text stops: `rows` has (sum, tokens) of each."""
+
+  def __init__(self):
+    self.rows: list[tuple[float, int]] = []
+
+  def watch(
+    self, steps: Iterable[list[tuple[int, float] | None]], texts: Sequence[Text]
+  ) -> Iterator[list[int | None]]:
+    self.rows = [(0.0, 0)] * len(texts)
+    for step in steps:
+      for i, (new, text) in enumerate(zip(step, texts, strict=True)):
+        if new is not None and not text.stopped:
+          total, count = self.rows[i]
+          self.rows[i] = total + new[1], count + 1
+      yield [new and new[0] for new in step]
 
 
 def _with_context(config: model.ModelConfig, needed: int) -> model.ModelConfig:

@@ -1,4 +1,4 @@
-"""Lines with boxes → text in reading order: columns, tables, paragraphs, running headers.
+"""Lines with boxes → text in reading order: columns, tables, paragraphs.
 
 Knows nothing of PDF files or OCR: both hand it `Line`s. Coordinates are points (or pixels) with
 the origin at the top left of the page as it is displayed, x to the right and y downwards.
@@ -10,40 +10,33 @@ their baselines, the band is a table and becomes Markdown.
 """
 
 import collections
-import dataclasses
 import functools
 import itertools
 import math
-import operator
 import re
 import statistics
 import unicodedata
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import NamedTuple
 
 import numpy as np
 
+from data_beam.pdf import cells as pdf_cells
+from data_beam.pdf import lists as pdf_lists
+from data_beam.pdf.lines import PROSE_CHARS, Box, Line, row_text, rows_of
 from data_beam.pdf.tables import Grid
 
 BREAK = '\ufffe'            # a hyphen at a line end, not yet known to be soft (pdfium's own mark)
-PROSE_CHARS = 20            # a column whose lines are shorter on average is no prose
 MAX_HEADING = 200           # characters
-MARGIN = 0.12               # share of the page's height in which running lines stand
-Box = tuple[float, float, float, float]     # x0, y0, x1, y1
 RTL = re.compile('[\u0590-\u08ff\ufb1d-\ufdff\ufe70-\ufefc]')
 
-_PLACE = operator.attrgetter('middle', 'x0')
 _BULLET = re.compile(r'^([•·°◦●○▪■□–‣▶►❖➢*-]|\(?\d{1,3}[.)]|\(?[a-z][.)]|\[\d{1,3}\])\s+\S')
-_PAGE_NUMBER = re.compile(
-  r'^\W{0,3}(?:(?:page|seite|página|pagina|pág\.?|p\.)\s*)?'
-  r'(?:\d{1,4}|[ivxlc]{1,7})(?:\s*(?:/|of|de|von|sur|di|aus)\s*\d{1,4})?\W{0,3}$', re.I)
 _CAPTION = re.compile(
   r'^(?:fig(?:ure|ura|\.)?|abb(?:ildung|\.)?|bild|image[mn]?|imagen|ilustra\w+|schéma|illustration)'
   r'\s*\d', re.I)
 _CONJUNCTIONS = frozenset({'and', 'or', 'und', 'oder', 'et', 'ou', 'e', 'o', 'y', 'ed'})
 _LINE_END_HYPHEN = re.compile(rf'{BREAK}(?=(\S*))')
 _LETTERS = re.compile(r'[^\W\d_]{2}')
-_DIGITS = re.compile(r'\d+')
 # Searched before what costs more is: these begin with a set of characters, which is fast.
 _FIVE_DOTS = re.compile(r'[.·…_](?:\s?[.·…_]){4}')
 _THREE_DOTS = re.compile(r'[.·…](?:\s?[.·…]){2}')
@@ -56,6 +49,10 @@ _SPACED_CAPITALS = re.compile(r'(?<!\S)(?:[^\W\d_a-zß-ÿ] ){4,}[^\W\d_a-zß-ÿ]
 _ACCENTS = {'¨': '\u0308', '´': '\u0301', 'ˆ': '\u0302', '˜': '\u0303', '¸': '\u0327',
             'ˇ': '\u030c', '˚': '\u030a'}
 _SPLIT_ACCENT = re.compile(f'([{"".join(_ACCENTS)}])([A-Za-zıȷ])')
+# Written without spaces between words: Han, kana and their punctuation, Thai, Lao, Khmer, Burmese.
+_UNSPACED = re.compile(
+  '[\u2e80-\u30ff\u31f0-\u9fff\uf900-\ufaff\uff01-\uffdc\U00020000-\U0003ffff'
+  '\u0e00-\u0eff\u1000-\u109f\u1780-\u17ff]')
 _PRIVATE = re.compile('[\ue000-\uf8ff]')
 # pdfium, which puts Arabic into logical order, loses the space where the script changes, and leaves
 # vowel marks that were drawn apart before their letter.
@@ -70,20 +67,8 @@ _CHARACTERS = {**_LIGATURES, 0xAD: None, 0xFFFD: None, 0xFEFF: None, 0x200B: Non
 _SPELLED_ELSE = re.compile(f'[{re.escape("".join(map(chr, _CHARACTERS)))}]')
 
 
-@dataclasses.dataclass(slots=True)
-class Line:
-  """A run of text on one baseline; `size` is the height of its font."""
-  x0: float
-  y0: float
-  x1: float
-  y1: float
-  text: str
-  size: float
-  mono: bool = False
-  middle: float = dataclasses.field(init=False)
-
-  def __post_init__(self):
-    self.middle = (self.y0 + self.y1) / 2
+# Lines left and right of a gutter, or those of a stretch without one.
+Band = tuple[list[Line], list[Line], list[Line]]
 
 
 class Paragraph(NamedTuple):
@@ -111,6 +96,7 @@ def page_text(lines: Sequence[Line], grids: Sequence[Grid] = (),
     lines = _filled(lines, grid, rtl)
   if _dotted(whole):
     lines = _contents(lines)
+  lines = pdf_lists.joined(lines, rtl)
   usual = statistics.median(line.size for line in lines)
   lines = [*lines, *(Line(*box, text, usual) for box, text in markers)]
   paragraphs: list[Paragraph] = []
@@ -150,10 +136,10 @@ def caption(box: Box, lines: Sequence[Line]) -> str:
     if -line.size < gap < 4 * line.size and line.x0 < box[2] and line.x1 > box[0] and (
         _CAPTION.match(line.text)):
       text, last = line.text, line
-      for row in _rows([other for other in lines if other.middle > line.middle]):
+      for row in rows_of([other for other in lines if other.middle > line.middle]):
         if row[0].middle - last.middle > 1.6 * line.size or abs(row[0].x0 - line.x0) > 60:
           break
-        text, last = _glue(text, _row_text(row)), row[0]
+        text, last = _glue(text, row_text(row)), row[0]
       return clean(text.replace(BREAK, ''))[:500]
   return ''
 
@@ -190,8 +176,19 @@ def clean(text: str) -> str:
   if _FIVE_DOTS.search(text):
     text = _LEADERS.sub(' … ', text)
   if _FIVE_CAPITALS.search(text):
-    text = _SPACED_CAPITALS.sub(lambda m: m[0].replace(' ', ''), text)
+    text = _SPACED_CAPITALS.sub(_word_of_spaced, text)
   return text
+
+
+def _word_of_spaced(match: re.Match) -> str:
+  """Capitals joined to a word, unless they are choices, marks or vitamins: in the order of the
+  alphabet, its first few, one letter over and over, or named amid a sentence."""
+  letters, text = match[0].replace(' ', ''), match.string
+  rising = sum(a < b for a, b in itertools.pairwise(letters))
+  line = text[text.rfind('\n', 0, match.start()) + 1:match.start()]
+  apart = (rising >= 0.75 * (len(letters) - 1) or set(letters) <= set('ABCDEFX')
+           or len(set(letters)) < 3 or len(re.findall(r'[^\W\dA-Z_]{2,}', line)) > 2)
+  return match[0] if apart else letters
 
 
 def join_hyphens(pages: Sequence[str]) -> list[str]:
@@ -223,95 +220,50 @@ def join_hyphens(pages: Sequence[str]) -> list[str]:
   return [_LINE_END_HYPHEN.sub(decide, page) for page in pages]
 
 
-# Running headers, footers and page numbers.
-
-def strip_running(pages: Sequence[Sequence[Line]], heights: Sequence[float]) -> list[list[Line]]:
-  """Removes lines that repeat at the top or bottom of pages, and page numbers there.
-
-  FinePDFs' rule (post-processing of huggingface/finepdfs): the longest common run of top (bottom)
-  lines, digits alike, on at least 25 % of the pages and at least 5 of them. It is applied again
-  to what is left, so that odd and even pages may differ. The outermost line in the margin also goes
-  if it stands there on three pages: heads that change with the chapter. Documents of two to four
-  pages cannot reach 5: there a line must repeat on every page (all but one of four) and stand in
-  the outer 12 % of the page.
-  """
-  rows = [_rows(page) for page in pages]
-  n = len(rows)
-  key_of = functools.cache(_key)
-  for bottom in (False, True):
-    for _ in range(3):
-      if n >= 5:
-        least, sides = max(5, n / 4), [row[::-1] if bottom else row for row in rows]
-      else:
-        least = n - n // 4
-        sides = [_margin_rows(r, h, bottom) for r, h in zip(rows, heights, strict=True)]
-      keys = [[key_of(_row_text(row)) for row in page[:8]] for page in sides]
-      found, k = _common_prefix(keys, least) if n >= 2 else ((), 0)
-      if not k:
-        break
-      for i in found:
-        rows[i] = rows[i][:-k] if bottom else rows[i][k:]
-    outer = [_margin_rows(r, h, bottom)[:1] for r, h in zip(rows, heights, strict=True)]
-    often = collections.Counter(key_of(_row_text(row)) for margin in outer for row in margin)
-    for i, height in enumerate(heights):
-      if n >= 5 and outer[i] and often[key_of(_row_text(outer[i][0]))] >= 3:
-        rows[i] = rows[i][:-1] if bottom else rows[i][1:]
-      margin = _margin_rows(rows[i], height, bottom, share=0.2)
-      if margin and _PAGE_NUMBER.match(_row_text(margin[0])):
-        rows[i] = rows[i][:-1] if bottom else rows[i][1:]
-  return [[line for row in page for line in row] for page in rows]
-
-
-def _common_prefix(keys: list[list[str]], least: float) -> tuple[list[int], int]:
-  """Pages that share the most frequent first rows, and how many rows: FinePDFs' search."""
-  pages, k = list(range(len(keys))), 0
-  while True:
-    counts = collections.Counter(tuple(keys[p][:k + 1]) for p in pages if len(keys[p]) > k)
-    if not counts:
-      return pages, k
-    top, count = min(counts.items(), key=lambda item: (-item[1], item[0]))
-    if count < least or (k and count < len(pages)):
-      return pages, k
-    pages, k = [p for p in pages if tuple(keys[p][:k + 1]) == top], k + 1
-
-
-def _margin_rows(rows: list[list[Line]], height: float, bottom: bool,
-                 share: float = MARGIN) -> list[list[Line]]:
-  """Rows in the outer share of the page, the outermost first."""
-  if bottom:
-    return [row for row in rows[::-1] if row[0].y0 > (1 - share) * height]
-  return [row for row in rows if row[0].y1 < share * height]
-
-
-def _key(text: str) -> str:
-  """What the rows of a running line have in common."""
-  words = text.split()
-  for i in (0, -1):
-    if len(words) > 1 and _ROMAN.issuperset(words[i]):    # front matter's page numbers
-      words[i] = '0'
-  return _DIGITS.sub('0', ''.join(words))
-
-
 # Reading order.
 
 def _read(lines: list[Line], rtl: bool, depth: int) -> list[list[Paragraph]]:
   """Blocks of paragraphs in reading order."""
-  rows, bands = _rows(lines, rtl), []
+  rows, bands = rows_of(lines, rtl), []
   if len(lines) >= 6 and depth < 8:
-    tried = (_bands(rows, x) for x in _gutters(lines))
-    bands = next((b for b in tried if any(left for left, _, _ in b)), [])
+    text = sum([len(line.text) > PROSE_CHARS for line in lines]) > 3
+    tried = (b for x in _gutters(lines) for b in _ways(rows, x, text)
+             if any(left for left, _, _ in b))
+    bands = next(tried, [])
   if not bands:
     return [_paragraphs(rows)]
+  parts = [_parts(band, rtl) for band in bands]
+  if text and not all(parts):               # text beside a table, which would be cut first
+    other = next((b for b in tried if any(left and pdf_lists.beside_prose(left, right, apart=True)
+                                          for left, right, _ in b)), None)
+    if other:
+      bands, parts = other, [_parts(band, rtl) for band in other]
   blocks = []
-  for left, right, others in bands:
-    if others:
-      blocks += _read(others, rtl, depth + 1)
-    elif _tabular(left, right):
-      blocks.append(_table(left + right, rtl))
+  for i, ((left, right, others), groups) in enumerate(zip(bands, parts, strict=True)):
+    if others and i + 1 < len(bands) and not parts[i + 1]:
+      below = bands[i + 1]
+      rest, heads = pdf_cells.heads(rows_of(others, rtl), below[0] + below[1])
+      groups, bands[i + 1] = [rest], (below[0] + heads, *below[1:])
+    if groups:
+      blocks += [block for group in groups if group for block in _read(group, rtl, depth + 1)]
     else:
-      for side in ((right, left) if rtl else (left, right)):
-        blocks += _read(side, rtl, depth + 1)
+      blocks.append(_table(left + right, rtl))
   return blocks
+
+
+def _parts(band: Band, rtl: bool) -> list[list[Line]]:
+  """What of a band is to be read one after the other; nothing where it is a table."""
+  left, right, others = band
+  if others:
+    return [others]
+  sides = (right, left) if rtl else (left, right)
+  if not _tabular(left, right):
+    return list(sides)
+  if sum(line.mono for line in left + right) * 2 > len(left + right):
+    return []
+  if labels := pdf_lists.labelled(*sides):
+    return list(pdf_lists.spread(labels))
+  return list(sides) if pdf_lists.alike(*sides) or pdf_lists.beside_prose(*sides) else []
 
 
 def _join_block(paragraphs: list[Paragraph], block: list[Paragraph]) -> None:
@@ -349,8 +301,47 @@ def _gutters(lines: list[Line]) -> list[float]:
   return [x for _, x in sorted(found)[:6]]
 
 
-def _bands(rows: list[list[Line]], x: float) -> list[tuple[list[Line], list[Line], list[Line]]]:
-  """Top to bottom: (left, right, []) where two sides stand beside each other, or ([], [], rest)."""
+def _ways(rows: list[list[Line]], x: float, text: bool) -> Iterator[list[Band]]:
+  """The bands of a gutter: a table that lies across it ends a band, if there are columns of `text`
+  beside it."""
+  across = _tables_across(rows, x) if text else set()
+  if across:
+    bands = _bands(rows, x, across)
+    if any(left and pdf_cells.prose(left) and pdf_cells.prose(right) for left, right, _ in bands):
+      yield bands
+  yield _bands(rows, x, set())
+
+
+def _tables_across(rows: list[list[Line]], x: float) -> set[int]:
+  """Places of rows, three at least in a run, that are a table on both sides of a gutter: of three
+  cells or more, with no wider gap at the gutter than elsewhere."""
+  out: set[int] = set()
+  run: list[int] = []
+  if sum([len(row) >= 3 for row in rows]) < 3:
+    return out
+  for i, row in enumerate([*rows, []]):
+    if len(row) >= 3 and row[0].x1 < x < row[-1].x0:
+      run.append(i)
+      continue
+    cells = [line for j in run for line in rows[j]]
+    if len(run) >= 3 and not pdf_cells.prose(cells):
+      columns = pdf_cells.columns([rows[j] for j in run])
+      gaps = [(b[0] - a[1], a[1] < x < b[0]) for a, b in itertools.pairwise(columns)]
+      inner = [gap for gap, middle in gaps if not middle]
+      if inner and max((gap for gap, middle in gaps if middle), default=0) < 1.3 * max(inner):
+        out.update(run)
+    run = []
+  return out
+
+
+def _bands(rows: list[list[Line]], x: float, across: set[int]) -> list[Band]:
+  """Top to bottom: (left, right, []) where two sides stand beside each other, or ([], [], rest).
+
+  Args:
+    rows: of a stretch of page.
+    x: the gutter.
+    across: places of rows that lie across it, whether or not a line does.
+  """
   out, left, right, others = [], [], [], []
 
   def close():
@@ -364,8 +355,8 @@ def _bands(rows: list[list[Line]], x: float) -> list[tuple[list[Line], list[Line
       others += left + right
     left, right = [], []
 
-  for row in rows:
-    if any(line.x0 < x < line.x1 for line in row):
+  for i, row in enumerate(rows):
+    if i in across or any(line.x0 < x < line.x1 for line in row):
       close()
       others += row
     else:
@@ -390,7 +381,7 @@ def _beside(left: list[Line], right: list[Line]) -> bool:
 
 def _tabular(left: list[Line], right: list[Line]) -> bool:
   """Short cells that share baselines; prose on both sides is columns even on a common grid."""
-  if all(sum(len(line.text) for line in s) >= PROSE_CHARS * len(s) for s in (left, right)):
+  if pdf_cells.prose(left) and pdf_cells.prose(right):
     return False
   few, many = sorted((left, right), key=len)
   middles = sorted(line.middle for line in many)
@@ -400,53 +391,37 @@ def _tabular(left: list[Line], right: list[Line]) -> bool:
 
 # Rows, paragraphs, tables.
 
-def _rows(lines: Sequence[Line], rtl: bool = False) -> list[list[Line]]:
-  """Lines grouped by baseline, top to bottom, each row in reading order."""
-  rows: list[list[Line]] = []
-  for line in sorted(lines, key=_PLACE):
-    if rows and line.middle - rows[-1][0].middle < 0.4 * min(line.size, rows[-1][0].size):
-      rows[-1].append(line)
-    else:
-      rows.append([line])
-  for row in rows:
-    if len(row) > 1:
-      row.sort(key=(lambda line: -line.x1) if rtl else (lambda line: line.x0))
-  return rows
-
-
-def _row_text(row: list[Line]) -> str:
-  if len(row) == 1:
-    return row[0].text.strip()
-  return ' '.join(line.text.strip() for line in row).strip()
-
-
 def _paragraphs(rows: list[list[Line]]) -> list[Paragraph]:
   """Wrapped lines joined; a break stays where the next line's first word would have fitted."""
   if not rows:
     return []
   prose = [row for row in rows if not _apart(row[0].text)] or rows
-  ends = [row[-1].x1 for row in prose]
-  right = statistics.median(x for x in ends if x > max(ends) - 2 * rows[0][0].size)
+  right = _edge([row[-1].x1 for row in prose], 2 * rows[0][0].size)
   edge = min(row[0].x0 for row in prose)
   leading = [(b[0].middle - a[0].middle) / _size(b) for a, b in itertools.pairwise(rows)]
   usual = statistics.median_low([v for v in leading if v < 1.8] or [1.8])
+  if len(leading) > 3 and 1.7 < (middle := statistics.median_low(leading)) < 2.8 and (
+      sum(abs(v - middle) < 0.05 * middle for v in leading) > 0.6 * len(leading)):
+    usual = middle                          # lines set far apart
   paragraphs: list[Paragraph] = []
   previous, previous_text, left = None, '', edge
   for row in rows:
-    text, mono, size = _row_text(row), _is_mono(row), _size(row)
+    text, mono, size = row_text(row), _is_mono(row), _size(row)
     if mono:
       width = (row[0].x1 - row[0].x0) / max(1, len(row[0].text))
       text = ' ' * min(40, round((row[0].x0 - edge) / max(width, 0.1))) + text
     separator = '\n\n'
     if previous is not None and not (_apart(text) or _apart(previous_text)):
       pitch = row[0].middle - previous[0].middle
-      near = pitch / size < min(1.8, 1.25 * usual)
+      near = pitch / size < min(max(1.8, 1.1 * usual), 1.25 * usual)
       same = abs(size - _size(previous)) <= 0.08 * size
       was_mono = _is_mono(previous)
       if mono and was_mono:
         separator = '\n' if pitch < 2.6 * size else '\n\n'
       elif near and same and mono == was_mono:
-        if _BULLET.match(text) or _FIVE_DOTS.search(previous_text):
+        if _BULLET.match(text) or _FIVE_DOTS.search(previous_text) or (
+            text[-1:].isdigit() and previous_text[-1:].isdigit()
+            and pdf_lists.ENTRY.fullmatch(text) and pdf_lists.ENTRY.fullmatch(previous_text)):
           separator = '\n'
         elif _wrapped(previous, previous_text, row, text, right, left):
           separator = ''
@@ -459,6 +434,16 @@ def _paragraphs(rows: list[list[Line]]) -> list[Paragraph]:
     previous, previous_text = row, text
     left = row[0].x0                        # so a hanging indent begins with the second line
   return paragraphs
+
+
+def _edge(ends: list[float], slack: float) -> float:
+  """The right edge of a column, given where its rows end: a row that stands out does not tell."""
+  close = [x for x in ends if x > max(ends) - slack]
+  if len(close) == 1:
+    others = sorted(ends)[:-1]
+    most = [x for x in others if x > others[-1] - slack]
+    close = most if len(most) > max(3, 0.4 * len(ends)) else close
+  return statistics.median(close)
 
 
 def _apart(text: str) -> bool:
@@ -489,7 +474,7 @@ def _wrapped(above: list[Line], before: str, row: list[Line], text: str, right: 
     return True
   length = sum(len(line.text) for line in row)
   width = sum(line.x1 - line.x0 for line in row) / max(1, length)
-  first = len(text.split(' ', 1)[0]) + 1
+  first = 1 if _UNSPACED.match(text) else len(text.split(' ', 1)[0]) + 1
   return above[-1].x1 + first * width > right - 0.5 * row[0].size
 
 
@@ -499,6 +484,8 @@ def _continues(text: str, following: str) -> bool:
     return False
   if text[-1] == BREAK:
     return True
+  if text[-1].isdigit() and pdf_lists.ENTRY.fullmatch(text[text.rfind('\n') + 1:]):
+    return False
   return (following[0].islower() and len(text) > 40 and text[-1] not in '.!?:;。！？")”»'
           and not _BULLET.match(following))
 
@@ -508,37 +495,46 @@ def _glue(text: str, following: str) -> str:
     return text + following
   if re.search(r'[^\W\d_]-$', text) and following[:1].islower():
     return text[:-1] + BREAK + following
+  if text and following and _UNSPACED.match(text[-1]) and _UNSPACED.match(following):
+    return text + following
   return f'{text} {following}'
 
 
 def _table(lines: list[Line], rtl: bool) -> list[Paragraph]:
   """A Markdown table, or the rows as lines where cells and columns cannot be told apart."""
-  rows = _rows(lines, rtl)
-  if len(rows[0]) == 1 and len(rows) > 3:   # a caption
-    return _paragraphs(rows[:1]) + _table([line for row in rows[1:] for line in row], rtl)
+  rows = rows_of(lines, rtl)
+  if sum(line.mono for line in lines) * 2 > len(lines):
+    return _paragraphs(rows)
   wide = [row for row in rows if len(row) > 1]
-  as_lines = [Paragraph('\n'.join(_row_text(row) for row in rows), lines[0].size)]
-  if len(wide) < 3 or sum(line.mono for line in lines) * 2 > len(lines):
+  if len(rows) > 3 and (parts := pdf_cells.without_prose(rows, wide)):
+    return [p for prose, part in parts for p in (
+      _paragraphs(part) if prose else _table([line for row in part for line in row], rtl))]
+  as_lines = [Paragraph('\n'.join(row_text(row) for row in rows), lines[0].size)]
+  if len(wide) < 3:
     return as_lines
-  columns = _columns(wide)
-  # One merged header cell would weld columns: ask the commonest kind of row alone.
+  # A head over several columns would weld them, or make one between: heads have no say, and where
+  # columns are welded nevertheless, the commonest kind of row alone has.
   usual = statistics.mode(len(row) for row in wide)
+  common = [row for row in wide if len(row) == usual]
+  body = wide[wide.index(common[0]):] if len(common) > 0.6 * len(wide) else wide
+  columns = pdf_cells.columns(body)
   if len(columns) < usual:
-    columns = _columns([row for row in wide if len(row) == usual])
+    columns = pdf_cells.columns(common)
   if not 2 <= len(columns) <= 20:
     return as_lines
   if rtl:
     columns.reverse()
-  cells, last = [], None
-  for row in rows:
+  cells, last = [], rows[0]
+  pitch = statistics.median_high((b[0].middle - a[0].middle) / b[0].size
+                                 for a, b in itertools.pairwise(wide))
+  full = next((i for i, row in enumerate(rows) if len(row) == len(columns)), 0)
+  for number, row in enumerate(rows):
     out = [''] * len(columns)
     for line in row:
-      i = max(range(len(columns)),
-              key=lambda i: min(line.x1, columns[i][1]) - max(line.x0, columns[i][0]))
-      out[i] = f'{out[i]} {line.text.strip()}'.strip()
-    close = last is not None and row[0].middle - last[0].middle < 1.35 * row[0].size
-    # A cell that runs over several lines; a full row is a row of its own.
-    if cells and not out[0] and close and sum(map(bool, out)) * 2 <= sum(map(bool, cells[-1])):
+      for i in pdf_cells.places(line, row, columns, number < full):
+        out[i] = f'{out[i]} {line.text.strip()}'.strip()
+    leading = (row[0].middle - last[0].middle) / row[0].size
+    if cells and pdf_cells.goes_on(cells[-1], out, leading, pitch):
       cells[-1] = [_glue(a, b) if a and b else a or b for a, b in zip(cells[-1], out, strict=True)]
     else:
       cells.append(out)
@@ -547,14 +543,7 @@ def _table(lines: list[Line], rtl: bool) -> list[Paragraph]:
   cells = [[row[i] for i in full] for row in cells]
   if len(full) < 2 or sum(sum(map(bool, row)) > 1 for row in cells) < max(2, len(cells) / 2):
     return as_lines
-  return [Paragraph(_markdown(cells), lines[0].size)]
-
-
-def _markdown(cells: list[list[str]]) -> str:
-  plain = str.maketrans({'|': '\\|', '\n': ' '})
-  rows = [f'| {" | ".join(cell.translate(plain) for cell in row)} |' for row in cells]
-  rows.insert(1, '|' + ' --- |' * len(cells[0]))
-  return '\n'.join(rows)
+  return [Paragraph(pdf_cells.markdown(cells), lines[0].size)]
 
 
 def _filled(lines: list[Line], grid: Grid, rtl: bool) -> list[Line]:
@@ -563,6 +552,8 @@ def _filled(lines: list[Line], grid: Grid, rtl: bool) -> list[Line]:
   A frame around text, the panels of a figure and forms whose cells are mostly empty make none.
   """
   inside = [line for line in lines if grid.holds((line.x0 + line.x1) / 2, line.middle)]
+  if any(_apart(line.text) for line in inside):
+    return lines                            # the frame of a table
   cells: dict[tuple[int, int], list[Line]] = {}
   for line in inside:
     start = line.x1 - 2 if rtl else line.x0 + 2
@@ -573,9 +564,10 @@ def _filled(lines: list[Line], grid: Grid, rtl: bool) -> list[Line]:
   several = sum(sum((i, j) in cells for j in used[1]) > 1 for i in used[0])
   if len(used[0]) < 2 or len(used[1]) < 2 or several < max(2, len(used[0]) / 2):
     return lines
-  texts = {place: functools.reduce(_glue, map(_row_text, _rows(held, rtl)))
+  texts = {place: functools.reduce(_glue, map(row_text, rows_of(held, rtl)))
            if len(held) > 1 else held[0].text.strip() for place, held in cells.items()}
-  text = _markdown([[texts.get((i, j), '') for j in used[1]] for i in used[0]])
+  pdf_cells.repeat_heads(texts, grid, used)
+  text = pdf_cells.markdown([[texts.get((i, j), '') for j in used[1]] for i in used[0]])
   box = (grid.columns[0], grid.rows[0], grid.columns[-1], grid.rows[-1])
   table = Line(*box, text, statistics.median(line.size for line in inside))
   held = set(map(id, inside))
@@ -590,8 +582,8 @@ def _dotted(text: str) -> bool:
 def _contents(lines: list[Line]) -> list[Line]:
   """Entries of a table of contents whole, without their leaders and page numbers."""
   out = []
-  for row in _rows(lines):
-    if not _THREE_DOTS.search(_row_text(row)):
+  for row in rows_of(lines):
+    if not _THREE_DOTS.search(row_text(row)):
       out += row
       continue
     entry: list[Line] = []
@@ -600,24 +592,13 @@ def _contents(lines: list[Line]) -> list[Line]:
       end = line.text.rstrip()[-1:]         # of a page number, Roman maybe
       if not (end.isdecimal() or end.lower() in _ROMAN):
         continue
-      if match := _ENTRY.search(text := _row_text(entry)):
+      if match := _ENTRY.search(text := row_text(entry)):
         first, last = entry[0], entry[-1]
         text = text[:match.start()].rstrip() + _ENTRY_END
         out.append(Line(first.x0, first.y0, last.x1, last.y1, text, first.size))
         entry = []
     out += entry
   return out
-
-
-def _columns(rows: list[list[Line]]) -> list[list[float]]:
-  """Stretches of x covered by the cells of these rows, left to right."""
-  columns: list[list[float]] = []
-  for line in sorted((line for row in rows for line in row), key=lambda line: line.x0):
-    if columns and line.x0 < columns[-1][1] + 1:
-      columns[-1][1] = max(columns[-1][1], line.x1)
-    else:
-      columns.append([line.x0, line.x1])
-  return columns
 
 
 def _spell_list(paragraph: str) -> str:

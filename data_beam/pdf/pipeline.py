@@ -287,18 +287,19 @@ def identify(document: Document, languages: Sequence[str],
 
   FinePDFs' rule: a language's score is the sum of its probabilities on the pages, over their
   number; the first whose score is above its threshold is the document's (`min_score`, or that
-  fitted to each language where it is None). Tables and pages of few letters have no say. `metadata`
-  gets `languages`, the scores above .01, and `page_languages`, each page's likeliest.
+  fitted to each language where it is None). Unlike there, pages of few letters are not counted, and
+  tables have a say on pages where little else is. `metadata` gets `languages`, the scores above
+  .01, and `page_languages`, each page's likeliest.
   """
   offsets = document.metadata.get('page_offsets') or [0]
   pages = [_page_languages(document.text[a:b]) for a, b in itertools.zip_longest(
     offsets, offsets[1:])]
   if not any(pages):                        # short ones have no page of fifty letters
-    pages = [detect_language(language_sample(_prose(document.text)))]
+    pages = [detect_language(language_sample(_words(document.text)))]
   scores: dict[str, float] = {}
   for page in pages:
     for name, probability in page:
-      scores[name] = scores.get(name, 0.0) + probability / len(pages)
+      scores[name] = scores.get(name, 0.0) + probability / sum(map(bool, pages))
   ranked = sorted(((name, score) for name, score in scores.items() if score > .01),
                   key=lambda item: (-item[1], item[0]))
   metadata = {**document.metadata, 'languages': {n: round(score, 3) for n, score in ranked},
@@ -316,18 +317,27 @@ def identify(document: Document, languages: Sequence[str],
     yield document
 
 
-def _prose(page: str) -> str:
-  """A page without its tables."""
-  return '\n'.join(line for line in page.split('\n') if not line.startswith('|'))
+def _words(page: str) -> str:
+  """A page without its tables; where they have nearly all of its letters, with their words."""
+  lines = page.split('\n')
+  prose = '\n'.join(line for line in lines if not line.startswith('|'))
+  cells = [cell for line in lines if line.startswith('|') for cell in line.split(' | ')]
+  words = '\n'.join(cell.strip('| ') for cell in cells if any(map(str.isalpha, cell)))
+  least = max(50, 0.2 * _letters(words))
+  return prose if not words or _letters(prose) >= least else f'{prose}\n{words}'
+
+
+def _letters(text: str) -> int:
+  """Bytes of the letters."""
+  return len(''.join(filter(str.isalpha, text)).encode())
 
 
 def _page_languages(page: str) -> list[tuple[str, float]]:
   """Languages of a page, none where it has fewer than 50 bytes or a fifth of letters (FinePDFs)."""
-  prose = _prose(page)
-  letters = [c for c in prose if c.isalpha()]
-  if len(''.join(letters).encode()) < 50 or len(letters) < 0.2 * len(prose):
+  words = _words(page)
+  if _letters(words) < 50 or sum(map(str.isalpha, words)) < 0.2 * len(words):
     return []
-  return detect_language(language_sample(prose, windows=3, size=500))
+  return detect_language(language_sample(words, windows=3, size=500))
 
 
 def judge(document: Document, rules: Sequence[Rule]) -> Iterator[Document | Reject]:

@@ -32,6 +32,19 @@ class Grid(NamedTuple):
     top = levels[min(max(bisect.bisect(levels, y) - 1, 0), len(levels) - 2)]
     return self.rows.index(top), column
 
+  def span(self, y: float, column: int) -> range:
+    """The columns of the cell at a height, of which one is given: up to the next rules drawn."""
+    def drawn(i: int) -> bool:
+      x_E, y0_E, y1_E = self.drawn_E3.T
+      return bool(((np.abs(x_E - self.columns[i]) <= TOUCH) & (y0_E <= y) & (y <= y1_E)).any())
+
+    first, end = column, column + 1
+    while first > 0 and not drawn(first):
+      first -= 1
+    while end < len(self.columns) - 1 and not drawn(end):
+      end += 1
+    return range(first, end)
+
 
 def find(rules_R4: np.ndarray) -> list[Grid]:
   """The grids that horizontal and vertical rules form where they meet.

@@ -18,6 +18,7 @@ from typing import Any
 from data_beam import sandbox
 from data_beam.pdf import layout as pdf_layout
 from data_beam.pdf import ocr as pdf_ocr
+from data_beam.pdf import running as pdf_running
 from data_beam.pdf.errors import PdfError
 from data_beam.pdf.layout import BREAK
 from data_beam.pdf.router import decider
@@ -206,10 +207,13 @@ def parse(body: bytes, *, ocr: str = 'auto', languages: Sequence[str] = ('en',),
       for values, value in ((lines, found), (grids, page_grids), (heights, height),
                             (methods, method), (confidences, confidence), (features, feature)):
         values.append(value)
-  lines = pdf_layout.strip_running(lines, heights)
-  headings = pdf_layout.heading_sizes(lines) if markdown else ()
-  pages = [pdf_layout.clean(pdf_layout.page_text(*page, headings))
-           for page in zip(lines, grids, markers, strict=True)]
+  stripped = pdf_running.strip(lines, heights)
+  headings = pdf_layout.heading_sizes([page.lines for page in stripped]) if markdown else ()
+  pages = []
+  for page, page_grids, page_markers in zip(stripped, grids, markers, strict=True):
+    body = pdf_layout.page_text(page.lines, page_grids, page_markers, headings)
+    parts = page.head, body, page.foot
+    pages.append(pdf_layout.clean('\n\n'.join(filter(None, parts))))
   pages = [page.strip() for page in pdf_layout.join_hyphens(pages)]
   if not any(pages):
     if repaired:

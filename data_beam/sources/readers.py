@@ -28,6 +28,7 @@ from data_beam.sources.files import (
   read_range,
   reject_file,
 )
+from data_beam.sources.http_answer import HEAD_BYTES, Answer, http_answer, mime
 
 HTML_TYPES = frozenset({'text/html', 'application/xhtml+xml'})
 # Types under which servers send PDFs (the list of the FinePDFs pipeline).
@@ -41,7 +42,6 @@ MAX_PAGE_BYTES = 8 << 20
 MAX_RATIO = 200
 RATIO_FLOOR = 1 << 20
 
-HEAD_BYTES = 64 << 10    # of an HTTP answer's headers
 RANGE_SLACK = 1 << 20    # of a record's bytes in a file, beyond the page it holds
 
 # Declared types that say nothing, so that the bytes decide.
@@ -158,7 +158,7 @@ def read_arc(
           headers = {k.lower(): v for k, v in record.rec_headers.headers}
           headers.pop('warc-record-id', None)      # warcio's own, a random one
           status = record.http_headers.get_statuscode()
-          answer = warc.Answer(
+          answer = Answer(
             int(status) if status.isascii() and status.isdigit() else None,
             {k.lower(): v for k, v in reversed(record.http_headers.headers)},
             _read_up_to(record.raw_stream, max_bytes + 1))
@@ -290,13 +290,13 @@ def _page_of_record(
   if kind == 'conversion':
     if 'text/html' not in types:
       return None
-    answer = warc.Answer(None, {}, record.block)
+    answer = Answer(None, {}, record.block)
   elif kind != 'response':
     return None
   elif 'http' in record.headers.get('content-type', 'http') or record.block.startswith(b'HTTP/'):
-    answer = warc.http_answer(record.block)
+    answer = http_answer(record.block)
   else:
-    answer = warc.Answer(None, {}, record.block)
+    answer = Answer(None, {}, record.block)
   left = record.length - len(record.block)      # bytes that were not read
   return _page(record.headers, answer, record.offset, name, types, max_bytes,
                conversion=kind == 'conversion', clipped=record.clipped,
@@ -304,7 +304,7 @@ def _page_of_record(
 
 
 def _page(
-  headers: Mapping[str, str], answer: warc.Answer, offset: int, name: str, types: Collection[str],
+  headers: Mapping[str, str], answer: Answer, offset: int, name: str, types: Collection[str],
   max_bytes: int, *, conversion: bool = False, clipped: bool = False, length: int = 0,
 ) -> Page | Reject | None:
   """The page of a record's headers and of what it holds, None if it is of no type that is wanted.
@@ -408,11 +408,6 @@ def _read_up_to(reader, size: int) -> bytes:
     parts.append(part)
     size -= len(part)
   return b''.join(parts)
-
-
-def mime(content_type: str) -> str:
-  """The MIME type of a Content-Type header, which some servers give twice."""
-  return re.split('[;,]', content_type, maxsplit=1)[0].strip(' \t"\'').lower()
 
 
 def sniff(body: bytes) -> str:

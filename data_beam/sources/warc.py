@@ -12,12 +12,11 @@ from collections.abc import Callable, Iterator
 from typing import BinaryIO, NamedTuple
 
 from data_beam.sources.files import Raw
+from data_beam.sources.http_answer import HEAD_BYTES, HEAD_END, parse_headers
 
 GZIP = b'\x1f\x8b'
 _MEMBER = b'\x1f\x8b\x08'
-_HEAD_END = re.compile(rb'\r?\n\r?\n')
 _RECORD = re.compile(rb'\nWARC/[01]\.\d+\r?\n[A-Za-z-]+:')     # the line, and a header under it
-_HEAD_BYTES = 64 << 10
 _CHUNK = 64 << 10
 _PROBE = 4 << 10            # bytes of a member by which it is told from chance
 _REMEMBERED = 32 << 20      # compressed bytes of a member that are searched for the next
@@ -68,13 +67,10 @@ class _Gzip:
 
   def segments(self) -> Iterator[int]:
     """Offsets of members, each once the one before is left; what stands between is passed over."""
-    start = self._at
     while self._more(len(_MEMBER)):
       if self._rest.startswith(GZIP):
-        start = self._at
-        self.broken, self.clipped = '', False
-        self._inflate, self._member, self._kept_from = zlib.decompressobj(31), bytearray(), start
-        yield start
+        self._begin()
+        yield self._at
         while self.read(_CHUNK):      # what its reader has left, such as the rest of a long record
           pass
         if self.broken:
@@ -84,6 +80,10 @@ class _Gzip:
         if self._rest[:_PROBE].strip(b'\0'):
           self.between.append(Damage(self._at, 'no gzip member where one should begin'))
         self._seek()
+
+  def _begin(self) -> None:
+    self.broken, self.clipped = '', False
+    self._inflate, self._member, self._kept_from = zlib.decompressobj(31), bytearray(), self._at
 
   def read(self, size: int) -> bytes:
     """Plain bytes of the member, b'' at its end, and where it is broken or clipped."""
@@ -205,7 +205,7 @@ def _of_segment(
   found = False
   while True:
     while ahead.fill(1) and ahead.data[0] in b'\r\n \0':
-      ahead.skip(1)
+      ahead.skip(len(ahead.data) - len(ahead.data.lstrip(b'\r\n \0')))
     place = ahead.at if offset is None else offset
     if not ahead.fill(1):
       if source.broken and not found:
@@ -233,12 +233,12 @@ def _of_segment(
 
 def _head(ahead: _Ahead) -> tuple[dict[str, str], int] | None:
   """The headers of a record that begins here, and their bytes."""
-  size = 2048
+  size = 1024
   while True:
     more = ahead.fill(size)
-    if end := _HEAD_END.search(ahead.data, 0, _HEAD_BYTES):
-      return parse_headers(bytes(ahead.data[:end.start()])), end.end()
-    if not more or size >= _HEAD_BYTES:
+    if end := HEAD_END.search(ahead.data, 0, HEAD_BYTES):
+      return parse_headers(bytes(memoryview(ahead.data)[:end.start()])), end.end()
+    if not more or size >= HEAD_BYTES:
       return None
     size *= 4
 
@@ -250,7 +250,7 @@ def _block(
   next is looked for."""
   length, want = record.length, min(record.length, limit)
   whole = ahead.fill(want)
-  record = record._replace(block=bytes(ahead.data[:want]))
+  record = record._replace(block=bytes(memoryview(ahead.data)[:want]))
   if whole and length > limit:
     ahead.skip(length)
     return record, ''
@@ -271,37 +271,6 @@ def _block(
     return None, 'its Content-Length ends before it does'
   ahead.skip(len(ahead.data))
   return record._replace(clipped=True), ''
-
-
-def parse_headers(head: bytes) -> dict[str, str]:
-  """The fields under the first line, names in lower case; of several of one name the first."""
-  try:
-    text = head.decode()
-  except UnicodeDecodeError:
-    text = head.decode('latin-1')
-  headers: dict[str, str] = {}
-  for line in re.sub(r'\r?\n[ \t]+', ' ', text).split('\n')[1:]:
-    name, colon, value = line.partition(':')
-    if colon:
-      headers.setdefault(name.strip().lower(), value.strip())
-  return headers
-
-
-class Answer(NamedTuple):
-  """The HTTP answer that a response record holds."""
-
-  status: int | None
-  headers: dict[str, str]   # names in lower case
-  body: bytes
-
-
-def http_answer(block: bytes) -> Answer:
-  """A block as an HTTP answer; its lines may end with a line feed alone, or there may be none."""
-  if not (end := _HEAD_END.search(block, 0, _HEAD_BYTES)) or block[:1] == b'<':
-    return Answer(None, {}, b'' if block.startswith(b'HTTP/') else block)
-  status = re.match(rb'\S+[ \t]+(\d{3})\b', block)
-  return Answer(int(status[1]) if status else None, parse_headers(block[:end.start()]),
-                block[end.end():])
 
 
 def _of_fastwarc(stream: BinaryIO, limit: int) -> Iterator[Record | Damage]:

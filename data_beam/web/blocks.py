@@ -212,10 +212,14 @@ class Walk:
     self.flush(inner)
     end = len(self.blocks)
     if end > start and tag in CONTAINERS:
-      names = _names(element)
-      what = hint(tag, names[:400])
-      if (style := element.get('style')) and _HIDDEN.search(style) and not UNFOLDS.search(names):
-        what = Hint.BOILERPLATE
+      what = Hint.ARTICLE if tag == 'article' else Hint.NONE
+      if keys := element.keys():
+        names = _names(element)
+        what = hint(tag, names[:400])
+        if 'style' in keys and _HIDDEN.search(element.get('style')) and not UNFOLDS.search(names):
+          what = Hint.BOILERPLATE
+      elif tag == 'main':
+        what = Hint.MAIN
       self.elements.append(Element(start, end, what, depth, tag))
 
   # Elements with an inside of their own

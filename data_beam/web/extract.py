@@ -11,7 +11,7 @@ from collections.abc import Iterator
 from resiliparse.extract.html2text import extract_plain_text
 from resiliparse.parse.encoding import detect_encoding, map_encoding_to_html5
 
-from data_beam.sources.readers import mime
+from data_beam.sources.http_answer import mime
 from data_beam.web import main_text as html_main
 
 log = logging.getLogger('data_beam')

@@ -16,6 +16,7 @@ a site: the vocabulary is that of the common content management systems, and its
 chosen on the 990 pages of trafilatura's evaluation (see experiments/log/web.md).
 """
 
+import itertools
 import json
 import re
 from collections.abc import Iterable
@@ -26,6 +27,7 @@ from data_beam.web.names import Hint
 LITTLE = 250    # characters of text below which a page is looked at again
 TITLE = 25      # characters: what a list's entries mostly have and a menu's do not
 MORE = 1.3      # times the prose that a page must have as a catalogue to be one
+PROSE = 10_000  # characters of prose from which on it is none
 # What the scope may narrow down to.
 STRUCTURE = frozenset(['body', 'main', 'article', 'section', 'div', 'td'])
 
@@ -45,43 +47,38 @@ def main_blocks(walk: Walk, catalogue: bool = False) -> list[Block]:
   if not blocks:
     return []
   if catalogue:
-    blocks = [b._replace(value=len(b.text) if len(b.text) >= TITLE else 0) for b in blocks]
-  alive = _without_boilerplate(blocks, elements)
-  scope = _scope(blocks, elements, alive)
+    values = [len(b.text) if len(b.text) >= TITLE else 0 for b in blocks]
+  else:
+    values = [b.value for b in blocks]
+  alive = _without_boilerplate(values, elements)
+  values = [value if lives else 0 for value, lives in zip(values, alive, strict=True)]
+  scope = _scope(blocks, elements, values, alive)
   found = [blocks[i] for start, end in scope for i in range(start, end) if alive[i]]
   return _tidy(found, catalogue)
 
 
-def _sums(blocks: list[Block], alive: list[bool]) -> list[int]:
-  sums, total = [0], 0
-  for block, lives in zip(blocks, alive, strict=True):
-    total += block.value if lives else 0
-    sums.append(total)
-  return sums
-
-
-def _without_boilerplate(blocks: list[Block], elements: list[Element]) -> list[bool]:
+def _without_boilerplate(values: list[int], elements: list[Element]) -> list[bool]:
   """For each block whether it is outside all elements that name themselves boilerplate.
 
   Names are believed as long as most of the prose survives: first of elements with up to half of it,
   then of ever smaller ones.
   """
-  sums = _sums(blocks, [True] * len(blocks))
+  sums = list(itertools.accumulate(values, initial=0))
   total = sums[-1]
   named = [e for e in elements if e.hint < 0]
   for share in (.5, .1, .02, 0):
-    alive = [True] * len(blocks)
+    alive = [True] * len(values)
     for e in named:
       if sums[e.end] - sums[e.start] <= share * total:
         alive[e.start:e.end] = [False] * (e.end - e.start)
-    if sum(b.value for b, lives in zip(blocks, alive, strict=True) if lives) >= .05 * total:
+    if sum(itertools.compress(values, alive)) >= .05 * total:
       break
   return alive
 
 
-def _scope(blocks, elements, alive) -> list[tuple[int, int]]:
+def _scope(blocks, elements, values, alive) -> list[tuple[int, int]]:
   """The intervals of blocks to choose from."""
-  sums = _sums(blocks, alive)
+  sums = list(itertools.accumulate(values, initial=0))
   worth = lambda e: sums[e.end] - sums[e.start]
   scope = [elements[-1]]   # the page itself
   for level, share in ((Hint.MAIN, .5), (Hint.ARTICLE, .3), (Hint.BODY, .3)):
@@ -95,16 +92,16 @@ def _scope(blocks, elements, alive) -> list[tuple[int, int]]:
     scope = [best] if worth(best) > .8 * total else inside
   if len(scope) == 1:
     scope = [_descend(scope[0], elements, worth)]
-  return _lead(blocks, alive, scope[0].start) + [(e.start, e.end) for e in scope]
+  return _lead(blocks, values, alive, scope[0].start) + [(e.start, e.end) for e in scope]
 
 
-def _lead(blocks, alive, start: int, far: int = 15) -> list[tuple[int, int]]:
+def _lead(blocks, values, alive, start: int, far: int = 15) -> list[tuple[int, int]]:
   """The standfirst, which often stands outside the body: what is prose, or a lesser heading,
   between an h1 at most `far` blocks above and the scope."""
   for i in range(start - 1, max(-1, start - far), -1):
     if alive[i] and blocks[i].kind == 'h1':
       return [(j, j + 1) for j in range(i + 1, start)
-              if blocks[j].value or blocks[j].kind in ('h2', 'h3')]
+              if values[j] or blocks[j].kind in ('h2', 'h3')]
   return []
 
 
@@ -224,7 +221,8 @@ def _is_one_thing(html: str) -> bool:
 def _text(walk: Walk, html: str, markdown: bool) -> str:
   """The text of the page as prose, or as a catalogue where that is clearly more."""
   prose = render(main_blocks(walk), markdown)
-  if (sum(len(b.text) for b in walk.blocks if len(b.text) >= TITLE) > MORE * len(prose)
+  if (len(prose) < PROSE
+      and sum(len(b.text) for b in walk.blocks if len(b.text) >= TITLE) > MORE * len(prose)
       and not _is_one_thing(html)):
     catalogue = render(main_blocks(walk, catalogue=True), markdown)
     if len(catalogue) > MORE * len(prose):
@@ -241,7 +239,7 @@ def extract(html: str, *, markdown: bool = False) -> str:
   root = parse(html)
   if root is None:
     return ''
-  formulas = 'MathJax' in html
+  formulas = any((script.get('type') or '').startswith('math/') for script in root.iter('script'))
   walk = Walk(root, markdown=markdown, formulas=formulas)
   text = _text(walk, html, markdown)
   if len(text) < LITTLE or walk.skipped > 2 * len(text):

@@ -149,8 +149,8 @@ def main(argv: Sequence[str] | None = None) -> int:
   """The command line. Returns 0, or 2 after one line about what was wrong with the input."""
   return curation.command(
     argv, run, WebOptions, prog='data_beam.web', name='web',
-    input='files or patterns, local or gs://, s3://, hf://, https://; WARC, WET, ARC, HTML or '
-    'JSONL, or listings of such files (.paths.gz)',
+    input='files, folders or patterns, local or gs://, s3://, hf://, https://; WARC, WET, ARC, '
+    'HTML, text (.txt, .md) or JSONL, or listings of such files (.paths.gz)',
     description='Turns web archives (WARC files) into a clean text corpus: takes the main text of '
     'each page, keeps the languages you name, drops low-quality and duplicate pages, and hides '
     'e-mail and IP addresses. Every page that is dropped is kept aside with the reason.',

@@ -1,18 +1,22 @@
 """Times generation beside transformers' on this machine's device: one JSON line per measurement.
 
-  python -m experiments.benchmarks.decode --size=smollm3-3b --against=transformers
+  python -m experiments.benchmarks.decode --size=smollm3-3b --weights=bf16,int8,int4 \\
+    --against=transformers
 
 Random weights, greedy, no end token. `share_of_bound` is the time in which weights and cache could
-be copied once, at the rate of a plain copy in the same run, over the time of a token.
+be copied once, at the rate of a plain copy in the same run, over the time of a token. `peak_gb` is
+the most that the device has held until then, weights that came layer by layer included
+(`loaded_peak_gb`: before the first token), and `peak_share` what it is of weights and cache.
 Cases of ours: `greedy` (what generate does), `ends` (an end token is looked for), `sampled`
 (temperature 0.6, top-p 0.95), `block1`, `block32` (tokens computed between two looks of the host),
 `scan` (over stacked layers, as in training), `products` (each kind of matrix alone, in several
-forms), `profile` (the kernels that take longest).
+forms), `profile` (the kernels that take longest), `prefill` (those of the prompt).
 """
 
 import dataclasses
 import functools
 import glob
+import itertools
 import json
 import statistics
 import subprocess
@@ -30,33 +34,42 @@ _BATCH = flags.DEFINE_list('batch', ['1', '32'], 'Batch sizes.')
 _PROMPT = flags.DEFINE_integer('prompt', 128, 'Tokens of each prompt.')
 _NEW = flags.DEFINE_integer('new', 256, 'Tokens to generate in each row.')
 _CASES = flags.DEFINE_list('cases', ['greedy'], 'Cases of ours, see above; "all" for all.')
+_WEIGHTS = flags.DEFINE_list(
+  'weights', ['bf16'], 'How matrices are stored: bf16, int8, int4; each in a process of its own.')
 _AGAINST = flags.DEFINE_enum('against', 'none', ['none', 'transformers'], 'Who else is timed.')
-_SIDE = flags.DEFINE_enum('side', '', ['', 'ours', 'transformers'], 'Internal: whom to time here.')
+_SIDE = flags.DEFINE_enum(
+  'side', '', ['', 'copy', 'ours', 'transformers'], 'Internal: what to time here.')
 _COPY_RATE = flags.DEFINE_float('copy_rate', 0.0, 'Internal: bytes per second of a copy.')
 _RUNS = flags.DEFINE_integer('runs', 3, 'Timed runs of each case; the median counts.')
 
-CASES = ('greedy', 'ends', 'sampled', 'block1', 'block32', 'scan', 'products', 'profile')
+CASES = (
+  'greedy', 'ends', 'sampled', 'block1', 'block32', 'scan', 'products', 'profile', 'prefill')
 
 
 def main(_: list[str]) -> None:
-  """Measures one side here, or both in processes of their own."""
+  """Measures one side here, or all in processes of their own."""
   batches = [int(batch) for batch in _BATCH.value]
-  if _SIDE.value == 'ours':
+  if _SIDE.value == 'copy':
+    attempt(copy, case='copy')
+  elif _SIDE.value == 'ours':
     time_ours(CASES if _CASES.value == ['all'] else _CASES.value, batches)
   elif _SIDE.value == 'transformers':
     for batch in batches:
       attempt(functools.partial(transformers, batch), case='transformers', batch=batch)
-  else:  # each in a process of its own, one after the other, as neither gives memory back
-    rate = child('ours', 0)
+  else:  # each in a process of its own, one after the other, as none gives memory back
+    rate = child('copy', 0)
+    for kind in _WEIGHTS.value:
+      child('ours', rate, f'--weights={kind}')
     if _AGAINST.value == 'transformers':
       child('transformers', rate)
 
 
-def child(side: str, copy_rate: float) -> float:
+def child(side: str, copy_rate: float, *flags: str) -> float:
   """Runs this benchmark as that side and passes its lines on; returns the copy rate, if told."""
   command = [sys.executable, '-m', 'experiments.benchmarks.decode', *sys.argv[1:]]
   process = subprocess.Popen(
-    [*command, f'--side={side}', f'--copy_rate={copy_rate}'], stdout=subprocess.PIPE, text=True)
+    [*command, f'--side={side}', f'--copy_rate={copy_rate}', *flags], stdout=subprocess.PIPE,
+    text=True)
   for line in process.stdout or ():
     print(line, end='', flush=True)
     if line.startswith('{'):
@@ -70,15 +83,15 @@ def time_ours(cases: list[str], batches: list[int]) -> None:
   from smoljax import model
 
   config = dataclasses.replace(model.SHAPES[_SIZE.value], dtype='bfloat16')
-  copy_rate = attempt(copy, case='copy')
-  functions = dict(products=products, profile=profile, scan=scan)
+  (kind,) = _WEIGHTS.value
+  functions = dict(products=products, profile=profile, prefill=profile, scan=scan)
   for stacked in (False, True):  # one set of weights at a time
     chosen = [case for case in cases if (case == 'scan') == stacked]
     params = weights(config, stacked) if chosen else None
     for case in chosen:
       for batch in batches:
         function = functools.partial(functions.get(case, ours), config, params, batch, case)
-        attempt(functools.partial(function, copy_rate), case=case, batch=batch)
+        attempt(function, case=case, weights=kind, batch=batch)
         del function
     del params
 
@@ -111,18 +124,18 @@ def seconds_of(function: Callable) -> float:
 
 
 def figures(
-  config: Any, batch: int, seconds: float, prefill: float, copy_rate: float | None
+  config: Any, batch: int, seconds: float, prefill: float, weight_bytes: float | None = None
 ) -> dict:
   """What is printed of a run of _NEW tokens in `seconds`, `prefill` of them before the first."""
   new = _NEW.value
   per_token = (seconds - prefill) / (new - 1)
-  # The embedding is read whole only where it is also the head.
-  weight_bytes = 2 * (config.num_params() - (
-    0 if config.tie_embeddings else config.vocab_size * config.embed_dim))
-  length = _PROMPT.value + new / 2
-  kv_bytes = sum(min(w or length, length) for w in config.windows)
-  kv_bytes *= 2 * 2 * batch * config.num_kv_heads * config.head_dim
-  bound = (weight_bytes + kv_bytes) / copy_rate if copy_rate else None
+  if weight_bytes is None:
+    # The embedding is read whole only where it is also the head.
+    weight_bytes = 2 * (config.num_params() - (
+      0 if config.tie_embeddings else config.vocab_size * config.embed_dim))
+  kv_bytes = cache_bytes(config, batch, _PROMPT.value + new / 2)
+  rate = _COPY_RATE.value
+  bound = (weight_bytes + kv_bytes) / rate if rate else None
   return {
     'tokens_per_sec': round(batch * new / seconds, 1),
     'decode_tokens_per_sec': round(batch / per_token, 1),
@@ -131,6 +144,12 @@ def figures(
     'bound_ms': bound and round(1e3 * bound, 4),
     'share_of_bound': bound and round(bound / per_token, 4),
   }
+
+
+def cache_bytes(config: Any, batch: int, length: float) -> float:
+  """Of keys and values of so many tokens a row, in 2 bytes each."""
+  places = sum(min(w or length, length) for w in config.windows)
+  return 2 * 2 * batch * config.num_kv_heads * config.head_dim * places
 
 
 def prompts(config: Any, batch: int) -> list[list[int]]:
@@ -165,16 +184,32 @@ def weights(config: Any, stacked: bool) -> Any:
   from smoljax import model
   from smoljax.inference import cache as cache_lib
 
-  params = model.init(config, jax.random.key(0))
+  cast = lambda tree: jax.tree.map(lambda p: p.astype(config.dtype), tree)
   if stacked:
-    return jax.tree.map(lambda p: p.astype(config.dtype), params)
-  return jax.block_until_ready(cache_lib.prepare(config, params))
+    return cast(model.init(config, jax.random.key(0)))
+  few = dataclasses.replace(config, num_layers=1)
+  params = jax.jit(lambda key: cast(model.init(few, key)))(jax.random.key(0))
+  layer = jax.device_get(jax.tree.map(lambda p: p[0], params.pop('blocks')))
+  blocks = itertools.repeat(layer, config.num_layers)  # one by one, as they come from a file
+  (kind,) = _WEIGHTS.value
+  return jax.block_until_ready(
+    cache_lib.prepare(config, params | {'blocks': blocks}, '' if kind == 'bf16' else kind))
+
+
+def peak_gb() -> float | None:
+  """The most that the device has held until now; None where it does not say."""
+  import jax
+
+  peak = (jax.devices()[0].memory_stats() or {}).get('peak_bytes_in_use')
+  return peak and round(peak / 1e9, 3)
 
 
 def ours(
-  config: Any, params: Any, batch: int, case: str, copy_rate: float | None
+  config: Any, params: Any, batch: int, case: str
 ) -> tuple[None, dict]:
   """`generate` as users call it, with what the case changes."""
+  import jax
+
   from smoljax.inference import cache as cache_lib
   from smoljax.inference.generate import generate
   from smoljax.inference.sampling import GREEDY, Sampling
@@ -185,7 +220,7 @@ def ours(
     sampling=Sampling(0.6, top_p=0.95) if case == 'sampled' else GREEDY,
     eos_id=config.vocab_size if case == 'ends' else None,  # an id that never comes
   )
-  began = time.perf_counter()
+  loaded, began = peak_gb(), time.perf_counter()
   tokens = generate(config, params, rows, max_new_tokens=new, **settings)
   first = time.perf_counter() - began
   assert all(len(row) == new for row in tokens)
@@ -193,14 +228,20 @@ def ours(
     lambda: generate(config, params, rows, max_new_tokens=new, **settings))
   prefill = median_seconds(
     lambda: cache_lib.prefill(config, params, rows, new)[0].block_until_ready())
+  head = 0 if config.tie_embeddings else params['embed_VD'].nbytes
+  held = sum(p.nbytes for p in jax.tree.leaves(params))
+  slots = cache_lib.bucket_length(cache_lib.bucket_length(_PROMPT.value) + new)
+  needed = held + cache_bytes(config, batch, slots)
+  peak = peak_gb()
   return None, {
-    'block': settings['block'], **figures(config, batch, seconds, prefill, copy_rate),
-    'first_seconds': round(first, 1),
+    'block': settings['block'], **figures(config, batch, seconds, prefill, held - head),
+    'weights_gb': round(held / 1e9, 3), 'peak_gb': peak, 'loaded_peak_gb': loaded,
+    'peak_share': peak and round(1e9 * peak / needed, 3), 'first_seconds': round(first, 1),
   }
 
 
 def scan(
-  config: Any, params: Any, batch: int, case: str, copy_rate: float | None
+  config: Any, params: Any, batch: int, case: str
 ) -> tuple[None, dict]:
   """Steps whose layers are scanned, with one stacked cache; without prefill."""
   import jax
@@ -240,15 +281,17 @@ def scan(
     return jax.lax.scan(functools.partial(step, params), (token_B, cache), indices)[1]
 
   seconds = median_seconds(lambda: run(params, jnp.zeros(batch, jnp.int32)).block_until_ready())
-  return None, figures(config, batch, seconds, 0.0, copy_rate)
+  return None, figures(config, batch, seconds, 0.0)
 
 
 def products(
-  config: Any, params: Any, batch: int, case: str, copy_rate: float | None
+  config: Any, params: Any, batch: int, case: str
 ) -> tuple[None, dict]:
   """Rates of the products of one token with each kind of matrix, all layers one after the other."""
   import jax
   import jax.numpy as jnp
+
+  from smoljax.model import quantised
 
   f32 = jnp.float32
   forms = {
@@ -259,7 +302,9 @@ def products(
   }
   if batch == 1:
     forms['in_out_sum'] = lambda x, w: jnp.sum(x[0, :, None].astype(f32) * w, axis=0)[None]
-    forms['out_in_sum'] = lambda x, w: jnp.sum(x.astype(f32) * w, axis=1)[None]
+    for parts in (1, 2, 4, 8):  # added by what comes next
+      forms[f'out_in_sum_{parts}'] = lambda x, w, parts=parts: jnp.sum(
+        (x.astype(f32) * w).reshape(len(w), parts, -1), axis=-1).reshape(1, -1)
   layers = params['blocks']
   matrices = {
     'qkv': [p['attn']['inwards_XD'] for p in layers],
@@ -268,6 +313,11 @@ def products(
     'down': [p['mlp']['outwards_DX'] for p in layers],
     'head': [params['embed_VD'] if config.tie_embeddings else params['head_VD']],
   }
+  if _WEIGHTS.value != ['bf16']:
+    forms = {'ours': lambda x, w: quantised.matmul(x[:, None], w, x.dtype)[:, 0]}
+    for parts in (2, 4, 8) if batch == 1 else ():
+      forms[f'sum_{parts}'] = lambda x, w, parts=parts: quantised.sum_of_words(
+        x[0], w, parts).reshape(1, -1)
 
   def rate(ws, product):
     @jax.jit
@@ -280,29 +330,34 @@ def products(
 
       return jax.lax.fori_loop(0, 20, once, x)
 
-    x = jnp.ones((batch, stored[0].shape[1]), config.dtype)
+    x = jnp.ones((batch, inputs), config.dtype)
     seconds = median_seconds(lambda: run(ws, x).block_until_ready())
-    return round(20 * sum(w.nbytes for w in ws) / seconds / 1e12, 3)
+    return round(20 * sum(w.nbytes for w in jax.tree.leaves(ws)) / seconds / 1e12, 3)
 
   rates = {}
   for kind, stored in matrices.items():
-    turned = jax.jit(lambda ws: [w.T for w in ws])(stored)
+    inputs = {'o': config.num_heads * config.head_dim, 'down': config.mlp_dim}.get(
+      kind, config.embed_dim)
+    turned = jax.jit(lambda ws: [w.T for w in ws])(stored) if 'in_out' in forms else []
     for form, product in forms.items():
-      ws = stored if form.startswith('out_in') else turned
+      ws = turned if form.startswith('in_out') else stored
       rates[f'{kind}/{form}'] = rate(ws, product)
   return None, {'tb_per_sec': rates}
 
 
 def profile(
-  config: Any, params: Any, batch: int, case: str, copy_rate: float | None
+  config: Any, params: Any, batch: int, case: str
 ) -> tuple[None, dict]:
-  """The kernels of generation, longest first, in µs per token."""
+  """The kernels of generation, or of prefill alone, longest first, in µs per token."""
   import jax
 
+  from smoljax.inference import cache as cache_lib
   from smoljax.inference.generate import generate
 
-  rows, new = prompts(config, batch), _NEW.value
+  rows, new = prompts(config, batch), 1 if case == 'prefill' else _NEW.value
   run = functools.partial(generate, config, params, rows, max_new_tokens=new)
+  if case == 'prefill':
+    run = lambda: jax.block_until_ready(cache_lib.prefill(config, params, rows, _NEW.value)[0])
   run()
   with tempfile.TemporaryDirectory() as folder:
     with jax.profiler.trace(folder):
@@ -374,7 +429,7 @@ def transformers(batch: int) -> tuple[None, dict]:
   run()  # cuda graphs are recorded on the second call
   seconds = median_seconds(run)
   return None, {
-    **figures(config, batch, seconds, median_seconds(prefill), _COPY_RATE.value),
+    **figures(config, batch, seconds, median_seconds(prefill)),
     'first_seconds': round(first, 1), 'torch': torch.__version__, 'transformers': version,
   }
 

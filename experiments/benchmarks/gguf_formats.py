@@ -4,8 +4,10 @@
   python -m experiments.benchmarks.gguf_formats --shape=smollm2-135m
 
 Exports the model in each format and measures it in the runtime (llama-cpp-python, which must be
-installed: it compiles llama.cpp), each in a process of its own: one JSON line a format, then a
-Markdown table. A first line has the same perplexity computed by this library in fp32. Perplexity is
+installed unless --kinds is empty: it compiles llama.cpp), each in a process of its own: one JSON
+line a format, then a Markdown table. The first lines have the same perplexity computed by this
+library: in fp32, in bfloat16 and with matrices in 8 and 4 bits (smoljax/model/quantised.py), whose
+speed on a GPU is in decode.py. Perplexity is
 of the first --max_tokens of the text, in windows of --window tokens (a BOS included where the model
 has one), each token given those before it in its window. With --shape the weights are random: all
 but perplexity is measured.
@@ -28,6 +30,8 @@ from absl import app, flags
 from smoljax import model
 from smoljax.checkpoints import gguf, load
 from smoljax.data import tokenizer
+from smoljax.inference import cache
+from smoljax.model import quantised
 
 _MODEL = flags.DEFINE_string('model', '', 'HF folder, or a run or checkpoint of ours.')
 _SHAPE = flags.DEFINE_enum('shape', None, list(model.SHAPES), 'Random weights of this shape.')
@@ -43,10 +47,12 @@ _TOKENIZER = flags.DEFINE_string('tokenizer', '', 'Tokenizer file, where the mod
 _KEEP = flags.DEFINE_string('keep', '', 'Folder to leave the GGUF files in; default: nowhere.')
 
 
-def our_nats_per_token(loaded: load.Model, text: str, window: int, max_tokens: int) -> float:
-  """What gguf_runtime.nats_per_token computes, by this library in fp32."""
-  _, params, text_tokenizer, bos = loaded
-  config = dataclasses.replace(loaded.config, dtype='float32')
+def our_nats_per_token(
+  loaded: load.Model, params: Any, dtype: str, text: str, window: int, max_tokens: int
+) -> float:
+  """What gguf_runtime.nats_per_token computes, by this library with these parameters."""
+  text_tokenizer, bos = loaded.tokenizer, loaded.bos
+  config = dataclasses.replace(loaded.config, dtype=dtype)
   start: list[Any] = [text_tokenizer.bos_id] if bos else []
   step = window - len(start)
   ids = text_tokenizer.encode(text)[:max_tokens]
@@ -91,7 +97,8 @@ def main(_: list[str]) -> None:
   """Measures the formats of one model; one line and exit code 2 on bad input."""
   logging.getLogger('gguf').setLevel(logging.WARNING)
   try:
-    gguf.runtime()
+    if _KINDS.value:
+      gguf.runtime()
     if bool(_MODEL.value) == bool(_SHAPE.value):
       raise ValueError('give one of --model and --shape')
     if _SHAPE.value and _TEXT.value:
@@ -119,9 +126,15 @@ def _measure() -> None:
   }
   if _TEXT.value:
     with open(_TEXT.value, encoding='utf-8') as f:
-      nats = our_nats_per_token(loaded, f.read(), window, _MAX_TOKENS.value)
-    print(json.dumps({**common, 'kind': 'smoljax, float32', 'nats_per_token': nats,
-                      'perplexity': math.exp(nats)}), flush=True)  # fmt: skip
+      text = f.read()
+    for kind in ('float32', 'bfloat16', *quantised.BITS):
+      dtype = 'float32' if kind == 'float32' else 'bfloat16'
+      ready = cache.prepare(
+        dataclasses.replace(config, dtype=dtype), params, kind if kind in quantised.BITS else '')
+      nats = our_nats_per_token(loaded, ready, dtype, text, window, _MAX_TOKENS.value)
+      size = sum(x.nbytes for x in jax.tree.leaves(ready)) / 1e6
+      print(json.dumps({**common, 'kind': f'smoljax, {kind}', 'weights_mb': round(size, 1),
+                        'nats_per_token': nats, 'perplexity': math.exp(nats)}), flush=True)
   rows = []
   with tempfile.TemporaryDirectory() as folder:
     tokenizer_dir = None
@@ -150,7 +163,8 @@ def _measure() -> None:
       print(json.dumps(rows[-1]), flush=True)
       if not _KEEP.value:
         os.remove(path)
-  print(f'\n{table(rows)}')
+  if rows:
+    print(f'\n{table(rows)}')
 
 
 if __name__ == '__main__':

@@ -1,16 +1,21 @@
 """Main text: quality on pages with gold text, and pages per CPU-second, beside other extractors.
 
-  python -m experiments.benchmarks.web_extract --aeb=DIR [--trafilatura_eval=DIR] \
+  python -m experiments.benchmarks.web_extract --aeb=DIR [--trafilatura_eval=DIR] [--wcxb=DIR] \
     [--others=ENV/bin/python]
 
 `--aeb` is a checkout of scrapinghub/article-extraction-benchmark (ground-truth.json and html/): its
 own metric, precision, recall and F1 of 4-word shingles, averaged over pages. `--trafilatura_eval`
 is tests/ of a checkout of adbar/trafilatura (evaldata.json, eval/, cache/): F1 over the segments
-that a text must and must not hold. `--others` names a Python of an environment with trafilatura
-1.11.0 (datatrove's, in which FineWeb's setting is measured). One JSON line per extractor and set.
+that a text must and must not hold. `--wcxb` is a split (dev or test) of a checkout of
+Murrough-Foley/web-content-extraction-benchmark: F1 of words, averaged over pages and for each of
+its seven types, beside trafilatura's standard setting, and how many pages vanish (under 200
+characters where the other finds over 1,000). `--others` names a Python of an environment with
+trafilatura 1.11.0 (datatrove's, in which FineWeb's setting is measured). One JSON line per
+extractor and set.
 """
 
 import collections
+import functools
 import gzip
 import json
 import pathlib
@@ -25,6 +30,7 @@ from data_beam.web import extract as html_text
 
 _AEB = flags.DEFINE_string('aeb', None, 'Folder of article-extraction-benchmark.')
 _TRAF = flags.DEFINE_string('trafilatura_eval', None, "Folder of trafilatura's tests.")
+_WCXB = flags.DEFINE_string('wcxb', None, 'Folder of a split of WCXB.')
 _OTHERS = flags.DEFINE_string('others', None, 'Python with trafilatura 1.11.0.')
 _TIERS = flags.DEFINE_list('tiers', list(html_text.TIERS), 'Tiers of ours to measure.')
 
@@ -83,6 +89,49 @@ def read_trafilatura(folder: pathlib.Path) -> tuple[list[bytes], list[dict]]:
   return bodies, list(truth.values())
 
 
+def word_f1(text: str, gold: str) -> float:
+  """WCXB's measure: F1 of words, with their counts, case aside."""
+  got, want = (collections.Counter(re.findall(r'\w+', t.lower())) for t in (text, gold))
+  if not got or not want:
+    return float(got == want)
+  both = (got & want).total()
+  return 2 * both / (got.total() + want.total())
+
+
+def run_wcxb(folder: pathlib.Path) -> None:
+  """Prints a row for each tier of ours and trafilatura: word F1 by type of page, pages lost."""
+  import trafilatura
+
+  pages, types, gold = [], [], []
+  for path in sorted((folder / 'html').glob('*.html.gz')):
+    name = path.name.removesuffix('.html.gz')
+    truth = json.loads((folder / 'ground-truth' / f'{name}.json').read_text())
+    pages.append(gzip.decompress(path.read_bytes()))
+    kind = truth['_internal']['page_type']['primary']
+    types.append('collection' if kind == 'category' else kind)
+    gold.append(truth['ground_truth']['main_content'] or '')
+  texts, seconds = {}, {}
+  extractors = {f'smoljax {tier}': functools.partial(html_text.extract, tier=tier)
+                for tier in _TIERS.value}
+  extractors['trafilatura'] = lambda body: trafilatura.extract(html_text.decode(body))
+  for name, extract in extractors.items():
+    extract(pages[0])   # imports
+    start = time.process_time()
+    texts[name] = [extract(body) or '' for body in pages]
+    seconds[name] = time.process_time() - start
+  for name, found in texts.items():
+    scores = collections.defaultdict(list)
+    for text, kind, want in zip(found, types, gold, strict=True):
+      scores[kind].append(word_f1(text, want))
+    lost = sum(len(a) < 200 and len(b) > 1000
+               for a, b in zip(found, texts['trafilatura'], strict=True))
+    print(json.dumps({
+      'extractor': name, 'data': f'WCXB {folder.name}', 'pages': len(pages),
+      'word_f1': round(sum(map(sum, scores.values())) / len(pages), 4), 'lost': lost,
+      'by_type': {kind: round(sum(s) / len(s), 4) for kind, s in sorted(scores.items())},
+      'pages_per_cpu_second': round(len(pages) / seconds[name], 1)}), flush=True)
+
+
 OTHERS = '''
 import json, sys, time
 import trafilatura
@@ -103,8 +152,8 @@ def main(argv: list[str]) -> None:
     sets.append(('article-extraction-benchmark', shingle_f1, *read_aeb(pathlib.Path(_AEB.value))))
   if _TRAF.value:
     sets.append(('trafilatura eval', segment_f1, *read_trafilatura(pathlib.Path(_TRAF.value))))
-  if not sets:
-    sys.exit('web_extract: give --aeb=DIR or --trafilatura_eval=DIR')
+  if not sets and not _WCXB.value:
+    sys.exit('web_extract: give --aeb=DIR, --trafilatura_eval=DIR or --wcxb=DIR')
 
   def print_row(name, data, score, gold, texts, seconds):
     print(json.dumps({'extractor': name, 'data': data, 'pages': len(texts), **score(texts, gold),
@@ -122,6 +171,8 @@ def main(argv: list[str]) -> None:
       for line in done.stdout.splitlines():
         name, texts, seconds = json.loads(line)
         print_row(name, data, score, gold, texts, seconds)
+  if _WCXB.value:
+    run_wcxb(pathlib.Path(_WCXB.value))
 
 
 if __name__ == '__main__':

@@ -33,7 +33,7 @@ import tokenizers
 
 import smoljax
 from smoljax import model
-from smoljax.checkpoints import huggingface
+from smoljax.checkpoints import hf_folder, huggingface
 from smoljax.data import tokenizer
 from smoljax.model import ModelConfig, Params
 
@@ -458,19 +458,17 @@ def _chat_template(folder):
   Its spans to train on (`{% generation %}`, which only transformers knows) become blocks that
   change nothing: the tags stay, since spaces around them may be trimmed.
   """
-  template = None
-  file = os.path.join(folder, 'tokenizer_config.json')
-  if os.path.isfile(file):
-    with open(file, encoding='utf-8') as f:
-      template = json.load(f).get('chat_template')
+  template = (hf_folder.read_json(folder, 'tokenizer_config.json') or {}).get('chat_template')
   if isinstance(template, list):  # several by name
-    template = {t['name']: t['template'] for t in template}.get('default')
-  file = os.path.join(folder, 'chat_template.jinja')
-  if os.path.isfile(file):
+    named = [t for t in template if isinstance(t, dict) and t.get('name') == 'default']
+    template = named[0].get('template') if named else None
+  if file := hf_folder.find(folder, 'chat_template.jinja'):
     with open(file, encoding='utf-8') as f:
       template = f.read()
+  if not isinstance(template, str):
+    return None
   for tag, plain in (('generation', 'if true'), ('endgeneration', 'endif')):
-    template = template and re.sub(
+    template = re.sub(
       rf'(\{{%[-+]?\s*){tag}(\s*[-+]?%\}})', rf'\g<1>{plain}\2', template)
   return template
 

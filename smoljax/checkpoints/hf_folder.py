@@ -121,7 +121,8 @@ class Weights:
 
   def read(self, name: str) -> np.ndarray:
     """The tensor itself. Raises ValueError unless all of it is finite."""
-    x = self._opened[self.files[name]].get_tensor(name)
+    with _open(self.path, self.files[name]) as f:  # anew: pages of an open file count as memory
+      x = f.get_tensor(name)
     bits = EXPONENTS[self.dtype(name)]
     unsigned = x.view(f'u{x.dtype.itemsize}')
     if x.size and np.max(unsigned & unsigned.dtype.type(bits)) == bits:

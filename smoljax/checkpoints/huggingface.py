@@ -171,6 +171,35 @@ def load_hf(
     ValueError: a truncated file; missing, extra, misshapen or wrongly typed tensors; weights that
       are not finite; a file that lies outside of the folder.
   """
+  config, read = _opened(path, overrides)
+  mesh = jax.sharding.get_abstract_mesh()
+  params = from_hf_tensors(config, read, param_dtype=param_dtype)
+  if mesh.empty:
+    return config, jax.tree.map(jnp.asarray, params)
+  return config, jax.device_put(params, sharding.shardings(params, jax.sharding.get_mesh()))
+
+
+def read_hf(path: str, **overrides: Any) -> tuple[ModelConfig, Params]:
+  """`load_hf` in the compute dtype, for those who take one layer at a time.
+
+  `blocks` is an iterator of layers (numpy arrays), each of which is read when it is asked for: what
+  `inference.cache.prepare` takes. Raises as `load_hf`, of a layer when it is read.
+  """
+  config, read = _opened(path, overrides)
+  names = _hf_names(config)
+  tensor = lambda ours, i: _ours(config, ours, names[ours][i], read).astype(DTYPES[config.dtype])
+  inside = [ours for ours in names if ours.startswith('blocks/')]
+  blocks = (_nested({ours: tensor(ours, i) for ours in inside})['blocks']
+            for i in range(config.num_layers))
+  rest = {
+    ours: jnp.stack([tensor(ours, i) for i in range(len(names[ours]))])
+    if '{}' in NAMES[ours][0] else jnp.asarray(tensor(ours, 0))
+    for ours in names if ours not in inside}
+  return config, _nested(rest) | {'blocks': blocks}
+
+
+def _opened(path, overrides):
+  """The config of a folder, and what reads a tensor of it."""
   hf_folder.check_links(path)
   hf = hf_folder.read_json(path, hf_folder.CONFIG)
   if hf is None:
@@ -183,11 +212,7 @@ def load_hf(
     config = ModelConfig.from_hf(hf, **overrides)
   except ValueError as e:
     raise ValueError(f'{path}: {e}') from None
-  mesh = jax.sharding.get_abstract_mesh()
-  params = from_hf_tensors(config, reader(config, weights), param_dtype=param_dtype)
-  if mesh.empty:
-    return config, jax.tree.map(jnp.asarray, params)
-  return config, jax.device_put(params, sharding.shardings(params, jax.sharding.get_mesh()))
+  return config, reader(config, weights)
 
 
 def reader(config: ModelConfig, weights: hf_folder.Weights) -> Callable[[str], np.ndarray]:
@@ -262,23 +287,32 @@ def from_hf_tensors(
   config: ModelConfig, read: Callable[[str], np.ndarray], *, param_dtype: str = 'float32'
 ) -> Params:
   """Our parameters, as numpy arrays, from their tensors: `read` gives the one of a name."""
-  params: Params = {}
+  flat = {}
   for ours, names in _hf_names(config).items():
-    letters, groups = sharding.dim_letters(ours), NAMES[ours][1].split()
-    theirs = ''.join(groups)
-    shape = [math.prod(config.dims[c] for c in group) for group in groups]
-    layers = []
-    for name in names:
-      x = read(name)
-      if list(x.shape) != shape:
-        raise ValueError(f'tensor {name} has shape {list(x.shape)}, but config.json means {shape}')
-      x = x.reshape([config.dims[c] for c in theirs]).transpose([theirs.index(c) for c in letters])
-      layers.append(x.astype(DTYPES[param_dtype]))
-    *folders, leaf = ours.split('/')
+    layers = [_ours(config, ours, name, read).astype(DTYPES[param_dtype]) for name in names]
+    flat[ours] = np.stack(layers) if '{}' in NAMES[ours][0] else layers[0]
+  return _nested(flat)
+
+
+def _ours(config, ours, name, read):
+  """A tensor of theirs with the dims of ours."""
+  letters, groups = sharding.dim_letters(ours), NAMES[ours][1].split()
+  theirs, x = ''.join(groups), read(name)
+  shape = [math.prod(config.dims[c] for c in group) for group in groups]
+  if list(x.shape) != shape:
+    raise ValueError(f'tensor {name} has shape {list(x.shape)}, but config.json means {shape}')
+  return x.reshape([config.dims[c] for c in theirs]).transpose([theirs.index(c) for c in letters])
+
+
+def _nested(flat):
+  """{'a/b': x} → {'a': {'b': x}}."""
+  params: Params = {}
+  for path, x in flat.items():
+    *folders, leaf = path.split('/')
     node = params
     for folder in folders:
       node = node.setdefault(folder, {})
-    node[leaf] = np.stack(layers) if '{}' in NAMES[ours][0] else layers[0]
+    node[leaf] = x
   return params
 
 

@@ -10,8 +10,11 @@ import numpy as np
 
 from smoljax import model
 from smoljax.checkpoints import hf_folder, huggingface, store
+from smoljax.data import chat, chat_template
 from smoljax.data import tokenizer as tokenizer_lib
+from smoljax.data.chat_template import ChatTemplate
 from smoljax.data.tokenizer import Tokenizer
+from smoljax.inference import cache
 
 
 class Model(NamedTuple):
@@ -40,7 +43,27 @@ def load_model(path: str, tokenizer_path: str = '') -> Model:
     FileNotFoundError: no model or no tokenizer there; the message says what to give.
     ValueError: the tokenizer has ids that the model does not know.
   """
-  config, params, meta = load_weights(path)
+  return _model(path, tokenizer_path, *load_weights(path))
+
+
+def load_for_generation(path: str, tokenizer_path: str = '', weights: str = '') -> Model:
+  """`load_model` with parameters as of `inference.cache.prepare`, for generation alone.
+
+  A Hugging Face folder is read layer by layer in the compute dtype: memory holds the model so and
+  one layer more.
+
+  Args:
+    weights: '', or 'int8' or 'int4' for matrices in so many bits.
+  """
+  config, params, meta = _read_hf(path) if hf_folder.is_hf(path) else load_weights(path)
+  return _model(path, tokenizer_path, config, cache.prepare(config, params, weights), meta)
+
+
+def _read_hf(path):
+  return *huggingface.read_hf(path), {}
+
+
+def _model(path, tokenizer_path, config, params, meta):
   text = tokenizer_lib.load(tokenizer_path or find_tokenizer(path), meta.get('special_tokens'))
   require_vocabulary(config, text)
   bos = meta.get('config', {}).get('tokenize', {}).get('bos', text.adds_bos)
@@ -48,6 +71,21 @@ def load_model(path: str, tokenizer_path: str = '') -> Model:
   if not hf_folder.is_hf(path):
     return Model(config, params, text, bos)
   return Model(config, params, text, bos, huggingface.generation(path), path)
+
+
+def chat_template_of(loaded: Model) -> ChatTemplate:
+  """The chat template beside the model's tokenizer; of a run without one, that of `data.chat`.
+
+  Raises:
+    ValueError: the model has none, so it is no chat model.
+  """
+  if found := chat_template.find(loaded.tokenizer):
+    return found
+  if loaded.folder:
+    raise ValueError(f'{loaded.folder} has no chat template, neither chat_template.jinja nor in '
+                     'tokenizer_config.json: it is no chat model; leave --mode out')
+  chat.control_ids(loaded.tokenizer)
+  return chat_template.ours()
 
 
 def find_tokenizer(path: str) -> str:

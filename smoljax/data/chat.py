@@ -5,6 +5,7 @@ SmolLM3-3B, Apache-2.0). A conversation renders to the same bytes, except where 
 
 * it never closes the system turn of a conversation without tools; here every turn is closed;
 * it writes a tool given as a mapping in Python's notation; here it is JSON, as the prompt promises;
+* it takes `/think` out of a system text wherever it stands, be it in a URL; here only as a word;
 * it drops `tool_calls` and reasoning kept beside the content; here they are written as the model is
   told to write them.
 
@@ -17,6 +18,7 @@ Text is data: only the control tokens that the template itself writes become con
 import dataclasses
 import datetime
 import json
+import re
 import string
 from collections.abc import Mapping, Sequence
 from typing import Any, Literal
@@ -129,8 +131,8 @@ def render(
     messages: `{'role': …, 'content': …}`; roles are system (first message only), user, assistant
       and tool. An assistant message may have `tool_calls`, each `{'name': …, 'arguments': {…}}`,
       bare or under 'function', and then needs no content; and `reasoning_content`.
-      In the system message `/think` and `/no_think` override `mode` and are taken out, and
-      `/system_override` leaves the header, and any tools, out of the system turn.
+      In the system message the words `/think` and `/no_think` override `mode` and are taken out,
+      and `/system_override` leaves the header, and any tools, out of the system turn.
     mode: think or no_think.
     tools: functions that the model calls by writing JSON in `<tool_call>` tags.
     python_tools: functions that it calls from Python code in `<code>` tags.
@@ -148,23 +150,22 @@ def render(
     if isinstance(given, str | Mapping):
       raise ValueError(f'{name} is one {type(given).__name__}: give a list of signatures')
   _check(messages)
-  override = False
+  override, without = False, ''
   if messages[0]['role'] == 'system':
     if custom_instructions:
       raise ValueError(
         'message 0: a system message and custom_instructions say the same thing twice: keep one'
       )
     system = messages[0]['content']
-    if '/no_think' in system:
-      mode = 'no_think'
-    elif '/think' in system:
-      mode = 'think'
-    override = '/system_override' in system
-    custom_instructions = system.replace('/no_think', '').replace('/think', '').rstrip()
+    system, no_think = _without('/no_think', system, parity)
+    system, think = _without('/think', system, parity)
+    mode = 'no_think' if no_think else 'think' if think else mode
+    custom_instructions = system.rstrip()
+    without, override = _without('/system_override', custom_instructions, parity)
 
   closed = True
   if override:
-    header = custom_instructions.replace('/system_override', '').rstrip()
+    header = without.rstrip()
   else:
     today = today or datetime.date.today()
     persona = _THINKING_PERSONA if mode == 'think' else _PERSONA
@@ -229,6 +230,14 @@ def control_ids(tokenizer: Tokenizer) -> dict[str, int]:
       f"transformers' add_special_tokens and resize the embedding"
     )
   return {token: i for token, i in found.items() if i is not None}
+
+
+def _without(flag: str, text: str, parity: bool) -> tuple[str, bool]:
+  """The text without the flag, and whether it was there: a word of its own, not part of a path."""
+  flag = re.escape(flag)
+  word = flag if parity else rf'(?<![^\s(]){flag}(?=[.,;:!?)]*(?:\s|\Z))'
+  text, count = re.subn(word, '', text)
+  return text, count > 0
 
 
 def _turn(opening: str, body: str = '', trained: bool = False) -> list[Segment]:
@@ -321,6 +330,18 @@ def template() -> str:
 
 _JINJA = r"""
 {#- Conversations in the format of SmolLM3; every turn is closed. Written by smoljax.chat. -#}
+{%- macro without(flag, text) -%}
+  {%- for part in text.split(flag) -%}
+    {%- if not loop.first -%}
+      {%- set before = loop.previtem -%}
+      {%- set after = part.lstrip(".,;:!?)") -%}
+      {%- set starts = not before[-1:].strip().strip("(") if before else loop.index0 == 1 -%}
+      {%- set ends = not after[:1].strip() if after else loop.last -%}
+      {{- "" if starts and ends else flag -}}
+    {%- endif -%}
+    {{- part -}}
+  {%- endfor -%}
+{%- endmacro -%}
 {%- set mode = "/think" if enable_thinking is not defined or enable_thinking else "/no_think" -%}
 {%- set instructions = custom_instructions or "" -%}
 {%- set xml_tools = tools or xml_tools -%}
@@ -334,18 +355,21 @@ _JINJA = r"""
   {%- elif instructions -%}
     {{- raise_exception("message 0: a system message and custom_instructions: keep one") -}}
   {%- endif -%}
-  {%- if "/no_think" in system -%}
+  {%- set fast = without("/no_think", system) -%}
+  {%- set plain = without("/think", fast) -%}
+  {%- if fast != system -%}
     {%- set mode = "/no_think" -%}
-  {%- elif "/think" in system -%}
+  {%- elif plain != fast -%}
     {%- set mode = "/think" -%}
   {%- endif -%}
-  {%- set override = "/system_override" in system -%}
-  {%- set instructions = system.replace("/no_think", "").replace("/think", "").rstrip() -%}
+  {%- set instructions = plain.rstrip() -%}
+  {%- set free = without("/system_override", instructions) -%}
+  {%- set override = free != instructions -%}
 {%- endif -%}
 
 {{- $START ~ "system\n" -}}
 {%- if override -%}
-  {{- instructions.replace("/system_override", "").rstrip() -}}
+  {{- free.rstrip() -}}
 {%- else -%}
   {{- "## Metadata\n\nKnowledge Cutoff Date: " ~ (knowledge_cutoff or "June 2025") ~ "\n" -}}
   {{- "Today Date: " ~ (today or strftime_now("%d %B %Y")) ~ "\n" -}}

@@ -157,16 +157,25 @@ class Tokenizer:
     """Ids of `text` alone: no BOS or EOS is added, and control tokens are not looked for in it."""
     return self._model.encode(text)
 
+  @functools.cached_property
+  def controls(self) -> dict[str, int]:
+    """The control tokens by how they are spelt; `encode` never gives them."""
+    model = self._model
+    if isinstance(model, _HuggingFace):
+      return model.controls()
+    return {model.id_to_piece(i): i for i in range(self.vocab_size) if model.is_control(i)}
+
   def control_id(self, token: str) -> int | None:
-    """Id of the control token spelt `token`, which `encode` never gives; None if there is none."""
-    if isinstance(self._model, _HuggingFace):
-      return self._model.control_id(token)
-    i = self._model.piece_to_id(token)
-    return i if self._model.is_control(i) else None
+    """Id of the control token spelt `token`; None if there is none."""
+    return self.controls.get(token)
 
   def decode(self, ids: Sequence[int]) -> str:
-    """Text of `ids`; control tokens give nothing, bytes that are not UTF-8 give U+FFFD."""
-    return self._model.decode([int(i) for i in ids])
+    """Text of `ids`; bytes that are not UTF-8 give U+FFFD, control tokens and ids beyond the
+    tokenizer (a model's vocabulary may be padded) nothing."""
+    ids = [int(i) for i in ids]
+    if not isinstance(self._model, _HuggingFace):  # which passes over them itself
+      ids = [i for i in ids if i < self.vocab_size]
+    return self._model.decode(ids)
 
   @property
   def vocab_size(self) -> int:
@@ -260,9 +269,9 @@ class _HuggingFace:
   def decode(self, ids: list[int]) -> str:
     return self.tokenizer.decode(ids, skip_special_tokens=True)
 
-  def control_id(self, token: str) -> int | None:
+  def controls(self) -> dict[str, int]:
     added = self.tokenizer.get_added_tokens_decoder()
-    return next((i for i, t in added.items() if t.content == token and t.special), None)
+    return {t.content: i for i, t in added.items() if t.special}
 
   def vocab_size(self) -> int:
     return max(self.tokenizer.get_vocab(with_added_tokens=True).values()) + 1

@@ -3,12 +3,21 @@
   import lm_eval
   from smoljax import evals
   results = lm_eval.simple_evaluate(evals.LM('runs/quickstart'), tasks=['arc_easy'])
+  chat = evals.LM('HF_DIR', enable_thinking=False)
+  results = lm_eval.simple_evaluate(chat, tasks=['gsm8k'], apply_chat_template=True)
 
 Needs `pip install lm-eval` (nothing else here does; best in an environment of its own, as it may
-bring another pyarrow than Beam wants). How texts become tokens is the harness's own
-rule for causal models, so that scores equal those of the exported model in transformers.
+bring another pyarrow than Beam wants). What becomes of texts is the harness's own rule for causal
+models, so that scores equal those of the exported model in transformers (its model `hf`), but for
+two: a prompt is not cut to make room for more than half of the context, but the answer (down to an
+eighth of it); and a thought that is not closed is no answer.
 """
 
+import dataclasses
+import functools
+import hashlib
+import json
+import warnings
 from typing import Any
 
 import numpy as np
@@ -16,9 +25,14 @@ from lm_eval.api.instance import Instance
 from lm_eval.api.model import TemplateLM
 
 from smoljax.checkpoints import load
+from smoljax.data import chat_template
 from smoljax.evals import likelihood
-from smoljax.inference import generate
+from smoljax.inference import cache, generate
 from smoljax.inference.sampling import Sampling
+from smoljax.inference.text import Text, stream_text
+
+_LENGTHS = ('max_gen_toks', 'max_new_tokens', 'max_tokens', 'max_completion_tokens')
+_SAMPLED = ('top_k', 'top_p', 'min_p', 'repetition_penalty', 'min_new_tokens')
 
 
 class LM(TemplateLM):
@@ -28,15 +42,34 @@ class LM(TemplateLM):
     model: what `load.load_model` reads, or an `load.Model`.
     batch_size: sequences at once; changes no score.
     max_length: context in tokens; 0 = what the model was trained for.
+    enable_thinking: which of its modes a chat template is rendered in; None: the template's choice.
+      If True, what counts is the answer after `think_end`, which stop strings leave alone.
+    chat_template_args: what else the template reads.
+    think_end: ends a thought.
+    seed: of sampled answers; each repeat of a request is another draw.
   Raises as `load.load_model`.
   """
 
-  def __init__(self, model: str | load.Model, batch_size: int = 16, max_length: int = 0):
+  def __init__(
+    self,
+    model: str | load.Model,
+    batch_size: int = 16,
+    max_length: int = 0,
+    *,
+    enable_thinking: bool | None = None,
+    chat_template_args: dict[str, Any] | None = None,
+    think_end: str = '</think>',
+    seed: int = 0,
+  ):
     super().__init__()
     self.model = load.load_model(model) if isinstance(model, str) else model
     self.batch_size = batch_size
     self.max_length = min(max_length or self.model.config.max_seq_len,
                           self.model.config.max_seq_len)
+    self._thinks, self._think_end, self._seed = bool(enable_thinking), think_end, seed
+    self._variables = dict(chat_template_args or {})
+    if enable_thinking is not None:
+      self._variables['enable_thinking'] = enable_thinking
 
   @property
   def eot_token_id(self) -> int | None:
@@ -54,15 +87,55 @@ class LM(TemplateLM):
     """Names the cache that the harness keeps of tokenised requests."""
     return self.model.tokenizer.path.replace('/', '__')
 
+  @functools.cached_property
+  def _template(self) -> chat_template.ChatTemplate:
+    return load.chat_template_of(self.model)
+
+  @functools.cached_property
+  def _reads_controls(self) -> bool:
+    return chat_template.reads_controls(self.model.tokenizer)
+
+  @functools.cached_property
+  def _decoding(self) -> dict:
+    return cache.prepare(self.model.config, self.model.params)
+
+  def chat_template(self, chat_template: bool | str = False) -> str | None:
+    """The Jinja text, for the harness's records; None where no template is applied."""
+    return self._template.source if chat_template else None
+
+  def apply_chat_template(
+    self, chat_history: list[dict[str, str]], add_generation_prompt: bool = True
+  ) -> str:
+    """A conversation as the model expects it; without a prompt for an answer, its last message is
+    left open."""
+    render = functools.partial(
+      chat_template.render, self._template, generation_prompt=add_generation_prompt,
+      open_end=not add_generation_prompt, **self._variables)
+    try:
+      return render(chat_history)
+    except ValueError:  # some templates know no system turn
+      turns = [message for message in chat_history if message['role'] != 'system']
+      if len(turns) == len(chat_history):
+        raise
+      _warn('the chat template does not take a system turn: it is left out')
+      return render(turns)
+
   def tok_encode(self, string: str, add_special_tokens: bool | None = None, **_: Any) -> list[int]:
-    """Token ids; BOS comes first if the model was trained with it, unless it is not wanted."""
-    ids = self.model.tokenizer.encode(string)
+    """Token ids; BOS comes first if the model was trained with it, unless it is there already or
+    not wanted. Control tokens are read where the tokenizer's own users do."""
+    tokenizer = self.model.tokenizer
+    ids = (chat_template.encode(string, tokenizer) if self._reads_controls
+           else list(tokenizer.encode(string)))
     bos = self.model.bos if add_special_tokens is None else add_special_tokens and self.model.bos
-    bos_id = self.model.tokenizer.bos_id
-    return [bos_id, *ids] if bos and bos_id is not None else list(ids)
+    if not bos or tokenizer.bos_id is None or ids[:1] == [tokenizer.bos_id]:
+      return ids
+    return [tokenizer.bos_id, *ids]
 
   def _loglikelihood_tokens(self, requests, disable_tqdm: bool = False, **_):
     """(log-probability, every token the likeliest) of each continuation; cut on the left."""
+    if self._thinks:
+      raise ValueError('enable_thinking=True goes with tasks that generate: a likelihood has no '
+                       'room for a thought')
     found = [(0.0, True)] * len(requests)
 
     def stream():
@@ -82,12 +155,15 @@ class LM(TemplateLM):
   def loglikelihood_rolling(
     self, requests: list[Instance], disable_tqdm: bool = False
   ) -> list[float]:
-    """Log-probability of whole texts after the prefix token; each window has one of context."""
+    """Log-probability of whole texts after the prefix token; each window has one of context.
+
+    A model with BOS predicts it too, from another one, as in the harness.
+    """
     totals = [0.0] * len(requests)
 
     def stream():
       for i, request in enumerate(requests):
-        ids = self.tok_encode(request.args[0], add_special_tokens=False)
+        ids = self.tok_encode(request.args[0])
         tokens, first = np.asarray([self.prefix_token_id, *ids]), 1
         while first < len(tokens):
           stop = min(first + self.max_length, len(tokens))
@@ -100,30 +176,101 @@ class LM(TemplateLM):
     return totals
 
   def generate_until(self, requests: list[Instance], disable_tqdm: bool = False) -> list[str]:
-    """Greedy, or sampled at `temperature`, up to the first of `until` or `max_gen_toks`."""
-    tokenizer, out = self.model.tokenizer, []
-    for request in requests:
+    """Greedy, or sampled, up to the first of `until` or `max_gen_toks`; many requests at once."""
+    asked: dict[str, list[tuple[int, list[int], int]]] = {}  # by options: (place, prompt, seed)
+    times: dict[str, int] = {}
+    answers = [''] * len(requests)
+    for i, request in enumerate(requests):
       context, options = request.args
-      until = options.get('until') or []
-      until = [until] if isinstance(until, str) else until
-      room = min(int(options.get('max_gen_toks', 256)), self.max_length - 1)
-      prompt = self.tok_encode(context)[-(self.max_length - room):] or [self.prefix_token_id]
-      temperature = float(options.get('temperature', 0.0)) if options.get('do_sample') else 0.0
-      ids: list[int] = []
-      for (token,) in generate.stream(
-          self.model.config, self.model.params, [prompt], max_new_tokens=room,
-          sampling=Sampling(temperature=temperature), eos_id=self.eot_token_id):
-        if token is None:
-          break
-        ids.append(token)
-        text = tokenizer.decode(ids)
-        if any(stop in text for stop in until):
-          break
-      text = tokenizer.decode(ids)
-      cuts = [text.index(stop) for stop in until if stop in text]
-      out.append(text[: min(cuts)] if cuts else text)
-    return out
+      options = json.dumps(options, sort_keys=True)
+      prompt = self.tok_encode(context) or [self.prefix_token_id]
+      # Its draws depend on what is asked and how often it was, not on its place among others.
+      name = f'{self._seed}/{options}/{context}'
+      times[name] = times.get(name, 0) + 1
+      digest = hashlib.sha256(f'{times[name]}/{name}'.encode()).digest()
+      asked.setdefault(options, []).append((i, prompt, int.from_bytes(digest[:4])))
+    for options, group in asked.items():
+      settings = json.loads(options)
+      group.sort(key=lambda row: len(row[1]), reverse=True)  # what will not fit is seen at once
+      for start in range(0, len(group), self.batch_size):
+        rows = group[start : start + self.batch_size]
+        for (i, *_), answer in zip(rows, self._generate(rows, settings), strict=True):
+          answers[i] = answer
+          self.cache_hook.add_partial('generate_until', requests[i].args, answer)
+    return answers
+
+  def _generate(self, rows, options):
+    """The answers of one batch; `rows` are (place, prompt, seed)."""
+    model, until = self.model, options.get('until') or []
+    until = [stop for stop in ([until] if isinstance(until, str) else until) if stop]
+    wanted = int(next((options[k] for k in _LENGTHS if options.get(k) is not None), 256))
+    prompts, rooms = zip(*(self._fit(prompt, wanted) for _, prompt, _ in rows), strict=True)
+    # Never a batch of one: XLA computes the products of one row by another method.
+    more = max(2, self.batch_size) - len(rows)
+    prompts, seeds = [*prompts, *prompts[-1:] * more], [row[2] for row in rows]
+    # A stop string inside a thought does not count, so rows that think are looked at when done.
+    texts = [Text(model.tokenizer.decode, () if self._thinks else until) for _ in rows]
+    ids: list[list[int]] = [[] for _ in rows]
+
+    # One row may have less room than another: none is looked at beyond its own.
+    config = dataclasses.replace(model.config, max_seq_len=2 * model.config.max_seq_len)
+
+    def steps():
+      for step in generate.stream(
+          config, self._decoding, prompts, max_new_tokens=max(rooms), sampling=_sampling(options),
+          eos_id=model.eos_ids, seed=seeds + seeds[-1:] * more):
+        step = [token if len(row) < room else None
+                for token, row, room in zip(step, ids, rooms, strict=False)]
+        for token, row, text in zip(step, ids, texts, strict=True):
+          if token is not None and not text.stopped:
+            row.append(token)
+        yield step
+
+    for _ in stream_text(steps(), texts):
+      pass
+    return [self._answer(model.tokenizer.decode(row), until) for row in ids]
+
+  def _fit(self, prompt, wanted):
+    """The prompt, cut on the left, and how many tokens may follow it."""
+    much = wanted > self.max_length // 2
+    most = self.max_length - (max(1, self.max_length // 8) if much else wanted)
+    room = min(wanted, self.max_length - min(len(prompt), most))
+    if room < wanted:
+      _warn(f'max_gen_toks={wanted} and prompts do not fit into a context of {self.max_length} '
+            'tokens: answers are cut shorter')
+    if len(prompt) > most:
+      _warn(f'prompts are cut on the left to {most} tokens, to leave room for max_gen_toks='
+            f'{wanted} in a context of {self.max_length}')
+    return prompt[-most:], room
+
+  def _answer(self, text, until):
+    if self._thinks:
+      _, found, text = text.rpartition(self._think_end)
+      if not found:
+        return ''
+      text = text.lstrip()
+    cuts = [text.index(stop) for stop in until if stop in text]
+    return text[: min(cuts)] if cuts else text
 
   def _run(self, stream):
     return likelihood.run_windows(self.model.config, self.model.params, stream,
                                   batch_size=self.batch_size, seq_len=self.max_length)
+
+
+def _sampling(options):
+  """How a request wants its tokens drawn: greedy unless it says otherwise."""
+  temperature = float(options.get('temperature') or 0.0)
+  if not options.get('do_sample', temperature > 0):
+    temperature = 0.0
+  elif 'temperature' not in options:
+    temperature = 1.0
+  whole = {'top_k', 'min_new_tokens'}
+  given = {k: (int if k in whole else float)(options[k]) for k in _SAMPLED
+           if options.get(k) is not None}
+  return Sampling(temperature=temperature, **given)
+
+
+@functools.cache
+def _warn(text):
+  """Once for each text."""
+  warnings.warn(text)

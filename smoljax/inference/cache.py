@@ -2,7 +2,7 @@
 
 import dataclasses
 import functools
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager
 from typing import Any, NamedTuple
 
@@ -11,6 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from smoljax import model
+from smoljax.model import quantised
 from smoljax.model.attention import attention
 
 BLOCK = 8  # tokens per row computed between two looks of the host
@@ -21,12 +22,31 @@ HIDDEN = 1 << 30  # position of slots that hold nothing: in every query's future
 Cache = list[tuple[jax.Array, jax.Array]]  # per layer (k_BKRH, v_BKRH) in the compute dtype
 
 
-def prepare(config: model.ModelConfig, params: model.Params) -> model.Params:
-  """Parameters as generation uses them, for many calls: see `model.unstack`. Idempotent."""
-  if isinstance(params['blocks'], list):
+def prepare(
+  config: model.ModelConfig, params: model.Params, weights: str = ''
+) -> model.Params:
+  """Parameters as generation uses them, for many calls: see `model.unstack`. Idempotent.
+
+  Args:
+    params: as of `model.init`; or its `blocks` are an iterator of layers, each of which is read
+      when the one before is ready: then memory holds the result and one layer more.
+    weights: 'int8' or 'int4' for matrices in so many bits (smoljax/model/quantised.py); embedding
+      and head have 8 in either case.
+  """
+  blocks = params['blocks']
+  if isinstance(blocks, list):
     return params
   with no_mesh():
-    return _unstack(config)(jax.tree.map(on_one_device, params))
+    if isinstance(blocks, Mapping):
+      blocks = _layers(config, jax.tree.map(on_one_device, blocks))
+    layers = [jax.block_until_ready(_layer(config, layer, weights)) for layer in blocks]
+    rest = {name: value for name, value in params.items() if name != 'blocks'}
+    if 'head_DV' in rest:
+      rest['head_VD'] = on_one_device(rest.pop('head_DV')).T
+    rest = jax.tree.map(lambda p: jnp.asarray(on_one_device(p), config.dtype), rest)
+    for name in {'embed_VD', 'head_VD'} & set(rest) if weights else ():
+      rest[name] = _quantise(rest[name], 'int8')
+  return rest | {'blocks': layers}
 
 
 # ------------------------------------------------------------------------------- cached forward
@@ -43,7 +63,12 @@ def init_cache(
     (batch_size, config.num_kv_heads, min(window or num_slots, num_slots), config.head_dim)
     for window in (*config.windows, *(0,) * modules)
   ]
-  return [(jnp.zeros(s, config.dtype), jnp.zeros(s, config.dtype)) for s in shapes]
+  return _zeros(tuple(shapes), config.dtype)
+
+
+@functools.partial(jax.jit, static_argnums=(0, 1))
+def _zeros(shapes, dtype):
+  return [(jnp.zeros(s, dtype), jnp.zeros(s, dtype)) for s in shapes]
 
 
 def hidden(
@@ -99,7 +124,7 @@ def attend_cache(
       out_BTNH, _ = attention(
         q_BTNH, k_BTKH, v_BTKH, q_positions_BT=positions_BT, kv_positions_BS=positions_BT,
         q_segments_BT=segments_BT, kv_segments_BS=segments_BT, window=window, in_order=True,
-        softcap=config.attention_softcap,
+        softcap=config.attention_softcap, max_segments=1,
       )
       return out_BTNH, cache, None
     R = held[0].shape[2]
@@ -193,9 +218,30 @@ class State(NamedTuple):
   seen_BV: jax.Array | None  # bool: tokens each row holds; with a repetition penalty only
 
 
+def _layers(config, stack):
+  take = jax.jit(lambda stack, i: jax.tree.map(lambda p: p[i], stack))
+  return (take(stack, i) for i in range(config.num_layers))
+
+
+def _layer(config, layer, weights):
+  if isinstance(jax.tree.leaves(layer)[0], np.ndarray):
+    # Nothing but the result is ever on the device: its allocator gives up to twice the memory that
+    # is asked for, where something of such a size has just been freed.
+    layer = jax.tree.map(jnp.asarray, model.unstack(config, layer))
+  else:
+    layer = _unstack(config)(layer)
+  for part in ('attn', 'mlp') if weights else ():
+    for name in ('inwards_XD', 'outwards_DX'):
+      layer[part][name] = _quantise(layer[part][name], weights)
+  return layer
+
+
 @functools.lru_cache(maxsize=16)
 def _unstack(config: model.ModelConfig) -> Callable:
   return jax.jit(functools.partial(model.unstack, config))
+
+
+_quantise = jax.jit(quantised.quantise, static_argnames='kind')
 
 
 @functools.lru_cache(maxsize=16)

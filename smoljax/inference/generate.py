@@ -34,9 +34,9 @@ from smoljax.inference.speculative import Speculation
 
 def generate(
   config: model.ModelConfig, params: model.Params, prompts: Sequence[Sequence[int]], **settings: Any
-) -> list[list[int]]:
+) -> list[list[Any]]:
   """`stream`, collected: the new tokens of each row, without the end token that stopped it."""
-  results: list[list[int]] = [[] for _ in range(len(prompts))]
+  results: list[list[Any]] = [[] for _ in range(len(prompts) * settings.get('samples', 1))]
   for tokens in stream(config, params, prompts, **settings):
     for result, token in zip(results, tokens, strict=True):
       if token is not None:
@@ -53,13 +53,16 @@ def stream(
   max_new_tokens: int,
   sampling: Sampling = GREEDY,
   eos_id: int | Sequence[int] | None = None,
-  seed: int = 0,
-  block: int = cache_lib.BLOCK,
+  seed: int | Sequence[int] = 0,
+  samples: int = 1,
+  logprobs: bool = False,
+  block: int | None = None,
   speculation: Speculation | None = None,
-) -> Iterator[list[int | None]]:
+) -> Iterator[list[Any]]:
   """Continues the prompts, one token per row at a time: None where a row has ended.
 
-  A row's tokens depend on its prompt, its place in the batch and the seed, not on other rows.
+  A row's tokens depend on its prompt, its place in the batch and the seed (or its own seed), not
+  on other rows.
 
   Args:
     params: as of `model.init`, or of `prepare`, which saves the work of preparing them each time.
@@ -67,28 +70,46 @@ def stream(
     mask: [B, T], true where `prompts` holds a token and not padding, on whichever side.
     max_new_tokens: per row.
     eos_id: token(s) that end a row; they are not given out.
+    seed: of all rows; or a list with one of each, wherever it stands in the batch.
+    samples: rows a prompt, one after the other in the result; a prompt is read once.
+    logprobs: give (token, its log-probability), in nats, where there is a token. It is the
+      model's own, as without `sampling`.
     block: tokens (rounds, if speculating) computed on the device at once; they arrive together.
+      None: `cache.BLOCK`, but one at a time in bfloat16 on CPUs, where XLA would copy what a loop
+      reads.
     speculation: given, the modules of multi-token prediction draft. Greedy rows are the same as
       without; sampled ones are other draws of the same distribution.
   Raises:
     ValueError: an empty prompt, a token outside the vocabulary, a length beyond
-      `config.max_seq_len`.
+      `config.max_seq_len`, settings that do not go together.
   """
-  if block < 1:
-    raise ValueError(f'block={block}: at least one token is computed at a time')
+  if block is None:
+    one = config.dtype == 'bfloat16' and jax.default_backend() == 'cpu'
+    block = 1 if one else cache_lib.BLOCK
+  if block < 1 or samples < 1:
+    raise ValueError(f'block={block}, samples={samples}: each must be 1 or more')
   rows = _rows(config, prompts, mask, max_new_tokens)
   if not rows or not max_new_tokens:
     return iter(())
-  if speculation is not None:
-    _require_speculative(config, sampling)
+  keys_B = _keys(seed, len(rows) * samples)
   ends = () if eos_id is None else (eos_id,) if isinstance(eos_id, int) else tuple(eos_id)
   if speculation is not None:
+    _require_speculative(config, sampling, samples, logprobs)
     return speculative.speculate(
-      config, params, rows, max_new_tokens, sampling, ends, seed, block, speculation)
-  return _stream(config, params, rows, max_new_tokens, sampling, ends, seed, block)
+      config, params, rows, max_new_tokens, sampling, ends, keys_B, block, speculation)
+  return _stream(
+    config, params, rows, max_new_tokens, sampling, ends, keys_B, block, samples, logprobs)
 
 
-def _require_speculative(config, sampling):
+def _keys(seed, num_rows):
+  if isinstance(seed, int):
+    return jax.vmap(jax.random.fold_in, (None, 0))(jax.random.key(seed), jnp.arange(num_rows))
+  if len(seed) != num_rows:
+    raise ValueError(f'{len(seed)} seeds for {num_rows} rows: give one seed, or one a row')
+  return jax.vmap(jax.random.key)(np.asarray(seed, np.uint32))
+
+
+def _require_speculative(config, sampling, samples, logprobs):
   if config.mtp == 'none':
     raise ValueError('this model has no modules of multi-token prediction (or its export left them '
                      'out): it cannot speculate')
@@ -98,9 +119,14 @@ def _require_speculative(config, sampling):
   if sampling.repetition_penalty != 1:
     raise ValueError('repetition_penalty does not go with speculation: each draft would change the '
                      'penalties of the next; set it to 1')
+  if samples > 1 or logprobs or sampling.min_new_tokens:
+    raise ValueError('samples, logprobs and min_new_tokens do not go with speculation: leave them '
+                     'out')
 
 
-def _stream(config, params, rows, max_new_tokens, sampling, ends, seed, block):
+def _stream(
+  config, params, rows, max_new_tokens, sampling, ends, keys_B, block, samples, logprobs
+):
   params = cache_lib.prepare(config, params)
   block = min(block, max_new_tokens)
   num_blocks = -(-max_new_tokens // block)
@@ -108,6 +134,10 @@ def _stream(config, params, rows, max_new_tokens, sampling, ends, seed, block):
     logits_BV, cache, offset_B, index, *_ = cache_lib.prefill(
       config, params, rows, num_blocks * block
     )
+    if samples > 1:
+      rows = [row for row in rows for _ in range(samples)]
+      logits_BV, cache, offset_B = jax.tree.map(
+        lambda x: jnp.repeat(x, samples, axis=0), (logits_BV, cache, offset_B))
     seen_BV = None
     if sampling.repetition_penalty != 1:
       seen_BV = np.zeros(logits_BV.shape, bool)
@@ -116,41 +146,49 @@ def _stream(config, params, rows, max_new_tokens, sampling, ends, seed, block):
       seen_BV = jnp.asarray(seen_BV)
     ended_B = jnp.zeros(len(rows), bool)
     state = State(logits_BV, cache, jnp.int32(index), jnp.int32(0), ended_B, seen_BV)
-    key = jax.random.key(seed)
-    run = _block(config, sampling, ends, block)
-    tokens_BJ, state = run(params, offset_B, key, state)
+    run = _block(config, sampling, ends, block, logprobs)
+    new, state = run(params, offset_B, keys_B, state)
   left = max_new_tokens
   for i in range(num_blocks):
-    current_BJ = tokens_BJ
+    tokens_BJ, logprobs_BJ = new
     if i + 1 < num_blocks:  # dispatched before the current tokens are waited for
       with cache_lib.no_mesh():
-        tokens_BJ, state = run(params, offset_B, key, state)
-    for token_B in np.asarray(current_BJ).T[:left].tolist():
+        new, state = run(params, offset_B, keys_B, state)
+    columns = np.asarray(tokens_BJ).T[:left].tolist()
+    scores = np.asarray(logprobs_BJ).T[:left].tolist() if logprobs else columns
+    for token_B, score_B in zip(columns, scores, strict=True):
       if all(token < 0 for token in token_B):
         return
-      yield [None if token < 0 else token for token in token_B]
+      yield [None if token < 0 else (token, score) if logprobs else token
+             for token, score in zip(token_B, score_B, strict=True)]
     left -= block
 
 
 @functools.lru_cache(maxsize=16)
 def _block(
-  config: model.ModelConfig, sampling: Sampling, ends: tuple[int, ...], num_steps: int
+  config: model.ModelConfig, sampling: Sampling, ends: tuple[int, ...], num_steps: int,
+  logprobs: bool,
 ) -> Callable:
-  """The jitted (params, offset_B, key, state) → (tokens_BJ, state) of J = `num_steps` steps.
+  """The jitted (params, offset_B, keys_B, state) → ((tokens_BJ, logprobs_BJ), state) of J =
+  `num_steps` steps.
 
-  Tokens are -1 from a row's end on.
+  Tokens are -1 from a row's end on; without `logprobs` there are none.
   """
   config = dataclasses.replace(config, remat='none')
 
   @functools.partial(jax.jit, donate_argnames='state')
-  def run(params, offset_B, key, state):
+  def run(params, offset_B, keys_B, state):
     B, V = state.logits_BV.shape
-    keys_B = jax.vmap(jax.random.fold_in, (None, 0))(key, jnp.arange(B))
+    is_end_V = jnp.isin(jnp.arange(V), jnp.asarray(ends, jnp.int32)) if ends else None
 
     def step(i, carry):
-      tokens_BJ, state = carry
+      (tokens_BJ, logprobs_BJ), state = carry
       now_B = jax.vmap(jax.random.fold_in, (0, None))(keys_B, state.step)
-      token_B = sampling_lib.sample(now_B, state.logits_BV, sampling, state.seen_BV)
+      logits_BV = state.logits_BV
+      if ends and sampling.min_new_tokens:
+        early = state.step < sampling.min_new_tokens
+        logits_BV = jnp.where(early & is_end_V, -jnp.inf, logits_BV)
+      token_B = sampling_lib.sample(now_B, logits_BV, sampling, state.seen_BV)
       ended_B = state.ended_B
       if ends:
         ended_B |= jnp.isin(token_B, jnp.asarray(ends, jnp.int32))
@@ -158,16 +196,22 @@ def _block(
       if seen_BV is not None:
         seen_BV |= token_B[:, None] == jnp.arange(V)
       tokens_BJ = tokens_BJ.at[:, i].set(jnp.where(ended_B, -1, token_B))
+      if logprobs:
+        logprob_BV = jax.nn.log_softmax(state.logits_BV)
+        logprobs_BJ = logprobs_BJ.at[:, i].set(
+          jnp.take_along_axis(logprob_BV, token_B[:, None], axis=1)[:, 0])
       x_B1D, cache, _ = cache_lib.hidden(
         config, params, token_B[:, None], offset_B, state.cache, state.index)
       logits_BV = model.logits(config, params, x_B1D)[:, 0]
-      return tokens_BJ, State(
+      return (tokens_BJ, logprobs_BJ), State(
         logits_BV, cache, state.index + 1, state.step + 1, ended_B, seen_BV)
 
     # The number of steps is fixed even where all rows end early: were a condition looked at on the
     # way, the host would wait for the device there, and could not prepare the next block meanwhile.
     tokens_BJ = jnp.full((B, num_steps), -1, jnp.int32)
-    return jax.lax.fori_loop(0, num_steps, step, (tokens_BJ, state))
+    logprobs_BJ = jnp.zeros((B, num_steps), jnp.float32) if logprobs else None
+    carry = (tokens_BJ, logprobs_BJ), state
+    return step(0, carry) if num_steps == 1 else jax.lax.fori_loop(0, num_steps, step, carry)
 
   return run
 

@@ -14,13 +14,14 @@ class Sampling:
   Raises ValueError, naming the field, for values out of range.
   """
 
-  temperature: float = 0.0  # logits are divided by it; 0 = take the likeliest token
+  temperature: float = 0.0  # logits are divided by it; 0 (or next to it) = the likeliest token
   top_k: int = 0  # keep the k likeliest; 0 = all
   top_p: float = 1.0  # then the fewest that hold this probability (arXiv:1904.09751)
   min_p: float = 0.0  # then those with this share of the likeliest's probability (arXiv:2407.01082)
   repetition_penalty: float = 1.0  # first of all: logits of tokens already there, the prompt's
                                    # included, are divided (if > 0) or multiplied by it (CTRL,
                                    # arXiv:1909.05858)
+  min_new_tokens: int = 0  # before so many, no token that ends the row
 
   def __post_init__(self):
     for name, allowed, ok in (
@@ -28,10 +29,16 @@ class Sampling:
       ('top_k', '0 (off) or more', self.top_k >= 0),
       ('top_p', 'in (0, 1]', 0 < self.top_p <= 1),
       ('min_p', 'in [0, 1]', 0 <= self.min_p <= 1),
+      ('min_new_tokens', '0 or more', self.min_new_tokens >= 0),
       ('repetition_penalty', 'positive (1 = off)', 0 < self.repetition_penalty < float('inf')),
     ):
       if not ok:
         raise ValueError(f'{name}={getattr(self, name)}: must be {allowed}')
+
+  @property
+  def greedy(self) -> bool:
+    """Whether the likeliest token is taken: fp32 logits cannot be divided by less than this."""
+    return self.temperature < 1e-6
 
 
 GREEDY = Sampling()
@@ -48,7 +55,7 @@ def adjust(
     penalty = sampling.repetition_penalty
     penalised_BV = jnp.where(logits_BV > 0, logits_BV / penalty, logits_BV * penalty)
     logits_BV = jnp.where(seen_BV, penalised_BV, logits_BV)
-  if sampling.temperature == 0:
+  if sampling.greedy:
     return logits_BV
   logits_BV = logits_BV / sampling.temperature
   if 0 < sampling.top_k < logits_BV.shape[-1]:
@@ -87,6 +94,6 @@ def sample(
 ) -> jax.Array:
   """One token per row, int32 [B], by the row's own key."""
   logits_BV = adjust(logits_BV, sampling, seen_BV)
-  if sampling.temperature == 0:
+  if sampling.greedy:
     return jnp.argmax(logits_BV, axis=-1).astype(jnp.int32)
   return jax.vmap(jax.random.categorical)(keys_B, logits_BV).astype(jnp.int32)

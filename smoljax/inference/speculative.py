@@ -83,7 +83,7 @@ def verify(
 
 def speculate(
   config: model.ModelConfig, params: model.Params, rows: Sequence[Sequence[int]],
-  max_new_tokens: int, sampling: Sampling, ends: tuple[int, ...], seed: int, block: int,
+  max_new_tokens: int, sampling: Sampling, ends: tuple[int, ...], keys_B: jax.Array, block: int,
   speculation: Speculation,
 ) -> Iterator[list[int | None]]:
   """`generate.stream` with drafts of the modules of multi-token prediction (arXiv:2211.17192).
@@ -92,6 +92,7 @@ def speculate(
 
   Args:
     ends: ids that end a row.
+    keys_B: one key a row.
     block: how many rounds of drafting and checking a call of the jitted program makes.
     speculation: counts rounds and drafts, and how many were accepted, when the stream ends.
   """
@@ -101,9 +102,8 @@ def speculate(
     logits_BV, cache, offset_B, index, recent_BW, trunk_BWD = cache_lib.prefill(
       config, params, rows, max_new_tokens + modules + 1, modules=modules)
     start, run = _rounds(config, sampling, ends, block, max_new_tokens)
-    key = jax.random.key(seed)
     token_B, state = start(
-      params, offset_B, key, logits_BV, cache, jnp.int32(index), recent_BW, trunk_BWD)
+      params, offset_B, keys_B, logits_BV, cache, jnp.int32(index), recent_BW, trunk_BWD)
     waiting = [[t] if t >= 0 else [] for t in np.asarray(token_B).tolist()]
     given, ended = 0, np.asarray(state.ended_B)
   try:
@@ -116,7 +116,7 @@ def speculate(
       if given == max_new_tokens or ended.all():
         break
       with cache_lib.no_mesh():
-        tokens_BJX, state = run(params, offset_B, key, state)
+        tokens_BJX, state = run(params, offset_B, keys_B, state)
       ended = np.asarray(state.ended_B)
       for row, new_X in zip(waiting, np.asarray(tokens_BJX).reshape(len(rows), -1), strict=True):
         row.extend(new_X[new_X >= 0].tolist())
@@ -131,20 +131,19 @@ def speculate(
 def _rounds(
   config: model.ModelConfig, sampling: Sampling, ends: tuple[int, ...], block: int, most: int
 ) -> tuple[Callable, Callable]:
-  """The jitted first draw, and (params, offset_B, key, state) → (tokens_BJX, state) of J rounds.
+  """The jitted first draw, and (params, offset_B, keys_B, state) → (tokens_BJX, state) of J rounds.
 
   Tokens are -1 where there is none: X = modules + 1 is the most that a round can give.
   """
   config = dataclasses.replace(config, remat='none')
-  M, greedy = config.mtp_depth, sampling.temperature == 0
+  M, greedy = config.mtp_depth, sampling.greedy
 
-  def keys(key, index_B, use):
-    """A row's key for one use at one index; its place in the batch tells rows apart."""
+  def keys(keys_B, index_B, use):
+    """A row's key for one use at one index."""
     fold = jax.vmap(jax.random.fold_in)
-    rows_B = jax.vmap(jax.random.fold_in, (None, 0))(key, jnp.arange(len(index_B)))
-    return fold(fold(rows_B, index_B), jnp.full_like(index_B, use))
+    return fold(fold(keys_B, index_B), jnp.full_like(index_B, use))
 
-  def draft(params, offset_B, key, recent_BX, trunk_BWD, cache, index_B):
+  def draft(params, offset_B, keys_B, recent_BX, trunk_BWD, cache, index_B):
     drawn = []
 
     def read(k):  # tokens k places after the window: known ones, then those drafted here
@@ -156,7 +155,7 @@ def _rounds(
       token_B = (
         jnp.argmax(logits_BV, axis=-1).astype(jnp.int32)
         if greedy
-        else sampling_lib.sample(keys(key, index_B, 1 + k), logits_BV, Sampling(temperature=1.0))
+        else sampling_lib.sample(keys(keys_B, index_B, 1 + k), logits_BV, Sampling(temperature=1.0))
       )
       drawn.append((token_B, logits_BV))
 
@@ -176,20 +175,20 @@ def _rounds(
     return out_BX, made_B, ended_B | jnp.any(is_end_BX, axis=1) | (made_B >= most)
 
   @functools.partial(jax.jit, donate_argnames='cache')
-  def start(params, offset_B, key, logits_BV, cache, index, recent_BW, trunk_BWD):
+  def start(params, offset_B, keys_B, logits_BV, cache, index, recent_BW, trunk_BWD):
     B = len(logits_BV)
     index_B = jnp.full((B,), index)
-    token_B = sampling_lib.sample(keys(key, index_B, 0), logits_BV, sampling)
+    token_B = sampling_lib.sample(keys(keys_B, index_B, 0), logits_BV, sampling)
     zero_B = jnp.zeros((B,), jnp.int32)
     out_B1, made_B, ended_B = stop(token_B[:, None], zero_B, zero_B > 0)
     recent_BX = jnp.concatenate([recent_BW, token_B[:, None]], axis=1)
     drafts_BM, logits_BMV, cache = draft(
-      params, offset_B, key, recent_BX, trunk_BWD, cache, index_B)
+      params, offset_B, keys_B, recent_BX, trunk_BWD, cache, index_B)
     return out_B1[:, 0], Round(
       recent_BX, trunk_BWD, drafts_BM, logits_BMV, cache, index_B, made_B, ended_B, zero_B, zero_B)
 
   @functools.partial(jax.jit, donate_argnames='state')
-  def run(params, offset_B, key, state):
+  def run(params, offset_B, keys_B, state):
     def one(i, carry):
       tokens_BJX, s = carry
       read_BX = jnp.concatenate([s.recent_BX[:, -1:], s.drafts_BM], axis=1)
@@ -198,7 +197,8 @@ def _rounds(
       logits_BXV = model.logits(config, params, x_BXD)
       p_BXV = sampling_lib.adjust(logits_BXV.reshape(-1, logits_BXV.shape[-1]), sampling)
       kept_B, token_B = jax.vmap(functools.partial(verify, greedy=greedy))(
-        keys(key, s.index_B, 1), s.drafts_BM, s.draft_logits_BMV, p_BXV.reshape(logits_BXV.shape))
+        keys(keys_B, s.index_B, 1), s.drafts_BM, s.draft_logits_BMV,
+        p_BXV.reshape(logits_BXV.shape))
       place_X = jnp.arange(M + 1)
       new_BX = jnp.where(place_X < kept_B[:, None], jnp.pad(s.drafts_BM, ((0, 0), (0, 1))), -1)
       new_BX = jnp.where(place_X == kept_B[:, None], token_B[:, None], new_BX)
@@ -209,7 +209,7 @@ def _rounds(
       trunk_BWD = cut(jnp.concatenate([s.trunk_BWD, captured['trunk_BTD']], axis=1), moved_B, 2 * M)
       index_B = s.index_B + moved_B
       drafts_BM, draft_logits_BMV, cache = draft(
-        params, offset_B, key, recent_BX, trunk_BWD, cache, index_B)
+        params, offset_B, keys_B, recent_BX, trunk_BWD, cache, index_B)
       live_B = (~s.ended_B).astype(jnp.int32)
       return tokens_BJX.at[:, i].set(out_BX), Round(
         recent_BX, trunk_BWD, drafts_BM, draft_logits_BMV, cache, index_B, made_B, ended_B,

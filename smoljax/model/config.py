@@ -248,7 +248,8 @@ class ModelConfig:
     name = _hf_class(hf)
     kind, L, N = HF_CLASSES[name], hf['num_hidden_layers'], hf['num_attention_heads']
     # What is null is as if it were not there, but for what null says there is none of.
-    unset = {'sliding_window': 0, 'num_key_value_heads': N, 'head_dim': hf['hidden_size'] // N}
+    unset: dict[str, Any] = {
+      'sliding_window': 0, 'num_key_value_heads': N, 'head_dim': hf['hidden_size'] // N}
     unset = {k: v for k, v in unset.items() if k in hf}
     hf = kind.defaults | unset | {k: v for k, v in hf.items() if v is not None}
     one_of('hidden_act', hf.get('hidden_act', 'silu'), HF_ACTIVATIONS)

@@ -15,7 +15,7 @@ from flax import nnx
 from jax.ad_checkpoint import checkpoint_name
 
 from smoljax import sharding
-from smoljax.model import fp8
+from smoljax.model import fp8, quantised
 from smoljax.model.attention import attention
 from smoljax.model.config import GATED, LinearRope, Llama3Rope, ModelConfig, mscale
 
@@ -288,7 +288,7 @@ def graph(config: ModelConfig, part: str) -> nnx.GraphDef:
   """The structure (nnx.GraphDef) of a part of the model, which its parameters are merged into."""
   make = {
     'block': lambda: Block(config, jax.random.key(0)),
-    'unstacked': lambda: unstacked(Block(config, jax.random.key(0))),
+    'unstacked': lambda: _joined(Block(config, jax.random.key(0))),
     'final_norm': lambda: Norm(config),
     'mtp': lambda: MTPModule(config, jax.random.key(0)),
   }
@@ -300,17 +300,31 @@ def layer_params(params: Params, i: jax.Array | int) -> Params:
   return jax.tree.map(lambda p: p[i], params['blocks'])
 
 
-def unstacked(block: Any) -> Any:
-  """The block with all matrices that read one input as one matrix [out, in]: for decoding."""
-  for module, (inwards, outwards) in MATRICES.items():
-    module = getattr(block, module)
-    inwards = [name for name in inwards if hasattr(module, name)]
-    parts_XD = [p.reshape(len(p), -1).T for p in (getattr(module, n)[...] for n in inwards)]
-    out_XD = getattr(module, outwards)[...]
+def unstacked(layer: Params) -> Params:
+  """A layer with all matrices that read one input as one matrix [out, in]: for decoding.
+
+  numpy arrays stay on the host; those of a Hugging Face folder lie in that order already.
+  """
+  layer = dict(layer)
+  for part, (inwards, outwards) in MATRICES.items():
+    module = dict(layer[part])
+    parts = [module.pop(name) for name in inwards if name in module]
+    out_XD = module.pop(outwards)
+    out_XD = out_XD.reshape(-1, out_XD.shape[-1])
+    join = np.concatenate if isinstance(out_XD, np.ndarray) else jnp.concatenate
+    module['inwards_XD'] = join([p.reshape(len(p), -1).T for p in parts])
+    layer[part] = module | {'outwards_DX': out_XD.T}
+  return layer
+
+
+def _joined(block):
+  """The block with the matrices of `unstacked`, but for their values."""
+  for part, (inwards, outwards) in MATRICES.items():
+    module = getattr(block, part)
     for name in (*inwards, outwards):
-      delattr(module, name)
-    module.inwards_XD = nnx.Param(jnp.concatenate(parts_XD))
-    module.outwards_DX = nnx.Param(out_XD.reshape(-1, out_XD.shape[-1]).T)
+      if hasattr(module, name):
+        delattr(module, name)
+    module.inwards_XD, module.outwards_DX = nnx.Param(jnp.zeros(())), nnx.Param(jnp.zeros(()))
   return block
 
 
@@ -323,7 +337,7 @@ def _inwards(module, x_BTD, *names):
     return [jnp.einsum(f'BTD,{dims}->BT{dims[1:]}', x_BTD, _use(module, name))
             for name, dims in zip(names, letters, strict=True)]
   shapes = [_shape(module.config, name)[1:] for name in names]
-  y_BTX = matmul(x_BTD, module.inwards_XD[...], x_BTD.dtype)
+  y_BTX = matmul(x_BTD, module.inwards_XD.get_value(), x_BTD.dtype)
   parts = jnp.split(y_BTX, np.cumsum([math.prod(shape) for shape in shapes])[:-1], axis=-1)
   return [y.reshape(*x_BTD.shape[:2], *shape) for y, shape in zip(parts, shapes, strict=True)]
 
@@ -331,7 +345,7 @@ def _inwards(module, x_BTD, *names):
 def _outwards(module, y, name):
   """y [B, T, …] times the named matrix, back into the residual stream."""
   if hasattr(module, 'outwards_DX'):
-    return matmul(y.reshape(*y.shape[:2], -1), module.outwards_DX[...], y.dtype)
+    return matmul(y.reshape(*y.shape[:2], -1), module.outwards_DX.get_value(), y.dtype)
   if _in_fp8(module, name):
     return fp8.product(y, _use(module, name), 'mlp', 'residual')
   dims = sharding.dim_letters(name)
@@ -343,17 +357,29 @@ def _in_fp8(module, name):
   return module.config.fp8 and 'F' in sharding.dim_letters(name)
 
 
-def matmul(x_BTI: jax.Array, w_OI: jax.Array, dtype: jax.typing.DTypeLike) -> jax.Array:
+def matmul(
+  x_BTI: jax.Array, w_OI: jax.Array | quantised.Quantised, dtype: jax.typing.DTypeLike
+) -> jax.Array:
   """x times w transposed, accumulated in fp32 and given in `dtype`."""
-  def dot(x_BTI, w_OI):
-    return jnp.einsum('BTI,OI->BTO', x_BTI, w_OI, preferred_element_type=dtype)
+  if isinstance(w_OI, quantised.Quantised):
+    return quantised.matmul(x_BTI, w_OI, dtype)
+
+  def dot(x_BTI, w_OI, preferred=dtype):
+    return jnp.einsum('BTI,OI->BTO', x_BTI, w_OI, preferred_element_type=preferred).astype(dtype)
 
   def total(x_11I, w_OI):  # for one row, XLA's GPU reductions read w faster than its products
     y_1O = jnp.sum(x_11I.astype(jnp.float32) * w_OI.astype(jnp.float32), axis=-1)
     return y_1O[None].astype(dtype)
 
-  if x_BTI.shape[:2] == (1, 1):
-    return jax.lax.platform_dependent(x_BTI, w_OI, cuda=total, default=dot)
+  def unwidened(x_BTI, w_OI):  # XLA's CPU products take w as it is for fp32 results of two rows
+    rows = jnp.concatenate([x_BTI, x_BTI]) if x_BTI.shape[:2] == (1, 1) else x_BTI
+    return dot(rows, w_OI, jnp.float32)[: len(x_BTI)]
+
+  choices: dict[str, Callable] = {'cuda': total} if x_BTI.shape[:2] == (1, 1) else {}
+  if w_OI.dtype == jnp.bfloat16:
+    choices['cpu'] = unwidened
+  if choices:
+    return jax.lax.platform_dependent(x_BTI, w_OI, **choices, default=dot)
   return dot(x_BTI, w_OI)
 
 

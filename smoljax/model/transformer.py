@@ -32,10 +32,12 @@ from flax import nnx
 
 from smoljax import sharding
 from smoljax.model import layers as layers_lib
+from smoljax.model import quantised
 from smoljax.model.attention import probabilities
 from smoljax.model.attention.masks import Places, positions_from_segments, segments_from_positions
 from smoljax.model.config import ModelConfig, one_of
 from smoljax.model.layers import Block, MTPModule, Norm, Params
+from smoljax.model.quantised import Quantised
 
 # Activations that `apply` gives on request.
 CAPTURED = ('residual', 'attention', 'entropy', 'qkv', 'units', 'sites', 'outputs', 'trunk')
@@ -181,6 +183,8 @@ def embed(config: ModelConfig, params: Params, tokens_BT: jax.Array) -> jax.Arra
 
   They are looked up before the cast, so that the gradient is summed in the parameters' fp32.
   """
+  if isinstance(params['embed_VD'], Quantised):
+    return quantised.rows(params['embed_VD'], tokens_BT, config.dtype)
   if jax.sharding.get_abstract_mesh().empty and not _mesh_of(params['embed_VD']).empty:
     raise ValueError('the parameters live on a mesh: compute under `with jax.set_mesh(mesh):`, '
                      'or move them to one device first')
@@ -295,22 +299,14 @@ def run_blocks(
   return x_BTD, state, (seen, with_trunk(captured, x_BTD, before_BTD))
 
 
-def unstack(config: ModelConfig, params: Params) -> Params:
-  """The parameters as decoding reads them, in the compute dtype: `blocks` is a list of layers.
+def unstack(config: ModelConfig, layer: Params) -> Params:
+  """The parameters of one block as decoding reads them, in the compute dtype.
 
   Where there is one token per row to compute, all the time goes into reading matrices. A scan over
   stacked layers copies each layer's out of the stack first; so they are apart here, those with the
   same input are one, and all are stored (out, in), which is read fastest.
   """
-  params = jax.tree.map(lambda p: p.astype(config.dtype), params)
-  layers = []
-  for i in range(config.num_layers):
-    block = layers_lib.unstacked(
-      nnx.merge(layers_lib.graph(config, 'block'), layers_lib.layer_params(params, i))
-    )
-    layers.append(nnx.to_pure_dict(nnx.split(block)[1]))
-  head = {} if config.tie_embeddings else {'head_VD': params.pop('head_DV').T}
-  return params | head | {'blocks': layers}
+  return layers_lib.unstacked(jax.tree.map(lambda p: p.astype(config.dtype, copy=False), layer))
 
 
 def computed(config: ModelConfig, params: Params) -> Params:
@@ -355,6 +351,9 @@ def unembedding(config: ModelConfig, params: Params) -> jax.Array:
 
 def logits(config: ModelConfig, params: Params, hidden_BTD: jax.Array) -> jax.Array:
   """fp32 logits_BTV of hidden states that are past the final norm."""
+  head = params['embed_VD'] if config.tie_embeddings else params.get('head_VD')
+  if isinstance(head, Quantised):
+    return _capped(config, quantised.matmul(hidden_BTD, head, jnp.float32))
   return project(config, hidden_BTD, unembedding(config, params))
 
 
@@ -377,7 +376,10 @@ def project(
     logits_BTV = jnp.einsum(
       'BTD,DV->BTV', hidden_BTD, unembed_DV, preferred_element_type=dtype,
       out_sharding=sharding.out('batch', 'length', 'vocab'))
-  logits_BTV = logits_BTV.astype(jnp.float32)
+  return _capped(config, logits_BTV.astype(jnp.float32))
+
+
+def _capped(config, logits_BTV):
   if config.logit_softcap:
     logits_BTV = config.logit_softcap * jnp.tanh(logits_BTV / config.logit_softcap)
   return logits_BTV

@@ -200,6 +200,21 @@ def test_tables_do_not_decide_the_language():
   assert result.language == 'en' and result.text == text
 
 
+def test_tables_tell_the_language_where_little_else_is_there():
+  rows = '\n'.join(f'| Der {k}. Brunnen im Garten am Fluss | 12.{k} | {k} |' for k in range(9))
+  document = records.Document('1', f'Seite 3\n\n{rows}\n\nSumme')
+  result, = pdf.identify(document, ('de',), None)
+  assert result.language == 'de'
+  # Numbers alone have none; their pages are not counted.
+  numbers = '\n'.join(f'| {k} | 1{k}.5 |' for k in range(90))
+  (reject,) = pdf.identify(records.Document('1', numbers), ('de',), None)
+  assert reject.stage == 'language'
+  document = records.Document('1', rows + numbers + numbers, metadata={
+    'page_offsets': [0, len(rows), len(rows + numbers)]})
+  result, = pdf.identify(document, ('de',), None)
+  assert result.language == 'de'
+
+
 def test_the_language_is_the_average_over_pages():
   english, german = ' '.join(story(3, 8)), (
     'Die alte Brücke über den Fluss wurde im Winter gesperrt, weil der Wind zu stark war. ' * 8)
@@ -209,9 +224,9 @@ def test_the_language_is_the_average_over_pages():
   result, = pdf.identify(document, ('en', 'de'), .4)
   assert result.language == 'en' and result.metadata['page_languages'] == [
     'en', 'de', 'en', '', 'en']
-  assert result.language_score == pytest.approx(.6, abs=.05)        # three of five pages
-  assert result.metadata['languages']['de'] == pytest.approx(.2, abs=.02)
-  (reject,) = pdf.identify(document, (), .7)
+  assert result.language_score == pytest.approx(.75, abs=.05)       # three of four with words
+  assert result.metadata['languages']['de'] == pytest.approx(.25, abs=.02)
+  (reject,) = pdf.identify(document, (), .8)
   assert reject.reason == 'unsure' and reject.document.text == document.text
   (reject,) = pdf.identify(document, ('de',), .4)
   assert reject.reason == 'en'

@@ -10,6 +10,7 @@ import hashlib
 import json
 import os
 import random
+import re
 
 import gguf as gguf_reader
 import jax
@@ -52,6 +53,7 @@ def tool(text):
   return {'role': 'tool', 'content': text}
 
 
+FLAG = '/(no_think|think|system_override)'
 CALL = {'name': 'weather', 'arguments': {'city': 'Orléans'}}
 # Name → messages and arguments of chat.render.
 HAND_MADE = {
@@ -185,6 +187,8 @@ def test_the_rest_differs_in_the_end_of_the_system_turn_alone():
       'python_tools', []
     ):
       continue
+    if re.search(rf'[^\s(]{FLAG}|{FLAG}[^\s]', str(messages[0]['content'])):
+      continue  # the released template takes it for a flag
     parity = chat.render(messages, today=TODAY, parity=True, **arguments).text
     ours = chat.render(messages, today=TODAY, **arguments)
     opens = [s.text == chat.START for s in ours.segments if s.control]
@@ -204,6 +208,24 @@ def test_our_jinja_is_our_rendering(name):
   messages, arguments = HAND_MADE[name]
   rendered = chat.render(messages, today=TODAY, **arguments)
   assert jinja(chat.template(), messages, arguments) == (rendered.text, rendered.spans)
+
+
+@pytest.mark.parametrize('text, mode, left', [
+  ('See https://example.org/think/tank and /no_thinking', 'no_think', None),
+  ('See https://example.org/no_think and a/think', 'think', None),
+  ('/think/think, /think/no_think and /system_overrides', 'no_think', None),
+  ('Be terse (/no_think).', 'no_think', 'Be terse ().'),
+  ('/no_think, please. /think?', 'no_think', ', please. ?'),
+  ('Read /think.py, then /think!', 'think', 'Read /think.py, then !'),
+])  # fmt: skip
+def test_a_flag_is_a_word_of_its_own(text, mode, left):
+  """What is part of a path or of a longer word stays, and decides nothing."""
+  messages = [system(text), user('x')]
+  default = 'no_think' if mode == 'no_think' and left is None else 'think'
+  rendered = chat.render(messages, mode=default, today=TODAY)
+  assert rendered.mode == mode
+  assert f'## Custom Instructions\n\n{left or text}\n\n' in rendered.text
+  assert jinja(chat.template(), messages, dict(mode=default))[0] == rendered.text
 
 
 texts = st.lists(st.one_of(st.sampled_from(PIECES), st.text(max_size=5)), max_size=6).map(''.join)

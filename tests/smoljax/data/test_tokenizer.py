@@ -84,6 +84,14 @@ def test_control_tokens_decode_to_nothing(model_path, hf_folder):
     assert text.decode([2, *text.encode('a b'), 3, 0, 0]) == 'a b'
 
 
+def test_ids_beyond_the_tokenizer_decode_to_nothing(model_path, hf_folder):
+  """A model's vocabulary may be padded beyond its tokenizer's."""
+  for path in (model_path, hf_folder):
+    text = tokenizer.load(str(path))
+    ids = text.encode('return 12')
+    assert text.decode([*ids, text.vocab_size, 10**6, *ids]) == 'return 12return 12'
+
+
 def test_long_documents_are_used_whole(tmp_path):
   """Nothing is dropped for its length, newlines neither: only the last words repeat here."""
   noise = random.Random(0)

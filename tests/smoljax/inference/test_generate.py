@@ -152,7 +152,7 @@ def test_windowed_layers_hold_the_window_only():
 
 
 def test_few_shapes_are_compiled():
-  run = generate_lib._block(CONFIG, VARIED, (), 8)
+  run = generate_lib._block(CONFIG, VARIED, (), 8, False)
   run.clear_cache()
   for prompt in PROMPTS:
     generate(make(CONFIG), [prompt], max_new_tokens=10, sampling=VARIED)
@@ -165,8 +165,9 @@ def test_the_cache_is_written_in_place():
     jnp.zeros(2, bool), None)
   cache_bytes = sum(x.nbytes for x in jax.tree.leaves(state.cache))
   params = cache_lib.prepare(CONFIG, make(CONFIG))
-  run = generate_lib._block(CONFIG, GREEDY, (5,), 8)
-  compiled = run.lower(params, jnp.zeros(2, jnp.int32), jax.random.key(0), state).compile()
+  run = generate_lib._block(CONFIG, GREEDY, (5,), 8, False)
+  compiled = run.lower(
+    params, jnp.zeros(2, jnp.int32), jax.random.split(jax.random.key(0)), state).compile()
   memory = compiled.memory_analysis()
   assert memory.alias_size_in_bytes > cache_bytes
   assert memory.temp_size_in_bytes < cache_bytes / (2 * CONFIG.num_layers)  # one layer's keys
@@ -190,8 +191,13 @@ def test_a_long_prompt_needs_no_square_of_its_length(monkeypatch):
   (tokens, cache) = chunks[0]
 
   int32 = functools.partial(jax.ShapeDtypeStruct, dtype=jnp.int32)
-  params = jax.eval_shape(lambda key: model.unstack(config, model.init(config, key)),
-                          jax.eval_shape(lambda: jax.random.key(0)))
+
+  def prepared(key):
+    params = model.init(config, key)
+    return params | {'blocks': [
+      model.unstack(config, jax.tree.map(lambda p, i=i: p[i], params['blocks'])) for i in range(4)]}
+
+  params = jax.eval_shape(prepared, jax.eval_shape(lambda: jax.random.key(0)))
   traced = cache_lib.prefill_programs(config, 0)[1].trace(
     params, int32(tokens), int32((1,)), jax.eval_shape(
       lambda: init_cache(config, 1, cache[2])), int32(()))
@@ -207,6 +213,67 @@ def all_sizes(jaxpr):
       value = getattr(value, 'jaxpr', value)
       if hasattr(value, 'eqns'):
         yield from all_sizes(value)
+
+
+# ------------------------------------------------------------------------------- samples and scores
+
+
+def test_log_probabilities_are_the_models_own():
+  """Those of the plain forward pass, whatever is drawn; rows of several samples included."""
+  params, settings = make(CONFIG), dict(max_new_tokens=6, sampling=VARIED)
+  rows = generate(params, PROMPTS[:2], samples=3, logprobs=True, **settings)
+  assert len(rows) == 6 and len({str(row) for row in rows}) == 6
+  for i, row in enumerate(rows):
+    prompt, new = PROMPTS[i // 3], [token for token, _ in row]
+    logits = model.apply(CONFIG, params, np.array([prompt + new])).logits[0]
+    logp = jax.nn.log_softmax(logits)[len(prompt) - 1 :]
+    want = [logp[t, token] for t, token in enumerate(new)]
+    np.testing.assert_allclose([score for _, score in row], want, atol=2e-5)
+
+
+def test_samples_are_rows_of_their_own():
+  """As if the prompt were given as often; and with a seed a row, wherever it stands."""
+  params, settings = make(CONFIG), dict(max_new_tokens=6, sampling=VARIED)
+  rows = generate(params, PROMPTS[:2], samples=2, seed=[5, 6, 7, 8], **settings)
+  assert rows == generate(
+    params, [PROMPTS[0]] * 2 + [PROMPTS[1]] * 2, seed=[5, 6, 7, 8], **settings)
+  assert rows[2:3] == generate(params, [PROMPTS[1]], seed=[7], **settings)
+  with pytest.raises(ValueError, match='2 seeds for 1 rows'):
+    generate(params, PROMPTS[:1], seed=[1, 2], **settings)
+
+
+def test_no_end_before_min_new_tokens():
+  params = make(CONFIG)
+  free = generate(params, PROMPTS, max_new_tokens=12)
+  ends = [free[1][0], free[1][3]]
+  short = generate(params, PROMPTS, max_new_tokens=12, eos_id=ends)
+  long = generate(params, PROMPTS, max_new_tokens=12, eos_id=ends,
+                  sampling=Sampling(min_new_tokens=5))
+  assert min(map(len, short)) == 0 and min(map(len, long)) >= 5
+  assert all(not set(row[:5]) & set(ends) for row in long)
+
+
+@pytest.mark.parametrize('temperature', [1e-40, 1e-7])
+def test_next_to_no_temperature_is_greedy(temperature):
+  sampling = Sampling(temperature, top_k=5, top_p=0.9, min_p=0.1)
+  assert generate(make(CONFIG), PROMPTS, max_new_tokens=8, sampling=sampling) == generate(
+    make(CONFIG), PROMPTS, max_new_tokens=8)
+
+
+def test_one_row_computes_as_two_do_in_bfloat16():
+  """On CPUs a product of one row with a bf16 matrix is that of two, and widens no matrix."""
+  config = dataclasses.replace(CONFIG, dtype='bfloat16')
+  one = generate_lib.generate(config, make(CONFIG), PROMPTS[1:2], max_new_tokens=8)
+  two = generate_lib.generate(config, make(CONFIG), PROMPTS[1:2] * 2, max_new_tokens=8)
+  assert two == one * 2
+  block = generate_lib._block(config, GREEDY, (), 1, False)
+  params = cache_lib.prepare(config, make(CONFIG))
+  state = State(jnp.zeros((1, 64)), init_cache(config, 1, 64), jnp.int32(3), jnp.int32(0),
+                jnp.zeros(1, bool), None)
+  text = block.lower(params, jnp.zeros(1, jnp.int32), jax.random.split(jax.random.key(0), 1),
+                     state).compile().as_text()
+  mlp = params['blocks'][0]['mlp']['inwards_XD'].shape
+  assert f'f32[{mlp[0]},{mlp[1]}]' not in text
 
 
 # ----------------------------------------------------------------------------------- what is drawn
@@ -432,6 +499,9 @@ COMMANDS = {
   'no_think': ['--prompt=The number?', '--mode=no_think'],
   'system': ['--prompt=The number?', '--mode=think', '--system=Be brief.'],
   'long': ['--prompt=' + 'The number ' * 300, '--context=4096'],
+  'samples': ['--prompt=The number', '--samples=3', '--temperature=1', '--logprobs'],
+  'int8': ['--prompt=The number', '--weights=int8', '--min_new_tokens=4'],
+  'another template': ['--checkpoint={other}', '--prompt=The number?', '--mode=chat'],
 }
 WRONG = {
   'which model?': ['--checkpoint='],
@@ -440,6 +510,10 @@ WRONG = {
   'give --context=': ['--prompt=' + 'The number ' * 300],
   '--mode=think': ['--prompt=a', '--system=Be brief.'],
   'give it a question': ['--mode=think'],
+  'has no chat template': ['--checkpoint={bare}', '--prompt=a', '--mode=think'],
+  'has no such modes: use --mode=chat': ['--checkpoint={other}', '--prompt=a', '--mode=think'],
+  'does not take this conversation: no system turns': [
+    '--checkpoint={other}', '--prompt=a', '--mode=chat', '--system=Be brief.'],
   '/nowhere.txt': ['--prompt_file=/nowhere.txt'],
   "unknown argument 'number'": ['--prompt=The', 'number'],
 }
@@ -452,14 +526,22 @@ def commands(tmp_path_factory):
   file, hf = str(path / 'tokenizer.model'), str(path / 'hf')
   texts = [f'The number {i} comes after {i - 1}; ça va?\n' * 3 for i in range(50)]
   tokenizer.train(texts, file, vocab_size=312, control=chat.CONTROL)
-  config = dataclasses.replace(CONFIG, vocab_size=312, max_seq_len=1024)
-  huggingface.save_hf(config, model.init(config, jax.random.key(1)), hf, dtype='float32')
-  tokenizer.to_hf(file, hf, bos=True, max_length=1024)
+  config = dataclasses.replace(CONFIG, vocab_size=320, max_seq_len=1024)  # padded
+  other = ("{% if messages[0].role == 'system' %}{{ raise_exception('no system turns') }}{% endif "
+           "%}Q: {{ messages[0].content }} A:")
+  for name, template in (('hf', chat.template()), ('bare', ''), ('other', other)):
+    folder = str(path / name)
+    huggingface.save_hf(config, model.init(config, jax.random.key(1)), folder, dtype='float32')
+    tokenizer.to_hf(file, folder, bos=True, max_length=1024, chat_template=template)
 
   common = [f'--checkpoint={hf}', '--max_new_tokens=16', '--temperature=0']
+  places = {'{other}': str(path / 'other'), '{bare}': str(path / 'bare')}
+  given = {
+    name: common + [functools.reduce(lambda a, kv: a.replace(*kv), places.items(), a) for a in argv]
+    for name, argv in (COMMANDS | WRONG).items()}
   process = subprocess.run(
     [sys.executable, '-c', DRIVER], cwd=REPOSITORY, text=True, capture_output=True, check=False,
-    input=json.dumps({name: common + argv for name, argv in (COMMANDS | WRONG).items()}))
+    input=json.dumps(given))
   assert process.returncode == 0, process.stderr
   return json.loads(process.stdout)
 
@@ -474,8 +556,17 @@ def test_the_command_continues_prompts(commands):
 
 
 def test_the_command_chats(commands):
-  answers = [commands[name][0] for name in ('no_think', 'system')]
-  assert len(set(answers)) == 2 and not any('The number?' in a for a in answers)
+  answers = [commands[name][0] for name in ('no_think', 'system', 'another template')]
+  assert len(set(answers)) == 3 and not any('The number?' in a for a in answers)
+  assert all(commands[name][2] == 0 for name in COMMANDS)
+
+
+def test_the_command_gives_several_samples_and_scores(commands):
+  out, err, _ = commands['samples']
+  parts = out.split('--- ')[1:]
+  assert len(parts) == 3 and len({part[2:] for part in parts}) == 3
+  assert all(f'text {i}: log-probability -' in err for i in (1, 2, 3))
+  assert commands['int8'][0].startswith('The number')
 
 
 @pytest.mark.parametrize('message', WRONG)

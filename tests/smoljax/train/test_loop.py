@@ -142,6 +142,7 @@ def test_continued_training_starts_from_the_given_weights(undisturbed, markov_co
   """Rows twice as long and another rotary base, from the weights of a run: as SmolLM3's stages."""
   longer = {
     'data.seq_len': 128, 'train.init_from': str(undisturbed[1]), 'train.tokens': 2 * 8 * 128,
+    'tokenizer.path': 'none: these corpora are of numbers',
     'train.batch_tokens': 8 * 128,
     'model.rope_theta': 5e5, 'optimizer.learning_rate': 1e-9, 'optimizer.weight_decay': 0.0,
   }  # fmt: skip

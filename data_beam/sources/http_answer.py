@@ -1,0 +1,43 @@
+"""HTTP answers as crawls have stored them: whatever servers sent, and some only nearly HTTP."""
+
+import re
+from typing import NamedTuple
+
+HEAD_END = re.compile(rb'\r?\n\r?\n')     # some servers end lines with a line feed alone
+HEAD_BYTES = 64 << 10
+
+
+def parse_headers(head: bytes) -> dict[str, str]:
+  """The fields under the first line, names in lower case; of several of one name the first."""
+  try:
+    text = head.decode()
+  except UnicodeDecodeError:
+    text = head.decode('latin-1')
+  headers: dict[str, str] = {}
+  for line in re.sub(r'\r?\n[ \t]+', ' ', text).split('\n')[1:]:
+    name, colon, value = line.partition(':')
+    if colon:
+      headers.setdefault(name.strip().lower(), value.strip())
+  return headers
+
+
+class Answer(NamedTuple):
+  """The HTTP answer that a response record holds."""
+
+  status: int | None
+  headers: dict[str, str]   # names in lower case
+  body: bytes
+
+
+def http_answer(block: bytes) -> Answer:
+  """A block as an HTTP answer; its lines may end with a line feed alone, or there may be none."""
+  if not (end := HEAD_END.search(block, 0, HEAD_BYTES)) or block[:1] == b'<':
+    return Answer(None, {}, b'' if block.startswith(b'HTTP/') else block)
+  status = re.match(rb'\S+[ \t]+(\d{3})\b', block)
+  return Answer(int(status[1]) if status else None, parse_headers(block[:end.start()]),
+                block[end.end():])
+
+
+def mime(content_type: str) -> str:
+  """The MIME type of a Content-Type header, which some servers give twice."""
+  return re.split('[;,]', content_type, maxsplit=1)[0].strip(' \t"\'').lower()

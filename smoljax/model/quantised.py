@@ -1,0 +1,138 @@
+"""Matrices in 8 or 4 bits for decoding, multiplied without a wider copy where it counts.
+
+Where there is one token per row to compute, all the time goes into reading matrices: a matrix in
+half the bytes is read in half the time. Weights are q · scale, with whole q; activations, norms and
+biases keep the compute dtype. int8 has one scale a row (an output), applied to the product; int4
+one for each `GROUP` weights of a row. The scale is the weight of the largest magnitude, sign and
+all, over -128 or -8, so that every level is used (llama.cpp's Q4_0).
+"""
+
+import dataclasses
+import math
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+BITS = {'int8': 8, 'int4': 4}
+GROUP = 64  # weights of a row that share a scale in 4 bits: 4.25 bits a weight
+SMALL = 1 << 23  # matrices of no more weights gain nothing from `sum_of_words`, and XLA splits it
+
+
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True)
+class Quantised:
+  """A matrix w_OI ≈ values · scales, with G groups of weights in each row.
+
+  Attributes:
+    values: int8 [O, I]; in 4 bits [O, I / 2], where the lower half of a byte comes first.
+    scales_OG: in the compute dtype.
+    bits: 8 or 4.
+  """
+
+  values: jax.Array
+  scales_OG: jax.Array
+  bits: int = dataclasses.field(metadata={'static': True})
+
+
+def quantise(w_OI: jax.Array, kind: str) -> Quantised:
+  """The nearest values of a matrix in `kind` (of `BITS`); scales in the dtype of the matrix.
+
+  Raises ValueError for an unknown kind, and for 4 bits of rows of odd length.
+  """
+  if kind not in BITS:
+    raise ValueError(f'weights={kind!r}: one of {", ".join(BITS)}')
+  bits, (O, I) = BITS[kind], w_OI.shape
+  if bits == 4 and I % 2:
+    raise ValueError(f'rows of {I} weights: int4 needs an even number; use int8')
+  levels = 2 ** (bits - 1)
+  w_OGI = w_OI.astype(jnp.float32).reshape(O, -1, I if bits == 8 else math.gcd(I, GROUP))
+  most_OG1, least_OG1 = (f(w_OGI, axis=-1, keepdims=True) for f in (jnp.max, jnp.min))
+  largest_OG1 = jnp.where(most_OG1 > -least_OG1, most_OG1, least_OG1)
+  scales_OG1 = (largest_OG1 / -levels).astype(w_OI.dtype)
+  divisor_OG1 = jnp.where(scales_OG1 == 0, 1, scales_OG1.astype(jnp.float32))
+  q_OI = jnp.clip(jnp.round(w_OGI / divisor_OG1), -levels, levels - 1).reshape(O, I)
+  values = q_OI.astype(jnp.int8)
+  if bits == 4:
+    values = (values[:, ::2] & 15) | (values[:, 1::2] << 4)
+  return Quantised(values, scales_OG1[..., 0], bits)
+
+
+def dequantised(w: Quantised, dtype: jax.typing.DTypeLike) -> jax.Array:
+  """w_OI as products of many rows take it."""
+  q_OI = _whole(w).astype(dtype)
+  O, G = w.scales_OG.shape
+  return (q_OI.reshape(O, G, -1) * w.scales_OG.astype(dtype)[..., None]).reshape(q_OI.shape)
+
+
+def rows(w: Quantised, index: jax.Array, dtype: jax.typing.DTypeLike) -> jax.Array:
+  """Rows of the matrix, [*index.shape, I]; NaN where there is none of that index."""
+  take = lambda x, **how: x.at[index].get(mode='fill', wrap_negative_indices=False, **how)
+  part = Quantised(take(w.values).reshape(index.size, -1),
+                   take(w.scales_OG, fill_value=jnp.nan).reshape(index.size, -1), w.bits)
+  return dequantised(part, dtype).reshape(*index.shape, -1)
+
+
+def matmul(x_BTI: jax.Array, w: Quantised, dtype: jax.typing.DTypeLike) -> jax.Array:
+  """x times w transposed, accumulated in fp32 and given in `dtype`."""
+  def dot(x_BTI, w):
+    if w.scales_OG.shape[1] == 1:  # XLA reads the whole numbers inside the product
+      y_BTO = jnp.einsum('BTI,OI->BTO', x_BTI, _whole(w).astype(x_BTI.dtype),
+                         preferred_element_type=jnp.float32)
+      return (y_BTO * w.scales_OG[:, 0].astype(jnp.float32)).astype(dtype)
+    return jnp.einsum('BTI,OI->BTO', x_BTI, dequantised(w, x_BTI.dtype),
+                      preferred_element_type=dtype)
+
+  def total(x_11I, w):  # see `layers.matmul`
+    x_I = x_11I[0, 0]
+    if w.bits == 8 and w.values.size <= SMALL:
+      y_O = jnp.sum(x_I.astype(jnp.float32) * w.values * w.scales_OG.astype(jnp.float32), axis=1)
+    else:
+      y_O = sum_of_words(x_I, w)[:, 0]
+    return y_O[None, None].astype(dtype)
+
+  group = x_BTI.shape[-1] // w.scales_OG.shape[1]
+  if x_BTI.shape[:2] == (1, 1) and group % (32 // w.bits) == 0:
+    return jax.lax.platform_dependent(x_BTI, w, cuda=total, default=dot)
+  return dot(x_BTI, w)
+
+
+def _whole(w):
+  """The whole numbers, int8 [O, I]."""
+  if w.bits == 8:
+    return w.values
+  return jnp.stack([(w.values << 4) >> 4, w.values >> 4], axis=-1).reshape(len(w.values), -1)
+
+
+def sum_of_words(x_I: jax.Array, w: Quantised, parts: int = 1) -> jax.Array:
+  """fp32 products y_OP of one row, each in so many parts that are still to be added.
+
+  Weights are read by the 32-bit word, 16 bytes a thread.
+
+  GPUs turn whole numbers into floats at an eighth of their other rates. So a weight becomes one by
+  bit operations, as the last bits of a float of 2^23 and more, of which that is taken off. It
+  stays where it is in the word as long as that is among the last 23 bits, and counts 2^place as
+  much; x, of which every row needs the same, makes up for that.
+  """
+  O, G = w.scales_OG.shape
+  each, levels = 32 // w.bits, 1 << w.bits
+  words_OW = jax.lax.bitcast_convert_type(w.values.reshape(O, -1, 4), jnp.uint32)
+  words_OW ^= jnp.uint32(sum(levels // 2 << (w.bits * e) for e in range(each)))  # none is negative
+  fit = 23 // w.bits  # weights that need no shift
+  place = [w.bits * (e % fit) for e in range(each)]
+  x_WE = x_I.astype(jnp.float32).reshape(-1, each) * 2.0 ** -np.array(place, np.float32)
+  # As a number that the compiler does not know, with which `and` and `or` are one instruction.
+  large = jax.lax.optimization_barrier(jnp.uint32(0x4B000000))
+  x_WE = jax.lax.optimization_barrier(x_WE)  # once, and not again for every row
+
+  def weights_OW(e):
+    shifted_OW = words_OW >> (w.bits * (e // fit * fit)) if e >= fit else words_OW
+    bits_OW = shifted_OW & jnp.uint32(levels - 1 << place[e]) | large
+    zero = 2**23 + (levels // 2 << place[e])
+    return jax.lax.bitcast_convert_type(bits_OW, jnp.float32) - jnp.float32(zero)
+
+  sum_OW = weights_OW(0) * x_WE[:, 0]
+  for e in range(1, each):
+    sum_OW += weights_OW(e) * x_WE[:, e]
+  scaled_OGW = sum_OW.reshape(O, G, -1) * w.scales_OG.astype(jnp.float32)[..., None]
+  return jnp.sum(scaled_OGW.reshape(O, parts, -1), axis=-1)

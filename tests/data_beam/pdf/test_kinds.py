@@ -1,0 +1,317 @@
+"""Pages of the kinds that layout took for something else, drawn here with other text than `cases`.
+
+Each asks for what a reader would: that nothing is lost, that what belongs together stands together,
+and that what looks alike but is something else (a ranking, a statement of accounts) stays it.
+"""
+
+import random
+import re
+
+import pytest
+from helpers.pdfs import WIDTH, make
+from reportlab.pdfbase import pdfmetrics
+from reportlab.pdfbase.cidfonts import UnicodeCIDFont
+
+from data_beam.pdf import text as pdf_text
+
+WORDS = '''the ferry carried letters across the bay while two clerks counted barrels near a wall and
+the wind turned the mill slowly before evening'''.split()       # noqa: SIM905
+
+
+def sentence(seed, words=30):
+  choose = random.Random(seed)
+  text = ' '.join(choose.choice(WORDS) for _ in range(words))
+  return f'{text[0].upper()}{text[1:]}.'
+
+
+def wrapped(text, width, font='Times-Roman', size=10):
+  lines = ['']
+  for word in text.split():
+    longer = f'{lines[-1]} {word}'.strip()
+    if pdfmetrics.stringWidth(longer, font, size) > width:
+      lines.append(word)
+    else:
+      lines[-1] = longer
+  return lines
+
+
+def paragraph(page, x, y, text, width=400, size=10, lead=12.0):
+  page.setFont('Times-Roman', size)
+  for line in wrapped(text, width, size=size):
+    page.drawString(x, y, line)
+    y -= lead
+  return y
+
+
+def read(draw) -> str:
+  return pdf_text.parse(make(draw), ocr='never').text
+
+
+# What repeats on pages, and what does not.
+
+def test_what_differs_from_page_to_page_stays_and_one_copy_of_what_does_not():
+  def draw(page):
+    for i in range(6):
+      page.drawString(72, 765, f'Invoice no. {1003 + i}')
+      page.drawRightString(540, 765, 'Harbour Office')
+      page.drawString(72, 745, f'Date: 0{i + 1}.03.2021')
+      paragraph(page, 72, 700, sentence(i))
+      page.drawString(72, 45, f'Due: {37 * i + 12}.50')
+      page.drawCentredString(306, 25, f'Quay street 7 · page {i + 1} of 6')
+      page.showPage()
+  text = read(draw)
+  for i in range(6):
+    for line in (f'Invoice no. {1003 + i}', f'Date: 0{i + 1}.03.2021', f'Due: {37 * i + 12}.50'):
+      assert line in text
+  assert text.count('Quay street 7') == 1 and 'of 6' not in text
+
+
+def test_heads_of_odd_and_even_pages_and_numbers_beyond_a_thousand_go():
+  def draw(page):
+    for i in range(8):
+      if i % 2:
+        page.drawString(72, 765, f'{1200 + i}')
+        page.drawCentredString(306, 765, 'T. Miller and others')
+      else:
+        page.drawCentredString(306, 765, 'Letters across the bay')
+        page.drawRightString(540, 765, f'{1200 + i}')
+      paragraph(page, 72, 700, sentence(i, 90))
+      page.showPage()
+  text = read(draw)
+  assert text.count('T. Miller') == text.count('Letters across the bay') == 1
+  assert not re.search(r'\b120\d\b', text)
+
+
+def test_tables_of_numbers_lose_no_row_and_no_head_is_torn_off():
+  rows = [[f'{random.Random(i).random() * 10 ** k:.2f}' for k in range(4)] for i in range(240)]
+
+  def draw(page):
+    for start in range(0, 240, 40):
+      page.setFont('Helvetica', 9)
+      for i, row in enumerate([['Depth', 'Salinity', 'Oxygen', 'Flow'], *rows[start:start + 40]]):
+        for j, cell in enumerate(row):
+          page.drawRightString(150 + 100 * j, 770 - 17 * i, cell)
+      page.showPage()
+  text = read(draw)
+  assert all(' | '.join(row) in text for row in rows)
+  assert text.count('| Depth | Salinity | Oxygen | Flow |') == 6
+
+
+@pytest.mark.parametrize('heading', ['1984', 'MIX', '4250', '12 %', 'No. 7', '$ 80'])
+def test_a_heading_is_no_page_number(heading):
+  def draw(page):
+    page.setFont('Helvetica', 11)
+    page.drawString(72, 760, heading)
+    paragraph(page, 72, 720, sentence(1, 150))
+    page.drawCentredString(306, 30, '17')
+  text = read(draw)
+  assert text.startswith(heading) and not text.endswith('17')
+
+
+# What stands left of lines.
+
+@pytest.mark.parametrize('step', [1, 5])
+def test_line_numbers_go_and_paragraphs_are_whole(step):
+  lines = wrapped(sentence(2, 300), 380)
+
+  def draw(page):
+    for i, line in enumerate(lines, 1):
+      page.setFont('Times-Roman', 10)
+      page.drawString(100, 780 - 20 * i, line)
+      if i % step == 0:
+        page.setFont('Helvetica', 7)
+        page.drawRightString(88, 780 - 20 * i, str(i))
+  assert read(draw) == ' '.join(lines)
+
+
+def test_line_numbers_of_two_columns_close_to_the_text_go():
+  columns = [wrapped(sentence(seed, 260), 200, size=9)[:40] for seed in (3, 4)]
+
+  def draw(page):
+    for x, lines in zip((80, 330), columns, strict=True):
+      for i, line in enumerate(lines, 1):
+        page.setFont('Times-Roman', 9)
+        page.drawString(x, 780 - 14 * i, line)
+        page.setFont('Times-Roman', 6)
+        page.drawRightString(x - 6, 780 - 14 * i, str(i))
+  assert read(draw).split() == ' '.join(line for lines in columns for line in lines).split()
+
+
+def test_numbers_that_are_data_stay():
+  towns = [('Porto', '231,800'), ('Braga', '193,324'), ('Coimbra', '140,796'), ('Aveiro', '80,880')]
+
+  def draw(page):                           # a ranking, and numbered references
+    for i, (town, people) in enumerate(towns):
+      page.drawString(72, 760 - 16 * i, str(i + 1))
+      page.drawString(110, 760 - 16 * i, town)
+      page.drawRightString(300, 760 - 16 * i, people)
+    y = 640
+    for i in range(1, 8):
+      page.setFont('Times-Roman', 10)
+      page.drawString(72, y, f'{i}')
+      y = paragraph(page, 84, y, f'www.example.org/{i} {sentence(i)}', 300)
+  text = read(draw)
+  assert all(f'| {i + 1} | {" | ".join(row)} |' in text for i, row in enumerate(towns))
+  assert all(f'{i} www.example.org/{i} ' in text for i in range(1, 8))
+
+
+@pytest.mark.parametrize('markers', [
+  '1. 2. 3.', '(a) (b) (c)', '• • •', '[7] [8] [9]', 'i) ii) iii)'])
+def test_lists_are_lists(markers):
+  items = [sentence(seed, 28) for seed in (5, 6, 7)]
+
+  def draw(page):
+    y = 760
+    for marker, item in zip(markers.split(), items, strict=True):
+      page.setFont('Times-Roman', 10)
+      page.drawString(72, y, marker)
+      y = paragraph(page, 100, y, item, 380) - 4
+  text = read(draw)
+  assert '|' not in text
+  for marker, item in zip(markers.replace('•', '*').split(), items, strict=True):
+    assert f'{marker} {item}' in text
+
+
+@pytest.mark.parametrize(('labels', 'width'), [
+  (['Aquifer', 'Base flow', 'Catchment', 'Weir'], 330),                       # a glossary
+  (['1998–2001', '2001–2009', '2009–2014', 'since 2014'], 330),               # a life
+])
+def test_labels_stand_before_their_prose(labels, width):
+  texts = [sentence(seed, 8 + 9 * seed) for seed in range(len(labels))]
+
+  def draw(page):
+    y = 760
+    for label, text in zip(labels, texts, strict=True):
+      page.setFont('Times-Roman', 10)
+      page.drawString(72, y, label)
+      y = paragraph(page, 180, y, text, width) - 6
+  assert read(draw) == '\n\n'.join(f'{a} {b}' for a, b in zip(labels, texts, strict=True))
+
+
+def test_cards_of_a_directory_are_read_one_by_one():
+  cards = [(f'Dr. {WORDS[i].title()} Bell', f'{i + 3} Mill Street', f'Tel. 555-{1000 + i}')
+           for i in range(12)]
+
+  def draw(page):
+    page.setFont('Helvetica', 9)
+    for i, card in enumerate(cards):
+      for j, line in enumerate(card):
+        page.drawString(60 + 170 * (i % 3), 760 - 55 * (i // 3) - 11 * j, line)
+  squeezed = re.sub(r'\s', '', read(draw))
+  assert all(re.sub(r'\s', '', ''.join(card)) in squeezed for card in cards) and '|' not in squeezed
+
+
+def test_entries_of_an_index_keep_their_lines_and_columns():
+  entries = [f'{a} {b}, {i + 3}, {i + 90}–{i + 95}' for i, (a, b) in enumerate(sorted(
+    {(a, b) for a in set(WORDS) for b in ('of barges', 'on rivers')})[:40])]
+
+  def draw(page):
+    page.setFont('Times-Roman', 9)
+    for i, entry in enumerate(entries):
+      page.drawString(60 + 220 * (i // 20), 760 - 13 * (i % 20), entry)
+  assert [line for line in read(draw).split('\n') if line] == entries
+
+
+def test_drop_caps_begin_their_paragraph():
+  def draw(page):
+    for x, cap, rest in ((60, 'W', 'hen the clerks had counted'),
+                         (330, 'A', 'long wall before the mill')):
+      lines = wrapped(f'{rest} {sentence(8, 60).lower()} a long wall', 200)
+      page.setFont('Times-Bold', 30)
+      page.drawString(x, 744, cap)
+      page.setFont('Times-Roman', 10)
+      for i, line in enumerate(lines):
+        page.drawString(x + (30 if i < 2 else 0), 758 - 12 * i, line)
+  text = read(draw)
+  assert text.startswith('When the clerks had counted') and 'A long wall before the mill' in text
+
+
+# Tables and what stands around them.
+
+def test_prose_beside_a_table_and_below_it():
+  prose, below = sentence(9, 110), sentence(10, 90)
+
+  def draw(page):
+    end = paragraph(page, 60, 760, prose, 220)
+    page.setFont('Helvetica', 9)
+    for i in range(9):
+      page.drawString(320, 760 - 16 * i, f'Item {i}')
+      page.drawRightString(430, 760 - 16 * i, f'{100 + 7 * i}')
+      page.drawRightString(500, 760 - 16 * i, f'{200 + 9 * i}')
+    paragraph(page, 60, min(end, 600) - 20, below, 460)
+  text = read(draw)
+  assert prose in text and below in text
+  assert all(f'| Item {i} | {100 + 7 * i} | {200 + 9 * i} |' in text for i in range(9))
+
+
+@pytest.mark.parametrize('ruled', [False, True])
+def test_heads_over_several_columns_stand_over_each(ruled):
+  def draw(page):
+    x, y = [60, 160, 240, 320, 400, 480], [700 - 18 * i for i in range(7)]
+    page.setFont('Helvetica', 9)
+    for i, height in enumerate(y if ruled else []):
+      page.line(160 if i == 1 else 60, height, 480, height)
+    for j, edge in enumerate(x if ruled else []):
+      page.line(edge, y[0] if j in (0, 1, 3, 5) else y[1], edge, y[-1])
+    page.drawCentredString(240, y[0] - 12, '2023')
+    page.drawCentredString(400, y[0] - 12, '2024')
+    for i in range(1, 6):
+      page.drawString(64, y[i] - 12, 'Parish' if i == 1 else f'District {i}')
+      for j in range(1, 5):
+        page.drawCentredString(x[j] + 40, y[i] - 12, ['Men', 'Women'][j % 2 - 1] if i == 1
+                               else f'{100 * i + j}')
+  lines = read(draw).split('\n')
+  region = ['Parish', ''] if ruled else ['', 'Parish']       # ruled, its cell is two rows high
+  assert lines[0] == f'| {region[0]} | 2023 | 2023 | 2024 | 2024 |'
+  assert lines[2] == f'| {region[1]} | Men | Women | Men | Women |'
+  assert lines[-1] == '| District 5 | 501 | 502 | 503 | 504 |'
+
+
+def test_a_label_of_two_lines_is_one_cell():
+  def draw(page):
+    page.setFont('Helvetica', 10)
+    y = 700
+    for label, first, second in (('', '2021', '2022'), ('Ferries and', '', ''),
+                                 ('barges under repair', '17', '21'),
+                                 ('Mills', '3', '4'), ('Clerks', '8', '9'), ('All', '28', '34')):
+      page.drawString(72, y, label)
+      page.drawRightString(300, y, first)
+      page.drawRightString(400, y, second)
+      y -= 11 if not first else 18
+  assert '| Ferries and barges under repair | 17 | 21 |' in read(draw)
+
+
+def test_a_head_is_not_torn_off_by_a_line_across_the_table():
+  def draw(page):
+    page.setFont('Helvetica', 9)
+    rows = [['Source', 'Kind', 'Barrels', 'Sacks'], ['Loaded at the old quay, before evening'],
+            *([f'Mill {i}', f'oats {i}', f'{70 + i}', f'{90 + i}'] for i in range(8))]
+    for i, row in enumerate(rows):
+      for x, cell in zip((72, 170, 260, 330) if len(row) > 1 else (140,), row, strict=True):
+        page.drawString(x, 700 - 14 * i, cell)
+  lines = read(draw).split('\n')
+  assert lines[0] == '| Source | Kind | Barrels | Sacks |'
+  assert lines[-1] == '| Mill 7 | oats 7 | 77 | 97 |'
+
+
+# Letters.
+
+def test_lines_of_chinese_are_joined_without_spaces():
+  pdfmetrics.registerFont(UnicodeCIDFont('STSong-Light'))
+  text = '河水在石桥下缓慢流过市场上的人们谈论着天气和价格' * 6
+
+  def draw(page):
+    page.setFont('STSong-Light', 11)
+    for i in range(0, len(text), 32):
+      page.drawString(72, 760 - 16 * (i // 32), text[i:i + 32])
+  assert read(draw) == text
+
+
+def test_capitals_named_in_a_row_stay_apart():
+  def draw(page):
+    page.setFont('Helvetica', 11)
+    page.drawString(72, 760, 'Tick one: A B C D E')
+    paragraph(page, 72, 730, f'Of the classes P R S T V only two are left. {sentence(3)}',
+              WIDTH - 144)
+  text = read(draw)
+  assert 'A B C D E' in text and 'classes P R S T V only' in text
