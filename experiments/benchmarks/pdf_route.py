@@ -50,14 +50,14 @@ def labelled(folder: pathlib.Path) -> tuple[list[dict], list[float]]:
 
 def looked(folder: pathlib.Path, rows: list[dict]) -> list[bool]:
   """Whether each page's text layer is not used, after looks at pictures."""
-  features = {}
+  features: dict[str, list[dict] | None] = {}
   for file in {row['file'] for row in rows}:
     try:
       features[file] = pdf_text.parse((folder / file).read_bytes()).features
     except PdfError:                    # no page has a text layer, or one by OCR
       features[file] = None
-  return [features[row['file']] is None or bool(features[row['file']][row['page']]['ocr_wanted'])
-          for row in rows]
+  found = [(features[row['file']], row['page']) for row in rows]
+  return [pages is None or bool(pages[page]['ocr_wanted']) for pages, page in found]
 
 
 def main(_: list[str]) -> None:

@@ -192,7 +192,7 @@ def test_a_wrong_flag_is_one_line(flag, tmp_path):
     ('pdf.enabled', False, 'corpus pdf, which no step makes'),
     ('eval.tasks', ('golf',), 'hellaswag'),
     ('model.num_kv_heads', 3, 'num_kv_heads'),
-    ('train.tokens', 0, 'at least one batch'),
+    ('train.tokens', 0, 'give at least 1'),
   ],
 )
 def test_bad_input_is_one_line_and_leaves_nothing(field, value, words, tmp_path):
