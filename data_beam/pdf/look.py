@@ -18,7 +18,6 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
-import pypdfium2.raw as pdfium
 
 from data_beam import sandbox
 from data_beam.pdf import ocr as pdf_ocr
@@ -153,6 +152,8 @@ def _common(a: str, b: str) -> int:
 def _backdrop(page: Any) -> float:
   """Share of a page under its largest picture, of those drawn first and last: where what scans a
   page and writes text over or under it puts the scan."""
+  import pypdfium2.raw as pdfium
+
   count = pdfium.FPDFPage_CountObjects(page)
   left, bottom, right, top = page.get_bbox()
   edges, best = [ctypes.c_float() for _ in range(4)], 0.0

@@ -370,7 +370,7 @@ def project(
   the vocabulary is large, a small model's step takes much of its time to write and read it.
   """
   dtype = hidden_BTD.dtype if rounded else jnp.float32
-  if jax.sharding.get_abstract_mesh().empty:
+  if jax.sharding.get_abstract_mesh().empty and not rounded:
     logits_BTV = layers_lib.matmul(hidden_BTD, unembed_DV.T, dtype)
   else:
     logits_BTV = jnp.einsum(

@@ -204,7 +204,9 @@ def test_two_architectures_for_real(small, markov_corpora, tmp_path):
 
 def test_plain_text_becomes_a_corpus(tmp_path):
   paragraph = 'One line of a paragraph, and another.\nNumber {}: naïve café.'
-  text = '\n\n'.join(paragraph.format(i) for i in range(3000))
+  # Documents that are alike would all be trained on, lest the held-out text be known.
+  words = [' '.join(f'{i * k % 9973:x}' for k in (7, 19, 23, 31, 43)) for i in range(3000)]
+  text = '\n\n'.join(paragraph.format(word) for word in words)
   (tmp_path / 'a.txt').write_text(text, 'utf-8')
   (tmp_path / 'b.txt').write_bytes(text.replace('3', 'ß').encode('latin-1'))
   path = architecture.prepare([str(tmp_path / '*.txt')], 300, str(tmp_path / 'out'))
@@ -217,7 +219,7 @@ def test_plain_text_becomes_a_corpus(tmp_path):
   documents = [encoder.decode(corpus.tokens(i)) for i in range(len(corpus.lengths))]
   documents += [encoder.decode(held_out.tokens(i)) for i in range(len(held_out.lengths))]
   numbers = sorted(line for d in documents for line in d.split('\n') if line.startswith('Number'))
-  expected = [paragraph.format(i).split('\n')[1] for i in range(3000)]
+  expected = [paragraph.format(word).split('\n')[1] for word in words]
   assert numbers == sorted(expected + [e.replace('3', 'ß') for e in expected])
   assert all(len(d) <= 16_000 for d in documents)
   with pytest.raises(ValueError, match=r'--text: .*nothing.* matches no file'):

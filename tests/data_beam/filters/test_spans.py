@@ -10,7 +10,7 @@ from data_beam.filters import rules, spans
 from data_beam.text.normalize import simplify
 
 # Reasons that speak of the whole document, or of its URL.
-WHOLE = {'empty', 'short', 'too_few_sentences', 'gopher_short_doc', 'gopher_long_doc',
+WHOLE = {'empty', 'short', 'few_words', 'too_few_sentences', 'gopher_short_doc', 'gopher_long_doc',
          'gopher_enough_stop_words', 'gopher_below_avg_threshold', 'no_filter_table', 'url',
          'domain', 'subdomain', 'hard_blacklisted', 'soft_blacklisted', 'blacklisted_subword'}
 PROSE = 'One sentence stands here. Another one follows it.\n'

@@ -1,6 +1,5 @@
 """Signals that ask a run to end."""
 
-import os
 import signal
 
 import pytest
@@ -13,7 +12,7 @@ def test_it_is_noted_and_the_handlers_are_as_they_were(number):
   before = signal.getsignal(number)
   with Termination() as termination:
     assert not termination.requested(1)
-    os.kill(os.getpid(), number)
+    signal.raise_signal(number)
     assert termination.requested(2) and termination.signal == number
   assert signal.getsignal(number) == before
 
@@ -22,10 +21,10 @@ def test_a_second_interrupt_ends_at_once_and_what_was_ignored_stays_so():
   previous = signal.signal(signal.SIGHUP, signal.SIG_IGN)  # nohup
   try:
     with Termination() as termination:
-      os.kill(os.getpid(), signal.SIGHUP)
+      signal.raise_signal(signal.SIGHUP)
       assert not termination.requested(1)
-      os.kill(os.getpid(), signal.SIGINT)
+      signal.raise_signal(signal.SIGINT)
       with pytest.raises(KeyboardInterrupt):
-        os.kill(os.getpid(), signal.SIGINT)
+        signal.raise_signal(signal.SIGINT)
   finally:
     signal.signal(signal.SIGHUP, previous)
