@@ -178,21 +178,22 @@ def _read(document: Any, page: Any, unseen: bool) -> PageText:
     text = characters(text_page, handle, count)
     tagged = pdfium.FPDFCatalog_IsTagged(document)
     levels = pdf_structure.heading_levels(page) if tagged else {}
-    frames, figures, hidden = _frames(handle, text, page, unseen, levels)
+    view = view_of(page)
+    frames, figures, hidden = _frames(handle, text, page, view, unseen, levels)
     if calls()['FPDFPage_GetAnnotCount'](handle_of(page)):
-      _annotate(document, page, frames)
+      _annotate(document, page, view, frames)
     found = sum([len(line.text) for frame in frames for line in frame.lines])
     feature = _features(found, hidden, _garbled(handle, text), _vowels(text))
     if found < 1500:
       feature['picture'] = round(pdf_drawn.picture_share(page), 4)
-    return PageText(frames, figures, page.get_height(), feature)
+    return PageText(frames, figures, view.height, feature)
   except pypdfium2.PdfiumError:
     return _nothing()
 
 
-def _annotate(document: Any, page: Any, frames: list[Frame]) -> None:
+def _annotate(document: Any, page: Any, view: View, frames: list[Frame]) -> None:
   """Adds what annotations show to the frames of a page."""
-  view, turn = view_of(page), frames[0].turn % ASKEW if frames else 0
+  turn = frames[0].turn % ASKEW if frames else 0
   notes = pdf_annotations.notes(document, page, turn, view)
   if not notes:
     return
@@ -238,13 +239,12 @@ def _vowels(text: str) -> float | None:
   return round(len(letters.translate(None, _NO_VOWELS)) / len(letters), 3)
 
 
-def _frames(handle: ctypes.c_void_p, text: str, page: Any, unseen: bool,
+def _frames(handle: ctypes.c_void_p, text: str, page: Any, view: View, unseen: bool,
             levels: dict[int, int]) -> tuple[list[Frame], list[Box], float]:
   """The frames of a page, its figures, and the share of its characters that are invisible."""
   if not text.strip():
     return [], [], 0.0
-  view, found = view_of(page), pdf_drawn.drawn(page)
-  rules_R4, pictures_P4 = (displayed(boxes, view) for boxes in found)
+  rules_R4, pictures_P4 = (displayed(boxes, view) for boxes in pdf_drawn.drawn(page))
   grids = {0: pdf_tables.find(rules_R4)}
   words = words_of(handle, page, text, view, _edges(grids[0]), unseen, levels)
   length_W = words.place_W2[:, 1] - words.place_W2[:, 0]
@@ -337,7 +337,7 @@ def _groups(placed: list[tuple], axis: int, near: float) -> list[list[tuple]]:
 
 def _turned(view: View, turn: int) -> View:
   """The view of a page turned by quarters: its width and height."""
-  return view._replace(width=view.height, height=view.width) if turn % 2 == 1 else view
+  return view._replace(width=view.height, height=view.width) if turn in (1, 3) else view
 
 
 def _lines(handle: ctypes.c_void_p, words: Words, index_W: np.ndarray, turn: int, view: View,

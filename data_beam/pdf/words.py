@@ -129,7 +129,8 @@ def _accented(handle: ctypes.c_void_p, text: str) -> str:
   out = list(text)
   near_A = np.array([match.start() for match in _ACCENT.finditer(text)])
   window_AK = (near_A[:, None] + np.arange(-REACH, REACH + 1)).clip(0, len(text) - 1)
-  box_AK4 = character_boxes(handle, window_AK.ravel().tolist()).reshape(*window_AK.shape, 4)
+  asked, of_AK = np.unique(window_AK, return_inverse=True)
+  box_AK4 = character_boxes(handle, asked.tolist())[of_AK.reshape(window_AK.shape)]
   x0_AK, y1_AK, x1_AK, y0_AK = np.moveaxis(box_AK4, -1, 0)
   mark_A4 = box_AK4[:, REACH, :, None]      # left, top, right, bottom of the accents
   wide_A1, high_A1 = mark_A4[:, 2] - mark_A4[:, 0], mark_A4[:, 1] - mark_A4[:, 3]
@@ -190,8 +191,11 @@ def words_of(handle: ctypes.c_void_p, page: Any, text: str, view: View, edge_E3:
   at_sizes = _at_sizes(handle, code_N, place_W2, box_W24, view)
   if at_edges or at_sizes:
     cuts = sorted({*at_edges, *at_sizes})
-    place_W2 = np.sort(np.append(place_W2.ravel(), cuts + cuts)).astype(int).reshape(-1, 2)
-    box_W24 = displayed(_ends(handle, place_W2), view)
+    at = np.searchsorted(place_W2.ravel(), cuts)
+    ends_C24 = displayed(_ends(handle, np.array(cuts)[:, None] + [-1, 1]), view)
+    place_W2 = np.insert(place_W2, np.repeat(at, 2), np.repeat(cuts, 2)).reshape(-1, 2)
+    box_W24 = np.insert(box_W24.reshape(-1, 4), np.repeat(at, 2), ends_C24.reshape(-1, 4),
+                        axis=0).reshape(-1, 2, 4)
   turn_W, stacked_W, size_W, mono_W, fixed, level_W, invisible_W, seen_W = _drawn_how(
     handle, page, code_N, place_W2, box_W24, view, levels)
   length_W = place_W2[:, 1] - place_W2[:, 0]
@@ -305,8 +309,9 @@ def _drawn_how(handle: ctypes.c_void_p, page: Any, code_N: np.ndarray, place_W2:
   invisible (as text under a scan is), and whether it is seen. What tells stands with the objects
   that draw words."""
   item_W = np.array(each('FPDFText_GetTextObject', handle, place_W2[:, 0].tolist()), np.uint64)
-  item_O, first_O, of_W = np.unique(item_W, return_index=True, return_inverse=True)
-  items = list(map(Object, item_O.tolist()))
+  change_W = np.append(True, item_W[1:] != item_W[:-1])
+  first_O, of_W = np.flatnonzero(change_W), change_W.cumsum() - 1
+  items = list(map(Object, item_W[first_O].tolist()))
   starts = place_W2[first_O, 0].tolist()
   matrix_O6 = matrices(handle, starts)
   size_O = each('FPDFText_GetFontSize', handle, starts) * np.hypot(*matrix_O6[:, 2:4].T)
@@ -320,9 +325,8 @@ def _drawn_how(handle: ctypes.c_void_p, page: Any, code_N: np.ndarray, place_W2:
     handle, fonts, font_O[of_W], size_W, turn_W, code_N, place_W2, box_W24)
   mode_O = np.array(list(map(calls()['FPDFTextObj_GetTextRenderMode'], items)))
   colour_O4, invisible_O = fill_colours(items), mode_O == INVISIBLE
-  red_O, green_O, blue_O, opacity_O = colour_O4.T
-  white_O = (red_O >= WHITE) & (green_O >= WHITE) & (blue_O >= WHITE)
-  blank_O = (opacity_O == 0) | white_O & (mode_O % 4 == 0)
+  white_O = colour_O4[:, :3].min(1) >= WHITE
+  blank_O = (colour_O4[:, 3] == 0) | white_O & (mode_O % 4 == 0)
   seen_W = size_W > TINY * view.height
   doubtful_W = (blank_O | invisible_O)[of_W]
   if doubtful_W.any():
