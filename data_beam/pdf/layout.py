@@ -333,7 +333,7 @@ def _bands(rows: list[list[Line]], x: float, across: set[int]) -> list[Band]:
 
   def close():
     nonlocal left, right, others
-    if _beside(left, right):
+    if left and right and _beside(left, right):
       if others:
         out.append(([], [], others))
       out.append((left, right, []))
@@ -343,7 +343,10 @@ def _bands(rows: list[list[Line]], x: float, across: set[int]) -> list[Band]:
     left, right = [], []
 
   for i, row in enumerate(rows):
-    if i in across or any([line.x0 < x < line.x1 for line in row]):
+    lies_across = i in across
+    for line in row:
+      lies_across |= line.x0 < x < line.x1
+    if lies_across:
       close()
       others += row
     else:

@@ -36,7 +36,7 @@ from data_beam.pdf.pdfium import (
   view_of,
 )
 from data_beam.pdf.tables import Grid
-from data_beam.pdf.words import ASKEW, Words, characters, whole, words_of
+from data_beam.pdf.words import ASKEW, Words, characters, holding, whole, words_of
 
 MAX_PAGE_CHARACTERS = 200_000
 MAX_PACKED = 4 << 20         # bytes of an object stream in which the catalogue is looked for
@@ -155,14 +155,14 @@ def read_pages(document: Any, indices: Iterable[int], unseen: bool = False) -> I
   """
   if document.get_formtype() != pdfium.FORMTYPE_NONE:
     document.init_forms()
-  before = None
+  before, tagged = None, bool(pdfium.FPDFCatalog_IsTagged(document))
   for index in indices:
     try:
       page = document[index]
     except pypdfium2.PdfiumError:           # one bad page of many
       yield _nothing()
       continue
-    yield _read(document, page, unseen)
+    yield _read(document, page, tagged, unseen)
     if before:
       before.close()
     before = page
@@ -170,13 +170,12 @@ def read_pages(document: Any, indices: Iterable[int], unseen: bool = False) -> I
     before.close()
 
 
-def _read(document: Any, page: Any, unseen: bool) -> PageText:
+def _read(document: Any, page: Any, tagged: bool, unseen: bool) -> PageText:
   try:
     text_page = page.get_textpage()
     count = min(text_page.count_chars(), MAX_PAGE_CHARACTERS)
     handle = handle_of(text_page)
     text = characters(text_page, handle, count)
-    tagged = pdfium.FPDFCatalog_IsTagged(document)
     levels = pdf_structure.heading_levels(page) if tagged else {}
     view = view_of(page)
     frames, figures, hidden = _frames(handle, text, page, view, unseen, levels)
@@ -411,9 +410,12 @@ def _between(handle: ctypes.c_void_p, place_W2: np.ndarray, box_W4: np.ndarray,
   if not len(edge_E3):
     return edge_W
   x_E, top_E, bottom_E = edge_E3.T
-  left_P1, right_P1 = np.sort(np.stack([box_W4[:-1, 0], box_W4[1:, 0]]), 0)[..., None] + 1
-  y_P1 = (box_W4[1:, 1:2] + box_W4[1:, 3:]) / 2
-  edge_W[1:] = ((left_P1 < x_E) & (x_E < right_P1) & (top_E <= y_P1) & (y_P1 <= bottom_E)).any(1)
+  left_P, right_P = np.sort(np.stack([box_W4[:-1, 0], box_W4[1:, 0]]), 0) + 1
+  (over_Q,) = holding(x_E, left_P, right_P).nonzero()
+  left_Q1, right_Q1 = left_P[over_Q, None], right_P[over_Q, None]
+  y_Q1 = (box_W4[over_Q + 1, 1:2] + box_W4[over_Q + 1, 3:]) / 2
+  edge_W[over_Q + 1] = ((left_Q1 < x_E) & (x_E < right_Q1)
+                        & (top_E <= y_Q1) & (y_Q1 <= bottom_E)).any(1)
   drawn_by = calls()['FPDFText_GetTextObject']
   for w in np.flatnonzero(edge_W).tolist():
     edge_W[w] = (drawn_by(handle, int(place_W2[w - 1, 1]) - 1)
