@@ -35,10 +35,10 @@ _CAPTION = re.compile(
   r'\s*\d', re.I)
 _CONJUNCTIONS = frozenset({'and', 'or', 'und', 'oder', 'et', 'ou', 'e', 'o', 'y', 'ed'})
 _LINE_END_HYPHEN = re.compile(rf'{BREAK}(?=(\S*))')
-# Searched before what costs more is: these begin with a set of characters, which is fast.
+# Searched before what costs more is: these begin with a letter or a small set, which is fast.
 _FIVE_DOTS = re.compile(r'[.·…_](?:\s?[.·…_]){4}')
 _THREE_DOTS = re.compile(r'[.·…](?:\s?[.·…]){2}')
-_FIVE_CAPITALS = re.compile(r'[^\W\d_a-zß-ÿ](?: [^\W\d_a-zß-ÿ]){4}')
+_CAPITALS_APART = re.compile(r' [^\W\d_a-zß-ÿ] [^\W\d_a-zß-ÿ] ')
 _WORD_HYPHEN = re.compile(r'[^\W\d_]-$')
 _SIGN = re.compile(r'^[•·°◦●○▪■‣▶►❖➢](?=\s)', re.M)
 _LEADERS = re.compile(r'(?:\s?[.·…_]){5,}')
@@ -161,7 +161,7 @@ def clean(text: str) -> str:
     text = unicodedata.normalize('NFC', text)
   if _FIVE_DOTS.search(text):
     text = _LEADERS.sub(' … ', text)
-  if _FIVE_CAPITALS.search(text):
+  if _CAPITALS_APART.search(text):
     text = _SPACED_CAPITALS.sub(_word_of_spaced, text)
   return text
 

@@ -36,7 +36,7 @@ from data_beam.pdf.pdfium import (
   view_of,
 )
 from data_beam.pdf.tables import Grid
-from data_beam.pdf.words import ASKEW, Words, characters, holding, whole, words_of
+from data_beam.pdf.words import ASKEW, Words, characters, has_halves, holding, whole, words_of
 
 MAX_PAGE_CHARACTERS = 200_000
 MAX_PACKED = 4 << 20         # bytes of an object stream in which the catalogue is looked for
@@ -373,13 +373,13 @@ def _lines(handle: ctypes.c_void_p, words: Words, index_W: np.ndarray, turn: int
     gap_W = (box_W4[1:, 0] - box_W4[:-1, 2]) / advance_R.repeat(end_R - start_R)[1:]
     spaces = [0, *gap_W.round().clip(1, 40).astype(int).tolist()]
   odd_W = words.odd_W[index_W]
-  odd_W[1:] |= np.diff(index_W) > 1
+  odd_W[1:] |= index_W[1:] - index_W[:-1] > 1
   odd_R = np.logical_or.reduceat(odd_W, start_R)
   level_W = words.level_W[index_W]
   level_R = np.maximum.reduceat(level_W, start_R)
   of_level_W = length_W * (level_W == level_R.repeat(end_R - start_R))
   level_R[4 * np.add.reduceat(of_level_W, start_R) < 3 * np.add.reduceat(length_W, start_R)] = 0
-  lines, places = [], place_W2.tolist()
+  lines, places, pairs = [], place_W2.tolist(), has_halves(words.text)
   for start, end, first, last, hyphen, x0, x1, mark, base, size, mono, odd, level in zip(
       start_R.tolist(), end_R.tolist(), place_W2[start_R, 0].tolist(),
       place_W2[end_R - 1, 1].tolist(), hyphens, x0_R.tolist(), x1_R.tolist(), mark_R.tolist(),
@@ -398,7 +398,9 @@ def _lines(handle: ctypes.c_void_p, words: Words, index_W: np.ndarray, turn: int
       run = words.string(index_W[start:end])
     else:
       run = ' '.join(words.text[first:last].split())
-    lines.append(Line(x0, base - 0.8 * size, x1, base + 0.2 * size, whole(run) + BREAK * hyphen,
+    if hyphen:
+      run += BREAK
+    lines.append(Line(x0, base - 0.8 * size, x1, base + 0.2 * size, whole(run) if pairs else run,
                       size, mono, level))
   return lines
 
@@ -432,7 +434,7 @@ def _runs(words: Words, index_W: np.ndarray, box_W4: np.ndarray,
   size_P = np.maximum(np.maximum(height_W[:-1], height_W[1:]), 0.1)
   gap_P = np.maximum(b_P4[:, 0] - a_P4[:, 2], a_P4[:, 0] - b_P4[:, 2])    # either way of writing
   shift_P = np.abs(b_P4[:, 1] + b_P4[:, 3] - a_P4[:, 1] - a_P4[:, 3])
-  newline_P, hyphen_P = (_contain(words.code_N, ord(c), place_W2) for c in ('\n', BREAK))
+  newline_P, hyphen_P = (_contain(words, c, place_W2) for c in ('\n', BREAK))
   # pdfium ends a line after every letter of a column, and around superscripts.
   newline_P &= ~(words.stacked_W[index_W[1:]]
                  | (lifted_W[:-1] | lifted_W[1:]) & (np.abs(gap_P) < 0.5 * size_P))
@@ -444,7 +446,9 @@ def _runs(words: Words, index_W: np.ndarray, box_W4: np.ndarray,
   return np.append(0, ends_P + 1), hyphens
 
 
-def _contain(code_N: np.ndarray, code: int, words_W2: np.ndarray) -> np.ndarray:
+def _contain(words: Words, character: str, place_W2: np.ndarray) -> np.ndarray:
   """Whether the gap after each word but the last has a character: bool [W - 1]."""
-  places = np.flatnonzero(code_N == code)
-  return (np.searchsorted(places, words_W2[1:, 0]) > np.searchsorted(places, words_W2[:-1, 1]))
+  if character not in words.text:
+    return np.zeros(len(place_W2) - 1, bool)
+  (at_Q,) = (words.code_N == ord(character)).nonzero()
+  return at_Q.searchsorted(place_W2[1:, 0]) > at_Q.searchsorted(place_W2[:-1, 1])

@@ -106,9 +106,14 @@ def characters(text_page: Any, handle: ctypes.c_void_p, count: int) -> str:
 
 def whole(text: str) -> str:
   """Text with its surrogate pairs joined; a half alone is U+FFFD."""
-  if text.isascii() or not _HALF.search(text):
+  if not has_halves(text):
     return text
   return text.encode('utf-16-le', 'surrogatepass').decode('utf-16-le', 'replace')
+
+
+def has_halves(text: str) -> bool:
+  """Whether text has surrogate pairs, or half of one."""
+  return not text.isascii() and bool(_HALF.search(text))
 
 
 def _ligatures_in_order(handle: ctypes.c_void_p, text: str) -> str:
@@ -138,7 +143,7 @@ def _accented(handle: ctypes.c_void_p, text: str) -> str:
   beside_AK = np.minimum(y1_AK, mark_A4[:, 1]) - np.maximum(y0_AK, mark_A4[:, 3])
   share_AK = over_AK / np.maximum(np.minimum(wide_A1, x1_AK - x0_AK), 0.1)
   share_AK[(beside_AK < 0.5 * high_A1) | (window_AK == near_A[:, None])] = 0
-  for a in np.flatnonzero((share_AK >= 0.6).any(1)).tolist():
+  for a in (share_AK >= 0.6).any(1).nonzero()[0].tolist():
     at, boxes = int(near_A[a]), box_AK4[a]
     share, letter = max((share, i) for share, i in zip(
       share_AK[a].tolist(), window_AK[a].tolist(), strict=True) if share == 0 or text[i].isalpha())
