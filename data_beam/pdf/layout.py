@@ -387,7 +387,7 @@ def _paragraphs(rows: list[list[Line]]) -> list[Paragraph]:
     return []
   prose = [row for row in rows if not _apart(row[0].text)] or rows
   right = _edge([row[-1].x1 for row in prose], 2 * rows[0][0].size)
-  edge = min(row[0].x0 for row in prose)
+  edge = min([row[0].x0 for row in prose])
   leading = [(b[0].middle - a[0].middle) / _size(b) for a, b in itertools.pairwise(rows)]
   usual = statistics.median_low([v for v in leading if v < 1.8] or [1.8])
   if len(leading) > 3 and 1.7 < (middle := statistics.median_low(leading)) < 2.8 and (

@@ -89,10 +89,13 @@ def _components(meet_VH) -> tuple[np.ndarray, np.ndarray]:
 
 def _grid(across_H4, y_H, down_V4, x_V) -> Grid | None:
   left, right = across_H4[:, 0].min(), across_H4[:, 2].max()
+  columns = _levels([[left], x_V, [right]])
+  if not 3 <= len(columns) <= MAX_COLUMNS + 1:
+    return None
   top = min(y_H.min(), down_V4[:, 1].min())
   bottom = max(y_H.max(), down_V4[:, 3].max())
-  columns, rows = _levels([[left], x_V, [right]]), _levels([[top], y_H, [bottom]])
-  if not 3 <= len(columns) <= MAX_COLUMNS + 1 or len(rows) < 3:
+  rows = _levels([[top], y_H, [bottom]])
+  if len(rows) < 3:
     return None
   middles_C1 = np.mean([columns[:-1], columns[1:]], 0)[:, None]
   over_CH = (across_H4[:, 0] <= middles_C1) & (middles_C1 <= across_H4[:, 2])
