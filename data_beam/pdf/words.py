@@ -324,7 +324,8 @@ def _drawn_how(handle: ctypes.c_void_p, page: Any, code_N: np.ndarray, place_W2:
   invisible (as text under a scan is), and whether it is seen. What tells stands with the objects
   that draw words."""
   item_W = np.array(each('FPDFText_GetTextObject', handle, place_W2[:, 0].tolist()), np.uint64)
-  change_W = np.append(True, item_W[1:] != item_W[:-1])
+  change_W = np.ones(len(item_W), bool)
+  change_W[1:] = item_W[1:] != item_W[:-1]
   first_O, of_W = np.flatnonzero(change_W), change_W.cumsum() - 1
   items = list(map(Object, item_W[first_O].tolist()))
   starts = place_W2[first_O, 0].tolist()
