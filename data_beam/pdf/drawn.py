@@ -59,6 +59,8 @@ def drawn(page: Any) -> Drawn:
 def figures(pictures_P4: np.ndarray, view: View) -> list[Box]:
   """Those of displayed pictures that are neither dots nor the page itself, the first 20, as Boxes.
   """
+  if not len(pictures_P4):
+    return []
   wide, high = ((pictures_P4[:, i + 2] - pictures_P4[:, i]) / max(1.0, size)
                 for i, size in enumerate((view.width, view.height)))
   fit = (wide > .05) & (high > .05) & (wide * high > .01) & (wide * high < .8)

@@ -35,10 +35,12 @@ _CAPTION = re.compile(
   r'\s*\d', re.I)
 _CONJUNCTIONS = frozenset({'and', 'or', 'und', 'oder', 'et', 'ou', 'e', 'o', 'y', 'ed'})
 _LINE_END_HYPHEN = re.compile(rf'{BREAK}(?=(\S*))')
-# Searched before what costs more is: these begin with a set of characters, which is fast.
+# Searched before what costs more is: these begin with a letter or a small set, which is fast.
 _FIVE_DOTS = re.compile(r'[.·…_](?:\s?[.·…_]){4}')
 _THREE_DOTS = re.compile(r'[.·…](?:\s?[.·…]){2}')
-_FIVE_CAPITALS = re.compile(r'[^\W\d_a-zß-ÿ](?: [^\W\d_a-zß-ÿ]){4}')
+_CAPITALS_APART = re.compile(r' [^\W\d_a-zß-ÿ] [^\W\d_a-zß-ÿ] ')
+_WORD_HYPHEN = re.compile(r'[^\W\d_]-$')
+_SIGN = re.compile(r'^[•·°◦●○▪■‣▶►❖➢](?=\s)', re.M)
 _LEADERS = re.compile(r'(?:\s?[.·…_]){5,}')
 _ROMAN = frozenset('ivxlc')
 _ENTRY = re.compile(r'(?:\s?[.·…]){3,}\s*(?:\d{1,4}|[ivxlc]{1,7})$', re.I)
@@ -137,7 +139,7 @@ def join_pages(pages: Sequence[str]) -> tuple[str, list[int]]:
   text, offsets = '', []
   for page in pages:
     if text and page:
-      if re.search(r'[^\W\d_]-$', text) and page[0].islower():
+      if page[0].islower() and _WORD_HYPHEN.search(text, len(text) - 2):
         text = text[:-1]
       elif _continues(text.rpartition('\n')[2], page):
         text += ' '
@@ -159,7 +161,7 @@ def clean(text: str) -> str:
     text = unicodedata.normalize('NFC', text)
   if _FIVE_DOTS.search(text):
     text = _LEADERS.sub(' … ', text)
-  if _FIVE_CAPITALS.search(text):
+  if _CAPITALS_APART.search(text):
     text = _SPACED_CAPITALS.sub(_word_of_spaced, text)
   return text
 
@@ -184,9 +186,10 @@ def join_hyphens(pages: Sequence[str]) -> list[str]:
   """
   if not any(BREAK in page for page in pages):
     return list(pages)
-  known = set()
+  known: set[str] = set()
   for page in pages:
-    known.update(re.findall(r'\w+(?:-\w+)*', page.replace(BREAK, ' ').lower()))
+    known.update(page.replace(BREAK, ' ').lower().split())
+  known = set(re.findall(r'\w+(?:-\w+)*', ' '.join(known)))
 
   def decide(match: re.Match) -> str:
     before = re.search(r'\S*$', match.string[max(0, match.start() - 200):match.start()])[0]
@@ -330,7 +333,7 @@ def _bands(rows: list[list[Line]], x: float, across: set[int]) -> list[Band]:
 
   def close():
     nonlocal left, right, others
-    if _beside(left, right):
+    if left and right and _beside(left, right):
       if others:
         out.append(([], [], others))
       out.append((left, right, []))
@@ -340,7 +343,10 @@ def _bands(rows: list[list[Line]], x: float, across: set[int]) -> list[Band]:
     left, right = [], []
 
   for i, row in enumerate(rows):
-    if i in across or any(line.x0 < x < line.x1 for line in row):
+    lies_across = i in across
+    for line in row:
+      lies_across |= line.x0 < x < line.x1
+    if lies_across:
       close()
       others += row
     else:
@@ -381,7 +387,7 @@ def _paragraphs(rows: list[list[Line]]) -> list[Paragraph]:
     return []
   prose = [row for row in rows if not _apart(row[0].text)] or rows
   right = _edge([row[-1].x1 for row in prose], 2 * rows[0][0].size)
-  edge = min(row[0].x0 for row in prose)
+  edge = min([row[0].x0 for row in prose])
   leading = [(b[0].middle - a[0].middle) / _size(b) for a, b in itertools.pairwise(rows)]
   usual = statistics.median_low([v for v in leading if v < 1.8] or [1.8])
   if len(leading) > 3 and 1.7 < (middle := statistics.median_low(leading)) < 2.8 and (
@@ -389,8 +395,9 @@ def _paragraphs(rows: list[list[Line]]) -> list[Paragraph]:
     usual = middle                          # lines set far apart
   paragraphs: list[Paragraph] = []
   previous, previous_text, left = None, '', edge
+  previous_size, previous_level, was_mono = 0.0, 0, False
   for row in rows:
-    text, mono, size = row_text(row), _is_mono(row), _size(row)
+    text, mono, size, level = row_text(row), _is_mono(row), _size(row), _level(row)
     if mono:
       width = (row[0].x1 - row[0].x0) / max(1, len(row[0].text))
       text = ' ' * min(40, round((row[0].x0 - edge) / max(width, 0.1))) + text
@@ -398,9 +405,8 @@ def _paragraphs(rows: list[list[Line]]) -> list[Paragraph]:
     if previous is not None and not (_apart(text) or _apart(previous_text)):
       pitch = row[0].middle - previous[0].middle
       near = pitch / size < min(max(1.8, 1.1 * usual), 1.25 * usual)
-      same = abs(size - _size(previous)) <= 0.08 * size and (
-        _level(row) == _level(previous) or previous_text[-1] == BREAK)
-      was_mono = _is_mono(previous)
+      same = abs(size - previous_size) <= 0.08 * size and (
+        level == previous_level or previous_text[-1] == BREAK)
       if mono and was_mono:
         separator = '\n' if pitch < 2.6 * size else '\n\n'
       elif near and same and mono == was_mono:
@@ -411,12 +417,13 @@ def _paragraphs(rows: list[list[Line]]) -> list[Paragraph]:
         elif _wrapped(previous, previous_text, row, text, right, left):
           separator = ''
     if separator == '\n\n' or not paragraphs:
-      paragraphs.append(Paragraph(text, size, _level(row)))
+      paragraphs.append(Paragraph(text, size, level))
     else:
       last = paragraphs[-1]
       joined = f'{last.text}\n{text}' if separator else _glue(last.text, text)
       paragraphs[-1] = last._replace(text=joined)
     previous, previous_text = row, text
+    previous_size, previous_level, was_mono = size, level, mono
     left = row[0].x0                        # so a hanging indent begins with the second line
   return paragraphs
 
@@ -433,7 +440,7 @@ def _edge(ends: list[float], slack: float) -> float:
 
 def _apart(text: str) -> bool:
   """A table, or the marker of a figure."""
-  return text[0] == '|' or text.startswith('![')
+  return text.startswith(('|', '!['))
 
 
 def _size(row: list[Line]) -> float:
@@ -442,7 +449,7 @@ def _size(row: list[Line]) -> float:
 
 def _level(row: list[Line]) -> int:
   """That of all lines of a row, or 0."""
-  return row[0].level if len({line.level for line in row}) == 1 else 0
+  return row[0].level if len(row) == 1 or len({line.level for line in row}) == 1 else 0
 
 
 def _is_mono(row: list[Line]) -> bool:
@@ -483,7 +490,7 @@ def _continues(text: str, following: str) -> bool:
 def _glue(text: str, following: str) -> str:
   if text.endswith(BREAK):
     return text + following
-  if re.search(r'[^\W\d_]-$', text) and following[:1].islower():
+  if following[:1].islower() and _WORD_HYPHEN.search(text, len(text) - 2):
     return text[:-1] + BREAK + following
   if text and following and _UNSPACED.match(text[-1]) and _UNSPACED.match(following):
     return text + following
@@ -593,7 +600,7 @@ def _contents(lines: list[Line]) -> list[Line]:
 
 def _spell_list(paragraph: str) -> str:
   """List markers as Markdown knows them (FinePDFs' normalisation)."""
-  return re.sub(r'^[•·°◦●○▪■‣▶►❖➢](?=\s)', '*', paragraph, flags=re.M)
+  return paragraph if paragraph.isascii() else _SIGN.sub('*', paragraph)
 
 
 def _accent(match: re.Match) -> str:

@@ -32,11 +32,13 @@ class Line:
 def rows_of(lines: Sequence[Line], rtl: bool = False) -> list[list[Line]]:
   """Lines grouped by baseline, top to bottom, each row in reading order."""
   rows: list[list[Line]] = []
+  first = None
   for line in sorted(lines, key=_PLACE):
-    if rows and line.middle - rows[-1][0].middle < 0.4 * min(line.size, rows[-1][0].size):
+    if first is not None and line.middle - first.middle < 0.4 * min(line.size, first.size):
       rows[-1].append(line)
     else:
       rows.append([line])
+      first = line
   for row in rows:
     if len(row) > 1:
       row.sort(key=(lambda line: -line.x1) if rtl else (lambda line: line.x0))

@@ -36,7 +36,7 @@ from data_beam.pdf.pdfium import (
   view_of,
 )
 from data_beam.pdf.tables import Grid
-from data_beam.pdf.words import ASKEW, Words, characters, whole, words_of
+from data_beam.pdf.words import ASKEW, Words, characters, has_halves, holding, whole, words_of
 
 MAX_PAGE_CHARACTERS = 200_000
 MAX_PACKED = 4 << 20         # bytes of an object stream in which the catalogue is looked for
@@ -155,14 +155,14 @@ def read_pages(document: Any, indices: Iterable[int], unseen: bool = False) -> I
   """
   if document.get_formtype() != pdfium.FORMTYPE_NONE:
     document.init_forms()
-  before = None
+  before, tagged = None, bool(pdfium.FPDFCatalog_IsTagged(document))
   for index in indices:
     try:
       page = document[index]
     except pypdfium2.PdfiumError:           # one bad page of many
       yield _nothing()
       continue
-    yield _read(document, page, unseen)
+    yield _read(document, page, tagged, unseen)
     if before:
       before.close()
     before = page
@@ -170,29 +170,29 @@ def read_pages(document: Any, indices: Iterable[int], unseen: bool = False) -> I
     before.close()
 
 
-def _read(document: Any, page: Any, unseen: bool) -> PageText:
+def _read(document: Any, page: Any, tagged: bool, unseen: bool) -> PageText:
   try:
     text_page = page.get_textpage()
     count = min(text_page.count_chars(), MAX_PAGE_CHARACTERS)
     handle = handle_of(text_page)
     text = characters(text_page, handle, count)
-    tagged = pdfium.FPDFCatalog_IsTagged(document)
     levels = pdf_structure.heading_levels(page) if tagged else {}
-    frames, figures, hidden = _frames(handle, text, page, unseen, levels)
+    view = view_of(page)
+    frames, figures, hidden = _frames(handle, text, page, view, unseen, levels)
     if calls()['FPDFPage_GetAnnotCount'](handle_of(page)):
-      _annotate(document, page, frames)
+      _annotate(document, page, view, frames)
     found = sum([len(line.text) for frame in frames for line in frame.lines])
     feature = _features(found, hidden, _garbled(handle, text), _vowels(text))
     if found < 1500:
       feature['picture'] = round(pdf_drawn.picture_share(page), 4)
-    return PageText(frames, figures, page.get_height(), feature)
+    return PageText(frames, figures, view.height, feature)
   except pypdfium2.PdfiumError:
     return _nothing()
 
 
-def _annotate(document: Any, page: Any, frames: list[Frame]) -> None:
+def _annotate(document: Any, page: Any, view: View, frames: list[Frame]) -> None:
   """Adds what annotations show to the frames of a page."""
-  view, turn = view_of(page), frames[0].turn % ASKEW if frames else 0
+  turn = frames[0].turn % ASKEW if frames else 0
   notes = pdf_annotations.notes(document, page, turn, view)
   if not notes:
     return
@@ -238,13 +238,12 @@ def _vowels(text: str) -> float | None:
   return round(len(letters.translate(None, _NO_VOWELS)) / len(letters), 3)
 
 
-def _frames(handle: ctypes.c_void_p, text: str, page: Any, unseen: bool,
+def _frames(handle: ctypes.c_void_p, text: str, page: Any, view: View, unseen: bool,
             levels: dict[int, int]) -> tuple[list[Frame], list[Box], float]:
   """The frames of a page, its figures, and the share of its characters that are invisible."""
   if not text.strip():
     return [], [], 0.0
-  view, found = view_of(page), pdf_drawn.drawn(page)
-  rules_R4, pictures_P4 = (displayed(boxes, view) for boxes in found)
+  rules_R4, pictures_P4 = (displayed(boxes, view) for boxes in pdf_drawn.drawn(page))
   grids = {0: pdf_tables.find(rules_R4)}
   words = words_of(handle, page, text, view, _edges(grids[0]), unseen, levels)
   length_W = words.place_W2[:, 1] - words.place_W2[:, 0]
@@ -337,7 +336,7 @@ def _groups(placed: list[tuple], axis: int, near: float) -> list[list[tuple]]:
 
 def _turned(view: View, turn: int) -> View:
   """The view of a page turned by quarters: its width and height."""
-  return view._replace(width=view.height, height=view.width) if turn % 2 == 1 else view
+  return view._replace(width=view.height, height=view.width) if turn in (1, 3) else view
 
 
 def _lines(handle: ctypes.c_void_p, words: Words, index_W: np.ndarray, turn: int, view: View,
@@ -374,13 +373,13 @@ def _lines(handle: ctypes.c_void_p, words: Words, index_W: np.ndarray, turn: int
     gap_W = (box_W4[1:, 0] - box_W4[:-1, 2]) / advance_R.repeat(end_R - start_R)[1:]
     spaces = [0, *gap_W.round().clip(1, 40).astype(int).tolist()]
   odd_W = words.odd_W[index_W]
-  odd_W[1:] |= np.diff(index_W) > 1
+  odd_W[1:] |= index_W[1:] - index_W[:-1] > 1
   odd_R = np.logical_or.reduceat(odd_W, start_R)
   level_W = words.level_W[index_W]
   level_R = np.maximum.reduceat(level_W, start_R)
   of_level_W = length_W * (level_W == level_R.repeat(end_R - start_R))
   level_R[4 * np.add.reduceat(of_level_W, start_R) < 3 * np.add.reduceat(length_W, start_R)] = 0
-  lines, places = [], place_W2.tolist()
+  lines, places, pairs = [], place_W2.tolist(), has_halves(words.text)
   for start, end, first, last, hyphen, x0, x1, mark, base, size, mono, odd, level in zip(
       start_R.tolist(), end_R.tolist(), place_W2[start_R, 0].tolist(),
       place_W2[end_R - 1, 1].tolist(), hyphens, x0_R.tolist(), x1_R.tolist(), mark_R.tolist(),
@@ -399,7 +398,9 @@ def _lines(handle: ctypes.c_void_p, words: Words, index_W: np.ndarray, turn: int
       run = words.string(index_W[start:end])
     else:
       run = ' '.join(words.text[first:last].split())
-    lines.append(Line(x0, base - 0.8 * size, x1, base + 0.2 * size, whole(run) + BREAK * hyphen,
+    if hyphen:
+      run += BREAK
+    lines.append(Line(x0, base - 0.8 * size, x1, base + 0.2 * size, whole(run) if pairs else run,
                       size, mono, level))
   return lines
 
@@ -411,9 +412,12 @@ def _between(handle: ctypes.c_void_p, place_W2: np.ndarray, box_W4: np.ndarray,
   if not len(edge_E3):
     return edge_W
   x_E, top_E, bottom_E = edge_E3.T
-  left_P1, right_P1 = np.sort(np.stack([box_W4[:-1, 0], box_W4[1:, 0]]), 0)[..., None] + 1
-  y_P1 = (box_W4[1:, 1:2] + box_W4[1:, 3:]) / 2
-  edge_W[1:] = ((left_P1 < x_E) & (x_E < right_P1) & (top_E <= y_P1) & (y_P1 <= bottom_E)).any(1)
+  left_P, right_P = np.sort(np.stack([box_W4[:-1, 0], box_W4[1:, 0]]), 0) + 1
+  (over_Q,) = holding(x_E, left_P, right_P).nonzero()
+  left_Q1, right_Q1 = left_P[over_Q, None], right_P[over_Q, None]
+  y_Q1 = (box_W4[over_Q + 1, 1:2] + box_W4[over_Q + 1, 3:]) / 2
+  edge_W[over_Q + 1] = ((left_Q1 < x_E) & (x_E < right_Q1)
+                        & (top_E <= y_Q1) & (y_Q1 <= bottom_E)).any(1)
   drawn_by = calls()['FPDFText_GetTextObject']
   for w in np.flatnonzero(edge_W).tolist():
     edge_W[w] = (drawn_by(handle, int(place_W2[w - 1, 1]) - 1)
@@ -430,7 +434,7 @@ def _runs(words: Words, index_W: np.ndarray, box_W4: np.ndarray,
   size_P = np.maximum(np.maximum(height_W[:-1], height_W[1:]), 0.1)
   gap_P = np.maximum(b_P4[:, 0] - a_P4[:, 2], a_P4[:, 0] - b_P4[:, 2])    # either way of writing
   shift_P = np.abs(b_P4[:, 1] + b_P4[:, 3] - a_P4[:, 1] - a_P4[:, 3])
-  newline_P, hyphen_P = (_contain(words.code_N, ord(c), place_W2) for c in ('\n', BREAK))
+  newline_P, hyphen_P = (_contain(words, c, place_W2) for c in ('\n', BREAK))
   # pdfium ends a line after every letter of a column, and around superscripts.
   newline_P &= ~(words.stacked_W[index_W[1:]]
                  | (lifted_W[:-1] | lifted_W[1:]) & (np.abs(gap_P) < 0.5 * size_P))
@@ -442,7 +446,9 @@ def _runs(words: Words, index_W: np.ndarray, box_W4: np.ndarray,
   return np.append(0, ends_P + 1), hyphens
 
 
-def _contain(code_N: np.ndarray, code: int, words_W2: np.ndarray) -> np.ndarray:
+def _contain(words: Words, character: str, place_W2: np.ndarray) -> np.ndarray:
   """Whether the gap after each word but the last has a character: bool [W - 1]."""
-  places = np.flatnonzero(code_N == code)
-  return (np.searchsorted(places, words_W2[1:, 0]) > np.searchsorted(places, words_W2[:-1, 1]))
+  if character not in words.text:
+    return np.zeros(len(place_W2) - 1, bool)
+  (at_Q,) = (words.code_N == ord(character)).nonzero()
+  return at_Q.searchsorted(place_W2[1:, 0]) > at_Q.searchsorted(place_W2[:-1, 1])

@@ -120,7 +120,8 @@ def matrices(handle: ctypes.c_void_p, indices: list[int]) -> np.ndarray:
   """How characters are scaled, turned and moved, in page space: [N, 6]; as they are where pdfium
   does not know."""
   out_N6, known = written('FPDFText_GetMatrix', 'f4', 6, 1, indices, handle)
-  out_N6[~np.array(known, bool)] = 1, 0, 0, 1, 0, 0
+  if not all(known):
+    out_N6[~np.array(known, bool)] = 1, 0, 0, 1, 0, 0
   return out_N6.astype(float)
 
 
@@ -146,7 +147,8 @@ def fill_colours(items: list[Object]) -> np.ndarray:
   """Red, green, blue and opacity of what fills objects, 0 to 255: uint32 [N, 4]. Black where it is
   no plain colour, a pattern for one."""
   out_N4, known = written('FPDFPageObj_GetFillColor', 'u4', 4, 4, items)
-  out_N4[~np.array(known, bool)] = 0, 0, 0, 255
+  if not all(known):
+    out_N4[~np.array(known, bool)] = 0, 0, 0, 255
   return out_N4
 
 

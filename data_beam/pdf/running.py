@@ -273,10 +273,12 @@ def _looks(row: _Row, page: Sequence[Line], bottom: bool) -> bool:
     return False
   line = row.lines[0]
   text = line.text.strip()
-  x0, x1 = min(other.x0 for other in page), max(other.x1 for other in page)
-  centred = abs(line.x0 + line.x1 - x0 - x1) < 0.2 * (x1 - x0)
-  if not (_DECORATED.fullmatch(text) or (bottom and centred and _CENTRED.fullmatch(text))):
-    return False
+  if not _DECORATED.fullmatch(text):
+    if not (bottom and _CENTRED.fullmatch(text)):
+      return False
+    x0, x1 = min([other.x0 for other in page]), max([other.x1 for other in page])
+    if abs(line.x0 + line.x1 - x0 - x1) >= 0.2 * (x1 - x0):
+      return False
   others = [other for other in page if other is not line]
   gap = min((abs(other.middle - line.middle) for other in others), default=0.0)
   return gap > 1.8 * line.size and sum(len(other.text) for other in others) > 200

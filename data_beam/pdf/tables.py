@@ -4,8 +4,8 @@ Coordinates are those of layout: points from the top left of the page as display
 """
 
 import bisect
-from collections.abc import Iterable
-from typing import NamedTuple
+from collections.abc import Sequence
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -62,7 +62,7 @@ def find(rules_R4: np.ndarray) -> list[Grid]:
   if len(across_H4) < 2 or not len(down_V4):
     return []
   y_H, x_V = across_H4[:, 1::2].mean(1), down_V4[:, 0::2].mean(1)
-  if len(_levels([*across_H4[:, 0], *across_H4[:, 2], *x_V])) < 3:
+  if len(_levels([across_H4[:, 0], across_H4[:, 2], x_V])) < 3:
     return []                               # frames, all of one width
   meet_VH = ((across_H4[:, 0] - TOUCH <= x_V[:, None]) & (x_V[:, None] <= across_H4[:, 2] + TOUCH)
              & (down_V4[:, 1, None] - TOUCH <= y_H) & (y_H <= down_V4[:, 3, None] + TOUCH))
@@ -89,11 +89,13 @@ def _components(meet_VH) -> tuple[np.ndarray, np.ndarray]:
 
 def _grid(across_H4, y_H, down_V4, x_V) -> Grid | None:
   left, right = across_H4[:, 0].min(), across_H4[:, 2].max()
+  columns = _levels([[left], x_V, [right]])
+  if not 3 <= len(columns) <= MAX_COLUMNS + 1:
+    return None
   top = min(y_H.min(), down_V4[:, 1].min())
   bottom = max(y_H.max(), down_V4[:, 3].max())
-  columns = _levels([left, *x_V, right])
-  rows = _levels([top, *y_H, bottom])
-  if not 3 <= len(columns) <= MAX_COLUMNS + 1 or len(rows) < 3:
+  rows = _levels([[top], y_H, [bottom]])
+  if len(rows) < 3:
     return None
   middles_C1 = np.mean([columns[:-1], columns[1:]], 0)[:, None]
   over_CH = (across_H4[:, 0] <= middles_C1) & (middles_C1 <= across_H4[:, 2])
@@ -103,10 +105,10 @@ def _grid(across_H4, y_H, down_V4, x_V) -> Grid | None:
   return Grid(columns, rows, levels, np.stack([x_V, down_V4[:, 1], down_V4[:, 3]], 1))
 
 
-def _levels(values: Iterable[float]) -> list[float]:
-  """Sorted, of those within TOUCH of each other the first."""
+def _levels(values: Sequence[Any]) -> list[float]:
+  """All of some arrays, sorted; of those within TOUCH of each other the first."""
   out: list[float] = []
-  for value in sorted(map(float, values)):
+  for value in np.sort(np.concatenate(values)).tolist():
     if not out or value - out[-1] > TOUCH:
       out.append(value)
   return out

@@ -97,7 +97,7 @@ def characters(text_page: Any, handle: ctypes.c_void_p, count: int) -> str:
   if len(text) != count:                    # pairs; or pdfium left some out: ask one by one
     codes = each('FPDFText_GetUnicode', handle, range(count))
     text = ''.join([chr(c) if 0 < c < 0x110000 else '\ufffd' for c in codes])
-  if _LAM_ALEF.search(text):
+  if not text.isascii() and _LAM_ALEF.search(text):
     text = _ligatures_in_order(handle, text)
   if _ACCENT.search(text):
     text = _accented(handle, text)
@@ -106,9 +106,14 @@ def characters(text_page: Any, handle: ctypes.c_void_p, count: int) -> str:
 
 def whole(text: str) -> str:
   """Text with its surrogate pairs joined; a half alone is U+FFFD."""
-  if text.isascii() or not _HALF.search(text):
+  if not has_halves(text):
     return text
   return text.encode('utf-16-le', 'surrogatepass').decode('utf-16-le', 'replace')
+
+
+def has_halves(text: str) -> bool:
+  """Whether text has surrogate pairs, or half of one."""
+  return not text.isascii() and bool(_HALF.search(text))
 
 
 def _ligatures_in_order(handle: ctypes.c_void_p, text: str) -> str:
@@ -129,7 +134,8 @@ def _accented(handle: ctypes.c_void_p, text: str) -> str:
   out = list(text)
   near_A = np.array([match.start() for match in _ACCENT.finditer(text)])
   window_AK = (near_A[:, None] + np.arange(-REACH, REACH + 1)).clip(0, len(text) - 1)
-  box_AK4 = character_boxes(handle, window_AK.ravel().tolist()).reshape(*window_AK.shape, 4)
+  asked, of_AK = np.unique(window_AK, return_inverse=True)
+  box_AK4 = character_boxes(handle, asked.tolist())[of_AK.reshape(window_AK.shape)]
   x0_AK, y1_AK, x1_AK, y0_AK = np.moveaxis(box_AK4, -1, 0)
   mark_A4 = box_AK4[:, REACH, :, None]      # left, top, right, bottom of the accents
   wide_A1, high_A1 = mark_A4[:, 2] - mark_A4[:, 0], mark_A4[:, 1] - mark_A4[:, 3]
@@ -137,10 +143,10 @@ def _accented(handle: ctypes.c_void_p, text: str) -> str:
   beside_AK = np.minimum(y1_AK, mark_A4[:, 1]) - np.maximum(y0_AK, mark_A4[:, 3])
   share_AK = over_AK / np.maximum(np.minimum(wide_A1, x1_AK - x0_AK), 0.1)
   share_AK[(beside_AK < 0.5 * high_A1) | (window_AK == near_A[:, None])] = 0
-  for at, indices, shares, boxes in zip(near_A.tolist(), window_AK.tolist(), share_AK.tolist(),
-                                        box_AK4.tolist(), strict=True):
-    share, letter = max((share, i) for share, i in zip(shares, indices, strict=True)
-                        if share == 0 or text[i].isalpha())
+  for a in (share_AK >= 0.6).any(1).nonzero()[0].tolist():
+    at, boxes = int(near_A[a]), box_AK4[a]
+    share, letter = max((share, i) for share, i in zip(
+      share_AK[a].tolist(), window_AK[a].tolist(), strict=True) if share == 0 or text[i].isalpha())
     if share < 0.6:
       continue
     base, mark = _DOTLESS.get(out[letter], out[letter]), _ACCENTS[text[at]]
@@ -190,8 +196,11 @@ def words_of(handle: ctypes.c_void_p, page: Any, text: str, view: View, edge_E3:
   at_sizes = _at_sizes(handle, code_N, place_W2, box_W24, view)
   if at_edges or at_sizes:
     cuts = sorted({*at_edges, *at_sizes})
-    place_W2 = np.sort(np.append(place_W2.ravel(), cuts + cuts)).astype(int).reshape(-1, 2)
-    box_W24 = displayed(_ends(handle, place_W2), view)
+    at = np.searchsorted(place_W2.ravel(), cuts)
+    ends_C24 = displayed(_ends(handle, np.array(cuts)[:, None] + [-1, 1]), view)
+    place_W2 = np.insert(place_W2, np.repeat(at, 2), np.repeat(cuts, 2)).reshape(-1, 2)
+    box_W24 = np.insert(box_W24.reshape(-1, 4), np.repeat(at, 2), ends_C24.reshape(-1, 4),
+                        axis=0).reshape(-1, 2, 4)
   turn_W, stacked_W, size_W, mono_W, fixed, level_W, invisible_W, seen_W = _drawn_how(
     handle, page, code_N, place_W2, box_W24, view, levels)
   length_W = place_W2[:, 1] - place_W2[:, 0]
@@ -217,18 +226,28 @@ def _at_edges(handle: ctypes.c_void_p, place_W2: np.ndarray, box_W24: np.ndarray
   left there. What merely runs over an edge stays whole."""
   if not len(edge_E3):
     return []
-  x0_W1, _, x1_W1, _ = spans(box_W24).T[..., None]
-  y_W1, (x_E, top_E, bottom_E) = box_W24[..., 1::2].mean((1, 2))[:, None], edge_E3.T
-  through_WE = (x0_W1 + 2 < x_E) & (x_E < x1_W1 - 2) & (top_E <= y_W1) & (y_W1 <= bottom_E)
+  box_W4, (x_E, top_E, bottom_E) = spans(box_W24), edge_E3.T
+  (over_Q,) = holding(x_E, box_W4[:, 0] + 2, box_W4[:, 2] - 2).nonzero()
+  if not len(over_Q):
+    return []
+  x0_Q1, _, x1_Q1, _ = box_W4[over_Q].T[..., None]
+  y_Q1 = box_W24[over_Q][..., 1::2].mean((1, 2))[:, None]
+  through_QE = (x0_Q1 + 2 < x_E) & (x_E < x1_Q1 - 2) & (top_E <= y_Q1) & (y_Q1 <= bottom_E)
   places = []
-  for w in np.flatnonzero(through_WE.any(1)).tolist():
-    start, end = place_W2[w].tolist()
+  for q in np.flatnonzero(through_QE.any(1)).tolist():
+    start, end = place_W2[over_Q[q]].tolist()
     drawn_by = each('FPDFText_GetTextObject', handle, range(start, end))
     begins = np.array([i for i in range(start + 1, end)
                        if drawn_by[i - start] != drawn_by[i - start - 1]], int)
     left_B = displayed(_ends(handle, begins[:, None] + [0, 1]), view)[:, 0, 0]
-    places += begins[left_B > x_E[through_WE[w]][0] - 1][:1].tolist()
+    places += begins[left_B > x_E[through_QE[q]][0] - 1][:1].tolist()
   return places
+
+
+def holding(x_E: np.ndarray, left_N: np.ndarray, right_N: np.ndarray) -> np.ndarray:
+  """Whether any of some places lies between each left and right: bool [N]."""
+  x_E = np.sort(x_E)
+  return x_E.searchsorted(right_N) > x_E.searchsorted(left_N, 'right')
 
 
 def _at_sizes(handle: ctypes.c_void_p, code_N: np.ndarray, place_W2: np.ndarray,
@@ -305,8 +324,10 @@ def _drawn_how(handle: ctypes.c_void_p, page: Any, code_N: np.ndarray, place_W2:
   invisible (as text under a scan is), and whether it is seen. What tells stands with the objects
   that draw words."""
   item_W = np.array(each('FPDFText_GetTextObject', handle, place_W2[:, 0].tolist()), np.uint64)
-  item_O, first_O, of_W = np.unique(item_W, return_index=True, return_inverse=True)
-  items = list(map(Object, item_O.tolist()))
+  change_W = np.ones(len(item_W), bool)
+  change_W[1:] = item_W[1:] != item_W[:-1]
+  first_O, of_W = np.flatnonzero(change_W), change_W.cumsum() - 1
+  items = list(map(Object, item_W[first_O].tolist()))
   starts = place_W2[first_O, 0].tolist()
   matrix_O6 = matrices(handle, starts)
   size_O = each('FPDFText_GetFontSize', handle, starts) * np.hypot(*matrix_O6[:, 2:4].T)
@@ -320,12 +341,12 @@ def _drawn_how(handle: ctypes.c_void_p, page: Any, code_N: np.ndarray, place_W2:
     handle, fonts, font_O[of_W], size_W, turn_W, code_N, place_W2, box_W24)
   mode_O = np.array(list(map(calls()['FPDFTextObj_GetTextRenderMode'], items)))
   colour_O4, invisible_O = fill_colours(items), mode_O == INVISIBLE
-  red_O, green_O, blue_O, opacity_O = colour_O4.T
-  white_O = (red_O >= WHITE) & (green_O >= WHITE) & (blue_O >= WHITE)
-  blank_O = (opacity_O == 0) | white_O & (mode_O % 4 == 0)
+  white_O = colour_O4[:, :3].min(1) >= WHITE
+  blank_O = (colour_O4[:, 3] == 0) | white_O & (mode_O % 4 == 0)
   seen_W = size_W > TINY * view.height
-  doubtful_W = (blank_O | invisible_O)[of_W]
-  if doubtful_W.any():
+  doubtful_O = blank_O | invisible_O
+  if doubtful_O.any():
+    doubtful_W = doubtful_O[of_W]
     box_W4 = spans(box_W24)
     ground_G4 = displayed(grounds(page), view)
     x_D1, y_D1 = ((box_W4[doubtful_W, i] + box_W4[doubtful_W, i + 2])[:, None] / 2 for i in (0, 1))
