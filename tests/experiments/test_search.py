@@ -169,7 +169,8 @@ def test_trainings_end_with_their_search_and_go_on_with_the_next(tmp_path, runne
 import pathlib, signal, sys
 sys.path.insert(0, {str(REPOSITORY)!r})
 from experiments import search
-signal.signal(signal.SIGTERM, signal.default_int_handler)
+for ends in (signal.SIGTERM, signal.SIGINT):  # which a shell's background jobs ignore
+  signal.signal(ends, signal.default_int_handler)
 root = {str(tmp_path)!r}
 objective = search.Experiment(root, 'configs/search.py', ['--config.nap=0.03'], ['loss'],
                               poll=0.02, runner={runner!r})

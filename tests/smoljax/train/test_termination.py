@@ -7,6 +7,16 @@ import pytest
 from smoljax.train.termination import SIGNALS, Termination
 
 
+@pytest.fixture(autouse=True)
+def none_is_ignored():
+  """As on a terminal: a shell's background jobs ignore SIGINT, those under nohup SIGHUP."""
+  before = {number: signal.signal(number, signal.SIG_DFL) for number in SIGNALS}
+  signal.signal(signal.SIGINT, signal.default_int_handler)
+  yield
+  for number, handler in before.items():
+    signal.signal(number, handler)
+
+
 @pytest.mark.parametrize('number', SIGNALS)
 def test_it_is_noted_and_the_handlers_are_as_they_were(number):
   before = signal.getsignal(number)
