@@ -14,6 +14,7 @@ import optuna
 import pytest
 import scipy.stats
 from conftest import REPOSITORY
+from helpers.searches import bowl, quiet
 
 from configs import search as recipe
 from experiments import search
@@ -24,17 +25,6 @@ from smoljax.report import search_page
 optuna.logging.set_verbosity(optuna.logging.WARNING)
 SPACE = {'x': ('float', -3.0, 3.0), 'lr': ('log', 1e-4, 1e-1), 'n': ('int', 1, 4),
          'kind': ['a', 'b']}  # fmt: skip
-
-
-def bowl(trial, report):
-  """Least at x = 1, lr = 1e-3, n = 2, kind = b."""
-  p = trial.params
-  return [(p['x'] - 1) ** 2 + math.log10(p['lr'] / 1e-3) ** 2 + (p['n'] - 2) ** 2
-          + 0.5 * (p['kind'] == 'a')]
-
-
-def quiet(_):
-  pass
 
 
 # In the place of experiments.run: goes on from its own rows, learns more slowly the further its

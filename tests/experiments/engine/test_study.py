@@ -12,6 +12,7 @@ import numpy as np
 import optuna
 import pytest
 from conftest import REPOSITORY
+from helpers.searches import bowl, quiet
 
 from experiments.engine import processes, study
 
@@ -19,17 +20,6 @@ optuna.logging.set_verbosity(optuna.logging.WARNING)
 SPACE = {'x': ('float', -3.0, 3.0), 'lr': ('log', 1e-4, 1e-1), 'n': ('int', 1, 4),
          'kind': ['a', 'b'], 'one': ['z']}  # fmt: skip
 ALL = ['random', 'quasi', 'tpe', 'cmaes', 'gp', 'nsga', 'grid']
-
-
-def bowl(trial, report):
-  """Least at x = 1, lr = 1e-3, n = 2, kind = b."""
-  p = trial.params
-  return [(p['x'] - 1) ** 2 + math.log10(p['lr'] / 1e-3) ** 2 + (p['n'] - 2) ** 2
-          + 0.5 * (p['kind'] == 'a')]
-
-
-def quiet(_):
-  pass
 
 
 def study_of(tmp_path, space=SPACE, trials=12, **kwargs) -> study.Study:
