@@ -1,6 +1,5 @@
 """What commands share: files, exit codes, complaints."""
 
-import json
 import os
 import sys
 import traceback
@@ -43,10 +42,9 @@ def exit_status(work: Callable[[], int | None]) -> int:
     return 130
 
 
-def read_json(path: str) -> Any:
-  """The value in a JSON file."""
-  with open(path) as f:
-    return json.load(f)
+def read_json(path: str | os.PathLike) -> Any:
+  """The value in a JSON file; ValueError, with the file's name, where it holds none."""
+  return files.read_json(path)
 
 
 def write_json(path: str | os.PathLike, value: Any) -> None:

@@ -89,10 +89,11 @@ def options(c: ConfigDict, section: str) -> Options:
 
 def unknown_field(argv: Sequence[str]) -> str:
   """What is wrong with the first flag that sets a field which configs/base.py lacks; '' if none."""
+  known = base.get_config()
   for flag in argv:
     if not (found := re.match(r'--?config\.([\w.]+)', flag)):
       continue
-    section, names = base.get_config(), found[1].split('.')
+    section, names = known, found[1].split('.')
     for place, name in enumerate(names):
       within = '.'.join(['config', *names[:place]])
       if not isinstance(section, ConfigDict):

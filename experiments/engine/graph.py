@@ -28,7 +28,7 @@ import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
-from experiments.engine.cli import write_json
+from experiments.engine.cli import read_json, write_json
 from smoljax.metrics import changes
 
 RESULT_FILE = 'step.json'
@@ -125,7 +125,7 @@ class Graph:
 
   def result(self, step: Step) -> dict:
     """What a finished step returned, with its `seconds`."""
-    return json.loads((self.output(step) / RESULT_FILE).read_text())
+    return read_json(self.output(step) / RESULT_FILE)
 
   def describe(self) -> list[tuple[str, str, str]]:
     """`(address, state, cost)` of each step, for a dry run; writes nothing."""
@@ -222,9 +222,11 @@ class Graph:
     folders = {pathlib.Path(os.path.normpath(path)).parent for path in led}
     folder = next((self._root / f.name for f in folders if re.fullmatch(
       f'{re.escape(step.name)}-[0-9a-f]{{8}}\\.partial', f.name)), None)
-    if not folder or folder == self._partial(step) or not _read(folder / _INPUTS_FILE):
+    if not folder or folder == self._partial(step):
       return None
-    before, now = _read(folder / _INPUTS_FILE) or {}, step.inputs
+    before, now = _read(folder / _INPUTS_FILE), step.inputs
+    if not before:
+      return None
     differ = changes(before['config'], now['config'])
     if changed := [k for k in ('version', 'outside', 'needs') if before[k] != now[k]]:
       differ['inputs'] = [before[k] for k in changed], [now[k] for k in changed]
@@ -293,7 +295,7 @@ def _said(differ: Mapping[str, tuple], most: int = 4) -> str:
 def _read(path: pathlib.Path) -> dict | None:
   """The mapping in a JSON file; None where there is none, or it is damaged."""
   try:
-    found = json.loads(path.read_bytes())
+    found = read_json(path)
   except (OSError, ValueError):
     return None
   return found if isinstance(found, dict) else None
