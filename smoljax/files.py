@@ -1,6 +1,8 @@
 """Files that are there whole or not at all, and errors of a file system that pass if one waits."""
 
 import errno
+import functools
+import hashlib
 import json
 import os
 import time
@@ -63,6 +65,24 @@ def read_json(path: str | os.PathLike) -> Any:
     return json.loads(data)
   except ValueError as e:  # of what is no UTF-8 too
     raise ValueError(f'{os.fspath(path)} is damaged, no JSON: {e}') from None
+
+
+def sha256(path: str | os.PathLike, *, again: bool = True) -> str:
+  """Of a file's bytes, in hexadecimal.
+
+  Args:
+    again: False = a file that this process has read is not read again, unless it was written since.
+  """
+  s = os.stat(path)
+  digest = _sha256.__wrapped__ if again else _sha256
+  return digest(os.fspath(path), s.st_dev, s.st_ino, s.st_size, s.st_mtime_ns, s.st_ctime_ns)
+
+
+@functools.lru_cache(maxsize=4096)
+def _sha256(path: str, *state: int) -> str:
+  del state  # part of the key: a file that was written again is another
+  with open(path, 'rb') as f:
+    return hashlib.file_digest(f, 'sha256').hexdigest()
 
 
 def replace(source: str | os.PathLike, target: str | os.PathLike) -> None:

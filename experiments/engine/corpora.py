@@ -1,8 +1,9 @@
 """What a config brings from elsewhere: corpora, a tokenizer; whether they fit, before any step."""
 
-import hashlib
 import os
 from typing import Any
+
+from smoljax import files
 
 
 def globs(patterns: str) -> list[str]:
@@ -63,8 +64,7 @@ def _sha256(path: str) -> str:
   if not os.path.isfile(path):
     raise FileNotFoundError(f'--config.tokenizer.path: {path} is no file: give a SentencePiece '
                             '.model or a tokenizer.json')
-  with open(path, 'rb') as f:
-    return hashlib.file_digest(f, 'sha256').hexdigest()
+  return files.sha256(path)
 
 
 def check_tokenizer(c: Any) -> None:

@@ -18,7 +18,7 @@ import numpy as np
 
 from data_beam import records
 from experiments.engine.cli import read_json
-from smoljax import model, sharding
+from smoljax import files, model, sharding
 from smoljax.checkpoints import load
 from smoljax.data import teacher_cache, tokenizer
 from smoljax.data.corpus import open_corpus
@@ -227,10 +227,7 @@ def _is_whole(path: str, entry: str) -> bool:
     return False
   written = read_json(entry)
   file = os.path.join(path, written['file'])
-  if not os.path.exists(file):
-    return False
-  with open(file, 'rb') as f:
-    return hashlib.file_digest(f, 'sha256').hexdigest() == written['sha256']
+  return os.path.exists(file) and files.sha256(file) == written['sha256']
 
 
 def _same_job(file: str, job: dict, path: str) -> None:

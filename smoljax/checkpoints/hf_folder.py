@@ -5,8 +5,6 @@ link in it names, and headers are held against each other before any weight is r
 is one line, in well under a second. In a folder that is written, what others have there stays.
 """
 
-import functools
-import hashlib
 import json
 import os
 import shutil
@@ -16,6 +14,8 @@ from typing import Any
 
 import numpy as np
 import safetensors
+
+from smoljax import files
 
 TOKENIZER_FILES = (
   'tokenizer.json', 'tokenizer_config.json', 'special_tokens_map.json', 'added_tokens.json',
@@ -202,18 +202,7 @@ def fingerprint(path: str) -> list[tuple[str, str]]:
   names = sorted({*_weight_files(path).values()})
   single = find(path, SINGLE)
   found = [(name, find(path, name)) for name in (CONFIG, *(() if single else (INDEX,)), *names)]
-  return [(name, _digest_of(file)) for name, file in found if file]
-
-
-def _digest_of(file):
-  s = os.stat(file)
-  return _digest(file, s.st_dev, s.st_ino, s.st_size, s.st_mtime_ns, s.st_ctime_ns)
-
-
-@functools.lru_cache(maxsize=4096)
-def _digest(file, *_):
-  with open(file, 'rb') as f:
-    return hashlib.file_digest(f, 'sha256').hexdigest()
+  return [(name, files.sha256(file, again=False)) for name, file in found if file]
 
 
 def _weight_files(path: str) -> Mapping[str, str]:
@@ -223,11 +212,11 @@ def _weight_files(path: str) -> Mapping[str, str]:
   index = read_json(path, INDEX)
   if index is None:
     raise FileNotFoundError(f'{path} has neither {SINGLE} nor {INDEX}: only safetensors are read')
-  files = index.get('weight_map')
-  if not isinstance(files, dict) or not all(isinstance(f, str) for f in files.values()):
+  named = index.get('weight_map')
+  if not isinstance(named, dict) or not all(isinstance(f, str) for f in named.values()):
     raise ValueError(f'{path}: {INDEX} has no weight_map from tensors to files')
   absent = []
-  for name in sorted(set(files.values())):
+  for name in sorted(set(named.values())):
     if os.path.basename(name) != name or not name.endswith('.safetensors'):
       raise ValueError(f'{path}: {INDEX} names {name!r}, which is no safetensors file of this '
                        'folder')
@@ -236,7 +225,7 @@ def _weight_files(path: str) -> Mapping[str, str]:
   if absent:
     raise FileNotFoundError(f'{path}: the index names {absent[0]}, which is not there '
                             f'({len(absent)} file(s) missing): download them again')
-  return files
+  return named
 
 
 def _open(path, name):

@@ -6,8 +6,6 @@ without one, with one that cannot be read, or with a file that is not as it says
 """
 
 import concurrent.futures
-import functools
-import hashlib
 import os
 import pathlib
 import shutil
@@ -95,17 +93,10 @@ def digests(folder: pathlib.Path, *, again: bool = True) -> dict[str, list]:
   paths = sorted(p for p in folder.rglob('*') if p.is_file())
 
   def digest(path: pathlib.Path) -> list:
-    stat = path.stat()
-    key = path, stat.st_size, stat.st_ctime_ns
-    return [stat.st_size, (_sha256.__wrapped__ if again else _sha256)(*key)]
+    return [path.stat().st_size, files.sha256(path, again=again)]
 
   with concurrent.futures.ThreadPoolExecutor(_THREADS) as pool:
     found = list(pool.map(digest, paths))
   return {p.relative_to(folder).as_posix(): d for p, d in zip(paths, found, strict=True)}
 
 
-@functools.lru_cache(maxsize=4096)
-def _sha256(path: pathlib.Path, size: int, changed: int) -> str:
-  del size, changed  # part of the key: a file that was written again is another
-  with open(path, 'rb') as f:
-    return hashlib.file_digest(f, 'sha256').hexdigest()

@@ -152,7 +152,7 @@ class Tokenizer:
   def _model(self) -> 'sentencepiece.SentencePieceProcessor | _HuggingFace':
     beside = _sibling_reader(self.path)(f'{os.path.basename(self.path)}.sha256') or b''
     wanted = self._sha256 or beside.decode('ascii', 'replace').strip()
-    if wanted and wanted != _digest(self.path):
+    if wanted and wanted != files.sha256(self.path):
       whose = 'the one its corpora were tokenised with' if self._sha256 else 'as FILE.sha256 says'
       raise ValueError(f'{self.path} is damaged, or another one: it is not {whose}')
     try:
@@ -250,11 +250,6 @@ def require_same(
   raise ValueError(
     f'the tokenizer of {whose}, {theirs}, is not {ours}: {what}. As {why}, train with it: '
     f'--config.tokenizer.path={theirs}')
-
-
-def _digest(path: str) -> str:
-  with open(path, 'rb') as f:
-    return hashlib.file_digest(f, 'sha256').hexdigest()
 
 
 def _sibling_reader(path: str) -> Callable[[str], bytes | None]:
