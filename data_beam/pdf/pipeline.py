@@ -87,7 +87,7 @@ def stages(
     ('language', Each(identify, o.languages, o.min_language_score)),
     ('filter', Each(judge, profile(o.filters))),
     ('exact_dedup', ExactDedup()),
-    *near_duplicates(o.minhash, o.minhash_hash),
+    *near_duplicates(o.minhash, o.minhash_hash, parts=o.num_shards),
     ('pii', Each(anonymise)),
   ]
 

@@ -42,7 +42,7 @@ def stages(options: WebOptions) -> list[tuple[str, beam.PTransform]]:
   deduplication = [
     *([('url_dedup', ExactDedup(by='url', scope=o.dedup_scope))] if o.url_dedup else []),
     ('exact_dedup', ExactDedup(scope=o.dedup_scope)),
-    *near_duplicates(o.minhash, o.minhash_hash, o.dedup_scope),
+    *near_duplicates(o.minhash, o.minhash_hash, o.dedup_scope, o.num_shards),
   ]
   middle = deduplication + judging if rules == FINEWEB2 else judging + deduplication
   url_filter = UrlFilter(o.url_lists, parity=o.parity) if o.url_lists else None

@@ -12,8 +12,8 @@ import xxhash
 from hypothesis import strategies as st
 
 from data_beam.beam_options import pipeline_options
-from data_beam.dedup import minhash
-from data_beam.dedup.clusters import Components, MinHashDedup, rehydration_weight
+from data_beam.dedup import components, minhash
+from data_beam.dedup.clusters import MinHashDedup, rehydration_weight
 from data_beam.dedup.decontaminate import Decontaminate, contamination
 from data_beam.dedup.exact import ExactDedup, rank
 from data_beam.dedup.minhash import shingles
@@ -153,17 +153,49 @@ def brute_force_components(edges):
   return roots
 
 
-@hypothesis.given(st.lists(st.tuples(st.integers(0, 30), st.integers(0, 30)), max_size=60),
-                  st.integers(1, 5))
-def test_components_for_any_grouping(edges, groups):
-  combine = Components()
-  accumulators = []
-  for i in range(groups):
-    accumulators.append(combine.create_accumulator())
-    for edge in edges[i::groups]:
-      combine.add_input(accumulators[-1], edge)
-  merged = combine.merge_accumulators(accumulators)
-  assert combine.extract_output(merged) == brute_force_components(edges)
+def some_graph(seed):
+  """Edges of stars, chains, cliques and loops, in no order, some twice, and how many nodes."""
+  rng, edges, count = random.Random(seed), [], 0
+  kinds = {'chain': itertools.pairwise, 'star': lambda names: ((names[0], v) for v in names[1:]),
+           'tree': lambda names: ((names[rng.randrange(i)], v) for i, v in enumerate(names) if i),
+           'clique': lambda names: itertools.combinations(names, 2),
+           'alone': lambda names: ((v, v) for v in names)}
+  for kind, size in [('chain', 1500), ('star', 700), ('star', 700), ('tree', 300), ('alone', 5),
+                     *((rng.choice(['chain', 'star', 'tree', 'clique']), rng.randint(2, 9))
+                       for _ in range(200))]:
+    names = list(range(count, count + size))
+    count += size
+    rng.shuffle(names)
+    edges += kinds[kind](names)
+  edges += rng.sample(edges, 50)
+  rng.shuffle(edges)
+  return edges, count
+
+
+@pytest.mark.parametrize(('parts', 'rounds', 'block'), [(1, 1, 7000), (4, 1, 100), (5, 3, 10)])
+def test_components_of_any_graph_however_it_is_spread(parts, rounds, block):
+  edges, count = some_graph(parts)
+  names = [xxhash.xxh3_128_digest(str(i).encode()) for i in range(count)]
+  names[7] = names[7][:-2] + b'\0\0'      # which numpy cuts
+  blocks = [tuple(np.array([names[edge[i]] for edge in edges[at:at + block]], components.KEY)
+                  for i in range(2)) for at in range(0, len(edges), block)]
+  order = random.Random(1).sample(range(count), count)
+  members = [(np.array([names[i] for i in order[at::3]], components.KEY),
+              [components.Total(-i, 1 + i % 3) for i in order[at::3]]) for at in range(3)]
+  FOUND.clear()
+  with beam.Pipeline(options=pipeline_options()) as pipeline:
+    inputs = (pipeline | 'edges' >> beam.Create(blocks),
+              pipeline | 'members' >> beam.Create(members))
+    _ = inputs | components.Components(parts, rounds) | 'remember' >> beam.Map(remember)
+  found = {node.ljust(16, b'\0'): total for nodes, totals in FOUND
+           for node, total in zip(nodes.tolist(), totals, strict=True)}
+  expected = {}
+  roots = brute_force_components([edge for edge in edges if edge[0] != edge[1]])
+  for i, root in roots.items():
+    best, size = expected.get(root, (0, 0))
+    expected[root] = min(best, -i), size + 1 + i % 3
+  assert len(FOUND) < 40 and len(roots) == count - 5
+  assert found == {names[i]: expected[root] for i, root in roots.items()}
 
 
 def near_duplicates():
@@ -278,17 +310,6 @@ def test_twenty_thousand_documents():
   assert set(rejects) == {i for i, (survivor, _) in expected.items() if survivor != i}
   assert all(r.document.metadata['duplicate_of'] == expected[i][0] for i, r in rejects.items())
   assert all(d.metadata['cluster_size'] == expected.get(i, (i, 1))[1] for i, d in kept.items())
-
-
-def test_chains_of_a_thousand_are_one_component():
-  edges = [(chain * 5000 + i, chain * 5000 + i + 1) for chain in range(3) for i in range(999)]
-  random.Random(0).shuffle(edges)
-  combine = Components()
-  parts = [combine.create_accumulator() for _ in range(7)]
-  for i, edge in enumerate(edges):
-    combine.add_input(parts[i % 7], edge)
-  roots = combine.extract_output(combine.merge_accumulators(parts))
-  assert roots == {chain * 5000 + i: chain * 5000 for chain in range(3) for i in range(1000)}
 
 
 # --- scope, URLs, weights --------------------------------------------------------------------
