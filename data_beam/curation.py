@@ -97,7 +97,8 @@ def curate(
     kept, rejects = funnel.apply(pipeline | 'source' >> source | beam.Reshuffle())
     records.write_corpus(
       kept, rejects, output=output, name=name, stages=[stage for stage, _ in steps], inputs=inputs,
-      num_shards=options.num_shards, config=dataclasses.asdict(options) | dict(found or {}))
+      num_shards=options.num_shards, signatures=getattr(options, 'signatures', False),
+      config=dataclasses.asdict(options) | dict(found or {}))
   return announce(path)
 
 

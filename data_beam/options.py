@@ -153,6 +153,15 @@ _limit = functools.partial(
 _minhash_hash = functools.partial(
   option, 'fast', "how words are hashed: fast, or datatrove's signatures with xxh64 or sha1",
   choices='data_beam.dedup.minhash:HASHES')
+_scope = functools.partial(
+  option, 'global', 'look for duplicates among all documents, or within a crawl dump or a language '
+  'only', choices='data_beam.dedup.exact:SCOPES')
+_against = functools.partial(
+  option, (), 'drop documents that are in these finished corpora (DIR/NAME/1.0.0) or resemble one '
+  'of theirs, by the signatures kept there if minhash was the same, else by their texts',
+  metavar='CORPUS', many=True, files='{}/manifest.json')
+_signatures = functools.partial(
+  option, False, 'keep the signature of each document beside the corpus, for --against of others')
 _num_shards = functools.partial(option, 8, 'files of the corpus', metavar='N', least=1)
 
 
@@ -178,9 +187,12 @@ class WebOptions(Options):
     '', 'drop pages by your own lists: domains.txt, urls.txt, words.txt, subwords.txt, '
     'soft_words.txt in this folder', metavar='DIR', files='{}/*')
   parity: bool = option(False, "keep datatrove's faults in comparing URLs with the lists")
-  dedup_scope: str = option(
-    'global', 'look for duplicates among all documents, or within a crawl dump or a language only',
-    choices='data_beam.dedup.exact:SCOPES')
+  dump: str = option(
+    '', "the crawl dump of files that do not lie in Common Crawl's crawl-data/NAME/",
+    metavar='NAME')
+  dedup_scope: str = _scope()
+  against: tuple[str, ...] = _against()
+  signatures: bool = _signatures()
   url_dedup: bool = option(False, 'keep one page of each URL')
   decontaminate: tuple[str, ...] = option(
     (), 'drop documents that quote these evaluation sets (JSONL)', metavar='GLOB', many=True,
@@ -258,6 +270,12 @@ class ImportOptions(Options):
   columns: tuple[str, ...] = option(
     (), 'on top of the layout, such as text=content metadata.licence=license; a.b is b in the '
     'struct a, and source==wiki sets a constant', metavar='FIELD=COLUMN', many=True)
+  exact_dedup: bool = option(False, 'keep one document of each text')
+  minhash: str = _minhash('none')
+  minhash_hash: str = _minhash_hash()
+  dedup_scope: str = _scope()
+  against: tuple[str, ...] = _against()
+  signatures: bool = _signatures()
   limit: int | None = _limit()
   num_shards: int = _num_shards()
 

@@ -34,6 +34,7 @@ from data_beam import curation, records
 from data_beam import options as options_lib
 from data_beam.beam_options import pipeline_options
 from data_beam.curation import Each
+from data_beam.dedup.clusters import deduplication
 from data_beam.options import ImportOptions
 from data_beam.records import Document, Reject
 from data_beam.sources import parquet
@@ -336,7 +337,8 @@ def import_tables(
     parts = (beam.Create(paths) | 'files' >> beam.Reshuffle()
              | beam.FlatMap(lambda path: [[part] for part in split(path)]))
   return curation.curate(
-    parts, [('read', Each(read, columns, name, options.limit))], output=output, name=name,
+    parts, [('read', Each(read, columns, name, options.limit)),
+            *deduplication(options, exact=options.exact_dedup)], output=output, name=name,
     inputs=files, options=options, found={'columns': columns}, beam_args=beam_args)
 
 

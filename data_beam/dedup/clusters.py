@@ -1,5 +1,6 @@
 """Near duplicates: connected components of documents that share a band, and their survivor."""
 
+import math
 from collections.abc import Iterable, Iterator
 from typing import Any
 
@@ -8,10 +9,19 @@ import numpy as np
 import xxhash
 from apache_beam.transforms.window import GlobalWindows
 
-from data_beam.dedup import minhash
+from data_beam.dedup import minhash, prior
 from data_beam.dedup.components import KEY, Components, Total, by_part
-from data_beam.dedup.exact import rank, record_key, scope_key, with_metadata
-from data_beam.dedup.minhash import HASHES, signature
+from data_beam.dedup.exact import (
+  KNOWN,
+  ExactDedup,
+  rank,
+  record_key,
+  scope_key,
+  stands_for,
+  with_metadata,
+  with_prior,
+)
+from data_beam.dedup.minhash import HASHES, band_hashes
 from data_beam.records import Document, Reject
 
 # --- clusters --------------------------------------------------------------------------------
@@ -32,7 +42,8 @@ class MinHashDedup(beam.PTransform):
   """
 
   def __init__(self, *, bands: int = 14, rows: int = 8, ngram: int = 5, hash_name: str = 'fast',
-               scope: str = 'global', max_chars: int = 1_000_000, parts: int = 8):
+               scope: str = 'global', max_chars: int = 1_000_000, parts: int = 8,
+               prior: beam.PTransform | None = None):
     """Sets up the stage.
 
     Args:
@@ -43,19 +54,21 @@ class MinHashDedup(beam.PTransform):
       scope: one of SCOPES; documents of different scopes are never duplicates.
       max_chars: only so much of a text is looked at.
       parts: of the documents' hashes, see Components: about one for each shard of the corpus.
+      prior: of another corpus, whose documents survive and are not among what is kept (prior.py).
     """
     super().__init__()
     if hash_name not in HASHES:
       raise ValueError(f'unknown hash {hash_name!r}: choose one of {", ".join(HASHES)}')
     scope_key(Document(id='', text=''), scope)
-    self.parts = parts
+    self.parts, self.prior = parts, prior
     self.settings = {'bands': bands, 'rows': rows, 'ngram': ngram, 'hash_name': hash_name,
                      'scope': scope, 'max_chars': max_chars}
 
   def expand(self, documents: Any) -> Any:
     """PCollections (kept, rejects)."""
-    packed = documents | 'bands' >> beam.ParDo(_Bands(self.parts, self.settings)).with_outputs(
-      'edges', 'members', main='bands')
+    packed = (with_prior(documents, self.prior)
+              | 'bands' >> beam.ParDo(_Bands(self.parts, self.settings)).with_outputs(
+                'edges', 'members', main='bands'))
     edges = ((packed.bands | 'same band' >> beam.GroupByKey() | 'stars' >> beam.Map(_stars),
               packed.edges) | 'edges' >> beam.Flatten())
     clusters = ((edges, packed.members) | 'components' >> Components(self.parts)
@@ -68,18 +81,31 @@ class MinHashDedup(beam.PTransform):
     return split.kept, split.rejects
 
 
-def near_duplicates(
-  shape: str, hash_name: str = 'fast', scope: str = 'global', parts: int = 8,
+def deduplication(
+  options: Any, *, by_url: bool = False, exact: bool = True,
 ) -> list[tuple[str, beam.PTransform]]:
-  """The stage for `shape`: '14x8' is MinHashDedup with 14 bands of 8 rows; none for 'none'.
+  """The stages that options ask for: signatures kept, exact duplicates (by URL too), near ones.
 
-  Raises ValueError for anything else.
+  Exact ones are looked for where near ones or those of another corpus are, whatever `exact` is.
+
+  Of `options` are taken, where it has them: minhash, minhash_hash, dedup_scope, num_shards,
+  signatures, against. Raises ValueError or CorpusError for what they cannot be.
   """
-  if not (found := minhash.shape(shape)):
-    return []
-  bands, rows = found
-  return [('minhash', MinHashDedup(
-    bands=bands, rows=rows, hash_name=hash_name, scope=scope, parts=parts))]
+  shape, scope = minhash.shape(options.minhash), getattr(options, 'dedup_scope', 'global')
+  bands, rows = shape or (0, 1)
+  settings = {'bands': bands, 'rows': rows, 'hash_name': options.minhash_hash}
+  known = prior.Prior(options.against, **settings) if getattr(options, 'against', ()) else None
+  stages: list[tuple[str, beam.PTransform]] = []
+  if getattr(options, 'signatures', False):
+    stages.append(('sign', prior.Sign(**settings)))
+  if by_url:
+    stages.append(('url_dedup', ExactDedup(by='url', scope=scope, prior=known)))
+  if exact or shape or known:
+    stages.append(('exact_dedup', ExactDedup(scope=scope, prior=known)))
+  if shape:
+    stages.append(('minhash', MinHashDedup(
+      **settings, scope=scope, parts=options.num_shards, prior=known)))
+  return stages
 
 
 class _Bands(beam.DoFn):
@@ -100,7 +126,7 @@ class _Bands(beam.DoFn):
     """A document's bands, put by."""
     number, key = len(self.nodes), record_key(document)
     self.nodes.append(key)
-    self.totals.append(Total((*rank(document), key), document.metadata.get('copies', 1)))
+    self.totals.append(Total((*rank(document), key), stands_for(document)))
     bands = _bands(document, **self.settings)
     self.bands += bands
     self.owners += [number] * len(bands)
@@ -133,11 +159,13 @@ _AT_HAND = 1 << 15      # documents, of which a worker packs the hashes
 def _bands(
   document: Document, *, bands, rows, ngram, hash_name, scope, max_chars,
 ) -> list[bytes]:
-  matrix = signature(document.text[:max_chars], bands=bands, rows=rows, ngram=ngram,
-                     hash_name=hash_name, language=document.language)
+  if document.signature:
+    found = prior.bands_of(document.signature)
+  else:
+    found = band_hashes(document.text, max_chars=max_chars, bands=bands, rows=rows, ngram=ngram,
+                        hash_name=hash_name, language=document.language)
   within = scope_key(document, scope).encode()
-  return [xxhash.xxh3_128_digest(row.tobytes() + within, seed=band)
-          for band, row in enumerate(matrix)]
+  return [xxhash.xxh3_128_digest(band + within) for band in found] if within else found
 
 
 def _stars(group: tuple[int, Iterable[tuple]]) -> tuple[np.ndarray, np.ndarray]:
@@ -163,15 +191,16 @@ def _resolve(joined: tuple[bytes, dict[str, Iterable]]) -> Iterator[Any]:
   cluster = next(iter(group['clusters']), None)
   for document in group['documents']:
     if cluster is None:
-      yield with_metadata(document, cluster_size=document.metadata.get('copies', 1))
+      yield with_metadata(document, cluster_size=stands_for(document))
       continue
-    (*_, survivor, best), size = cluster
+    (quality, *_, survivor, best), size = cluster
     document = with_metadata(document, cluster_id=survivor, cluster_size=size)
     if key == best:
       yield document
     else:
       yield beam.pvalue.TaggedOutput('rejects', Reject(
-        with_metadata(document, duplicate_of=survivor), 'minhash', 'near_duplicate'))
+        with_metadata(document, duplicate_of=survivor), 'minhash',
+        KNOWN if quality == -math.inf else 'near_duplicate'))
 
 
 # --- rehydration -----------------------------------------------------------------------------

@@ -68,6 +68,7 @@ class Page:
   truncated: str = '' # why the payload is incomplete: WARC-Truncated's word, or 'clipped'
   etag: str = ''      # of the server's answer, and its Last-Modified: to ask whether it has changed
   modified: str = ''
+  dump: str = ''      # the crawl that it is of, where an index or a row says it
   declared: int = 0   # bytes that the server said it would send, 0 if it did not, or compressed
 
 
@@ -235,6 +236,7 @@ def _read_line(line, path, name, number, types, max_bytes):
     page = Page(
       id=str(row.get('id') or hashlib.sha256(f'{url} {date} '.encode() + body).hexdigest()),
       url=url, date=date, warc_file=name, warc_offset=number, body=body,
+      dump=str(row.get('dump') or ''),
       content_type=f'{kind}; charset=utf-8')
   except common_crawl.RangeError as error:
     return ('unreadable_range', f'line {number}: {error}'), ()
@@ -279,6 +281,7 @@ def read_capture(
   for result in read_stream(io.BytesIO(data), name, types, max_bytes):
     if isinstance(result, Page):
       result.warc_offset += capture.offset
+      result.dump = common_crawl.dump_of(capture.file)
       result.truncated = result.truncated or capture.truncated
     yield result
 
@@ -440,6 +443,11 @@ READERS = {
   '.cdxj': read_jsonl,
   '.parquet': read_parquet,
 }
+
+
+def tells_dumps(path: str) -> bool:
+  """Whether a file's rows may name the dump of each."""
+  return READERS.get(kind(path)) in (read_jsonl, read_parquet)
 
 
 def kind(path: str) -> str:

@@ -14,15 +14,14 @@ import apache_beam as beam
 
 from data_beam import curation
 from data_beam.curation import Each, anonymise, judge
-from data_beam.dedup.clusters import near_duplicates
+from data_beam.dedup.clusters import deduplication
 from data_beam.dedup.decontaminate import Decontaminate
-from data_beam.dedup.exact import ExactDedup
 from data_beam.filters.rules import FINEWEB2, profile
 from data_beam.filters.urls import UrlFilter
 from data_beam.options import WebOptions
 from data_beam.records import Document, Reject
 from data_beam.sandbox import Limits, Lost, Sandbox
-from data_beam.sources import readers
+from data_beam.sources import common_crawl, readers
 from data_beam.sources.files import expand
 from data_beam.sources.readers import Page
 from data_beam.text.language import detect_language, is_sure, language_sample, language_shares
@@ -39,15 +38,11 @@ def stages(options: WebOptions) -> list[tuple[str, beam.PTransform]]:
   filters: each transform takes what the one before kept."""
   o, rules = options, profile(options.filters)
   judging = [('filter', Each(judge, rules))]
-  deduplication = [
-    *([('url_dedup', ExactDedup(by='url', scope=o.dedup_scope))] if o.url_dedup else []),
-    ('exact_dedup', ExactDedup(scope=o.dedup_scope)),
-    *near_duplicates(o.minhash, o.minhash_hash, o.dedup_scope, o.num_shards),
-  ]
-  middle = deduplication + judging if rules == FINEWEB2 else judging + deduplication
+  duplicates = deduplication(o, by_url=o.url_dedup)
+  middle = duplicates + judging if rules == FINEWEB2 else judging + duplicates
   url_filter = UrlFilter(o.url_lists, parity=o.parity) if o.url_lists else None
   return [
-    ('read', Each(read, o.limit)),
+    ('read', Each(read, o.limit, o.dump)),
     *([('url', Each(judge_url, url_filter))] if url_filter else []),
     ('extract', Each(extract, o.tier, o.markdown)),
     ('language', Each(identify, o.languages, o.min_language_score)),
@@ -57,11 +52,15 @@ def stages(options: WebOptions) -> list[tuple[str, beam.PTransform]]:
   ]
 
 
-def read(paths: Sequence[str], limit: int | None = None) -> Iterator[Page | Reject]:
-  """Pages of files, the first `limit` of them."""
+def read(
+  paths: Sequence[str], limit: int | None = None, dump: str = '',
+) -> Iterator[Page | Reject]:
+  """Pages of files, the first `limit` of them; `dump` is of those whose file names none."""
   pages = 0
   for path in paths:
     for result in readers.read(path):
+      if isinstance(result, Page):
+        result.dump = result.dump or common_crawl.dump_of(path) or dump
       yield result
       pages += isinstance(result, Page)
       if pages == limit:
@@ -80,6 +79,8 @@ def extract(
 ) -> Iterator[Document | Reject]:
   """The page's main text as a document, in a clean form."""
   metadata = {'warc_file': page.warc_file, 'warc_offset': page.warc_offset, 'extractor': tier}
+  if page.dump:
+    metadata['dump'] = page.dump
   if page.truncated or is_cut(page.body, tier):
     metadata['truncated'] = page.truncated or 'budget'
   main, reason = None, 'no_text'
@@ -131,7 +132,8 @@ def run(
 
   Raises:
     FileNotFoundError: a pattern matches nothing.
-    ValueError: an unknown profile, rule or flag; or no document was kept, saying where they went
+    ValueError: an unknown profile, rule or flag; nothing says of which dump the files are, where
+      it matters; or no document was kept, saying where they went
       (the rejects are on disk then).
   """
   options = options or WebOptions()
@@ -139,6 +141,9 @@ def run(
     options = dataclasses.replace(
       options, decontaminate=[f['path'] for f in expand(options.decontaminate)])
   files = expand(input)
+  if options.dedup_scope == 'dump' and not options.dump and not any(
+      common_crawl.dump_of(f['path']) or readers.tells_dumps(f['path']) for f in files):
+    raise ValueError('dedup_scope is dump, but no file lies in crawl-data/NAME/: give --dump')
   return curation.curate(
     curation.batches([f['path'] for f in files], options.limit), stages(options),
     output=output, name=name, inputs=files, options=options, beam_args=beam_args,

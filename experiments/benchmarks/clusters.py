@@ -12,6 +12,7 @@ that one held, `left_at_the_end` those that the last part, alone, had to unite. 
 each node's survivor and cluster's size with scipy's connected components.
 """
 
+import collections
 import json
 import tempfile
 import time
@@ -145,10 +146,13 @@ def run(kind: str, nodes: int, parts: int, workers: int) -> dict:
     result.wait_until_finish()
     found = tuple(json.load(file))
   seconds = time.monotonic() - start
-  sizes = {m.key.metric.name: m.committed.max for m in result.metrics().query(
-    MetricsFilter().with_namespace('components'))['distributions']}
-  return {'found': found, 'seconds': round(seconds, 1), 'most_in_a_part': sizes.get('in a part', 0),
-          'left_at_the_end': sizes.get('left at the end', 0),
+  sizes = collections.Counter()
+  for metric in result.metrics().query(
+      MetricsFilter().with_namespace('components'))['distributions']:
+    name = metric.key.metric.name
+    sizes[name] = max(sizes[name], metric.committed.max)
+  return {'found': found, 'seconds': round(seconds, 1), 'most_in_a_part': sizes['in a part'],
+          'left_at_the_end': sizes['left at the end'],
           'worker_mib': sizes['peak'], 'runner_mib': peak_mib()}
 
 

@@ -11,12 +11,14 @@ import pytest
 import xxhash
 from hypothesis import strategies as st
 
+from data_beam import records, tables
 from data_beam.beam_options import pipeline_options
 from data_beam.dedup import components, minhash
 from data_beam.dedup.clusters import MinHashDedup, rehydration_weight
 from data_beam.dedup.decontaminate import Decontaminate, contamination
 from data_beam.dedup.exact import ExactDedup, rank
 from data_beam.dedup.minhash import shingles
+from data_beam.options import ImportOptions
 from data_beam.records import Document, Reject
 from data_beam.text.normalize import simplify
 
@@ -172,7 +174,7 @@ def some_graph(seed):
   return edges, count
 
 
-@pytest.mark.parametrize(('parts', 'rounds', 'block'), [(1, 1, 7000), (4, 1, 100), (5, 3, 10)])
+@pytest.mark.parametrize(('parts', 'rounds', 'block'), [(4, 1, 100), (5, 3, 10)])
 def test_components_of_any_graph_however_it_is_spread(parts, rounds, block):
   edges, count = some_graph(parts)
   names = [xxhash.xxh3_128_digest(str(i).encode()) for i in range(count)]
@@ -327,6 +329,41 @@ def test_documents_of_other_scopes_are_no_duplicates(transform):
   assert set(kept) == {'0', '1', '4'}
   survivors = {i: r.document.metadata['duplicate_of'] for i, r in rejects.items()}
   assert survivors == {'2': '0', '3': '1'}
+
+
+@pytest.mark.parametrize('kept', [    # the signatures, or they are made of the texts
+  True, pytest.param(False, marks=pytest.mark.slow)])
+def test_documents_of_another_corpus_are_dropped_and_metadata_stays(kept, tmp_path):
+  texts = [' '.join(random.Random(i).choices(VOCABULARY, k=120)) for i in range(6)]
+  near = lambda text: f'other {text}'
+  write = lambda name, rows: (tmp_path / name).write_text(''.join(
+    json.dumps(row) + '\n' for row in rows))
+  write('old.jsonl', [{'id': f'old{i}', 'text': text, 'dump': 'A'}
+                      for i, text in enumerate([*texts[:3], 'too short'])])
+  write('new.jsonl', [
+    {'id': 'copy', 'text': texts[0].upper()}, {'id': 'near', 'text': near(texts[1])},
+    {'id': 'nearer', 'text': near(near(texts[1]))}, {'id': 'short', 'text': 'Too  SHORT'},
+    {'id': 'own', 'text': texts[4], 'minhash_cluster_size': 7, 'deep': {'a': [1, 'x']},
+     'signature': 'theirs', 'quality': math.inf},
+    {'id': 'own2', 'text': near(texts[4]), 'copies': 'a word'}, {'id': 'unique', 'text': texts[5]}])
+  columns = ('metadata.cluster_size=minhash_cluster_size',)
+  old, new = (tables.import_tables(
+    [str(tmp_path / f'{name}.jsonl')], str(tmp_path), name, ImportOptions(
+      minhash='14x8', signatures=kept, num_shards=3, columns=columns, against=against))
+    for name, against in [('old', ()), ('new', (str(tmp_path / 'old'),))])
+  assert all(('signatures' in shard) == kept for shard in records.read_manifest(old)['shards'])
+  rejects = {row['id']: (row['stage'], row['reason'], row['metadata']['duplicate_of'])
+             for row in records.read_corpus(str(tmp_path / 'new_rejects'))}
+  assert rejects == {
+    'copy': ('exact_dedup', 'known', 'old0'), 'short': ('exact_dedup', 'known', 'old3'),
+    'near': ('minhash', 'known', 'old1'), 'nearer': ('minhash', 'known', 'old1'),
+    'own': ('minhash', 'near_duplicate', 'own2')}
+  rows = {row['id']: row['metadata'] for row in records.read_corpus(new)}
+  assert rows == {'unique': {'cluster_size': 1},
+                  'own2': {'cluster_size': 8, 'cluster_id': 'own2', 'copies': 'a word'}}
+  [own] = [row for row in records.read_corpus(str(tmp_path / 'new_rejects')) if row['id'] == 'own']
+  assert own['metadata'] == {'cluster_size': 8, 'cluster_id': 'own2', 'duplicate_of': 'own2',
+                             'deep': {'a': [1, 'x']}, 'signature': 'theirs'}
 
 
 def test_one_document_of_each_url():
