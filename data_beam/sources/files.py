@@ -77,7 +77,7 @@ def _in_folder(folder: str) -> dict[str, int]:
 
 
 def _match(pattern: str) -> dict[str, int]:
-  if _over_https(pattern):
+  if over_https(pattern):
     try:
       with _urlopen(pattern, method='HEAD') as answer:
         return {pattern: int(answer.headers.get('Content-Length') or 0)}
@@ -105,7 +105,8 @@ def _beam_knows(path: str) -> bool:
     return False
 
 
-def _over_https(path: str) -> bool:
+def over_https(path: str) -> bool:
+  """Whether a file is read by itself, from its start."""
   return path.startswith(('https://', 'http://')) or (
     path.startswith('s3://commoncrawl/') and importlib.util.find_spec('boto3') is None)
 
@@ -123,7 +124,7 @@ def open_file(path: str) -> BinaryIO:
     if not os.path.isfile(path):
       raise OSError(f'{path} is no regular file')
     return open(path, 'rb')
-  if _over_https(path):
+  if over_https(path):
     return _Forward(_urlopen(path))
   if _beam_knows(path):
     return FileSystems.open(path, compression_type=CompressionTypes.UNCOMPRESSED)
@@ -148,7 +149,7 @@ class _Forward:
 
 def read_range(path: str, offset: int, length: int) -> bytes:
   """Bytes [offset, offset + length) of a file of any scheme."""
-  if _over_https(path) and not os.path.exists(path):
+  if over_https(path) and not os.path.exists(path):
     with _urlopen(path, Range=f'bytes={offset}-{offset + length - 1}') as answer:
       if answer.status != 206:
         raise OSError(f'{path}: the server gives no ranges')

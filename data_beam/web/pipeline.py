@@ -53,12 +53,13 @@ def stages(options: WebOptions) -> list[tuple[str, beam.PTransform]]:
 
 
 def read(
-  paths: Sequence[str], limit: int | None = None, dump: str = '',
+  paths: Sequence[str | readers.Span], limit: int | None = None, dump: str = '',
 ) -> Iterator[Page | Reject]:
   """Pages of files, the first `limit` of them; `dump` is of those whose file names none."""
   pages = 0
-  for path in paths:
-    for result in readers.read(path):
+  for source in paths:
+    path = source if isinstance(source, str) else source.path
+    for result in readers.read(source):
       if isinstance(result, Page):
         result.dump = result.dump or common_crawl.dump_of(path) or dump
       yield result
@@ -145,7 +146,8 @@ def run(
       common_crawl.dump_of(f['path']) or readers.tells_dumps(f['path']) for f in files):
     raise ValueError('dedup_scope is dump, but no file lies in crawl-data/NAME/: give --dump')
   return curation.curate(
-    curation.batches([f['path'] for f in files], options.limit), stages(options),
+    curation.batches([part for f in files for part in readers.split(f['path'], f['bytes'])],
+                     options.limit), stages(options),
     output=output, name=name, inputs=files, options=options, beam_args=beam_args,
     found={'filters': [rule.__name__ for rule in profile(options.filters)]})
 
