@@ -44,6 +44,7 @@ from data_beam.sources.files import (
   expand,
   lines,
   open_file,
+  size_of,
   without_query,
 )
 
@@ -338,8 +339,9 @@ def import_tables(
              | beam.FlatMap(lambda path: [[part] for part in split(path)]))
   return curation.curate(
     parts, [('read', Each(read, columns, name, options.limit)),
-            *deduplication(options, exact=options.exact_dedup)], output=output, name=name,
-    inputs=files, options=options, found={'columns': columns}, beam_args=beam_args)
+            *deduplication(options, exact=options.exact_dedup, size=size_of(files))],
+    output=output, name=name, inputs=files, options=options, found={'columns': columns},
+    beam_args=beam_args)
 
 
 def _check_text(path: str, column: str, layout: str) -> None:

@@ -81,12 +81,16 @@ class MinHashDedup(beam.PTransform):
     return split.kept, split.rejects
 
 
+PART_BYTES = 1 << 30    # of input a part: some hundred thousand documents
+
+
 def deduplication(
-  options: Any, *, by_url: bool = False, exact: bool = True,
+  options: Any, *, by_url: bool = False, exact: bool = True, size: int = 0,
 ) -> list[tuple[str, beam.PTransform]]:
   """The stages that options ask for: signatures kept, exact duplicates (by URL too), near ones.
 
   Exact ones are looked for where near ones or those of another corpus are, whatever `exact` is.
+  The input has about `size` bytes: of it follows in how many parts clusters are looked for.
 
   Of `options` are taken, where it has them: minhash, minhash_hash, dedup_scope, num_shards,
   signatures, against. Raises ValueError or CorpusError for what they cannot be.
@@ -104,7 +108,7 @@ def deduplication(
     stages.append(('exact_dedup', ExactDedup(scope=scope, prior=known)))
   if shape:
     stages.append(('minhash', MinHashDedup(
-      **settings, scope=scope, parts=options.num_shards, prior=known)))
+      **settings, scope=scope, parts=max(options.num_shards, size // PART_BYTES), prior=known)))
   return stages
 
 

@@ -13,7 +13,7 @@ import re
 import time
 import urllib.error
 import urllib.request
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, BinaryIO
 
 import fsspec
@@ -60,6 +60,11 @@ def _listed(listing: str) -> list[str]:
   if listing.startswith('s3://commoncrawl/'):
     base = 's3://commoncrawl/'
   return [name if '://' in name or name.startswith('/') else base + name for name in names]
+
+
+def size_of(files: Sequence[Mapping[str, Any]]) -> int:
+  """About how many bytes files from `expand` have; those of a listing count as Common Crawl's."""
+  return sum(file['bytes'] or 1 << 30 for file in files)
 
 
 def base_name(path: str) -> str:

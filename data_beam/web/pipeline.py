@@ -22,7 +22,7 @@ from data_beam.options import WebOptions
 from data_beam.records import Document, Reject
 from data_beam.sandbox import Limits, Lost, Sandbox
 from data_beam.sources import common_crawl, readers
-from data_beam.sources.files import expand
+from data_beam.sources.files import expand, size_of
 from data_beam.sources.readers import Page
 from data_beam.text.language import detect_language, is_sure, language_sample, language_shares
 from data_beam.text.normalize import normalize
@@ -33,12 +33,12 @@ extractor = Sandbox('data_beam.web.extract:extract',
                     Limits(memory=900 << 20, cpu_seconds=10, wall_seconds=60))
 
 
-def stages(options: WebOptions) -> list[tuple[str, beam.PTransform]]:
+def stages(options: WebOptions, size: int = 0) -> list[tuple[str, beam.PTransform]]:
   """The pipeline, in the order of FineWeb, or of FineWeb-2, which looks for duplicates before it
-  filters: each transform takes what the one before kept."""
+  filters: each transform takes what the one before kept. `size` is of the input, in bytes."""
   o, rules = options, profile(options.filters)
   judging = [('filter', Each(judge, rules))]
-  duplicates = deduplication(o, by_url=o.url_dedup)
+  duplicates = deduplication(o, by_url=o.url_dedup, size=size)
   middle = duplicates + judging if rules == FINEWEB2 else judging + duplicates
   url_filter = UrlFilter(o.url_lists, parity=o.parity) if o.url_lists else None
   return [
@@ -147,7 +147,7 @@ def run(
     raise ValueError('dedup_scope is dump, but no file lies in crawl-data/NAME/: give --dump')
   return curation.curate(
     curation.batches([part for f in files for part in readers.split(f['path'], f['bytes'])],
-                     options.limit), stages(options),
+                     options.limit), stages(options, size_of(files)),
     output=output, name=name, inputs=files, options=options, beam_args=beam_args,
     found={'filters': [rule.__name__ for rule in profile(options.filters)]})
 

@@ -5,14 +5,11 @@
 Prints one JSON line a graph. `minhash:N` is a graph of about N documents as bands make it (clusters
 of Zipf's sizes, members .6 to 1 alike to their template, 14 bands of 8 rows, one in seven that
 misses a band linked to another member by it), `chain:N` has N nodes in a row, its edges in no
-order, `star:N` one hub. Beam runs with worker processes: `worker_mib` is the peak of the largest,
-`runner_mib` of the process that shuffles for them (on a cluster a service does, with disks).
-`most_in_a_part` are the nodes
-that one held, `left_at_the_end` those that the last part, alone, had to unite. `exact` compares
-each node's survivor and cluster's size with scipy's connected components.
+order, `star:N` one hub. Beam runs on files (file_runner.py) with worker processes: `worker_mib` is
+the peak of the largest, `runner_mib` of the process that hands out the work. `exact` compares each
+node's survivor and cluster's size with scipy's connected components.
 """
 
-import collections
 import json
 import tempfile
 import time
@@ -22,7 +19,6 @@ from functools import partial
 import apache_beam as beam
 import numpy as np
 from absl import app, flags
-from apache_beam.metrics import Metrics, MetricsFilter
 from scipy.sparse import coo_matrix
 from scipy.sparse.csgraph import connected_components
 
@@ -31,7 +27,8 @@ from data_beam.dedup.components import KEY, Components, Total
 
 _GRAPHS = flags.DEFINE_list('graphs', ['minhash:1e5', 'minhash:1e6', 'chain:1e6'], 'KIND:NODES')
 _PARTS = flags.DEFINE_integer('parts', 64, 'Parts of the nodes.')
-_WORKERS = flags.DEFINE_integer('workers', 2, 'Worker processes; 0 for none but this one.')
+_WORKERS = flags.DEFINE_integer('workers', 2, 'Worker processes.')
+_WORK = flags.DEFINE_string('work_dir', '', 'Where shuffles lie; a temporary folder by default.')
 _CHECK = flags.DEFINE_bool('check', True, 'Compare with scipy.')
 
 KINDS = ('minhash', 'chain', 'star')
@@ -104,19 +101,18 @@ def peak_mib() -> int:
     return int(f.read().split('VmHWM:')[1].split()[0]) >> 10
 
 
-def outcome(block: tuple[np.ndarray, list[Total]]) -> tuple[int, int, int]:
-  """(nodes, fingerprint, largest cluster) of a block that the pipeline gave."""
+def outcome(block: tuple[np.ndarray, list[Total]]) -> tuple[int, int, int, int]:
+  """(nodes, fingerprint, largest cluster, peak MiB here) of a block that the pipeline gave."""
   best = np.array([-total.best[1] for total in block[1]], np.uint64)
   size = np.array([total.size for total in block[1]], np.uint64)
-  Metrics.distribution('components', 'peak').update(peak_mib())
   hashes = np.ascontiguousarray(block[0]).view(np.uint64)[::2]
-  return len(hashes), fingerprint(hashes, best, size), int(size.max())
+  return len(hashes), fingerprint(hashes, best, size), int(size.max()), peak_mib()
 
 
-def add(outcomes: Iterable[tuple[int, int, int]]) -> tuple[int, int, int]:
+def add(outcomes: Iterable[tuple[int, int, int, int]]) -> tuple[int, int, int, int]:
   """The outcome of several blocks."""
-  count, prints, largest = zip((0, 0, 0), *outcomes, strict=True)
-  return sum(count), sum(prints) % 2**62, max(largest)
+  count, prints, largest, peak = zip((0, 0, 0, 0), *outcomes, strict=True)
+  return sum(count), sum(prints) % 2**62, max(largest), max(peak)
 
 
 def blocks(nodes: int) -> range:
@@ -130,10 +126,9 @@ def named_edges(block: int, kind: str, nodes: int) -> Iterator[tuple[np.ndarray,
     yield names(u), names(v)
 
 
-def run(kind: str, nodes: int, parts: int, workers: int) -> dict:
+def run(kind: str, nodes: int, parts: int, workers: int, folder: str) -> dict:
   """One graph through Beam: what was found, and what it took."""
-  flags_ = [] if not workers else ['--direct_running_mode=multi_processing',
-                                   f'--direct_num_workers={workers}']
+  flags_ = ['--runner=files', f'--work_processes={workers}', f'--work_dir={folder}']
   start = time.monotonic()
   with tempfile.NamedTemporaryFile('r') as file:
     pipeline = beam.Pipeline(options=pipeline_options(flags_))
@@ -142,21 +137,13 @@ def run(kind: str, nodes: int, parts: int, workers: int) -> dict:
               numbers | 'members' >> beam.Map(partial(members, nodes)))
              | Components(parts) | beam.Map(outcome) | beam.CombineGlobally(add))
     _ = found | 'write' >> beam.Map(partial(write, file.name))
-    result = pipeline.run()
-    result.wait_until_finish()
-    found = tuple(json.load(file))
-  seconds = time.monotonic() - start
-  sizes = collections.Counter()
-  for metric in result.metrics().query(
-      MetricsFilter().with_namespace('components'))['distributions']:
-    name = metric.key.metric.name
-    sizes[name] = max(sizes[name], metric.committed.max)
-  return {'found': found, 'seconds': round(seconds, 1), 'most_in_a_part': sizes['in a part'],
-          'left_at_the_end': sizes['left at the end'],
-          'worker_mib': sizes['peak'], 'runner_mib': peak_mib()}
+    pipeline.run().wait_until_finish()
+    *found, peak = json.load(file)
+  return {'found': tuple(found), 'seconds': round(time.monotonic() - start, 1),
+          'worker_mib': peak, 'runner_mib': peak_mib()}
 
 
-def write(path: str, found: tuple[int, int, int]) -> None:
+def write(path: str, found: tuple[int, int, int, int]) -> None:
   """Leaves an outcome in a file."""
   with open(path, 'w') as f:
     json.dump(found, f)
@@ -184,7 +171,8 @@ def main(argv: list[str]) -> None:
     kind, _, nodes = graph.partition(':')
     if kind not in KINDS or not nodes:
       raise app.UsageError(f'{graph!r}: give KIND:NODES, of kinds {", ".join(KINDS)}')
-    row = run(kind, int(float(nodes)), _PARTS.value, _WORKERS.value)
+    with tempfile.TemporaryDirectory(dir=_WORK.value or None) as folder:
+      row = run(kind, int(float(nodes)), _PARTS.value, _WORKERS.value, folder)
     found = row.pop('found')
     row |= {'clustered': found[0], 'largest': found[2]}
     if _CHECK.value:
