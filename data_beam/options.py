@@ -183,6 +183,12 @@ class WebOptions(Options):
     'default', 'how the main text is found: default for quality, fast for speed',
     choices='data_beam.web.extract:TIERS')
   markdown: bool = option(False, 'keep headings, lists, tables and code as Markdown')
+  html_server: str = option(
+    '', 'a server with a model takes the main text, by the protocol of OpenAI, as vLLM has it: '
+    'http://localhost:8000', metavar='URL')
+  html_model: str = option('', 'its model, such as jinaai/ReaderLM-v2', metavar='NAME')
+  html_prompt: str = option('', 'what it is asked for, in place of ReaderLM-v2\'s words',
+                            metavar='TEXT')
   url_lists: str = option(
     '', 'drop pages by your own lists: domains.txt, urls.txt, words.txt, subwords.txt, '
     'soft_words.txt in this folder', metavar='DIR', files='{}/*')
@@ -200,6 +206,11 @@ class WebOptions(Options):
   phones: bool = option(False, 'hide telephone numbers too')
   limit: int | None = _limit()
   num_shards: int = _num_shards()
+
+  def __post_init__(self):
+    super().__post_init__()
+    if bool(self.html_server) != bool(self.html_model):
+      raise ValueError('html_server and html_model go together: give both')
 
 
 @dataclasses.dataclass(frozen=True)

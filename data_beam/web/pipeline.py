@@ -9,6 +9,7 @@ depends on the records alone, not on their order, their files' order, or the num
 
 import dataclasses
 from collections.abc import Iterator, Sequence
+from typing import Any
 
 import apache_beam as beam
 
@@ -23,9 +24,11 @@ from data_beam.records import Document, Reject
 from data_beam.sandbox import Limits, Lost, Sandbox
 from data_beam.sources import common_crawl, readers
 from data_beam.sources.files import expand, size_of
+from data_beam.sources.http_answer import mime
 from data_beam.sources.readers import Page
 from data_beam.text.language import detect_language, is_sure, language_sample, language_shares
 from data_beam.text.normalize import normalize
+from data_beam.web import served
 from data_beam.web.extract import is_cut
 
 # Real pages take up to 0.3 s, with trafilatura 3 s.
@@ -44,7 +47,8 @@ def stages(options: WebOptions, size: int = 0) -> list[tuple[str, beam.PTransfor
   return [
     ('read', Each(read, o.limit, o.dump)),
     *([('url', Each(judge_url, url_filter))] if url_filter else []),
-    ('extract', Each(extract, o.tier, o.markdown)),
+    ('extract', Each(extract, o.tier, o.markdown) if not o.html_server else
+     Each(ask_model, o.html_server, o.html_model, o.html_prompt)),
     ('language', Each(identify, o.languages, o.min_language_score)),
     *middle,
     *([('decontaminate', Decontaminate(o.decontaminate))] if o.decontaminate else []),
@@ -75,15 +79,43 @@ def judge_url(page: Page, url_filter: UrlFilter) -> Iterator[Page | Reject]:
                reason) if reason else page
 
 
+def ask_model(
+  page: Page, url: str, model: str, prompt: str = '',
+) -> Iterator[Document | Reject]:
+  """The page's main text by a model; of plain text as it is."""
+  if mime(page.content_type) == 'text/plain':
+    yield from extract(page)
+    return
+  metadata, text, reason = _metadata(page, model), '', ''
+  try:
+    text, cut = served.extract(page, url, model, prompt)
+    if cut and 'truncated' not in metadata:
+      metadata['truncated'] = 'budget'
+  except (served.NoText, Lost) as error:
+    reason = error.reason
+    if detail := getattr(error, 'detail', ''):
+      metadata['error'] = detail
+  document = Document(id=page.id, text=normalize(text).strip(), url=page.url, source='web',
+                      date=page.date, metadata=metadata)
+  yield document if document.text else Reject(document, 'extract', reason or 'no_text')
+
+
+def _metadata(page: Page, extractor: str) -> dict[str, Any]:
+  metadata = {'warc_file': page.warc_file, 'warc_offset': page.warc_offset, 'extractor': extractor}
+  if page.dump:
+    metadata['dump'] = page.dump
+  if page.truncated:
+    metadata['truncated'] = page.truncated
+  return metadata
+
+
 def extract(
   page: Page, tier: str = 'default', markdown: bool = False
 ) -> Iterator[Document | Reject]:
   """The page's main text as a document, in a clean form."""
-  metadata = {'warc_file': page.warc_file, 'warc_offset': page.warc_offset, 'extractor': tier}
-  if page.dump:
-    metadata['dump'] = page.dump
-  if page.truncated or is_cut(page.body, tier):
-    metadata['truncated'] = page.truncated or 'budget'
+  metadata = _metadata(page, tier)
+  if not page.truncated and is_cut(page.body, tier):
+    metadata['truncated'] = 'budget'
   main, reason = None, 'no_text'
   try:
     main = extractor.call(page.body, url=page.url, content_type=page.content_type, tier=tier,
