@@ -16,6 +16,7 @@ from data_beam.filters.rules import Rule
 from data_beam.options import Options
 from data_beam.progress import Funnel
 from data_beam.records import Document, Reject
+from data_beam.redact import public
 from data_beam.text import pii
 
 log = logging.getLogger('data_beam')
@@ -92,7 +93,7 @@ def curate(
   path = records.corpus_path(output, name)
   beam_options = pipeline_options(beam_args)
   log.info('curating %d files (%.1f MB) into %s', len(inputs),
-           sum(i.get('bytes', 0) for i in inputs) / 1e6, path)
+           sum(i.get('bytes', 0) for i in inputs) / 1e6, public(path))
   with Funnel(steps, beam_options) as funnel, beam.Pipeline(options=beam_options) as pipeline:
     kept, rejects = funnel.apply(pipeline | 'source' >> source | beam.Reshuffle())
     records.write_corpus(
@@ -156,8 +157,8 @@ def command(
     path = run(args.input, args.output, args.name, options_lib.take(options, vars(args)),
                beam_args=beam_args)
   except (ValueError, OSError) as error:
-    print(f'{prog}: {error}', file=sys.stderr)
+    print(f'{prog}: {public(str(error))}', file=sys.stderr)
     return 2
-  print(f'The corpus is at {path}, what was dropped at '
-        f'{records.corpus_path(args.output, args.name + "_rejects")}')
+  rejects = records.corpus_path(args.output, args.name + '_rejects')
+  print(public(f'The corpus is at {path}, what was dropped at {rejects}'))
   return 0

@@ -36,6 +36,7 @@ from data_beam.beam_options import pipeline_options
 from data_beam.curation import Each
 from data_beam.options import ImportOptions
 from data_beam.records import Document, Reject
+from data_beam.redact import public, without_query
 from data_beam.sources import parquet
 from data_beam.sources.files import (
   base_name,
@@ -43,7 +44,6 @@ from data_beam.sources.files import (
   expand,
   lines,
   open_file,
-  without_query,
 )
 
 log = logging.getLogger('data_beam')
@@ -441,8 +441,8 @@ def export_corpus(
   with beam.Pipeline(options=options) as pipeline:
     _ = (pipeline | beam.Create(shards) | beam.Reshuffle()
          | beam.Map(export_shard, output=output, format=format, manifest=manifest))
-  records.write_bytes(FileSystems.join(output, 'manifest.json'),
-                      records.read_bytes(FileSystems.join(manifest['path'], 'manifest.json')))
+  told = json.loads(records.read_bytes(FileSystems.join(manifest['path'], 'manifest.json')))
+  records.write_bytes(FileSystems.join(output, 'manifest.json'), records.to_json(public(told)))
   records.write_bytes(FileSystems.join(output, 'README.md'),
                       card(manifest, splits, format).encode())
   return output
@@ -450,6 +450,7 @@ def export_corpus(
 
 def card(manifest: Mapping[str, Any], splits: Sequence[str], format: str) -> str:
   """The dataset card: what the manifest knows, in the form the Hugging Face hub reads."""
+  manifest = public(manifest)  # it may be one that others wrote
   n = manifest['documents']
   top = next(t for t in (10**k for k in range(3, 16)) if n < t)
   size = 'n<1K' if top == 1000 else f'{_short(top // 10)}<n<{_short(top)}'

@@ -67,7 +67,7 @@ def main(argv: list[str]) -> None:
 
 def _watch(workdir: str) -> None:
   with status_page.serve(workdir, _PORT.value) as server:
-    print(f'watching {workdir}: http://127.0.0.1:{server.server_address[1]}/ (Ctrl-C ends it)',
+    print(f'watching {workdir}: {server.url}  (Ctrl-C ends it; who has no token sees nothing)',
           flush=True)
     try:
       server.serve_forever()

@@ -32,6 +32,7 @@ from absl import app, flags
 from ml_collections import ConfigDict, config_flags
 from rich.table import Table
 
+from data_beam.redact import public
 from experiments.engine.build import build_steps
 from experiments.engine.cli import complain, console, exit_status, write_json
 from experiments.engine.config import (
@@ -89,13 +90,13 @@ def run(c: ConfigDict, workdir: str, *, dry_run: bool = False) -> None:
   if dry_run:
     table = Table('step', 'state', 'cost', title=f'{c.name} in {workdir}')
     for row in graph.describe():
-      table.add_row(*row)
+      table.add_row(*public(row))
     console.print(table)
     return
   summary_file = os.path.join(workdir, 'summary.json')
   if is_lead:
     os.makedirs(workdir, exist_ok=True)
-    write_json(os.path.join(workdir, 'config.json'), json.loads(c.to_json_best_effort()))
+    write_json(os.path.join(workdir, 'config.json'), public(json.loads(c.to_json_best_effort())))
   # The summary is kept current, because the report, the last step, is made of it.
   graph.run(before=lambda step: write_json(summary_file, summarize(graph)))
   if not is_lead:

@@ -9,6 +9,7 @@ from typing import Any
 from absl import flags
 from rich.console import Console
 
+from data_beam.redact import public
 from smoljax import files
 
 _TRACEBACK = flags.DEFINE_bool('traceback', False, 'Say of an error where it came from, too.')
@@ -19,14 +20,22 @@ TRY_AGAIN = 75  # it may not: a disk that is full or away, a process of the run 
 _FINAL = (
   FileNotFoundError, FileExistsError, NotADirectoryError, IsADirectoryError, PermissionError)
 
-console = Console(highlight=False, soft_wrap=True)
+
+class _Console(Console):
+  """What is printed lands in logs, so it is what anybody may see."""
+
+  def print(self, *objects: Any, **how: Any) -> None:
+    super().print(*(public(o) for o in objects), **how)
+
+
+console = _Console(highlight=False, soft_wrap=True)
 
 
 def complain(error: BaseException) -> int:
   """Says an error in one line; the exit status: BAD_INPUT, or TRY_AGAIN."""
   if flags.FLAGS.is_parsed() and _TRACEBACK.value:
-    traceback.print_exception(error)
-  print(f'error: {" ".join(str(error).split()) or type(error).__name__}', file=sys.stderr)
+    print(public(''.join(traceback.format_exception(error))), file=sys.stderr)
+  print(f'error: {public(" ".join(str(error).split())) or type(error).__name__}', file=sys.stderr)
   passes = files.transient(error) or (isinstance(error, OSError) and not isinstance(error, _FINAL))
   return TRY_AGAIN if passes else BAD_INPUT
 
