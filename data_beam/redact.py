@@ -11,7 +11,7 @@ import re
 from collections.abc import Mapping
 from typing import Any
 
-HIDDEN = '(not shown)'
+HIDDEN = '***'
 
 # Names whose values are secrets, as words of a name: hf_token, --api-key, AWS_SECRET_ACCESS_KEY.
 _ALWAYS = {
@@ -23,7 +23,7 @@ _NOT = {'bos', 'eos', 'pad', 'unk', 'sep', 'cls', 'mask', 'per'}  # bos_token is
 # https://user:password@host/path?query: what begins a URL, and ends it in a sentence.
 _URL = re.compile(r'''\b\w[\w+.-]*://[^\s'"<>]+''')
 # user:password@host without a scheme, as rsync and git have it.
-_ACCOUNT = re.compile(r'''(?<![\w/@.-])[\w.+%-]+:[^\s/:@'"]+@(?=\w)''')
+_ACCOUNT = re.compile(r'''(?<![\w/@.-])(?!mailto:)[\w.+%-]+:[^\s/:@'"]+@(?=\w)''')
 # NAME=value, --name=value, "name": "value"; values may be quoted.
 _VALUE = r'''(?:"[^"]*"|'[^']*'|[^\s"',;&)\]}]+)'''
 _ASSIGNED = re.compile(rf'''([\w.-]*\w)(\s?=\s?|["']\s*:\s*){_VALUE}''')

@@ -43,6 +43,7 @@ from experiments.engine.config import (
   unknown_field,
   use_all_cores,
 )
+from experiments.engine.corpora import choose_corpora
 from experiments.engine.graph import Graph
 from experiments.engine.summary import summarize
 from smoljax import distributed, gpu
@@ -75,6 +76,8 @@ def run(c: ConfigDict, workdir: str, *, dry_run: bool = False) -> None:
     is_lead, wait, share = distributed.is_lead(), distributed.wait, distributed.share
     console.quiet = not is_lead
     distributed.require_same({'config': json.loads(c.to_json_best_effort()), **_software()})
+  for note in choose_corpora(c):
+    console.print(note)
   resolve(c)
   unfinished = 'fresh' if _FRESH.value else 'change' if _CHANGE.value else 'refuse'
   graph = Graph(build_steps(c, workdir), workdir, console.print, is_lead=is_lead, wait=wait,

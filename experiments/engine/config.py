@@ -13,7 +13,7 @@ from ml_collections import ConfigDict
 
 from configs import base
 from data_beam.options import Options, PdfOptions, TokenizeOptions, WebOptions
-from experiments.engine.corpora import check_tokenizer
+from experiments.engine.corpora import check_tokenizer, choose_corpora
 
 
 def model_config(c: Any, vocab_size: int) -> Any:
@@ -37,6 +37,7 @@ def resolve(c: ConfigDict) -> ConfigDict:
   from smoljax.model import SHAPES
 
   _check_numbers(c)
+  choose_corpora(c)
   # Weights of another model, and its distributions, are for its own tokens.
   for field, path in (('distill.teacher', c.distill.teacher),
                       ('train.init_from', c.train.init_from)):

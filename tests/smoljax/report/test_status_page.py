@@ -126,7 +126,8 @@ def test_the_server_shows_pages_and_tables_alone(address, sweep):
   for path in ('/../secret.html', '/%2e%2e/secret.html', '/points/finished/config.json',
                '/points/finished/', '/points', '/points/finished/report/out.html',
                '/points/finished/report/config.html', '/points/away/secret.html',
-               '/points/finished/report/%00.html', '/points/finished/report/pipe.csv', '/nothing.html', '//etc/passwd'):
+               '/points/finished/report/%00.html',
+               '/points/finished/report/pipe.csv', '/nothing.html', '//etc/passwd'):
     with pytest.raises(urllib.error.HTTPError, match='404'):
       get(at(address, path))
 
