@@ -6,7 +6,12 @@
       --eval_data=eval_data --limit=1000 --output=eval.json
 
 Public tasks are read from JSONL files in --eval_data (nothing is downloaded; a missing file is
-named). Beside each score stand chance, the model without the question, and the longest answer.
+named). Questions of your own are a file NAME.jsonl there, an object a line, and --tasks=NAME:
+
+  {"question": "Which colour is the sky?", "choices": ["green", "blue"], "answer": 1}
+
+`answer` counts from 0, or is the choice's letter or text; "context" may say what the question is
+about. Beside each score stand chance, the model without the question, and the longest answer.
 """
 
 import json
@@ -26,8 +31,10 @@ from smoljax.evals.tasks import TASKS
 _CHECKPOINT = flags.DEFINE_string(
   'checkpoint', None, 'A run (its workdir, checkpoints folder or one step), or a HF model folder.'
 )
-_TASKS = flags.DEFINE_list('tasks', [], f'Any of: {", ".join(TASKS)}.')
-_EVAL_DATA = flags.DEFINE_string('eval_data', '', 'Folder with the JSONL files of public tasks.')
+_TASKS = flags.DEFINE_list(
+  'tasks', [], f'Any of: {", ".join(TASKS)}; or NAME of a file NAME.jsonl in --eval_data with '
+  'questions of your own.')
+_EVAL_DATA = flags.DEFINE_string('eval_data', '', 'Folder with the JSONL files of tasks.')
 _CORPUS = flags.DEFINE_list(
   'corpus', [], 'Tokenised corpora (DIR/NAME/VERSION) whose held-out documents give bits per byte '
   'and the continuation task.'

@@ -170,7 +170,7 @@ def check(c: Any) -> None:
   from smoljax import metrics, model, optim
   from smoljax.data import tokenizer
   from smoljax.data.batches import make_stages
-  from smoljax.evals.tasks import TASKS
+  from smoljax.evals.tasks import find_task
   from smoljax.optim import mup
   from smoljax.optim.qk_clip import QK_RULES, logit_measure
   from smoljax.train import guard, step
@@ -180,8 +180,10 @@ def check(c: Any) -> None:
     if c[name].get('enabled', True):  # else the libraries that curate need not be here
       options(c, name)
   for task in c.eval.tasks:
-    if task not in TASKS:
-      raise ValueError(f'unknown eval.tasks {task!r}: one of {", ".join(TASKS)}')
+    try:
+      find_task(task, c.eval.data)
+    except ValueError as e:
+      raise ValueError(f'--config.eval.tasks: {e}') from None
 
   def divides(what: str, num_shards: int) -> None:
     if c.train.rows % num_shards:
