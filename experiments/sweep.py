@@ -8,8 +8,8 @@
 --grid takes every combination of the values that its fields are given; without it the points are
 those of the config file's `sweep()`. --seeds=N runs each with N seeds, for intervals.
 
-A point of `sweep()` is a dict of config fields, `{'mtp.weight': 0.1}`. Further entries: `name` names it,
-`group` says what it is a sample of, where that is not all fields but the seed; `factors` names the
+A point of `sweep()` is a dict of config fields, `{'mtp.weight': 0.1}`. Further entries: `name` names
+it, `group` says what it is a sample of, where that is not all fields but the seed; `factors` names the
 changes that it has, for their effects and interactions; `law` says that it is a point of a scaling
 law ('fit') or one to predict with it ('predict'); `aside`, that others need it and it is not
 compared. Each is an experiment of its own, a process of experiments.run in WORKDIR/points/NAME, and
@@ -358,9 +358,10 @@ def _parse(argv: Sequence[str] | None) -> argparse.Namespace:
   args, args.flags = parser.parse_known_args(argv)
   if wrong := wrong_flags(args.flags):
     parser.error(wrong)
-  if args.seeds < 0 or args.parallel < 1 or args.retries < 0 or not 0 < args.backoff <= 1 or args.stall <= 0:
-    parser.error('--seeds is 0 or more, --parallel 1 or more, --retries 0 or more, --backoff above 0 and at most 1, '
-                 '--stall above 0')
+  if (args.seeds < 0 or args.parallel < 1 or args.retries < 0 or not 0 < args.backoff <= 1
+      or args.stall <= 0):
+    parser.error('--seeds is 0 or more, --parallel 1 or more, --retries 0 or more, --backoff above '
+                 '0 and at most 1, --stall above 0')
   return args
 
 
