@@ -8,10 +8,10 @@
 --grid takes every combination of the values that its fields are given; without it the points are
 those of the config file's `sweep()`. --seeds=N runs each with N seeds, for intervals.
 
-A point of `sweep()` is a dict of config fields, `{'mtp.weight': 0.1}`. Further entries: `name` names
-it, `group` says what it is a sample of, where that is not all fields but the seed; `factors` names the
-changes that it has, for their effects and interactions; `law` says that it is a point of a scaling
-law ('fit') or one to predict with it ('predict'); `aside`, that others need it and it is not
+A point of `sweep()` is a dict of config fields, `{'mtp.weight': 0.1}`. Further entries: `name`
+names it, `group` says what it is a sample of, where that is not all fields but the seed; `factors`
+names the changes that it has, for their effects and interactions; `law` says that it is a point of
+a scaling law ('fit') or one to predict with it ('predict'); `aside`, that others need it and it is not
 compared. Each is an experiment of its own, a process of experiments.run in WORKDIR/points/NAME, and
 all share their steps: what two points have in common (corpora, tokenizer, a teacher's cache) is
 made once. '@NAME/…' in a value is a path in the point NAME, which then runs before. --config.x=…
