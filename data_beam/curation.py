@@ -1,9 +1,7 @@
 """What every pipeline of documents shares: its stages' frame, its run, its command line."""
 
-import argparse
 import dataclasses
 import logging
-import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
@@ -11,7 +9,8 @@ import apache_beam as beam
 
 from data_beam import options as options_lib
 from data_beam import records
-from data_beam.beam_options import pipeline_options
+from data_beam.beam_options import explained, is_beams, pipeline_options
+from data_beam.command_line import Parser, complain
 from data_beam.filters.rules import Rule
 from data_beam.options import Options
 from data_beam.progress import Funnel
@@ -142,8 +141,8 @@ def command(
   Returns:
     0, or 2 after one line about what was wrong with the input.
   """
-  parser = argparse.ArgumentParser(
-    prog=f'python -m {prog}', allow_abbrev=False, description=description, epilog=epilog)
+  parser = Parser(
+    prog=f'python -m {prog}', description=description, epilog=epilog, others=is_beams)
   parser.add_argument('--input', nargs='+', action='extend', required=True, metavar='GLOB',
                       help=f'{input}; several after blanks, or as --input=A --input=B')
   parser.add_argument('--output', required=True, metavar='DIR', help='where corpora go')
@@ -154,11 +153,11 @@ def command(
   logging.basicConfig(format='%(message)s', level=logging.WARNING, force=True)
   log.setLevel(logging.INFO)
   try:
-    path = run(args.input, args.output, args.name, options_lib.take(options, vars(args)),
-               beam_args=beam_args)
+    with explained(beam_args):
+      path = run(args.input, args.output, args.name, options_lib.take(options, vars(args)),
+                 beam_args=beam_args)
   except (ValueError, OSError) as error:
-    print(f'{prog}: {public(str(error))}', file=sys.stderr)
-    return 2
+    return complain(prog, error)
   rejects = records.corpus_path(args.output, args.name + '_rejects')
   print(public(f'The corpus is at {path}, what was dropped at {rejects}'))
   return 0

@@ -177,7 +177,9 @@ class Record(NamedTuple):
 def corpus_path(output: str, name: str) -> str:
   """The directory of corpus `name` under `output`. Raises ValueError for a name that is no word."""
   if not re.fullmatch(r'\w[\w.+=@-]*', name):
-    raise ValueError(f'{name!r} cannot be the name of a corpus: give a word such as web')
+    raise ValueError(f'--name: {name!r} cannot be the name of a corpus: give a word such as web')
+  if os.path.exists(output) and not os.path.isdir(output):
+    raise NotADirectoryError(f'--output={output} is a file: give a folder')
   return FileSystems.join(output, name, VERSION)
 
 

@@ -34,7 +34,7 @@ from rich.table import Table
 
 from data_beam.redact import public
 from experiments.engine.build import build_steps
-from experiments.engine.cli import complain, console, exit_status, write_json
+from experiments.engine.cli import complain, console, exit_status, no_recipe, parse, write_json
 from experiments.engine.config import (
   check,
   keep_programs,
@@ -69,6 +69,8 @@ def run(c: ConfigDict, workdir: str, *, dry_run: bool = False) -> None:
     raise ValueError(
       f'--workdir={workdir}: the state of a run (locks, logs, links) needs a file system of this '
       'machine or network; corpora and inputs may be at such an address')
+  if os.path.exists(workdir) and not os.path.isdir(workdir):
+    raise NotADirectoryError(f'--workdir={workdir} is a file: give a folder')
   gpu.take()
   is_lead, wait, share = True, lambda what: None, lambda what, value: value
   if _DISTRIBUTED.value and not dry_run:
@@ -162,16 +164,15 @@ def estimate(c: ConfigDict, topology: str) -> None:
 
 
 def _parse(argv: list[str]) -> list[str]:
-  """Parses flags; a wrong one is one line that says what is wrong, not a traceback."""
+  rest = parse(argv, unknown_field)
   try:
-    rest = flags.FLAGS(argv)
-    if len(rest) > 1:
-      raise ValueError(f'unexpected argument {rest[1]!r}: flags look like --config.seed=1')
-    if not _CONFIG.value or not (_WORKDIR.value or _ESTIMATE.value):
-      raise ValueError('give --config=configs/quickstart.py and --workdir=runs/quickstart')
-    return rest
-  except (flags.Error, ValueError, TypeError, KeyError, AttributeError, OSError) as e:
-    sys.exit(complain(ValueError(unknown) if (unknown := unknown_field(argv)) else e))
+    _ = _CONFIG.value and _CONFIG.value.name
+  except Exception as e:  # the file is loaded when it is looked at
+    sys.exit(complain(ValueError(no_recipe(argv, e))))
+  if not _CONFIG.value or not (_WORKDIR.value or _ESTIMATE.value):
+    sys.exit(complain(ValueError(
+      'give --config=configs/quickstart.py and --workdir=runs/quickstart')))
+  return rest
 
 
 def main(_: Sequence[str]) -> int:

@@ -11,11 +11,11 @@ those of the config file's `sweep()`. --seeds=N runs each with N seeds, for inte
 A point of `sweep()` is a dict of config fields, `{'mtp.weight': 0.1}`. Further entries: `name`
 names it, `group` says what it is a sample of, where that is not all fields but the seed; `factors`
 names the changes that it has, for their effects and interactions; `law` says that it is a point of
-a scaling law ('fit') or one to predict with it ('predict'); `aside`, that others need it and it is not
-compared. Each is an experiment of its own, a process of experiments.run in WORKDIR/points/NAME, and
-all share their steps: what two points have in common (corpora, tokenizer, a teacher's cache) is
-made once. '@NAME/…' in a value is a path in the point NAME, which then runs before. --config.x=…
-is for all.
+a scaling law ('fit') or one to predict with it ('predict'); `aside`, that others need it and it is
+not compared. Each is an experiment of its own, a process of experiments.run in WORKDIR/points/NAME,
+and all share their steps: what two points have in common (corpora, tokenizer, a teacher's cache) is
+made once. '@NAME/…' in a value is a path in the point NAME, which then runs before. --config.x=… is
+for all.
 
 A process that is killed, or says nothing for --stall seconds and is killed for it, is started again
 and continues from its checkpoint, --retries times. A point that diverges is run again with
@@ -48,6 +48,7 @@ from typing import IO, Any
 from absl import flags as absl_flags
 from ml_collections import config_flags
 
+from data_beam.command_line import Parser
 from experiments.engine import processes
 from experiments.engine.cli import exit_status, read_json, write_json
 from experiments.engine.config import unknown_field
@@ -332,16 +333,21 @@ def find_gpus() -> list[str]:
   return [str(i) for i in range(len(glob.glob('/dev/nvidia[0-9]*')))]
 
 
+def is_field(flag: str) -> bool:
+  """Whether a flag sets a field of the config, for experiments.run."""
+  return flag.startswith('--config.')
+
+
 def wrong_flags(flags: Sequence[str]) -> str:
   """What is wrong with flags that go to experiments.run as they are; '' if nothing."""
-  wrong = [f for f in flags if not re.match(r'--config\.[\w.]+=', f)]
+  wrong = [f for f in flags if not (is_field(f) and '=' in f)]
   return (f'unknown argument {wrong[0]!r}: fields for all runs look like --config.seed=1'
           if wrong else '')
 
 
 def _parse(argv: Sequence[str] | None) -> argparse.Namespace:
-  parser = argparse.ArgumentParser(
-    prog='python -m experiments.sweep', description=__doc__,
+  parser = Parser(
+    prog='python -m experiments.sweep', description=__doc__, others=is_field,
     formatter_class=argparse.RawDescriptionHelpFormatter)
   parser.add_argument('--config', required=True, help='recipe, configs/X.py[:args]')
   parser.add_argument('--grid', nargs='+', action='extend', default=[], metavar='FIELD=A,B',

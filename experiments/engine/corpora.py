@@ -4,6 +4,8 @@ import os
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from ml_collections import ConfigDict
+
 from smoljax import files
 
 
@@ -53,6 +55,7 @@ def choose_corpora(c: Any) -> list[str]:
 
   Raises ValueError where it cannot be told what is meant, saying what to give.
   """
+  _check_stages(c.train.stages)
   sections = ('web', 'pdf')
   inputs = [name for name in sections if c[name].enabled and c[name].input]
   brought = [entry.partition('=')[0] for entry in globs(c.corpora)]
@@ -82,10 +85,26 @@ def choose_corpora(c: Any) -> list[str]:
   return notes
 
 
+def _check_stages(stages: Any) -> None:
+  """Raises ValueError for stages that are not made as configs/base.py has them."""
+  form = f'give a tuple of stages, such as ({_stage(["web", "pdf"])},); on a command line in quotes'
+  if not isinstance(stages, tuple | list) or not stages:
+    raise ValueError(f'--config.train.stages={stages!r}: {form}')
+  for stage in stages:
+    mapping = isinstance(stage, Mapping | ConfigDict)
+    if not mapping or {*stage} != {'name', 'fraction', 'mixture'} or not isinstance(
+      stage['mixture'], Mapping | ConfigDict) or not all(
+      isinstance(x, int | float) for x in (stage['fraction'], *stage['mixture'].values())):
+      shown = dict(stage) if mapping else stage
+      raise ValueError(f'--config.train.stages: {shown!r} is no stage: {form}')
+    if stage['fraction'] <= 0:
+      raise ValueError(f'--config.train.stages: the fraction of {stage["name"]!r} must be above 0')
+
+
 def _stage(names: Sequence[str]) -> str:
   """A stage of equal shares, as a config has it."""
   shares = ','.join(f"'{name}':{1 / len(names):.2g}" for name in names)
-  return f"dict(name='all',fraction=1.0,mixture={{{shares}}})"
+  return f"{{'name':'all','fraction':1.0,'mixture':{{{shares}}}}}"
 
 
 def _size(manifest: Mapping[str, Any]) -> float:
