@@ -11,7 +11,14 @@ from types import SimpleNamespace
 from ml_collections import ConfigDict
 from ml_collections.config_dict import placeholder
 
-from data_beam.options import Options, PdfOptions, TokenizeOptions, WebOptions, kind
+from data_beam.options import (
+  ConversationOptions,
+  Options,
+  PdfOptions,
+  TokenizeOptions,
+  WebOptions,
+  kind,
+)
 
 
 def parse_arg(arg: str, **choices: Iterable[str]) -> SimpleNamespace:
@@ -66,6 +73,10 @@ def get_config() -> ConfigDict:
   c.pdf = _options(PdfOptions)
   c.pdf.enabled = True
   c.pdf.input = ''  # comma-separated PDF or WARC globs; '' = selfdocs
+
+  c.conversations = _options(ConversationOptions)  # for fine-tuning: data_beam.conversations
+  c.conversations.enabled = False
+  c.conversations.input = ''  # comma-separated JSONL or Parquet globs
 
   c.corpora = ''  # more of them, made elsewhere: NAME=DIR with commas, of documents or of tokens
 

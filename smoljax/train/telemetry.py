@@ -146,8 +146,7 @@ class Telemetry:
     }
     seconds = sum(s for _, s, _ in steps)
     row |= self._speed(
-      float(np.sum([v['tokens_S'] for v in taken])), len(steps), seconds,
-      sum(w for _, _, w in steps))
+      float(np.sum([_places(v) for v in taken])), len(steps), seconds, sum(w for _, _, w in steps))
     row |= self._times(**{'steps': seconds * len(taken) / len(steps),
                           'skipped': seconds * (1 - len(taken) / len(steps))})
     row |= self._epochs(step, position)
@@ -209,6 +208,11 @@ class Telemetry:
       'clip_frac': float(np.mean([v['clip_kept'] < 1 - 1e-6 for v in taken])),
       **{k: float(x) for k, x in taken[-1].get('leaves', {}).items()},
     }
+    if 'places' in taken[0]:
+      places = sum(map(_places, taken))
+      row['data/learned'] = round(float(tokens_S.sum()) / max(1, places), 4)
+      row['data/padding'] = round(
+        1 - places / (len(taken) * t.rows * self._run.config.data.seq_len), 4)
     if t.accumulate > 1:
       row |= diagnostics.micro_batches(
         float(np.mean([v['micro_sq'] for v in taken])),
@@ -268,6 +272,11 @@ class Telemetry:
       f'grad {norm:.2f} | {row["perf/tokens_per_sec"]:,.0f} tok/s | '
       f'{(steps - step) * row["perf/step_time"]:.0f} s left'
     )
+
+
+def _places(step_metrics: dict) -> int:
+  """Tokens that a step went through: those that are learned are fewer in conversations."""
+  return int(step_metrics.get('places', np.sum(step_metrics['tokens_S'])))
 
 
 def summarize(run: Run) -> dict[str, Any]:
