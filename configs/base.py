@@ -147,6 +147,14 @@ def get_config() -> ConfigDict:
   # A run, its checkpoint or a HF folder whose weights training starts from, with its tokenizer.
   c.train.init_from = ''
   c.train.branch_from = ''  # a run or its checkpoint that this one goes on from, with all its state
+  # Instead of cross entropy, which of two answers is better: smoljax/train/preferences.py. The
+  # corpora are of preference pairs, and the reference is init_from.
+  c.train.preference = ConfigDict()
+  c.train.preference.loss = ''  # dpo | robust | hinge | ipo | apo_zero | apo_down | … ; '' = none
+  c.train.preference.beta = 0.0  # 0 = what is usual for the loss
+  c.train.preference.label_smoothing = 0.0  # share of pairs that are the wrong way: dpo, robust
+  c.train.preference.gamma = 1.375  # margin of simpo
+  c.train.preference.average = True  # ipo: of means over tokens, not of sums
   c.train.loss_chunk = 512  # positions whose logits exist at once
   c.train.z_loss = 0.0  # weight of log(Z)²; SmolLM3: off
   c.train.cos_reg = 0.0  # weight against features that collapse to one direction: objectives.py

@@ -52,6 +52,17 @@ class Corpus:
     """Token ids of a record, int32."""
     return np.frombuffer(record['tokens'], self.manifest['dtype']).astype(np.int32)
 
+  @property
+  def pair_lengths(self) -> np.ndarray:
+    """Tokens of both answers of each preference pair, [documents] int32, less one: n - 1 targets.
+
+    Raises ValueError where a record is no pair.
+    """
+    if self.rejected_lengths is None or not self.rejected_lengths.all():
+      raise ValueError(f'the corpus {self.name!r} is not of preference pairs alone: give rows that '
+                       'have chosen and rejected, to data_beam.conversations')
+    return self.lengths + self.rejected_lengths - 1
+
   def longest(self, seq_len: int) -> int:
     """Tokens of a document that rows can take: all, or of a conversation those of one row."""
     return seq_len + 1 if self.has_mask else int(self.lengths.max(initial=0))
@@ -62,6 +73,10 @@ class Corpus:
     if not self.has_mask:
       return np.ones(len(record['tokens']) // np.dtype(self.manifest['dtype']).itemsize, bool)
     return np.frombuffer(record['loss_mask'], bool)
+
+  def rejected(self, record: Mapping) -> dict[str, bytes]:
+    """The rejected answer of a pair's record, as a record that `decode` and `mask` take."""
+    return {k: record[f'rejected_{k}'] for k in ('tokens', 'loss_mask')}
 
   def ids(self, documents: Sequence[int]) -> list[str]:
     """The ids of documents by their number."""

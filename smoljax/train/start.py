@@ -86,6 +86,7 @@ def prepare(
     max_segments=config.data.max_segments,
     seed=config.seed,
     local_rows=sharding.local_rows(mesh, t.rows),
+    pairs=bool(t.preference.loss),
   )
   model_config = dataclasses.replace(model_config, max_segments=batches.max_segments)
   meta = {
