@@ -51,8 +51,13 @@ class Stage:
   mixture: Mapping[str, float]
 
 
-def make_stages(stages: Sequence[Mapping], steps: int) -> list[Stage]:
+def make_stages(
+  stages: Sequence[Mapping], steps: int, corpora: Mapping[str, Corpus] | None = None
+) -> list[Stage]:
   """Turns shares of the run into steps; mixtures are normalised.
+
+  Weights of a stage with `shares` are of the corpora: each is gone through in proportion to its
+  weight, however large it is. That needs `corpora`, without which they stay as they are.
 
   Raises:
     ValueError: fractions that do not sum to 1, or weights that are negative or all zero.
@@ -65,6 +70,9 @@ def make_stages(stages: Sequence[Mapping], steps: int) -> list[Stage]:
     weights = {k: float(w) for k, w in s['mixture'].items()}
     if min(weights.values(), default=0) < 0 or sum(weights.values()) <= 0:
       raise ValueError(f'train.stages: mixture of {s["name"]!r} needs weights ≥ 0, one above 0')
+    if s.get('shares') and corpora:
+      weights = {k: w * float(corpora[k].lengths.sum(dtype=np.int64)) if k in corpora else w
+                 for k, w in weights.items()}
     start, done = round(done * steps), done + s['fraction']
     weights = {k: w / sum(weights.values()) for k, w in weights.items() if w > 0}
     result.append(Stage(s['name'], start, round(done * steps), weights))
