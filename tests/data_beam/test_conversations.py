@@ -235,8 +235,10 @@ def test_rows_hold_whole_conversations_and_what_is_learned_of_them(made, text):
         record = corpus.records[p.document]
         tokens, mask = corpus.decode(record), corpus.mask(record)
         np.testing.assert_array_equal(batch['targets'][row][inside], tokens[1 : p.length + 1])
-        np.testing.assert_array_equal(
-          learned(batch)[row][inside], mask[1 : p.length + 1])
+        np.testing.assert_array_equal(learned(batch)[row][inside], mask[1 : p.length + 1])
+        ends = (tokens == text.controls[chat.END]) & mask
+        np.testing.assert_array_equal(batch['ends'][row][inside], ends[1 : p.length + 1])
+        assert (batch['mode'][row][inside] == 2).all()  # no_think
         if len(tokens) > seq_len + 1:  # cut behind the first answer
           cut += 1
           assert text.decode(tokens[: p.length + 1].tolist()).endswith('Hello\n')

@@ -137,6 +137,14 @@ def test_a_masked_loss_is_a_loop_over_spans_in_double_precision():
   count = batch['loss_mask'].sum()
   np.testing.assert_allclose(found.total, total / count, rtol=1e-6)
   assert found.metrics['tokens_S'] == count
+  guesses = loss(CONFIG, params, batch | {
+    'mode': np.minimum(batch['segment_ids'], 2), 'ends': batch['targets'] == 7}).metrics
+  right = logits.argmax(axis=-1) == batch['targets']
+  ends = batch['targets'] == 7
+  for name, mask in {
+    'think_tokens': batch['segment_ids'] == 1, 'no_think_tokens': batch['segment_ids'] >= 2,
+    'hits': right, 'ends': ends, 'end_hits': ends & right}.items():
+    assert guesses[f'chat_sum/{name}'] == (batch['loss_mask'] & mask).sum()
   assert found.metrics['places'] == (BATCH['segment_ids'] > 0).sum()
   everything = loss(CONFIG, params, BATCH | {'loss_mask': np.ones_like(batch['loss_mask'])})
   assert everything.total == plain.total and 'places' not in plain.metrics
@@ -144,9 +152,8 @@ def test_a_masked_loss_is_a_loop_over_spans_in_double_precision():
   assert nothing.metrics['loss_sum_S'] == 0 and nothing.metrics['tokens_S'] == 0
 
 
-@pytest.mark.parametrize('devices, accumulate', [
-  (2, 2), pytest.param(1, 2, marks=pytest.mark.slow), pytest.param(2, 1, marks=pytest.mark.slow),
-  pytest.param(1, 8, marks=pytest.mark.slow)])
+@pytest.mark.slow
+@pytest.mark.parametrize('devices, accumulate', [(1, 2), (1, 8), (2, 1), (2, 2)])
 def test_masked_gradients_do_not_depend_on_how_a_batch_is_split(devices, accumulate):
   """One division by the tokens of the whole batch, though half of the rows teach nothing."""
   batch = with_mask(BATCH)
