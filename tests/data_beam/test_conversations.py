@@ -3,17 +3,20 @@ masks and packing are those of the template."""
 
 import json
 import re
+import shutil
 
 import hypothesis.strategies as st
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+from helpers.training import fit, leaves, tiny
 from hypothesis import given, settings
 
 from data_beam import chat, conversations, records, tokenize_corpus
 from data_beam.options import ConversationOptions, TokenizeOptions
 from data_beam.tables import RowError
+from smoljax import metrics
 from smoljax.data import chat as smoljax_chat
 from smoljax.data import packing, tokenizer
 from smoljax.data.batches import Batches, learned, make_stages
@@ -193,8 +196,10 @@ def made(tmp_path_factory, text):
     json.dumps({'prompt': f'Count {i}', 'chosen': '1 ' * i, 'rejected': 'No'})
     for i in range(1, 20)))
   pairs = conversations.run(
-    str(folder / 'c.jsonl'), str(folder), 'pairs', ConversationOptions(minhash='none'))
-  tokenize_corpus.run(pairs, text.path, str(folder), 'pairs_tokens', TokenizeOptions(holdout=0))
+    str(folder / 'c.jsonl'), str(folder), 'pairs', ConversationOptions(
+      minhash='none', num_shards=1))
+  tokenize_corpus.run(
+    pairs, text.path, str(folder), 'pairs_tokens', TokenizeOptions(holdout=0, num_shards=1))
   return path, str(folder / 'chat_tokens/1.0.0'), str(folder / 'pairs_tokens/1.0.0')
 
 
@@ -252,6 +257,24 @@ def test_rows_hold_whole_conversations_and_what_is_learned_of_them(made, text):
   assert packing.fitting(corpus, long, first - 1) == 0
 
 
+def test_documents_and_conversations_share_a_batch(made, markov_corpora):
+  corpora = {'chat': open_corpus(made[1], name='chat'),
+             'web': open_corpus(markov_corpora['web'], name='web')}
+  stages = make_stages(
+    [dict(name='a', fraction=1.0, mixture=dict(chat=0.5, web=0.25), shares=True)], 30, corpora)
+  sizes = {name: c.lengths.sum() for name, c in corpora.items()}
+  assert stages[0].mixture['chat'] / stages[0].mixture['web'] == pytest.approx(
+    2 * sizes['chat'] / sizes['web'])
+  batch = next(iter(Batches(
+    corpora, stages, rows=8, window=16, seed=0, seq_len=440, max_segments=0)))
+  web = batch['source'] == 1
+  assert 0 < web.sum() < 8
+  there = batch['segment_ids'] > 0
+  np.testing.assert_array_equal(learned(batch)[web], there[web])
+  assert (batch['mode'] == there * ~web[:, None] * 2).all()
+  assert not batch['ends'][web].any() and batch['ends'][~web].any()
+
+
 def test_held_out_scores_are_of_what_is_learned(made):
   documents = load_documents(made[1], split='train')
   corpus = open_corpus(made[1])
@@ -259,6 +282,30 @@ def test_held_out_scores_are_of_what_is_learned(made):
     corpus.mask(r).sum() for r in corpus.records)
   counts = corpus.token_counts(320)
   assert counts.sum() == sum(d['learned'].sum() for d in documents)
+
+
+@pytest.mark.slow
+def test_a_run_learns_the_answers_and_resumes_bit_for_bit(made, text, tmp_path):
+  path = tokenize_corpus.run(
+    made[0], text.path, str(tmp_path), 'chat', TokenizeOptions(holdout=0.2, holdout_shared=1.0))
+  changes = {
+    'data.seq_len': 512, 'train.batch_tokens': 4096, 'train.tokens': 8 * 4096,
+    'train.stages': (dict(name='sft', fraction=1.0, mixture=dict(chat=1.0)),),
+    'train.eval_every': 100, 'tokenizer.vocab_size': 320, 'train.checkpoint_every': 3}
+  run = lambda folder, **more: fit(
+    tiny(**changes | more), {'chat': path}, tmp_path / folder, vocab_size=320)
+  result = run('whole')
+  rows = [r for r in metrics.read_rows(tmp_path / 'whole/metrics.jsonl') if 'chat/accuracy' in r]
+  assert rows[-1]['chat/loss/no_think'] == pytest.approx(rows[-1]['train/loss'], rel=1e-5)
+  assert rows[-1]['train/loss'] < rows[0]['train/loss'] - 0.3 and 'chat/loss/think' not in rows[0]
+  assert 0 < rows[-1]['data/learned'] < 0.5 and 0 <= rows[-1]['data/padding'] < 1
+  assert result['steps'] == 8
+  shutil.copytree(tmp_path / 'whole', tmp_path / 'again')
+  for step in (6, 8):
+    shutil.rmtree(tmp_path / 'again/checkpoints' / str(step))
+  run('again')
+  for a, b in zip(leaves(tmp_path / 'whole'), leaves(tmp_path / 'again'), strict=True):
+    np.testing.assert_array_equal(a, b)
 
 
 def test_pairs_lie_in_one_row(made, text):
