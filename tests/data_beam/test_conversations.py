@@ -79,6 +79,8 @@ def test_settings_come_from_columns_and_from_the_template_s_arguments():
   assert conversations.to_conversation(thought)['mode'] == 'think'
   assert conversations.to_conversation(thought | {'mode': '/no_think'})['mode'] == 'no_think'
   assert conversations.to_conversation(SAME['messages'], 'think')['mode'] == 'think'
+  assert conversations.to_conversation(
+    {'messages': [turn('system', 'Quick. /no_think'), USER, ANSWER]}, 'think')['mode'] == 'no_think'
   call = {'conversations': [
     {'from': 'human', 'value': 'Hi'}, {'from': 'function_call', 'value': json.dumps(CALL)},
     {'from': 'observation', 'value': '12:00'}, {'from': 'gpt', 'value': 'Noon'}],
@@ -108,7 +110,10 @@ def test_settings_come_from_columns_and_from_the_template_s_arguments():
   ({'messages': [USER, turn('assistant', '<think>\nhm')]}, 'bad_thought'),
   ({'messages': [USER, turn('assistant', 'so </think> on')]}, 'bad_thought'),
   ({'messages': [USER, {'role': 'assistant', 'tool_calls': [{}]}]}, 'bad_tool_call'),
+  ({'prompt': 'Hi', 'completion': 'No', 'label': False}, 'bad_answer'),
   ({'prompt': 'Hi', 'chosen': 'Hello', 'rejected': 'Hello'}, 'equal_pair'),
+  ({'prompt': 'Hi', 'chosen': '\nHello', 'rejected': [ANSWER]}, 'equal_pair'),
+  ({'chosen': [USER, ANSWER], 'rejected': [USER, ANSWER]}, 'equal_pair'),
   ({'chosen': 'Hello', 'rejected': 'No'}, 'unknown_layout'),
   ({'chosen': [USER, ANSWER], 'rejected': [turn('user', 'Ho'), ANSWER]}, 'prompt_differs'),
   ({'prompt': 'Hi', 'chosen': 'Hello', 'rejected': ''}, 'no_text'),
@@ -161,6 +166,36 @@ def test_nothing_that_is_said_becomes_a_control_token(text, turns, system, train
     assert written.count(ids[chat.END]) == len(turns)
 
 
+columns = st.sampled_from([
+  'messages', 'conversations', 'prompt', 'completion', 'chosen', 'rejected', 'system', 'tools',
+  'custom_instructions', 'mode', 'enable_thinking', 'language', 'chat_template_kwargs', 'label',
+  'python_tools', 'id', 'input'])
+scalars = st.none() | st.booleans() | st.floats() | st.sampled_from(
+  ['', 'x', '{', '[]', '{"a": 1}', '<think>', '/think', '\ud800'])
+messages = st.fixed_dictionaries({}, optional={
+  'role': st.sampled_from([*chat.ROLES, 'gpt', 'x']) | scalars, 'content': scalars, 'from': scalars,
+  'value': scalars, 'tool_calls': st.lists(scalars | st.just(CALL), max_size=2), 'weight': scalars,
+  'reasoning_content': scalars, 'function_call': st.just(CALL) | scalars})
+values = st.recursive(scalars | messages, lambda x: st.lists(x, max_size=4) | st.dictionaries(
+  columns, x, max_size=3), max_leaves=8)
+talks = st.lists(messages, max_size=4) | st.builds(
+  lambda turns, more: turns + more, st.just([USER, ANSWER]), st.lists(messages, max_size=2))
+
+
+@settings(max_examples=60, deadline=None)
+@given(st.dictionaries(columns, values, max_size=4),
+       st.dictionaries(st.sampled_from(['messages', 'chosen', 'rejected', 'prompt']), talks))
+def test_any_row_is_a_conversation_or_says_why_not(row, more):
+  try:
+    document = conversations.to_document(row | more, 'x')
+  except RowError as error:
+    assert re.fullmatch(r'[a-z_]+', error.reason)
+    return
+  json.dumps(document.metadata, ensure_ascii=False).encode()
+  assert isinstance(document.language, str)
+  chat.render_document(document.metadata['conversation'], document.id)
+
+
 def test_a_pair_has_one_prompt_and_masks_of_the_answers(text):
   found = tokens_of(conversations.to_conversation({
     'prompt': [USER, ANSWER, USER], 'chosen': 'Hello 1', 'rejected': 'No'}), text)
@@ -181,6 +216,7 @@ def made(tmp_path_factory, text):
   quoted = 'How many apples has the old farmer in his small basket after the long market day?'
   rows = [{'messages': [turn('user', f'Count to {i}'), turn('assistant', ' '.join('1' * i))],
            'language': 'fra_Latn'} for i in range(1, 40)]
+  rows += [{'messages': [turn('user', '\ud800\0 \u2028'), turn('assistant', '\udfff')]}]
   rows += [{'messages': [USER]}, rows[0], {'messages': [turn('user', quoted), ANSWER]}]
   (folder / 'a.jsonl').write_text('\n'.join([*map(json.dumps, rows), '{']))
   pq.write_table(pa.Table.from_pylist([
