@@ -26,7 +26,8 @@ def option(default: Any, help: str, **more: Any) -> Any:
     default: its value where none is given.
     help: for the flag; '{module:NAME}' in it becomes the names that are there.
     **more: `metavar` of the flag; `choices`, 'module:NAME' of the names to choose from; `check`,
-      'module:FUNCTION' that raises ValueError for a wrong value; `least`, the smallest number;
+      'module:FUNCTION' that raises ValueError for a wrong value; `least`, the smallest number,
+      and `most`;
       `empty`, the flag's word for no entry in a list; `many`, of a list whose entries stand apart,
       after blanks, rather than with commas between; `files`, '{}' or a pattern with it, where the
       value names files from which the result follows.
@@ -42,7 +43,10 @@ class Options:
     for field in dataclasses.fields(self):
       value, more = getattr(self, field.name), field.metadata
       if kind(field) is tuple:
-        value = (value,) if isinstance(value, str) else tuple(value)
+        value = (value,) if isinstance(value, str) else value
+        if not isinstance(value, tuple | list) or not all(isinstance(v, str) for v in value):
+          raise ValueError(f'{field.name}={value!r}: give words, with commas between')
+        value = tuple(value)
         if not more.get('many'):
           value = tuple(part for entry in value for part in entry.split(','))
         object.__setattr__(self, field.name, value)
@@ -56,6 +60,8 @@ class Options:
         _at(more['check'])(value)
       if value is not None and value < more.get('least', value):
         raise ValueError(f'{field.name} is {value}: give at least {more["least"]}')
+      if value is not None and value > more.get('most', value):
+        raise ValueError(f'{field.name} is {value}: give at most {more["most"]}')
 
   @classmethod
   def of(cls, section: Mapping[str, Any]) -> Self:
@@ -139,7 +145,7 @@ def _names(reference: str) -> str:
 # --- what several pipelines have -----------------------------------------------------------------
 
 _languages = functools.partial(
-  option, ('en',), 'languages to keep, such as en,fr,de; any for all of them', metavar='CODES',
+  option, help='languages to keep, such as en,fr,de; any for all of them', metavar='CODES',
   empty='any')
 _FILTERS = ('quality rules: a profile ({data_beam.filters.rules:PROFILES}), or names of rules with '
             'commas between ({data_beam.filters.rules:RULES})')
@@ -162,7 +168,11 @@ _against = functools.partial(
   metavar='CORPUS', many=True, files='{}/manifest.json')
 _signatures = functools.partial(
   option, False, 'keep the signature of each document beside the corpus, for --against of others')
-_num_shards = functools.partial(option, 8, 'files of the corpus', metavar='N', least=1)
+_decontaminate = functools.partial(
+  option, (), 'drop documents that quote these evaluation sets (JSONL)', metavar='GLOB', many=True,
+  files='{}')
+_num_shards = functools.partial(
+  option, 8, 'files of the corpus', metavar='N', least=1, most=100_000)
 
 
 # --- the pipelines -------------------------------------------------------------------------------
@@ -172,7 +182,7 @@ _num_shards = functools.partial(option, 8, 'files of the corpus', metavar='N', l
 class WebOptions(Options):
   """Of data_beam.web."""
 
-  languages: tuple[str, ...] = _languages()
+  languages: tuple[str, ...] = _languages(('en',))
   min_language_score: float | None = option(
     None, 'drop documents whose language is less certain than this (FineWeb: 0.65); none for a '
     'threshold fitted to each language', metavar='P')
@@ -200,9 +210,7 @@ class WebOptions(Options):
   against: tuple[str, ...] = _against()
   signatures: bool = _signatures()
   url_dedup: bool = option(False, 'keep one page of each URL')
-  decontaminate: tuple[str, ...] = option(
-    (), 'drop documents that quote these evaluation sets (JSONL)', metavar='GLOB', many=True,
-    files='{}')
+  decontaminate: tuple[str, ...] = _decontaminate()
   phones: bool = option(False, 'hide telephone numbers too')
   limit: int | None = _limit()
   num_shards: int = _num_shards()
@@ -217,7 +225,7 @@ class WebOptions(Options):
 class PdfOptions(Options):
   """Of data_beam.pdf."""
 
-  languages: tuple[str, ...] = _languages()
+  languages: tuple[str, ...] = _languages(('en',))
   min_language_score: float | None = option(
     .4, 'drop documents whose language is less certain than this (FinePDFs: 0.24 to 0.41 for most '
     'languages of Western Europe); none for a threshold fitted to each language', metavar='P')
@@ -251,7 +259,8 @@ class PdfOptions(Options):
   agent: str = option('', 'User-Agent of --refetch, with an address that a site may write to',
                       metavar='TEXT')
   fetch_delay: float = option(
-    1., 'between two requests to a host, unless its robots.txt asks for more', metavar='SECONDS')
+    1., 'between two requests to a host, unless its robots.txt asks for more', metavar='SECONDS',
+    least=0)
   stale_before: str = option('', 'for --refetch=stale, as 2024-01-31', metavar='DATE')
   limit: int | None = _limit()
   num_shards: int = _num_shards()
@@ -269,6 +278,24 @@ class PythonSourceOptions(Options):
   licences: str = option(
     'permissive', 'permissive drops files whose header names a copyleft or proprietary licence',
     choices='data_beam.python_source:LICENCES')
+  limit: int | None = _limit()
+  num_shards: int = _num_shards()
+
+
+@dataclasses.dataclass(frozen=True)
+class ConversationOptions(Options):
+  """Of data_beam.conversations."""
+
+  mode: str = option(
+    'auto', 'of conversations that do not say it: auto for think where an answer has a thought, '
+    'else no_think', choices='data_beam.conversations:MODES')
+  languages: tuple[str, ...] = _languages(())
+  minhash: str = _minhash('14x8')
+  minhash_hash: str = _minhash_hash()
+  decontaminate: tuple[str, ...] = _decontaminate()
+  tokenizer: str = option(
+    '', 'also write the tokens, as data_beam.tokenize_corpus does, to NAME_tokens', metavar='FILE',
+    files='{}')
   limit: int | None = _limit()
   num_shards: int = _num_shards()
 
@@ -305,9 +332,12 @@ class TokenizeOptions(Options):
     1., 'share of the other documents to take, likewise: to ask how many are needed, or to give '
     'two corpora equally many', metavar='SHARE')
   bos: bool = option(True, 'begin each document with the begin-of-text token')
+  train_user: bool = option(
+    False, "of conversations, learn the system, user and tool turns too, not the assistant's alone")
   rehydrate: bool = option(
     False, 'repeat documents in training by number of duplicates, as in FineWeb-2')
-  num_shards: int = option(8, 'files to spread the training split over', metavar='N', least=1)
+  num_shards: int = option(8, 'files to spread the training split over', metavar='N', least=1,
+                           most=100_000)
 
   def __post_init__(self):
     super().__post_init__()

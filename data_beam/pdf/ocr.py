@@ -7,10 +7,10 @@ Latin scripts and Chinese). A dense page took tesseract 3.1 CPU seconds, rapidoc
 Pages that lie on their side, upside down or askew are turned first (`_straight`, `_best`).
 
 The server (model_server.py) gets one request a page: a PNG of at most 1,280 pixels a side, and one
-of `PROMPTS`. Confidence is the mean probability of its tokens, if it tells (`logprobs`). What a model makes up is told as
-FinePDFs does: a page without ink is not asked about, an answer that was cut off, that repeats
-itself or begins as its two known hallucinations is a failure, and where it begins with "The", the
-model is asked whether there is any text at all.
+of `PROMPTS`. Confidence is the mean probability of its tokens, if it tells (`logprobs`). What a
+model makes up is told as FinePDFs does: a page without ink is not asked about, an answer that was
+cut off, that repeats itself or begins as its two known hallucinations is a failure, and where it
+begins with "The", the model is asked whether there is any text at all.
 """
 
 import base64
@@ -27,7 +27,7 @@ from typing import Any
 
 import numpy as np
 
-from data_beam import model_server
+from data_beam import model_server, sandbox
 from data_beam.pdf.errors import PdfError
 from data_beam.pdf.layout import BREAK
 from data_beam.pdf.lines import Box, Line
@@ -266,7 +266,8 @@ def _tesseract(picture, languages: tuple[str, ...]) -> Iterator[tuple]:
     wanted = [_TESSERACT[c] for c in languages if _TESSERACT.get(c) in installed] or ['eng']
     done = subprocess.run(
       ['tesseract', 'stdin', 'stdout', '-l', '+'.join(wanted), 'tsv'], input=pgm,
-      capture_output=True, timeout=PATIENCE, preexec_fn=sandbox.die_with_parent)
+      capture_output=True, timeout=model_server.PATIENCE,
+      preexec_fn=sandbox.die_with_parent)
   except (OSError, subprocess.SubprocessError) as error:
     raise PdfError('ocr_failed', f'tesseract: {error}'[:200]) from error
   if done.returncode:

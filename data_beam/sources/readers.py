@@ -19,6 +19,7 @@ from collections.abc import Collection, Iterator, Mapping
 from typing import BinaryIO, NamedTuple
 
 from data_beam.records import Document, Reject
+from data_beam.redact import without_query
 from data_beam.sources import common_crawl, warc
 from data_beam.sources.files import (
   base_name,
@@ -29,7 +30,6 @@ from data_beam.sources.files import (
   patiently,
   read_range,
   reject_file,
-  without_query,
 )
 from data_beam.sources.http_answer import HEAD_BYTES, Answer, http_answer, mime
 

@@ -9,7 +9,7 @@ import numpy as np
 import pikepdf
 import pypdfium2
 import pytest
-from helpers.model import model
+from helpers.model import model  # noqa: F401 (a fixture)
 from helpers.pdfs import column, make, overlap, prose, reason, scan, tags
 from PIL import Image
 
