@@ -29,6 +29,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 from experiments.engine.cli import read_json, write_json
+from smoljax import files
 from smoljax.metrics import changes
 
 RESULT_FILE = 'step.json'
@@ -190,7 +191,7 @@ class Graph:
     seconds = round(time.monotonic() - start, 2)
     record = {**(result or {}), 'seconds': seconds, 'address': step.address}
     write_json(partial / RESULT_FILE, record)
-    os.replace(partial, self.output(step))
+    files.replace(partial, self.output(step))
     self._log_line(f'{title}: finished in {seconds:.0f} s')
 
   def _set_aside(self, step: Step, title: str) -> None:
