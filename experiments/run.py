@@ -66,7 +66,8 @@ def run(c: ConfigDict, workdir: str, *, dry_run: bool = False) -> None:
   if '://' in workdir:
     raise ValueError(
       f'--workdir={workdir}: the state of a run (locks, logs, links) needs a file system of this '
-      'machine or network; corpora and inputs may be at such an address')
+      'machine or network: give a local folder, and such an address to its checkpoints '
+      '(--config.train.checkpoint_dir) or corpora (--config.corpora, --config.web.input)')
   gpu.take()
   is_lead, wait, share = True, lambda what: None, lambda what, value: value
   if _DISTRIBUTED.value and not dry_run:

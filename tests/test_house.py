@@ -27,7 +27,7 @@ FORBIDDEN = {
 ALLOWED = {'configs': 'data_beam.options', 'smoljax': 'data_beam.special_tokens'}
 # The floors of smoljax/, lowest first: each imports only lower ones, and itself.
 FLOORS = (
-  {'sharding', 'distributed', 'metrics', 'files', 'gpu'},
+  {'sharding', 'distributed', 'metrics', 'files', 'gpu', 'object_store'},
   {'model'},
   {'data', 'optim', 'inference'},
   {'checkpoints'},
@@ -41,6 +41,7 @@ NAMES = {'export', 'muon'}
 # One owner per third party, file or floor.
 OWNERS = {
   'flax': 'model/',
+  'fsspec': 'object_store.py',
   'optax': 'optim/',
   'orbax': 'checkpoints/store.py',
   'grain': 'data/',

@@ -163,10 +163,11 @@ def check(c: Any) -> None:
   Raises:
     ValueError: an unknown name, a mesh that fits neither devices, batch nor model, or a tokenizer
       that lacks what tokenising or evaluation needs.
+    OSError: train.checkpoint_dir cannot be written to.
   """
   import jax
 
-  from smoljax import metrics, model, optim
+  from smoljax import metrics, model, object_store, optim
   from smoljax.data import tokenizer
   from smoljax.data.batches import make_stages
   from smoljax.evals.tasks import TASKS
@@ -191,6 +192,8 @@ def check(c: Any) -> None:
 
   check_tokenizer(c)
   metrics.require_wandb(c.wandb)
+  if c.train.checkpoint_dir:
+    object_store.Folder(c.train.checkpoint_dir).require_writable()
   divides('train.accumulate', c.train.accumulate)
   config = model_config(c, c.tokenizer.vocab_size)
   mesh = make_mesh(c, config)

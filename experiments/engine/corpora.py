@@ -41,8 +41,11 @@ def foreign_corpora(c: Any) -> dict[str, dict]:
 
 
 def _read_manifest(path: str) -> dict:
+  from smoljax import object_store
   from smoljax.data import corpus
 
+  if object_store.is_url(path):
+    return corpus.read_manifest(path) | {'path': path}
   for folder in (path, os.path.join(path, '1.0.0')):
     if os.path.exists(os.path.join(folder, '_SUCCESS')):
       return corpus.read_manifest(folder) | {'path': folder}

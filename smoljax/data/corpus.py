@@ -1,17 +1,24 @@
-"""A tokenised corpus on disk: documents by number, their lengths, its digest."""
+"""A tokenised corpus on disk: documents by number, their lengths, its digest.
+
+One in an object store is read from a copy: a run has each document of each shard once an epoch, in
+no order that a shard knows of, so that from afar every batch would ask for as many ranges as it has
+documents.
+"""
 
 import dataclasses
 import hashlib
 import io
+import json
 import os
-from collections.abc import Mapping, Sequence
+import pathlib
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
 import tensorflow_datasets as tfds
 
 from data_beam.special_tokens import SpecialTokens
-from smoljax import files
+from smoljax import files, object_store
 
 
 class EmptySplit(ValueError):
@@ -63,13 +70,14 @@ def word(value: bytes | str) -> str:
 
 
 def open_corpus(path: str, split: str = 'train', name: str | None = None) -> Corpus:
-  """Opens `path` (`DIR/NAME/VERSION`).
+  """Opens `path` (`DIR/NAME/VERSION`, or a URL of one: that split is copied first).
 
   Raises:
     FileNotFoundError: there is no finished tokenised corpus at `path`.
     EmptySplit: the split has no tokens to predict.
     ValueError: the path holds text, or a file that is not as it was written.
   """
+  path = local_copy(path, [split])
   manifest = read_manifest(path)
   if manifest.get('kind') != 'tokenised':
     raise ValueError(f'{path} holds text, not tokens: run data_beam.tokenize_corpus on it first')
@@ -105,12 +113,66 @@ def _load(path: str, sha256: str | None) -> np.ndarray:
     raise ValueError(f'{path} is damaged: tokenise again ({e})') from None
 
 
+def local_copy(
+  path: str, splits: Sequence[str] | None = None, cache: pathlib.Path | None = None
+) -> str:
+  """A folder with a corpus or some splits of it: `path` itself, unless that is in an object store.
+
+  Files that were copied before, or by a process that was killed, are not copied again.
+
+  Args:
+    splits: None = all.
+    cache: gets the copies, each in a folder of its own; None = object_store.cache().
+  Raises:
+    FileNotFoundError, ValueError: as `read_manifest`; and where a file is not as it was written.
+    OSError: the store stays away, or there is no room here.
+  """
+  if not object_store.is_url(path):
+    return path
+  store = object_store.Folder(path)
+  for tries_left in (2, 1, 0):  # a bit may have flipped on the way
+    try:
+      success, manifest = store.read('_SUCCESS'), store.read('manifest.json')
+      wanted = dict(_described(path, success, json.loads(manifest), splits))
+      if wanted['manifest.json'][1] not in ('', hashlib.sha256(manifest).hexdigest()):
+        raise ValueError(f'{path}/manifest.json is not as it was written')
+      break
+    except FileNotFoundError as e:
+      raise FileNotFoundError(f'no finished corpus at {path}: give a folder such as '
+                              f'gs://BUCKET/DIR/NAME/1.0.0, with a _SUCCESS in it ({e})') from None
+    except (ValueError, TypeError, KeyError) as e:
+      if not tries_left:
+        raise ValueError(f'{path}: _SUCCESS or manifest.json is damaged: {e}') from None
+  copies = cache or object_store.cache() / 'corpora'
+  folder = copies / object_store.key(success, manifest)
+  store.bring(wanted, folder)
+  files.write(folder / '_SUCCESS', success)
+  return str(folder)
+
+
+def _described(
+  path: str, success: bytes, manifest: Mapping, splits: Sequence[str] | None
+) -> Iterator[tuple[str, tuple[int, str]]]:
+  """(file, (bytes, sha256)) of a corpus but its _SUCCESS; -1 and '' where the corpus is too old."""
+  described = json.loads(success) if success else dict.fromkeys(
+    ('features.json', 'dataset_info.json', 'manifest.json'), '')
+  yield from ((name, (-1, sha256)) for name, sha256 in described.items())
+  parts = manifest.get('splits', {'train': manifest})
+  for split, part in parts.items():
+    for shard in part['shards'] if splits is None or split in splits else ():
+      yield shard['file'], (shard['bytes'], shard['sha256'])
+      for kind in ('lengths', 'repeats'):
+        if kind in shard:
+          yield shard[kind], (-1, shard.get(f'{kind}_sha256', ''))
+
+
 def read_manifest(path: str) -> dict:
   """The manifest of the corpus at `path`, of tokens or of text.
 
   Raises FileNotFoundError where it is not finished, ValueError where a file that describes it is
   not as it was written.
   """
+  path = local_copy(path, [])
   if not os.path.exists(os.path.join(path, '_SUCCESS')):
     raise FileNotFoundError(
       f'{path} is not a finished corpus (no _SUCCESS): run data_beam.tokenize_corpus to its end'

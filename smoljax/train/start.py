@@ -2,7 +2,7 @@
 
 import dataclasses
 import json
-import os
+import pathlib
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
@@ -104,14 +104,21 @@ def prepare(
 
 
 def open_checkpoints(run: Run, note: Callable[[str], None]) -> store.Checkpoints:
-  """The run's checkpoints; ValueError for a `train.keep_best` that no evaluation measures."""
+  """The run's checkpoints, which with a `train.checkpoint_dir` are there too, by the folder's name.
+
+  Raises ValueError for a `train.keep_best` that no evaluation measures.
+  """
   t = run.config.train
   scores = [f'val/{name}/{what}' for name in run.held_out for what in ('loss', 'bpb', 'ece')]
   if t.keep_best and t.keep_best not in scores:
     raise ValueError(f'train.keep_best={t.keep_best!r}: one of {", ".join(scores)}')
+  directory = pathlib.Path(run.directory)
+  name = directory.name.removesuffix('.partial')
   return store.Checkpoints(
-    os.path.join(run.directory, 'checkpoints'), keep=t.keep, keep_every=t.keep_every,
-    keep_best=bool(t.keep_best), note=note)
+    str(directory / 'checkpoints'), keep=t.keep, keep_every=t.keep_every,
+    keep_best=bool(t.keep_best), note=note,
+    elsewhere=t.checkpoint_dir and f'{t.checkpoint_dir.rstrip("/")}/{name}',
+    rows=[directory / 'metrics.jsonl', directory / 'events.jsonl'])
 
 
 def newest(run: Run, checkpoints: store.Checkpoints) -> Snapshot:
