@@ -14,7 +14,7 @@ wrong, each in one of the ways that its kind can:
   delete  503
 
 Lists are stale beyond that: an object is listed LAG seconds after it is there, and as long after it
-was deleted. With a status in `/!/deny` everything is refused; only the bucket `bucket` is there.
+was deleted. Only the bucket `bucket` is there.
 """
 
 import argparse
@@ -27,12 +27,14 @@ import sys
 import threading
 import time
 import urllib.parse
+import urllib.request
 from collections.abc import Sequence
 from typing import Any
 
 import fsspec
 
 SCHEME, BUCKET = 'fake', 'bucket'
+COUNTS = 'counts'  # what is read there is how often which request came and which fault struck
 FAULTS = {
   'PUT': ('busy', 'torn', 'unanswered', 'late'), 'GET': ('busy', 'cut', 'flipped'),
   'LIST': ('busy', 'late'), 'DELETE': ('busy',), 'HEAD': ('busy',)}
@@ -108,6 +110,9 @@ class _Handler(http.server.BaseHTTPRequestHandler):
       self._answer(200)
 
   def do_GET(self):
+    if self._name == COUNTS:
+      self._answer(200, json.dumps(self.server.count).encode())
+      return
     if self._name.endswith('/'):
       if self._fault('LIST') != 'busy':
         self._answer(200, json.dumps(self.server.listed(self._name)).encode())
@@ -227,6 +232,12 @@ def know(port: int) -> None:
   """Has fsspec know `fake://` in this process, at that port."""
   FileSystem.port = port
   fsspec.register_implementation(SCHEME, FileSystem, clobber=True)
+
+
+def ask_counts(port: int) -> dict[str, int]:
+  """How many requests of each kind a server had, and how many faults."""
+  with urllib.request.urlopen(f'http://127.0.0.1:{port}/{COUNTS}') as answer:
+    return dict(sorted(json.load(answer).items()))
 
 
 def main(argv: Sequence[str]) -> None:

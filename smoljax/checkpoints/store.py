@@ -171,11 +171,15 @@ class Checkpoints:
     free = shutil.disk_usage(self._root).free + seals.quarantined_bytes(self._root)  # goes first
     return max(0, more * each - free)
 
-  def restore(self, params: Any, opt_state: Any) -> tuple[int, Any, Any, dict, dict] | None:
+  def restore(
+    self, params: Any, opt_state: Any, stored: Callable[[Any, Any], Any] = lambda here, _: here
+  ) -> tuple[int, Any, Any, dict, dict] | None:
     """The newest verified step as `(step, params, opt_state, data, meta)`; None if there is none.
 
     Args:
       params, opt_state: trees of `jax.ShapeDtypeStruct` with shardings, on any mesh.
+      stored: `(opt_state, what has the shapes of the stored one, as dicts and lists) -> opt_state`
+        to restore in its place, where other shapes are understood.
     Raises:
       ValueError: the stored trees have other names, shapes or dtypes.
     """
@@ -188,11 +192,12 @@ class Checkpoints:
     self._sure = None  # a roll-back later looks anew
     if step is None:
       return None
+    expected = stored(opt_state, _shapes(self._root / str(step) / 'opt_state'))
     restored: Any = files.retried(lambda: self._manager.restore(
       step,
       args=ocp.args.Composite(
         params=ocp.args.StandardRestore(params),
-        opt_state=ocp.args.StandardRestore(opt_state),
+        opt_state=ocp.args.StandardRestore(expected),
         data=ocp.args.JsonRestore(),
         meta=ocp.args.JsonRestore(),
       ),
@@ -374,12 +379,14 @@ def _reserve(arrays: list[jax.ShapeDtypeStruct]) -> int:
   return sum(x.nbytes for x in jax.block_until_ready(held))
 
 
-def restore_other(path: str, params: Any, opt_state: Any) -> tuple[int, Any, Any, dict, dict]:
+def restore_other(
+  path: str, params: Any, opt_state: Any, stored: Callable[[Any, Any], Any]
+) -> tuple[int, Any, Any, dict, dict]:
   """`Checkpoints.restore` from another run, of which nothing is changed.
 
   Args:
     path: as for `load_params`.
-    params, opt_state: trees of `jax.ShapeDtypeStruct` with shardings, on any mesh.
+    params, opt_state, stored: as for `Checkpoints.restore`.
   Raises:
     FileNotFoundError: no intact checkpoint there.
     ValueError: the stored trees have other names, shapes or dtypes.
@@ -387,8 +394,15 @@ def restore_other(path: str, params: Any, opt_state: Any) -> tuple[int, Any, Any
   root, _ = find(path, None)
   with ocp.StandardCheckpointer() as reader:
     params = reader.restore(root / 'params', params)
-    opt_state = reader.restore(root / 'opt_state', opt_state)
+    opt_state = reader.restore(
+      root / 'opt_state', stored(opt_state, _shapes(root / 'opt_state')))
   return (int(root.name), params, opt_state, _read_json(root / 'data'), _read_json(root / 'meta'))
+
+
+def _shapes(item: pathlib.Path) -> Any:
+  """A stored tree, of what has a shape and a dtype."""
+  with ocp.StandardCheckpointer(multiprocessing_options=_alone()) as reader:
+    return reader.metadata(item).item_metadata.tree
 
 
 def load_params(path: str) -> tuple[ModelConfig, dict, dict]:
@@ -404,13 +418,13 @@ def load_params(path: str) -> tuple[ModelConfig, dict, dict]:
   """
   root, _ = find(path, ('params', 'meta'))
   meta = _read_json(root / 'meta')
+  abstract = jax.tree.map(
+    lambda x: jax.ShapeDtypeStruct(
+      x.shape, x.dtype, sharding=jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
+    ),
+    _shapes(root / 'params'),
+  )
   with ocp.StandardCheckpointer(multiprocessing_options=_alone()) as reader:
-    abstract = jax.tree.map(
-      lambda x: jax.ShapeDtypeStruct(
-        x.shape, x.dtype, sharding=jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
-      ),
-      reader.metadata(root / 'params').item_metadata.tree,
-    )
     params = reader.restore(root / 'params', abstract)
   params.pop('distill', None)  # what a student learned beside itself
   return ModelConfig(**meta['model']), params, meta

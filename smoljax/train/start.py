@@ -16,7 +16,7 @@ from smoljax.data.batches import Batches, Stage, make_stages
 from smoljax.data.corpus import open_corpus, special_tokens
 from smoljax.evals.held_out import Document, load_held_out
 from smoljax.optim import mup
-from smoljax.train import distill
+from smoljax.train import distill, guard
 from smoljax.train.step import Plan, PyTree, make_mesh, make_plan
 
 
@@ -126,7 +126,7 @@ def newest(run: Run, checkpoints: store.Checkpoints) -> Snapshot:
 
   Raises ValueError for a checkpoint that was trained on other batches until there.
   """
-  restored = checkpoints.restore(run.plan.params, run.plan.opt_state)
+  restored = checkpoints.restore(run.plan.params, run.plan.opt_state, _as_stored)
   if restored is None:
     return _branch(run) if run.config.train.branch_from else _fresh(run)
   step, *arrays, position, stored = restored
@@ -138,14 +138,25 @@ def newest(run: Run, checkpoints: store.Checkpoints) -> Snapshot:
       '(corpus, mixture, rows or seed differ): use a fresh workdir'
     )
   changed = metrics.changes(stored.get('config', {}), run.meta.get('config', {}))
-  return Snapshot(
-    step, dict(zip(('params', 'opt_state'), arrays, strict=True)), position, changed)
+  return Snapshot(step, _state(run, *arrays), position, changed)
+
+
+def _as_stored(opt_state: PyTree, stored: PyTree) -> PyTree:
+  return opt_state | {'guard': guard.as_stored(opt_state['guard'], stored['guard'])}
+
+
+def _state(run: Run, params: PyTree, opt_state: PyTree) -> dict:
+  """The state of a run from what was stored of it."""
+  if run.config.guard.window != guard.window(opt_state['guard']):
+    known = guard.resized(jax.device_get(opt_state['guard']), run.config.guard.window)
+    opt_state = opt_state | {'guard': jax.device_put(known, run.plan.places['guard'])}
+  return {'params': params, 'opt_state': opt_state}
 
 
 def _branch(run: Run) -> Snapshot:
   t, batches = run.config.train, run.batches
   step, *arrays, position, stored = store.restore_other(
-    t.branch_from, run.plan.params, run.plan.opt_state)
+    t.branch_from, run.plan.params, run.plan.opt_state, _as_stored)
   if stored.get('past') != batches.fingerprint(step):
     raise ValueError(
       f'train.branch_from={t.branch_from}: before its step {step} other batches were trained '
@@ -157,7 +168,7 @@ def _branch(run: Run) -> Snapshot:
       f'train.branch_from={t.branch_from} is at step {step}, but train.tokens={t.tokens} end '
       f'with step {t.steps}: raise them, or branch from an earlier checkpoint'
     )
-  return Snapshot(step, dict(zip(('params', 'opt_state'), arrays, strict=True)), position)
+  return Snapshot(step, _state(run, *arrays), position)
 
 
 def _fresh(run: Run) -> Snapshot:
