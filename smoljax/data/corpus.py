@@ -11,7 +11,7 @@ import io
 import json
 import os
 import pathlib
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -130,40 +130,45 @@ def local_copy(
   if not object_store.is_url(path):
     return path
   store = object_store.Folder(path)
-  for tries_left in (2, 1, 0):  # a bit may have flipped on the way
-    try:
-      success, manifest = store.read('_SUCCESS'), store.read('manifest.json')
-      wanted = dict(_described(path, success, json.loads(manifest), splits))
-      if wanted['manifest.json'][1] not in ('', hashlib.sha256(manifest).hexdigest()):
-        raise ValueError(f'{path}/manifest.json is not as it was written')
-      break
-    except FileNotFoundError as e:
-      raise FileNotFoundError(f'no finished corpus at {path}: give a folder such as '
-                              f'gs://BUCKET/DIR/NAME/1.0.0, with a _SUCCESS in it ({e})') from None
-    except (ValueError, TypeError, KeyError) as e:
-      if not tries_left:
-        raise ValueError(f'{path}: _SUCCESS or manifest.json is damaged: {e}') from None
+  described = _described(store)
+  manifest = json.loads(described['manifest.json'])
   copies = cache or object_store.cache() / 'corpora'
-  folder = copies / object_store.key(success, manifest)
+  folder = copies / object_store.key(described['_SUCCESS'], described['manifest.json'])
+  wanted = {}
+  for split, part in manifest.get('splits', {'train': manifest}).items():
+    for shard in part['shards'] if splits is None or split in splits else ():
+      wanted[shard['file']] = shard['bytes'], shard['sha256']
+      for kind in ('lengths', 'repeats'):
+        if kind in shard:
+          wanted[shard[kind]] = -1, shard.get(f'{kind}_sha256', '')
   store.bring(wanted, folder)
-  files.write(folder / '_SUCCESS', success)
+  for name, data in described.items():
+    files.write(folder / name, data)
   return str(folder)
 
 
-def _described(
-  path: str, success: bytes, manifest: Mapping, splits: Sequence[str] | None
-) -> Iterator[tuple[str, tuple[int, str]]]:
-  """(file, (bytes, sha256)) of a corpus but its _SUCCESS; -1 and '' where the corpus is too old."""
-  described = json.loads(success) if success else dict.fromkeys(
-    ('features.json', 'dataset_info.json', 'manifest.json'), '')
-  yield from ((name, (-1, sha256)) for name, sha256 in described.items())
-  parts = manifest.get('splits', {'train': manifest})
-  for split, part in parts.items():
-    for shard in part['shards'] if splits is None or split in splits else ():
-      yield shard['file'], (shard['bytes'], shard['sha256'])
-      for kind in ('lengths', 'repeats'):
-        if kind in shard:
-          yield shard[kind], (-1, shard.get(f'{kind}_sha256', ''))
+def _described(store: object_store.Folder) -> dict[str, bytes]:
+  """What describes a corpus, by file, `_SUCCESS` the last."""
+  for tries_left in (2, 1, 0):  # a bit may have flipped on the way
+    try:
+      success = store.read('_SUCCESS')
+      checksums = json.loads(success) if success else dict.fromkeys(
+        ('features.json', 'dataset_info.json', 'manifest.json'))  # an older corpus has none
+      found = {name: store.read(name) for name in checksums}
+      for name, sha256 in checksums.items():
+        if sha256 is not None and hashlib.sha256(found[name]).hexdigest() != sha256:
+          raise ValueError(f'{name} is not as it was written')
+      json.loads(found['manifest.json'])
+      return found | {'_SUCCESS': success}
+    except FileNotFoundError as e:
+      raise FileNotFoundError(
+        f'no finished corpus at {store.url}: give a folder such as gs://BUCKET/DIR/NAME/1.0.0, '
+        f'with a _SUCCESS in it ({e})') from None
+    except (ValueError, KeyError) as e:
+      if not tries_left:
+        raise ValueError(
+          f'{store.url}: {e}: make the corpus again, or, if you changed it on purpose, empty the '
+          'file _SUCCESS') from None
 
 
 def read_manifest(path: str) -> dict:
