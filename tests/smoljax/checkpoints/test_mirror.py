@@ -4,9 +4,12 @@ import os
 import shutil
 
 import jax
+import numpy as np
 import pytest
 from helpers.stores import ill, store  # noqa: F401
+from helpers.training import fit, leaves, tiny
 
+from smoljax import metrics
 from smoljax.checkpoints import mirror, seals
 from smoljax.checkpoints.store import Checkpoints, find, load_meta
 
@@ -137,3 +140,25 @@ def test_other_runs_beside_it_are_said(store, tmp_path):
   said = []
   Checkpoints(str(tmp_path / 'c'), elsewhere='fake://bucket/runs/train-2', note=said.append).close()
   assert len(said) == 1 and 'train-1' in said[0]
+
+
+@pytest.mark.slow
+def test_a_run_goes_on_and_is_branched_from_in_the_store(store, markov_corpora, tmp_path):
+  c = tiny(**{'train.checkpoint_dir': 'fake://bucket/of', 'train.tokens': 8 * 8 * 64})
+  first = fit(c, markov_corpora, tmp_path / 'a/run', meta={'config': c.to_dict()})
+  bits = leaves(tmp_path / 'a/run')
+  again = fit(c, markov_corpora, tmp_path / 'b/run.partial', meta={'config': c.to_dict()})
+  assert again['loss'] == first['loss']  # of rows that came too
+  events = metrics.read_rows(tmp_path / 'b/run.partial/events.jsonl')
+  assert [e['step'] for e in events if e['event'] == 'resume'] == [8]
+  for there in (tmp_path / 'b/run.partial', 'fake://bucket/of', 'fake://bucket/of/run/8'):
+    for a, b in zip(bits, leaves(there), strict=True):
+      np.testing.assert_array_equal(a, b)
+  branch = tiny(**{'train.branch_from': 'fake://bucket/of/run/4', 'train.stages': c.train.stages,
+                   'guard.window': 40})
+  with pytest.raises(ValueError, match='before its step 4 other batches'):
+    fit(tiny(**{'train.branch_from': 'fake://bucket/of/run/4', 'seed': 1}),
+        markov_corpora, tmp_path / 'd')
+  fit(branch, markov_corpora, tmp_path / 'c')
+  events = metrics.read_rows(tmp_path / 'c/events.jsonl')
+  assert events[0]['event'] == 'branch' and events[0]['step'] == 4
