@@ -29,7 +29,7 @@ import time
 import urllib.parse
 import urllib.request
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, cast
 
 import fsspec
 
@@ -96,14 +96,13 @@ class Server(http.server.ThreadingHTTPServer):
 
 class _Handler(http.server.BaseHTTPRequestHandler):
   protocol_version = 'HTTP/1.1'
-  server: Server
 
   def do_PUT(self):
     data, fault = self.rfile.read(int(self.headers['Content-Length'])), self._fault('PUT')
     if fault == 'torn':
-      self.server.change(self._name, data[:len(data) // 2])
+      self._store.change(self._name, data[:len(data) // 2])
     elif fault != 'busy':
-      self.server.change(self._name, data)
+      self._store.change(self._name, data)
     if fault in ('torn', 'unanswered'):
       self.close_connection = True
     elif fault != 'busy':
@@ -111,15 +110,15 @@ class _Handler(http.server.BaseHTTPRequestHandler):
 
   def do_GET(self):
     if self._name == COUNTS:
-      self._answer(200, json.dumps(self.server.count).encode())
+      self._answer(200, json.dumps(self._store.count).encode())
       return
     if self._name.endswith('/'):
       if self._fault('LIST') != 'busy':
-        self._answer(200, json.dumps(self.server.listed(self._name)).encode())
+        self._answer(200, json.dumps(self._store.listed(self._name)).encode())
       return
     if (fault := self._fault('GET')) == 'busy':
       return
-    data = self.server.objects.get(self._name)
+    data = self._store.objects.get(self._name)
     if data and fault == 'flipped':
       at = len(data) // 2
       data = data[:at] + bytes([data[at] ^ 1]) + data[at + 1:]
@@ -127,17 +126,21 @@ class _Handler(http.server.BaseHTTPRequestHandler):
 
   def do_HEAD(self):
     if self._fault('HEAD') != 'busy':
-      data = self.server.objects.get(self._name)
+      data = self._store.objects.get(self._name)
       self._answer(404 if data is None else 200, headers={'X-Size': str(len(data or b''))})
 
   def do_DELETE(self):
     if self._fault('DELETE') != 'busy':
-      there = self._name in self.server.objects
-      self.server.change(self._name, None)
+      there = self._name in self._store.objects
+      self._store.change(self._name, None)
       self._answer(204 if there else 404)
 
-  def log_message(self, *_):
+  def log_message(self, format, *args):
     pass
+
+  @property
+  def _store(self):
+    return cast(Server, self.server)
 
   @property
   def _name(self):
@@ -145,14 +148,14 @@ class _Handler(http.server.BaseHTTPRequestHandler):
 
   def _fault(self, kind):
     """What goes wrong; 'busy' has been answered."""
-    if self.server.deny or not self._name.startswith(BUCKET + '/'):
-      self._answer(self.server.deny or 404)
+    if self._store.deny or not self._name.startswith(BUCKET + '/'):
+      self._answer(self._store.deny or 404)
       return 'busy'
-    fault = self.server.fault(kind)
+    fault = self._store.fault(kind)
     if fault == 'busy':
       self._answer(503)
     if fault == 'late':
-      time.sleep(self.server.late)
+      time.sleep(self._store.late)
     return fault
 
   def _answer(self, status, data=b'', cut=False, headers=()):
@@ -173,7 +176,10 @@ class Error(OSError):
     self.status = status
 
 
-class FileSystem(fsspec.AbstractFileSystem):
+_AbstractFileSystem: Any = fsspec.AbstractFileSystem  # its own types fit no subclass
+
+
+class FileSystem(_AbstractFileSystem):
   """fsspec's side: `fake://bucket/…` at the port that `FileSystem.port` says."""
 
   protocol = SCHEME

@@ -53,8 +53,8 @@ def get_config():
 
 def make_corpus(folder: pathlib.Path) -> tuple[str, str]:
   """A tokenised corpus of the standard library's docstrings; its path, and its tokenizer's."""
+  import importlib
   import inspect
-  import pydoc
 
   import apache_beam as beam
 
@@ -66,7 +66,7 @@ def make_corpus(folder: pathlib.Path) -> tuple[str, str]:
   modules = ('argparse', 'collections', 'decimal', 'json', 'logging', 'pathlib', 'random',
              'statistics', 'string', 'subprocess', 'textwrap', 'threading', 'typing', 'unittest')
   found = {}
-  for module in map(pydoc.locate, modules):
+  for module in map(importlib.import_module, modules):
     for name, value in vars(module).items():
       if text := inspect.getdoc(value):
         found[f'{module.__name__}.{name}'] = text

@@ -149,7 +149,8 @@ def local_copy(
 
 def _described(store: object_store.Folder) -> dict[str, bytes]:
   """What describes a corpus, by file, `_SUCCESS` the last."""
-  for tries_left in (2, 1, 0):  # a bit may have flipped on the way
+  wrong = ''
+  for _ in range(3):  # a bit may have flipped on the way
     try:
       success = store.read('_SUCCESS')
       checksums = json.loads(success) if success else dict.fromkeys(
@@ -165,10 +166,9 @@ def _described(store: object_store.Folder) -> dict[str, bytes]:
         f'no finished corpus at {store.url}: give a folder such as gs://BUCKET/DIR/NAME/1.0.0, '
         f'with a _SUCCESS in it ({e})') from None
     except (ValueError, KeyError) as e:
-      if not tries_left:
-        raise ValueError(
-          f'{store.url}: {e}: make the corpus again, or, if you changed it on purpose, empty the '
-          'file _SUCCESS') from None
+      wrong = str(e)
+  raise ValueError(f'{store.url}: {wrong}: make the corpus again, or, if you changed it on '
+                   'purpose, empty the file _SUCCESS')
 
 
 def read_manifest(path: str) -> dict:
