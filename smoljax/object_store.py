@@ -74,8 +74,9 @@ class Folder:
       self._fs, self._root = fsspec.url_to_fs(self.url, use_listings_cache=False, **options)
     except ImportError as e:
       package = known_implementations[self._scheme]['class'].partition('.')[0]
-      raise ValueError(f'{self.url}: {self._scheme}:// needs a package that is not installed: '
-                       f'pip install {package} fsspec=={fsspec.__version__} ({e})') from None
+      install = f': pip install {package} fsspec=={fsspec.__version__}' * (package != 'fsspec')
+      raise ValueError(f'{self.url}: {self._scheme}:// needs a package that is not installed'
+                       f'{install} ({e})') from None
     except Exception as e:
       if 'Protocol not known' in str(e):
         raise ValueError(f'{self.url}: no object store is called {self._scheme}://; give one such '
