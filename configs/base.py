@@ -163,6 +163,7 @@ def get_config() -> ConfigDict:
   c.train.eval_every = 100  # steps
   c.train.eval_documents = 64  # held-out documents per corpus at each evaluation while training
   c.train.checkpoint_every = 100  # steps
+  c.train.checkpoint_dir = ''  # gs://… or s3://… that they go to as well: docs/object_stores.md
   c.train.keep = 3  # newest checkpoints kept
   c.train.keep_every = 0  # and the first one in so many steps, for ever; 0 = none
   c.train.keep_best = ''  # and the one that was lowest in this, such as 'val/web/bpb'; '' = none

@@ -24,7 +24,7 @@ from rich.console import Console
 from rich.table import Table
 
 from experiments.engine import cli
-from smoljax import evals, sharding
+from smoljax import evals, files, sharding
 from smoljax.checkpoints import load
 from smoljax.evals.held_out import load_documents
 from smoljax.evals.tasks import TASKS
@@ -101,10 +101,7 @@ def _evaluate() -> dict:
       log_line=console.print,
     )
   results = {'checkpoint': _CHECKPOINT.value, **results}
-  temporary = f'{_OUTPUT.value}.tmp'
-  with open(temporary, 'w', encoding='utf-8') as f:
-    json.dump(results, f, indent=1, ensure_ascii=False)
-  os.replace(temporary, _OUTPUT.value)
+  files.write(_OUTPUT.value, json.dumps(results, indent=1, ensure_ascii=False).encode())
   return results
 
 

@@ -118,8 +118,7 @@ def _foreign(name: str, manifest: Mapping[str, Any]) -> Step:
     functools.partial(steps_lib.run_foreign_tokens, manifest=manifest, name=name),
     # It has its files' checksums. Where it lies decides nothing, but the link must lead there.
     outside={k: v for k, v in manifest.items() if k != 'path'},
-    stands=lambda output: os.path.realpath(
-      steps_lib.corpus_dir(output, name)) == os.path.realpath(manifest['path']),
+    stands=functools.partial(steps_lib.foreign_stands, path=manifest['path'], name=name),
     cost=f'{manifest["documents"]:,} documents of {manifest["path"]}',
     links={f'{"tokens" if tokenised else "corpora"}/{name}': name},
   )
@@ -248,7 +247,7 @@ _CURATORS = {'web': steps_lib.run_web, 'pdf': steps_lib.run_pdf,
 # Beginnings of names of config fields that say how a step is done, not what comes of it: they are
 # in no address, so that they may differ where a run goes on.
 _OPERATIONAL = (
-  'train.keep', 'train.log_every', 'train.checkpoint_every', 'train.eval_', 'train.tensorboard',
+  'train.keep', 'train.log_every', 'train.checkpoint_', 'train.eval_', 'train.tensorboard',
   'train.watchdog', 'train.loss_chunk', 'train.accumulate', 'train.flops', 'model.remat',
   'model.attention', 'model.scan_layers', 'mesh.', 'guard.', 'diagnostics.', 'eval.batch_size',
 )

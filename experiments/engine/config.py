@@ -183,10 +183,11 @@ def check(c: Any) -> None:
   Raises:
     ValueError: an unknown name, a mesh that fits neither devices, batch nor model, or a tokenizer
       that lacks what tokenising or evaluation needs.
+    OSError: train.checkpoint_dir cannot be written to.
   """
   import jax
 
-  from smoljax import metrics, model, optim
+  from smoljax import metrics, model, object_store, optim
   from smoljax.data import tokenizer
   from smoljax.data.batches import make_stages
   from smoljax.evals.tasks import find_task
@@ -223,6 +224,8 @@ def check(c: Any) -> None:
                      'say --config.tokenizer.chat=True, or give one with --config.tokenizer.path')
   check_tokenizer(c)
   metrics.require_wandb(c.wandb)
+  if c.train.checkpoint_dir:
+    object_store.Folder(c.train.checkpoint_dir).require_writable()
   telemetry.Profile(c.xprof, '')
   for field, known in (('cache', ('none', *distill.CACHES)), ('distance', distill.DISTANCES)):
     if c.distill[field] not in known:

@@ -113,8 +113,11 @@ def _size(manifest: Mapping[str, Any]) -> float:
 
 
 def _read_manifest(path: str) -> dict:
+  from smoljax import object_store
   from smoljax.data import corpus
 
+  if object_store.is_url(path):
+    return corpus.read_manifest(path) | {'path': path}
   for folder in (path, os.path.join(path, '1.0.0')):
     if os.path.exists(os.path.join(folder, '_SUCCESS')):
       return corpus.read_manifest(folder) | {'path': folder}

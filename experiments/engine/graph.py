@@ -30,6 +30,7 @@ from typing import Any
 
 from data_beam.redact import public
 from experiments.engine.cli import read_json, write_json
+from smoljax import files
 from smoljax.metrics import changes
 
 RESULT_FILE = 'step.json'
@@ -191,7 +192,7 @@ class Graph:
     seconds = round(time.monotonic() - start, 2)
     record = {**(result or {}), 'seconds': seconds, 'address': step.address}
     write_json(partial / RESULT_FILE, public(record))
-    os.replace(partial, self.output(step))
+    files.replace(partial, self.output(step))
     self._log_line(f'{title}: finished in {seconds:.0f} s')
 
   def _set_aside(self, step: Step, title: str) -> None:

@@ -3,6 +3,7 @@
 import dataclasses
 import functools
 import os
+import pathlib
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -118,11 +119,19 @@ def run_tokenize(output: str, inputs: Mapping[str, str], *, c: Any, corpus: str)
 def run_foreign_tokens(
   output: str, _: Mapping[str, str], *, manifest: Mapping[str, Any], name: str
 ) -> dict:
-  """A corpus made elsewhere, where the steps after it look for it."""
-  home = corpus_dir(output, name)
+  """A corpus made elsewhere, where the steps after it look for it; copied from an object store."""
+  from smoljax.data import corpus
+
+  home, copies = corpus_dir(output, name), pathlib.Path(output).absolute().parent / 'copies'
   os.makedirs(os.path.dirname(home))
-  os.symlink(os.path.abspath(manifest['path']), home)
+  os.symlink(os.path.abspath(corpus.local_copy(manifest['path'], cache=copies)), home)
   return {k: manifest[k] for k in ('documents', 'tokens') if k in manifest}
+
+
+def foreign_stands(output: str, path: str, name: str) -> bool:
+  """Whether the output of `run_foreign_tokens` still leads to what it was made of."""
+  home = os.path.realpath(corpus_dir(output, name))
+  return os.path.exists(home) if '://' in path else home == os.path.realpath(path)
 
 
 def run_teacher_cache(output: str, inputs: Mapping[str, str], *, c: Any, corpus: str) -> dict:
