@@ -149,6 +149,34 @@ def get_config() -> ConfigDict:
   c.train.watchdog = 60.0  # seconds without a step, at least, that end a run (87); 0 = it waits
   c.train.tensorboard = True
 
+  # Pairs of answers instead of text: smoljax/train/preferences.py.
+  c.train.preference = ConfigDict()
+  # dpo | robust | hinge | ipo | apo_zero | apo_down | dpo_norm | simpo | orpo; '' = none
+  c.train.preference.loss = ''
+  c.train.preference.beta = 0.0  # 0 = usual for the loss: .1, dpo_norm 5, simpo 2.5
+  c.train.preference.label_smoothing = 0.0  # of dpo and robust: share of pairs the wrong way round
+  c.train.preference.gamma = 1.375  # of simpo: margin
+  c.train.preference.average = True  # of ipo: means over tokens, not sums
+  c.train.preference.cached = False  # the reference reads all pairs once, before training
+  # The frozen model, a run, its checkpoint or a HF folder; '' = train.init_from. Of reinforce too.
+  c.train.reference = ''
+  # The policy's own answers, with rewards by rule: smoljax/train/reinforce.py.
+  c.train.reinforce = ConfigDict()
+  c.train.reinforce.loss = ''  # grpo | dr_grpo | dapo; '' = none
+  c.train.reinforce.samples = 8  # answers a question; train.batch_tokens has a row for each
+  c.train.reinforce.max_new_tokens = 256  # of an answer
+  c.train.reinforce.temperature = 1.0
+  c.train.reinforce.top_k = 0  # 0 = all tokens
+  c.train.reinforce.rewards = ConfigDict({'number': 1.0, 'text': 0.0, 'form': 0.0})  # rule → weight
+  c.train.reinforce.clip_low = 0.2
+  c.train.reinforce.clip_high = 0.0  # 0 = usual for the loss: .2, dapo .28
+  c.train.reinforce.divide_by_std = placeholder(bool)  # advantages; None = usual: not of dr_grpo
+  c.train.reinforce.kl = 'none'  # none | k2 | k3
+  c.train.reinforce.kl_weight = 0.0
+  c.train.reinforce.overlong = 0  # last tokens of an answer over which the reward falls by 1
+  c.train.reinforce.learn_truncated = True  # from answers without an end too
+  c.train.reinforce.updates = 1  # steps taken on the answers of one sampling
+
   c.mesh = ConfigDict()  # devices per axis; -1 = chosen to fit the model, the batch and the rest
   c.mesh.data = -1
   c.mesh.fsdp = -1

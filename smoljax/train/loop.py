@@ -78,6 +78,10 @@ def train(
         watch, probed, scores = Stopwatch(), None, {}
         batch = next(iterator)
         waited = watch.seconds()
+        if run.rollouts:
+          with watch.paused(), telemetry.phase('sampling'):
+            batch, seen = run.rollouts.next(run.batches, batch, state['params'], step)
+            telemetry.measured(step + 1, seen)
         probe_now = config.diagnostics.every and (step + 1) % config.diagnostics.every == 0
         if probe_now or profile.turns(step):
           jax.block_until_ready(state)  # the steps before this one take their time
@@ -87,9 +91,10 @@ def train(
         state, step_metrics = train_step(
           state, sharding.shard_batch(batch, mesh), run.teacher_params)
         step += 1
-        last, stop = step == t.steps, termination.requested(step)
+        whole = not run.rollouts or run.rollouts.whole(step)
+        last, stop = step == t.steps, termination.requested(step) and whole
         checkpoint_due |= step % t.checkpoint_every == 0 or checkpoints.again()
-        save_now = last or stop or checkpoint_due
+        save_now = last or stop or (checkpoint_due and whole)
         log_now = step % t.log_every == 0 or save_now or step == stage.stop
         evaluate_now = step % t.eval_every == 0 or step == stage.stop
         if log_now or evaluate_now:

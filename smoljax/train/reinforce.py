@@ -75,6 +75,7 @@ class Reinforce:
   kl_weight: float = 0.0
   overlong: int = 0  # last tokens over which the reward falls by 1, as in DAPO; 0 = it does not
   learn_truncated: bool = True  # learn from answers without an end too
+  updates: int = 1  # steps taken on the answers of one sampling
 
   def __post_init__(self):
     where = 'train.reinforce.'
@@ -82,17 +83,19 @@ class Reinforce:
     one_of(f'{where}kl', self.kl, KLS)
     for name in self.rewards:
       one_of(f'{where}rewards', name, REWARDS)
+    object.__setattr__(self, 'rewards', {k: w for k, w in self.rewards.items() if w})
     for name, allowed, ok in (
       ('samples', '2 or more: a group has a mean', self.samples >= 2),
       ('max_new_tokens', '1 or more', self.max_new_tokens >= 1),
       ('temperature', 'above 0: a policy that does not sample learns nothing',
        0 < self.temperature < float('inf')),
       ('top_k', '0 (all) or more', self.top_k >= 0),
-      ('rewards', 'rules and their weights', bool(self.rewards)),
+      ('rewards', f'weights of {", ".join(REWARDS)}, of one at least', bool(self.rewards)),
       ('clip_low', 'from 0 to 1', 0 <= self.clip_low <= 1),
       ('clip_high', '0 or more', 0 <= self.clip_high < float('inf')),
       ('kl_weight', '0 or more, above 0 where there is a kl',
        0 <= self.kl_weight < float('inf') and (self.kl_weight > 0) == (self.kl != 'none')),
+      ('updates', '1 or more', self.updates >= 1),
       ('overlong', 'from 0 to max_new_tokens', 0 <= self.overlong <= self.max_new_tokens),
     ):
       if not ok:

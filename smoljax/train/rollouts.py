@@ -29,6 +29,7 @@ from smoljax.data import packing
 from smoljax.data.batches import Stage
 from smoljax.data.corpus import Corpus
 from smoljax.data.tokenizer import Tokenizer
+from smoljax.evals import held_out
 from smoljax.inference.generate import generate
 from smoljax.train import reinforce
 from smoljax.train.reinforce import Answer, Reinforce
@@ -146,15 +147,14 @@ class _Iterator(grain.DatasetIterator):
     return asked
 
 
-@dataclasses.dataclass(frozen=True)
+@dataclasses.dataclass
 class Rollouts:
   """The sampler of a run.
 
   Args:
     config: the policy's, as it trains.
-    seq_len: places a row; a question and its answer must fit.
     end: id of the token that ends an answer.
-    batch_rows: answers that are sampled at once, and rows of a batch.
+    seq_len: places a row; a question and its answer must fit.
   """
 
   config: model.ModelConfig
@@ -165,6 +165,47 @@ class Rollouts:
   seq_len: int
   seed: int
   chunk: int = 512
+  _waiting: list[tuple[dict, dict]] = dataclasses.field(default_factory=list)
+
+  def next(
+    self, asking: Questions, asked: Mapping[str, np.ndarray], params: PyTree, step: int
+  ) -> tuple[dict[str, np.ndarray], dict[str, float]]:
+    """The batch that the step after `step` learns from, and what is to be logged of it.
+
+    Every `updates` steps the policy answers all that is asked until the next time.
+    """
+    if self.whole(step):
+      last, number = asking.stages[-1].stop, int(asked['number'])
+      parts = [asking.asked(step + i, number + i)
+               for i in range(self.how.updates) if step + i < last]
+      self._waiting = [self.batch(
+        [question(asking.corpora[asking.sources[s]], int(d), self.tokenizer)
+         for s, d in zip(part['source'], part['document'], strict=True)],
+        part['source'], params, int(part['number'])) for part in parts]
+    return self._waiting.pop(0)
+
+  def whole(self, step: int) -> bool:
+    """Whether no answers wait to be learned from: a checkpoint does not hold them."""
+    return step % self.how.updates == 0
+
+  def evaluate(
+    self, corpora: Mapping[str, Corpus], params: PyTree, limit: int
+  ) -> dict[str, float]:
+    """Of `samples` answers to each of up to `limit` questions a corpus: `val/NAME/pass@1`, and the
+    share of questions with one right answer at least, by the rewards' first rule."""
+    found, rule = {}, reinforce.REWARDS[next(iter(self.how.rewards))]
+    for name, corpus in corpora.items():
+      questions = [question(corpus, i, self.tokenizer)
+                   for i in held_out.spread(len(corpus.lengths), limit)]
+      G, number = self.how.samples, len(questions) * self.how.samples
+      seeds = np.random.default_rng((self.seed, 2)).integers(0, 2**32, number)
+      drafts = self._draft(params, [q.prompt for q in questions], [(s, 0) for s in seeds], G)
+      answers = [self._closed([t for t, _ in draft]) for draft in drafts]
+      right_QG = np.array([rule(self._read(a), questions[i // G].truth)
+                           for i, a in enumerate(answers)]).reshape(-1, G)
+      found |= {f'val/{name}/pass@1': float(right_QG.mean()),
+                f'val/{name}/pass@{G}': float((right_QG.max(axis=1) > 0).mean())}
+    return found
 
   def batch(
     self, questions: Sequence[Question], sources: Sequence[int], params: PyTree, number: int
@@ -175,8 +216,7 @@ class Rollouts:
     """
     how, G = self.how, self.how.samples
     answers, logp_BT, batch, seen = self.sample(questions, params, number)
-    texts = [Answer(self.tokenizer.decode(a[:-1] if a[-1] == self.end else a), a[-1] == self.end)
-             for a in answers]
+    texts = [self._read(answer) for answer in answers]
     truths = [q.truth for q in questions for _ in range(G)]
     by_rule = {name: np.array([reinforce.REWARDS[name](a, t)
                                for a, t in zip(texts, truths, strict=True)])
@@ -241,6 +281,10 @@ class Rollouts:
     return generate(
       longer, params, prompts, max_new_tokens=self.how.max_new_tokens,
       sampling=self.how.sampling, eos_id=self.end, seed=seeds, samples=samples, logprobs=True)
+
+  def _read(self, answer):
+    ended = answer[-1] == self.end
+    return Answer(self.tokenizer.decode(answer[:-1] if ended else answer), ended)
 
   def _closed(self, tokens):
     """An answer with the token that ended it, which the decoder leaves out, and not too long."""
