@@ -11,7 +11,14 @@ from types import SimpleNamespace
 from ml_collections import ConfigDict
 from ml_collections.config_dict import placeholder
 
-from data_beam.options import Options, PdfOptions, TokenizeOptions, WebOptions, kind
+from data_beam.options import (
+  ConversationOptions,
+  Options,
+  PdfOptions,
+  TokenizeOptions,
+  WebOptions,
+  kind,
+)
 
 
 def parse_arg(arg: str, **choices: Iterable[str]) -> SimpleNamespace:
@@ -66,6 +73,16 @@ def get_config() -> ConfigDict:
   c.pdf = _options(PdfOptions)
   c.pdf.enabled = True
   c.pdf.input = ''  # comma-separated PDF or WARC globs; '' = selfdocs
+
+  c.conversations = _options(ConversationOptions)  # for fine-tuning: data_beam.conversations
+  c.conversations.enabled = False
+  c.conversations.input = ''  # comma-separated JSONL or Parquet globs; '' = chains
+
+  c.chains = ConfigDict()  # sums from left to right modulo 10, by rule: experiments/chains.py
+  c.chains.number = 0  # conversations; 0 = none
+  c.chains.depths = (2, 3, 4)  # steps
+  c.chains.noise = 0.0  # share of states that are random, in thoughts and answers
+  c.chains.mode = 'think'  # think | no_think | both
 
   c.corpora = ''  # more of them, made elsewhere: NAME=DIR with commas, of documents or of tokens
 
@@ -136,30 +153,17 @@ def get_config() -> ConfigDict:
   # A run, its checkpoint or a HF folder whose weights training starts from, with its tokenizer.
   c.train.init_from = ''
   c.train.branch_from = ''  # a run or its checkpoint that this one goes on from, with all its state
-  c.train.loss_chunk = 512  # positions whose logits exist at once
-  c.train.z_loss = 0.0  # weight of log(Z)²; SmolLM3: off
-  c.train.cos_reg = 0.0  # weight against features that collapse to one direction: objectives.py
-  c.train.log_every = 10  # steps
-  c.train.eval_every = 100  # steps
-  c.train.eval_documents = 64  # held-out documents per corpus at each evaluation while training
-  c.train.checkpoint_every = 100  # steps
-  c.train.keep = 3  # newest checkpoints kept
-  c.train.keep_every = 0  # and the first one in so many steps, for ever; 0 = none
-  c.train.keep_best = ''  # and the one that was lowest in this, such as 'val/web/bpb'; '' = none
-  c.train.watchdog = 60.0  # seconds without a step, at least, that end a run (87); 0 = it waits
-  c.train.tensorboard = True
-
-  # Pairs of answers instead of text: smoljax/train/preferences.py.
-  c.train.preference = ConfigDict()
-  # dpo | robust | hinge | ipo | apo_zero | apo_down | dpo_norm | simpo | orpo; '' = none
-  c.train.preference.loss = ''
-  c.train.preference.beta = 0.0  # 0 = usual for the loss: .1, dpo_norm 5, simpo 2.5
-  c.train.preference.label_smoothing = 0.0  # of dpo and robust: share of pairs the wrong way round
-  c.train.preference.gamma = 1.375  # of simpo: margin
-  c.train.preference.average = True  # of ipo: means over tokens, not sums
-  c.train.preference.cached = False  # the reference reads all pairs once, before training
-  # The frozen model, a run, its checkpoint or a HF folder; '' = train.init_from. Of reinforce too.
+  # What a loss of preferences or reinforcement compares with, frozen: likewise; '' = init_from.
   c.train.reference = ''
+  # Instead of cross entropy, which of two answers is better: smoljax/train/preferences.py. The
+  # corpora are of preference pairs, and the reference is init_from unless named.
+  c.train.preference = ConfigDict()
+  c.train.preference.loss = ''  # dpo | robust | hinge | ipo | apo_zero | apo_down | … ; '' = none
+  c.train.preference.beta = 0.0  # 0 = what is usual for the loss
+  c.train.preference.label_smoothing = 0.0  # share of pairs that are the wrong way: dpo, robust
+  c.train.preference.gamma = 1.375  # margin of simpo
+  c.train.preference.average = True  # ipo: of means over tokens, not of sums
+  c.train.preference.cached = False  # the reference reads all pairs once, ahead of training
   # The policy's own answers, with rewards by rule: smoljax/train/reinforce.py.
   c.train.reinforce = ConfigDict()
   c.train.reinforce.loss = ''  # grpo | dr_grpo | dapo; '' = none
@@ -176,6 +180,18 @@ def get_config() -> ConfigDict:
   c.train.reinforce.overlong = 0  # last tokens of an answer over which the reward falls by 1
   c.train.reinforce.learn_truncated = True  # from answers without an end too
   c.train.reinforce.updates = 1  # steps taken on the answers of one sampling
+  c.train.loss_chunk = 512  # positions whose logits exist at once
+  c.train.z_loss = 0.0  # weight of log(Z)²; SmolLM3: off
+  c.train.cos_reg = 0.0  # weight against features that collapse to one direction: objectives.py
+  c.train.log_every = 10  # steps
+  c.train.eval_every = 100  # steps
+  c.train.eval_documents = 64  # held-out documents per corpus at each evaluation while training
+  c.train.checkpoint_every = 100  # steps
+  c.train.keep = 3  # newest checkpoints kept
+  c.train.keep_every = 0  # and the first one in so many steps, for ever; 0 = none
+  c.train.keep_best = ''  # and the one that was lowest in this, such as 'val/web/bpb'; '' = none
+  c.train.watchdog = 60.0  # seconds without a step, at least, that end a run (87); 0 = it waits
+  c.train.tensorboard = True
 
   c.mesh = ConfigDict()  # devices per axis; -1 = chosen to fit the model, the batch and the rest
   c.mesh.data = -1

@@ -16,6 +16,8 @@ A piece of a document with n tokens fills n - 1 places: inputs are its tokens bu
 its tokens but the first. A document longer than a row is cut into pieces that share one token, so
 every token but a document's first is a target exactly once. Positions restart and segment ids
 change at each piece; attention, loss mask and evaluation all derive from these two.
+
+A conversation is one piece, and `loss_mask` says which of its targets are learned (`learned`).
 """
 
 import dataclasses
@@ -69,6 +71,13 @@ def make_stages(stages: Sequence[Mapping], steps: int) -> list[Stage]:
   return result
 
 
+def learned(batch: Mapping[str, Any]) -> Any:
+  """The mask of a batch's places whose targets are learned, [B, T] bool: not padding, and of
+  conversations what the assistant writes. For arrays of numpy and of jax."""
+  mask_BT = batch['segment_ids'] > 0
+  return mask_BT & batch['loss_mask'] if 'loss_mask' in batch else mask_BT
+
+
 class Batches(grain.IterDataset):
   """Endless-by-epochs batches for the steps of `stages`, as a grain dataset (checkpointable).
 
@@ -77,16 +86,19 @@ class Batches(grain.IterDataset):
     segment_ids       [B, T] int32, pieces counted from 1; 0 = padding
     positions         [B, T] int32, from 0 in each piece
     source            [B] int32, index into `sources`
+    loss_mask         [B, T] bool, targets that are learned; where a corpus is of conversations
   and with `caches` what a teacher said of each place, see `teacher_cache.Cache`.
 
   Args:
     corpora: name → `Corpus`; all names in the mixtures must be there.
     caches: name → `teacher_cache.Cache`, of all corpora or of none.
+    pairs: of preference pairs: of pair k (from 0) in a row, segment 2k + 1 is prompt and chosen
+      answer, 2k + 2 prompt and rejected answer.
     rows: rows in a global batch.
     max_segments: documents a row may hold; 0 = what `usual_segments` says of the corpora.
     local_rows: those that this process holds (`sharding.local_rows`); None = all.
   Raises:
-    ValueError: a mixture names an unknown corpus.
+    ValueError: a mixture names an unknown corpus, or with `pairs` one that is not of pairs.
   """
 
   def __init__(
@@ -101,6 +113,7 @@ class Batches(grain.IterDataset):
     max_segments: int,
     seed: int,
     local_rows: range | None = None,
+    pairs: bool = False,
   ):
     super().__init__()
     self.sources = sorted({name for s in stages for name in s.mixture})
@@ -116,8 +129,13 @@ class Batches(grain.IterDataset):
     self.stages = stages
     self.rows, self.seq_len = rows, seq_len
     self.max_segments = max_segments or max(
-      packing.usual_segments(c.lengths, seq_len) for c in self.corpora.values())
+      packing.usual_segments(
+        np.minimum(c.pair_lengths if pairs else c.lengths, c.longest(seq_len)), seq_len)
+      for c in self.corpora.values()) * (2 if pairs else 1)
+    self.has_mask = any(c.has_mask for c in self.corpora.values())
     self.options = dict(seq_len=seq_len, window=window, max_segments=self.max_segments, seed=seed)
+    if pairs:
+      self.options['pairs'] = True
     self.local_rows = range(rows) if local_rows is None else local_rows
 
   def fingerprint(self, stop: float = math.inf) -> str:
@@ -216,6 +234,8 @@ class _BatchIterator(grain.DatasetIterator):
       k: np.zeros(shape, np.int32) for k in ('inputs', 'targets', 'segment_ids', 'positions')
     }
     batch['source'] = np.zeros(shape[0], np.int32)
+    if b.has_mask:
+      batch['loss_mask'] = np.zeros(shape, bool)
     if b.caches:
       batch |= b.caches[plan[0][0]].empty(shape)
     plan = plan[b.local_rows.start : b.local_rows.stop]
@@ -229,20 +249,24 @@ class _BatchIterator(grain.DatasetIterator):
     for i, (name, pieces) in enumerate(plan):
       corpus = b.corpora[name]
       batch['source'][i] = b.sources.index(name)
-      at = 0
-      for segment, piece in enumerate(pieces, 1):
-        tokens = corpus.decode(next(read[name]))[piece.start : piece.start + piece.length + 1]
-        span = slice(at, at + piece.length)
-        batch['inputs'][i, span] = tokens[:-1]
-        batch['targets'][i, span] = tokens[1:]
-        batch['segment_ids'][i, span] = segment
-        batch['positions'][i, span] = np.arange(piece.length)
+      at, segment = 0, 0
+      for piece in pieces:
+        record = next(read[name])
+        for part in (record, corpus.rejected(record)) if b.options.get('pairs') else (record,):
+          tokens = corpus.decode(part)[piece.start : piece.start + piece.length + 1]
+          span, segment = slice(at, at + len(tokens) - 1), segment + 1
+          batch['inputs'][i, span] = tokens[:-1]
+          batch['targets'][i, span] = tokens[1:]
+          batch['segment_ids'][i, span] = segment
+          batch['positions'][i, span] = np.arange(len(tokens) - 1)
+          if b.has_mask:
+            batch['loss_mask'][i, span] = corpus.mask(part)[piece.start + 1 :][: len(tokens) - 1]
+          at = span.stop
         if teacher_rows:
           places = int(corpus.lengths[piece.document]) - 1
           words = b.caches[name].read(next(teacher_rows[name]), places, piece.start, piece.length)
           for key, x in words.items():
             batch[key][i, span] = x
-        at += piece.length
     return batch
 
 

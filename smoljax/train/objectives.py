@@ -7,8 +7,9 @@ The sum that training differentiates is
   + teacher   α · distance from a teacher's distribution, + weights · transfers (distill.py)
   + future    λ / D · Σ_k cross entropy of the k-th module of multi-token prediction
 
-each term a mean over the global batch's places with a target. Padding (segment id 0) is not
-predicted; document starts are no targets by construction (smoljax/data/packing.py).
+each term a mean over the global batch's places with a target that is learned (batches.learned):
+padding is not predicted, nor is what others say in a conversation; document starts are no targets
+by construction (smoljax/data/packing.py).
 """
 
 from collections.abc import Callable, Mapping
@@ -18,6 +19,7 @@ import jax
 import jax.numpy as jnp
 
 from smoljax import model, sharding
+from smoljax.data.batches import learned
 from smoljax.train import diagnostics, distill
 
 PyTree = Any
@@ -190,8 +192,9 @@ def next_token(
       output matrix alone if its hidden states were stored.
 
   Metrics, sums over places: `loss_sum_S` and `tokens_S` per source `[S]`, of the main head's cross
-  entropy alone; `log_z_sum`; `max_logits_LN` if `max_logits` (see model.apply)
-  asks for it; `mtp_sum_M` and `mtp_tokens_M` per module; `teacher_sum/…` of each term of it.
+  entropy alone; `log_z_sum`; of conversations `places`, those with a target, learned or not;
+  `max_logits_LN` if `max_logits` (see model.apply) asks for it; `mtp_sum_M` and `mtp_tokens_M` per
+  module; `teacher_sum/…` of each term of it.
   """
   capture = ('trunk',) if config.mtp != 'none' else ()
   if teacher:
@@ -200,8 +203,7 @@ def next_token(
   hidden_BTD, aux = model.hidden(
     config, params, batch['inputs'], max_logits=max_logits, capture=capture, **documents)
   unembed_DV = model.unembedding(config, params)
-  mask_BT = (batch['segment_ids'] > 0).astype(jnp.float32)
-  mask_BT = sharding.constrain(mask_BT, 'batch', 'length')
+  mask_BT = sharding.constrain(learned(batch).astype(jnp.float32), 'batch', 'length')
   given = {'targets': batch['targets'], 'weight': mask_BT / total_tokens}
   fixed, captured = None, {}
   if teacher:
@@ -216,6 +218,7 @@ def next_token(
     'tokens_S': by_source(mask_BT),
     'log_z_sum': jnp.sum(places['log_z'] * mask_BT),
     **({'max_logits_LN': aux['max_logits_LN']} if max_logits else {}),
+    **({'places': jnp.sum(batch['segment_ids'] > 0)} if 'loss_mask' in batch else {}),
   }
   if cos_reg:
     cosine = diagnostics.token_cosine(hidden_BTD, mask_BT)
@@ -243,17 +246,18 @@ def ahead(batch: Mapping[str, jax.Array], k: int) -> tuple[jax.Array, jax.Array,
   The main head's input at place i is t[i] and its target t[i+1]; module k reads t[i+k] and
   predicts t[i+k+1]. Both are 0 where place i + k belongs to another document, or to none: there the
   mask is False, and it is so for the rest of the document, so no place with a target sees them.
+  It is False too where t[i+k+1] is not learned.
   """
   def shifted(x_BT, by):
     x_BT = sharding.constrain(jnp.asarray(x_BT), 'batch', None)
     return jnp.pad(x_BT[:, by:], ((0, 0), (0, by)))
 
   segments_BT = sharding.constrain(jnp.asarray(batch['segment_ids']), 'batch', None)
-  mask_BT = (segments_BT > 0) & (shifted(segments_BT, k) == segments_BT)
+  inside_BT = (segments_BT > 0) & (shifted(segments_BT, k) == segments_BT)
   read_BT, targets_BT = (shifted(batch['targets'], by) for by in (k - 1, k))
   spread = lambda x_BT: sharding.constrain(x_BT, 'batch', 'length')
-  return (spread(jnp.where(mask_BT, read_BT, 0)), spread(jnp.where(mask_BT, targets_BT, 0)),
-          spread(mask_BT))
+  return (spread(jnp.where(inside_BT, read_BT, 0)), spread(jnp.where(inside_BT, targets_BT, 0)),
+          spread(inside_BT & shifted(learned(batch), k)))
 
 
 def multi_token(

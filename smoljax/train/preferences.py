@@ -288,9 +288,9 @@ def objective(
     reference_params: of the frozen model, which has the same config.
 
   Metrics, sums over the batch's pairs: `loss_sum_S` and `pairs_S` per source; `tokens_S`, the
-  scored tokens of both answers; `pair_sum/…`: rewards β·r of either answer, their margin and
-  whether it is right (a tie is half right), log-probabilities, lengths, and `displaced`: whether
-  y⁺ became less likely than it was to the reference.
+  scored tokens of both answers, and `places`, all of their tokens; `pair_sum/…`: rewards β·r of
+  either answer, their margin and whether it is right (a tie is half right), log-probabilities,
+  lengths, and `displaced`: whether y⁺ became less likely than it was to the reference.
   """
   segments_BT, most = batch['segment_ids'], most_segments(config)
   mask_BT = sharding.constrain(batch['loss_mask'].astype(jnp.float32), 'batch', 'length')
@@ -323,7 +323,7 @@ def objective(
   by_source = lambda x_BX: jnp.sum(jnp.sum(x_BX, axis=1)[:, None] * of_row_BS, axis=0)
   metrics = {
     'loss_sum_S': by_source(loss_BP), 'pairs_S': by_source(there_BP),
-    'tokens_S': by_source(mask_BT),
+    'tokens_S': by_source(mask_BT), 'places': jnp.sum(segments_BT > 0),
     **({'max_logits_LN': aux['max_logits_LN']} if max_logits else {}),
   }
   seen = _seen(pairs, preference)

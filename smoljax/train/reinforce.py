@@ -274,7 +274,8 @@ def objective(
     reference_params: of what training began with, if there is a KL.
 
   Metrics, sums over the answers' tokens: `loss_sum_S` (cross entropy of the policy with its own
-  samples, which estimates its entropy) and `tokens_S` per source; `token_sum/…`: the policy's
+  samples, which estimates its entropy) and `tokens_S` per source, and `places`, questions'
+  tokens too; `token_sum/…`: the policy's
   entropy, whether clipping took a token's gradient, the KL, and |log π - log π_old|, which is 0 to
   the bit where samples are learned from once.
   """
@@ -310,5 +311,6 @@ def objective(
   by_source = lambda x_BT: jnp.sum(jnp.sum(x_BT, axis=1)[:, None] * of_row_BS, axis=0)
   return objectives.Loss(total, {
     'loss_sum_S': by_source(seen.pop('nll') * mask_BT), 'tokens_S': by_source(mask_BT),
+    'places': jnp.sum(batch['segment_ids'] > 0),
     **({'max_logits_LN': aux['max_logits_LN']} if max_logits else {}),
     **{f'token_sum/{k}': jnp.sum(x * mask_BT) for k, x in seen.items()}})

@@ -25,9 +25,9 @@ import jax
 import numpy as np
 
 from smoljax import model, sharding
-from smoljax.data import packing
+from smoljax.data import chat, packing
 from smoljax.data.batches import Stage
-from smoljax.data.corpus import Corpus
+from smoljax.data.corpus import Corpus, word
 from smoljax.data.tokenizer import Tokenizer
 from smoljax.evals import held_out
 from smoljax.inference.generate import generate
@@ -45,22 +45,29 @@ class Question(NamedTuple):
 
 
 def question(corpus: Corpus, document: int, tokenizer: Tokenizer) -> Question:
-  """Of a conversation: all before its last answer, and that answer's text.
+  """Of a conversation: all before its last answer, whose turn is begun, and that answer's text.
 
   Raises ValueError, naming the document, for one without an answer.
   """
   record = corpus.records[document]
   tokens, mask = corpus.decode(record), corpus.mask(record)
   learned = np.flatnonzero(mask)
-  if not len(learned):
-    raise ValueError(f'{corpus.name}: document {document} has no answer to learn')
   gaps = np.flatnonzero(np.diff(learned) > 1)
-  start = int(learned[gaps[-1] + 1] if len(gaps) else learned[0])
+  start = int(learned[gaps[-1] + 1] if len(gaps) else learned[0]) if len(learned) else 0
   if not start:
-    raise ValueError(f'{corpus.name} is no corpus of conversations: document {document} has '
-                     'nothing before its answer')
-  truth = tokenizer.decode(tokens[start : learned[-1] + 1])
-  return Question(tokens[:start].tolist(), truth)
+    raise ValueError(f'{corpus.name}: document {document} has no answer, or no question before it')
+  answer = tokens[start : learned[-1] + 1].tolist()
+  header = _header(tokenizer, word(record['mode']))  # the model is not asked to begin a turn
+  if answer[: len(header)] == header:
+    start, answer = start + len(header), answer[len(header):]
+  return Question(tokens[:start].tolist(), tokenizer.decode(answer))
+
+
+@functools.lru_cache(maxsize=8)
+def _header(tokenizer: Tokenizer, mode: str) -> list[int]:
+  """The tokens with which an answer begins, as inference writes them."""
+  rendered = chat.render([{'role': 'user', 'content': '?'}], mode=mode, generation_prompt=True)
+  return chat.encode(chat.Rendered(rendered.segments[-2:], mode), tokenizer)[0]
 
 
 class Questions(grain.IterDataset):

@@ -11,7 +11,7 @@ import jax
 import smoljax
 from smoljax import metrics, model, sharding
 from smoljax.checkpoints import load, store
-from smoljax.data import teacher_cache, tokenizer
+from smoljax.data import chat, teacher_cache, tokenizer
 from smoljax.data.batches import Batches, Stage, make_stages
 from smoljax.data.corpus import Corpus, open_corpus, special_tokens
 from smoljax.evals.held_out import Document, load_held_out
@@ -94,6 +94,7 @@ def prepare(
       max_segments=config.data.max_segments,
       seed=config.seed,
       local_rows=sharding.local_rows(mesh, t.rows),
+      pairs=bool(preference),
     )
   model_config = dataclasses.replace(model_config, max_segments=batches.max_segments)
   meta = {
@@ -111,11 +112,10 @@ def prepare(
       teacher_params = load_reference(t, model_config, plan.params)
   rollouts, questions = None, {}
   if reinforce:
-    manifest, special = opened[batches.sources[0]].manifest, meta['special_tokens']
-    text = tokenizer.load(meta['tokenizer'], special, meta['tokenizer_sha256'])
+    text = tokenizer.load(meta['tokenizer'], meta['special_tokens'], meta['tokenizer_sha256'])
     rollouts = Rollouts(
-      model_config, reinforce, text, manifest.get('turn_id') or special['eos_id'], mesh,
-      config.data.seq_len, config.seed, t.loss_chunk)
+      model_config, reinforce, text, chat.control_ids(text)[chat.END], mesh, config.data.seq_len,
+      config.seed, t.loss_chunk)
     questions = {name: open_corpus(path, 'validation', name)
                  for name, path in (targets or corpora).items() if name in held_out}
   return Run(config, model_config, directory, mesh, batches, stages, held_out, plan,

@@ -9,6 +9,7 @@ import jax
 import jax.numpy as jnp
 
 from smoljax import distributed, model, optim, sharding
+from smoljax.data.batches import learned
 from smoljax.optim import clipping, mup
 from smoljax.optim import qk_clip as qk_clip_lib
 from smoljax.optim.qk_clip import logit_measure, qk_clip_grads, qk_rates
@@ -42,8 +43,7 @@ class Objective:
 
   def total(self, batch: Mapping[str, jax.Array]) -> jax.Array:
     """What the sums over a global batch are divided by: its pairs, or its places with a target."""
-    count = (preferences.num_pairs(batch) if self.preference
-             else jnp.sum(batch['segment_ids'] > 0))
+    count = preferences.num_pairs(batch) if self.preference else jnp.sum(learned(batch))
     return jnp.maximum(count, 1).astype(jnp.float32)
 
 

@@ -52,7 +52,7 @@ def test_held_out_documents_of_a_corpus_that_is_not_trained_on(tmp_path, corpus)
 
 @pytest.mark.parametrize(('changes', 'message'), [
   ({'corpora': 'mine'}, 'is not NAME=DIR'),
-  ({'corpora': 'web={corpus}'}, 'other than web and pdf'),
+  ({'corpora': 'web={corpus}'}, 'other than web, pdf and conversations'),
   ({'corpora': 'mine={corpus},mine={corpus}'}, 'a name of its own'),
   ({'corpora': 'mine=nowhere'}, 'no corpus at'),
   ({'corpora': 'mine={tokenised}'}, '--config.tokenizer.path'),
