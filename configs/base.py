@@ -146,7 +146,8 @@ def get_config() -> ConfigDict:
   c.train.flops = 0.0  # instead of tokens: as ModelConfig.flops_per_token counts; 0 = tokens say
   c.train.batch_tokens = 8192  # tokens a step, over all devices
   c.train.accumulate = 1  # micro-batches a step
-  # Stages in order: share of the steps, and the mixture (weights by token, normalised).
+  # Stages in order: share of the steps, and the mixture (weights by token, normalised;
+  # with shares=True of each corpus, so that equal weights go through all of them equally often).
   c.train.stages = (
     dict(name='stable', fraction=1.0, mixture=dict(web=0.75, pdf=0.25)),
   )

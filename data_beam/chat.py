@@ -20,6 +20,7 @@ imports the standard library alone.
 
 import dataclasses
 import datetime
+import hashlib
 import json
 import re
 import string
@@ -200,6 +201,37 @@ def render(
   if generation_prompt:
     segments += [Segment(START, control=True), Segment(opening)]
   return Rendered(tuple(s for s in segments if s.text), mode)
+
+
+_FIRST_DAY = datetime.date(2025, 7, 1)  # after the knowledge cutoff
+_DAYS = 730
+
+
+def render_document(
+  conversation: Mapping[str, Any], id: str, *, train_user: bool = False, rejected: bool = False
+) -> tuple[Rendered, Rendered | None]:
+  """A conversation of a curated corpus; and of a preference pair its prompt, of which nothing is
+  learned.
+
+  The date in its header is one of two years, by the document's id: the model learns to read it, not
+  one day by heart, and the same files give the same tokens on any day.
+
+  Args:
+    conversation: `metadata['conversation']` of a document, see data_beam/conversations.py.
+    id: of the document.
+    rejected: with the rejected answer of a pair, not the chosen one.
+  """
+  draw = int.from_bytes(hashlib.sha256(id.encode('utf-8', 'replace')).digest()[:8], 'big')
+  fields = ('mode', 'tools', 'python_tools', 'custom_instructions')
+  given = {k: conversation[k] for k in fields if k in conversation}
+  given['today'] = _FIRST_DAY + datetime.timedelta(days=draw % _DAYS)
+  messages = conversation['messages']
+  if 'rejected' not in conversation:
+    return render(messages, train_user=train_user, **given), None
+  prompt = messages[:conversation['prompt']]
+  if rejected:
+    messages = [*prompt, *conversation['rejected']]
+  return render(messages, **given), render(prompt, generation_prompt=True, **given)
 
 
 def encode(

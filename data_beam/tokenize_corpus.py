@@ -14,7 +14,6 @@ with them: held out, it would ask for what was learned by heart.
 
 import argparse
 import dataclasses
-import datetime
 import functools
 import hashlib
 import logging
@@ -256,34 +255,6 @@ class _Tokenize(beam.DoFn):
     return np.array(ids, self.tokenizer.dtype).tobytes()
 
 
-_FIRST_DAY = datetime.date(2025, 7, 1)  # after the template's knowledge cutoff
-_DAYS = 730
-
-
-def render_conversation(
-  conversation: Mapping[str, Any], id: str, *, train_user: bool = False, rejected: bool = False
-) -> tuple[chat.Rendered, chat.Rendered | None]:
-  """A conversation of a curated corpus by the chat template; and its prompt, of a preference pair.
-
-  The date in its header is one of two years, by the document's id: the model learns to read it, not
-  one day by heart, and the same files give the same tokens on any day.
-
-  Args:
-    conversation: see data_beam/conversations.py.
-    rejected: the rejected answer of a pair, not the chosen one.
-  """
-  today = _FIRST_DAY + datetime.timedelta(days=records.stable_hash(id) % _DAYS)
-  fields = ('mode', 'tools', 'python_tools', 'custom_instructions')
-  given = {k: conversation[k] for k in fields if k in conversation} | {'today': today}
-  messages = conversation['messages']
-  if 'rejected' not in conversation:
-    return chat.render(messages, train_user=train_user, **given), None
-  prompt = messages[:conversation['prompt']]
-  if rejected:
-    messages = [*prompt, *conversation['rejected']]
-  return chat.render(messages, **given), chat.render(prompt, generation_prompt=True, **given)
-
-
 def encode_conversation(
   conversation: Mapping[str, Any], id: str, controls: Mapping[str, int],
   encode_text: Callable[[str], list[int]], train_user: bool = False,
@@ -295,7 +266,7 @@ def encode_conversation(
   UTF-8, without control tokens: what bits per byte are over.
   """
   def encoded(rejected: bool) -> tuple[chat.Rendered, list[int], bytes]:
-    rendered, prompt = render_conversation(
+    rendered, prompt = chat.render_document(
       conversation, id, train_user=train_user, rejected=rejected)
     tokens, mask = chat.encode(rendered, controls, encode_text)
     if prompt:

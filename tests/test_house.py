@@ -261,6 +261,18 @@ def test_smollm3s_published_mixtures_and_its_ablations():
   assert model.num_params() == 1_235_814_400  # Llama 3.2's 1B
 
 
+@pytest.mark.parametrize('stage, rows, steps, corpora', [
+  ('mid', 128, 33_379, 2), ('sft', 128, 954, 25), ('apo', 4, 5281, 2)])
+def test_smollm3s_post_training(stage, rows, steps, corpora):
+  c = config_lib.resolve(smollm3.get_config(f'stage={stage},mixture=published'))
+  assert (c.train.rows, c.train.steps) == (rows, steps)
+  assert (c.optimizer.clip_norm, c.optimizer.floor) == (0.2, 0.1)
+  assert len(c.train.stages[0]['mixture']) == corpora and not c.conversations.enabled
+  assert smollm3.get_config(f'stage={stage}').conversations.enabled
+  assert c.tokenize.train_user == (stage == 'mid')
+  assert bool(c.train.preference.loss) == (stage == 'apo')
+
+
 def test_every_field_of_a_model_can_be_set_in_a_config():
   elsewhere = {'vocab_size', 'max_seq_len', 'max_segments'}  # the tokenizer, and section data
   fields = {f.name for f in dataclasses.fields(ModelConfig)} - elsewhere

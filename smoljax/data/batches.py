@@ -32,8 +32,8 @@ import grain
 import numpy as np
 
 from smoljax import files
+from smoljax.data import chat, packing
 from smoljax.data import corpus as corpus_lib
-from smoljax.data import packing
 from smoljax.data.corpus import Corpus, Piece
 from smoljax.data.packing import Rows
 
@@ -51,8 +51,13 @@ class Stage:
   mixture: Mapping[str, float]
 
 
-def make_stages(stages: Sequence[Mapping], steps: int) -> list[Stage]:
+def make_stages(
+  stages: Sequence[Mapping], steps: int, corpora: Mapping[str, Corpus] | None = None
+) -> list[Stage]:
   """Turns shares of the run into steps; mixtures are normalised.
+
+  Weights of a stage with `shares` are of the corpora: each is gone through in proportion to its
+  weight, however large it is. That needs `corpora`, without which they stay as they are.
 
   Raises:
     ValueError: fractions that do not sum to 1, or weights that are negative or all zero.
@@ -65,6 +70,9 @@ def make_stages(stages: Sequence[Mapping], steps: int) -> list[Stage]:
     weights = {k: float(w) for k, w in s['mixture'].items()}
     if min(weights.values(), default=0) < 0 or sum(weights.values()) <= 0:
       raise ValueError(f'train.stages: mixture of {s["name"]!r} needs weights ≥ 0, one above 0')
+    if s.get('shares') and corpora:
+      weights = {k: w * float(corpora[k].lengths.sum(dtype=np.int64)) if k in corpora else w
+                 for k, w in weights.items()}
     start, done = round(done * steps), done + s['fraction']
     weights = {k: w / sum(weights.values()) for k, w in weights.items() if w > 0}
     result.append(Stage(s['name'], start, round(done * steps), weights))
@@ -86,7 +94,10 @@ class Batches(grain.IterDataset):
     segment_ids       [B, T] int32, pieces counted from 1; 0 = padding
     positions         [B, T] int32, from 0 in each piece
     source            [B] int32, index into `sources`
-    loss_mask         [B, T] bool, targets that are learned; where a corpus is of conversations
+  where a corpus is of conversations
+    loss_mask         [B, T] bool, targets that are learned
+    mode              [B, T] int32, of conversations 1 + the index of their mode in chat.MODES
+    ends              [B, T] bool, learned targets that end a turn
   and with `caches` what a teacher said of each place, see `teacher_cache.Cache`.
 
   Args:
@@ -235,7 +246,8 @@ class _BatchIterator(grain.DatasetIterator):
     }
     batch['source'] = np.zeros(shape[0], np.int32)
     if b.has_mask:
-      batch['loss_mask'] = np.zeros(shape, bool)
+      batch |= {k: np.zeros(shape, bool) for k in ('loss_mask', 'ends')}
+      batch['mode'] = np.zeros(shape, np.int32)
     if b.caches:
       batch |= b.caches[plan[0][0]].empty(shape)
     plan = plan[b.local_rows.start : b.local_rows.stop]
@@ -260,7 +272,11 @@ class _BatchIterator(grain.DatasetIterator):
           batch['segment_ids'][i, span] = segment
           batch['positions'][i, span] = np.arange(len(tokens) - 1)
           if b.has_mask:
-            batch['loss_mask'][i, span] = corpus.mask(part)[piece.start + 1 :][: len(tokens) - 1]
+            mask = corpus.mask(part)[piece.start + 1 :][: len(tokens) - 1]
+            batch['loss_mask'][i, span] = mask
+            if corpus.has_mask:
+              batch['mode'][i, span] = 1 + chat.MODES.index(corpus_lib.word(record['mode']))
+              batch['ends'][i, span] = mask & (tokens[1:] == corpus.manifest['end_id'])
           at = span.stop
         if teacher_rows:
           places = int(corpus.lengths[piece.document]) - 1

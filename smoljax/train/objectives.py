@@ -19,6 +19,7 @@ import jax
 import jax.numpy as jnp
 
 from smoljax import model, sharding
+from smoljax.data import chat
 from smoljax.data.batches import learned
 from smoljax.train import diagnostics, distill
 
@@ -147,10 +148,14 @@ def head_loss(
   return over_places(config, _place_losses(), hidden_BTD, unembed_DV, given, chunk=chunk)
 
 
-def _place_losses(z_loss: float = 0.0, teacher: distill.Teacher | None = None):
+def _place_losses(
+  z_loss: float = 0.0, teacher: distill.Teacher | None = None, hits: bool = False
+):
   def losses(logits_BCV, given, fixed):
     nll_BC, log_z_BC = cross_entropy(logits_BCV, given['targets'])
     loss_BC, places = nll_BC, {'nll': nll_BC, 'log_z': log_z_BC}
+    if hits:
+      places['hit'] = log_z_BC - nll_BC >= jnp.max(logits_BCV, axis=-1)
     if teacher and teacher.weight:
       places['teacher'] = teacher.distance_of(logits_BCV, given, fixed)
       loss_BC = (1 - teacher.weight) * nll_BC + teacher.weight * places['teacher']
@@ -192,9 +197,9 @@ def next_token(
       output matrix alone if its hidden states were stored.
 
   Metrics, sums over places: `loss_sum_S` and `tokens_S` per source `[S]`, of the main head's cross
-  entropy alone; `log_z_sum`; of conversations `places`, those with a target, learned or not;
-  `max_logits_LN` if `max_logits` (see model.apply) asks for it; `mtp_sum_M` and `mtp_tokens_M` per
-  module; `teacher_sum/…` of each term of it.
+  entropy alone; `log_z_sum`; of conversations `places`, those with a target, learned or not, and
+  `chat_sum/…` of what is learned; `max_logits_LN` if `max_logits` (see model.apply) asks for it;
+  `mtp_sum_M` and `mtp_tokens_M` per module; `teacher_sum/…` of each term of it.
   """
   capture = ('trunk',) if config.mtp != 'none' else ()
   if teacher:
@@ -209,8 +214,10 @@ def next_token(
   if teacher:
     values, fixed, captured = teacher.forward(teacher_params, batch, documents)
     given |= values
+  chats = 'ends' in batch
   total, places = over_places(
-    config, _place_losses(z_loss, teacher), hidden_BTD, unembed_DV, given, fixed, chunk=chunk)
+    config, _place_losses(z_loss, teacher, hits=chats), hidden_BTD, unembed_DV, given, fixed,
+    chunk=chunk)
   of_row_BS = jax.nn.one_hot(batch['source'], num_sources, dtype=jnp.float32)
   by_source = lambda x_BT: jnp.sum(jnp.sum(x_BT, axis=1)[:, None] * of_row_BS, axis=0)
   metrics = {
@@ -219,6 +226,7 @@ def next_token(
     'log_z_sum': jnp.sum(places['log_z'] * mask_BT),
     **({'max_logits_LN': aux['max_logits_LN']} if max_logits else {}),
     **({'places': jnp.sum(batch['segment_ids'] > 0)} if 'loss_mask' in batch else {}),
+    **(_of_chats(batch, places, mask_BT) if chats else {}),
   }
   if cos_reg:
     cosine = diagnostics.token_cosine(hidden_BTD, mask_BT)
@@ -235,6 +243,17 @@ def next_token(
     total += mtp_weight * future
     metrics |= more
   return Loss(total, metrics)
+
+
+def _of_chats(batch, places, mask_BT):
+  """Sums over what is learned of conversations: losses by mode, first guesses, ends of turns."""
+  spread = lambda x: sharding.constrain(jnp.asarray(x, jnp.float32), 'batch', 'length')
+  ends_BT, hit_BT = spread(batch['ends']), spread(places['hit'])
+  of_mode = {name: spread(batch['mode'] == i) for i, name in enumerate(chat.MODES, 1)}
+  sums = {'hits': hit_BT * spread(batch['mode'] > 0), 'ends': ends_BT, 'end_hits': ends_BT * hit_BT}
+  for name, in_BT in of_mode.items():
+    sums |= {f'{name}_tokens': in_BT, f'{name}_loss': in_BT * places['nll']}
+  return {f'chat_sum/{name}': jnp.sum(x_BT * mask_BT) for name, x_BT in sums.items()}
 
 
 # --- Multi-token prediction ----------------------------------------------------------------------

@@ -77,7 +77,7 @@ def prepare(
   if config.diagnostics.every and mesh.shape['context'] > 1:
     raise ValueError('diagnostics.every needs whole rows: set it to 0, or mesh.context to 1')
   held_out = load_held_out(targets or corpora, limit=t.eval_documents)
-  stages = make_stages(t.stages, t.steps)
+  stages = make_stages(t.stages, t.steps, opened)
   cached = teacher_cache.open_caches(caches or {}, opened)
   preference, reinforce = post_training(t)
   if reinforce:

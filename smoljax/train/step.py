@@ -203,9 +203,12 @@ def make_gradients(
       return sums, None
 
     # Neighbouring rows go to different micro-batches: the rows of each device stay on it.
-    micros = jax.tree.map(
-      lambda x: x.reshape(x.shape[0] // accumulate, accumulate, *x.shape[1:]).swapaxes(0, 1), batch
-    )
+    def split(x: jax.Array) -> jax.Array:
+      x = x.reshape(x.shape[0] // accumulate, accumulate, *x.shape[1:]).swapaxes(0, 1)
+      # Of micro-batches of one row jax would take the micro-batches for the rows.
+      return sharding.constrain(x, None, 'batch', *('length', *[None] * x.ndim)[: x.ndim - 2])
+
+    micros = jax.tree.map(split, batch)
     first = jax.tree.map(lambda x: x[0], micros)
     (loss, aux), grads = grad_fn(params, first, *rest)
     others = jax.tree.map(lambda x: x[1:], micros)
