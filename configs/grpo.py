@@ -30,7 +30,7 @@ def get_config(arg: str = '') -> ConfigDict:
   c.conversations.minhash = 'none'  # all sums look alike
   c.tokenize.bos = False
   c.tokenize.holdout = 0.05
-  c.tokenizer.vocab_size = 300
+  c.tokenizer.vocab_size = 288
   c.tokenizer.chat = True
   c.train.stages = (dict(name=args.stage, fraction=1.0, mixture=dict(conversations=1.0)),)
 
@@ -46,7 +46,7 @@ def get_config(arg: str = '') -> ConfigDict:
 
   if args.stage == 'sft':
     c.seed = 1  # other questions than those of the second run
-    c.chains.number = 40_000
+    c.chains.number = 20_000
     c.chains.noise = 0.3
     c.data.seq_len = 256
     c.train.batch_tokens = 16 * 256

@@ -20,7 +20,7 @@ alone, and both of its terms are of means.)
 
 In a batch a pair lies in one row: segment 2k + 1 holds prompt and chosen answer, 2k + 2 prompt and
 rejected answer, and `loss_mask` says which targets are scored. The reference is a frozen model in
-the same step, on the same mesh, or what it said of the batch's answers before (`reference_BS`).
+the same step, on the same mesh, or what it said of the batch's answers before (`reference`).
 """
 
 import dataclasses
@@ -284,7 +284,8 @@ def objective(
   then a weight on its places' cross entropy. So logits are computed twice and never stored.
 
   Args:
-    batch: pairs as in this file's docstring; with `reference_BS` [B, S] the reference is not run.
+    batch: pairs as in this file's docstring. With `reference` [B, T] the reference is not run: it
+      holds what `reference_sums` gives at each segment's first place, and is 0 elsewhere.
     reference_params: of the frozen model, which has the same config.
 
   Metrics, sums over the batch's pairs: `loss_sum_S` and `pairs_S` per source; `tokens_S`, the
@@ -296,8 +297,9 @@ def objective(
   mask_BT = sharding.constrain(batch['loss_mask'].astype(jnp.float32), 'batch', 'length')
   reference_BS: Any = 0.0
   if preference.needs_reference:
-    reference_BS = batch['reference_BS'] if 'reference_BS' in batch else reference_sums(
-      config, jax.lax.stop_gradient(reference_params), batch, chunk=chunk)
+    reference_BS = (segment_sums(batch['reference'], segments_BT, most) if 'reference' in batch
+                    else reference_sums(config, jax.lax.stop_gradient(reference_params), batch,
+                                        chunk=chunk))
   hidden_BTD, aux = model.hidden(
     config, params, batch['inputs'], positions_BT=batch['positions'], segment_ids_BT=segments_BT,
     max_logits=max_logits)

@@ -227,8 +227,7 @@ def score(
                                          'batch', 'length')}
 
   def places(logits_BCV, given, _):
-    nll_BC, _ = objectives.cross_entropy(sampling_lib.adjust(logits_BCV, sampling),
-                                         given['targets'])
+    _, (nll_BC, _) = _policy(logits_BCV, given['targets'], sampling)
     found = {'logp': -nll_BC}
     if 'draw' in given:
       found['drawn'] = _draws(logits_BCV, given['seed'], given['draw'], sampling)
@@ -238,6 +237,14 @@ def score(
     config, places, hidden_BTD, model.unembedding(config, params), given, chunk=chunk,
     rounded=False)
   return jax.lax.stop_gradient(found)
+
+
+def _policy(logits_BCV, targets_BC, sampling):
+  """The logits that the policy draws from, and (cross entropy, log Z) of its targets."""
+  logits_BCV = sharding.constrain(logits_BCV, 'batch', 'length', None)
+  logits_BCV = sharding.constrain(
+    sampling_lib.adjust(logits_BCV, sampling), 'batch', 'length', 'vocab')
+  return logits_BCV, objectives.cross_entropy(logits_BCV, targets_BC)
 
 
 def _draws(logits_BCV, seed_BC, draw_BC, sampling):
@@ -279,6 +286,9 @@ def objective(
   entropy, whether clipping took a token's gradient, the KL, and |log π - log π_old|, which is 0 to
   the bit where samples are learned from once.
   """
+  # What a backward pass keeps of the forward one changes how that is compiled: its last bits would
+  # not be those of `score`.
+  config = dataclasses.replace(config, remat='full')
   mask_BT = sharding.constrain(batch['loss_mask'].astype(jnp.float32), 'batch', 'length')
   hidden_BTD, aux = model.hidden(
     config, params, batch['inputs'], positions_BT=batch['positions'],
@@ -292,8 +302,7 @@ def objective(
                               chunk=chunk)['logp']
 
   def places(logits_BCV, given, _):
-    logits_BCV = sampling_lib.adjust(logits_BCV, how.sampling)
-    nll_BC, log_z_BC = objectives.cross_entropy(logits_BCV, given['targets'])
+    logits_BCV, (nll_BC, log_z_BC) = _policy(logits_BCV, given['targets'], how.sampling)
     # A token that the policy has come to exclude is learned from no more.
     logp_BC = jnp.where(jnp.isfinite(nll_BC), -nll_BC, given['old_logp'])
     loss_BC, clipped_BC, kl_BC = token_loss(

@@ -16,7 +16,7 @@ from smoljax.data.batches import Batches, Stage, make_stages
 from smoljax.data.corpus import Corpus, open_corpus, special_tokens
 from smoljax.evals.held_out import Document, load_held_out
 from smoljax.optim import mup
-from smoljax.train import distill
+from smoljax.train import distill, reference
 from smoljax.train.rollouts import Questions, Rollouts
 from smoljax.train.step import Plan, PyTree, make_mesh, make_plan, post_training
 
@@ -109,7 +109,11 @@ def prepare(
     teacher, teacher_params = load_teacher(config.distill, model_config, mesh, cached)
     plan = make_plan(config, model_config, mesh, teacher)
     if any(how and how.needs_reference for how in (preference, reinforce)):
-      teacher_params = load_reference(t, model_config, plan.params)
+      teacher_params = reference.load_frozen(t, model_config, plan.params)
+      if t.preference.cached:
+        batches.reference = reference.read_pairs(
+          t, model_config, teacher_params, batches, mesh, os.path.join(directory, 'reference'))
+        teacher_params = None
   rollouts, questions = None, {}
   if reinforce:
     text = tokenizer.load(meta['tokenizer'], meta['special_tokens'], meta['tokenizer_sha256'])
@@ -238,19 +242,6 @@ def load_teacher(
   return made, params
 
 
-def load_reference(t: Any, config: model.ModelConfig, expected: PyTree) -> PyTree:
-  """The frozen model that `train.reference` or else `train.init_from` names, in the policy's
-  compute dtype and where its parameters are (`expected`). ValueError where there is none."""
-  path = t.reference or t.init_from
-  if not path:
-    raise ValueError('the loss compares with a frozen model: name it with train.reference, or give '
-                     'train.init_from, with which training begins')
-  params = load.load_weights(path)[1]
-  require_shapes('train.reference' if t.reference else 'train.init_from', path, params, expected)
-  params = jax.tree.map(lambda x: x.astype(config.dtype), params)
-  return jax.device_put(params, jax.tree.map(lambda x: x.sharding, expected))
-
-
 def first_params(
   init_from: str, config: model.ModelConfig, key: jax.Array, expected: PyTree,
   scales: Mapping[str, mup.Multipliers],
@@ -262,22 +253,8 @@ def first_params(
   if not init_from:
     return mup.initialise(model.init(config, key), scales)
   params = load.load_weights(init_from)[1]
-  require_shapes('train.init_from', init_from, params, expected)
+  reference.require_shapes('train.init_from', init_from, params, expected)
   return jax.device_put(params, jax.tree.map(lambda x: x.sharding, expected))
-
-
-def require_shapes(field: str, path: str, params: PyTree, expected: PyTree) -> None:
-  """Raises ValueError, naming the config's field, for parameters that the config does not mean."""
-  shapes, wanted = (
-    {jax.tree_util.keystr(k): x.shape for k, x in jax.tree_util.tree_leaves_with_path(tree)}
-    for tree in (params, expected)
-  )
-  for name in sorted(shapes.keys() | wanted.keys()):
-    if shapes.get(name) != wanted.get(name):
-      raise ValueError(
-        f'{field}={path}: its parameter {name} has the shape {shapes.get(name)}, '
-        f'but the config means {wanted.get(name)}: set --config.model.shape and tokenizer to fit'
-      )
 
 
 def _name_seed(name: str) -> int:

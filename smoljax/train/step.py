@@ -22,6 +22,8 @@ from smoljax.train import (
   preferences,
   reinforce,
 )
+from smoljax.train.preferences import Preference
+from smoljax.train.reinforce import Reinforce
 
 PyTree = Any
 
@@ -38,8 +40,8 @@ class Objective:
   cos_reg: float = 0.0
   mtp_weight: Callable[[jax.Array], jax.Array] | None = None  # step (from 1) → λ
   teacher: distill.Teacher | None = None  # what is learned from another model
-  preference: preferences.Preference | None = None  # batches are of pairs of answers
-  reinforce: reinforce.Reinforce | None = None  # batches are of the policy's own answers
+  preference: Preference | None = None  # batches are of pairs of answers
+  reinforce: Reinforce | None = None  # batches are of the policy's own answers
 
   def total(self, batch: Mapping[str, jax.Array]) -> jax.Array:
     """What the sums over a global batch are divided by: its pairs, or its places with a target."""
@@ -312,7 +314,7 @@ def make_plan(
 
 def post_training(
   config: Any
-) -> tuple[preferences.Preference | None, reinforce.Reinforce | None]:
+) -> tuple[Preference | None, Reinforce | None]:
   """How a run learns from pairs of answers, or from its own, if it does.
 
   Args:
@@ -320,7 +322,7 @@ def post_training(
   Raises:
     ValueError: values out of range, both at once, or terms of a loss that they do not have.
   """
-  kinds = {'preference': preferences.Preference, 'reinforce': reinforce.Reinforce}
+  kinds: dict[str, Any] = {'preference': Preference, 'reinforce': Reinforce}
   wanted = [name for name in kinds if config[name].loss]
   if len(wanted) > 1:
     raise ValueError('train.preference.loss and train.reinforce.loss: a run has one of them')

@@ -196,8 +196,11 @@ def test_the_frozen_model_starts_even_and_may_come_from_a_cache():
   (value, metrics), _ = step(c, REFERENCE, batch)
   assert value == pytest.approx(np.log(2), abs=1e-6)
   assert abs(metrics['pair_sum/margin']) < 1e-4
-  cached = batch | {'reference_BS': np.asarray(
-    jax.jit(functools.partial(preferences.reference_sums, CONFIG, chunk=8))(REFERENCE, batch))}
+  sums_BS = np.asarray(
+    jax.jit(functools.partial(preferences.reference_sums, CONFIG, chunk=8))(REFERENCE, batch))
+  cached = batch | {'reference': np.zeros(batch['inputs'].shape, np.float32)}
+  for row, place in np.argwhere((batch['segment_ids'] > 0) & (batch['positions'] == 0)):
+    cached['reference'][row, place] = sums_BS[row, batch['segment_ids'][row, place] - 1]
   jax.tree.map(np.testing.assert_array_equal, step(c, POLICY, cached), step(c, POLICY, batch))
 
 
