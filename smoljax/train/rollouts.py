@@ -30,6 +30,7 @@ from smoljax.data.batches import Stage
 from smoljax.data.corpus import Corpus, word
 from smoljax.data.tokenizer import Tokenizer
 from smoljax.evals import held_out
+from smoljax.inference.cache import no_mesh
 from smoljax.inference.generate import generate
 from smoljax.train import reinforce
 from smoljax.train.reinforce import Answer, Reinforce
@@ -285,9 +286,10 @@ class Rollouts:
   def _draft(self, params, prompts, seeds, samples=1):
     longer = dataclasses.replace(
       self.config, max_seq_len=self.config.max_seq_len + self.how.max_new_tokens)
-    return generate(
-      longer, params, prompts, max_new_tokens=self.how.max_new_tokens,
-      sampling=self.how.sampling, eos_id=self.end, seed=seeds, samples=samples, logprobs=True)
+    with no_mesh():
+      return generate(
+        longer, params, prompts, max_new_tokens=self.how.max_new_tokens,
+        sampling=self.how.sampling, eos_id=self.end, seed=seeds, samples=samples, logprobs=True)
 
   def _read(self, answer):
     ended = answer[-1] == self.end

@@ -165,7 +165,7 @@ def test_what_is_learned_from_was_drawn_by_training_s_own_function_to_the_bit(dt
     places = np.flatnonzero(batch['loss_mask'][row])
     for n, place in enumerate(places):
       key = jax.random.fold_in(jax.random.key(np.uint32(seeds[row])), n)
-      kept = np.asarray(logits[row, place] / 1.5)
+      kept = np.array(logits[row, place] / 1.5)
       kept[np.argsort(kept)[:-20]] = -np.inf
       if dtype == 'float32':
         assert batch['targets'][row, place] == jax.random.categorical(key, kept)
