@@ -27,6 +27,7 @@ the other. A conversation that cannot be learned from is a reject with its reaso
 """
 
 import dataclasses
+import datetime
 import hashlib
 import json
 import sys
@@ -76,11 +77,13 @@ def read(
 def to_document(row: Mapping[str, Any], source: str, mode: str = 'auto') -> Document:
   """A row as a document, whose id follows from the conversation alone. Raises RowError."""
   conversation = to_conversation(row, mode)
-  key = json.dumps(conversation, sort_keys=True, ensure_ascii=False)
+  key = json.dumps(conversation, sort_keys=True)
+  language = _given(row, 'language')
   more = {k: str(row[k])[:200] for k in ('id', 'source', 'prompt_id') if row.get(k) is not None}
   return Document(
-    id=hashlib.sha256(key.encode('utf-8', 'replace')).hexdigest(), text=transcript(conversation),
-    source=source, language=tables.language_of(_given(row, 'language') or ''),
+    id=hashlib.sha256(key.encode()).hexdigest(), text=transcript(conversation),
+    source=source,
+    language=tables.language_of(language) if isinstance(language, str) else '',
     metadata={'conversation': conversation, 'mode': conversation['mode'],
               **({'row': more} if more else {})})
 
@@ -93,7 +96,8 @@ def to_conversation(row: Mapping[str, Any], mode: str = 'auto') -> dict[str, Any
   Raises:
     RowError: unknown_layout, no_text (a message that has none), unknown_role, role_order (a system
       turn that is not first, two turns of one side in a row, a tool's result that nobody asked
-      for), no_answer (nothing by the assistant, or nothing to learn), bad_thought (not closed, or
+      for), no_answer (nothing by the assistant, or nothing to learn), bad_answer (its label is
+      false), bad_thought (not closed, or
       several), bad_tool_call, bad_value; of a pair equal_pair and prompt_differs.
   """
   found: dict[str, Any] = {}
@@ -103,12 +107,15 @@ def to_conversation(row: Mapping[str, Any], mode: str = 'auto') -> dict[str, Any
   elif (turns := _first(row, ('messages', 'conversations', 'conversation'))) is not None:
     found['messages'] = _messages(turns)
   elif (answer := _first(row, _ANSWERS)) is not None and _first(row, _QUESTIONS) is not None:
+    if row.get('label') is False:
+      raise RowError('bad_answer', 'its label says that the answer is not to be learned')
     question = _question(row)
     found['messages'] = [m | {'weight': 0} if m['role'] == 'assistant' else m for m in question]
     found['messages'] += _messages(answer, 'assistant')
   else:
     raise RowError('unknown_layout', f'its columns are {", ".join(row)[:100]}')
-  system, custom = (_given(row, name) for name in ('system', 'custom_instructions'))
+  system = _first(row, ('system', 'system_prompt'))
+  custom = _given(row, 'custom_instructions')
   if isinstance(system, str) and system.strip() and found['messages'][0]['role'] != 'system':
     found['messages'].insert(0, {'role': 'system', 'content': system})
     found |= {'prompt': found['prompt'] + 1} if 'prompt' in found else {}
@@ -117,15 +124,15 @@ def to_conversation(row: Mapping[str, Any], mode: str = 'auto') -> dict[str, Any
       found['messages'][0]['content'] = f'{custom}\n\n{found["messages"][0]["content"]}'
     else:
       found['custom_instructions'] = custom
-  for name, names in (('tools', ('tools', 'xml_tools')), ('python_tools', ('python_tools',))):
-    for given in names:
-      if (tools := _tools(_given(row, given))):
-        found[name] = tools
+  for column in ('functions', 'tools', 'xml_tools', 'python_tools'):
+    if tools := _tools(_given(row, column)):
+      found['python_tools' if column == 'python_tools' else 'tools'] = tools
   thinks = any(m.get('reasoning_content') for m in [*found['messages'], *found.get('rejected', [])])
   inferred = ('think' if thinks else 'no_think') if mode == 'auto' else mode
   found['mode'] = _mode(row) or inferred
   _check(found)
-  return found
+  # Half a character, which UTF-8 cannot hold, becomes '?'.
+  return json.loads(json.dumps(found, ensure_ascii=False).encode('utf-8', 'replace'))
 
 
 def _pair(row: Mapping[str, Any]) -> tuple[list, list, list]:
@@ -143,8 +150,6 @@ def _pair(row: Mapping[str, Any]) -> tuple[list, list, list]:
     chosen, rejected = chosen[len(question):], rejected[len(question):]
   if not question or chosen[0]['role'] != 'assistant' or rejected[0]['role'] != 'assistant':
     raise RowError('prompt_differs', 'the two do not answer one question')
-  if chosen == rejected:
-    raise RowError('equal_pair', 'chosen and rejected are the same')
   return question, _until_answer(chosen), _until_answer(rejected)
 
 
@@ -175,7 +180,7 @@ def _mode(row):
   mode = _given(row, 'mode') or _given(row, 'reasoning_mode')
   thinking = _given(row, 'enable_thinking')
   if mode is None and thinking is not None:
-    mode = 'think' if thinking else 'no_think'
+    mode = 'no_think' if str(thinking).lower() in ('false', '0', 'no') else 'think'
   if mode is not None and (mode := str(mode).strip().lstrip('/')) not in chat.MODES:
     raise RowError('bad_value', f'mode is {mode[:60]!r}, not {" or ".join(chat.MODES)}')
   return mode
@@ -224,7 +229,8 @@ def _message(entry: Any) -> dict[str, Any]:
     content = ''.join(parts) if all(isinstance(p, str) for p in parts) else content
   message: dict[str, Any] = {'role': role}
   if role == 'assistant':
-    calls = entry.get('tool_calls')
+    calls = entry.get('tool_calls') or (
+      [entry['function_call']] if isinstance(entry.get('function_call'), Mapping) else None)
     if name == 'function_call' and isinstance(content, str):
       calls, content = [_json(content, 'a function call')], None
     if calls:
@@ -267,18 +273,25 @@ def _check(found: dict[str, Any]) -> None:
   messages = found['messages'] = _until_answer(found['messages'])
   if not any(m['role'] == 'assistant' and m.get('weight') != 0 for m in messages):
     raise RowError('no_answer', 'nothing by the assistant that is to be learned')
-  question = messages[:found['prompt']] if 'rejected' in found else []
-  for turns in [messages, [*question, *found['rejected']]] if question else [messages]:
+  answers = [messages]
+  if 'rejected' in found:
+    answers.append([*messages[:found['prompt']], *found['rejected']])
+  given = {k: found[k] for k in ('tools', 'python_tools', 'custom_instructions') if k in found}
+  texts = set()
+  for turns in answers:
     before = 'start'
     for turn in turns:
       if turn['role'] not in _AFTER[before]:
         raise RowError('role_order', f'{turn["role"]} after {before}')
       before = turn['role']
     try:
-      given = {k: found[k] for k in ('tools', 'python_tools', 'custom_instructions') if k in found}
-      chat.render(turns, mode=found['mode'], **given)
+      rendered = chat.render(turns, mode=found['mode'], today=datetime.date.min, **given)
     except ValueError as error:
       raise RowError('bad_tool_call', str(error)) from None
+    texts.add(rendered.text)
+    found['mode'] = rendered.mode  # which the system turn may say
+  if len(texts) < len(answers):
+    raise RowError('equal_pair', 'chosen and rejected are the same')
 
 
 _AFTER = {

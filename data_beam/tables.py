@@ -385,23 +385,28 @@ def schema(manifest: Mapping[str, Any]) -> pa.Schema:
   """The Arrow schema of a corpus's export. `metadata` is JSON text: one schema for all shards."""
   arrow = {str: pa.string(), dict: pa.string(), int: pa.int64(), float: pa.float32()}
   fields = []
-  for name, type_ in records.FEATURES[manifest['kind']].items():
+  for name, type_ in records.FEATURES[records.features_of(manifest)].items():
     if type_ is bytes:
-      arrow[bytes] = pa.list_(pa.from_numpy_dtype(np.dtype(manifest['dtype'])))
+      arrow[bytes] = pa.list_(pa.from_numpy_dtype(_dtype(name, manifest)))
     fields.append((name, arrow[type_]))
   return pa.schema(fields)
+
+
+def _dtype(name: str, manifest: Mapping[str, Any]) -> np.dtype:
+  """Of the numbers in a field of bytes."""
+  return np.dtype(np.uint8 if name.endswith('mask') else manifest['dtype'])
 
 
 def _rows(
   file: str, num_records: int, manifest: Mapping[str, Any], as_json: bool,
 ) -> Iterator[dict[str, Any]]:
-  kind = manifest['kind']
+  kind = records.features_of(manifest)
   for row in records.read_shard(file, num_records, kind):
     for name, type_ in records.FEATURES[kind].items():
       if type_ is dict and not as_json:
         row[name] = json.dumps(row[name], sort_keys=True, ensure_ascii=False)
       elif type_ is bytes:
-        tokens = np.frombuffer(row[name], manifest['dtype'])
+        tokens = np.frombuffer(row[name], _dtype(name, manifest))
         row[name] = tokens.tolist() if as_json else tokens
       elif as_json and isinstance(row[name], float) and math.isnan(row[name]):
         row[name] = None

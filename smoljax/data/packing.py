@@ -16,6 +16,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
+from smoljax import files
 from smoljax.data.corpus import Corpus, Piece
 
 
@@ -121,7 +122,7 @@ def evenly(
 def fitting(corpus: Corpus, document: int, seq_len: int) -> int:
   """How many tokens of a conversation that is longer than a row go into it: up to the end of the
   last turn to learn that fits, or as many as fit of the first one; 0 if nothing to learn does."""
-  record = corpus.records[document]
+  record = files.retried(lambda: corpus.records[document])
   tokens = corpus.decode(record)[:seq_len + 2]
   mask = corpus.mask(record)[:seq_len + 2]
   goes_on = mask[1:] & (tokens[1:] != corpus.manifest['turn_id'])

@@ -3,17 +3,20 @@ masks and packing are those of the template."""
 
 import json
 import re
+import shutil
 
 import hypothesis.strategies as st
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+from helpers.training import fit, leaves, tiny
 from hypothesis import given, settings
 
 from data_beam import chat, conversations, records, tokenize_corpus
 from data_beam.options import ConversationOptions, TokenizeOptions
 from data_beam.tables import RowError
+from smoljax import metrics
 from smoljax.data import chat as smoljax_chat
 from smoljax.data import packing, tokenizer
 from smoljax.data.batches import Batches, learned, make_stages
@@ -76,6 +79,8 @@ def test_settings_come_from_columns_and_from_the_template_s_arguments():
   assert conversations.to_conversation(thought)['mode'] == 'think'
   assert conversations.to_conversation(thought | {'mode': '/no_think'})['mode'] == 'no_think'
   assert conversations.to_conversation(SAME['messages'], 'think')['mode'] == 'think'
+  assert conversations.to_conversation(
+    {'messages': [turn('system', 'Quick. /no_think'), USER, ANSWER]}, 'think')['mode'] == 'no_think'
   call = {'conversations': [
     {'from': 'human', 'value': 'Hi'}, {'from': 'function_call', 'value': json.dumps(CALL)},
     {'from': 'observation', 'value': '12:00'}, {'from': 'gpt', 'value': 'Noon'}],
@@ -105,7 +110,10 @@ def test_settings_come_from_columns_and_from_the_template_s_arguments():
   ({'messages': [USER, turn('assistant', '<think>\nhm')]}, 'bad_thought'),
   ({'messages': [USER, turn('assistant', 'so </think> on')]}, 'bad_thought'),
   ({'messages': [USER, {'role': 'assistant', 'tool_calls': [{}]}]}, 'bad_tool_call'),
+  ({'prompt': 'Hi', 'completion': 'No', 'label': False}, 'bad_answer'),
   ({'prompt': 'Hi', 'chosen': 'Hello', 'rejected': 'Hello'}, 'equal_pair'),
+  ({'prompt': 'Hi', 'chosen': '\nHello', 'rejected': [ANSWER]}, 'equal_pair'),
+  ({'chosen': [USER, ANSWER], 'rejected': [USER, ANSWER]}, 'equal_pair'),
   ({'chosen': 'Hello', 'rejected': 'No'}, 'unknown_layout'),
   ({'chosen': [USER, ANSWER], 'rejected': [turn('user', 'Ho'), ANSWER]}, 'prompt_differs'),
   ({'prompt': 'Hi', 'chosen': 'Hello', 'rejected': ''}, 'no_text'),
@@ -158,6 +166,36 @@ def test_nothing_that_is_said_becomes_a_control_token(text, turns, system, train
     assert written.count(ids[chat.END]) == len(turns)
 
 
+columns = st.sampled_from([
+  'messages', 'conversations', 'prompt', 'completion', 'chosen', 'rejected', 'system', 'tools',
+  'custom_instructions', 'mode', 'enable_thinking', 'language', 'chat_template_kwargs', 'label',
+  'python_tools', 'id', 'input'])
+scalars = st.none() | st.booleans() | st.floats() | st.sampled_from(
+  ['', 'x', '{', '[]', '{"a": 1}', '<think>', '/think', '\ud800'])
+messages = st.fixed_dictionaries({}, optional={
+  'role': st.sampled_from([*chat.ROLES, 'gpt', 'x']) | scalars, 'content': scalars, 'from': scalars,
+  'value': scalars, 'tool_calls': st.lists(scalars | st.just(CALL), max_size=2), 'weight': scalars,
+  'reasoning_content': scalars, 'function_call': st.just(CALL) | scalars})
+values = st.recursive(scalars | messages, lambda x: st.lists(x, max_size=4) | st.dictionaries(
+  columns, x, max_size=3), max_leaves=8)
+talks = st.lists(messages, max_size=4) | st.builds(
+  lambda turns, more: turns + more, st.just([USER, ANSWER]), st.lists(messages, max_size=2))
+
+
+@settings(max_examples=60, deadline=None)
+@given(st.dictionaries(columns, values, max_size=4),
+       st.dictionaries(st.sampled_from(['messages', 'chosen', 'rejected', 'prompt']), talks))
+def test_any_row_is_a_conversation_or_says_why_not(row, more):
+  try:
+    document = conversations.to_document(row | more, 'x')
+  except RowError as error:
+    assert re.fullmatch(r'[a-z_]+', error.reason)
+    return
+  json.dumps(document.metadata, ensure_ascii=False).encode()
+  assert isinstance(document.language, str)
+  chat.render_document(document.metadata['conversation'], document.id)
+
+
 def test_a_pair_has_one_prompt_and_masks_of_the_answers(text):
   found = tokens_of(conversations.to_conversation({
     'prompt': [USER, ANSWER, USER], 'chosen': 'Hello 1', 'rejected': 'No'}), text)
@@ -178,6 +216,7 @@ def made(tmp_path_factory, text):
   quoted = 'How many apples has the old farmer in his small basket after the long market day?'
   rows = [{'messages': [turn('user', f'Count to {i}'), turn('assistant', ' '.join('1' * i))],
            'language': 'fra_Latn'} for i in range(1, 40)]
+  rows += [{'messages': [turn('user', '\ud800\0 \u2028'), turn('assistant', '\udfff')]}]
   rows += [{'messages': [USER]}, rows[0], {'messages': [turn('user', quoted), ANSWER]}]
   (folder / 'a.jsonl').write_text('\n'.join([*map(json.dumps, rows), '{']))
   pq.write_table(pa.Table.from_pylist([
@@ -193,8 +232,10 @@ def made(tmp_path_factory, text):
     json.dumps({'prompt': f'Count {i}', 'chosen': '1 ' * i, 'rejected': 'No'})
     for i in range(1, 20)))
   pairs = conversations.run(
-    str(folder / 'c.jsonl'), str(folder), 'pairs', ConversationOptions(minhash='none'))
-  tokenize_corpus.run(pairs, text.path, str(folder), 'pairs_tokens', TokenizeOptions(holdout=0))
+    str(folder / 'c.jsonl'), str(folder), 'pairs', ConversationOptions(
+      minhash='none', num_shards=1))
+  tokenize_corpus.run(
+    pairs, text.path, str(folder), 'pairs_tokens', TokenizeOptions(holdout=0, num_shards=1))
   return path, str(folder / 'chat_tokens/1.0.0'), str(folder / 'pairs_tokens/1.0.0')
 
 
@@ -252,6 +293,24 @@ def test_rows_hold_whole_conversations_and_what_is_learned_of_them(made, text):
   assert packing.fitting(corpus, long, first - 1) == 0
 
 
+def test_documents_and_conversations_share_a_batch(made, markov_corpora):
+  corpora = {'chat': open_corpus(made[1], name='chat'),
+             'web': open_corpus(markov_corpora['web'], name='web')}
+  stages = make_stages(
+    [dict(name='a', fraction=1.0, mixture=dict(chat=0.5, web=0.25), shares=True)], 30, corpora)
+  sizes = {name: c.lengths.sum() for name, c in corpora.items()}
+  assert stages[0].mixture['chat'] / stages[0].mixture['web'] == pytest.approx(
+    2 * sizes['chat'] / sizes['web'])
+  batch = next(iter(Batches(
+    corpora, stages, rows=8, window=16, seed=0, seq_len=440, max_segments=0)))
+  web = batch['source'] == 1
+  assert 0 < web.sum() < 8
+  there = batch['segment_ids'] > 0
+  np.testing.assert_array_equal(learned(batch)[web], there[web])
+  assert (batch['mode'] == there * ~web[:, None] * 2).all()
+  assert not batch['ends'][web].any() and batch['ends'][~web].any()
+
+
 def test_held_out_scores_are_of_what_is_learned(made):
   documents = load_documents(made[1], split='train')
   corpus = open_corpus(made[1])
@@ -259,6 +318,30 @@ def test_held_out_scores_are_of_what_is_learned(made):
     corpus.mask(r).sum() for r in corpus.records)
   counts = corpus.token_counts(320)
   assert counts.sum() == sum(d['learned'].sum() for d in documents)
+
+
+@pytest.mark.slow
+def test_a_run_learns_the_answers_and_resumes_bit_for_bit(made, text, tmp_path):
+  path = tokenize_corpus.run(
+    made[0], text.path, str(tmp_path), 'chat', TokenizeOptions(holdout=0.2, holdout_shared=1.0))
+  changes = {
+    'data.seq_len': 512, 'train.batch_tokens': 4096, 'train.tokens': 8 * 4096,
+    'train.stages': (dict(name='sft', fraction=1.0, mixture=dict(chat=1.0)),),
+    'train.eval_every': 100, 'tokenizer.vocab_size': 320, 'train.checkpoint_every': 3}
+  run = lambda folder, **more: fit(
+    tiny(**changes | more), {'chat': path}, tmp_path / folder, vocab_size=320)
+  result = run('whole')
+  rows = [r for r in metrics.read_rows(tmp_path / 'whole/metrics.jsonl') if 'chat/accuracy' in r]
+  assert rows[-1]['chat/loss/no_think'] == pytest.approx(rows[-1]['train/loss'], rel=1e-5)
+  assert rows[-1]['train/loss'] < rows[0]['train/loss'] - 0.3 and 'chat/loss/think' not in rows[0]
+  assert 0 < rows[-1]['data/learned'] < 0.5 and 0 <= rows[-1]['data/padding'] < 1
+  assert result['steps'] == 8
+  shutil.copytree(tmp_path / 'whole', tmp_path / 'again')
+  for step in (6, 8):
+    shutil.rmtree(tmp_path / 'again/checkpoints' / str(step))
+  run('again')
+  for a, b in zip(leaves(tmp_path / 'whole'), leaves(tmp_path / 'again'), strict=True):
+    np.testing.assert_array_equal(a, b)
 
 
 def test_pairs_lie_in_one_row(made, text):
