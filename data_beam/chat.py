@@ -32,7 +32,7 @@ CONTROL = (START, END)  # what a tokenizer must have as tokens of their own
 MODES = ('think', 'no_think')
 ROLES = ('system', 'user', 'assistant', 'tool')
 
-_NO_THOUGHT = '<think>\n\n</think>\n'
+NO_THOUGHT = '<think>\n\n</think>\n'
 REASONING = ('reasoning_content', 'thinking', 'reasoning')  # names it goes by, as in transformers
 
 # What the released model was trained to read.
@@ -191,7 +191,7 @@ def render(
   if not closed:
     del segments[-2:]
 
-  opening = 'assistant\n' + (_NO_THOUGHT if mode == 'no_think' else '')
+  opening = 'assistant\n' + (NO_THOUGHT if mode == 'no_think' else '')
   for i, message in enumerate(messages):
     if message['role'] in ('user', 'tool'):
       segments += _turn(f'user\n{message["content"]}', trained=train_user)
@@ -358,7 +358,7 @@ def template() -> str:
   constants = {
     'START': START,
     'END': END,
-    'NO_THOUGHT': _NO_THOUGHT,
+    'NO_THOUGHT': NO_THOUGHT,
     'PERSONA': _PERSONA,
     'THINKING_PERSONA': _THINKING_PERSONA,
     'XML_BEFORE': _XML_TOOLS[0],

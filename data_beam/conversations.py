@@ -16,8 +16,9 @@ A row of JSONL or Parquet is, by the columns that it has:
 and besides, all optional: `system`; `tools` or `xml_tools`, `python_tools` (lists, or JSON text);
 `custom_instructions`; `mode` (think, no_think) or `enable_thinking`; `language`; any of them inside
 `chat_template_kwargs`, as smoltalk2 has them. A message of the assistant may have
-`reasoning_content`, or begin with `<think>…</think>`; `tool_calls`; and `weight` 0, which keeps it
-from being learned.
+`reasoning_content`, or begin with `<think>…</think>` (an empty one is kept where others think:
+the answer does without on purpose); `tool_calls`; and `weight` 0, which keeps it from being
+learned.
 
 The corpus has what people read as `text` (without system turn and tools, which many conversations
 share: duplicates and quotes of evaluation sets are looked for in it), and in its metadata under
@@ -237,8 +238,10 @@ def _message(entry: Any) -> dict[str, Any]:
       message['tool_calls'] = tables.plain(calls)
     if isinstance(content, str):
       thought = next((entry[k] for k in chat.REASONING if isinstance(entry.get(k), str)), '')
-      thought, content = _thought(content, thought)
+      thought, empty, content = _thought(content, thought)
       message |= {'reasoning_content': thought} if thought else {}
+      if empty and content.strip():  # said so, in a conversation that may think in other turns
+        content = chat.NO_THOUGHT + content
     if entry.get('weight') == 0:
       message['weight'] = 0
   if isinstance(content, str) and content.strip():
@@ -248,17 +251,20 @@ def _message(entry: Any) -> dict[str, Any]:
   return message
 
 
-def _thought(content: str, thought: str) -> tuple[str, str]:
-  """(thought, answer) of what the assistant wrote, which may begin with its thought."""
-  body = content.lstrip()
+def _thought(content: str, thought: str) -> tuple[str, bool, str]:
+  """(thought, whether it is said to be empty, answer) of what the assistant wrote, which may begin
+  with its thought."""
+  body, empty = content.lstrip(), False
   if body.startswith(_OPEN):
     inner, closed, content = body.removeprefix(_OPEN).partition(_CLOSE)
     if not closed or (thought and inner.strip()):
       raise RowError('bad_thought', 'a thought that is not closed, or two')
-    thought, content = thought or inner, content.lstrip('\n')
+    thought, empty = thought or inner, not inner.strip()
+  content = content.lstrip('\n')  # as the template does
   if _OPEN in content or _CLOSE in content:
     raise RowError('bad_thought', 'a mark of a thought inside an answer')
-  return thought.strip('\n') if thought.strip() else '', content
+  thought = thought.strip('\n') if thought.strip() else ''
+  return thought, empty and not thought, content
 
 
 def _until_answer(messages: list) -> list:
@@ -277,7 +283,6 @@ def _check(found: dict[str, Any]) -> None:
   if 'rejected' in found:
     answers.append([*messages[:found['prompt']], *found['rejected']])
   given = {k: found[k] for k in ('tools', 'python_tools', 'custom_instructions') if k in found}
-  texts = set()
   for turns in answers:
     before = 'start'
     for turn in turns:
@@ -288,9 +293,13 @@ def _check(found: dict[str, Any]) -> None:
       rendered = chat.render(turns, mode=found['mode'], today=datetime.date.min, **given)
     except ValueError as error:
       raise RowError('bad_tool_call', str(error)) from None
-    texts.add(rendered.text)
     found['mode'] = rendered.mode  # which the system turn may say
-  if len(texts) < len(answers):
+  if found['mode'] == 'no_think':  # the template writes an empty thought, and leaves others out
+    for message in [m for turns in answers for m in turns if m['role'] == 'assistant']:
+      message.pop('reasoning_content', None)
+      if 'content' in message:
+        message['content'] = message['content'].removeprefix(chat.NO_THOUGHT)
+  if 'rejected' in found and messages[found['prompt']:] == found['rejected']:
     raise RowError('equal_pair', 'chosen and rejected are the same')
 
 

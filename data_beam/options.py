@@ -26,7 +26,8 @@ def option(default: Any, help: str, **more: Any) -> Any:
     default: its value where none is given.
     help: for the flag; '{module:NAME}' in it becomes the names that are there.
     **more: `metavar` of the flag; `choices`, 'module:NAME' of the names to choose from; `check`,
-      'module:FUNCTION' that raises ValueError for a wrong value; `least`, the smallest number;
+      'module:FUNCTION' that raises ValueError for a wrong value; `least`, the smallest number,
+      and `most`;
       `empty`, the flag's word for no entry in a list; `many`, of a list whose entries stand apart,
       after blanks, rather than with commas between; `files`, '{}' or a pattern with it, where the
       value names files from which the result follows.
@@ -42,7 +43,10 @@ class Options:
     for field in dataclasses.fields(self):
       value, more = getattr(self, field.name), field.metadata
       if kind(field) is tuple:
-        value = (value,) if isinstance(value, str) else tuple(value)
+        value = (value,) if isinstance(value, str) else value
+        if not isinstance(value, tuple | list) or not all(isinstance(v, str) for v in value):
+          raise ValueError(f'{field.name}={value!r}: give words, with commas between')
+        value = tuple(value)
         if not more.get('many'):
           value = tuple(part for entry in value for part in entry.split(','))
         object.__setattr__(self, field.name, value)
@@ -56,6 +60,8 @@ class Options:
         _at(more['check'])(value)
       if value is not None and value < more.get('least', value):
         raise ValueError(f'{field.name} is {value}: give at least {more["least"]}')
+      if value is not None and value > more.get('most', value):
+        raise ValueError(f'{field.name} is {value}: give at most {more["most"]}')
 
   @classmethod
   def of(cls, section: Mapping[str, Any]) -> Self:
@@ -156,7 +162,8 @@ _minhash_hash = functools.partial(
 _decontaminate = functools.partial(
   option, (), 'drop documents that quote these evaluation sets (JSONL)', metavar='GLOB', many=True,
   files='{}')
-_num_shards = functools.partial(option, 8, 'files of the corpus', metavar='N', least=1)
+_num_shards = functools.partial(
+  option, 8, 'files of the corpus', metavar='N', least=1, most=100_000)
 
 
 # --- the pipelines -------------------------------------------------------------------------------
@@ -229,7 +236,8 @@ class PdfOptions(Options):
   agent: str = option('', 'User-Agent of --refetch, with an address that a site may write to',
                       metavar='TEXT')
   fetch_delay: float = option(
-    1., 'between two requests to a host, unless its robots.txt asks for more', metavar='SECONDS')
+    1., 'between two requests to a host, unless its robots.txt asks for more', metavar='SECONDS',
+    least=0)
   stale_before: str = option('', 'for --refetch=stale, as 2024-01-31', metavar='DATE')
   limit: int | None = _limit()
   num_shards: int = _num_shards()
@@ -299,7 +307,8 @@ class TokenizeOptions(Options):
     False, "of conversations, learn the system, user and tool turns too, not the assistant's alone")
   rehydrate: bool = option(
     False, 'repeat documents in training by number of duplicates, as in FineWeb-2')
-  num_shards: int = option(8, 'files to spread the training split over', metavar='N', least=1)
+  num_shards: int = option(8, 'files to spread the training split over', metavar='N', least=1,
+                           most=100_000)
 
   def __post_init__(self):
     super().__post_init__()

@@ -38,6 +38,7 @@ from google.protobuf import json_format
 from tensorflow_datasets.proto import tf_example_pb2, tf_feature_pb2
 
 import data_beam
+from data_beam.redact import public
 
 VERSION = '1.0.0'  # of the layout on disk
 EXAMPLES = 10  # record numbers that the manifest of rejects lists for each reason
@@ -183,28 +184,10 @@ class Record(NamedTuple):
 def corpus_path(output: str, name: str) -> str:
   """The directory of corpus `name` under `output`. Raises ValueError for a name that is no word."""
   if not re.fullmatch(r'\w[\w.+=@-]*', name):
-    raise ValueError(f'{name!r} cannot be the name of a corpus: give a word such as web')
+    raise ValueError(f'--name: {name!r} cannot be the name of a corpus: give a word such as web')
+  if os.path.exists(output) and not os.path.isdir(output):
+    raise NotADirectoryError(f'--output={output} is a file: give a folder')
   return FileSystems.join(output, name, VERSION)
-
-
-def without_query(path: str) -> str:
-  """A URL without its query and password, which may give access to it; any other path as it is."""
-  scheme, found, rest = path.partition('://')
-  if not found:
-    return path
-  host, slash, rest = re.split('[?#]', rest, maxsplit=1)[0].partition('/')
-  return f'{scheme}://{host.rpartition("@")[2]}{slash}{rest}'
-
-
-def public(value: Any) -> Any:
-  """What may be shown to anybody: JSON-able values whose URLs are `without_query`."""
-  if isinstance(value, Mapping):
-    return {public(key): public(entry) for key, entry in value.items()}
-  if isinstance(value, list | tuple):
-    return [public(entry) for entry in value]
-  if isinstance(value, str) and '://' in value:
-    return re.sub(r'\w+://[^\s\'"]+', lambda url: without_query(url[0]), value)
-  return value
 
 
 def code_version() -> str:
@@ -265,8 +248,8 @@ def publish(
     } for split, members in splits.items()],
   }
   features = json_format.MessageToJson(features.to_proto(), sort_keys=True)
-  described = {'features.json': features.encode(), 'dataset_info.json': _json(info),
-               'manifest.json': _json(public(manifest))}
+  described = {'features.json': features.encode(), 'dataset_info.json': to_json(info),
+               'manifest.json': to_json(public(manifest))}
   for file, data in described.items():
     write_bytes(FileSystems.join(path, file), data)
   # A run that was killed, or had another number of shards, may have left files of ours.
@@ -276,7 +259,7 @@ def publish(
   if stray:
     FileSystems.delete(stray)
   checksums = {file: hashlib.sha256(data).hexdigest() for file, data in described.items()}
-  write_bytes(FileSystems.join(path, '_SUCCESS'), _json(checksums))
+  write_bytes(FileSystems.join(path, '_SUCCESS'), to_json(checksums))
   return path
 
 
@@ -505,7 +488,8 @@ def write_shard(
   return shard | {'tally': tally, 'examples': examples}
 
 
-def _json(value: Any) -> bytes:
+def to_json(value: Any) -> bytes:
+  """A file of JSON, as all that stand beside a corpus's records are."""
   return (json.dumps(value, indent=1, ensure_ascii=False) + '\n').encode()
 
 

@@ -10,7 +10,6 @@ Export writes one file a shard, a dataset card made from the manifest, and the m
 importing that again (`--layout=corpus`) gives the identical corpus.
 """
 
-import argparse
 import contextlib
 import datetime
 import gzip
@@ -32,10 +31,12 @@ from apache_beam.io.filesystems import FileSystems
 
 from data_beam import curation, records
 from data_beam import options as options_lib
-from data_beam.beam_options import pipeline_options
+from data_beam.beam_options import is_beams, pipeline_options
+from data_beam.command_line import Parser, complain
 from data_beam.curation import Each
 from data_beam.options import ImportOptions
 from data_beam.records import Document, Reject
+from data_beam.redact import public, without_query
 from data_beam.sources import parquet
 from data_beam.sources.files import (
   base_name,
@@ -43,7 +44,6 @@ from data_beam.sources.files import (
   expand,
   lines,
   open_file,
-  without_query,
 )
 
 log = logging.getLogger('data_beam')
@@ -472,8 +472,8 @@ def export_corpus(
   with beam.Pipeline(options=options) as pipeline:
     _ = (pipeline | beam.Create(shards) | beam.Reshuffle()
          | beam.Map(export_shard, output=output, format=format, manifest=manifest))
-  records.write_bytes(FileSystems.join(output, 'manifest.json'),
-                      records.read_bytes(FileSystems.join(manifest['path'], 'manifest.json')))
+  told = json.loads(records.read_bytes(FileSystems.join(manifest['path'], 'manifest.json')))
+  records.write_bytes(FileSystems.join(output, 'manifest.json'), records.to_json(public(told)))
   records.write_bytes(FileSystems.join(output, 'README.md'),
                       card(manifest, splits, format).encode())
   return output
@@ -481,6 +481,7 @@ def export_corpus(
 
 def card(manifest: Mapping[str, Any], splits: Sequence[str], format: str) -> str:
   """The dataset card: what the manifest knows, in the form the Hugging Face hub reads."""
+  manifest = public(manifest)  # it may be one that others wrote
   n = manifest['documents']
   top = next(t for t in (10**k for k in range(3, 16)) if n < t)
   size = 'n<1K' if top == 1000 else f'{_short(top // 10)}<n<{_short(top)}'
@@ -544,13 +545,13 @@ def _table(head: Sequence[str], rows: Iterable[Sequence[Any]]) -> list[str]:
 
 def main(argv: Sequence[str] | None = None) -> int:
   """The command line. Returns 0, or 2 after one line about what was wrong with the input."""
-  parser = argparse.ArgumentParser(
-    prog='python -m data_beam.tables', allow_abbrev=False,
+  parser = Parser(
+    prog='python -m data_beam.tables',
     description='Turns Parquet and JSONL files (FineWeb, DCLM, your own) into a corpus, or a '
     'corpus into Parquet or JSONL files with a dataset card.',
     epilog='Each has a --help of its own. Any other flag goes to Apache Beam.')
   commands = parser.add_subparsers(dest='command', required=True, metavar='import|export')
-  importing = commands.add_parser('import', help='files → corpus', allow_abbrev=False)
+  importing = commands.add_parser('import', help='files → corpus', others=is_beams)
   add = importing.add_argument
   add('--input', nargs='+', action='extend', required=True, metavar='GLOB',
       help='Parquet (.parquet) or JSONL (plain, gz, zst, lz4) files or '
@@ -558,7 +559,7 @@ def main(argv: Sequence[str] | None = None) -> int:
   add('--output', required=True, metavar='DIR', help='where corpora go')
   add('--name', required=True, help='name of the corpus')
   options_lib.add_flags(importing, ImportOptions)
-  add = commands.add_parser('export', help='corpus → files', allow_abbrev=False).add_argument
+  add = commands.add_parser('export', help='corpus → files', others=is_beams).add_argument
   add('--input', required=True, metavar='CORPUS',
       help='directory of a corpus, DIR/NAME/1.0.0: curated, rejects or tokenised')
   add('--output', required=True, metavar='DIR',
@@ -576,9 +577,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     else:
       path = export_corpus(args.input, args.output, format=args.format, beam_args=beam_args)
   except (ValueError, OSError) as error:
-    print(f'data_beam.tables: {error}', file=sys.stderr)
-    return 2
-  print(f'The result is at {path}')
+    return complain('data_beam.tables', error)
+  print(public(f'The result is at {path}'))
   return 0
 
 

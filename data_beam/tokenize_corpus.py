@@ -12,7 +12,6 @@ changes; but for one whose text is for the most part in other documents too, whi
 with them: held out, it would ask for what was learned by heart.
 """
 
-import argparse
 import dataclasses
 import functools
 import hashlib
@@ -30,7 +29,8 @@ import tokenizers
 
 from data_beam import chat, records, special_tokens
 from data_beam import options as options_lib
-from data_beam.beam_options import pipeline_options
+from data_beam.beam_options import is_beams, pipeline_options
+from data_beam.command_line import Parser, complain
 from data_beam.dedup.clusters import rehydration_weight
 from data_beam.dedup.minhash import ngram_hashes, word_hashes
 from data_beam.options import TokenizeOptions
@@ -389,8 +389,8 @@ def _are_conversations(manifests: Sequence[Mapping[str, Any]]) -> bool:
 
 def main(argv: Sequence[str] | None = None) -> None:
   """The command line."""
-  parser = argparse.ArgumentParser(
-    prog='python -m data_beam.tokenize_corpus', allow_abbrev=False,
+  parser = Parser(
+    prog='python -m data_beam.tokenize_corpus', others=is_beams,
     description='Turns curated corpora into a corpus of token ids, ready for training.',
     epilog='Any other flag goes to Apache Beam: --runner=DataflowRunner --project=…, or '
            '--direct_running_mode=multi_processing --direct_num_workers=8 on one machine.')
@@ -408,8 +408,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     path = run(args.input, args.tokenizer, args.output, name,
                options_lib.take(TokenizeOptions, vars(args)), beam_args=beam_args)
   except (ValueError, OSError) as error:
-    print(f'error: {error}', file=sys.stderr)
-    sys.exit(2)
+    sys.exit(complain(parser.prog, error))
   manifest = records.read_manifest(path)
   print(f'{manifest["documents"]} documents, {manifest["tokens"]} tokens '
         f'({manifest["bytes"] / max(1, manifest["tokens"]):.2f} bytes per token): {path}')

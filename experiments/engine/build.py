@@ -11,6 +11,7 @@ from experiments.engine import config as config_lib
 from experiments.engine import steps as steps_lib
 from experiments.engine.corpora import foreign_corpora, tokenizer_facts
 from experiments.engine.graph import Step
+from smoljax import files
 
 
 def build_steps(c: ConfigDict, workdir: str) -> list[Step]:
@@ -213,6 +214,7 @@ def _scores_and_exports(
     'evaluate',
     functools.partial(steps_lib.run_evaluate, targets=targets),
     ['eval', 'seed'],
+    outside=_questions(c),
     needs=[train, *(tokens[name] for name in targets), *tokenizer],
     version=2,
     cost=f'bits per byte on {", ".join(targets)}; tasks: {", ".join(c.eval.tasks) or "none"}',
@@ -227,6 +229,14 @@ def _scores_and_exports(
     cost='a Hugging Face folder, and sample text',
     links={n: n for n in ['export', *['samples.json'] * bool(c.sample.prompts)]},
   )
+
+
+def _questions(c: ConfigDict) -> list[str] | None:
+  """Digests of the files of questions that anybody may change; None for none."""
+  from smoljax.evals.tasks import TASKS
+
+  own = [os.path.join(c.eval.data, f'{name}.jsonl') for name in c.eval.tasks if name not in TASKS]
+  return [files.sha256(path) for path in own if os.path.isfile(path)] or None
 
 
 def _weights(path: str) -> Any:

@@ -7,6 +7,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from data_beam.options import ConversationOptions, PdfOptions, TokenizeOptions, WebOptions
+from data_beam.redact import public
 from experiments.engine import config as config_lib
 from experiments.engine.cli import console, read_json, write_json
 from experiments.engine.corpora import globs
@@ -170,7 +171,7 @@ def run_train(output: str, inputs: Mapping[str, str], *, c: Any, corpora: Sequen
     targets={name: paths[name] for name in targets},
     caches={name: corpus_dir(inputs[f'teacher_{name}'], name)
             for name in corpora if f'teacher_{name}' in inputs},
-    meta={'config': c.to_dict(), 'tokenizer': tokenizer_file(c, inputs)},
+    meta={'config': public(c.to_dict()), 'tokenizer': tokenizer_file(c, inputs)},
     log_line=console.print,
   )
 

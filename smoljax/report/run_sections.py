@@ -5,6 +5,7 @@ import statistics
 from collections.abc import Sequence
 from typing import Any
 
+from data_beam.redact import public
 from smoljax.report import charts, workdir
 from smoljax.report.charts import (
   Series,
@@ -669,7 +670,7 @@ def record(run: Run, csv: Csv) -> str:
   if run.config:
     parts.append(
       '<h3>Config</h3><details class="config"><summary>resolved, as the run saw it'
-      f'</summary><pre>{text(json.dumps(workdir.redact(run.config), indent=2))}</pre></details>'
+      f'</summary><pre>{text(json.dumps(public(run.config), indent=2))}</pre></details>'
     )
   else:
     parts.append(missing('config', 'no config.json in the run'))

@@ -380,6 +380,8 @@ class Profile:
   def __init__(self, steps: str, directory: str):
     try:
       self._first, self._end = map(int, steps.split(':')) if steps else (-1, -1)
+      if steps and not 0 < self._first < self._end:
+        raise ValueError('it ends before it begins')
     except ValueError as e:
       raise ValueError(f'xprof={steps!r}: give FIRST:END, such as 10:15') from e
     self._directory, self._running = directory, False

@@ -81,6 +81,14 @@ def test_settings_come_from_columns_and_from_the_template_s_arguments():
   assert conversations.to_conversation(SAME['messages'], 'think')['mode'] == 'think'
   assert conversations.to_conversation(
     {'messages': [turn('system', 'Quick. /no_think'), USER, ANSWER]}, 'think')['mode'] == 'no_think'
+  # An empty thought is one that is left out on purpose, where others are there.
+  empty = turn('assistant', chat.NO_THOUGHT + 'Hello')
+  assert conversations.to_conversation({'messages': [USER, empty]}) == (
+    conversations.to_conversation(SAME['messages']))
+  found = conversations.to_conversation(
+    {'messages': [USER, turn('assistant', '<think>hm</think>Hello'), USER, empty]})
+  assert found['mode'] == 'think' and found['messages'][3] == empty
+  assert found['messages'][1]['reasoning_content'] == 'hm'
   call = {'conversations': [
     {'from': 'human', 'value': 'Hi'}, {'from': 'function_call', 'value': json.dumps(CALL)},
     {'from': 'observation', 'value': '12:00'}, {'from': 'gpt', 'value': 'Noon'}],
