@@ -14,10 +14,11 @@ from smoljax.checkpoints import load, store
 from smoljax.data import chat, teacher_cache, tokenizer
 from smoljax.data.batches import Batches, Stage, make_stages
 from smoljax.data.corpus import Corpus, open_corpus, special_tokens
+from smoljax.data.questions import Questions
 from smoljax.evals.held_out import Document, load_held_out
 from smoljax.optim import mup
 from smoljax.train import distill, reference
-from smoljax.train.rollouts import Questions, Rollouts
+from smoljax.train.rollouts import Rollouts
 from smoljax.train.step import Plan, PyTree, make_mesh, make_plan, post_training
 
 
@@ -46,6 +47,10 @@ class Run:
   def stage(self, step: int) -> Stage:
     """The stage that the step after `step` belongs to."""
     return next(s for s in self.stages if s.start <= step < s.stop)
+
+  def whole(self, step: int) -> bool:
+    """Whether a checkpoint after `step` steps holds all that the next one goes on from."""
+    return self.rollouts is None or self.rollouts.whole(step)
 
   def tokens(self, step: int) -> int:
     """Places of all batches up to a step, padding included."""

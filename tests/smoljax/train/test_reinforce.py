@@ -20,6 +20,7 @@ from smoljax import metrics, model, sharding
 from smoljax.data import chat, tokenizer
 from smoljax.data.batches import Stage
 from smoljax.data.corpus import open_corpus
+from smoljax.data.questions import Question, Questions, question
 from smoljax.inference.generate import generate
 from smoljax.inference.sampling import Sampling
 from smoljax.train import reinforce, rollouts
@@ -123,7 +124,7 @@ CONFIG = model.ModelConfig(
   vocab_size=64, num_layers=2, nope_interval=2, embed_dim=32, num_heads=4, num_kv_heads=2,
   head_dim=8, mlp_dim=48, max_seq_len=32, dtype='float32', init_std=0.4,
 )  # fmt: skip
-QUESTIONS = [rollouts.Question(RNG.integers(4, 64, n).tolist(), '5') for n in (3, 9)]
+QUESTIONS = [Question(RNG.integers(4, 64, n).tolist(), '5') for n in (3, 9)]
 
 
 class Words:
@@ -234,7 +235,7 @@ def test_a_question_ends_where_the_model_answers(tmp_path):
                              modes=('think', 'no_think'))
   corpus = open_corpus(path)
   for i, mode in enumerate(('think', 'no_think')):
-    found = rollouts.question(corpus, i, text)
+    found = question(corpus, i, text)
     begun = chat.encode(chat.render([{'role': 'user', 'content': '2+2'}], mode=mode,
                                     generation_prompt=True), text)[0]
     assert found.prompt == begun and found.truth.strip() == truths[i]
@@ -249,7 +250,7 @@ def tokenizer_with_chat(folder):
 
 def questions(corpora, mixture=None):
   stage = Stage('rl', 0, 9, mixture or {'a': 0.5, 'b': 0.5})
-  return rollouts.Questions(corpora, [stage], rows=4, seed=0)
+  return Questions(corpora, [stage], rows=4, seed=0)
 
 
 def test_questions_depend_on_the_batch_s_number_alone(tmp_path):
