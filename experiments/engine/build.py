@@ -73,14 +73,18 @@ def _corpora_named(c: ConfigDict, foreign: Mapping[str, dict]) -> tuple[list[str
 
 
 def _curation(c: ConfigDict) -> Iterator[Step]:
-  """Corpora of the web, of PDFs and of conversations, and the crawl of this machine's docs where
-  the first two have no input."""
+  """Corpora of the web, of PDFs and of conversations; where they have no input, the crawl of this
+  machine's docs, and for conversations those made by rule."""
   enabled = [name for name in _CURATORS if c[name].enabled]
+  crawl, rules = [], []
   if 'conversations' in enabled and not c.conversations.input:
-    raise ValueError('--config.conversations.input: give the JSONL or Parquet files of '
-                     'conversations, or --config.conversations.enabled=False')
-  crawl = []
-  if any(not c[name].input for name in enabled):
+    if not c.chains.number:
+      raise ValueError('--config.conversations.input: give the JSONL or Parquet files of '
+                       'conversations, have --config.chains.number made, or say '
+                       '--config.conversations.enabled=False')
+    rules = [_step(c, 'chains', steps_lib.run_chains, ['chains', 'seed'],
+                   cost=f'{c.chains.number:,} conversations by rule')]
+  if any(not c[name].input for name in enabled if name != 'conversations'):
     from experiments.quickstart import articles
 
     crawl = [_step(
@@ -91,7 +95,7 @@ def _curation(c: ConfigDict) -> Iterator[Step]:
       outside=articles.fingerprint(),
       cost=f'{c.selfdocs.pages:,} web pages and {c.selfdocs.pdfs} PDFs from this machine’s docs',
     )]
-  yield from crawl
+  yield from [*crawl, *rules]
   for name in enabled:
     found = steps_lib.find_files(c[name].input, f'--config.{name}.input')
     lists = steps_lib.find_files(
@@ -103,7 +107,7 @@ def _curation(c: ConfigDict) -> Iterator[Step]:
       name,
       _CURATORS[name],
       [name],
-      needs=[] if c[name].input else crawl,
+      needs=[] if c[name].input else rules if name == 'conversations' else crawl,
       outside=[found, lists] if lists else found,
       cost=f'curating {source}',
       links={f'corpora/{n}': n for n in (name, f'{name}_rejects')},
@@ -189,7 +193,8 @@ def _train(
     ['seed', 'model', 'data', 'train', 'mesh', 'optimizer', 'parametrization', 'mtp', 'distill',
      'guard', 'diagnostics'],
     needs=[*tokens.values(), *needs],
-    outside=[_weights(c.train.init_from or c.train.branch_from), _weights(c.distill.teacher)],
+    outside=[_weights(c.train.init_from or c.train.branch_from), _weights(c.distill.teacher),
+             *([_weights(c.train.reference)] if c.train.reference else [])],
     resumable=True,
     changeable=_CHANGEABLE,
     all_processes=True,

@@ -241,12 +241,24 @@ def check(c: Any) -> None:
   if c.distill.teacher:
     tokenizer.require_same(
       _tokenizer_of('distill.teacher', c.distill.teacher), c.tokenizer.path)
-  if c.train.init_from:
-    tokenizer.require_same(
-      _tokenizer_of('train.init_from', c.train.init_from), c.tokenizer.path,
-      f'train.init_from={c.train.init_from}',
-      'each row of its embedding stands for one of its own tokens')
+  for field in ('init_from', 'reference'):
+    if path := c.train[field]:
+      tokenizer.require_same(
+        _tokenizer_of(f'train.{field}', path), c.tokenizer.path, f'train.{field}={path}',
+        'each row of its embedding stands for one of its own tokens')
   step.mtp_weight(c.mtp, c.train.steps)
+  preference, reinforce = step.post_training(c.train)
+  compares = any(how and how.needs_reference for how in (preference, reinforce))
+  if compares and not (c.train.reference or c.train.init_from):
+    raise ValueError('the loss compares with a frozen model: name it with train.reference, or give '
+                     'train.init_from, with which training begins')
+  if (preference or reinforce) and (c.distill.teacher or config.mtp != 'none'):
+    raise ValueError('train.preference and train.reinforce have neither distill.teacher nor '
+                     'model.mtp: leave these out')
+  if reinforce and c.train.rows % reinforce.samples:
+    raise ValueError(f'a step of {c.train.rows} rows does not divide into questions of '
+                     f'train.reinforce.samples={reinforce.samples} answers: change '
+                     'train.batch_tokens')
   make_stages(c.train.stages, c.train.steps)
   guard.init(c.guard, 1)
   # A tokenizer that is given decides the vocabulary, and that only when it is loaded.

@@ -55,12 +55,21 @@ def run_pdf(output: str, inputs: Mapping[str, str], *, c: Any) -> dict:
   return _corpus_result(path)
 
 
-def run_conversations(output: str, _: Mapping[str, str], *, c: Any) -> dict:
+def run_chains(output: str, _: Mapping[str, str], *, c: Any) -> dict:
+  """Conversations by rule, as JSONL."""
+  from experiments import chains
+
+  made = c.chains.to_dict()
+  chains.write(os.path.join(output, 'chains.jsonl'), chains.conversations(**made, seed=c.seed))
+  return {'conversations': c.chains.number}
+
+
+def run_conversations(output: str, inputs: Mapping[str, str], *, c: Any) -> dict:
   """Conversations to a curated corpus."""
   from data_beam import conversations
 
   path = conversations.run(
-    globs(c.conversations.input),
+    globs(c.conversations.input) or [os.path.join(inputs['chains'], 'chains.jsonl')],
     output,
     'conversations',
     ConversationOptions.of(c.conversations),
