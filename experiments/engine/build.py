@@ -23,7 +23,9 @@ def build_steps(c: ConfigDict, workdir: str) -> list[Step]:
   used, targets = _corpora_named(c, foreign)
   curation = list(_curation(c))
   corpora = {s.name: s for s in curation if s.name in _CURATORS}
-  corpora |= {name: _foreign(name, foreign[name]) for name in foreign if name in {*used, *targets}}
+  # All that the config has, used here or not: the points of a sweep over them then hold out alike.
+  corpora |= {name: _foreign(name, foreign[name]) for name in foreign
+              if name in {*used, *targets} or config_lib.holds_out(c)}
   steps = curation + [s for s in corpora.values() if s not in curation]
   tokenizer = list(_tokenizer(c, [s for name, s in corpora.items() if name in used]))
   tokens = dict(_tokens(c, corpora, sorted({*used, *targets}), tokenizer))
@@ -141,12 +143,14 @@ def _tokens(
   """(corpus, the step that leaves its tokens) of each name."""
   given = tokenizer_facts(c) if c.tokenizer.path else []  # read once, for all
   for name in names:
+    others = {k: v for k, v in corpora.items() if k != name and config_lib.holds_out(c)}
     yield name, corpora[name] if corpora[name].name.startswith('tokenize_') else _step(
       c,
       f'tokenize_{name}',
-      functools.partial(steps_lib.run_tokenize, corpus=name),
+      functools.partial(steps_lib.run_tokenize, corpus=name,
+                        against={k: v.name for k, v in others.items()}),
       ['tokenize'],
-      needs=[corpora[name], *tokenizer],
+      needs=[corpora[name], *others.values(), *tokenizer],
       outside=given,
       cost=f'the corpus {name!r} to token documents',
       links={f'tokens/{name}': name},
