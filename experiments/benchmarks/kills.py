@@ -11,7 +11,8 @@ machine goes down. Counted are
 
   different  rounds whose result is not the undisturbed one's: corpora byte by byte; of trainings
              the parameters bit by bit, the rows of metrics but for times, scores, samples, exports;
-             of sweeps and searches those of each point, and the study's trials with their values
+             of sweeps and searches those of each point, but for rows between evaluations (one that
+             ends with its parent saves first, which is a row more), and the study's trials
   twice      what was finished, or saved in a sealed checkpoint, before a kill and done again after
   orphans    rounds after which a process of theirs still ran
   failed     commands that ended with another status than 0, unless they were killed
@@ -96,7 +97,7 @@ def space() -> dict[str, Any]:
   return {'optimizer.learning_rate': ('log', 1e-4, 1e-2), 'optimizer.name': ['adamw', 'muon']}
 
 
-def _prepare(inputs: pathlib.Path) -> None:
+def prepare(inputs: pathlib.Path) -> None:
   """A small crawl, its corpus, its tokenizer and tokens: what the kinds read."""
   from data_beam import records, tokenize_corpus
   from data_beam.options import TokenizeOptions, WebOptions
@@ -128,18 +129,23 @@ def _bytes(folder: pathlib.Path) -> dict[str, str]:
           for p in sorted(folder.rglob('*')) if p.is_file()}
 
 
-def _training(run: pathlib.Path) -> dict[str, str]:
-  """Of the workdir of a finished run."""
+def rows(path: pathlib.Path) -> list[dict[str, Any]]:
+  """Of metrics, without what no two runs have in common."""
+  return [{k: v for k, v in row.items() if not k.startswith(_TIMES)}
+          for row in metrics.read_rows(path)]
+
+
+def training(run: pathlib.Path, prefix: str = '') -> dict[str, str]:
+  """Of the workdir of a finished run; of its metrics the rows with a name that begins so."""
   import jax
 
   from smoljax.checkpoints import store
 
   _, params, _ = store.load_params(str(run / 'checkpoints'))
   weights = hashlib.sha256(b''.join(np.asarray(x).tobytes() for x in jax.tree.leaves(params)))
-  rows = [{k: v for k, v in row.items() if not k.startswith(_TIMES)}
-          for row in metrics.read_rows(run / 'metrics.jsonl')]
-  found = {'weights': weights.hexdigest(),
-           'rows': hashlib.sha256(json.dumps(rows).encode()).hexdigest()}
+  written = json.dumps([row for row in rows(run / 'metrics.jsonl')
+                        if any(k.startswith(prefix) for k in row)]).encode()
+  found = {'weights': weights.hexdigest(), 'rows': hashlib.sha256(written).hexdigest()}
   for name in ('evals', 'export'):
     found |= {f'{name}/{k}': v for k, v in _bytes(run / name).items()}
   del found['export/smoljax_export.json']  # which has times
@@ -149,10 +155,11 @@ def _training(run: pathlib.Path) -> dict[str, str]:
 def _points(work: pathlib.Path) -> dict[str, str]:
   """Of the runs of a sweep or search."""
   return {f'{p.name}/{k}': v for p in sorted((work / 'points').iterdir())
-          for k, v in _training(p).items()}
+          for k, v in training(p, prefix='val/').items()}
 
 
-def _searched(work: pathlib.Path) -> dict[str, Any]:
+def searched(work: pathlib.Path) -> dict[str, Any]:
+  """Of the workdir of a finished search: its runs, its trials."""
   import optuna
 
   optuna.logging.set_verbosity(optuna.logging.ERROR)
@@ -171,9 +178,9 @@ KINDS = {
   'tokenize': Kind(lambda inputs, work: [
     'data_beam.tokenize_corpus', f'--input={inputs}/corpora/docs', f'--output={work}',
     f'--tokenizer={inputs}/tokenizer.model', '--holdout=.2'], _bytes, 16),
-  'train': Kind(_run('run'), _training, 20),
+  'train': Kind(_run('run'), training, 20),
   'sweep': Kind(_run('sweep', '--parallel=2'), _points, 16),
-  'search': Kind(_run('search', '--trials=3', '--processes=2', '--widen=0'), _searched, 16),
+  'search': Kind(_run('search', '--trials=3', '--processes=2', '--widen=0'), searched, 16),
 }
 
 
@@ -341,7 +348,7 @@ def run(
   """Kills each kind's share, or what is left of it, for about `minutes`; what came of it."""
   root, end = pathlib.Path(output).absolute(), time.monotonic() + 60 * minutes
   root.mkdir(parents=True, exist_ok=True)
-  _prepare(root / 'inputs')
+  prepare(root / 'inputs')
   shares = np.array([KINDS[name].share for name in kinds], float)
   # The largest remainders are rounded up, so that there are `kills` in all.
   upto = np.round(np.cumsum(shares) / shares.sum() * kills).astype(int)

@@ -9,7 +9,7 @@ from ml_collections import ConfigDict
 
 from experiments.engine import config as config_lib
 from experiments.engine import steps as steps_lib
-from experiments.engine.corpora import foreign_corpora, tokenizer_facts
+from experiments.engine.corpora import foreign_corpora, step_fault, tokenizer_facts
 from experiments.engine.graph import Step
 
 
@@ -103,6 +103,7 @@ def _curation(c: ConfigDict) -> Iterator[Step]:
       [name],
       needs=[] if c[name].input else crawl,
       outside=[found, lists] if lists else found,
+      fault=step_fault,
       cost=f'curating {source}',
       links={f'corpora/{n}': n for n in (name, f'{name}_rejects')},
     )
@@ -152,6 +153,7 @@ def _tokens(
       ['tokenize'],
       needs=[corpora[name], *others.values(), *tokenizer],
       outside=given,
+      fault=step_fault,
       cost=f'the corpus {name!r} to token documents',
       links={f'tokens/{name}': name},
     )
@@ -173,6 +175,7 @@ def _teacher_caches(
       needs=[tokens[name]],
       outside=teacher,
       resumable=True,
+      fault=step_fault,
       cost=f'what the teacher says of {name!r}',
       links={f'teacher/{name}': name},
     )
@@ -192,6 +195,7 @@ def _train(
     needs=[*tokens.values(), *needs],
     outside=[_weights(c.train.init_from or c.train.branch_from), _weights(c.distill.teacher)],
     resumable=True,
+    fault=steps_lib.checkpoint_fault,
     changeable=_CHANGEABLE,
     all_processes=True,
     cost=f'{c.train.steps:,} steps, {c.train.tokens:,} tokens, {flops * c.train.tokens:.2e} FLOPs',

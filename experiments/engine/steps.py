@@ -3,6 +3,7 @@
 import dataclasses
 import functools
 import os
+import pathlib
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -254,6 +255,15 @@ def run_report(output: str, _: Mapping[str, str], *, workdir: str) -> dict:
 
 
 # --- Files ---------------------------------------------------------------------------------------
+
+
+def checkpoint_fault(output: str, every_byte: bool) -> str:
+  """What is wrong with the newest checkpoint that training left; '' if nothing."""
+  from smoljax.checkpoints import seals
+
+  root = pathlib.Path(output) / 'checkpoints'
+  steps = seals.steps(root)
+  return seals.fault(root, steps[-1], again=every_byte) if steps else f'{root} has no checkpoint'
 
 
 def find_files(patterns: str, flag: str) -> list[dict]:

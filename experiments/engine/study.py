@@ -21,10 +21,9 @@ from typing import IO, Any
 
 import numpy as np
 import optuna
-import sqlalchemy
 from optuna.trial import TrialState
 
-from experiments.engine import processes
+from experiments.engine import processes, trial_log
 
 # Some samplers are called that for years.
 warnings.filterwarnings('ignore', category=optuna.exceptions.ExperimentalWarning)
@@ -69,8 +68,8 @@ class Study:
   """A study on disk that several processes may work on at once.
 
   Attributes:
-    folder: has `search.db`, `search.lock` and `leases/`; local, or a network file system with
-      flock.
+    folder: has `search.db`, `search.jsonl`, `search.lock` and `leases/`; local, or a network file
+      system with flock.
     trials: how many there are to be.
     sampler: one of SAMPLERS, or 'grid': then choices and int ranges are gone through, floats at
       five points.
@@ -114,20 +113,22 @@ class Study:
       except ImportError as e:
         raise ValueError(f'sampler {self.sampler!r} needs a package: {e}') from None
 
-  def open(self) -> optuna.Study:
-    """The study; made where there is none.
+  def open(self, log_line: Callable[[str], None] = print) -> optuna.Study:
+    """The study; made where there is none, made again where its database is damaged.
 
     Raises ValueError as `check` does, or where the folder has another search.
     """
     self.check()
-    self.folder.mkdir(parents=True, exist_ok=True)
-    # SQLite lets one process write at a time; the others wait. No connection outlives its use.
-    storage = optuna.storages.RDBStorage(
-      f'sqlite:///{self.folder / "search.db"}',
-      engine_kwargs={'connect_args': {'timeout': 120}, 'poolclass': sqlalchemy.NullPool})
+    with self._locked():
+      return self._open(log_line)
+
+  def _open(self, log_line: Callable[[str], None]) -> optuna.Study:
+    trial_log.check(self.folder, log_line)
     study = optuna.create_study(
-      storage=storage, study_name=self.name, pruner=PRUNERS[self.pruner](),
-      directions=['minimize'] * self.objectives, load_if_exists=True)
+      storage=trial_log.storage(self.folder), study_name=self.name,
+      pruner=PRUNERS[self.pruner](), directions=['minimize'] * self.objectives,
+      load_if_exists=True)
+    trial_log.restore(self.folder, study, log_line)
     self._claim(study)
     points: Iterable[Mapping] = self.points
     if self.sampler == 'grid' and not points:
@@ -143,8 +144,7 @@ class Study:
     `objective` gives a trial's values. What it raises, but for optuna.TrialPruned, ends the run;
     the trial waits for the next.
     """
-    with self._locked():
-      study = self.open()
+    study = self.open(log_line)
     while True:
       with self._locked():
         self._reclaim(study)
@@ -200,9 +200,10 @@ class Study:
           f'the range becomes {ranges[name][1]:.4g} to {ranges[name][2]:.4g}')
       if not changes:
         return False
-      study.set_user_attr('ranges', study.user_attrs.get('ranges', {}) | ranges)
-      study.set_user_attr('widened', [*widened, '; '.join(changes)])
-      study.set_user_attr('more', study.user_attrs.get('more', 0) + more)
+      self._set_attrs(study, {
+        'ranges': study.user_attrs.get('ranges', {}) | ranges,
+        'widened': [*widened, '; '.join(changes)],
+        'more': study.user_attrs.get('more', 0) + more})
     log_line('\n'.join(changes))
     return True
 
@@ -215,21 +216,35 @@ class Study:
     trial = study.ask(distributions(space))
     held = self._lease(trial.number)
     assert held, 'a trial that nobody ran is leased'
+    self._log(study, trial)
     return trial, held
 
   def _run(self, study, trial, objective, log_line) -> None:
     try:
       values = list(objective(trial, _Curve(trial, self.unit)))
     except optuna.TrialPruned:
-      study.tell(trial, state=TrialState.PRUNED)
+      with self._locked():
+        study.tell(trial, state=TrialState.PRUNED)
+        self._log(study, trial)
       log_line(f'trial {trial.number}: stopped early')
     except BaseException:
       _give_back(study, trial._trial_id)
       raise
     else:
-      tell(study, trial, values)
+      with self._locked():
+        tell(study, trial, values)
+        self._log(study, trial)
       log_line(f'trial {trial.number}: {", ".join(f"{v:.4g}" for v in values)} with '
                f'{trial.params} {trial.user_attrs.get("failed", "")}'.rstrip())
+
+  def _log(self, study: optuna.Study, trial: optuna.Trial) -> None:
+    trial_log.append(
+      self.folder, self.name, study.get_trials(deepcopy=False)[trial.number])
+
+  def _set_attrs(self, study: optuna.Study, attrs: Mapping[str, Any]) -> None:
+    trial_log.append_attrs(self.folder, self.name, attrs)
+    for key, value in attrs.items():
+      study.set_user_attr(key, value)
 
   def _claim(self, study: optuna.Study) -> None:
     """Raises ValueError if the study's trials answer another question than these would."""
@@ -240,7 +255,7 @@ class Study:
     mine = json.loads(json.dumps(mine, default=str))
     theirs = study.user_attrs.get('of')
     if theirs is None and not study.get_trials(deepcopy=False):
-      study.set_user_attr('of', mine)
+      self._set_attrs(study, {'of': mine})
     elif theirs != mine:
       theirs = theirs or {}
       said = lambda of, key: repr(of[key]) if key in of else 'none'

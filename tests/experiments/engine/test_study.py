@@ -3,6 +3,7 @@
 import collections
 import math
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -263,6 +264,42 @@ def test_another_search_in_the_same_folder_is_refused_at_once(tmp_path, change, 
   done = study_of(tmp_path, **same | {'trials': 4}).run(bowl, quiet)
   assert [t.state.name for t in done.trials] == ['COMPLETE'] * 4
   assert time.monotonic() - began < 10
+
+
+# --- Damage ---------------------------------------------------------------------------------------
+
+
+def test_a_damaged_database_is_made_again(tmp_path):
+  """A bit or a cut anywhere in it, or in the lines beside it: no trial is lost or another."""
+  def objective(trial, report):
+    report(1, trial.params['x'])
+    if trial.number == 1:
+      raise optuna.TrialPruned
+    return [math.inf] if trial.number == 2 else bowl(trial, report)
+
+  study_of(tmp_path / 'whole', trials=5).run(objective, quiet)
+  facts = lambda done: [
+    (t.number, t.state, t.values, t.params, t.user_attrs, t.intermediate_values)
+    for t in done.trials]
+  wanted = facts(study_of(tmp_path / 'more', trials=6).run(objective, quiet))
+  rng, told = np.random.default_rng(0), 0
+  for case in range(9):
+    folder, said = tmp_path / str(case), []
+    shutil.copytree(tmp_path / 'whole', folder)
+    file = folder / ('search.jsonl' if case % 4 == 3 else 'search.db')
+    data = bytearray(file.read_bytes())
+    # Most of a database's pages are empty: a bit of what is not.
+    place = rng.choice(np.flatnonzero(np.frombuffer(data, np.uint8)))
+    if case % 3:
+      data[place] ^= 1 << int(rng.integers(8))
+    file.write_bytes(data if case % 3 else data[:place] if case else b'')
+    done = study_of(folder, trials=6).run(objective, said.append)
+    assert facts(done) == wanted, (case, place)
+    told += any('damaged' in line or 'cut off' in line for line in said)
+  assert told > 4
+  done = study_of(tmp_path / '0', trials=6).open(quiet)  # the lines are as the database again
+  os.remove(tmp_path / '0/search.db')
+  assert facts(study_of(tmp_path / '0', trials=6).open(quiet)) == facts(done) == wanted
 
 
 # --- Many processes, and their deaths -------------------------------------------------------------
