@@ -160,6 +160,34 @@ def test_halving_stops_the_worst_early(tmp_path):
   assert done.best_value == min(t.params['x'] for t in done.trials)
 
 
+def test_a_stopped_trial_goes_on_where_it_was_when_better_ones_turn_out_worse(tmp_path):
+  """The first two look best until step 3; one of them diverges then, the other gets worse."""
+  def objective(trial, report):
+    run, x = study.run_of(trial), trial.params['x']
+    for step in range(len(steps[run]) + 1, 10):
+      steps[run].append(step)
+      if x < 2 and step > 4:
+        return [math.inf] if x == 0 else [x + 9.0]
+      report(step, x + 1 / step)
+    return [float(x)]
+
+  steps = collections.defaultdict(list)
+  search = study_of(tmp_path, {'x': [0, 1, 4, 6, 2, 5, 3, 7]}, 8, sampler='grid', pruner='halving')
+  done = search.run(objective, quiet)
+  assert study.best_trial(done).params['x'] == 2  # 1, which got worse, where nothing thaws
+  assert all(s == list(range(1, len(s) + 1)) for s in steps.values()), 'nothing was done twice'
+  ends = {t.params['x']: (study.run_of(t), t.state.name) for t in study.latest(done.trials)}
+  assert len(ends) == 8 < len(done.trials) and ends[2] == (4, 'COMPLETE')
+  assert ends[7] == (7, 'PRUNED') and len(steps[7]) == 1 and len(steps[4]) == 9
+  for trial in done.trials:
+    if 'thaws' in trial.user_attrs:
+      before = done.trials[trial.user_attrs['thaws']]
+      assert before.state.name == 'PRUNED' and before.params == trial.params
+      assert before.intermediate_values.items() < trial.intermediate_values.items()
+  again = search.run(lambda t, r: pytest.fail('all are done'), quiet)
+  assert len(again.trials) == len(done.trials)
+
+
 def test_trials_are_compared_where_they_have_seen_as_many_tokens(tmp_path):
   """Of the same curves those that are looked at often, by small batches, are not stopped more."""
   def objective(trial, report):
