@@ -174,7 +174,7 @@ def test_a_stopped_trial_goes_on_where_it_was_when_better_ones_turn_out_worse(tm
   steps = collections.defaultdict(list)
   search = study_of(tmp_path, {'x': [0, 1, 4, 6, 2, 5, 3, 7]}, 8, sampler='grid', pruner='halving')
   done = search.run(objective, quiet)
-  assert study.best_trial(done).params['x'] == 2  # 1, which got worse, where nothing thaws
+  assert study.best_trial(done).params['x'] == 2  # where nothing thaws, there is none
   assert all(s == list(range(1, len(s) + 1)) for s in steps.values()), 'nothing was done twice'
   ends = {t.params['x']: (study.run_of(t), t.state.name) for t in study.latest(done.trials)}
   assert len(ends) == 8 < len(done.trials) and ends[2] == (4, 'COMPLETE')
