@@ -69,8 +69,8 @@ def read_json(path: str | os.PathLike) -> Any:
 
 def write_checked(path: str | os.PathLike, values: Mapping[str, Any]) -> None:
   """Writes a JSON file of named values with a checksum of them: `read_checked` notices a bit."""
-  values = json.loads(json.dumps(values))
-  write_json(path, values | {'checksum': _checksum(values)}, indent=1)
+  plain = json.loads(json.dumps(values))
+  write_json(path, {**plain, 'checksum': _checksum(plain)}, indent=1)
 
 
 def read_checked(path: str | os.PathLike) -> dict[str, Any]:

@@ -43,7 +43,7 @@ def measure(paths: Sequence[str]) -> dict[str, dict[str, Any]]:
       seen_CW[i, np.searchsorted(wanted, np.intersect1d(runs, wanted))] = True
   for i, path in enumerate(paths):
     places = [np.searchsorted(wanted, runs) for runs in held_out[path] if len(runs)]
-    everywhere = [seen_CW.any(axis=0)[at].mean() for at in places]
+    everywhere = [seen_CW[:, at].any(axis=0).mean() for at in places]
     own = [seen_CW[i, at].mean() for at in places]
     known = sum(bool(share > 0.5) for share in everywhere)
     found[records.read_manifest(path)['name']] = {

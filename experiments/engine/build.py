@@ -37,6 +37,7 @@ def build_steps(c: ConfigDict, workdir: str) -> list[Step]:
     'report',
     functools.partial(steps_lib.run_report, workdir=workdir),
     needs=steps,
+    looks=False,
     cost='one page',
     links={'report': 'report'},
   )

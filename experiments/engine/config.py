@@ -89,7 +89,8 @@ def options(c: ConfigDict, section: str) -> Options:
 
 def holds_out(c: ConfigDict) -> bool:
   """Whether documents are held out, and only those that are unlike all others, of any corpus."""
-  return options(c, 'tokenize').asks
+  made = options(c, 'tokenize')
+  return isinstance(made, TokenizeOptions) and made.asks
 
 
 def unknown_field(argv: Sequence[str]) -> str:

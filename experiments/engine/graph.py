@@ -64,6 +64,7 @@ class Step:
     stands: whether a finished output, a folder, is still what `run` would leave there.
     fault: of a step whose files have checksums of their own: `(output folder, every byte?) -> what
       is wrong with it`, '' if nothing.
+    looks: whether it reads the outputs of the steps it needs, which are looked at before it runs.
     cost: words about what running it takes, for `--dry_run`.
     links: name in the workdir → path in the output folder, kept pointing at the current output.
     all_processes: all processes of a run take part, not the lead alone.
@@ -79,6 +80,7 @@ class Step:
   changeable: tuple[str, ...] = ()
   stands: Callable[[str], bool] = lambda output: True
   fault: Callable[[str, bool], str] | None = None
+  looks: bool = True
   cost: str = ''
   links: Mapping[str, str] = dataclasses.field(default_factory=dict)
   all_processes: bool = False
@@ -225,7 +227,7 @@ class Graph:
       return
     fault = self._faults.get(step.name, '')
     if not fault and _read(output / RESULT_FILE) is None:
-      fault = f'{output / RESULT_FILE} is damaged'
+      fault = f'{output / RESULT_FILE} is damaged or missing'
     if fault:
       self._log_line(f'{title}: {fault}: running the step again')
     if step.resumable and not self._resumes(step):
@@ -239,7 +241,8 @@ class Graph:
     to_run: list[Step] = []
     for step in reversed(self.steps):
       if self.done(step):
-        needed = any(step.address == n.address for other in to_run for n in other.needs)
+        needed = any(step.address == n.address for other in to_run if other.looks
+                     for n in other.needs)
         if not (fault := self._fault(step, needed)):
           continue
         self._faults[step.name] = fault
@@ -253,14 +256,20 @@ class Graph:
     if was is None:  # of an older version
       return ''
     now = _digests(output)
+    if not now:  # somebody made room on the disk
+      return ''
     return next((f'{output / name} is {"damaged" if name in now else "missing"}'
                  for name, digest in was.items() if now.get(name) != digest), '')
 
   def _look_through(self, steps: Sequence[Step]) -> str:
-    """Notes and says which outputs are damaged, by every byte."""
-    found = {s.name: s.fault(str(self.output(s)), True) for s in steps if s.fault}
-    self._faults |= {name: fault for name, fault in found.items() if fault}
-    return '; '.join(filter(None, found.values()))
+    """Says which outputs are damaged, by every byte, and takes their records from them."""
+    found = []
+    for step in steps:
+      if step.fault and (fault := step.fault(str(self.output(step)), True)):
+        self._faults[step.name] = fault
+        (self.output(step) / RESULT_FILE).unlink(missing_ok=True)
+        found.append(fault)
+    return '; '.join(found)
 
   def _other(self, step: Step) -> tuple[pathlib.Path, dict[str, tuple]] | None:
     """The unfinished output that the workdir's links lead to, if it is another step of this name's.

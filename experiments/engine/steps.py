@@ -258,12 +258,12 @@ def run_report(output: str, _: Mapping[str, str], *, workdir: str) -> dict:
 
 
 def checkpoint_fault(output: str, every_byte: bool) -> str:
-  """What is wrong with the newest checkpoint that training left; '' if nothing."""
+  """What is wrong with the newest checkpoint that training left; '' if nothing, or it is gone."""
   from smoljax.checkpoints import seals
 
   root = pathlib.Path(output) / 'checkpoints'
   steps = seals.steps(root)
-  return seals.fault(root, steps[-1], again=every_byte) if steps else f'{root} has no checkpoint'
+  return seals.fault(root, steps[-1], again=every_byte) if steps else ''
 
 
 def find_files(patterns: str, flag: str) -> list[dict]:

@@ -231,8 +231,8 @@ def chain(workdir, calls, said, *, own=False, wanted=None):
   """
   def make(output, _):
     calls.append('make')
-    with open(os.path.join(output, 'value'), 'w') as f:
-      f.write('right')
+    for name in ('value', 'other'):
+      pathlib.Path(output, name).write_text('right')
 
   def read(output, inputs):
     calls.append('read')
@@ -269,6 +269,16 @@ def test_a_step_whose_files_are_damaged_is_done_again_and_says_so(tmp_path, dama
   record.write_text(json.dumps({'seconds': 0.5, 'address': 'x'}))  # as older versions wrote it
   chain(tmp_path, calls, said)[0].run()
   assert calls[4:] == []
+
+
+def test_what_was_deleted_to_make_room_is_not_made_again(tmp_path):
+  calls = []
+  graph, value, _ = chain(tmp_path, calls, [])
+  graph.run()
+  for file in (value, value.with_name('other')):
+    file.unlink()
+  graph.run()
+  assert calls == ['make', 'read']
 
 
 def test_what_a_failed_step_read_is_looked_through_and_made_again(tmp_path):
