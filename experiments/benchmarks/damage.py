@@ -39,6 +39,7 @@ from experiments.benchmarks import kills
 from experiments.engine.cli import read_json, write_json
 from smoljax import metrics
 
+_LOOK = os.WEXITED | os.WNOHANG | os.WNOWAIT
 OUTCOMES = ('told', 'mended', 'unread', 'silent', 'blocked')
 
 
@@ -82,7 +83,7 @@ KINDS = {
 }
 
 
-def get_config(arg: str) -> ConfigDict:
+def get_config(arg: str = '') -> ConfigDict:
   """Of the whole path, `arg` = '', or of a student of the teacher in a folder of inputs."""
   c = kills.get_config(arg)
   c.train.tokens, c.train.checkpoint_every = 120 * 512, 40
@@ -185,11 +186,12 @@ class Place:
       shutil.rmtree(kept, ignore_errors=True)
       self.take(None)
       pid = _begin(stage.before or stage.command, self.inputs, self.work, self.log)
-      if stage.until:
-        while not list(self.work.glob(stage.until)):
-          time.sleep(0.002)
+      while stage.until and not (ended := os.waitid(os.P_PID, pid, _LOOK)) and not list(
+          self.work.glob(stage.until)):
+        time.sleep(0.002)
+      if stage.until and not ended:
         os.killpg(pid, signal.SIGKILL)
-      if (status := _end(pid)) and not stage.until:
+      if (status := _end(pid)) != (-signal.SIGKILL if stage.until else 0):
         raise ValueError(f'{name}: status {status}: {self.log.read_text()[-500:]}')
       shutil.copytree(self.work, kept / 'work', symlinks=True)
       if self.finish(stage):
