@@ -6,7 +6,12 @@
       --eval_data=eval_data --limit=1000 --output=eval.json
 
 Public tasks are read from JSONL files in --eval_data (nothing is downloaded; a missing file is
-named). Beside each score stand chance, the model without the question, and the longest answer.
+named). Questions of your own are a file NAME.jsonl there, an object a line, and --tasks=NAME:
+
+  {"question": "Which colour is the sky?", "choices": ["green", "blue"], "answer": 1}
+
+`answer` counts from 0, or is the choice's letter or text; "context" may say what the question is
+about. Beside each score stand chance, the model without the question, and the longest answer.
 """
 
 import json
@@ -14,10 +19,11 @@ import os
 import sys
 
 import jax
-from absl import app, flags
+from absl import flags
 from rich.console import Console
 from rich.table import Table
 
+from experiments.engine import cli
 from smoljax import evals, sharding
 from smoljax.checkpoints import load
 from smoljax.evals.held_out import load_documents
@@ -26,20 +32,28 @@ from smoljax.evals.tasks import TASKS
 _CHECKPOINT = flags.DEFINE_string(
   'checkpoint', None, 'A run (its workdir, checkpoints folder or one step), or a HF model folder.'
 )
-_TASKS = flags.DEFINE_list('tasks', [], f'Any of: {", ".join(TASKS)}.')
-_EVAL_DATA = flags.DEFINE_string('eval_data', '', 'Folder with the JSONL files of public tasks.')
+_TASKS = flags.DEFINE_list(
+  'tasks', [], f'Any of: {", ".join(TASKS)}; or NAME of a file NAME.jsonl in --eval_data with '
+  'questions of your own.')
+_EVAL_DATA = flags.DEFINE_string('eval_data', '', 'Folder with the JSONL files of tasks.')
 _CORPUS = flags.DEFINE_list(
   'corpus', [], 'Tokenised corpora (DIR/NAME/VERSION) whose held-out documents give bits per byte '
   'and the continuation task.'
 )
 _OUTPUT = flags.DEFINE_string('output', None, 'The JSON file to write.')
 _TOKENIZER = flags.DEFINE_string('tokenizer', '', 'Tokenizer file, where the model names none.')
-_LIMIT = flags.DEFINE_integer('limit', 0, 'Examples a task and documents a corpus; 0 = all.')
-_BATCH_SIZE = flags.DEFINE_integer('batch_size', 16, 'Sequences at once; changes no score.')
+_LIMIT = flags.DEFINE_integer(
+  'limit', 0, 'Examples a task and documents a corpus; 0 = all.',
+  lower_bound=0, upper_bound=2**31 - 1)
+_BATCH_SIZE = flags.DEFINE_integer(
+  'batch_size', 16, 'Sequences at once; changes no score.',
+  lower_bound=1, upper_bound=2**31 - 1)
 _SEQ_LEN = flags.DEFINE_integer(
-  'seq_len', 0, 'Context in tokens; 0 = what the model was trained for, at most 4096.'
-)
-_SEED = flags.DEFINE_integer('seed', 0, 'Draws the continuation task.')
+  'seq_len', 0, 'Context in tokens; 0 = what the model was trained for, at most 4096.',
+  lower_bound=0, upper_bound=2**31 - 1)
+_SEED = flags.DEFINE_integer(
+  'seed', 0, 'Draws the continuation task.',
+  lower_bound=0, upper_bound=2**31 - 1)
 
 console = Console(highlight=False, soft_wrap=True)
 
@@ -47,8 +61,6 @@ console = Console(highlight=False, soft_wrap=True)
 def main(argv: list[str]) -> None:
   """The command line; bad input is one line and exit code 2."""
   try:
-    if len(argv) > 1:
-      raise ValueError(f'unknown argument {argv[1]!r}: flags look like --tasks=piqa,arc_easy')
     if not _CHECKPOINT.value:
       raise ValueError('which model? Give --checkpoint=DIR')
     if not _OUTPUT.value:
@@ -57,8 +69,7 @@ def main(argv: list[str]) -> None:
       raise ValueError('nothing to measure: give --tasks, --corpus or both')
     results = _evaluate()
   except (OSError, ValueError) as e:
-    print(f'error: {e}', file=sys.stderr)
-    sys.exit(2)
+    sys.exit(cli.complain(e))
   if results['tasks']:
     console.print(_table(results['tasks']))
   print(f'results: {_OUTPUT.value}')
@@ -113,4 +124,4 @@ def _table(tasks: dict) -> Table:
 
 
 if __name__ == '__main__':
-  app.run(main)
+  cli.start(main)

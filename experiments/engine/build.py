@@ -11,6 +11,7 @@ from experiments.engine import config as config_lib
 from experiments.engine import steps as steps_lib
 from experiments.engine.corpora import foreign_corpora, step_fault, tokenizer_facts
 from experiments.engine.graph import Step
+from smoljax import files
 
 
 def build_steps(c: ConfigDict, workdir: str) -> list[Step]:
@@ -75,9 +76,12 @@ def _corpora_named(c: ConfigDict, foreign: Mapping[str, dict]) -> tuple[list[str
 
 
 def _curation(c: ConfigDict) -> Iterator[Step]:
-  """Corpora of the web and of PDFs, and the crawl of this machine's docs where they have no input.
-  """
+  """Corpora of the web, of PDFs and of conversations, and the crawl of this machine's docs where
+  the first two have no input."""
   enabled = [name for name in _CURATORS if c[name].enabled]
+  if 'conversations' in enabled and not c.conversations.input:
+    raise ValueError('--config.conversations.input: give the JSONL or Parquet files of '
+                     'conversations, or --config.conversations.enabled=False')
   crawl = []
   if any(not c[name].input for name in enabled):
     from experiments.quickstart import articles
@@ -214,6 +218,7 @@ def _scores_and_exports(
     'evaluate',
     functools.partial(steps_lib.run_evaluate, targets=targets),
     ['eval', 'seed'],
+    outside=_questions(c),
     needs=[train, *(tokens[name] for name in targets), *tokenizer],
     version=2,
     cost=f'bits per byte on {", ".join(targets)}; tasks: {", ".join(c.eval.tasks) or "none"}',
@@ -230,6 +235,14 @@ def _scores_and_exports(
   )
 
 
+def _questions(c: ConfigDict) -> list[str] | None:
+  """Digests of the files of questions that anybody may change; None for none."""
+  from smoljax.evals.tasks import TASKS
+
+  own = [os.path.join(c.eval.data, f'{name}.jsonl') for name in c.eval.tasks if name not in TASKS]
+  return [files.sha256(path) for path in own if os.path.isfile(path)] or None
+
+
 def _weights(path: str) -> Any:
   """What identifies the weights at a path; None for no path."""
   from smoljax.checkpoints import load
@@ -238,7 +251,8 @@ def _weights(path: str) -> Any:
 
 
 # Config section → what curates it.
-_CURATORS = {'web': steps_lib.run_web, 'pdf': steps_lib.run_pdf}
+_CURATORS = {'web': steps_lib.run_web, 'pdf': steps_lib.run_pdf,
+             'conversations': steps_lib.run_conversations}
 
 # Beginnings of names of config fields that say how a step is done, not what comes of it: they are
 # in no address, so that they may differ where a run goes on.

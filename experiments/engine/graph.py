@@ -33,6 +33,7 @@ import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
+from data_beam.redact import public
 from experiments.engine.cli import write_json
 from smoljax import files
 from smoljax.checkpoints import seals
@@ -193,7 +194,7 @@ class Graph:
       shutil.rmtree(partial, ignore_errors=True)
     partial.mkdir(exist_ok=True)
     if step.resumable:
-      write_json(partial / _INPUTS_FILE, step.inputs)
+      write_json(partial / _INPUTS_FILE, public(step.inputs))
       self._link(step, partial)  # so that a long step can be watched
     start = time.monotonic()
     try:
@@ -212,7 +213,7 @@ class Graph:
     record = {**(result or {}), 'seconds': seconds, 'address': step.address}
     if not step.fault:
       record['files'] = _digests(partial)
-    files.write_checked(partial / RESULT_FILE, record)
+    files.write_checked(partial / RESULT_FILE, public(record))
     self._faults.pop(step.name, None)
     os.replace(partial, self.output(step))
     self._log_line(f'{title}: finished in {seconds:.0f} s')
@@ -287,7 +288,7 @@ class Graph:
       f'{re.escape(step.name)}-[0-9a-f]{{8}}\\.partial', f.name)), None)
     if not folder or folder == self._partial(step):
       return None
-    before, now = _read(folder / _INPUTS_FILE), step.inputs
+    before, now = _read(folder / _INPUTS_FILE), public(step.inputs)
     if not before:
       return None
     differ = changes(before['config'], now['config'])

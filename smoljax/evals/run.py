@@ -21,7 +21,7 @@ from smoljax.checkpoints import load
 from smoljax.data.tokenizer import Tokenizer
 from smoljax.evals import multiple_choice
 from smoljax.evals.held_out import Document, bits_per_byte, copy_probe, unigram_loss
-from smoljax.evals.tasks import TASKS, load_task
+from smoljax.evals.tasks import find_task, load_task
 
 
 def evaluate(
@@ -43,7 +43,7 @@ def evaluate(
   """Bits per byte of each corpus in `documents`, copying (`copy_probe`), and each task.
 
   Args:
-    eval_data: folder with the JSONL files of public tasks (`TASKS` names them).
+    eval_data: folder with the JSONL files of public tasks (`TASKS` names them) and of your own.
     documents: corpus name → held-out token documents; the continuation task is made from them.
     unigram_counts: corpus name → counts of training tokens, for `unigram_loss`.
     bos: documents begin with BOS in training.
@@ -81,12 +81,12 @@ def evaluate(
       f'{row["accuracy"]:.1%} {name} ({row["saved"]:.2f} nats saved)'
       for name, row in copied.items()))
   for name, examples in loaded.items():
-    uninformed = [{**e, 'context': TASKS[name].blind} for e in examples]
+    uninformed = [{**e, 'context': find_task(name, eval_data).blind} for e in examples]
     scores, blind = (
       multiple_choice.score_choices(config, params, tokenizer, x, bos=bos, **options)
       for x in (examples, uninformed)
     )
-    metric = TASKS[name].metric
+    metric = find_task(name, eval_data).metric
     row = results['tasks'][name] = multiple_choice.summarize(examples, scores, blind, metric=metric)
     log_line(
       f'{name}: {metric} {row[metric]:.3f} ± {row["stderr"]:.3f} (blind '

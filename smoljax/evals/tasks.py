@@ -1,5 +1,6 @@
 """The tasks: how each known evaluation set becomes questions. TASKS at the bottom lists them."""
 
+import difflib
 import json
 import os
 import re
@@ -78,9 +79,7 @@ def load_task(
   seed: int = 0,
 ) -> list[Example]:
   """The examples of one of `TASKS`; raises ValueError or FileNotFoundError that says the mend."""
-  if name not in TASKS:
-    raise ValueError(f'unknown task {name!r}: one of {", ".join(TASKS)}')
-  task = TASKS[name]
+  task = find_task(name, eval_data)
   if task.file is None or task.example is None:
     if not documents:
       raise ValueError(f'task {name!r} is made from held-out documents: give it a tokenised corpus')
@@ -108,10 +107,51 @@ def load_task(
     try:
       examples.append(task.example(json.loads(lines[i])))
     except (KeyError, ValueError, TypeError, IndexError) as e:
-      raise ValueError(f'{path}, line {i + 1} is no row of {name}: {e!r}') from None
+      why = f'no {e}' if isinstance(e, KeyError) else str(e)
+      raise ValueError(f'{path}, line {i + 1} is no row of {name}: {why}') from None
   if not examples:
     raise ValueError(f'{path} is empty')
   return examples
+
+
+def find_task(name: str, eval_data: str = '') -> 'Task':
+  """One of TASKS, or the questions in a file NAME.jsonl of the folder `eval_data`, as `_own` reads.
+
+  Raises ValueError where there is neither.
+  """
+  if name in TASKS:
+    return TASKS[name]
+  if os.path.isfile(os.path.join(eval_data, f'{name}.jsonl')):
+    return Task(f'{name}.jsonl', _own, 'Answer:')
+  near = difflib.get_close_matches(name, TASKS, 3)
+  raise ValueError(
+    f'unknown task {name!r}' + f' (did you mean {" or ".join(near)}?)' * bool(near)
+    + f': give one of {", ".join(TASKS)}, or have questions of your own in '
+    f'{os.path.join(eval_data or "EVAL_DATA", name)}.jsonl')
+
+
+def _own(row: Mapping) -> Example:
+  """Anybody's questions, a JSON object a line: question, choices, answer, and context if any.
+
+  `choices` are two or more texts; `answer` is the number of the right one (from 0), its letter (A
+  for the first) or its text; `context` is what the question is about.
+  """
+  question, choices, answer = row['question'], row['choices'], row['answer']
+  if not isinstance(question, str) or not isinstance(choices, list) or len(choices) < 2 or not all(
+    isinstance(c, str) and c.strip() for c in choices):
+    raise ValueError('question is a text, and choices are a list of two texts or more')
+  letters = [chr(ord('A') + i) for i in range(len(choices))]
+  if isinstance(answer, str):
+    found = choices.index(answer) if answer in choices else (
+      letters.index(answer) if answer in letters else None)
+  else:
+    found = answer if answer in range(len(choices)) and not isinstance(answer, bool) else None
+  if found is None:
+    raise ValueError(f'answer {answer!r} is none of the {len(choices)} choices: give its number '
+                     'from 0, its letter from A, or its text')
+  before = f'{row["context"].strip()}\n' if row.get('context') else ''
+  return {'context': before + _question(question.strip()),
+          'choices': [f' {c.strip()}' for c in choices], 'answer': int(found)}
 
 
 def _question(text: str) -> str:
