@@ -9,7 +9,7 @@ from ml_collections import ConfigDict
 
 from experiments.engine import config as config_lib
 from experiments.engine import steps as steps_lib
-from experiments.engine.corpora import foreign_corpora, tokenizer_facts
+from experiments.engine.corpora import foreign_corpora, step_fault, tokenizer_facts
 from experiments.engine.graph import Step
 from smoljax import files
 
@@ -24,7 +24,9 @@ def build_steps(c: ConfigDict, workdir: str) -> list[Step]:
   used, targets = _corpora_named(c, foreign)
   curation = list(_curation(c))
   corpora = {s.name: s for s in curation if s.name in _CURATORS}
-  corpora |= {name: _foreign(name, foreign[name]) for name in foreign if name in {*used, *targets}}
+  # All that the config has, used here or not: the points of a sweep over them then hold out alike.
+  corpora |= {name: _foreign(name, foreign[name]) for name in foreign
+              if name in {*used, *targets} or config_lib.holds_out(c)}
   steps = curation + [s for s in corpora.values() if s not in curation]
   tokenizer = list(_tokenizer(c, [s for name, s in corpora.items() if name in used]))
   tokens = dict(_tokens(c, corpora, sorted({*used, *targets}), tokenizer))
@@ -36,6 +38,7 @@ def build_steps(c: ConfigDict, workdir: str) -> list[Step]:
     'report',
     functools.partial(steps_lib.run_report, workdir=workdir),
     needs=steps,
+    looks=False,
     cost='one page',
     links={'report': 'report'},
   )
@@ -109,6 +112,7 @@ def _curation(c: ConfigDict) -> Iterator[Step]:
       [name],
       needs=[] if c[name].input else rules if name == 'conversations' else crawl,
       outside=[found, lists] if lists else found,
+      fault=step_fault,
       cost=f'curating {source}',
       links={f'corpora/{n}': n for n in (name, f'{name}_rejects')},
     )
@@ -148,13 +152,16 @@ def _tokens(
   """(corpus, the step that leaves its tokens) of each name."""
   given = tokenizer_facts(c) if c.tokenizer.path else []  # read once, for all
   for name in names:
+    others = {k: v for k, v in corpora.items() if k != name and config_lib.holds_out(c)}
     yield name, corpora[name] if corpora[name].name.startswith('tokenize_') else _step(
       c,
       f'tokenize_{name}',
-      functools.partial(steps_lib.run_tokenize, corpus=name),
+      functools.partial(steps_lib.run_tokenize, corpus=name,
+                        against={k: v.name for k, v in others.items()}),
       ['tokenize'],
-      needs=[corpora[name], *tokenizer],
+      needs=[corpora[name], *others.values(), *tokenizer],
       outside=given,
+      fault=step_fault,
       cost=f'the corpus {name!r} to token documents',
       links={f'tokens/{name}': name},
     )
@@ -176,6 +183,7 @@ def _teacher_caches(
       needs=[tokens[name]],
       outside=teacher,
       resumable=True,
+      fault=step_fault,
       cost=f'what the teacher says of {name!r}',
       links={f'teacher/{name}': name},
     )
@@ -196,6 +204,7 @@ def _train(
     outside=[_weights(c.train.init_from or c.train.branch_from), _weights(c.distill.teacher),
              *([_weights(c.train.reference)] if c.train.reference else [])],
     resumable=True,
+    fault=steps_lib.checkpoint_fault,
     changeable=_CHANGEABLE,
     all_processes=True,
     cost=f'{c.train.steps:,} steps, {c.train.tokens:,} tokens, {flops * c.train.tokens:.2e} FLOPs',

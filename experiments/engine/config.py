@@ -94,6 +94,12 @@ def options(c: ConfigDict, section: str) -> Options:
     raise ValueError(f'--config.{section}: {e}') from None
 
 
+def holds_out(c: ConfigDict) -> bool:
+  """Whether documents are held out, and only those that are unlike all others, of any corpus."""
+  made = options(c, 'tokenize')
+  return isinstance(made, TokenizeOptions) and made.asks
+
+
 def unknown_field(argv: Sequence[str]) -> str:
   """What is wrong with the first flag that sets a field which configs/base.py lacks; '' if none."""
   known = base.get_config()

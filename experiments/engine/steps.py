@@ -109,8 +109,10 @@ def run_tokenizer(output: str, inputs: Mapping[str, str], *, c: Any) -> dict:
   return {'vocab_size': c.tokenizer.vocab_size}
 
 
-def run_tokenize(output: str, inputs: Mapping[str, str], *, c: Any, corpus: str) -> dict:
-  """A curated corpus to token documents."""
+def run_tokenize(
+  output: str, inputs: Mapping[str, str], *, c: Any, corpus: str, against: Mapping[str, str]
+) -> dict:
+  """A curated corpus to token documents; `against` has the step of each other corpus by name."""
   from data_beam import tokenize_corpus
 
   path = tokenize_corpus.run(
@@ -119,6 +121,7 @@ def run_tokenize(output: str, inputs: Mapping[str, str], *, c: Any, corpus: str)
     output,
     corpus,
     TokenizeOptions.of(c.tokenize),
+    against=[corpus_dir(inputs[step], name) for name, step in against.items()],
     beam_args=c.beam.args,
   )
   splits = read_json(os.path.join(path, 'manifest.json'))['splits'].values()
@@ -199,7 +202,7 @@ def run_evaluate(output: str, inputs: Mapping[str, str], *, c: Any, targets: Seq
     evals.evaluate,
     tokenizer=tokenizer.load(
       tokenizer_file(c, inputs), meta.get('special_tokens'), meta.get('tokenizer_sha256', '')),
-    documents=load_held_out(paths, limit=c.eval.documents),
+    documents=load_held_out(paths, limit=c.eval.documents, note=console.print),
     bos=c.tokenize.bos,
     batch_size=c.eval.batch_size,
     seq_len=c.data.seq_len,
@@ -284,6 +287,15 @@ def run_report(output: str, _: Mapping[str, str], *, workdir: str) -> dict:
 
 
 # --- Files ---------------------------------------------------------------------------------------
+
+
+def checkpoint_fault(output: str, every_byte: bool) -> str:
+  """What is wrong with the newest checkpoint that training left; '' if nothing, or it is gone."""
+  from smoljax.checkpoints import seals
+
+  root = pathlib.Path(output) / 'checkpoints'
+  steps = seals.steps(root)
+  return seals.fault(root, steps[-1], again=every_byte) if steps else ''
 
 
 def find_files(patterns: str, flag: str) -> list[dict]:
