@@ -214,7 +214,7 @@ _arithmetic = _own_shots(
 
 
 def _tested(row, tests, weak, prelude):
-  name = row['entry_point']
+  name = row['entry_point'].strip()
 
   def grade(text: str) -> dict[str, float]:
     verdict = execution.test(program(text, row['prompt'], [name]), tests, names=[name],
