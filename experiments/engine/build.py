@@ -206,6 +206,8 @@ def _scores_and_exports(
     functools.partial(steps_lib.run_evaluate, targets=targets),
     ['eval', 'seed'],
     needs=[train, *(tokens[name] for name in targets), *tokenizer],
+    outside=[steps_lib.find_files(name, '--config.eval.tasks')
+             for name in c.eval.tasks if name.endswith('.jsonl')] or None,
     version=2,
     cost=f'bits per byte on {", ".join(targets)}; tasks: {", ".join(c.eval.tasks) or "none"}',
     links={'evals': 'evals'},

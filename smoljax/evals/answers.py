@@ -232,13 +232,13 @@ def pass_at_k(n: int, c: int, k: int) -> float:
   return 1.0 - math.prod(1.0 - k / i for i in range(n - c + 1, n + 1)) if n - c >= k else 1.0
 
 
-def interval(mean: float, n: int, z: float = 1.96) -> tuple[float, float]:
+def interval(mean: float, n: int, z: float = 1.96) -> list[float]:
   """Wilson's interval of a share of n questions, 95 % by default: it holds at 0 and 1 too."""
   if not n:
-    return 0.0, 1.0
+    return [0.0, 1.0]
   middle = (mean + z * z / (2 * n)) / (1 + z * z / n)
   half = z / (1 + z * z / n) * math.sqrt(mean * (1 - mean) / n + z * z / (4 * n * n))
-  return max(0.0, middle - half), min(1.0, middle + half)
+  return [max(0.0, middle - half), min(1.0, middle + half)]
 
 
 def code_block(text: str) -> str | None:

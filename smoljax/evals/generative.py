@@ -117,10 +117,13 @@ class Settings:
       raise ValueError(f'pass@{wrong[0]} needs at least {wrong[0]} samples, not {self.samples}')
 
 
+DEFAULT = Settings()
+
+
 def evaluate_generation(
   model: load.Model,
   sets: Mapping[str, Set],
-  settings: Settings = Settings(),
+  settings: Settings = DEFAULT,
   *,
   log_line: Callable[[str], None] = lambda line: None,
 ) -> dict[str, dict[str, Any]]:

@@ -3,16 +3,22 @@
 import json
 import math
 import random
+import re
+import types
 
+import numpy as np
 import pytest
+import scipy.stats
 from goldens import make_lm_harness as models
 
+from smoljax import evals
 from smoljax.checkpoints import load
 from smoljax.data import chat_template
-from smoljax.evals import answers, problems
+from smoljax.evals import answers, decisive, problems, run
 from smoljax.evals.generative import Question, Set, Settings, Turn, evaluate_generation
 from smoljax.evals.writing import Writer, Written
 from smoljax.inference.sampling import Sampling
+from smoljax.report import generation_section
 
 
 @pytest.fixture(scope='module')
@@ -206,3 +212,49 @@ def test_pass_at_k_has_no_bias():
   low, high = answers.interval(0.0, 20)
   assert low == 0 and high == pytest.approx(0.161, abs=1e-3)  # Wilson's, by R's binom.confint
 
+
+
+def test_evaluate_writes_reads_and_reports(model, say, tmp_path):
+  """Sets of one's own and long texts beside the rest, in the results and on the page."""
+  (tmp_path / 'own.jsonl').write_text('{"prompt": "<b>2+2</b>", "answer": 4, "depth": 1}\n' * 3)
+  say(lambda prompt: re.sub(r'.* is (\d{7})\..*', r'\1', prompt, flags=re.S)
+      if 'special' in prompt else '<i>4</i>')
+  wide = big(model)
+  lines = []
+  results = evals.evaluate(
+    wide.config, wide.params, wide.tokenizer, [str(tmp_path / 'own.jsonl'), 'ruler:niah_single_1'],
+    bos=wide.bos, seq_len=64, limit=2, log_line=lines.append, generation=run.Generation(
+      Settings(modes=('no_think', 'plain')), lengths=(3000, 6000)))
+  assert json.loads(json.dumps(results)) == results
+  found = results['generation']
+  own = found.pop(str(tmp_path / 'own.jsonl'))
+  assert own['no_think']['n'] == 2 and own['plain']['exact'] == 1
+  assert list(found) == ['ruler:niah_single_1@3000', 'ruler:niah_single_1@6000']
+  for modes in found.values():
+    assert all(row['recall'] == row['precision'] == 1 and not row['too_long']
+               for row in modes.values())
+  assert len(lines) == 6
+  page = generation_section.generation(
+    types.SimpleNamespace(evals={'generation': {'own': own, **found}}), lambda *_: '')
+  assert '&lt;i&gt;4&lt;/i&gt;' in page and '<i>' not in page and 'no_think' in page
+  assert generation_section.generation(types.SimpleNamespace(evals={}), lambda *_: '') == ''
+  with pytest.raises(ValueError, match="unknown task 'gsm9k'"):
+    evals.evaluate(wide.config, wide.params, wide.tokenizer, ['gsm9k'], bos=True, seq_len=64)
+
+
+def test_which_tasks_decide():
+  rising = {f'seed {s}': {100 * t: 0.25 + 0.05 * t + 0.002 * s for t in range(1, 6)}
+            for s in range(3)}
+  found = decisive.signal(rising, 0.25)
+  assert found['decides'] and found['monotone'] == found['order'] == 1
+  assert found['noise'] == pytest.approx(0.002)
+  rng = np.random.default_rng(0)
+  noise = {str(s): {t: 0.25 + rng.normal(0, 0.02) for t in range(8)} for s in range(4)}
+  found = decisive.signal(noise, 0.25)
+  assert found['decides'] is False and len(found['why']) == 3
+  assert found['monotone'] == pytest.approx(np.mean([
+    scipy.stats.spearmanr(range(8), list(run.values())).statistic for run in noise.values()]))
+  one = decisive.signal({'a': {1: 0.1}})
+  assert one['decides'] is None
+  x, y = [1, 2, 3, 4], [2, 1, 4, 3]
+  assert decisive.kendall(x, y) == pytest.approx(scipy.stats.kendalltau(x, y).statistic)
