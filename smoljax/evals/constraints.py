@@ -30,7 +30,7 @@ def words(text: str) -> list[str]:
 def sentences(text: str) -> list[str]:
   """Its sentences: up to . ? ! or … before a space or the end; an abbreviation ends none."""
   text = re.sub(r'\b(Mr|Mrs|Ms|Dr|Prof|St|Sr|Jr|vs|etc|e\.g|i\.e|z\.B|bzw|ca|M|Mme|Sra|Dra)\.\s',
-                r'\1\u2024 ', text)
+                '\\1\u2024 ', text)
   found = re.split(r'(?<=[.!?\u2026])["\u201d\u00bb)\]]*\s+|\n{2,}', text)
   return [s for s in found if re.search(r'\w', s)]
 

@@ -25,7 +25,7 @@ from smoljax.data.tokenizer import Tokenizer
 from smoljax.evals import generative, multiple_choice, problems, ruler
 from smoljax.evals.generative import DEFAULT, Settings
 from smoljax.evals.held_out import Document, bits_per_byte, copy_probe, unigram_loss
-from smoljax.evals.tasks import TASKS, load_task
+from smoljax.evals.tasks import TASKS, has_choices, load_task, task_of
 
 _RULER = 'ruler'
 
@@ -105,11 +105,11 @@ def evaluate(
     name: load_task(
       name, eval_data, documents=documents, tokenizer=tokenizer, limit=limit, seed=seed
     )
-    for name in tasks if name in TASKS
+    for name in tasks if name in TASKS or (name.endswith('.jsonl') and has_choices(name))
   }
   source = problems.Source(eval_data, limit, seed, generation.unsafe_programs)
   written = {name: problems.load_set(name, source) for name in tasks
-             if name in problems.SETS or name.endswith('.jsonl')}
+             if name not in loaded and (name in problems.SETS or name.endswith('.jsonl'))}
   options = {'batch_size': batch_size, 'seq_len': seq_len}
   results: dict[str, Any] = {'bits_per_byte': {}, 'tasks': {}}
   for name, docs in documents.items():
@@ -127,12 +127,12 @@ def evaluate(
       f'{row["accuracy"]:.1%} {name} ({row["saved"]:.2f} nats saved)'
       for name, row in copied.items()))
   for name, examples in loaded.items():
-    uninformed = [{**e, 'context': TASKS[name].blind} for e in examples]
+    uninformed = [{**e, 'context': task_of(name).blind} for e in examples]
     scores, blind = (
       multiple_choice.score_choices(config, params, tokenizer, x, bos=bos, **options)
       for x in (examples, uninformed)
     )
-    metric = TASKS[name].metric
+    metric = task_of(name).metric
     row = results['tasks'][name] = multiple_choice.summarize(examples, scores, blind, metric=metric)
     log_line(
       f'{name}: {metric} {row[metric]:.3f} ± {row["stderr"]:.3f} (blind '

@@ -9,6 +9,7 @@ import types
 import numpy as np
 import pytest
 import scipy.stats
+from goldens import make_gsm8k_verdicts as verdicts
 from goldens import make_lm_harness as models
 
 from smoljax import evals
@@ -43,6 +44,7 @@ def big(model):
     **{**model.config.__dict__, 'max_seq_len': 4096}))
 
 
+@pytest.mark.slow  # test_lm_harness has it at three sizes
 def test_what_is_written_depends_on_neither_batch_nor_order(model):
   rng = random.Random(0)
   prompts = [[rng.randrange(3, 320) for _ in range(rng.choice((3, 9, 30, 40)))] for _ in range(40)]
@@ -185,6 +187,15 @@ def test_the_numbers_of_answers():
                '<think>a</think><think>b</think>c', '<think><think>a</think>b'):
     assert not follow(text, 'think'), text
   assert not follow('<think>a</think>b', 'think', ended=False)
+
+
+def test_verdicts_of_lm_eval_on_gsm8k():
+  stored = json.loads(verdicts.FILE.read_text())
+  for name, take in (('strict-match', answers.gsm8k_strict),
+                     ('flexible-extract', answers.gsm8k_flexible)):
+    got = ''.join(str(int(answers.gsm8k_equal(take(text), reference)))
+                  for text, reference in verdicts.answers())
+    assert got == stored[name] and 20 < got.count('1') < 180
 
 
 def test_calls_are_compared_with_their_types():
