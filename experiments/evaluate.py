@@ -35,7 +35,7 @@ from smoljax.evals.tasks import TASKS
 from smoljax.inference.sampling import Sampling
 
 _CHECKPOINT = flags.DEFINE_list(
-  'checkpoint', None, 'A run (its workdir, checkpoints folder or one step), or a HF model folder; '
+  'checkpoint', [], 'A run (its workdir, checkpoints folder or one step), or a HF model folder; '
   'several tell which tasks can decide.'
 )
 _TASKS = flags.DEFINE_list(

@@ -93,7 +93,7 @@ def _test(tests, source, sink, child):
 
   try:
     names = ask('load')
-    space = {'__name__': 'tests', '__builtins__': builtins}
+    space: dict[str, Any] = {'__name__': 'tests', '__builtins__': builtins}
     exec(compile(tests['prelude'], '<prelude>', 'exec'), space)
     for name in names:
       if name in tests['names'] or not (name in space or hasattr(builtins, name)):
@@ -116,7 +116,8 @@ def _death(child):
   with contextlib.suppress(ChildProcessError):
     _, status = os.waitpid(child, 0)
     if os.WIFSIGNALED(status):
-      return {signal.SIGXCPU: 'time', signal.SIGKILL: 'killed'}.get(os.WTERMSIG(status), 'crash')
+      ended = {int(signal.SIGXCPU): 'time', int(signal.SIGKILL): 'killed'}
+      return ended.get(os.WTERMSIG(status), 'crash')
   return 'ended'
 
 
@@ -125,7 +126,7 @@ def _death(child):
 
 def _serve(order, source, sink):
   """Runs the program, then its functions as they are asked for."""
-  space = {'__name__': '__main__' if order['script'] else 'program'}
+  space: dict[str, Any] = {'__name__': '__main__' if order['script'] else 'program'}
   sys.stdin, sys.stdout = io.StringIO(order['stdin']), io.TextIOWrapper(
     io.FileIO(1, 'w', closefd=False), write_through=True)
   while True:
@@ -149,7 +150,7 @@ def _serve(order, source, sink):
 
 # -------------------------------------------------------------------------------------- plain data
 
-_SEQUENCES: dict[str, Callable] = {
+_SEQUENCES: dict[str, type] = {
   'list': list, 'tuple': tuple, 'set': set, 'frozenset': frozenset, 'deque': collections.deque}
 _MAPPINGS: dict[str, Callable] = {
   'dict': dict, 'OrderedDict': collections.OrderedDict, 'Counter': collections.Counter,
@@ -351,7 +352,7 @@ _DENIED = {
   'listen': (50, 201), 'io_uring_setup': (425, 425), 'io_uring_enter': (426, 426),
   'io_uring_register': (427, 427), 'ptrace': (101, 117), 'process_vm_readv': (310, 270),
   'process_vm_writev': (311, 271), 'kill': (62, 129), 'tkill': (200, 130), 'tgkill': (234, 131),
-  'pidfd_send_signal': (424, 424), 'pidfd_open': (434, 434), 'pidfd_getfd': (438, 438),
+  'rt_sigqueueinfo': (129, 138), 'rt_tgsigqueueinfo': (297, 240), 'pidfd_send_signal': (424, 424), 'pidfd_open': (434, 434), 'pidfd_getfd': (438, 438),
   'execve': (59, 221), 'execveat': (322, 281), 'fork': (57, None), 'vfork': (58, None),
   'unshare': (272, 97), 'setns': (308, 268), 'mount': (165, 40), 'umount2': (166, 39),
   'pivot_root': (155, 41), 'chroot': (161, 51), 'open_tree': (428, 428), 'move_mount': (429, 429),

@@ -135,7 +135,7 @@ def _run(order, tests, limits, weak):
     with contextlib.suppress(ProcessLookupError):
       os.killpg(process.pid, signal.SIGKILL)
     process.wait()
-    for pipe in (process.stdin, process.stdout, process.stderr):
+    for pipe in filter(None, (process.stdin, process.stdout, process.stderr)):
       pipe.close()
   shown = output.decode(errors='replace')
   if len(answer) < _LENGTH.size:

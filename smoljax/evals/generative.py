@@ -253,7 +253,7 @@ class _Asker:
     return ids + (text.encode(question.prefix) if question.prefix else []), opening, most
 
 
-def _score(asker, set_, questions, mode):
+def _score(asker, set_, questions, mode) -> dict[str, Any]:
   """The scores of some questions in one mode."""
   began = time.perf_counter()
   samples = asker.settings.samples
@@ -282,8 +282,9 @@ def _score(asker, set_, questions, mode):
   main = [row.get(metric, 0.0) for row in per_question]
   written = [w for *_, w in turns if w is not None]
   tokens = sum(len(w.ids) for w in written)
-  result: dict[str, Any] = {name: _mean([row[name] for row in per_question]) for name in names}
-  result = {metric: 0.0} | result | {
+  result: dict[str, Any] = {metric: 0.0}
+  result |= {name: _mean([row[name] for row in per_question]) for name in names}
+  result |= {
     'metric': metric, 'n': len(questions), 'interval': answers.interval(_mean(main), len(main)),
     'follows': _mean(follows), 'ended': _mean([w.ended for w in written]),
     'unclosed': _mean([answers.OPEN in text and not answers.split(text).closed

@@ -241,7 +241,7 @@ def _mbpp(source: Source) -> Set:
   execution.require(source.weak)
   tests = lambda row: textwrap.dedent(row['test'].partition('\n')[2]).strip()
   docstring = re.compile(r"\n\s*'''(.*?)'''[^\n]*\n", re.S)
-  said = lambda row: ' '.join(docstring.search(row['prompt'])[1].split())
+  said = lambda row: ' '.join(docstring.findall(row['prompt'])[0].split())
   ask = lambda row: ('You are an expert Python programmer, and here is your task: '
                      f'{said(row)} Your code should pass these tests:\n\n{tests(row)}\n')
   solved = lambda row: docstring.sub('\n', row['prompt']) + row['canonical_solution'].rstrip()

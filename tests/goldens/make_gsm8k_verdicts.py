@@ -30,7 +30,8 @@ def answers() -> list[tuple[str, str]]:
   return pairs
 
 
-if __name__ == '__main__':
+def reference() -> dict[str, str]:
+  """The harness's verdicts, 0 or 1 of each answer, by the name of its filter."""
   import importlib.util
 
   import yaml
@@ -48,5 +49,8 @@ if __name__ == '__main__':
     found[filters['name']] = ''.join(
       str(int(metrics.exact_match_hf_evaluate([got[0]], [reference], **how)['exact_match']))
       for got, (_, reference) in zip(taken, pairs, strict=True))
-  FILE.write_text(json.dumps(found, indent=0) + '\n')
-  print({k: v.count('1') for k, v in found.items()})
+  return found
+
+
+if __name__ == '__main__':
+  FILE.write_text(json.dumps(reference(), indent=0) + '\n')

@@ -626,7 +626,7 @@ def test_evaluate_command(trained, markov_corpora, tmp_path, capsys):
   assert str(output) in capsys.readouterr().out
   for wrong, words in (
     ({'tasks': ['piqua']}, 'unknown task'),
-    ({'checkpoint': None, 'tasks': ['piqa']}, 'which model'),
+    ({'checkpoint': [], 'tasks': ['piqa']}, 'which model'),
     ({'output': None, 'tasks': ['piqa']}, 'where to'),
     ({'checkpoint': [str(tmp_path)], 'tasks': ['piqa']}, 'no intact checkpoint'),
     ({}, 'nothing to measure'),
