@@ -29,7 +29,7 @@ from rich.table import Table
 from experiments.engine.cli import console, write_json
 from smoljax import evals, sharding
 from smoljax.checkpoints import hf_folder, load, store
-from smoljax.evals import decisive, execution, generative, problems, ruler, run
+from smoljax.evals import decisive, generative, problems, ruler, run
 from smoljax.evals.held_out import load_documents
 from smoljax.evals.tasks import TASKS
 from smoljax.inference.sampling import Sampling
@@ -83,7 +83,7 @@ def main(argv: list[str]) -> None:
     if not _TASKS.value and not _CORPUS.value:
       raise ValueError('nothing to measure: give --tasks, --corpus or both')
     results = _evaluate_all()
-  except (OSError, ValueError, execution.Refused) as e:
+  except (OSError, ValueError) as e:
     print(f'error: {e}', file=sys.stderr)
     sys.exit(2)
   for result in results.get('checkpoints', {'': results}).values():

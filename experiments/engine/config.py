@@ -184,6 +184,7 @@ def check(c: Any) -> None:
   from smoljax import metrics, model, optim
   from smoljax.data import tokenizer
   from smoljax.data.batches import make_stages
+  from smoljax.evals import execution, problems
   from smoljax.evals.run import require_task
   from smoljax.optim import mup
   from smoljax.optim.qk_clip import QK_RULES, logit_measure
@@ -193,8 +194,13 @@ def check(c: Any) -> None:
   for name in _OPTIONS:
     if c[name].get('enabled', True):  # else the libraries that curate need not be here
       options(c, name)
-  for task in c.eval.tasks:
-    require_task(task)
+  try:
+    for task in c.eval.tasks:
+      require_task(task)
+    if problems.PROGRAMS & set(c.eval.tasks):
+      execution.require(c.eval.generation.unsafe_programs)
+  except ValueError as e:
+    raise ValueError(f'--config.eval.tasks: {e}') from None
   generation(c)
 
   def divides(what: str, num_shards: int) -> None:

@@ -32,7 +32,7 @@ _OUTPUT = 1 << 16  # bytes of a program's output that are kept; then the pipe is
 _LENGTH = struct.Struct('<Q')
 
 
-class Refused(RuntimeError):
+class Refused(ValueError):
   """This machine cannot confine a program as it should; the message says what is missing."""
 
 
@@ -102,7 +102,7 @@ def _refusal(missing):
   return (f'this machine cannot confine programs: {", ".join(missing)} missing (unshare of '
           'util-linux, user namespaces or root, Linux 5.13 with Landlock and seccomp). Programs of '
           'a model are not run here; in a container that may be lost, allow it with '
-          '--unsafe_programs')
+          '--unsafe_programs or --config.eval.generation.unsafe_programs')
 
 
 @functools.cache

@@ -362,6 +362,8 @@ def _called(wanted: Sequence[Mapping[str, Any]], text: str) -> dict[str, float]:
           'form': float(parsed)}
 
 
+PROGRAMS = {'humaneval', 'mbpp'}  # whose answers are run
+
 SETS: dict[str, Callable[[Source], Set]] = {
   'gsm8k': _gsm8k,
   'svamp': _svamp,
