@@ -1,10 +1,15 @@
 """Beam's options from command line flags, and which runner they mean."""
 
+import argparse
+import contextlib
 import logging
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from typing import NoReturn
 
 from apache_beam.options import pipeline_options as beam_options
 from apache_beam.runners.portability.fn_api_runner import worker_handlers
+
+from data_beam.command_line import near
 
 log = logging.getLogger('data_beam')
 _LOCAL_RUNNERS = ('DirectRunner', 'SwitchingDirectRunner', 'FnApiRunner')
@@ -25,7 +30,7 @@ def pipeline_options(beam_args: Sequence[str] = ()) -> beam_options.PipelineOpti
   """
   options = beam_options.PipelineOptions(flags=list(beam_args))
   runner = options.view_as(beam_options.StandardOptions).runner
-  if runner and runner.rpartition('.')[2] not in _LOCAL_RUNNERS:
+  if is_remote(runner):
     return options
   refuse_unknown(beam_args)
   options.view_as(beam_options.StandardOptions).runner = 'FnApiRunner'
@@ -41,12 +46,57 @@ def pipeline_options(beam_args: Sequence[str] = ()) -> beam_options.PipelineOpti
   return options
 
 
-def refuse_unknown(beam_args: Sequence[str]) -> None:
-  """Beam only warns of a flag that it does not know, and a misspelt one would be lost."""
+@contextlib.contextmanager
+def explained(beam_args: Sequence[str]) -> Iterator[None]:
+  """Turns what another runner than this machine's ends with into a ValueError that names it.
+
+  What it lacks (a job server, Java, a bucket) is the user's to mend; of errors in this process the
+  traceback stays.
+  """
+  try:
+    yield
+  except Exception as e:
+    runner = beam_options.PipelineOptions(flags=list(beam_args)).view_as(
+      beam_options.StandardOptions).runner
+    if (isinstance(e, ValueError) and 'unknown' in str(e)) or not is_remote(runner):
+      raise
+    words = ' '.join(str(e).split())
+    raise ValueError(f'--runner={runner}: {type(e).__name__}: {words[:300]}') from e
+
+
+def is_remote(runner: str | None) -> bool:
+  """Whether Beam's runner of this name needs more than this process."""
+  return bool(runner) and str(runner).rpartition('.')[2] not in _LOCAL_RUNNERS
+
+
+def _parser() -> argparse.ArgumentParser:
   parser = beam_options._BeamArgumentParser(allow_abbrev=False)  # as PipelineOptions does
   for group in beam_options.PipelineOptions.__subclasses__():
     group._add_argparse_args(parser)
+  return parser
+
+
+def is_beams(flag: str) -> bool:
+  """Whether Beam itself has a flag of this name, such as --runner."""
+  return flag in _parser()._option_string_actions
+
+
+def refuse_unknown(beam_args: Sequence[str]) -> None:
+  """Beam only warns of a flag that it does not know, and a misspelt one would be lost.
+
+  Raises ValueError for such a flag, for a value that its flag does not take, and for a word that
+  belongs to none.
+  """
+  parser = _parser()
+  parser.error = _refuse
   unknown = parser.parse_known_args(list(beam_args))[1]
   if unknown:
-    raise ValueError(f'unknown flag {unknown[0]!r}; --help lists the flags, and Beam\'s own are '
+    name = unknown[0].partition('=')[0]
+    raise ValueError(f'unknown flag {unknown[0]!r}{near(name, list(parser._option_string_actions))}'
+                     '; --help lists the flags, and Beam\'s own are '
                      'at https://beam.apache.org/documentation/')
+
+
+def _refuse(message: str) -> NoReturn:
+  raise ValueError(f'{message}; Beam\'s own flags are at '
+                   'https://beam.apache.org/documentation/')

@@ -1,9 +1,7 @@
 """What every pipeline of documents shares: its stages' frame, its run, its command line."""
 
-import argparse
 import dataclasses
 import logging
-import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
@@ -11,11 +9,13 @@ import apache_beam as beam
 
 from data_beam import options as options_lib
 from data_beam import records
-from data_beam.beam_options import pipeline_options
+from data_beam.beam_options import explained, is_beams, pipeline_options
+from data_beam.command_line import Parser, complain
 from data_beam.filters.rules import Rule
 from data_beam.options import Options
 from data_beam.progress import Funnel
 from data_beam.records import Document, Reject
+from data_beam.redact import public
 from data_beam.text import pii
 
 log = logging.getLogger('data_beam')
@@ -92,7 +92,7 @@ def curate(
   path = records.corpus_path(output, name)
   beam_options = pipeline_options(beam_args)
   log.info('curating %d files (%.1f MB) into %s', len(inputs),
-           sum(i.get('bytes', 0) for i in inputs) / 1e6, path)
+           sum(i.get('bytes', 0) for i in inputs) / 1e6, public(path))
   with Funnel(steps, beam_options) as funnel, beam.Pipeline(options=beam_options) as pipeline:
     kept, rejects = funnel.apply(pipeline | 'source' >> source | beam.Reshuffle())
     records.write_corpus(
@@ -141,8 +141,8 @@ def command(
   Returns:
     0, or 2 after one line about what was wrong with the input.
   """
-  parser = argparse.ArgumentParser(
-    prog=f'python -m {prog}', allow_abbrev=False, description=description, epilog=epilog)
+  parser = Parser(
+    prog=f'python -m {prog}', description=description, epilog=epilog, others=is_beams)
   parser.add_argument('--input', nargs='+', action='extend', required=True, metavar='GLOB',
                       help=f'{input}; several after blanks, or as --input=A --input=B')
   parser.add_argument('--output', required=True, metavar='DIR', help='where corpora go')
@@ -153,11 +153,11 @@ def command(
   logging.basicConfig(format='%(message)s', level=logging.WARNING, force=True)
   log.setLevel(logging.INFO)
   try:
-    path = run(args.input, args.output, args.name, options_lib.take(options, vars(args)),
-               beam_args=beam_args)
+    with explained(beam_args):
+      path = run(args.input, args.output, args.name, options_lib.take(options, vars(args)),
+                 beam_args=beam_args)
   except (ValueError, OSError) as error:
-    print(f'{prog}: {error}', file=sys.stderr)
-    return 2
-  print(f'The corpus is at {path}, what was dropped at '
-        f'{records.corpus_path(args.output, args.name + "_rejects")}')
+    return complain(prog, error)
+  rejects = records.corpus_path(args.output, args.name + '_rejects')
+  print(public(f'The corpus is at {path}, what was dropped at {rejects}'))
   return 0

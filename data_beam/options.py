@@ -26,7 +26,8 @@ def option(default: Any, help: str, **more: Any) -> Any:
     default: its value where none is given.
     help: for the flag; '{module:NAME}' in it becomes the names that are there.
     **more: `metavar` of the flag; `choices`, 'module:NAME' of the names to choose from; `check`,
-      'module:FUNCTION' that raises ValueError for a wrong value; `least`, the smallest number;
+      'module:FUNCTION' that raises ValueError for a wrong value; `least`, the smallest number,
+      and `most`;
       `empty`, the flag's word for no entry in a list; `many`, of a list whose entries stand apart,
       after blanks, rather than with commas between; `files`, '{}' or a pattern with it, where the
       value names files from which the result follows.
@@ -42,7 +43,10 @@ class Options:
     for field in dataclasses.fields(self):
       value, more = getattr(self, field.name), field.metadata
       if kind(field) is tuple:
-        value = (value,) if isinstance(value, str) else tuple(value)
+        value = (value,) if isinstance(value, str) else value
+        if not isinstance(value, tuple | list) or not all(isinstance(v, str) for v in value):
+          raise ValueError(f'{field.name}={value!r}: give words, with commas between')
+        value = tuple(value)
         if not more.get('many'):
           value = tuple(part for entry in value for part in entry.split(','))
         object.__setattr__(self, field.name, value)
@@ -56,6 +60,8 @@ class Options:
         _at(more['check'])(value)
       if value is not None and value < more.get('least', value):
         raise ValueError(f'{field.name} is {value}: give at least {more["least"]}')
+      if value is not None and value > more.get('most', value):
+        raise ValueError(f'{field.name} is {value}: give at most {more["most"]}')
 
   @classmethod
   def of(cls, section: Mapping[str, Any]) -> Self:
@@ -139,7 +145,7 @@ def _names(reference: str) -> str:
 # --- what several pipelines have -----------------------------------------------------------------
 
 _languages = functools.partial(
-  option, ('en',), 'languages to keep, such as en,fr,de; any for all of them', metavar='CODES',
+  option, help='languages to keep, such as en,fr,de; any for all of them', metavar='CODES',
   empty='any')
 _FILTERS = ('quality rules: a profile ({data_beam.filters.rules:PROFILES}), or names of rules with '
             'commas between ({data_beam.filters.rules:RULES})')
@@ -153,7 +159,11 @@ _limit = functools.partial(
 _minhash_hash = functools.partial(
   option, 'fast', "how words are hashed: fast, or datatrove's signatures with xxh64 or sha1",
   choices='data_beam.dedup.minhash:HASHES')
-_num_shards = functools.partial(option, 8, 'files of the corpus', metavar='N', least=1)
+_decontaminate = functools.partial(
+  option, (), 'drop documents that quote these evaluation sets (JSONL)', metavar='GLOB', many=True,
+  files='{}')
+_num_shards = functools.partial(
+  option, 8, 'files of the corpus', metavar='N', least=1, most=100_000)
 
 
 # --- the pipelines -------------------------------------------------------------------------------
@@ -163,7 +173,7 @@ _num_shards = functools.partial(option, 8, 'files of the corpus', metavar='N', l
 class WebOptions(Options):
   """Of data_beam.web."""
 
-  languages: tuple[str, ...] = _languages()
+  languages: tuple[str, ...] = _languages(('en',))
   min_language_score: float | None = option(
     None, 'drop documents whose language is less certain than this (FineWeb: 0.65); none for a '
     'threshold fitted to each language', metavar='P')
@@ -182,9 +192,7 @@ class WebOptions(Options):
     'global', 'look for duplicates among all documents, or within a crawl dump or a language only',
     choices='data_beam.dedup.exact:SCOPES')
   url_dedup: bool = option(False, 'keep one page of each URL')
-  decontaminate: tuple[str, ...] = option(
-    (), 'drop documents that quote these evaluation sets (JSONL)', metavar='GLOB', many=True,
-    files='{}')
+  decontaminate: tuple[str, ...] = _decontaminate()
   phones: bool = option(False, 'hide telephone numbers too')
   limit: int | None = _limit()
   num_shards: int = _num_shards()
@@ -194,7 +202,7 @@ class WebOptions(Options):
 class PdfOptions(Options):
   """Of data_beam.pdf."""
 
-  languages: tuple[str, ...] = _languages()
+  languages: tuple[str, ...] = _languages(('en',))
   min_language_score: float | None = option(
     .4, 'drop documents whose language is less certain than this (FinePDFs: 0.24 to 0.41 for most '
     'languages of Western Europe); none for a threshold fitted to each language', metavar='P')
@@ -228,7 +236,8 @@ class PdfOptions(Options):
   agent: str = option('', 'User-Agent of --refetch, with an address that a site may write to',
                       metavar='TEXT')
   fetch_delay: float = option(
-    1., 'between two requests to a host, unless its robots.txt asks for more', metavar='SECONDS')
+    1., 'between two requests to a host, unless its robots.txt asks for more', metavar='SECONDS',
+    least=0)
   stale_before: str = option('', 'for --refetch=stale, as 2024-01-31', metavar='DATE')
   limit: int | None = _limit()
   num_shards: int = _num_shards()
@@ -246,6 +255,24 @@ class PythonSourceOptions(Options):
   licences: str = option(
     'permissive', 'permissive drops files whose header names a copyleft or proprietary licence',
     choices='data_beam.python_source:LICENCES')
+  limit: int | None = _limit()
+  num_shards: int = _num_shards()
+
+
+@dataclasses.dataclass(frozen=True)
+class ConversationOptions(Options):
+  """Of data_beam.conversations."""
+
+  mode: str = option(
+    'auto', 'of conversations that do not say it: auto for think where an answer has a thought, '
+    'else no_think', choices='data_beam.conversations:MODES')
+  languages: tuple[str, ...] = _languages(())
+  minhash: str = _minhash('14x8')
+  minhash_hash: str = _minhash_hash()
+  decontaminate: tuple[str, ...] = _decontaminate()
+  tokenizer: str = option(
+    '', 'also write the tokens, as data_beam.tokenize_corpus does, to NAME_tokens', metavar='FILE',
+    files='{}')
   limit: int | None = _limit()
   num_shards: int = _num_shards()
 
@@ -276,9 +303,12 @@ class TokenizeOptions(Options):
     1., 'share of the other documents to take, likewise: to ask how many are needed, or to give '
     'two corpora equally many', metavar='SHARE')
   bos: bool = option(True, 'begin each document with the begin-of-text token')
+  train_user: bool = option(
+    False, "of conversations, learn the system, user and tool turns too, not the assistant's alone")
   rehydrate: bool = option(
     False, 'repeat documents in training by number of duplicates, as in FineWeb-2')
-  num_shards: int = option(8, 'files to spread the training split over', metavar='N', least=1)
+  num_shards: int = option(8, 'files to spread the training split over', metavar='N', least=1,
+                           most=100_000)
 
   def __post_init__(self):
     super().__post_init__()

@@ -10,10 +10,16 @@
       --corpus=runs/long/tokens/web/1.0.0 --output=ruler.json
 
 Public tasks are read from JSONL files in --eval_data (nothing is downloaded; a missing file is
-named). Beside each score stand chance, the model without the question, and the longest answer; of
-what is written, n and an interval. A file .jsonl is a set of questions of your own
-(smoljax/evals/problems.py says how). Several --checkpoint of one run, or of runs that differ in
-their seed, also tell which tasks can decide anything at this size.
+named). Questions of your own are a file NAME.jsonl there, an object a line, and --tasks=NAME:
+
+  {"question": "Which colour is the sky?", "choices": ["green", "blue"], "answer": 1}
+  {"prompt": "What is 2 + 2?", "answer": "4"}
+
+To choose from: `answer` counts from 0, or is the choice's letter or text; "context" may say what
+the question is about. To answer freely: smoljax/evals/problems.py says what else there may be.
+Beside each score stand chance, the model without the question, and the longest answer; of what is
+written, n and an interval. Several --checkpoint of one run, or of runs that differ in their seed,
+also tell which tasks can decide anything at this size.
 """
 
 import dataclasses
@@ -23,9 +29,10 @@ import sys
 from typing import Any
 
 import jax
-from absl import app, flags
+from absl import flags
 from rich.table import Table
 
+from experiments.engine import cli
 from experiments.engine.cli import console, write_json
 from smoljax import evals, sharding
 from smoljax.checkpoints import hf_folder, load, store
@@ -40,27 +47,35 @@ _CHECKPOINT = flags.DEFINE_list(
 )
 _TASKS = flags.DEFINE_list(
   'tasks', [], f'Multiple choice: {", ".join(TASKS)}. Written by the model: '
-  f'{", ".join(problems.SETS)}, or a file .jsonl. Long texts: ruler, or ruler: with one of '
-  f'{", ".join(ruler.TASKS)}.')
-_EVAL_DATA = flags.DEFINE_string('eval_data', '', 'Folder with the JSONL files of public tasks.')
+  f'{", ".join(problems.SETS)}. Long texts: ruler, or ruler: with one of {", ".join(ruler.TASKS)}. '
+  'Or NAME of a file NAME.jsonl in --eval_data with questions of your own.')
+_EVAL_DATA = flags.DEFINE_string('eval_data', '', 'Folder with the JSONL files of tasks.')
 _CORPUS = flags.DEFINE_list(
   'corpus', [], 'Tokenised corpora (DIR/NAME/VERSION) whose held-out documents give bits per byte, '
   'the continuation task and the filler of long texts.'
 )
 _OUTPUT = flags.DEFINE_string('output', None, 'The JSON file to write.')
 _TOKENIZER = flags.DEFINE_string('tokenizer', '', 'Tokenizer file, where the model names none.')
-_LIMIT = flags.DEFINE_integer('limit', 0, 'Examples a task and documents a corpus; 0 = all.')
-_BATCH_SIZE = flags.DEFINE_integer('batch_size', 16, 'Sequences at once; changes no score.')
+_LIMIT = flags.DEFINE_integer(
+  'limit', 0, 'Examples a task and documents a corpus; 0 = all.',
+  lower_bound=0, upper_bound=2**31 - 1)
+_BATCH_SIZE = flags.DEFINE_integer(
+  'batch_size', 16, 'Sequences at once; changes no score.',
+  lower_bound=1, upper_bound=2**31 - 1)
 _SEQ_LEN = flags.DEFINE_integer(
-  'seq_len', 0, 'Context in tokens; 0 = what the model was trained for, at most 4096.'
-)
-_SEED = flags.DEFINE_integer('seed', 0, 'Draws the tasks made by rule, and the samples.')
+  'seq_len', 0, 'Context in tokens; 0 = what the model was trained for, at most 4096.',
+  lower_bound=0, upper_bound=2**31 - 1)
+_SEED = flags.DEFINE_integer(
+  'seed', 0, 'Draws the tasks made by rule, and the samples.',
+  lower_bound=0, upper_bound=2**31 - 1)
 _MODES = flags.DEFINE_list(
   'modes', [], f'How a model that writes is asked, of {", ".join(generative.MODES)}; none = as it '
   'can be.')
 _MAX_NEW_TOKENS = flags.DEFINE_integer(
-  'max_new_tokens', 0, 'Tokens to write at most; 0 = as many as each task says.')
-_SAMPLES = flags.DEFINE_integer('samples', 1, 'Answers to each question.')
+  'max_new_tokens', 0, 'Tokens to write at most; 0 = as many as each task says.',
+  lower_bound=0, upper_bound=2**31 - 1)
+_SAMPLES = flags.DEFINE_integer(
+  'samples', 1, 'Answers to each question.', lower_bound=1, upper_bound=2**31 - 1)
 _TEMPERATURE = flags.DEFINE_float('temperature', 0.0, 'Of these; 0 = the likeliest token.')
 _TOP_P = flags.DEFINE_float('top_p', 1.0, 'Sample among the likeliest that have this probability.')
 _PASS_AT = flags.DEFINE_list('pass_at', ['1'], 'pass@k of these k, up to --samples.')
@@ -74,8 +89,6 @@ _UNSAFE = flags.DEFINE_bool(
 def main(argv: list[str]) -> None:
   """The command line; bad input is one line and exit code 2."""
   try:
-    if len(argv) > 1:
-      raise ValueError(f'unknown argument {argv[1]!r}: flags look like --tasks=piqa,arc_easy')
     if not _CHECKPOINT.value:
       raise ValueError('which model? Give --checkpoint=DIR')
     if not _OUTPUT.value:
@@ -84,8 +97,7 @@ def main(argv: list[str]) -> None:
       raise ValueError('nothing to measure: give --tasks, --corpus or both')
     results = _evaluate_all()
   except (OSError, ValueError) as e:
-    print(f'error: {e}', file=sys.stderr)
-    sys.exit(2)
+    sys.exit(cli.complain(e))
   for result in results.get('checkpoints', {'': results}).values():
     if result['tasks']:
       console.print(_table(result['tasks']))
@@ -215,4 +227,4 @@ def _signals(signals: dict) -> Table:
 
 
 if __name__ == '__main__':
-  app.run(main)
+  cli.start(main)

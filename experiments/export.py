@@ -12,8 +12,9 @@ import logging
 import sys
 from collections.abc import Sequence
 
-from absl import app, flags
+from absl import flags
 
+from experiments.engine import cli
 from smoljax.checkpoints import export_formats, load
 
 _CHECKPOINT = flags.DEFINE_string(
@@ -54,8 +55,7 @@ def main(_: Sequence[str]) -> None:
       model, _OUTPUT.value, dtype=_DTYPE.value, quantize=_QUANTIZE.value, with_chat=_CHAT.value,
       keep_mtp=_MTP.value)
   except (OSError, ValueError, ImportError) as e:
-    print(f'error: {" ".join(str(e).split())}', file=sys.stderr)
-    sys.exit(2)
+    sys.exit(cli.complain(e))
   if other:
     print(f'{len(other)} tensors have rows that do not fit {_QUANTIZE.value} (multiples of '
           f'{256 if _QUANTIZE.value == "q4_k_m" else 32}) and are larger:')
@@ -65,4 +65,4 @@ def main(_: Sequence[str]) -> None:
 
 
 if __name__ == '__main__':
-  app.run(main)
+  cli.start(main)

@@ -19,9 +19,10 @@ import sys
 import time
 from collections.abc import Iterable, Iterator, Sequence
 
-from absl import app, flags
+from absl import flags
 
 from experiments import chat as chat_lib
+from experiments.engine import cli
 from smoljax import model
 from smoljax.checkpoints import load
 from smoljax.data import chat, chat_template, tokenizer
@@ -38,9 +39,15 @@ _PROMPT = flags.DEFINE_multi_string(
   'prompt', [], 'The text to continue; none = a new document; may be given several times.'
 )
 _PROMPT_FILE = flags.DEFINE_multi_string('prompt_file', [], 'UTF-8 file that holds a prompt.')
-_MAX_NEW_TOKENS = flags.DEFINE_integer('max_new_tokens', 128, 'Tokens to write at most.')
-_TEMPERATURE = flags.DEFINE_float('temperature', 0.7, 'Higher is more varied; 0 = no sampling.')
-_TOP_K = flags.DEFINE_integer('top_k', 0, 'Sample among the k likeliest tokens; 0 = among all.')
+_MAX_NEW_TOKENS = flags.DEFINE_integer(
+  'max_new_tokens', 128, 'Tokens to write at most.',
+  lower_bound=1, upper_bound=2**31 - 1)
+_TEMPERATURE = flags.DEFINE_float(
+  'temperature', 0.7, 'Higher is more varied; 0 = no sampling.',
+  lower_bound=0)
+_TOP_K = flags.DEFINE_integer(
+  'top_k', 0, 'Sample among the k likeliest tokens; 0 = among all.',
+  lower_bound=0, upper_bound=2**31 - 1)
 _TOP_P = flags.DEFINE_float(
   'top_p', 1.0, 'Sample among the likeliest tokens that together have this probability.'
 )
@@ -50,8 +57,12 @@ _MIN_P = flags.DEFINE_float(
 _REPETITION_PENALTY = flags.DEFINE_float(
   'repetition_penalty', 1.0, 'Above 1, tokens already in the text become less likely; 1 = off.'
 )
-_MIN_NEW_TOKENS = flags.DEFINE_integer('min_new_tokens', 0, 'Tokens to write at least.')
-_SAMPLES = flags.DEFINE_integer('samples', 1, 'Continuations of each prompt.')
+_MIN_NEW_TOKENS = flags.DEFINE_integer(
+  'min_new_tokens', 0, 'Tokens to write at least.',
+  lower_bound=0, upper_bound=2**31 - 1)
+_SAMPLES = flags.DEFINE_integer(
+  'samples', 1, 'Continuations of each prompt.',
+  lower_bound=1, upper_bound=2**31 - 1)
 _LOGPROBS = flags.DEFINE_bool(
   'logprobs', False, 'Print the log-probability of each text, in nats, as the model has it.')
 _WEIGHTS = flags.DEFINE_enum(
@@ -74,27 +85,26 @@ _TOOLS = flags.DEFINE_string(
   'tools', '', 'JSON file with a list of the tools that the model may call, with --chat.')
 _CONTEXT = flags.DEFINE_integer(
   'context', 0, 'Tokens of prompt and continuation to allow beyond the trained context, by YaRN; '
-  'used where they are needed. 0 = the trained context.'
-)
+  'used where they are needed. 0 = the trained context.',
+  lower_bound=0, upper_bound=2**31 - 1)
 _SPECULATIVE = flags.DEFINE_bool(
   'speculative', False, 'Draft with the modules of multi-token prediction: the same greedy text, '
   'or draws of the same distribution.'
 )
-_SEED = flags.DEFINE_integer('seed', 0, 'The same seed writes the same text.')
+_SEED = flags.DEFINE_integer(
+  'seed', 0, 'The same seed writes the same text.',
+  lower_bound=0, upper_bound=2**31 - 1)
 _TOKENIZER = flags.DEFINE_string('tokenizer', '', 'Tokenizer file, where the model names none.')
 
 
 def main(argv: list[str]) -> None:
   """The command line; bad input is one line and exit code 2."""
   try:
-    if len(argv) > 1:
-      raise ValueError(f'unknown argument {argv[1]!r}: quote the prompt, --prompt="two words"')
     if not _CHECKPOINT.value:
       raise ValueError('which model? Give --checkpoint=DIR')
     _generate()
   except (OSError, ValueError) as e:
-    print(f'error: {e}', file=sys.stderr)
-    sys.exit(2)
+    sys.exit(cli.complain(e))
 
 
 def _generate() -> None:
@@ -251,4 +261,4 @@ def _read(path: str) -> str:
 
 
 if __name__ == '__main__':
-  app.run(main)
+  cli.start(main)

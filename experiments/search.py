@@ -37,6 +37,7 @@ from typing import Any
 
 import optuna
 
+from data_beam.command_line import Parser
 from experiments import sweep
 from experiments.engine import processes
 from experiments.engine.cli import exit_status
@@ -362,8 +363,8 @@ def intervals(done: optuna.Study, retest: optuna.Study) -> list[dict[str, Any]]:
 
 
 def _parse(argv: Sequence[str]) -> argparse.Namespace:
-  parser = argparse.ArgumentParser(
-    prog='python -m experiments.search', description=__doc__,
+  parser = Parser(
+    prog='python -m experiments.search', description=__doc__, others=sweep.is_field,
     formatter_class=argparse.RawDescriptionHelpFormatter)
   parser.add_argument('--config', required=True, help='recipe with a space(), configs/X.py[:args]')
   parser.add_argument('--workdir', required=True, help='folder of the study and all trials')

@@ -181,7 +181,7 @@ class Log:
       writer.add_event(proto.Event(session_log=start), step=step + 1)
 
   def row(self, step: int, values: Mapping[str, float | int | str | list]) -> None:
-    """Writes one row of metrics (names as in the README, such as `train/loss`)."""
+    """Writes one row of metrics (names such as `train/loss`)."""
     if not self._writes:
       return
     files.append(self._metrics, _line({'step': step, **values}))

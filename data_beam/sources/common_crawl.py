@@ -13,6 +13,7 @@ from collections.abc import Collection, Iterator, Mapping
 from typing import Any
 
 from data_beam.records import Reject
+from data_beam.redact import without_query
 from data_beam.sources import files, parquet
 from data_beam.sources.files import (
   base_name,
@@ -20,7 +21,6 @@ from data_beam.sources.files import (
   lines,
   open_file,
   reject_file,
-  without_query,
 )
 
 MAX_LINE = 1 << 20      # bytes

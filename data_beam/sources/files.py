@@ -20,7 +20,8 @@ import fsspec
 from apache_beam.io.filesystem import CompressionTypes
 from apache_beam.io.filesystems import FileSystems
 
-from data_beam.records import Document, Reject, public, without_query
+from data_beam.records import Document, Reject
+from data_beam.redact import public, without_query
 
 COMMON_CRAWL = 'https://data.commoncrawl.org/'
 LISTING = re.compile(r'\.paths(\.gz)?$')

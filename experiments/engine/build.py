@@ -11,6 +11,7 @@ from experiments.engine import config as config_lib
 from experiments.engine import steps as steps_lib
 from experiments.engine.corpora import foreign_corpora, tokenizer_facts
 from experiments.engine.graph import Step
+from smoljax import files
 
 
 def build_steps(c: ConfigDict, workdir: str) -> list[Step]:
@@ -72,9 +73,12 @@ def _corpora_named(c: ConfigDict, foreign: Mapping[str, dict]) -> tuple[list[str
 
 
 def _curation(c: ConfigDict) -> Iterator[Step]:
-  """Corpora of the web and of PDFs, and the crawl of this machine's docs where they have no input.
-  """
+  """Corpora of the web, of PDFs and of conversations, and the crawl of this machine's docs where
+  the first two have no input."""
   enabled = [name for name in _CURATORS if c[name].enabled]
+  if 'conversations' in enabled and not c.conversations.input:
+    raise ValueError('--config.conversations.input: give the JSONL or Parquet files of '
+                     'conversations, or --config.conversations.enabled=False')
   crawl = []
   if any(not c[name].input for name in enabled):
     from experiments.quickstart import articles
@@ -205,9 +209,8 @@ def _scores_and_exports(
     'evaluate',
     functools.partial(steps_lib.run_evaluate, targets=targets),
     ['eval', 'seed'],
+    outside=_questions(c),
     needs=[train, *(tokens[name] for name in targets), *tokenizer],
-    outside=[steps_lib.find_files(name, '--config.eval.tasks')
-             for name in c.eval.tasks if name.endswith('.jsonl')] or None,
     version=2,
     cost=f'bits per byte on {", ".join(targets)}; tasks: {", ".join(c.eval.tasks) or "none"}',
     links={'evals': 'evals'},
@@ -223,6 +226,14 @@ def _scores_and_exports(
   )
 
 
+def _questions(c: ConfigDict) -> list[str] | None:
+  """Digests of the files of questions that anybody may change; None for none."""
+  from smoljax.evals.tasks import own_file
+
+  own = [own_file(name, c.eval.data) for name in c.eval.tasks]
+  return [files.sha256(path) for path in own if path] or None
+
+
 def _weights(path: str) -> Any:
   """What identifies the weights at a path; None for no path."""
   from smoljax.checkpoints import load
@@ -231,7 +242,8 @@ def _weights(path: str) -> Any:
 
 
 # Config section → what curates it.
-_CURATORS = {'web': steps_lib.run_web, 'pdf': steps_lib.run_pdf}
+_CURATORS = {'web': steps_lib.run_web, 'pdf': steps_lib.run_pdf,
+             'conversations': steps_lib.run_conversations}
 
 # Beginnings of names of config fields that say how a step is done, not what comes of it: they are
 # in no address, so that they may differ where a run goes on.

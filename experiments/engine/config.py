@@ -12,8 +12,14 @@ from typing import Any
 from ml_collections import ConfigDict
 
 from configs import base
-from data_beam.options import Options, PdfOptions, TokenizeOptions, WebOptions
-from experiments.engine.corpora import check_tokenizer
+from data_beam.options import (
+  ConversationOptions,
+  Options,
+  PdfOptions,
+  TokenizeOptions,
+  WebOptions,
+)
+from experiments.engine.corpora import check_tokenizer, choose_corpora
 
 
 def model_config(c: Any, vocab_size: int) -> Any:
@@ -37,6 +43,7 @@ def resolve(c: ConfigDict) -> ConfigDict:
   from smoljax.model import SHAPES
 
   _check_numbers(c)
+  choose_corpora(c)
   # Weights of another model, and its distributions, are for its own tokens.
   for field, path in (('distill.teacher', c.distill.teacher),
                       ('train.init_from', c.train.init_from)):
@@ -113,6 +120,19 @@ def _check_numbers(c: ConfigDict) -> None:
     value = (c[section] if section else c)[name]
     if not least <= value < math.inf:
       raise ValueError(f'--config.{field}={value}: give at least {least}')
+  for field, most in _MOST.items():
+    section, _, name = field.rpartition('.')
+    value = (c[section] if section else c)[name]
+    if not value <= most:
+      raise ValueError(f'--config.{field}={value}: give at most {most}')
+  for field in _TEXTS:
+    section, _, name = field.rpartition('.')
+    if not isinstance(c[section][name], tuple | list) or not all(
+      isinstance(text, str) for text in c[section][name]):
+      raise ValueError(f'--config.{field}={c[section][name]!r}: give texts, such as "(\'a\',)"')
+  for size in (*c.coordinate_check.widths, *c.coordinate_check.depths):
+    if not isinstance(size, int) or size < 1:
+      raise ValueError(f'--config.coordinate_check: {size!r} is no size: give whole numbers')
   for axis, size in c.mesh.items():
     if size < 1 and size != -1:
       raise ValueError(f'--config.mesh.{axis}={size}: give a number of devices, or -1 to let the '
@@ -188,15 +208,22 @@ def check(c: Any) -> None:
   from smoljax.evals.run import require_task
   from smoljax.optim import mup
   from smoljax.optim.qk_clip import QK_RULES, logit_measure
-  from smoljax.train import guard, step
+  from smoljax.train import distill, guard, step, telemetry
   from smoljax.train.step import make_mesh
 
   for name in _OPTIONS:
     if c[name].get('enabled', True):  # else the libraries that curate need not be here
       options(c, name)
+  if c.beam.args and (c.web.enabled or c.pdf.enabled):
+    from data_beam.beam_options import pipeline_options
+
+    try:
+      pipeline_options(c.beam.args)
+    except ValueError as e:
+      raise ValueError(f'--config.beam.args: {e}') from None
   try:
     for task in c.eval.tasks:
-      require_task(task)
+      require_task(task, c.eval.data)
     if problems.PROGRAMS & set(c.eval.tasks):
       execution.require(c.eval.generation.unsafe_programs)
   except ValueError as e:
@@ -210,8 +237,16 @@ def check(c: Any) -> None:
         f'a batch of {c.train.rows} rows does not divide over {what} = {num_shards}: try '
         f'--config.train.batch_tokens={rows * c.data.seq_len}')
 
+  if c.conversations.enabled and not (c.tokenizer.path or c.tokenizer.chat):
+    raise ValueError('conversations need a tokenizer with the control tokens of the chat template: '
+                     'say --config.tokenizer.chat=True, or give one with --config.tokenizer.path')
   check_tokenizer(c)
   metrics.require_wandb(c.wandb)
+  telemetry.Profile(c.xprof, '')
+  for field, known in (('cache', ('none', *distill.CACHES)), ('distance', distill.DISTANCES)):
+    if c.distill[field] not in known:
+      raise ValueError(
+        f'--config.distill.{field}={c.distill[field]!r}: one of {", ".join(known)}')
   divides('train.accumulate', c.train.accumulate)
   config = model_config(c, c.tokenizer.vocab_size)
   mesh = make_mesh(c, config)
@@ -242,10 +277,14 @@ def check(c: Any) -> None:
         rule, params, jax.ShapeDtypeStruct((config.num_layers, config.num_heads), 'float32'))
 
 
-_OPTIONS = {'web': WebOptions, 'pdf': PdfOptions, 'tokenize': TokenizeOptions}
+_OPTIONS = {'web': WebOptions, 'pdf': PdfOptions, 'conversations': ConversationOptions,
+            'tokenize': TokenizeOptions}
 
-# The least that a number may be.
+# The most and the least that a number may be.
+_MOST = {'seed': 2**32 - 1, 'optimizer.b1': 1, 'optimizer.b2': 1}
+_TEXTS = ('beam.args', 'eval.tasks', 'eval.corpora', 'sample.prompts')
 _LEAST = {
+  'optimizer.b1': 0, 'optimizer.b2': 0, 'optimizer.learning_rate': 0,
   'seed': 0,
   'selfdocs.pages': 1, 'selfdocs.pdfs': 0,
   'tokenizer.vocab_size': 1, 'tokenizer.train_bytes': 1,

@@ -1,7 +1,10 @@
 """What a config brings from elsewhere: corpora, a tokenizer; whether they fit, before any step."""
 
 import os
+from collections.abc import Mapping, Sequence
 from typing import Any
+
+from ml_collections import ConfigDict
 
 from smoljax import files
 
@@ -20,10 +23,10 @@ def foreign_corpora(c: Any) -> dict[str, dict]:
   found: dict[str, dict] = {}
   for entry in globs(c.corpora):
     name, _, path = entry.partition('=')
-    if not path or name in (*found, 'web', 'pdf'):
+    if not path or name in (*found, 'web', 'pdf', 'conversations'):
       raise ValueError(
-        f'--config.corpora: {entry!r} is not NAME=DIR with a name of its own, other than web and '
-        'pdf, and the directory of a corpus, such as wiki=corpora/wiki/1.0.0'
+        f'--config.corpora: {entry!r} is not NAME=DIR with a name of its own, other than web, pdf '
+        'and conversations, and the directory of a corpus, such as wiki=corpora/wiki/1.0.0'
       )
     manifest = _read_manifest(path)
     if manifest['kind'] == 'tokenised':
@@ -38,6 +41,75 @@ def foreign_corpora(c: Any) -> dict[str, dict]:
       raise ValueError(f'{path} holds {manifest["kind"]}, neither documents nor tokens')
     found[name] = manifest
   return found
+
+
+def choose_corpora(c: Any) -> list[str]:
+  """Leaves out the crawl of this machine's documentation where the config brings data of its own.
+
+  Where web.input or pdf.input is given, or corpora, the section that has no input is switched off
+  and its name taken out of the stages' mixtures. Corpora that no stage names and that come alone
+  become the mixture, by size. What this does is undone by saying it: another `train.stages`.
+
+  Returns:
+    A line about each change.
+
+  Raises ValueError where it cannot be told what is meant, saying what to give.
+  """
+  _check_stages(c.train.stages)
+  sections = ('web', 'pdf')
+  inputs = [name for name in sections if c[name].enabled and c[name].input]
+  brought = [entry.partition('=')[0] for entry in globs(c.corpora)]
+  named = {*c.eval.corpora, *(name for stage in c.train.stages for name in stage['mixture'])}
+  notes, off = [], [name for name in sections if not c[name].enabled and name in named]
+  for name in sections:
+    if c[name].enabled and not c[name].input and (inputs or (brought and name not in named)):
+      c[name].enabled = False
+      off.append(name)
+      notes.append(f'{name}: switched off, since it has no --config.{name}.input')
+  if brought and named <= {*sections}:
+    if inputs:
+      raise ValueError(
+        f'no stage names {", ".join(brought)}: say how much of each with --config.train.stages='
+        f'"({_stage([*inputs, *brought])},)"')
+    sizes = {name: _size(m) for name, m in foreign_corpora(c).items()}
+    for name in {*sections} & named:
+      c[name].enabled = False
+    c.train.stages = tuple({**stage, 'mixture': sizes} for stage in c.train.stages)
+    return [f'mixture: {", ".join(brought)}, by size (--config.train.stages says otherwise)']
+  stages = tuple({**stage, 'mixture': {k: w for k, w in stage['mixture'].items() if k not in off}}
+                 for stage in c.train.stages)
+  if all(stage['mixture'] for stage in stages) and any(
+    name in off for stage in c.train.stages for name in stage['mixture']):
+    c.train.stages = stages
+    notes.append(f'mixture: without {", ".join(off)}')
+  return notes
+
+
+def _check_stages(stages: Any) -> None:
+  """Raises ValueError for stages that are not made as configs/base.py has them."""
+  form = f'give a tuple of stages, such as ({_stage(["web", "pdf"])},); on a command line in quotes'
+  if not isinstance(stages, tuple | list) or not stages:
+    raise ValueError(f'--config.train.stages={stages!r}: {form}')
+  for stage in stages:
+    mapping = isinstance(stage, Mapping | ConfigDict)
+    if not mapping or {*stage} != {'name', 'fraction', 'mixture'} or not isinstance(
+      stage['mixture'], Mapping | ConfigDict) or not all(
+      isinstance(x, int | float) for x in (stage['fraction'], *stage['mixture'].values())):
+      shown = dict(stage) if mapping else stage
+      raise ValueError(f'--config.train.stages: {shown!r} is no stage: {form}')
+    if stage['fraction'] <= 0:
+      raise ValueError(f'--config.train.stages: the fraction of {stage["name"]!r} must be above 0')
+
+
+def _stage(names: Sequence[str]) -> str:
+  """A stage of equal shares, as a config has it."""
+  shares = ','.join(f"'{name}':{1 / len(names):.2g}" for name in names)
+  return f"{{'name':'all','fraction':1.0,'mixture':{{{shares}}}}}"
+
+
+def _size(manifest: Mapping[str, Any]) -> float:
+  """Of a corpus in millions of characters, about: four a token."""
+  return (manifest.get('characters') or 4 * manifest.get('tokens', 0)) / 1e6
 
 
 def _read_manifest(path: str) -> dict:
@@ -81,7 +153,8 @@ def check_tokenizer(c: Any) -> None:
     return
   own, manifests = tokenizer_facts(c), foreign_corpora(c)
   tokenised = {m['path']: m for m in manifests.values() if m['kind'] == 'tokenised'}
-  some_to_tokenise = c.web.enabled or c.pdf.enabled or len(tokenised) < len(manifests)
+  curates = c.web.enabled or c.pdf.enabled or c.conversations.enabled
+  some_to_tokenise = curates or len(tokenised) < len(manifests)
   path = c.tokenizer.path
   recorded = corpus.special_tokens(tokenised | ({path: own} if some_to_tokenise else {}))
   special = own | recorded
@@ -91,7 +164,7 @@ def check_tokenizer(c: Any) -> None:
     raise ValueError(
       f'--config.tokenizer.path: {path} has no begin-of-text token: say '
       '--config.tokenize.bos=False, or name its "bos_token" in a tokenizer_config.json beside it')
-  begin = {m.get('bos', c.tokenize.bos) for m in tokenised.values()}
+  begin = {m.get('bos', c.tokenize.bos) for m in tokenised.values() if not m.get('loss_mask')}
   if begin and not some_to_tokenise and c.tokenize.bos not in begin:
     how = 'no document begins' if c.tokenize.bos else 'every document begins'
     raise ValueError(f'in {", ".join(tokenised)} {how} with BOS: say --config.tokenize.bos='

@@ -28,6 +28,7 @@ import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
+from data_beam.redact import public
 from experiments.engine.cli import read_json, write_json
 from smoljax.metrics import changes
 
@@ -174,7 +175,7 @@ class Graph:
       shutil.rmtree(partial, ignore_errors=True)
     partial.mkdir(exist_ok=True)
     if step.resumable:
-      write_json(partial / _INPUTS_FILE, step.inputs)
+      write_json(partial / _INPUTS_FILE, public(step.inputs))
       self._link(step, partial)  # so that a long step can be watched
     start = time.monotonic()
     try:
@@ -189,7 +190,7 @@ class Graph:
       raise
     seconds = round(time.monotonic() - start, 2)
     record = {**(result or {}), 'seconds': seconds, 'address': step.address}
-    write_json(partial / RESULT_FILE, record)
+    write_json(partial / RESULT_FILE, public(record))
     os.replace(partial, self.output(step))
     self._log_line(f'{title}: finished in {seconds:.0f} s')
 
@@ -224,7 +225,7 @@ class Graph:
       f'{re.escape(step.name)}-[0-9a-f]{{8}}\\.partial', f.name)), None)
     if not folder or folder == self._partial(step):
       return None
-    before, now = _read(folder / _INPUTS_FILE), step.inputs
+    before, now = _read(folder / _INPUTS_FILE), public(step.inputs)
     if not before:
       return None
     differ = changes(before['config'], now['config'])

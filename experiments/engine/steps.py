@@ -6,7 +6,8 @@ import os
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from data_beam.options import PdfOptions, TokenizeOptions, WebOptions
+from data_beam.options import ConversationOptions, PdfOptions, TokenizeOptions, WebOptions
+from data_beam.redact import public
 from experiments.engine import config as config_lib
 from experiments.engine.cli import console, read_json, write_json
 from experiments.engine.corpora import globs
@@ -48,6 +49,20 @@ def run_pdf(output: str, inputs: Mapping[str, str], *, c: Any) -> dict:
     output,
     'pdf',
     PdfOptions.of(c.pdf),
+    beam_args=c.beam.args,
+  )
+  return _corpus_result(path)
+
+
+def run_conversations(output: str, _: Mapping[str, str], *, c: Any) -> dict:
+  """Conversations to a curated corpus."""
+  from data_beam import conversations
+
+  path = conversations.run(
+    globs(c.conversations.input),
+    output,
+    'conversations',
+    ConversationOptions.of(c.conversations),
     beam_args=c.beam.args,
   )
   return _corpus_result(path)
@@ -147,7 +162,7 @@ def run_train(output: str, inputs: Mapping[str, str], *, c: Any, corpora: Sequen
     targets={name: paths[name] for name in targets},
     caches={name: corpus_dir(inputs[f'teacher_{name}'], name)
             for name in corpora if f'teacher_{name}' in inputs},
-    meta={'config': c.to_dict(), 'tokenizer': tokenizer_file(c, inputs)},
+    meta={'config': public(c.to_dict()), 'tokenizer': tokenizer_file(c, inputs)},
     log_line=console.print,
   )
 

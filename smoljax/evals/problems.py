@@ -28,7 +28,7 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from smoljax.data import chat
-from smoljax.evals import answers, constraints, execution, held_out
+from smoljax.evals import answers, constraints, execution, held_out, tasks
 from smoljax.evals.generative import Question, Set, Turn
 
 
@@ -50,17 +50,17 @@ class Source:
 
 
 def load_set(name: str, source: Source) -> Set:
-  """One of `SETS`, or the JSONL file of that path.
+  """One of `SETS`, or the questions in a JSONL file (`tasks.own_file`).
 
   Raises:
     ValueError, FileNotFoundError: an unknown name, a missing file, a line that is no question.
     execution.Refused: it needs programs run, and this machine cannot confine them.
   """
-  if name.endswith('.jsonl'):
-    return read_set(name, limit=source.limit, weak=source.weak)
-  if name not in SETS:
-    raise ValueError(f'unknown task {name!r}: one of {", ".join(SETS)}, or a file .jsonl')
-  return SETS[name](source)
+  if name in SETS:
+    return SETS[name](source)
+  if path := tasks.own_file(name, source.folder):
+    return read_set(path, limit=source.limit, weak=source.weak)
+  raise ValueError(f'unknown task {name!r}: one of {", ".join(SETS)}, or a file of your own')
 
 
 def read_set(path: str, *, limit: int = 0, weak: bool = False) -> Set:

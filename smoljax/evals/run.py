@@ -25,7 +25,7 @@ from smoljax.data.tokenizer import Tokenizer
 from smoljax.evals import generative, multiple_choice, problems, ruler
 from smoljax.evals.generative import DEFAULT, Settings
 from smoljax.evals.held_out import Document, bits_per_byte, copy_probe, unigram_loss
-from smoljax.evals.tasks import TASKS, has_choices, load_task, task_of
+from smoljax.evals.tasks import TASKS, find_task, has_choices, load_task, own_file
 
 _RULER = 'ruler'
 
@@ -50,15 +50,17 @@ class Generation:
   model: load.Model | None = None
 
 
-def require_task(name: str) -> None:
-  """Raises ValueError for a name that is no task."""
+def require_task(name: str, eval_data: str = '') -> None:
+  """Raises ValueError for a name that is no task, nor a file of one's own in `eval_data`."""
   base, _, part = name.partition(':')
-  known = (name in TASKS or name in problems.SETS or name.endswith('.jsonl')
-           or (base == _RULER and part in ('', *ruler.TASKS)))
-  if not known:
-    raise ValueError(f'unknown task {name!r}: one of {", ".join((*TASKS, *problems.SETS))}, a '
-                     f'file .jsonl of your own, {_RULER} or {_RULER}: with one of '
-                     f'{", ".join(ruler.TASKS)}')
+  if name in problems.SETS or (base == _RULER and part in ('', *ruler.TASKS)):
+    return
+  try:
+    find_task(name, eval_data)
+  except ValueError as e:
+    raise ValueError(
+      f'{e}; written by the model: {", ".join(problems.SETS)}; long texts: {_RULER}, or {_RULER}: '
+      f'with one of {", ".join(ruler.TASKS)}') from None
 
 
 def evaluate(
@@ -81,7 +83,7 @@ def evaluate(
   """Bits per byte of each corpus in `documents`, copying (`copy_probe`), and each task.
 
   Args:
-    eval_data: folder with the JSONL files of public tasks (`TASKS` names them).
+    eval_data: folder with the JSONL files of public tasks (`TASKS` names them) and of your own.
     documents: corpus name → held-out token documents; the continuation task is made from them.
     unigram_counts: corpus name → counts of training tokens, for `unigram_loss`.
     bos: documents begin with BOS in training.
@@ -100,16 +102,16 @@ def evaluate(
   load.require_vocabulary(config, tokenizer)
   documents = documents or {}
   for name in tasks:
-    require_task(name)
+    require_task(name, eval_data)
   loaded = {
     name: load_task(
       name, eval_data, documents=documents, tokenizer=tokenizer, limit=limit, seed=seed
     )
-    for name in tasks if name in TASKS or (name.endswith('.jsonl') and has_choices(name))
+    for name in tasks if name in TASKS or has_choices(own_file(name, eval_data))
   }
   source = problems.Source(eval_data, limit, seed, generation.unsafe_programs)
   written = {name: problems.load_set(name, source) for name in tasks
-             if name not in loaded and (name in problems.SETS or name.endswith('.jsonl'))}
+             if name not in loaded and name.partition(':')[0] != _RULER}
   options = {'batch_size': batch_size, 'seq_len': seq_len}
   results: dict[str, Any] = {'bits_per_byte': {}, 'tasks': {}}
   for name, docs in documents.items():
@@ -127,12 +129,12 @@ def evaluate(
       f'{row["accuracy"]:.1%} {name} ({row["saved"]:.2f} nats saved)'
       for name, row in copied.items()))
   for name, examples in loaded.items():
-    uninformed = [{**e, 'context': task_of(name).blind} for e in examples]
+    uninformed = [{**e, 'context': find_task(name, eval_data).blind} for e in examples]
     scores, blind = (
       multiple_choice.score_choices(config, params, tokenizer, x, bos=bos, **options)
       for x in (examples, uninformed)
     )
-    metric = task_of(name).metric
+    metric = find_task(name, eval_data).metric
     row = results['tasks'][name] = multiple_choice.summarize(examples, scores, blind, metric=metric)
     log_line(
       f'{name}: {metric} {row[metric]:.3f} ± {row["stderr"]:.3f} (blind '

@@ -1,6 +1,7 @@
 """The tasks: how each known evaluation set becomes questions. TASKS at the bottom lists them."""
 
 import collections
+import difflib
 import json
 import os
 import re
@@ -166,6 +167,9 @@ def choices_of(row: Mapping) -> Example:
   elif 'continuation' in row:
     example = {'context': row['context'], 'choices': [f' {row["continuation"].strip()}'],
                'answer': 0}
+  elif 'question' in row and not isinstance(row.get('choices'), Mapping):
+    named = [k for k in ('gold', 'label', 'answerKey') if k in row and 'answer' not in row]
+    example = _own({**row, 'answer': row[named[0]]} if named else row)
   else:
     name = next(k for k in ('query', 'question', 'context', 'prompt', 'ctx', 'premise') if k in row)
     choices = row['endings'] if 'endings' in row else row['choices']
@@ -184,22 +188,6 @@ def choices_of(row: Mapping) -> Example:
   return {**example, **({'language': language} if language else {})}
 
 
-def has_choices(path: str) -> bool:
-  """Whether the first row of a JSONL file is a question with choices, as of `choices_of`."""
-  try:
-    with open(path, encoding='utf-8') as f:
-      row = json.loads(next((line for line in f if line.strip()), '{}'))
-  except (OSError, ValueError):
-    return False
-  return isinstance(row, dict) and bool(
-    {'choices', 'endings', 'mc_answer1', 'option1', 'continuation'} & row.keys())
-
-
-def task_of(name: str) -> 'Task':
-  """One of `TASKS`, or a JSONL file with choices."""
-  return TASKS[name] if name in TASKS else Task(name, choices_of, 'Answer:')
-
-
 def load_task(
   name: str,
   eval_data: str = '',
@@ -210,9 +198,7 @@ def load_task(
   seed: int = 0,
 ) -> list[Example]:
   """The examples of one of `TASKS`; raises ValueError or FileNotFoundError that says the mend."""
-  if name not in TASKS and not name.endswith('.jsonl'):
-    raise ValueError(f'unknown task {name!r}: one of {", ".join(TASKS)}')
-  task = task_of(name)
+  task = find_task(name, eval_data)
   if task.file is None or task.example is None:
     if not documents:
       raise ValueError(f'task {name!r} is made from held-out documents: give it a tokenised corpus')
@@ -229,7 +215,7 @@ def load_task(
       raise error
     shares = [n * (i + 1) // len(tasks) - n * i // len(tasks) for i in range(len(tasks))]
     return [e for task, k in zip(tasks, shares, strict=True) for e in task[:k]]
-  path = task.file if task.file == name else os.path.join(eval_data, task.file)
+  path = os.path.join(eval_data, task.file)
   if not os.path.exists(path):
     raise FileNotFoundError(
       f'task {name!r} needs {task.file}, and there is none in {eval_data or "(no folder given)"}: '
@@ -242,10 +228,72 @@ def load_task(
     try:
       examples.append(task.example(json.loads(lines[i])))
     except (KeyError, ValueError, TypeError, IndexError, StopIteration) as e:
-      raise ValueError(f'{path}, line {i + 1} is no row of {name}: {e!r}') from None
+      why = f'no {e}' if isinstance(e, KeyError) else str(e)
+      raise ValueError(f'{path}, line {i + 1} is no row of {name}: {why}') from None
   if not examples:
     raise ValueError(f'{path} is empty')
   return examples
+
+
+def find_task(name: str, eval_data: str = '') -> 'Task':
+  """One of TASKS, or questions of one's own (`own_file`), as `choices_of` reads them.
+
+  Raises ValueError where there is neither.
+  """
+  if name in TASKS:
+    return TASKS[name]
+  if path := own_file(name, eval_data):
+    return Task(path, choices_of, 'Answer:')
+  near = difflib.get_close_matches(name, TASKS, 3)
+  raise ValueError(
+    f'unknown task {name!r}' + f' (did you mean {" or ".join(near)}?)' * bool(near)
+    + f': give one of {", ".join(TASKS)}, or have questions of your own in '
+    f'{os.path.join(eval_data or "EVAL_DATA", name)}.jsonl')
+
+
+def own_file(name: str, eval_data: str = '') -> str:
+  """The file of the questions that somebody calls `name`: NAME.jsonl in the folder `eval_data`, or
+  the path of a .jsonl; '' where there is none."""
+  found = name if name.endswith('.jsonl') else os.path.join(eval_data, f'{name}.jsonl')
+  return os.path.abspath(found) if name not in TASKS and os.path.isfile(found) else ''
+
+
+def has_choices(path: str) -> bool:
+  """Whether a JSONL file has questions to choose from, and none to be answered freely
+  (smoljax/evals/problems.py); by its first row."""
+  try:
+    with open(path, encoding='utf-8') as f:
+      row = json.loads(next((line for line in f if line.strip()), '{}'))
+  except FileNotFoundError:
+    return False
+  except (OSError, ValueError):
+    return True  # what is wrong with it is said where it is read
+  return not (isinstance(row, dict) and {'prompt', 'turns'} & row.keys()
+              and not {'choices', 'endings'} & row.keys())
+
+
+def _own(row: Mapping) -> Example:
+  """Anybody's questions, a JSON object a line: question, choices, answer, and context if any.
+
+  `choices` are two or more texts; `answer` is the number of the right one (from 0), its letter (A
+  for the first) or its text; `context` is what the question is about.
+  """
+  question, choices, answer = row['question'], row['choices'], row['answer']
+  if not isinstance(question, str) or not isinstance(choices, list) or len(choices) < 2 or not all(
+    isinstance(c, str) and c.strip() for c in choices):
+    raise ValueError('question is a text, and choices are a list of two texts or more')
+  letters = [chr(ord('A') + i) for i in range(len(choices))]
+  if isinstance(answer, str):
+    found = choices.index(answer) if answer in choices else (
+      letters.index(answer) if answer in letters else None)
+  else:
+    found = answer if answer in range(len(choices)) and not isinstance(answer, bool) else None
+  if found is None:
+    raise ValueError(f'answer {answer!r} is none of the {len(choices)} choices: give its number '
+                     'from 0, its letter from A, or its text')
+  before = f'{row["context"].strip()}\n' if row.get('context') else ''
+  return {'context': before + _question(question.strip()),
+          'choices': [f' {c.strip()}' for c in choices], 'answer': int(found)}
 
 
 def _question(text: str) -> str:

@@ -99,6 +99,31 @@ def test_a_config_without_a_sweep_names_those_that_have_one():
     sweep.load_points('configs/none.py')
 
 
+def test_a_grid_needs_no_python():
+  grid = ['optimizer.learning_rate=1e-3,3e-3', "train.stages=({'a':(1,2)},),x"]
+  points = sweep.load_points('configs/quickstart.py', grid, seeds=2)
+  assert len(points) == 8 and points[0] == {
+    'optimizer.learning_rate': 1e-3, 'train.stages': ({'a': (1, 2)},), 'seed': 0}
+  assert points[-1] == {'optimizer.learning_rate': 3e-3, 'train.stages': 'x', 'seed': 1}
+  planned = sweep.plan('configs/quickstart.py', 'runs/x', (), grid[:1], 2)
+  assert [p.name for p in planned][1:3] == [
+    'learning_rate=0.001,seed=1', 'learning_rate=0.003,seed=0']
+  for wrong in ('optimizer.learning_rate', '=3', 'seed='):
+    with pytest.raises(ValueError, match='give FIELD=VALUE,VALUE'):
+      sweep.load_points('configs/quickstart.py', [wrong])
+  with pytest.raises(ValueError, match=r'has no field .*did you mean learning_rate'):
+    sweep.plan('configs/quickstart.py', 'runs/x', (), ['optimizer.learning_rat=3'])
+
+
+def test_each_point_of_a_sweep_may_have_seeds(tmp_path):
+  config = config_file(
+    tmp_path, [{'name': 'first', 'aside': True}, {'name': 'b', 'train.tokens': 5}])
+  points = sweep.load_points(config, seeds=2)
+  assert [p['name'] for p in points] == ['first', 'b-0', 'b-1'] and points[2]['group'] == 'b'
+  with pytest.raises(ValueError, match='has a seed of its own'):
+    sweep.load_points('configs/quickstart.py', ['seed=1,2'], seeds=2)
+
+
 def points_of(tmp_path, **scripts: str) -> list[sweep.Point]:
   """Points whose process is a line of Python, run in the folder of all points."""
   root = tmp_path / 'points'

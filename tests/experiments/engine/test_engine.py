@@ -10,8 +10,10 @@ from conftest import REPOSITORY
 from helpers.configs import config
 from helpers.tokenised import corpus, folder, model, texts, tokenised  # noqa: F401 (fixtures)
 
+from configs import quickstart
 from experiments import sweep
 from experiments.engine import config as config_lib
+from experiments.engine import corpora
 from experiments.engine.build import build_steps
 from experiments.engine.graph import Graph
 from smoljax.data.corpus import open_corpus
@@ -50,9 +52,40 @@ def test_held_out_documents_of_a_corpus_that_is_not_trained_on(tmp_path, corpus)
   assert needs('evaluate') == ['train', 'tokenize_target', 'tokenizer']
 
 
+def chosen(**changes):
+  """The quickstart's stages, as mixtures, and the notes, where these fields are given."""
+  c = quickstart.get_config()
+  c.update_from_flattened_dict({k.replace('__', '.'): v for k, v in changes.items()})
+  notes = corpora.choose_corpora(c)
+  assert not corpora.choose_corpora(c)  # said once
+  return [dict(stage['mixture']) for stage in c.train.stages], notes, c
+
+
+def test_this_machines_documentation_is_not_mixed_into_data_of_ones_own(tmp_path, corpus):
+  both, notes, _ = chosen()
+  assert both[0] == dict(web=0.9, pdf=0.1) and not notes
+  assert chosen(web__input='a', pdf__input='b')[:2] == (both, [])
+  web, notes, c = chosen(web__input='a')
+  assert [set(m) for m in web] == [{'web'}] * 3 and not c.pdf.enabled and 'pdf' in notes[0]
+  assert [set(m) for m in chosen(pdf__input='a')[0]] == [{'pdf'}] * 3
+  assert [set(m) for m in chosen(pdf__enabled=False)[0]] == [{'web'}] * 3
+
+
+def test_a_corpus_from_elsewhere_needs_no_stages(tmp_path, corpus):
+  mixtures, notes, c = chosen(corpora=f'mine={corpus},also={corpus}')
+  assert [set(m) for m in mixtures] == [{'mine', 'also'}] * 3 and 'by size' in notes[0]
+  assert mixtures[0]['mine'] == mixtures[0]['also'] > 0
+  assert not c.web.enabled and not c.pdf.enabled
+  stages = (dict(name='all', fraction=1.0, mixture=dict(mine=1.0)),)
+  mixtures, _, c = chosen(corpora=f'mine={corpus}', train__stages=stages)
+  assert mixtures == [dict(mine=1.0)] and not c.web.enabled
+  with pytest.raises(ValueError, match=r"--config.train.stages=.*'web':0.5,'mine':0.5"):
+    chosen(corpora=f'mine={corpus}', web__input='a')
+
+
 @pytest.mark.parametrize(('changes', 'message'), [
   ({'corpora': 'mine'}, 'is not NAME=DIR'),
-  ({'corpora': 'web={corpus}'}, 'other than web and pdf'),
+  ({'corpora': 'web={corpus}'}, 'other than web, pdf and conversations'),
   ({'corpora': 'mine={corpus},mine={corpus}'}, 'a name of its own'),
   ({'corpora': 'mine=nowhere'}, 'no corpus at'),
   ({'corpora': 'mine={tokenised}'}, '--config.tokenizer.path'),
@@ -79,7 +112,7 @@ def test_corpora_that_do_not_fit_are_said(tmp_path, corpus, tokenised, model, ch
   ({'optimizer__qk_clip__tau': -1.0}, 'tau=-1.0: give a logit above 0'),
   ({'optimizer__qk_clip__tau': 9.0, 'model__qk_norm': True}, 'qk_norm: turn one of them off'),
   ({'web__enabled': True, 'web__tier': 'best'}, '--config.web: unknown tier .best.: choose one of'),
-  ({'eval__tasks': ('guess',)}, "eval.tasks: unknown task 'guess'"),
+  ({'eval__tasks': ('guess',)}, '--config.eval.tasks: unknown task'),
   ({'eval__generation__modes': ('loud',)}, "eval.generation: unknown mode 'loud'"),
   ({'eval__generation__samples': 3}, 'eval.generation: several samples'),
 ])  # fmt: skip
