@@ -73,7 +73,7 @@ class Set:
     metric: which of the scores counts.
     stops: strings that end the answer of a base model.
     max_new_tokens: for an answer; a thought has four times as many.
-    constant: what always giving the commonest answer scores, where that is known.
+    constant: what giving one answer always scores, the commonest where that is known.
   """
 
   questions: Sequence[Question]

@@ -39,7 +39,7 @@ def generation(run: Run, csv: Csv) -> str:
     words=3, kind='bars'), csv('generation', (
       'task', 'mode', 'metric', 'score', 'low', 'high', 'questions', 'follows', 'ended', 'unclosed',
       'tokens'), plain),
-    'A thought that is not closed is no answer. A line marks what the commonest answer scores.')]
+    'A thought that is not closed is no answer. A line marks what one constant answer scores.')]
   groups = [(name, mode, group, value, r['metric'], v.get(r['metric']), *_interval(v), v.get('n'))
             for name, mode, r in rows for group, values in (r.get('by') or {}).items()
             for value, v in values.items()]
