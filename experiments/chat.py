@@ -9,6 +9,7 @@ from smoljax import model
 from smoljax.checkpoints import load
 from smoljax.data import chat, chat_template
 from smoljax.evals import answers
+from smoljax.evals.writing import decoder
 from smoljax.inference.generate import stream
 from smoljax.inference.sampling import Sampling
 from smoljax.inference.text import Text
@@ -86,7 +87,7 @@ class Conversation:
     except ValueError:
       self.history = before
       raise
-    text, pieces = Text(self._loaded.tokenizer.decode, (), ids), []
+    text, pieces = Text(decoder(self._loaded.tokenizer), (), ids), []
 
     def put(piece: str) -> None:
       if piece:

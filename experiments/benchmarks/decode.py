@@ -250,7 +250,8 @@ def evaluator(config: Any, params: Any, batch: int, case: str) -> tuple[None, di
   from smoljax.checkpoints import load
   from smoljax.evals.writing import Writer
 
-  text: Any = types.SimpleNamespace(decode=lambda ids: ''.join(map(chr, ids)))
+  text: Any = types.SimpleNamespace(
+    decode=lambda ids: ''.join(map(chr, ids)), control_id=lambda name: None)
   writer = Writer(load.Model(config, params, text, False), batch)
   rows = [row[: len(row) * (4 - i % 4) // 4] for i, row in enumerate(prompts(config, 4 * batch))]
   write = lambda: list(writer.write(

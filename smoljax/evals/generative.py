@@ -247,7 +247,8 @@ class _Asker:
     if question.tools:
       variables['tools'] = list(question.tools)
     ids = chat_template.prompt_ids(self.template, talk.history, text, **variables)
-    opening = answers.OPEN + '\n' if text.decode(ids[-8:]).rstrip().endswith(answers.OPEN) else ''
+    ending = self._writer.decode(ids[-8:]).rstrip()
+    opening = answers.OPEN + '\n' if ending.endswith(answers.OPEN) else ''
     if mode == 'think':
       return ids, opening, most if self.settings.max_new_tokens else 4 * most
     return ids + (text.encode(question.prefix) if question.prefix else []), opening, most

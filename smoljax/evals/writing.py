@@ -2,13 +2,36 @@
 
 import dataclasses
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import NamedTuple
 
 from smoljax.checkpoints import load
+from smoljax.data.tokenizer import Tokenizer
 from smoljax.inference import cache, generate
 from smoljax.inference.sampling import GREEDY, Sampling
 from smoljax.inference.text import Text
+
+# Tokens of chat models that are read in their text; of some tokenizers they are control tokens,
+# which decode to nothing.
+_MARKS = ('<think>', '</think>', '<tool_call>', '</tool_call>')
+
+
+def decoder(text: Tokenizer) -> Callable[[Sequence[int]], str]:
+  """`text.decode`, with the marks of thoughts and calls spelt out."""
+  marks = {i: mark for mark in _MARKS if (i := text.control_id(mark)) is not None}
+  if not marks:
+    return text.decode
+
+  def decode(ids: Sequence[int]) -> str:
+    pieces, run = [], []
+    for token in ids:
+      if token in marks:
+        pieces += [text.decode(run), marks[token]]
+        run = []
+      else:
+        run.append(token)
+    return ''.join([*pieces, text.decode(run)])
+  return decode
 
 
 class Written(NamedTuple):
@@ -30,6 +53,7 @@ class Writer:
 
   def __init__(self, model: load.Model, batch_size: int = 32):
     self.model, self.batch_size = model, batch_size
+    self.decode = decoder(model.tokenizer)
     self._params = cache.prepare(model.config, model.params)
     # One row may have less room than another: none is looked at beyond its own.
     self._config = dataclasses.replace(
@@ -66,7 +90,7 @@ class Writer:
         steps = generate.stream(
           self._config, self._params, [prompts[i] for i in filled], max_new_tokens=most,
           sampling=sampling, eos_id=tuple(eos_ids), seed=[seeds[i] for i in filled])
-        written = [_Row(self.model.tokenizer.decode, prompts[i], rooms[i], stops) for i in rows]
+        written = [_Row(self.decode, prompts[i], rooms[i], stops) for i in rows]
         for step in steps:
           for row, token in zip(written, step, strict=False):
             row.push(token)

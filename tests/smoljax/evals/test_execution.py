@@ -1,8 +1,10 @@
 """Programs of a model: right ones pass, wrong ones do not, and none gets out."""
 
 import concurrent.futures
+import json
 import os
 import pathlib
+import re
 import shutil
 import socket
 import subprocess
@@ -12,7 +14,7 @@ import time
 
 import pytest
 
-from smoljax.evals import confine, execution
+from smoljax.evals import confine, execution, problems
 from smoljax.evals.execution import Limits
 
 CONFINED = not execution.missing_layers()
@@ -226,3 +228,24 @@ def test_no_hostile_program_gets_out(tmp_path, monkeypatch):
   assert not [uid for uid in owners if uids[0] <= uid < uids[1]]
   victim.kill()
   victim.wait()
+
+
+@confined
+@pytest.mark.slow
+def test_reference_solutions_pass(shared_data):
+  """All of HumanEval and MBPP, as answers of a chat model: arguments and results as plain data."""
+  folder = shared_data / 'eval'
+  read = lambda name: [json.loads(line) for line in (folder / name).read_text().splitlines()]
+  source = problems.Source(str(folder))
+  block = 'Here it is:\n```python\n{}\n```\nIt works.'.format
+  docstring = re.compile(r"\n\s*'''.*?'''[^\n]*\n", re.S)  # its indentation is another
+  solved = {
+    'humaneval': [block(r['prompt'] + r['canonical_solution']) for r in read('humaneval.jsonl')],
+    'mbpp': [block(docstring.sub('\n', r['prompt']) + r['canonical_solution'])
+             for r in read('mbpp_sanitized.jsonl')[3:]]}
+  for name, texts in solved.items():
+    questions = problems.load_set(name, source).questions
+    assert len(questions) == len(texts) == {'humaneval': 164, 'mbpp': 424}[name]
+    with concurrent.futures.ThreadPoolExecutor(2) as pool:
+      found = list(pool.map(lambda q, t: q.turns[0].grade(t)['pass'], questions, texts))
+    assert [i for i, passed in enumerate(found) if not passed] == [], name

@@ -12,14 +12,16 @@ import pytest
 import scipy.stats
 from goldens import make_gsm8k_verdicts as verdicts
 from goldens import make_lm_harness as models
+from helpers import tokenizers
 
 from smoljax import evals
 from smoljax.checkpoints import load
-from smoljax.data import chat_template
-from smoljax.evals import answers, decisive, problems, run
+from smoljax.data import chat_template, tokenizer
+from smoljax.evals import answers, decisive, problems, run, writing
 from smoljax.evals.generative import Question, Set, Settings, Turn, evaluate_generation
 from smoljax.evals.writing import Writer, Written
 from smoljax.inference.sampling import Sampling
+from smoljax.inference.text import Text
 from smoljax.report import generation_section
 
 
@@ -170,6 +172,17 @@ def test_public_tasks_with_their_own_answers(model, say, shared_data):
   for name in ('svamp', 'arithmetic'):
     set_ = problems.load_set(name, source)
     assert len(set_.questions) == 6 and set_.questions[0].turns[0].plain.count('=') >= 5
+
+
+def test_marks_that_are_control_tokens_are_read(tmp_path):
+  token = lambda name: tokenizers.tokenizers.AddedToken(name, special=True)
+  special = [token(name) for name in ('<think>', '</think>', '<x>')]
+  text = tokenizer.load(tokenizers.write(str(tmp_path), special))
+  ids = [text.control_id('<think>'), *text.encode('é'), text.control_id('<x>'),
+         text.control_id('</think>'), *text.encode('a')]
+  assert text.decode(ids) == 'éa' and writing.decoder(text)(ids) == '<think>é</think>a'
+  streamed = Text(writing.decoder(text))
+  assert ''.join([*map(streamed.push, ids), streamed.finish()]) == '<think>é</think>a'
 
 
 def test_the_numbers_of_answers():
