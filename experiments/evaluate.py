@@ -36,10 +36,11 @@ from experiments.engine import cli
 from experiments.engine.cli import console, write_json
 from smoljax import evals, sharding
 from smoljax.checkpoints import hf_folder, load, store
-from smoljax.evals import decisive, generative, problems, ruler, run
+from smoljax.evals import generative, problems, ruler, run
 from smoljax.evals.held_out import load_documents
 from smoljax.evals.tasks import TASKS
 from smoljax.inference.sampling import Sampling
+from smoljax.scaling import decisive
 
 _CHECKPOINT = flags.DEFINE_list(
   'checkpoint', [], 'A run (its workdir, checkpoints folder or one step), or a HF model folder; '

@@ -121,6 +121,8 @@ HOSTILE = {
   'io_uring': 'import ctypes\nassert ctypes.CDLL(None).syscall(425, 4, ctypes.create_string_buffer('
               '200)) >= 0',
   'kill the victim': 'import os\nos.kill(VICTIM, 9)',
+  'signal by queue': 'import ctypes\nassert not ctypes.CDLL(None).syscall(129, VICTIM, 9, '
+                     'ctypes.create_string_buffer(128))',
   'kill everybody': 'import os\nos.kill(-1, 9)',
   'kill the parent': 'import os\nos.kill(os.getppid(), 9)',
   'ptrace': 'import ctypes\nassert ctypes.CDLL(None).ptrace(16, VICTIM, 0, 0) == 0',

@@ -17,12 +17,13 @@ from helpers import tokenizers
 from smoljax import evals
 from smoljax.checkpoints import load
 from smoljax.data import chat_template, tokenizer
-from smoljax.evals import answers, decisive, problems, run, writing
+from smoljax.evals import answers, problems, run, writing
 from smoljax.evals.generative import Question, Set, Settings, Turn, evaluate_generation
 from smoljax.evals.writing import Writer, Written
 from smoljax.inference.sampling import Sampling
 from smoljax.inference.text import Text
 from smoljax.report import generation_section
+from smoljax.scaling import decisive
 
 
 @pytest.fixture(scope='module')
