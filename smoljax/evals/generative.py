@@ -9,6 +9,7 @@ A thought that is not closed is no answer. Beside each score stand n and an inte
 
 import concurrent.futures
 import dataclasses
+import datetime
 import hashlib
 import math
 import os
@@ -24,6 +25,8 @@ from smoljax.inference.sampling import GREEDY, Sampling
 
 # How a model is asked. `chat`: as its template has it; `plain`: the text alone.
 MODES = (*chat.MODES, 'chat', 'plain')
+# Templates write the date: that of an evaluation is always the same, as its scores should be.
+_TODAY = datetime.datetime(2026, 1, 1)
 
 Grade = Callable[[str], Mapping[str, float]]  # an answer, without its thought → scores in [0, 1]
 
@@ -55,6 +58,7 @@ class Question:
     system: instructions.
     tools: that the model may call, as of `chat.render`.
     prefix: the beginning of the answer, given (not to a model that thinks first).
+    overrides: its system text asks for the mode of its turns; the template is told the other one.
   """
 
   turns: tuple[Turn, ...]
@@ -62,6 +66,7 @@ class Question:
   system: str = ''
   tools: tuple[chat.Tool, ...] = ()
   prefix: str = ''
+  overrides: bool = False
 
 
 @dataclasses.dataclass(frozen=True)
@@ -241,9 +246,9 @@ class _Asker:
     elif question.system:
       talk.history.append({'role': 'system', 'content': question.system})
     talk.history.append({'role': 'user', 'content': said.prompt})
-    variables: dict[str, Any] = {}
+    variables: dict[str, Any] = {'strftime_now': _TODAY.strftime}
     if mode in chat.MODES:
-      variables['enable_thinking'] = mode == 'think'
+      variables['enable_thinking'] = (mode == 'think') != question.overrides
     if question.tools:
       variables['tools'] = list(question.tools)
     ids = chat_template.prompt_ids(self.template, talk.history, text, **variables)

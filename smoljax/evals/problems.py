@@ -307,20 +307,37 @@ def _kept(chosen: Sequence[Mapping[str, Any]], text: str) -> dict[str, float]:
           'loose': float(all(loose))}
 
 
+_SUMS = {
+  'en': 'What is {} plus {}?', 'fr': 'Combien font {} plus {} ?', 'es': '¿Cuánto es {} más {}?',
+  'de': 'Wie viel ist {} plus {}?', 'it': 'Quanto fa {} più {}?', 'pt': 'Quanto é {} mais {}?'}
+
+
 def _modes(source: Source) -> Set:
-  """Conversations of three turns, a third each all in think, all in no_think, and changing."""
+  """Conversations of three turns in six languages, a quarter each all in think, all in no_think,
+  changing, and in a mode that the system text asks for against what the template is told."""
   rng = random.Random(source.seed)
   questions = []
   for i in range(source.limit or 120):
-    changing = [rng.choice(chat.MODES) for _ in range(3)]
-    modes = (['think'] * 3, ['no_think'] * 3, changing)[i % 3]
+    language = list(_SUMS)[i // 4 % len(_SUMS)]
+    kind = ('think', 'no_think', 'changing', 'overridden')[i % 4]
+    modes = [rng.choice(chat.MODES) for _ in range(3)] if kind == 'changing' else 3 * [
+      kind if kind in chat.MODES else rng.choice(chat.MODES)]
     turns = []
     for mode in modes:
       a, b = rng.randint(2, 99), rng.randint(2, 99)
-      turns.append(Turn(f'What is {a} plus {b}?',
-                        lambda text, n=a + b: {'exact': float(answers.exact(text, str(n)))}, mode))
-    questions.append(Question(tuple(turns), {'modes': ('think', 'no_think', 'changing')[i % 3]}))
+      turns.append(Turn(_SUMS[language].format(a, b),
+                        functools.partial(_sum_in, str(a + b), language), mode))
+    overrides = kind == 'overridden'
+    questions.append(Question(
+      tuple(turns), {'modes': kind, 'language': language}, f'/{modes[0]}' if overrides else '',
+      overrides=overrides))
   return Set(questions, max_new_tokens=128)
+
+
+def _sum_in(number: str, language: str, text: str) -> dict[str, float]:
+  said = constraints.language_of(text)
+  return {'exact': float(answers.exact(text, number, language)),
+          'language': float(bool(text.strip()) and said in ('', language))}
 
 
 _CITIES = ('Lisbon', 'Paris', 'Rome', 'Berlin', 'Madrid', 'London', 'Vienna', 'Porto')

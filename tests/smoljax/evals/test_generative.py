@@ -107,7 +107,7 @@ def test_modes_over_three_turns(model, say):
              {'role': 'user', 'content': 'two'}, {'role': 'assistant', 'content': 'yes'},
              {'role': 'user', 'content': 'three'}]
   assert seen[-1] == model.tokenizer.decode(chat_template.prompt_ids(
-    template, history, model.tokenizer, enable_thinking=True))
+    template, history, model.tokenizer, enable_thinking=True, today='01 January 2026'))
 
 
 def test_base_models_samples_and_what_does_not_fit(model, say):
@@ -141,20 +141,21 @@ def test_a_line_that_is_no_question_is_named(tmp_path, line, said):
 
 def test_made_sets_are_right_for_one_who_knows(model, say):
   """Who reads the questions scores 1, who says nothing 0."""
-  source = problems.Source(limit=12)
+  source = problems.Source(limit=24)
   sets = {name: problems.load_set(name, source) for name in ('modes', 'tools', 'instructions')}
   assert problems.load_set('tools', source).questions[3].turns[0].prompt == (
     sets['tools'].questions[3].turns[0].prompt)
 
   def reckon(prompt):
-    a, b = prompt.rpartition('What is ')[2].split('?')[0].split(' plus ')
+    a, b = re.findall(r'(\d+) (?:plus|más|più|mais) (\d+)', prompt)[-1]
     text = f'{int(a) + int(b)}'
     return text if prompt.endswith('</think>\n') else f'<think>\nadd\n</think>\n{text}'
 
   say(reckon)
   found = evaluate_generation(big(model), {'modes': sets['modes']})['modes']
   assert found.keys() == {'think', 'no_think', 'mixed'}
-  assert all(row['exact'] == row['follows'] == 1 for row in found.values())
+  assert all(row['exact'] == row['language'] == row['follows'] == 1 for row in found.values())
+  assert sum(row['by']['modes'].get('overridden', {'n': 0})['n'] for row in found.values()) == 6
   say(lambda prompt: '')
   for name, row in evaluate_generation(
       big(model), sets, Settings(modes=('no_think',))).items():
