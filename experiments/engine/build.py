@@ -1,7 +1,6 @@
 """Which steps a config has, and what each depends on."""
 
 import functools
-import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
@@ -241,10 +240,10 @@ def _scores_and_exports(
 
 def _questions(c: ConfigDict) -> list[str] | None:
   """Digests of the files of questions that anybody may change; None for none."""
-  from smoljax.evals.tasks import TASKS
+  from smoljax.evals.tasks import own_file
 
-  own = [os.path.join(c.eval.data, f'{name}.jsonl') for name in c.eval.tasks if name not in TASKS]
-  return [files.sha256(path) for path in own if os.path.isfile(path)] or None
+  own = [own_file(name, c.eval.data) for name in c.eval.tasks]
+  return [files.sha256(path) for path in own if path] or None
 
 
 def _weights(path: str) -> Any:

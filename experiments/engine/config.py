@@ -183,6 +183,21 @@ def keep_programs(workdir: str, *, on_cpu: bool = False) -> None:
     config.update('jax_compilation_cache_dir', os.path.abspath(os.path.join(workdir, 'xla')))
 
 
+def generation(c: Any) -> Any:
+  """The `smoljax.evals.run.Generation` of a config. Raises ValueError, naming the field."""
+  from smoljax.evals import generative, run
+  from smoljax.inference.sampling import Sampling
+
+  g = c.eval.generation
+  try:
+    settings = generative.Settings(
+      modes=tuple(g.modes), max_new_tokens=g.max_new_tokens, samples=g.samples, seed=c.seed,
+      sampling=Sampling(g.temperature), ks=tuple(g.pass_at), batch_size=c.eval.batch_size)
+  except ValueError as e:
+    raise ValueError(f'--config.eval.generation: {e}') from None
+  return run.Generation(settings, g.unsafe_programs, tuple(g.lengths), tuple(g.languages))
+
+
 def check(c: Any) -> None:
   """Checks what needs Beam's or JAX's part of the house, before any step runs.
 
@@ -196,7 +211,8 @@ def check(c: Any) -> None:
   from smoljax import metrics, model, object_store, optim
   from smoljax.data import tokenizer
   from smoljax.data.batches import make_stages
-  from smoljax.evals.tasks import find_task
+  from smoljax.evals import execution, problems
+  from smoljax.evals.run import require_task
   from smoljax.optim import mup
   from smoljax.optim.qk_clip import QK_RULES, logit_measure
   from smoljax.train import distill, guard, step, telemetry
@@ -212,11 +228,14 @@ def check(c: Any) -> None:
       pipeline_options(c.beam.args)
     except ValueError as e:
       raise ValueError(f'--config.beam.args: {e}') from None
-  for task in c.eval.tasks:
-    try:
-      find_task(task, c.eval.data)
-    except ValueError as e:
-      raise ValueError(f'--config.eval.tasks: {e}') from None
+  try:
+    for task in c.eval.tasks:
+      require_task(task, c.eval.data)
+    if problems.PROGRAMS & set(c.eval.tasks):
+      execution.require(c.eval.generation.unsafe_programs)
+  except ValueError as e:
+    raise ValueError(f'--config.eval.tasks: {e}') from None
+  generation(c)
 
   def divides(what: str, num_shards: int) -> None:
     if c.train.rows % num_shards:
@@ -297,6 +316,8 @@ _LEAST = {
   'train.keep_every': 0, 'train.watchdog': 0,
   'diagnostics.every': 0,
   'eval.documents': 0, 'eval.batch_size': 1, 'eval.task_examples': 0,
+  'eval.generation.max_new_tokens': 0, 'eval.generation.samples': 1,
+  'eval.generation.temperature': 0,
   'sample.tokens': 1, 'sample.temperature': 0,
   'distill.draws': 1, 'distill.temperature': 0, 'distill.weight': 0,
 }

@@ -218,6 +218,7 @@ def run_evaluate(output: str, inputs: Mapping[str, str], *, c: Any, targets: Seq
     },
     limit=c.eval.task_examples,
     seed=c.seed,
+    generation=config_lib.generation(c),
   )
   if c.distill.teacher:
     console.print('the teacher, on the same documents:')

@@ -117,6 +117,8 @@ def test_corpora_that_do_not_fit_are_said(tmp_path, corpus, tokenised, model, ch
   ({'optimizer__qk_clip__tau': 9.0, 'model__qk_norm': True}, 'qk_norm: turn one of them off'),
   ({'web__enabled': True, 'web__tier': 'best'}, '--config.web: unknown tier .best.: choose one of'),
   ({'eval__tasks': ('guess',)}, '--config.eval.tasks: unknown task'),
+  ({'eval__generation__modes': ('loud',)}, "eval.generation: unknown mode 'loud'"),
+  ({'eval__generation__samples': 3}, 'eval.generation: several samples'),
 ])  # fmt: skip
 def test_what_the_steps_would_refuse_is_refused_before_the_first_one(changes, message):
   with pytest.raises(ValueError, match=message):
