@@ -53,6 +53,8 @@ _SPLIT_ACCENT = re.compile(f'([{"".join(_ACCENTS)}])([A-Za-zıȷ])')
 _UNSPACED = re.compile(
   '[\u2e80-\u30ff\u31f0-\u9fff\uf900-\ufaff\uff01-\uffdc\U00020000-\U0003ffff'
   '\u0e00-\u0eff\u1000-\u109f\u1780-\u17ff]')
+# Of fonts without a double one; ’’ alone may be inches.
+_TWO_QUOTES = re.compile('‘‘((?:[^‘’]|[‘’](?![‘’])){1,2000}?)’’')
 _PRIVATE = re.compile('[\ue000-\uf8ff\U000f0000-\U0010fffd]')
 # pdfium, which puts Arabic into logical order, loses the space where the script changes, and leaves
 # vowel marks that were drawn apart before their letter.
@@ -151,11 +153,14 @@ def join_pages(pages: Sequence[str]) -> tuple[str, list[int]]:
 
 
 def clean(text: str) -> str:
-  """Ligatures, split accents, odd spaces, control and private-use characters, spaced capitals."""
+  """Ligatures, split accents, quotes of two signs, odd spaces, control and private-use characters,
+  spaced capitals."""
   text = _SPELLED_ELSE.sub(lambda m: _CHARACTERS[ord(m[0])] or '', text)
   if not text.isascii():
     text = _PRIVATE.sub('', text)
     text = _SPLIT_ACCENT.sub(_accent, text)
+    if '‘‘' in text:
+      text = _TWO_QUOTES.sub(r'“\1”', text)
     if RTL.search(text):
       text = _LOOSE_MARK.sub(r'\2\1', _CHANGE_OF_SCRIPT.sub(' ', text))
     text = unicodedata.normalize('NFC', text)
@@ -220,6 +225,8 @@ def _read(lines: list[Line], rtl: bool, depth: int) -> list[list[Paragraph]]:
   if not bands:
     return [_paragraphs(rows)]
   parts = [_parts(band, rtl) for band in bands]
+  if len(bands) > 2 and any(not groups for groups in parts):
+    bands, parts = _untorn(bands, parts, rtl)
   if text and not all(parts):               # text beside a table, which would be cut first
     other = next((b for b in tried if any(left and pdf_lists.beside_prose(left, right, apart=True)
                                           for left, right, _ in b)), None)
@@ -251,6 +258,25 @@ def _parts(band: Band, rtl: bool) -> list[list[Line]]:
   if labels := pdf_lists.labelled(*sides):
     return list(pdf_lists.spread(labels))
   return list(sides) if pdf_lists.alike(*sides) or pdf_lists.beside_prose(*sides) else []
+
+
+def _untorn(bands: list[Band], parts: list[list[list[Line]]],
+            rtl: bool) -> tuple[list[Band], list[list[list[Line]]]]:
+  """Bands and their parts, a table whole that one row of several cells has torn: one of them lies
+  across the gutter, and the row is no further from its neighbours than rows are."""
+  bands, parts = list(bands), list(parts)
+  for i in range(len(bands) - 2, 0, -1):
+    if parts[i - 1] or not bands[i][2] or parts[i + 1]:
+      continue
+    rows = rows_of(bands[i][2], rtl)
+    (left, right, _), (more_left, more_right, _) = bands[i - 1], bands[i + 1]
+    row, far = rows[0], 1.8 * rows[0][0].size
+    if len(rows) == 1 and len(row) > 1 and (
+        row[0].middle - max(line.middle for line in left + right) < far) and (
+        min(line.middle for line in more_left + more_right) - row[0].middle < far):
+      bands[i - 1:i + 2] = [(left + row + more_left, right + more_right, [])]
+      parts[i - 1:i + 2] = [[]]
+  return bands, parts
 
 
 def _join_block(paragraphs: list[Paragraph], block: list[Paragraph]) -> None:
@@ -502,6 +528,9 @@ def _table(lines: list[Line], rtl: bool) -> list[Paragraph]:
   rows = rows_of(lines, rtl)
   if sum(line.mono for line in lines) * 2 > len(lines):
     return _paragraphs(rows)
+  if len(rows) > 3 and (end := pdf_cells.below(rows)) < len(rows):
+    parts = ([line for row in part for line in row] for part in (rows[:end], rows[end:]))
+    return [p for part in parts for p in _table(part, rtl)]
   wide = [row for row in rows if len(row) > 1]
   if len(rows) > 3 and (parts := pdf_cells.without_prose(rows, wide)):
     return [p for prose, part in parts for p in (
@@ -509,14 +538,7 @@ def _table(lines: list[Line], rtl: bool) -> list[Paragraph]:
   as_lines = [Paragraph('\n'.join(row_text(row) for row in rows), lines[0].size)]
   if len(wide) < 3:
     return as_lines
-  # A head over several columns would weld them, or make one between: heads have no say, and where
-  # columns are welded nevertheless, the commonest kind of row alone has.
-  usual = statistics.mode(len(row) for row in wide)
-  common = [row for row in wide if len(row) == usual]
-  body = wide[wide.index(common[0]):] if len(common) > 0.6 * len(wide) else wide
-  columns = pdf_cells.columns(body)
-  if len(columns) < usual:
-    columns = pdf_cells.columns(common)
+  columns = pdf_cells.usual_columns(wide)
   if not 2 <= len(columns) <= 20:
     return as_lines
   if rtl:
@@ -528,7 +550,7 @@ def _table(lines: list[Line], rtl: bool) -> list[Paragraph]:
   for number, row in enumerate(rows):
     out = [''] * len(columns)
     for line in row:
-      for i in pdf_cells.places(line, row, columns, number < full):
+      for i in pdf_cells.places(line, row, columns, number, full):
         out[i] = f'{out[i]} {line.text.strip()}'.strip()
     leading = (row[0].middle - last[0].middle) / row[0].size
     if cells and pdf_cells.goes_on(cells[-1], out, leading, pitch):
@@ -537,7 +559,7 @@ def _table(lines: list[Line], rtl: bool) -> list[Paragraph]:
       cells.append(out)
     last = row
   full = [i for i in range(len(columns)) if any(row[i] for row in cells)]
-  cells = [[row[i] for i in full] for row in cells]
+  cells = pdf_cells.joined_heads([[row[i] for i in full] for row in cells])
   if len(full) < 2 or sum(sum(map(bool, row)) > 1 for row in cells) < max(2, len(cells) / 2):
     return as_lines
   return [Paragraph(pdf_cells.markdown(cells), lines[0].size)]

@@ -3,6 +3,10 @@
 Looks do not tell: "1984" at the head of a page may be a heading, "4250" at its foot an amount, and
 records differ in their digits alone. What goes must repeat from page to page at the same height,
 letter for letter but for numbers that count pages; and of every such text one copy stays.
+
+Single pages have no such evidence. There goes what nobody wrote into the text (`_is_stamp`), a head
+or foot of three parts that counts pages or issues (`_in_parts`), and what looks like nothing but a
+page's number (`_looks`).
 """
 
 import itertools
@@ -34,6 +38,14 @@ _PAGE_WORD = re.compile(rf'\b(?:{_PAGE})(?![^\W\d_])\W*\d', re.I)
 _COUNTED = re.compile(r'[^\W\d_]+[.:#\s]*|.*(?::|#|№|\bn[or°º]\.?|\bnumber|\bnumm?er)\s*', re.I)
 _COUNT = re.compile(
   rf'\W*(?:\b(?:{_PAGE})(?![^\W\d_])\W*)?\b(\d+)(?:\s*(?:/|{_OF})\s*\d+)?(?!\w)\W*', re.I)
+# What libraries and publishers print on each copy that leaves them.
+_STAMP = re.compile(
+  r'(?:this content (?:was )?)?downloaded (?:from|by|at|on|via)\b.*[\d./]'
+  r'|download(?:ed)? (?:date|on):? .*\d'
+  r'|(?:heruntergeladen|téléchargé|descargado|scaricato|baixado) (?:von|am|depuis|de|sur|le|da|dal'
+  r'|el|em)\b.*[\d./]', re.I)
+_ISSUE = re.compile(
+  r'(?i:\b(?:rev(?:ision)?|version|vol(?:ume)?|issue)\b[.:]? ?\d|\bwww\.\w|https?://|©)')
 _ROMAN = {'i': 1, 'v': 5, 'x': 10, 'l': 50, 'c': 100}
 
 
@@ -70,6 +82,7 @@ def strip(pages: Sequence[Sequence[Line]], heights: Sequence[float]) -> list[Pag
   """
   usual = [_usual_size(page) for page in pages]
   gone: set[int] = set()                    # lines, by id
+  stamps: set[int] = set()                  # likewise: no copy of these stays
   words: list[list[tuple[bool, str]]] = [[] for _ in pages]
   for bottom in (False, True):
     sides = [_side(i, page, height, usual[i], bottom) for i, (page, height) in enumerate(
@@ -78,6 +91,9 @@ def strip(pages: Sequence[Sequence[Line]], heights: Sequence[float]) -> list[Pag
     for i, side in enumerate(sides):
       for row, inner in itertools.zip_longest(side, side[1:]):
         counts = running.get(id(row))
+        if _is_stamp(row) or (counts is None and _in_parts(row, inner, pages[i], bottom)):
+          stamps.update(map(id, row.lines))
+          continue
         if inner and id(inner) not in running and _heads(row, inner):
           break
         if counts is None:
@@ -86,6 +102,7 @@ def strip(pages: Sequence[Sequence[Line]], heights: Sequence[float]) -> list[Pag
           counts = set(row.numbers)
         gone.update(map(id, row.lines))
         words[i] += [(bottom, _without(line.text, counts)) for line in row.lines]
+  gone |= stamps
   there = {line.text for page in pages for line in page if id(line) not in gone} | {''}
   out = []
   for page, texts in zip(pages, words, strict=True):
@@ -94,9 +111,11 @@ def strip(pages: Sequence[Sequence[Line]], heights: Sequence[float]) -> list[Pag
       if text not in there:
         ends[bottom].append(text)
         there.add(text)
-    kept = [line for line in page if id(line) not in gone] if texts else list(page)
+    kept = [line for line in page if id(line) not in gone] if texts or stamps else list(page)
     out.append(Page(kept, ' '.join(ends[0]), ' '.join(ends[1])))
-  return out if any(map(any, out)) else [Page(list(page), '', '') for page in pages]
+  if any(map(any, out)) or gone == stamps:
+    return out
+  return [Page(list(page), '', '') for page in pages]
 
 
 def _heads(row: _Row, inner: _Row) -> bool:
@@ -282,3 +301,32 @@ def _looks(row: _Row, page: Sequence[Line], bottom: bool) -> bool:
   others = [other for other in page if other is not line]
   gap = min((abs(other.middle - line.middle) for other in others), default=0.0)
   return gap > 1.8 * line.size and sum(len(other.text) for other in others) > 200
+
+
+def _is_stamp(row: _Row) -> bool:
+  """Whether a row at the edge of a page says who took this copy from where, and when."""
+  return row.inner < MARGIN and row.scale <= 1.3 and bool(_STAMP.match(row_text(row.lines)))
+
+
+def _in_parts(row: _Row, inner: _Row | None, page: Sequence[Line], bottom: bool) -> bool:
+  """Whether a row at the edge of a page is its head or foot by its form: three parts far apart over
+  text that has no such columns, one in the middle, and among them the page's number, outermost, or,
+  at the foot, an issue, a revision or an address.
+
+  A line to sign, a table's last row, and amounts are none.
+  """
+  if len(row.lines) != 3 or row.inner > MARGIN or row.scale > 1.3 or (
+      inner and len(inner.lines) > 2):
+    return False
+  first, middle, last = row.lines
+  x0, x1 = min([line.x0 for line in page]), max([line.x1 for line in page])
+  texts = [line.text.strip() for line in row.lines]
+  if min(middle.x0 - first.x1, last.x0 - middle.x1) < 3 * first.size or (
+      first.x0 > x0 + 0.1 * (x1 - x0) or last.x1 < x1 - 0.1 * (x1 - x0)) or (
+      inner and abs(first.middle - inner.lines[0].middle) < 1.4 * first.size):
+    return False
+  if bottom and any(map(_ISSUE.search, texts)):
+    return True
+  number = [bool(_CENTRED.fullmatch(text)) for text in texts]
+  return sum(number) == 1 and not number[1] and all(
+    bare or sum(map(str.isalpha, text)) > 3 for bare, text in zip(number, texts, strict=True))

@@ -108,6 +108,29 @@ def test_a_heading_is_no_page_number(heading):
   assert text.startswith(heading) and not text.endswith('17')
 
 
+@pytest.mark.parametrize(('y', 'parts', 'goes'), [
+  (30, ['Downloaded from http://example.org/ by guest on 3 May 2019'], True),
+  (770, ['Heruntergeladen am 03.05.19 01:12 von 192.0.2.7'], True),
+  (30, ['Revision: 2.4', 'P/N 119-036', '10 June 2019'], True),
+  (770, ['400', 'RIVERS AND QUAYS', 'Ch. XIX'], True),
+  (30, ['Signed', 'J. Miller', '10 June 2019'], False),
+  (30, ['Total', '12', '4250'], False),
+  (30, ['Downloaded files stand in the folder below'], False),
+  (720, ['Downloaded from http://example.org/ by guest on 3 May 2019'], True),
+])
+def test_feet_of_single_pages(y, parts, goes):
+  """What says who took a copy, and three parts with a revision or a page's number, go without any
+  other page; a line to sign and a row of amounts do not."""
+  def draw(page):
+    paragraph(page, 72, 690, sentence(1, 150), WIDTH - 144)
+    page.setFont('Times-Roman', 9)
+    for x, part, put in zip((72, 306, 540), parts, (
+        page.drawString, page.drawCentredString, page.drawRightString), strict=False):
+      put(x, y, part)
+  text = read(draw)
+  assert [part in text for part in parts] == [not goes] * len(parts)
+
+
 # What stands left of lines.
 
 @pytest.mark.parametrize('step', [1, 5])
@@ -292,6 +315,28 @@ def test_a_head_is_not_torn_off_by_a_line_across_the_table():
   lines = read(draw).split('\n')
   assert lines[0] == '| Source | Kind | Barrels | Sacks |'
   assert lines[-1] == '| Mill 7 | oats 7 | 77 | 97 |'
+
+
+def test_labels_of_groups_are_rows_of_their_own_and_heads_are_one_row():
+  """Two rows that are one head, a group's name that runs on into the next column, or tears the
+  table, and a heading below."""
+  rows = [('', '', 'Easy', 'Hard'), ('No', 'Task', '', ''),
+          *(row for group in ('Ferries and barges', 'Mills and everything around them that turns')
+            for row in ((group, '', '', ''), *((f'{i}', f'Task {i}', f'0.{i}4', f'0.{i}9')
+                                               for i in range(1, 6))))]
+
+  def draw(page):
+    page.setFont('Helvetica', 9)
+    for k, row in enumerate(rows):
+      for x, cell in zip((72, 110, 240, 330), row, strict=True):
+        page.drawString(x, 700 - 12 * k, cell)
+    page.setFont('Helvetica-Bold', 12)
+    page.drawString(72, 700 - 12 * len(rows) - 30, '4.2')
+    page.drawString(100, 700 - 12 * len(rows) - 30, 'Oats and barley')
+  lines = read(draw).split('\n')
+  assert lines[0] == '| No | Task | Easy | Hard |'
+  assert '| 5 | Task 5 | 0.54 | 0.59 |' in lines
+  assert lines[-1] == '4.2 Oats and barley'
 
 
 # Letters.
