@@ -39,6 +39,7 @@ _LINE_END_HYPHEN = re.compile(rf'{BREAK}(?=(\S*))')
 _FIVE_DOTS = re.compile(r'[.·…_](?:\s?[.·…_]){4}')
 _THREE_DOTS = re.compile(r'[.·…](?:\s?[.·…]){2}')
 _CAPITALS_APART = re.compile(r' [^\W\d_a-zß-ÿ] [^\W\d_a-zß-ÿ] ')
+_CAPITALIZED = re.compile(r'\W*[^\W\d_a-zß-ÿ][^\W\d_]*(?!\w)')
 _WORD_HYPHEN = re.compile(r'[^\W\d_]-$')
 _SIGN = re.compile(r'^[•·°◦●○▪■‣▶►❖➢](?=\s)', re.M)
 _LEADERS = re.compile(r'(?:\s?[.·…_]){5,}')
@@ -419,6 +420,7 @@ def _paragraphs(rows: list[list[Line]]) -> list[Paragraph]:
   if len(leading) > 3 and 1.7 < (middle := statistics.median_low(leading)) < 2.8 and (
       sum(abs(v - middle) < 0.05 * middle for v in leading) > 0.6 * len(leading)):
     usual = middle                          # lines set far apart
+  verse = _is_verse(rows, right)
   paragraphs: list[Paragraph] = []
   previous, previous_text, left = None, '', edge
   previous_size, previous_level, was_mono = 0.0, 0, False
@@ -440,7 +442,8 @@ def _paragraphs(rows: list[list[Line]]) -> list[Paragraph]:
             text[-1:].isdigit() and previous_text[-1:].isdigit()
             and pdf_lists.ENTRY.fullmatch(text) and pdf_lists.ENTRY.fullmatch(previous_text)):
           separator = '\n'
-        elif _wrapped(previous, previous_text, row, text, right, left):
+        elif not (verse and text[:1].isupper()) and (
+            _wrapped(previous, previous_text, row, text, right, left)):
           separator = ''
     if separator == '\n\n' or not paragraphs:
       paragraphs.append(Paragraph(text, size, level))
@@ -452,6 +455,19 @@ def _paragraphs(rows: list[list[Line]]) -> list[Paragraph]:
     previous_size, previous_level, was_mono = size, level, mono
     left = row[0].x0                        # so a hanging indent begins with the second line
   return paragraphs
+
+
+def _is_verse(rows: list[list[Line]], right: float) -> bool:
+  """Whether rows are lines of their own, verse or addresses: nearly all are longer than a title and
+  begin with capitals; or most do, and few end near the right edge."""
+  if len(rows) < 6:
+    return False
+  capitals = sum(bool(_CAPITALIZED.match(row[0].text)) for row in rows) / len(rows)
+  if capitals <= 0.8:
+    return False
+  ends = sum(row[-1].x1 > right - 4 * row[0].size for row in rows) / len(rows)
+  return ends <= 0.25 or (len(rows) >= 8 and capitals > 0.95
+                          and sum(len(row_text(row)) for row in rows) > 25 * len(rows))
 
 
 def _edge(ends: list[float], slack: float) -> float:

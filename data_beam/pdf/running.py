@@ -35,7 +35,10 @@ _DECORATED = re.compile(
   r'[-–—~|·•]\s?\d{1,4}\s?[-–—~|·•]|\[\d{1,4}\]|(?:page|seite|página|pagina|pág\.)\s*\d{1,4}'
   rf'(?:\s*(?:/|{_OF})\s*\d{{1,4}})?', re.I)
 _PAGE_WORD = re.compile(rf'\b(?:{_PAGE})(?![^\W\d_])\W*\d', re.I)
-_COUNTED = re.compile(r'[^\W\d_]+[.:#\s]*|.*(?::|#|№|\bn[or°º]\.?|\bnumber|\bnumm?er)\s*', re.I)
+_LABEL = re.compile(r'.*(?::|#|№|\bn[or°º]\.?|\bnumber|\bnumm?er)\s*', re.I)
+_COUNTED = re.compile(rf'[^\W\d_]+[.:#\s]*|{_LABEL.pattern}', re.I)
+_OF_ALL = re.compile(rf'^\s*(?:/|{_OF})\s*\d+')
+_WORD = re.compile(r'[^\W\d_]{2}')
 _COUNT = re.compile(
   rf'\W*(?:\b(?:{_PAGE})(?![^\W\d_])\W*)?\b(\d+)(?:\s*(?:/|{_OF})\s*\d+)?(?!\w)\W*', re.I)
 # What libraries and publishers print on each copy that leaves them.
@@ -212,7 +215,8 @@ def _judge(form: str, rows: list[_Row], n: int, out: dict[int, set[int]]) -> Non
     counts = None in values
     if counts:
       bare = all(_PAGE_CELL.fullmatch(line.text.strip()) for line in found[0].lines)
-      if not (bare or _with_page_number(found[0], values)):
+      slots = [slot for slot, value in enumerate(values) if value is None]
+      if not _in_step(found, slots) or not (bare or _with_page_number(found[0], slots[0])):
         continue
     else:
       digits = sum(len(str(value)) for value in values)
@@ -223,7 +227,7 @@ def _judge(form: str, rows: list[_Row], n: int, out: dict[int, set[int]]) -> Non
     many = len(found) >= max(5, n / 4) or (n < 5 and len(found) >= least) or (
       n == 4 and [row.page % 2 for row in found] in ([0, 0], [1, 1]))
     if counts and bare:
-      fit = found if scale < 1.7 and inner < 0.2 else []
+      fit = found if scale < 1.3 and inner < 0.2 else []
     elif many:
       fit = found
     elif n >= 5 and inner < MARGIN and (scale < 1.15 or len(found) >= n / 3):
@@ -251,6 +255,13 @@ def _counting(rows: list[_Row], slot: int, n: int, title: bool) -> list[bool]:
   return out
 
 
+def _in_step(rows: list[_Row], slots: list[int]) -> bool:
+  """Whether the numbers of each row that go up with the pages do so by the same steps: of records,
+  several may go up, each by its own."""
+  first = rows[0].numbers
+  return all(len({row.numbers[slot] - first[slot] for slot in slots}) == 1 for row in rows)
+
+
 def _near(pages: list[int], n: int) -> list[bool]:
   """Whether each of the pages, in order, is one of three that are close to each other; in a
   document of two to four, one of two."""
@@ -259,22 +270,37 @@ def _near(pages: list[int], n: int) -> list[bool]:
               for j in range(i - apart, i + 1)) for i in range(len(pages))]
 
 
-def _with_page_number(row: _Row, values: tuple) -> bool:
+def _with_page_number(row: _Row, slot: int) -> bool:
   """Whether the number of a row that goes up with the pages is theirs: in a cell of its own, after
-  a word for page, or at the end of a longer title. "Sample 3", "Invoice no. 1003" and a numbered
-  heading are none, of which each page has one."""
-  cells = [line.text.strip() for line in row.lines]
-  if any(_PAGE_WORD.search(cell) for cell in cells):
+  a word for page, or at either end of a title. "Sample 3", "Invoice no. 1003", "Fee: 15 EUR",
+  "Station 4: depth" and a numbered heading are none, of which each page has one.
+
+  Args:
+    row: one of several alike.
+    slot: which of its numbers it is.
+  """
+  label = ''                                # the cell before
+  for line in row.lines:
+    cell = line.text.strip()
+    found = [match for match in _NUMBER.finditer(cell) if _value(match[0]) is not None]
+    if slot < len(found):
+      break
+    slot -= len(found)
+    label = cell
+  else:
+    return False
+  before, after = cell[:found[slot].start()], cell[found[slot].end():]
+  if _PAGE_WORD.search(f'{before[-12:]}0'):
     return True
   title = sum(map(str.isalpha, row.form)) >= TITLE
   if row.scale > 1.15 and not title:
     return False
-  if any(_PAGE_CELL.fullmatch(cell) for cell in cells):
-    return True
-  if any(_COUNTED.fullmatch(cell.rstrip('0123456789')) for cell in cells):
+  if _PAGE_CELL.fullmatch(cell):
+    return not _LABEL.fullmatch(label)
+  if _COUNTED.fullmatch(before) or (
+      _WORD.search(before) and _WORD.search(re.sub(_OF_ALL, '', after))):
     return False
-  number = next(n for n, value in zip(row.numbers, values, strict=True) if value is None)
-  return title or abs(number - row.page) <= 30
+  return title or abs(row.numbers[slot] - row.page) <= 30
 
 
 def _without(text: str, counts: set[int]) -> str:

@@ -66,6 +66,38 @@ def test_what_differs_from_page_to_page_stays_and_one_copy_of_what_does_not():
   assert text.count('Quay street 7') == 1 and 'of 6' not in text
 
 
+@pytest.mark.parametrize('rows', [
+  [f'2021-03-{1 + i:02} 06:{7 * i % 60:02} INFO job {60 * i} done in {17 * i % 97} ms'
+   for i in range(6)],
+  [f'Station {i}: depth {3 * i + 2} m' for i in range(6)],
+  [f'Total score: {5 * i} of 20' for i in range(6)],
+  [f'Signed at the quay, fee: {15 + i} EUR' for i in range(6)],
+  [('Certificate no.', f'{7000 + i}') for i in range(6)],
+])
+def test_numbers_that_go_up_with_the_pages_but_count_something_else(rows):
+  def draw(page):
+    for i, row in enumerate(rows):
+      page.setFont('Helvetica', 10)
+      for j, cell in enumerate(row if isinstance(row, tuple) else (row,)):
+        page.drawString(72 + 180 * j, 760, cell)
+      paragraph(page, 72, 700, sentence(i))
+      page.showPage()
+  text = read(draw)
+  assert all((row if isinstance(row, str) else row[1]) in text for row in rows)
+
+
+def test_chapters_are_no_page_numbers_though_each_page_has_one():
+  def draw(page):
+    for i, chapter in enumerate(('I', 'II', 'III', 'IV', 'V', 'VI')):
+      page.setFont('Times-Roman', 16)
+      page.drawCentredString(306, 740, chapter)
+      paragraph(page, 72, 700, sentence(i, 150))
+      page.drawCentredString(306, 30, str(11 + i))
+      page.showPage()
+  text = read(draw)
+  assert re.search(r'^IV\n', text, re.M) and not re.search(r'\b1\d\b', text)
+
+
 def test_heads_of_odd_and_even_pages_and_numbers_beyond_a_thousand_go():
   def draw(page):
     for i in range(8):
@@ -337,6 +369,16 @@ def test_labels_of_groups_are_rows_of_their_own_and_heads_are_one_row():
   assert lines[0] == '| No | Task | Easy | Hard |'
   assert '| 5 | Task 5 | 0.54 | 0.59 |' in lines
   assert lines[-1] == '4.2 Oats and barley'
+
+
+def test_verse_keeps_its_lines():
+  lines = [f'{WORDS[i].title()} {" ".join(WORDS[3 * i % 20:3 * i % 20 + 5])}' for i in range(12)]
+
+  def draw(page):
+    page.setFont('Times-Roman', 11)
+    for i, line in enumerate(lines):
+      page.drawString(150, 740 - 15 * i - 15 * (i // 6), line)
+  assert [line for line in read(draw).split('\n') if line] == lines
 
 
 # Letters.
