@@ -33,6 +33,11 @@ def prose(lines: list[Line]) -> bool:
   return sum(len(line.text) for line in lines) >= PROSE_CHARS * len(lines)
 
 
+def is_number(text: str) -> bool:
+  """Whether a cell is an amount, a share, a year: more digits than anything else."""
+  return 2 * sum(map(str.isdecimal, text)) >= len(text.replace(' ', ''))
+
+
 def places(line: Line, row: list[Line], columns: list[list[float]], number: int,
            full: int) -> list[int]:
   """The column of a cell; those under a head that stands amid or over several. A label that runs on

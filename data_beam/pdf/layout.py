@@ -39,7 +39,7 @@ _LINE_END_HYPHEN = re.compile(rf'{BREAK}(?=(\S*))')
 _FIVE_DOTS = re.compile(r'[.·…_](?:\s?[.·…_]){4}')
 _THREE_DOTS = re.compile(r'[.·…](?:\s?[.·…]){2}')
 _CAPITALS_APART = re.compile(r' [^\W\d_a-zß-ÿ] [^\W\d_a-zß-ÿ] ')
-_CAPITALIZED = re.compile(r'\W*[^\W\d_a-zß-ÿ][^\W\d_]*(?!\w)')
+_CAPITALIZED = re.compile(r'["“„«‘—(]*[^\W\d_a-zß-ÿ][^\W\d_]*(?!\w)')
 _WORD_HYPHEN = re.compile(r'[^\W\d_]-$')
 _SIGN = re.compile(r'^[•·°◦●○▪■‣▶►❖➢](?=\s)', re.M)
 _LEADERS = re.compile(r'(?:\s?[.·…_]){5,}')
@@ -328,23 +328,27 @@ def _ways(rows: list[list[Line]], x: float, text: bool) -> Iterator[list[Band]]:
 
 def _tables_across(rows: list[list[Line]], x: float) -> set[int]:
   """Places of rows, three at least in a run, that are a table on both sides of a gutter: of three
-  cells or more, with no wider gap at the gutter than elsewhere."""
+  cells or more, with no wider gap at the gutter than elsewhere; or of a label and a number."""
   out: set[int] = set()
-  run: list[int] = []
-  if sum([len(row) >= 3 for row in rows]) < 3:
+  if sum([len(row) >= 2 for row in rows]) < 3:
     return out
-  for i, row in enumerate([*rows, []]):
-    if len(row) >= 3 and row[0].x1 < x < row[-1].x0:
-      run.append(i)
+
+  def kind(i: int) -> str:
+    row = rows[i]
+    if not row[0].x1 < x < row[-1].x0:
+      return ''
+    return 'cells' if len(row) > 2 else 'amount' if pdf_cells.is_number(row[1].text) else ''
+
+  for what, places in itertools.groupby(range(len(rows)), kind):
+    run = list(places)
+    if not what or len(run) < 3 or pdf_cells.prose([line for i in run for line in rows[i]]):
       continue
-    cells = [line for j in run for line in rows[j]]
-    if len(run) >= 3 and not pdf_cells.prose(cells):
-      columns = pdf_cells.columns([rows[j] for j in run])
-      gaps = [(b[0] - a[1], a[1] < x < b[0]) for a, b in itertools.pairwise(columns)]
-      inner = [gap for gap, middle in gaps if not middle]
-      if inner and max((gap for gap, middle in gaps if middle), default=0) < 1.3 * max(inner):
-        out.update(run)
-    run = []
+    columns = pdf_cells.columns([rows[i] for i in run])
+    gaps = [(b[0] - a[1], a[1] < x < b[0]) for a, b in itertools.pairwise(columns)]
+    inner = [gap for gap, middle in gaps if not middle]
+    if what == 'amount' or (inner and max(
+        (gap for gap, middle in gaps if middle), default=0) < 1.3 * max(inner)):
+      out.update(run)
   return out
 
 
@@ -399,6 +403,8 @@ def _beside(left: list[Line], right: list[Line]) -> bool:
 def _tabular(left: list[Line], right: list[Line]) -> bool:
   """Short cells that share baselines; prose on both sides is columns even on a common grid."""
   if pdf_cells.prose(left) and pdf_cells.prose(right):
+    return False
+  if pdf_lists.unspaced_prose(left) and pdf_lists.unspaced_prose(right):
     return False
   few, many = sorted((left, right), key=len)
   middles = sorted(line.middle for line in many)
@@ -458,16 +464,12 @@ def _paragraphs(rows: list[list[Line]]) -> list[Paragraph]:
 
 
 def _is_verse(rows: list[list[Line]], right: float) -> bool:
-  """Whether rows are lines of their own, verse or addresses: nearly all are longer than a title and
-  begin with capitals; or most do, and few end near the right edge."""
-  if len(rows) < 6:
+  """Whether rows are lines of their own, verse or addresses: most begin with capitals, and few end
+  near the right edge."""
+  if len(rows) < 6 or (
+      sum(row[-1].x1 > right - 4 * row[0].size for row in rows) > 0.25 * len(rows)):
     return False
-  capitals = sum(bool(_CAPITALIZED.match(row[0].text)) for row in rows) / len(rows)
-  if capitals <= 0.8:
-    return False
-  ends = sum(row[-1].x1 > right - 4 * row[0].size for row in rows) / len(rows)
-  return ends <= 0.25 or (len(rows) >= 8 and capitals > 0.95
-                          and sum(len(row_text(row)) for row in rows) > 25 * len(rows))
+  return sum(bool(_CAPITALIZED.match(row[0].text)) for row in rows) > 0.8 * len(rows)
 
 
 def _edge(ends: list[float], slack: float) -> float:

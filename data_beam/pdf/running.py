@@ -37,6 +37,16 @@ _DECORATED = re.compile(
 _PAGE_WORD = re.compile(rf'\b(?:{_PAGE})(?![^\W\d_])\W*\d', re.I)
 _LABEL = re.compile(r'.*(?::|#|№|\bn[or°º]\.?|\bnumber|\bnumm?er)\s*', re.I)
 _COUNTED = re.compile(rf'[^\W\d_]+[.:#\s]*|{_LABEL.pattern}', re.I)
+# English, German, French, Italian, Spanish, Portuguese, Dutch.
+_MONTHS = (
+  r'(?:jan(?:uary?|uar|vier|uari)?|genn?(?:aio)?|enero|janeiro|feb(?:ruary?|ruar|braio|rero|ruari)?'
+  r'|f[ée]v(?:rier|ereiro)?|mar(?:ch|s|zo|ço)?|märz|maart|apr(?:il|ile)?|avril|abril|ma[iy]|maggio|mayo'
+  r'|maio|mei|june?|juni|juin|giugno|junio|junho|july?|juli|juillet|luglio|julio|julho|aug(?:ust)?'
+  r'|augustus|août|agosto|sept?(?:ember|embre|iembre)?|set(?:tembre|embro)|o[ck]t(?:ober|obre|ubre)?'
+  r'|ottobre|outubro|nov(?:ember|embre|iembre|embro)?|de[cz](?:ember|embre|embro)?|dic(?:embre|iembre)?'
+  r'|déc(?:embre)?)\.?')
+_DAY_OF, _MONTH = (re.compile(rf'(?i){pattern}') for pattern in (
+  rf'\b{_MONTHS}\s*$', rf'[.º]?\s*(?:de\s+)?{_MONTHS}(?:\s|$)'))
 _OF_ALL = re.compile(rf'^\s*(?:/|{_OF})\s*\d+')
 _WORD = re.compile(r'[^\W\d_]{2}')
 _COUNT = re.compile(
@@ -227,7 +237,8 @@ def _judge(form: str, rows: list[_Row], n: int, out: dict[int, set[int]]) -> Non
     many = len(found) >= max(5, n / 4) or (n < 5 and len(found) >= least) or (
       n == 4 and [row.page % 2 for row in found] in ([0, 0], [1, 1]))
     if counts and bare:
-      fit = found if scale < 1.3 and inner < 0.2 else []
+      years = scale > 1.1 and all(1500 <= number < 2100 for row in found for number in row.numbers)
+      fit = found if scale < 1.3 and inner < 0.2 and not years else []
     elif many:
       fit = found
     elif n >= 5 and inner < MARGIN and (scale < 1.15 or len(found) >= n / 3):
@@ -297,7 +308,7 @@ def _with_page_number(row: _Row, slot: int) -> bool:
     return False
   if _PAGE_CELL.fullmatch(cell):
     return not _LABEL.fullmatch(label)
-  if _COUNTED.fullmatch(before) or (
+  if _COUNTED.fullmatch(before) or _MONTH.match(after) or _DAY_OF.search(before) or (
       _WORD.search(before) and _WORD.search(re.sub(_OF_ALL, '', after))):
     return False
   return title or abs(row.numbers[slot] - row.page) <= 30

@@ -73,6 +73,7 @@ def test_what_differs_from_page_to_page_stays_and_one_copy_of_what_does_not():
   [f'Total score: {5 * i} of 20' for i in range(6)],
   [f'Signed at the quay, fee: {15 + i} EUR' for i in range(6)],
   [('Certificate no.', f'{7000 + i}') for i in range(6)],
+  [f'{3 + i} May 1901' for i in range(6)],
 ])
 def test_numbers_that_go_up_with_the_pages_but_count_something_else(rows):
   def draw(page):
@@ -372,7 +373,8 @@ def test_labels_of_groups_are_rows_of_their_own_and_heads_are_one_row():
 
 
 def test_verse_keeps_its_lines():
-  lines = [f'{WORDS[i].title()} {" ".join(WORDS[3 * i % 20:3 * i % 20 + 5])}' for i in range(12)]
+  lines = [f'{WORDS[i].title()} {" ".join(WORDS[3 * i % 20:][:(2, 4, 3, 8, 3, 5)[i % 6]])}'
+           for i in range(12)]
 
   def draw(page):
     page.setFont('Times-Roman', 11)
@@ -381,7 +383,34 @@ def test_verse_keeps_its_lines():
   assert [line for line in read(draw).split('\n') if line] == lines
 
 
+def test_a_list_of_amounts_across_columns_is_not_torn():
+  def draw(page):
+    for x in (60, 320):
+      paragraph(page, x, 750, sentence(x, 80), 230)
+      paragraph(page, x, 450, sentence(x + 1, 80), 230)
+    page.setFont('Times-Roman', 10)
+    for i in range(6):
+      page.drawString(60, 560 - 14 * i, f'Fee of boat {i}')
+      page.drawRightString(550, 560 - 14 * i, f'{13 * i + 7}.00')
+  text = read(draw)
+  assert all(f'| Fee of boat {i} | {13 * i + 7}.00 |' in text for i in range(6))
+  assert all(sentence(x + k, 80) in text for x in (60, 320) for k in (0, 1))
+
+
 # Letters.
+
+def test_two_columns_of_chinese_are_no_table():
+  pdfmetrics.registerFont(UnicodeCIDFont('STSong-Light'))
+  texts = ['河水在石桥下缓慢流过市场上的人们谈论着天气和价格' * 5,
+           '渡船早晨离开港口把信件送过河去风车在墙边慢慢转动' * 5]
+
+  def draw(page):
+    page.setFont('STSong-Light', 10)
+    for x, text in zip((72, 330), texts, strict=True):
+      for i in range(0, len(text), 18):
+        page.drawString(x, 740 - 16 * (i // 18), text[i:i + 18])
+  assert all(text in read(draw) for text in texts)
+
 
 def test_lines_of_chinese_are_joined_without_spaces():
   pdfmetrics.registerFont(UnicodeCIDFont('STSong-Light'))
