@@ -55,7 +55,7 @@ def load(name: str, fields: Mapping[str, Any], folder: str | pathlib.Path, group
     figures[f'bits per byte, {corpus}'] = of['bpb']
     figures[f'calibration error, {corpus}'] = of.get('ece')
   figures |= {f'copying, {far}': of['accuracy'] for far, of in scores.get('copy', {}).items()}
-  figures |= {task: of[of['metric']] for task, of in scores.get('tasks', {}).items()}
+  figures |= {task: of[of.get('metric', 'acc')] for task, of in scores.get('tasks', {}).items()}
   figures |= {'tokens': summary['tokens'].get('trained'), 'parameters': summary.get('parameters'),
               'tokens per second': summary.get('tokens_per_sec')}
   rows = metrics.read_rows(folder / 'metrics.jsonl')
