@@ -11,7 +11,14 @@ from types import SimpleNamespace
 from ml_collections import ConfigDict
 from ml_collections.config_dict import placeholder
 
-from data_beam.options import Options, PdfOptions, TokenizeOptions, WebOptions, kind
+from data_beam.options import (
+  ConversationOptions,
+  Options,
+  PdfOptions,
+  TokenizeOptions,
+  WebOptions,
+  kind,
+)
 
 
 def parse_arg(arg: str, **choices: Iterable[str]) -> SimpleNamespace:
@@ -66,6 +73,10 @@ def get_config() -> ConfigDict:
   c.pdf = _options(PdfOptions)
   c.pdf.enabled = True
   c.pdf.input = ''  # comma-separated PDF or WARC globs; '' = selfdocs
+
+  c.conversations = _options(ConversationOptions)  # for fine-tuning: data_beam.conversations
+  c.conversations.enabled = False
+  c.conversations.input = ''  # comma-separated JSONL or Parquet globs
 
   c.corpora = ''  # more of them, made elsewhere: NAME=DIR with commas, of documents or of tokens
 
@@ -129,13 +140,22 @@ def get_config() -> ConfigDict:
   c.train.flops = 0.0  # instead of tokens: as ModelConfig.flops_per_token counts; 0 = tokens say
   c.train.batch_tokens = 8192  # tokens a step, over all devices
   c.train.accumulate = 1  # micro-batches a step
-  # Stages in order: share of the steps, and the mixture (weights by token, normalised).
+  # Stages in order: share of the steps, and the mixture (weights by token, normalised;
+  # with shares=True of each corpus, so that equal weights go through all of them equally often).
   c.train.stages = (
     dict(name='stable', fraction=1.0, mixture=dict(web=0.75, pdf=0.25)),
   )
   # A run, its checkpoint or a HF folder whose weights training starts from, with its tokenizer.
   c.train.init_from = ''
   c.train.branch_from = ''  # a run or its checkpoint that this one goes on from, with all its state
+  # Instead of cross entropy, which of two answers is better: smoljax/train/preferences.py. The
+  # corpora are of preference pairs, and the reference is init_from.
+  c.train.preference = ConfigDict()
+  c.train.preference.loss = ''  # dpo | robust | hinge | ipo | apo_zero | apo_down | … ; '' = none
+  c.train.preference.beta = 0.0  # 0 = what is usual for the loss
+  c.train.preference.label_smoothing = 0.0  # share of pairs that are the wrong way: dpo, robust
+  c.train.preference.gamma = 1.375  # margin of simpo
+  c.train.preference.average = True  # ipo: of means over tokens, not of sums
   c.train.loss_chunk = 512  # positions whose logits exist at once
   c.train.z_loss = 0.0  # weight of log(Z)²; SmolLM3: off
   c.train.cos_reg = 0.0  # weight against features that collapse to one direction: objectives.py

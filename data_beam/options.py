@@ -145,7 +145,7 @@ def _names(reference: str) -> str:
 # --- what several pipelines have -----------------------------------------------------------------
 
 _languages = functools.partial(
-  option, ('en',), 'languages to keep, such as en,fr,de; any for all of them', metavar='CODES',
+  option, help='languages to keep, such as en,fr,de; any for all of them', metavar='CODES',
   empty='any')
 _FILTERS = ('quality rules: a profile ({data_beam.filters.rules:PROFILES}), or names of rules with '
             'commas between ({data_beam.filters.rules:RULES})')
@@ -159,6 +159,9 @@ _limit = functools.partial(
 _minhash_hash = functools.partial(
   option, 'fast', "how words are hashed: fast, or datatrove's signatures with xxh64 or sha1",
   choices='data_beam.dedup.minhash:HASHES')
+_decontaminate = functools.partial(
+  option, (), 'drop documents that quote these evaluation sets (JSONL)', metavar='GLOB', many=True,
+  files='{}')
 _num_shards = functools.partial(
   option, 8, 'files of the corpus', metavar='N', least=1, most=100_000)
 
@@ -170,7 +173,7 @@ _num_shards = functools.partial(
 class WebOptions(Options):
   """Of data_beam.web."""
 
-  languages: tuple[str, ...] = _languages()
+  languages: tuple[str, ...] = _languages(('en',))
   min_language_score: float | None = option(
     None, 'drop documents whose language is less certain than this (FineWeb: 0.65); none for a '
     'threshold fitted to each language', metavar='P')
@@ -189,9 +192,7 @@ class WebOptions(Options):
     'global', 'look for duplicates among all documents, or within a crawl dump or a language only',
     choices='data_beam.dedup.exact:SCOPES')
   url_dedup: bool = option(False, 'keep one page of each URL')
-  decontaminate: tuple[str, ...] = option(
-    (), 'drop documents that quote these evaluation sets (JSONL)', metavar='GLOB', many=True,
-    files='{}')
+  decontaminate: tuple[str, ...] = _decontaminate()
   phones: bool = option(False, 'hide telephone numbers too')
   limit: int | None = _limit()
   num_shards: int = _num_shards()
@@ -201,7 +202,7 @@ class WebOptions(Options):
 class PdfOptions(Options):
   """Of data_beam.pdf."""
 
-  languages: tuple[str, ...] = _languages()
+  languages: tuple[str, ...] = _languages(('en',))
   min_language_score: float | None = option(
     .4, 'drop documents whose language is less certain than this (FinePDFs: 0.24 to 0.41 for most '
     'languages of Western Europe); none for a threshold fitted to each language', metavar='P')
@@ -259,6 +260,24 @@ class PythonSourceOptions(Options):
 
 
 @dataclasses.dataclass(frozen=True)
+class ConversationOptions(Options):
+  """Of data_beam.conversations."""
+
+  mode: str = option(
+    'auto', 'of conversations that do not say it: auto for think where an answer has a thought, '
+    'else no_think', choices='data_beam.conversations:MODES')
+  languages: tuple[str, ...] = _languages(())
+  minhash: str = _minhash('14x8')
+  minhash_hash: str = _minhash_hash()
+  decontaminate: tuple[str, ...] = _decontaminate()
+  tokenizer: str = option(
+    '', 'also write the tokens, as data_beam.tokenize_corpus does, to NAME_tokens', metavar='FILE',
+    files='{}')
+  limit: int | None = _limit()
+  num_shards: int = _num_shards()
+
+
+@dataclasses.dataclass(frozen=True)
 class ImportOptions(Options):
   """Of data_beam.tables import."""
 
@@ -284,6 +303,8 @@ class TokenizeOptions(Options):
     1., 'share of the other documents to take, likewise: to ask how many are needed, or to give '
     'two corpora equally many', metavar='SHARE')
   bos: bool = option(True, 'begin each document with the begin-of-text token')
+  train_user: bool = option(
+    False, "of conversations, learn the system, user and tool turns too, not the assistant's alone")
   rehydrate: bool = option(
     False, 'repeat documents in training by number of duplicates, as in FineWeb-2')
   num_shards: int = option(8, 'files to spread the training split over', metavar='N', least=1,

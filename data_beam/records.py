@@ -88,13 +88,18 @@ class Reject(NamedTuple):
 
 # What a record holds, by kind of corpus. `dict` is stored as JSON text.
 _CURATED = {field.name: field.type for field in dataclasses.fields(Document)} | {'metadata': dict}
+_TOKENISED: dict[str, type] = {
+  'id': str, 'tokens': bytes, 'num_bytes': int, 'source': str, 'language': str,
+  'weight': float, 'quality': float, 'cluster_size': int, 'dump': str,
+}
 FEATURES: dict[str, dict[str, type]] = {
   'curated': _CURATED,
   'rejects': _CURATED | {'stage': str, 'reason': str},
-  'tokenised': {
-    'id': str, 'tokens': bytes, 'num_bytes': int, 'source': str, 'language': str,
-    'weight': float, 'quality': float, 'cluster_size': int, 'dump': str,
-  },
+  'tokenised': _TOKENISED,
+  # The same of conversations. A mask has a byte a token, 1 where the model learns to write it; the
+  # rejected answer of a preference pair stands behind the same prompt, without pair it is empty.
+  'conversations': _TOKENISED | {
+    'loss_mask': bytes, 'mode': str, 'rejected_tokens': bytes, 'rejected_loss_mask': bytes},
   'teacher': {'id': str, 'values': bytes},  # experiments/teacher_cache.py
 }
 
@@ -151,7 +156,9 @@ def decode(kind: str, data: bytes) -> dict[str, Any]:
 
 # --- writing ---------------------------------------------------------------------------------
 
-SIDECARS = ('lengths', 'repeats')  # of a tokenised corpus: tokens, and how often an epoch has them
+# Of a tokenised corpus: tokens of each record, how often an epoch has it, and of conversations the
+# tokens of the rejected one of a pair.
+SIDECARS = ('lengths', 'repeats', 'rejected_lengths')
 
 
 class Record(NamedTuple):
@@ -223,7 +230,7 @@ def publish(
 
   Args:
     path: from `corpus_path`.
-    kind: a key of FEATURES.
+    kind: a key of FEATURES, whose features the records have.
     shards: what `write_records` returned.
     manifest: written as manifest.json; must have 'name'.
   """
@@ -526,6 +533,12 @@ def read_manifest(path: str, kind: str | None = None) -> dict[str, Any]:
   return manifest | {'path': path}
 
 
+def features_of(manifest: Mapping[str, Any]) -> str:
+  """The key of FEATURES that says what a corpus's records hold: its kind, or of tokens with a mask
+  'conversations', as which all that takes tokens can read them."""
+  return 'conversations' if manifest.get('loss_mask') else manifest['kind']
+
+
 def list_shards(manifest: Mapping[str, Any], split: str = 'train') -> list[tuple[str, int]]:
   """Path and number of records of each shard; the manifest is from `read_manifest`.
 
@@ -577,73 +590,7 @@ def read_corpus(path: str, split: str = 'train') -> Iterator[dict[str, Any]]:
   check_not_empty(manifest)
   if not sum(n for _, n in shards):
     raise CorpusError(f'the split {split!r} of the corpus at {manifest["path"]!r} is empty')
-  return (row for file, n in shards for row in read_shard(file, n, manifest['kind']))
-
-
-class Finder:
-  """Records of a finished corpus by their id or number, without reading the others.
-
-  An id's shard is its hash and a shard is sorted by id, so that a search reads about log2(n)
-  records of one shard. (A shard that is not local is copied once.)
-  """
-
-  def __init__(self, path: str, split: str = 'train'):
-    """Opens the corpus; raises CorpusError as read_corpus does."""
-    self.manifest = read_manifest(path)
-    self.shards = list_shards(self.manifest, split)
-    self._files = contextlib.ExitStack()
-    self._readers: dict[int, Any] = {}
-
-  def __enter__(self) -> 'Finder':
-    return self
-
-  def __exit__(self, *_) -> None:
-    for reader in self._readers.values():
-      reader.close()
-    self._files.close()
-
-  def find(self, id: str) -> list[tuple[int, dict[str, Any]]]:
-    """(number in the corpus, record) of all records with this id; a record may occur twice."""
-    if not self.shards:
-      return []
-    shard = stable_hash(id) % len(self.shards)
-    low, high = 0, self.shards[shard][1]
-    while low < high:
-      middle = (low + high) // 2
-      if self._read(shard, middle)['id'] < id:
-        low = middle + 1
-      else:
-        high = middle
-    before, found = sum(n for _, n in self.shards[:shard]), []
-    while low < self.shards[shard][1] and (row := self._read(shard, low))['id'] == id:
-      found.append((before + low, row))
-      low += 1
-    return found
-
-  def read(self, number: int) -> dict[str, Any]:
-    """The record with this number, counted over all shards."""
-    for shard, (_, size) in enumerate(self.shards):
-      if number < size:
-        return self._read(shard, number)
-      number -= size
-    raise IndexError(f'the corpus at {self.manifest["path"]!r} has no such record')
-
-  def place(self, number: int) -> tuple[str, int]:
-    """(shard's file, place in it) of a record number."""
-    for path, size in self.shards:
-      if number < size:
-        return os.path.basename(path), number
-      number -= size
-    raise IndexError(f'the corpus at {self.manifest["path"]!r} has no such record')
-
-  def _read(self, shard: int, place: int) -> dict[str, Any]:
-    if shard not in self._readers:
-      path, size = self.shards[shard]
-      reader = array_record.ArrayRecordReader(self._files.enter_context(local_copy(path)))
-      if not reader.ok() or reader.num_records() != size:
-        raise CorpusError(f'{path} is missing or damaged, make the corpus again')
-      self._readers[shard] = reader
-    return decode(self.manifest['kind'], self._readers[shard].read([place])[0])
+  return (row for file, n in shards for row in read_shard(file, n, features_of(manifest)))
 
 
 def check_not_empty(manifest: Mapping[str, Any]) -> None:

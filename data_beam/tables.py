@@ -20,7 +20,7 @@ import logging
 import math
 import sys
 import tempfile
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any, BinaryIO, NamedTuple
 
 import apache_beam as beam
@@ -171,7 +171,7 @@ def to_document(row: Mapping[str, Any], columns: Mapping[str, str], source: str)
       taken.add(column)
     if field.startswith('metadata.'):
       if value is not None:
-        metadata[field.removeprefix('metadata.')] = _plain(value)
+        metadata[field.removeprefix('metadata.')] = plain(value)
     else:
       values[field] = value
   inner = _unpack(values.pop('metadata', None))
@@ -179,13 +179,13 @@ def to_document(row: Mapping[str, Any], columns: Mapping[str, str], source: str)
     raise RowError('bad_value', f'metadata is a {type(inner).__name__}, not an object')
   if 'metadata' in columns:
     taken.add(columns['metadata'])
-  rest = {k: _plain(v) for k, v in row.items() if k not in taken and v is not None}
+  rest = {k: plain(v) for k, v in row.items() if k not in taken and v is not None}
   text = values['text']
   if not isinstance(text, str) or not text.strip():
     raise RowError('no_text', f'{columns["text"]!r} holds {_show(text)}')
   url = _string(values, 'url')
   tag = _string(values, 'language')
-  if tag and (short := _ISO_639_1.get(tag.partition('_')[0])):
+  if (short := language_of(tag)) != tag:
     rest['language_tag'], tag = tag, short
   return Document(
     id=_string(values, 'id') or hashlib.sha256(f'{url}\n{text}'.encode('utf-8', 'replace'))
@@ -193,6 +193,11 @@ def to_document(row: Mapping[str, Any], columns: Mapping[str, str], source: str)
     text=text, url=url, source=_string(values, 'source') or source, language=tag,
     language_score=_number(values, 'language_score'), date=_date(values.get('date')),
     quality=_number(values, 'quality'), metadata={**rest, **metadata, **(inner or {})})
+
+
+def language_of(tag: str) -> str:
+  """ISO 639-1 of a language's tag such as fra_Latn, where we know it; else the tag."""
+  return _ISO_639_1.get(tag.partition('_')[0], tag)
 
 
 def _find(row: Mapping[str, Any], column: str) -> Any:
@@ -244,12 +249,12 @@ def _date(value: Any) -> str:
   return '' if value is None else str(value)
 
 
-def _plain(value: Any) -> Any:
+def plain(value: Any) -> Any:
   """A value of a table as JSON can hold it."""
   if isinstance(value, Mapping):
-    return {str(k): _plain(v) for k, v in value.items()}
+    return {str(k): plain(v) for k, v in value.items()}
   if isinstance(value, list | tuple):
-    return [_plain(v) for v in value]
+    return [plain(v) for v in value]
   if isinstance(value, float) and not math.isfinite(value):
     return None
   if value is None or isinstance(value, str | int | float):
@@ -264,10 +269,18 @@ def _show(value: Any) -> str:
 def read(
   parts: Sequence[Part], columns: Mapping[str, str], source: str, limit: int | None = None,
 ) -> Iterator[Document | Reject]:
+  """`read_with` to_document, whose reasons are no_text and bad_value."""
+  yield from read_with(parts, source, lambda row: to_document(row, columns, source), limit)
+
+
+def read_with(
+  parts: Sequence[Part], source: str, convert: Callable[[dict[str, Any]], Document],
+  limit: int | None = None,
+) -> Iterator[Document | Reject]:
   """The documents of parts, the first `limit` of them; what cannot be one becomes a Reject.
 
-  Reasons: no_text, bad_value, bad_json, too_large (a line), and once where a file breaks off
-  corrupt_file, or ratio where it gives far more than it has bytes.
+  Reasons: those of the RowErrors of `convert`, bad_json, too_large (a line), and once where a file
+  breaks off corrupt_file, or ratio where it gives far more than it has bytes.
   """
   found = 0
   for part in parts:
@@ -279,7 +292,7 @@ def read(
         try:
           if isinstance(row, RowError):
             raise row
-          yield to_document(row, columns, source)
+          yield convert(row)
           found += 1
           if found == limit:
             return
@@ -329,15 +342,28 @@ def import_tables(
                      f'{", ".join(records.FEATURES["curated"])} or metadata.NAME')
   files = expand(input)
   _check_text(files[0]['path'], columns['text'], options.layout)
-  paths = [f['path'] for f in files]
-  if options.limit:
-    parts = beam.Create([[Part(path, None) for path in paths]])
-  else:
-    parts = (beam.Create(paths) | 'files' >> beam.Reshuffle()
-             | beam.FlatMap(lambda path: [[part] for part in split(path)]))
   return curation.curate(
-    parts, [('read', Each(read, columns, name, options.limit))], output=output, name=name,
+    parts([f['path'] for f in files], options.limit),
+    [('read', Each(read, columns, name, options.limit))], output=output, name=name,
     inputs=files, options=options, found={'columns': columns}, beam_args=beam_args)
+
+
+def parts(paths: Sequence[str], limit: int | None) -> beam.PTransform:
+  """A source of lists of Parts for a stage that reads: with a limit one list of whole files, so
+  that one worker counts."""
+  if limit:
+    return beam.Create([[Part(path, None) for path in paths]])
+  return _Parts(paths)
+
+
+class _Parts(beam.PTransform):
+  def __init__(self, paths: Sequence[str]):
+    super().__init__()
+    self.paths = list(paths)
+
+  def expand(self, begin: Any) -> Any:
+    return (begin | beam.Create(self.paths) | 'files' >> beam.Reshuffle()
+            | beam.FlatMap(lambda path: [[part] for part in split(path)]))
 
 
 def _check_text(path: str, column: str, layout: str) -> None:
@@ -359,23 +385,28 @@ def schema(manifest: Mapping[str, Any]) -> pa.Schema:
   """The Arrow schema of a corpus's export. `metadata` is JSON text: one schema for all shards."""
   arrow = {str: pa.string(), dict: pa.string(), int: pa.int64(), float: pa.float32()}
   fields = []
-  for name, type_ in records.FEATURES[manifest['kind']].items():
+  for name, type_ in records.FEATURES[records.features_of(manifest)].items():
     if type_ is bytes:
-      arrow[bytes] = pa.list_(pa.from_numpy_dtype(np.dtype(manifest['dtype'])))
+      arrow[bytes] = pa.list_(pa.from_numpy_dtype(_dtype(name, manifest)))
     fields.append((name, arrow[type_]))
   return pa.schema(fields)
+
+
+def _dtype(name: str, manifest: Mapping[str, Any]) -> np.dtype:
+  """Of the numbers in a field of bytes."""
+  return np.dtype(np.uint8 if name.endswith('mask') else manifest['dtype'])
 
 
 def _rows(
   file: str, num_records: int, manifest: Mapping[str, Any], as_json: bool,
 ) -> Iterator[dict[str, Any]]:
-  kind = manifest['kind']
+  kind = records.features_of(manifest)
   for row in records.read_shard(file, num_records, kind):
     for name, type_ in records.FEATURES[kind].items():
       if type_ is dict and not as_json:
         row[name] = json.dumps(row[name], sort_keys=True, ensure_ascii=False)
       elif type_ is bytes:
-        tokens = np.frombuffer(row[name], manifest['dtype'])
+        tokens = np.frombuffer(row[name], _dtype(name, manifest))
         row[name] = tokens.tolist() if as_json else tokens
       elif as_json and isinstance(row[name], float) and math.isnan(row[name]):
         row[name] = None

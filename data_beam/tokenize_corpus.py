@@ -4,10 +4,12 @@
     --output=tokens --name=web
 
 A document is [BOS] text [EOS]; which ids these are, special_tokens.py decides, and the manifest
-tells everyone after. Packing, mixtures and lineage are decided at training time. A small share of
-the documents, chosen by a hash of their id, makes the split `validation`, so a document stays on
-its side when the corpus around it changes; but for one whose text is for the most part in other
-documents too, which is trained on with them: held out, it would ask for what was learned by heart.
+tells everyone after. A conversation (of data_beam.conversations) is what the chat template makes of
+it (chat.py), without either, and has a mask of the tokens that the model learns to write. Packing,
+mixtures and lineage are decided at training time. A small share of the documents, chosen by a hash
+of their id, makes the split `validation`, so a document stays on its side when the corpus around it
+changes; but for one whose text is for the most part in other documents too, which is trained on
+with them: held out, it would ask for what was learned by heart.
 """
 
 import dataclasses
@@ -17,7 +19,7 @@ import logging
 import math
 import os
 import sys
-from collections.abc import Collection, Iterable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 import apache_beam as beam
@@ -25,8 +27,8 @@ import numpy as np
 import sentencepiece
 import tokenizers
 
+from data_beam import chat, records, special_tokens
 from data_beam import options as options_lib
-from data_beam import records, special_tokens
 from data_beam.beam_options import is_beams, pipeline_options
 from data_beam.command_line import Parser, complain
 from data_beam.dedup.clusters import rehydration_weight
@@ -44,12 +46,14 @@ class Tokenizer:
     sha256: of the file.
     vocab_size: one more than the largest id.
     special: ids of its special tokens; there is an EOS.
+    controls: ids of those control tokens of the chat template that it has.
   """
 
   path: str
   sha256: str
   vocab_size: int
   special: special_tokens.SpecialTokens
+  controls: Mapping[str, int]
 
   @property
   def dtype(self) -> np.dtype:
@@ -78,12 +82,15 @@ def load_tokenizer(path: str) -> Tokenizer:
                      f'{str(error).splitlines()[0][:200]}') from error
   if isinstance(tokenizer, tokenizers.Tokenizer):
     size = max(tokenizer.get_vocab().values()) + 1
+    controls = {t.content: i for i, t in tokenizer.get_added_tokens_decoder().items() if t.special}
   else:
     size = tokenizer.vocab_size()
+    controls = {tokenizer.id_to_piece(i): i for i in range(size) if tokenizer.is_control(i)}
   special = special_tokens.decide(tokenizer, functools.partial(_read_sibling, path))
   if special.eos_id is None:
     raise ValueError(f'the tokenizer {path!r} has no end-of-text token: {special_tokens.NAME_EOS}')
-  return Tokenizer(path, sha256, size, special)
+  controls = {name: controls[name] for name in chat.CONTROL if name in controls}
+  return Tokenizer(path, sha256, size, special, controls)
 
 
 def _read_sibling(path: str, name: str) -> bytes | None:
@@ -193,10 +200,12 @@ class _InTwo(beam.CombineFn):
 
 class _Tokenize(beam.DoFn):
   """(shard file, records in it), ids of near duplicates → the tokenised Records of its documents.
+
+  With `conversations` they are those of conversations.
   """
 
-  def __init__(self, tokenizer: Tokenizer, options: TokenizeOptions):
-    self.tokenizer, self.options = tokenizer, options
+  def __init__(self, tokenizer: Tokenizer, options: TokenizeOptions, conversations: bool):
+    self.tokenizer, self.options, self.conversations = tokenizer, options, conversations
 
   def setup(self):
     tokenizer = _open(self.tokenizer.path)
@@ -206,32 +215,81 @@ class _Tokenize(beam.DoFn):
       self.encode = tokenizer.encode
 
   def process(self, shard: tuple[str, int], near: Collection[str]) -> Iterator[Record]:
-    prefix = [self.tokenizer.special.bos_id] if self.options.bos else []
     for row in records.read_shard(*shard, 'curated'):
       known = row['id'] in near
       held_out = is_validation(row['id'], self.options.holdout) and not known
       split = 'validation' if held_out else 'train'
       if split == 'train' and _thousandth(row['id'], 1) >= round(1000 * self.options.share):
         continue
-      tokens = [*prefix, *self.encode(row['text']), self.tokenizer.special.eos_id]
-      num_bytes = len(row['text'].encode())
+      values = (self._conversation if self.conversations else self._document)(row)
+      length = len(values['tokens']) // self.tokenizer.dtype.itemsize
       cluster_size = row['metadata'].get('cluster_size', 1)
       weight = rehydration_weight(cluster_size, row['language']) if self.options.rehydrate else 1
-      data = records.encode('tokenised', {
-        'id': row['id'], 'tokens': np.array(tokens, self.tokenizer.dtype).tobytes(),
-        'num_bytes': num_bytes, 'source': row['source'], 'language': row['language'],
+      data = records.encode('conversations' if self.conversations else 'tokenised', {
+        'id': row['id'], 'source': row['source'], 'language': row['language'],
         'weight': float(weight), 'quality': row['quality'], 'cluster_size': cluster_size,
-        'dump': row['metadata'].get('dump', ''),
+        'dump': row['metadata'].get('dump', ''), **values,
       })
-      yield Record(
-        split, row['id'], data,
-        (('documents', 1), ('tokens', len(tokens)), ('bytes', num_bytes),
-         ('near_duplicates', int(known))), (len(tokens), weight))
+      tally = [('documents', 1), ('tokens', length), ('bytes', values['num_bytes']),
+               ('near_duplicates', int(known))]
+      sidecars = [length] + [weight] * self.options.rehydrate
+      if self.conversations:
+        rejected = len(values['rejected_loss_mask'])
+        sidecars.append(rejected)
+        tally += [('trained_tokens', sum(values['loss_mask'])), ('pairs', int(rejected > 0)),
+                  (('mode', values['mode']), 1)]
+      yield Record(split, row['id'], data, tuple(tally), tuple(sidecars))
+
+  def _document(self, row: Mapping[str, Any]) -> dict[str, Any]:
+    prefix = [self.tokenizer.special.bos_id] if self.options.bos else []
+    tokens = [*prefix, *self.encode(row['text']), self.tokenizer.special.eos_id]
+    return {'tokens': self._bytes(tokens), 'num_bytes': len(row['text'].encode())}
+
+  def _conversation(self, row: Mapping[str, Any]) -> dict[str, Any]:
+    found = encode_conversation(
+      row['metadata']['conversation'], row['id'], self.tokenizer.controls, self.encode,
+      self.options.train_user)
+    return found | {k: self._bytes(found[k]) for k in ('tokens', 'rejected_tokens')}
+
+  def _bytes(self, ids: Sequence[int | None]) -> bytes:
+    return np.array(ids, self.tokenizer.dtype).tobytes()
+
+
+def encode_conversation(
+  conversation: Mapping[str, Any], id: str, controls: Mapping[str, int],
+  encode_text: Callable[[str], list[int]], train_user: bool = False,
+) -> dict[str, Any]:
+  """What a tokenised record says of a conversation: tokens as lists of ids, masks as bytes.
+
+  Of a preference pair the prompt is not learned, up to where an answer is generated: the same ids
+  in both, of which a mask has zeros. Its `num_bytes` are those that the model learns to write, in
+  UTF-8, without control tokens: what bits per byte are over.
+  """
+  def encoded(rejected: bool) -> tuple[chat.Rendered, list[int], bytes]:
+    rendered, prompt = chat.render_document(
+      conversation, id, train_user=train_user, rejected=rejected)
+    tokens, mask = chat.encode(rendered, controls, encode_text)
+    if prompt:
+      known = len(chat.encode(prompt, controls, encode_text)[0])
+      mask[:known] = [False] * known
+    return rendered, tokens, bytes(mask)
+
+  rendered, tokens, mask = encoded(False)
+  written = ''.join(s.text for s in rendered.segments if s.trained and not s.control)
+  others = encoded(True)[1:] if 'rejected' in conversation else ([], b'')
+  return {
+    'tokens': tokens, 'loss_mask': mask, 'rejected_tokens': others[0],
+    'rejected_loss_mask': others[1], 'mode': rendered.mode, 'num_bytes': len(written.encode())}
 
 
 def _publish(element, *, path: str, manifest: dict[str, Any], splits: Sequence[str]) -> str:
   shards = list(element[1])
+  conversations = manifest.get('loss_mask', False)
   counts = ('documents', 'tokens', 'bytes')
+  if conversations:
+    counts += ('trained_tokens', 'pairs')
+    modes = records.add_tallies(shards)
+    manifest = manifest | {'modes': {m: n for m in chat.MODES if (n := modes.get(('mode', m)))}}
   known = records.add_tallies(shards).get('near_duplicates', 0)
   by_split = {}
   for split in splits:
@@ -239,7 +297,7 @@ def _publish(element, *, path: str, manifest: dict[str, Any], splits: Sequence[s
     by_split[split] = {k: total.get(k, 0) for k in counts} | {
       'shards': records.shard_entries(shards, split)}
   totals = {k: sum(by_split[split][k] for split in splits) for k in counts}
-  return records.publish(path, 'tokenised', shards, manifest | totals | {
+  return records.publish(path, records.features_of(manifest), shards, manifest | totals | {
     'near_duplicates_not_held_out': known, 'splits': by_split})
 
 
@@ -272,8 +330,10 @@ def run(
     records.check_not_empty(manifest)
   if not manifests:
     raise CorpusError('no input: give the directory of a curated corpus')
-  facts = load_tokenizer(tokenizer)
-  if options.bos and facts.special.bos_id is None:
+  facts, conversations = load_tokenizer(tokenizer), _are_conversations(manifests)
+  if conversations:
+    chat.control_ids(tokenizer, facts.controls.get)
+  elif options.bos and facts.special.bos_id is None:
     raise ValueError(f'the tokenizer {tokenizer!r} has no begin-of-text token; say --no-bos')
 
   shards = {'train': options.num_shards}
@@ -286,8 +346,10 @@ def run(
     'inputs': [{'path': m['path'], 'name': m['name'], 'documents': m['documents']}
                for m in manifests],
     'tokenizer': os.path.basename(tokenizer), 'tokenizer_sha256': facts.sha256,
-    'vocab_size': facts.vocab_size, 'bos': options.bos, 'dtype': facts.dtype.str,
-    **facts.special._asdict(),
+    'vocab_size': facts.vocab_size, 'bos': options.bos and not conversations,
+    'dtype': facts.dtype.str, **facts.special._asdict(),
+    **({'loss_mask': True, 'turn_id': facts.controls[chat.START],
+        'end_id': facts.controls[chat.END]} if conversations else {}),
   }
   path = records.corpus_path(output, name)
   beam_options = pipeline_options(beam_args)
@@ -303,14 +365,26 @@ def run(
       ids = _near_duplicates(parts, options.holdout, options.holdout_shared,
                              max(1, math.ceil(candidates / _MOST_RUNS)))
       near = beam.pvalue.AsDict(ids | 'as keys' >> beam.Map(lambda id: (id, True)))
-    tokenised = parts | 'tokenise' >> beam.ParDo(_Tokenize(facts, options), near)
+    tokenised = parts | 'tokenise' >> beam.ParDo(_Tokenize(facts, options, conversations), near)
+    sidecars = [name for name, wanted in zip(
+      records.SIDECARS, (True, options.rehydrate, conversations), strict=True) if wanted]
     _ = (
-      records.write_records(tokenised, output=output, name=name, shards=shards,
-                            sidecars=records.SIDECARS[:1 + options.rehydrate])
+      records.write_records(
+        tokenised, output=output, name=name, shards=shards, sidecars=sidecars)
       | 'one' >> beam.Map(lambda shard: (None, shard))
       | beam.GroupByKey()
       | 'publish' >> beam.Map(_publish, path=path, manifest=manifest, splits=tuple(shards)))
   return path
+
+
+def _are_conversations(manifests: Sequence[Mapping[str, Any]]) -> bool:
+  """Whether curated corpora are of conversations; CorpusError where only some are."""
+  kinds = {'conversation' in next(records.read_corpus(m['path']))['metadata']: m['name']
+           for m in manifests}
+  if len(kinds) > 1:
+    raise CorpusError(
+      f'{kinds[True]!r} is of conversations, {kinds[False]!r} of documents: tokenise them apart')
+  return next(iter(kinds))
 
 
 def main(argv: Sequence[str] | None = None) -> None:

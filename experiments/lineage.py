@@ -25,6 +25,7 @@ from rich.markup import escape
 
 from data_beam import records
 from data_beam.filters import spans
+from data_beam.finder import Finder
 from experiments.engine import cli
 from smoljax import metrics
 from smoljax.data.batches import Batches, make_stages
@@ -87,7 +88,7 @@ def occurrences(corpora: Sequence[dict[str, Any]], document: str) -> Iterator[di
   by_name = {m['name']: m for m in corpora if m['kind'] == 'curated'}
   for manifest in corpora:
     for split in manifest.get('splits', ['train']):
-      with records.Finder(manifest['path'], split) as finder:
+      with Finder(manifest['path'], split) as finder:
         for number, record in itertools.chain.from_iterable(map(finder.find, ids)):
           file, place = finder.place(number)
           occurrence = {'manifest': manifest, 'split': split, 'number': number, 'file': file,
@@ -235,7 +236,7 @@ def print_reason(corpus: str, reason: str, limit: int) -> None:
     there = ', '.join(f'{s}/{r} ({n:,})' for (s, r), n in counts.items())
     raise ValueError(f'nothing was dropped for {reason!r}; there are: {there or "none"}')
   total = sum(counts[key] for key in wanted)
-  with records.Finder(rejects) as finder:
+  with Finder(rejects) as finder:
     examples = finder.manifest.get('examples', {})
     numbers = sorted(n for s, r in wanted for n in examples.get(s, {}).get(r, []))
     if limit <= len(numbers) or total <= len(numbers):
@@ -321,7 +322,7 @@ def print_step(workdir: str, step: int) -> None:
     f'{batches.seq_len} tokens, {pieces} pieces of documents, '
     f'{tokens / (len(plan) * batches.seq_len):.1%} filled '
     f'[dim](worked out from step {start})[/dim]')
-  texts = {m['name']: records.Finder(m['path'])
+  texts = {m['name']: Finder(m['path'])
            for m in finished_corpora(os.path.join(workdir, 'corpora')) if m['kind'] == 'curated'}
   for number, (name, row) in enumerate(plan):
     corpus = batches.corpora[name]

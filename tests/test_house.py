@@ -23,9 +23,13 @@ FORBIDDEN = {
   'experiments': {'tensorflow'},
 }
 # Files that serve several wings, of the standard library alone: the options of the pipelines are
-# said once, and so is what BOS, EOS and pad are, and what nobody may see.
-ALLOWED = {'configs': ('data_beam.options',),
-           'smoljax': ('data_beam.special_tokens', 'data_beam.redact')}
+# said once, what BOS, EOS and pad are is decided in one place, a conversation is rendered for
+# training (tokenised ahead of it) as it is at inference, by one template, and so is what nobody
+# may see.
+ALLOWED = {
+  'configs': ('data_beam.options',),
+  'smoljax': ('data_beam.special_tokens', 'data_beam.chat', 'data_beam.redact'),
+}
 # The floors of smoljax/, lowest first: each imports only lower ones, and itself.
 FLOORS = (
   {'sharding', 'distributed', 'metrics', 'files', 'gpu'},
@@ -98,7 +102,7 @@ def imported_files(path):
 def test_wings_do_not_import_each_other(package):
   for path in files(package):
     found = {n.split('.')[0] for n in imports(path)
-             if not n.startswith(ALLOWED.get(package, ' '))} & FORBIDDEN[package]
+             if not n.startswith(ALLOWED.get(package, (' ',)))} & FORBIDDEN[package]
     assert not found, f'{path} imports {found}'
 
 
@@ -256,6 +260,18 @@ def test_smollm3s_published_mixtures_and_its_ablations():
   model = config_lib.model_config(c, c.tokenizer.vocab_size)
   assert c.train.tokens == pytest.approx(45e9, rel=1e-3) and model.rope_scaling is None
   assert model.num_params() == 1_235_814_400  # Llama 3.2's 1B
+
+
+@pytest.mark.parametrize('stage, rows, steps, corpora', [
+  ('mid', 128, 33_379, 2), ('sft', 128, 954, 25), ('apo', 4, 5281, 2)])
+def test_smollm3s_post_training(stage, rows, steps, corpora):
+  c = config_lib.resolve(smollm3.get_config(f'stage={stage},mixture=published'))
+  assert (c.train.rows, c.train.steps) == (rows, steps)
+  assert (c.optimizer.clip_norm, c.optimizer.floor) == (0.2, 0.1)
+  assert len(c.train.stages[0]['mixture']) == corpora and not c.conversations.enabled
+  assert smollm3.get_config(f'stage={stage}').conversations.enabled
+  assert c.tokenize.train_user == (stage == 'mid')
+  assert bool(c.train.preference.loss) == (stage == 'apo')
 
 
 def test_every_field_of_a_model_can_be_set_in_a_config():

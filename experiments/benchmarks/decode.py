@@ -315,9 +315,6 @@ def products(
   }
   if _WEIGHTS.value != ['bf16']:
     forms = {'ours': lambda x, w: quantised.matmul(x[:, None], w, x.dtype)[:, 0]}
-    for parts in (2, 4, 8) if batch == 1 else ():
-      forms[f'sum_{parts}'] = lambda x, w, parts=parts: quantised.sum_of_words(
-        x[0], w, parts).reshape(1, -1)
 
   def rate(ws, product):
     @jax.jit

@@ -8,13 +8,14 @@
 
 Rows are packed from documents of log-normal length (median --document tokens) of random ids, the
 same in every step, or are those of a tokenised corpus, and then `losses` are means over each tenth
-of the steps. The first step compiles and is timed apart. With --kernels, what the device did in
-three more steps is listed on stderr: milliseconds a step by name of kernel, and what it waited;
-`profile` has its share of exchange with other GPUs, and how much of that nothing else hid.
-With --checkpoint=DIR the state is saved there after them, and removed again: `checkpoint` has the
-seconds that training pauses for it, the slowest step while it is written, and those until it is
-sealed. `--framework=torch` times PyTorch's best step (torch_step) on the same batch instead, by
-AdamW, without norms of leaves or a guard.
+of the steps. With --learned=SHARE they are as if of conversations, of which that share is learned:
+what fine-tuning costs at equal packing. The first step compiles and is timed apart. With --kernels,
+what the device did in three more steps is listed on stderr: milliseconds a step by name of kernel,
+and what it waited; `profile` has its share of exchange with other GPUs, and how much of that
+nothing else hid. With --checkpoint=DIR the state is saved there after them, and removed again:
+`checkpoint` has the seconds that training pauses for it, the slowest step while it is written, and
+those until it is sealed. `--framework=torch` times PyTorch's best step (torch_step) on the same
+batch instead, by AdamW, without norms of leaves or a guard.
 """
 
 import collections
@@ -60,6 +61,8 @@ _MODEL = flags.DEFINE_list('model', [], "Fields of the model that differ from th
 _CHUNK = flags.DEFINE_integer('chunk', 512, 'Places whose logits exist at once.')
 _MAX_SEGMENTS = flags.DEFINE_integer('max_segments', 0, 'Documents a row may hold; 0 = usual.')
 _DOCUMENT = flags.DEFINE_integer('document', 400, 'Median length of documents.')
+_LEARNED = flags.DEFINE_float(
+  'learned', 0, 'Share of each document that is learned, as of conversations; 0 = no mask.')
 _CORPUS = flags.DEFINE_string('corpus', None, 'Tokenised corpus to train on.')
 _LEARNING_RATE = flags.DEFINE_float('learning_rate', 2e-4, 'Peak, after a twentieth of the steps.')
 _KERNELS = flags.DEFINE_integer('kernels', 0, 'Lists so many kernels by their time (GPU).')
@@ -69,9 +72,12 @@ _HLO = flags.DEFINE_string('hlo', None, 'File that the compiled program is writt
 
 def packed_batch(
   rows: int, seq_len: int, vocab_size: int, max_segments: int = 0, seed: int = 0,
-  median: int = 400,
+  median: int = 400, learned: float = 0.0,
 ) -> tuple[dict[str, np.ndarray], int]:
-  """A batch of random ids packed from documents of log-normal length, and max_segments."""
+  """A batch of random ids packed from documents of log-normal length, and max_segments.
+
+  With `learned` it has what batches of conversations have, the end of each document learned.
+  """
   rng = np.random.default_rng(seed)
   number = 4 * rows * seq_len // median + 4
   lengths = np.maximum(2, rng.lognormal(np.log(median), 1.0, number)).astype(int)
@@ -87,6 +93,13 @@ def packed_batch(
       batch['positions'][i, end - piece.length : end] = np.arange(piece.length)
   batch['inputs'], batch['targets'] = rng.integers(0, vocab_size, (2, rows, seq_len), np.int32)
   batch['source'] = np.zeros(rows, np.int32)
+  if learned:
+    batch |= {k: np.zeros((rows, seq_len), bool) for k in ('loss_mask', 'ends')}
+    batch['mode'] = (batch['segment_ids'] > 0) * np.int32(1)
+    for i, row in enumerate(packed):
+      for end, piece in zip(np.cumsum([p.length for p in row]), row, strict=True):
+        batch['loss_mask'][i, end - max(1, round(learned * piece.length)) : end] = True
+        batch['ends'][i, end - 1] = True
   return batch, max_segments
 
 
@@ -228,6 +241,7 @@ def figures(config: model.ModelConfig, first: float, seconds: list[float], held:
     'remat': config.remat,
     'model': _MODEL.value,
     'chunk': _CHUNK.value,
+    **({'learned': _LEARNED.value} if _LEARNED.value else {}),
     'tokens_per_sec': round(rate, 1),
     'mfu': peak and round(rate * flops / peak / devices, 4),
     'gflops_per_sec': round(rate * flops / 1e9, 2),
@@ -251,7 +265,7 @@ def main(argv: list[str]) -> None:
   else:
     batch, max_segments = packed_batch(
       _ROWS.value, _SEQ_LEN.value, config.vocab_size, _MAX_SEGMENTS.value,
-      median=_DOCUMENT.value)
+      median=_DOCUMENT.value, learned=_LEARNED.value)
     batches = itertools.repeat(batch)
   config = dataclasses.replace(config, max_segments=max_segments)
   if _FRAMEWORK.value == 'torch':

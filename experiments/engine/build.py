@@ -73,9 +73,12 @@ def _corpora_named(c: ConfigDict, foreign: Mapping[str, dict]) -> tuple[list[str
 
 
 def _curation(c: ConfigDict) -> Iterator[Step]:
-  """Corpora of the web and of PDFs, and the crawl of this machine's docs where they have no input.
-  """
+  """Corpora of the web, of PDFs and of conversations, and the crawl of this machine's docs where
+  the first two have no input."""
   enabled = [name for name in _CURATORS if c[name].enabled]
+  if 'conversations' in enabled and not c.conversations.input:
+    raise ValueError('--config.conversations.input: give the JSONL or Parquet files of '
+                     'conversations, or --config.conversations.enabled=False')
   crawl = []
   if any(not c[name].input for name in enabled):
     from experiments.quickstart import articles
@@ -239,7 +242,8 @@ def _weights(path: str) -> Any:
 
 
 # Config section → what curates it.
-_CURATORS = {'web': steps_lib.run_web, 'pdf': steps_lib.run_pdf}
+_CURATORS = {'web': steps_lib.run_web, 'pdf': steps_lib.run_pdf,
+             'conversations': steps_lib.run_conversations}
 
 # Beginnings of names of config fields that say how a step is done, not what comes of it: they are
 # in no address, so that they may differ where a run goes on.

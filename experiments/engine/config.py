@@ -12,7 +12,13 @@ from typing import Any
 from ml_collections import ConfigDict
 
 from configs import base
-from data_beam.options import Options, PdfOptions, TokenizeOptions, WebOptions
+from data_beam.options import (
+  ConversationOptions,
+  Options,
+  PdfOptions,
+  TokenizeOptions,
+  WebOptions,
+)
 from experiments.engine.corpora import check_tokenizer, choose_corpora
 
 
@@ -212,6 +218,9 @@ def check(c: Any) -> None:
         f'a batch of {c.train.rows} rows does not divide over {what} = {num_shards}: try '
         f'--config.train.batch_tokens={rows * c.data.seq_len}')
 
+  if c.conversations.enabled and not (c.tokenizer.path or c.tokenizer.chat):
+    raise ValueError('conversations need a tokenizer with the control tokens of the chat template: '
+                     'say --config.tokenizer.chat=True, or give one with --config.tokenizer.path')
   check_tokenizer(c)
   metrics.require_wandb(c.wandb)
   telemetry.Profile(c.xprof, '')
@@ -249,7 +258,8 @@ def check(c: Any) -> None:
         rule, params, jax.ShapeDtypeStruct((config.num_layers, config.num_heads), 'float32'))
 
 
-_OPTIONS = {'web': WebOptions, 'pdf': PdfOptions, 'tokenize': TokenizeOptions}
+_OPTIONS = {'web': WebOptions, 'pdf': PdfOptions, 'conversations': ConversationOptions,
+            'tokenize': TokenizeOptions}
 
 # The most and the least that a number may be.
 _MOST = {'seed': 2**32 - 1, 'optimizer.b1': 1, 'optimizer.b2': 1}

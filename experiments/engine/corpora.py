@@ -23,10 +23,10 @@ def foreign_corpora(c: Any) -> dict[str, dict]:
   found: dict[str, dict] = {}
   for entry in globs(c.corpora):
     name, _, path = entry.partition('=')
-    if not path or name in (*found, 'web', 'pdf'):
+    if not path or name in (*found, 'web', 'pdf', 'conversations'):
       raise ValueError(
-        f'--config.corpora: {entry!r} is not NAME=DIR with a name of its own, other than web and '
-        'pdf, and the directory of a corpus, such as wiki=corpora/wiki/1.0.0'
+        f'--config.corpora: {entry!r} is not NAME=DIR with a name of its own, other than web, pdf '
+        'and conversations, and the directory of a corpus, such as wiki=corpora/wiki/1.0.0'
       )
     manifest = _read_manifest(path)
     if manifest['kind'] == 'tokenised':
@@ -153,7 +153,8 @@ def check_tokenizer(c: Any) -> None:
     return
   own, manifests = tokenizer_facts(c), foreign_corpora(c)
   tokenised = {m['path']: m for m in manifests.values() if m['kind'] == 'tokenised'}
-  some_to_tokenise = c.web.enabled or c.pdf.enabled or len(tokenised) < len(manifests)
+  curates = c.web.enabled or c.pdf.enabled or c.conversations.enabled
+  some_to_tokenise = curates or len(tokenised) < len(manifests)
   path = c.tokenizer.path
   recorded = corpus.special_tokens(tokenised | ({path: own} if some_to_tokenise else {}))
   special = own | recorded
@@ -163,7 +164,7 @@ def check_tokenizer(c: Any) -> None:
     raise ValueError(
       f'--config.tokenizer.path: {path} has no begin-of-text token: say '
       '--config.tokenize.bos=False, or name its "bos_token" in a tokenizer_config.json beside it')
-  begin = {m.get('bos', c.tokenize.bos) for m in tokenised.values()}
+  begin = {m.get('bos', c.tokenize.bos) for m in tokenised.values() if not m.get('loss_mask')}
   if begin and not some_to_tokenise and c.tokenize.bos not in begin:
     how = 'no document begins' if c.tokenize.bos else 'every document begins'
     raise ValueError(f'in {", ".join(tokenised)} {how} with BOS: say --config.tokenize.bos='

@@ -6,7 +6,7 @@ import os
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from data_beam.options import PdfOptions, TokenizeOptions, WebOptions
+from data_beam.options import ConversationOptions, PdfOptions, TokenizeOptions, WebOptions
 from data_beam.redact import public
 from experiments.engine import config as config_lib
 from experiments.engine.cli import console, read_json, write_json
@@ -49,6 +49,20 @@ def run_pdf(output: str, inputs: Mapping[str, str], *, c: Any) -> dict:
     output,
     'pdf',
     PdfOptions.of(c.pdf),
+    beam_args=c.beam.args,
+  )
+  return _corpus_result(path)
+
+
+def run_conversations(output: str, _: Mapping[str, str], *, c: Any) -> dict:
+  """Conversations to a curated corpus."""
+  from data_beam import conversations
+
+  path = conversations.run(
+    globs(c.conversations.input),
+    output,
+    'conversations',
+    ConversationOptions.of(c.conversations),
     beam_args=c.beam.args,
   )
   return _corpus_result(path)

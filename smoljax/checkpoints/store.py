@@ -330,29 +330,32 @@ def restore_other(path: str, params: Any, opt_state: Any) -> tuple[int, Any, Any
   return (int(root.name), params, opt_state, _read_json(root / 'data'), _read_json(root / 'meta'))
 
 
-def load_params(path: str) -> tuple[ModelConfig, dict, dict]:
+def load_params(path: str, *, computed: bool = False) -> tuple[ModelConfig, dict, dict]:
   """Reads a checkpoint's parameters for evaluation, export or distillation.
 
   Args:
     path: a run's `checkpoints` folder (its newest intact step is taken), one step's folder, or a
       workdir that holds `checkpoints`.
+    computed: in the dtype that the model computes in, not the float32 of training.
   Returns:
-    `(model config, params as float32 arrays on the default device, meta)`.
+    `(model config, params on the default device, meta)`.
   Raises:
     FileNotFoundError: no intact checkpoint there.
   """
   root, _ = find(path)
   meta = load_meta(path)
+  config = ModelConfig(**meta['model'])
   with ocp.StandardCheckpointer(multiprocessing_options=_alone()) as reader:
     abstract = jax.tree.map(
       lambda x: jax.ShapeDtypeStruct(
-        x.shape, x.dtype, sharding=jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
+        x.shape, config.dtype if computed else x.dtype,
+        sharding=jax.sharding.SingleDeviceSharding(jax.local_devices()[0]),
       ),
       reader.metadata(root / 'params').item_metadata.tree,
     )
     params = reader.restore(root / 'params', abstract)
   params.pop('distill', None)  # what a student learned beside itself
-  return ModelConfig(**meta['model']), params, meta
+  return config, params, meta
 
 
 def load_meta(path: str) -> dict:
@@ -364,10 +367,9 @@ def load_meta(path: str) -> dict:
 
 
 def _read_json(folder: pathlib.Path) -> dict:
-  options = _alone()
-  handler = ocp.JsonCheckpointHandler(multiprocessing_options=options)
-  with ocp.Checkpointer(handler, multiprocessing_options=options) as reader:
-    return reader.restore(folder)
+  # Orbax's reader asks for jax's devices, of which a run that starts from these weights is only to
+  # say how many it wants (`use_all_cores`).
+  return files.read_json(folder / 'metadata')
 
 
 def _alone() -> ocp.options.MultiprocessingOptions:

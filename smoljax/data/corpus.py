@@ -36,6 +36,13 @@ class Corpus:
   records: Any  # random access (a grain data source of TFDS); 'tokens', 'num_bytes', 'id', …
   digest: str  # identifies the split's bytes
   repeats: np.ndarray | None = None  # [documents] int32, how often an epoch has each; None: once
+  # [documents] int32, of a corpus of conversations: tokens with the rejected answer, 0 = no pair
+  rejected_lengths: np.ndarray | None = None
+
+  @property
+  def has_mask(self) -> bool:
+    """Whether it is of conversations, of which not every token is learned."""
+    return bool(self.manifest.get('loss_mask'))
 
   def tokens(self, document: int) -> np.ndarray:
     """The token ids of one document, `[n]` int32."""
@@ -45,15 +52,43 @@ class Corpus:
     """Token ids of a record, int32."""
     return np.frombuffer(record['tokens'], self.manifest['dtype']).astype(np.int32)
 
+  @property
+  def pair_lengths(self) -> np.ndarray:
+    """Tokens of both answers of each preference pair, [documents] int32, less one: n - 1 targets.
+
+    Raises ValueError where a record is no pair.
+    """
+    if self.rejected_lengths is None or not self.rejected_lengths.all():
+      raise ValueError(f'the corpus {self.name!r} is not of preference pairs alone: give rows that '
+                       'have chosen and rejected, to data_beam.conversations')
+    return self.lengths + self.rejected_lengths - 1
+
+  def longest(self, seq_len: int) -> int:
+    """Tokens of a document that rows can take: all, or of a conversation those of one row."""
+    return seq_len + 1 if self.has_mask else int(self.lengths.max(initial=0))
+
+  def mask(self, record: Mapping) -> np.ndarray:
+    """Which tokens of a record the model learns to write, `[n]` bool; as targets, so not the first.
+    """
+    if not self.has_mask:
+      return np.ones(len(record['tokens']) // np.dtype(self.manifest['dtype']).itemsize, bool)
+    return np.frombuffer(record['loss_mask'], bool)
+
+  def rejected(self, record: Mapping) -> dict[str, bytes]:
+    """The rejected answer of a pair's record, as a record that `decode` and `mask` take."""
+    return {k: record[f'rejected_{k}'] for k in ('tokens', 'loss_mask')}
+
   def ids(self, documents: Sequence[int]) -> list[str]:
     """The ids of documents by their number."""
     return [word(r['id']) for r in self.records.__getitems__(list(documents))]
 
   def token_counts(self, vocab_size: int, limit: int = 100_000) -> np.ndarray:
-    """How often each id occurs, `[vocab_size]` int64, in up to `limit` documents evenly spread."""
+    """How often each id occurs, `[vocab_size]` int64, in up to `limit` documents evenly spread;
+    of conversations among the tokens that are learned."""
     counts = np.zeros(vocab_size, np.int64)
     for document in range(0, len(self.lengths), -(-len(self.lengths) // limit)):
-      counts += np.bincount(self.tokens(document), minlength=vocab_size)
+      record = self.records[document]
+      counts += np.bincount(self.decode(record)[self.mask(record)], minlength=vocab_size)
     return counts
 
 
@@ -89,8 +124,8 @@ def open_corpus(path: str, split: str = 'train', name: str | None = None) -> Cor
   if (tokens := lengths.sum(dtype=np.int64)) != info.get('tokens', tokens):
     raise ValueError(f'{path}: the lengths of split {split!r} are {tokens} tokens, its manifest '
                      f'says {info["tokens"]}: tokenise again')
-  repeats = sidecar('repeats') if 'repeats' in shards[0] else None
-  return Corpus(name or manifest['name'], manifest, lengths, records, digest(shards), repeats)
+  more = {name: sidecar(name) for name in ('repeats', 'rejected_lengths') if name in shards[0]}
+  return Corpus(name or manifest['name'], manifest, lengths, records, digest(shards), **more)
 
 
 def _load(path: str, sha256: str | None) -> np.ndarray:

@@ -166,7 +166,8 @@ def by_stage(run: Run, names: list[str], csv: Csv) -> list[str]:
 
 
 def other_losses(run: Run, csv: Csv, common: dict) -> list[str]:
-  """Figures of what is learned beside the next token: copying, tokens further ahead, a teacher."""
+  """Figures of what is learned beside the next token, or that say more of it: copying, tokens
+  further ahead, a teacher; conversations."""
   depths = max((len(r['mtp/loss_M']) for r in run.metrics if isinstance(r.get('mtp/loss_M'), list)),
                default=0)
   ahead = [(f'{m + 2} ahead', [(r['step'], r['mtp/loss_M'][m]) for r in run.metrics
@@ -180,6 +181,11 @@ def other_losses(run: Run, csv: Csv, common: dict) -> list[str]:
      [('next token', run.points('train/loss')), *ahead] if ahead else []),
     ('Distance to the teacher', 'teacher', 'mean per token, before its weight', False,
      [(k.removeprefix('teacher/'), run.points(k)) for k in terms]),
+    ('Loss of conversations by mode', 'modes', 'nats per learned token', False,
+     [(mode, run.points(f'chat/loss/{mode}')) for mode in ('think', 'no_think')]),
+    ('First guesses that are right', 'guesses', 'share of learned tokens', True,
+     [(what, run.points(f'chat/{name}'))
+      for name, what in (('accuracy', 'all'), ('end_accuracy', 'ends of turns'))]),
   )
   out = []
   for title, name, unit, share, of in figures:

@@ -56,6 +56,7 @@ def train(
     iterator = prefetch(run.batches, position)
     checkpoints.reserve((run.plan.params, run.plan.opt_state))
     _warn_of_a_small_disk(run, checkpoints, step, log_line)
+    _warn_of_long_conversations(run, log_line)
     train_step, probe = run.plan.step(len(run.batches.sources)), make_probe(run)
     with (
       Telemetry(run, step, log_line) as telemetry,
@@ -143,3 +144,15 @@ def _warn_of_a_small_disk(run, checkpoints, step, log_line):
     log_line(
       f'warning: {run.directory}: its disk has {lacking / 1e9:.1f} GB too few for the checkpoints '
       f'to come: make room, or lower train.keep={t.keep}')
+
+
+def _warn_of_long_conversations(run, log_line):
+  seq_len, pairs = run.config.data.seq_len, bool(run.config.train.preference.loss)
+  what = ('pairs', 'left out') if pairs else ('conversations', 'cut at the end of a turn')
+  for name, corpus in run.batches.corpora.items():
+    lengths = corpus.pair_lengths if pairs else corpus.lengths
+    if corpus.has_mask and (long := int((lengths > seq_len + 1).sum())):
+      log_line(
+        f'warning: {long:,} of {len(lengths):,} {what[0]} of {name!r} are longer than a row and '
+        f'are {what[1]}: raise --config.data.seq_len={seq_len} (the longest has '
+        f'{int(lengths.max()):,} tokens)')

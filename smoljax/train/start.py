@@ -74,7 +74,7 @@ def prepare(
   if config.diagnostics.every and mesh.shape['context'] > 1:
     raise ValueError('diagnostics.every needs whole rows: set it to 0, or mesh.context to 1')
   held_out = load_held_out(targets or corpora, limit=t.eval_documents)
-  stages = make_stages(t.stages, t.steps)
+  stages = make_stages(t.stages, t.steps, opened)
   cached = teacher_cache.open_caches(caches or {}, opened)
   batches = Batches(
     opened,
@@ -86,6 +86,7 @@ def prepare(
     max_segments=config.data.max_segments,
     seed=config.seed,
     local_rows=sharding.local_rows(mesh, t.rows),
+    pairs=bool(t.preference.loss),
   )
   model_config = dataclasses.replace(model_config, max_segments=batches.max_segments)
   meta = {

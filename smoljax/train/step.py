@@ -9,6 +9,7 @@ import jax
 import jax.numpy as jnp
 
 from smoljax import distributed, model, optim, sharding
+from smoljax.data.batches import learned
 from smoljax.optim import clipping, mup
 from smoljax.optim import qk_clip as qk_clip_lib
 from smoljax.optim.qk_clip import logit_measure, qk_clip_grads, qk_rates
@@ -163,7 +164,7 @@ def make_gradients(
   def gradients(
     params: PyTree, batch: dict, step: jax.Array, teacher_params: PyTree = None
   ) -> tuple[PyTree, dict]:
-    total_tokens = jnp.maximum(jnp.sum(batch['segment_ids'] > 0), 1).astype(jnp.float32)
+    total_tokens = jnp.maximum(jnp.sum(learned(batch)), 1).astype(jnp.float32)
     rest = total_tokens, step, teacher_params
     params = model.computed(config, params)
     if accumulate == 1:
@@ -179,9 +180,12 @@ def make_gradients(
       return sums, None
 
     # Neighbouring rows go to different micro-batches: the rows of each device stay on it.
-    micros = jax.tree.map(
-      lambda x: x.reshape(x.shape[0] // accumulate, accumulate, *x.shape[1:]).swapaxes(0, 1), batch
-    )
+    def split(x: jax.Array) -> jax.Array:
+      x = x.reshape(x.shape[0] // accumulate, accumulate, *x.shape[1:]).swapaxes(0, 1)
+      # Of micro-batches of one row jax would take the micro-batches for the rows.
+      return sharding.constrain(x, None, 'batch', *('length', *[None] * x.ndim)[: x.ndim - 2])
+
+    micros = jax.tree.map(split, batch)
     first = jax.tree.map(lambda x: x[0], micros)
     (loss, aux), grads = grad_fn(params, first, *rest)
     others = jax.tree.map(lambda x: x[1:], micros)

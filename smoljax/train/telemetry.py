@@ -13,6 +13,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from smoljax import distributed, metrics
+from smoljax.data import chat
 from smoljax.optim.qk_clip import logit_metrics
 from smoljax.train import diagnostics, guard
 from smoljax.train.start import Run
@@ -146,8 +147,7 @@ class Telemetry:
     }
     seconds = sum(s for _, s, _ in steps)
     row |= self._speed(
-      float(np.sum([v['tokens_S'] for v in taken])), len(steps), seconds,
-      sum(w for _, _, w in steps))
+      float(np.sum([_places(v) for v in taken])), len(steps), seconds, sum(w for _, _, w in steps))
     row |= self._times(**{'steps': seconds * len(taken) / len(steps),
                           'skipped': seconds * (1 - len(taken) / len(steps))})
     row |= self._epochs(step, position)
@@ -209,6 +209,13 @@ class Telemetry:
       'clip_frac': float(np.mean([v['clip_kept'] < 1 - 1e-6 for v in taken])),
       **{k: float(x) for k, x in taken[-1].get('leaves', {}).items()},
     }
+    if 'places' in taken[0]:
+      places = sum(map(_places, taken))
+      row['data/learned'] = round(float(tokens_S.sum()) / max(1, places), 4)
+      row['data/padding'] = round(
+        1 - places / (len(taken) * t.rows * self._run.config.data.seq_len), 4)
+      if 'chat_sum/hits' in taken[0]:
+        row |= _of_chats(taken)
     if t.accumulate > 1:
       row |= diagnostics.micro_batches(
         float(np.mean([v['micro_sq'] for v in taken])),
@@ -268,6 +275,21 @@ class Telemetry:
       f'grad {norm:.2f} | {row["perf/tokens_per_sec"]:,.0f} tok/s | '
       f'{(steps - step) * row["perf/step_time"]:.0f} s left'
     )
+
+
+def _places(step_metrics: dict) -> int:
+  """Tokens that a step went through: those that are learned are fewer in conversations."""
+  return int(step_metrics.get('places', np.sum(step_metrics['tokens_S'])))
+
+
+def _of_chats(taken: Sequence[dict]) -> dict[str, float]:
+  """Of some steps on conversations: losses by mode, shares of first guesses that are right."""
+  total = {k: float(np.sum([v[k] for v in taken])) for k in taken[0] if k.startswith('chat_sum/')}
+  tokens = {mode: total[f'chat_sum/{mode}_tokens'] for mode in chat.MODES}
+  shares = {'accuracy': (total['chat_sum/hits'], sum(tokens.values())),
+            'end_accuracy': (total['chat_sum/end_hits'], total['chat_sum/ends']),
+            **{f'loss/{m}': (total[f'chat_sum/{m}_loss'], tokens[m]) for m in chat.MODES}}
+  return {f'chat/{name}': value / count for name, (value, count) in shares.items() if count}
 
 
 def summarize(run: Run) -> dict[str, Any]:

@@ -85,7 +85,7 @@ def test_a_corpus_from_elsewhere_needs_no_stages(tmp_path, corpus):
 
 @pytest.mark.parametrize(('changes', 'message'), [
   ({'corpora': 'mine'}, 'is not NAME=DIR'),
-  ({'corpora': 'web={corpus}'}, 'other than web and pdf'),
+  ({'corpora': 'web={corpus}'}, 'other than web, pdf and conversations'),
   ({'corpora': 'mine={corpus},mine={corpus}'}, 'a name of its own'),
   ({'corpora': 'mine=nowhere'}, 'no corpus at'),
   ({'corpora': 'mine={tokenised}'}, '--config.tokenizer.path'),

@@ -112,7 +112,7 @@ def test_resume_is_bitwise(undisturbed, markov_corpora, tmp_path, damage):
   c.train.steps = 8  # the stages still follow 12 steps
   c_full = tiny()
   with pytest.MonkeyPatch.context() as patch:
-    patch.setattr(start, 'make_stages', lambda s, _: make_stages(s, 12))
+    patch.setattr(start, 'make_stages', lambda s, *_: make_stages(s, 12))
     make_optimizer = optim.make_optimizer
     patch.setattr(optim, 'make_optimizer', lambda o, p, _, m: make_optimizer(o, p, 12, m))
     fit(c, markov_corpora, tmp_path)
