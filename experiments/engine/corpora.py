@@ -92,7 +92,7 @@ def _check_stages(stages: Any) -> None:
     raise ValueError(f'--config.train.stages={stages!r}: {form}')
   for stage in stages:
     mapping = isinstance(stage, Mapping | ConfigDict)
-    if not mapping or {*stage} != {'name', 'fraction', 'mixture'} or not isinstance(
+    if not mapping or not {'name', 'fraction', 'mixture'} <= {*stage} or not isinstance(
       stage['mixture'], Mapping | ConfigDict) or not all(
       isinstance(x, int | float) for x in (stage['fraction'], *stage['mixture'].values())):
       shown = dict(stage) if mapping else stage
