@@ -465,7 +465,7 @@ def main(argv: Sequence[str] | None = None) -> None:
                options_lib.take(TokenizeOptions, vars(args)), against=args.against,
                beam_args=beam_args)
   except (ValueError, OSError) as error:
-    sys.exit(complain(parser.prog, error))
+    sys.exit(complain('error', error))
   manifest = records.read_manifest(path)
   print(f'{manifest["documents"]} documents, {manifest["tokens"]} tokens '
         f'({manifest["bytes"] / max(1, manifest["tokens"]):.2f} bytes per token): {path}')
