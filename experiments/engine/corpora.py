@@ -66,6 +66,8 @@ def choose_corpora(c: Any) -> list[str]:
       c[name].enabled = False
       off.append(name)
       notes.append(f'{name}: switched off, since it has no --config.{name}.input')
+  inputs += ['conversations'] * bool(c.conversations.enabled and c.conversations.input)
+  sections = (*sections, 'conversations')
   if brought and named <= {*sections}:
     if inputs:
       raise ValueError(
@@ -92,7 +94,7 @@ def _check_stages(stages: Any) -> None:
     raise ValueError(f'--config.train.stages={stages!r}: {form}')
   for stage in stages:
     mapping = isinstance(stage, Mapping | ConfigDict)
-    if not mapping or {*stage} != {'name', 'fraction', 'mixture'} or not isinstance(
+    if not mapping or {*stage} - {'shares'} != {'name', 'fraction', 'mixture'} or not isinstance(
       stage['mixture'], Mapping | ConfigDict) or not all(
       isinstance(x, int | float) for x in (stage['fraction'], *stage['mixture'].values())):
       shown = dict(stage) if mapping else stage
