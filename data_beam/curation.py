@@ -10,7 +10,12 @@ import apache_beam as beam
 
 from data_beam import file_runner, records
 from data_beam import options as options_lib
-from data_beam.beam_options import explained, is_beams, pipeline_options
+from data_beam.beam_options import (
+  explained,
+  is_beams,
+  pipeline_options,
+  require_file_system,
+)
 from data_beam.command_line import Parser, complain
 from data_beam.filters.rules import Rule
 from data_beam.options import Options
@@ -94,6 +99,7 @@ def curate(
       went (the rejects are on disk then).
   """
   path = records.corpus_path(output, name)
+  require_file_system(path)
   size = sum(i.get('bytes', 0) for i in inputs)
   if size >= LARGE and not any(a.startswith(('--runner', '--direct_')) for a in beam_args):
     beam_args = [*beam_args, '--runner=files']

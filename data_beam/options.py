@@ -326,8 +326,8 @@ class TokenizeOptions(Options):
     .02, 'share of documents held out for validation, by a hash of their id, in steps of 0.001; 0 '
     'holds none out', metavar='SHARE')
   holdout_shared: float = option(
-    .5, 'a document of whose runs of eight words a larger share is in others too is trained on, '
-    'not held out; 1 does not ask', metavar='SHARE')
+    .5, 'a document of whose runs of eight words a larger share is in others too, of any corpus of '
+    'the run, is trained on, not held out; 1 does not ask', metavar='SHARE')
   share: float = option(
     1., 'share of the other documents to take, likewise: to ask how many are needed, or to give '
     'two corpora equally many', metavar='SHARE')
@@ -338,6 +338,11 @@ class TokenizeOptions(Options):
     False, 'repeat documents in training by number of duplicates, as in FineWeb-2')
   num_shards: int = option(8, 'files to spread the training split over', metavar='N', least=1,
                            most=100_000)
+
+  @property
+  def asks(self) -> bool:
+    """Whether a document must be unlike all others to be held out."""
+    return self.holdout > 0 and self.holdout_shared < 1
 
   def __post_init__(self):
     super().__post_init__()

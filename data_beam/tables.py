@@ -29,7 +29,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from apache_beam.io.filesystems import FileSystems
 
-from data_beam import curation, records
+from data_beam import curation, hub, records
 from data_beam import options as options_lib
 from data_beam.beam_options import is_beams, pipeline_options
 from data_beam.command_line import Parser, complain
@@ -570,6 +570,8 @@ def main(argv: Sequence[str] | None = None) -> int:
       help='where data/ and README.md go')
   add('--format', default='parquet', choices=FORMATS,
       help='of the files (default: %(default)s)')
+  add('--push_to_hub', default='', metavar='OWNER/NAME',
+      help='a data set on the Hugging Face hub that they go to as well, private until published')
 
   args, beam_args = parser.parse_known_args(argv)
   logging.basicConfig(format='%(message)s', level=logging.WARNING, force=True)
@@ -580,6 +582,8 @@ def main(argv: Sequence[str] | None = None) -> int:
                            options_lib.take(ImportOptions, vars(args)), beam_args=beam_args)
     else:
       path = export_corpus(args.input, args.output, format=args.format, beam_args=beam_args)
+      if args.push_to_hub:
+        print(f'pushed to {hub.push(path, args.push_to_hub, "dataset")}')
   except (ValueError, OSError) as error:
     return complain('data_beam.tables', error)
   print(public(f'The result is at {path}'))
