@@ -121,6 +121,7 @@ class _Row:
 
   def result(self):
     if not self._watched:
-      self._pieces = [self._text.push(token) for token in self._ids]
+      # (One look a token would keep the device waiting.)
+      self._pieces = [self._text.extend(self._ids)]
     text = ''.join(self._pieces) + self._text.finish()
     return Written(self._ids, text, self._ended or self._text.stopped)
