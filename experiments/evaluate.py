@@ -33,7 +33,6 @@ from absl import flags
 from rich.table import Table
 
 from experiments.engine import cli
-from experiments.engine.cli import console, write_json
 from smoljax import evals, sharding
 from smoljax.checkpoints import hf_folder, load, store
 from smoljax.evals import generative, problems, ruler, run
@@ -101,11 +100,11 @@ def main(argv: list[str]) -> None:
     sys.exit(cli.complain(e))
   for result in results.get('checkpoints', {'': results}).values():
     if result['tasks']:
-      console.print(_table(result['tasks']))
+      cli.console.print(_table(result['tasks']))
     if result.get('generation'):
-      console.print(_written(result['generation']))
+      cli.console.print(_written(result['generation']))
   if 'signal' in results:
-    console.print(_signals(results['signal']))
+    cli.console.print(_signals(results['signal']))
   print(f'results: {_OUTPUT.value}')
 
 
@@ -127,7 +126,7 @@ def _evaluate_all() -> dict:
   results: dict[str, Any] = {'checkpoint': _CHECKPOINT.value[0], **found[_CHECKPOINT.value[0]]}
   if len(found) > 1:
     results = {'checkpoints': found, 'signal': _signal_of(found)}
-  write_json(_OUTPUT.value, results)
+  cli.write_json(_OUTPUT.value, results)
   return results
 
 
@@ -156,7 +155,7 @@ def _evaluate(path: str, documents: dict, generation: run.Generation) -> dict:
       limit=_LIMIT.value,
       seed=_SEED.value,
       generation=dataclasses.replace(generation, model=loaded),
-      log_line=console.print,
+      log_line=cli.console.print,
     )
 
 
