@@ -98,8 +98,8 @@ def summarize(
   the context, and acc_pmi with that of another example, if `astray` has scores of that. longest:
   always the longest answer. chance: one in the number of choices. metric: which of the four counts
   for this task; stderr and the choices shown are by it. Equals share the point. Where there is one
-  choice only, acc counts the examples whose every token was the likeliest, and chance is 0. languages: where examples say
-  theirs, n and the metric of each.
+  choice only, acc counts the examples whose every token was the likeliest, and chance is 0.
+  languages: where examples say theirs, n and the metric of each.
   """
   lengths = [[max(1, len(c.removeprefix(' '))) for c in e['choices']] for e in examples]
   answers = [e['answer'] for e in examples]
