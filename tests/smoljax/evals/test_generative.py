@@ -17,7 +17,7 @@ from helpers import tokenizers
 from smoljax import evals
 from smoljax.checkpoints import load
 from smoljax.data import chat_template, tokenizer
-from smoljax.evals import answers, problems, run, writing
+from smoljax.evals import answers, problems, run, tasks, writing
 from smoljax.evals.generative import Question, Set, Settings, Turn, evaluate_generation
 from smoljax.evals.writing import Writer, Written
 from smoljax.inference.sampling import Sampling
@@ -84,6 +84,22 @@ def test_a_set_of_ones_own_in_both_modes(model, say, tmp_path):
   assert think['by']['language']['fr']['exact'] == 1
   assert think['unclosed'] == 1 / 3 == pytest.approx(1 - think['follows'])
   assert no_think['follows'] == 1 and no_think['constant'] == 1 / 3
+
+
+def test_conversations_are_questions_too(tmp_path):
+  said = lambda role, content: {'role': role, 'content': content}
+  row = {'mode': 'think', 'messages': [
+    said('system', 'Be brief.'), said('user', '1+1?'), said('assistant', '<think>add</think>2'),
+    said('user', 'And 2+2?'), said('assistant', '4')]}
+  made = problems.question(row)
+  assert [t.prompt for t in made.turns] == ['1+1?', 'And 2+2?'] and made.system == 'Be brief.'
+  assert [t.grade(x)['exact'] for t in made.turns for x in ('2', '4')] == [1, 0, 0, 1]
+  assert {t.mode for t in made.turns} == {'think'}
+  path = tmp_path / 'grade_school.jsonl'
+  path.write_text(json.dumps({'question': 'How many?', 'answer': '3'}))
+  assert not tasks.has_choices(str(path))
+  turn, = problems.load_set('grade_school', problems.Source(str(tmp_path))).questions[0].turns
+  assert turn.prompt == 'How many?' and turn.grade('So 3.')['exact'] == 1
 
 
 def test_modes_over_three_turns(model, say):
