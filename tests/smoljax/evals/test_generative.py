@@ -66,6 +66,21 @@ def test_what_is_written_depends_on_neither_batch_nor_order(model):
       assert got == want
 
 
+def test_of_long_prompts_fewer_are_taken_at_once(model, monkeypatch):
+  sizes = []
+
+  def stream(config, params, rows, max_new_tokens, **_):
+    sizes.append((len(rows), max(map(len, rows))))
+    yield [7] * len(rows)
+  monkeypatch.setattr(writing.generate, 'stream', stream)
+  writer = Writer(model, 16)
+  writer._memory = writer._token_bytes * 8 * (64 + 64)
+  prompts = [[5] * n for n in [9] * 20 + [1000] * 3]
+  found = dict(writer.write(prompts, [1] * 23, seeds=range(23), eos_ids=()))
+  assert sorted(found) == list(range(23)) and all(row.ids == [7] for row in found.values())
+  assert sizes == [(2, 1000), (2, 1000), (8, 9), (8, 9), (8, 9)]  # never one alone
+
+
 def test_a_set_of_ones_own_in_both_modes(model, say, tmp_path):
   rows = [
     {'prompt': '2+2=', 'answer': 4, 'depth': 1}, {'prompt': '2+3=', 'answer': '5', 'depth': 2},
