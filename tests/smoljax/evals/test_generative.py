@@ -318,3 +318,18 @@ def test_which_tasks_decide():
   assert one['decides'] is None
   x, y = [1, 2, 3, 4], [2, 1, 4, 3]
   assert decisive.kendall(x, y) == pytest.approx(scipy.stats.kendalltau(x, y).statistic)
+
+
+def test_several_checkpoints_say_which_tasks_decide(monkeypatch):
+  from experiments import evaluate
+  monkeypatch.setattr(
+    evaluate, '_run_and_step', lambda path, i: (path.split('/')[0], int(path.split('/')[1])))
+  score = lambda run, step: 0.3 + 0.1 * step + 0.001 * run
+  found = {f'{run}/{step}': {
+    'tasks': {'piqa': {'metric': 'acc', 'acc': score(run, step), 'chance': 0.5}},
+    'generation': {'sums': {'think': {'metric': 'exact', 'exact': 1 - score(run, step)}}},
+  } for run in range(3) for step in range(1, 5)}
+  signals = evaluate._signal_of(found)
+  assert signals['piqa']['decides'] and signals['piqa']['runs'] == 3
+  assert signals['sums, think']['why'] == ['monotone -1.00 < 0.5']
+  assert len(evaluate._signals(signals).rows) == 2
