@@ -82,6 +82,20 @@ def test_a_recipe_works_as_typed(clone, command):
   assert seconds < LIMIT * max(1, os.getloadavg()[0] / (os.cpu_count() or 1)), seconds
 
 
+@pytest.mark.slow
+def test_the_notebook_runs(clone):
+  """Its cells, but for what installs and what trains: `clone` has done that, smaller."""
+  notebook = json.loads((REPOSITORY / 'docs/quickstart.ipynb').read_text())
+  cells = [''.join(c['source']) for c in notebook['cells'] if c['cell_type'] == 'code']
+  assert 'git clone' in cells[0] and 'experiments.run' in cells[1] and 'IPython' in cells[-1]
+  commands = [line[1:] for cell in cells[2:-1] for line in cell.splitlines() if line[:1] == '!']
+  for command in commands:
+    typed(clone, command)
+  code = '\n'.join(cell for cell in cells[2:-1] if cell[0] != '!')
+  (clone / 'notebook.py').write_text(code)
+  assert 'kept;' in typed(clone, 'PYTHONPATH=. python notebook.py')
+
+
 def test_the_readme_has_a_recipe_for_each_job():
   said = ' '.join(recipes())
   assert len(recipes()) >= 14
