@@ -34,6 +34,7 @@ from data_beam import options as options_lib
 from data_beam.beam_options import is_beams, pipeline_options
 from data_beam.command_line import Parser, complain
 from data_beam.curation import Each
+from data_beam.dedup.clusters import deduplication
 from data_beam.options import ImportOptions
 from data_beam.records import Document, Reject
 from data_beam.redact import public, without_query
@@ -44,6 +45,7 @@ from data_beam.sources.files import (
   expand,
   lines,
   open_file,
+  size_of,
 )
 
 log = logging.getLogger('data_beam')
@@ -344,8 +346,10 @@ def import_tables(
   _check_text(files[0]['path'], columns['text'], options.layout)
   return curation.curate(
     parts([f['path'] for f in files], options.limit),
-    [('read', Each(read, columns, name, options.limit))], output=output, name=name,
-    inputs=files, options=options, found={'columns': columns}, beam_args=beam_args)
+    [('read', Each(read, columns, name, options.limit)),
+     *deduplication(options, exact=options.exact_dedup, size=size_of(files))],
+    output=output, name=name, inputs=files, options=options, found={'columns': columns},
+    beam_args=beam_args)
 
 
 def parts(paths: Sequence[str], limit: int | None) -> beam.PTransform:
