@@ -420,7 +420,7 @@ def run(
       near = beam.pvalue.AsDict(ids | 'as keys' >> beam.Map(lambda id: (id, True)))
     tokenised = parts | 'tokenise' >> beam.ParDo(_Tokenize(facts, options, conversations), near)
     sidecars = [name for name, wanted in zip(
-      records.SIDECARS, (True, options.rehydrate, conversations), strict=True) if wanted]
+      records.SIDECARS, (True, options.rehydrate, conversations), strict=False) if wanted]
     _ = (
       records.write_records(
         tokenised, output=output, name=name, shards=shards, sidecars=sidecars)

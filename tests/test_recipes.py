@@ -29,7 +29,7 @@ def recipes() -> list[str]:
 
 def write_inputs(root: pathlib.Path) -> None:
   """What a reader of the recipes has: a crawl, papers, notes, rows and questions."""
-  for folder in ('crawl', 'papers', 'notes', 'rows', 'questions'):
+  for folder in ('crawl', 'papers', 'notes', 'rows', 'questions', 'chats'):
     (root / folder).mkdir()
   warc.write_warc(root / 'crawl/x.warc.gz', [
     warc.html(f'https://a.test/{i}', warc.page(warc.article(i))) for i in range(150)])
@@ -41,6 +41,10 @@ def write_inputs(root: pathlib.Path) -> None:
       warc.page(paragraphs) if i % 3 == 2 else '\n\n'.join(['# A note', *paragraphs]).encode())
   (root / 'rows/x.jsonl').write_text(''.join(
     json.dumps({'text': '\n\n'.join(warc.article(2000 + i))}) + '\n' for i in range(80)))
+  (root / 'chats/x.jsonl').write_text(''.join(json.dumps({'messages': [
+    {'role': 'user', 'content': f'What is number {i}?'},
+    {'role': 'assistant', 'content': warc.article(3000 + i, 1)[0][:120]}]}) + '\n'
+    for i in range(200)))
   question = {'question': 'Which colour is the sky?', 'choices': ['green', 'blue'], 'answer': 1}
   (root / 'questions/mine.jsonl').write_text((json.dumps(question) + '\n') * 5)
 
@@ -101,5 +105,5 @@ def test_the_readme_has_a_recipe_for_each_job():
   assert len(recipes()) >= 14
   for word in ('web.input', 'data_beam.pdf', 'data_beam.web --input=notes', 'tables import',
                'config.corpora', 'lineage', 'init_from', 'shapes', 'eval_data', '--grid', 'search',
-               '--format=hf', '--format=gguf', 'generate'):
+               '--format=hf', '--format=gguf', 'generate', '--mode=chat'):
     assert word in said, word

@@ -166,7 +166,8 @@ def here(tmp_path_factory):
   curated = tables.import_tables([str(rows)], str(root), 'corpus', ImportOptions(num_shards=1))
   tokenizer.train([rows.read_text()], str(root / 'tokenizer.model'), vocab_size=320)
   config = ModelConfig(vocab_size=320, embed_dim=16, mlp_dim=32, num_layers=1, num_heads=1,
-                       num_kv_heads=1, head_dim=16, dtype='float32')
+                       num_kv_heads=1, head_dim=16, max_seq_len=256,
+                       dtype='float32')
   huggingface.save_hf(config, model.init(config, jax.random.key(0)), str(root / 'model'))
   tokenizer.to_hf(str(root / 'tokenizer.model'), str(root / 'model'), bos=True, max_length=256)
   return {p.name.partition('.')[0]: str(p) for p in root.iterdir()} | {
