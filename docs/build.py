@@ -15,15 +15,17 @@ import sys
 ROOT = pathlib.Path(__file__).resolve().parent.parent
 PACKAGES = ('smoljax', 'data_beam', 'configs', 'experiments')
 CONF = '''
-import sys
+import re, sys
 sys.path.insert(0, {root!r})
 project, author, html_theme = 'smoljax', 'The smoljax authors', 'furo'
 extensions = ['myst_parser', 'sphinx.ext.autodoc']
 autodoc_default_options = {{'members': True, 'undoc-members': False}}
+autodoc_mock_imports = ['lm_eval', 'torch', 'transformers', 'wandb', 'llama_cpp']
+suppress_warnings = ['ref.python', 'myst.xref_missing']
 autodoc_member_order, autodoc_typehints, myst_heading_anchors = 'bysource', 'signature', 3
 # Docstrings are plain text with Markdown's backquotes, not reStructuredText.
 def plain(app, what, name, obj, options, lines):
-  lines[:] = ['| ' + line.replace('*', r'\\*').replace('_', r'\\_') if line.strip() else ''
+  lines[:] = ['| ' + re.sub(r'([*_|])', r'\\\\\\1', line) if line.strip() else ''
               for line in lines]
 def setup(app):
   app.connect('autodoc-process-docstring', plain)
@@ -31,12 +33,13 @@ def setup(app):
 
 
 def modules() -> dict[str, list[str]]:
-  """Package → dotted names of its modules."""
+  """Package → dotted names of its modules, but for commands: those have their help."""
   found = {}
   for package in PACKAGES:
-    names = [p.relative_to(ROOT).with_suffix('').as_posix().replace('/', '.')
-             for p in sorted((ROOT / package).rglob('*.py')) if '__main__' not in p.name]
-    found[package] = [n.removesuffix('.__init__') for n in names if '.benchmarks' not in n]
+    files = [p for p in sorted((ROOT / package).rglob('*.py'))
+             if 'benchmarks' not in p.parts and "__name__ == '__main__'" not in p.read_text()]
+    names = [p.relative_to(ROOT).with_suffix('').as_posix().replace('/', '.') for p in files]
+    found[package] = [n.removesuffix('.__init__') for n in names]
   return found
 
 
