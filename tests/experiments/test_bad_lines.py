@@ -117,7 +117,8 @@ COMMANDS: dict[str, tuple[list[str], dict[str, tuple[str, ...]]]] = {
   'data_beam.python_source': (['--input=/nowhere/x', '--output={new}'], {
     'input': FILES, 'licences': ('nope',), 'num_shards': ('0',)}),
   'data_beam.tables': (['import', '--input={rows}', '--output={new}', '--name=a'], {
-    'input': ('/nowhere/x', '{empty}'), 'layout': ('nope',), 'columns': ('nope', 'text=nope'), 'name': ('', 'a/b')}),
+    'input': ('/nowhere/x', '{empty}'), 'layout': ('nope',), 'columns': ('nope', 'text=nope'),
+    'name': ('', 'a/b')}),
   'data_beam.tokenize_corpus': (
     ['--input={corpus}', '--tokenizer={tokenizer}', '--output={new}'], {
       'input': FILES, 'tokenizer': FILES, 'holdout': ('2', '-1', 'x'), 'num_shards': ('0', 'x')}),
