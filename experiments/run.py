@@ -44,7 +44,7 @@ from experiments.engine.config import (
   use_all_cores,
 )
 from experiments.engine.corpora import choose_corpora
-from experiments.engine.graph import Graph
+from experiments.engine.graph import Damaged, Graph
 from experiments.engine.summary import summarize
 from smoljax import distributed, gpu
 
@@ -104,7 +104,14 @@ def run(c: ConfigDict, workdir: str, *, dry_run: bool = False) -> None:
     os.makedirs(workdir, exist_ok=True)
     write_json(os.path.join(workdir, 'config.json'), public(json.loads(c.to_json_best_effort())))
   # The summary is kept current, because the report, the last step, is made of it.
-  graph.run(before=lambda step: write_json(summary_file, summarize(graph)))
+  while True:
+    try:
+      graph.run(before=lambda step: write_json(summary_file, summarize(graph)))
+      break
+    except Damaged as e:
+      if _DISTRIBUTED.value:  # the others wait elsewhere: all have to begin again
+        raise
+      console.print(f'warning: {e}')
   if not is_lead:
     return
   summary = summarize(graph)

@@ -8,7 +8,7 @@ import json
 import os
 import random
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any, TypeVar
 
 _T = TypeVar('_T')
@@ -91,6 +91,28 @@ def read_json(path: str | os.PathLike) -> Any:
     return json.loads(data)
   except ValueError as e:  # of what is no UTF-8 too
     raise ValueError(f'{os.fspath(path)} is damaged, no JSON: {e}') from None
+
+
+def write_checked(path: str | os.PathLike, values: Mapping[str, Any]) -> None:
+  """Writes a JSON file of named values with a checksum of them: `read_checked` notices a bit."""
+  plain = json.loads(json.dumps(values))
+  write_json(path, {**plain, 'checksum': _checksum(plain)}, indent=1)
+
+
+def read_checked(path: str | os.PathLike) -> dict[str, Any]:
+  """The values of a file by `write_checked`, or of a JSON file without a checksum.
+
+  Raises ValueError, with the file's name, where they are not as they were written.
+  """
+  values = read_json(path)
+  if not isinstance(values, dict) or values.pop('checksum', _checksum(values)) != _checksum(values):
+    raise ValueError(f'{os.fspath(path)} is damaged: it is not as its checksum says')
+  return values
+
+
+def _checksum(values: Mapping[str, Any]) -> str:
+  rest = {k: v for k, v in values.items() if k != 'checksum'}
+  return hashlib.sha256(json.dumps(rest, sort_keys=True).encode()).hexdigest()
 
 
 def sha256(path: str | os.PathLike, *, again: bool = True) -> str:

@@ -55,12 +55,21 @@ def run_pdf(output: str, inputs: Mapping[str, str], *, c: Any) -> dict:
   return _corpus_result(path)
 
 
-def run_conversations(output: str, _: Mapping[str, str], *, c: Any) -> dict:
+def run_chains(output: str, _: Mapping[str, str], *, c: Any) -> dict:
+  """Conversations by rule, as JSONL."""
+  from experiments import chains
+
+  made = c.chains.to_dict()
+  chains.write(os.path.join(output, 'chains.jsonl'), chains.conversations(**made, seed=c.seed))
+  return {'conversations': c.chains.number}
+
+
+def run_conversations(output: str, inputs: Mapping[str, str], *, c: Any) -> dict:
   """Conversations to a curated corpus."""
   from data_beam import conversations
 
   path = conversations.run(
-    globs(c.conversations.input),
+    globs(c.conversations.input) or [os.path.join(inputs['chains'], 'chains.jsonl')],
     output,
     'conversations',
     ConversationOptions.of(c.conversations),
@@ -100,8 +109,10 @@ def run_tokenizer(output: str, inputs: Mapping[str, str], *, c: Any) -> dict:
   return {'vocab_size': c.tokenizer.vocab_size}
 
 
-def run_tokenize(output: str, inputs: Mapping[str, str], *, c: Any, corpus: str) -> dict:
-  """A curated corpus to token documents."""
+def run_tokenize(
+  output: str, inputs: Mapping[str, str], *, c: Any, corpus: str, against: Mapping[str, str]
+) -> dict:
+  """A curated corpus to token documents; `against` has the step of each other corpus by name."""
   from data_beam import tokenize_corpus
 
   path = tokenize_corpus.run(
@@ -110,6 +121,7 @@ def run_tokenize(output: str, inputs: Mapping[str, str], *, c: Any, corpus: str)
     output,
     corpus,
     TokenizeOptions.of(c.tokenize),
+    against=[corpus_dir(inputs[step], name) for name, step in against.items()],
     beam_args=c.beam.args,
   )
   splits = read_json(os.path.join(path, 'manifest.json'))['splits'].values()
@@ -190,7 +202,7 @@ def run_evaluate(output: str, inputs: Mapping[str, str], *, c: Any, targets: Seq
     evals.evaluate,
     tokenizer=tokenizer.load(
       tokenizer_file(c, inputs), meta.get('special_tokens'), meta.get('tokenizer_sha256', '')),
-    documents=load_held_out(paths, limit=c.eval.documents),
+    documents=load_held_out(paths, limit=c.eval.documents, note=console.print),
     bos=c.tokenize.bos,
     batch_size=c.eval.batch_size,
     seq_len=c.data.seq_len,
@@ -206,6 +218,7 @@ def run_evaluate(output: str, inputs: Mapping[str, str], *, c: Any, targets: Seq
     },
     limit=c.eval.task_examples,
     seed=c.seed,
+    generation=config_lib.generation(c),
   )
   if c.distill.teacher:
     console.print('the teacher, on the same documents:')
@@ -275,6 +288,15 @@ def run_report(output: str, _: Mapping[str, str], *, workdir: str) -> dict:
 
 
 # --- Files ---------------------------------------------------------------------------------------
+
+
+def checkpoint_fault(output: str, every_byte: bool) -> str:
+  """What is wrong with the newest checkpoint that training left; '' if nothing, or it is gone."""
+  from smoljax.checkpoints import seals
+
+  root = pathlib.Path(output) / 'checkpoints'
+  steps = seals.steps(root)
+  return seals.fault(root, steps[-1], again=every_byte) if steps else ''
 
 
 def find_files(patterns: str, flag: str) -> list[dict]:

@@ -127,7 +127,7 @@ def open_corpus(path: str, split: str = 'train', name: str | None = None) -> Cor
 
   lengths = sidecar('lengths')
   if not (lengths > 1).any():
-    raise EmptySplit(f'{path} has no tokens to predict in split {split!r}: give it more input')
+    raise EmptySplit(f'{path} has no tokens to predict in split {split!r}: {_why(manifest, split)}')
   records = open_records(path, split)
   if len(lengths) != len(records):
     raise ValueError(f'{path}: {len(lengths)} lengths but {len(records)} records: tokenise again')
@@ -136,6 +136,22 @@ def open_corpus(path: str, split: str = 'train', name: str | None = None) -> Cor
                      f'says {info["tokens"]}: tokenise again')
   more = {name: sidecar(name) for name in _MORE if name in shards[0]}
   return Corpus(name or manifest['name'], manifest, lengths, records, digest(shards), **more)
+
+
+def _why(manifest: Mapping[str, Any], split: str) -> str:
+  """Why a split is empty, and the ways on."""
+  made = manifest.get('config', {})
+  if split == 'validation' and made.get('holdout') == 0:
+    return 'it was made with tokenize.holdout=0, so give it a share such as 0.02'
+  if split == 'validation' and (known := manifest.get('near_duplicates_not_held_out')):
+    return (
+      f'all {known} documents that were to be held out share more than {made["holdout_shared"]} of '
+      'their runs of eight words with other documents, as texts of one template do. Evaluate on '
+      'another corpus (eval.corpora), look for others by a larger tokenize.holdout, or hold them '
+      'out all the same by tokenize.holdout_shared=1: then their loss says what was learned by '
+      'heart, too')
+  more = ', or a larger tokenize.holdout' if split == 'validation' else ''
+  return f'give it more input{more}'
 
 
 def _load(path: str, sha256: str | None) -> np.ndarray:

@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import os
 import pathlib
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
@@ -11,13 +12,15 @@ import jax
 import smoljax
 from smoljax import metrics, model, sharding
 from smoljax.checkpoints import load, store
-from smoljax.data import teacher_cache
+from smoljax.data import chat, teacher_cache, tokenizer
 from smoljax.data.batches import Batches, Stage, make_stages
-from smoljax.data.corpus import open_corpus, special_tokens
+from smoljax.data.corpus import Corpus, open_corpus, special_tokens
+from smoljax.data.questions import Questions
 from smoljax.evals.held_out import Document, load_held_out
 from smoljax.optim import mup
-from smoljax.train import distill, guard
-from smoljax.train.step import Plan, PyTree, make_mesh, make_plan
+from smoljax.train import distill, guard, reference
+from smoljax.train.rollouts import Rollouts
+from smoljax.train.step import Plan, PyTree, make_mesh, make_plan, post_training
 
 
 @dataclasses.dataclass(frozen=True)
@@ -28,12 +31,14 @@ class Run:
   model_config: model.ModelConfig
   directory: str
   mesh: jax.sharding.Mesh
-  batches: Batches
+  batches: Batches | Questions
   stages: Sequence[Stage]
   held_out: Mapping[str, Sequence[Document]]  # of each corpus
   plan: Plan
-  teacher_params: PyTree  # None without a teacher
+  teacher_params: PyTree  # of a teacher or a reference; None without
   meta: dict  # stored with each checkpoint
+  rollouts: Rollouts | None = None  # of a run that learns from its own answers
+  questions: Mapping[str, Corpus] = dataclasses.field(default_factory=dict)  # held out, of those
 
   @property
   def key(self) -> jax.Array:
@@ -43,6 +48,10 @@ class Run:
   def stage(self, step: int) -> Stage:
     """The stage that the step after `step` belongs to."""
     return next(s for s in self.stages if s.start <= step < s.stop)
+
+  def whole(self, step: int) -> bool:
+    """Whether a checkpoint after `step` steps holds all that the next one goes on from."""
+    return self.rollouts is None or self.rollouts.whole(step)
 
   def tokens(self, step: int) -> int:
     """Places of all batches up to a step, padding included."""
@@ -76,18 +85,23 @@ def prepare(
   held_out = load_held_out(targets or corpora, limit=t.eval_documents)
   stages = make_stages(t.stages, t.steps, opened)
   cached = teacher_cache.open_caches(caches or {}, opened)
-  batches = Batches(
-    opened,
-    stages,
-    caches=cached,
-    rows=t.rows,
-    seq_len=config.data.seq_len,
-    window=config.data.window,
-    max_segments=config.data.max_segments,
-    seed=config.seed,
-    local_rows=sharding.local_rows(mesh, t.rows),
-    pairs=bool(t.preference.loss),
-  )
+  preference, reinforce = post_training(t)
+  if reinforce:
+    batches = Questions(
+      opened, stages, rows=_questions_a_step(t, reinforce.samples), seed=config.seed)
+  else:
+    batches = Batches(
+      opened,
+      stages,
+      caches=cached,
+      rows=t.rows,
+      seq_len=config.data.seq_len,
+      window=config.data.window,
+      max_segments=config.data.max_segments,
+      seed=config.seed,
+      local_rows=sharding.local_rows(mesh, t.rows),
+      pairs=bool(preference),
+    )
   model_config = dataclasses.replace(model_config, max_segments=batches.max_segments)
   meta = {
     **(meta or {}),
@@ -100,8 +114,32 @@ def prepare(
   with jax.set_mesh(mesh):
     teacher, teacher_params = load_teacher(config.distill, model_config, mesh, cached)
     plan = make_plan(config, model_config, mesh, teacher)
+    if any(how and how.needs_reference for how in (preference, reinforce)):
+      teacher_params = reference.load_frozen(t, model_config, plan.params)
+      if t.preference.cached and isinstance(batches, Batches):
+        batches.reference = reference.read_pairs(
+          t, model_config, teacher_params, batches, mesh, os.path.join(directory, 'reference'))
+        teacher_params = None
+  rollouts, questions = None, {}
+  if reinforce:
+    text = tokenizer.load(meta['tokenizer'], meta['special_tokens'], meta['tokenizer_sha256'])
+    rollouts = Rollouts(
+      model_config, reinforce, text, chat.control_ids(text)[chat.END], mesh, config.data.seq_len,
+      config.seed, t.loss_chunk)
+    questions = {name: open_corpus(path, 'validation', name)
+                 for name, path in (targets or corpora).items() if name in held_out}
   return Run(config, model_config, directory, mesh, batches, stages, held_out, plan,
-             teacher_params, meta)
+             teacher_params, meta, rollouts, questions)
+
+
+def _questions_a_step(t: Any, samples: int) -> int:
+  """Questions that a step's rows are answers to; ValueError where they do not divide."""
+  if jax.process_count() > 1:
+    raise ValueError('train.reinforce samples in one process: start one, with all devices')
+  if t.rows % samples:
+    raise ValueError(f'a step of {t.rows} rows does not divide into questions of '
+                     f'train.reinforce.samples={samples} answers: change train.batch_tokens')
+  return t.rows // samples
 
 
 def open_checkpoints(run: Run, note: Callable[[str], None]) -> store.Checkpoints:
@@ -239,16 +277,7 @@ def first_params(
   if not init_from:
     return mup.initialise(model.init(config, key), scales)
   params = load.load_weights(init_from)[1]
-  shapes, wanted = (
-    {jax.tree_util.keystr(k): x.shape for k, x in jax.tree_util.tree_leaves_with_path(tree)}
-    for tree in (params, expected)
-  )
-  for name in sorted(shapes.keys() | wanted.keys()):
-    if shapes.get(name) != wanted.get(name):
-      raise ValueError(
-        f'train.init_from={init_from}: its parameter {name} has the shape {shapes.get(name)}, '
-        f'but the config means {wanted.get(name)}: set --config.model.shape and tokenizer to fit'
-      )
+  reference.require_shapes('train.init_from', init_from, params, expected)
   return jax.device_put(params, jax.tree.map(lambda x: x.sharding, expected))
 
 

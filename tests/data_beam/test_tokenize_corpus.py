@@ -11,6 +11,7 @@ from helpers.tokenised import corpus, folder, model, texts, tokenised, write_cor
 from data_beam import records, tokenize_corpus
 from data_beam.options import TokenizeOptions
 from smoljax.data.corpus import open_corpus, read_manifest
+from smoljax.evals.held_out import load_held_out
 
 
 def all_rows(path):
@@ -253,3 +254,39 @@ def test_a_damaged_corpus_in_an_object_store_is_one_line(store, tokenised):
   store.change('bucket/web/1.0.0/_SUCCESS', None)
   with pytest.raises(FileNotFoundError, match=rf'no finished corpus at {URL}: give a folder'):
     open_corpus(URL)
+
+
+def test_near_duplicates_in_another_corpus_are_not_held_out(tmp_path, model):
+  """Its text or its tokens; a document of the same id is on the same side there, and is no reason.
+  """
+  rng = np.random.default_rng(0)
+  words = [''.join(rng.choice(list('abcdefgh'), 5)) for _ in range(3000)]
+  texts = [rng.choice(words, 250).tolist() for _ in range(60)]
+  corpus = write_corpus(tmp_path, 'web', [' '.join(t) for t in texts])
+  copies = [' '.join(t[:200] + rng.choice(words, 100).tolist()) for t in texts[::2]]
+  mirror = write_corpus(tmp_path, 'pdf', copies)
+  tokens = tokenize_corpus.run(mirror, model, str(tmp_path / 'tokens'), 'pdf',
+                               TokenizeOptions(holdout=0, num_shards=1))
+  known = {f'web-{i}' for i in range(0, 60, 2)}
+  expected = {f'web-{i}' for i in range(60) if tokenize_corpus.is_validation(f'web-{i}', 0.2)}
+  assert expected - known and expected & known
+  for others, held_out in (
+      ([corpus], expected), ([corpus, mirror], expected - known), ([tokens], expected - known)):
+    path = tokenize_corpus.run(corpus, model, str(tmp_path / 'found'), 'web',
+                               TokenizeOptions(holdout=0.2, num_shards=1), against=others)
+    assert {row['id'] for row in all_rows(path)['validation']} == held_out
+  assert [a['name'] for a in records.read_manifest(path)['against']] == ['pdf']
+
+
+def test_a_corpus_that_holds_nothing_out_says_why(tmp_path, model, tokenised):
+  """Pages of one template, each with a few words of its own."""
+  template = ' '.join(f'word{i}' for i in range(100))
+  corpus = write_corpus(tmp_path, 'forms', [f'{template} {i}' for i in range(60)])
+  path = tokenize_corpus.run(corpus, model, str(tmp_path / 'tokens'), 'forms',
+                             TokenizeOptions(holdout=0.2, num_shards=1))
+  count, said = records.read_manifest(path)['near_duplicates_not_held_out'], []
+  with pytest.raises(ValueError, match=rf'all {count} documents .* more than 0.5 of their .*one '
+                     r'template.*eval\.corpora.*tokenize\.holdout_shared=1'):
+    load_held_out({'forms': path})
+  assert list(load_held_out({'forms': path, 'web': str(tokenised)}, note=said.append)) == ['web']
+  assert 'not evaluated on' in said[0] and 'one template' in said[0]

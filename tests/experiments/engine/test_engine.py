@@ -25,8 +25,10 @@ def test_a_corpus_of_documents_from_elsewhere(tmp_path, corpus):
   c = config(corpora=f'mine={corpus},other={corpus}', tokenize__holdout=0.2)
   graph = Graph(build_steps(c, str(tmp_path)), str(tmp_path), lambda line: None)
   assert [s.name for s in graph.steps] == [
-    'mine', 'tokenizer', 'tokenize_mine', 'train', 'evaluate', 'export', 'report']
-  graph.steps = graph.steps[:3]
+    'mine', 'other', 'tokenizer', 'tokenize_mine', 'train', 'evaluate', 'export', 'report']
+  # What both have is not held out, whether the other is trained on or not.
+  assert [s.name for s in graph.steps[3].needs] == ['mine', 'other', 'tokenizer']
+  graph.steps = graph.steps[:4]
   graph.run()
   assert (tmp_path / 'corpora/mine/1.0.0/manifest.json').exists()
   tokens = open_corpus(str(tmp_path / 'tokens/mine/1.0.0'))
@@ -115,6 +117,8 @@ def test_corpora_that_do_not_fit_are_said(tmp_path, corpus, tokenised, model, ch
   ({'optimizer__qk_clip__tau': 9.0, 'model__qk_norm': True}, 'qk_norm: turn one of them off'),
   ({'web__enabled': True, 'web__tier': 'best'}, '--config.web: unknown tier .best.: choose one of'),
   ({'eval__tasks': ('guess',)}, '--config.eval.tasks: unknown task'),
+  ({'eval__generation__modes': ('loud',)}, "eval.generation: unknown mode 'loud'"),
+  ({'eval__generation__samples': 3}, 'eval.generation: several samples'),
 ])  # fmt: skip
 def test_what_the_steps_would_refuse_is_refused_before_the_first_one(changes, message):
   with pytest.raises(ValueError, match=message):
