@@ -9,7 +9,12 @@ import apache_beam as beam
 
 from data_beam import options as options_lib
 from data_beam import records
-from data_beam.beam_options import explained, is_beams, pipeline_options
+from data_beam.beam_options import (
+  explained,
+  is_beams,
+  pipeline_options,
+  require_file_system,
+)
 from data_beam.command_line import Parser, complain
 from data_beam.filters.rules import Rule
 from data_beam.options import Options
@@ -90,6 +95,7 @@ def curate(
       went (the rejects are on disk then).
   """
   path = records.corpus_path(output, name)
+  require_file_system(path)
   beam_options = pipeline_options(beam_args)
   log.info('curating %d files (%.1f MB) into %s', len(inputs),
            sum(i.get('bytes', 0) for i in inputs) / 1e6, public(path))

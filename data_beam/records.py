@@ -495,15 +495,15 @@ def to_json(value: Any) -> bytes:
 
 def write_bytes(path: str, data: bytes) -> None:
   """Writes a file under a temporary name, then renames, so that no reader sees half of it."""
-  temporary = f'{path}.tmp-{uuid.uuid4().hex[:8]}'
-  with FileSystems.create(temporary, 'application/octet-stream',
-                          CompressionTypes.UNCOMPRESSED) as f:
+  temporary, mime = f'{path}.tmp-{uuid.uuid4().hex[:8]}', 'application/octet-stream'
+  with FileSystems.create(temporary, mime, CompressionTypes.UNCOMPRESSED) as f:
     f.write(data)
+    if '://' not in path:  # on the disk before it has its name, after a power cut too
+      f.flush()
+      os.fsync(f.fileno())
   FileSystems.rename([temporary], [path])
 
-
 # --- reading ---------------------------------------------------------------------------------
-
 
 def read_manifest(path: str, kind: str | None = None) -> dict[str, Any]:
   """The manifest of the finished corpus at `path` (DIR/NAME/1.0.0, or DIR/NAME).

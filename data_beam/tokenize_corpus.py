@@ -30,7 +30,7 @@ import tokenizers
 
 from data_beam import chat, records, special_tokens
 from data_beam import options as options_lib
-from data_beam.beam_options import is_beams, pipeline_options
+from data_beam.beam_options import is_beams, pipeline_options, require_file_system
 from data_beam.command_line import Parser, complain
 from data_beam.dedup.clusters import rehydration_weight
 from data_beam.dedup.minhash import ngram_hashes, word_hashes
@@ -400,6 +400,7 @@ def run(
         'end_id': facts.controls[chat.END]} if conversations else {}),
   }
   path = records.corpus_path(output, name)
+  require_file_system(path)
   beam_options = pipeline_options(beam_args)
   records.log.info('tokenising %d documents', sum(m['documents'] for m in manifests))
   with beam.Pipeline(options=beam_options) as pipeline:

@@ -68,7 +68,8 @@ def run(c: ConfigDict, workdir: str, *, dry_run: bool = False) -> None:
   if '://' in workdir:
     raise ValueError(
       f'--workdir={workdir}: the state of a run (locks, logs, links) needs a file system of this '
-      'machine or network; corpora and inputs may be at such an address')
+      'machine or network: give a local folder, and such an address to its checkpoints '
+      '(--config.train.checkpoint_dir) or corpora (--config.corpora, --config.web.input)')
   if os.path.exists(workdir) and not os.path.isdir(workdir):
     raise NotADirectoryError(f'--workdir={workdir} is a file: give a folder')
   gpu.take()

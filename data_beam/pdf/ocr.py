@@ -22,6 +22,7 @@ import http.client
 import importlib.util
 import io
 import ipaddress
+import itertools
 import json
 import math
 import os
@@ -57,6 +58,7 @@ TRIES = 3                   # of a request
 PAUSE = 1.0                 # seconds before the second, twice as many before the third
 PATIENCE = 150.0            # seconds for an answer: less than text.LIMITS leave to a page
 INK = 5e-5                  # share of pixels, without which a page is blank
+WIDE = 2.5                  # heights of a line, between runs of words that are read apart
 _MADE_UP = re.compile(r'The \d+-\d+ season|'
                       'The following is a list of the most common types of data breaches')
 
@@ -342,8 +344,20 @@ def _tesseract(picture, languages: tuple[str, ...]) -> Iterator[tuple]:
     cells = row.split('\t')
     if len(cells) == 12 and cells[0] == '5' and cells[11].strip():
       lines.setdefault(tuple(cells[1:5]), []).append(cells)
-  for words in lines.values():
+  for words in itertools.chain.from_iterable(map(_runs, lines.values())):
     boxes = [[int(c) for c in word[6:10]] for word in words]
     confidence = statistics.fmean(float(word[10]) for word in words) / 100
     yield (min(b[0] for b in boxes), min(b[1] for b in boxes), max(b[0] + b[2] for b in boxes),
            max(b[1] + b[3] for b in boxes), ' '.join(word[11] for word in words), confidence)
+
+
+def _runs(words: list[list[str]]) -> Iterator[list[list[str]]]:
+  """A line of tesseract's, cut where a gap is far wider than between words: cells of tables, parts
+  of running heads."""
+  high = statistics.median(int(word[9]) for word in words)
+  start = 0
+  for i, (a, b) in enumerate(itertools.pairwise(words), 1):
+    if int(b[6]) - int(a[6]) - int(a[8]) > WIDE * high:
+      yield words[start:i]
+      start = i
+  yield words[start:]

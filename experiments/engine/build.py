@@ -1,7 +1,6 @@
 """Which steps a config has, and what each depends on."""
 
 import functools
-import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
@@ -76,14 +75,18 @@ def _corpora_named(c: ConfigDict, foreign: Mapping[str, dict]) -> tuple[list[str
 
 
 def _curation(c: ConfigDict) -> Iterator[Step]:
-  """Corpora of the web, of PDFs and of conversations, and the crawl of this machine's docs where
-  the first two have no input."""
+  """Corpora of the web, of PDFs and of conversations; where they have no input, the crawl of this
+  machine's docs, and for conversations those made by rule."""
   enabled = [name for name in _CURATORS if c[name].enabled]
+  crawl, rules = [], []
   if 'conversations' in enabled and not c.conversations.input:
-    raise ValueError('--config.conversations.input: give the JSONL or Parquet files of '
-                     'conversations, or --config.conversations.enabled=False')
-  crawl = []
-  if any(not c[name].input for name in enabled):
+    if not c.chains.number:
+      raise ValueError('--config.conversations.input: give the JSONL or Parquet files of '
+                       'conversations, have --config.chains.number made, or say '
+                       '--config.conversations.enabled=False')
+    rules = [_step(c, 'chains', steps_lib.run_chains, ['chains', 'seed'],
+                   cost=f'{c.chains.number:,} conversations by rule')]
+  if any(not c[name].input for name in enabled if name != 'conversations'):
     from experiments.quickstart import articles
 
     crawl = [_step(
@@ -94,7 +97,7 @@ def _curation(c: ConfigDict) -> Iterator[Step]:
       outside=articles.fingerprint(),
       cost=f'{c.selfdocs.pages:,} web pages and {c.selfdocs.pdfs} PDFs from this machine’s docs',
     )]
-  yield from crawl
+  yield from [*crawl, *rules]
   for name in enabled:
     found = steps_lib.find_files(c[name].input, f'--config.{name}.input')
     lists = steps_lib.find_files(
@@ -106,7 +109,7 @@ def _curation(c: ConfigDict) -> Iterator[Step]:
       name,
       _CURATORS[name],
       [name],
-      needs=[] if c[name].input else crawl,
+      needs=[] if c[name].input else rules if name == 'conversations' else crawl,
       outside=[found, lists] if lists else found,
       fault=step_fault,
       cost=f'curating {source}',
@@ -122,8 +125,7 @@ def _foreign(name: str, manifest: Mapping[str, Any]) -> Step:
     functools.partial(steps_lib.run_foreign_tokens, manifest=manifest, name=name),
     # It has its files' checksums. Where it lies decides nothing, but the link must lead there.
     outside={k: v for k, v in manifest.items() if k != 'path'},
-    stands=lambda output: os.path.realpath(
-      steps_lib.corpus_dir(output, name)) == os.path.realpath(manifest['path']),
+    stands=functools.partial(steps_lib.foreign_stands, path=manifest['path'], name=name),
     cost=f'{manifest["documents"]:,} documents of {manifest["path"]}',
     links={f'{"tokens" if tokenised else "corpora"}/{name}': name},
   )
@@ -198,7 +200,8 @@ def _train(
     ['seed', 'model', 'data', 'train', 'mesh', 'optimizer', 'parametrization', 'mtp', 'distill',
      'guard', 'diagnostics'],
     needs=[*tokens.values(), *needs],
-    outside=[_weights(c.train.init_from or c.train.branch_from), _weights(c.distill.teacher)],
+    outside=[_weights(c.train.init_from or c.train.branch_from), _weights(c.distill.teacher),
+             *([_weights(c.train.reference)] if c.train.reference else [])],
     resumable=True,
     fault=steps_lib.checkpoint_fault,
     changeable=_CHANGEABLE,
@@ -237,10 +240,10 @@ def _scores_and_exports(
 
 def _questions(c: ConfigDict) -> list[str] | None:
   """Digests of the files of questions that anybody may change; None for none."""
-  from smoljax.evals.tasks import TASKS
+  from smoljax.evals.tasks import own_file
 
-  own = [os.path.join(c.eval.data, f'{name}.jsonl') for name in c.eval.tasks if name not in TASKS]
-  return [files.sha256(path) for path in own if os.path.isfile(path)] or None
+  own = [own_file(name, c.eval.data) for name in c.eval.tasks]
+  return [files.sha256(path) for path in own if path] or None
 
 
 def _weights(path: str) -> Any:
@@ -257,7 +260,7 @@ _CURATORS = {'web': steps_lib.run_web, 'pdf': steps_lib.run_pdf,
 # Beginnings of names of config fields that say how a step is done, not what comes of it: they are
 # in no address, so that they may differ where a run goes on.
 _OPERATIONAL = (
-  'train.keep', 'train.log_every', 'train.checkpoint_every', 'train.eval_', 'train.tensorboard',
+  'train.keep', 'train.log_every', 'train.checkpoint_', 'train.eval_', 'train.tensorboard',
   'train.watchdog', 'train.loss_chunk', 'train.accumulate', 'train.flops', 'model.remat',
   'model.attention', 'model.scan_layers', 'mesh.', 'guard.', 'diagnostics.', 'eval.batch_size',
 )

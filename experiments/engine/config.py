@@ -183,19 +183,36 @@ def keep_programs(workdir: str, *, on_cpu: bool = False) -> None:
     config.update('jax_compilation_cache_dir', os.path.abspath(os.path.join(workdir, 'xla')))
 
 
+def generation(c: Any) -> Any:
+  """The `smoljax.evals.run.Generation` of a config. Raises ValueError, naming the field."""
+  from smoljax.evals import generative, run
+  from smoljax.inference.sampling import Sampling
+
+  g = c.eval.generation
+  try:
+    settings = generative.Settings(
+      modes=tuple(g.modes), max_new_tokens=g.max_new_tokens, samples=g.samples, seed=c.seed,
+      sampling=Sampling(g.temperature), ks=tuple(g.pass_at), batch_size=c.eval.batch_size)
+  except ValueError as e:
+    raise ValueError(f'--config.eval.generation: {e}') from None
+  return run.Generation(settings, g.unsafe_programs, tuple(g.lengths), tuple(g.languages))
+
+
 def check(c: Any) -> None:
   """Checks what needs Beam's or JAX's part of the house, before any step runs.
 
   Raises:
     ValueError: an unknown name, a mesh that fits neither devices, batch nor model, or a tokenizer
       that lacks what tokenising or evaluation needs.
+    OSError: train.checkpoint_dir cannot be written to.
   """
   import jax
 
-  from smoljax import metrics, model, optim
+  from smoljax import metrics, model, object_store, optim
   from smoljax.data import tokenizer
   from smoljax.data.batches import make_stages
-  from smoljax.evals.tasks import find_task
+  from smoljax.evals import execution, problems
+  from smoljax.evals.run import require_task
   from smoljax.optim import mup
   from smoljax.optim.qk_clip import QK_RULES, logit_measure
   from smoljax.train import distill, guard, step, telemetry
@@ -211,11 +228,14 @@ def check(c: Any) -> None:
       pipeline_options(c.beam.args)
     except ValueError as e:
       raise ValueError(f'--config.beam.args: {e}') from None
-  for task in c.eval.tasks:
-    try:
-      find_task(task, c.eval.data)
-    except ValueError as e:
-      raise ValueError(f'--config.eval.tasks: {e}') from None
+  try:
+    for task in c.eval.tasks:
+      require_task(task, c.eval.data)
+    if problems.PROGRAMS & set(c.eval.tasks):
+      execution.require(c.eval.generation.unsafe_programs)
+  except ValueError as e:
+    raise ValueError(f'--config.eval.tasks: {e}') from None
+  generation(c)
 
   def divides(what: str, num_shards: int) -> None:
     if c.train.rows % num_shards:
@@ -229,6 +249,8 @@ def check(c: Any) -> None:
                      'say --config.tokenizer.chat=True, or give one with --config.tokenizer.path')
   check_tokenizer(c)
   metrics.require_wandb(c.wandb)
+  if c.train.checkpoint_dir:
+    object_store.Folder(c.train.checkpoint_dir).require_writable()
   telemetry.Profile(c.xprof, '')
   for field, known in (('cache', ('none', *distill.CACHES)), ('distance', distill.DISTANCES)):
     if c.distill[field] not in known:
@@ -244,12 +266,24 @@ def check(c: Any) -> None:
   if c.distill.teacher:
     tokenizer.require_same(
       _tokenizer_of('distill.teacher', c.distill.teacher), c.tokenizer.path)
-  if c.train.init_from:
-    tokenizer.require_same(
-      _tokenizer_of('train.init_from', c.train.init_from), c.tokenizer.path,
-      f'train.init_from={c.train.init_from}',
-      'each row of its embedding stands for one of its own tokens')
+  for field in ('init_from', 'reference'):
+    if path := c.train[field]:
+      tokenizer.require_same(
+        _tokenizer_of(f'train.{field}', path), c.tokenizer.path, f'train.{field}={path}',
+        'each row of its embedding stands for one of its own tokens')
   step.mtp_weight(c.mtp, c.train.steps)
+  preference, reinforce = step.post_training(c.train)
+  compares = any(how and how.needs_reference for how in (preference, reinforce))
+  if compares and not (c.train.reference or c.train.init_from):
+    raise ValueError('the loss compares with a frozen model: name it with train.reference, or give '
+                     'train.init_from, with which training begins')
+  if (preference or reinforce) and (c.distill.teacher or config.mtp != 'none'):
+    raise ValueError('train.preference and train.reinforce have neither distill.teacher nor '
+                     'model.mtp: leave these out')
+  if reinforce and c.train.rows % reinforce.samples:
+    raise ValueError(f'a step of {c.train.rows} rows does not divide into questions of '
+                     f'train.reinforce.samples={reinforce.samples} answers: change '
+                     'train.batch_tokens')
   make_stages(c.train.stages, c.train.steps)
   guard.init(c.guard, 1)
   # A tokenizer that is given decides the vocabulary, and that only when it is loaded.
@@ -282,6 +316,8 @@ _LEAST = {
   'train.keep_every': 0, 'train.watchdog': 0,
   'diagnostics.every': 0,
   'eval.documents': 0, 'eval.batch_size': 1, 'eval.task_examples': 0,
+  'eval.generation.max_new_tokens': 0, 'eval.generation.samples': 1,
+  'eval.generation.temperature': 0,
   'sample.tokens': 1, 'sample.temperature': 0,
   'distill.draws': 1, 'distill.temperature': 0, 'distill.weight': 0,
 }

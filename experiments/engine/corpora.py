@@ -93,7 +93,7 @@ def _check_stages(stages: Any) -> None:
     raise ValueError(f'--config.train.stages={stages!r}: {form}')
   for stage in stages:
     mapping = isinstance(stage, Mapping | ConfigDict)
-    if not mapping or {*stage} != {'name', 'fraction', 'mixture'} or not isinstance(
+    if not mapping or {*stage} - {'shares'} != {'name', 'fraction', 'mixture'} or not isinstance(
       stage['mixture'], Mapping | ConfigDict) or not all(
       isinstance(x, int | float) for x in (stage['fraction'], *stage['mixture'].values())):
       shown = dict(stage) if mapping else stage
@@ -114,8 +114,11 @@ def _size(manifest: Mapping[str, Any]) -> float:
 
 
 def _read_manifest(path: str) -> dict:
+  from smoljax import object_store
   from smoljax.data import corpus
 
+  if object_store.is_url(path):
+    return corpus.read_manifest(path) | {'path': path}
   for folder in (path, os.path.join(path, '1.0.0')):
     if os.path.exists(os.path.join(folder, '_SUCCESS')):
       return corpus.read_manifest(folder) | {'path': folder}

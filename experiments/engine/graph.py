@@ -215,7 +215,7 @@ class Graph:
       record['files'] = _digests(partial)
     files.write_checked(partial / RESULT_FILE, public(record))
     self._faults.pop(step.name, None)
-    os.replace(partial, self.output(step))
+    files.replace(partial, self.output(step))
     self._log_line(f'{title}: finished in {seconds:.0f} s')
 
   def _set_aside(self, step: Step, title: str) -> None:

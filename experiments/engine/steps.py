@@ -55,12 +55,21 @@ def run_pdf(output: str, inputs: Mapping[str, str], *, c: Any) -> dict:
   return _corpus_result(path)
 
 
-def run_conversations(output: str, _: Mapping[str, str], *, c: Any) -> dict:
+def run_chains(output: str, _: Mapping[str, str], *, c: Any) -> dict:
+  """Conversations by rule, as JSONL."""
+  from experiments import chains
+
+  made = c.chains.to_dict()
+  chains.write(os.path.join(output, 'chains.jsonl'), chains.conversations(**made, seed=c.seed))
+  return {'conversations': c.chains.number}
+
+
+def run_conversations(output: str, inputs: Mapping[str, str], *, c: Any) -> dict:
   """Conversations to a curated corpus."""
   from data_beam import conversations
 
   path = conversations.run(
-    globs(c.conversations.input),
+    globs(c.conversations.input) or [os.path.join(inputs['chains'], 'chains.jsonl')],
     output,
     'conversations',
     ConversationOptions.of(c.conversations),
@@ -122,11 +131,19 @@ def run_tokenize(
 def run_foreign_tokens(
   output: str, _: Mapping[str, str], *, manifest: Mapping[str, Any], name: str
 ) -> dict:
-  """A corpus made elsewhere, where the steps after it look for it."""
-  home = corpus_dir(output, name)
+  """A corpus made elsewhere, where the steps after it look for it; copied from an object store."""
+  from smoljax.data import corpus
+
+  home, copies = corpus_dir(output, name), pathlib.Path(output).absolute().parent / 'copies'
   os.makedirs(os.path.dirname(home))
-  os.symlink(os.path.abspath(manifest['path']), home)
+  os.symlink(os.path.abspath(corpus.local_copy(manifest['path'], cache=copies)), home)
   return {k: manifest[k] for k in ('documents', 'tokens') if k in manifest}
+
+
+def foreign_stands(output: str, path: str, name: str) -> bool:
+  """Whether the output of `run_foreign_tokens` still leads to what it was made of."""
+  home = os.path.realpath(corpus_dir(output, name))
+  return os.path.exists(home) if '://' in path else home == os.path.realpath(path)
 
 
 def run_teacher_cache(output: str, inputs: Mapping[str, str], *, c: Any, corpus: str) -> dict:
@@ -201,6 +218,7 @@ def run_evaluate(output: str, inputs: Mapping[str, str], *, c: Any, targets: Seq
     },
     limit=c.eval.task_examples,
     seed=c.seed,
+    generation=config_lib.generation(c),
   )
   if c.distill.teacher:
     console.print('the teacher, on the same documents:')

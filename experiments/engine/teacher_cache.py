@@ -21,7 +21,7 @@ from experiments.engine.corpora import corpus_fault
 from smoljax import files, model, sharding
 from smoljax.checkpoints import load
 from smoljax.data import teacher_cache, tokenizer
-from smoljax.data.corpus import open_corpus
+from smoljax.data.corpus import local_copy, open_corpus
 from smoljax.train import distill
 
 _CHUNK = 128  # places whose logits exist at once
@@ -49,6 +49,7 @@ def write(
       else, or a setting is out of range.
     FileNotFoundError: no such teacher or corpus.
   """
+  corpus = local_copy(corpus)
   opened, manifest = open_corpus(corpus), records.read_manifest(corpus, 'tokenised')
   loaded = load.load_model(teacher)
   same_tokenizer(loaded.tokenizer.path, manifest, corpus_tokenizer)

@@ -98,7 +98,11 @@ class Batches(grain.IterDataset):
     loss_mask         [B, T] bool, targets that are learned
     mode              [B, T] int32, of conversations 1 + the index of their mode in chat.MODES
     ends              [B, T] bool, learned targets that end a turn
-  and with `caches` what a teacher said of each place, see `teacher_cache.Cache`.
+  and with `caches` what a teacher said of each place, see `teacher_cache.Cache`; with `reference`
+    reference         [B, T] float32, at the first place of each answer of a pair what it says
+
+  Attributes:
+    reference: None, or corpus → float32 [pairs, 2]: a number of each answer of its pairs.
 
   Args:
     corpora: name → `Corpus`; all names in the mixtures must be there.
@@ -148,6 +152,7 @@ class Batches(grain.IterDataset):
     if pairs:
       self.options['pairs'] = True
     self.local_rows = range(rows) if local_rows is None else local_rows
+    self.reference: Mapping[str, np.ndarray] | None = None
 
   def fingerprint(self, stop: float = math.inf) -> str:
     """Identifies the stream of batches; a checkpoint of another stream must not be continued.
@@ -250,6 +255,8 @@ class _BatchIterator(grain.DatasetIterator):
       batch['mode'] = np.zeros(shape, np.int32)
     if b.caches:
       batch |= b.caches[plan[0][0]].empty(shape)
+    if b.reference:
+      batch['reference'] = np.zeros(shape, np.float32)
     plan = plan[b.local_rows.start : b.local_rows.stop]
     # Each call starts threads of its own: one for a whole batch.
     def rows(records: Any, name: str) -> Iterator[Mapping]:
@@ -264,7 +271,8 @@ class _BatchIterator(grain.DatasetIterator):
       at, segment = 0, 0
       for piece in pieces:
         record = next(read[name])
-        for part in (record, corpus.rejected(record)) if b.options.get('pairs') else (record,):
+        parts = (record, corpus.rejected(record)) if b.options.get('pairs') else (record,)
+        for which, part in enumerate(parts):
           tokens = corpus.decode(part)[piece.start : piece.start + piece.length + 1]
           span, segment = slice(at, at + len(tokens) - 1), segment + 1
           batch['inputs'][i, span] = tokens[:-1]
@@ -277,6 +285,8 @@ class _BatchIterator(grain.DatasetIterator):
             if corpus.has_mask:
               batch['mode'][i, span] = 1 + chat.MODES.index(corpus_lib.word(record['mode']))
               batch['ends'][i, span] = mask & (tokens[1:] == corpus.manifest['end_id'])
+          if b.reference:
+            batch['reference'][i, at] = b.reference[name][piece.document, which]
           at = span.stop
         if teacher_rows:
           places = int(corpus.lengths[piece.document]) - 1

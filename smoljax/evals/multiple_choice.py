@@ -90,7 +90,7 @@ def summarize(
   the context. longest: always the longest answer. chance: one in the number of choices. metric:
   which of the four counts for this task; stderr and the choices shown are by it. Equals share the
   point. Where there is one choice only, acc counts the examples whose every token was the
-  likeliest, and chance is 0.
+  likeliest, and chance is 0. languages: where examples say theirs, n and the metric of each.
   """
   lengths = [[max(1, len(c.removeprefix(' '))) for c in e['choices']] for e in examples]
   answers = [e['answer'] for e in examples]
@@ -126,6 +126,12 @@ def summarize(
     'blind': {k: float(v.mean()) for k, v in accuracies(blind).items()},
     'longest': 0.0 if single else float(_credit(lengths, answers).mean()),
   }
+  languages = [e.get('language') or '' for e in examples]
+  if any(languages):
+    result['languages'] = {
+      code: {'n': languages.count(code), metric: float(np.mean(
+        [x for x, of in zip(credits[metric], languages, strict=True) if of == code]))}
+      for code in sorted(set(languages))}
   if single:
     result['loss'] = -math.fsum(row[0].logprob for row in scores) / n  # nats an answer
   result['examples'] = [

@@ -224,7 +224,7 @@ class State(NamedTuple):
   logits_BV: jax.Array  # fp32, of the next token
   cache: Cache
   index: jax.Array  # int32, of the next token
-  step: jax.Array  # int32, tokens made so far
+  step: jax.Array  # int32, tokens made so far, of all rows or [B]
   ended_B: jax.Array  # bool
   seen_BV: jax.Array | None  # bool: tokens each row holds; with a repetition penalty only
 

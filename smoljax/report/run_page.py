@@ -10,7 +10,7 @@ characters are removed first, so that no document can speak in the page's own vo
 import pathlib
 import re
 
-from smoljax.report import charts, corpus_page, run_sections
+from smoljax.report import charts, corpus_page, generation_section, run_sections
 from smoljax.report import workdir as workdir_lib
 
 SECTIONS = (
@@ -21,6 +21,7 @@ SECTIONS = (
   run_sections.training,
   run_sections.stability,
   run_sections.evaluation,
+  generation_section.generation,
   run_sections.sample,
   run_sections.artefacts,
   run_sections.record,

@@ -97,6 +97,7 @@ def over_places(
   fixed: PyTree = None,
   *,
   chunk: int,
+  rounded: bool = True,
 ) -> tuple[jax.Array, dict[str, jax.Array]]:
   """The sum of a loss of logits over all places, without ever holding `[B, T, V]`.
 
@@ -109,12 +110,13 @@ def over_places(
     unembed_DV: output matrix (`model.unembedding`), compute dtype.
     given: arrays [B, T, …] that take no gradient.
     chunk: places per slice and device; the largest divisor up to it is used.
+    rounded: logits are written in the compute dtype, see `model.project`.
   Returns:
     The sum, float32, and what else `place_losses` gave, [B, T].
   """
 
   def f(unembed_DV, hidden_BCD, given, fixed):
-    logits_BCV = model.project(config, hidden_BCD, unembed_DV, rounded=True)
+    logits_BCV = model.project(config, hidden_BCD, unembed_DV, rounded=rounded)
     return place_losses(logits_BCV, given, fixed)
 
   given = {name: sharding.slices(x, chunk) for name, x in given.items()}
