@@ -19,6 +19,7 @@ The last two are faults. DIR keeps what was prepared, and every case's outcome: 
 import argparse
 import collections
 import dataclasses
+import importlib
 import json
 import os
 import pathlib
@@ -26,6 +27,7 @@ import shutil
 import signal
 import sys
 import time
+import warnings
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
@@ -147,8 +149,15 @@ STAGES = {
 }
 
 
-def _begin(command: Callable, inputs: pathlib.Path, work: pathlib.Path, log: pathlib.Path) -> int:
-  """Runs a command in a child, whose process id is returned, with its words in a file."""
+def _begin(
+  command: Callable, inputs: pathlib.Path, work: pathlib.Path, log: pathlib.Path,
+  digest: Callable[[pathlib.Path], Mapping[str, Any]] | None = None,
+) -> int:
+  """Runs a command in a child, whose process id is returned, with its words in a file.
+
+  This process itself never uses jax, so that it can be forked. What `digest` says of the result is
+  in the file beside the workdir.
+  """
   sys.stdout.flush()
   if pid := os.fork():
     return pid
@@ -163,6 +172,8 @@ def _begin(command: Callable, inputs: pathlib.Path, work: pathlib.Path, log: pat
   except BaseException as e:
     print(f'{type(e).__name__}: {e}')
     status = 1
+  if digest and not status:
+    write_json(f'{work}.digest', digest(work))
   sys.stdout.flush()
   sys.stderr.flush()
   os._exit(status or 0)
@@ -196,8 +207,8 @@ class Place:
       shutil.copytree(self.work, kept / 'work', symlinks=True)
       if self.finish(stage):
         raise ValueError(f'{name}, undisturbed: {self.log.read_text()[-500:]}')
-      write_json(kept / 'digest.json', stage.digest(self.work))
       (kept / 'rows').write_text(json.dumps(self.rows()))
+      write_json(kept / 'digest.json', self.digest())
     return read_json(kept / 'digest.json')
 
   def take(self, name: str | None) -> None:
@@ -208,7 +219,11 @@ class Place:
 
   def finish(self, stage: Stage) -> int:
     """Gives the command; its status."""
-    return _end(_begin(stage.command, self.inputs, self.work, self.log))
+    return _end(_begin(stage.command, self.inputs, self.work, self.log, stage.digest))
+
+  def digest(self) -> dict[str, Any]:
+    """Of what the finished command left."""
+    return read_json(f'{self.work}.digest')
 
   def rows(self) -> list[str]:
     """Of the finished run's metrics."""
@@ -236,7 +251,7 @@ def case(place: Place, name: str, rng: np.random.Generator, cut: bool) -> dict[s
   said = place.log.read_text('utf-8', 'replace')
   if status:
     return row | {'outcome': 'blocked', 'why': said.strip().splitlines()[-1:]}
-  result = json.loads(json.dumps(stage.digest(place.work)))
+  result = place.digest()
   lost = ['rows'] if name == 'rows' else []  # of the past, which nobody can measure again
   wrong = [k for k in wanted | result if wanted.get(k) != result.get(k) and k not in lost]
   if name == 'rows':
@@ -258,13 +273,14 @@ def case(place: Place, name: str, rng: np.random.Generator, cut: bool) -> dict[s
 
 def prepare(root: pathlib.Path) -> Place:
   """The inputs, and a teacher on them; modules are imported before any child begins."""
-  import smoljax.checkpoints.export_formats
-  import smoljax.evals
-  import smoljax.train.loop  # noqa: F401
-
-  root.mkdir(parents=True, exist_ok=True)
   os.environ |= {'JAX_COMPILATION_CACHE_DIR': str(root / 'xla'), 'JAX_PLATFORMS': 'cpu',
                  'JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS': '0'}
+  for name in ('data_beam.tokenize_corpus', 'data_beam.web.pipeline', 'smoljax.train.loop',
+               'experiments.engine.teacher_cache', 'smoljax.checkpoints.export_formats',
+               'smoljax.evals', 'smoljax.report.run_page'):
+    importlib.import_module(name)
+  warnings.filterwarnings('ignore', 'os.fork')  # none of their threads has begun
+  root.mkdir(parents=True, exist_ok=True)
   place = Place(root)
   kills.prepare(place.inputs)
   if not (place.inputs / 'teacher/summary.json').exists():
