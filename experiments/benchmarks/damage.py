@@ -31,6 +31,7 @@ import warnings
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
+import jax
 import numpy as np
 from absl import app
 from ml_collections import ConfigDict
@@ -273,8 +274,12 @@ def case(place: Place, name: str, rng: np.random.Generator, cut: bool) -> dict[s
 
 def prepare(root: pathlib.Path) -> Place:
   """The inputs, and a teacher on them; modules are imported before any child begins."""
-  os.environ |= {'JAX_COMPILATION_CACHE_DIR': str(root / 'xla'), 'JAX_PLATFORMS': 'cpu',
+  # Programs are compiled once: here, where jax is imported already, and in what children start.
+  programs = str(root / 'xla')
+  os.environ |= {'JAX_COMPILATION_CACHE_DIR': programs,
                  'JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS': '0'}
+  jax.config.update('jax_compilation_cache_dir', programs)
+  jax.config.update('jax_persistent_cache_min_compile_time_secs', 0.0)
   for name in ('data_beam.tokenize_corpus', 'data_beam.web.pipeline', 'smoljax.train.loop',
                'experiments.engine.teacher_cache', 'smoljax.checkpoints.export_formats',
                'smoljax.evals', 'smoljax.report.run_page'):
