@@ -12,11 +12,12 @@ from apache_beam.io.filesystems import FileSystems
 from apache_beam.options import pipeline_options as beam_options
 from apache_beam.runners.portability.fn_api_runner import worker_handlers
 
+from data_beam import file_runner
 from data_beam.command_line import near
 
 log = logging.getLogger('data_beam')
 _EXTRAS = {'gs': 'gcp', 's3': 'aws', 'azfs': 'azure'}  # which part of Beam knows a scheme
-_LOCAL_RUNNERS = ('DirectRunner', 'SwitchingDirectRunner', 'FnApiRunner')
+_LOCAL_RUNNERS = ('DirectRunner', 'SwitchingDirectRunner', 'FnApiRunner', 'files', 'FileRunner')
 
 
 def pipeline_options(beam_args: Sequence[str] = ()) -> beam_options.PipelineOptions:
@@ -24,6 +25,7 @@ def pipeline_options(beam_args: Sequence[str] = ()) -> beam_options.PipelineOpti
 
   `--runner=DirectRunner`, or no runner, means Beam's in-process FnApiRunner: since Beam 2.68
   DirectRunner first tries to download and run a Go binary. One line says which runner it is.
+  `--runner=files` is our own (file_runner.py).
 
   Args:
     beam_args: such as ['--runner=DataflowRunner', '--project=P', …].
@@ -37,6 +39,9 @@ def pipeline_options(beam_args: Sequence[str] = ()) -> beam_options.PipelineOpti
   if is_remote(runner):
     return options
   refuse_unknown(beam_args)
+  if runner in ('files', file_runner.NAME):
+    options.view_as(beam_options.StandardOptions).runner = file_runner.NAME
+    return options
   options.view_as(beam_options.StandardOptions).runner = 'FnApiRunner'
   # With multi_threading, Beam 2.77 sends what a thread has written once a second by a timer, in the
   # midst of an element too; the halves are then read as elements: large documents vanish or become

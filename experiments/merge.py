@@ -76,7 +76,7 @@ def _run(argv: Sequence[str]) -> None:
   first.config.to_hf()  # raises now, rather than when all is computed
   params = [loaded[path].params for path in _MODELS.value]
   base = loaded[_BASE.value].params if _BASE.value else None
-  weights = given[0]
+  weights, best, rows = given[0], None, []
   if given[1]:
     made = lambda t: merge.merge(how, params, [1 - t, t], base)
     best, rows = merge.scan(given[1], made, _scorer(first))
@@ -86,7 +86,7 @@ def _run(argv: Sequence[str]) -> None:
     weights = [1 - best.weight, best.weight]
   merged = first._replace(params=merge.merge(how, params, weights, base))
   export_formats.write_hf(merged, _OUTPUT.value, dtype=_DTYPE.value, with_chat=_CHAT.value)
-  if given[1]:
+  if best:
     write_json(os.path.join(_OUTPUT.value, 'scan.json'), {
       'models': _MODELS.value, 'method': how.method, 'best': best._asdict(),
       'rows': [row._asdict() for row in rows]})

@@ -221,7 +221,7 @@ def check(c: Any) -> None:
   for name in _OPTIONS:
     if c[name].get('enabled', True):  # else the libraries that curate need not be here
       options(c, name)
-  if c.beam.args and (c.web.enabled or c.pdf.enabled):
+  if c.beam.args and (c.web.enabled or c.pdf.enabled or c.conversations.enabled):
     from data_beam.beam_options import pipeline_options
 
     try:

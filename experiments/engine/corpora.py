@@ -67,6 +67,8 @@ def choose_corpora(c: Any) -> list[str]:
       c[name].enabled = False
       off.append(name)
       notes.append(f'{name}: switched off, since it has no --config.{name}.input')
+  inputs += ['conversations'] * bool(c.conversations.enabled and c.conversations.input)
+  sections = (*sections, 'conversations')
   if brought and named <= {*sections}:
     if inputs:
       raise ValueError(

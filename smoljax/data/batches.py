@@ -268,7 +268,7 @@ class _BatchIterator(grain.DatasetIterator):
     for i, (name, pieces) in enumerate(plan):
       corpus = b.corpora[name]
       batch['source'][i] = b.sources.index(name)
-      at, segment = 0, 0
+      at, segment, span = 0, 0, slice(0)
       for piece in pieces:
         record = next(read[name])
         parts = (record, corpus.rejected(record)) if b.options.get('pairs') else (record,)

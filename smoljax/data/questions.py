@@ -72,29 +72,29 @@ class Questions(grain.IterDataset):
       if not corpus.has_mask:
         raise ValueError(f'the corpus {name!r} is of plain documents: train.reinforce needs '
                          'conversations, of which it takes questions and true answers')
-    self.stages, self.rows, self.seed = stages, rows, seed
+    self.stages, self.rows, self._seed = stages, rows, seed
     self.max_segments = 1
 
   def fingerprint(self, stop: float = math.inf) -> str:
     """As `Batches.fingerprint`."""
     spans = [(s.start, min(s.stop, stop), s.mixture) for s in self.stages if s.start < stop]
     used = {name for *_, mixture in spans for name in mixture}
-    what = ['reinforce', {n: self.corpora[n].digest for n in used}, spans, self.rows, self.seed]
+    what = ['reinforce', {n: self.corpora[n].digest for n in used}, spans, self.rows, self._seed]
     return hashlib.sha256(json.dumps(what, sort_keys=True).encode()).hexdigest()
 
   def asked(self, step: int, number: int) -> dict[str, np.ndarray]:
     """Batch `number` of the stage of `step`."""
     stage = next(s for s in self.stages if s.start <= step < s.stop)
-    rng = np.random.default_rng((self.seed, number))
+    rng = np.random.default_rng((self._seed, number))
     names = rng.choice(list(stage.mixture), self.rows, p=list(stage.mixture.values()))
     source = np.array([self.sources.index(name) for name in names], np.int32)
     document = np.zeros(self.rows, np.int64)
     for i, name in enumerate(names):
       size = len(self.corpora[name].lengths)
       epoch, place = divmod(number * self.rows + i, size)
-      key = f'{self.seed}/{name}/{epoch}'.encode()
+      key = f'{self._seed}/{name}/{epoch}'.encode()
       document[i] = packing.permute(np.array([place]), size, key)[0]
-    return {'number': np.int64(number), 'source': source, 'document': document}
+    return {'number': np.asarray(number), 'source': source, 'document': document}
 
   def epochs(self, position: dict) -> dict[str, float]:
     """As `Batches.epochs`, as if each corpus were asked alone."""

@@ -130,12 +130,17 @@ def evaluate(
       for name, row in copied.items()))
   for name, examples in loaded.items():
     uninformed = [{**e, 'context': find_task(name, eval_data).blind} for e in examples]
-    scores, blind = (
-      multiple_choice.score_choices(config, params, tokenizer, x, bos=bos, **options)
-      for x in (examples, uninformed)
-    )
     metric = find_task(name, eval_data).metric
-    row = results['tasks'][name] = multiple_choice.summarize(examples, scores, blind, metric=metric)
+    kinds = [examples, uninformed]
+    if metric == 'acc_pmi' and len(examples) > 1:  # which says nothing without any context
+      others = [e['context'] for e in (*examples[1:], examples[0])]
+      kinds.append([{**e, 'context': other} for e, other in zip(examples, others, strict=True)])
+    scores, blind, *astray = (
+      multiple_choice.score_choices(config, params, tokenizer, x, bos=bos, **options)
+      for x in kinds
+    )
+    row = results['tasks'][name] = multiple_choice.summarize(
+      examples, scores, blind, metric=metric, astray=astray[0] if astray else None)
     log_line(
       f'{name}: {metric} {row[metric]:.3f} ± {row["stderr"]:.3f} (blind '
       f'{max(row["blind"].values()):.3f}, chance {row["chance"]:.3f}, {row["n"]} examples)'

@@ -194,7 +194,7 @@ def _block(
       step_B = jnp.broadcast_to(state.step, B)
       now_B = jax.vmap(jax.random.fold_in)(keys_B, step_B)
       logits_BV = state.logits_BV
-      if ends and sampling.min_new_tokens:
+      if is_end_V is not None and sampling.min_new_tokens:
         early_B1 = step_B[:, None] < sampling.min_new_tokens
         logits_BV = jnp.where(early_B1 & is_end_V, -jnp.inf, logits_BV)
       token_B = sampling_lib.sample(now_B, logits_BV, sampling, state.seen_BV)

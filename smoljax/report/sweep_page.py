@@ -57,7 +57,7 @@ def load(name: str, fields: Mapping[str, Any], folder: str | pathlib.Path, group
     figures[f'bits per byte, {corpus}'] = of['bpb']
     figures[f'calibration error, {corpus}'] = of.get('ece')
   figures |= {f'copying, {far}': of['accuracy'] for far, of in scores.get('copy', {}).items()}
-  figures |= {task: of[of['metric']] for task, of in scores.get('tasks', {}).items()}
+  figures |= {task: of[of.get('metric', 'acc')] for task, of in scores.get('tasks', {}).items()}
   chances = {task: of.get('chance', 0.0) for task, of in scores.get('tasks', {}).items()}
   for task, modes in scores.get('generation', {}).items():
     figures |= {f'{task}, {mode}': of[of['metric']] for mode, of in modes.items()}

@@ -55,8 +55,8 @@ class Pairs(NamedTuple):
   @property
   def mean_ratios(self) -> tuple[jax.Array, jax.Array]:
     """(r⁺/‖y⁺‖, r⁻/‖y⁻‖); without a reference the ℓ̄ of both."""
-    return tuple(
-      r / jnp.maximum(n, 1) for r, n in zip(self.ratios, self[4:], strict=True))
+    won, lost = self.ratios
+    return won / jnp.maximum(self.chosen_tokens, 1), lost / jnp.maximum(self.rejected_tokens, 1)
 
 
 @dataclasses.dataclass(frozen=True)

@@ -199,7 +199,7 @@ def token_loss(
   free = ratio * advantage
   bound = jnp.clip(ratio, 1 - how.clip_low, 1 + high) * advantage
   loss, kl = -jnp.minimum(free, bound), jnp.zeros_like(logp)
-  if how.needs_reference:
+  if ref_logp is not None and how.needs_reference:
     d = ref_logp - logp
     kl = jnp.square(d) / 2 if how.kl == 'k2' else jnp.expm1(d) - d
     loss += how.kl_weight * kl

@@ -146,7 +146,7 @@ class Rollouts:
     seeds = np.random.default_rng((self.seed, number, 1)).integers(0, 2**32, len(prompts))
     drafts = self._draft(params, [q.prompt for q in questions], [(s, 0) for s in seeds], G)
     answers = [self._closed([t for t, _ in draft]) for draft in drafts]
-    score, rounds = _score(self.config, self.how.sampling, self.chunk), 0
+    score, rounds, gap = _score(self.config, self.how.sampling, self.chunk), 0, {}
     while True:
       batch = self._rows(prompts, answers, seeds)
       with jax.set_mesh(self.mesh):

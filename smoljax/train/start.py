@@ -116,7 +116,7 @@ def prepare(
     plan = make_plan(config, model_config, mesh, teacher)
     if any(how and how.needs_reference for how in (preference, reinforce)):
       teacher_params = reference.load_frozen(t, model_config, plan.params)
-      if t.preference.cached:
+      if t.preference.cached and isinstance(batches, Batches):
         batches.reference = reference.read_pairs(
           t, model_config, teacher_params, batches, mesh, os.path.join(directory, 'reference'))
         teacher_params = None

@@ -6,8 +6,10 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from helpers import conversations
+from helpers.training import fit, leaves, tiny
 
-from smoljax import model, sharding
+from smoljax import metrics, model, sharding
 from smoljax.train import preferences
 from smoljax.train.preferences import LOSSES, Pairs, Preference
 
@@ -215,3 +217,34 @@ def test_meshes_give_what_one_device_gives(mesh):
                          for p in (POLICY, REFERENCE))
     got = step(c, params, sharding.shard_batch(batch, mesh), reference)
   jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=2e-6, rtol=1e-4), got, expected)
+
+
+# --- Runs -----------------------------------------------------------------------------------------
+
+
+@pytest.mark.slow
+def test_a_run_learns_which_of_two_is_better_with_its_reference_beside_or_read_before(tmp_path):
+  rng = np.random.default_rng(0)
+  draw = lambda low, high: rng.integers(low, high, rng.integers(3, 7)).tolist()
+  pairs = [(draw(4, 64), [*draw(4, 30), 2], [*draw(30, 60), 2]) for _ in range(40)]
+  path = conversations.write(tmp_path, 'pairs', {'train': pairs, 'validation': pairs[:8]}, 64)
+  fields = {'train.stages': (dict(name='apo', fraction=1.0, mixture={'pairs': 1.0}),),
+            'train.tokens': 6 * 8 * 64, 'train.eval_every': 6, 'optimizer.learning_rate': 1e-2}
+  fit(tiny(**{**fields, 'train.tokens': 8 * 64}), {'pairs': path}, tmp_path / 'base')
+  fields |= {'train.init_from': str(tmp_path / 'base'), 'train.preference.loss': 'apo_zero',
+             'tokenizer.path': str(tmp_path / 'text')}
+  found = {}
+  for cached in (False, True):
+    c = tiny(**fields, **{'train.preference.cached': cached})
+    fit(c, {'pairs': path}, tmp_path / str(cached))
+    rows = metrics.read_rows(str(tmp_path / str(cached) / 'metrics.jsonl'))
+    found[cached] = [row for row in rows if 'preference/margin' in row]
+  first, last = found[False][0], found[False][-1]
+  assert first['train/loss'] == pytest.approx(1, abs=0.1) and last['train/loss'] < 0.9
+  assert last['preference/accuracy'] > 0.9
+  assert last['preference/margin'] > first['preference/margin']
+  for a, b in zip(leaves(tmp_path / 'False' / 'checkpoints'),
+                  leaves(tmp_path / 'True' / 'checkpoints'), strict=True):
+    np.testing.assert_allclose(a, b, atol=1e-5)
+  with pytest.raises(ValueError, match=r'name it with train\.reference'):
+    fit(tiny(**{**fields, 'train.init_from': ''}), {'pairs': path}, tmp_path / 'none')
