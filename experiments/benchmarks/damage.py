@@ -9,7 +9,8 @@ file in turn; then the same command is given again. What came of it, for each ki
   told     it said so, naming the file, and ended with the undisturbed result
   mended   it did not, but the file was written anew, and the result is right
   unread   it did not, the file is as damaged, and the result is right: nobody reads that part
-           (unused pages of the study's database, the end of a line that a kill might have cut)
+           (what fills the blocks of ArrayRecord files, unused pages of the study's database, the end
+           of a line that a kill might have cut)
   silent   it did not, the file is as damaged, and somebody will read it; or the result is wrong
   blocked  it ended with another status than 0
 
@@ -63,15 +64,16 @@ class Kind:
 
 KINDS = {
   'crawl': Kind('curated', ['steps/selfdocs-*/**/*']),
-  'documents': Kind('curated', ['steps/web-*/web/1.0.0/*.array_record*']),
+  'documents': Kind('curated', ['steps/web-*/web/1.0.0/*.array_record*'], idle=True),
   'manifests': Kind('curated', ['steps/web-*/web/1.0.0/*.json', 'steps/web-*/web/1.0.0/_SUCCESS']),
   'tokenizer': Kind('tokenised', ['steps/tokenizer-*/tokenizer*']),
-  'tokens': Kind('tokenised', ['steps/tokenize_web-*/web/1.0.0/*.array_record*']),
+  'tokens': Kind('tokenised', ['steps/tokenize_web-*/web/1.0.0/*.array_record*'],
+                 idle=True),
   'lengths': Kind('tokenised', ['steps/tokenize_web-*/web/1.0.0/*.npy']),
   'manifests of tokens': Kind('tokenised', [
     'steps/tokenize_web-*/web/1.0.0/*.json', 'steps/tokenize_web-*/web/1.0.0/_SUCCESS']),
   'records of steps': Kind('tokenised', ['steps/*/step.json']),
-  'teacher cache': Kind('cached', ['steps/teacher_*/docs/1.0.0/*']),
+  'teacher cache': Kind('cached', ['steps/teacher_*/docs/1.0.0/*'], idle=True),
   'checkpoints': Kind('stopped', ['steps/train-*.partial/checkpoints/80/**/*']),
   'seals': Kind('stopped', ['steps/train-*.partial/checkpoints/_integrity/80.json']),
   'rows': Kind('stopped', ['steps/train-*.partial/metrics.jsonl'], idle=True),
