@@ -9,7 +9,7 @@ file in turn; then the same command is given again. What came of it, for each ki
   told     it said so, naming the file, and ended with the undisturbed result
   mended   it did not, but the file was written anew, and the result is right
   unread   it did not, the file is as damaged, and the result is right: nobody reads that part
-           (what fills the blocks of ArrayRecord files, unused pages of the study's database, the end
+           (what fills blocks of ArrayRecord files, unused pages of the study's database, the end
            of a line that a kill might have cut)
   silent   it did not, the file is as damaged, and somebody will read it; or the result is wrong
   blocked  it ended with another status than 0
