@@ -25,7 +25,7 @@ TITLE = 12                  # letters of a running title at least, with which nu
 NEAR = 6                    # pages within which a head of few pages stands on three of them
 
 _NUMBER = re.compile(r'\d+|(?<![^\W_])(?:[ivxlc]{1,7}|[IVXLC]{1,7})(?![^\W_])')
-_PAGE = r'page|frm|seite|página|pagina|pág|pag|side|sida|strona|стр|страница|p|s'
+_PAGE = r'page|frm|seite|página|pagina|pág|pag|side|sida|strona|стр|страница|第|p|s'
 _OF = r'of|de|von|sur|di|aus|af|av|z|из'
 _PAGE_CELL = re.compile(
   rf'\W*(?:(?:{_PAGE})(?![^\W\d_])\W*)?(?:[a-z]\W)?(?:\d+|[ivxlc]+)'
@@ -238,7 +238,7 @@ def _judge(form: str, rows: list[_Row], n: int, out: dict[int, set[int]]) -> Non
       n == 4 and [row.page % 2 for row in found] in ([0, 0], [1, 1]))
     if counts and bare:
       years = scale > 1.1 and all(1500 <= number < 2100 for row in found for number in row.numbers)
-      fit = found if scale < 1.3 and inner < 0.2 and not years else []
+      fit = found if scale < 1.5 and inner < 0.2 and not years else []
     elif many:
       fit = found
     elif n >= 5 and inner < MARGIN and (scale < 1.15 or len(found) >= n / 3):
