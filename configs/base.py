@@ -11,7 +11,14 @@ from types import SimpleNamespace
 from ml_collections import ConfigDict
 from ml_collections.config_dict import placeholder
 
-from data_beam.options import Options, PdfOptions, TokenizeOptions, WebOptions, kind
+from data_beam.options import (
+  ConversationOptions,
+  Options,
+  PdfOptions,
+  TokenizeOptions,
+  WebOptions,
+  kind,
+)
 
 
 def parse_arg(arg: str, **choices: Iterable[str]) -> SimpleNamespace:
@@ -66,6 +73,16 @@ def get_config() -> ConfigDict:
   c.pdf = _options(PdfOptions)
   c.pdf.enabled = True
   c.pdf.input = ''  # comma-separated PDF or WARC globs; '' = selfdocs
+
+  c.conversations = _options(ConversationOptions)  # for fine-tuning: data_beam.conversations
+  c.conversations.enabled = False
+  c.conversations.input = ''  # comma-separated JSONL or Parquet globs; '' = chains
+
+  c.chains = ConfigDict()  # sums from left to right modulo 10, by rule: experiments/chains.py
+  c.chains.number = 0  # conversations; 0 = none
+  c.chains.depths = (2, 3, 4)  # steps
+  c.chains.noise = 0.0  # share of states that are random, in thoughts and answers
+  c.chains.mode = 'think'  # think | no_think | both
 
   c.corpora = ''  # more of them, made elsewhere: NAME=DIR with commas, of documents or of tokens
 
@@ -129,13 +146,41 @@ def get_config() -> ConfigDict:
   c.train.flops = 0.0  # instead of tokens: as ModelConfig.flops_per_token counts; 0 = tokens say
   c.train.batch_tokens = 8192  # tokens a step, over all devices
   c.train.accumulate = 1  # micro-batches a step
-  # Stages in order: share of the steps, and the mixture (weights by token, normalised).
+  # Stages in order: share of the steps, and the mixture (weights by token, normalised;
+  # with shares=True of each corpus, so that equal weights go through all of them equally often).
   c.train.stages = (
     dict(name='stable', fraction=1.0, mixture=dict(web=0.75, pdf=0.25)),
   )
   # A run, its checkpoint or a HF folder whose weights training starts from, with its tokenizer.
   c.train.init_from = ''
   c.train.branch_from = ''  # a run or its checkpoint that this one goes on from, with all its state
+  # What a loss of preferences or reinforcement compares with, frozen: likewise; '' = init_from.
+  c.train.reference = ''
+  # Instead of cross entropy, which of two answers is better: smoljax/train/preferences.py. The
+  # corpora are of preference pairs, and the reference is init_from unless named.
+  c.train.preference = ConfigDict()
+  c.train.preference.loss = ''  # dpo | robust | hinge | ipo | apo_zero | apo_down | … ; '' = none
+  c.train.preference.beta = 0.0  # 0 = what is usual for the loss
+  c.train.preference.label_smoothing = 0.0  # share of pairs that are the wrong way: dpo, robust
+  c.train.preference.gamma = 1.375  # margin of simpo
+  c.train.preference.average = True  # ipo: of means over tokens, not of sums
+  c.train.preference.cached = False  # the reference reads all pairs once, ahead of training
+  # The policy's own answers, with rewards by rule: smoljax/train/reinforce.py.
+  c.train.reinforce = ConfigDict()
+  c.train.reinforce.loss = ''  # grpo | dr_grpo | dapo; '' = none
+  c.train.reinforce.samples = 8  # answers a question; train.batch_tokens has a row for each
+  c.train.reinforce.max_new_tokens = 256  # of an answer
+  c.train.reinforce.temperature = 1.0
+  c.train.reinforce.top_k = 0  # 0 = all tokens
+  c.train.reinforce.rewards = ConfigDict({'number': 1.0, 'text': 0.0, 'form': 0.0})  # rule → weight
+  c.train.reinforce.clip_low = 0.2
+  c.train.reinforce.clip_high = 0.0  # 0 = usual for the loss: .2, dapo .28
+  c.train.reinforce.divide_by_std = placeholder(bool)  # advantages; None = usual: not of dr_grpo
+  c.train.reinforce.kl = 'none'  # none | k2 | k3
+  c.train.reinforce.kl_weight = 0.0
+  c.train.reinforce.overlong = 0  # last tokens of an answer over which the reward falls by 1
+  c.train.reinforce.learn_truncated = True  # from answers without an end too
+  c.train.reinforce.updates = 1  # steps taken on the answers of one sampling
   c.train.loss_chunk = 512  # positions whose logits exist at once
   c.train.z_loss = 0.0  # weight of log(Z)²; SmolLM3: off
   c.train.cos_reg = 0.0  # weight against features that collapse to one direction: objectives.py
@@ -143,6 +188,7 @@ def get_config() -> ConfigDict:
   c.train.eval_every = 100  # steps
   c.train.eval_documents = 64  # held-out documents per corpus at each evaluation while training
   c.train.checkpoint_every = 100  # steps
+  c.train.checkpoint_dir = ''  # gs://… or s3://… that they go to as well: docs/object_stores.md
   c.train.keep = 3  # newest checkpoints kept
   c.train.keep_every = 0  # and the first one in so many steps, for ever; 0 = none
   c.train.keep_best = ''  # and the one that was lowest in this, such as 'val/web/bpb'; '' = none
@@ -255,6 +301,15 @@ def get_config() -> ConfigDict:
   c.eval.tasks = ('continuation',)
   c.eval.task_examples = 200
   c.eval.data = ''  # folder with the JSONL files of public tasks
+  c.eval.generation = ConfigDict()  # of the tasks in which the model writes
+  c.eval.generation.modes = ()  # think, no_think, chat, plain; () = those that it has
+  c.eval.generation.max_new_tokens = 0  # 0 = as many as each task says
+  c.eval.generation.samples = 1  # answers to each question
+  c.eval.generation.temperature = 0.0
+  c.eval.generation.pass_at = (1,)  # pass@k of these k, up to samples
+  c.eval.generation.lengths = ()  # tokens, of the long texts of ruler; () = data.seq_len
+  c.eval.generation.languages = ('en',)  # of the long texts
+  c.eval.generation.unsafe_programs = False  # run programs even where they cannot be confined
 
   c.sample = ConfigDict()
   c.sample.prompts = ('Returns the', 'This function')

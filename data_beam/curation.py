@@ -1,21 +1,27 @@
 """What every pipeline of documents shares: its stages' frame, its run, its command line."""
 
-import argparse
 import dataclasses
 import logging
-import sys
+import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 import apache_beam as beam
 
+from data_beam import file_runner, records
 from data_beam import options as options_lib
-from data_beam import records
-from data_beam.beam_options import pipeline_options
+from data_beam.beam_options import (
+  explained,
+  is_beams,
+  pipeline_options,
+  require_file_system,
+)
+from data_beam.command_line import Parser, complain
 from data_beam.filters.rules import Rule
 from data_beam.options import Options
 from data_beam.progress import Funnel
 from data_beam.records import Document, Reject
+from data_beam.redact import public
 from data_beam.text import pii
 
 log = logging.getLogger('data_beam')
@@ -62,6 +68,9 @@ def anonymise(document: Document, phones: bool = False) -> Iterator[Document]:
   yield dataclasses.replace(document, text=pii.replace_pii(document.text, phones=phones))
 
 
+LARGE = 1 << 30     # bytes of input, from which on shuffles are files unless a runner is chosen
+
+
 # --- a run ---------------------------------------------------------------------------------------
 
 
@@ -90,14 +99,23 @@ def curate(
       went (the rejects are on disk then).
   """
   path = records.corpus_path(output, name)
+  require_file_system(path)
+  size = sum(i.get('bytes', 0) for i in inputs)
+  if size >= LARGE and not any(a.startswith(('--runner', '--direct_')) for a in beam_args):
+    beam_args = [*beam_args, '--runner=files']
+    log.info('large inputs: shuffles are files, see --runner=files in docs/scale.md')
   beam_options = pipeline_options(beam_args)
   log.info('curating %d files (%.1f MB) into %s', len(inputs),
-           sum(i.get('bytes', 0) for i in inputs) / 1e6, path)
-  with Funnel(steps, beam_options) as funnel, beam.Pipeline(options=beam_options) as pipeline:
+           size / 1e6, public(path))
+  identity = [records.code_version(), name, output, dataclasses.asdict(options), found,
+              [[i, os.path.exists(i['path']) and os.stat(i['path']).st_mtime_ns] for i in inputs]]
+  with (file_runner.kept(beam_options, os.path.join(output, f'.{name}-work'), identity),
+        Funnel(steps, beam_options) as funnel, beam.Pipeline(options=beam_options) as pipeline):
     kept, rejects = funnel.apply(pipeline | 'source' >> source | beam.Reshuffle())
     records.write_corpus(
       kept, rejects, output=output, name=name, stages=[stage for stage, _ in steps], inputs=inputs,
-      num_shards=options.num_shards, config=dataclasses.asdict(options) | dict(found or {}))
+      num_shards=options.num_shards, signatures=getattr(options, 'signatures', False),
+      config=dataclasses.asdict(options) | dict(found or {}))
   return announce(path)
 
 
@@ -141,8 +159,8 @@ def command(
   Returns:
     0, or 2 after one line about what was wrong with the input.
   """
-  parser = argparse.ArgumentParser(
-    prog=f'python -m {prog}', allow_abbrev=False, description=description, epilog=epilog)
+  parser = Parser(
+    prog=f'python -m {prog}', description=description, epilog=epilog, others=is_beams)
   parser.add_argument('--input', nargs='+', action='extend', required=True, metavar='GLOB',
                       help=f'{input}; several after blanks, or as --input=A --input=B')
   parser.add_argument('--output', required=True, metavar='DIR', help='where corpora go')
@@ -153,11 +171,11 @@ def command(
   logging.basicConfig(format='%(message)s', level=logging.WARNING, force=True)
   log.setLevel(logging.INFO)
   try:
-    path = run(args.input, args.output, args.name, options_lib.take(options, vars(args)),
-               beam_args=beam_args)
+    with explained(beam_args):
+      path = run(args.input, args.output, args.name, options_lib.take(options, vars(args)),
+                 beam_args=beam_args)
   except (ValueError, OSError) as error:
-    print(f'{prog}: {error}', file=sys.stderr)
-    return 2
-  print(f'The corpus is at {path}, what was dropped at '
-        f'{records.corpus_path(args.output, args.name + "_rejects")}')
+    return complain(prog, error)
+  rejects = records.corpus_path(args.output, args.name + '_rejects')
+  print(public(f'The corpus is at {path}, what was dropped at {rejects}'))
   return 0

@@ -26,7 +26,8 @@ def option(default: Any, help: str, **more: Any) -> Any:
     default: its value where none is given.
     help: for the flag; '{module:NAME}' in it becomes the names that are there.
     **more: `metavar` of the flag; `choices`, 'module:NAME' of the names to choose from; `check`,
-      'module:FUNCTION' that raises ValueError for a wrong value; `least`, the smallest number;
+      'module:FUNCTION' that raises ValueError for a wrong value; `least`, the smallest number,
+      and `most`;
       `empty`, the flag's word for no entry in a list; `many`, of a list whose entries stand apart,
       after blanks, rather than with commas between; `files`, '{}' or a pattern with it, where the
       value names files from which the result follows.
@@ -42,7 +43,10 @@ class Options:
     for field in dataclasses.fields(self):
       value, more = getattr(self, field.name), field.metadata
       if kind(field) is tuple:
-        value = (value,) if isinstance(value, str) else tuple(value)
+        value = (value,) if isinstance(value, str) else value
+        if not isinstance(value, tuple | list) or not all(isinstance(v, str) for v in value):
+          raise ValueError(f'{field.name}={value!r}: give words, with commas between')
+        value = tuple(value)
         if not more.get('many'):
           value = tuple(part for entry in value for part in entry.split(','))
         object.__setattr__(self, field.name, value)
@@ -56,6 +60,8 @@ class Options:
         _at(more['check'])(value)
       if value is not None and value < more.get('least', value):
         raise ValueError(f'{field.name} is {value}: give at least {more["least"]}')
+      if value is not None and value > more.get('most', value):
+        raise ValueError(f'{field.name} is {value}: give at most {more["most"]}')
 
   @classmethod
   def of(cls, section: Mapping[str, Any]) -> Self:
@@ -139,7 +145,7 @@ def _names(reference: str) -> str:
 # --- what several pipelines have -----------------------------------------------------------------
 
 _languages = functools.partial(
-  option, ('en',), 'languages to keep, such as en,fr,de; any for all of them', metavar='CODES',
+  option, help='languages to keep, such as en,fr,de; any for all of them', metavar='CODES',
   empty='any')
 _FILTERS = ('quality rules: a profile ({data_beam.filters.rules:PROFILES}), or names of rules with '
             'commas between ({data_beam.filters.rules:RULES})')
@@ -153,7 +159,20 @@ _limit = functools.partial(
 _minhash_hash = functools.partial(
   option, 'fast', "how words are hashed: fast, or datatrove's signatures with xxh64 or sha1",
   choices='data_beam.dedup.minhash:HASHES')
-_num_shards = functools.partial(option, 8, 'files of the corpus', metavar='N', least=1)
+_scope = functools.partial(
+  option, 'global', 'look for duplicates among all documents, or within a crawl dump or a language '
+  'only', choices='data_beam.dedup.exact:SCOPES')
+_against = functools.partial(
+  option, (), 'drop documents that are in these finished corpora (DIR/NAME/1.0.0) or resemble one '
+  'of theirs, by the signatures kept there if minhash was the same, else by their texts',
+  metavar='CORPUS', many=True, files='{}/manifest.json')
+_signatures = functools.partial(
+  option, False, 'keep the signature of each document beside the corpus, for --against of others')
+_decontaminate = functools.partial(
+  option, (), 'drop documents that quote these evaluation sets (JSONL)', metavar='GLOB', many=True,
+  files='{}')
+_num_shards = functools.partial(
+  option, 8, 'files of the corpus', metavar='N', least=1, most=100_000)
 
 
 # --- the pipelines -------------------------------------------------------------------------------
@@ -163,7 +182,7 @@ _num_shards = functools.partial(option, 8, 'files of the corpus', metavar='N', l
 class WebOptions(Options):
   """Of data_beam.web."""
 
-  languages: tuple[str, ...] = _languages()
+  languages: tuple[str, ...] = _languages(('en',))
   min_language_score: float | None = option(
     None, 'drop documents whose language is less certain than this (FineWeb: 0.65); none for a '
     'threshold fitted to each language', metavar='P')
@@ -174,27 +193,39 @@ class WebOptions(Options):
     'default', 'how the main text is found: default for quality, fast for speed',
     choices='data_beam.web.extract:TIERS')
   markdown: bool = option(False, 'keep headings, lists, tables and code as Markdown')
+  html_server: str = option(
+    '', 'a server with a model takes the main text, by the protocol of OpenAI, as vLLM has it: '
+    'http://localhost:8000', metavar='URL')
+  html_model: str = option('', 'its model, such as jinaai/ReaderLM-v2', metavar='NAME')
+  html_prompt: str = option('', 'what it is asked for, in place of ReaderLM-v2\'s words',
+                            metavar='TEXT')
   url_lists: str = option(
     '', 'drop pages by your own lists: domains.txt, urls.txt, words.txt, subwords.txt, '
     'soft_words.txt in this folder', metavar='DIR', files='{}/*')
   parity: bool = option(False, "keep datatrove's faults in comparing URLs with the lists")
-  dedup_scope: str = option(
-    'global', 'look for duplicates among all documents, or within a crawl dump or a language only',
-    choices='data_beam.dedup.exact:SCOPES')
+  dump: str = option(
+    '', "the crawl dump of files that do not lie in Common Crawl's crawl-data/NAME/",
+    metavar='NAME')
+  dedup_scope: str = _scope()
+  against: tuple[str, ...] = _against()
+  signatures: bool = _signatures()
   url_dedup: bool = option(False, 'keep one page of each URL')
-  decontaminate: tuple[str, ...] = option(
-    (), 'drop documents that quote these evaluation sets (JSONL)', metavar='GLOB', many=True,
-    files='{}')
+  decontaminate: tuple[str, ...] = _decontaminate()
   phones: bool = option(False, 'hide telephone numbers too')
   limit: int | None = _limit()
   num_shards: int = _num_shards()
+
+  def __post_init__(self):
+    super().__post_init__()
+    if bool(self.html_server) != bool(self.html_model):
+      raise ValueError('html_server and html_model go together: give both')
 
 
 @dataclasses.dataclass(frozen=True)
 class PdfOptions(Options):
   """Of data_beam.pdf."""
 
-  languages: tuple[str, ...] = _languages()
+  languages: tuple[str, ...] = _languages(('en',))
   min_language_score: float | None = option(
     .4, 'drop documents whose language is less certain than this (FinePDFs: 0.24 to 0.41 for most '
     'languages of Western Europe); none for a threshold fitted to each language', metavar='P')
@@ -228,7 +259,8 @@ class PdfOptions(Options):
   agent: str = option('', 'User-Agent of --refetch, with an address that a site may write to',
                       metavar='TEXT')
   fetch_delay: float = option(
-    1., 'between two requests to a host, unless its robots.txt asks for more', metavar='SECONDS')
+    1., 'between two requests to a host, unless its robots.txt asks for more', metavar='SECONDS',
+    least=0)
   stale_before: str = option('', 'for --refetch=stale, as 2024-01-31', metavar='DATE')
   limit: int | None = _limit()
   num_shards: int = _num_shards()
@@ -251,6 +283,24 @@ class PythonSourceOptions(Options):
 
 
 @dataclasses.dataclass(frozen=True)
+class ConversationOptions(Options):
+  """Of data_beam.conversations."""
+
+  mode: str = option(
+    'auto', 'of conversations that do not say it: auto for think where an answer has a thought, '
+    'else no_think', choices='data_beam.conversations:MODES')
+  languages: tuple[str, ...] = _languages(())
+  minhash: str = _minhash('14x8')
+  minhash_hash: str = _minhash_hash()
+  decontaminate: tuple[str, ...] = _decontaminate()
+  tokenizer: str = option(
+    '', 'also write the tokens, as data_beam.tokenize_corpus does, to NAME_tokens', metavar='FILE',
+    files='{}')
+  limit: int | None = _limit()
+  num_shards: int = _num_shards()
+
+
+@dataclasses.dataclass(frozen=True)
 class ImportOptions(Options):
   """Of data_beam.tables import."""
 
@@ -258,6 +308,12 @@ class ImportOptions(Options):
   columns: tuple[str, ...] = option(
     (), 'on top of the layout, such as text=content metadata.licence=license; a.b is b in the '
     'struct a, and source==wiki sets a constant', metavar='FIELD=COLUMN', many=True)
+  exact_dedup: bool = option(False, 'keep one document of each text')
+  minhash: str = _minhash('none')
+  minhash_hash: str = _minhash_hash()
+  dedup_scope: str = _scope()
+  against: tuple[str, ...] = _against()
+  signatures: bool = _signatures()
   limit: int | None = _limit()
   num_shards: int = _num_shards()
 
@@ -270,15 +326,23 @@ class TokenizeOptions(Options):
     .02, 'share of documents held out for validation, by a hash of their id, in steps of 0.001; 0 '
     'holds none out', metavar='SHARE')
   holdout_shared: float = option(
-    .5, 'a document of whose runs of eight words a larger share is in others too is trained on, '
-    'not held out; 1 does not ask', metavar='SHARE')
+    .5, 'a document of whose runs of eight words a larger share is in others too, of any corpus of '
+    'the run, is trained on, not held out; 1 does not ask', metavar='SHARE')
   share: float = option(
     1., 'share of the other documents to take, likewise: to ask how many are needed, or to give '
     'two corpora equally many', metavar='SHARE')
   bos: bool = option(True, 'begin each document with the begin-of-text token')
+  train_user: bool = option(
+    False, "of conversations, learn the system, user and tool turns too, not the assistant's alone")
   rehydrate: bool = option(
     False, 'repeat documents in training by number of duplicates, as in FineWeb-2')
-  num_shards: int = option(8, 'files to spread the training split over', metavar='N', least=1)
+  num_shards: int = option(8, 'files to spread the training split over', metavar='N', least=1,
+                           most=100_000)
+
+  @property
+  def asks(self) -> bool:
+    """Whether a document must be unlike all others to be held out."""
+    return self.holdout > 0 and self.holdout_shared < 1
 
   def __post_init__(self):
     super().__post_init__()

@@ -14,7 +14,7 @@ How to curate a source of your own (LaTeX, forum dumps, another language), by th
 2. `options.py`: a dataclass of its options, of which the flags are made.
 3. `filters/spans.py`: one line for each reason that shows in one place, so that reports mark it.
    (Or put `span: [start, end]` into the metadata of the Reject, as `parse` does here.)
-4. README.md, for the command; a test file.
+4. docs/commands.md, for the command; docs/architecture.md, for the file; a test file.
 
 Nothing else: `data_beam.tokenize_corpus`, `data_beam.tables` and `experiments.lineage` take the
 corpus as it is.

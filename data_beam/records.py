@@ -38,6 +38,7 @@ from google.protobuf import json_format
 from tensorflow_datasets.proto import tf_example_pb2, tf_feature_pb2
 
 import data_beam
+from data_beam.redact import public
 
 VERSION = '1.0.0'  # of the layout on disk
 EXAMPLES = 10  # record numbers that the manifest of rejects lists for each reason
@@ -64,6 +65,7 @@ class Document:
     date: ISO 8601, '' if unknown.
     quality: a quality score, higher is better, NaN if none.
     metadata: whatever else is known, JSON-able: WARC file and offset, extractor, cluster_size…
+    signature: what deduplication compares, where it is kept (dedup/prior.py); not in the record.
   """
 
   id: str
@@ -75,6 +77,7 @@ class Document:
   date: str = ''
   quality: float = math.nan
   metadata: dict[str, Any] = dataclasses.field(default_factory=dict)
+  signature: bytes = b''
 
 
 class Reject(NamedTuple):
@@ -86,14 +89,20 @@ class Reject(NamedTuple):
 
 
 # What a record holds, by kind of corpus. `dict` is stored as JSON text.
-_CURATED = {field.name: field.type for field in dataclasses.fields(Document)} | {'metadata': dict}
+_CURATED = {field.name: field.type for field in dataclasses.fields(Document)
+            if field.name != 'signature'} | {'metadata': dict}
+_TOKENISED: dict[str, type] = {
+  'id': str, 'tokens': bytes, 'num_bytes': int, 'source': str, 'language': str,
+  'weight': float, 'quality': float, 'cluster_size': int, 'dump': str,
+}
 FEATURES: dict[str, dict[str, type]] = {
   'curated': _CURATED,
   'rejects': _CURATED | {'stage': str, 'reason': str},
-  'tokenised': {
-    'id': str, 'tokens': bytes, 'num_bytes': int, 'source': str, 'language': str,
-    'weight': float, 'quality': float, 'cluster_size': int, 'dump': str,
-  },
+  'tokenised': _TOKENISED,
+  # The same of conversations. A mask has a byte a token, 1 where the model learns to write it; the
+  # rejected answer of a preference pair stands behind the same prompt, without pair it is empty.
+  'conversations': _TOKENISED | {
+    'loss_mask': bytes, 'mode': str, 'rejected_tokens': bytes, 'rejected_loss_mask': bytes},
   'teacher': {'id': str, 'values': bytes},  # experiments/teacher_cache.py
 }
 
@@ -150,7 +159,9 @@ def decode(kind: str, data: bytes) -> dict[str, Any]:
 
 # --- writing ---------------------------------------------------------------------------------
 
-SIDECARS = ('lengths', 'repeats')  # of a tokenised corpus: tokens, and how often an epoch has them
+# Of a tokenised corpus: tokens of each record, how often an epoch has it, and of conversations the
+# tokens of the rejected one of a pair; of a curated one what was compared (dedup/prior.py).
+SIDECARS = ('lengths', 'repeats', 'rejected_lengths', 'signatures')
 
 
 class Record(NamedTuple):
@@ -161,7 +172,8 @@ class Record(NamedTuple):
     id: chooses its shard and its place there.
     data: the bytes, from `encode`.
     tally: ((name, count), …), summed per shard for the manifest.
-    sidecars: one number for each of the sidecars that `write_records` is asked for.
+    sidecars: one number for each of the sidecars that `write_records` is asked for; of
+      `signatures` its bytes, a multiple of 16.
     label: (name, …) under which the manifest of rejects lists a few examples, unless None.
   """
 
@@ -169,35 +181,17 @@ class Record(NamedTuple):
   id: str
   data: bytes
   tally: tuple[tuple[Any, int], ...]
-  sidecars: tuple[int, ...] = ()
+  sidecars: tuple[int | bytes, ...] = ()
   label: tuple[str, ...] | None = None
 
 
 def corpus_path(output: str, name: str) -> str:
   """The directory of corpus `name` under `output`. Raises ValueError for a name that is no word."""
   if not re.fullmatch(r'\w[\w.+=@-]*', name):
-    raise ValueError(f'{name!r} cannot be the name of a corpus: give a word such as web')
+    raise ValueError(f'--name: {name!r} cannot be the name of a corpus: give a word such as web')
+  if os.path.exists(output) and not os.path.isdir(output):
+    raise NotADirectoryError(f'--output={output} is a file: give a folder')
   return FileSystems.join(output, name, VERSION)
-
-
-def without_query(path: str) -> str:
-  """A URL without its query and password, which may give access to it; any other path as it is."""
-  scheme, found, rest = path.partition('://')
-  if not found:
-    return path
-  host, slash, rest = re.split('[?#]', rest, maxsplit=1)[0].partition('/')
-  return f'{scheme}://{host.rpartition("@")[2]}{slash}{rest}'
-
-
-def public(value: Any) -> Any:
-  """What may be shown to anybody: JSON-able values whose URLs are `without_query`."""
-  if isinstance(value, Mapping):
-    return {public(key): public(entry) for key, entry in value.items()}
-  if isinstance(value, list | tuple):
-    return [public(entry) for entry in value]
-  if isinstance(value, str) and '://' in value:
-    return re.sub(r'\w+://[^\s\'"]+', lambda url: without_query(url[0]), value)
-  return value
 
 
 def code_version() -> str:
@@ -240,7 +234,7 @@ def publish(
 
   Args:
     path: from `corpus_path`.
-    kind: a key of FEATURES.
+    kind: a key of FEATURES, whose features the records have.
     shards: what `write_records` returned.
     manifest: written as manifest.json; must have 'name'.
   """
@@ -258,8 +252,8 @@ def publish(
     } for split, members in splits.items()],
   }
   features = json_format.MessageToJson(features.to_proto(), sort_keys=True)
-  described = {'features.json': features.encode(), 'dataset_info.json': _json(info),
-               'manifest.json': _json(public(manifest))}
+  described = {'features.json': features.encode(), 'dataset_info.json': to_json(info),
+               'manifest.json': to_json(public(manifest))}
   for file, data in described.items():
     write_bytes(FileSystems.join(path, file), data)
   # A run that was killed, or had another number of shards, may have left files of ours.
@@ -269,7 +263,7 @@ def publish(
   if stray:
     FileSystems.delete(stray)
   checksums = {file: hashlib.sha256(data).hexdigest() for file, data in described.items()}
-  write_bytes(FileSystems.join(path, '_SUCCESS'), _json(checksums))
+  write_bytes(FileSystems.join(path, '_SUCCESS'), to_json(checksums))
   return path
 
 
@@ -299,6 +293,7 @@ def write_corpus(
   config: Mapping[str, Any],
   inputs: Sequence[Mapping[str, Any]],
   num_shards: int = 8,
+  signatures: bool = False,
 ) -> beam.PCollection[str]:
   """Writes a curated corpus and, beside it, what was dropped on the way (`NAME_rejects`).
 
@@ -314,6 +309,7 @@ def write_corpus(
     config: the settings that made the corpus, JSON-able; kept in the manifest.
     inputs: [{'path': …, 'bytes': …}, …], kept in the manifest.
     num_shards: shards of the corpus, and of its rejects.
+    signatures: whether those of the documents are kept, beside each shard.
 
   Returns:
     The path of the finished corpus, one element.
@@ -325,7 +321,8 @@ def write_corpus(
           'config': dict(config), 'inputs': list(inputs)}
   shards = {'train': num_shards}
   kept_shards = write_records(
-    kept | f'encode {name}' >> beam.Map(_kept_record), output=output, name=name, shards=shards)
+    kept | f'encode {name}' >> beam.Map(_kept_record), output=output, name=name, shards=shards,
+    sidecars=('signatures',) if signatures else ())
   reject_shards = write_records(
     rejects | f'encode {name}_rejects' >> beam.Map(_reject_record, stages=tuple(stages)),
     output=output, name=f'{name}_rejects', shards=shards)
@@ -340,7 +337,8 @@ def write_corpus(
 
 def _kept_record(document: Document) -> Record:
   tally = (*_tally(document), (('language', document.language), 1))
-  return Record('train', document.id, encode('curated', vars(document)), tally)
+  return Record('train', document.id, encode('curated', vars(document)), tally,
+                (document.signature,))
 
 
 def _reject_record(reject: Reject, stages: Sequence[str]) -> Record:
@@ -485,7 +483,10 @@ def write_shard(
   for i, sidecar in enumerate(sidecars):
     shard[sidecar] = f'{name}-{split}.{sidecar}-{of}.npy'
     array = io.BytesIO()
-    np.save(array, np.array([row.sidecars[i] for row in rows], np.int32))
+    values: Any = [row.sidecars[i] for row in rows]
+    if sidecar == 'signatures':
+      values = np.frombuffer(b''.join(values), 'S16').reshape(len(rows), -1 if rows else 0)
+    np.save(array, np.asarray(values, None if sidecar == 'signatures' else np.int32))
     write_bytes(FileSystems.join(path, shard[sidecar]), array.getvalue())
     shard[f'{sidecar}_sha256'] = hashlib.sha256(array.getvalue()).hexdigest()
   tally: dict[Any, int] = {}
@@ -498,21 +499,22 @@ def write_shard(
   return shard | {'tally': tally, 'examples': examples}
 
 
-def _json(value: Any) -> bytes:
+def to_json(value: Any) -> bytes:
+  """A file of JSON, as all that stand beside a corpus's records are."""
   return (json.dumps(value, indent=1, ensure_ascii=False) + '\n').encode()
 
 
 def write_bytes(path: str, data: bytes) -> None:
   """Writes a file under a temporary name, then renames, so that no reader sees half of it."""
-  temporary = f'{path}.tmp-{uuid.uuid4().hex[:8]}'
-  with FileSystems.create(temporary, 'application/octet-stream',
-                          CompressionTypes.UNCOMPRESSED) as f:
+  temporary, mime = f'{path}.tmp-{uuid.uuid4().hex[:8]}', 'application/octet-stream'
+  with FileSystems.create(temporary, mime, CompressionTypes.UNCOMPRESSED) as f:
     f.write(data)
+    if '://' not in path:  # on the disk before it has its name, after a power cut too
+      f.flush()
+      os.fsync(f.fileno())
   FileSystems.rename([temporary], [path])
 
-
 # --- reading ---------------------------------------------------------------------------------
-
 
 def read_manifest(path: str, kind: str | None = None) -> dict[str, Any]:
   """The manifest of the finished corpus at `path` (DIR/NAME/1.0.0, or DIR/NAME).
@@ -540,6 +542,12 @@ def read_manifest(path: str, kind: str | None = None) -> dict[str, Any]:
   if kind and manifest['kind'] != kind:
     raise CorpusError(f'the corpus at {path!r} is {manifest["kind"]}, not {kind}')
   return manifest | {'path': path}
+
+
+def features_of(manifest: Mapping[str, Any]) -> str:
+  """The key of FEATURES that says what a corpus's records hold: its kind, or of tokens with a mask
+  'conversations', as which all that takes tokens can read them."""
+  return 'conversations' if manifest.get('loss_mask') else manifest['kind']
 
 
 def list_shards(manifest: Mapping[str, Any], split: str = 'train') -> list[tuple[str, int]]:
@@ -593,73 +601,7 @@ def read_corpus(path: str, split: str = 'train') -> Iterator[dict[str, Any]]:
   check_not_empty(manifest)
   if not sum(n for _, n in shards):
     raise CorpusError(f'the split {split!r} of the corpus at {manifest["path"]!r} is empty')
-  return (row for file, n in shards for row in read_shard(file, n, manifest['kind']))
-
-
-class Finder:
-  """Records of a finished corpus by their id or number, without reading the others.
-
-  An id's shard is its hash and a shard is sorted by id, so that a search reads about log2(n)
-  records of one shard. (A shard that is not local is copied once.)
-  """
-
-  def __init__(self, path: str, split: str = 'train'):
-    """Opens the corpus; raises CorpusError as read_corpus does."""
-    self.manifest = read_manifest(path)
-    self.shards = list_shards(self.manifest, split)
-    self._files = contextlib.ExitStack()
-    self._readers: dict[int, Any] = {}
-
-  def __enter__(self) -> 'Finder':
-    return self
-
-  def __exit__(self, *_) -> None:
-    for reader in self._readers.values():
-      reader.close()
-    self._files.close()
-
-  def find(self, id: str) -> list[tuple[int, dict[str, Any]]]:
-    """(number in the corpus, record) of all records with this id; a record may occur twice."""
-    if not self.shards:
-      return []
-    shard = stable_hash(id) % len(self.shards)
-    low, high = 0, self.shards[shard][1]
-    while low < high:
-      middle = (low + high) // 2
-      if self._read(shard, middle)['id'] < id:
-        low = middle + 1
-      else:
-        high = middle
-    before, found = sum(n for _, n in self.shards[:shard]), []
-    while low < self.shards[shard][1] and (row := self._read(shard, low))['id'] == id:
-      found.append((before + low, row))
-      low += 1
-    return found
-
-  def read(self, number: int) -> dict[str, Any]:
-    """The record with this number, counted over all shards."""
-    for shard, (_, size) in enumerate(self.shards):
-      if number < size:
-        return self._read(shard, number)
-      number -= size
-    raise IndexError(f'the corpus at {self.manifest["path"]!r} has no such record')
-
-  def place(self, number: int) -> tuple[str, int]:
-    """(shard's file, place in it) of a record number."""
-    for path, size in self.shards:
-      if number < size:
-        return os.path.basename(path), number
-      number -= size
-    raise IndexError(f'the corpus at {self.manifest["path"]!r} has no such record')
-
-  def _read(self, shard: int, place: int) -> dict[str, Any]:
-    if shard not in self._readers:
-      path, size = self.shards[shard]
-      reader = array_record.ArrayRecordReader(self._files.enter_context(local_copy(path)))
-      if not reader.ok() or reader.num_records() != size:
-        raise CorpusError(f'{path} is missing or damaged, make the corpus again')
-      self._readers[shard] = reader
-    return decode(self.manifest['kind'], self._readers[shard].read([place])[0])
+  return (row for file, n in shards for row in read_shard(file, n, features_of(manifest)))
 
 
 def check_not_empty(manifest: Mapping[str, Any]) -> None:

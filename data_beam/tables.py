@@ -10,7 +10,6 @@ Export writes one file a shard, a dataset card made from the manifest, and the m
 importing that again (`--layout=corpus`) gives the identical corpus.
 """
 
-import argparse
 import contextlib
 import datetime
 import gzip
@@ -21,7 +20,7 @@ import logging
 import math
 import sys
 import tempfile
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any, BinaryIO, NamedTuple
 
 import apache_beam as beam
@@ -30,12 +29,15 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from apache_beam.io.filesystems import FileSystems
 
-from data_beam import curation, records
+from data_beam import curation, hub, records
 from data_beam import options as options_lib
-from data_beam.beam_options import pipeline_options
+from data_beam.beam_options import is_beams, pipeline_options
+from data_beam.command_line import Parser, complain
 from data_beam.curation import Each
+from data_beam.dedup.clusters import deduplication
 from data_beam.options import ImportOptions
 from data_beam.records import Document, Reject
+from data_beam.redact import public, without_query
 from data_beam.sources import parquet
 from data_beam.sources.files import (
   base_name,
@@ -43,7 +45,7 @@ from data_beam.sources.files import (
   expand,
   lines,
   open_file,
-  without_query,
+  size_of,
 )
 
 log = logging.getLogger('data_beam')
@@ -171,7 +173,7 @@ def to_document(row: Mapping[str, Any], columns: Mapping[str, str], source: str)
       taken.add(column)
     if field.startswith('metadata.'):
       if value is not None:
-        metadata[field.removeprefix('metadata.')] = _plain(value)
+        metadata[field.removeprefix('metadata.')] = plain(value)
     else:
       values[field] = value
   inner = _unpack(values.pop('metadata', None))
@@ -179,13 +181,13 @@ def to_document(row: Mapping[str, Any], columns: Mapping[str, str], source: str)
     raise RowError('bad_value', f'metadata is a {type(inner).__name__}, not an object')
   if 'metadata' in columns:
     taken.add(columns['metadata'])
-  rest = {k: _plain(v) for k, v in row.items() if k not in taken and v is not None}
+  rest = {k: plain(v) for k, v in row.items() if k not in taken and v is not None}
   text = values['text']
   if not isinstance(text, str) or not text.strip():
     raise RowError('no_text', f'{columns["text"]!r} holds {_show(text)}')
   url = _string(values, 'url')
   tag = _string(values, 'language')
-  if tag and (short := _ISO_639_1.get(tag.partition('_')[0])):
+  if (short := language_of(tag)) != tag:
     rest['language_tag'], tag = tag, short
   return Document(
     id=_string(values, 'id') or hashlib.sha256(f'{url}\n{text}'.encode('utf-8', 'replace'))
@@ -193,6 +195,11 @@ def to_document(row: Mapping[str, Any], columns: Mapping[str, str], source: str)
     text=text, url=url, source=_string(values, 'source') or source, language=tag,
     language_score=_number(values, 'language_score'), date=_date(values.get('date')),
     quality=_number(values, 'quality'), metadata={**rest, **metadata, **(inner or {})})
+
+
+def language_of(tag: str) -> str:
+  """ISO 639-1 of a language's tag such as fra_Latn, where we know it; else the tag."""
+  return _ISO_639_1.get(tag.partition('_')[0], tag)
 
 
 def _find(row: Mapping[str, Any], column: str) -> Any:
@@ -244,12 +251,12 @@ def _date(value: Any) -> str:
   return '' if value is None else str(value)
 
 
-def _plain(value: Any) -> Any:
+def plain(value: Any) -> Any:
   """A value of a table as JSON can hold it."""
   if isinstance(value, Mapping):
-    return {str(k): _plain(v) for k, v in value.items()}
+    return {str(k): plain(v) for k, v in value.items()}
   if isinstance(value, list | tuple):
-    return [_plain(v) for v in value]
+    return [plain(v) for v in value]
   if isinstance(value, float) and not math.isfinite(value):
     return None
   if value is None or isinstance(value, str | int | float):
@@ -264,10 +271,18 @@ def _show(value: Any) -> str:
 def read(
   parts: Sequence[Part], columns: Mapping[str, str], source: str, limit: int | None = None,
 ) -> Iterator[Document | Reject]:
+  """`read_with` to_document, whose reasons are no_text and bad_value."""
+  yield from read_with(parts, source, lambda row: to_document(row, columns, source), limit)
+
+
+def read_with(
+  parts: Sequence[Part], source: str, convert: Callable[[dict[str, Any]], Document],
+  limit: int | None = None,
+) -> Iterator[Document | Reject]:
   """The documents of parts, the first `limit` of them; what cannot be one becomes a Reject.
 
-  Reasons: no_text, bad_value, bad_json, too_large (a line), and once where a file breaks off
-  corrupt_file, or ratio where it gives far more than it has bytes.
+  Reasons: those of the RowErrors of `convert`, bad_json, too_large (a line), and once where a file
+  breaks off corrupt_file, or ratio where it gives far more than it has bytes.
   """
   found = 0
   for part in parts:
@@ -279,7 +294,7 @@ def read(
         try:
           if isinstance(row, RowError):
             raise row
-          yield to_document(row, columns, source)
+          yield convert(row)
           found += 1
           if found == limit:
             return
@@ -329,15 +344,30 @@ def import_tables(
                      f'{", ".join(records.FEATURES["curated"])} or metadata.NAME')
   files = expand(input)
   _check_text(files[0]['path'], columns['text'], options.layout)
-  paths = [f['path'] for f in files]
-  if options.limit:
-    parts = beam.Create([[Part(path, None) for path in paths]])
-  else:
-    parts = (beam.Create(paths) | 'files' >> beam.Reshuffle()
-             | beam.FlatMap(lambda path: [[part] for part in split(path)]))
   return curation.curate(
-    parts, [('read', Each(read, columns, name, options.limit))], output=output, name=name,
-    inputs=files, options=options, found={'columns': columns}, beam_args=beam_args)
+    parts([f['path'] for f in files], options.limit),
+    [('read', Each(read, columns, name, options.limit)),
+     *deduplication(options, exact=options.exact_dedup, size=size_of(files))],
+    output=output, name=name, inputs=files, options=options, found={'columns': columns},
+    beam_args=beam_args)
+
+
+def parts(paths: Sequence[str], limit: int | None) -> beam.PTransform:
+  """A source of lists of Parts for a stage that reads: with a limit one list of whole files, so
+  that one worker counts."""
+  if limit:
+    return beam.Create([[Part(path, None) for path in paths]])
+  return _Parts(paths)
+
+
+class _Parts(beam.PTransform):
+  def __init__(self, paths: Sequence[str]):
+    super().__init__()
+    self.paths = list(paths)
+
+  def expand(self, begin: Any) -> Any:
+    return (begin | beam.Create(self.paths) | 'files' >> beam.Reshuffle()
+            | beam.FlatMap(lambda path: [[part] for part in split(path)]))
 
 
 def _check_text(path: str, column: str, layout: str) -> None:
@@ -359,23 +389,28 @@ def schema(manifest: Mapping[str, Any]) -> pa.Schema:
   """The Arrow schema of a corpus's export. `metadata` is JSON text: one schema for all shards."""
   arrow = {str: pa.string(), dict: pa.string(), int: pa.int64(), float: pa.float32()}
   fields = []
-  for name, type_ in records.FEATURES[manifest['kind']].items():
+  for name, type_ in records.FEATURES[records.features_of(manifest)].items():
     if type_ is bytes:
-      arrow[bytes] = pa.list_(pa.from_numpy_dtype(np.dtype(manifest['dtype'])))
+      arrow[bytes] = pa.list_(pa.from_numpy_dtype(_dtype(name, manifest)))
     fields.append((name, arrow[type_]))
   return pa.schema(fields)
+
+
+def _dtype(name: str, manifest: Mapping[str, Any]) -> np.dtype:
+  """Of the numbers in a field of bytes."""
+  return np.dtype(np.uint8 if name.endswith('mask') else manifest['dtype'])
 
 
 def _rows(
   file: str, num_records: int, manifest: Mapping[str, Any], as_json: bool,
 ) -> Iterator[dict[str, Any]]:
-  kind = manifest['kind']
+  kind = records.features_of(manifest)
   for row in records.read_shard(file, num_records, kind):
     for name, type_ in records.FEATURES[kind].items():
       if type_ is dict and not as_json:
         row[name] = json.dumps(row[name], sort_keys=True, ensure_ascii=False)
       elif type_ is bytes:
-        tokens = np.frombuffer(row[name], manifest['dtype'])
+        tokens = np.frombuffer(row[name], _dtype(name, manifest))
         row[name] = tokens.tolist() if as_json else tokens
       elif as_json and isinstance(row[name], float) and math.isnan(row[name]):
         row[name] = None
@@ -441,8 +476,8 @@ def export_corpus(
   with beam.Pipeline(options=options) as pipeline:
     _ = (pipeline | beam.Create(shards) | beam.Reshuffle()
          | beam.Map(export_shard, output=output, format=format, manifest=manifest))
-  records.write_bytes(FileSystems.join(output, 'manifest.json'),
-                      records.read_bytes(FileSystems.join(manifest['path'], 'manifest.json')))
+  told = json.loads(records.read_bytes(FileSystems.join(manifest['path'], 'manifest.json')))
+  records.write_bytes(FileSystems.join(output, 'manifest.json'), records.to_json(public(told)))
   records.write_bytes(FileSystems.join(output, 'README.md'),
                       card(manifest, splits, format).encode())
   return output
@@ -450,6 +485,7 @@ def export_corpus(
 
 def card(manifest: Mapping[str, Any], splits: Sequence[str], format: str) -> str:
   """The dataset card: what the manifest knows, in the form the Hugging Face hub reads."""
+  manifest = public(manifest)  # it may be one that others wrote
   n = manifest['documents']
   top = next(t for t in (10**k for k in range(3, 16)) if n < t)
   size = 'n<1K' if top == 1000 else f'{_short(top // 10)}<n<{_short(top)}'
@@ -513,13 +549,13 @@ def _table(head: Sequence[str], rows: Iterable[Sequence[Any]]) -> list[str]:
 
 def main(argv: Sequence[str] | None = None) -> int:
   """The command line. Returns 0, or 2 after one line about what was wrong with the input."""
-  parser = argparse.ArgumentParser(
-    prog='python -m data_beam.tables', allow_abbrev=False,
+  parser = Parser(
+    prog='python -m data_beam.tables',
     description='Turns Parquet and JSONL files (FineWeb, DCLM, your own) into a corpus, or a '
     'corpus into Parquet or JSONL files with a dataset card.',
     epilog='Each has a --help of its own. Any other flag goes to Apache Beam.')
   commands = parser.add_subparsers(dest='command', required=True, metavar='import|export')
-  importing = commands.add_parser('import', help='files → corpus', allow_abbrev=False)
+  importing = commands.add_parser('import', help='files → corpus', others=is_beams)
   add = importing.add_argument
   add('--input', nargs='+', action='extend', required=True, metavar='GLOB',
       help='Parquet (.parquet) or JSONL (plain, gz, zst, lz4) files or '
@@ -527,13 +563,15 @@ def main(argv: Sequence[str] | None = None) -> int:
   add('--output', required=True, metavar='DIR', help='where corpora go')
   add('--name', required=True, help='name of the corpus')
   options_lib.add_flags(importing, ImportOptions)
-  add = commands.add_parser('export', help='corpus → files', allow_abbrev=False).add_argument
+  add = commands.add_parser('export', help='corpus → files', others=is_beams).add_argument
   add('--input', required=True, metavar='CORPUS',
       help='directory of a corpus, DIR/NAME/1.0.0: curated, rejects or tokenised')
   add('--output', required=True, metavar='DIR',
       help='where data/ and README.md go')
   add('--format', default='parquet', choices=FORMATS,
       help='of the files (default: %(default)s)')
+  add('--push_to_hub', default='', metavar='OWNER/NAME',
+      help='a data set on the Hugging Face hub that they go to as well, private until published')
 
   args, beam_args = parser.parse_known_args(argv)
   logging.basicConfig(format='%(message)s', level=logging.WARNING, force=True)
@@ -544,10 +582,11 @@ def main(argv: Sequence[str] | None = None) -> int:
                            options_lib.take(ImportOptions, vars(args)), beam_args=beam_args)
     else:
       path = export_corpus(args.input, args.output, format=args.format, beam_args=beam_args)
+      if args.push_to_hub:
+        print(f'pushed to {hub.push(path, args.push_to_hub, "dataset")}')
   except (ValueError, OSError) as error:
-    print(f'data_beam.tables: {error}', file=sys.stderr)
-    return 2
-  print(f'The result is at {path}')
+    return complain('data_beam.tables', error)
+  print(public(f'The result is at {path}'))
   return 0
 
 

@@ -29,12 +29,12 @@ import time
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
-from absl import app, flags
+from absl import flags
 from ml_collections import ConfigDict
 from rich.table import Table
 
 from configs import base
-from experiments.engine import processes
+from experiments.engine import cli, processes
 from experiments.engine.cli import console, read_json
 from experiments.engine.config import keep_programs, model_config, resolve, use_all_cores
 from experiments.engine.graph import Graph, Step
@@ -45,14 +45,22 @@ _CORPUS = flags.DEFINE_list('corpus', [], 'Tokenised corpora, DIR/NAME/VERSION, 
 _TEXT = flags.DEFINE_list(
   'text', [], 'Instead: plain text files (.txt, .txt.gz), globs with commas; needs Beam.'
 )
-_VOCAB_SIZE = flags.DEFINE_integer('vocab_size', 8192, 'Of the tokenizer trained for --text.')
+_VOCAB_SIZE = flags.DEFINE_integer(
+  'vocab_size', 8192, 'Of the tokenizer trained for --text.',
+  lower_bound=1, upper_bound=2**31 - 1)
 _PREPARE = flags.DEFINE_bool('prepare', False, 'Only make the corpus of --text.')
 _OUTPUT = flags.DEFINE_string('output', None, 'Folder for the table and all it is made of.')
 _SIZE = flags.DEFINE_enum('size', 'tiny', ['tiny', 'gpu'], 'tiny: two CPU cores; gpu: one GPU.')
-_TOKENS = flags.DEFINE_integer('tokens', 0, 'To train each model on; 0 = as --size has it.')
-_SEEDS = flags.DEFINE_integer('seeds', 3, 'Models trained of each variant.')
+_TOKENS = flags.DEFINE_integer(
+  'tokens', 0, 'To train each model on; 0 = as --size has it.',
+  lower_bound=0, upper_bound=2**31 - 1)
+_SEEDS = flags.DEFINE_integer(
+  'seeds', 3, 'Models trained of each variant.',
+  lower_bound=1, upper_bound=2**31 - 1)
 _VARIANTS = flags.DEFINE_list('variants', [], 'Only these (and the baseline, gqa); empty = all.')
-_PARALLEL = flags.DEFINE_integer('parallel', 1, 'Models trained at a time on the same devices.')
+_PARALLEL = flags.DEFINE_integer(
+  'parallel', 1, 'Models trained at a time on the same devices.',
+  lower_bound=1, upper_bound=2**31 - 1)
 
 DECODED = ('attention', 'positions', 'window')  # groups whose change is felt in decoding
 
@@ -577,8 +585,6 @@ def main(argv: list[str]) -> int:
   """The command line; bad input is one line and exit code 2."""
   logging.basicConfig(format='%(message)s', level=logging.ERROR, force=True)
   try:
-    if len(argv) > 1:
-      raise ValueError(f'unexpected argument {argv[1]!r}: flags look like --size=gpu')
     if not _OUTPUT.value:
       raise ValueError('give --output=DIR')
     if bool(_TEXT.value) == bool(_CORPUS.value):
@@ -596,8 +602,7 @@ def main(argv: list[str]) -> int:
     _show(rows)
     console.print(f'{output}/index.html, architecture.csv, architecture.json')
   except (ValueError, OSError) as e:
-    print(f'error: {" ".join(str(e).split())}', file=sys.stderr)
-    return 2
+    return cli.complain(e)
   except KeyboardInterrupt:
     print('interrupted; the same command continues', file=sys.stderr)
     return 130
@@ -605,4 +610,4 @@ def main(argv: list[str]) -> int:
 
 
 if __name__ == '__main__':
-  app.run(main)
+  cli.start(main)

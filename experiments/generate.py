@@ -5,19 +5,24 @@
   python -m experiments.generate --checkpoint=HF_DIR --prompt_file=book.txt --context=131072
   python -m experiments.generate --checkpoint=HF_DIR --prompt='Why is the sky blue?' --mode=think
   python -m experiments.generate --checkpoint=HF_DIR --prompt='2 + 2 =' --samples=4 --weights=int8
+  python -m experiments.generate --checkpoint=HF_DIR --chat --mode=think --tools=tools.json
 
 Prints the prompt and what the model writes after it, as it is written, until it ends the document,
 writes a --stop string, or reaches --max_new_tokens. With --mode the prompt is a question to a chat
 model, put as the chat template beside its tokenizer puts it, and the answer alone is printed.
-Several --prompt, or --samples, are continued together and printed when all are done.
+Several --prompt, or --samples, are continued together and printed when all are done. With --chat
+it is a conversation: each line is a message, /help lists the commands, and where the model calls
+one of the --tools the call is shown and its result asked for.
 """
 
 import sys
 import time
 from collections.abc import Iterable, Iterator, Sequence
 
-from absl import app, flags
+from absl import flags
 
+from experiments import chat as chat_lib
+from experiments.engine import cli
 from smoljax import model
 from smoljax.checkpoints import load
 from smoljax.data import chat, chat_template, tokenizer
@@ -34,9 +39,15 @@ _PROMPT = flags.DEFINE_multi_string(
   'prompt', [], 'The text to continue; none = a new document; may be given several times.'
 )
 _PROMPT_FILE = flags.DEFINE_multi_string('prompt_file', [], 'UTF-8 file that holds a prompt.')
-_MAX_NEW_TOKENS = flags.DEFINE_integer('max_new_tokens', 128, 'Tokens to write at most.')
-_TEMPERATURE = flags.DEFINE_float('temperature', 0.7, 'Higher is more varied; 0 = no sampling.')
-_TOP_K = flags.DEFINE_integer('top_k', 0, 'Sample among the k likeliest tokens; 0 = among all.')
+_MAX_NEW_TOKENS = flags.DEFINE_integer(
+  'max_new_tokens', 128, 'Tokens to write at most.',
+  lower_bound=1, upper_bound=2**31 - 1)
+_TEMPERATURE = flags.DEFINE_float(
+  'temperature', 0.7, 'Higher is more varied; 0 = no sampling.',
+  lower_bound=0)
+_TOP_K = flags.DEFINE_integer(
+  'top_k', 0, 'Sample among the k likeliest tokens; 0 = among all.',
+  lower_bound=0, upper_bound=2**31 - 1)
 _TOP_P = flags.DEFINE_float(
   'top_p', 1.0, 'Sample among the likeliest tokens that together have this probability.'
 )
@@ -46,8 +57,12 @@ _MIN_P = flags.DEFINE_float(
 _REPETITION_PENALTY = flags.DEFINE_float(
   'repetition_penalty', 1.0, 'Above 1, tokens already in the text become less likely; 1 = off.'
 )
-_MIN_NEW_TOKENS = flags.DEFINE_integer('min_new_tokens', 0, 'Tokens to write at least.')
-_SAMPLES = flags.DEFINE_integer('samples', 1, 'Continuations of each prompt.')
+_MIN_NEW_TOKENS = flags.DEFINE_integer(
+  'min_new_tokens', 0, 'Tokens to write at least.',
+  lower_bound=0, upper_bound=2**31 - 1)
+_SAMPLES = flags.DEFINE_integer(
+  'samples', 1, 'Continuations of each prompt.',
+  lower_bound=1, upper_bound=2**31 - 1)
 _LOGPROBS = flags.DEFINE_bool(
   'logprobs', False, 'Print the log-probability of each text, in nats, as the model has it.')
 _WEIGHTS = flags.DEFINE_enum(
@@ -63,30 +78,33 @@ _MODE = flags.DEFINE_enum(
   'mode', None, [*chat.MODES, 'chat'], 'Ask a chat model: to answer after thinking or at once, or '
   'as its template has it.'
 )
-_SYSTEM = flags.DEFINE_string('system', '', 'Instructions to the chat model, with --mode.')
+_SYSTEM = flags.DEFINE_string(
+  'system', '', 'Instructions to the chat model, with --mode or --chat.')
+_CHAT = flags.DEFINE_bool('chat', False, 'A conversation in the terminal, with a chat model.')
+_TOOLS = flags.DEFINE_string(
+  'tools', '', 'JSON file with a list of the tools that the model may call, with --chat.')
 _CONTEXT = flags.DEFINE_integer(
   'context', 0, 'Tokens of prompt and continuation to allow beyond the trained context, by YaRN; '
-  'used where they are needed. 0 = the trained context.'
-)
+  'used where they are needed. 0 = the trained context.',
+  lower_bound=0, upper_bound=2**31 - 1)
 _SPECULATIVE = flags.DEFINE_bool(
   'speculative', False, 'Draft with the modules of multi-token prediction: the same greedy text, '
   'or draws of the same distribution.'
 )
-_SEED = flags.DEFINE_integer('seed', 0, 'The same seed writes the same text.')
+_SEED = flags.DEFINE_integer(
+  'seed', 0, 'The same seed writes the same text.',
+  lower_bound=0, upper_bound=2**31 - 1)
 _TOKENIZER = flags.DEFINE_string('tokenizer', '', 'Tokenizer file, where the model names none.')
 
 
 def main(argv: list[str]) -> None:
   """The command line; bad input is one line and exit code 2."""
   try:
-    if len(argv) > 1:
-      raise ValueError(f'unknown argument {argv[1]!r}: quote the prompt, --prompt="two words"')
     if not _CHECKPOINT.value:
       raise ValueError('which model? Give --checkpoint=DIR')
     _generate()
   except (OSError, ValueError) as e:
-    print(f'error: {e}', file=sys.stderr)
-    sys.exit(2)
+    sys.exit(cli.complain(e))
 
 
 def _generate() -> None:
@@ -95,8 +113,11 @@ def _generate() -> None:
     _MIN_NEW_TOKENS.value,
   )
   prompts = [*_PROMPT.value, *map(_read, _PROMPT_FILE.value)] or ['']
-  if _SYSTEM.value and not _MODE.value:
+  if _SYSTEM.value and not (_MODE.value or _CHAT.value):
     raise ValueError('--system instructs a chat model: give --mode=think or --mode=no_think too')
+  if _CHAT.value:
+    _converse(sampling)
+    return
   loaded = load.load_for_generation(_CHECKPOINT.value, _TOKENIZER.value, _WEIGHTS.value)
   config, params, text, bos = loaded[:4]
   ends = [*loaded.eos_ids, *_STOP_ID.value]
@@ -144,6 +165,23 @@ def _generate() -> None:
   if seen:
     print(f'{seen.acceptance:.0%} of the drafts kept, {seen.tokens_per_round:.2f} tokens a round',
           file=sys.stderr)
+
+
+def _converse(sampling: Sampling) -> None:
+  """`--chat`."""
+  given = {'prompt': _PROMPT.value or _PROMPT_FILE.value, 'samples': _SAMPLES.value > 1,
+           'logprobs': _LOGPROBS.value, 'speculative': _SPECULATIVE.value, 'stop': _STOP.value}
+  if wrong := [name for name, value in given.items() if value]:
+    raise ValueError(f'--{wrong[0]} does not go with --chat: leave it out')
+  tools = chat_lib.read_tools(_TOOLS.value) if _TOOLS.value else []
+  loaded = load.load_for_generation(_CHECKPOINT.value, _TOKENIZER.value, _WEIGHTS.value)
+  config = loaded.config
+  if _CONTEXT.value > config.max_seq_len:
+    config = config.extended(_CONTEXT.value)
+  chat_lib.converse(chat_lib.Conversation(
+    loaded, config, mode=_MODE.value or 'chat', system=_SYSTEM.value, tools=tools,
+    sampling=sampling, max_new_tokens=_MAX_NEW_TOKENS.value, seed=_SEED.value,
+    ends=_STOP_ID.value))
 
 
 def _question(
@@ -223,4 +261,4 @@ def _read(path: str) -> str:
 
 
 if __name__ == '__main__':
-  app.run(main)
+  cli.start(main)

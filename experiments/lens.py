@@ -15,8 +15,9 @@ import sys
 import jax
 import jax.numpy as jnp
 import numpy as np
-from absl import app, flags
+from absl import flags
 
+from experiments.engine import cli
 from smoljax import model
 from smoljax.checkpoints import load
 from smoljax.report import lens_page
@@ -83,16 +84,13 @@ def write(loaded: load.Model, prompt: str, output: str) -> None:
 def main(argv: list[str]) -> None:
   """The command line; bad input is one line and exit code 2."""
   try:
-    if len(argv) > 1:
-      raise ValueError(f'unknown argument {argv[1]!r}: quote the prompt, --prompt="two words"')
     if not _CHECKPOINT.value:
       raise ValueError('which model? Give --checkpoint=DIR')
     write(load.load_model(_CHECKPOINT.value, _TOKENIZER.value), _PROMPT.value, _OUTPUT.value)
   except (OSError, ValueError) as e:
-    print(f'error: {" ".join(str(e).split())}', file=sys.stderr)
-    sys.exit(2)
+    sys.exit(cli.complain(e))
   print(f'page: {_OUTPUT.value}')
 
 
 if __name__ == '__main__':
-  app.run(main)
+  cli.start(main)

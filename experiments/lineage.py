@@ -19,12 +19,14 @@ import sys
 from collections.abc import Iterator, Sequence
 from typing import Any
 
-from absl import app, flags, logging
+from absl import flags, logging
 from rich.console import Console
 from rich.markup import escape
 
 from data_beam import records
 from data_beam.filters import spans
+from data_beam.finder import Finder
+from experiments.engine import cli
 from smoljax import metrics
 from smoljax.data.batches import Batches, make_stages
 from smoljax.data.corpus import Piece, open_corpus
@@ -34,12 +36,17 @@ _WORKDIR = flags.DEFINE_string(
   'workdir', None, 'Directory of a run (experiments.run --workdir), or one that holds corpora.')
 _DOCUMENT = flags.DEFINE_string('document', None, 'Id of a document: tells its story.')
 _STEP = flags.DEFINE_integer(
-  'step', None, 'Step of the run, as metrics.jsonl counts (from 1): lists what it trained on.')
+  'step', None, 'Step of the run, as metrics.jsonl counts (from 1): lists what it trained on.',
+  lower_bound=1, upper_bound=2**31 - 1)
 _CORPUS = flags.DEFINE_string(
   'corpus', None, 'Directory of a curated corpus, for --document or --reason.')
 _REASON = flags.DEFINE_string('reason', None, 'Shows documents that were dropped for this reason.')
-_LIMIT = flags.DEFINE_integer('limit', 10, 'How many documents to show for a reason or a cluster.')
-_CHARS = flags.DEFINE_integer('chars', 300, 'How much text of each document to show.')
+_LIMIT = flags.DEFINE_integer(
+  'limit', 10, 'How many documents to show for a reason or a cluster.',
+  lower_bound=1, upper_bound=2**31 - 1)
+_CHARS = flags.DEFINE_integer(
+  'chars', 300, 'How much text of each document to show.',
+  lower_bound=0, upper_bound=2**31 - 1)
 
 # Members of a cluster are looked for without being asked in rejects of up to so many records.
 _SCAN = 200_000
@@ -81,7 +88,7 @@ def occurrences(corpora: Sequence[dict[str, Any]], document: str) -> Iterator[di
   by_name = {m['name']: m for m in corpora if m['kind'] == 'curated'}
   for manifest in corpora:
     for split in manifest.get('splits', ['train']):
-      with records.Finder(manifest['path'], split) as finder:
+      with Finder(manifest['path'], split) as finder:
         for number, record in itertools.chain.from_iterable(map(finder.find, ids)):
           file, place = finder.place(number)
           occurrence = {'manifest': manifest, 'split': split, 'number': number, 'file': file,
@@ -229,7 +236,7 @@ def print_reason(corpus: str, reason: str, limit: int) -> None:
     there = ', '.join(f'{s}/{r} ({n:,})' for (s, r), n in counts.items())
     raise ValueError(f'nothing was dropped for {reason!r}; there are: {there or "none"}')
   total = sum(counts[key] for key in wanted)
-  with records.Finder(rejects) as finder:
+  with Finder(rejects) as finder:
     examples = finder.manifest.get('examples', {})
     numbers = sorted(n for s, r in wanted for n in examples.get(s, {}).get(r, []))
     if limit <= len(numbers) or total <= len(numbers):
@@ -315,7 +322,7 @@ def print_step(workdir: str, step: int) -> None:
     f'{batches.seq_len} tokens, {pieces} pieces of documents, '
     f'{tokens / (len(plan) * batches.seq_len):.1%} filled '
     f'[dim](worked out from step {start})[/dim]')
-  texts = {m['name']: records.Finder(m['path'])
+  texts = {m['name']: Finder(m['path'])
            for m in finished_corpora(os.path.join(workdir, 'corpora')) if m['kind'] == 'curated'}
   for number, (name, row) in enumerate(plan):
     corpus = batches.corpora[name]
@@ -336,8 +343,6 @@ def main(argv: list[str]) -> None:
   """The command line; bad input is one line and exit code 2."""
   logging.set_verbosity(logging.WARNING)  # TFDS tells of every corpus it opens
   try:
-    if len(argv) > 1:
-      raise ValueError(f'unknown argument {argv[1]!r}: flags look like --workdir=DIR')
     if _REASON.value is not None:
       if not _CORPUS.value:
         raise ValueError('--reason needs the --corpus that the documents were dropped from')
@@ -361,9 +366,8 @@ def main(argv: list[str]) -> None:
     else:
       raise ValueError('what about? Give --document=ID, --step=N, or --corpus=DIR --reason=R')
   except (OSError, ValueError) as e:
-    print(f'error: {e}', file=sys.stderr)
-    sys.exit(2)
+    sys.exit(cli.complain(e))
 
 
 if __name__ == '__main__':
-  app.run(main)
+  cli.start(main)

@@ -21,12 +21,13 @@ from collections.abc import Iterable, Iterator
 
 import jax
 import numpy as np
-from absl import app, flags
+from absl import flags
 from rich.console import Console
 from rich.table import Table
 
 from data_beam import records
-from smoljax import sharding
+from experiments.engine import cli
+from smoljax import files, sharding
 from smoljax.checkpoints import load
 from smoljax.evals import likelihood
 
@@ -37,8 +38,11 @@ _OUTPUT = flags.DEFINE_string('output', None, 'Directory for the scores.')
 _TOKENIZER = flags.DEFINE_string('tokenizer', '', 'Tokenizer file, where the model names none.')
 _SEQ_LEN = flags.DEFINE_integer(
   'seq_len', 0, 'Tokens scored of each document, from its start; 0 = what the model was trained '
-  'for, at most 1024.')
-_BATCH_SIZE = flags.DEFINE_integer('batch_size', 16, 'Sequences at once; changes no score.')
+  'for, at most 1024.',
+  lower_bound=0, upper_bound=2**31 - 1)
+_BATCH_SIZE = flags.DEFINE_integer(
+  'batch_size', 16, 'Sequences at once; changes no score.',
+  lower_bound=1, upper_bound=2**31 - 1)
 
 console = Console(highlight=False, soft_wrap=True)
 
@@ -82,15 +86,12 @@ def bucket(quality: float, limits: tuple[float, float]) -> str:
 def main(argv: list[str]) -> None:
   """The command line; bad input is one line and exit code 2."""
   try:
-    if len(argv) > 1:
-      raise ValueError(f'unknown argument {argv[1]!r}: flags look like --corpus=DIR')
     for flag in (_CHECKPOINT, _CORPUS, _OUTPUT):
       if not flag.value:
         raise ValueError(f'give --{flag.name}=DIR')
     limits, counts = _run(_CHECKPOINT.value, _CORPUS.value, _OUTPUT.value)
   except (OSError, ValueError) as e:
-    print(f'error: {e}', file=sys.stderr)
-    sys.exit(2)
+    sys.exit(cli.complain(e))
   table = Table('language', 'documents', 'perplexity below in head', 'in middle')
   for language, (head, middle) in limits.items():
     table.add_row(language or 'unknown', f'{counts[language]:,}', f'{math.exp(-head):.1f}',
@@ -149,8 +150,8 @@ def _read(path: str) -> Iterator[dict]:
 def _write(path: str, rows: Iterable[dict]) -> None:
   with open(path + '.tmp', 'w') as file:
     file.writelines(json.dumps(row) + '\n' for row in rows)
-  os.replace(path + '.tmp', path)
+  files.replace(path + '.tmp', path)
 
 
 if __name__ == '__main__':
-  app.run(main)
+  cli.start(main)

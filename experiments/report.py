@@ -20,10 +20,11 @@ import time
 import rich.live
 import rich.markup
 import rich.table
-from absl import app, flags, logging
+from absl import flags, logging
 
 from data_beam.filters import spans
 from data_beam.pdf.thumbnail import thumbnail
+from experiments.engine import cli
 from smoljax.report import charts, run_page, scaling_page, status_page
 
 _WORKDIR = flags.DEFINE_string(
@@ -40,15 +41,15 @@ _FORCE = flags.DEFINE_bool('force', False, 'Plan beyond ten times the largest ru
 _EMBEDDING = flags.DEFINE_bool('embedding', False, 'Count embeddings as parameters of runs.')
 _WATCH = flags.DEFINE_bool('watch', False, 'Serve the status of a run, sweep or search instead.')
 _LIVE = flags.DEFINE_bool('live', False, 'Follow it in this terminal, until nothing runs.')
-_PORT = flags.DEFINE_integer('port', 8008, 'Of --watch, on 127.0.0.1.')
+_PORT = flags.DEFINE_integer(
+  'port', 8008, 'Of --watch, on 127.0.0.1.',
+  lower_bound=0, upper_bound=65535)
 
 
 def main(argv: list[str]) -> None:
   """The command line; bad input is one line and exit code 2."""
   logging.set_verbosity(logging.WARNING)  # TFDS tells of every corpus it opens
   try:
-    if len(argv) > 1:
-      raise ValueError(f'unknown argument {argv[1]!r}: flags look like --workdir=DIR')
     if bool(_WORKDIR.value) == bool(_SCALING.value):
       raise ValueError('which run? Give --workdir=DIR, or --scaling=RUNS|FILE.csv')
     if _WATCH.value and _WORKDIR.value:
@@ -60,14 +61,13 @@ def main(argv: list[str]) -> None:
     else:
       page = run_page.write(_WORKDIR.value, _OUTPUT.value, spans.find, thumbnail)
   except (OSError, ValueError) as e:
-    print(f'error: {e}', file=sys.stderr)
-    sys.exit(2)
+    sys.exit(cli.complain(e))
   print(f'report: {page}')
 
 
 def _watch(workdir: str) -> None:
   with status_page.serve(workdir, _PORT.value) as server:
-    print(f'watching {workdir}: http://127.0.0.1:{server.server_address[1]}/ (Ctrl-C ends it)',
+    print(f'watching {workdir}: {server.url}  (Ctrl-C ends it; who has no token sees nothing)',
           flush=True)
     try:
       server.serve_forever()
@@ -130,4 +130,4 @@ def _scaling(source: str) -> str:
 
 
 if __name__ == '__main__':
-  app.run(main)
+  cli.start(main)

@@ -32,8 +32,9 @@ from absl import app, flags
 from ml_collections import ConfigDict, config_flags
 from rich.table import Table
 
+from data_beam.redact import public
 from experiments.engine.build import build_steps
-from experiments.engine.cli import complain, console, exit_status, write_json
+from experiments.engine.cli import complain, console, exit_status, no_recipe, parse, write_json
 from experiments.engine.config import (
   check,
   keep_programs,
@@ -42,7 +43,8 @@ from experiments.engine.config import (
   unknown_field,
   use_all_cores,
 )
-from experiments.engine.graph import Graph
+from experiments.engine.corpora import choose_corpora
+from experiments.engine.graph import Damaged, Graph
 from experiments.engine.summary import summarize
 from smoljax import distributed, gpu
 
@@ -66,7 +68,10 @@ def run(c: ConfigDict, workdir: str, *, dry_run: bool = False) -> None:
   if '://' in workdir:
     raise ValueError(
       f'--workdir={workdir}: the state of a run (locks, logs, links) needs a file system of this '
-      'machine or network; corpora and inputs may be at such an address')
+      'machine or network: give a local folder, and such an address to its checkpoints '
+      '(--config.train.checkpoint_dir) or corpora (--config.corpora, --config.web.input)')
+  if os.path.exists(workdir) and not os.path.isdir(workdir):
+    raise NotADirectoryError(f'--workdir={workdir} is a file: give a folder')
   gpu.take()
   is_lead, wait, share = True, lambda what: None, lambda what, value: value
   if _DISTRIBUTED.value and not dry_run:
@@ -74,6 +79,8 @@ def run(c: ConfigDict, workdir: str, *, dry_run: bool = False) -> None:
     is_lead, wait, share = distributed.is_lead(), distributed.wait, distributed.share
     console.quiet = not is_lead
     distributed.require_same({'config': json.loads(c.to_json_best_effort()), **_software()})
+  for note in choose_corpora(c):
+    console.print(note)
   resolve(c)
   unfinished = 'fresh' if _FRESH.value else 'change' if _CHANGE.value else 'refuse'
   graph = Graph(build_steps(c, workdir), workdir, console.print, is_lead=is_lead, wait=wait,
@@ -89,15 +96,22 @@ def run(c: ConfigDict, workdir: str, *, dry_run: bool = False) -> None:
   if dry_run:
     table = Table('step', 'state', 'cost', title=f'{c.name} in {workdir}')
     for row in graph.describe():
-      table.add_row(*row)
+      table.add_row(*public(row))
     console.print(table)
     return
   summary_file = os.path.join(workdir, 'summary.json')
   if is_lead:
     os.makedirs(workdir, exist_ok=True)
-    write_json(os.path.join(workdir, 'config.json'), json.loads(c.to_json_best_effort()))
+    write_json(os.path.join(workdir, 'config.json'), public(json.loads(c.to_json_best_effort())))
   # The summary is kept current, because the report, the last step, is made of it.
-  graph.run(before=lambda step: write_json(summary_file, summarize(graph)))
+  while True:
+    try:
+      graph.run(before=lambda step: write_json(summary_file, summarize(graph)))
+      break
+    except Damaged as e:
+      if _DISTRIBUTED.value:  # the others wait elsewhere: all have to begin again
+        raise
+      console.print(f'warning: {e}')
   if not is_lead:
     return
   summary = summarize(graph)
@@ -158,16 +172,15 @@ def estimate(c: ConfigDict, topology: str) -> None:
 
 
 def _parse(argv: list[str]) -> list[str]:
-  """Parses flags; a wrong one is one line that says what is wrong, not a traceback."""
+  rest = parse(argv, unknown_field)
   try:
-    rest = flags.FLAGS(argv)
-    if len(rest) > 1:
-      raise ValueError(f'unexpected argument {rest[1]!r}: flags look like --config.seed=1')
-    if not _CONFIG.value or not (_WORKDIR.value or _ESTIMATE.value):
-      raise ValueError('give --config=configs/quickstart.py and --workdir=runs/quickstart')
-    return rest
-  except (flags.Error, ValueError, TypeError, KeyError, AttributeError, OSError) as e:
-    sys.exit(complain(ValueError(unknown) if (unknown := unknown_field(argv)) else e))
+    _ = _CONFIG.value and _CONFIG.value.name
+  except Exception as e:  # the file is loaded when it is looked at
+    sys.exit(complain(ValueError(no_recipe(argv, e))))
+  if not _CONFIG.value or not (_WORKDIR.value or _ESTIMATE.value):
+    sys.exit(complain(ValueError(
+      'give --config=configs/quickstart.py and --workdir=runs/quickstart')))
+  return rest
 
 
 def main(_: Sequence[str]) -> int:

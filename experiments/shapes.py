@@ -14,22 +14,29 @@ import dataclasses
 import os
 import sys
 
-from absl import app, flags
+from absl import flags
 from rich.console import Console
 from rich.table import Table
 
+from experiments.engine import cli
 from smoljax import model, sharding
 from smoljax.checkpoints import hf_folder
 from smoljax.train import memory
 
-_CONTEXT = flags.DEFINE_integer('context', 0, 'Tokens a row to plan for; 0 = no memory plan.')
+_CONTEXT = flags.DEFINE_integer(
+  'context', 0, 'Tokens a row to plan for; 0 = no memory plan.',
+  lower_bound=0, upper_bound=2**31 - 1)
 _SHAPE = flags.DEFINE_list('shape', [], 'Names of ready shapes, with commas; default: all.')
 _HF = flags.DEFINE_list('hf', [], 'Hugging Face folders (or config.json files) to add.')
-_ROWS = flags.DEFINE_integer('rows', 0, 'Rows a step over all devices; 0 = one per data shard.')
+_ROWS = flags.DEFINE_integer(
+  'rows', 0, 'Rows a step over all devices; 0 = one per data shard.',
+  lower_bound=0, upper_bound=2**31 - 1)
 _MESH = flags.DEFINE_list('mesh', [], 'Mesh axes, such as data=2,fsdp=4; default: one device.')
 _REMAT = flags.DEFINE_string(
   'remat', 'full', 'Kept for the backward pass: none (all), full (nothing), dots, qkv+ctx+mid+gu.')
-_CHUNK = flags.DEFINE_integer('chunk', 512, 'Places whose logits are formed at a time.')
+_CHUNK = flags.DEFINE_integer(
+  'chunk', 512, 'Places whose logits are formed at a time.',
+  lower_bound=1, upper_bound=2**31 - 1)
 _DTYPE = flags.DEFINE_enum('dtype', 'bfloat16', ['bfloat16', 'float32'], 'Of the computation.')
 
 TRAINED = 4096  # tokens a row that FLOPs are given for without --context
@@ -95,8 +102,6 @@ def main(argv: list[str]) -> None:
   """The command line; bad input is one line and exit code 2."""
   console = Console(width=None if sys.stdout.isatty() else 200)
   try:
-    if len(argv) > 1:
-      raise ValueError(f'unknown argument {argv[1]!r}: flags look like --context=65536')
     if _CONTEXT.value < 0 or _ROWS.value < 0 or _CHUNK.value < 1:
       raise ValueError('--context and --rows must not be negative, --chunk at least 1')
     mesh = parse_mesh(_MESH.value)
@@ -121,9 +126,8 @@ def main(argv: list[str]) -> None:
       f'generating, GiB on one device: {rows} x {seq_len:,} tokens', {
         name: memory.inference(c, rows=rows, seq_len=seq_len) for name, c in found.items()}))
   except (OSError, ValueError) as e:
-    print(f'error: {" ".join(str(e).split())}', file=sys.stderr)
-    sys.exit(2)
+    sys.exit(cli.complain(e))
 
 
 if __name__ == '__main__':
-  app.run(main)
+  cli.start(main)

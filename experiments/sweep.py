@@ -1,16 +1,21 @@
-"""Runs every point of a config's `sweep()`: resumable, in parallel, with one page that compares.
+"""Trains a config with several values of its fields: resumable, with one page that compares.
 
+  python -m experiments.sweep --config=configs/quickstart.py --workdir=runs/rates \
+    --grid optimizer.learning_rate=1e-3,3e-3 --seeds=2
   python -m experiments.sweep --config=configs/mtp.py --workdir=runs/mtp --parallel=2
   python -m experiments.sweep --config=configs/mtp.py --workdir=runs/mtp --dry_run    # the commands
 
-A point is a dict of config fields, `{'mtp.weight': 0.1}`. Further entries: `name` names it,
-`group` says what it is a sample of, where that is not all fields but the seed; `factors` names the
-changes that it has, for their effects and interactions; `law` says that it is a point of a scaling
-law ('fit') or one to predict with it ('predict'); `aside`, that others need it and it is not
-compared. Each is an experiment of its own, a process of experiments.run in WORKDIR/points/NAME, and
-all share their steps: what two points have in common (corpora, tokenizer, a teacher's cache) is
-made once. '@NAME/…' in a value is a path in the point NAME, which then runs before. --config.x=…
-is for all.
+--grid takes every combination of the values that its fields are given; without it the points are
+those of the config file's `sweep()`. --seeds=N runs each with N seeds, for intervals.
+
+A point of `sweep()` is a dict of config fields, `{'mtp.weight': 0.1}`. Further entries: `name`
+names it, `group` says what it is a sample of, where that is not all fields but the seed; `factors`
+names the changes that it has, for their effects and interactions; `law` says that it is a point of
+a scaling law ('fit') or one to predict with it ('predict'); `aside`, that others need it and it is
+not compared. Each is an experiment of its own, a process of experiments.run in WORKDIR/points/NAME,
+and all share their steps: what two points have in common (corpora, tokenizer, a teacher's cache) is
+made once. '@NAME/…' in a value is a path in the point NAME, which then runs before. --config.x=… is
+for all.
 
 A process that is killed, or says nothing for --stall seconds and is killed for it, is started again
 and continues from its checkpoint, --retries times. A point that diverges is run again with
@@ -22,10 +27,12 @@ on TPU VMs too, if --workdir is on a disk that all can reach.
 """
 
 import argparse
+import ast
 import dataclasses
 import glob
 import importlib.util
 import inspect
+import itertools
 import math
 import os
 import pathlib
@@ -41,6 +48,7 @@ from typing import IO, Any
 from absl import flags as absl_flags
 from ml_collections import config_flags
 
+from data_beam.command_line import Parser
 from experiments.engine import processes
 from experiments.engine.cli import exit_status, read_json, write_json
 from experiments.engine.config import unknown_field
@@ -89,7 +97,8 @@ def load_attribute(config: str, name: str) -> Any:
   if not hasattr(module, name):
     have = [str(p) for p in sorted(pathlib.Path('configs').glob('*.py'))
             if f'def {name}(' in p.read_text()]
-    raise ValueError(f'{path} has no {name}(); these have: {", ".join(have)}')
+    raise ValueError(f'{path} has no {name}(); these have: {", ".join(have)}'
+                     + '; or give --grid FIELD=A,B' * (name == 'sweep'))
   return getattr(module, name)
 
 
@@ -110,20 +119,58 @@ def load_config(config: str, flags: Sequence[str] = ()) -> Any:
   return values['config'].value
 
 
-def load_points(config: str) -> list[dict[str, Any]]:
-  """The points of `sweep()` in a config file; what follows its colon is an argument it may take.
+def load_points(config: str, grid: Sequence[str] = (), seeds: int = 0) -> list[dict[str, Any]]:
+  """The points of a grid, or of `sweep()` in a config file, whose argument follows its colon.
+
+  Args:
+    grid: FIELD=VALUE,VALUE,…, of which every combination is a point.
+    seeds: how many of each point; 0 = as it is.
 
   Raises ValueError where there is none, or a point is no dict of fields, or two are the same.
   """
   path, _, arg = config.partition(':')
-  make = load_attribute(config, 'sweep')
-  points = make(arg) if arg and inspect.signature(make).parameters else make()
+  if grid:
+    points = [dict(point) for point in itertools.product(*map(_axis, grid))]
+  else:
+    make = load_attribute(config, 'sweep')
+    points = make(arg) if arg and inspect.signature(make).parameters else make()
   if not points or not all(isinstance(p, dict) for p in points):
     raise ValueError(f'{path}: sweep() must return a list of dicts, field → value')
+  if seeds:
+    points = [seeded for point in points for seeded in _with_seeds(point, seeds)]
   names = [name_of(p) for p in points]
   if twice := {n for n in names if names.count(n) > 1}:
     raise ValueError(f'{path}: sweep() has {", ".join(sorted(twice))} twice')
   return points
+
+
+def _axis(entry: str) -> list[tuple[str, Any]]:
+  """'optimizer.learning_rate=1e-3,3e-3' → (field, value) of each; commas in brackets stay."""
+  field, found, text = entry.removeprefix('--config.').partition('=')
+  values = [v for v in re.split(r',(?![^(\[{]*[)\]}])', text) if v]
+  if not found or not field or not values:
+    raise ValueError(f'--grid {entry}: give FIELD=VALUE,VALUE, such as '
+                     'optimizer.learning_rate=1e-3,3e-3')
+  return [(field, _literal(value)) for value in values]
+
+
+def _literal(text: str) -> Any:
+  try:
+    return ast.literal_eval(text)
+  except (ValueError, SyntaxError):
+    return text
+
+
+def _with_seeds(point: dict[str, Any], seeds: int) -> Iterator[dict[str, Any]]:
+  """The point once a seed; what others read (`aside`) is made once."""
+  if 'seed' in point:
+    raise ValueError(f'--seeds: the point {name_of(point)} has a seed of its own')
+  if point.get('aside'):
+    yield point
+    return
+  for seed in range(seeds):
+    named = {'name': f'{point["name"]}-{seed}', 'group': point['name']} if 'name' in point else {}
+    yield point | {'seed': seed} | named
 
 
 def name_of(point: dict[str, Any]) -> str:
@@ -132,12 +179,14 @@ def name_of(point: dict[str, Any]) -> str:
   return re.sub(r'[^A-Za-z0-9._,=+-]+', '_', str(point.get('name', fields)))
 
 
-def plan(config: str, workdir: str, flags: Sequence[str] = ()) -> list[Point]:
+def plan(
+  config: str, workdir: str, flags: Sequence[str] = (), grid: Sequence[str] = (), seeds: int = 0,
+) -> list[Point]:
   """The points with their commands, none started. Raises ValueError as `load_points` does, and for
   a reference to a point that does not come before."""
   root, points = pathlib.Path(workdir) / 'points', []
   fixed = {f.partition('=')[0].removeprefix('--config.') for f in flags}
-  for fields in load_points(config):
+  for fields in load_points(config, grid, seeds):
     name = name_of(fields)
     of = {k: v for k, v in fields.items() if k in _ENTRIES and k != 'name'}
     fields = {k: v for k, v in fields.items() if k not in _ENTRIES}
@@ -284,18 +333,26 @@ def find_gpus() -> list[str]:
   return [str(i) for i in range(len(glob.glob('/dev/nvidia[0-9]*')))]
 
 
+def is_field(flag: str) -> bool:
+  """Whether a flag sets a field of the config, for experiments.run."""
+  return flag.startswith('--config.')
+
+
 def wrong_flags(flags: Sequence[str]) -> str:
   """What is wrong with flags that go to experiments.run as they are; '' if nothing."""
-  wrong = [f for f in flags if not re.match(r'--config\.[\w.]+=', f)]
+  wrong = [f for f in flags if not (is_field(f) and '=' in f)]
   return (f'unknown argument {wrong[0]!r}: fields for all runs look like --config.seed=1'
           if wrong else '')
 
 
 def _parse(argv: Sequence[str] | None) -> argparse.Namespace:
-  parser = argparse.ArgumentParser(
-    prog='python -m experiments.sweep', description=__doc__,
+  parser = Parser(
+    prog='python -m experiments.sweep', description=__doc__, others=is_field,
     formatter_class=argparse.RawDescriptionHelpFormatter)
-  parser.add_argument('--config', required=True, help='recipe with a sweep(), configs/X.py[:args]')
+  parser.add_argument('--config', required=True, help='recipe, configs/X.py[:args]')
+  parser.add_argument('--grid', nargs='+', action='extend', default=[], metavar='FIELD=A,B',
+                      help='values of fields; without it the recipe must have a sweep()')
+  parser.add_argument('--seeds', type=int, default=0, metavar='N', help='seeds of each point')
   parser.add_argument('--workdir', required=True, help='folder for all points and the comparison')
   parser.add_argument('--parallel', type=int, default=1, help='processes at a time')
   parser.add_argument('--retries', type=int, default=1, help='new starts of a killed process')
@@ -307,9 +364,10 @@ def _parse(argv: Sequence[str] | None) -> argparse.Namespace:
   args, args.flags = parser.parse_known_args(argv)
   if wrong := wrong_flags(args.flags):
     parser.error(wrong)
-  if args.parallel < 1 or args.retries < 0 or not 0 < args.backoff <= 1 or args.stall <= 0:
-    parser.error('--parallel is 1 or more, --retries 0 or more, --backoff above 0 and at most 1, '
-                 '--stall above 0')
+  if (args.seeds < 0 or args.parallel < 1 or args.retries < 0 or not 0 < args.backoff <= 1
+      or args.stall <= 0):
+    parser.error('--seeds is 0 or more, --parallel 1 or more, --retries 0 or more, --backoff above '
+                 '0 and at most 1, --stall above 0')
   return args
 
 
@@ -329,7 +387,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _main(args: argparse.Namespace) -> int:
-  points = plan(args.config, args.workdir, args.flags)
+  points = plan(args.config, args.workdir, args.flags, args.grid, args.seeds)
   check(points, args.config)
   if args.dry_run:
     print(*commands(points), sep='\n')

@@ -11,11 +11,11 @@ A command that was stopped goes on where it was. It uses one device; where there
 several machines on one file system, start it once for each: they share the corpus's shards.
 """
 
-import argparse
 import os
 import sys
 
 from data_beam import records
+from data_beam.command_line import Parser, complain
 from experiments.engine import teacher_cache
 from smoljax.train import distill
 
@@ -23,7 +23,7 @@ from smoljax.train import distill
 def main() -> None:
   """The command line; bad input is one line and exit code 2."""
   # No absl flags: experiments.run imports this beside other commands, with flags of the same names.
-  parser = argparse.ArgumentParser(
+  parser = Parser(
     prog='python -m experiments.teacher_cache', description=__doc__.split('\n')[0])
   add = parser.add_argument
   add('--teacher', required=True, help='a run (its workdir, checkpoints folder or one step), or a '
@@ -43,8 +43,7 @@ def main() -> None:
   try:
     path = teacher_cache.write(**vars(parser.parse_args()))
   except (OSError, ValueError) as e:
-    print(f'error: {e}', file=sys.stderr)
-    sys.exit(2)
+    sys.exit(complain('error', e))
   if os.path.exists(os.path.join(path, '_SUCCESS')):
     per_token = records.read_manifest(path)['bytes_per_token']
     print(f'teacher cache, {per_token} bytes a token: {path}')

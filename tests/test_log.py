@@ -8,7 +8,8 @@ from conftest import REPOSITORY
 LOG = REPOSITORY / 'experiments' / 'log'
 INDEX = LOG / 'README.md'
 TOPICS = sorted(p for p in LOG.glob('*.md') if p != INDEX)
-DOCUMENTS = [*TOPICS, INDEX, REPOSITORY / 'README.md', REPOSITORY / 'AGENTS.md']
+DOCUMENTS = [*TOPICS, INDEX, REPOSITORY / 'README.md', REPOSITORY / 'AGENTS.md',
+             *sorted((REPOSITORY / 'docs').glob('*.md'))]
 
 ENTRY = re.compile(r'(?m)^## (.*)$')
 ROW = re.compile(r'(?m)^\| (\d{4}-\d\d-\d\d) \| (.*) \| (.*) \| \[(.*)\]\((.*)\.md#(.*)\) \|$')

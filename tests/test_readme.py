@@ -1,16 +1,19 @@
-"""README's map names every folder and file, and nothing that is not there."""
+"""README is short and leads on; the map of docs/architecture.md names every folder and file."""
 
 import re
 
+import pytest
 from conftest import REPOSITORY
 
+README = REPOSITORY / 'README.md'
+PAGES = sorted((REPOSITORY / 'docs').glob('*.md'))
 # Each of these is one line: their own index, docstrings or mirror of the packages says the rest.
 WHOLE = ('experiments/benchmarks', 'experiments/cloud', 'experiments/log', 'tests')
 
 
 def mapped() -> set[str]:
   """Paths in the fenced block that begins with `smoljax/`: names before two spaces, by indent."""
-  text = (REPOSITORY / 'README.md').read_text()
+  text = (REPOSITORY / 'docs' / 'architecture.md').read_text()
   [block] = re.findall(r'```\n(smoljax/ .*?)```', text, re.S)
   paths, folders = set(), []
   for line in block.splitlines():
@@ -39,5 +42,15 @@ def there() -> set[str]:
   return paths
 
 
-def test_readmes_map_is_complete():
+def test_the_map_is_complete():
   assert mapped() == there()
+
+
+def test_a_first_reader_can_read_the_readme():
+  assert len(README.read_text().split()) < 2500
+
+
+@pytest.mark.parametrize('path', [README, *PAGES], ids=lambda p: p.name)
+def test_links_lead_to_files(path):
+  for link in re.findall(r'\]\(([^)#]+)[)#]', path.read_text()):
+    assert '://' in link or (path.parent / link).exists(), f'{path.name} links {link}'

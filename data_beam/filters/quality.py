@@ -23,7 +23,6 @@ import io
 import json
 import math
 import os
-import sys
 import zipfile
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any
@@ -35,7 +34,8 @@ import scipy.sparse.linalg
 import xxhash
 
 from data_beam import records
-from data_beam.beam_options import pipeline_options
+from data_beam.beam_options import is_beams, pipeline_options
+from data_beam.command_line import Parser, complain
 from data_beam.records import Document, Reject
 from data_beam.sources.files import expand
 from data_beam.text.normalize import simplify
@@ -422,14 +422,15 @@ def _join(args: argparse.Namespace, beam_args: Sequence[str]) -> None:
 
 def main(argv: Sequence[str] | None = None) -> int:
   """The command line. Returns 0, or 2 after one line about what was wrong with the input."""
-  parser = argparse.ArgumentParser(
-    prog='python -m data_beam.quality', allow_abbrev=False,
+  parser = Parser(
+    prog='python -m data_beam.quality',
     description='Trains a quality classifier from labelled examples (JSONL with text and score), '
     'chooses a threshold on others, and stores its scores with the documents of a corpus.')
   commands = parser.add_subparsers(dest='command', required=True)
 
   def command(name, function, help):
-    sub = commands.add_parser(name, help=help, description=help, allow_abbrev=False)
+    sub = commands.add_parser(
+      name, help=help, description=help, others=is_beams if function in (_score, _join) else None)
     sub.set_defaults(function=function)
     if function is not _join:
       sub.add_argument('--model', required=True, metavar='FILE.npz')
@@ -460,11 +461,10 @@ def main(argv: Sequence[str] | None = None) -> int:
       help='keep only these values of the field bucket, such as head,middle')
   args, beam_args = parser.parse_known_args(argv)
   if beam_args and args.command not in ('score', 'join'):
-    parser.error(f'unknown flag {beam_args[0]}')
+    parser.error(f'unexpected argument {beam_args[0]!r}')
   try:
     args.function(args, beam_args)
   except (ValueError, OSError) as error:
-    print(f'data_beam.quality: {error}', file=sys.stderr)
-    return 2
+    return complain(parser.prog, error)
   return 0
 

@@ -21,6 +21,7 @@ from typing import Any
 
 import numpy as np
 
+from data_beam.command_line import Parser, complain
 from data_beam.pdf import router
 from data_beam.pdf.errors import PdfError
 from data_beam.pdf.text import Extractor
@@ -89,8 +90,8 @@ def label(body: bytes, file: str, languages: Sequence[str]) -> Iterator[dict[str
 
 def main(argv: Sequence[str] | None = None) -> int:
   """The command line. Returns 0, or 2 after one line about what was wrong with the input."""
-  parser = argparse.ArgumentParser(
-    prog='python -m data_beam.pdf_route', allow_abbrev=False,
+  parser = Parser(
+    prog='python -m data_beam.pdf_route',
     description='Labels pages of PDFs by OCR, trains a classifier that tells which need it, and '
     'says how well it and the rules do.')
   commands = parser.add_subparsers(dest='command', required=True)
@@ -108,8 +109,7 @@ def main(argv: Sequence[str] | None = None) -> int:
   try:
     return {'label': _label, 'train': _train, 'evaluate': _evaluate}[args.command](args)
   except (ValueError, OSError, LookupError) as error:
-    print(f'data_beam.pdf_route: {type(error).__name__}: {error}', file=sys.stderr)
-    return 2
+    return complain(parser.prog, error)
 
 
 def _label(args: argparse.Namespace) -> int:

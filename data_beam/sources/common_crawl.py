@@ -13,6 +13,7 @@ from collections.abc import Collection, Iterator, Mapping
 from typing import Any
 
 from data_beam.records import Reject
+from data_beam.redact import without_query
 from data_beam.sources import files, parquet
 from data_beam.sources.files import (
   base_name,
@@ -20,7 +21,6 @@ from data_beam.sources.files import (
   lines,
   open_file,
   reject_file,
-  without_query,
 )
 
 MAX_LINE = 1 << 20      # bytes
@@ -91,6 +91,17 @@ def _captures_in_lines(path: str) -> Iterator[Capture | Reject]:
                             f'line {number}: {type(error).__name__}: {error}')
     except (OSError, EOFError, zlib.error) as error:
       yield reject_file(name, 0, 0, 'corrupt_file', f'{type(error).__name__}: {error}')
+
+
+def dump_of(path: str) -> str:
+  """The crawl that a file is of, as Common Crawl's paths say it, '' where they do not.
+
+  crawl-data/CC-MAIN-2024-10/segments/…, crawl=CC-MAIN-2024-10/…, and files named after one crawl.
+  """
+  path = without_query(path)
+  found = (re.search(r'(?:^|/)(?:crawl-data/|crawl=)([\w.-]+)/', path)
+           or re.search(r'(?:^|/)(CC-MAIN-\d{4}-\d{2,4})(?=[/.]|$)', path))
+  return found[1] if found else ''
 
 
 class RangeError(ValueError):

@@ -12,7 +12,6 @@ a second run reads it there, so that the same corpus comes out. It asks again on
 was one that may pass: a server that was busy, a connection that broke.
 """
 
-import argparse
 import collections
 import concurrent.futures
 import contextlib
@@ -25,7 +24,6 @@ import os
 import shutil
 import statistics
 import string
-import sys
 import tempfile
 import time
 import urllib.parse
@@ -40,6 +38,7 @@ from warcio.statusandheaders import StatusAndHeaders
 from warcio.warcwriter import WARCWriter
 
 from data_beam import records
+from data_beam.command_line import Parser, complain
 from data_beam.records import Document, Reject
 from data_beam.sources import fetch
 
@@ -346,8 +345,8 @@ def report(documents: Iterable[Document], rejects: Iterable[Reject], modes: Sequ
 
 def main(argv: Sequence[str] | None = None) -> int:
   """The report's command line. Returns 0, or 2 after one line about what was wrong."""
-  parser = argparse.ArgumentParser(
-    prog='python -m data_beam.refetch', allow_abbrev=False,
+  parser = Parser(
+    prog='python -m data_beam.refetch',
     description='Says what --refetch would fetch of a corpus of PDFs, and what the cuts of the '
     'crawl cost in documents and tokens. Fetches nothing.')
   parser.add_argument('--input', required=True, metavar='DIR',
@@ -366,8 +365,7 @@ def main(argv: Sequence[str] | None = None) -> int:
               row['stage'], row['reason']) for row in records.read_corpus(rejects)),
       modes, args.stale_before)
   except (ValueError, OSError) as error:
-    print(f'data_beam.refetch: {error}', file=sys.stderr)
-    return 2
+    return complain(parser.prog, error)
   print(json.dumps(found))
   print(f'{found["cut"]:,} of {found["documents"]:,} documents were cut: that is '
         f'{found["cost_documents"]} % of the documents, and an estimated {found["cost_tokens"]} % '

@@ -5,16 +5,21 @@
     --chunk=4096 --model=scan_layers=False,fp8=True --kernels=30 --hlo=step.hlo
   python -m experiments.benchmarks.train_step … --corpus=DIR --steps=300 --learning_rate=2e-4
   python -m experiments.benchmarks.train_step … --framework=torch
+  python -m experiments.benchmarks.train_step … --objective=sft
+  python -m experiments.benchmarks.train_step … --objective=dpo   # its share of sft's tokens/s
 
 Rows are packed from documents of log-normal length (median --document tokens) of random ids, the
 same in every step, or are those of a tokenised corpus, and then `losses` are means over each tenth
-of the steps. The first step compiles and is timed apart. With --kernels, what the device did in
-three more steps is listed on stderr: milliseconds a step by name of kernel, and what it waited;
-`profile` has its share of exchange with other GPUs, and how much of that nothing else hid.
-With --checkpoint=DIR the state is saved there after them, and removed again: `checkpoint` has the
-seconds that training pauses for it, the slowest step while it is written, and those until it is
-sealed. `--framework=torch` times PyTorch's best step (torch_step) on the same batch instead, by
-AdamW, without norms of leaves or a guard.
+of the steps. With --learned=SHARE they are as if of conversations, of which that share is learned:
+what fine-tuning costs at equal packing. The first step compiles and is timed apart. With --kernels,
+what the device did in three more steps is listed on stderr: milliseconds a step by name of kernel,
+and what it waited; `profile` has its share of exchange with other GPUs, and how much of that
+nothing else hid. With --checkpoint=DIR the state is saved there after them, and removed again:
+`checkpoint` has the seconds that training pauses for it, the slowest step while it is written, and
+those until it is sealed. `--framework=torch` times PyTorch's best step (torch_step) on the same
+batch instead, by AdamW, without norms of leaves or a guard. `--objective` learns of each document
+its last two thirds (sft), or of two at a time which is better, with a frozen copy of the model in
+the same step (a loss of preferences.py), or what a loss of reinforce.py says of it.
 """
 
 import collections
@@ -41,7 +46,7 @@ from smoljax.checkpoints.store import Checkpoints
 from smoljax.data import packing
 from smoljax.data.batches import Batches, Stage, prefetch
 from smoljax.data.corpus import open_corpus
-from smoljax.train import guard, memory
+from smoljax.train import guard, memory, preferences, reinforce
 from smoljax.train.step import Objective, make_train_step
 
 _FRAMEWORK = flags.DEFINE_enum('framework', 'jax', ['jax', 'torch'], 'Whose step.')
@@ -60,8 +65,13 @@ _MODEL = flags.DEFINE_list('model', [], "Fields of the model that differ from th
 _CHUNK = flags.DEFINE_integer('chunk', 512, 'Places whose logits exist at once.')
 _MAX_SEGMENTS = flags.DEFINE_integer('max_segments', 0, 'Documents a row may hold; 0 = usual.')
 _DOCUMENT = flags.DEFINE_integer('document', 400, 'Median length of documents.')
+_LEARNED = flags.DEFINE_float(
+  'learned', 0, 'Share of each document that is learned, as of conversations; 0 = no mask.')
 _CORPUS = flags.DEFINE_string('corpus', None, 'Tokenised corpus to train on.')
 _LEARNING_RATE = flags.DEFINE_float('learning_rate', 2e-4, 'Peak, after a twentieth of the steps.')
+_OBJECTIVE = flags.DEFINE_enum(
+  'objective', 'next_token', ['next_token', 'sft', *preferences.LOSSES, *reinforce.LOSSES],
+  'What is minimised.')
 _KERNELS = flags.DEFINE_integer('kernels', 0, 'Lists so many kernels by their time (GPU).')
 _CHECKPOINT = flags.DEFINE_string('checkpoint', None, 'Folder for a checkpoint, which is timed.')
 _HLO = flags.DEFINE_string('hlo', None, 'File that the compiled program is written to.')
@@ -69,9 +79,12 @@ _HLO = flags.DEFINE_string('hlo', None, 'File that the compiled program is writt
 
 def packed_batch(
   rows: int, seq_len: int, vocab_size: int, max_segments: int = 0, seed: int = 0,
-  median: int = 400,
+  median: int = 400, learned: float = 0.0,
 ) -> tuple[dict[str, np.ndarray], int]:
-  """A batch of random ids packed from documents of log-normal length, and max_segments."""
+  """A batch of random ids packed from documents of log-normal length, and max_segments.
+
+  With `learned` it has what batches of conversations have, the end of each document learned.
+  """
   rng = np.random.default_rng(seed)
   number = 4 * rows * seq_len // median + 4
   lengths = np.maximum(2, rng.lognormal(np.log(median), 1.0, number)).astype(int)
@@ -87,7 +100,36 @@ def packed_batch(
       batch['positions'][i, end - piece.length : end] = np.arange(piece.length)
   batch['inputs'], batch['targets'] = rng.integers(0, vocab_size, (2, rows, seq_len), np.int32)
   batch['source'] = np.zeros(rows, np.int32)
+  if learned:
+    batch |= {k: np.zeros((rows, seq_len), bool) for k in ('loss_mask', 'ends')}
+    batch['mode'] = (batch['segment_ids'] > 0) * np.int32(1)
+    for i, row in enumerate(packed):
+      for end, piece in zip(np.cumsum([p.length for p in row]), row, strict=True):
+        batch['loss_mask'][i, end - max(1, round(learned * piece.length)) : end] = True
+        batch['ends'][i, end - 1] = True
   return batch, max_segments
+
+
+def asked(batch: dict[str, np.ndarray], objective: str) -> dict[str, np.ndarray]:
+  """The batch as the objective takes it: masks, whole pairs of documents, or advantages."""
+  if objective == 'next_token':
+    return batch
+  segments, positions = batch['segment_ids'], batch['positions']
+  if objective in preferences.LOSSES:  # the last document of a row may have none beside it
+    last = segments.max(axis=1, keepdims=True)
+    segments = np.where((segments == last) & (last % 2 == 1), 0, segments)
+  # Where a document's last two thirds begin.
+  length = np.zeros_like(positions)
+  for row, of in zip(length, segments, strict=True):
+    row[:] = np.bincount(of)[of]
+  mask = (segments > 0) & (3 * positions >= length)
+  batch |= {'segment_ids': segments, 'loss_mask': mask, 'ends': np.zeros_like(mask),
+            'mode': (segments > 0).astype(np.int32)}
+  if objective in reinforce.LOSSES:
+    batch |= {'weight': reinforce.token_weights(objective, mask, 1),
+              'old_logp': np.full(mask.shape, -10, np.float32),
+              'advantage': np.ones(len(mask), np.float32)}
+  return batch
 
 
 def replaced(config: model.ModelConfig, changes: list[str]) -> model.ModelConfig:
@@ -181,8 +223,13 @@ def prepare(config: model.ModelConfig, steps: int, seed: int = 0) -> tuple[dict,
       'guard': guard.init(guarding, config.num_layers),
     },
   }
+  name = _OBJECTIVE.value
+  objective = Objective(
+    chunk=_CHUNK.value,
+    preference=preferences.Preference(name) if name in preferences.LOSSES else None,
+    reinforce=reinforce.Reinforce(name) if name in reinforce.LOSSES else None)
   return state, make_train_step(
-    config, optimizer, guarding, Objective(chunk=_CHUNK.value), leaves=_LEAVES.value,
+    config, optimizer, guarding, objective, leaves=_LEAVES.value,
     update_twice=info.elementwise, qk_clip=settings.qk_clip, clip_norm=settings.clip_norm,
   )
 
@@ -221,6 +268,7 @@ def figures(config: model.ModelConfig, first: float, seconds: list[float], held:
   peak, flops = metrics.peak_flops(device), config.flops_per_token(_SEQ_LEN.value)
   return {
     'benchmark': 'train_step',
+    'objective': _OBJECTIVE.value,
     'framework': _FRAMEWORK.value,
     'shape': _SHAPE.value,
     'rows': _ROWS.value,
@@ -228,6 +276,7 @@ def figures(config: model.ModelConfig, first: float, seconds: list[float], held:
     'remat': config.remat,
     'model': _MODEL.value,
     'chunk': _CHUNK.value,
+    **({'learned': _LEARNED.value} if _LEARNED.value else {}),
     'tokens_per_sec': round(rate, 1),
     'mfu': peak and round(rate * flops / peak / devices, 4),
     'gflops_per_sec': round(rate * flops / 1e9, 2),
@@ -251,8 +300,8 @@ def main(argv: list[str]) -> None:
   else:
     batch, max_segments = packed_batch(
       _ROWS.value, _SEQ_LEN.value, config.vocab_size, _MAX_SEGMENTS.value,
-      median=_DOCUMENT.value)
-    batches = itertools.repeat(batch)
+      median=_DOCUMENT.value, learned=_LEARNED.value)
+    batches = itertools.repeat(asked(batch, _OBJECTIVE.value))
   config = dataclasses.replace(config, max_segments=max_segments)
   if _FRAMEWORK.value == 'torch':
     return time_torch(config, next(batches))
@@ -264,9 +313,13 @@ def main(argv: list[str]) -> None:
       folder = cleanup.enter_context(tempfile.TemporaryDirectory(dir=_CHECKPOINT.value))
       saved = cleanup.enter_context(Checkpoints(folder))
       saved.reserve((state['params'], state['opt_state']['optimizer']))
+    frozen: Any = None
+    if _OBJECTIVE.value in preferences.LOSSES and preferences.LOSSES[_OBJECTIVE.value].reference:
+      frozen = jax.tree.map(lambda x: jnp.array(x, config.dtype), state['params'])
     batch = sharding.shard_batch(next(batches), mesh)
     began = time.perf_counter()
-    step = step.lower(state, batch).compile()
+    compiled = step.lower(state, batch, frozen).compile()
+    step = lambda state, batch: compiled(state, batch, frozen)
     state, out = step(state, batch)
     jax.block_until_ready(out)
     first = time.perf_counter() - began
@@ -296,7 +349,7 @@ def main(argv: list[str]) -> None:
       profile = kernels(three_steps, 3, _KERNELS.value)
   if _HLO.value:
     with open(_HLO.value, 'w') as f:
-      f.write(step.as_text())
+      f.write(compiled.as_text())
   stats = jax.devices()[0].memory_stats() or {}
   print(
     json.dumps(

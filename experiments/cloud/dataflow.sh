@@ -14,15 +14,11 @@
 # nothing at start. Corpora appear in $BUCKET/corpora. MACHINE, WORKERS and SHARDS can be set too.
 set -euo pipefail
 cd "$(dirname "$0")/../.."
+source experiments/cloud/commands.sh
 : "${PROJECT:?set PROJECT, REGION and BUCKET first}" "${REGION:?}" "${BUCKET:?}"
 MACHINE=${MACHINE:-n2-standard-8} WORKERS=${WORKERS:-100} SHARDS=${SHARDS:-1024}
 IMAGE=${IMAGE:-$REGION-docker.pkg.dev/$PROJECT/smoljax/data-beam:$(git rev-parse --short HEAD)}
 PYTHON=${PYTHON:-python}
-
-run() {
-  printf '+ %q' "$1"; printf ' %q' "${@:2}"; echo
-  [ "${DRY:-}" ] || "$@"
-}
 
 # What data_beam imports: requirements.txt without what only training and reports need.
 requirements() {
@@ -50,7 +46,7 @@ case "${1:-}" in
     requirements > "$context/requirements.txt"
     dockerfile > "$context/Dockerfile"
     cp -r data_beam "$context/"
-    [ "${DRY:-}" ] && cat "$context/Dockerfile"
+    is "${DRY:-}" && cat "$context/Dockerfile"
     run gcloud builds submit "$context" --project="$PROJECT" --tag="$IMAGE"
     ;;
   web | pdf | tokenize)

@@ -19,6 +19,7 @@
 #     experiments/cloud/again.sh python -m experiments.run --config=… --workdir=/shared/3b --distributed
 set -euo pipefail
 cd "$(dirname "$0")/../.."
+source experiments/cloud/commands.sh
 : "${PROJECT:?set PROJECT, ZONE, NAME and TYPE first}" "${ZONE:?}" "${NAME:?}" "${TYPE:?}"
 COMMIT=${COMMIT:-$(git rev-parse HEAD)}
 REPOSITORY=${REPOSITORY:-$(git config --get remote.origin.url || true)}
@@ -29,11 +30,6 @@ case "$TYPE" in
   *) ACCELERATOR=$TYPE RUNTIME=${RUNTIME:-tpu-ubuntu2204-base} ;;
 esac
 
-run() {
-  printf '+ %q' "$1"; printf ' %q' "${@:2}"; echo
-  [ "${DRY:-}" ] || "$@"
-}
-
 everywhere() {  # one line, without the indentation
   run gcloud compute tpus tpu-vm ssh "$NAME" --project="$PROJECT" --zone="$ZONE" --worker=all \
     --command="$(tr -s '\n ' ' ' <<< "$1" | sed 's/ $//')"
@@ -43,7 +39,7 @@ case "${1:-}" in
   create)
     run gcloud compute tpus queued-resources create "$NAME" --project="$PROJECT" --zone="$ZONE" \
       --node-id="$NAME" --accelerator-type="$ACCELERATOR" --runtime-version="$RUNTIME" \
-      ${SPOT:+--spot}
+      $(is "${SPOT:-}" && echo --spot)
     ;;
   setup)
     everywhere "set -e; test -d smoljax || git clone -q $REPOSITORY smoljax;
@@ -51,7 +47,8 @@ case "${1:-}" in
       .venv/bin/pip install -q -r requirements.txt 'jax[tpu]'
         -f https://storage.googleapis.com/jax-releases/libtpu_releases.html;
       ${MOUNT:+sudo apt-get install -qy nfs-common; sudo mkdir -p /mnt/runs;
-        mountpoint -q /mnt/runs || sudo mount -t nfs $MOUNT /mnt/runs; sudo chmod a+rwx /mnt/runs}"
+        mountpoint -q /mnt/runs || sudo mount -t nfs $MOUNT /mnt/runs;
+        sudo chown \$(id -u) /mnt/runs; chmod 700 /mnt/runs}"
     ;;
   run)
     flags=$(printf ' %q' "${@:2}")

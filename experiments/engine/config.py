@@ -12,8 +12,14 @@ from typing import Any
 from ml_collections import ConfigDict
 
 from configs import base
-from data_beam.options import Options, PdfOptions, TokenizeOptions, WebOptions
-from experiments.engine.corpora import check_tokenizer
+from data_beam.options import (
+  ConversationOptions,
+  Options,
+  PdfOptions,
+  TokenizeOptions,
+  WebOptions,
+)
+from experiments.engine.corpora import check_tokenizer, choose_corpora
 
 
 def model_config(c: Any, vocab_size: int) -> Any:
@@ -37,6 +43,7 @@ def resolve(c: ConfigDict) -> ConfigDict:
   from smoljax.model import SHAPES
 
   _check_numbers(c)
+  choose_corpora(c)
   # Weights of another model, and its distributions, are for its own tokens.
   for field, path in (('distill.teacher', c.distill.teacher),
                       ('train.init_from', c.train.init_from)):
@@ -87,6 +94,12 @@ def options(c: ConfigDict, section: str) -> Options:
     raise ValueError(f'--config.{section}: {e}') from None
 
 
+def holds_out(c: ConfigDict) -> bool:
+  """Whether documents are held out, and only those that are unlike all others, of any corpus."""
+  made = options(c, 'tokenize')
+  return isinstance(made, TokenizeOptions) and made.asks
+
+
 def unknown_field(argv: Sequence[str]) -> str:
   """What is wrong with the first flag that sets a field which configs/base.py lacks; '' if none."""
   known = base.get_config()
@@ -113,6 +126,19 @@ def _check_numbers(c: ConfigDict) -> None:
     value = (c[section] if section else c)[name]
     if not least <= value < math.inf:
       raise ValueError(f'--config.{field}={value}: give at least {least}')
+  for field, most in _MOST.items():
+    section, _, name = field.rpartition('.')
+    value = (c[section] if section else c)[name]
+    if not value <= most:
+      raise ValueError(f'--config.{field}={value}: give at most {most}')
+  for field in _TEXTS:
+    section, _, name = field.rpartition('.')
+    if not isinstance(c[section][name], tuple | list) or not all(
+      isinstance(text, str) for text in c[section][name]):
+      raise ValueError(f'--config.{field}={c[section][name]!r}: give texts, such as "(\'a\',)"')
+  for size in (*c.coordinate_check.widths, *c.coordinate_check.depths):
+    if not isinstance(size, int) or size < 1:
+      raise ValueError(f'--config.coordinate_check: {size!r} is no size: give whole numbers')
   for axis, size in c.mesh.items():
     if size < 1 and size != -1:
       raise ValueError(f'--config.mesh.{axis}={size}: give a number of devices, or -1 to let the '
@@ -157,30 +183,59 @@ def keep_programs(workdir: str, *, on_cpu: bool = False) -> None:
     config.update('jax_compilation_cache_dir', os.path.abspath(os.path.join(workdir, 'xla')))
 
 
+def generation(c: Any) -> Any:
+  """The `smoljax.evals.run.Generation` of a config. Raises ValueError, naming the field."""
+  from smoljax.evals import generative, run
+  from smoljax.inference.sampling import Sampling
+
+  g = c.eval.generation
+  try:
+    settings = generative.Settings(
+      modes=tuple(g.modes), max_new_tokens=g.max_new_tokens, samples=g.samples, seed=c.seed,
+      sampling=Sampling(g.temperature), ks=tuple(g.pass_at), batch_size=c.eval.batch_size)
+  except ValueError as e:
+    raise ValueError(f'--config.eval.generation: {e}') from None
+  return run.Generation(settings, g.unsafe_programs, tuple(g.lengths), tuple(g.languages))
+
+
 def check(c: Any) -> None:
   """Checks what needs Beam's or JAX's part of the house, before any step runs.
 
   Raises:
     ValueError: an unknown name, a mesh that fits neither devices, batch nor model, or a tokenizer
       that lacks what tokenising or evaluation needs.
+    OSError: train.checkpoint_dir cannot be written to.
   """
   import jax
 
-  from smoljax import metrics, model, optim
+  from smoljax import metrics, model, object_store, optim
   from smoljax.data import tokenizer
   from smoljax.data.batches import make_stages
-  from smoljax.evals.tasks import TASKS
+  from smoljax.evals import execution, problems
+  from smoljax.evals.run import require_task
   from smoljax.optim import mup
   from smoljax.optim.qk_clip import QK_RULES, logit_measure
-  from smoljax.train import guard, step
+  from smoljax.train import distill, guard, step, telemetry
   from smoljax.train.step import make_mesh
 
   for name in _OPTIONS:
     if c[name].get('enabled', True):  # else the libraries that curate need not be here
       options(c, name)
-  for task in c.eval.tasks:
-    if task not in TASKS:
-      raise ValueError(f'unknown eval.tasks {task!r}: one of {", ".join(TASKS)}')
+  if c.beam.args and (c.web.enabled or c.pdf.enabled or c.conversations.enabled):
+    from data_beam.beam_options import pipeline_options
+
+    try:
+      pipeline_options(c.beam.args)
+    except ValueError as e:
+      raise ValueError(f'--config.beam.args: {e}') from None
+  try:
+    for task in c.eval.tasks:
+      require_task(task, c.eval.data)
+    if problems.PROGRAMS & set(c.eval.tasks):
+      execution.require(c.eval.generation.unsafe_programs)
+  except ValueError as e:
+    raise ValueError(f'--config.eval.tasks: {e}') from None
+  generation(c)
 
   def divides(what: str, num_shards: int) -> None:
     if c.train.rows % num_shards:
@@ -189,8 +244,18 @@ def check(c: Any) -> None:
         f'a batch of {c.train.rows} rows does not divide over {what} = {num_shards}: try '
         f'--config.train.batch_tokens={rows * c.data.seq_len}')
 
+  if c.conversations.enabled and not (c.tokenizer.path or c.tokenizer.chat):
+    raise ValueError('conversations need a tokenizer with the control tokens of the chat template: '
+                     'say --config.tokenizer.chat=True, or give one with --config.tokenizer.path')
   check_tokenizer(c)
   metrics.require_wandb(c.wandb)
+  if c.train.checkpoint_dir:
+    object_store.Folder(c.train.checkpoint_dir).require_writable()
+  telemetry.Profile(c.xprof, '')
+  for field, known in (('cache', ('none', *distill.CACHES)), ('distance', distill.DISTANCES)):
+    if c.distill[field] not in known:
+      raise ValueError(
+        f'--config.distill.{field}={c.distill[field]!r}: one of {", ".join(known)}')
   divides('train.accumulate', c.train.accumulate)
   config = model_config(c, c.tokenizer.vocab_size)
   mesh = make_mesh(c, config)
@@ -201,12 +266,24 @@ def check(c: Any) -> None:
   if c.distill.teacher:
     tokenizer.require_same(
       _tokenizer_of('distill.teacher', c.distill.teacher), c.tokenizer.path)
-  if c.train.init_from:
-    tokenizer.require_same(
-      _tokenizer_of('train.init_from', c.train.init_from), c.tokenizer.path,
-      f'train.init_from={c.train.init_from}',
-      'each row of its embedding stands for one of its own tokens')
+  for field in ('init_from', 'reference'):
+    if path := c.train[field]:
+      tokenizer.require_same(
+        _tokenizer_of(f'train.{field}', path), c.tokenizer.path, f'train.{field}={path}',
+        'each row of its embedding stands for one of its own tokens')
   step.mtp_weight(c.mtp, c.train.steps)
+  preference, reinforce = step.post_training(c.train)
+  compares = any(how and how.needs_reference for how in (preference, reinforce))
+  if compares and not (c.train.reference or c.train.init_from):
+    raise ValueError('the loss compares with a frozen model: name it with train.reference, or give '
+                     'train.init_from, with which training begins')
+  if (preference or reinforce) and (c.distill.teacher or config.mtp != 'none'):
+    raise ValueError('train.preference and train.reinforce have neither distill.teacher nor '
+                     'model.mtp: leave these out')
+  if reinforce and c.train.rows % reinforce.samples:
+    raise ValueError(f'a step of {c.train.rows} rows does not divide into questions of '
+                     f'train.reinforce.samples={reinforce.samples} answers: change '
+                     'train.batch_tokens')
   make_stages(c.train.stages, c.train.steps)
   guard.init(c.guard, 1)
   # A tokenizer that is given decides the vocabulary, and that only when it is loaded.
@@ -221,10 +298,14 @@ def check(c: Any) -> None:
         rule, params, jax.ShapeDtypeStruct((config.num_layers, config.num_heads), 'float32'))
 
 
-_OPTIONS = {'web': WebOptions, 'pdf': PdfOptions, 'tokenize': TokenizeOptions}
+_OPTIONS = {'web': WebOptions, 'pdf': PdfOptions, 'conversations': ConversationOptions,
+            'tokenize': TokenizeOptions}
 
-# The least that a number may be.
+# The most and the least that a number may be.
+_MOST = {'seed': 2**32 - 1, 'optimizer.b1': 1, 'optimizer.b2': 1}
+_TEXTS = ('beam.args', 'eval.tasks', 'eval.corpora', 'sample.prompts')
 _LEAST = {
+  'optimizer.b1': 0, 'optimizer.b2': 0, 'optimizer.learning_rate': 0,
   'seed': 0,
   'selfdocs.pages': 1, 'selfdocs.pdfs': 0,
   'tokenizer.vocab_size': 1, 'tokenizer.train_bytes': 1,
@@ -235,6 +316,8 @@ _LEAST = {
   'train.keep_every': 0, 'train.watchdog': 0,
   'diagnostics.every': 0,
   'eval.documents': 0, 'eval.batch_size': 1, 'eval.task_examples': 0,
+  'eval.generation.max_new_tokens': 0, 'eval.generation.samples': 1,
+  'eval.generation.temperature': 0,
   'sample.tokens': 1, 'sample.temperature': 0,
   'distill.draws': 1, 'distill.temperature': 0, 'distill.weight': 0,
 }

@@ -3,10 +3,12 @@
 import dataclasses
 import functools
 import os
+import pathlib
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from data_beam.options import PdfOptions, TokenizeOptions, WebOptions
+from data_beam.options import ConversationOptions, PdfOptions, TokenizeOptions, WebOptions
+from data_beam.redact import public
 from experiments.engine import config as config_lib
 from experiments.engine.cli import console, read_json, write_json
 from experiments.engine.corpora import globs
@@ -53,6 +55,29 @@ def run_pdf(output: str, inputs: Mapping[str, str], *, c: Any) -> dict:
   return _corpus_result(path)
 
 
+def run_chains(output: str, _: Mapping[str, str], *, c: Any) -> dict:
+  """Conversations by rule, as JSONL."""
+  from experiments import chains
+
+  made = c.chains.to_dict()
+  chains.write(os.path.join(output, 'chains.jsonl'), chains.conversations(**made, seed=c.seed))
+  return {'conversations': c.chains.number}
+
+
+def run_conversations(output: str, inputs: Mapping[str, str], *, c: Any) -> dict:
+  """Conversations to a curated corpus."""
+  from data_beam import conversations
+
+  path = conversations.run(
+    globs(c.conversations.input) or [os.path.join(inputs['chains'], 'chains.jsonl')],
+    output,
+    'conversations',
+    ConversationOptions.of(c.conversations),
+    beam_args=c.beam.args,
+  )
+  return _corpus_result(path)
+
+
 def _corpus_result(path: str) -> dict:
   manifest = read_json(os.path.join(path, 'manifest.json'))
   documents_in = manifest['funnel'][0]['documents_in']
@@ -84,8 +109,10 @@ def run_tokenizer(output: str, inputs: Mapping[str, str], *, c: Any) -> dict:
   return {'vocab_size': c.tokenizer.vocab_size}
 
 
-def run_tokenize(output: str, inputs: Mapping[str, str], *, c: Any, corpus: str) -> dict:
-  """A curated corpus to token documents."""
+def run_tokenize(
+  output: str, inputs: Mapping[str, str], *, c: Any, corpus: str, against: Mapping[str, str]
+) -> dict:
+  """A curated corpus to token documents; `against` has the step of each other corpus by name."""
   from data_beam import tokenize_corpus
 
   path = tokenize_corpus.run(
@@ -94,6 +121,7 @@ def run_tokenize(output: str, inputs: Mapping[str, str], *, c: Any, corpus: str)
     output,
     corpus,
     TokenizeOptions.of(c.tokenize),
+    against=[corpus_dir(inputs[step], name) for name, step in against.items()],
     beam_args=c.beam.args,
   )
   splits = read_json(os.path.join(path, 'manifest.json'))['splits'].values()
@@ -103,11 +131,19 @@ def run_tokenize(output: str, inputs: Mapping[str, str], *, c: Any, corpus: str)
 def run_foreign_tokens(
   output: str, _: Mapping[str, str], *, manifest: Mapping[str, Any], name: str
 ) -> dict:
-  """A corpus made elsewhere, where the steps after it look for it."""
-  home = corpus_dir(output, name)
+  """A corpus made elsewhere, where the steps after it look for it; copied from an object store."""
+  from smoljax.data import corpus
+
+  home, copies = corpus_dir(output, name), pathlib.Path(output).absolute().parent / 'copies'
   os.makedirs(os.path.dirname(home))
-  os.symlink(os.path.abspath(manifest['path']), home)
+  os.symlink(os.path.abspath(corpus.local_copy(manifest['path'], cache=copies)), home)
   return {k: manifest[k] for k in ('documents', 'tokens') if k in manifest}
+
+
+def foreign_stands(output: str, path: str, name: str) -> bool:
+  """Whether the output of `run_foreign_tokens` still leads to what it was made of."""
+  home = os.path.realpath(corpus_dir(output, name))
+  return os.path.exists(home) if '://' in path else home == os.path.realpath(path)
 
 
 def run_teacher_cache(output: str, inputs: Mapping[str, str], *, c: Any, corpus: str) -> dict:
@@ -147,7 +183,7 @@ def run_train(output: str, inputs: Mapping[str, str], *, c: Any, corpora: Sequen
     targets={name: paths[name] for name in targets},
     caches={name: corpus_dir(inputs[f'teacher_{name}'], name)
             for name in corpora if f'teacher_{name}' in inputs},
-    meta={'config': c.to_dict(), 'tokenizer': tokenizer_file(c, inputs)},
+    meta={'config': public(c.to_dict()), 'tokenizer': tokenizer_file(c, inputs)},
     log_line=console.print,
   )
 
@@ -166,7 +202,7 @@ def run_evaluate(output: str, inputs: Mapping[str, str], *, c: Any, targets: Seq
     evals.evaluate,
     tokenizer=tokenizer.load(
       tokenizer_file(c, inputs), meta.get('special_tokens'), meta.get('tokenizer_sha256', '')),
-    documents=load_held_out(paths, limit=c.eval.documents),
+    documents=load_held_out(paths, limit=c.eval.documents, note=console.print),
     bos=c.tokenize.bos,
     batch_size=c.eval.batch_size,
     seq_len=c.data.seq_len,
@@ -182,6 +218,7 @@ def run_evaluate(output: str, inputs: Mapping[str, str], *, c: Any, targets: Seq
     },
     limit=c.eval.task_examples,
     seed=c.seed,
+    generation=config_lib.generation(c),
   )
   if c.distill.teacher:
     console.print('the teacher, on the same documents:')
@@ -251,6 +288,15 @@ def run_report(output: str, _: Mapping[str, str], *, workdir: str) -> dict:
 
 
 # --- Files ---------------------------------------------------------------------------------------
+
+
+def checkpoint_fault(output: str, every_byte: bool) -> str:
+  """What is wrong with the newest checkpoint that training left; '' if nothing, or it is gone."""
+  from smoljax.checkpoints import seals
+
+  root = pathlib.Path(output) / 'checkpoints'
+  steps = seals.steps(root)
+  return seals.fault(root, steps[-1], again=every_byte) if steps else ''
 
 
 def find_files(patterns: str, flag: str) -> list[dict]:

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from typing import Any, NamedTuple
 
 import jax
-import numpy as np
+import jax.numpy as jnp
 
 from smoljax import model
 from smoljax.checkpoints import hf_folder, huggingface, store
@@ -49,13 +49,13 @@ def load_model(path: str, tokenizer_path: str = '') -> Model:
 def load_for_generation(path: str, tokenizer_path: str = '', weights: str = '') -> Model:
   """`load_model` with parameters as of `inference.cache.prepare`, for generation alone.
 
-  A Hugging Face folder is read layer by layer in the compute dtype: memory holds the model so and
-  one layer more.
+  Read in the compute dtype; a Hugging Face folder layer by layer: memory holds the model so and
+  one layer more. Of a run, it holds the model twice while layers are taken apart.
 
   Args:
     weights: '', or 'int8' or 'int4' for matrices in so many bits.
   """
-  config, params, meta = _read_hf(path) if hf_folder.is_hf(path) else load_weights(path)
+  config, params, meta = _read_hf(path) if hf_folder.is_hf(path) else _read_run(path, computed=True)
   return _model(path, tokenizer_path, config, cache.prepare(config, params, weights), meta)
 
 
@@ -120,9 +120,15 @@ def load_weights(path: str) -> tuple[model.ModelConfig, dict, Mapping[str, Any]]
   """
   if hf_folder.is_hf(path):
     return *huggingface.load_hf(path), {}
-  config, params, meta = store.load_params(path)
+  return _read_run(path)
+
+
+def _read_run(path, **how):
+  config, params, meta = store.load_params(path, **how)
   for name, x in jax.tree_util.tree_leaves_with_path(params):
-    if not np.isfinite(x).all():
+    with cache.no_mesh():  # they are on one device yet, whatever mesh a run has set
+      finite = bool(jnp.isfinite(x).all())
+    if not finite:
       raise ValueError(f'{path}: {jax.tree_util.keystr(name)} holds values that are not finite: '
                        'its training diverged; take an earlier checkpoint')
   return config, params, meta

@@ -16,6 +16,8 @@ A piece of a document with n tokens fills n - 1 places: inputs are its tokens bu
 its tokens but the first. A document longer than a row is cut into pieces that share one token, so
 every token but a document's first is a target exactly once. Positions restart and segment ids
 change at each piece; attention, loss mask and evaluation all derive from these two.
+
+A conversation is one piece, and `loss_mask` says which of its targets are learned (`learned`).
 """
 
 import dataclasses
@@ -30,8 +32,8 @@ import grain
 import numpy as np
 
 from smoljax import files
+from smoljax.data import chat, packing
 from smoljax.data import corpus as corpus_lib
-from smoljax.data import packing
 from smoljax.data.corpus import Corpus, Piece
 from smoljax.data.packing import Rows
 
@@ -49,8 +51,13 @@ class Stage:
   mixture: Mapping[str, float]
 
 
-def make_stages(stages: Sequence[Mapping], steps: int) -> list[Stage]:
+def make_stages(
+  stages: Sequence[Mapping], steps: int, corpora: Mapping[str, Corpus] | None = None
+) -> list[Stage]:
   """Turns shares of the run into steps; mixtures are normalised.
+
+  Weights of a stage with `shares` are of the corpora: each is gone through in proportion to its
+  weight, however large it is. That needs `corpora`, without which they stay as they are.
 
   Raises:
     ValueError: fractions that do not sum to 1, or weights that are negative or all zero.
@@ -63,10 +70,20 @@ def make_stages(stages: Sequence[Mapping], steps: int) -> list[Stage]:
     weights = {k: float(w) for k, w in s['mixture'].items()}
     if min(weights.values(), default=0) < 0 or sum(weights.values()) <= 0:
       raise ValueError(f'train.stages: mixture of {s["name"]!r} needs weights ≥ 0, one above 0')
+    if s.get('shares') and corpora:
+      weights = {k: w * float(corpora[k].lengths.sum(dtype=np.int64)) if k in corpora else w
+                 for k, w in weights.items()}
     start, done = round(done * steps), done + s['fraction']
     weights = {k: w / sum(weights.values()) for k, w in weights.items() if w > 0}
     result.append(Stage(s['name'], start, round(done * steps), weights))
   return result
+
+
+def learned(batch: Mapping[str, Any]) -> Any:
+  """The mask of a batch's places whose targets are learned, [B, T] bool: not padding, and of
+  conversations what the assistant writes. For arrays of numpy and of jax."""
+  mask_BT = batch['segment_ids'] > 0
+  return mask_BT & batch['loss_mask'] if 'loss_mask' in batch else mask_BT
 
 
 class Batches(grain.IterDataset):
@@ -77,16 +94,26 @@ class Batches(grain.IterDataset):
     segment_ids       [B, T] int32, pieces counted from 1; 0 = padding
     positions         [B, T] int32, from 0 in each piece
     source            [B] int32, index into `sources`
-  and with `caches` what a teacher said of each place, see `teacher_cache.Cache`.
+  where a corpus is of conversations
+    loss_mask         [B, T] bool, targets that are learned
+    mode              [B, T] int32, of conversations 1 + the index of their mode in chat.MODES
+    ends              [B, T] bool, learned targets that end a turn
+  and with `caches` what a teacher said of each place, see `teacher_cache.Cache`; with `reference`
+    reference         [B, T] float32, at the first place of each answer of a pair what it says
+
+  Attributes:
+    reference: None, or corpus → float32 [pairs, 2]: a number of each answer of its pairs.
 
   Args:
     corpora: name → `Corpus`; all names in the mixtures must be there.
     caches: name → `teacher_cache.Cache`, of all corpora or of none.
+    pairs: of preference pairs: of pair k (from 0) in a row, segment 2k + 1 is prompt and chosen
+      answer, 2k + 2 prompt and rejected answer.
     rows: rows in a global batch.
     max_segments: documents a row may hold; 0 = what `usual_segments` says of the corpora.
     local_rows: those that this process holds (`sharding.local_rows`); None = all.
   Raises:
-    ValueError: a mixture names an unknown corpus.
+    ValueError: a mixture names an unknown corpus, or with `pairs` one that is not of pairs.
   """
 
   def __init__(
@@ -101,6 +128,7 @@ class Batches(grain.IterDataset):
     max_segments: int,
     seed: int,
     local_rows: range | None = None,
+    pairs: bool = False,
   ):
     super().__init__()
     self.sources = sorted({name for s in stages for name in s.mixture})
@@ -116,9 +144,15 @@ class Batches(grain.IterDataset):
     self.stages = stages
     self.rows, self.seq_len = rows, seq_len
     self.max_segments = max_segments or max(
-      packing.usual_segments(c.lengths, seq_len) for c in self.corpora.values())
+      packing.usual_segments(
+        np.minimum(c.pair_lengths if pairs else c.lengths, c.longest(seq_len)), seq_len)
+      for c in self.corpora.values()) * (2 if pairs else 1)
+    self.has_mask = any(c.has_mask for c in self.corpora.values())
     self.options = dict(seq_len=seq_len, window=window, max_segments=self.max_segments, seed=seed)
+    if pairs:
+      self.options['pairs'] = True
     self.local_rows = range(rows) if local_rows is None else local_rows
+    self.reference: Mapping[str, np.ndarray] | None = None
 
   def fingerprint(self, stop: float = math.inf) -> str:
     """Identifies the stream of batches; a checkpoint of another stream must not be continued.
@@ -216,8 +250,13 @@ class _BatchIterator(grain.DatasetIterator):
       k: np.zeros(shape, np.int32) for k in ('inputs', 'targets', 'segment_ids', 'positions')
     }
     batch['source'] = np.zeros(shape[0], np.int32)
+    if b.has_mask:
+      batch |= {k: np.zeros(shape, bool) for k in ('loss_mask', 'ends')}
+      batch['mode'] = np.zeros(shape, np.int32)
     if b.caches:
       batch |= b.caches[plan[0][0]].empty(shape)
+    if b.reference:
+      batch['reference'] = np.zeros(shape, np.float32)
     plan = plan[b.local_rows.start : b.local_rows.stop]
     # Each call starts threads of its own: one for a whole batch.
     def rows(records: Any, name: str) -> Iterator[Mapping]:
@@ -229,20 +268,31 @@ class _BatchIterator(grain.DatasetIterator):
     for i, (name, pieces) in enumerate(plan):
       corpus = b.corpora[name]
       batch['source'][i] = b.sources.index(name)
-      at = 0
-      for segment, piece in enumerate(pieces, 1):
-        tokens = corpus.decode(next(read[name]))[piece.start : piece.start + piece.length + 1]
-        span = slice(at, at + piece.length)
-        batch['inputs'][i, span] = tokens[:-1]
-        batch['targets'][i, span] = tokens[1:]
-        batch['segment_ids'][i, span] = segment
-        batch['positions'][i, span] = np.arange(piece.length)
+      at, segment, span = 0, 0, slice(0)
+      for piece in pieces:
+        record = next(read[name])
+        parts = (record, corpus.rejected(record)) if b.options.get('pairs') else (record,)
+        for which, part in enumerate(parts):
+          tokens = corpus.decode(part)[piece.start : piece.start + piece.length + 1]
+          span, segment = slice(at, at + len(tokens) - 1), segment + 1
+          batch['inputs'][i, span] = tokens[:-1]
+          batch['targets'][i, span] = tokens[1:]
+          batch['segment_ids'][i, span] = segment
+          batch['positions'][i, span] = np.arange(len(tokens) - 1)
+          if b.has_mask:
+            mask = corpus.mask(part)[piece.start + 1 :][: len(tokens) - 1]
+            batch['loss_mask'][i, span] = mask
+            if corpus.has_mask:
+              batch['mode'][i, span] = 1 + chat.MODES.index(corpus_lib.word(record['mode']))
+              batch['ends'][i, span] = mask & (tokens[1:] == corpus.manifest['end_id'])
+          if b.reference:
+            batch['reference'][i, at] = b.reference[name][piece.document, which]
+          at = span.stop
         if teacher_rows:
           places = int(corpus.lengths[piece.document]) - 1
           words = b.caches[name].read(next(teacher_rows[name]), places, piece.start, piece.length)
           for key, x in words.items():
             batch[key][i, span] = x
-        at += piece.length
     return batch
 
 

@@ -1,4 +1,11 @@
-"""Documents into rows: shuffled windows, packed independently, best fit."""
+"""Documents into rows: shuffled windows, packed independently, best fit.
+
+A document longer than a row is cut into pieces. A conversation is not: what of it does not fit is
+left out from the end of a turn on, since without its system turn and question an answer teaches
+what nobody asked for; only a first answer that is longer than a row ends in its midst. The two
+answers of a preference pair lie in one row, each behind the prompt; a pair that does not fit is
+left out.
+"""
 
 import bisect
 import functools
@@ -9,6 +16,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
+from smoljax import files
 from smoljax.data.corpus import Corpus, Piece
 
 
@@ -111,11 +119,30 @@ def evenly(
   return rows
 
 
-class Rows:
-  """The endless row stream of one corpus; its position is `(epoch, window, row)`."""
+def fitting(corpus: Corpus, document: int, seq_len: int) -> int:
+  """How many tokens of a conversation that is longer than a row go into it: up to the end of the
+  last turn to learn that fits, or as many as fit of the first one; 0 if nothing to learn does."""
+  record = files.retried(lambda: corpus.records[document])
+  tokens = corpus.decode(record)[:seq_len + 2]
+  mask = corpus.mask(record)[:seq_len + 2]
+  goes_on = mask[1:] & (tokens[1:] != corpus.manifest['turn_id'])
+  ends = np.flatnonzero(mask[:-1] & ~goes_on) + 1
+  if len(ends):
+    return int(ends[-1])
+  return seq_len + 1 if mask[1:seq_len + 1].any() else 0
 
-  def __init__(self, corpus: Corpus, *, seq_len: int, window: int, max_segments: int, seed: int):
-    self.corpus = corpus
+
+class Rows:
+  """The endless row stream of one corpus; its position is `(epoch, window, row)`.
+
+  With `pairs` its pieces are of preference pairs: both answers, two segments, as one piece.
+  """
+
+  def __init__(
+    self, corpus: Corpus, *, seq_len: int, window: int, max_segments: int, seed: int,
+    pairs: bool = False,
+  ):
+    self.corpus, self._pairs = corpus, pairs
     self._seq_len, self._window, self._max_segments = seq_len, window, max_segments
     self._key = f'{seed}/{corpus.name}'
     # Where each document's copies end among all copies.
@@ -131,13 +158,24 @@ class Rows:
       documents = permute(index, self._size, f'{self._key}/{epoch}'.encode())
       if self._ends is not None:
         documents = np.searchsorted(self._ends, documents, side='right')
-      rows = pack(self.corpus.lengths[documents].tolist(), self._seq_len, self._max_segments)
+      rows = pack(self._lengths(documents).tolist(), self._seq_len,
+                  max(1, self._max_segments // 2) if self._pairs else self._max_segments)
       # Packing leaves rows of equally long documents side by side: shuffle them.
       key = f'{self._key}/{epoch}/{window}'.encode()
       order = permute(np.arange(len(rows)), max(1, len(rows)), key)
       rows = [[p._replace(document=int(documents[p.document])) for p in rows[i]] for i in order]
       self._packed = ((epoch, window), rows)
     return self._packed[1]
+
+  def _lengths(self, documents: np.ndarray) -> np.ndarray:
+    """Tokens of documents; of conversations those that go into a row."""
+    lengths = (self.corpus.pair_lengths if self._pairs else self.corpus.lengths)[documents]
+    if self._pairs:
+      lengths[lengths > self._seq_len + 1] = 0
+    elif self.corpus.has_mask:
+      for i in np.flatnonzero(lengths > self._seq_len + 1):
+        lengths[i] = fitting(self.corpus, int(documents[i]), self._seq_len)
+    return lengths
 
   def __next__(self) -> list[Piece]:
     epoch, window, row = self.position
@@ -157,5 +195,7 @@ class Rows:
   def _usual_rows(self) -> float:
     """Rows of a window, as if all were full."""
     repeats = 1 if self.corpus.repeats is None else self.corpus.repeats
-    places = float(np.sum((self.corpus.lengths - 1.0) * repeats))
+    lengths = self.corpus.pair_lengths if self._pairs else self.corpus.lengths
+    lengths = np.minimum(lengths, self.corpus.longest(self._seq_len))
+    places = float(np.sum((lengths - 1.0) * repeats))
     return max(1.0, places / self._seq_len / self._num_windows)

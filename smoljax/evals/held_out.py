@@ -1,9 +1,8 @@
 """Held-out text: bits per byte, copying, the unigram baseline."""
 
 import collections
-import contextlib
 import math
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Any
 
 import numpy as np
@@ -13,7 +12,8 @@ from smoljax.data import corpus as corpus_lib
 from smoljax.data.corpus import EmptySplit, open_corpus
 from smoljax.evals import likelihood
 
-# 'tokens': int array [n]; 'num_bytes': UTF-8 bytes of its text; 'language': ISO 639-1, if known
+# 'tokens': int array [n]; 'num_bytes': UTF-8 bytes of its text; 'language': ISO 639-1, if known;
+# 'learned': of conversations, bool array [n] of the tokens that are (num_bytes are theirs)
 Document = Mapping[str, Any]
 
 
@@ -25,22 +25,30 @@ def load_documents(path: str, *, split: str = 'validation', limit: int = 0) -> l
   corpus = open_corpus(path, split)
   records = (corpus.records[i] for i in spread(len(corpus.records), limit))
   return [{'tokens': corpus.decode(r), 'num_bytes': int(r['num_bytes']),
-           'language': corpus_lib.word(r['language'])} for r in records]
+           'language': corpus_lib.word(r['language']),
+           **({'learned': corpus.mask(r)} if corpus.has_mask else {})} for r in records]
 
 
-def load_held_out(corpora: Mapping[str, str], *, limit: int = 0) -> dict[str, list[Document]]:
-  """`load_documents` of each corpus (name → path); one too small to hold any out is left out.
+def load_held_out(
+  corpora: Mapping[str, str], *, limit: int = 0, note: Callable[[str], None] = lambda line: None
+) -> dict[str, list[Document]]:
+  """`load_documents` of each corpus (name → path); one that holds none out is left out.
 
-  Raises ValueError if that leaves none.
+  Args:
+    note: gets a line about each corpus that is left out, and why.
+
+  Raises EmptySplit, which says why, if that leaves none.
   """
-  documents = {}
+  documents, empty = {}, []
   for name, path in corpora.items():
-    with contextlib.suppress(EmptySplit):
+    try:
       documents[name] = load_documents(path, limit=limit)
+    except EmptySplit as e:
+      empty.append(str(e))
   if not documents:
-    raise ValueError(
-      f'no held-out document in {", ".join(corpora)}: raise --config.tokenize.holdout'
-    )
+    raise EmptySplit(f'there is no held-out document: {"; ".join(empty)}')
+  for reason in empty:
+    note(f'warning: not evaluated on: {reason}')
   return documents
 
 
@@ -53,7 +61,8 @@ def bits_per_byte(
   seq_len: int,
   min_context: int | None = None,
 ) -> dict[str, Any]:
-  """Scores every token after the first of each document once, by `windows`.
+  """Scores every token after the first of each document once, by `windows`; of conversations those
+  that are learned.
 
   A document's first token is what it is predicted from, not a prediction: BOS where the corpus has
   it. (Without BOS one text token a document goes unscored while its bytes count; the unigram loss
@@ -79,15 +88,20 @@ def bits_per_byte(
   def stream() -> Iterator[likelihood.Window]:
     for d in documents:
       language, size = d.get('language', ''), int(d['num_bytes'])
-      counts.update(documents=1, tokens=max(0, len(d['tokens']) - 1), bytes=size)
+      counts.update(documents=1, tokens=int(_targets(d).sum()), bytes=size)
       size_of[language] += size
-      yield from likelihood.windows(
+      first, places = 1, _targets(d)
+      for w in likelihood.windows(
         language, d['tokens'], first=1, seq_len=seq_len, min_context=min_context
-      )
+      ):
+        scored = places[first - 1 :][: len(w.tokens) - w.first]
+        first += len(scored)
+        yield w._replace(key=(language, scored))
 
   bins = np.zeros((10, 3))
   scored = likelihood.run_windows(config, params, stream(), batch_size=batch_size, seq_len=seq_len)
-  for language, logprobs, best in scored:
+  for (language, places), logprobs, best in scored:
+    logprobs, best = logprobs[places], best[places]
     nats_of[language] -= float(logprobs.sum(dtype=np.float64))
     sure = np.exp(best, dtype=np.float64)
     values = np.stack([np.ones_like(sure), sure, logprobs >= best], axis=1)
@@ -165,10 +179,16 @@ def unigram_loss(counts: np.ndarray, documents: Iterable[Document]) -> float:
   log_p = np.log(counts + 1.0) - np.log(counts.sum(dtype=np.float64) + len(counts))
   total, tokens = 0.0, 0
   for d in documents:
-    total -= float(log_p[d['tokens'][1:]].sum())
-    tokens += max(0, len(d['tokens']) - 1)
+    places = _targets(d)
+    total -= float(log_p[d['tokens'][1:][places]].sum())
+    tokens += int(places.sum())
   _require_tokens({'tokens': tokens, 'bytes': 1})
   return total / tokens
+
+
+def _targets(document: Document) -> np.ndarray:
+  """Which tokens after the first are scored, bool [n - 1]."""
+  return document.get('learned', np.ones(len(document['tokens']), bool))[1:]
 
 
 def _require_tokens(counts: Mapping[str, int]) -> None:

@@ -12,7 +12,7 @@ import numpy as np
 
 from smoljax import model
 from smoljax.model import quantised
-from smoljax.model.attention import attention
+from smoljax.model.attention import attention, decode
 
 BLOCK = 8  # tokens per row computed between two looks of the host
 BUCKET = 64  # lengths are rounded up to a multiple of this, or of an eighth of a power of two
@@ -113,20 +113,31 @@ def attend_cache(
   positions_BT = jnp.where(positions_BT < 0, index_T, positions_BT)
 
   def attend(q_BTNH, k_BTKH, v_BTKH, layer, window, cache):
-    held = cache[layer]
+    given = q_BTNH, k_BTKH, v_BTKH, cache[layer]
+    if start is not None and not own and decode.fits(q_BTNH, k_BTKH):
+      out_BTNH, written = jax.lax.platform_dependent(
+        *given, cuda=one_token, default=functools.partial(tokens, window=window))
+    else:
+      out_BTNH, written = tokens(*given, window=window)
+    return out_BTNH, [*cache[:layer], written, *cache[layer + 1 :]], None
+
+  def one_token(q_B1NH, k_B1KH, v_B1KH, held):
+    return decode.attend(
+      q_B1NH, k_B1KH, v_B1KH, held, first, offset_B, softcap=config.attention_softcap)
+
+  def tokens(q_BTNH, k_BTKH, v_BTKH, held, window):
     new = (k_BTKH.swapaxes(1, 2), v_BTKH.swapaxes(1, 2))
     write = functools.partial(_write, start=first, ring=bool(window))
     if own:
       write = lambda held, new: jax.vmap(_write_row)(held, new, first)
     written = tuple(write(h, n) for h, n in zip(held, new, strict=True))
-    cache = [*cache[:layer], written, *cache[layer + 1 :]]
     if start is None:
       out_BTNH, _ = attention(
         q_BTNH, k_BTKH, v_BTKH, q_positions_BT=positions_BT, kv_positions_BS=positions_BT,
         q_segments_BT=segments_BT, kv_segments_BS=segments_BT, window=window, in_order=True,
         softcap=config.attention_softcap, max_segments=1,
       )
-      return out_BTNH, cache, None
+      return out_BTNH, written
     R = held[0].shape[2]
     if window and T > 1:  # what the chunk pushes out of the ring is still seen by its first tokens
       k_BKSH, v_BKSH = (jnp.concatenate(pair, axis=2) for pair in zip(held, new, strict=True))
@@ -141,7 +152,7 @@ def attend_cache(
       kv_positions_BS=jnp.where(hidden_BS, HIDDEN, kv_positions_BS), window=window,
       softcap=config.attention_softcap, implementation='xla',
     )
-    return out_BTNH, cache, None
+    return out_BTNH, written
 
   return positions_BT, attend
 
@@ -213,7 +224,7 @@ class State(NamedTuple):
   logits_BV: jax.Array  # fp32, of the next token
   cache: Cache
   index: jax.Array  # int32, of the next token
-  step: jax.Array  # int32, tokens made so far
+  step: jax.Array  # int32, tokens made so far, of all rows or [B]
   ended_B: jax.Array  # bool
   seen_BV: jax.Array | None  # bool: tokens each row holds; with a repetition penalty only
 

@@ -53,7 +53,7 @@ def stream(
   max_new_tokens: int,
   sampling: Sampling = GREEDY,
   eos_id: int | Sequence[int] | None = None,
-  seed: int | Sequence[int] = 0,
+  seed: int | Sequence[int] | Sequence[tuple[int, int]] = 0,
   samples: int = 1,
   logprobs: bool = False,
   block: int | None = None,
@@ -70,7 +70,9 @@ def stream(
     mask: [B, T], true where `prompts` holds a token and not padding, on whichever side.
     max_new_tokens: per row.
     eos_id: token(s) that end a row; they are not given out.
-    seed: of all rows; or a list with one of each, wherever it stands in the batch.
+    seed: of all rows; or a list with one of each, wherever it stands in the batch; or of each
+      (seed, number of tokens) where so many at its prompt's end were drawn by that seed: the
+      draws go on as if they had not been interrupted.
     samples: rows a prompt, one after the other in the result; a prompt is read once.
     logprobs: give (token, its log-probability), in nats, where there is a token. It is the
       model's own, as without `sampling`.
@@ -91,22 +93,27 @@ def stream(
   rows = _rows(config, prompts, mask, max_new_tokens)
   if not rows or not max_new_tokens:
     return iter(())
-  keys_B = _keys(seed, len(rows) * samples)
+  keys_B, drawn = _keys(seed, len(rows) * samples)
   ends = () if eos_id is None else (eos_id,) if isinstance(eos_id, int) else tuple(eos_id)
   if speculation is not None:
-    _require_speculative(config, sampling, samples, logprobs)
+    _require_speculative(config, sampling, samples, logprobs or np.any(drawn))
     return speculative.speculate(
       config, params, rows, max_new_tokens, sampling, ends, keys_B, block, speculation)
   return _stream(
-    config, params, rows, max_new_tokens, sampling, ends, keys_B, block, samples, logprobs)
+    config, params, rows, max_new_tokens, sampling, ends, (keys_B, drawn), block, samples, logprobs)
 
 
 def _keys(seed, num_rows):
+  """The key of each row, and how many tokens it has drawn: int32, of all rows or [B]."""
   if isinstance(seed, int):
-    return jax.vmap(jax.random.fold_in, (None, 0))(jax.random.key(seed), jnp.arange(num_rows))
+    keys_B = jax.vmap(jax.random.fold_in, (None, 0))(jax.random.key(seed), jnp.arange(num_rows))
+    return keys_B, jnp.int32(0)
   if len(seed) != num_rows:
     raise ValueError(f'{len(seed)} seeds for {num_rows} rows: give one seed, or one a row')
-  return jax.vmap(jax.random.key)(np.asarray(seed, np.uint32))
+  seeds, drawn = np.asarray(seed), np.int32(0)
+  if seeds.ndim == 2:
+    seeds, drawn = seeds.T
+  return jax.vmap(jax.random.key)(seeds.astype(np.uint32)), jnp.asarray(drawn, jnp.int32)
 
 
 def _require_speculative(config, sampling, samples, logprobs):
@@ -120,13 +127,14 @@ def _require_speculative(config, sampling, samples, logprobs):
     raise ValueError('repetition_penalty does not go with speculation: each draft would change the '
                      'penalties of the next; set it to 1')
   if samples > 1 or logprobs or sampling.min_new_tokens:
-    raise ValueError('samples, logprobs and min_new_tokens do not go with speculation: leave them '
-                     'out')
+    raise ValueError('samples, logprobs, min_new_tokens and rows that go on do not go with '
+                     'speculation: leave them out')
 
 
 def _stream(
-  config, params, rows, max_new_tokens, sampling, ends, keys_B, block, samples, logprobs
+  config, params, rows, max_new_tokens, sampling, ends, draws, block, samples, logprobs
 ):
+  keys_B, drawn = draws
   params = cache_lib.prepare(config, params)
   block = min(block, max_new_tokens)
   num_blocks = -(-max_new_tokens // block)
@@ -145,7 +153,7 @@ def _stream(
         seen_V[row] = True
       seen_BV = jnp.asarray(seen_BV)
     ended_B = jnp.zeros(len(rows), bool)
-    state = State(logits_BV, cache, jnp.int32(index), jnp.int32(0), ended_B, seen_BV)
+    state = State(logits_BV, cache, jnp.int32(index), drawn, ended_B, seen_BV)
     run = _block(config, sampling, ends, block, logprobs)
     new, state = run(params, offset_B, keys_B, state)
   left = max_new_tokens
@@ -183,11 +191,12 @@ def _block(
 
     def step(i, carry):
       (tokens_BJ, logprobs_BJ), state = carry
-      now_B = jax.vmap(jax.random.fold_in, (0, None))(keys_B, state.step)
+      step_B = jnp.broadcast_to(state.step, B)
+      now_B = jax.vmap(jax.random.fold_in)(keys_B, step_B)
       logits_BV = state.logits_BV
-      if ends and sampling.min_new_tokens:
-        early = state.step < sampling.min_new_tokens
-        logits_BV = jnp.where(early & is_end_V, -jnp.inf, logits_BV)
+      if is_end_V is not None and sampling.min_new_tokens:
+        early_B1 = step_B[:, None] < sampling.min_new_tokens
+        logits_BV = jnp.where(early_B1 & is_end_V, -jnp.inf, logits_BV)
       token_B = sampling_lib.sample(now_B, logits_BV, sampling, state.seen_BV)
       ended_B = state.ended_B
       if ends:

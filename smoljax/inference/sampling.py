@@ -85,7 +85,7 @@ def _likeliest(logits_BV, weight_BV, enough):
     sum_B1 = jnp.sum(jnp.where(order_BV >= higher_B1, weight_BV, 0), axis=-1, keepdims=True)
     return jnp.where(sum_B1 >= enough, higher_B1, lowest_B1)
 
-  lowest_B1 = jnp.zeros_like(order_BV[:, :1])
+  lowest_B1 = jnp.zeros_like(order_BV[..., :1])
   return order_BV >= jax.lax.fori_loop(0, 32, set_bit, lowest_B1)
 
 

@@ -15,7 +15,7 @@ from flax import nnx
 from jax.ad_checkpoint import checkpoint_name
 
 from smoljax import sharding
-from smoljax.model import fp8, quantised
+from smoljax.model import fp8, one_row, quantised
 from smoljax.model.attention import attention
 from smoljax.model.config import GATED, LinearRope, Llama3Rope, ModelConfig, mscale
 
@@ -162,8 +162,8 @@ class Block(nnx.Module):
     """(x_BTD after the block, the state and what else `attend` gives)."""
     out_BTD, state, seen = self.attn(self._norm('attn_norm', x_BTD), rotate, attend)
     attn_BTD = self._norm('attn_post_norm', out_BTD)
-    x_BTD = checkpoint_name(x_BTD + attn_BTD, 'mid')
-    out_BTD = self.mlp(self._norm('mlp_norm', x_BTD), watch)
+    x_BTD, normed_BTD = self._add_and_norm(x_BTD, attn_BTD)
+    out_BTD = self.mlp(normed_BTD, watch)
     mlp_BTD = self._norm('mlp_post_norm', out_BTD)
     if watch:
       watch('attn_out', attn_BTD)
@@ -172,6 +172,20 @@ class Block(nnx.Module):
 
   def _norm(self, name, x_BTD):
     return getattr(self, name)(x_BTD) if hasattr(self, name) else x_BTD
+
+  def _add_and_norm(self, x_BTD, attn_BTD):
+    """(x + attention, what the MLP reads of it)."""
+    def plain(x_BTD, attn_BTD):
+      x_BTD = checkpoint_name(x_BTD + attn_BTD, 'mid')
+      return x_BTD, self._norm('mlp_norm', x_BTD)
+
+    if hasattr(self.mlp, 'inwards_XD') and hasattr(self, 'mlp_norm'):  # decoding
+      norm = self.mlp_norm
+      if one_row.fits(norm.config, x_BTD):
+        kernel = functools.partial(
+          one_row.add_and_norm, scale_D=norm.scale_D[...], eps=norm.config.norm_eps)
+        return jax.lax.platform_dependent(x_BTD, attn_BTD, cuda=kernel, default=plain)
+    return plain(x_BTD, attn_BTD)
 
 
 class MTPModule(nnx.Module):

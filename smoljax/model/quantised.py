@@ -12,7 +12,6 @@ import math
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 
 BITS = {'int8': 8, 'int4': 4}
 GROUP = 64  # weights of a row that share a scale in 4 bits: 4.25 bits a weight
@@ -88,7 +87,7 @@ def matmul(x_BTI: jax.Array, w: Quantised, dtype: jax.typing.DTypeLike) -> jax.A
     if w.bits == 8 and w.values.size <= SMALL:
       y_O = jnp.sum(x_I.astype(jnp.float32) * w.values * w.scales_OG.astype(jnp.float32), axis=1)
     else:
-      y_O = sum_of_words(x_I, w)[:, 0]
+      y_O = sum_of_words(x_I, w)
     return y_O[None, None].astype(dtype)
 
   group = x_BTI.shape[-1] // w.scales_OG.shape[1]
@@ -104,35 +103,15 @@ def _whole(w):
   return jnp.stack([(w.values << 4) >> 4, w.values >> 4], axis=-1).reshape(len(w.values), -1)
 
 
-def sum_of_words(x_I: jax.Array, w: Quantised, parts: int = 1) -> jax.Array:
-  """fp32 products y_OP of one row, each in so many parts that are still to be added.
-
-  Weights are read by the 32-bit word, 16 bytes a thread.
-
-  GPUs turn whole numbers into floats at an eighth of their other rates. So a weight becomes one by
-  bit operations, as the last bits of a float of 2^23 and more, of which that is taken off. It
-  stays where it is in the word as long as that is among the last 23 bits, and counts 2^place as
-  much; x, of which every row needs the same, makes up for that.
-  """
+def sum_of_words(x_I: jax.Array, w: Quantised) -> jax.Array:
+  """fp32 products y_O of one row; weights are read by the 32-bit word, 16 bytes a thread."""
   O, G = w.scales_OG.shape
-  each, levels = 32 // w.bits, 1 << w.bits
-  words_OW = jax.lax.bitcast_convert_type(w.values.reshape(O, -1, 4), jnp.uint32)
-  words_OW ^= jnp.uint32(sum(levels // 2 << (w.bits * e) for e in range(each)))  # none is negative
-  fit = 23 // w.bits  # weights that need no shift
-  place = [w.bits * (e % fit) for e in range(each)]
-  x_WE = x_I.astype(jnp.float32).reshape(-1, each) * 2.0 ** -np.array(place, np.float32)
-  # As a number that the compiler does not know, with which `and` and `or` are one instruction.
-  large = jax.lax.optimization_barrier(jnp.uint32(0x4B000000))
-  x_WE = jax.lax.optimization_barrier(x_WE)  # once, and not again for every row
-
-  def weights_OW(e):
-    shifted_OW = words_OW >> (w.bits * (e // fit * fit)) if e >= fit else words_OW
-    bits_OW = shifted_OW & jnp.uint32(levels - 1 << place[e]) | large
-    zero = 2**23 + (levels // 2 << place[e])
-    return jax.lax.bitcast_convert_type(bits_OW, jnp.float32) - jnp.float32(zero)
-
-  sum_OW = weights_OW(0) * x_WE[:, 0]
-  for e in range(1, each):
-    sum_OW += weights_OW(e) * x_WE[:, e]
-  scaled_OGW = sum_OW.reshape(O, G, -1) * w.scales_OG.astype(jnp.float32)[..., None]
-  return jnp.sum(scaled_OGW.reshape(O, parts, -1), axis=-1)
+  words_OW = jax.lax.bitcast_convert_type(w.values.reshape(O, -1, 4), jnp.int32)
+  each = 32 // w.bits  # weights a word
+  x_WE = x_I.astype(jnp.float32).reshape(-1, each)
+  sum_OW = jnp.zeros(words_OW.shape)
+  for e in range(each):
+    q_OW = (words_OW << (32 - w.bits * (e + 1))) >> (32 - w.bits)
+    sum_OW += q_OW.astype(jnp.float32) * x_WE[:, e]
+  return jnp.sum(sum_OW.reshape(O, G, -1) * w.scales_OG.astype(jnp.float32)[..., None],
+                 axis=(1, 2))

@@ -13,6 +13,7 @@ import statistics
 from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
+import data_beam.chat as chat
 from smoljax.report import charts, diversity
 from smoljax.report.charts import (
   compact,
@@ -32,6 +33,7 @@ EXAMPLES = 3  # shown of what was kept
 REJECTS = 10  # shown of each reason
 DOMAINS = 12  # shown of each corpus
 _CHARS = 320  # shown of a document
+_TURN = 600  # of what is said in a conversation at a stretch
 
 Csv = Callable[[str, Sequence[str], Iterable[Sequence]], str]  # stores a table, returns its link
 Locate = Callable[[str, str, dict], tuple[int, int] | None]  # (reason, text, metadata) → span
@@ -123,8 +125,9 @@ def curation(run: Any, csv: Csv) -> str:
   if not run.corpora:
     return section('curation', 'Curation', missing(
         'curated corpora', 'no manifest.json of kind “curated” under the run’s corpora/'))
-  kept = [f'<h4>{text(c.name)}</h4><div class="grid three">'
-          f'{"".join(example(r, c, run.picture) for r in spread(c.kept))}</div>'
+  kept = [f'<h4>{text(c.name)}</h4>' + (dialogues(c, run.tokenised) or (
+            '<div class="grid three">'
+            f'{"".join(example(r, c, run.picture) for r in spread(c.kept))}</div>'))
           for c in run.corpora if c.kept]
   return section(
       'curation', 'Curation',
@@ -214,6 +217,49 @@ def example(record: dict, c: Corpus, picture: Picture | None) -> str:
   data = base64.b64encode(png).decode()
   return (f'<div>{quote(record, 420)}<img alt="its first page" style="max-width:100%" '
           f'src="data:image/png;base64,{data}"></div>')
+
+
+def dialogues(c: Corpus, tokenised: Sequence[dict]) -> str:
+  """Conversations of each mode as the model reads them, what it learns to write marked; '' for a
+  corpus of documents."""
+  modes = collections.defaultdict(list)
+  for r in c.kept:
+    if (known := metadata(r)).get('conversation'):
+      modes[str(known.get('mode'))].append((r, known['conversation']))
+  if not modes:
+    return ''
+  user = any(m.get('config', {}).get('train_user') for m in tokenised
+             if c.name in [i.get('name') for i in m.get('inputs') or []])
+  quotes = []
+  for mode, found in sorted(modes.items()):
+    for r, conversation in spread(found):
+      try:
+        answers = ('chosen', 'rejected') if 'rejected' in conversation else ('',)
+        body = ''.join(
+          f'<p><b>{answer}</b></p>' * bool(answer)
+          + dialogue(*chat.render_document(
+            conversation, r['id'], train_user=user, rejected=answer == 'rejected'))
+          for answer in answers)
+      except (ValueError, TypeError, KeyError, AttributeError) as e:  # of others, or damaged
+        body = f'(cannot be rendered: {excerpt(e, _CHARS)})'
+      quotes.append(f'<blockquote dir="auto">{body}<cite>{text(mode)} · '
+                    f'{excerpt(r.get("id", ""), 60)}</cite></blockquote>')
+  return ('<p class="note">As the chat template renders them; marked is what the model learns to '
+          f'write. Long parts are shortened.</p><div class="grid">{"".join(quotes)}</div>')
+
+
+def dialogue(rendered: chat.Rendered, prompt: chat.Rendered | None) -> str:
+  """A rendered conversation, the spans that are learned marked: of a pair's, behind the prompt."""
+  known, at, parts = len(prompt.text) if prompt else 0, 0, []
+  for start, end in [*rendered.spans, (len(rendered.text), len(rendered.text))]:
+    start = min(max(start, known), end)
+    for stop, form in ((start, '{}'), (end, '<mark>{}</mark>')):
+      if words := rendered.text[at:stop]:
+        short = words if len(words) <= _TURN else (
+          f'{words[: _TURN // 2]} … {words[-_TURN // 2 :]}')
+        parts.append(form.format(text(short)))
+      at = stop
+  return f'<div style="white-space:pre-wrap">{"".join(parts)}</div>'
 
 
 def marked(record: dict, limit: int, locate: Locate | None) -> str:

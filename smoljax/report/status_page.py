@@ -6,13 +6,17 @@ machine that sees the disk. `serve` shows it on this machine's loopback address 
 reports of finished runs behind it.
 """
 
+import contextlib
 import dataclasses
-import functools
+import http.cookies
 import http.server
 import json
 import os
 import pathlib
+import secrets
+import stat
 import time
+import urllib.parse
 from typing import Any
 
 from smoljax import metrics
@@ -21,6 +25,7 @@ from smoljax.report.charts import Series, count, duration, figure, fixed, number
 
 SILENT = 120  # seconds without a word after which a run counts as stopped
 REFRESH = 5  # seconds between two looks of the browser
+_KINDS = {'.html': 'text/html; charset=utf-8', '.csv': 'text/csv; charset=utf-8'}
 _HOSTS = ('localhost', '127.0.0.1', '[::1]')
 
 
@@ -110,8 +115,10 @@ def _mtime(path: pathlib.Path) -> float:
   return path.stat().st_mtime if path.exists() else 0.0
 
 
-def render(workdir: str | pathlib.Path, now: float | None = None) -> str:
+def render(workdir: str | pathlib.Path, now: float | None = None, token: str = '') -> str:
   """The page, which asks for itself again every few seconds.
+
+  With a token its links carry that, for browsers that keep no cookies.
 
   Raises FileNotFoundError as `runs` does.
   """
@@ -119,13 +126,16 @@ def render(workdir: str | pathlib.Path, now: float | None = None) -> str:
   found = statuses(workdir, now)
   states = [s.state for s in found]
   tally = ', '.join(f'{states.count(k)} {k}' for k in dict.fromkeys(states))
+  if len(found) == 1:
+    tally = f'{found[0].name}: {found[0].state}'
   rows = []
   for s in found:
     page = s.folder / 'report' / 'index.html'
     name = text(s.name)
     if page.exists():
       at = page.relative_to(workdir).as_posix()
-      name = f'<a href="/{text(at)}">{name}</a>'
+      query = f'?token={token}' if token else ''
+      name = f'<a href="/{text(at)}{query}">{name}</a>'
     share = s.step / s.steps if s.steps else 0.0
     event = s.events[-1] if s.events else {}
     event_words = ' '.join(str(event[k]) for k in ('event', 'action', 'step') if k in event)
@@ -136,50 +146,114 @@ def render(workdir: str | pathlib.Path, now: float | None = None) -> str:
       '' if s.state == 'done' else charts.excerpt(s.word, 60)))
   head = ('run', 'state', 'steps', 'loss', 'tokens/s', 'left', 'last event', 'last word')
   curves = [Series(s.name, charts.smooth(s.loss), i) for i, s in enumerate(
-    s for s in found if s.loss and s.state != 'failed')][-12:]
+    s for s in found if len(s.loss) > 1 and s.state != 'failed')][-12:]
   body = (
-    f'<header><p class="kicker">smoljax · {text(workdir)}</p><h1>{tally}</h1><p class="lede">'
+    f'<header><p class="kicker">smoljax · {text(workdir)}</p><h1>{text(tally)}</h1><p class="lede">'
     f'{time.strftime("%H:%M:%S", time.localtime(now))}, again every {REFRESH} s.</p></header>'
-    + table(head, rows, words=2)
+    + table(head, rows, words=2, kind='status')
     + (figure('Loss in training', charts.lines(
         curves, label='Loss in training', y_label='nats per token'), '') if curves else ''))
   page = charts.page(f'smoljax: {tally}', body)
   return page.replace('<head>', f'<head><meta http-equiv="refresh" content="{REFRESH}">', 1)
 
 
-class _Handler(http.server.SimpleHTTPRequestHandler):
-  """The status at '/', and the files of the workdir behind it; read only."""
+class _Handler(http.server.BaseHTTPRequestHandler):
+  """The status at '/', and the reports behind it: pages and CSV files of the workdir, read only.
 
-  workdir = ''
+  Whoever asks must know the token, as Jupyter has it: in the URL, or in the cookie that is given to
+  whoever had it there. Others on this machine can reach the port, and browsers can be made to.
+  """
+
+  workdir, token = '', ''
 
   def do_GET(self) -> None:
+    """Answers with a page, or 403 or 404."""
+    self._answer()
+
+  do_HEAD = do_GET
+
+  def _answer(self) -> None:
     host = (self.headers.get('Host') or '').rpartition(':')[0] or self.headers.get('Host')
     if host not in _HOSTS:  # a foreign page whose name was pointed at this machine
-      self.send_error(403, 'ask for localhost')
-    elif self.path == '/':
+      return self.send_error(403, 'ask for localhost')
+    asked = urllib.parse.urlsplit(self.path)
+    if not self._knows_token(asked.query):
+      return self.send_error(403, 'the token is missing: open the address that --watch printed')
+    if asked.path == '/':
       try:
-        page, code = render(self.workdir), 200
+        page, code = render(self.workdir, token=self.token), 200
       except OSError as e:
         page, code = charts.page('smoljax', f'<p class="missing">{text(e)}</p>'), 404
-      data = page.encode()
-      self.send_response(code)
-      self.send_header('Content-Type', 'text/html; charset=utf-8')
-      self.send_header('Content-Length', str(len(data)))
-      self.end_headers()
+      return self._send(code, 'text/html; charset=utf-8', page.encode())
+    try:
+      kind, data = _read_page(pathlib.Path(self.workdir), urllib.parse.unquote(asked.path))
+    except (OSError, ValueError):
+      return self.send_error(404, 'no such page')
+    return self._send(200, kind, data)
+
+  def _knows_token(self, query: str) -> bool:
+    cookies = http.cookies.SimpleCookie()
+    with contextlib.suppress(http.cookies.CookieError):
+      cookies.load(self.headers.get('Cookie') or '')
+    given = [*urllib.parse.parse_qs(query).get('token', []),
+             *(c.value for c in [cookies.get(self._cookie)] if c)]
+    return any(secrets.compare_digest(g.encode(), self.token.encode()) for g in given)
+
+  @property
+  def _cookie(self) -> str:  # cookies are of a host, whatever the port
+    return f'smoljax-{self.server.server_address[1]}'
+
+  def _send(self, code: int, kind: str, data: bytes) -> None:
+    self.send_response(code)
+    for name, value in (
+      ('Content-Type', kind), ('Content-Length', str(len(data))), ('Cache-Control', 'no-store'),
+      ('X-Content-Type-Options', 'nosniff'), ('Referrer-Policy', 'no-referrer'),
+      ('Set-Cookie', f'{self._cookie}={self.token}; Path=/; HttpOnly; SameSite=Strict')):
+      self.send_header(name, value)
+    self.end_headers()
+    if self.command != 'HEAD':
       self.wfile.write(data)
-    else:
-      super().do_GET()
 
   def log_message(self, format: str, *args: Any) -> None:
-    pass
+    """Says nothing: addresses hold the token."""
 
 
-def serve(workdir: str, port: int = 0) -> http.server.ThreadingHTTPServer:
-  """A server on 127.0.0.1, not yet running; port 0 takes a free one (`server_address[1]`).
+def _read_page(workdir: pathlib.Path, path: str) -> tuple[str, bytes]:
+  """(content type, bytes) of a page or CSV file of the workdir.
 
-  Raises OSError where the port is taken or nothing runs in `workdir`.
+  A run's report is a link to a step's folder, which the points of a sweep share. No other link that
+  leads out of the workdir is followed.
+
+  Raises OSError or ValueError for anything else.
   """
+  root = workdir.resolve()
+  places = [root, *[root.parents[1] / 'steps'] * (root.parent.name == 'points')]
+  file = (root / path.lstrip('/')).resolve(strict=True)
+  if not any(file.is_relative_to(p) for p in places) or file.suffix not in _KINDS:
+    raise PermissionError(path)
+  with open(os.open(file, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK), 'rb') as f:
+    if not stat.S_ISREG(os.fstat(f.fileno()).st_mode):
+      raise PermissionError(path)
+    return _KINDS[file.suffix], f.read()
+
+
+class Server(http.server.ThreadingHTTPServer):
+  """With the address to open, which has the token that it asks for."""
+
+  url = ''
+
+
+def serve(workdir: str, port: int = 0) -> Server:
+  """A server on 127.0.0.1, not yet running; port 0 takes a free one.
+
+  Raises OSError where the port is taken or nothing runs in `workdir`, ValueError for no port.
+  """
+  if not 0 <= port < 65536:
+    raise ValueError(f'--port={port}: give 1 to 65535, or 0 for a free one')
   runs(workdir)
-  handler: Any = type('Handler', (_Handler,), {'workdir': os.path.abspath(workdir)})
-  return http.server.ThreadingHTTPServer(
-    ('127.0.0.1', port), functools.partial(handler, directory=handler.workdir))
+  token = secrets.token_urlsafe(24)
+  handler: Any = type('Handler', (_Handler,), {
+    'workdir': os.path.abspath(workdir), 'token': token})
+  server = Server(('127.0.0.1', port), handler)
+  server.url = f'http://127.0.0.1:{server.server_address[1]}/?token={token}'
+  return server

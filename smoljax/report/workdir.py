@@ -11,8 +11,6 @@ from smoljax import metrics
 from smoljax.report import corpus_page
 from smoljax.report.charts import number
 
-_SECRET = re.compile(r'secret|passw|authorization|api_?key|(hf|access|auth|wandb)_?token', re.I)
-
 
 def size(path: pathlib.Path) -> str:
   """Bytes of a file or of everything under a directory, in words."""
@@ -133,10 +131,3 @@ def load(workdir: str) -> Run:
              read(evals[-1], {}) if evals else {}, read(root / 'samples.json', []),
              sorted(corpora, key=lambda c: -(c.manifest.get('documents') or 0)),
              sorted(tokenised, key=lambda m: -(get(m, 'splits', 'train', 'tokens') or 0)), notes)
-
-
-def redact(tree: Any) -> Any:
-  """A config without the values of keys that name secrets."""
-  if isinstance(tree, dict):
-    return {k: '(not shown)' if v and _SECRET.search(k) else redact(v) for k, v in tree.items()}
-  return [redact(v) for v in tree] if isinstance(tree, list) else tree

@@ -26,6 +26,7 @@ import jax
 import jax.numpy as jnp
 
 from smoljax import model, sharding
+from smoljax.data.batches import learned
 from smoljax.model.attention.masks import Places, visible
 from smoljax.model.config import one_of
 
@@ -301,7 +302,7 @@ class Teacher:
     positions_BT, segments_BT = (
       sharding.constrain(jnp.asarray(batch[k]), 'batch', None)
       for k in ('positions', 'segment_ids'))
-    mask_BT = (segments_BT > 0).astype(jnp.float32)
+    mask_BT = sharding.constrain(learned(batch), 'batch', None).astype(jnp.float32)
     layers = layer_map(self.student.num_layers, self.config.num_layers)
     for name, f in (('features', features), ('attention', attention)):
       if weight := getattr(self, name):

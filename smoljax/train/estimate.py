@@ -11,9 +11,12 @@ Times are not estimated: kernels are timed on devices only (experiments/benchmar
 import collections
 import contextlib
 import dataclasses
+import importlib
+import logging
 import math
 import os
 import re
+import sys
 import time
 from collections.abc import Iterator
 from typing import Any
@@ -24,6 +27,7 @@ import numpy as np
 from jax.experimental import topologies
 
 from smoljax import gpu, metrics, model, sharding
+from smoljax.train import memory
 from smoljax.train.step import make_mesh, make_plan
 
 # Chips of a TPU slice → its shape; the larger slices of v4 and v5p are cubes, and named by cores.
@@ -49,6 +53,8 @@ platform_name: "CUDA" dnn_version_info { major: 9 minor: 19 patch: 0 }
 runtime_version { major: 13 minor: 0 patch: 0 } device_description_str: "NVIDIA %s"
 """
 _WITHOUT_A_DEVICE = {'xla_gpu_autotune_level': '0', 'xla_gpu_enable_triton_gemm': False}
+# Of a device's memory what counting may fill: collectives and fragments come on top.
+_COUNTED = .9
 _BYTES = {'pred': 1, 's8': 1, 'u8': 1, 'bf16': 2, 'f16': 2, 's32': 4, 'u32': 4, 'f32': 4, 's64': 8}
 
 
@@ -80,6 +86,7 @@ def topology(name: str) -> Topology:
                      'TPU_ACCELERATOR_TYPE': 'v5litepod-8', 'TPU_STDERR_LOG_LEVEL': '3',
                      'TPU_MIN_LOG_LEVEL': '3', 'ALLOW_MULTIPLE_LIBTPU_LOAD': '1'}.items():
     os.environ.setdefault(key, value)
+  jax.config.update('jax_platforms', 'cpu')
   shape = shapes[int(number) // cores]
   alone = {'chips_per_host_bounds': [1, 1, 1]} if shape == '1x1' else {}
   with _package(name, 'libtpu'):
@@ -92,7 +99,6 @@ def _gpus(name, kind, number):
   hosts = max(1, number // 8)
   if kind not in _GPUS or number not in (1, 2, 4, 8, 8 * hosts):
     raise ValueError(f'--topology={name}: {" or ".join(_GPUS)}, xN for 2, 4 or whole hosts of 8')
-  os.environ.setdefault('JAX_SKIP_CUDA_CONSTRAINTS_CHECK', '1')
   jax.config.update('jax_platforms', 'cpu,cuda')
   with _package(name, 'jax-cuda13-plugin and jax-cuda13-pjrt'):
     found = topologies.get_topology_desc(
@@ -104,11 +110,27 @@ def _gpus(name, kind, number):
 
 @contextlib.contextmanager
 def _package(name: str, package: str) -> Iterator[None]:
+  """Finds the compilers where `make .venv/.installed-compilers` puts them: apart, beside jax.
+
+  jax looks for the devices of all that it finds there, and tells of those that are missing; that
+  says nothing here.
+  """
+  folder = os.path.join(sys.prefix, 'compilers')
+  if os.path.isdir(folder) and folder not in sys.path:
+    sys.path.append(folder)
+    importlib.invalidate_caches()
+  bridge = logging.getLogger('jax._src.xla_bridge')
+  before = bridge.level
+  bridge.setLevel(logging.CRITICAL + 1)
+  os.environ.setdefault('JAX_SKIP_CUDA_CONSTRAINTS_CHECK', '1')  # cuDNN is not there either
   try:
     yield
   except Exception as e:
-    raise ValueError(f'--topology={name}: this machine cannot compile for it ({e}); pip install '
+    raise ValueError(f'--topology={name}: this machine cannot compile for it '
+                     f'({" ".join(str(e).split())[:200]}); make .venv/.installed-compilers has '
                      f'{package}, of the version that fits jax {jax.__version__}') from e
+  finally:
+    bridge.setLevel(before)
 
 
 @contextlib.contextmanager
@@ -160,9 +182,12 @@ def estimate(config: Any, model_config: model.ModelConfig, where: Topology) -> d
   except jax.errors.JaxRuntimeError as e:
     if 'RESOURCE_EXHAUSTED' not in str(e):
       raise
+    ways = proposals(config, model_config, where)
     raise ValueError(
-      f'{where.name}: the step does not fit: {str(e).splitlines()[0]}; split it over more devices, '
-      'lower train.batch_tokens, or set model.remat=full') from e
+      f'{where.name}: the step does not fit: {_reason(str(e))}; ' + (
+        f'by counting bytes it should with {", or with ".join(ways)}' if ways else
+        'nor would micro-batches, remat or more such devices help: lower train.batch_tokens or '
+        'take a smaller model')) from e
   used: Any = compiled.memory_analysis()
   tokens = t.rows * config.data.seq_len
   return {
@@ -176,6 +201,54 @@ def estimate(config: Any, model_config: model.ModelConfig, where: Topology) -> d
     'peak_flops': metrics.peak_flops(where.devices[0].device_kind),
     'collectives': collectives(compiled.as_text()),
   }
+
+
+def proposals(config: Any, model_config: model.ModelConfig, where: Topology) -> list[str]:
+  """Flags with which a step that does not fit should, each alone: the least of its kind.
+
+  More micro-batches, nothing kept for the backward pass, both, and a larger slice, by what
+  `memory.training` counts on the mesh that a run would choose.
+  """
+  t, found = config.train, []
+
+  def fits(devices: int, accumulate: int, remat: str) -> bool:
+    if t.rows % accumulate:
+      return False
+    what = dataclasses.replace(model_config, remat=remat)
+    rows = t.rows // accumulate
+    how = dict(rows=rows, seq_len=config.data.seq_len, chunk=t.loss_chunk)
+    try:
+      mesh = memory.choose_mesh(
+        what, {axis: config.mesh[axis] for axis in sharding.AXES}, devices=devices,
+        memory=int(where.memory * _COUNTED), island=8 if where.name in _GPUS else None, **how)
+      need = memory.training(what, mesh=mesh, **how)
+    except ValueError:
+      return False
+    return sum(need.values()) <= where.memory * _COUNTED
+
+  here = len(where.devices)
+  more = [n for n in range(t.accumulate, t.rows + 1) if t.rows % n == 0]
+  for remat in dict.fromkeys((model_config.remat, 'full')):
+    least = next((n for n in more if fits(here, n, remat)), None)
+    flags = [f'--config.train.accumulate={least}'] * (least != t.accumulate)
+    flags += [f'--config.model.remat={remat}'] * (remat != model_config.remat)
+    if least and flags:
+      found.append(' '.join(flags))
+  kind, _, _ = where.name.partition('-')
+  for devices in (here * 2 ** n for n in range(1, 5)):
+    if fits(devices, t.accumulate, model_config.remat):
+      shapes, cores = _TPUS.get(kind, ({}, 1))
+      name = f'{kind}-{devices * cores}' if shapes else f'{re.split("x", kind)[0]}x{devices}'
+      if not shapes or devices in shapes:
+        found.append(f'--topology={name}')
+      break
+  return found
+
+
+def _reason(account: str) -> str:
+  """The part of XLA's account that says how much is missing."""
+  line = account.splitlines()[0]
+  return re.sub(r'^.*?(?=Used|Ran out|Attempting|Out of memory)', '', line)[:200]
 
 
 def collectives(program: str) -> dict[str, tuple[int, int]]:

@@ -55,7 +55,7 @@ def train(
     step, state, position, changed = newest(run, checkpoints)
     iterator = prefetch(run.batches, position)
     checkpoints.reserve((run.plan.params, run.plan.opt_state))
-    _warn_of_a_small_disk(run, checkpoints, step, log_line)
+    _warn(run, checkpoints, step, log_line)
     train_step, probe = run.plan.step(len(run.batches.sources)), make_probe(run)
     with (
       Telemetry(run, step, log_line) as telemetry,
@@ -78,6 +78,8 @@ def train(
         watch, probed, scores = Stopwatch(), None, {}
         batch = next(iterator)
         waited = watch.seconds()
+        if run.rollouts:
+          batch = _answered(run, telemetry, watch, batch, state['params'], step)
         probe_now = config.diagnostics.every and (step + 1) % config.diagnostics.every == 0
         if probe_now or profile.turns(step):
           jax.block_until_ready(state)  # the steps before this one take their time
@@ -87,9 +89,9 @@ def train(
         state, step_metrics = train_step(
           state, sharding.shard_batch(batch, mesh), run.teacher_params)
         step += 1
-        last, stop = step == t.steps, termination.requested(step)
+        last, stop = step == t.steps, termination.requested(step) and run.whole(step)
         checkpoint_due |= step % t.checkpoint_every == 0 or checkpoints.again()
-        save_now = last or stop or checkpoint_due
+        save_now = last or stop or (checkpoint_due and run.whole(step))
         log_now = step % t.log_every == 0 or save_now or step == stage.stop
         evaluate_now = step % t.eval_every == 0 or step == stage.stop
         if log_now or evaluate_now:
@@ -136,10 +138,28 @@ def train(
   return summarize(run)
 
 
-def _warn_of_a_small_disk(run, checkpoints, step, log_line):
+def _answered(run, telemetry, watch, asked, params, step):
+  """The policy's answers to what is asked: no part of the step's time."""
+  with watch.paused(), telemetry.phase('sampling'):
+    batch, seen = run.rollouts.next(run.batches, asked, params, step)
+    telemetry.measured(step + 1, seen)
+  return batch
+
+
+def _warn(run, checkpoints, step, log_line):
+  """Of what is foreseen: a disk that is too small, conversations longer than a row."""
   t = run.config.train
   steps = range((step // t.checkpoint_every + 1) * t.checkpoint_every, t.steps, t.checkpoint_every)
   if lacking := checkpoints.lacks((run.plan.params, run.plan.opt_state), [*steps, t.steps]):
     log_line(
       f'warning: {run.directory}: its disk has {lacking / 1e9:.1f} GB too few for the checkpoints '
       f'to come: make room, or lower train.keep={t.keep}')
+  seq_len, pairs = run.config.data.seq_len, bool(run.config.train.preference.loss)
+  what = ('pairs', 'left out') if pairs else ('conversations', 'cut at the end of a turn')
+  for name, corpus in run.batches.corpora.items():
+    lengths = corpus.pair_lengths if pairs else corpus.lengths
+    if corpus.has_mask and (long := int((lengths > seq_len + 1).sum())):
+      log_line(
+        f'warning: {long:,} of {len(lengths):,} {what[0]} of {name!r} are longer than a row and '
+        f'are {what[1]}: raise --config.data.seq_len={seq_len} (the longest has '
+        f'{int(lengths.max()):,} tokens)')

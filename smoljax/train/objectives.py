@@ -7,8 +7,9 @@ The sum that training differentiates is
   + teacher   α · distance from a teacher's distribution, + weights · transfers (distill.py)
   + future    λ / D · Σ_k cross entropy of the k-th module of multi-token prediction
 
-each term a mean over the global batch's places with a target. Padding (segment id 0) is not
-predicted; document starts are no targets by construction (smoljax/data/packing.py).
+each term a mean over the global batch's places with a target that is learned (batches.learned):
+padding is not predicted, nor is what others say in a conversation; document starts are no targets
+by construction (smoljax/data/packing.py).
 """
 
 from collections.abc import Callable, Mapping
@@ -18,6 +19,8 @@ import jax
 import jax.numpy as jnp
 
 from smoljax import model, sharding
+from smoljax.data import chat
+from smoljax.data.batches import learned
 from smoljax.train import diagnostics, distill
 
 PyTree = Any
@@ -94,6 +97,7 @@ def over_places(
   fixed: PyTree = None,
   *,
   chunk: int,
+  rounded: bool = True,
 ) -> tuple[jax.Array, dict[str, jax.Array]]:
   """The sum of a loss of logits over all places, without ever holding `[B, T, V]`.
 
@@ -106,12 +110,13 @@ def over_places(
     unembed_DV: output matrix (`model.unembedding`), compute dtype.
     given: arrays [B, T, …] that take no gradient.
     chunk: places per slice and device; the largest divisor up to it is used.
+    rounded: logits are written in the compute dtype, see `model.project`.
   Returns:
     The sum, float32, and what else `place_losses` gave, [B, T].
   """
 
   def f(unembed_DV, hidden_BCD, given, fixed):
-    logits_BCV = model.project(config, hidden_BCD, unembed_DV, rounded=True)
+    logits_BCV = model.project(config, hidden_BCD, unembed_DV, rounded=rounded)
     return place_losses(logits_BCV, given, fixed)
 
   given = {name: sharding.slices(x, chunk) for name, x in given.items()}
@@ -143,10 +148,14 @@ def head_loss(
   return over_places(config, _place_losses(), hidden_BTD, unembed_DV, given, chunk=chunk)
 
 
-def _place_losses(z_loss: float = 0.0, teacher: distill.Teacher | None = None):
+def _place_losses(
+  z_loss: float = 0.0, teacher: distill.Teacher | None = None, hits: bool = False
+):
   def losses(logits_BCV, given, fixed):
     nll_BC, log_z_BC = cross_entropy(logits_BCV, given['targets'])
     loss_BC, places = nll_BC, {'nll': nll_BC, 'log_z': log_z_BC}
+    if hits:
+      places['hit'] = log_z_BC - nll_BC >= jnp.max(logits_BCV, axis=-1)
     if teacher and teacher.weight:
       places['teacher'] = teacher.distance_of(logits_BCV, given, fixed)
       loss_BC = (1 - teacher.weight) * nll_BC + teacher.weight * places['teacher']
@@ -188,8 +197,9 @@ def next_token(
       output matrix alone if its hidden states were stored.
 
   Metrics, sums over places: `loss_sum_S` and `tokens_S` per source `[S]`, of the main head's cross
-  entropy alone; `log_z_sum`; `max_logits_LN` if `max_logits` (see model.apply)
-  asks for it; `mtp_sum_M` and `mtp_tokens_M` per module; `teacher_sum/…` of each term of it.
+  entropy alone; `log_z_sum`; of conversations `places`, those with a target, learned or not, and
+  `chat_sum/…` of what is learned; `max_logits_LN` if `max_logits` (see model.apply) asks for it;
+  `mtp_sum_M` and `mtp_tokens_M` per module; `teacher_sum/…` of each term of it.
   """
   capture = ('trunk',) if config.mtp != 'none' else ()
   if teacher:
@@ -198,15 +208,16 @@ def next_token(
   hidden_BTD, aux = model.hidden(
     config, params, batch['inputs'], max_logits=max_logits, capture=capture, **documents)
   unembed_DV = model.unembedding(config, params)
-  mask_BT = (batch['segment_ids'] > 0).astype(jnp.float32)
-  mask_BT = sharding.constrain(mask_BT, 'batch', 'length')
+  mask_BT = sharding.constrain(learned(batch).astype(jnp.float32), 'batch', 'length')
   given = {'targets': batch['targets'], 'weight': mask_BT / total_tokens}
   fixed, captured = None, {}
   if teacher:
     values, fixed, captured = teacher.forward(teacher_params, batch, documents)
     given |= values
+  chats = 'ends' in batch
   total, places = over_places(
-    config, _place_losses(z_loss, teacher), hidden_BTD, unembed_DV, given, fixed, chunk=chunk)
+    config, _place_losses(z_loss, teacher, hits=chats), hidden_BTD, unembed_DV, given, fixed,
+    chunk=chunk)
   of_row_BS = jax.nn.one_hot(batch['source'], num_sources, dtype=jnp.float32)
   by_source = lambda x_BT: jnp.sum(jnp.sum(x_BT, axis=1)[:, None] * of_row_BS, axis=0)
   metrics = {
@@ -214,6 +225,8 @@ def next_token(
     'tokens_S': by_source(mask_BT),
     'log_z_sum': jnp.sum(places['log_z'] * mask_BT),
     **({'max_logits_LN': aux['max_logits_LN']} if max_logits else {}),
+    **({'places': jnp.sum(batch['segment_ids'] > 0)} if 'loss_mask' in batch else {}),
+    **(_of_chats(batch, places, mask_BT) if chats else {}),
   }
   if cos_reg:
     cosine = diagnostics.token_cosine(hidden_BTD, mask_BT)
@@ -232,6 +245,17 @@ def next_token(
   return Loss(total, metrics)
 
 
+def _of_chats(batch, places, mask_BT):
+  """Sums over what is learned of conversations: losses by mode, first guesses, ends of turns."""
+  spread = lambda x: sharding.constrain(jnp.asarray(x, jnp.float32), 'batch', 'length')
+  ends_BT, hit_BT = spread(batch['ends']), spread(places['hit'])
+  of_mode = {name: spread(batch['mode'] == i) for i, name in enumerate(chat.MODES, 1)}
+  sums = {'hits': hit_BT * spread(batch['mode'] > 0), 'ends': ends_BT, 'end_hits': ends_BT * hit_BT}
+  for name, in_BT in of_mode.items():
+    sums |= {f'{name}_tokens': in_BT, f'{name}_loss': in_BT * places['nll']}
+  return {f'chat_sum/{name}': jnp.sum(x_BT * mask_BT) for name, x_BT in sums.items()}
+
+
 # --- Multi-token prediction ----------------------------------------------------------------------
 
 
@@ -241,17 +265,18 @@ def ahead(batch: Mapping[str, jax.Array], k: int) -> tuple[jax.Array, jax.Array,
   The main head's input at place i is t[i] and its target t[i+1]; module k reads t[i+k] and
   predicts t[i+k+1]. Both are 0 where place i + k belongs to another document, or to none: there the
   mask is False, and it is so for the rest of the document, so no place with a target sees them.
+  It is False too where t[i+k+1] is not learned.
   """
   def shifted(x_BT, by):
     x_BT = sharding.constrain(jnp.asarray(x_BT), 'batch', None)
     return jnp.pad(x_BT[:, by:], ((0, 0), (0, by)))
 
   segments_BT = sharding.constrain(jnp.asarray(batch['segment_ids']), 'batch', None)
-  mask_BT = (segments_BT > 0) & (shifted(segments_BT, k) == segments_BT)
+  inside_BT = (segments_BT > 0) & (shifted(segments_BT, k) == segments_BT)
   read_BT, targets_BT = (shifted(batch['targets'], by) for by in (k - 1, k))
   spread = lambda x_BT: sharding.constrain(x_BT, 'batch', 'length')
-  return (spread(jnp.where(mask_BT, read_BT, 0)), spread(jnp.where(mask_BT, targets_BT, 0)),
-          spread(mask_BT))
+  return (spread(jnp.where(inside_BT, read_BT, 0)), spread(jnp.where(inside_BT, targets_BT, 0)),
+          spread(inside_BT & shifted(learned(batch), k)))
 
 
 def multi_token(

@@ -98,11 +98,16 @@ def fixed_rows(
 
 
 def evaluate(run: Run, params: PyTree) -> dict[str, float]:
-  """Of each corpus's held-out documents `val/NAME/{loss, bpb, ece}`; and `copy/…` over all."""
+  """Of each corpus's held-out documents `val/NAME/{loss, bpb, ece}`; and `copy/…` over all.
+
+  Of a run that learns from its own answers also `val/NAME/pass@…` of held-out questions.
+  """
   row, options = {}, {'batch_size': run.config.train.rows, 'seq_len': run.config.data.seq_len}
   for name, documents in run.held_out.items():
     score = bits_per_byte(run.model_config, params, documents, **options)
     row |= {f'val/{name}/{k}': score[k] for k in ('loss', 'bpb', 'ece')}
   everything = [d for documents in run.held_out.values() for d in documents]
+  if run.rollouts:
+    row |= run.rollouts.evaluate(run.questions, params, run.config.train.eval_documents)
   copied = copy_probe(run.model_config, params, everything, rows=16, **options)
   return row | {f'copy/{far}/{k}': x for far, found in copied.items() for k, x in found.items()}

@@ -3,6 +3,7 @@
 import dataclasses
 import json
 import os
+import pathlib
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
@@ -11,13 +12,15 @@ import jax
 import smoljax
 from smoljax import metrics, model, sharding
 from smoljax.checkpoints import load, store
-from smoljax.data import teacher_cache
+from smoljax.data import chat, teacher_cache, tokenizer
 from smoljax.data.batches import Batches, Stage, make_stages
-from smoljax.data.corpus import open_corpus, special_tokens
+from smoljax.data.corpus import Corpus, open_corpus, special_tokens
+from smoljax.data.questions import Questions
 from smoljax.evals.held_out import Document, load_held_out
 from smoljax.optim import mup
-from smoljax.train import distill
-from smoljax.train.step import Plan, PyTree, make_mesh, make_plan
+from smoljax.train import distill, guard, reference
+from smoljax.train.rollouts import Rollouts
+from smoljax.train.step import Plan, PyTree, make_mesh, make_plan, post_training
 
 
 @dataclasses.dataclass(frozen=True)
@@ -28,12 +31,14 @@ class Run:
   model_config: model.ModelConfig
   directory: str
   mesh: jax.sharding.Mesh
-  batches: Batches
+  batches: Batches | Questions
   stages: Sequence[Stage]
   held_out: Mapping[str, Sequence[Document]]  # of each corpus
   plan: Plan
-  teacher_params: PyTree  # None without a teacher
+  teacher_params: PyTree  # of a teacher or a reference; None without
   meta: dict  # stored with each checkpoint
+  rollouts: Rollouts | None = None  # of a run that learns from its own answers
+  questions: Mapping[str, Corpus] = dataclasses.field(default_factory=dict)  # held out, of those
 
   @property
   def key(self) -> jax.Array:
@@ -43,6 +48,10 @@ class Run:
   def stage(self, step: int) -> Stage:
     """The stage that the step after `step` belongs to."""
     return next(s for s in self.stages if s.start <= step < s.stop)
+
+  def whole(self, step: int) -> bool:
+    """Whether a checkpoint after `step` steps holds all that the next one goes on from."""
+    return self.rollouts is None or self.rollouts.whole(step)
 
   def tokens(self, step: int) -> int:
     """Places of all batches up to a step, padding included."""
@@ -74,19 +83,25 @@ def prepare(
   if config.diagnostics.every and mesh.shape['context'] > 1:
     raise ValueError('diagnostics.every needs whole rows: set it to 0, or mesh.context to 1')
   held_out = load_held_out(targets or corpora, limit=t.eval_documents)
-  stages = make_stages(t.stages, t.steps)
+  stages = make_stages(t.stages, t.steps, opened)
   cached = teacher_cache.open_caches(caches or {}, opened)
-  batches = Batches(
-    opened,
-    stages,
-    caches=cached,
-    rows=t.rows,
-    seq_len=config.data.seq_len,
-    window=config.data.window,
-    max_segments=config.data.max_segments,
-    seed=config.seed,
-    local_rows=sharding.local_rows(mesh, t.rows),
-  )
+  preference, reinforce = post_training(t)
+  if reinforce:
+    batches = Questions(
+      opened, stages, rows=_questions_a_step(t, reinforce.samples), seed=config.seed)
+  else:
+    batches = Batches(
+      opened,
+      stages,
+      caches=cached,
+      rows=t.rows,
+      seq_len=config.data.seq_len,
+      window=config.data.window,
+      max_segments=config.data.max_segments,
+      seed=config.seed,
+      local_rows=sharding.local_rows(mesh, t.rows),
+      pairs=bool(preference),
+    )
   model_config = dataclasses.replace(model_config, max_segments=batches.max_segments)
   meta = {
     **(meta or {}),
@@ -99,19 +114,50 @@ def prepare(
   with jax.set_mesh(mesh):
     teacher, teacher_params = load_teacher(config.distill, model_config, mesh, cached)
     plan = make_plan(config, model_config, mesh, teacher)
+    if any(how and how.needs_reference for how in (preference, reinforce)):
+      teacher_params = reference.load_frozen(t, model_config, plan.params)
+      if t.preference.cached and isinstance(batches, Batches):
+        batches.reference = reference.read_pairs(
+          t, model_config, teacher_params, batches, mesh, os.path.join(directory, 'reference'))
+        teacher_params = None
+  rollouts, questions = None, {}
+  if reinforce:
+    text = tokenizer.load(meta['tokenizer'], meta['special_tokens'], meta['tokenizer_sha256'])
+    rollouts = Rollouts(
+      model_config, reinforce, text, chat.control_ids(text)[chat.END], mesh, config.data.seq_len,
+      config.seed, t.loss_chunk)
+    questions = {name: open_corpus(path, 'validation', name)
+                 for name, path in (targets or corpora).items() if name in held_out}
   return Run(config, model_config, directory, mesh, batches, stages, held_out, plan,
-             teacher_params, meta)
+             teacher_params, meta, rollouts, questions)
+
+
+def _questions_a_step(t: Any, samples: int) -> int:
+  """Questions that a step's rows are answers to; ValueError where they do not divide."""
+  if jax.process_count() > 1:
+    raise ValueError('train.reinforce samples in one process: start one, with all devices')
+  if t.rows % samples:
+    raise ValueError(f'a step of {t.rows} rows does not divide into questions of '
+                     f'train.reinforce.samples={samples} answers: change train.batch_tokens')
+  return t.rows // samples
 
 
 def open_checkpoints(run: Run, note: Callable[[str], None]) -> store.Checkpoints:
-  """The run's checkpoints; ValueError for a `train.keep_best` that no evaluation measures."""
+  """The run's checkpoints, which with a `train.checkpoint_dir` are there too, by the folder's name.
+
+  Raises ValueError for a `train.keep_best` that no evaluation measures.
+  """
   t = run.config.train
   scores = [f'val/{name}/{what}' for name in run.held_out for what in ('loss', 'bpb', 'ece')]
   if t.keep_best and t.keep_best not in scores:
     raise ValueError(f'train.keep_best={t.keep_best!r}: one of {", ".join(scores)}')
+  directory = pathlib.Path(run.directory)
+  name = directory.name.removesuffix('.partial')
   return store.Checkpoints(
-    os.path.join(run.directory, 'checkpoints'), keep=t.keep, keep_every=t.keep_every,
-    keep_best=bool(t.keep_best), note=note)
+    str(directory / 'checkpoints'), keep=t.keep, keep_every=t.keep_every,
+    keep_best=bool(t.keep_best), note=note,
+    elsewhere=t.checkpoint_dir and f'{t.checkpoint_dir.rstrip("/")}/{name}',
+    rows=[directory / 'metrics.jsonl', directory / 'events.jsonl'])
 
 
 def newest(run: Run, checkpoints: store.Checkpoints) -> Snapshot:
@@ -119,7 +165,7 @@ def newest(run: Run, checkpoints: store.Checkpoints) -> Snapshot:
 
   Raises ValueError for a checkpoint that was trained on other batches until there.
   """
-  restored = checkpoints.restore(run.plan.params, run.plan.opt_state)
+  restored = checkpoints.restore(run.plan.params, run.plan.opt_state, _as_stored)
   if restored is None:
     return _branch(run) if run.config.train.branch_from else _fresh(run)
   step, *arrays, position, stored = restored
@@ -131,14 +177,25 @@ def newest(run: Run, checkpoints: store.Checkpoints) -> Snapshot:
       '(corpus, mixture, rows or seed differ): use a fresh workdir'
     )
   changed = metrics.changes(stored.get('config', {}), run.meta.get('config', {}))
-  return Snapshot(
-    step, dict(zip(('params', 'opt_state'), arrays, strict=True)), position, changed)
+  return Snapshot(step, _state(run, *arrays), position, changed)
+
+
+def _as_stored(opt_state: PyTree, stored: PyTree) -> PyTree:
+  return opt_state | {'guard': guard.as_stored(opt_state['guard'], stored['guard'])}
+
+
+def _state(run: Run, params: PyTree, opt_state: PyTree) -> dict:
+  """The state of a run from what was stored of it."""
+  if run.config.guard.window != guard.window(opt_state['guard']):
+    known = guard.resized(jax.device_get(opt_state['guard']), run.config.guard.window)
+    opt_state = opt_state | {'guard': jax.device_put(known, run.plan.places['guard'])}
+  return {'params': params, 'opt_state': opt_state}
 
 
 def _branch(run: Run) -> Snapshot:
   t, batches = run.config.train, run.batches
   step, *arrays, position, stored = store.restore_other(
-    t.branch_from, run.plan.params, run.plan.opt_state)
+    t.branch_from, run.plan.params, run.plan.opt_state, _as_stored)
   if stored.get('past') != batches.fingerprint(step):
     raise ValueError(
       f'train.branch_from={t.branch_from}: before its step {step} other batches were trained '
@@ -150,7 +207,7 @@ def _branch(run: Run) -> Snapshot:
       f'train.branch_from={t.branch_from} is at step {step}, but train.tokens={t.tokens} end '
       f'with step {t.steps}: raise them, or branch from an earlier checkpoint'
     )
-  return Snapshot(step, dict(zip(('params', 'opt_state'), arrays, strict=True)), position)
+  return Snapshot(step, _state(run, *arrays), position)
 
 
 def _fresh(run: Run) -> Snapshot:
@@ -220,16 +277,7 @@ def first_params(
   if not init_from:
     return mup.initialise(model.init(config, key), scales)
   params = load.load_weights(init_from)[1]
-  shapes, wanted = (
-    {jax.tree_util.keystr(k): x.shape for k, x in jax.tree_util.tree_leaves_with_path(tree)}
-    for tree in (params, expected)
-  )
-  for name in sorted(shapes.keys() | wanted.keys()):
-    if shapes.get(name) != wanted.get(name):
-      raise ValueError(
-        f'train.init_from={init_from}: its parameter {name} has the shape {shapes.get(name)}, '
-        f'but the config means {wanted.get(name)}: set --config.model.shape and tokenizer to fit'
-      )
+  reference.require_shapes('train.init_from', init_from, params, expected)
   return jax.device_put(params, jax.tree.map(lambda x: x.sharding, expected))
 
 

@@ -9,17 +9,29 @@ import jax
 import jax.numpy as jnp
 
 from smoljax import distributed, model, optim, sharding
+from smoljax.data.batches import learned
 from smoljax.optim import clipping, mup
 from smoljax.optim import qk_clip as qk_clip_lib
 from smoljax.optim.qk_clip import logit_measure, qk_clip_grads, qk_rates
-from smoljax.train import diagnostics, distill, guard, memory, objectives
+from smoljax.train import (
+  diagnostics,
+  distill,
+  guard,
+  memory,
+  objectives,
+  preferences,
+  reinforce,
+)
+from smoljax.train.preferences import Preference
+from smoljax.train.reinforce import Reinforce
 
 PyTree = Any
 
 
 @dataclasses.dataclass(frozen=True)
 class Objective:
-  """What is minimised, and in how many pieces; see objectives.next_token."""
+  """What is minimised, and in how many pieces: with `preference` what preferences.objective says,
+  with `reinforce` what reinforce.objective says, else what objectives.next_token says."""
 
   num_sources: int = 1  # corpora whose losses are told apart
   accumulate: int = 1  # micro-batches whose gradients are summed in fp32
@@ -28,6 +40,13 @@ class Objective:
   cos_reg: float = 0.0
   mtp_weight: Callable[[jax.Array], jax.Array] | None = None  # step (from 1) → λ
   teacher: distill.Teacher | None = None  # what is learned from another model
+  preference: Preference | None = None  # batches are of pairs of answers
+  reinforce: Reinforce | None = None  # batches are of the policy's own answers
+
+  def total(self, batch: Mapping[str, jax.Array]) -> jax.Array:
+    """What the sums over a global batch are divided by: its pairs, or its places with a target."""
+    count = preferences.num_pairs(batch) if self.preference else jnp.sum(learned(batch))
+    return jnp.maximum(count, 1).astype(jnp.float32)
 
 
 def make_train_step(
@@ -41,7 +60,7 @@ def make_train_step(
   leaves: bool = False,
   update_twice: bool = False,
 ) -> jax.stages.Wrapped:
-  """The jitted `(state, batch[, teacher's params]) -> (state, metrics)`.
+  """The jitted `(state, batch[, params of a teacher or reference]) -> (state, metrics)`.
 
   `state` = {params, opt_state} is donated.
 
@@ -140,22 +159,30 @@ def make_gradients(
   """
 
   def loss_fn(
-    params: PyTree, batch: dict, total_tokens: jax.Array, step: jax.Array, teacher_params: PyTree
+    params: PyTree, batch: dict, total: jax.Array, step: jax.Array, teacher_params: PyTree
   ) -> tuple[jax.Array, dict]:
-    loss = objectives.next_token(
-      config,
-      params,
-      batch,
-      total_tokens=total_tokens,
-      num_sources=objective.num_sources,
-      chunk=objective.chunk,
-      z_loss=objective.z_loss,
-      cos_reg=objective.cos_reg,
-      max_logits=max_logits,
-      mtp_weight=objective.mtp_weight(step) if objective.mtp_weight else 0.0,
-      teacher=objective.teacher,
-      teacher_params=teacher_params,
-    )
+    common: dict[str, Any] = {
+      'num_sources': objective.num_sources, 'chunk': objective.chunk, 'max_logits': max_logits}
+    if objective.preference:
+      loss = preferences.objective(
+        config, params, batch, objective.preference, total_pairs=total,
+        reference_params=teacher_params, **common)
+    elif objective.reinforce:
+      loss = reinforce.objective(
+        config, params, batch, objective.reinforce, reference_params=teacher_params, **common)
+    else:
+      loss = objectives.next_token(
+        config,
+        params,
+        batch,
+        total_tokens=total,
+        z_loss=objective.z_loss,
+        cos_reg=objective.cos_reg,
+        mtp_weight=objective.mtp_weight(step) if objective.mtp_weight else 0.0,
+        teacher=objective.teacher,
+        teacher_params=teacher_params,
+        **common,
+      )
     return loss.total, loss.metrics
 
   grad_fn, accumulate = jax.value_and_grad(loss_fn, has_aux=True), objective.accumulate
@@ -163,8 +190,7 @@ def make_gradients(
   def gradients(
     params: PyTree, batch: dict, step: jax.Array, teacher_params: PyTree = None
   ) -> tuple[PyTree, dict]:
-    total_tokens = jnp.maximum(jnp.sum(batch['segment_ids'] > 0), 1).astype(jnp.float32)
-    rest = total_tokens, step, teacher_params
+    rest = objective.total(batch), step, teacher_params
     params = model.computed(config, params)
     if accumulate == 1:
       (loss, aux), grads = grad_fn(params, batch, *rest)
@@ -179,9 +205,12 @@ def make_gradients(
       return sums, None
 
     # Neighbouring rows go to different micro-batches: the rows of each device stay on it.
-    micros = jax.tree.map(
-      lambda x: x.reshape(x.shape[0] // accumulate, accumulate, *x.shape[1:]).swapaxes(0, 1), batch
-    )
+    def split(x: jax.Array) -> jax.Array:
+      x = x.reshape(x.shape[0] // accumulate, accumulate, *x.shape[1:]).swapaxes(0, 1)
+      # Of micro-batches of one row jax would take the micro-batches for the rows.
+      return sharding.constrain(x, None, 'batch', *('length', *[None] * x.ndim)[: x.ndim - 2])
+
+    micros = jax.tree.map(split, batch)
     first = jax.tree.map(lambda x: x[0], micros)
     (loss, aux), grads = grad_fn(params, first, *rest)
     others = jax.tree.map(lambda x: x[1:], micros)
@@ -230,7 +259,7 @@ class Plan:
     c = self.config
     return Objective(
       num_sources, c.train.accumulate, c.train.loss_chunk, c.train.z_loss, c.train.cos_reg,
-      mtp_weight(c.mtp, c.train.steps), self.teacher)
+      mtp_weight(c.mtp, c.train.steps), self.teacher, *post_training(c.train))
 
 
 def make_mesh(
@@ -281,6 +310,29 @@ def make_plan(
   }
   return Plan(
     config, model_config, params, opt_state, fresh_guard, optimizer, info, scales, teacher)
+
+
+def post_training(
+  config: Any
+) -> tuple[Preference | None, Reinforce | None]:
+  """How a run learns from pairs of answers, or from its own, if it does.
+
+  Args:
+    config: section `train` of a config, with sections preference and reinforce.
+  Raises:
+    ValueError: values out of range, both at once, or terms of a loss that they do not have.
+  """
+  kinds: dict[str, Any] = {'preference': Preference, 'reinforce': Reinforce}
+  wanted = [name for name in kinds if config[name].loss]
+  if len(wanted) > 1:
+    raise ValueError('train.preference.loss and train.reinforce.loss: a run has one of them')
+  for name in wanted:
+    for term in ('z_loss', 'cos_reg'):
+      if config[term]:
+        raise ValueError(f'train.{term}={config[term]} is no term of train.{name}: set it to 0')
+  made = {name: kinds[name](**{
+    f.name: config[name][f.name] for f in dataclasses.fields(kinds[name])}) for name in wanted}
+  return made.get('preference'), made.get('reinforce')
 
 
 def mtp_weight(config: Any, total_steps: int) -> Callable[[jax.Array], jax.Array]:

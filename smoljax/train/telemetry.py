@@ -13,6 +13,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from smoljax import distributed, metrics
+from smoljax.data import chat
 from smoljax.optim.qk_clip import logit_metrics
 from smoljax.train import diagnostics, guard
 from smoljax.train.start import Run
@@ -62,7 +63,7 @@ class Telemetry:
     self._step = step  # of the last row
     self._steps: list[tuple[dict, float, float]] = []  # metrics, seconds, seconds of waiting
     self._apart: dict[str, float] = collections.defaultdict(float)  # seconds that were no steps
-    self._repeated: set[str] = set()  # corpora whose epochs were warned of
+    self._repeated: set[str] = set()  # what was warned of: corpora gone through too often, …
     self.watchdog = Watchdog(
       config.train.watchdog, run.directory,
       lambda why: self.event(self._step, 'hang', reason=why))
@@ -137,6 +138,7 @@ class Telemetry:
     row = {'stage': stage, 'tokens': tokens, 'flops': tokens * self._flops}
     if taken:
       row |= self._learned(taken)
+      self._warn_of_displacement(step, row)
     lr_scale = float(reports[-1]['lr_scale'])
     lr = self._run.plan.info.schedule(max(int(reports[-1]['applied']) - 1, 0))
     row |= {
@@ -146,8 +148,7 @@ class Telemetry:
     }
     seconds = sum(s for _, s, _ in steps)
     row |= self._speed(
-      float(np.sum([v['tokens_S'] for v in taken])), len(steps), seconds,
-      sum(w for _, _, w in steps))
+      float(np.sum([_places(v) for v in taken])), len(steps), seconds, sum(w for _, _, w in steps))
     row |= self._times(**{'steps': seconds * len(taken) / len(steps),
                           'skipped': seconds * (1 - len(taken) / len(steps))})
     row |= self._epochs(step, position)
@@ -199,16 +200,25 @@ class Telemetry:
     """Of the steps that were taken: losses, gradients, what the leaves did."""
     t = self._run.config.train
     tokens_S = np.sum([v['tokens_S'] for v in taken], axis=0)
-    loss_S = np.sum([v['loss_sum_S'] for v in taken], axis=0) / np.maximum(tokens_S, 1)
-    sources = zip(self._run.batches.sources, loss_S, tokens_S, strict=True)
+    # The loss is of a token, or of a pair of answers.
+    counts_S = np.sum([v.get('pairs_S', v['tokens_S']) for v in taken], axis=0)
+    loss_S = np.sum([v['loss_sum_S'] for v in taken], axis=0) / np.maximum(counts_S, 1)
+    sources = zip(self._run.batches.sources, loss_S, counts_S, strict=True)
     row = {
-      'train/loss': float(np.average(loss_S, weights=tokens_S)),
-      **{f'train/loss/{name}': float(x) for name, x, tokens in sources if tokens},
+      'train/loss': float(np.average(loss_S, weights=np.maximum(counts_S, 1e-9))),
+      **{f'train/loss/{name}': float(x) for name, x, count in sources if count},
       'grad/norm': float(np.mean([v['grad_norm'] for v in taken])),
       **loss_terms(taken, float(tokens_S.sum())),
       'clip_frac': float(np.mean([v['clip_kept'] < 1 - 1e-6 for v in taken])),
       **{k: float(x) for k, x in taken[-1].get('leaves', {}).items()},
     }
+    if 'places' in taken[0]:
+      places = sum(map(_places, taken))
+      row['data/learned'] = round(float(tokens_S.sum()) / max(1, places), 4)
+      row['data/padding'] = round(
+        1 - places / (len(taken) * t.rows * self._run.config.data.seq_len), 4)
+      if 'chat_sum/hits' in taken[0]:
+        row |= _of_chats(taken)
     if t.accumulate > 1:
       row |= diagnostics.micro_batches(
         float(np.mean([v['micro_sq'] for v in taken])),
@@ -217,6 +227,17 @@ class Telemetry:
         float(tokens_S.sum()) / len(taken),
       )
     return row
+
+  def _warn_of_displacement(self, step: int, row: Mapping[str, Any]) -> None:
+    """Once, where most chosen answers become less likely: the loss falls, and the model unlearns
+    what it is shown (likelihood displacement, arXiv:2410.08847)."""
+    share, reward = (row.get(f'preference/{k}', 0.0) for k in ('displaced', 'reward_chosen'))
+    if share > 0.5 and reward < 0 and 'displaced' not in self._repeated:
+      self._repeated.add('displaced')
+      self.event(step, 'displaced', share=round(share, 3), reward_chosen=round(reward, 4))
+      self.log_line(
+        f'warning: step {step}: {share:.0%} of the chosen answers are less likely than they were: '
+        'a lower --config.optimizer.learning_rate, a larger preference.beta or apo_zero keep them')
 
   def _times(self, **seconds: float) -> dict[str, float]:
     """Where the time went since it was last asked, with that of steps, in seconds."""
@@ -270,6 +291,21 @@ class Telemetry:
     )
 
 
+def _places(step_metrics: dict) -> int:
+  """Tokens that a step went through: those that are learned are fewer in conversations."""
+  return int(step_metrics.get('places', np.sum(step_metrics['tokens_S'])))
+
+
+def _of_chats(taken: Sequence[dict]) -> dict[str, float]:
+  """Of some steps on conversations: losses by mode, shares of first guesses that are right."""
+  total = {k: float(np.sum([v[k] for v in taken])) for k in taken[0] if k.startswith('chat_sum/')}
+  tokens = {mode: total[f'chat_sum/{mode}_tokens'] for mode in chat.MODES}
+  shares = {'accuracy': (total['chat_sum/hits'], sum(tokens.values())),
+            'end_accuracy': (total['chat_sum/end_hits'], total['chat_sum/ends']),
+            **{f'loss/{m}': (total[f'chat_sum/{m}_loss'], tokens[m]) for m in chat.MODES}}
+  return {f'chat/{name}': value / count for name, (value, count) in shares.items() if count}
+
+
 def summarize(run: Run) -> dict[str, Any]:
   """Key figures of a run that has ended, from its files."""
   distributed.wait('metrics are written')
@@ -293,8 +329,13 @@ def summarize(run: Run) -> dict[str, Any]:
 
 
 def loss_terms(values: Sequence[dict], tokens: float) -> dict[str, Any]:
-  """Loss of each module of multi-token prediction and each term of a teacher, over some steps."""
+  """Means over some steps: the loss of each module of multi-token prediction, each term of a
+  teacher, what is seen of pairs of answers, and of the policy's own."""
   row = {}
+  pairs = max(1.0, float(np.sum([v.get('pairs_S', 0) for v in values])))
+  for kind, name, count in (('pair_sum/', 'preference/', pairs), ('token_sum/', 'rl/', tokens)):
+    for key in (k for k in values[0] if k.startswith(kind)):
+      row[key.replace(kind, name)] = float(np.sum([v[key] for v in values])) / max(1, count)
   if 'mtp_sum_M' in values[0]:
     sum_M, tokens_M = (
       np.sum([v[k] for v in values], axis=0) for k in ('mtp_sum_M', 'mtp_tokens_M'))
@@ -339,6 +380,8 @@ class Profile:
   def __init__(self, steps: str, directory: str):
     try:
       self._first, self._end = map(int, steps.split(':')) if steps else (-1, -1)
+      if steps and not 0 < self._first < self._end:
+        raise ValueError('it ends before it begins')
     except ValueError as e:
       raise ValueError(f'xprof={steps!r}: give FIRST:END, such as 10:15') from e
     self._directory, self._running = directory, False

@@ -17,6 +17,7 @@ from hypothesis import strategies as st
 
 from data_beam import records
 from data_beam.beam_options import pipeline_options
+from data_beam.finder import Finder
 from data_beam.records import CorpusError, Document
 
 
@@ -192,7 +193,7 @@ def test_a_misspelt_flag_is_refused():
 
 def test_records_are_found_by_id_and_number(output):
   rows = list(records.read_corpus(str(output / 'web')))
-  with records.Finder(str(output / 'web')) as finder:
+  with Finder(str(output / 'web')) as finder:
     for number, row in enumerate(rows):
       assert finder.read(number)['id'] == row['id']
       ((found, record),) = finder.find(row['id'])

@@ -189,7 +189,6 @@ def test_a_wrong_flag_is_one_line(flag, tmp_path):
     ('web.filters', 'nice', 'fineweb'),
     ('web.tier', 'slow', 'balanced'),
     ('pdf.ocr', 'maybe', 'never'),
-    ('pdf.enabled', False, 'corpus pdf, which no step makes'),
     ('eval.tasks', ('golf',), 'hellaswag'),
     ('model.num_kv_heads', 3, 'num_kv_heads'),
     ('train.tokens', 0, 'give at least 1'),

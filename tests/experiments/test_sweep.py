@@ -99,6 +99,31 @@ def test_a_config_without_a_sweep_names_those_that_have_one():
     sweep.load_points('configs/none.py')
 
 
+def test_a_grid_needs_no_python():
+  grid = ['optimizer.learning_rate=1e-3,3e-3', "train.stages=({'a':(1,2)},),x"]
+  points = sweep.load_points('configs/quickstart.py', grid, seeds=2)
+  assert len(points) == 8 and points[0] == {
+    'optimizer.learning_rate': 1e-3, 'train.stages': ({'a': (1, 2)},), 'seed': 0}
+  assert points[-1] == {'optimizer.learning_rate': 3e-3, 'train.stages': 'x', 'seed': 1}
+  planned = sweep.plan('configs/quickstart.py', 'runs/x', (), grid[:1], 2)
+  assert [p.name for p in planned][1:3] == [
+    'learning_rate=0.001,seed=1', 'learning_rate=0.003,seed=0']
+  for wrong in ('optimizer.learning_rate', '=3', 'seed='):
+    with pytest.raises(ValueError, match='give FIELD=VALUE,VALUE'):
+      sweep.load_points('configs/quickstart.py', [wrong])
+  with pytest.raises(ValueError, match=r'has no field .*did you mean learning_rate'):
+    sweep.plan('configs/quickstart.py', 'runs/x', (), ['optimizer.learning_rat=3'])
+
+
+def test_each_point_of_a_sweep_may_have_seeds(tmp_path):
+  config = config_file(
+    tmp_path, [{'name': 'first', 'aside': True}, {'name': 'b', 'train.tokens': 5}])
+  points = sweep.load_points(config, seeds=2)
+  assert [p['name'] for p in points] == ['first', 'b-0', 'b-1'] and points[2]['group'] == 'b'
+  with pytest.raises(ValueError, match='has a seed of its own'):
+    sweep.load_points('configs/quickstart.py', ['seed=1,2'], seeds=2)
+
+
 def points_of(tmp_path, **scripts: str) -> list[sweep.Point]:
   """Points whose process is a line of Python, run in the folder of all points."""
   root = tmp_path / 'points'
@@ -236,6 +261,28 @@ def test_intervals_over_seeds(tmp_path):
   assert sweep_page.interval([1.0]) == (1.0, math.inf)
   assert verdicts[1].startswith(f'data=c: validation loss {c.mean():.4f}')
   assert verdicts[1].endswith('against data=a (apart)')
+
+
+def test_which_tasks_can_decide(tmp_path):
+  """One that a change moves by more than its noise; not one that is all noise."""
+  rng = np.random.default_rng(0)
+  runs = []
+  for i, kind in enumerate('ab'):
+    for seed in range(4):
+      folder = tmp_path / f'{kind}{seed}'
+      flip, exact = 0.5 + rng.normal(0, 0.02), 0.4 + 0.2 * i + rng.normal(0, 0.01)
+      sums = {'think': {'metric': 'exact', 'exact': exact, 'constant': 0.1}}
+      evals = {'tasks': {'flip': {'metric': 'acc', 'acc': flip, 'chance': 0.5}},
+               'generation': {'sums': sums}}
+      make_run(folder, 3.0, {'bits_per_byte': {}, **evals})
+      runs.append(sweep_page.load(folder.name, {'data': kind, 'seed': seed}, folder))
+  sweep_page.write(runs, str(tmp_path))
+  flip, sums = csv.DictReader((tmp_path / 'report/signals.csv').open())
+  assert (flip['task'], flip['can'], sums['task'], sums['can']) == (
+    'flip', 'False', 'sums, think', 'True')
+  scores = [[r.figures['sums, think'] for r in runs[k : k + 4]] for k in (0, 4)]
+  noise = np.mean([np.std(x, ddof=1) for x in scores])
+  assert float(sums['spread']) == pytest.approx((np.mean(scores[1]) - np.mean(scores[0])) / noise)
 
 
 def test_tokens_to_a_loss_that_all_reach(tmp_path):

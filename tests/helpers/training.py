@@ -33,8 +33,8 @@ def tiny(**changes):
   return config_lib.resolve(c)
 
 
-def fit(c, corpora, directory, devices=2, **more):
-  config = config_lib.model_config(c, 64)
+def fit(c, corpora, directory, devices=2, vocab_size=64, **more):
+  config = config_lib.model_config(c, vocab_size)
   with on_devices(devices):
     return loop.train(
       c, config, corpora, str(directory), log_line=lambda line: None, **more)

@@ -223,6 +223,16 @@ def test_the_commands_for_a_tpu_slice(tmp_path):
 
   assert '--accelerator-type=v5litepod-256' in script('create')
   assert '--accelerator-type=v6e-64' in script('create', TYPE='v6e-64', SPOT='1')
+  assert '--spot' in script('create', SPOT='1') and '--spot' not in script('create', SPOT='0')
+  (tmp_path / 'gcloud').write_text('#!/bin/sh\necho it ran')
+  (tmp_path / 'gcloud').chmod(0o755)
+  path = f'{tmp_path}:{os.environ["PATH"]}'
+  assert 'it ran' in script('create', DRY='0', PATH=path)
+  assert 'it ran' not in script('create', DRY='1', PATH=path)
+  said = script('setup', REPOSITORY='https://me:hunter2@host/a') + script(
+    'run', '--config.web.input=s3://u:hunter2@b/a?X-Amz-Signature=hunter2', '--password=hunter2',
+    '--config.beam.args=("--s3_secret_access_key=hunter2",)', '--hf_token', 'hunter2')
+  assert 'hunter2' not in said and 'a+rwx' not in script('setup', MOUNT='10.0.0.2:/share')
   for words in (['create'], ['setup'], ['logs'], ['stop'], ['delete'],
                 ['run', '--config=configs/smollm3.py:size=3b', "--config.sample.prompts=('a b',)"]):
     said = shlex.split(script(*words, MOUNT='10.0.0.2:/share'))

@@ -10,7 +10,7 @@ import pytest
 
 from smoljax import model, sharding
 from smoljax.model import layers
-from smoljax.model.attention import attention, context, cudnn, splash
+from smoljax.model.attention import attention, context, cudnn, decode, splash
 from smoljax.model.attention.masks import Static, positions_from_segments, segments_from_positions
 
 PLATFORM = jax.default_backend()
@@ -337,3 +337,31 @@ def test_splash_compiles_for_a_tpu_slice(sizes, window, kernels, monkeypatch):
 
     compiled = jax.jit(jax.grad(loss)).lower(params, ids, ids).compile()
   assert compiled.as_text().count('custom_call_target="tpu_custom_call"') == kernels
+
+
+@pytest.mark.parametrize('R, index, offset, softcap', [
+  (100, 37, 5, 0.0), (100, 250, 160, 0.0), (64, 63, 0, 1.5), (1100, 1000, 520, 0.0),
+  (600, 3, 0, 0.0),
+])  # fmt: skip
+def test_the_kernel_of_one_token_equals_the_definition(R, index, offset, softcap):
+  """Rings that have gone round, padding, a part without keys; slots that hold nothing are NaN."""
+  rng = np.random.default_rng(R + index)
+  B, K, G, H = 2, 2, 3, 16
+  q, k, v, *held = (jnp.asarray(rng.normal(size=(B, *dims, H)), 'bfloat16')
+                    for dims in ((1, K * G), (1, K), (1, K), (K, R), (K, R)))
+  holds_R = index - (index - np.arange(R)) % R
+  held = tuple(x.at[:, :, (holds_R < 0) | (holds_R == index)].set(jnp.nan) for x in held)
+  out, (keys, values) = decode.attend(
+    q, k, v, held, jnp.int32(index), jnp.asarray([offset, 0], 'int32'), softcap=softcap,
+    interpret=True)
+  for old, new, now in zip(held, (k, v), (keys, values), strict=True):
+    want = old.at[:, :, index % R].set(new[:, 0])
+    np.testing.assert_array_equal(*(x.astype('float32') for x in (now, want)))
+  for b, first in enumerate((offset, 0)):
+    seen = (holds_R >= first) & (holds_R >= 0)
+    for n in range(K * G):
+      wide = [np.asarray(x, np.float64) for x in (keys[b, n // G, seen], values[b, n // G, seen])]
+      s = wide[0] @ np.asarray(q[b, 0, n], np.float64) / math.sqrt(H)
+      p = np.exp(softcap * np.tanh(s / softcap) if softcap else s)
+      np.testing.assert_allclose(np.asarray(out[b, 0, n], np.float64), p @ wide[1] / p.sum(),
+                                 atol=2e-2)

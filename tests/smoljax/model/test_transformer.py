@@ -19,6 +19,7 @@ from configs import base
 from smoljax import model, optim, sharding
 from smoljax.checkpoints import huggingface
 from smoljax.evals import likelihood
+from smoljax.model import one_row
 from smoljax.model.attention.masks import positions_from_segments, segments_from_positions
 from smoljax.train import guard, objectives
 from smoljax.train.step import Objective, make_train_step
@@ -478,3 +479,13 @@ def test_too_long_rows_and_unknown_tokens():
   ]:
     with pytest.raises(ValueError, match=message):
       model.apply(TINY, params, wrong)
+
+
+@pytest.mark.parametrize('D', [64, 96])
+def test_the_kernel_of_one_row_adds_and_norms(D):
+  x, y, scale = (jnp.asarray(np.random.default_rng(i).normal(size=D), 'bfloat16') for i in range(3))
+  total, normed = one_row.add_and_norm(x[None, None], y[None, None], scale, 1e-6, interpret=True)
+  np.testing.assert_array_equal(total[0, 0], x + y)
+  wide = np.asarray(x + y, np.float64)
+  want = wide / np.sqrt(np.mean(wide**2) + 1e-6) * np.asarray(scale, np.float64)
+  np.testing.assert_allclose(np.asarray(normed[0, 0], np.float64), want, rtol=2e-2)

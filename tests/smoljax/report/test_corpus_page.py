@@ -3,6 +3,7 @@
 import csv
 import json
 import pathlib
+import re
 
 import pytest
 from helpers.corpora import make_documents, write
@@ -130,3 +131,24 @@ def test_marks_follow_the_text_as_it_was_dropped():
   assert corpus_page.marked(record, 99, spans.find) == 'no <mark>{</mark> &amp; yes'
   assert corpus_page.metadata({'metadata': json.dumps([1])}) == {}
   assert corpus_page.metadata({'metadata': '{'}) == {}
+
+
+def test_conversations_are_shown_as_they_are_learned():
+  said = lambda role, words: {'role': role, 'content': words}
+  record = lambda id, mode, **more: {'id': id, 'metadata': json.dumps({
+    'mode': mode, 'conversation': {
+      'messages': [said('user', '<b>Hi</b>'), said('assistant', 'Hello')], 'mode': mode, **more}})}
+  corpus = corpus_page.Corpus('chat', {}, [
+    record('a', 'no_think'), record('b', 'think', prompt=1, rejected=[said('assistant', 'No')]),
+    {'id': 'c', 'metadata': json.dumps({'mode': 'think', 'conversation': [3]})}], [])
+  learned = lambda page: re.findall('<mark>(.*?)</mark>', page, re.S)
+  page = corpus_page.dialogues(corpus, [])
+  end = '&lt;|im_end|&gt;\n'
+  assert learned(page) == [
+    f'&lt;|im_start|&gt;assistant\n&lt;think&gt;\n\n&lt;/think&gt;\nHello{end}',
+    f'Hello{end}', f'No{end}']
+  assert '&lt;b&gt;Hi&lt;/b&gt;' in page and 'cannot be rendered' in page
+  everything = corpus_page.dialogues(
+    corpus, [{'inputs': [{'name': 'chat'}], 'config': {'train_user': True}}])
+  assert learned(everything)[0].startswith('&lt;|im_start|&gt;system')
+  assert corpus_page.dialogues(corpus_page.Corpus('web', {}, [{'text': 'x'}], []), []) == ''

@@ -10,6 +10,7 @@ import sys
 import threading
 import time
 import urllib.error
+import urllib.parse
 import urllib.request
 
 import pytest
@@ -72,35 +73,78 @@ def address(sweep):
   with status_page.serve(str(sweep)) as server:
     thread = threading.Thread(target=server.serve_forever, daemon=True)
     thread.start()
-    yield f'http://127.0.0.1:{server.server_address[1]}'
+    yield server.url
     server.shutdown()
 
 
-def get(url: str, **headers: str) -> str:
-  return urllib.request.urlopen(urllib.request.Request(url, headers=headers)).read().decode()
+def get(url: str, method: str = 'GET', **headers: str) -> str:
+  request = urllib.request.Request(url, headers=headers, method=method)
+  return urllib.request.urlopen(request).read().decode()
+
+
+def at(address: str, path: str) -> str:
+  return address.replace('/?', path + '?')
 
 
 def test_the_server_shows_runs_and_their_reports(address):
-  page = get(address + '/')
+  page = get(address)
   assert '1 diverged' not in page.split('</h1>')[1]
   assert re.search('<h1>[^<]*1 running[^<]*</h1>', page)
   assert 'error: no such &lt;file&gt;' in page and '<file>' not in page
   assert 'http-equiv="refresh"' in page and '4 of 10' in page and '1,234' in page
-  link = re.search('href="(/points/finished/report/index.html)"', page)[1]
-  assert 'a report' in get(address + link)
+  link = re.search('href="(/points/finished/report/index.html[^"]*)"', page)[1]
+  assert 'a report' in get(urllib.parse.urljoin(address, link))
+  assert get(urllib.parse.urljoin(address, link), method='HEAD') == ''
 
 
-def test_the_server_answers_to_no_other_name_and_leaves_its_folder_alone(address, sweep):
-  (sweep.parent / 'secret.txt').write_text('secret')
-  for path, headers in (('/', {'Host': 'evil.example'}), ('/../secret.txt', {}),
-                        ('/%2e%2e/secret.txt', {})):
-    with pytest.raises(urllib.error.HTTPError):
-      get(address + path, **headers)
+@pytest.mark.parametrize('method', ['GET', 'HEAD'])
+def test_the_server_answers_nobody_without_the_token(address, method):
+  plain = address.partition('?')[0]
+  page = plain + 'points/finished/report/index.html'
+  with urllib.request.urlopen(address) as answer:
+    cookie = answer.headers['Set-Cookie']
+    assert 'HttpOnly' in cookie and 'SameSite=Strict' in cookie
+    assert answer.headers['Referrer-Policy'] == 'no-referrer'
+  get(page, method, Cookie=cookie.partition(';')[0])  # links within reports carry no token
+  name = cookie.partition('=')[0]
+  for url, headers in ((plain, {}), (page, {}), (plain + '?token=', {}), (address[:-1], {}),
+                       (plain, {'Cookie': f'{name}=x'}), (address, {'Host': 'evil.example'}),
+                       (plain, {'Cookie': cookie.partition(';')[0], 'Host': 'evil.example:80'})):
+    with pytest.raises(urllib.error.HTTPError, match='403'):
+      get(url, method, **headers)
+
+
+def test_the_server_shows_pages_and_tables_alone(address, sweep):
+  report = sweep / 'points/finished/report'
+  (report / 'loss.csv').write_text('step,loss')
+  assert get(at(address, '/points/finished/report/loss.csv')) == 'step,loss'
+  (sweep.parent / 'secret.html').write_text('secret')
+  (report / 'out.html').symlink_to(sweep.parent / 'secret.html')
+  (report / 'config.html').symlink_to(sweep / 'points/finished/config.json')
+  (sweep / 'points/away').symlink_to(sweep.parent)
+  os.mkfifo(report / 'pipe.csv')
+  for path in ('/../secret.html', '/%2e%2e/secret.html', '/points/finished/config.json',
+               '/points/finished/', '/points', '/points/finished/report/out.html',
+               '/points/finished/report/config.html', '/points/away/secret.html',
+               '/points/finished/report/%00.html',
+               '/points/finished/report/pipe.csv', '/nothing.html', '//etc/passwd'):
+    with pytest.raises(urllib.error.HTTPError, match='404'):
+      get(at(address, path))
+
+
+def test_a_point_of_a_sweep_shows_its_report_which_lies_beside_it(sweep):
+  (sweep / 'steps/report-1').mkdir(parents=True)
+  (sweep / 'steps/report-1/index.html').write_text('shared')
+  point = sweep / 'points/busy'
+  (point / 'report').symlink_to('../../steps/report-1')
+  assert status_page._read_page(point, '/report/index.html')[1] == b'shared'
+  with pytest.raises(PermissionError):
+    status_page._read_page(point, '/../finished/report/index.html')
 
 
 @pytest.mark.skipif(not shutil.which('chromium'), reason='no browser')
 def test_a_browser_draws_it(address):
-  command = ['chromium', '--headless', '--no-sandbox', '--disable-gpu', '--dump-dom', address + '/']
+  command = ['chromium', '--headless', '--no-sandbox', '--disable-gpu', '--dump-dom', address]
   dom = subprocess.run(command, capture_output=True, text=True, timeout=60).stdout
   assert dom.count('<tr>') == 6 and '<svg' in dom and 'Loss in training' in dom
 
@@ -109,7 +153,7 @@ def test_the_command_serves(sweep):
   command = [sys.executable, '-m', 'experiments.report', f'--workdir={sweep}', '--watch',
              '--port=0']
   with subprocess.Popen(command, cwd=REPOSITORY, stdout=subprocess.PIPE, text=True) as process:
-    url = re.search(r'http://127.0.0.1:\d+/', process.stdout.readline())[0]
+    url = re.search(r'http://127.0.0.1:\d+/\?token=[\w-]+', process.stdout.readline())[0]
     assert 'busy' in get(url)
     process.terminate()
 

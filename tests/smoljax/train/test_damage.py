@@ -25,7 +25,7 @@ def stopped(markov_corpora, tmp_path_factory):
   c = tiny()
   c.train.steps = 8  # the stages still follow 12 steps
   with pytest.MonkeyPatch.context() as patch:
-    patch.setattr(start, 'make_stages', lambda s, _: make_stages(s, 12))
+    patch.setattr(start, 'make_stages', lambda s, *_: make_stages(s, 12))
     make_optimizer = optim.make_optimizer
     patch.setattr(optim, 'make_optimizer', lambda o, p, _, m: make_optimizer(o, p, 12, m))
     fit(c, markov_corpora, half)

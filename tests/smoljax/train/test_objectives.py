@@ -10,8 +10,9 @@ import optax
 import pytest
 
 from smoljax import model, sharding
+from smoljax.data.batches import learned
 from smoljax.model.attention import attention
-from smoljax.train import diagnostics, objectives
+from smoljax.train import diagnostics, objectives, step
 
 CONFIG = model.ModelConfig(
   vocab_size=64, num_layers=2, nope_interval=2, embed_dim=32, num_heads=4, num_kv_heads=2,
@@ -43,9 +44,15 @@ def packed(lengths_by_row, T=24):
 BATCH = packed([[10, 7, 5], [24], [3, 2, 12], [1, 20], [24], [9, 9], [5, 5, 5, 5], [16]])
 
 
+def with_mask(batch, share=0.6):
+  """The batch as if of conversations: a share of the targets is learned."""
+  mask = np.random.default_rng(1).random(batch['targets'].shape) < share
+  return batch | {'loss_mask': mask & (batch['segment_ids'] > 0)}
+
+
 @functools.partial(jax.jit, static_argnums=0, static_argnames=('chunk', 'weight'))
 def loss(config, params, batch, *, chunk=8, weight=0.3):
-  total = jnp.sum(batch['segment_ids'] > 0).astype(jnp.float32)
+  total = jnp.sum(learned(batch)).astype(jnp.float32)
   return objectives.next_token(
     config, params, batch, total_tokens=total, num_sources=1, chunk=chunk, mtp_weight=weight)
 
@@ -57,7 +64,7 @@ def value_and_gradient(config, params, batch):
 
 def plain(config, params, batch, weight=0.3):
   """The definition, document by document, every logit at once, with nothing of objectives.py."""
-  total, count = 0.0, int((batch['segment_ids'] > 0).sum())
+  total, count = 0.0, int(batch['loss_mask'].sum())
   log_softmax = lambda x: jax.nn.log_softmax(x, axis=-1)
 
   def norm(x, scale):
@@ -67,9 +74,9 @@ def plain(config, params, batch, weight=0.3):
     for segment in range(1, batch['segment_ids'][row].max() + 1):
       inside = batch['segment_ids'][row] == segment
       tokens = np.append(batch['inputs'][row][inside], batch['targets'][row][inside][-1])
-      n = len(tokens) - 1
+      n, mask = len(tokens) - 1, batch['loss_mask'][row][inside]
       out = model.apply(config, params, tokens[None, :-1], capture=('residual',))
-      total -= jnp.sum(log_softmax(out.logits[0])[np.arange(n), tokens[1:]]) / count
+      total -= jnp.sum(log_softmax(out.logits[0])[np.arange(n), tokens[1:]] * mask) / count
       # The trunk is what the last block takes, or what it gives.
       h = out.aux['residual_LBTD'][-2 if config.mtp == 'parallel' else -1][0]
       for k in range(1, config.mtp_depth + 1):
@@ -92,7 +99,7 @@ def plain(config, params, batch, weight=0.3):
         own = module if config.mtp == 'sequential' else params
         logits = norm(x, own['final_norm']['scale_D'])[: n - k] @ params['embed_VD'].T
         picked = log_softmax(logits)[np.arange(n - k), tokens[k + 1 :]]
-        total -= weight / config.mtp_depth * jnp.sum(picked) / count
+        total -= weight / config.mtp_depth * jnp.sum(picked * mask[k:]) / count
         if config.mtp == 'sequential':
           h = x
   return total
@@ -102,7 +109,7 @@ def plain(config, params, batch, weight=0.3):
 def test_packed_loss_and_gradient_are_those_of_the_definition_document_by_document(kind):
   config = with_mtp(kind)
   params = model.init(config, jax.random.key(0))
-  few = {k: x[np.array([0, 3])] for k, x in BATCH.items()}
+  few = with_mask({k: x[np.array([0, 3])] for k, x in BATCH.items()})
   define = jax.jit(jax.value_and_grad(lambda p: plain(config, p, few)))
   expected, expected_grads = define(params)
   found, found_grads = value_and_gradient(config, params, few)
@@ -113,6 +120,58 @@ def test_packed_loss_and_gradient_are_those_of_the_definition_document_by_docume
     np.testing.assert_allclose(
       a, b, atol=2e-6 * max(1, float(jnp.abs(b).max())), err_msg=jax.tree_util.keystr(path))
     assert np.abs(b).max() > 0, path
+
+
+def test_a_masked_loss_is_a_loop_over_spans_in_double_precision():
+  """And a mask of all targets is, bit for bit, no mask."""
+  params = model.init(CONFIG, jax.random.key(0))
+  batch = with_mask(BATCH)
+  batch['loss_mask'][1] = False  # a row that teaches nothing
+  found, plain = loss(CONFIG, params, batch), loss(CONFIG, params, BATCH)
+  documents = {'positions_BT': batch['positions'], 'segment_ids_BT': batch['segment_ids']}
+  logits = np.float64(model.apply(CONFIG, params, batch['inputs'], **documents).logits)
+  total = 0.0
+  for row, place in zip(*np.nonzero(batch['loss_mask']), strict=True):
+    x = logits[row, place]
+    total += np.log(np.exp(x - x.max()).sum()) + x.max() - x[batch['targets'][row, place]]
+  count = batch['loss_mask'].sum()
+  np.testing.assert_allclose(found.total, total / count, rtol=1e-6)
+  assert found.metrics['tokens_S'] == count
+  guesses = loss(CONFIG, params, batch | {
+    'mode': np.minimum(batch['segment_ids'], 2), 'ends': batch['targets'] == 7}).metrics
+  right = logits.argmax(axis=-1) == batch['targets']
+  ends = batch['targets'] == 7
+  for name, mask in {
+    'think_tokens': batch['segment_ids'] == 1, 'no_think_tokens': batch['segment_ids'] >= 2,
+    'hits': right, 'ends': ends, 'end_hits': ends & right}.items():
+    assert guesses[f'chat_sum/{name}'] == (batch['loss_mask'] & mask).sum()
+  assert found.metrics['places'] == (BATCH['segment_ids'] > 0).sum()
+  everything = loss(CONFIG, params, BATCH | {'loss_mask': np.ones_like(batch['loss_mask'])})
+  assert everything.total == plain.total and 'places' not in plain.metrics
+  nothing = loss(CONFIG, params, BATCH | {'loss_mask': np.zeros_like(batch['loss_mask'])})
+  assert nothing.metrics['loss_sum_S'] == 0 and nothing.metrics['tokens_S'] == 0
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize('devices, accumulate', [(1, 2), (1, 8), (2, 1), (2, 2)])
+def test_masked_gradients_do_not_depend_on_how_a_batch_is_split(devices, accumulate):
+  """One division by the tokens of the whole batch, though half of the rows teach nothing."""
+  batch = with_mask(BATCH)
+  batch['loss_mask'][4:] = False  # all that one of two devices has
+  params = model.init(CONFIG, jax.random.key(0))
+
+  def gradients(devices, accumulate):
+    mesh = sharding.make_mesh(data=devices, devices=jax.devices()[:devices])
+    with jax.set_mesh(mesh):
+      f = jax.jit(step.make_gradients(CONFIG, step.Objective(1, accumulate, 8)))
+      placed = jax.device_put(params, sharding.shardings(params, mesh))
+      return jax.device_get(f(placed, sharding.shard_batch(batch, mesh), jnp.int32(1)))
+
+  whole, parts = gradients(1, 1), gradients(devices, accumulate)
+  np.testing.assert_allclose(parts[1]['loss'], whole[1]['loss'], rtol=1e-6)
+  for a, b in zip(*(jax.tree.leaves(x[0]) for x in (parts, whole)), strict=True):
+    assert np.isfinite(a).all()
+    np.testing.assert_allclose(a, b, atol=1e-6)
 
 
 @pytest.mark.parametrize('kind', KINDS)
