@@ -327,8 +327,10 @@ def identify(document: Document, languages: Sequence[str],
 
 
 def _words(page: str) -> str:
-  """A page without its tables; where they have nearly all of its letters, with their words. In small
-  letters where most are capitals, of which detectors have seen few."""
+  """A page without its tables; where they have nearly all of its letters, with their words.
+
+  In small letters where most are capitals, of which detectors have seen few.
+  """
   lines = page.split('\n')
   prose = '\n'.join(line for line in lines if not line.startswith('|'))
   cells = [cell for line in lines if line.startswith('|') for cell in line.split(' | ')]
