@@ -74,7 +74,7 @@ def test_meshes_give_what_one_device_gives(mesh):
   with jax.set_mesh(mesh):
     placed = [jax.device_put(p, sharding.shardings(p, mesh)) for p in (BASE, adapters)]
     got = f(*placed, sharding.shard_batch({'x': TOKENS}, mesh)['x'])
-  jax.tree.map(lambda x, y: np.testing.assert_allclose(x, y, atol=1e-4, rtol=1e-4), got, expected)
+  jax.tree.map(lambda x, y: np.testing.assert_allclose(x, y, atol=1e-3, rtol=1e-4), got, expected)
 
 
 @pytest.mark.slow
