@@ -190,6 +190,7 @@ def get_config() -> ConfigDict:
   c.train.eval_every = 100  # steps
   c.train.eval_documents = 64  # held-out documents per corpus at each evaluation while training
   c.train.checkpoint_every = 100  # steps
+  c.train.checkpoint_dir = ''  # gs://… or s3://… that they go to as well: docs/object_stores.md
   c.train.keep = 3  # newest checkpoints kept
   c.train.keep_every = 0  # and the first one in so many steps, for ever; 0 = none
   c.train.keep_best = ''  # and the one that was lowest in this, such as 'val/web/bpb'; '' = none
@@ -302,6 +303,15 @@ def get_config() -> ConfigDict:
   c.eval.tasks = ('continuation',)
   c.eval.task_examples = 200
   c.eval.data = ''  # folder with the JSONL files of public tasks
+  c.eval.generation = ConfigDict()  # of the tasks in which the model writes
+  c.eval.generation.modes = ()  # think, no_think, chat, plain; () = those that it has
+  c.eval.generation.max_new_tokens = 0  # 0 = as many as each task says
+  c.eval.generation.samples = 1  # answers to each question
+  c.eval.generation.temperature = 0.0
+  c.eval.generation.pass_at = (1,)  # pass@k of these k, up to samples
+  c.eval.generation.lengths = ()  # tokens, of the long texts of ruler; () = data.seq_len
+  c.eval.generation.languages = ('en',)  # of the long texts
+  c.eval.generation.unsafe_programs = False  # run programs even where they cannot be confined
 
   c.sample = ConfigDict()
   c.sample.prompts = ('Returns the', 'This function')

@@ -1,18 +1,23 @@
-"""Beam's options from command line flags, and which runner they mean."""
+"""Beam's options from command line flags, which runner they mean, and where it can write."""
 
 import argparse
 import contextlib
+import importlib.util
 import logging
 from collections.abc import Iterator, Sequence
 from typing import NoReturn
 
+import apache_beam as beam
+from apache_beam.io.filesystems import FileSystems
 from apache_beam.options import pipeline_options as beam_options
 from apache_beam.runners.portability.fn_api_runner import worker_handlers
 
+from data_beam import file_runner
 from data_beam.command_line import near
 
 log = logging.getLogger('data_beam')
-_LOCAL_RUNNERS = ('DirectRunner', 'SwitchingDirectRunner', 'FnApiRunner')
+_EXTRAS = {'gs': 'gcp', 's3': 'aws', 'azfs': 'azure'}  # which part of Beam knows a scheme
+_LOCAL_RUNNERS = ('DirectRunner', 'SwitchingDirectRunner', 'FnApiRunner', 'files', 'FileRunner')
 
 
 def pipeline_options(beam_args: Sequence[str] = ()) -> beam_options.PipelineOptions:
@@ -20,6 +25,7 @@ def pipeline_options(beam_args: Sequence[str] = ()) -> beam_options.PipelineOpti
 
   `--runner=DirectRunner`, or no runner, means Beam's in-process FnApiRunner: since Beam 2.68
   DirectRunner first tries to download and run a Go binary. One line says which runner it is.
+  `--runner=files` is our own (file_runner.py).
 
   Args:
     beam_args: such as ['--runner=DataflowRunner', '--project=P', …].
@@ -33,6 +39,9 @@ def pipeline_options(beam_args: Sequence[str] = ()) -> beam_options.PipelineOpti
   if is_remote(runner):
     return options
   refuse_unknown(beam_args)
+  if runner in ('files', file_runner.NAME):
+    options.view_as(beam_options.StandardOptions).runner = file_runner.NAME
+    return options
   options.view_as(beam_options.StandardOptions).runner = 'FnApiRunner'
   # With multi_threading, Beam 2.77 sends what a thread has written once a second by a timer, in the
   # midst of an element too; the halves are then read as elements: large documents vanish or become
@@ -100,3 +109,27 @@ def refuse_unknown(beam_args: Sequence[str]) -> None:
 def _refuse(message: str) -> NoReturn:
   raise ValueError(f'{message}; Beam\'s own flags are at '
                    'https://beam.apache.org/documentation/')
+
+
+def require_file_system(path: str) -> None:
+  """Raises ValueError for a URL whose scheme Beam does not know here, or that it cannot reach."""
+  scheme, found, _ = path.partition('://')
+  if not found:
+    return
+  extra = _EXTRAS.get(scheme)
+  try:
+    FileSystems.get_filesystem(path)
+    missing = scheme == 's3' and not importlib.util.find_spec('boto3')
+  except ValueError:
+    missing = True
+  if missing and not extra:
+    raise ValueError(f'{path}: Beam knows no file system {scheme}://; give a folder, or gs://, '
+                     's3:// or azfs://')
+  if missing:
+    raise ValueError(f'{path}: {scheme}:// needs a part of Beam that is not installed: '
+                     f'pip install "apache-beam[{extra}]=={beam.__version__}"')
+  try:
+    FileSystems.exists(FileSystems.join(path, '_SUCCESS'))
+  except Exception as e:
+    raise ValueError(f'{path}: its store lets nobody in (bucket, credentials, rights?): {e}'
+                     ) from None

@@ -2,14 +2,20 @@
 
 import dataclasses
 import logging
+import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 import apache_beam as beam
 
+from data_beam import file_runner, records
 from data_beam import options as options_lib
-from data_beam import records
-from data_beam.beam_options import explained, is_beams, pipeline_options
+from data_beam.beam_options import (
+  explained,
+  is_beams,
+  pipeline_options,
+  require_file_system,
+)
 from data_beam.command_line import Parser, complain
 from data_beam.filters.rules import Rule
 from data_beam.options import Options
@@ -62,6 +68,9 @@ def anonymise(document: Document, phones: bool = False) -> Iterator[Document]:
   yield dataclasses.replace(document, text=pii.replace_pii(document.text, phones=phones))
 
 
+LARGE = 1 << 30     # bytes of input, from which on shuffles are files unless a runner is chosen
+
+
 # --- a run ---------------------------------------------------------------------------------------
 
 
@@ -90,14 +99,23 @@ def curate(
       went (the rejects are on disk then).
   """
   path = records.corpus_path(output, name)
+  require_file_system(path)
+  size = sum(i.get('bytes', 0) for i in inputs)
+  if size >= LARGE and not any(a.startswith(('--runner', '--direct_')) for a in beam_args):
+    beam_args = [*beam_args, '--runner=files']
+    log.info('large inputs: shuffles are files, see --runner=files in docs/scale.md')
   beam_options = pipeline_options(beam_args)
   log.info('curating %d files (%.1f MB) into %s', len(inputs),
-           sum(i.get('bytes', 0) for i in inputs) / 1e6, public(path))
-  with Funnel(steps, beam_options) as funnel, beam.Pipeline(options=beam_options) as pipeline:
+           size / 1e6, public(path))
+  identity = [records.code_version(), name, output, dataclasses.asdict(options), found,
+              [[i, os.path.exists(i['path']) and os.stat(i['path']).st_mtime_ns] for i in inputs]]
+  with (file_runner.kept(beam_options, os.path.join(output, f'.{name}-work'), identity),
+        Funnel(steps, beam_options) as funnel, beam.Pipeline(options=beam_options) as pipeline):
     kept, rejects = funnel.apply(pipeline | 'source' >> source | beam.Reshuffle())
     records.write_corpus(
       kept, rejects, output=output, name=name, stages=[stage for stage, _ in steps], inputs=inputs,
-      num_shards=options.num_shards, config=dataclasses.asdict(options) | dict(found or {}))
+      num_shards=options.num_shards, signatures=getattr(options, 'signatures', False),
+      config=dataclasses.asdict(options) | dict(found or {}))
   return announce(path)
 
 

@@ -159,6 +159,15 @@ _limit = functools.partial(
 _minhash_hash = functools.partial(
   option, 'fast', "how words are hashed: fast, or datatrove's signatures with xxh64 or sha1",
   choices='data_beam.dedup.minhash:HASHES')
+_scope = functools.partial(
+  option, 'global', 'look for duplicates among all documents, or within a crawl dump or a language '
+  'only', choices='data_beam.dedup.exact:SCOPES')
+_against = functools.partial(
+  option, (), 'drop documents that are in these finished corpora (DIR/NAME/1.0.0) or resemble one '
+  'of theirs, by the signatures kept there if minhash was the same, else by their texts',
+  metavar='CORPUS', many=True, files='{}/manifest.json')
+_signatures = functools.partial(
+  option, False, 'keep the signature of each document beside the corpus, for --against of others')
 _decontaminate = functools.partial(
   option, (), 'drop documents that quote these evaluation sets (JSONL)', metavar='GLOB', many=True,
   files='{}')
@@ -184,18 +193,32 @@ class WebOptions(Options):
     'default', 'how the main text is found: default for quality, fast for speed',
     choices='data_beam.web.extract:TIERS')
   markdown: bool = option(False, 'keep headings, lists, tables and code as Markdown')
+  html_server: str = option(
+    '', 'a server with a model takes the main text, by the protocol of OpenAI, as vLLM has it: '
+    'http://localhost:8000', metavar='URL')
+  html_model: str = option('', 'its model, such as jinaai/ReaderLM-v2', metavar='NAME')
+  html_prompt: str = option('', 'what it is asked for, in place of ReaderLM-v2\'s words',
+                            metavar='TEXT')
   url_lists: str = option(
     '', 'drop pages by your own lists: domains.txt, urls.txt, words.txt, subwords.txt, '
     'soft_words.txt in this folder', metavar='DIR', files='{}/*')
   parity: bool = option(False, "keep datatrove's faults in comparing URLs with the lists")
-  dedup_scope: str = option(
-    'global', 'look for duplicates among all documents, or within a crawl dump or a language only',
-    choices='data_beam.dedup.exact:SCOPES')
+  dump: str = option(
+    '', "the crawl dump of files that do not lie in Common Crawl's crawl-data/NAME/",
+    metavar='NAME')
+  dedup_scope: str = _scope()
+  against: tuple[str, ...] = _against()
+  signatures: bool = _signatures()
   url_dedup: bool = option(False, 'keep one page of each URL')
   decontaminate: tuple[str, ...] = _decontaminate()
   phones: bool = option(False, 'hide telephone numbers too')
   limit: int | None = _limit()
   num_shards: int = _num_shards()
+
+  def __post_init__(self):
+    super().__post_init__()
+    if bool(self.html_server) != bool(self.html_model):
+      raise ValueError('html_server and html_model go together: give both')
 
 
 @dataclasses.dataclass(frozen=True)
@@ -285,6 +308,12 @@ class ImportOptions(Options):
   columns: tuple[str, ...] = option(
     (), 'on top of the layout, such as text=content metadata.licence=license; a.b is b in the '
     'struct a, and source==wiki sets a constant', metavar='FIELD=COLUMN', many=True)
+  exact_dedup: bool = option(False, 'keep one document of each text')
+  minhash: str = _minhash('none')
+  minhash_hash: str = _minhash_hash()
+  dedup_scope: str = _scope()
+  against: tuple[str, ...] = _against()
+  signatures: bool = _signatures()
   limit: int | None = _limit()
   num_shards: int = _num_shards()
 
@@ -297,8 +326,8 @@ class TokenizeOptions(Options):
     .02, 'share of documents held out for validation, by a hash of their id, in steps of 0.001; 0 '
     'holds none out', metavar='SHARE')
   holdout_shared: float = option(
-    .5, 'a document of whose runs of eight words a larger share is in others too is trained on, '
-    'not held out; 1 does not ask', metavar='SHARE')
+    .5, 'a document of whose runs of eight words a larger share is in others too, of any corpus of '
+    'the run, is trained on, not held out; 1 does not ask', metavar='SHARE')
   share: float = option(
     1., 'share of the other documents to take, likewise: to ask how many are needed, or to give '
     'two corpora equally many', metavar='SHARE')
@@ -309,6 +338,11 @@ class TokenizeOptions(Options):
     False, 'repeat documents in training by number of duplicates, as in FineWeb-2')
   num_shards: int = option(8, 'files to spread the training split over', metavar='N', least=1,
                            most=100_000)
+
+  @property
+  def asks(self) -> bool:
+    """Whether a document must be unlike all others to be held out."""
+    return self.holdout > 0 and self.holdout_shared < 1
 
   def __post_init__(self):
     super().__post_init__()

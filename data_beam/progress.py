@@ -26,6 +26,7 @@ from rich.console import Console
 from rich.live import Live
 from rich.table import Table
 
+from data_beam import file_runner
 from data_beam.records import Reject
 
 KEPT = 'kept'
@@ -52,7 +53,8 @@ class Funnel:
       options: of the pipeline: a runner elsewhere has pages of its own to look at.
     """
     self.steps = list(steps)
-    self._local = options.view_as(StandardOptions).runner in (None, 'FnApiRunner')
+    self._local = options.view_as(StandardOptions).runner in (
+      None, 'FnApiRunner', file_runner.NAME)
     self._folder = None
 
   def apply(self, elements: beam.PCollection) -> tuple[beam.PCollection, beam.PCollection]:

@@ -65,6 +65,7 @@ class Document:
     date: ISO 8601, '' if unknown.
     quality: a quality score, higher is better, NaN if none.
     metadata: whatever else is known, JSON-able: WARC file and offset, extractor, cluster_size…
+    signature: what deduplication compares, where it is kept (dedup/prior.py); not in the record.
   """
 
   id: str
@@ -76,6 +77,7 @@ class Document:
   date: str = ''
   quality: float = math.nan
   metadata: dict[str, Any] = dataclasses.field(default_factory=dict)
+  signature: bytes = b''
 
 
 class Reject(NamedTuple):
@@ -87,7 +89,8 @@ class Reject(NamedTuple):
 
 
 # What a record holds, by kind of corpus. `dict` is stored as JSON text.
-_CURATED = {field.name: field.type for field in dataclasses.fields(Document)} | {'metadata': dict}
+_CURATED = {field.name: field.type for field in dataclasses.fields(Document)
+            if field.name != 'signature'} | {'metadata': dict}
 _TOKENISED: dict[str, type] = {
   'id': str, 'tokens': bytes, 'num_bytes': int, 'source': str, 'language': str,
   'weight': float, 'quality': float, 'cluster_size': int, 'dump': str,
@@ -157,8 +160,8 @@ def decode(kind: str, data: bytes) -> dict[str, Any]:
 # --- writing ---------------------------------------------------------------------------------
 
 # Of a tokenised corpus: tokens of each record, how often an epoch has it, and of conversations the
-# tokens of the rejected one of a pair.
-SIDECARS = ('lengths', 'repeats', 'rejected_lengths')
+# tokens of the rejected one of a pair; of a curated one what was compared (dedup/prior.py).
+SIDECARS = ('lengths', 'repeats', 'rejected_lengths', 'signatures')
 
 
 class Record(NamedTuple):
@@ -169,7 +172,8 @@ class Record(NamedTuple):
     id: chooses its shard and its place there.
     data: the bytes, from `encode`.
     tally: ((name, count), …), summed per shard for the manifest.
-    sidecars: one number for each of the sidecars that `write_records` is asked for.
+    sidecars: one number for each of the sidecars that `write_records` is asked for; of
+      `signatures` its bytes, a multiple of 16.
     label: (name, …) under which the manifest of rejects lists a few examples, unless None.
   """
 
@@ -177,7 +181,7 @@ class Record(NamedTuple):
   id: str
   data: bytes
   tally: tuple[tuple[Any, int], ...]
-  sidecars: tuple[int, ...] = ()
+  sidecars: tuple[int | bytes, ...] = ()
   label: tuple[str, ...] | None = None
 
 
@@ -289,6 +293,7 @@ def write_corpus(
   config: Mapping[str, Any],
   inputs: Sequence[Mapping[str, Any]],
   num_shards: int = 8,
+  signatures: bool = False,
 ) -> beam.PCollection[str]:
   """Writes a curated corpus and, beside it, what was dropped on the way (`NAME_rejects`).
 
@@ -304,6 +309,7 @@ def write_corpus(
     config: the settings that made the corpus, JSON-able; kept in the manifest.
     inputs: [{'path': …, 'bytes': …}, …], kept in the manifest.
     num_shards: shards of the corpus, and of its rejects.
+    signatures: whether those of the documents are kept, beside each shard.
 
   Returns:
     The path of the finished corpus, one element.
@@ -315,7 +321,8 @@ def write_corpus(
           'config': dict(config), 'inputs': list(inputs)}
   shards = {'train': num_shards}
   kept_shards = write_records(
-    kept | f'encode {name}' >> beam.Map(_kept_record), output=output, name=name, shards=shards)
+    kept | f'encode {name}' >> beam.Map(_kept_record), output=output, name=name, shards=shards,
+    sidecars=('signatures',) if signatures else ())
   reject_shards = write_records(
     rejects | f'encode {name}_rejects' >> beam.Map(_reject_record, stages=tuple(stages)),
     output=output, name=f'{name}_rejects', shards=shards)
@@ -330,7 +337,8 @@ def write_corpus(
 
 def _kept_record(document: Document) -> Record:
   tally = (*_tally(document), (('language', document.language), 1))
-  return Record('train', document.id, encode('curated', vars(document)), tally)
+  return Record('train', document.id, encode('curated', vars(document)), tally,
+                (document.signature,))
 
 
 def _reject_record(reject: Reject, stages: Sequence[str]) -> Record:
@@ -475,7 +483,10 @@ def write_shard(
   for i, sidecar in enumerate(sidecars):
     shard[sidecar] = f'{name}-{split}.{sidecar}-{of}.npy'
     array = io.BytesIO()
-    np.save(array, np.array([row.sidecars[i] for row in rows], np.int32))
+    values: Any = [row.sidecars[i] for row in rows]
+    if sidecar == 'signatures':
+      values = np.frombuffer(b''.join(values), 'S16').reshape(len(rows), -1 if rows else 0)
+    np.save(array, np.asarray(values, None if sidecar == 'signatures' else np.int32))
     write_bytes(FileSystems.join(path, shard[sidecar]), array.getvalue())
     shard[f'{sidecar}_sha256'] = hashlib.sha256(array.getvalue()).hexdigest()
   tally: dict[Any, int] = {}
@@ -495,15 +506,15 @@ def to_json(value: Any) -> bytes:
 
 def write_bytes(path: str, data: bytes) -> None:
   """Writes a file under a temporary name, then renames, so that no reader sees half of it."""
-  temporary = f'{path}.tmp-{uuid.uuid4().hex[:8]}'
-  with FileSystems.create(temporary, 'application/octet-stream',
-                          CompressionTypes.UNCOMPRESSED) as f:
+  temporary, mime = f'{path}.tmp-{uuid.uuid4().hex[:8]}', 'application/octet-stream'
+  with FileSystems.create(temporary, mime, CompressionTypes.UNCOMPRESSED) as f:
     f.write(data)
+    if '://' not in path:  # on the disk before it has its name, after a power cut too
+      f.flush()
+      os.fsync(f.fileno())
   FileSystems.rename([temporary], [path])
 
-
 # --- reading ---------------------------------------------------------------------------------
-
 
 def read_manifest(path: str, kind: str | None = None) -> dict[str, Any]:
   """The manifest of the finished corpus at `path` (DIR/NAME/1.0.0, or DIR/NAME).

@@ -29,11 +29,12 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from apache_beam.io.filesystems import FileSystems
 
-from data_beam import curation, records
+from data_beam import curation, hub, records
 from data_beam import options as options_lib
 from data_beam.beam_options import is_beams, pipeline_options
 from data_beam.command_line import Parser, complain
 from data_beam.curation import Each
+from data_beam.dedup.clusters import deduplication
 from data_beam.options import ImportOptions
 from data_beam.records import Document, Reject
 from data_beam.redact import public, without_query
@@ -44,6 +45,7 @@ from data_beam.sources.files import (
   expand,
   lines,
   open_file,
+  size_of,
 )
 
 log = logging.getLogger('data_beam')
@@ -344,8 +346,10 @@ def import_tables(
   _check_text(files[0]['path'], columns['text'], options.layout)
   return curation.curate(
     parts([f['path'] for f in files], options.limit),
-    [('read', Each(read, columns, name, options.limit))], output=output, name=name,
-    inputs=files, options=options, found={'columns': columns}, beam_args=beam_args)
+    [('read', Each(read, columns, name, options.limit)),
+     *deduplication(options, exact=options.exact_dedup, size=size_of(files))],
+    output=output, name=name, inputs=files, options=options, found={'columns': columns},
+    beam_args=beam_args)
 
 
 def parts(paths: Sequence[str], limit: int | None) -> beam.PTransform:
@@ -566,6 +570,8 @@ def main(argv: Sequence[str] | None = None) -> int:
       help='where data/ and README.md go')
   add('--format', default='parquet', choices=FORMATS,
       help='of the files (default: %(default)s)')
+  add('--push_to_hub', default='', metavar='OWNER/NAME',
+      help='a data set on the Hugging Face hub that they go to as well, private until published')
 
   args, beam_args = parser.parse_known_args(argv)
   logging.basicConfig(format='%(message)s', level=logging.WARNING, force=True)
@@ -576,6 +582,8 @@ def main(argv: Sequence[str] | None = None) -> int:
                            options_lib.take(ImportOptions, vars(args)), beam_args=beam_args)
     else:
       path = export_corpus(args.input, args.output, format=args.format, beam_args=beam_args)
+      if args.push_to_hub:
+        print(f'pushed to {hub.push(path, args.push_to_hub, "dataset")}')
   except (ValueError, OSError) as error:
     return complain('data_beam.tables', error)
   print(public(f'The result is at {path}'))

@@ -9,7 +9,8 @@ it (chat.py), without either, and has a mask of the tokens that the model learns
 mixtures and lineage are decided at training time. A small share of the documents, chosen by a hash
 of their id, makes the split `validation`, so a document stays on its side when the corpus around it
 changes; but for one whose text is for the most part in other documents too, which is trained on
-with them: held out, it would ask for what was learned by heart.
+with them: held out, it would ask for what was learned by heart. The other documents are those of
+the same corpus, and of all that are trained on beside it (--against).
 """
 
 import dataclasses
@@ -20,7 +21,7 @@ import math
 import os
 import sys
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import apache_beam as beam
 import numpy as np
@@ -29,7 +30,7 @@ import tokenizers
 
 from data_beam import chat, records, special_tokens
 from data_beam import options as options_lib
-from data_beam.beam_options import is_beams, pipeline_options
+from data_beam.beam_options import is_beams, pipeline_options, require_file_system
 from data_beam.command_line import Parser, complain
 from data_beam.dedup.clusters import rehydration_weight
 from data_beam.dedup.minhash import ngram_hashes, word_hashes
@@ -125,12 +126,17 @@ _MOST_RUNS = 20_000_000  # of candidates, in one worker's memory: of more, every
 
 
 def _near_duplicates(
-  shards: beam.PCollection[tuple[str, int]], holdout: float, most: float, every: int
+  own: beam.PCollection['Shard'], others: beam.PCollection['Shard'], tokenizer: str,
+  holdout: float, most: float, every: int,
 ) -> beam.PCollection[str]:
   """Ids of the documents that a hash of their id would hold out, but their text is known.
 
+  A document of this id elsewhere says nothing: it is on the same side there.
+
   Args:
-    shards: (shard file, records in it).
+    own: shards of the corpus, from which documents are held out.
+    others: of corpora that are trained on too.
+    tokenizer: the file by which those are tokenised that hold tokens.
     most: share of a document's runs of _RUN words that may be in other documents too.
     every: of the runs, by their hash, so many count as one.
   """
@@ -138,27 +144,62 @@ def _near_duplicates(
     found = np.unique(ngram_hashes(word_hashes(text.split()), _RUN))
     return found[found % np.uint64(every) == 0]
 
-  def candidates(shard: tuple[str, int]) -> Iterator[tuple[str, np.ndarray]]:
-    for row in records.read_shard(*shard, 'curated'):
-      if is_validation(row['id'], holdout):
-        yield row['id'], runs(row['text'])
+  def candidates(shard: Shard) -> Iterator[tuple[str, np.ndarray]]:
+    for id, text in _texts(shard, tokenizer):
+      if is_validation(id, holdout):
+        yield id, runs(text)
 
-  def hits(shard: tuple[str, int], wanted: np.ndarray) -> Iterator[np.ndarray]:
-    for row in records.read_shard(*shard, 'curated'):
-      yield _among(runs(row['text']), wanted)
+  def hits(shard: Shard, wanted: np.ndarray) -> Iterator[tuple[str, np.ndarray]]:
+    for id, text in _texts(shard, tokenizer):
+      if len(found := _among(runs(text), wanted)):
+        yield id, found
 
   def is_near(candidate: tuple[str, np.ndarray], shared: np.ndarray) -> bool:
     mine = candidate[1]
     return len(_among(mine, shared)) > most * len(mine)
 
-  asked = shards | 'candidates' >> beam.FlatMap(candidates)
+  asked = own | 'candidates' >> beam.FlatMap(candidates)
   wanted = asked | beam.Values() | 'their runs' >> beam.CombineGlobally(_union)
   shared = (
-    shards
+    (own, others)
+    | 'all corpora' >> beam.Flatten()
     | 'who has them' >> beam.FlatMap(hits, beam.pvalue.AsSingleton(wanted))
+    | 'by document' >> beam.GroupByKey()
+    | 'of each' >> beam.MapTuple(lambda id, arrays: _union(arrays))
     | 'in two documents' >> beam.CombineGlobally(_InTwo()))
   return (asked | 'near' >> beam.Filter(is_near, beam.pvalue.AsSingleton(shared))
           | 'near ids' >> beam.Keys())
+
+
+class Shard(NamedTuple):
+  """A file of a corpus."""
+
+  path: str
+  records: int
+  kind: str  # curated | tokenised
+
+
+def _shards(manifest: Mapping[str, Any]) -> Iterator[Shard]:
+  for split in manifest.get('splits', ('train',)):
+    for path, count in records.list_shards(manifest, split):
+      yield Shard(path, count, manifest['kind'])
+
+
+def _texts(shard: Shard, tokenizer: str) -> Iterator[tuple[str, str]]:
+  """(id, text) of a shard's documents, of its tokens if it has no text."""
+  decode = _decoder(tokenizer) if shard.kind == 'tokenised' else None
+  for row in records.read_shard(*shard):
+    yield row['id'], decode(row['tokens']) if decode else row['text']
+
+
+@functools.lru_cache(maxsize=1)
+def _decoder(path: str) -> Callable[[bytes], str]:
+  """Tokens of a record → their text, without special tokens."""
+  tokenizer, dtype = _open(path), load_tokenizer(path).dtype
+  ids = lambda data: np.frombuffer(data, dtype).tolist()
+  if isinstance(tokenizer, tokenizers.Tokenizer):
+    return lambda data: tokenizer.decode(ids(data), skip_special_tokens=True)
+  return lambda data: tokenizer.decode(ids(data))
 
 
 def _among(numbers: np.ndarray, known: np.ndarray) -> np.ndarray:
@@ -199,7 +240,7 @@ class _InTwo(beam.CombineFn):
 
 
 class _Tokenize(beam.DoFn):
-  """(shard file, records in it), ids of near duplicates → the tokenised Records of its documents.
+  """Shard, ids of near duplicates → the tokenised Records of its documents.
 
   With `conversations` they are those of conversations.
   """
@@ -214,8 +255,8 @@ class _Tokenize(beam.DoFn):
     else:
       self.encode = tokenizer.encode
 
-  def process(self, shard: tuple[str, int], near: Collection[str]) -> Iterator[Record]:
-    for row in records.read_shard(*shard, 'curated'):
+  def process(self, shard: Shard, near: Collection[str]) -> Iterator[Record]:
+    for row in records.read_shard(*shard):
       known = row['id'] in near
       held_out = is_validation(row['id'], self.options.holdout) and not known
       split = 'validation' if held_out else 'train'
@@ -303,7 +344,8 @@ def _publish(element, *, path: str, manifest: dict[str, Any], splits: Sequence[s
 
 def run(
   input: Sequence[str] | str, tokenizer: str, output: str, name: str,
-  options: TokenizeOptions | None = None, *, beam_args: Sequence[str] = (),
+  options: TokenizeOptions | None = None, *, against: Sequence[str] = (),
+  beam_args: Sequence[str] = (),
 ) -> str:
   """Tokenises curated corpora into the corpus `output/name/1.0.0`.
 
@@ -314,6 +356,8 @@ def run(
     name: the result's name.
     options: what each means is said in options.py. (EOS ends each document in any case;
       rehydration is stored as each document's `weight`, from clusters.REHYDRATION.)
+    against: corpora that are trained on too, curated or tokenised by the same tokenizer: a document
+      is not held out if its text is for the most part in theirs.
     beam_args: Beam's own flags, such as ['--runner=DataflowRunner', …].
 
   Returns:
@@ -331,6 +375,10 @@ def run(
   if not manifests:
     raise CorpusError('no input: give the directory of a curated corpus')
   facts, conversations = load_tokenizer(tokenizer), _are_conversations(manifests)
+  others = [records.read_manifest(path) for path in against] if options.asks else []
+  for other in others:
+    if other['kind'] == 'tokenised' and other['tokenizer_sha256'] != facts.sha256:
+      raise CorpusError(f'{other["path"]!r} was tokenised by another file than {tokenizer!r}')
   if conversations:
     chat.control_ids(tokenizer, facts.controls.get)
   elif options.bos and facts.special.bos_id is None:
@@ -343,8 +391,8 @@ def run(
     'name': name, 'version': records.VERSION, 'kind': 'tokenised',
     'code_version': records.code_version(),
     'config': dataclasses.asdict(options),
-    'inputs': [{'path': m['path'], 'name': m['name'], 'documents': m['documents']}
-               for m in manifests],
+    'inputs': [{k: m[k] for k in ('path', 'name', 'documents')} for m in manifests],
+    'against': [{k: m[k] for k in ('path', 'name', 'documents')} for m in others],
     'tokenizer': os.path.basename(tokenizer), 'tokenizer_sha256': facts.sha256,
     'vocab_size': facts.vocab_size, 'bos': options.bos and not conversations,
     'dtype': facts.dtype.str, **facts.special._asdict(),
@@ -352,17 +400,22 @@ def run(
         'end_id': facts.controls[chat.END]} if conversations else {}),
   }
   path = records.corpus_path(output, name)
+  require_file_system(path)
   beam_options = pipeline_options(beam_args)
   records.log.info('tokenising %d documents', sum(m['documents'] for m in manifests))
   with beam.Pipeline(options=beam_options) as pipeline:
     parts = (
       pipeline
-      | 'shards' >> beam.Create([s for m in manifests for s in records.list_shards(m)])
+      | 'shards' >> beam.Create([s for m in manifests for s in _shards(m)])
       | beam.Reshuffle())
     near: Any = frozenset()
-    if options.holdout and options.holdout_shared < 1:
+    if options.asks:
       candidates = sum(m.get('words', 0) for m in manifests) * options.holdout
-      ids = _near_duplicates(parts, options.holdout, options.holdout_shared,
+      beside = (
+        pipeline
+        | 'other shards' >> beam.Create([s for m in others for s in _shards(m)])
+        | 'spread' >> beam.Reshuffle())
+      ids = _near_duplicates(parts, beside, tokenizer, options.holdout, options.holdout_shared,
                              max(1, math.ceil(candidates / _MOST_RUNS)))
       near = beam.pvalue.AsDict(ids | 'as keys' >> beam.Map(lambda id: (id, True)))
     tokenised = parts | 'tokenise' >> beam.ParDo(_Tokenize(facts, options, conversations), near)
@@ -401,14 +454,18 @@ def main(argv: Sequence[str] | None = None) -> None:
   parser.add_argument('--output', required=True, metavar='DIR',
                       help='where the corpus goes: DIR/NAME/1.0.0 (local, gs://, s3://)')
   parser.add_argument('--name', help="the corpus's name (default: that of the first input)")
+  parser.add_argument('--against', default=[], nargs='+', action='extend', metavar='CORPUS',
+                      help='corpora that are trained on too, curated or tokenised alike: what is '
+                      'for the most part in them is not held out')
   options_lib.add_flags(parser, TokenizeOptions)
   args, beam_args = parser.parse_known_args(argv)
   try:
     name = args.name or records.read_manifest(args.input[0], 'curated')['name']
     path = run(args.input, args.tokenizer, args.output, name,
-               options_lib.take(TokenizeOptions, vars(args)), beam_args=beam_args)
+               options_lib.take(TokenizeOptions, vars(args)), against=args.against,
+               beam_args=beam_args)
   except (ValueError, OSError) as error:
-    sys.exit(complain(parser.prog, error))
+    sys.exit(complain('error', error))
   manifest = records.read_manifest(path)
   print(f'{manifest["documents"]} documents, {manifest["tokens"]} tokens '
         f'({manifest["bytes"] / max(1, manifest["tokens"]):.2f} bytes per token): {path}')

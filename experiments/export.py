@@ -5,7 +5,9 @@
   python -m experiments.export --checkpoint=released --output=small.gguf --format=gguf \
     --quantize=q4_k_m
 
-GGUF files are written as --output if it ends in .gguf, else as model-TYPE.gguf in that folder.
+With --push_to_hub=OWNER/NAME the folder becomes a private repository on the Hugging Face hub too,
+by the account of HF_TOKEN or `hf auth login`. GGUF files are written as --output if it ends in
+.gguf, else as model-TYPE.gguf in that folder.
 """
 
 import logging
@@ -14,6 +16,7 @@ from collections.abc import Sequence
 
 from absl import flags
 
+from data_beam import hub
 from experiments.engine import cli
 from smoljax.checkpoints import export_formats, load
 
@@ -44,16 +47,23 @@ _CHAT = flags.DEFINE_bool(
 _MTP = flags.DEFINE_bool(
   'mtp', False, 'Of a hf: keep modules of multi-token prediction, for speculative decoding.'
 )
+_PUSH = flags.DEFINE_string(
+  'push_to_hub', '', 'OWNER/NAME on the Hugging Face hub that a hf goes to as well, as a private '
+  'repository.')
 
 
 def main(_: Sequence[str]) -> None:
   """The command line; bad input is one line and exit code 2."""
   logging.getLogger('gguf').setLevel(logging.WARNING)
   try:
+    if _PUSH.value and _FORMAT.value != 'hf':
+      raise ValueError('--push_to_hub goes with --format=hf')
     model = load.load_model(_CHECKPOINT.value, _TOKENIZER.value)
     path, other = export_formats.FORMATS[_FORMAT.value](
       model, _OUTPUT.value, dtype=_DTYPE.value, quantize=_QUANTIZE.value, with_chat=_CHAT.value,
       keep_mtp=_MTP.value)
+    if _PUSH.value:
+      print(f'pushed to {hub.push(path, _PUSH.value, "model")}')
   except (OSError, ValueError, ImportError) as e:
     sys.exit(cli.complain(e))
   if other:

@@ -5,11 +5,14 @@
   python -m experiments.generate --checkpoint=HF_DIR --prompt_file=book.txt --context=131072
   python -m experiments.generate --checkpoint=HF_DIR --prompt='Why is the sky blue?' --mode=think
   python -m experiments.generate --checkpoint=HF_DIR --prompt='2 + 2 =' --samples=4 --weights=int8
+  python -m experiments.generate --checkpoint=HF_DIR --chat --mode=think --tools=tools.json
 
 Prints the prompt and what the model writes after it, as it is written, until it ends the document,
 writes a --stop string, or reaches --max_new_tokens. With --mode the prompt is a question to a chat
 model, put as the chat template beside its tokenizer puts it, and the answer alone is printed.
-Several --prompt, or --samples, are continued together and printed when all are done.
+Several --prompt, or --samples, are continued together and printed when all are done. With --chat
+it is a conversation: each line is a message, /help lists the commands, and where the model calls
+one of the --tools the call is shown and its result asked for.
 """
 
 import sys
@@ -18,6 +21,7 @@ from collections.abc import Iterable, Iterator, Sequence
 
 from absl import flags
 
+from experiments import chat as chat_lib
 from experiments.engine import cli
 from smoljax import model
 from smoljax.checkpoints import load
@@ -74,7 +78,11 @@ _MODE = flags.DEFINE_enum(
   'mode', None, [*chat.MODES, 'chat'], 'Ask a chat model: to answer after thinking or at once, or '
   'as its template has it.'
 )
-_SYSTEM = flags.DEFINE_string('system', '', 'Instructions to the chat model, with --mode.')
+_SYSTEM = flags.DEFINE_string(
+  'system', '', 'Instructions to the chat model, with --mode or --chat.')
+_CHAT = flags.DEFINE_bool('chat', False, 'A conversation in the terminal, with a chat model.')
+_TOOLS = flags.DEFINE_string(
+  'tools', '', 'JSON file with a list of the tools that the model may call, with --chat.')
 _CONTEXT = flags.DEFINE_integer(
   'context', 0, 'Tokens of prompt and continuation to allow beyond the trained context, by YaRN; '
   'used where they are needed. 0 = the trained context.',
@@ -105,8 +113,11 @@ def _generate() -> None:
     _MIN_NEW_TOKENS.value,
   )
   prompts = [*_PROMPT.value, *map(_read, _PROMPT_FILE.value)] or ['']
-  if _SYSTEM.value and not _MODE.value:
+  if _SYSTEM.value and not (_MODE.value or _CHAT.value):
     raise ValueError('--system instructs a chat model: give --mode=think or --mode=no_think too')
+  if _CHAT.value:
+    _converse(sampling)
+    return
   loaded = load.load_for_generation(_CHECKPOINT.value, _TOKENIZER.value, _WEIGHTS.value)
   config, params, text, bos = loaded[:4]
   ends = [*loaded.eos_ids, *_STOP_ID.value]
@@ -154,6 +165,23 @@ def _generate() -> None:
   if seen:
     print(f'{seen.acceptance:.0%} of the drafts kept, {seen.tokens_per_round:.2f} tokens a round',
           file=sys.stderr)
+
+
+def _converse(sampling: Sampling) -> None:
+  """`--chat`."""
+  given = {'prompt': _PROMPT.value or _PROMPT_FILE.value, 'samples': _SAMPLES.value > 1,
+           'logprobs': _LOGPROBS.value, 'speculative': _SPECULATIVE.value, 'stop': _STOP.value}
+  if wrong := [name for name, value in given.items() if value]:
+    raise ValueError(f'--{wrong[0]} does not go with --chat: leave it out')
+  tools = chat_lib.read_tools(_TOOLS.value) if _TOOLS.value else []
+  loaded = load.load_for_generation(_CHECKPOINT.value, _TOKENIZER.value, _WEIGHTS.value)
+  config = loaded.config
+  if _CONTEXT.value > config.max_seq_len:
+    config = config.extended(_CONTEXT.value)
+  chat_lib.converse(chat_lib.Conversation(
+    loaded, config, mode=_MODE.value or 'chat', system=_SYSTEM.value, tools=tools,
+    sampling=sampling, max_new_tokens=_MAX_NEW_TOKENS.value, seed=_SEED.value,
+    ends=_STOP_ID.value))
 
 
 def _question(

@@ -27,7 +27,7 @@ from rich.table import Table
 
 from data_beam import records
 from experiments.engine import cli
-from smoljax import sharding
+from smoljax import files, sharding
 from smoljax.checkpoints import load
 from smoljax.evals import likelihood
 
@@ -150,7 +150,7 @@ def _read(path: str) -> Iterator[dict]:
 def _write(path: str, rows: Iterable[dict]) -> None:
   with open(path + '.tmp', 'w') as file:
     file.writelines(json.dumps(row) + '\n' for row in rows)
-  os.replace(path + '.tmp', path)
+  files.replace(path + '.tmp', path)
 
 
 if __name__ == '__main__':

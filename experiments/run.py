@@ -44,7 +44,7 @@ from experiments.engine.config import (
   use_all_cores,
 )
 from experiments.engine.corpora import choose_corpora
-from experiments.engine.graph import Graph
+from experiments.engine.graph import Damaged, Graph
 from experiments.engine.summary import summarize
 from smoljax import distributed, gpu
 
@@ -68,7 +68,8 @@ def run(c: ConfigDict, workdir: str, *, dry_run: bool = False) -> None:
   if '://' in workdir:
     raise ValueError(
       f'--workdir={workdir}: the state of a run (locks, logs, links) needs a file system of this '
-      'machine or network; corpora and inputs may be at such an address')
+      'machine or network: give a local folder, and such an address to its checkpoints '
+      '(--config.train.checkpoint_dir) or corpora (--config.corpora, --config.web.input)')
   if os.path.exists(workdir) and not os.path.isdir(workdir):
     raise NotADirectoryError(f'--workdir={workdir} is a file: give a folder')
   gpu.take()
@@ -103,7 +104,14 @@ def run(c: ConfigDict, workdir: str, *, dry_run: bool = False) -> None:
     os.makedirs(workdir, exist_ok=True)
     write_json(os.path.join(workdir, 'config.json'), public(json.loads(c.to_json_best_effort())))
   # The summary is kept current, because the report, the last step, is made of it.
-  graph.run(before=lambda step: write_json(summary_file, summarize(graph)))
+  while True:
+    try:
+      graph.run(before=lambda step: write_json(summary_file, summarize(graph)))
+      break
+    except Damaged as e:
+      if _DISTRIBUTED.value:  # the others wait elsewhere: all have to begin again
+        raise
+      console.print(f'warning: {e}')
   if not is_lead:
     return
   summary = summarize(graph)

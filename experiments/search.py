@@ -13,6 +13,8 @@ A pruner compares trials where they have seen as many tokens: at --rungs lengths
 the one before, the last all of train.tokens (halving, hyperband), or between them too (median).
 What is compared is the held-out loss on the way; with --cooled it is that of a branch that is
 cooled down from there, while the run itself stays on the plateau and goes on from it (WSD).
+With halving a trial that was stopped goes on from its checkpoint, not from its beginning, when it
+is among the best third after all: more were tried, or those that went on turned out worse.
 A run that diverges is told as worse than the worst, so that the sampler keeps away from it.
 
 The study is WORKDIR/search.db: run the same command again, or in more processes on the same disk,
@@ -51,6 +53,8 @@ from experiments.engine.study import (
   check_space,
   edges,
   good,
+  latest,
+  run_of,
   size,
 )
 from smoljax import metrics
@@ -164,7 +168,7 @@ class Experiment:
   def __call__(self, trial: optuna.Trial, report: Report) -> list[float]:
     """The trial's values, by the study's protocol."""
     prefix = 'trial' if trial.study.study_name == 'search' else trial.study.study_name
-    folder = pathlib.Path(self.workdir) / 'points' / f'{prefix}-{trial.number:04d}'
+    folder = pathlib.Path(self.workdir) / 'points' / f'{prefix}-{run_of(trial):04d}'
     with self._gpu(trial.number) as gpu:
       try:
         if self.cooled:
@@ -190,6 +194,7 @@ class Experiment:
     """On along the plateau, and off it into a branch at each rung; the last is the trial's run."""
     from experiments.engine.config import resolve
 
+    said = trial.study.get_trials(deepcopy=False)[trial.number].intermediate_values
     c = resolve(sweep.load_config(self.config, [*self.flags, *as_flags(trial.params)]))
     warmup, lengths = rungs(c, self.rungs, self.unit)
     batch, branch, start = c.train.batch_tokens, {}, 0
@@ -197,6 +202,10 @@ class Experiment:
               'optimizer.warmup_fraction': 0.0, 'train.eval_every': 10**9}
     for i, rung in enumerate(lengths, start=1):
       plateau = folder.with_name(f'{folder.name}-plateau-{i}')
+      if round(rung.tokens / self.unit) in said:  # before it was killed, or stopped
+        start = rung.plateau
+        branch = {'train.branch_from': str(plateau / 'checkpoints' / str(start))}
+        continue
       self._train(trial, plateau, {
         **shared, **branch, 'train.tokens': rung.plateau * batch, 'eval.tasks': (),
         'optimizer.schedule': 'constant'}, gpu, start=start)
@@ -313,7 +322,7 @@ def _flat(name: str, value: Any) -> dict[str, Any]:
 
 def results(study: optuna.Study, space: Space, objectives: Sequence[str]) -> dict[str, Any]:
   """What search_page.write needs, without Optuna's classes."""
-  trials = study.get_trials(deepcopy=False)
+  trials = latest(study.get_trials(deepcopy=False))
   several = len(objectives) > 1
   complete = {t.number for t in good(study)}
   importance = {}
@@ -327,9 +336,9 @@ def results(study: optuna.Study, space: Space, objectives: Sequence[str]) -> dic
     'widened': study.user_attrs.get('widened', []),
     'edges': {} if several else edges(study, space),
     'importance': dict(importance),
-    'best': [t.number for t in best if t and t.number in complete],
+    'best': [run_of(t) for t in best if t and t.number in complete],
     'trials': [{
-      'number': t.number,
+      'number': run_of(t), 'thawed': 'thaws' in t.user_attrs,
       'state': 'fail' if t.user_attrs.get('failed') else t.state.name.lower(), 'params': t.params,
       'values': list(t.values or ()) if t.number in complete else [],
       'reported': sorted(t.intermediate_values.items()),
@@ -358,7 +367,7 @@ def intervals(done: optuna.Study, retest: optuna.Study) -> list[dict[str, Any]]:
           if trial.params == {k: v for k, v in t.params.items() if k != 'seed'}}
     if of:
       mean, half = sweep_page.interval([of[seed] for seed in sorted(of)])
-      found.append((mean, {'trial': trial.number, 'values': of, 'mean': mean, 'half': half}))
+      found.append((mean, {'trial': run_of(trial), 'values': of, 'mean': mean, 'half': half}))
   return [row for _, row in sorted(found, key=lambda f: f[0])]
 
 

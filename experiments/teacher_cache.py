@@ -43,7 +43,7 @@ def main() -> None:
   try:
     path = teacher_cache.write(**vars(parser.parse_args()))
   except (OSError, ValueError) as e:
-    sys.exit(complain(parser.prog, e))
+    sys.exit(complain('error', e))
   if os.path.exists(os.path.join(path, '_SUCCESS')):
     per_token = records.read_manifest(path)['bytes_per_token']
     print(f'teacher cache, {per_token} bytes a token: {path}')

@@ -184,7 +184,7 @@ class Log:
     """Writes one row of metrics (names such as `train/loss`)."""
     if not self._writes:
       return
-    files.append(self._metrics, _line({'step': step, **values}))
+    files.append(self._metrics, line({'step': step, **values}))
     scalars = {k: v for k, v in values.items() if isinstance(v, int | float)}
     if self._writer:
       for name, value in scalars.items():
@@ -196,7 +196,7 @@ class Log:
     """Writes one event: a decision or a change of state, with the time it happened (UTC)."""
     now = time.strftime('%Y-%m-%dT%H:%M:%SZ', time.gmtime())
     if self._writes:
-      files.append(self._events, _line({'time': now, 'step': step, 'event': event, **details}))
+      files.append(self._events, line({'time': now, 'step': step, 'event': event, **details}))
 
 
 def _wandb_run(directory: str, project: str, name: str, config: Mapping | None) -> Any:
@@ -226,11 +226,11 @@ def _rewrite(path: str, note: Callable[[str], None], last_step: float = math.inf
     note(f'{damaged[0]}; the file is kept as {os.path.basename(path)}.damaged')
     shutil.copyfile(path, f'{path}.damaged')
   kept = [r for r in rows if isinstance(at := r.get('step'), int) and at <= last_step]
-  files.write(path, ''.join(map(_line, kept)).encode())
+  files.write(path, ''.join(map(line, kept)).encode())
   return max((r['step'] for r in kept), default=0)
 
 
-def _line(row: Mapping) -> str:
+def line(row: Mapping) -> str:
   """A row with a checksum of its text as its last entry: a flipped digit is a digit too."""
   text = json.dumps(row)
   return f'{text[:-1]}, "crc": "{_crc(text)}"}}\n'

@@ -32,7 +32,7 @@ ALLOWED = {
 }
 # The floors of smoljax/, lowest first: each imports only lower ones, and itself.
 FLOORS = (
-  {'sharding', 'distributed', 'metrics', 'files', 'gpu'},
+  {'sharding', 'distributed', 'metrics', 'files', 'gpu', 'object_store'},
   {'model'},
   {'data', 'optim', 'inference'},
   {'checkpoints'},
@@ -46,6 +46,7 @@ NAMES = {'export', 'muon'}
 # One owner per third party, file or floor.
 OWNERS = {
   'flax': 'model/',
+  'fsspec': 'object_store.py',
   'optax': 'optim/',
   'orbax': 'checkpoints/store.py',
   'grain': 'data/',

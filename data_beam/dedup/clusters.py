@@ -1,56 +1,30 @@
 """Near duplicates: connected components of documents that share a band, and their survivor."""
 
+import math
 from collections.abc import Iterable, Iterator
 from typing import Any
 
 import apache_beam as beam
+import numpy as np
 import xxhash
+from apache_beam.transforms.window import GlobalWindows
 
-from data_beam.dedup import minhash
-from data_beam.dedup.exact import rank, record_key, scope_key, with_metadata
-from data_beam.dedup.minhash import HASHES, signature
+from data_beam.dedup import minhash, prior
+from data_beam.dedup.components import KEY, Components, Total, by_part
+from data_beam.dedup.exact import (
+  KNOWN,
+  ExactDedup,
+  rank,
+  record_key,
+  scope_key,
+  stands_for,
+  with_metadata,
+  with_prior,
+)
+from data_beam.dedup.minhash import HASHES, band_hashes
 from data_beam.records import Document, Reject
 
 # --- clusters --------------------------------------------------------------------------------
-
-
-class Components(beam.CombineFn):
-  """Edges (u, v) -> {node: the smallest node of its connected component}.
-
-  A union-find whose accumulator is a forest, so it never holds more than one entry per node that
-  has an edge; merging unites the forests. Exact for any shape of graph, long chains included.
-  """
-
-  def create_accumulator(self) -> Any:
-    """No edges yet; an accumulator is node → a node nearer to its root."""
-    return {}
-
-  def add_input(self, parents: Any, edge: Any) -> Any:
-    """Joins the components of an edge; the smaller root stays one."""
-    u, v = sorted(_root(parents, node) for node in edge)
-    parents[v] = u
-    return parents
-
-  def merge_accumulators(self, accumulators: Any) -> Any:
-    """Joins components that share a node."""
-    accumulators = iter(accumulators)
-    merged = next(accumulators)
-    for parents in accumulators:
-      for edge in parents.items():
-        self.add_input(merged, edge)
-    return merged
-
-  def extract_output(self, parents: Any) -> Any:
-    """Node → root, the smallest node of its component."""
-    return {node: _root(parents, node) for node in parents}
-
-
-def _root(parents: dict, node: Any) -> Any:
-  parents.setdefault(node, node)
-  while parents[node] != node:
-    parents[node] = parents[parents[node]]
-    node = parents[node]
-  return node
 
 
 class MinHashDedup(beam.PTransform):
@@ -62,12 +36,14 @@ class MinHashDedup(beam.PTransform):
   included), those of larger clusters also `cluster_id` (the survivor's id). Texts shorter than
   `ngram` words are kept.
 
-  Only hashes and ranks travel to find the clusters, and a star of edges per shared band rather
-  than all pairs, so that boilerplate which occurs a million times costs a million edges.
+  Only hashes and ranks travel to find the clusters, packed into arrays, and a star of edges per
+  shared band rather than all pairs. Of the documents that a worker has at hand, one stands for all
+  that share a band, so that boilerplate which occurs a million times crowds nobody.
   """
 
   def __init__(self, *, bands: int = 14, rows: int = 8, ngram: int = 5, hash_name: str = 'fast',
-               scope: str = 'global', max_chars: int = 1_000_000):
+               scope: str = 'global', max_chars: int = 1_000_000, parts: int = 8,
+               prior: beam.PTransform | None = None):
     """Sets up the stage.
 
     Args:
@@ -77,23 +53,26 @@ class MinHashDedup(beam.PTransform):
       hash_name: one of HASHES.
       scope: one of SCOPES; documents of different scopes are never duplicates.
       max_chars: only so much of a text is looked at.
+      parts: of the documents' hashes, see Components: about one for each shard of the corpus.
+      prior: of another corpus, whose documents survive and are not among what is kept (prior.py).
     """
     super().__init__()
     if hash_name not in HASHES:
       raise ValueError(f'unknown hash {hash_name!r}: choose one of {", ".join(HASHES)}')
     scope_key(Document(id='', text=''), scope)
+    self.parts, self.prior = parts, prior
     self.settings = {'bands': bands, 'rows': rows, 'ngram': ngram, 'hash_name': hash_name,
                      'scope': scope, 'max_chars': max_chars}
 
   def expand(self, documents: Any) -> Any:
     """PCollections (kept, rejects)."""
-    clusters = (
-      documents
-      | 'bands' >> beam.FlatMap(_bands, **self.settings)
-      | 'same band' >> beam.GroupByKey()
-      | 'edges' >> beam.FlatMap(_star)
-      | 'components' >> beam.CombineGlobally(Components())
-      | 'members' >> beam.FlatMap(_members))
+    packed = (with_prior(documents, self.prior)
+              | 'bands' >> beam.ParDo(_Bands(self.parts, self.settings)).with_outputs(
+                'edges', 'members', main='bands'))
+    edges = ((packed.bands | 'same band' >> beam.GroupByKey() | 'stars' >> beam.Map(_stars),
+              packed.edges) | 'edges' >> beam.Flatten())
+    clusters = ((edges, packed.members) | 'components' >> Components(self.parts)
+                | 'clusters' >> beam.FlatMap(_unpacked))
     split = (
       {'documents': documents | 'key' >> beam.Map(lambda d: (record_key(d), d)),
        'clusters': clusters}
@@ -102,60 +81,130 @@ class MinHashDedup(beam.PTransform):
     return split.kept, split.rejects
 
 
-def near_duplicates(
-  shape: str, hash_name: str = 'fast', scope: str = 'global',
-) -> list[tuple[str, beam.PTransform]]:
-  """The stage for `shape`: '14x8' is MinHashDedup with 14 bands of 8 rows; none for 'none'.
+PART_BYTES = 1 << 30    # of input a part: some hundred thousand documents
 
-  Raises ValueError for anything else.
+
+def deduplication(
+  options: Any, *, by_url: bool = False, exact: bool = True, size: int = 0,
+) -> list[tuple[str, beam.PTransform]]:
+  """The stages that options ask for: signatures kept, exact duplicates (by URL too), near ones.
+
+  Exact ones are looked for where near ones or those of another corpus are, whatever `exact` is.
+  The input has about `size` bytes: of it follows in how many parts clusters are looked for.
+
+  Of `options` are taken, where it has them: minhash, minhash_hash, dedup_scope, num_shards,
+  signatures, against. Raises ValueError or CorpusError for what they cannot be.
   """
-  if not (found := minhash.shape(shape)):
-    return []
-  bands, rows = found
-  return [('minhash', MinHashDedup(bands=bands, rows=rows, hash_name=hash_name, scope=scope))]
+  shape, scope = minhash.shape(options.minhash), getattr(options, 'dedup_scope', 'global')
+  bands, rows = shape or (0, 1)
+  settings = {'bands': bands, 'rows': rows, 'hash_name': options.minhash_hash}
+  known = prior.Prior(options.against, **settings) if getattr(options, 'against', ()) else None
+  stages: list[tuple[str, beam.PTransform]] = []
+  if getattr(options, 'signatures', False):
+    stages.append(('sign', prior.Sign(**settings)))
+  if by_url:
+    stages.append(('url_dedup', ExactDedup(by='url', scope=scope, prior=known)))
+  if exact or shape or known:
+    stages.append(('exact_dedup', ExactDedup(scope=scope, prior=known)))
+  if shape:
+    stages.append(('minhash', MinHashDedup(
+      **settings, scope=scope, parts=max(options.num_shards, size // PART_BYTES), prior=known)))
+  return stages
+
+
+class _Bands(beam.DoFn):
+  """Document → blocks of (hashes of bands, their documents) by part of the hashes; where several
+  documents at hand share a band, the first is in the block, and `edges` join the others to it."""
+
+  def __init__(self, parts: int, settings: dict[str, Any]):
+    self.parts, self.settings = parts, settings
+
+  def start_bundle(self):
+    """Nothing at hand."""
+    self.bands: list[bytes] = []
+    self.owners: list[int] = []
+    self.nodes: list[bytes] = []
+    self.totals: list[Total] = []
+
+  def process(self, document: Document) -> Iterator[Any]:
+    """A document's bands, put by."""
+    number, key = len(self.nodes), record_key(document)
+    self.nodes.append(key)
+    self.totals.append(Total((*rank(document), key), stands_for(document)))
+    bands = _bands(document, **self.settings)
+    self.bands += bands
+    self.owners += [number] * len(bands)
+    if len(self.nodes) == _AT_HAND:
+      yield from self._blocks()
+
+  def finish_bundle(self) -> Iterator[Any]:
+    """What is left."""
+    for block in self._blocks():
+      tag = getattr(block, 'tag', None)
+      value = GlobalWindows.windowed_value(block.value if tag else block)
+      yield beam.pvalue.TaggedOutput(tag, value) if tag else value
+
+  def _blocks(self) -> Iterator[Any]:
+    if not self.nodes:
+      return
+    nodes, totals, owners = np.array(self.nodes, KEY), self.totals, np.array(self.owners, int)
+    hashes, first, index = np.unique(
+      np.array(self.bands, KEY), return_index=True, return_inverse=True)
+    self.start_bundle()
+    yield beam.pvalue.TaggedOutput('members', (nodes, totals))
+    yield beam.pvalue.TaggedOutput('edges', _star_edges(nodes[owners], first, index))
+    for part, chosen in by_part(hashes, self.parts):
+      yield part, (hashes[chosen], nodes[owners[first[chosen]]])
+
+
+_AT_HAND = 1 << 15      # documents, of which a worker packs the hashes
 
 
 def _bands(
   document: Document, *, bands, rows, ngram, hash_name, scope, max_chars,
-) -> Iterator[tuple[bytes, tuple]]:
-  # The node is the rank itself: the smallest node of a component is then its survivor.
-  node = (*rank(document), record_key(document), document.metadata.get('copies', 1))
-  matrix = signature(document.text[:max_chars], bands=bands, rows=rows, ngram=ngram,
-                     hash_name=hash_name, language=document.language)
+) -> list[bytes]:
+  if document.signature:
+    found = prior.bands_of(document.signature)
+  else:
+    found = band_hashes(document.text, max_chars=max_chars, bands=bands, rows=rows, ngram=ngram,
+                        hash_name=hash_name, language=document.language)
   within = scope_key(document, scope).encode()
-  for band, row in enumerate(matrix):
-    yield xxhash.xxh3_128_digest(row.tobytes() + within, seed=band), node
+  return [xxhash.xxh3_128_digest(band + within) for band in found] if within else found
 
 
-def _star(group: tuple[bytes, Iterable[tuple]]) -> Iterator[tuple]:
-  nodes = iter(group[1])
-  centre = next(nodes)
-  for node in nodes:
-    yield centre, node
+def _stars(group: tuple[int, Iterable[tuple]]) -> tuple[np.ndarray, np.ndarray]:
+  """Blocks of a part → its edges: all documents of a band to one of them."""
+  hashes, nodes = map(np.concatenate, zip(*group[1], strict=True))
+  _, first, index = np.unique(hashes, return_index=True, return_inverse=True)
+  return _star_edges(nodes, first, index)
 
 
-def _members(roots: dict[tuple, tuple]) -> Iterator[tuple[bytes, tuple[bytes, str, int]]]:
-  sizes: dict[tuple, int] = {}
-  for node, root in roots.items():
-    sizes[root] = sizes.get(root, 0) + node[-1]
-  for node, root in roots.items():
-    yield node[-2], (root[-2], root[3], sizes[root])
+def _star_edges(nodes, first, index) -> tuple[np.ndarray, np.ndarray]:
+  """Edges from each node to the first of its group, but of that one itself."""
+  others = np.flatnonzero(first[index] != np.arange(len(index)))
+  return nodes[others], nodes[first[index[others]]]
+
+
+def _unpacked(block: tuple[np.ndarray, list[Total]]) -> Iterator[tuple[bytes, Total]]:
+  for node, total in zip(block[0].tolist(), block[1], strict=True):
+    yield node.ljust(KEY.itemsize, b'\0'), total     # of which numpy has cut zeros
 
 
 def _resolve(joined: tuple[bytes, dict[str, Iterable]]) -> Iterator[Any]:
   key, group = joined
-  cluster = min(group['clusters'], default=None)
+  cluster = next(iter(group['clusters']), None)
   for document in group['documents']:
     if cluster is None:
-      yield with_metadata(document, cluster_size=document.metadata.get('copies', 1))
+      yield with_metadata(document, cluster_size=stands_for(document))
       continue
-    best, survivor, size = cluster
+    (quality, *_, survivor, best), size = cluster
     document = with_metadata(document, cluster_id=survivor, cluster_size=size)
     if key == best:
       yield document
     else:
       yield beam.pvalue.TaggedOutput('rejects', Reject(
-        with_metadata(document, duplicate_of=survivor), 'minhash', 'near_duplicate'))
+        with_metadata(document, duplicate_of=survivor), 'minhash',
+        KNOWN if quality == -math.inf else 'near_duplicate'))
 
 
 # --- rehydration -----------------------------------------------------------------------------

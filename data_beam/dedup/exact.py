@@ -18,13 +18,30 @@ from data_beam.records import Document, Reject
 # --- which one survives ----------------------------------------------------------------------
 
 
+class Known(Document):
+  """One of another corpus, which documents are compared with: it survives, and is not kept again.
+  """
+
+
+KNOWN = 'known'     # the reason where the survivor is one
+
+
 def rank(document: Document) -> tuple:
   """The smallest survives: best quality, then longest, then first by url and id."""
-  quality = -document.quality if not math.isnan(document.quality) else math.inf
+  quality = -document.quality if math.isfinite(document.quality) else math.inf
+  if isinstance(document, Known):
+    quality = -math.inf
   return (quality, -len(document.text), document.url, document.id)
 
 
 # --- exact -----------------------------------------------------------------------------------
+
+
+def stands_for(document: Document) -> int:
+  """How many documents this one stands for: its exact copies, or the cluster that it had where it
+  was imported from."""
+  found = document.metadata.get('copies', document.metadata.get('cluster_size', 1))
+  return found if type(found) is int and found > 0 else 1
 
 
 def content_key(text: str) -> bytes:
@@ -59,8 +76,10 @@ class ExactDedup(beam.PTransform):
   survivor that had copies has their number, itself included, in `metadata['copies']`.
   """
 
-  def __init__(self, by: str = 'text', scope: str = 'global'):
-    """Sets up the stage: `by` is 'text' or 'url', `scope` one of SCOPES.
+  def __init__(self, by: str = 'text', scope: str = 'global',
+               prior: beam.PTransform | None = None):
+    """Sets up the stage: `by` is 'text' or 'url', `scope` one of SCOPES; documents of `prior` (see
+    prior.py) survive, but are not among what is kept.
 
     Of pages of one URL, those of other days may differ: the survivor is the best by `rank` there
     too, and the rejects are duplicate_url of the stage url_dedup.
@@ -69,12 +88,12 @@ class ExactDedup(beam.PTransform):
     if by not in _VERDICTS:
       raise ValueError(f"ExactDedup goes by 'text' or 'url', not {by!r}")
     scope_key(Document(id='', text=''), scope)
-    self.by, self.scope = by, scope
+    self.by, self.scope, self.prior = by, scope, prior
 
   def expand(self, documents: Any) -> Any:
     """PCollections (kept, rejects)."""
     split = (
-      documents
+      with_prior(documents, self.prior)
       | 'key' >> beam.Map(_exact_key, self.by, self.scope)
       | beam.GroupByKey()
       | 'choose' >> beam.FlatMap(_choose, *_VERDICTS[self.by]).with_outputs(
@@ -87,7 +106,7 @@ _VERDICTS = {'text': ('exact_dedup', 'duplicate'), 'url': ('url_dedup', 'duplica
 
 def _exact_key(document: Document, by: str, scope: str) -> tuple[bytes, Document]:
   if by == 'text':
-    key = content_key(document.text)
+    key = document.signature[:16] or content_key(document.text)
   else:
     key = (xxhash.xxh3_128_digest(document.url.encode('utf-8', 'replace')) if document.url
            else record_key(document))
@@ -106,19 +125,29 @@ def _choose(group: tuple[bytes, Iterable[Document]], stage: str, reason: str) ->
     copies += 1
     best = min(best or order(document), order(document))
   if copies == 1:
-    yield document
+    if not isinstance(document, Known):
+      yield document
     return
   copies = 0   # those dropped before, by URL, count as well
   for document in group[1]:
-    copies += document.metadata.get('copies', 1)
+    copies += stands_for(document)
   found = False
   for document in group[1]:
     if not found and order(document) == best:
       found = True
-      yield with_metadata(document, copies=copies)
-    else:
+      if not isinstance(document, Known):
+        yield with_metadata(document, copies=copies)
+    elif not isinstance(document, Known):
       yield beam.pvalue.TaggedOutput('rejects', Reject(
-        with_metadata(document, duplicate_of=best[3]), stage, reason))
+        with_metadata(document, duplicate_of=best[3]), stage,
+        KNOWN if best[0] == -math.inf else reason))
+
+
+def with_prior(documents: Any, prior: beam.PTransform | None) -> Any:
+  """PCollection of the documents and those of another corpus."""
+  if prior is None:
+    return documents
+  return (documents, documents.pipeline | 'prior' >> prior) | 'with prior' >> beam.Flatten()
 
 
 def with_metadata(document: Document, **metadata: Any) -> Document:

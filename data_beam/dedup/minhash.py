@@ -4,6 +4,7 @@ import functools
 import hashlib
 import re
 from collections.abc import Callable, Sequence
+from typing import Any
 
 import numpy as np
 import xxhash
@@ -102,6 +103,15 @@ def shape(text: str) -> tuple[int, int] | None:
     raise ValueError(f'minhash={text!r}: give bands x rows, such as 14x8, or none')
   bands, rows = map(int, numbers.groups())
   return bands, rows
+
+
+def band_hashes(text: str, *, max_chars: int = 1_000_000, **settings: Any) -> list[bytes]:
+  """16 bytes a band of a text's signature (`settings` are its), none if the text is too short.
+
+  Two texts that share one are near duplicates. Only `max_chars` of a text are looked at.
+  """
+  matrix = signature(text[:max_chars], **settings)
+  return [xxhash.xxh3_128_digest(row.tobytes(), seed=band) for band, row in enumerate(matrix)]
 
 
 def signature(

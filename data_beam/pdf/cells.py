@@ -33,9 +33,28 @@ def prose(lines: list[Line]) -> bool:
   return sum(len(line.text) for line in lines) >= PROSE_CHARS * len(lines)
 
 
-def places(line: Line, row: list[Line], columns: list[list[float]], head: bool) -> list[int]:
-  """The column of a cell; those under a head that stands amid or over several."""
+def is_number(text: str) -> bool:
+  """Whether a cell is an amount, a share, a year: more digits than anything else."""
+  return 2 * sum(map(str.isdecimal, text)) >= len(text.replace(' ', ''))
+
+
+def places(line: Line, row: list[Line], columns: list[list[float]], number: int,
+           full: int) -> list[int]:
+  """The column of a cell; those under a head that stands amid or over several. A label that runs on
+  over other columns is the first one's.
+
+  Args:
+    line: the cell.
+    row: that it is in.
+    columns: see `columns`.
+    number: of the row.
+    full: the first row with a cell in each column; over it stand heads.
+  """
   shared = [min(line.x1, b) - max(line.x0, a) for a, b in columns]
+  head = number < full
+  if head and number < 2 and len(row) == 1 and len(columns) > 2 and line.x0 > columns[0][1] and (
+      abs(line.x0 + line.x1 - columns[1][0] - columns[-1][1]) < 2 * line.size):
+    return list(range(1, len(columns)))     # over all but the labels
   if head and len(row) > 1:
     middle, middles = (line.x0 + line.x1) / 2, [(a + b) / 2 for a, b in columns]
     reach = min(abs(middle - (other.x0 + other.x1) / 2) for other in row if other is not line) / 2
@@ -45,7 +64,19 @@ def places(line: Line, row: list[Line], columns: list[list[float]], head: bool) 
     over = near if between else [i for i, width in enumerate(shared) if width > 0]
     if len(over) > 1 and abs(middle - (columns[over[0]][0] + columns[over[-1]][1]) / 2) < line.size:
       return over
+  if shared[0] > 0 and abs(line.x0 - columns[0][0]) < 0.5 * line.size:
+    return [0]
   return [max(range(len(columns)), key=shared.__getitem__)]
+
+
+def below(rows: list[list[Line]]) -> int:
+  """Where what follows a table begins: a heading in larger letters, set apart from the rows before.
+  The number of rows where nothing does."""
+  usual = statistics.median(line.size for row in rows for line in row)
+  gaps = [row[0].middle - above[0].middle for above, row in itertools.pairwise(rows)]
+  far = 2.5 * statistics.median(gaps)
+  return next((i for i, gap in enumerate(gaps, 1) if i > 2 and gap > far and (
+    min(line.size for line in rows[i]) > 1.15 * usual)), len(rows))
 
 
 def without_prose(rows: list[list[Line]],
@@ -92,6 +123,15 @@ def goes_on(above: list[str], row: list[str], leading: float, usual: float) -> b
   return False
 
 
+def joined_heads(cells: list[list[str]]) -> list[list[str]]:
+  """The rows of a table, its first two made one where they are one head: no column has a cell in
+  both, and the first of them has none for the labels."""
+  if len(cells) < 3 or cells[0][0] or not cells[1][0] or any(
+      a and b for a, b in zip(*cells[:2], strict=True)) or sum(map(bool, cells[0])) < 2:
+    return cells
+  return [[a or b for a, b in zip(*cells[:2], strict=True)], *cells[2:]]
+
+
 def markdown(cells: list[list[str]]) -> str:
   """Rows of cells as Markdown, the first as the head."""
   plain = str.maketrans({'|': '\\|', '\n': ' '})
@@ -110,6 +150,17 @@ def repeat_heads(texts: dict[tuple[int, int], str], grid: Grid, used: list[list[
     over = [k for k in grid.span(middle, j) if k in used[1]]
     if 1 < len(over) < len(used[1]) and sum((i, k) in texts for k in over) == 1:
       texts.update({(i, k): texts[i, j] for k in over})
+
+
+def usual_columns(wide: list[list[Line]]) -> list[list[float]]:
+  """The columns of rows of several cells. A head over several columns, a label that runs on into
+  the next one would weld them, or make one between: heads have no say, and where columns are
+  welded nevertheless, the commonest kind of row alone has."""
+  usual = statistics.mode(len(row) for row in wide)
+  common = [row for row in wide if len(row) == usual]
+  body = wide[wide.index(common[0]):] if len(common) > 0.6 * len(wide) else wide
+  found = columns(body)
+  return columns(common) if len(found) < usual else found
 
 
 def columns(rows: list[list[Line]]) -> list[list[float]]:

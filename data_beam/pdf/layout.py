@@ -39,6 +39,7 @@ _LINE_END_HYPHEN = re.compile(rf'{BREAK}(?=(\S*))')
 _FIVE_DOTS = re.compile(r'[.·…_](?:\s?[.·…_]){4}')
 _THREE_DOTS = re.compile(r'[.·…](?:\s?[.·…]){2}')
 _CAPITALS_APART = re.compile(r' [^\W\d_a-zß-ÿ] [^\W\d_a-zß-ÿ] ')
+_CAPITALIZED = re.compile(r'["“„«‘—(]*[^\W\d_a-zß-ÿ][^\W\d_]*(?!\w)')
 _WORD_HYPHEN = re.compile(r'[^\W\d_]-$')
 _SIGN = re.compile(r'^[•·°◦●○▪■‣▶►❖➢](?=\s)', re.M)
 _LEADERS = re.compile(r'(?:\s?[.·…_]){5,}')
@@ -53,6 +54,8 @@ _SPLIT_ACCENT = re.compile(f'([{"".join(_ACCENTS)}])([A-Za-zıȷ])')
 _UNSPACED = re.compile(
   '[\u2e80-\u30ff\u31f0-\u9fff\uf900-\ufaff\uff01-\uffdc\U00020000-\U0003ffff'
   '\u0e00-\u0eff\u1000-\u109f\u1780-\u17ff]')
+# Of fonts without a double one; ’’ alone may be inches.
+_TWO_QUOTES = re.compile('‘‘((?:[^‘’]|[‘’](?![‘’])){1,2000}?)’’')
 _PRIVATE = re.compile('[\ue000-\uf8ff\U000f0000-\U0010fffd]')
 # pdfium, which puts Arabic into logical order, loses the space where the script changes, and leaves
 # vowel marks that were drawn apart before their letter.
@@ -151,11 +154,14 @@ def join_pages(pages: Sequence[str]) -> tuple[str, list[int]]:
 
 
 def clean(text: str) -> str:
-  """Ligatures, split accents, odd spaces, control and private-use characters, spaced capitals."""
+  """Ligatures, split accents, quotes of two signs, odd spaces, control and private-use characters,
+  spaced capitals."""
   text = _SPELLED_ELSE.sub(lambda m: _CHARACTERS[ord(m[0])] or '', text)
   if not text.isascii():
     text = _PRIVATE.sub('', text)
     text = _SPLIT_ACCENT.sub(_accent, text)
+    if '‘‘' in text:
+      text = _TWO_QUOTES.sub(r'“\1”', text)
     if RTL.search(text):
       text = _LOOSE_MARK.sub(r'\2\1', _CHANGE_OF_SCRIPT.sub(' ', text))
     text = unicodedata.normalize('NFC', text)
@@ -220,6 +226,8 @@ def _read(lines: list[Line], rtl: bool, depth: int) -> list[list[Paragraph]]:
   if not bands:
     return [_paragraphs(rows)]
   parts = [_parts(band, rtl) for band in bands]
+  if len(bands) > 2 and any(not groups for groups in parts):
+    bands, parts = _untorn(bands, parts, rtl)
   if text and not all(parts):               # text beside a table, which would be cut first
     other = next((b for b in tried if any(left and pdf_lists.beside_prose(left, right, apart=True)
                                           for left, right, _ in b)), None)
@@ -251,6 +259,25 @@ def _parts(band: Band, rtl: bool) -> list[list[Line]]:
   if labels := pdf_lists.labelled(*sides):
     return list(pdf_lists.spread(labels))
   return list(sides) if pdf_lists.alike(*sides) or pdf_lists.beside_prose(*sides) else []
+
+
+def _untorn(bands: list[Band], parts: list[list[list[Line]]],
+            rtl: bool) -> tuple[list[Band], list[list[list[Line]]]]:
+  """Bands and their parts, a table whole that one row of several cells has torn: one of them lies
+  across the gutter, and the row is no further from its neighbours than rows are."""
+  bands, parts = list(bands), list(parts)
+  for i in range(len(bands) - 2, 0, -1):
+    if parts[i - 1] or not bands[i][2] or parts[i + 1]:
+      continue
+    rows = rows_of(bands[i][2], rtl)
+    (left, right, _), (more_left, more_right, _) = bands[i - 1], bands[i + 1]
+    row, far = rows[0], 1.8 * rows[0][0].size
+    if len(rows) == 1 and len(row) > 1 and (
+        row[0].middle - max(line.middle for line in left + right) < far) and (
+        min(line.middle for line in more_left + more_right) - row[0].middle < far):
+      bands[i - 1:i + 2] = [(left + row + more_left, right + more_right, [])]
+      parts[i - 1:i + 2] = [[]]
+  return bands, parts
 
 
 def _join_block(paragraphs: list[Paragraph], block: list[Paragraph]) -> None:
@@ -301,23 +328,27 @@ def _ways(rows: list[list[Line]], x: float, text: bool) -> Iterator[list[Band]]:
 
 def _tables_across(rows: list[list[Line]], x: float) -> set[int]:
   """Places of rows, three at least in a run, that are a table on both sides of a gutter: of three
-  cells or more, with no wider gap at the gutter than elsewhere."""
+  cells or more, with no wider gap at the gutter than elsewhere; or of a label and a number."""
   out: set[int] = set()
-  run: list[int] = []
-  if sum([len(row) >= 3 for row in rows]) < 3:
+  if sum([len(row) >= 2 for row in rows]) < 3:
     return out
-  for i, row in enumerate([*rows, []]):
-    if len(row) >= 3 and row[0].x1 < x < row[-1].x0:
-      run.append(i)
+
+  def kind(i: int) -> str:
+    row = rows[i]
+    if not row[0].x1 < x < row[-1].x0:
+      return ''
+    return 'cells' if len(row) > 2 else 'amount' if pdf_cells.is_number(row[1].text) else ''
+
+  for what, places in itertools.groupby(range(len(rows)), kind):
+    run = list(places)
+    if not what or len(run) < 3 or pdf_cells.prose([line for i in run for line in rows[i]]):
       continue
-    cells = [line for j in run for line in rows[j]]
-    if len(run) >= 3 and not pdf_cells.prose(cells):
-      columns = pdf_cells.columns([rows[j] for j in run])
-      gaps = [(b[0] - a[1], a[1] < x < b[0]) for a, b in itertools.pairwise(columns)]
-      inner = [gap for gap, middle in gaps if not middle]
-      if inner and max((gap for gap, middle in gaps if middle), default=0) < 1.3 * max(inner):
-        out.update(run)
-    run = []
+    columns = pdf_cells.columns([rows[i] for i in run])
+    gaps = [(b[0] - a[1], a[1] < x < b[0]) for a, b in itertools.pairwise(columns)]
+    inner = [gap for gap, middle in gaps if not middle]
+    if what == 'amount' or (inner and max(
+        (gap for gap, middle in gaps if middle), default=0) < 1.3 * max(inner)):
+      out.update(run)
   return out
 
 
@@ -373,6 +404,8 @@ def _tabular(left: list[Line], right: list[Line]) -> bool:
   """Short cells that share baselines; prose on both sides is columns even on a common grid."""
   if pdf_cells.prose(left) and pdf_cells.prose(right):
     return False
+  if pdf_lists.unspaced_prose(left) and pdf_lists.unspaced_prose(right):
+    return False
   few, many = sorted((left, right), key=len)
   middles = sorted(line.middle for line in many)
   shared = sum(any(abs(line.middle - y) < 0.3 * line.size for y in middles) for line in few)
@@ -393,6 +426,7 @@ def _paragraphs(rows: list[list[Line]]) -> list[Paragraph]:
   if len(leading) > 3 and 1.7 < (middle := statistics.median_low(leading)) < 2.8 and (
       sum(abs(v - middle) < 0.05 * middle for v in leading) > 0.6 * len(leading)):
     usual = middle                          # lines set far apart
+  verse = _is_verse(rows, right)
   paragraphs: list[Paragraph] = []
   previous, previous_text, left = None, '', edge
   previous_size, previous_level, was_mono = 0.0, 0, False
@@ -414,7 +448,8 @@ def _paragraphs(rows: list[list[Line]]) -> list[Paragraph]:
             text[-1:].isdigit() and previous_text[-1:].isdigit()
             and pdf_lists.ENTRY.fullmatch(text) and pdf_lists.ENTRY.fullmatch(previous_text)):
           separator = '\n'
-        elif _wrapped(previous, previous_text, row, text, right, left):
+        elif not (verse and text[:1].isupper()) and (
+            _wrapped(previous, previous_text, row, text, right, left)):
           separator = ''
     if separator == '\n\n' or not paragraphs:
       paragraphs.append(Paragraph(text, size, level))
@@ -426,6 +461,15 @@ def _paragraphs(rows: list[list[Line]]) -> list[Paragraph]:
     previous_size, previous_level, was_mono = size, level, mono
     left = row[0].x0                        # so a hanging indent begins with the second line
   return paragraphs
+
+
+def _is_verse(rows: list[list[Line]], right: float) -> bool:
+  """Whether rows are lines of their own, verse or addresses: most begin with capitals, and few end
+  near the right edge."""
+  if len(rows) < 6 or (
+      sum(row[-1].x1 > right - 4 * row[0].size for row in rows) > 0.25 * len(rows)):
+    return False
+  return sum(bool(_CAPITALIZED.match(row[0].text)) for row in rows) > 0.8 * len(rows)
 
 
 def _edge(ends: list[float], slack: float) -> float:
@@ -502,6 +546,9 @@ def _table(lines: list[Line], rtl: bool) -> list[Paragraph]:
   rows = rows_of(lines, rtl)
   if sum(line.mono for line in lines) * 2 > len(lines):
     return _paragraphs(rows)
+  if len(rows) > 3 and (end := pdf_cells.below(rows)) < len(rows):
+    parts = ([line for row in part for line in row] for part in (rows[:end], rows[end:]))
+    return [p for part in parts for p in _table(part, rtl)]
   wide = [row for row in rows if len(row) > 1]
   if len(rows) > 3 and (parts := pdf_cells.without_prose(rows, wide)):
     return [p for prose, part in parts for p in (
@@ -509,14 +556,7 @@ def _table(lines: list[Line], rtl: bool) -> list[Paragraph]:
   as_lines = [Paragraph('\n'.join(row_text(row) for row in rows), lines[0].size)]
   if len(wide) < 3:
     return as_lines
-  # A head over several columns would weld them, or make one between: heads have no say, and where
-  # columns are welded nevertheless, the commonest kind of row alone has.
-  usual = statistics.mode(len(row) for row in wide)
-  common = [row for row in wide if len(row) == usual]
-  body = wide[wide.index(common[0]):] if len(common) > 0.6 * len(wide) else wide
-  columns = pdf_cells.columns(body)
-  if len(columns) < usual:
-    columns = pdf_cells.columns(common)
+  columns = pdf_cells.usual_columns(wide)
   if not 2 <= len(columns) <= 20:
     return as_lines
   if rtl:
@@ -528,7 +568,7 @@ def _table(lines: list[Line], rtl: bool) -> list[Paragraph]:
   for number, row in enumerate(rows):
     out = [''] * len(columns)
     for line in row:
-      for i in pdf_cells.places(line, row, columns, number < full):
+      for i in pdf_cells.places(line, row, columns, number, full):
         out[i] = f'{out[i]} {line.text.strip()}'.strip()
     leading = (row[0].middle - last[0].middle) / row[0].size
     if cells and pdf_cells.goes_on(cells[-1], out, leading, pitch):
@@ -537,7 +577,7 @@ def _table(lines: list[Line], rtl: bool) -> list[Paragraph]:
       cells.append(out)
     last = row
   full = [i for i in range(len(columns)) if any(row[i] for row in cells)]
-  cells = [[row[i] for i in full] for row in cells]
+  cells = pdf_cells.joined_heads([[row[i] for i in full] for row in cells])
   if len(full) < 2 or sum(sum(map(bool, row)) > 1 for row in cells) < max(2, len(cells) / 2):
     return as_lines
   return [Paragraph(pdf_cells.markdown(cells), lines[0].size)]

@@ -20,6 +20,7 @@ _DROP_CAP = re.compile(r'[\'"“„«¿¡]?[^\W\d_][\'’]?')
 _PAGES = r'\d{1,4}(?:\s?[-–]\s?\d{1,4})?'
 ENTRY = re.compile(rf'[^\W\d_].*?,\s*(?:{_PAGES}[,;]\s*)*{_PAGES}')
 _WORD = re.compile(r'[^\W\d_]{3}|[^\W\d_a-zA-Z]|[^\W\d_].*\s')
+_UNSPACED = re.compile('[\u2e80-\ua4cf\uf900-\ufaff\u0e00-\u0eff\u1000-\u109f\u1780-\u17ff]')
 _LETTER = re.compile(r'[^\W\d_]')
 
 
@@ -249,6 +250,13 @@ def beside_prose(left: list[Line], right: list[Line], apart: bool = False) -> bo
     for prose, other in ((left, right), (right, left)))
 
 
+def unspaced_prose(lines: list[Line]) -> bool:
+  """Whether lines are those of running text in a script without spaces: a line to a row, and all
+  but few end at one right edge, at which cells of a table have no reason to end."""
+  return (all(len(line.text) > 7 and _UNSPACED.match(line.text) for line in lines[:3])
+          and len(rows_of(lines)) == len(lines) > 3 and _full(lines, 0.05, 0.7))
+
+
 def _aligned(lines: list[Line], others: list[Line]) -> float:
   """The share of rows that stand on the baseline of one of the others."""
   rows = rows_of(lines)
@@ -256,10 +264,10 @@ def _aligned(lines: list[Line], others: list[Line]) -> float:
              for row in rows) / len(rows)
 
 
-def _full(lines: Sequence[Line]) -> bool:
-  """Whether most lines end near one right edge."""
+def _full(lines: Sequence[Line], near: float = 0.15, share: float = 0.5) -> bool:
+  """Whether a share of the lines end near one right edge."""
   left, right = min(line.x0 for line in lines), max(line.x1 for line in lines)
-  return sum(line.x1 > right - 0.15 * (right - left) for line in lines) >= 0.5 * len(lines)
+  return sum(line.x1 > right - near * (right - left) for line in lines) >= share * len(lines)
 
 
 def _cards(side: list[Line]) -> int:

@@ -6,39 +6,29 @@ Latin scripts and Chinese). A dense page took tesseract 3.1 CPU seconds, rapidoc
 
 Pages that lie on their side, upside down or askew are turned first (`_straight`, `_best`).
 
-The protocol of the server is OpenAI's chat completions, which vLLM, SGLang and LMDeploy speak: one
-request a page (a PNG of at most 1,280 pixels a side, and one of `PROMPTS`), at temperature 0.
-Requests of all workers are in flight together, and the server makes batches of them. Confidence is
-the mean probability of its tokens, if it tells (`logprobs`). What a model makes up is told as
-FinePDFs does: a page without ink is not asked about, an answer that was cut off, that repeats
-itself or begins as its two known hallucinations is a failure, and where it begins with "The", the
-model is asked whether there is any text at all.
+The server (model_server.py) gets one request a page: a PNG of at most 1,280 pixels a side, and one
+of `PROMPTS`. Confidence is the mean probability of its tokens, if it tells (`logprobs`). What a
+model makes up is told as FinePDFs does: a page without ink is not asked about, an answer that was
+cut off, that repeats itself or begins as its two known hallucinations is a failure, and where it
+begins with "The", the model is asked whether there is any text at all.
 """
 
 import base64
-import collections
 import functools
-import http.client
 import importlib.util
 import io
-import ipaddress
-import json
-import math
+import itertools
 import os
 import re
 import shutil
 import statistics
 import subprocess
-import time
-import urllib.error
-import urllib.parse
-import urllib.request
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
 
-from data_beam import sandbox
+from data_beam import model_server, sandbox
 from data_beam.pdf.errors import PdfError
 from data_beam.pdf.layout import BREAK
 from data_beam.pdf.lines import Box, Line
@@ -53,10 +43,8 @@ PROMPTS = {'plain': PROMPT, 'tex': (
   'as TeX, between \\( and \\) within a line and \\[ and \\] on lines of their own, and tables as '
   'Markdown tables.\n')}
 ANY_TEXT = 'Is there text in this picture? Answer TEXT or NO_TEXT.\n'
-TRIES = 3                   # of a request
-PAUSE = 1.0                 # seconds before the second, twice as many before the third
-PATIENCE = 150.0            # seconds for an answer: less than text.LIMITS leave to a page
 INK = 5e-5                  # share of pixels, without which a page is blank
+WIDE = 2.5                  # heights of a line, between runs of words that are read apart
 _MADE_UP = re.compile(r'The \d+-\d+ season|'
                       'The following is a list of the most common types of data breaches')
 
@@ -223,70 +211,19 @@ def _served(picture, server: Mapping[str, str]) -> tuple[list[Line], float | Non
   blocks = [block for block in re.split(r'\n\s*\n', text) if block.strip()]
   lines = [Line(0, 100 * i, 500, 100 * i + 10, block.strip(), 10)
            for i, block in enumerate(blocks)]
-  return lines, 0.0 if repeats(text) else round(sure, 4)
+  return lines, 0.0 if model_server.repeats(text) else round(sure, 4)
 
 
-def _ask(server: Mapping[str, str], image: str, prompt: str, tokens: int) -> tuple[str, str, float]:
-  """A model's answer about a picture, why it ended, and the mean probability of its tokens.
-
-  What may pass is tried again. A server that has failed three pages in a row gets one try a page
-  until it answers. Raises PdfError.
-  """
-  global _failures
-  body = {'model': server['model'], 'temperature': 0, 'repetition_penalty': 1.05,
-          'max_tokens': tokens, 'logprobs': True, 'messages': [{'role': 'user', 'content': [
-            {'type': 'image_url', 'image_url': {'url': image}}, {'type': 'text', 'text': prompt}]}]}
-  url = server['url'].rstrip('/') + '/v1/chat/completions'
-  request = urllib.request.Request(url, json.dumps(body).encode(),
-                                   {'Content-Type': 'application/json'})
-  detail = ''
-  for n in range(1 if _failures >= 3 else TRIES):
-    if n:
-      time.sleep(PAUSE * 2 ** (n - 1))
-    sandbox.tick()                          # waiting is no sign of a hang
-    try:
-      with _opener(url).open(request, timeout=PATIENCE) as answer:
-        choice = json.load(answer)['choices'][0]
-      text = choice['message']['content'] or ''
-      logs = [math.exp(t['logprob']) for t in (choice.get('logprobs') or {}).get('content') or []]
-      if not isinstance(text, str):
-        raise TypeError('the answer is no text')
-      _failures = 0
-      return text, choice.get('finish_reason') or '', statistics.fmean(logs) if logs else 1.0
-    except (OSError, ValueError, LookupError, TypeError, AttributeError, OverflowError,
-            http.client.HTTPException) as error:
-      detail = f'{type(error).__name__}: {error}'[:200]
-      if isinstance(error, urllib.error.HTTPError) and error.code < 500 and (
-          error.code not in (408, 425, 429)):
-        break
-  _failures += 1
-  raise PdfError('ocr_failed', detail)
-
-
-_failures = 0               # of a server's pages in a row, in this process
-
-
-def _opener(url: str) -> urllib.request.OpenerDirector:
-  """Through the proxy that the environment names, but none to a server on this machine."""
-  host = urllib.parse.urlsplit(url).hostname or ''
+def _ask(
+  server: Mapping[str, str], image: str, prompt: str, tokens: int,
+) -> model_server.Answer:
+  """A model's answer about a picture. Raises PdfError."""
+  content = [{'type': 'image_url', 'image_url': {'url': image}}, {'type': 'text', 'text': prompt}]
   try:
-    near = ipaddress.ip_address(host).is_loopback
-  except ValueError:
-    near = host == 'localhost' or host.endswith('.localhost')
-  return urllib.request.build_opener(*([urllib.request.ProxyHandler({})] if near else []))
-
-
-def repeats(text: str) -> bool:
-  """Whether a model has lost itself: FinePDFs' guard. A line thrice (of less than eight characters
-  twelve times, of a table nine), a sentence of 50 characters five times, one character 350 times.
-  """
-  if re.search(r'(\S)\1{349}', text):
-    return True
-  lines = collections.Counter(line.strip() for line in text.split('\n') if line.strip())
-  if any(n >= (9 if line[0] == '|' else 12 if len(line) < 8 else 3) for line, n in lines.items()):
-    return True
-  sentences = collections.Counter(s.strip() for s in re.split(r'(?<=[.!?])\s', text))
-  return any(n >= 5 for sentence, n in sentences.items() if len(sentence) >= 50)
+    return model_server.ask(server['url'], server['model'], content, tokens,
+                            repetition_penalty=1.05, logprobs=True)
+  except model_server.ServerError as error:
+    raise PdfError('ocr_failed', str(error)) from error
 
 
 @functools.cache
@@ -331,7 +268,8 @@ def _tesseract(picture, languages: tuple[str, ...]) -> Iterator[tuple]:
     wanted = [_TESSERACT[c] for c in languages if _TESSERACT.get(c) in installed] or ['eng']
     done = subprocess.run(
       ['tesseract', 'stdin', 'stdout', '-l', '+'.join(wanted), 'tsv'], input=pgm,
-      capture_output=True, timeout=PATIENCE, preexec_fn=sandbox.die_with_parent)
+      capture_output=True, timeout=model_server.PATIENCE,
+      preexec_fn=sandbox.die_with_parent)
   except (OSError, subprocess.SubprocessError) as error:
     raise PdfError('ocr_failed', f'tesseract: {error}'[:200]) from error
   if done.returncode:
@@ -342,8 +280,20 @@ def _tesseract(picture, languages: tuple[str, ...]) -> Iterator[tuple]:
     cells = row.split('\t')
     if len(cells) == 12 and cells[0] == '5' and cells[11].strip():
       lines.setdefault(tuple(cells[1:5]), []).append(cells)
-  for words in lines.values():
+  for words in itertools.chain.from_iterable(map(_runs, lines.values())):
     boxes = [[int(c) for c in word[6:10]] for word in words]
     confidence = statistics.fmean(float(word[10]) for word in words) / 100
     yield (min(b[0] for b in boxes), min(b[1] for b in boxes), max(b[0] + b[2] for b in boxes),
            max(b[1] + b[3] for b in boxes), ' '.join(word[11] for word in words), confidence)
+
+
+def _runs(words: list[list[str]]) -> Iterator[list[list[str]]]:
+  """A line of tesseract's, cut where a gap is far wider than between words: cells of tables, parts
+  of running heads."""
+  high = statistics.median(int(word[9]) for word in words)
+  start = 0
+  for i, (a, b) in enumerate(itertools.pairwise(words), 1):
+    if int(b[6]) - int(a[6]) - int(a[8]) > WIDE * high:
+      yield words[start:i]
+      start = i
+  yield words[start:]

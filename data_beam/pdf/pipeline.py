@@ -27,8 +27,7 @@ import apache_beam as beam
 
 from data_beam import curation
 from data_beam.curation import Each
-from data_beam.dedup.clusters import near_duplicates
-from data_beam.dedup.exact import ExactDedup
+from data_beam.dedup.clusters import deduplication
 from data_beam.filters.rules import Rule, profile
 from data_beam.options import PdfOptions
 from data_beam.pdf import ocr as pdf_ocr
@@ -86,8 +85,7 @@ def stages(
     ('extract', Extract(how, source, refetching if o.refetch else None)),
     ('language', Each(identify, o.languages, o.min_language_score)),
     ('filter', Each(judge, profile(o.filters))),
-    ('exact_dedup', ExactDedup()),
-    *near_duplicates(o.minhash, o.minhash_hash),
+    *deduplication(o),
     ('pii', Each(anonymise)),
   ]
 

@@ -3,6 +3,10 @@
 Looks do not tell: "1984" at the head of a page may be a heading, "4250" at its foot an amount, and
 records differ in their digits alone. What goes must repeat from page to page at the same height,
 letter for letter but for numbers that count pages; and of every such text one copy stays.
+
+Single pages have no such evidence. There goes what nobody wrote into the text (`_is_stamp`), a head
+or foot of three parts that counts pages or issues (`_in_parts`), and what looks like nothing but a
+page's number (`_looks`).
 """
 
 import itertools
@@ -31,9 +35,30 @@ _DECORATED = re.compile(
   r'[-–—~|·•]\s?\d{1,4}\s?[-–—~|·•]|\[\d{1,4}\]|(?:page|seite|página|pagina|pág\.)\s*\d{1,4}'
   rf'(?:\s*(?:/|{_OF})\s*\d{{1,4}})?', re.I)
 _PAGE_WORD = re.compile(rf'\b(?:{_PAGE})(?![^\W\d_])\W*\d', re.I)
-_COUNTED = re.compile(r'[^\W\d_]+[.:#\s]*|.*(?::|#|№|\bn[or°º]\.?|\bnumber|\bnumm?er)\s*', re.I)
+_LABEL = re.compile(r'.*(?::|#|№|\bn[or°º]\.?|\bnumber|\bnumm?er)\s*', re.I)
+_COUNTED = re.compile(rf'[^\W\d_]+[.:#\s]*|{_LABEL.pattern}', re.I)
+# English, German, French, Italian, Spanish, Portuguese, Dutch.
+_MONTHS = (
+  r'(?:jan(?:uary?|uar|vier|uari)?|genn?(?:aio)?|enero|janeiro|feb(?:ruary?|ruar|braio|rero|ruari)?'
+  r'|f[ée]v(?:rier|ereiro)?|mar(?:ch|s|zo|ço)?|märz|maart|apr(?:il|ile)?|avril|abril|ma[iy]|maggio|mayo'
+  r'|maio|mei|june?|juni|juin|giugno|junio|junho|july?|juli|juillet|luglio|julio|julho|aug(?:ust)?'
+  r'|augustus|août|agosto|sept?(?:ember|embre|iembre)?|set(?:tembre|embro)|o[ck]t(?:ober|obre|ubre)?'
+  r'|ottobre|outubro|nov(?:ember|embre|iembre|embro)?|de[cz](?:ember|embre|embro)?|dic(?:embre|iembre)?'
+  r'|déc(?:embre)?)\.?')
+_DAY_OF, _MONTH = (re.compile(rf'(?i){pattern}') for pattern in (
+  rf'\b{_MONTHS}\s*$', rf'[.º]?\s*(?:de\s+)?{_MONTHS}(?:\s|$)'))
+_OF_ALL = re.compile(rf'^\s*(?:/|{_OF})\s*\d+')
+_WORD = re.compile(r'[^\W\d_]{2}')
 _COUNT = re.compile(
   rf'\W*(?:\b(?:{_PAGE})(?![^\W\d_])\W*)?\b(\d+)(?:\s*(?:/|{_OF})\s*\d+)?(?!\w)\W*', re.I)
+# What libraries and publishers print on each copy that leaves them.
+_STAMP = re.compile(
+  r'(?:this content (?:was )?)?downloaded (?:from|by|at|on|via)\b.*[\d./]'
+  r'|download(?:ed)? (?:date|on):? .*\d'
+  r'|(?:heruntergeladen|téléchargé|descargado|scaricato|baixado) (?:von|am|depuis|de|sur|le|da|dal'
+  r'|el|em)\b.*[\d./]', re.I)
+_ISSUE = re.compile(
+  r'(?i:\b(?:rev(?:ision)?|version|vol(?:ume)?|issue)\b[.:]? ?\d|\bwww\.\w|https?://|©)')
 _ROMAN = {'i': 1, 'v': 5, 'x': 10, 'l': 50, 'c': 100}
 
 
@@ -70,6 +95,7 @@ def strip(pages: Sequence[Sequence[Line]], heights: Sequence[float]) -> list[Pag
   """
   usual = [_usual_size(page) for page in pages]
   gone: set[int] = set()                    # lines, by id
+  stamps: set[int] = set()                  # likewise: no copy of these stays
   words: list[list[tuple[bool, str]]] = [[] for _ in pages]
   for bottom in (False, True):
     sides = [_side(i, page, height, usual[i], bottom) for i, (page, height) in enumerate(
@@ -78,6 +104,9 @@ def strip(pages: Sequence[Sequence[Line]], heights: Sequence[float]) -> list[Pag
     for i, side in enumerate(sides):
       for row, inner in itertools.zip_longest(side, side[1:]):
         counts = running.get(id(row))
+        if _is_stamp(row) or (counts is None and _in_parts(row, inner, pages[i], bottom)):
+          stamps.update(map(id, row.lines))
+          continue
         if inner and id(inner) not in running and _heads(row, inner):
           break
         if counts is None:
@@ -86,6 +115,7 @@ def strip(pages: Sequence[Sequence[Line]], heights: Sequence[float]) -> list[Pag
           counts = set(row.numbers)
         gone.update(map(id, row.lines))
         words[i] += [(bottom, _without(line.text, counts)) for line in row.lines]
+  gone |= stamps
   there = {line.text for page in pages for line in page if id(line) not in gone} | {''}
   out = []
   for page, texts in zip(pages, words, strict=True):
@@ -94,9 +124,11 @@ def strip(pages: Sequence[Sequence[Line]], heights: Sequence[float]) -> list[Pag
       if text not in there:
         ends[bottom].append(text)
         there.add(text)
-    kept = [line for line in page if id(line) not in gone] if texts else list(page)
+    kept = [line for line in page if id(line) not in gone] if texts or stamps else list(page)
     out.append(Page(kept, ' '.join(ends[0]), ' '.join(ends[1])))
-  return out if any(map(any, out)) else [Page(list(page), '', '') for page in pages]
+  if any(map(any, out)) or gone == stamps:
+    return out
+  return [Page(list(page), '', '') for page in pages]
 
 
 def _heads(row: _Row, inner: _Row) -> bool:
@@ -193,7 +225,8 @@ def _judge(form: str, rows: list[_Row], n: int, out: dict[int, set[int]]) -> Non
     counts = None in values
     if counts:
       bare = all(_PAGE_CELL.fullmatch(line.text.strip()) for line in found[0].lines)
-      if not (bare or _with_page_number(found[0], values)):
+      slots = [slot for slot, value in enumerate(values) if value is None]
+      if not _in_step(found, slots) or not (bare or _with_page_number(found[0], slots[0])):
         continue
     else:
       digits = sum(len(str(value)) for value in values)
@@ -204,7 +237,8 @@ def _judge(form: str, rows: list[_Row], n: int, out: dict[int, set[int]]) -> Non
     many = len(found) >= max(5, n / 4) or (n < 5 and len(found) >= least) or (
       n == 4 and [row.page % 2 for row in found] in ([0, 0], [1, 1]))
     if counts and bare:
-      fit = found if scale < 1.7 and inner < 0.2 else []
+      years = scale > 1.1 and all(1500 <= number < 2100 for row in found for number in row.numbers)
+      fit = found if scale < 1.3 and inner < 0.2 and not years else []
     elif many:
       fit = found
     elif n >= 5 and inner < MARGIN and (scale < 1.15 or len(found) >= n / 3):
@@ -232,6 +266,13 @@ def _counting(rows: list[_Row], slot: int, n: int, title: bool) -> list[bool]:
   return out
 
 
+def _in_step(rows: list[_Row], slots: list[int]) -> bool:
+  """Whether the numbers of each row that go up with the pages do so by the same steps: of records,
+  several may go up, each by its own."""
+  first = rows[0].numbers
+  return all(len({row.numbers[slot] - first[slot] for slot in slots}) == 1 for row in rows)
+
+
 def _near(pages: list[int], n: int) -> list[bool]:
   """Whether each of the pages, in order, is one of three that are close to each other; in a
   document of two to four, one of two."""
@@ -240,22 +281,37 @@ def _near(pages: list[int], n: int) -> list[bool]:
               for j in range(i - apart, i + 1)) for i in range(len(pages))]
 
 
-def _with_page_number(row: _Row, values: tuple) -> bool:
+def _with_page_number(row: _Row, slot: int) -> bool:
   """Whether the number of a row that goes up with the pages is theirs: in a cell of its own, after
-  a word for page, or at the end of a longer title. "Sample 3", "Invoice no. 1003" and a numbered
-  heading are none, of which each page has one."""
-  cells = [line.text.strip() for line in row.lines]
-  if any(_PAGE_WORD.search(cell) for cell in cells):
+  a word for page, or at either end of a title. "Sample 3", "Invoice no. 1003", "Fee: 15 EUR",
+  "Station 4: depth" and a numbered heading are none, of which each page has one.
+
+  Args:
+    row: one of several alike.
+    slot: which of its numbers it is.
+  """
+  label = ''                                # the cell before
+  for line in row.lines:
+    cell = line.text.strip()
+    found = [match for match in _NUMBER.finditer(cell) if _value(match[0]) is not None]
+    if slot < len(found):
+      break
+    slot -= len(found)
+    label = cell
+  else:
+    return False
+  before, after = cell[:found[slot].start()], cell[found[slot].end():]
+  if _PAGE_WORD.search(f'{before[-12:]}0'):
     return True
   title = sum(map(str.isalpha, row.form)) >= TITLE
   if row.scale > 1.15 and not title:
     return False
-  if any(_PAGE_CELL.fullmatch(cell) for cell in cells):
-    return True
-  if any(_COUNTED.fullmatch(cell.rstrip('0123456789')) for cell in cells):
+  if _PAGE_CELL.fullmatch(cell):
+    return not _LABEL.fullmatch(label)
+  if _COUNTED.fullmatch(before) or _MONTH.match(after) or _DAY_OF.search(before) or (
+      _WORD.search(before) and _WORD.search(re.sub(_OF_ALL, '', after))):
     return False
-  number = next(n for n, value in zip(row.numbers, values, strict=True) if value is None)
-  return title or abs(number - row.page) <= 30
+  return title or abs(row.numbers[slot] - row.page) <= 30
 
 
 def _without(text: str, counts: set[int]) -> str:
@@ -282,3 +338,32 @@ def _looks(row: _Row, page: Sequence[Line], bottom: bool) -> bool:
   others = [other for other in page if other is not line]
   gap = min((abs(other.middle - line.middle) for other in others), default=0.0)
   return gap > 1.8 * line.size and sum(len(other.text) for other in others) > 200
+
+
+def _is_stamp(row: _Row) -> bool:
+  """Whether a row at the edge of a page says who took this copy from where, and when."""
+  return row.inner < MARGIN and row.scale <= 1.3 and bool(_STAMP.match(row_text(row.lines)))
+
+
+def _in_parts(row: _Row, inner: _Row | None, page: Sequence[Line], bottom: bool) -> bool:
+  """Whether a row at the edge of a page is its head or foot by its form: three parts far apart over
+  text that has no such columns, one in the middle, and among them the page's number, outermost, or,
+  at the foot, an issue, a revision or an address.
+
+  A line to sign, a table's last row, and amounts are none.
+  """
+  if len(row.lines) != 3 or row.inner > MARGIN or row.scale > 1.3 or (
+      inner and len(inner.lines) > 2):
+    return False
+  first, middle, last = row.lines
+  x0, x1 = min([line.x0 for line in page]), max([line.x1 for line in page])
+  texts = [line.text.strip() for line in row.lines]
+  if min(middle.x0 - first.x1, last.x0 - middle.x1) < 3 * first.size or (
+      first.x0 > x0 + 0.1 * (x1 - x0) or last.x1 < x1 - 0.1 * (x1 - x0)) or (
+      inner and abs(first.middle - inner.lines[0].middle) < 1.4 * first.size):
+    return False
+  if bottom and any(map(_ISSUE.search, texts)):
+    return True
+  number = [bool(_CENTRED.fullmatch(text)) for text in texts]
+  return sum(number) == 1 and not number[1] and all(
+    bare or sum(map(str.isalpha, text)) > 3 for bare, text in zip(number, texts, strict=True))

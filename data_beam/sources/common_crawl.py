@@ -93,6 +93,17 @@ def _captures_in_lines(path: str) -> Iterator[Capture | Reject]:
       yield reject_file(name, 0, 0, 'corrupt_file', f'{type(error).__name__}: {error}')
 
 
+def dump_of(path: str) -> str:
+  """The crawl that a file is of, as Common Crawl's paths say it, '' where they do not.
+
+  crawl-data/CC-MAIN-2024-10/segments/…, crawl=CC-MAIN-2024-10/…, and files named after one crawl.
+  """
+  path = without_query(path)
+  found = (re.search(r'(?:^|/)(?:crawl-data/|crawl=)([\w.-]+)/', path)
+           or re.search(r'(?:^|/)(CC-MAIN-\d{4}-\d{2,4})(?=[/.]|$)', path))
+  return found[1] if found else ''
+
+
 class RangeError(ValueError):
   """An index names bytes that are not read: a line may say anything, wherever it came from."""
 

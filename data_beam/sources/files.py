@@ -13,7 +13,7 @@ import re
 import time
 import urllib.error
 import urllib.request
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, BinaryIO
 
 import fsspec
@@ -63,6 +63,11 @@ def _listed(listing: str) -> list[str]:
   return [name if '://' in name or name.startswith('/') else base + name for name in names]
 
 
+def size_of(files: Sequence[Mapping[str, Any]]) -> int:
+  """About how many bytes files from `expand` have; those of a listing count as Common Crawl's."""
+  return sum(file['bytes'] or 1 << 30 for file in files)
+
+
 def base_name(path: str) -> str:
   """The last part of a path, by which a corpus names the file."""
   return os.path.basename(without_query(path))
@@ -78,7 +83,7 @@ def _in_folder(folder: str) -> dict[str, int]:
 
 
 def _match(pattern: str) -> dict[str, int]:
-  if _over_https(pattern):
+  if over_https(pattern):
     try:
       with _urlopen(pattern, method='HEAD') as answer:
         return {pattern: int(answer.headers.get('Content-Length') or 0)}
@@ -106,7 +111,8 @@ def _beam_knows(path: str) -> bool:
     return False
 
 
-def _over_https(path: str) -> bool:
+def over_https(path: str) -> bool:
+  """Whether a file is read by itself, from its start."""
   return path.startswith(('https://', 'http://')) or (
     path.startswith('s3://commoncrawl/') and importlib.util.find_spec('boto3') is None)
 
@@ -124,7 +130,7 @@ def open_file(path: str) -> BinaryIO:
     if not os.path.isfile(path):
       raise OSError(f'{path} is no regular file')
     return open(path, 'rb')
-  if _over_https(path):
+  if over_https(path):
     return _Forward(_urlopen(path))
   if _beam_knows(path):
     return FileSystems.open(path, compression_type=CompressionTypes.UNCOMPRESSED)
@@ -149,7 +155,7 @@ class _Forward:
 
 def read_range(path: str, offset: int, length: int) -> bytes:
   """Bytes [offset, offset + length) of a file of any scheme."""
-  if _over_https(path) and not os.path.exists(path):
+  if over_https(path) and not os.path.exists(path):
     with _urlopen(path, Range=f'bytes={offset}-{offset + length - 1}') as answer:
       if answer.status != 206:
         raise OSError(f'{path}: the server gives no ranges')

@@ -10,20 +10,23 @@ import dataclasses
 import hashlib
 import http.client
 import io
+import itertools
 import json
 import os
 import re
 import zlib
 from collections.abc import Collection, Iterator, Mapping
-from typing import BinaryIO
+from typing import BinaryIO, NamedTuple
 
 from data_beam.records import Document, Reject
+from data_beam.redact import without_query
 from data_beam.sources import common_crawl, warc
 from data_beam.sources.files import (
   base_name,
   decompressed,
   lines,
   open_file,
+  over_https,
   patiently,
   read_range,
   reject_file,
@@ -42,6 +45,7 @@ MAX_PAGE_BYTES = 8 << 20
 MAX_RATIO = 200
 RATIO_FLOOR = 1 << 20
 
+SPAN_BYTES = 32 << 20    # of a file that is read in parts
 RANGE_SLACK = 1 << 20    # of a record's bytes in a file, beyond the page it holds
 
 # Declared types that say nothing, so that the bytes decide.
@@ -68,6 +72,7 @@ class Page:
   truncated: str = '' # why the payload is incomplete: WARC-Truncated's word, or 'clipped'
   etag: str = ''      # of the server's answer, and its Last-Modified: to ask whether it has changed
   modified: str = ''
+  dump: str = ''      # the crawl that it is of, where an index or a row says it
   declared: int = 0   # bytes that the server said it would send, 0 if it did not, or compressed
 
 
@@ -79,13 +84,47 @@ class PayloadError(ValueError):
     self.reason, self.detail = reason, detail
 
 
+class Span(NamedTuple):
+  """Of a gzipped WARC file, the records that begin at bytes [start, end)."""
+
+  path: str
+  start: int
+  end: int
+
+
+def split(path: str, size: int) -> list[str | Span]:
+  """A file of so many bytes as parts that can be read apart: a large WARC file of gzip members in
+  spans, any other as it is (a stream that begins at its start, over https, is read once)."""
+  cuts = [*range(0, size - SPAN_BYTES // 2, SPAN_BYTES), size]
+  if (len(cuts) < 3 or kind(path) in READERS or not without_query(path).lower().endswith('.gz')
+      or over_https(path)):
+    return [path]
+  return [Span(path, start, end) for start, end in itertools.pairwise(cuts)]
+
+
+def read_span(
+  span: Span, *, types: Collection[str] = HTML_TYPES, max_bytes: int = MAX_PAGE_BYTES,
+) -> Iterator[Page | Reject]:
+  """Pages of a part of a file, as read_warc gives them; all spans together are the file."""
+  name = base_name(span.path)
+  try:
+    with patiently(open_file, span.path) as stream:
+      stream.seek(span.start)
+      yield from read_stream(stream, name, types, max_bytes, span.start, span.end)
+  except OSError as error:
+    yield reject_file(name, span.start, 0, 'unreadable_file', f'{type(error).__name__}: {error}')
+
+
 def read(
-  path: str, *, types: Collection[str] = HTML_TYPES, max_bytes: int = MAX_PAGE_BYTES,
+  path: str | Span, *, types: Collection[str] = HTML_TYPES, max_bytes: int = MAX_PAGE_BYTES,
 ) -> Iterator[Page | Reject]:
   """Pages of one file, in its order: the format is told by its name, as READERS has it, and is WARC
   otherwise. A file that cannot be opened, after three tries, or has no bytes is a Reject
   (unreadable_file, empty_file); see the readers for what else they leave.
   """
+  if isinstance(path, Span):
+    yield from read_span(path, types=types, max_bytes=max_bytes)
+    return
   name = base_name(path)
   try:
     with patiently(open_file, path) as stream:
@@ -117,11 +156,12 @@ def read_warc(
 
 
 def read_stream(
-  stream: BinaryIO, name: str, types: Collection[str], max_bytes: int,
+  stream: BinaryIO, name: str, types: Collection[str], max_bytes: int, start: int = 0,
+  end: int | None = None,
 ) -> Iterator[Page | Reject]:
-  """`read_warc` of an open file, from where it stands."""
+  """`read_warc` of an open file, from where it stands (`start`), up to `end`."""
   number, lost = 0, []
-  for record in warc.records(stream, max_bytes + HEAD_BYTES):
+  for record in warc.records(stream, max_bytes + HEAD_BYTES, start, end):
     if isinstance(record, warc.Damage):
       lost.append(reject_file(name, record.offset, number, 'damaged_record', record.detail))
       if number:
@@ -135,8 +175,9 @@ def read_stream(
       yield page
     if record.clipped:
       yield reject_file(name, record.offset, number, 'clipped_file', 'the file ends inside it')
-  if lost:     # without a single record it is no such file
-    yield lost[0]._replace(reason='corrupt_file')
+  if lost and end is None:     # without a single record it is no such file
+    lost = [lost[0]._replace(reason='corrupt_file')]
+  yield from lost
 
 
 def read_arc(
@@ -235,6 +276,7 @@ def _read_line(line, path, name, number, types, max_bytes):
     page = Page(
       id=str(row.get('id') or hashlib.sha256(f'{url} {date} '.encode() + body).hexdigest()),
       url=url, date=date, warc_file=name, warc_offset=number, body=body,
+      dump=str(row.get('dump') or ''),
       content_type=f'{kind}; charset=utf-8')
   except common_crawl.RangeError as error:
     return ('unreadable_range', f'line {number}: {error}'), ()
@@ -279,6 +321,7 @@ def read_capture(
   for result in read_stream(io.BytesIO(data), name, types, max_bytes):
     if isinstance(result, Page):
       result.warc_offset += capture.offset
+      result.dump = common_crawl.dump_of(capture.file)
       result.truncated = result.truncated or capture.truncated
     yield result
 
@@ -440,6 +483,11 @@ READERS = {
   '.cdxj': read_jsonl,
   '.parquet': read_parquet,
 }
+
+
+def tells_dumps(path: str) -> bool:
+  """Whether a file's rows may name the dump of each."""
+  return READERS.get(kind(path)) in (read_jsonl, read_parquet)
 
 
 def kind(path: str) -> str:

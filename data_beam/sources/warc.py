@@ -54,20 +54,24 @@ class _Plain:
 class _Gzip:
   """A gzip file as one segment a member. `read` gives the plain bytes of the one reached."""
 
-  def __init__(self, stream: BinaryIO):
-    self.stream = stream
+  def __init__(self, stream: BinaryIO, start: int = 0, end: int | None = None):
+    self.stream, self.start, self.end = stream, start, end
     self.broken = ''        # why the member reached does not inflate
     self.clipped = False    # the file ends inside it
     self.between: list[Damage] = []     # bytes that are no member
     self._rest = b''        # compressed bytes that were read and not used
-    self._at = 0            # offset of the first of them
+    self._at = start        # offset of the first of them
     self._member = bytearray()      # compressed bytes of the member so far, from `_kept_from` on
     self._kept_from = 0
     self._inflate = zlib.decompressobj(31)
 
   def segments(self) -> Iterator[int]:
     """Offsets of members, each once the one before is left; what stands between is passed over."""
+    if self.start:
+      self._seek()
     while self._more(len(_MEMBER)):
+      if self.end is not None and self._at >= self.end:
+        return
       if self._rest.startswith(GZIP):
         self._begin()
         yield self._at
@@ -178,19 +182,26 @@ class _Ahead:
         return False
 
 
-def records(stream: BinaryIO, limit: int) -> Iterator[Record | Damage]:
+def records(
+  stream: BinaryIO, limit: int, start: int = 0, end: int | None = None,
+) -> Iterator[Record | Damage]:
   """Records of a file, plain, gzip, zstd or lz4, from where it stands, in its order.
 
   Args:
     stream: of the file's bytes.
     limit: bytes of a block that are read; of longer ones the rest is passed over.
+    start: where the stream stands, in a gzip file, whose next member that begins with a record is
+      looked for.
+    end: of gzip, members that begin there or behind are not read: so [start, end) of a file gives
+      what begins there. (A WARC file within a record could be taken for the file's own, if `start`
+      falls into it.)
   """
   stream = stream if isinstance(stream, io.BufferedReader) else io.BufferedReader(Raw(stream))
   magic = stream.peek(4)[:4]
   if magic in (b'\x28\xb5\x2f\xfd', b'\x04\x22\x4d\x18'):
     yield from _of_fastwarc(stream, limit)
     return
-  source = _Gzip(stream) if magic[:2] == GZIP else _Plain(stream)
+  source = (_Gzip(stream, start, end) if magic[:2] == GZIP or start else _Plain(stream))
   for offset in source.segments():
     yield from source.between
     source.between.clear()

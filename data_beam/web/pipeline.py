@@ -9,24 +9,26 @@ depends on the records alone, not on their order, their files' order, or the num
 
 import dataclasses
 from collections.abc import Iterator, Sequence
+from typing import Any
 
 import apache_beam as beam
 
 from data_beam import curation
 from data_beam.curation import Each, anonymise, judge
-from data_beam.dedup.clusters import near_duplicates
+from data_beam.dedup.clusters import deduplication
 from data_beam.dedup.decontaminate import Decontaminate
-from data_beam.dedup.exact import ExactDedup
 from data_beam.filters.rules import FINEWEB2, profile
 from data_beam.filters.urls import UrlFilter
 from data_beam.options import WebOptions
 from data_beam.records import Document, Reject
 from data_beam.sandbox import Limits, Lost, Sandbox
-from data_beam.sources import readers
-from data_beam.sources.files import expand
+from data_beam.sources import common_crawl, readers
+from data_beam.sources.files import expand, size_of
+from data_beam.sources.http_answer import mime
 from data_beam.sources.readers import Page
 from data_beam.text.language import detect_language, is_sure, language_sample, language_shares
 from data_beam.text.normalize import normalize
+from data_beam.web import served
 from data_beam.web.extract import is_cut
 
 # Real pages take up to 0.3 s, with trafilatura 3 s.
@@ -34,22 +36,19 @@ extractor = Sandbox('data_beam.web.extract:extract',
                     Limits(memory=900 << 20, cpu_seconds=10, wall_seconds=60))
 
 
-def stages(options: WebOptions) -> list[tuple[str, beam.PTransform]]:
+def stages(options: WebOptions, size: int = 0) -> list[tuple[str, beam.PTransform]]:
   """The pipeline, in the order of FineWeb, or of FineWeb-2, which looks for duplicates before it
-  filters: each transform takes what the one before kept."""
+  filters: each transform takes what the one before kept. `size` is of the input, in bytes."""
   o, rules = options, profile(options.filters)
   judging = [('filter', Each(judge, rules))]
-  deduplication = [
-    *([('url_dedup', ExactDedup(by='url', scope=o.dedup_scope))] if o.url_dedup else []),
-    ('exact_dedup', ExactDedup(scope=o.dedup_scope)),
-    *near_duplicates(o.minhash, o.minhash_hash, o.dedup_scope),
-  ]
-  middle = deduplication + judging if rules == FINEWEB2 else judging + deduplication
+  duplicates = deduplication(o, by_url=o.url_dedup, size=size)
+  middle = duplicates + judging if rules == FINEWEB2 else judging + duplicates
   url_filter = UrlFilter(o.url_lists, parity=o.parity) if o.url_lists else None
   return [
-    ('read', Each(read, o.limit)),
+    ('read', Each(read, o.limit, o.dump)),
     *([('url', Each(judge_url, url_filter))] if url_filter else []),
-    ('extract', Each(extract, o.tier, o.markdown)),
+    ('extract', Each(extract, o.tier, o.markdown) if not o.html_server else
+     Each(ask_model, o.html_server, o.html_model, o.html_prompt)),
     ('language', Each(identify, o.languages, o.min_language_score)),
     *middle,
     *([('decontaminate', Decontaminate(o.decontaminate))] if o.decontaminate else []),
@@ -57,11 +56,16 @@ def stages(options: WebOptions) -> list[tuple[str, beam.PTransform]]:
   ]
 
 
-def read(paths: Sequence[str], limit: int | None = None) -> Iterator[Page | Reject]:
-  """Pages of files, the first `limit` of them."""
+def read(
+  paths: Sequence[str | readers.Span], limit: int | None = None, dump: str = '',
+) -> Iterator[Page | Reject]:
+  """Pages of files, the first `limit` of them; `dump` is of those whose file names none."""
   pages = 0
-  for path in paths:
-    for result in readers.read(path):
+  for source in paths:
+    path = source if isinstance(source, str) else source.path
+    for result in readers.read(source):
+      if isinstance(result, Page):
+        result.dump = result.dump or common_crawl.dump_of(path) or dump
       yield result
       pages += isinstance(result, Page)
       if pages == limit:
@@ -75,13 +79,43 @@ def judge_url(page: Page, url_filter: UrlFilter) -> Iterator[Page | Reject]:
                reason) if reason else page
 
 
+def ask_model(
+  page: Page, url: str, model: str, prompt: str = '',
+) -> Iterator[Document | Reject]:
+  """The page's main text by a model; of plain text as it is."""
+  if mime(page.content_type) == 'text/plain':
+    yield from extract(page)
+    return
+  metadata, text, reason = _metadata(page, model), '', ''
+  try:
+    text, cut = served.extract(page, url, model, prompt)
+    if cut and 'truncated' not in metadata:
+      metadata['truncated'] = 'budget'
+  except (served.NoText, Lost) as error:
+    reason = error.reason
+    if detail := getattr(error, 'detail', ''):
+      metadata['error'] = detail
+  document = Document(id=page.id, text=normalize(text).strip(), url=page.url, source='web',
+                      date=page.date, metadata=metadata)
+  yield document if document.text else Reject(document, 'extract', reason or 'no_text')
+
+
+def _metadata(page: Page, extractor: str) -> dict[str, Any]:
+  metadata = {'warc_file': page.warc_file, 'warc_offset': page.warc_offset, 'extractor': extractor}
+  if page.dump:
+    metadata['dump'] = page.dump
+  if page.truncated:
+    metadata['truncated'] = page.truncated
+  return metadata
+
+
 def extract(
   page: Page, tier: str = 'default', markdown: bool = False
 ) -> Iterator[Document | Reject]:
   """The page's main text as a document, in a clean form."""
-  metadata = {'warc_file': page.warc_file, 'warc_offset': page.warc_offset, 'extractor': tier}
-  if page.truncated or is_cut(page.body, tier):
-    metadata['truncated'] = page.truncated or 'budget'
+  metadata = _metadata(page, tier)
+  if not page.truncated and is_cut(page.body, tier):
+    metadata['truncated'] = 'budget'
   main, reason = None, 'no_text'
   try:
     main = extractor.call(page.body, url=page.url, content_type=page.content_type, tier=tier,
@@ -131,7 +165,8 @@ def run(
 
   Raises:
     FileNotFoundError: a pattern matches nothing.
-    ValueError: an unknown profile, rule or flag; or no document was kept, saying where they went
+    ValueError: an unknown profile, rule or flag; nothing says of which dump the files are, where
+      it matters; or no document was kept, saying where they went
       (the rejects are on disk then).
   """
   options = options or WebOptions()
@@ -139,8 +174,12 @@ def run(
     options = dataclasses.replace(
       options, decontaminate=[f['path'] for f in expand(options.decontaminate)])
   files = expand(input)
+  if options.dedup_scope == 'dump' and not options.dump and not any(
+      common_crawl.dump_of(f['path']) or readers.tells_dumps(f['path']) for f in files):
+    raise ValueError('dedup_scope is dump, but no file lies in crawl-data/NAME/: give --dump')
   return curation.curate(
-    curation.batches([f['path'] for f in files], options.limit), stages(options),
+    curation.batches([part for f in files for part in readers.split(f['path'], f['bytes'])],
+                     options.limit), stages(options, size_of(files)),
     output=output, name=name, inputs=files, options=options, beam_args=beam_args,
     found={'filters': [rule.__name__ for rule in profile(options.filters)]})
 

@@ -9,6 +9,7 @@ the most that the device has held until then, weights that came layer by layer i
 (`loaded_peak_gb`: before the first token), and `peak_share` what it is of weights and cache.
 Cases of ours: `greedy` (what generate does), `ends` (an end token is looked for), `sampled`
 (temperature 0.6, top-p 0.95), `block1`, `block32` (tokens computed between two looks of the host),
+`evaluator` (as evaluation writes: four batches of prompts of unlike lengths, text decoded),
 `scan` (over stacked layers, as in training), `products` (each kind of matrix alone, in several
 forms), `profile` (the kernels that take longest), `prefill` (those of the prompt).
 """
@@ -43,7 +44,8 @@ _COPY_RATE = flags.DEFINE_float('copy_rate', 0.0, 'Internal: bytes per second of
 _RUNS = flags.DEFINE_integer('runs', 3, 'Timed runs of each case; the median counts.')
 
 CASES = (
-  'greedy', 'ends', 'sampled', 'block1', 'block32', 'scan', 'products', 'profile', 'prefill')
+  'greedy', 'ends', 'sampled', 'block1', 'block32', 'evaluator', 'scan', 'products', 'profile',
+  'prefill')
 
 
 def main(_: list[str]) -> None:
@@ -84,7 +86,8 @@ def time_ours(cases: list[str], batches: list[int]) -> None:
 
   config = dataclasses.replace(model.SHAPES[_SIZE.value], dtype='bfloat16')
   (kind,) = _WEIGHTS.value
-  functions = dict(products=products, profile=profile, prefill=profile, scan=scan)
+  functions = dict(
+    products=products, profile=profile, prefill=profile, scan=scan, evaluator=evaluator)
   for stacked in (False, True):  # one set of weights at a time
     chosen = [case for case in cases if (case == 'scan') == stacked]
     params = weights(config, stacked) if chosen else None
@@ -238,6 +241,25 @@ def ours(
     'weights_gb': round(held / 1e9, 3), 'peak_gb': peak, 'loaded_peak_gb': loaded,
     'peak_share': peak and round(1e9 * peak / needed, 3), 'first_seconds': round(first, 1),
   }
+
+
+def evaluator(config: Any, params: Any, batch: int, case: str) -> tuple[None, dict]:
+  """`smoljax.evals.writing.Writer`, as evaluation by generation uses it."""
+  import types
+
+  from smoljax.checkpoints import load
+  from smoljax.evals.writing import Writer
+
+  text: Any = types.SimpleNamespace(
+    decode=lambda ids: ''.join(map(chr, ids)), control_id=lambda name: None)
+  writer = Writer(load.Model(config, params, text, False), batch)
+  rows = [row[: len(row) * (4 - i % 4) // 4] for i, row in enumerate(prompts(config, 4 * batch))]
+  write = lambda: list(writer.write(
+    rows, [_NEW.value] * len(rows), seeds=range(len(rows)), eos_ids=(config.vocab_size,)))
+  seconds = median_seconds(write)
+  tokens = sum(len(written.ids) for _, written in write())
+  return None, {'tokens_per_sec': round(tokens / seconds, 1), 'prompts': len(rows),
+                'new_tokens': _NEW.value, 'seconds': round(seconds, 3)}
 
 
 def scan(

@@ -18,6 +18,11 @@ many of the seeds it is less than random's, and what share of the trials diverge
 with the next, …: what share of the cost of trying all with the most tokens that takes, if nothing
 is shared between lengths, and where the chosen point ranks. `thirds` keeps a third each time;
 `budget` what 40 % of the whole cost pays for, spread evenly over the lengths that are left.
+
+`thaw`: the same grids by asynchronous halving, one point after the other in random order, each as
+long as it is among the best third of those before it; a length goes on from the one before. With
+and without thawing of those that are among the best third later (experiments/engine/study.py), and
+where such a point had to begin again: means over sizes, medians over seeds.
 """
 
 import argparse
@@ -31,7 +36,7 @@ from collections.abc import Callable
 import numpy as np
 import optuna
 
-from experiments.engine.study import Distinct, distributions, tell
+from experiments.engine.study import Distinct, distributions, latest, run_of, tell, thawing
 
 
 def branin(p: dict) -> float:
@@ -155,6 +160,66 @@ HALVING = {
 }
 
 
+def asynchronous(
+  lengths: dict[float, dict], seed: int, thaws: bool, again: bool = False
+) -> dict[str, float]:
+  """Halving of one size's grid, {tokens: {point: loss}}; the cost and the rank of its choice.
+
+  Args:
+    again: a point that thaws costs its tokens from the beginning.
+  """
+  tokens = sorted(lengths)
+  points = sorted(set.intersection(*(set(cell) for cell in lengths.values())))
+  trials, spent = [], 0.0
+
+  def go_on(point: tuple, seen: dict[int, float], attrs: dict) -> None:
+    nonlocal spent
+    state, before = optuna.trial.TrialState.COMPLETE, tokens[len(seen) - 1] if seen else 0
+    spent += before * (again and bool(seen))
+    for i in range(len(seen), len(tokens)):
+      spent, before = spent + tokens[i] - before, tokens[i]
+      seen[i] = lengths[tokens[i]][point]
+      as_far = sorted([seen[i], *(t.intermediate_values[i] for t in latest(trials)
+                                  if i in t.intermediate_values)])
+      if i < len(tokens) - 1 and seen[i] > as_far[max(1, len(as_far) // 3) - 1]:
+        state = optuna.trial.TrialState.PRUNED
+        break
+    trials.append(optuna.trial.FrozenTrial(
+      len(trials), state, seen[len(seen) - 1], None, None, {}, {}, attrs | {'point': point}, {},
+      dict(seen), len(trials)))
+
+  def thaw() -> None:
+    while thaws and (t := thawing(trials)):
+      go_on(t.user_attrs['point'], dict(t.intermediate_values),
+            {'thaws': t.number, 'run': run_of(t)})
+
+  for k in np.random.default_rng(seed).permutation(len(points)):
+    thaw()
+    go_on(points[k], {}, {})
+  thaw()
+  last = lengths[tokens[-1]]
+  whole = [t for t in trials if t.state == optuna.trial.TrialState.COMPLETE]
+  chosen, everything = min(t.value for t in whole), sorted(last[p] for p in points)
+  return {'cost_share': spent / (len(points) * tokens[-1]),
+          'rank_share': (everything.index(chosen) + 1) / len(points),
+          'excess': chosen / everything[0] - 1}
+
+
+def thaw(cells: dict, seeds: int) -> dict[str, dict[str, float]]:
+  """`asynchronous` of each size with at least three lengths, in three ways."""
+  by_size = collections.defaultdict(dict)
+  for (n, d), cell in cells.items():
+    by_size[n][d] = cell
+  found = {}
+  for name, how in (('stopped for good', (False,)), ('thaws', (True,)),
+                    ('thaws, begun again', (True, True))):
+    rows = [[asynchronous(lengths, seed, *how) for lengths in by_size.values()
+             if len(lengths) > 2] for seed in range(seeds)]
+    found[name] = {key: float(np.median([np.mean([r[key] for r in of]) for of in rows]))
+                   for key in rows[0][0]}
+  return found
+
+
 def main() -> None:
   """Prints regrets of samplers and what halving costs, as one JSON line."""
   parser = argparse.ArgumentParser(
@@ -183,7 +248,8 @@ def main() -> None:
     'benchmark': 'search', 'seeds': args.seeds, 'trials': args.trials, 'median_regret': medians,
     'step_law_mean_regret': {k: float(np.mean(v)) for k, v in of_table.items()},
     'diverging': diverging(list(cells.values()), args.trials, args.seeds),
-    'halving': {name: halving(cells, keep) for name, keep in HALVING.items()}}))
+    'halving': {name: halving(cells, keep) for name, keep in HALVING.items()},
+    'thaw': thaw(cells, args.seeds)}))
 
 
 if __name__ == '__main__':

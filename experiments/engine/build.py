@@ -1,7 +1,6 @@
 """Which steps a config has, and what each depends on."""
 
 import functools
-import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
@@ -9,7 +8,7 @@ from ml_collections import ConfigDict
 
 from experiments.engine import config as config_lib
 from experiments.engine import steps as steps_lib
-from experiments.engine.corpora import foreign_corpora, tokenizer_facts
+from experiments.engine.corpora import foreign_corpora, step_fault, tokenizer_facts
 from experiments.engine.graph import Step
 from smoljax import files
 
@@ -24,7 +23,9 @@ def build_steps(c: ConfigDict, workdir: str) -> list[Step]:
   used, targets = _corpora_named(c, foreign)
   curation = list(_curation(c))
   corpora = {s.name: s for s in curation if s.name in _CURATORS}
-  corpora |= {name: _foreign(name, foreign[name]) for name in foreign if name in {*used, *targets}}
+  # All that the config has, used here or not: the points of a sweep over them then hold out alike.
+  corpora |= {name: _foreign(name, foreign[name]) for name in foreign
+              if name in {*used, *targets} or config_lib.holds_out(c)}
   steps = curation + [s for s in corpora.values() if s not in curation]
   tokenizer = list(_tokenizer(c, [s for name, s in corpora.items() if name in used]))
   tokens = dict(_tokens(c, corpora, sorted({*used, *targets}), tokenizer))
@@ -36,6 +37,7 @@ def build_steps(c: ConfigDict, workdir: str) -> list[Step]:
     'report',
     functools.partial(steps_lib.run_report, workdir=workdir),
     needs=steps,
+    looks=False,
     cost='one page',
     links={'report': 'report'},
   )
@@ -109,6 +111,7 @@ def _curation(c: ConfigDict) -> Iterator[Step]:
       [name],
       needs=[] if c[name].input else rules if name == 'conversations' else crawl,
       outside=[found, lists] if lists else found,
+      fault=step_fault,
       cost=f'curating {source}',
       links={f'corpora/{n}': n for n in (name, f'{name}_rejects')},
     )
@@ -122,8 +125,7 @@ def _foreign(name: str, manifest: Mapping[str, Any]) -> Step:
     functools.partial(steps_lib.run_foreign_tokens, manifest=manifest, name=name),
     # It has its files' checksums. Where it lies decides nothing, but the link must lead there.
     outside={k: v for k, v in manifest.items() if k != 'path'},
-    stands=lambda output: os.path.realpath(
-      steps_lib.corpus_dir(output, name)) == os.path.realpath(manifest['path']),
+    stands=functools.partial(steps_lib.foreign_stands, path=manifest['path'], name=name),
     cost=f'{manifest["documents"]:,} documents of {manifest["path"]}',
     links={f'{"tokens" if tokenised else "corpora"}/{name}': name},
   )
@@ -149,13 +151,16 @@ def _tokens(
   """(corpus, the step that leaves its tokens) of each name."""
   given = tokenizer_facts(c) if c.tokenizer.path else []  # read once, for all
   for name in names:
+    others = {k: v for k, v in corpora.items() if k != name and config_lib.holds_out(c)}
     yield name, corpora[name] if corpora[name].name.startswith('tokenize_') else _step(
       c,
       f'tokenize_{name}',
-      functools.partial(steps_lib.run_tokenize, corpus=name),
+      functools.partial(steps_lib.run_tokenize, corpus=name,
+                        against={k: v.name for k, v in others.items()}),
       ['tokenize'],
-      needs=[corpora[name], *tokenizer],
+      needs=[corpora[name], *others.values(), *tokenizer],
       outside=given,
+      fault=step_fault,
       cost=f'the corpus {name!r} to token documents',
       links={f'tokens/{name}': name},
     )
@@ -177,6 +182,7 @@ def _teacher_caches(
       needs=[tokens[name]],
       outside=teacher,
       resumable=True,
+      fault=step_fault,
       cost=f'what the teacher says of {name!r}',
       links={f'teacher/{name}': name},
     )
@@ -197,6 +203,7 @@ def _train(
     outside=[_weights(c.train.init_from or c.train.branch_from), _weights(c.distill.teacher),
              *([_weights(c.train.reference)] if c.train.reference else [])],
     resumable=True,
+    fault=steps_lib.checkpoint_fault,
     changeable=_CHANGEABLE,
     all_processes=True,
     cost=f'{c.train.steps:,} steps, {c.train.tokens:,} tokens, {flops * c.train.tokens:.2e} FLOPs',
@@ -216,7 +223,7 @@ def _scores_and_exports(
     ['eval', 'seed'],
     outside=_questions(c),
     needs=[train, *(tokens[name] for name in targets), *tokenizer],
-    version=2,
+    version=3,
     cost=f'bits per byte on {", ".join(targets)}; tasks: {", ".join(c.eval.tasks) or "none"}',
     links={'evals': 'evals'},
   )
@@ -233,10 +240,10 @@ def _scores_and_exports(
 
 def _questions(c: ConfigDict) -> list[str] | None:
   """Digests of the files of questions that anybody may change; None for none."""
-  from smoljax.evals.tasks import TASKS
+  from smoljax.evals.tasks import own_file
 
-  own = [os.path.join(c.eval.data, f'{name}.jsonl') for name in c.eval.tasks if name not in TASKS]
-  return [files.sha256(path) for path in own if os.path.isfile(path)] or None
+  own = [own_file(name, c.eval.data) for name in c.eval.tasks]
+  return [files.sha256(path) for path in own if path] or None
 
 
 def _weights(path: str) -> Any:
@@ -253,7 +260,7 @@ _CURATORS = {'web': steps_lib.run_web, 'pdf': steps_lib.run_pdf,
 # Beginnings of names of config fields that say how a step is done, not what comes of it: they are
 # in no address, so that they may differ where a run goes on.
 _OPERATIONAL = (
-  'train.keep', 'train.log_every', 'train.checkpoint_every', 'train.eval_', 'train.tensorboard',
+  'train.keep', 'train.log_every', 'train.checkpoint_', 'train.eval_', 'train.tensorboard',
   'train.watchdog', 'train.loss_chunk', 'train.accumulate', 'train.flops', 'model.remat',
   'model.attention', 'model.scan_layers', 'mesh.', 'guard.', 'diagnostics.', 'eval.batch_size',
 )

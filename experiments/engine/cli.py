@@ -70,7 +70,7 @@ def parse(argv: list[str], explain: Callable[[list[str]], str] = lambda argv: ''
   try:
     rest = flags.FLAGS(argv)
     if len(rest) > 1:
-      raise ValueError(f'unexpected argument {rest[1]!r}: flags look like --name=value, and text '
+      raise ValueError(f'unknown argument {rest[1]!r}: flags look like --name=value, and text '
                        'with blanks is quoted')
     return rest
   except Exception as e:  # a config is a program of its own, and may end in any error

@@ -94,6 +94,12 @@ def options(c: ConfigDict, section: str) -> Options:
     raise ValueError(f'--config.{section}: {e}') from None
 
 
+def holds_out(c: ConfigDict) -> bool:
+  """Whether documents are held out, and only those that are unlike all others, of any corpus."""
+  made = options(c, 'tokenize')
+  return isinstance(made, TokenizeOptions) and made.asks
+
+
 def unknown_field(argv: Sequence[str]) -> str:
   """What is wrong with the first flag that sets a field which configs/base.py lacks; '' if none."""
   known = base.get_config()
@@ -177,19 +183,36 @@ def keep_programs(workdir: str, *, on_cpu: bool = False) -> None:
     config.update('jax_compilation_cache_dir', os.path.abspath(os.path.join(workdir, 'xla')))
 
 
+def generation(c: Any) -> Any:
+  """The `smoljax.evals.run.Generation` of a config. Raises ValueError, naming the field."""
+  from smoljax.evals import generative, run
+  from smoljax.inference.sampling import Sampling
+
+  g = c.eval.generation
+  try:
+    settings = generative.Settings(
+      modes=tuple(g.modes), max_new_tokens=g.max_new_tokens, samples=g.samples, seed=c.seed,
+      sampling=Sampling(g.temperature), ks=tuple(g.pass_at), batch_size=c.eval.batch_size)
+  except ValueError as e:
+    raise ValueError(f'--config.eval.generation: {e}') from None
+  return run.Generation(settings, g.unsafe_programs, tuple(g.lengths), tuple(g.languages))
+
+
 def check(c: Any) -> None:
   """Checks what needs Beam's or JAX's part of the house, before any step runs.
 
   Raises:
     ValueError: an unknown name, a mesh that fits neither devices, batch nor model, or a tokenizer
       that lacks what tokenising or evaluation needs.
+    OSError: train.checkpoint_dir cannot be written to.
   """
   import jax
 
-  from smoljax import metrics, model, optim
+  from smoljax import metrics, model, object_store, optim
   from smoljax.data import tokenizer
   from smoljax.data.batches import make_stages
-  from smoljax.evals.tasks import find_task
+  from smoljax.evals import execution, problems
+  from smoljax.evals.run import require_task
   from smoljax.optim import mup
   from smoljax.optim.qk_clip import QK_RULES, logit_measure
   from smoljax.train import distill, guard, step, telemetry
@@ -198,18 +221,21 @@ def check(c: Any) -> None:
   for name in _OPTIONS:
     if c[name].get('enabled', True):  # else the libraries that curate need not be here
       options(c, name)
-  if c.beam.args and (c.web.enabled or c.pdf.enabled):
+  if c.beam.args and (c.web.enabled or c.pdf.enabled or c.conversations.enabled):
     from data_beam.beam_options import pipeline_options
 
     try:
       pipeline_options(c.beam.args)
     except ValueError as e:
       raise ValueError(f'--config.beam.args: {e}') from None
-  for task in c.eval.tasks:
-    try:
-      find_task(task, c.eval.data)
-    except ValueError as e:
-      raise ValueError(f'--config.eval.tasks: {e}') from None
+  try:
+    for task in c.eval.tasks:
+      require_task(task, c.eval.data)
+    if problems.PROGRAMS & set(c.eval.tasks):
+      execution.require(c.eval.generation.unsafe_programs)
+  except ValueError as e:
+    raise ValueError(f'--config.eval.tasks: {e}') from None
+  generation(c)
 
   def divides(what: str, num_shards: int) -> None:
     if c.train.rows % num_shards:
@@ -223,6 +249,8 @@ def check(c: Any) -> None:
                      'say --config.tokenizer.chat=True, or give one with --config.tokenizer.path')
   check_tokenizer(c)
   metrics.require_wandb(c.wandb)
+  if c.train.checkpoint_dir:
+    object_store.Folder(c.train.checkpoint_dir).require_writable()
   telemetry.Profile(c.xprof, '')
   for field, known in (('cache', ('none', *distill.CACHES)), ('distance', distill.DISTANCES)):
     if c.distill[field] not in known:
@@ -297,6 +325,8 @@ _LEAST = {
   'train.keep_every': 0, 'train.watchdog': 0,
   'diagnostics.every': 0,
   'eval.documents': 0, 'eval.batch_size': 1, 'eval.task_examples': 0,
+  'eval.generation.max_new_tokens': 0, 'eval.generation.samples': 1,
+  'eval.generation.temperature': 0,
   'sample.tokens': 1, 'sample.temperature': 0,
   'distill.draws': 1, 'distill.temperature': 0, 'distill.weight': 0,
 }

@@ -1,5 +1,6 @@
 """What a config brings from elsewhere: corpora, a tokenizer; whether they fit, before any step."""
 
+import glob
 import os
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -66,6 +67,8 @@ def choose_corpora(c: Any) -> list[str]:
       c[name].enabled = False
       off.append(name)
       notes.append(f'{name}: switched off, since it has no --config.{name}.input')
+  inputs += ['conversations'] * bool(c.conversations.enabled and c.conversations.input)
+  sections = (*sections, 'conversations')
   if brought and named <= {*sections}:
     if inputs:
       raise ValueError(
@@ -92,7 +95,7 @@ def _check_stages(stages: Any) -> None:
     raise ValueError(f'--config.train.stages={stages!r}: {form}')
   for stage in stages:
     mapping = isinstance(stage, Mapping | ConfigDict)
-    if not mapping or {*stage} != {'name', 'fraction', 'mixture'} or not isinstance(
+    if not mapping or {*stage} - {'shares'} != {'name', 'fraction', 'mixture'} or not isinstance(
       stage['mixture'], Mapping | ConfigDict) or not all(
       isinstance(x, int | float) for x in (stage['fraction'], *stage['mixture'].values())):
       shown = dict(stage) if mapping else stage
@@ -113,8 +116,11 @@ def _size(manifest: Mapping[str, Any]) -> float:
 
 
 def _read_manifest(path: str) -> dict:
+  from smoljax import object_store
   from smoljax.data import corpus
 
+  if object_store.is_url(path):
+    return corpus.read_manifest(path) | {'path': path}
   for folder in (path, os.path.join(path, '1.0.0')):
     if os.path.exists(os.path.join(folder, '_SUCCESS')):
       return corpus.read_manifest(folder) | {'path': folder}
@@ -169,3 +175,38 @@ def check_tokenizer(c: Any) -> None:
     how = 'no document begins' if c.tokenize.bos else 'every document begins'
     raise ValueError(f'in {", ".join(tokenised)} {how} with BOS: say --config.tokenize.bos='
                      f'{not c.tokenize.bos}')
+
+
+def step_fault(output: str, every_byte: bool) -> str:
+  """`corpus_fault` of the corpora that a step left below a folder."""
+  folders = sorted(glob.glob(os.path.join(output, '*', '1.0.0')))
+  return next(filter(None, (corpus_fault(folder, every_byte) for folder in folders)), '')
+
+
+def corpus_fault(path: str, every_byte: bool) -> str:
+  """What is wrong with the files of the corpus at DIR/NAME/VERSION, the first by its name, or ''.
+
+  Args:
+    every_byte: of records too, which have checksums that their reader looks at; else their size.
+  """
+  from smoljax.data import corpus
+
+  try:
+    manifest = corpus.read_manifest(path)
+    shards = [s for part in manifest.get('splits', {'train': manifest}).values()
+              for s in part.get('shards', ())]
+    return next(filter(None, (_shard_fault(path, shard, every_byte) for shard in shards)), '')
+  except (OSError, ValueError) as e:
+    return str(e)
+
+
+def _shard_fault(folder: str, shard: Mapping[str, Any], every_byte: bool) -> str:
+  file = os.path.join(folder, shard['file'])
+  digests = {os.path.join(folder, shard[key.removesuffix('_sha256')]): shard[key]
+             for key in shard if key.endswith('_sha256')}
+  if every_byte:
+    digests[file] = shard['sha256']
+  if os.path.getsize(file) != shard['bytes']:
+    return f'{file} is damaged'
+  return next((f'{path} is damaged' for path, sha256 in digests.items()
+               if files.sha256(path) != sha256), '')

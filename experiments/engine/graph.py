@@ -11,6 +11,11 @@ changes results bumps `version`.
 Beside an unfinished resumable step, one of the same name with other fields does not begin in
 silence: `Unfinished` says what differs, and the user says which is meant (`Graph.unfinished`).
 
+What a step left is looked at before it is used. A step's record has the sha256 of its files, but
+of those that have checksums of their own (`Step.fault`); where they are not as they were, it is run
+again. Of what only a reader of every byte would notice, nothing is asked ahead: a step that fails
+has the outputs that it read looked through, and is begun again if one was damaged.
+
 In a run of several processes (smoljax/distributed.py) the lead runs the steps and knows which are
 done, and the others join it in those that are for all.
 """
@@ -29,7 +34,9 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 from data_beam.redact import public
-from experiments.engine.cli import read_json, write_json
+from experiments.engine.cli import write_json
+from smoljax import files
+from smoljax.checkpoints import seals
 from smoljax.metrics import changes
 
 RESULT_FILE = 'step.json'
@@ -39,6 +46,9 @@ _INPUTS_FILE = 'inputs.json'  # of a resumable step: what its address is made of
 class Unfinished(ValueError):
   """A step would begin anew beside an unfinished one that differs from it in a few fields."""
 
+
+class Damaged(OSError):
+  """A step failed, and what it read was damaged: run again, the graph makes that anew first."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -53,6 +63,9 @@ class Step:
     changeable: beginnings of names of config fields, such as 'optimizer.', that may have other
       values when an unfinished run goes on.
     stands: whether a finished output, a folder, is still what `run` would leave there.
+    fault: of a step whose files have checksums of their own: `(output folder, every byte?) -> what
+      is wrong with it`, '' if nothing.
+    looks: whether it reads the outputs of the steps it needs, which are looked at before it runs.
     cost: words about what running it takes, for `--dry_run`.
     links: name in the workdir → path in the output folder, kept pointing at the current output.
     all_processes: all processes of a run take part, not the lead alone.
@@ -67,6 +80,8 @@ class Step:
   resumable: bool = False
   changeable: tuple[str, ...] = ()
   stands: Callable[[str], bool] = lambda output: True
+  fault: Callable[[str, bool], str] | None = None
+  looks: bool = True
   cost: str = ''
   links: Mapping[str, str] = dataclasses.field(default_factory=dict)
   all_processes: bool = False
@@ -114,6 +129,7 @@ class Graph:
     self.workdir = pathlib.Path(workdir)
     self._root = self.workdir / 'steps'
     self._log_line = log_line
+    self._faults: dict[str, str] = {}  # finished step → what is wrong with its output
 
   def output(self, step: Step) -> pathlib.Path:
     """Where the step's finished output stands."""
@@ -122,11 +138,12 @@ class Graph:
   def done(self, step: Step) -> bool:
     """Whether the step has finished, now or in an earlier run, and its output still stands."""
     output = self.output(step)
-    return _read(output / RESULT_FILE) is not None and step.stands(str(output))
+    return (step.name not in self._faults and _read(output / RESULT_FILE) is not None
+            and step.stands(str(output)))
 
   def result(self, step: Step) -> dict:
     """What a finished step returned, with its `seconds`."""
-    return read_json(self.output(step) / RESULT_FILE)
+    return files.read_checked(self.output(step) / RESULT_FILE)
 
   def describe(self) -> list[tuple[str, str, str]]:
     """`(address, state, cost)` of each step, for a dry run; writes nothing."""
@@ -144,6 +161,8 @@ class Graph:
     `before` is called ahead of each step that is to run.
     """
     self._root.mkdir(parents=True, exist_ok=True)
+    if self._is_lead:
+      self._look_for_faults()
     for number, step in enumerate(self.steps, start=1):
       title = f'[{number}/{len(self.steps)}] {step.name}'
       # What one host sees of a file system another may see later: the lead's word counts.
@@ -184,14 +203,19 @@ class Graph:
       result = step.run(str(partial), self._inputs(step))
       if step.all_processes:
         self._wait(f'{step.name}: all have ended')
-    except BaseException:
+    except BaseException as e:
       if not step.resumable:
         shutil.rmtree(partial, ignore_errors=True)
+      if isinstance(e, Exception) and (found := self._look_through(step.needs)):
+        raise Damaged(f'{found}, and {step.name} failed: it is made again ({e})') from e
       raise
     seconds = round(time.monotonic() - start, 2)
     record = {**(result or {}), 'seconds': seconds, 'address': step.address}
-    write_json(partial / RESULT_FILE, public(record))
-    os.replace(partial, self.output(step))
+    if not step.fault:
+      record['files'] = _digests(partial)
+    files.write_checked(partial / RESULT_FILE, public(record))
+    self._faults.pop(step.name, None)
+    files.replace(partial, self.output(step))
     self._log_line(f'{title}: finished in {seconds:.0f} s')
 
   def _set_aside(self, step: Step, title: str) -> None:
@@ -202,12 +226,51 @@ class Graph:
     output = self.output(step)
     if not output.exists():
       return
-    if _read(output / RESULT_FILE) is None:
-      self._log_line(f'{title}: {output / RESULT_FILE} is damaged: running the step again')
+    fault = self._faults.get(step.name, '')
+    if not fault and _read(output / RESULT_FILE) is None:
+      fault = f'{output / RESULT_FILE} is damaged or missing'
+    if fault:
+      self._log_line(f'{title}: {fault}: running the step again')
     if step.resumable and not self._resumes(step):
+      (output / RESULT_FILE).unlink(missing_ok=True)
       os.replace(output, self._partial(step))
     else:
       shutil.rmtree(output)
+
+  def _look_for_faults(self) -> None:
+    """Notes what finished steps left that is no more as it was, as far as anybody reads it."""
+    to_run: list[Step] = []
+    for step in reversed(self.steps):
+      if self.done(step):
+        needed = any(step.address == n.address for other in to_run if other.looks
+                     for n in other.needs)
+        if not (fault := self._fault(step, needed)):
+          continue
+        self._faults[step.name] = fault
+      to_run.append(step)
+
+  def _fault(self, step: Step, needed: bool) -> str:
+    output = self.output(step)
+    if step.fault:
+      return step.fault(str(output), False) if needed else ''
+    was = self.result(step).get('files')
+    if was is None:  # of an older version
+      return ''
+    now = _digests(output)
+    if not now:  # somebody made room on the disk
+      return ''
+    return next((f'{output / name} is {"damaged" if name in now else "missing"}'
+                 for name, digest in was.items() if now.get(name) != digest), '')
+
+  def _look_through(self, steps: Sequence[Step]) -> str:
+    """Says which outputs are damaged, by every byte, and takes their records from them."""
+    found = []
+    for step in steps:
+      if step.fault and (fault := step.fault(str(self.output(step)), True)):
+        self._faults[step.name] = fault
+        (self.output(step) / RESULT_FILE).unlink(missing_ok=True)
+        found.append(fault)
+    return '; '.join(found)
 
   def _other(self, step: Step) -> tuple[pathlib.Path, dict[str, tuple]] | None:
     """The unfinished output that the workdir's links lead to, if it is another step of this name's.
@@ -293,11 +356,15 @@ def _said(differ: Mapping[str, tuple], most: int = 4) -> str:
   return ', '.join(said[:most]) + f' and {len(said) - most} more' * (len(said) > most)
 
 
+def _digests(folder: pathlib.Path) -> dict[str, list]:
+  """Of the files that a step left: bytes, sha256."""
+  return {k: v for k, v in seals.digests(folder).items() if k not in (RESULT_FILE, _INPUTS_FILE)}
+
+
 def _read(path: pathlib.Path) -> dict | None:
   """The mapping in a JSON file; None where there is none, or it is damaged."""
   try:
-    found = read_json(path)
+    return files.read_checked(path)
   except (OSError, ValueError):
     return None
-  return found if isinstance(found, dict) else None
 

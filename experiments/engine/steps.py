@@ -3,6 +3,7 @@
 import dataclasses
 import functools
 import os
+import pathlib
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -108,8 +109,10 @@ def run_tokenizer(output: str, inputs: Mapping[str, str], *, c: Any) -> dict:
   return {'vocab_size': c.tokenizer.vocab_size}
 
 
-def run_tokenize(output: str, inputs: Mapping[str, str], *, c: Any, corpus: str) -> dict:
-  """A curated corpus to token documents."""
+def run_tokenize(
+  output: str, inputs: Mapping[str, str], *, c: Any, corpus: str, against: Mapping[str, str]
+) -> dict:
+  """A curated corpus to token documents; `against` has the step of each other corpus by name."""
   from data_beam import tokenize_corpus
 
   path = tokenize_corpus.run(
@@ -118,6 +121,7 @@ def run_tokenize(output: str, inputs: Mapping[str, str], *, c: Any, corpus: str)
     output,
     corpus,
     TokenizeOptions.of(c.tokenize),
+    against=[corpus_dir(inputs[step], name) for name, step in against.items()],
     beam_args=c.beam.args,
   )
   splits = read_json(os.path.join(path, 'manifest.json'))['splits'].values()
@@ -127,11 +131,19 @@ def run_tokenize(output: str, inputs: Mapping[str, str], *, c: Any, corpus: str)
 def run_foreign_tokens(
   output: str, _: Mapping[str, str], *, manifest: Mapping[str, Any], name: str
 ) -> dict:
-  """A corpus made elsewhere, where the steps after it look for it."""
-  home = corpus_dir(output, name)
+  """A corpus made elsewhere, where the steps after it look for it; copied from an object store."""
+  from smoljax.data import corpus
+
+  home, copies = corpus_dir(output, name), pathlib.Path(output).absolute().parent / 'copies'
   os.makedirs(os.path.dirname(home))
-  os.symlink(os.path.abspath(manifest['path']), home)
+  os.symlink(os.path.abspath(corpus.local_copy(manifest['path'], cache=copies)), home)
   return {k: manifest[k] for k in ('documents', 'tokens') if k in manifest}
+
+
+def foreign_stands(output: str, path: str, name: str) -> bool:
+  """Whether the output of `run_foreign_tokens` still leads to what it was made of."""
+  home = os.path.realpath(corpus_dir(output, name))
+  return os.path.exists(home) if '://' in path else home == os.path.realpath(path)
 
 
 def run_teacher_cache(output: str, inputs: Mapping[str, str], *, c: Any, corpus: str) -> dict:
@@ -190,7 +202,7 @@ def run_evaluate(output: str, inputs: Mapping[str, str], *, c: Any, targets: Seq
     evals.evaluate,
     tokenizer=tokenizer.load(
       tokenizer_file(c, inputs), meta.get('special_tokens'), meta.get('tokenizer_sha256', '')),
-    documents=load_held_out(paths, limit=c.eval.documents),
+    documents=load_held_out(paths, limit=c.eval.documents, note=console.print),
     bos=c.tokenize.bos,
     batch_size=c.eval.batch_size,
     seq_len=c.data.seq_len,
@@ -206,6 +218,7 @@ def run_evaluate(output: str, inputs: Mapping[str, str], *, c: Any, targets: Seq
     },
     limit=c.eval.task_examples,
     seed=c.seed,
+    generation=config_lib.generation(c),
   )
   if c.distill.teacher:
     console.print('the teacher, on the same documents:')
@@ -275,6 +288,15 @@ def run_report(output: str, _: Mapping[str, str], *, workdir: str) -> dict:
 
 
 # --- Files ---------------------------------------------------------------------------------------
+
+
+def checkpoint_fault(output: str, every_byte: bool) -> str:
+  """What is wrong with the newest checkpoint that training left; '' if nothing, or it is gone."""
+  from smoljax.checkpoints import seals
+
+  root = pathlib.Path(output) / 'checkpoints'
+  steps = seals.steps(root)
+  return seals.fault(root, steps[-1], again=every_byte) if steps else ''
 
 
 def find_files(patterns: str, flag: str) -> list[dict]:

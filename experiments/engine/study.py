@@ -4,7 +4,9 @@ The study is FOLDER/search.db. A running trial is leased by its process: when th
 moment, the trial goes back to those that wait, under its own number. Each trial has a seed of its
 own, of the study's seed and its number, and no point is proposed twice. A trial without a finite
 result is told as worse than the worst, for samplers learn nothing from failures. Trials are
-compared where they have seen as many tokens, however often they were evaluated.
+compared where they have seen as many tokens, however often they were evaluated. One that halving
+has stopped thaws when it is among the best third after all: because more were tried, or because
+those that went on turned out worse. It goes on from where it was, as another entry of the study.
 """
 
 import contextlib
@@ -21,10 +23,9 @@ from typing import IO, Any
 
 import numpy as np
 import optuna
-import sqlalchemy
-from optuna.trial import TrialState
+from optuna.trial import FrozenTrial, TrialState
 
-from experiments.engine import processes
+from experiments.engine import processes, trial_log
 
 # Some samplers are called that for years.
 warnings.filterwarnings('ignore', category=optuna.exceptions.ExperimentalWarning)
@@ -69,8 +70,8 @@ class Study:
   """A study on disk that several processes may work on at once.
 
   Attributes:
-    folder: has `search.db`, `search.lock` and `leases/`; local, or a network file system with
-      flock.
+    folder: has `search.db`, `search.jsonl`, `search.lock` and `leases/`; local, or a network file
+      system with flock.
     trials: how many there are to be.
     sampler: one of SAMPLERS, or 'grid': then choices and int ranges are gone through, floats at
       five points.
@@ -114,20 +115,22 @@ class Study:
       except ImportError as e:
         raise ValueError(f'sampler {self.sampler!r} needs a package: {e}') from None
 
-  def open(self) -> optuna.Study:
-    """The study; made where there is none.
+  def open(self, log_line: Callable[[str], None] = print) -> optuna.Study:
+    """The study; made where there is none, made again where its database is damaged.
 
     Raises ValueError as `check` does, or where the folder has another search.
     """
     self.check()
-    self.folder.mkdir(parents=True, exist_ok=True)
-    # SQLite lets one process write at a time; the others wait. No connection outlives its use.
-    storage = optuna.storages.RDBStorage(
-      f'sqlite:///{self.folder / "search.db"}',
-      engine_kwargs={'connect_args': {'timeout': 120}, 'poolclass': sqlalchemy.NullPool})
+    with self._locked():
+      return self._open(log_line)
+
+  def _open(self, log_line: Callable[[str], None]) -> optuna.Study:
+    trial_log.check(self.folder, log_line)
     study = optuna.create_study(
-      storage=storage, study_name=self.name, pruner=PRUNERS[self.pruner](),
-      directions=['minimize'] * self.objectives, load_if_exists=True)
+      storage=trial_log.storage(self.folder), study_name=self.name,
+      pruner=PRUNERS[self.pruner](), directions=['minimize'] * self.objectives,
+      load_if_exists=True)
+    trial_log.restore(self.folder, study, log_line)
     self._claim(study)
     points: Iterable[Mapping] = self.points
     if self.sampler == 'grid' and not points:
@@ -143,8 +146,7 @@ class Study:
     `objective` gives a trial's values. What it raises, but for optuna.TrialPruned, ends the run;
     the trial waits for the next.
     """
-    with self._locked():
-      study = self.open()
+    study = self.open(log_line)
     while True:
       with self._locked():
         self._reclaim(study)
@@ -163,11 +165,12 @@ class Study:
     """'begin' another trial, 'wait' for those of others, or all are 'done'."""
     trials = study.get_trials(deepcopy=False)
     over = self._is_over(trials)
-    if not over and any(t.state == TrialState.WAITING for t in trials):
+    if not over and (any(t.state == TrialState.WAITING for t in trials) or self._frozen(trials)):
       return 'begin'
     wanted = min(self.trials + study.user_attrs.get('more', 0), size(self.current_space(study)))
     # The points of a grid, or those that were given, have all been begun.
-    if not over and len(trials) < wanted and self.sampler in SAMPLERS and not self.points:
+    begun = len({run_of(t) for t in trials})
+    if not over and begun < wanted and self.sampler in SAMPLERS and not self.points:
       return 'begin'
     return 'wait' if any(t.state == TrialState.RUNNING for t in trials) else 'done'
 
@@ -200,36 +203,59 @@ class Study:
           f'the range becomes {ranges[name][1]:.4g} to {ranges[name][2]:.4g}')
       if not changes:
         return False
-      study.set_user_attr('ranges', study.user_attrs.get('ranges', {}) | ranges)
-      study.set_user_attr('widened', [*widened, '; '.join(changes)])
-      study.set_user_attr('more', study.user_attrs.get('more', 0) + more)
+      self._set_attrs(study, {
+        'ranges': study.user_attrs.get('ranges', {}) | ranges,
+        'widened': [*widened, '; '.join(changes)],
+        'more': study.user_attrs.get('more', 0) + more})
     log_line('\n'.join(changes))
     return True
 
   def _begin(self, study: optuna.Study) -> tuple[optuna.Trial, IO]:
-    """The next trial, one that waits or a proposal, and its lease."""
-    space = self.current_space(study)
+    """The next trial, one that waits, that thaws or a proposal, and its lease."""
+    space, trials = self.current_space(study), study.get_trials(deepcopy=False)
+    if not any(t.state == TrialState.WAITING for t in trials) and (t := self._frozen(trials)):
+      study.add_trial(optuna.trial.create_trial(
+        state=TrialState.WAITING, params=t.params, distributions=t.distributions,
+        intermediate_values=t.intermediate_values, system_attrs=t.system_attrs,
+        user_attrs=t.user_attrs | {'thaws': t.number, 'run': run_of(t)}))
     if self.sampler in SAMPLERS:
       taken = [t.params for t in study.get_trials(deepcopy=False)]
       study.sampler = Distinct(self.sampler, self.seed, space, taken)
     trial = study.ask(distributions(space))
     held = self._lease(trial.number)
     assert held, 'a trial that nobody ran is leased'
+    self._log(study, trial)
     return trial, held
+
+  def _frozen(self, trials: Sequence[FrozenTrial]) -> FrozenTrial | None:
+    return thawing(trials) if self.pruner == 'halving' else None
 
   def _run(self, study, trial, objective, log_line) -> None:
     try:
       values = list(objective(trial, _Curve(trial, self.unit)))
     except optuna.TrialPruned:
-      study.tell(trial, state=TrialState.PRUNED)
+      with self._locked():
+        study.tell(trial, state=TrialState.PRUNED)
+        self._log(study, trial)
       log_line(f'trial {trial.number}: stopped early')
     except BaseException:
       _give_back(study, trial._trial_id)
       raise
     else:
-      tell(study, trial, values)
+      with self._locked():
+        tell(study, trial, values)
+        self._log(study, trial)
       log_line(f'trial {trial.number}: {", ".join(f"{v:.4g}" for v in values)} with '
                f'{trial.params} {trial.user_attrs.get("failed", "")}'.rstrip())
+
+  def _log(self, study: optuna.Study, trial: optuna.Trial) -> None:
+    trial_log.append(
+      self.folder, self.name, study.get_trials(deepcopy=False)[trial.number])
+
+  def _set_attrs(self, study: optuna.Study, attrs: Mapping[str, Any]) -> None:
+    trial_log.append_attrs(self.folder, self.name, attrs)
+    for key, value in attrs.items():
+      study.set_user_attr(key, value)
 
   def _claim(self, study: optuna.Study) -> None:
     """Raises ValueError if the study's trials answer another question than these would."""
@@ -240,7 +266,7 @@ class Study:
     mine = json.loads(json.dumps(mine, default=str))
     theirs = study.user_attrs.get('of')
     if theirs is None and not study.get_trials(deepcopy=False):
-      study.set_user_attr('of', mine)
+      self._set_attrs(study, {'of': mine})
     elif theirs != mine:
       theirs = theirs or {}
       said = lambda of, key: repr(of[key]) if key in of else 'none'
@@ -251,9 +277,9 @@ class Study:
         f'{self.folder} holds another search ({"; ".join(other[:3])}{more}): take that back to go '
         'on with it, or give another --workdir')
 
-  def _is_over(self, trials: Sequence[optuna.trial.FrozenTrial]) -> bool:
+  def _is_over(self, trials: Sequence[FrozenTrial]) -> bool:
     """Whether the budget is used up."""
-    spent = sum(t.user_attrs.get('flops', 0.0) for t in trials)
+    spent = sum(t.user_attrs.get('flops', 0.0) for t in latest(trials))
     hours = (time.monotonic() - self.began) / 3600
     return bool(self.max_hours and hours > self.max_hours) or bool(
       self.max_flops and spent >= self.max_flops)
@@ -299,13 +325,13 @@ class Distinct(optuna.samplers.BaseSampler):
     self._taken = {_key(point) for point in taken}
 
   def infer_relative_search_space(
-    self, study: optuna.Study, trial: optuna.trial.FrozenTrial
+    self, study: optuna.Study, trial: FrozenTrial
   ) -> dict[str, optuna.distributions.BaseDistribution]:
     """All fields: the point is proposed as a whole."""
     return distributions(self._space)
 
   def sample_relative(
-    self, study: optuna.Study, trial: optuna.trial.FrozenTrial,
+    self, study: optuna.Study, trial: FrozenTrial,
     search_space: dict[str, optuna.distributions.BaseDistribution],
   ) -> dict[str, Any]:
     """The trial's point."""
@@ -321,7 +347,7 @@ class Distinct(optuna.samplers.BaseSampler):
     return point
 
   def sample_independent(
-    self, study: optuna.Study, trial: optuna.trial.FrozenTrial, param_name: str,
+    self, study: optuna.Study, trial: FrozenTrial, param_name: str,
     param_distribution: optuna.distributions.BaseDistribution,
   ) -> Any:
     """A field that the space does not have."""
@@ -396,15 +422,52 @@ def tell(study: optuna.Study, trial: optuna.Trial, values: Sequence[float]) -> N
   study.tell(trial, list(values))
 
 
-def good(study: optuna.Study) -> list[optuna.trial.FrozenTrial]:
+def good(study: optuna.Study) -> list[FrozenTrial]:
   """The complete trials that have not failed, by their first value: the best first."""
   trials = study.get_trials(deepcopy=False, states=(TrialState.COMPLETE,))
   return sorted((t for t in trials if not t.user_attrs.get('failed')), key=lambda t: t.values or [])
 
 
-def best_trial(study: optuna.Study) -> optuna.trial.FrozenTrial | None:
+def best_trial(study: optuna.Study) -> FrozenTrial | None:
   """That with the least first value, if there is one."""
   return next(iter(good(study)), None)
+
+
+def run_of(trial: FrozenTrial | optuna.Trial) -> int:
+  """The number of the trial's first entry; entries that thaw it have others."""
+  return trial.user_attrs.get('run', trial.number)
+
+
+def latest(trials: Iterable[FrozenTrial]) -> list[FrozenTrial]:
+  """The last entry of each trial, in the order of their first."""
+  found = {run_of(t): t for t in trials}  # by number, so that the last one stays
+  return [found[run] for run in sorted(found)]
+
+
+def thawing(trials: Sequence[FrozenTrial], factor: int = 3) -> FrozenTrial | None:
+  """The stopped trial that is to go on: the longest, of those the best; None if none is.
+
+  It is one of the best `factor`-th of all that came as far (asynchronous halving, arXiv
+  1810.05934). Of those that went on the worst value since counts, so that one which diverged, or
+  got worse, takes nobody's place.
+  """
+  trials, found = latest(trials), []
+  for trial in trials:
+    if trial.state != TrialState.PRUNED or not trial.intermediate_values:
+      continue
+    length = max(trial.intermediate_values)
+    values = sorted(_worst_since(t, length) for t in trials if length in t.intermediate_values)
+    value = trial.intermediate_values[length]
+    if value <= values[max(1, len(values) // factor) - 1]:
+      found.append((-length, value, trial.number, trial))
+  return min(found)[-1] if found else None
+
+
+def _worst_since(trial: FrozenTrial, length: int) -> float:
+  if trial.user_attrs.get('failed'):
+    return math.inf
+  return max(*(v for k, v in trial.intermediate_values.items() if k >= length),
+             *(trial.values or ()), -math.inf)
 
 
 def check_space(space: Space) -> None:

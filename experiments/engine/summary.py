@@ -31,5 +31,9 @@ def summarize(graph: Graph) -> dict:
       summary['loss'][key] = sum(b[field] * b['tokens'] for b in bits.values()) / tokens
     summary['bits_per_byte'] = {n: b['bpb'] for n, b in bits.items()}
     summary['tasks'] = {n: t[t['metric']] for n, t in scores['tasks'].items()}
+    if written := scores.get('generation'):
+      score = lambda row: row[row['metric']]
+      summary['generation'] = {
+        n: {mode: score(row) for mode, row in modes.items()} for n, modes in written.items()}
   summary['seconds'] = {n: r['seconds'] for n, r in done.items()}
   return summary

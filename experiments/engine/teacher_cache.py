@@ -17,11 +17,11 @@ import jax.numpy as jnp
 import numpy as np
 
 from data_beam import records
-from experiments.engine.cli import read_json
+from experiments.engine.corpora import corpus_fault
 from smoljax import files, model, sharding
 from smoljax.checkpoints import load
 from smoljax.data import teacher_cache, tokenizer
-from smoljax.data.corpus import open_corpus
+from smoljax.data.corpus import local_copy, open_corpus
 from smoljax.train import distill
 
 _CHUNK = 128  # places whose logits exist at once
@@ -49,6 +49,7 @@ def write(
       else, or a setting is out of range.
     FileNotFoundError: no such teacher or corpus.
   """
+  corpus = local_copy(corpus)
   opened, manifest = open_corpus(corpus), records.read_manifest(corpus, 'tokenised')
   loaded = load.load_model(teacher)
   same_tokenizer(loaded.tokenizer.path, manifest, corpus_tokenizer)
@@ -72,7 +73,8 @@ def write(
   name = name or manifest['name']
   path = records.corpus_path(output, name)
   os.makedirs(path, exist_ok=True)
-  if os.path.exists(os.path.join(path, '_SUCCESS')):
+  # What is not as it was written is written again, here and below.
+  if os.path.exists(os.path.join(path, '_SUCCESS')) and not corpus_fault(path, True):
     done = records.read_manifest(path, 'teacher')
     if {k: done.get(k) for k in job} == job:
       return path
@@ -95,14 +97,14 @@ def write(
           (('train', index), rows), path=path, name=name, shards={'train': len(shards)},
           sidecars=(), ready=None)
         written |= {'width': width, 'stored': sum(len(r.data) for r in rows)}
-        records.write_bytes(entry, json.dumps(written, default=str).encode())
+        files.write_checked(entry, written)
       log_line(f'shard {index + 1} of {len(shards)}'
                + ('' if claimed else ': another process has it'))
     entries.append(entry)
   if not all(_is_whole(path, entry) for entry in entries):
     log_line('the other processes write what is left; the last one finishes the cache')
     return path
-  parts = [read_json(entry) for entry in entries]
+  parts = [files.read_checked(entry) for entry in entries]
   tokens = int(np.maximum(opened.lengths - 1, 0).sum())
   stored = sum(p['stored'] for p in parts)
   records.publish(path, 'teacher', parts, job | {
@@ -223,19 +225,25 @@ def _claimed(entry: str) -> Iterator[bool]:
 
 def _is_whole(path: str, entry: str) -> bool:
   """A shard is done: its entry stands and its bytes are those that were written."""
-  if not os.path.exists(entry):
+  if (written := _read(entry)) is None:
     return False
-  written = read_json(entry)
   file = os.path.join(path, written['file'])
   return os.path.exists(file) and files.sha256(file) == written['sha256']
 
 
 def _same_job(file: str, job: dict, path: str) -> None:
-  if os.path.exists(file):
-    before = read_json(file)
+  if before := _read(file):
     for what, value in job.items():
       if before.get(what) != value:
         raise ValueError(f'{path} holds a teacher cache with another {what}: {before.get(what)!r}, '
                          f'not {value!r}; give a fresh --output')
   else:
-    records.write_bytes(file, json.dumps(job).encode())
+    files.write_checked(file, job)
+
+
+def _read(file: str) -> dict | None:
+  """What a file by `files.write_checked` holds; None if it is missing or damaged."""
+  try:
+    return files.read_checked(file)
+  except (OSError, ValueError):
+    return None

@@ -32,7 +32,7 @@ import numpy as np
 import tokenizers
 
 import smoljax
-from smoljax import model
+from smoljax import files, model
 from smoljax.checkpoints import hf_folder, huggingface
 from smoljax.data import tokenizer
 from smoljax.model import ModelConfig, Params
@@ -115,7 +115,7 @@ def save_gguf(
     else:
       _write(config, params, whole, arch, vocabulary, kind)
       if jax.process_index() == 0:
-        os.replace(whole, path)
+        files.replace(whole, path)
   finally:
     if jax.process_index() == 0:
       _remove(whole)
@@ -523,7 +523,7 @@ def quantize_file(source: str, path: str, kind: str) -> None:
     if llama.llama_model_quantize(
       source.encode(), unfinished.encode(), ctypes.byref(settings)):
       raise ValueError(f'the GGUF runtime could not quantise {source} to {kind}')
-    os.replace(unfinished, path)
+    files.replace(unfinished, path)
   finally:
     _remove(unfinished)
 

@@ -165,7 +165,7 @@ class Export:
       self._note()
     write(f'{file}.tmp')
     shutil.copymode(mark, f'{file}.tmp')  # safetensors lets nobody but the owner read
-    os.replace(f'{file}.tmp', file)
+    files.replace(f'{file}.tmp', file)
     self._files[name] = self._state(name)
     self._note()
 
@@ -189,9 +189,7 @@ class Export:
 
   def _note(self):
     file = os.path.join(self._path, MARK)
-    with open(f'{file}.tmp', 'w', encoding='utf-8') as f:
-      json.dump({'written_by': 'smoljax', 'files': self._files}, f, indent=2)
-    os.replace(f'{file}.tmp', file)
+    files.write_json(file, {'written_by': 'smoljax', 'files': self._files}, indent=2)
 
 
 def fingerprint(path: str) -> list[tuple[str, str]]:

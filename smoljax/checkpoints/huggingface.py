@@ -461,6 +461,21 @@ model = AutoModelForCausalLM.from_pretrained('.')
 inputs = tokenizer('The', return_tensors='pt', return_token_type_ids=False)
 print(tokenizer.decode(model.generate(**inputs, max_new_tokens=50)[0]))
 ```
+
+Served by vLLM, with OpenAI's protocol on port 8000:
+
+```
+vllm serve . --served-model-name model
+curl localhost:8000/v1/completions -H 'Content-Type: application/json' \\
+  -d '{{"model": "model", "prompt": "The", "max_tokens": 50}}'
+```
+
+In llama.cpp, from one file that smoljax makes of this folder:
+
+```
+python -m experiments.export --checkpoint=. --output=model.gguf --format=gguf --quantize=q8_0
+llama-cli -m model.gguf -p 'The' -n 50 -no-cnv
+```
 """
 
 

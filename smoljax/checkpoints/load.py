@@ -129,8 +129,8 @@ def load_weights(path: str) -> tuple[model.ModelConfig, dict, Mapping[str, Any]]
 def _read_run(path, **how):
   config, params, meta = store.load_params(path, **how)
   for name, x in jax.tree_util.tree_leaves_with_path(params):
-    with cache.no_mesh():  # the caller's may be of more devices than hold it
-      finite = jnp.isfinite(x).all()
+    with cache.no_mesh():  # they are on one device yet, whatever mesh a run has set
+      finite = bool(jnp.isfinite(x).all())
     if not finite:
       raise ValueError(f'{path}: {jax.tree_util.keystr(name)} holds values that are not finite: '
                        'its training diverged; take an earlier checkpoint')

@@ -1,9 +1,16 @@
-"""A tokenised corpus on disk: documents by number, their lengths, its digest."""
+"""A tokenised corpus on disk: documents by number, their lengths, its digest.
+
+One in an object store is read from a copy: a run has each document of each shard once an epoch, in
+no order that a shard knows of, so that from afar every batch would ask for as many ranges as it has
+documents.
+"""
 
 import dataclasses
 import hashlib
 import io
+import json
 import os
+import pathlib
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
@@ -11,7 +18,9 @@ import numpy as np
 import tensorflow_datasets as tfds
 
 from data_beam.special_tokens import SpecialTokens
-from smoljax import files
+from smoljax import files, object_store
+
+_MORE = ('repeats', 'rejected_lengths')  # numbers beside the records that only some corpora have
 
 
 class EmptySplit(ValueError):
@@ -98,13 +107,14 @@ def word(value: bytes | str) -> str:
 
 
 def open_corpus(path: str, split: str = 'train', name: str | None = None) -> Corpus:
-  """Opens `path` (`DIR/NAME/VERSION`).
+  """Opens `path` (`DIR/NAME/VERSION`, or a URL of one: that split is copied first).
 
   Raises:
     FileNotFoundError: there is no finished tokenised corpus at `path`.
     EmptySplit: the split has no tokens to predict.
     ValueError: the path holds text, or a file that is not as it was written.
   """
+  path = local_copy(path, [split])
   manifest = read_manifest(path)
   if manifest.get('kind') != 'tokenised':
     raise ValueError(f'{path} holds text, not tokens: run data_beam.tokenize_corpus on it first')
@@ -117,15 +127,31 @@ def open_corpus(path: str, split: str = 'train', name: str | None = None) -> Cor
 
   lengths = sidecar('lengths')
   if not (lengths > 1).any():
-    raise EmptySplit(f'{path} has no tokens to predict in split {split!r}: give it more input')
+    raise EmptySplit(f'{path} has no tokens to predict in split {split!r}: {_why(manifest, split)}')
   records = open_records(path, split)
   if len(lengths) != len(records):
     raise ValueError(f'{path}: {len(lengths)} lengths but {len(records)} records: tokenise again')
   if (tokens := lengths.sum(dtype=np.int64)) != info.get('tokens', tokens):
     raise ValueError(f'{path}: the lengths of split {split!r} are {tokens} tokens, its manifest '
                      f'says {info["tokens"]}: tokenise again')
-  more = {name: sidecar(name) for name in ('repeats', 'rejected_lengths') if name in shards[0]}
+  more = {name: sidecar(name) for name in _MORE if name in shards[0]}
   return Corpus(name or manifest['name'], manifest, lengths, records, digest(shards), **more)
+
+
+def _why(manifest: Mapping[str, Any], split: str) -> str:
+  """Why a split is empty, and the ways on."""
+  made = manifest.get('config', {})
+  if split == 'validation' and made.get('holdout') == 0:
+    return 'it was made with tokenize.holdout=0, so give it a share such as 0.02'
+  if split == 'validation' and (known := manifest.get('near_duplicates_not_held_out')):
+    return (
+      f'all {known} documents that were to be held out share more than {made["holdout_shared"]} of '
+      'their runs of eight words with other documents, as texts of one template do. Evaluate on '
+      'another corpus (eval.corpora), look for others by a larger tokenize.holdout, or hold them '
+      'out all the same by tokenize.holdout_shared=1: then their loss says what was learned by '
+      'heart, too')
+  more = ', or a larger tokenize.holdout' if split == 'validation' else ''
+  return f'give it more input{more}'
 
 
 def _load(path: str, sha256: str | None) -> np.ndarray:
@@ -140,12 +166,71 @@ def _load(path: str, sha256: str | None) -> np.ndarray:
     raise ValueError(f'{path} is damaged: tokenise again ({e})') from None
 
 
+def local_copy(
+  path: str, splits: Sequence[str] | None = None, cache: pathlib.Path | None = None
+) -> str:
+  """A folder with a corpus or some splits of it: `path` itself, unless that is in an object store.
+
+  Files that were copied before, or by a process that was killed, are not copied again.
+
+  Args:
+    splits: None = all.
+    cache: gets the copies, each in a folder of its own; None = object_store.cache().
+  Raises:
+    FileNotFoundError, ValueError: as `read_manifest`; and where a file is not as it was written.
+    OSError: the store stays away, or there is no room here.
+  """
+  if not object_store.is_url(path):
+    return path
+  store = object_store.Folder(path)
+  described = _described(store)
+  manifest = json.loads(described['manifest.json'])
+  copies = cache or object_store.cache() / 'corpora'
+  folder = copies / object_store.key(described['_SUCCESS'], described['manifest.json'])
+  wanted = {}
+  for split, part in manifest.get('splits', {'train': manifest}).items():
+    for shard in part['shards'] if splits is None or split in splits else ():
+      wanted[shard['file']] = shard['bytes'], shard['sha256']
+      for kind in ('lengths', *_MORE):
+        if kind in shard:
+          wanted[shard[kind]] = -1, shard.get(f'{kind}_sha256', '')
+  store.bring(wanted, folder)
+  for name, data in described.items():
+    files.write(folder / name, data)
+  return str(folder)
+
+
+def _described(store: object_store.Folder) -> dict[str, bytes]:
+  """What describes a corpus, by file, `_SUCCESS` the last."""
+  wrong = ''
+  for _ in range(3):  # a bit may have flipped on the way
+    try:
+      success = store.read('_SUCCESS')
+      checksums = json.loads(success) if success else dict.fromkeys(
+        ('features.json', 'dataset_info.json', 'manifest.json'))  # an older corpus has none
+      found = {name: store.read(name) for name in checksums}
+      for name, sha256 in checksums.items():
+        if sha256 is not None and hashlib.sha256(found[name]).hexdigest() != sha256:
+          raise ValueError(f'{name} is not as it was written')
+      json.loads(found['manifest.json'])
+      return found | {'_SUCCESS': success}
+    except FileNotFoundError as e:
+      raise FileNotFoundError(
+        f'no finished corpus at {store.url}: give a folder such as gs://BUCKET/DIR/NAME/1.0.0, '
+        f'with a _SUCCESS in it ({e})') from None
+    except (ValueError, KeyError) as e:
+      wrong = str(e)
+  raise ValueError(f'{store.url}: {wrong}: make the corpus again, or, if you changed it on '
+                   'purpose, empty the file _SUCCESS')
+
+
 def read_manifest(path: str) -> dict:
   """The manifest of the corpus at `path`, of tokens or of text.
 
   Raises FileNotFoundError where it is not finished, ValueError where a file that describes it is
   not as it was written.
   """
+  path = local_copy(path, [])
   if not os.path.exists(os.path.join(path, '_SUCCESS')):
     raise FileNotFoundError(
       f'{path} is not a finished corpus (no _SUCCESS): run data_beam.tokenize_corpus to its end'

@@ -1,9 +1,8 @@
 """Held-out text: bits per byte, copying, the unigram baseline."""
 
 import collections
-import contextlib
 import math
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Any
 
 import numpy as np
@@ -30,19 +29,26 @@ def load_documents(path: str, *, split: str = 'validation', limit: int = 0) -> l
            **({'learned': corpus.mask(r)} if corpus.has_mask else {})} for r in records]
 
 
-def load_held_out(corpora: Mapping[str, str], *, limit: int = 0) -> dict[str, list[Document]]:
-  """`load_documents` of each corpus (name → path); one too small to hold any out is left out.
+def load_held_out(
+  corpora: Mapping[str, str], *, limit: int = 0, note: Callable[[str], None] = lambda line: None
+) -> dict[str, list[Document]]:
+  """`load_documents` of each corpus (name → path); one that holds none out is left out.
 
-  Raises ValueError if that leaves none.
+  Args:
+    note: gets a line about each corpus that is left out, and why.
+
+  Raises EmptySplit, which says why, if that leaves none.
   """
-  documents = {}
+  documents, empty = {}, []
   for name, path in corpora.items():
-    with contextlib.suppress(EmptySplit):
+    try:
       documents[name] = load_documents(path, limit=limit)
+    except EmptySplit as e:
+      empty.append(str(e))
   if not documents:
-    raise ValueError(
-      f'no held-out document in {", ".join(corpora)}: raise --config.tokenize.holdout'
-    )
+    raise EmptySplit(f'there is no held-out document: {"; ".join(empty)}')
+  for reason in empty:
+    note(f'warning: not evaluated on: {reason}')
   return documents
 
 

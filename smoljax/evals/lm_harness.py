@@ -13,7 +13,6 @@ two: a prompt is not cut to make room for more than half of the context, but the
 eighth of it); and a thought that is not closed is no answer.
 """
 
-import dataclasses
 import functools
 import hashlib
 import json
@@ -26,10 +25,8 @@ from lm_eval.api.model import TemplateLM
 
 from smoljax.checkpoints import load
 from smoljax.data import chat_template
-from smoljax.evals import likelihood
-from smoljax.inference import cache, generate
+from smoljax.evals import likelihood, writing
 from smoljax.inference.sampling import Sampling
-from smoljax.inference.text import Text, stream_text
 
 _LENGTHS = ('max_gen_toks', 'max_new_tokens', 'max_tokens', 'max_completion_tokens')
 _SAMPLED = ('top_k', 'top_p', 'min_p', 'repetition_penalty', 'min_new_tokens')
@@ -96,8 +93,8 @@ class LM(TemplateLM):
     return chat_template.reads_controls(self.model.tokenizer)
 
   @functools.cached_property
-  def _decoding(self) -> dict:
-    return cache.prepare(self.model.config, self.model.params)
+  def _writer(self) -> writing.Writer:
+    return writing.Writer(self.model, self.batch_size)
 
   def chat_template(self, chat_template: bool | str = False) -> str | None:
     """The Jinja text, for the harness's records; None where no template is applied."""
@@ -190,45 +187,23 @@ class LM(TemplateLM):
       digest = hashlib.sha256(f'{times[name]}/{name}'.encode()).digest()
       asked.setdefault(options, []).append((i, prompt, int.from_bytes(digest[:4])))
     for options, group in asked.items():
-      settings = json.loads(options)
-      group.sort(key=lambda row: len(row[1]), reverse=True)  # what will not fit is seen at once
-      for start in range(0, len(group), self.batch_size):
-        rows = group[start : start + self.batch_size]
-        for (i, *_), answer in zip(rows, self._generate(rows, settings), strict=True):
-          answers[i] = answer
-          self.cache_hook.add_partial('generate_until', requests[i].args, answer)
+      for i, answer in self._generate(group, json.loads(options)):
+        answers[i] = answer
+        self.cache_hook.add_partial('generate_until', requests[i].args, answer)
     return answers
 
-  def _generate(self, rows, options):
-    """The answers of one batch; `rows` are (place, prompt, seed)."""
-    model, until = self.model, options.get('until') or []
+  def _generate(self, group, options):
+    """Yields (place, answer) of requests that are (place, prompt, seed)."""
+    until = options.get('until') or []
     until = [stop for stop in ([until] if isinstance(until, str) else until) if stop]
     wanted = int(next((options[k] for k in _LENGTHS if options.get(k) is not None), 256))
-    prompts, rooms = zip(*(self._fit(prompt, wanted) for _, prompt, _ in rows), strict=True)
-    # Never a batch of one: XLA computes the products of one row by another method.
-    more = max(2, self.batch_size) - len(rows)
-    prompts, seeds = [*prompts, *prompts[-1:] * more], [row[2] for row in rows]
-    # A stop string inside a thought does not count, so rows that think are looked at when done.
-    texts = [Text(model.tokenizer.decode, () if self._thinks else until) for _ in rows]
-    ids: list[list[int]] = [[] for _ in rows]
-
-    # One row may have less room than another: none is looked at beyond its own.
-    config = dataclasses.replace(model.config, max_seq_len=2 * model.config.max_seq_len)
-
-    def steps():
-      for step in generate.stream(
-          config, self._decoding, prompts, max_new_tokens=max(rooms), sampling=_sampling(options),
-          eos_id=model.eos_ids, seed=seeds + seeds[-1:] * more):
-        step = [token if len(row) < room else None
-                for token, row, room in zip(step, ids, rooms, strict=False)]
-        for token, row, text in zip(step, ids, texts, strict=True):
-          if token is not None and not text.stopped:
-            row.append(token)
-        yield step
-
-    for _ in stream_text(steps(), texts):
-      pass
-    return [self._answer(model.tokenizer.decode(row), until) for row in ids]
+    prompts, rooms = zip(*(self._fit(prompt, wanted) for _, prompt, _ in group), strict=True)
+    # A stop string inside a thought does not count, so texts with thoughts are cut when done.
+    written = self._writer.write(
+      prompts, rooms, seeds=[seed for *_, seed in group], eos_ids=self.model.eos_ids,
+      sampling=_sampling(options), stops=() if self._thinks else until)
+    for i, row in written:
+      yield group[i][0], self._answer(self.model.tokenizer.decode(row.ids), until)
 
   def _fit(self, prompt, wanted):
     """The prompt, cut on the left, and how many tokens may follow it."""

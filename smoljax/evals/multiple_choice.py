@@ -74,6 +74,13 @@ def score_choices(
   return [[Score(*t) for t in row] for row in totals]
 
 
+def _less(
+  scores: Sequence[Sequence[Score]], blind: Sequence[Sequence[Score]]
+) -> list[list[float]]:
+  return [[s.logprob - b.logprob for s, b in zip(*rows, strict=True)]
+          for rows in zip(scores, blind, strict=True)]
+
+
 def summarize(
   examples: Sequence[Example],
   scores: Sequence[Sequence[Score]],
@@ -81,16 +88,18 @@ def summarize(
   *,
   metric: str = 'acc',
   num_shown: int = 4,
+  astray: Sequence[Sequence[Score]] | None = None,
 ) -> dict[str, Any]:
   """Accuracies of scored examples, beside what no knowledge would get.
 
   acc: highest log-likelihood. acc_norm: per character of the answer, its leading space not counted
   (the convention of lm-eval and lighteval; without knowledge it favours long answers). acc_token:
   per token. acc_pmi: log-likelihood less that without the context. blind: the first three without
-  the context. longest: always the longest answer. chance: one in the number of choices. metric:
-  which of the four counts for this task; stderr and the choices shown are by it. Equals share the
-  point. Where there is one choice only, acc counts the examples whose every token was the
-  likeliest, and chance is 0.
+  the context, and acc_pmi with that of another example, if `astray` has scores of that. longest:
+  always the longest answer. chance: one in the number of choices. metric: which of the four counts
+  for this task; stderr and the choices shown are by it. Equals share the point. Where there is one
+  choice only, acc counts the examples whose every token was the likeliest, and chance is 0.
+  languages: where examples say theirs, n and the metric of each.
   """
   lengths = [[max(1, len(c.removeprefix(' '))) for c in e['choices']] for e in examples]
   answers = [e['answer'] for e in examples]
@@ -111,10 +120,7 @@ def summarize(
   single = all(len(row) == 1 for row in scores)
   informed, credits = values(scores), accuracies(scores)
   if not single:
-    informed['acc_pmi'] = [
-      [s.logprob - b.logprob for s, b in zip(*r, strict=True)]
-      for r in zip(scores, blind, strict=True)
-    ]
+    informed['acc_pmi'] = _less(scores, blind)
     credits['acc_pmi'] = _credit(informed['acc_pmi'], answers)
   result: dict[str, Any] = {k: float(v.mean()) for k, v in credits.items()}
   n = len(examples)
@@ -126,6 +132,14 @@ def summarize(
     'blind': {k: float(v.mean()) for k, v in accuracies(blind).items()},
     'longest': 0.0 if single else float(_credit(lengths, answers).mean()),
   }
+  languages = [e.get('language') or '' for e in examples]
+  if any(languages):
+    result['languages'] = {
+      code: {'n': languages.count(code), metric: float(np.mean(
+        [x for x, of in zip(credits[metric], languages, strict=True) if of == code]))}
+      for code in sorted(set(languages))}
+  if astray:
+    result['blind']['acc_pmi'] = float(_credit(_less(astray, blind), answers).mean())
   if single:
     result['loss'] = -math.fsum(row[0].logprob for row in scores) / n  # nats an answer
   result['examples'] = [

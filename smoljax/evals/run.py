@@ -1,6 +1,6 @@
-"""How good a model is: bits per byte on held-out text, and multiple choice by log-likelihood.
+"""How good a model is: bits per byte on held-out text, multiple choice, and what it writes.
 
-Everything rests on one primitive: log-probabilities of the tokens of a sequence, computed in
+The first two rest on one primitive: log-probabilities of the tokens of a sequence, computed in
 windows, batched by length. A sequence's padded length depends on that sequence alone, so scores do
 not depend on the batch size (beyond float32 rounding of the matmuls), and sums are float64.
 
@@ -8,9 +8,11 @@ No score stands alone. Beside each are the accuracy of chance, of the model with
 (`blind`) and of always taking the longest answer: length normalisation alone gives a model that
 knows nothing 42 % on OpenBookQA.
 
-Add a task: a function row → example, and an entry in `TASKS` at the bottom.
+Add a task: a function row → example and an entry in `TASKS` (smoljax/evals/tasks.py); or, where the
+model writes, one that loads a set and an entry in `SETS` (smoljax/evals/problems.py).
 """
 
+import dataclasses
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
@@ -18,10 +20,47 @@ import numpy as np
 
 from smoljax import model
 from smoljax.checkpoints import load
+from smoljax.data import chat_template
 from smoljax.data.tokenizer import Tokenizer
-from smoljax.evals import multiple_choice
+from smoljax.evals import generative, multiple_choice, problems, ruler
+from smoljax.evals.generative import DEFAULT, Settings
 from smoljax.evals.held_out import Document, bits_per_byte, copy_probe, unigram_loss
-from smoljax.evals.tasks import find_task, load_task
+from smoljax.evals.tasks import TASKS, find_task, has_choices, load_task, own_file
+
+_RULER = 'ruler'
+
+
+@dataclasses.dataclass(frozen=True)
+class Generation:
+  """How the tasks are put in which the model writes.
+
+  Attributes:
+    settings: modes, samples, how many tokens, and so on.
+    unsafe_programs: run a model's programs even where this machine cannot confine them.
+    lengths: of the long texts of `ruler`, in tokens; () = the context evaluated at. Beyond what
+      the model was trained for its positions are stretched by YaRN.
+    languages: of the long texts.
+    model: where it was read from a folder, so that its own template and ends of turns hold.
+  """
+
+  settings: Settings = DEFAULT
+  unsafe_programs: bool = False
+  lengths: tuple[int, ...] = ()
+  languages: tuple[str, ...] = ('en',)
+  model: load.Model | None = None
+
+
+def require_task(name: str, eval_data: str = '') -> None:
+  """Raises ValueError for a name that is no task, nor a file of one's own in `eval_data`."""
+  base, _, part = name.partition(':')
+  if name in problems.SETS or (base == _RULER and part in ('', *ruler.TASKS)):
+    return
+  try:
+    find_task(name, eval_data)
+  except ValueError as e:
+    raise ValueError(
+      f'{e}; written by the model: {", ".join(problems.SETS)}; long texts: {_RULER}, or {_RULER}: '
+      f'with one of {", ".join(ruler.TASKS)}') from None
 
 
 def evaluate(
@@ -38,6 +77,7 @@ def evaluate(
   batch_size: int = 16,
   limit: int = 0,
   seed: int = 0,
+  generation: Generation = Generation(),
   log_line: Callable[[str], None] = lambda line: None,
 ) -> dict[str, Any]:
   """Bits per byte of each corpus in `documents`, copying (`copy_probe`), and each task.
@@ -48,22 +88,30 @@ def evaluate(
     unigram_counts: corpus name → counts of training tokens, for `unigram_loss`.
     bos: documents begin with BOS in training.
     seq_len: context in tokens, no more than the model was trained for.
-    limit: examples a task, spread evenly over its file; 0 = all (200 of the continuation task).
+    limit: examples a task, spread evenly over its file; 0 = all (of those made by rule 50 to 200).
+    generation: how the tasks are put in which the model writes.
     log_line: is given a line about each result.
   Returns:
-    `{'bits_per_byte': {corpus: …}, 'copy': …, 'tasks': {task: …}}`, see `bits_per_byte`,
-    `copy_probe` (where there are documents) and `summarize`.
+    `{'bits_per_byte': {corpus: …}, 'copy': …, 'tasks': {task: …}, 'generation': {task: {mode:
+    …}}}`, see `bits_per_byte`, `copy_probe` (where there are documents), `summarize` and
+    `evaluate_generation` (where there are such tasks).
   Raises:
-    ValueError, FileNotFoundError: unknown task, missing file or documents; before anything is run.
+    ValueError, FileNotFoundError, execution.Refused: unknown task, missing file or documents, no
+      way to confine programs; before anything is run.
   """
   load.require_vocabulary(config, tokenizer)
   documents = documents or {}
+  for name in tasks:
+    require_task(name, eval_data)
   loaded = {
     name: load_task(
       name, eval_data, documents=documents, tokenizer=tokenizer, limit=limit, seed=seed
     )
-    for name in tasks
+    for name in tasks if name in TASKS or has_choices(own_file(name, eval_data))
   }
+  source = problems.Source(eval_data, limit, seed, generation.unsafe_programs)
+  written = {name: problems.load_set(name, source) for name in tasks
+             if name not in loaded and name.partition(':')[0] != _RULER}
   options = {'batch_size': batch_size, 'seq_len': seq_len}
   results: dict[str, Any] = {'bits_per_byte': {}, 'tasks': {}}
   for name, docs in documents.items():
@@ -82,14 +130,61 @@ def evaluate(
       for name, row in copied.items()))
   for name, examples in loaded.items():
     uninformed = [{**e, 'context': find_task(name, eval_data).blind} for e in examples]
-    scores, blind = (
-      multiple_choice.score_choices(config, params, tokenizer, x, bos=bos, **options)
-      for x in (examples, uninformed)
-    )
     metric = find_task(name, eval_data).metric
-    row = results['tasks'][name] = multiple_choice.summarize(examples, scores, blind, metric=metric)
+    kinds = [examples, uninformed]
+    if metric == 'acc_pmi' and len(examples) > 1:  # which says nothing without any context
+      others = [e['context'] for e in (*examples[1:], examples[0])]
+      kinds.append([{**e, 'context': other} for e, other in zip(examples, others, strict=True)])
+    scores, blind, *astray = (
+      multiple_choice.score_choices(config, params, tokenizer, x, bos=bos, **options)
+      for x in kinds
+    )
+    row = results['tasks'][name] = multiple_choice.summarize(
+      examples, scores, blind, metric=metric, astray=astray[0] if astray else None)
     log_line(
       f'{name}: {metric} {row[metric]:.3f} ± {row["stderr"]:.3f} (blind '
       f'{max(row["blind"].values()):.3f}, chance {row["chance"]:.3f}, {row["n"]} examples)'
     )
+  writer = generation.model or load.Model(config, params, tokenizer, bos)
+  writer = writer._replace(config=config, params=params)
+  if written:
+    results['generation'] = generative.evaluate_generation(
+      writer, written, generation.settings, log_line=log_line)
+  if long := [name for name in tasks if name.partition(':')[0] == _RULER]:
+    results.setdefault('generation', {}).update(_long_texts(
+      writer, long, documents, generation, limit, seed, seq_len, log_line))
   return results
+
+
+def _long_texts(model_, names, documents, generation, limit, seed, seq_len, log_line):
+  """Scores of `ruler`, length by length: the model's positions are stretched only as needed."""
+  chosen = [part for name in names for part in
+            ((name.partition(':')[2],) if ':' in name else ruler.TASKS)]
+  texts: dict[str, list[str]] = {}
+  for docs in documents.values():
+    for d in docs:
+      language = d.get('language') or generation.languages[0]
+      texts.setdefault(language, []).append(model_.tokenizer.decode(d['tokens']))
+  overhead = 1 + _template_tokens(model_)
+  found: dict[str, dict[str, Any]] = {}
+  for length in generation.lengths or (seq_len,):
+    config = model_.config
+    stretched = config.extended(length) if length > config.max_seq_len else config
+    sets = ruler.make(
+      chosen, model_.tokenizer, (length,), languages=generation.languages, documents=texts,
+      num=limit or 50, seed=seed, overhead=overhead)
+    found |= generative.evaluate_generation(
+      model_._replace(config=stretched),
+      {f'{_RULER}:{task}@{length}': set_ for task, set_ in sets.items()}, generation.settings,
+      log_line=log_line)
+  return found
+
+
+def _template_tokens(model_):
+  """What the chat template adds to a message, where there is one."""
+  try:
+    template = load.chat_template_of(model_)
+  except ValueError:
+    return 0
+  return len(chat_template.prompt_ids(
+    template, [{'role': 'user', 'content': 'x'}], model_.tokenizer))

@@ -1,5 +1,6 @@
 """The tasks: how each known evaluation set becomes questions. TASKS at the bottom lists them."""
 
+import collections
 import difflib
 import json
 import os
@@ -69,6 +70,124 @@ def build_continuation_task(
   return examples
 
 
+def build_cloze_task(
+  documents: Sequence[Document],
+  tokenizer: Tokenizer,
+  *,
+  n: int,
+  seed: int,
+  context_chars: int = 256,
+  num_choices: int = 4,
+) -> list[Example]:
+  """Which word is missing? Made from held-out documents of one language.
+
+  Of a word of five letters or more in a text, the text before it is the context; the distractors
+  are other words of the same text collection, as long and as frequent as can be had, with the same
+  case of their first letter. All stand before the same text that follows, to the end of the
+  sentence (at most 64 characters), so that what fits it decides, too.
+
+  Raises:
+    TooFewDocuments: there are not enough long documents, or words.
+  """
+  rng = np.random.default_rng(seed)
+  texts = [text for d in documents
+           if len(text := tokenizer.decode(d['tokens'])) > context_chars + 64]
+  counts = collections.Counter(w for text in texts for w in _LONG_WORD.findall(text))
+  alike: dict[tuple[int, bool, int], list[str]] = collections.defaultdict(list)
+  kind = lambda w: (len(w), w[0].isupper(), counts[w].bit_length())
+  for word in sorted(counts):
+    alike[kind(word)].append(word)
+  examples = []
+  for _ in range(20 * n if len(texts) >= num_choices else 0):
+    if len(examples) == n:
+      break
+    text = texts[rng.integers(len(texts))]
+    found = [m for m in _LONG_WORD.finditer(text, context_chars)
+             if len(alike[kind(m[0])]) > 2 * num_choices]
+    if not found:
+      continue
+    match = found[rng.integers(len(found))]
+    rest = re.match(r'[^.!?\n]{0,64}', text[match.end():])
+    others = [w for w in alike[kind(match[0])] if w.lower() != match[0].lower()]
+    if len(others) < num_choices - 1:
+      continue
+    drawn = rng.choice(len(others), num_choices - 1, replace=False)
+    words = [match[0], *(others[i] for i in drawn)]
+    order = rng.permutation(num_choices)
+    start = match.start() - context_chars
+    space = text[match.start() - 1] if text[match.start() - 1] == ' ' else ''
+    examples.append({
+      'context': text[start : match.start() - len(space)],
+      'choices': [f'{space}{words[i]}{rest[0] if rest else ""}' for i in order],
+      'answer': int(np.flatnonzero(order == 0)[0])})
+  if len(examples) < n:
+    raise TooFewDocuments(
+      f'the cloze task found {len(examples)} of {n} words with others like them: give it more '
+      'documents, or a larger --config.tokenize.holdout')
+  return examples
+
+
+_LONG_WORD = re.compile(r'(?<![^\W])[^\W\d_]{5,}(?!\w)')
+
+
+def _by_language(
+  documents: Mapping[str, Sequence[Document]], tokenizer: Tokenizer, n: int, seed: int
+) -> list[Example]:
+  """Cloze questions of every language with enough text, equally many of each."""
+  of: dict[str, list[Document]] = collections.defaultdict(list)
+  for docs in documents.values():
+    for d in docs:
+      of[d.get('language') or ''].append(d)
+  found, error = [], None
+  for language in sorted(of):
+    try:
+      questions = build_cloze_task(of[language], tokenizer, n=max(1, n // len(of)), seed=seed)
+      found += [{**q, 'language': language} for q in questions]
+    except TooFewDocuments as e:
+      error = e
+  if error and not found:
+    raise error
+  return found
+
+
+def choices_of(row: Mapping) -> Example:
+  """A multiple-choice question from a row in one of the common layouts.
+
+  The context is `query`, `question`, `context`, `prompt`, `ctx`, `premise` or `sentence1`; Belebele
+  has `flores_passage` and `mc_answer1` to 4; Winogrande a sentence with a gap. Choices are a list,
+  `{text, label}`, or `endings`; the answer is an index, a label or the text of a choice. With a
+  `language` accuracies are told apart by it. Raises KeyError or ValueError for other rows.
+  """
+  if 'flores_passage' in row:
+    choices = [row[f'mc_answer{i}'] for i in range(1, 5)]
+    example = {'context': f'{row["flores_passage"]}\n{_question(row["question"])}',
+               'choices': [f' {c}' for c in choices], 'answer': int(row['correct_answer_num']) - 1}
+  elif 'option1' in row:
+    example = _winogrande(row)
+  elif 'continuation' in row:
+    example = {'context': row['context'], 'choices': [f' {row["continuation"].strip()}'],
+               'answer': 0}
+  elif 'question' in row and not isinstance(row.get('choices'), Mapping):
+    named = [k for k in ('gold', 'label', 'answerKey') if k in row and 'answer' not in row]
+    example = _own({**row, 'answer': row[named[0]]} if named else row)
+  else:
+    name = next(k for k in ('query', 'question', 'context', 'prompt', 'ctx', 'premise') if k in row)
+    choices = row['endings'] if 'endings' in row else row['choices']
+    labels = [str(i) for i in range(26)]
+    if isinstance(choices, Mapping):
+      choices, labels = choices['text'], [str(x) for x in choices['label']]
+    gold = next(row[k] for k in ('gold', 'answer', 'label', 'answerKey') if k in row)
+    answer = (choices.index(gold) if gold in choices else
+              labels.index(str(gold)) if str(gold) in labels else 'ABCDEFGH'.index(str(gold)))
+    if not 0 <= answer < len(choices):
+      raise ValueError(f'the answer {gold!r} is none of the {len(choices)} choices')
+    text = row[name] if name in ('query', 'context', 'prompt', 'ctx') else _question(row[name])
+    example = {'context': text.rstrip(), 'choices': [f' {c.strip()}' for c in choices],
+               'answer': answer}
+  language = row.get('language') or row.get('dialect')
+  return {**example, **({'language': language} if language else {})}
+
+
 def load_task(
   name: str,
   eval_data: str = '',
@@ -84,6 +203,8 @@ def load_task(
     if not documents:
       raise ValueError(f'task {name!r} is made from held-out documents: give it a tokenised corpus')
     n = limit or 200
+    if name == 'cloze':
+      return _by_language(documents, tokenizer, n, seed)
     tasks, error = [], None  # of each corpus with enough documents
     for docs in documents.values():
       try:
@@ -106,7 +227,7 @@ def load_task(
   for i in held_out.spread(len(lines), limit):
     try:
       examples.append(task.example(json.loads(lines[i])))
-    except (KeyError, ValueError, TypeError, IndexError) as e:
+    except (KeyError, ValueError, TypeError, IndexError, StopIteration) as e:
       why = f'no {e}' if isinstance(e, KeyError) else str(e)
       raise ValueError(f'{path}, line {i + 1} is no row of {name}: {why}') from None
   if not examples:
@@ -115,19 +236,40 @@ def load_task(
 
 
 def find_task(name: str, eval_data: str = '') -> 'Task':
-  """One of TASKS, or the questions in a file NAME.jsonl of the folder `eval_data`, as `_own` reads.
+  """One of TASKS, or questions of one's own (`own_file`), as `choices_of` reads them.
 
   Raises ValueError where there is neither.
   """
   if name in TASKS:
     return TASKS[name]
-  if os.path.isfile(os.path.join(eval_data, f'{name}.jsonl')):
-    return Task(f'{name}.jsonl', _own, 'Answer:')
+  if path := own_file(name, eval_data):
+    return Task(path, choices_of, 'Answer:')
   near = difflib.get_close_matches(name, TASKS, 3)
   raise ValueError(
     f'unknown task {name!r}' + f' (did you mean {" or ".join(near)}?)' * bool(near)
     + f': give one of {", ".join(TASKS)}, or have questions of your own in '
     f'{os.path.join(eval_data or "EVAL_DATA", name)}.jsonl')
+
+
+def own_file(name: str, eval_data: str = '') -> str:
+  """The file of the questions that somebody calls `name`: NAME.jsonl in the folder `eval_data`, or
+  the path of a .jsonl; '' where there is none."""
+  found = name if name.endswith('.jsonl') else os.path.join(eval_data, f'{name}.jsonl')
+  return os.path.abspath(found) if name not in TASKS and os.path.isfile(found) else ''
+
+
+def has_choices(path: str) -> bool:
+  """Whether a JSONL file has questions to choose from, and none to be answered freely
+  (smoljax/evals/problems.py); by its first row."""
+  try:
+    with open(path, encoding='utf-8') as f:
+      row = json.loads(next((line for line in f if line.strip()), '{}'))
+  except FileNotFoundError:
+    return False
+  except (OSError, ValueError):
+    return True  # what is wrong with it is said where it is read
+  return not (isinstance(row, dict) and {'prompt', 'turns'} & row.keys()
+              and not {'choices', 'endings'} & row.keys())
 
 
 def _own(row: Mapping) -> Example:
@@ -251,6 +393,7 @@ class Task(NamedTuple):
 
 TASKS: dict[str, Task] = {
   'continuation': Task(None, None, '', 'acc_pmi'),
+  'cloze': Task(None, None, '', 'acc_pmi'),
   'arc_challenge': Task(
     'arc_challenge.validation.jsonl', lambda r: _labelled(_question(r['question']), r), 'Answer:'
   ),

@@ -402,8 +402,9 @@ CSS = '''
   --accent-1: #6eb0f5; --accent-2: #f39a55; --accent-3: #4fc9b8; --accent-4: #b79bf2;
   --accent-5: #f083b4; --accent-6: #78818a; } }
 * { box-sizing: border-box; }
-body { margin: 0; background: var(--paper); color: var(--ink); font: 16px/1.55 system-ui,
-  -apple-system, "Segoe UI", Roboto, "Helvetica Neue", "Liberation Sans", sans-serif; }
+body { margin: 0; background: var(--paper); color: var(--ink); overflow-wrap: break-word;
+  font: 16px/1.55 system-ui, -apple-system, "Segoe UI", Roboto, "Helvetica Neue",
+    "Liberation Sans", sans-serif; }
 main { max-width: 1120px; margin: 0 auto; padding: 3.5rem 2rem 6rem; }
 h1 { font-size: clamp(1.7rem, 4.2vw, 2.7rem); line-height: 1.15; letter-spacing: -.02em;
   font-weight: 650; margin: .3rem 0 1.2rem; max-width: 24em; text-wrap: balance; }
@@ -438,13 +439,21 @@ figcaption { display: flex; justify-content: space-between; gap: 1rem; align-ite
 .grid.three { grid-template-columns: repeat(auto-fit, minmax(min(100%, 280px), 1fr));
   gap: 0 .8rem; }
 .grid > * { min-width: 0; }
-.wide { overflow-x: auto; padding: 4px 0; }
+.wide { overflow-x: auto; padding: 4px 0; background:
+  linear-gradient(90deg, var(--paper) 40%, transparent) left / 2.4rem 100% no-repeat local,
+  linear-gradient(270deg, var(--paper) 40%, transparent) right / 2.4rem 100% no-repeat local,
+  linear-gradient(90deg, var(--line), transparent) left / .8rem 100% no-repeat scroll,
+  linear-gradient(270deg, var(--line), transparent) right / .8rem 100% no-repeat scroll; }
+td:first-child, table.status td:last-child { overflow-wrap: anywhere; }
+table:not(.bars, .funnel) th:first-child, table.status th:last-child { min-width: 7rem; }
+table.status th:last-child, table.status td:last-child { text-align: left; }
 table { border-collapse: collapse; width: 100%; font-size: .92rem;
   font-variant-numeric: tabular-nums; margin: .4rem 0; }
 th { text-align: left; font-weight: 500; color: var(--muted); font-size: .84rem; }
 th, td { padding: .34rem .9rem .34rem 0; vertical-align: top;
   border-bottom: 1px solid var(--line); }
 .num { text-align: right; white-space: nowrap; }
+th.num { white-space: normal; vertical-align: bottom; }
 th:last-child, td:last-child { padding-right: 0; }
 td small { display: block; color: var(--muted); }
 table.bars td { border: 0; vertical-align: middle; padding-block: .22rem; }
@@ -517,12 +526,12 @@ code { font: .88em ui-monospace, "SF Mono", Menlo, Consolas, "Liberation Mono", 
 }
 .plot { margin: 30px 10px 44px 50px; }
 svg { display: block; overflow: visible; }
-svg text { font-size: 12px; fill: var(--muted); font-variant-numeric: tabular-nums; }
+svg text { font-size: 12px; fill: var(--muted); font-variant-numeric: tabular-nums;
+  paint-order: stroke; stroke: var(--paper); stroke-width: 3px; stroke-linejoin: round; }
 svg text.y, svg text.rule { text-anchor: end; }
 svg text.x { text-anchor: middle; }
 svg text.x.name { text-anchor: end; }
-svg text.rule { fill: var(--ink); paint-order: stroke; stroke: var(--paper); stroke-width: 4px;
-  stroke-linejoin: round; }
+svg text.rule { fill: var(--ink); stroke-width: 4px; }
 .c1 { --c: var(--accent-1); } .c2 { --c: var(--accent-2); } .c3 { --c: var(--accent-3); }
 .c4 { --c: var(--accent-4); } .c5 { --c: var(--accent-5); } .c6 { --c: var(--accent-6); }
 svg path { fill: none; stroke: var(--c); stroke-width: 2px; stroke-linejoin: round;
@@ -543,6 +552,7 @@ svg line.mark { stroke: var(--ink); stroke-width: 1.5px; }
 svg line.error { stroke: var(--ink); stroke-width: 1.5px; }
 .legend { display: flex; flex-wrap: wrap; gap: .2rem 1.2rem; font-size: .85rem;
   color: var(--muted); margin-top: .4rem; }
+.key { overflow-wrap: anywhere; min-width: 0; }
 .key::before { content: ""; display: inline-block; width: 18px; height: 0; margin-right: .45em;
   vertical-align: middle; border-top: 3px solid var(--c); }
 .key.dots::before { border-top-style: dotted; }

@@ -10,24 +10,26 @@ characters are removed first, so that no document can speak in the page's own vo
 import pathlib
 import re
 
-from smoljax.report import charts, corpus_page, run_sections
+from smoljax.report import charts, corpus_page, generation_section, headline, run_sections
 from smoljax.report import workdir as workdir_lib
 
 SECTIONS = (
-  run_sections.headline,
-  run_sections.flow,
+  headline.headline,
+  headline.flow,
   corpus_page.curation,
   corpus_page.corpus,
   run_sections.training,
   run_sections.stability,
   run_sections.evaluation,
+  generation_section.generation,
   run_sections.sample,
+  headline.next_steps,
   run_sections.artefacts,
   run_sections.record,
 )
 # Of a directory that holds corpora and no run.
 CORPORA = (
-  run_sections.corpora_headline,
+  headline.corpora_headline,
   corpus_page.curation,
   corpus_page.corpus,
   run_sections.unreadable,

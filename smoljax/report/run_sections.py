@@ -63,78 +63,6 @@ def totals(run: Run) -> dict[str, Any]:
           'tokens': add(tokens.values()), 'trained': trained}
 
 
-def headline(run: Run, _: Csv) -> str:
-  """The page's title and its first sentences: how good the model is, and what it was made of."""
-  total, (loss, which, unigram) = totals(run), losses(run)
-  seconds = [s for s in (workdir.get(run.summary, 'seconds') or {}).values() if number(s)]
-  size_of = compact(workdir.get(run.summary, 'parameters'))
-  model = 'A model' if size_of == '–' else f'A model of {size_of} parameters'
-  if number(loss) and number(unigram):
-    gap = unigram - loss
-    title = (f'{model} that {"beats" if gap > 0 else "loses to"} unigram '
-             f'by {abs(gap):.2f} nats per token')
-  else:
-    title = f'{model} with a {which} of {fixed(loss)}'
-  names = join(
-    [text(c) for c in (workdir.get(run.summary, 'documents') or [c.name for c in run.corpora])]
-  )
-  lede = (f'Trained on {compact(total["trained"])} tokens of {names or "text"}, '
-          f'drawn from {count(total["kept"])} curated documents')
-  lede += f', in {duration(sum(seconds))} from raw bytes to exported model' if seconds else ''
-  device = workdir.get(run.summary, 'device')
-  lede += f' on {text(device)}.' if device else '.'
-  if number(loss):
-    lede += f' It ends at a {which} of <b>{fixed(loss)}</b>'
-    lede += (f', where a unigram model of the same text has {fixed(unigram)}' if number(unigram)
-             else '')
-    lede += ''.join(f'; <b>{fixed(b)}</b> bits per byte on held-out {text(c)}'
-                    for c, b in bits(run).items() if number(b)) + '.'
-  for name, task in tasks(run).items():
-    lede += (f' On {text(name)} it is right <b>{percent(task.get(metric(task)), 0)}</b> of the '
-             f'time; {percent(workdir.get(task, "blind", "acc"), 0)} without seeing the context'
-             + (f', {percent(task["chance"], 0)} by chance.' if task.get('chance') else '.'))
-  when = next((str(e['time'])[:10] for e in reversed(run.events) if e.get('time')), '')
-  kicker = ' · '.join(text(x) for x in ('smoljax', workdir.get(run.config, 'name'), when) if x)
-  return (f'<header><p class="kicker">{kicker}</p><h1>{title}</h1><p class="lede">{lede}</p>'
-          '</header>')
-
-
-def corpora_headline(run: Run, _: Csv) -> str:
-  """The title of a page about corpora without a model."""
-  total = totals(run)
-  names = join([text(c.name) for c in run.corpora])
-  words = sum(c.manifest.get('words') or 0 for c in run.corpora)
-  share = (f' of {count(total["in"])}, {percent(total["kept"] / total["in"], 0)}'
-           if number(total['kept']) and total['in'] else '')
-  return (f'<header><p class="kicker">smoljax · corpora</p><h1>{count(total["kept"])} documents '
-          f'kept{share}</h1><p class="lede">{names}{f": {compact(words)} words" if words else ""}.'
-          '</p></header>')
-
-
-def flow(run: Run, _: Csv) -> str:
-  """From documents in to the exported model: a number at each stage."""
-  total = totals(run)
-  share = (f'{percent(total["kept"] / total["in"], 0)} of them'
-           if number(total['kept']) and total['in'] else '')
-  first = next(((c, b) for c, b in bits(run).items() if number(b)), None)
-  per_second = workdir.get(run.summary, 'tokens_per_sec')
-  export = run.workdir / 'export'
-  boxes = [
-      ('documents in', compact(total['in']), join([text(c.name) for c in run.corpora])),
-      ('kept', compact(total['kept']), share),
-      ('tokens', compact(total['tokens']), 'in the training corpora'),
-      ('trained on', compact(total['trained']),
-       f'tokens, {compact(run.metrics[-1]["step"])} steps' + (
-           f', {compact(per_second)}/s' if number(per_second) else '')),
-      ('evaluated', fixed(first[1]) if first else '–',
-       f'bits per byte, {text(first[0])}' if first else 'not yet'),
-      ('exported', workdir.size(export) if export.is_dir() else '–',
-       'for transformers' if export.is_dir() else 'not yet')]
-  items = ''.join(f'<li><span>{name}</span><b>{value}</b><small>{note}</small></li>'
-                  for name, value, note in boxes)
-  return f'<ol class="flow">{items}</ol>'
-
-
 def training(run: Run, csv: Csv) -> str:
   """Loss, learning rate, loss by corpus, throughput."""
   loss, lr = run.points('train/loss'), run.points('optim/lr')
@@ -327,7 +255,7 @@ def stability(run: Run, csv: Csv) -> str:
               for n in names if f'update_ratio/{n}' in r]
       matrices = [n for n in names if n.startswith('blocks/') and 'norm' not in n][:6]
       grid.append(figure('Update over parameter', charts.lines(
-        [Series(n.split('/')[-1], run.points(f'update_ratio/{n}'), i)
+        [Series(leaf_name(n), run.points(f'update_ratio/{n}'), i)
          for i, n in enumerate(matrices or names[:6])],
         label='RMS of the update over that of the parameter', height=200, y_label='ratio of RMS',
         from_zero=True), csv('leaves', ('step', 'leaf', *LEAF_METRICS), rows)))
@@ -426,6 +354,20 @@ def feature_health(probes: Sequence[dict], csv: Csv) -> list[str]:
       grid.append(figure(title, charts.lines(
         [Series('', points, 2)], label=title, y_label='', height=200, from_zero=True), link))
   return [*parts, f'<div class="grid">{"".join(grid)}</div>']
+
+
+# Parts of a leaf's path → what a reader calls them.
+_PARTS = {
+  'attn': 'attention', 'mlp': 'MLP', 'q': 'queries', 'k': 'keys', 'v': 'values', 'o': 'output',
+  'gate': 'gate', 'up': 'up', 'down': 'down', 'embed': 'embedding', 'unembed': 'unembedding',
+}
+
+
+def leaf_name(path: str) -> str:
+  """'blocks/attn/q_DNH' → 'attention queries'; what is no matrix of a block stays as it is."""
+  parts = path.split('/')
+  words = [_PARTS.get(part.split('_')[0]) for part in parts[1:]]
+  return ' '.join(filter(None, words)) if parts[0] == 'blocks' and all(words) else path
 
 
 def noise_scale(run: Run, decay: float = 0.9) -> list[tuple[float, float]]:

@@ -25,7 +25,9 @@ def write(results: Mapping[str, Any], workdir: str) -> str:
   trials = results['trials']
   complete = [t for t in trials if t['state'] == 'complete']
   counts = {s: sum(t['state'] == s for t in trials) for s in ('complete', 'pruned', 'fail')}
+  thawed = sum(t.get('thawed', False) for t in trials)
   lede = (f'{len(trials)} trials: {counts["complete"]} complete, {counts["pruned"]} stopped early, '
+          + f'{thawed} of all went on after they were stopped, ' * bool(thawed) +
           f'{counts["fail"]} failed; {sum(t["flops"] for t in trials):.2e} FLOPs of training.')
   if not complete:
     return site.write(root / 'report', 'smoljax: search', (

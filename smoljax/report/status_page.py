@@ -126,6 +126,8 @@ def render(workdir: str | pathlib.Path, now: float | None = None, token: str = '
   found = statuses(workdir, now)
   states = [s.state for s in found]
   tally = ', '.join(f'{states.count(k)} {k}' for k in dict.fromkeys(states))
+  if len(found) == 1:
+    tally = f'{found[0].name}: {found[0].state}'
   rows = []
   for s in found:
     page = s.folder / 'report' / 'index.html'
@@ -144,11 +146,11 @@ def render(workdir: str | pathlib.Path, now: float | None = None, token: str = '
       '' if s.state == 'done' else charts.excerpt(s.word, 60)))
   head = ('run', 'state', 'steps', 'loss', 'tokens/s', 'left', 'last event', 'last word')
   curves = [Series(s.name, charts.smooth(s.loss), i) for i, s in enumerate(
-    s for s in found if s.loss and s.state != 'failed')][-12:]
+    s for s in found if len(s.loss) > 1 and s.state != 'failed')][-12:]
   body = (
-    f'<header><p class="kicker">smoljax · {text(workdir)}</p><h1>{tally}</h1><p class="lede">'
+    f'<header><p class="kicker">smoljax · {text(workdir)}</p><h1>{text(tally)}</h1><p class="lede">'
     f'{time.strftime("%H:%M:%S", time.localtime(now))}, again every {REFRESH} s.</p></header>'
-    + table(head, rows, words=2)
+    + table(head, rows, words=2, kind='status')
     + (figure('Loss in training', charts.lines(
         curves, label='Loss in training', y_label='nats per token'), '') if curves else ''))
   page = charts.page(f'smoljax: {tally}', body)

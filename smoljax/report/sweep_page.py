@@ -19,6 +19,7 @@ import scipy.stats
 from smoljax import metrics
 from smoljax.report import charts
 from smoljax.report.charts import Series, count, figure, fixed, number, section, table, text
+from smoljax.scaling import decisive
 
 LOSS = 'validation loss'
 _COUNTS = ('tokens', 'parameters', 'tokens per second')
@@ -36,6 +37,7 @@ class Result:
   held_out: list[tuple[float, float]]  # tokens, bits per byte, mean over corpora
   group: str = ''  # what it is a sample of; '' = its fields but the seed
   factors: frozenset[str] | None = None  # the changes it has of those whose effects are asked for
+  chances: Mapping[str, float] = dataclasses.field(default_factory=dict)  # tasks, among figures
 
   @property
   def seed(self) -> Any:
@@ -55,7 +57,11 @@ def load(name: str, fields: Mapping[str, Any], folder: str | pathlib.Path, group
     figures[f'bits per byte, {corpus}'] = of['bpb']
     figures[f'calibration error, {corpus}'] = of.get('ece')
   figures |= {f'copying, {far}': of['accuracy'] for far, of in scores.get('copy', {}).items()}
-  figures |= {task: of[of['metric']] for task, of in scores.get('tasks', {}).items()}
+  figures |= {task: of[of.get('metric', 'acc')] for task, of in scores.get('tasks', {}).items()}
+  chances = {task: of.get('chance', 0.0) for task, of in scores.get('tasks', {}).items()}
+  for task, modes in scores.get('generation', {}).items():
+    figures |= {f'{task}, {mode}': of[of['metric']] for mode, of in modes.items()}
+    chances |= {f'{task}, {mode}': of.get('constant', 0.0) for mode, of in modes.items()}
   figures |= {'tokens': summary['tokens'].get('trained'), 'parameters': summary.get('parameters'),
               'tokens per second': summary.get('tokens_per_sec')}
   rows = metrics.read_rows(folder / 'metrics.jsonl')
@@ -65,7 +71,7 @@ def load(name: str, fields: Mapping[str, Any], folder: str | pathlib.Path, group
     name, fields, folder, {k: x for k, x in figures.items() if number(x)},
     [(r['tokens'], r['train/loss']) for r in rows if 'train/loss' in r],
     [(tokens, statistics.fmean(values)) for tokens, values in bits if values],
-    group, None if factors is None else frozenset(factors))
+    group, None if factors is None else frozenset(factors), chances)
 
 
 def interval(values: Sequence[float]) -> tuple[float, float]:
@@ -176,7 +182,8 @@ def write(results: Sequence[Result], workdir: str) -> tuple[str, list[str]]:
   ]
   of_seeds, verdicts = groups(results), []
   if any(len(g) > 1 for g in of_seeds.values()):
-    parts.append(section('seeds', 'Over seeds', *_over_seeds(of_seeds, site.csv, verdicts)))
+    parts.append(section('seeds', 'Over seeds', *_over_seeds(of_seeds, site.csv, verdicts),
+                         *_signals(of_seeds, site.csv)))
   if found := effects(results):
     parts.append(section('effects', 'Effects', _effects(found, site.csv, verdicts)))
   curves = (
@@ -234,6 +241,42 @@ def _over_seeds(
   if all(len(c) > 2 for c in curves):
     out.insert(1, _tokens_to_target(of_seeds, max(c[-1][1] for c in curves), csv, verdicts))
   return out
+
+
+def _signals(of_seeds: Mapping[str, Mapping[Any, Result]], csv) -> list[str]:
+  """Which tasks can tell the groups apart: [a table], where there are tasks and seeds.
+
+  Noise is of one recipe, the mean over groups; what the groups differ by is beside it, not in it
+  (Heineman et al. 2025).
+  """
+  chances = {task: chance for runs in of_seeds.values() for r in runs.values()
+             for task, chance in r.chances.items()}
+  rows = []
+  for task, chance in chances.items():
+    of = [[r.figures[task] for r in runs.values() if task in r.figures]
+          for runs in of_seeds.values()]
+    found = [decisive.signal({str(i): {0: x} for i, x in enumerate(scores)}, chance)
+             for scores in of if len(scores) > 1]
+    if not found:
+      continue
+    noise = statistics.fmean(f['noise'] for f in found)
+    means = [statistics.fmean(scores) for scores in of if scores]
+    floor = max(noise, 1e-12)
+    above = (max(means) - chance) / floor
+    spread = (max(means) - min(means)) / floor if len(means) > 1 else math.nan
+    rows.append((task, max(means), chance, noise, above, spread,
+                 above >= decisive.ABOVE_CHANCE and not spread < 2))
+  if not rows:
+    return []
+  show = lambda x: fixed(x, 1) if number(x) else ''
+  return [figure('Which tasks can decide at this size', table(
+    ('task', 'best mean', 'chance', 'noise of a seed', 'above chance / noise',
+     'between groups / noise', ''),
+    [(text(task), fixed(best, 3), fixed(chance, 3), fixed(noise, 4), show(above), show(spread),
+      'can' if can else 'cannot') for task, best, chance, noise, above, spread, can in rows]),
+    csv('signals', ('task', 'best', 'chance', 'noise', 'above', 'spread', 'can'), rows),
+    'A task can decide where the best group is three times the noise above chance and the groups '
+    'differ by twice the noise of one seed.')]
 
 
 def _tokens_to_target(

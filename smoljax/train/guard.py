@@ -110,6 +110,31 @@ def init(config: Any, num_layers: int) -> dict:
   }
 
 
+def window(state: Mapping[str, Any]) -> int:
+  """How many past values the rings of a state have room for."""
+  return len(state['rings']['loss']['values'])
+
+
+def as_stored(state: dict, stored: Mapping[str, Any]) -> dict:
+  """A state of `jax.ShapeDtypeStruct` with the rings as long as those of a stored one."""
+  def ring(now: dict, then: Mapping[str, Any]) -> dict:
+    values = now['values']
+    shape = (then['values'].shape[0], *values.shape[1:])
+    return {**now, 'values': jax.ShapeDtypeStruct(shape, values.dtype, sharding=values.sharding)}
+  return {**state, 'rings': {k: ring(r, stored['rings'][k]) for k, r in state['rings'].items()}}
+
+
+def resized(state: dict, window: int) -> dict:
+  """The state, on the host, with another window: it keeps the newest values that have room."""
+  def ring(old: dict) -> dict:
+    values, count = old['values'], int(old['count'])
+    kept = min(count, len(values), window)
+    new = np.zeros((window, *values.shape[1:]), values.dtype)
+    new[:kept] = values[np.arange(count - kept, count) % len(values)]
+    return {'values': new, 'count': np.int32(kept)}
+  return {**state, 'rings': {name: ring(r) for name, r in state['rings'].items()}}
+
+
 # --- In the step ---------------------------------------------------------------------------------
 
 

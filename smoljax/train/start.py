@@ -3,6 +3,7 @@
 import dataclasses
 import json
 import os
+import pathlib
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
@@ -18,7 +19,7 @@ from smoljax.data.questions import Questions
 from smoljax.evals.held_out import Document, load_held_out
 from smoljax.model import lora
 from smoljax.optim import mup
-from smoljax.train import distill, reference
+from smoljax.train import distill, guard, reference
 from smoljax.train.rollouts import Rollouts
 from smoljax.train.step import Plan, PyTree, make_mesh, make_plan, post_training
 
@@ -152,14 +153,21 @@ def _questions_a_step(t: Any, samples: int) -> int:
 
 
 def open_checkpoints(run: Run, note: Callable[[str], None]) -> store.Checkpoints:
-  """The run's checkpoints; ValueError for a `train.keep_best` that no evaluation measures."""
+  """The run's checkpoints, which with a `train.checkpoint_dir` are there too, by the folder's name.
+
+  Raises ValueError for a `train.keep_best` that no evaluation measures.
+  """
   t = run.config.train
   scores = [f'val/{name}/{what}' for name in run.held_out for what in ('loss', 'bpb', 'ece')]
   if t.keep_best and t.keep_best not in scores:
     raise ValueError(f'train.keep_best={t.keep_best!r}: one of {", ".join(scores)}')
+  directory = pathlib.Path(run.directory)
+  name = directory.name.removesuffix('.partial')
   return store.Checkpoints(
-    os.path.join(run.directory, 'checkpoints'), keep=t.keep, keep_every=t.keep_every,
-    keep_best=bool(t.keep_best), note=note)
+    str(directory / 'checkpoints'), keep=t.keep, keep_every=t.keep_every,
+    keep_best=bool(t.keep_best), note=note,
+    elsewhere=t.checkpoint_dir and f'{t.checkpoint_dir.rstrip("/")}/{name}',
+    rows=[directory / 'metrics.jsonl', directory / 'events.jsonl'])
 
 
 def newest(run: Run, checkpoints: store.Checkpoints) -> Snapshot:
@@ -167,7 +175,7 @@ def newest(run: Run, checkpoints: store.Checkpoints) -> Snapshot:
 
   Raises ValueError for a checkpoint that was trained on other batches until there.
   """
-  restored = checkpoints.restore(run.plan.params, run.plan.opt_state)
+  restored = checkpoints.restore(run.plan.params, run.plan.opt_state, _as_stored)
   if restored is None:
     return _branch(run) if run.config.train.branch_from else _fresh(run)
   step, *arrays, position, stored = restored
@@ -179,14 +187,25 @@ def newest(run: Run, checkpoints: store.Checkpoints) -> Snapshot:
       '(corpus, mixture, rows or seed differ): use a fresh workdir'
     )
   changed = metrics.changes(stored.get('config', {}), run.meta.get('config', {}))
-  return Snapshot(
-    step, dict(zip(('params', 'opt_state'), arrays, strict=True)), position, changed)
+  return Snapshot(step, _state(run, *arrays), position, changed)
+
+
+def _as_stored(opt_state: PyTree, stored: PyTree) -> PyTree:
+  return opt_state | {'guard': guard.as_stored(opt_state['guard'], stored['guard'])}
+
+
+def _state(run: Run, params: PyTree, opt_state: PyTree) -> dict:
+  """The state of a run from what was stored of it."""
+  if run.config.guard.window != guard.window(opt_state['guard']):
+    known = guard.resized(jax.device_get(opt_state['guard']), run.config.guard.window)
+    opt_state = opt_state | {'guard': jax.device_put(known, run.plan.places['guard'])}
+  return {'params': params, 'opt_state': opt_state}
 
 
 def _branch(run: Run) -> Snapshot:
   t, batches = run.config.train, run.batches
   step, *arrays, position, stored = store.restore_other(
-    t.branch_from, run.plan.params, run.plan.opt_state)
+    t.branch_from, run.plan.params, run.plan.opt_state, _as_stored)
   if stored.get('past') != batches.fingerprint(step):
     raise ValueError(
       f'train.branch_from={t.branch_from}: before its step {step} other batches were trained '
@@ -198,7 +217,7 @@ def _branch(run: Run) -> Snapshot:
       f'train.branch_from={t.branch_from} is at step {step}, but train.tokens={t.tokens} end '
       f'with step {t.steps}: raise them, or branch from an earlier checkpoint'
     )
-  return Snapshot(step, dict(zip(('params', 'opt_state'), arrays, strict=True)), position)
+  return Snapshot(step, _state(run, *arrays), position)
 
 
 def _fresh(run: Run) -> Snapshot:

@@ -9,7 +9,8 @@ from helpers.code import imports
 
 # Lowest first: each imports only lower ones, and itself.
 FLOORS = (
-  {'records', 'options', 'beam_options', 'progress', 'sandbox', 'special_tokens'},
+  {'records', 'options', 'beam_options', 'progress', 'sandbox', 'special_tokens',
+   'file_runner', 'model_server'},
   {'text'},
   {'sources'},
   {'filters', 'dedup'},

@@ -8,6 +8,7 @@ from ml_collections import config_flags
 
 from configs import base, quickstart
 from data_beam import options, python_source, tables, tokenize_corpus
+from data_beam.beam_options import require_file_system
 from data_beam.options import (
   ImportOptions,
   PdfOptions,
@@ -31,7 +32,7 @@ OTHER = {
   'languages': ('fr,de', "('fr','de')", ('fr', 'de')),
   'min_language_score': ('.5', '.5', .5),
   'filters': ('docs', 'docs', 'docs'),
-  'minhash': ('none', 'none', 'none'),
+  'minhash': ('9x4', '9x4', '9x4'),
   'minhash_hash': ('sha1', 'sha1', 'sha1'),
   'tier': ('fast', 'fast', 'fast'),
   'markdown': (None, 'true', True),
@@ -39,6 +40,13 @@ OTHER = {
   'url_lists': ('lists', 'lists', 'lists'),
   'parity': (None, 'true', True),
   'dedup_scope': ('dump', 'dump', 'dump'),
+  'dump': ('D', 'D', 'D'),
+  'against': ('c/old', "('c/old',)", ('c/old',)),
+  'signatures': (None, 'true', True),
+  'exact_dedup': (None, None, True),
+  'html_server': ('http://a', 'http://a', 'http://a'),
+  'html_model': ('m', 'm', 'm'),
+  'html_prompt': ('text', 'text', 'text'),
   'url_dedup': (None, 'true', True),
   'decontaminate': ('a.jsonl', "('a.jsonl',)", ('a.jsonl',)),
   'phones': (None, 'true', True),
@@ -130,6 +138,16 @@ def test_none_can_be_said(monkeypatch):
 def test_what_cannot_be_meant_is_refused(kind, values, message):
   with pytest.raises(ValueError, match=message):
     kind(**values)
+
+
+@pytest.mark.parametrize(('output', 'words'), [
+  ('gs://b/x', r'pip install "apache-beam\[gcp\]=='), ('s3://b/x', r'apache-beam\[aws\]'),
+  ('nil://b/x', 'Beam knows no file system nil://'),
+])  # fmt: skip
+def test_where_nothing_can_be_written_is_said_at_once(output, words):
+  with pytest.raises(ValueError, match=words):
+    require_file_system(output)
+  require_file_system('/anywhere')
 
 
 def test_files_that_decide_the_result():

@@ -5,11 +5,13 @@ import numpy as np
 import pytest
 import sentencepiece
 import tokenizers
+from helpers.stores import ill, store  # noqa: F401
 from helpers.tokenised import corpus, folder, model, texts, tokenised, write_corpus  # noqa: F401 (fixtures)
 
 from data_beam import records, tokenize_corpus
 from data_beam.options import TokenizeOptions
-from smoljax.data.corpus import open_corpus
+from smoljax.data.corpus import open_corpus, read_manifest
+from smoljax.evals.held_out import load_held_out
 
 
 def all_rows(path):
@@ -215,3 +217,76 @@ def test_near_duplicates_are_on_one_side(tmp_path, model):
     moved = records.read_manifest(path)['near_duplicates_not_held_out']
     assert moved == len(expected) - len(held_out)
   assert shared[1.0] > 10 and shared[0.5] == 0
+
+
+URL = 'fake://bucket/web/1.0.0'
+
+
+def upload(store, folder):
+  for path in folder.iterdir():
+    store.change(f'bucket/web/1.0.0/{path.name}', path.read_bytes())
+
+
+def test_a_corpus_in_an_object_store_is_that_on_the_disk(store, tokenised, tmp_path):
+  """The split that is read is copied, once, and checked; a store that is ill changes nothing."""
+  upload(store, tokenised)
+  ill(store, 0.15)
+  local, far = open_corpus(str(tokenised)), open_corpus(URL)
+  assert far.digest == local.digest and far.manifest == local.manifest == read_manifest(URL)
+  assert [far.tokens(i).tolist() for i in (0, 7)] == [local.tokens(i).tolist() for i in (0, 7)]
+  names = {p.name for p in (tmp_path / 'cache/corpora').rglob('*') if p.is_file()}
+  assert names == {p.name for p in tokenised.iterdir() if 'validation' not in p.name}
+  ill(store, 0)
+  before = store.count['GET']
+  open_corpus(URL)
+  assert store.count['GET'] == before + len([n for n in names if 'train' not in n])
+
+
+def test_a_damaged_corpus_in_an_object_store_is_one_line(store, tokenised):
+  upload(store, tokenised)
+  shard = next(n for n in store.objects if 'validation.array' in n and store.objects[n])
+  store.change(shard, store.objects[shard][:-1])
+  with pytest.raises(ValueError, match=r'validation\.array\S+ is damaged'):
+    open_corpus(URL, 'validation')
+  store.change('bucket/web/1.0.0/manifest.json', b'{}')
+  with pytest.raises(ValueError, match=rf'{URL}: manifest\.json is not as it was written: make'):
+    open_corpus(URL)
+  store.change('bucket/web/1.0.0/_SUCCESS', None)
+  with pytest.raises(FileNotFoundError, match=rf'no finished corpus at {URL}: give a folder'):
+    open_corpus(URL)
+
+
+def test_near_duplicates_in_another_corpus_are_not_held_out(tmp_path, model):
+  """Its text or its tokens; a document of the same id is on the same side there, and is no reason.
+  """
+  rng = np.random.default_rng(0)
+  words = [''.join(rng.choice(list('abcdefgh'), 5)) for _ in range(3000)]
+  texts = [rng.choice(words, 250).tolist() for _ in range(60)]
+  corpus = write_corpus(tmp_path, 'web', [' '.join(t) for t in texts])
+  copies = [' '.join(t[:200] + rng.choice(words, 100).tolist()) for t in texts[::2]]
+  mirror = write_corpus(tmp_path, 'pdf', copies)
+  tokens = tokenize_corpus.run(mirror, model, str(tmp_path / 'tokens'), 'pdf',
+                               TokenizeOptions(holdout=0, num_shards=1))
+  known = {f'web-{i}' for i in range(0, 60, 2)}
+  expected = {f'web-{i}' for i in range(60) if tokenize_corpus.is_validation(f'web-{i}', 0.2)}
+  assert expected - known and expected & known
+  for others, held_out in (
+      ([corpus], expected), ([corpus, mirror], expected - known), ([tokens], expected - known)):
+    path = tokenize_corpus.run(corpus, model, str(tmp_path / 'found'), 'web',
+                               TokenizeOptions(holdout=0.2, num_shards=1), against=others)
+    assert {row['id'] for row in all_rows(path)['validation']} == held_out
+  assert [a['name'] for a in records.read_manifest(path)['against']] == ['pdf']
+
+
+def test_a_corpus_that_holds_nothing_out_says_why(tmp_path, model, tokenised):
+  """Pages of one template, each with a few words of its own."""
+  template = ' '.join(f'word{i}' for i in range(100))
+  corpus = write_corpus(tmp_path, 'forms', [f'{template} {i}' for i in range(60)])
+  path = tokenize_corpus.run(corpus, model, str(tmp_path / 'tokens'), 'forms',
+                             TokenizeOptions(holdout=0.2, num_shards=1))
+  count, said = records.read_manifest(path)['near_duplicates_not_held_out'], []
+  with pytest.raises(ValueError, match=rf'all {count} documents .* more than 0.5 of their .*one '
+                     r'template.*eval\.corpora.*tokenize\.holdout_shared=1'):
+    load_held_out({'forms': path})
+  assert list(load_held_out({'forms': path, 'web': str(tokenised)}, note=said.append)) == ['web']
+  assert 'not evaluated on' in said[0] and 'one template' in said[0]

@@ -20,6 +20,7 @@ from configs import search as recipe
 from experiments import search
 from experiments.benchmarks import search as benchmark
 from experiments.engine.config import resolve
+from experiments.engine.study import latest, run_of
 from smoljax.report import search_page
 
 optuna.logging.set_verbosity(optuna.logging.WARNING)
@@ -120,7 +121,7 @@ def test_rungs_are_cooled_down_from_a_plateau_that_goes_on(tmp_path, runner):
   done = search.Study(tmp_path, space, 6, 'random', 'halving', unit=tokens / 9).run(
     experiment(tmp_path, runner, f'--config.train.tokens={tokens}', unit=tokens / 9, rungs=3,
                cooled=True), quiet)
-  whole = next(t for t in done.trials if t.state.name == 'COMPLETE')
+  whole = next(t for t in done.trials if t.state.name == 'COMPLETE' and 'thaws' not in t.user_attrs)
   folder = tmp_path / f'points/trial-{whole.number:04d}'
   of = lambda name: asked(folder.with_name(f'{folder.name}{name}'))[0]
   before = 0
@@ -137,8 +138,12 @@ def test_rungs_are_cooled_down_from_a_plateau_that_goes_on(tmp_path, runner):
     before = stable
   # What is trained more than once is only the cooldowns of the rungs below.
   assert whole.user_attrs['flops'] == pytest.approx(10.0 * batch * (90 + 2 + 6))
-  stopped = [t for t in done.trials if t.state.name == 'PRUNED']
-  assert stopped and all(not (tmp_path / f'points/trial-{t.number:04d}').exists() for t in stopped)
+  # What was stopped and thawed begins with the plateau that it had not reached: nothing runs twice.
+  assert any('thaws' in t.user_attrs for t in done.trials)
+  for runs in (tmp_path / 'points').iterdir():
+    assert len(asked(runs)) == 1, runs
+  stopped = [t for t in latest(done.trials) if t.state.name == 'PRUNED']
+  assert stopped and all(not (tmp_path / f'points/trial-{run_of(t):04d}').exists() for t in stopped)
   assert all(set(t.intermediate_values) <= {1, 2, 3} for t in stopped)
 
 

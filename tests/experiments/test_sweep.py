@@ -263,6 +263,28 @@ def test_intervals_over_seeds(tmp_path):
   assert verdicts[1].endswith('against data=a (apart)')
 
 
+def test_which_tasks_can_decide(tmp_path):
+  """One that a change moves by more than its noise; not one that is all noise."""
+  rng = np.random.default_rng(0)
+  runs = []
+  for i, kind in enumerate('ab'):
+    for seed in range(4):
+      folder = tmp_path / f'{kind}{seed}'
+      flip, exact = 0.5 + rng.normal(0, 0.02), 0.4 + 0.2 * i + rng.normal(0, 0.01)
+      sums = {'think': {'metric': 'exact', 'exact': exact, 'constant': 0.1}}
+      evals = {'tasks': {'flip': {'metric': 'acc', 'acc': flip, 'chance': 0.5}},
+               'generation': {'sums': sums}}
+      make_run(folder, 3.0, {'bits_per_byte': {}, **evals})
+      runs.append(sweep_page.load(folder.name, {'data': kind, 'seed': seed}, folder))
+  sweep_page.write(runs, str(tmp_path))
+  flip, sums = csv.DictReader((tmp_path / 'report/signals.csv').open())
+  assert (flip['task'], flip['can'], sums['task'], sums['can']) == (
+    'flip', 'False', 'sums, think', 'True')
+  scores = [[r.figures['sums, think'] for r in runs[k : k + 4]] for k in (0, 4)]
+  noise = np.mean([np.std(x, ddof=1) for x in scores])
+  assert float(sums['spread']) == pytest.approx((np.mean(scores[1]) - np.mean(scores[0])) / noise)
+
+
 def test_tokens_to_a_loss_that_all_reach(tmp_path):
   """Curves a / tokens^b have a known crossing; the points between are log-linear."""
   curve = [(t, 4 - math.log(t / 1000)) for t in (1000, 2000, 4000, 8000)]

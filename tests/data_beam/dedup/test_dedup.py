@@ -11,12 +11,14 @@ import pytest
 import xxhash
 from hypothesis import strategies as st
 
+from data_beam import records, tables
 from data_beam.beam_options import pipeline_options
-from data_beam.dedup import minhash
-from data_beam.dedup.clusters import Components, MinHashDedup, rehydration_weight
+from data_beam.dedup import components, minhash
+from data_beam.dedup.clusters import MinHashDedup, rehydration_weight
 from data_beam.dedup.decontaminate import Decontaminate, contamination
 from data_beam.dedup.exact import ExactDedup, rank
 from data_beam.dedup.minhash import shingles
+from data_beam.options import ImportOptions
 from data_beam.records import Document, Reject
 from data_beam.text.normalize import simplify
 
@@ -153,17 +155,49 @@ def brute_force_components(edges):
   return roots
 
 
-@hypothesis.given(st.lists(st.tuples(st.integers(0, 30), st.integers(0, 30)), max_size=60),
-                  st.integers(1, 5))
-def test_components_for_any_grouping(edges, groups):
-  combine = Components()
-  accumulators = []
-  for i in range(groups):
-    accumulators.append(combine.create_accumulator())
-    for edge in edges[i::groups]:
-      combine.add_input(accumulators[-1], edge)
-  merged = combine.merge_accumulators(accumulators)
-  assert combine.extract_output(merged) == brute_force_components(edges)
+def some_graph(seed):
+  """Edges of stars, chains, cliques and loops, in no order, some twice, and how many nodes."""
+  rng, edges, count = random.Random(seed), [], 0
+  kinds = {'chain': itertools.pairwise, 'star': lambda names: ((names[0], v) for v in names[1:]),
+           'tree': lambda names: ((names[rng.randrange(i)], v) for i, v in enumerate(names) if i),
+           'clique': lambda names: itertools.combinations(names, 2),
+           'alone': lambda names: ((v, v) for v in names)}
+  for kind, size in [('chain', 1500), ('star', 700), ('star', 700), ('tree', 300), ('alone', 5),
+                     *((rng.choice(['chain', 'star', 'tree', 'clique']), rng.randint(2, 9))
+                       for _ in range(200))]:
+    names = list(range(count, count + size))
+    count += size
+    rng.shuffle(names)
+    edges += kinds[kind](names)
+  edges += rng.sample(edges, 50)
+  rng.shuffle(edges)
+  return edges, count
+
+
+@pytest.mark.parametrize(('parts', 'rounds', 'block'), [(4, 1, 100), (5, 3, 10)])
+def test_components_of_any_graph_however_it_is_spread(parts, rounds, block):
+  edges, count = some_graph(parts)
+  names = [xxhash.xxh3_128_digest(str(i).encode()) for i in range(count)]
+  names[7] = names[7][:-2] + b'\0\0'      # which numpy cuts
+  blocks = [tuple(np.array([names[edge[i]] for edge in edges[at:at + block]], components.KEY)
+                  for i in range(2)) for at in range(0, len(edges), block)]
+  order = random.Random(1).sample(range(count), count)
+  members = [(np.array([names[i] for i in order[at::3]], components.KEY),
+              [components.Total(-i, 1 + i % 3) for i in order[at::3]]) for at in range(3)]
+  FOUND.clear()
+  with beam.Pipeline(options=pipeline_options()) as pipeline:
+    inputs = (pipeline | 'edges' >> beam.Create(blocks),
+              pipeline | 'members' >> beam.Create(members))
+    _ = inputs | components.Components(parts, rounds) | 'remember' >> beam.Map(remember)
+  found = {node.ljust(16, b'\0'): total for nodes, totals in FOUND
+           for node, total in zip(nodes.tolist(), totals, strict=True)}
+  expected = {}
+  roots = brute_force_components([edge for edge in edges if edge[0] != edge[1]])
+  for i, root in roots.items():
+    best, size = expected.get(root, (0, 0))
+    expected[root] = min(best, -i), size + 1 + i % 3
+  assert len(FOUND) < 40 and len(roots) == count - 5
+  assert found == {names[i]: expected[root] for i, root in roots.items()}
 
 
 def near_duplicates():
@@ -280,17 +314,6 @@ def test_twenty_thousand_documents():
   assert all(d.metadata['cluster_size'] == expected.get(i, (i, 1))[1] for i, d in kept.items())
 
 
-def test_chains_of_a_thousand_are_one_component():
-  edges = [(chain * 5000 + i, chain * 5000 + i + 1) for chain in range(3) for i in range(999)]
-  random.Random(0).shuffle(edges)
-  combine = Components()
-  parts = [combine.create_accumulator() for _ in range(7)]
-  for i, edge in enumerate(edges):
-    combine.add_input(parts[i % 7], edge)
-  roots = combine.extract_output(combine.merge_accumulators(parts))
-  assert roots == {chain * 5000 + i: chain * 5000 for chain in range(3) for i in range(1000)}
-
-
 # --- scope, URLs, weights --------------------------------------------------------------------
 
 
@@ -306,6 +329,41 @@ def test_documents_of_other_scopes_are_no_duplicates(transform):
   assert set(kept) == {'0', '1', '4'}
   survivors = {i: r.document.metadata['duplicate_of'] for i, r in rejects.items()}
   assert survivors == {'2': '0', '3': '1'}
+
+
+@pytest.mark.parametrize('kept', [    # the signatures, or they are made of the texts
+  True, pytest.param(False, marks=pytest.mark.slow)])
+def test_documents_of_another_corpus_are_dropped_and_metadata_stays(kept, tmp_path):
+  texts = [' '.join(random.Random(i).choices(VOCABULARY, k=120)) for i in range(6)]
+  near = lambda text: f'other {text}'
+  write = lambda name, rows: (tmp_path / name).write_text(''.join(
+    json.dumps(row) + '\n' for row in rows))
+  write('old.jsonl', [{'id': f'old{i}', 'text': text, 'dump': 'A'}
+                      for i, text in enumerate([*texts[:3], 'too short'])])
+  write('new.jsonl', [
+    {'id': 'copy', 'text': texts[0].upper()}, {'id': 'near', 'text': near(texts[1])},
+    {'id': 'nearer', 'text': near(near(texts[1]))}, {'id': 'short', 'text': 'Too  SHORT'},
+    {'id': 'own', 'text': texts[4], 'minhash_cluster_size': 7, 'deep': {'a': [1, 'x']},
+     'signature': 'theirs', 'quality': math.inf},
+    {'id': 'own2', 'text': near(texts[4]), 'copies': 'a word'}, {'id': 'unique', 'text': texts[5]}])
+  columns = ('metadata.cluster_size=minhash_cluster_size',)
+  old, new = (tables.import_tables(
+    [str(tmp_path / f'{name}.jsonl')], str(tmp_path), name, ImportOptions(
+      minhash='14x8', signatures=kept, num_shards=3, columns=columns, against=against))
+    for name, against in [('old', ()), ('new', (str(tmp_path / 'old'),))])
+  assert all(('signatures' in shard) == kept for shard in records.read_manifest(old)['shards'])
+  rejects = {row['id']: (row['stage'], row['reason'], row['metadata']['duplicate_of'])
+             for row in records.read_corpus(str(tmp_path / 'new_rejects'))}
+  assert rejects == {
+    'copy': ('exact_dedup', 'known', 'old0'), 'short': ('exact_dedup', 'known', 'old3'),
+    'near': ('minhash', 'known', 'old1'), 'nearer': ('minhash', 'known', 'old1'),
+    'own': ('minhash', 'near_duplicate', 'own2')}
+  rows = {row['id']: row['metadata'] for row in records.read_corpus(new)}
+  assert rows == {'unique': {'cluster_size': 1},
+                  'own2': {'cluster_size': 8, 'cluster_id': 'own2', 'copies': 'a word'}}
+  [own] = [row for row in records.read_corpus(str(tmp_path / 'new_rejects')) if row['id'] == 'own']
+  assert own['metadata'] == {'cluster_size': 8, 'cluster_id': 'own2', 'duplicate_of': 'own2',
+                             'deep': {'a': [1, 'x']}, 'signature': 'theirs'}
 
 
 def test_one_document_of_each_url():

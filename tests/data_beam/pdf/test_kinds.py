@@ -66,6 +66,39 @@ def test_what_differs_from_page_to_page_stays_and_one_copy_of_what_does_not():
   assert text.count('Quay street 7') == 1 and 'of 6' not in text
 
 
+@pytest.mark.parametrize('rows', [
+  [f'2021-03-{1 + i:02} 06:{7 * i % 60:02} INFO job {60 * i} done in {17 * i % 97} ms'
+   for i in range(6)],
+  [f'Station {i}: depth {3 * i + 2} m' for i in range(6)],
+  [f'Total score: {5 * i} of 20' for i in range(6)],
+  [f'Signed at the quay, fee: {15 + i} EUR' for i in range(6)],
+  [('Certificate no.', f'{7000 + i}') for i in range(6)],
+  [f'{3 + i} May 1901' for i in range(6)],
+])
+def test_numbers_that_go_up_with_the_pages_but_count_something_else(rows):
+  def draw(page):
+    for i, row in enumerate(rows):
+      page.setFont('Helvetica', 10)
+      for j, cell in enumerate(row if isinstance(row, tuple) else (row,)):
+        page.drawString(72 + 180 * j, 760, cell)
+      paragraph(page, 72, 700, sentence(i))
+      page.showPage()
+  text = read(draw)
+  assert all((row if isinstance(row, str) else row[1]) in text for row in rows)
+
+
+def test_chapters_are_no_page_numbers_though_each_page_has_one():
+  def draw(page):
+    for i, chapter in enumerate(('I', 'II', 'III', 'IV', 'V', 'VI')):
+      page.setFont('Times-Roman', 16)
+      page.drawCentredString(306, 740, chapter)
+      paragraph(page, 72, 700, sentence(i, 150))
+      page.drawCentredString(306, 30, str(11 + i))
+      page.showPage()
+  text = read(draw)
+  assert re.search(r'^IV\n', text, re.M) and not re.search(r'\b1\d\b', text)
+
+
 def test_heads_of_odd_and_even_pages_and_numbers_beyond_a_thousand_go():
   def draw(page):
     for i in range(8):
@@ -106,6 +139,29 @@ def test_a_heading_is_no_page_number(heading):
     page.drawCentredString(306, 30, '17')
   text = read(draw)
   assert text.startswith(heading) and not text.endswith('17')
+
+
+@pytest.mark.parametrize(('y', 'parts', 'goes'), [
+  (30, ['Downloaded from http://example.org/ by guest on 3 May 2019'], True),
+  (770, ['Heruntergeladen am 03.05.19 01:12 von 192.0.2.7'], True),
+  (30, ['Revision: 2.4', 'P/N 119-036', '10 June 2019'], True),
+  (770, ['400', 'RIVERS AND QUAYS', 'Ch. XIX'], True),
+  (30, ['Signed', 'J. Miller', '10 June 2019'], False),
+  (30, ['Total', '12', '4250'], False),
+  (30, ['Downloaded files stand in the folder below'], False),
+  (720, ['Downloaded from http://example.org/ by guest on 3 May 2019'], True),
+])
+def test_feet_of_single_pages(y, parts, goes):
+  """What says who took a copy, and three parts with a revision or a page's number, go without any
+  other page; a line to sign and a row of amounts do not."""
+  def draw(page):
+    paragraph(page, 72, 690, sentence(1, 150), WIDTH - 144)
+    page.setFont('Times-Roman', 9)
+    for x, part, put in zip((72, 306, 540), parts, (
+        page.drawString, page.drawCentredString, page.drawRightString), strict=False):
+      put(x, y, part)
+  text = read(draw)
+  assert [part in text for part in parts] == [not goes] * len(parts)
 
 
 # What stands left of lines.
@@ -294,7 +350,67 @@ def test_a_head_is_not_torn_off_by_a_line_across_the_table():
   assert lines[-1] == '| Mill 7 | oats 7 | 77 | 97 |'
 
 
+def test_labels_of_groups_are_rows_of_their_own_and_heads_are_one_row():
+  """Two rows that are one head, a group's name that runs on into the next column, or tears the
+  table, and a heading below."""
+  rows = [('', '', 'Easy', 'Hard'), ('No', 'Task', '', ''),
+          *(row for group in ('Ferries and barges', 'Mills and everything around them that turns')
+            for row in ((group, '', '', ''), *((f'{i}', f'Task {i}', f'0.{i}4', f'0.{i}9')
+                                               for i in range(1, 6))))]
+
+  def draw(page):
+    page.setFont('Helvetica', 9)
+    for k, row in enumerate(rows):
+      for x, cell in zip((72, 110, 240, 330), row, strict=True):
+        page.drawString(x, 700 - 12 * k, cell)
+    page.setFont('Helvetica-Bold', 12)
+    page.drawString(72, 700 - 12 * len(rows) - 30, '4.2')
+    page.drawString(100, 700 - 12 * len(rows) - 30, 'Oats and barley')
+  lines = read(draw).split('\n')
+  assert lines[0] == '| No | Task | Easy | Hard |'
+  assert '| 5 | Task 5 | 0.54 | 0.59 |' in lines
+  assert lines[-1] == '4.2 Oats and barley'
+
+
+def test_verse_keeps_its_lines():
+  lines = [f'{WORDS[i].title()} {" ".join(WORDS[3 * i % 20:][:(2, 4, 3, 8, 3, 5)[i % 6]])}'
+           for i in range(12)]
+
+  def draw(page):
+    page.setFont('Times-Roman', 11)
+    for i, line in enumerate(lines):
+      page.drawString(150, 740 - 15 * i - 15 * (i // 6), line)
+  assert [line for line in read(draw).split('\n') if line] == lines
+
+
+def test_a_list_of_amounts_across_columns_is_not_torn():
+  def draw(page):
+    for x in (60, 320):
+      paragraph(page, x, 750, sentence(x, 80), 230)
+      paragraph(page, x, 450, sentence(x + 1, 80), 230)
+    page.setFont('Times-Roman', 10)
+    for i in range(6):
+      page.drawString(60, 560 - 14 * i, f'Fee of boat {i}')
+      page.drawRightString(550, 560 - 14 * i, f'{13 * i + 7}.00')
+  text = read(draw)
+  assert all(f'| Fee of boat {i} | {13 * i + 7}.00 |' in text for i in range(6))
+  assert all(sentence(x + k, 80) in text for x in (60, 320) for k in (0, 1))
+
+
 # Letters.
+
+def test_two_columns_of_chinese_are_no_table():
+  pdfmetrics.registerFont(UnicodeCIDFont('STSong-Light'))
+  texts = ['河水在石桥下缓慢流过市场上的人们谈论着天气和价格' * 5,
+           '渡船早晨离开港口把信件送过河去风车在墙边慢慢转动' * 5]
+
+  def draw(page):
+    page.setFont('STSong-Light', 10)
+    for x, text in zip((72, 330), texts, strict=True):
+      for i in range(0, len(text), 18):
+        page.drawString(x, 740 - 16 * (i // 18), text[i:i + 18])
+  assert all(text in read(draw) for text in texts)
+
 
 def test_lines_of_chinese_are_joined_without_spaces():
   pdfmetrics.registerFont(UnicodeCIDFont('STSong-Light'))

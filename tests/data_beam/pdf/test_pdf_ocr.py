@@ -1,20 +1,19 @@
 """Pages that are read by OCR: which, by what engine, and what becomes of noise."""
 
 import base64
-import http.server
 import io
-import json
 import random
 import re
-import threading
 
 import numpy as np
 import pikepdf
 import pypdfium2
 import pytest
+from helpers.model import model  # noqa: F401 (a fixture)
 from helpers.pdfs import column, make, overlap, prose, reason, scan, tags
 from PIL import Image
 
+from data_beam import model_server
 from data_beam.pdf import ocr as pdf_ocr
 from data_beam.pdf import text as pdf_text
 from data_beam.pdf.errors import PdfError
@@ -106,40 +105,6 @@ def test_ocr_of_a_page_that_was_scanned_the_wrong_way(extractor, turn):
   assert re.sub(r'\s+', ' ', extractor.extract(out.getvalue()).text) == ' '.join(sentence)
 
 
-class Model(http.server.BaseHTTPRequestHandler):
-  """A vision model that has read the page before."""
-
-  def log_message(self, *args):
-    pass
-
-  def do_POST(self):
-    asked = json.loads(self.rfile.read(int(self.headers['Content-Length'])))
-    server = self.server
-    server.asked.append(asked)
-    if server.drops:
-      server.drops -= 1
-      self.close_connection = True
-      return
-    text = server.texts.pop(0) if server.texts else server.text
-    body = json.dumps({'choices': [{
-      'message': {'content': text}, 'finish_reason': server.ended,
-      'logprobs': {'content': [{'logprob': 0.0}, {'logprob': float(np.log(.5))}]}}]}).encode()
-    self.send_response(self.server.status)
-    self.send_header('Content-Length', str(len(body)))
-    self.end_headers()
-    self.wfile.write(body)
-
-
-@pytest.fixture
-def model():
-  with http.server.ThreadingHTTPServer(('127.0.0.1', 0), Model) as server:
-    threading.Thread(target=server.serve_forever, daemon=True).start()
-    server.where = {'url': f'http://127.0.0.1:{server.server_port}', 'model': 'reader'}
-    server.asked, server.status, server.drops, server.ended, server.texts = [], 200, 0, 'stop', []
-    yield server
-    server.shutdown()
-
-
 SCAN = scan(lambda page: column(page, 72, 700, prose('A', 8, 60)))
 
 
@@ -177,8 +142,8 @@ def pages_of(*bodies):
 
 def test_a_page_that_fails_is_one_page(model, monkeypatch):
   """Its text layer stays if it has one, and its reason is kept. In this process, for its pauses."""
-  monkeypatch.setattr(pdf_ocr, 'PAUSE', 0.0)
-  monkeypatch.setattr(pdf_ocr, '_failures', 0)
+  monkeypatch.setattr(model_server, 'PAUSE', 0.0)
+  monkeypatch.setattr(model_server, '_failures', 0)
   monkeypatch.setenv('http_proxy', 'http://127.0.0.1:9')            # where nobody is
   monkeypatch.delenv('no_proxy', raising=False)
   digital = make(lambda page: column(page, 72, 700, prose('B', 8, 60)))
@@ -221,7 +186,7 @@ def test_an_engine_that_fails_costs_a_page(monkeypatch, tmp_path):
 
 
 def test_a_model_is_not_believed_about_pages_without_text(model, monkeypatch):
-  monkeypatch.setattr(pdf_ocr, '_failures', 0)
+  monkeypatch.setattr(model_server, '_failures', 0)
   model.texts = ['The page shows a lake.', 'NO_TEXT', 'The heron waits.', 'TEXT']
   assert pdf_ocr.read_page(pypdfium2.PdfDocument(SCAN), 0, ['en'], model.where) == ([], None)
   found, _ = pdf_ocr.read_page(pypdfium2.PdfDocument(SCAN), 0, ['en'], model.where)
@@ -240,7 +205,7 @@ def test_a_model_is_not_believed_about_pages_without_text(model, monkeypatch):
   ('.' * 349, False), ('.' * 350, True),
   (' '.join(['This sentence has as many as fifty characters, or more.'] * 5), True)])
 def test_a_model_that_has_lost_itself(text, expected):
-  assert pdf_ocr.repeats(text) == expected
+  assert model_server.repeats(text) == expected
 
 
 def test_ocr_noise_and_limits(monkeypatch):

@@ -1,6 +1,7 @@
 """What an experiment is made of: corpora from elsewhere, common held-out sets, budgets, sweeps."""
 
 import importlib
+import pathlib
 import re
 import shutil
 
@@ -8,10 +9,11 @@ import jax
 import pytest
 from conftest import REPOSITORY
 from helpers.configs import config
+from helpers.stores import store  # noqa: F401
 from helpers.tokenised import corpus, folder, model, texts, tokenised  # noqa: F401 (fixtures)
 
 from configs import quickstart
-from experiments import sweep
+from experiments import run, sweep
 from experiments.engine import config as config_lib
 from experiments.engine import corpora
 from experiments.engine.build import build_steps
@@ -23,8 +25,10 @@ def test_a_corpus_of_documents_from_elsewhere(tmp_path, corpus):
   c = config(corpora=f'mine={corpus},other={corpus}', tokenize__holdout=0.2)
   graph = Graph(build_steps(c, str(tmp_path)), str(tmp_path), lambda line: None)
   assert [s.name for s in graph.steps] == [
-    'mine', 'tokenizer', 'tokenize_mine', 'train', 'evaluate', 'export', 'report']
-  graph.steps = graph.steps[:3]
+    'mine', 'other', 'tokenizer', 'tokenize_mine', 'train', 'evaluate', 'export', 'report']
+  # What both have is not held out, whether the other is trained on or not.
+  assert [s.name for s in graph.steps[3].needs] == ['mine', 'other', 'tokenizer']
+  graph.steps = graph.steps[:4]
   graph.run()
   assert (tmp_path / 'corpora/mine/1.0.0/manifest.json').exists()
   tokens = open_corpus(str(tmp_path / 'tokens/mine/1.0.0'))
@@ -113,6 +117,8 @@ def test_corpora_that_do_not_fit_are_said(tmp_path, corpus, tokenised, model, ch
   ({'optimizer__qk_clip__tau': 9.0, 'model__qk_norm': True}, 'qk_norm: turn one of them off'),
   ({'web__enabled': True, 'web__tier': 'best'}, '--config.web: unknown tier .best.: choose one of'),
   ({'eval__tasks': ('guess',)}, '--config.eval.tasks: unknown task'),
+  ({'eval__generation__modes': ('loud',)}, "eval.generation: unknown mode 'loud'"),
+  ({'eval__generation__samples': 3}, 'eval.generation: several samples'),
 ])  # fmt: skip
 def test_what_the_steps_would_refuse_is_refused_before_the_first_one(changes, message):
   with pytest.raises(ValueError, match=message):
@@ -268,3 +274,41 @@ def test_pillars_have_all_cells():
 def test_variants_of_a_data_ablation_are_said_when_wrong():
   with pytest.raises(ValueError, match='give NAME\\*WEIGHT'):
     sweep.load_points(str(REPOSITORY / 'configs/data_ablation.py') + ':web*much')
+
+
+def test_a_corpus_in_an_object_store_is_copied_into_the_workdir(store, tokenised, model, tmp_path):
+  for path in tokenised.iterdir():
+    store.change(f'bucket/web/1.0.0/{path.name}', path.read_bytes())
+  addresses = []
+  for where in (tokenised, 'fake://bucket/web/1.0.0'):
+    c = config(corpora=f'mine={where}', tokenizer__path=model)
+    workdir = tmp_path / str(len(addresses))
+    graph = Graph(build_steps(c, str(workdir)), str(workdir), lambda line: None)
+    addresses.append([s.address for s in graph.steps])
+    graph.steps = graph.steps[:1]
+    for _ in range(2):
+      graph.run()
+    home = workdir / 'tokens/mine/1.0.0'
+    assert len(open_corpus(str(home)).tokens(0)) > 2 and graph.done(graph.steps[0])
+  assert addresses[0] == addresses[1]
+  assert workdir in pathlib.Path(home).resolve().parents
+  assert {p.name for p in home.resolve().iterdir()} == {p.name for p in tokenised.iterdir()}
+
+
+def test_a_store_that_cannot_be_used_is_said_before_the_first_step(store, tokenised, model):
+  wrong = {'fake://other/runs': (FileNotFoundError, 'no such bucket'),
+           'nil://x/runs': (ValueError, 'no object store is called nil'),
+           'gs://x/runs': (ValueError, r'pip install gcsfs fsspec=='),
+           's3://x/runs': (ValueError, r'pip install s3fs fsspec==')}
+  for url, (error, words) in wrong.items():
+    with pytest.raises(error, match=words):
+      config_lib.check(config(corpora=f'mine={tokenised}', tokenizer__path=model,
+                              train__checkpoint_dir=url))
+    with pytest.raises(error if error is ValueError else FileNotFoundError):
+      build_steps(config(corpora=f'mine={url}', tokenizer__path=model), 'nowhere')
+  store.deny = 403
+  with pytest.raises(PermissionError, match='access denied'):
+    config_lib.check(config(corpora=f'mine={tokenised}', tokenizer__path=model,
+                            train__checkpoint_dir='fake://bucket/runs'))
+  with pytest.raises(ValueError, match=r'local folder.*--config\.train\.checkpoint_dir'):
+    run.run(config(), 'gs://x/runs')

@@ -2,6 +2,7 @@
 
 import json
 import os
+import pathlib
 import signal
 import subprocess
 import sys
@@ -10,7 +11,7 @@ import time
 import pytest
 from conftest import REPOSITORY
 
-from experiments.engine.graph import Graph, Step
+from experiments.engine.graph import Damaged, Graph, Step
 
 
 def graph(workdir, calls, *, a=1, b=1, version=1, fail=None):
@@ -77,7 +78,7 @@ def test_a_dry_run_writes_nothing(tmp_path):
 
 _SCRIPT = """
 import os, sys, time
-from experiments.engine.graph import Graph, Step
+from experiments.engine.graph import Damaged, Graph, Step
 def run(output, _):
   path = os.path.join(output, 'parts')
   parts = open(path).read() if os.path.exists(path) else ''
@@ -219,3 +220,82 @@ def test_a_resumable_step_whose_result_is_damaged_goes_on_from_what_it_left(tmp_
   (graph.output(graph.steps[0]) / 'step.json').write_bytes(b'')
   graph.run()
   assert rates(graph) == ['1', '1']
+
+
+def chain(workdir, calls, said, *, own=False, wanted=None):
+  """A step that makes a file, a step that reads it, a third that nobody reads.
+
+  Args:
+    own: the first one's file has a checksum of its own, which a look at every byte notices.
+    wanted: what the reader fails without.
+  """
+  def make(output, _):
+    calls.append('make')
+    for name in ('value', 'other'):
+      pathlib.Path(output, name).write_text('right')
+
+  def read(output, inputs):
+    calls.append('read')
+    with open(os.path.join(inputs['make'], 'value')) as f:
+      value = f.read()
+    if wanted and value != wanted:
+      raise ValueError('unreadable')
+
+  def fault(output, every_byte):
+    looks.append(every_byte)
+    path = pathlib.Path(output, 'value')
+    return f'{path} is damaged' if every_byte and path.read_text() != 'right' else ''
+
+  looks = []
+  first = Step('make', make, fault=fault if own else None)
+  second = Step('read', read, {'wanted': wanted}, needs=[first])
+  graph = Graph([first, second], str(workdir), said.append)
+  return graph, graph.output(first) / 'value', looks
+
+
+@pytest.mark.parametrize('damage', ['rihgt', '', None])
+def test_a_step_whose_files_are_damaged_is_done_again_and_says_so(tmp_path, damage):
+  calls, said = [], []
+  graph, value, _ = chain(tmp_path, calls, said)
+  graph.run()
+  value.unlink() if damage is None else value.write_text(damage)
+  chain(tmp_path, calls, said)[0].run()
+  assert calls == ['make', 'read', 'make'] and value.read_text() == 'right'
+  assert any(f'{value} is {"missing" if damage is None else "damaged"}' in line for line in said)
+  record = value.with_name('step.json')
+  record.write_text(record.read_text().replace('"seconds": 0', '"seconds": 1'))
+  chain(tmp_path, calls, said)[0].run()
+  assert calls[3:] == ['make'] and any(f'{record} is damaged' in line for line in said)
+  record.write_text(json.dumps({'seconds': 0.5, 'address': 'x'}))  # as older versions wrote it
+  chain(tmp_path, calls, said)[0].run()
+  assert calls[4:] == []
+
+
+def test_what_was_deleted_to_make_room_is_not_made_again(tmp_path):
+  calls = []
+  graph, value, _ = chain(tmp_path, calls, [])
+  graph.run()
+  for file in (value, value.with_name('other')):
+    file.unlink()
+  graph.run()
+  assert calls == ['make', 'read']
+
+
+def test_what_a_failed_step_read_is_looked_through_and_made_again(tmp_path):
+  """Every byte is read only then; what nobody is going to read is not looked at."""
+  calls, said = [], []
+  graph, value, looks = chain(tmp_path, calls, said, own=True)
+  graph.run()
+  value.write_text('rihgt')
+  graph, _, looks = chain(tmp_path, calls, said, own=True)
+  graph.run()
+  assert looks == [] and calls == ['make', 'read']
+  graph, _, looks = chain(tmp_path, calls, said, own=True, wanted='right')
+  with pytest.raises(Damaged, match=r'value is damaged, and read failed.*unreadable'):
+    graph.run()
+  assert looks == [False, True]
+  graph.run()
+  assert calls == ['make', 'read', 'read', 'make', 'read'] and value.read_text() == 'right'
+  graph, _, _ = chain(tmp_path, calls, said, own=True, wanted='left')
+  with pytest.raises(ValueError, match=r'^unreadable'):  # its own fault
+    graph.run()

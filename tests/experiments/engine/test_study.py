@@ -3,6 +3,7 @@
 import collections
 import math
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -159,6 +160,34 @@ def test_halving_stops_the_worst_early(tmp_path):
   assert done.best_value == min(t.params['x'] for t in done.trials)
 
 
+def test_a_stopped_trial_goes_on_where_it_was_when_better_ones_turn_out_worse(tmp_path):
+  """The first two look best until step 3; one of them diverges then, the other gets worse."""
+  def objective(trial, report):
+    run, x = study.run_of(trial), trial.params['x']
+    for step in range(len(steps[run]) + 1, 10):
+      steps[run].append(step)
+      if x < 2 and step > 4:
+        return [math.inf] if x == 0 else [x + 9.0]
+      report(step, x + 1 / step)
+    return [float(x)]
+
+  steps = collections.defaultdict(list)
+  search = study_of(tmp_path, {'x': [0, 1, 4, 6, 2, 5, 3, 7]}, 8, sampler='grid', pruner='halving')
+  done = search.run(objective, quiet)
+  assert study.best_trial(done).params['x'] == 2  # where nothing thaws, there is none
+  assert all(s == list(range(1, len(s) + 1)) for s in steps.values()), 'nothing was done twice'
+  ends = {t.params['x']: (study.run_of(t), t.state.name) for t in study.latest(done.trials)}
+  assert len(ends) == 8 < len(done.trials) and ends[2] == (4, 'COMPLETE')
+  assert ends[7] == (7, 'PRUNED') and len(steps[7]) == 1 and len(steps[4]) == 9
+  for trial in done.trials:
+    if 'thaws' in trial.user_attrs:
+      before = done.trials[trial.user_attrs['thaws']]
+      assert before.state.name == 'PRUNED' and before.params == trial.params
+      assert before.intermediate_values.items() < trial.intermediate_values.items()
+  again = search.run(lambda t, r: pytest.fail('all are done'), quiet)
+  assert len(again.trials) == len(done.trials)
+
+
 def test_trials_are_compared_where_they_have_seen_as_many_tokens(tmp_path):
   """Of the same curves those that are looked at often, by small batches, are not stopped more."""
   def objective(trial, report):
@@ -263,6 +292,42 @@ def test_another_search_in_the_same_folder_is_refused_at_once(tmp_path, change, 
   done = study_of(tmp_path, **same | {'trials': 4}).run(bowl, quiet)
   assert [t.state.name for t in done.trials] == ['COMPLETE'] * 4
   assert time.monotonic() - began < 10
+
+
+# --- Damage ---------------------------------------------------------------------------------------
+
+
+def test_a_damaged_database_is_made_again(tmp_path):
+  """A bit or a cut anywhere in it, or in the lines beside it: no trial is lost or another."""
+  def objective(trial, report):
+    report(1, trial.params['x'])
+    if trial.number == 1:
+      raise optuna.TrialPruned
+    return [math.inf] if trial.number == 2 else bowl(trial, report)
+
+  study_of(tmp_path / 'whole', trials=5).run(objective, quiet)
+  facts = lambda done: [
+    (t.number, t.state, t.values, t.params, t.user_attrs, t.intermediate_values)
+    for t in done.trials]
+  wanted = facts(study_of(tmp_path / 'more', trials=6).run(objective, quiet))
+  rng, told = np.random.default_rng(0), 0
+  for case in range(9):
+    folder, said = tmp_path / str(case), []
+    shutil.copytree(tmp_path / 'whole', folder)
+    file = folder / ('search.jsonl' if case % 4 == 3 else 'search.db')
+    data = bytearray(file.read_bytes())
+    # Most of a database's pages are empty: a bit of what is not.
+    place = rng.choice(np.flatnonzero(np.frombuffer(data, np.uint8)))
+    if case % 3:
+      data[place] ^= 1 << int(rng.integers(8))
+    file.write_bytes(data if case % 3 else data[:place] if case else b'')
+    done = study_of(folder, trials=6).run(objective, said.append)
+    assert facts(done) == wanted, (case, place)
+    told += any('damaged' in line or 'cut off' in line for line in said)
+  assert told > 4
+  done = study_of(tmp_path / '0', trials=6).open(quiet)  # the lines are as the database again
+  os.remove(tmp_path / '0/search.db')
+  assert facts(study_of(tmp_path / '0', trials=6).open(quiet)) == facts(done) == wanted
 
 
 # --- Many processes, and their deaths -------------------------------------------------------------

@@ -617,7 +617,7 @@ def test_evaluate_command(trained, markov_corpora, tmp_path, capsys):
   rows = [{'goal': 'a', 'sol1': 'value', 'sol2': 'the list', 'label': i % 2} for i in range(9)]
   (tmp_path / 'piqa.validation.jsonl').write_text('\n'.join(map(json.dumps, rows)))
   output = tmp_path / 'deep' / 'eval.json'
-  common = dict(checkpoint=str(workdir), output=str(output), eval_data=str(tmp_path))
+  common = dict(checkpoint=[str(workdir)], output=str(output), eval_data=str(tmp_path))
   with flagsaver.flagsaver(**common, tasks=['piqa'], corpus=[markov_corpora['web']], limit=5):
     evaluate.main(['evaluate'])
   results = json.loads(output.read_text())
@@ -626,9 +626,9 @@ def test_evaluate_command(trained, markov_corpora, tmp_path, capsys):
   assert str(output) in capsys.readouterr().out
   for wrong, words in (
     ({'tasks': ['piqua']}, 'unknown task'),
-    ({'checkpoint': None, 'tasks': ['piqa']}, 'which model'),
+    ({'checkpoint': [], 'tasks': ['piqa']}, 'which model'),
     ({'output': None, 'tasks': ['piqa']}, 'where to'),
-    ({'checkpoint': str(tmp_path), 'tasks': ['piqa']}, 'no intact checkpoint'),
+    ({'checkpoint': [str(tmp_path)], 'tasks': ['piqa']}, 'no intact checkpoint'),
     ({}, 'nothing to measure'),
   ):
     with flagsaver.flagsaver(**{**common, **wrong}), pytest.raises(SystemExit) as e:

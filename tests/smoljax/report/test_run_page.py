@@ -92,10 +92,11 @@ def test_collapsing_features_are_named_with_what_to_try(change, expected):
 def test_numbers_on_the_page_come_from_the_files(workdirs):
   page = Page(workdirs['plain'] / 'report').text
   for shown in (
-    'A model of 1.05M parameters that beats unigram by 2.43 nats per token',  # 6.1377 − 3.7123
-    'validation loss of 3.71', 'unigram model of the same text',
-    '6.14', '2.13M tokens', '2,101 curated documents', '8 min 09 s', '1.83 bits per byte',
-    '64% of the time', '28% without', '25% by chance',
+    'A language model of 1.05M parameters, trained on 2,101 web and pdf documents in 8 min 09 s',
+    'validation loss is 3.71', 'counting how often each token comes would give 6.14',
+    '2.13M tokens', 'it needs 1.83 bits per byte', 'knowing nothing 8',
+    'questions in 64%', '28% without the question', '25% by guessing',
+    'python -m experiments.generate --checkpoint=', '--config.train.init_from=',
     '2,994', '2,700 documents in, 1,890 kept (70%)', '297 documents in, 211 kept (71%)',
     'near duplicate 212', 'too few words 290', '3.21', 'A vocabulary of 2,048', '1.827', '2.41',
     '32.5 ± 3.4 points above the blind model', '63.5%', '28.5%', '31.0%', '23.5%',
@@ -198,7 +199,7 @@ def test_missing_files_are_named(tmp_path):
                'evaluation', 'sample text', 'checkpoint', 'exported model', 'times', 'events',
                'config'):
     assert f'No {name}:' in page, name
-  assert 'training loss of 5.25' in page
+  assert 'training loss is 5.25' in page
 
 
 @pytest.mark.parametrize('name', ['summary.json', 'config.json', 'evals/7.json', 'samples.json',

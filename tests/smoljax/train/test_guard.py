@@ -135,6 +135,21 @@ def test_nonsense_is_refused(changes, message):
     guard.init(settings(**changes), LAYERS)
 
 
+@pytest.mark.parametrize(('count', 'window', 'values'), [
+  (0, 8, []), (3, 8, [1, 2, 3]), (3, 2, [2, 3]), (5, 3, [3, 4, 5]), (9, 8, [6, 7, 8, 9]),
+])  # fmt: skip
+def test_another_window_keeps_the_newest_values(count, window, values):
+  state = guard.init(settings(window=4, min_steps=2), LAYERS)
+  for ring in state['rings'].values():
+    for i in range(count):
+      ring['values'][i % 4] = i + 1
+    ring['count'] = np.int32(count)
+  for ring in guard.resized(state, window)['rings'].values():
+    assert len(ring['values']) == window and ring['count'] == len(values)
+    flat = ring['values'].reshape(window, -1)[:, 0]
+    assert flat[:len(values)].tolist() == values and not flat[len(values):].any()
+
+
 def test_faults_are_read():
   assert guard.parse_faults('nan@40, lr8x@100:120') == (
     guard.Fault('nan', 1.0, 40, 41),

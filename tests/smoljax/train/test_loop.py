@@ -297,7 +297,7 @@ def test_what_was_changed_where_a_run_goes_on_is_an_event(markov_corpora, tmp_pa
   begun = tiny(**{'train.stages': one, 'train.tokens': 4 * 8 * 64})
   longer = tiny(**{
     'train.stages': one, 'train.tokens': 6 * 8 * 64, 'optimizer.learning_rate': 1e-3,
-    'train.checkpoint_every': 3, 'train.loss_chunk': 32})
+    'train.checkpoint_every': 3, 'train.loss_chunk': 32, 'guard.window': 40})
   for c in (begun, longer):
     fit(c, markov_corpora, tmp_path, meta={'config': c.to_dict()})
   start, resume = (e for e in metrics.read_rows(tmp_path / 'events.jsonl')
@@ -305,7 +305,8 @@ def test_what_was_changed_where_a_run_goes_on_is_an_event(markov_corpora, tmp_pa
   assert resume['step'] == 4 and 'changed' not in start
   assert resume['changed'] == {
     'optimizer.learning_rate': [1e-2, 1e-3], 'train.checkpoint_every': [4, 3],
-    'train.loss_chunk': [512, 32], 'train.steps': [4, 6], 'train.tokens': [2048, 3072]}
+    'train.loss_chunk': [512, 32], 'guard.window': [128, 40],
+    'train.steps': [4, 6], 'train.tokens': [2048, 3072]}
   rows = metrics.read_rows(tmp_path / 'metrics.jsonl')
   assert [r['step'] for r in rows if 'train/loss' in r] == [2, 4, 6]
 

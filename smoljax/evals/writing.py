@@ -1,0 +1,126 @@
+"""Many prompts through our decoder at once: what a model writes after each."""
+
+import dataclasses
+import math
+from collections.abc import Callable, Iterator, Sequence
+from typing import NamedTuple
+
+from smoljax.checkpoints import load
+from smoljax.data.tokenizer import Tokenizer
+from smoljax.inference import cache, generate
+from smoljax.inference.sampling import GREEDY, Sampling
+from smoljax.inference.text import Text
+
+# Tokens of chat models that are read in their text; of some tokenizers they are control tokens,
+# which decode to nothing.
+_MARKS = ('<think>', '</think>', '<tool_call>', '</tool_call>')
+
+
+def decoder(text: Tokenizer) -> Callable[[Sequence[int]], str]:
+  """`text.decode`, with the marks of thoughts and calls spelt out."""
+  marks = {i: mark for mark in _MARKS if (i := text.control_id(mark)) is not None}
+  if not marks:
+    return text.decode
+
+  def decode(ids: Sequence[int]) -> str:
+    pieces, run = [], []
+    for token in ids:
+      if token in marks:
+        pieces += [text.decode(run), marks[token]]
+        run = []
+      else:
+        run.append(token)
+    return ''.join([*pieces, text.decode(run)])
+  return decode
+
+
+class Written(NamedTuple):
+  """What a model wrote after one prompt."""
+
+  ids: list[int]  # without what ended it
+  text: str  # up to a stop string
+  ended: bool  # by a token that ends a text, or a stop string; not for want of room
+
+
+class Writer:
+  """A model that is ready to write, and how many prompts it takes at once.
+
+  Prompts are taken together with others of like length, longest first. To what length a prompt is
+  padded, and how large its cache is, is decided by the prompt and its room alone, and there is
+  never a batch of one (XLA computes the products of one row by another method): in float32 what is
+  written depends neither on the batch size nor on the order.
+  """
+
+  def __init__(self, model: load.Model, batch_size: int = 32):
+    self.model, self.batch_size = model, batch_size
+    self.decode = decoder(model.tokenizer)
+    self._params = cache.prepare(model.config, model.params)
+    # One row may have less room than another: none is looked at beyond its own.
+    self._config = dataclasses.replace(
+      model.config, max_seq_len=2 * model.config.max_seq_len + cache.BUCKET)
+
+  def write(
+    self,
+    prompts: Sequence[Sequence[int]],
+    rooms: Sequence[int],
+    *,
+    seeds: Sequence[int],
+    eos_ids: Sequence[int],
+    sampling: Sampling = GREEDY,
+    stops: Sequence[str] = (),
+  ) -> Iterator[tuple[int, Written]]:
+    """Yields the place of each prompt and what was written after it, as batches are done.
+
+    Args:
+      prompts: token ids.
+      rooms: how many tokens may follow each, 1 or more.
+      seeds: of each prompt's draws.
+      eos_ids: tokens that end a text.
+      stops: strings before which it ends.
+    """
+    groups: dict[tuple[int, int], list[int]] = {}
+    for i, (prompt, room) in enumerate(zip(prompts, rooms, strict=True)):
+      key = cache.bucket_length(len(prompt)), cache.bucket_length(room)
+      groups.setdefault(key, []).append(i)
+    for (_, most), places in sorted(groups.items(), reverse=True):
+      size = max(2, min(self.batch_size, 1 << math.ceil(math.log2(len(places)))))
+      for start in range(0, len(places), size):
+        rows = places[start : start + size]
+        filled = [*rows, *rows[-1:] * (size - len(rows))]
+        steps = generate.stream(
+          self._config, self._params, [prompts[i] for i in filled], max_new_tokens=most,
+          sampling=sampling, eos_id=tuple(eos_ids), seed=[seeds[i] for i in filled])
+        written = [_Row(self.decode, prompts[i], rooms[i], stops) for i in rows]
+        for step in steps:
+          for row, token in zip(written, step, strict=False):
+            row.push(token)
+          if all(row.done for row in written):
+            break
+        for i, row in zip(rows, written, strict=True):
+          yield i, row.result()
+
+
+class _Row:
+  """One text as it comes; it is decoded on the way only where a stop string may end it."""
+
+  def __init__(self, decode, prompt, room, stops):
+    self._text, self._room, self._watched = Text(decode, stops, prompt), room, bool(stops)
+    self._ids, self._pieces, self.done, self._ended = [], [], False, False
+
+  def push(self, token):
+    if self.done:
+      return
+    if token is None:
+      self.done = self._ended = True
+      return
+    self._ids.append(token)
+    if self._watched:
+      self._pieces.append(self._text.push(token))
+    self._ended = self._text.stopped
+    self.done = self._ended or len(self._ids) >= self._room
+
+  def result(self):
+    if not self._watched:
+      self._pieces = [self._text.push(token) for token in self._ids]
+    text = ''.join(self._pieces) + self._text.finish()
+    return Written(self._ids, text, self._ended or self._text.stopped)

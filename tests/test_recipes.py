@@ -1,0 +1,91 @@
+"""README's recipes, typed as they stand there, in a fresh copy of the repository; in small."""
+
+import json
+import os
+import pathlib
+import re
+import shlex
+import shutil
+import subprocess
+import sys
+import time
+
+import pytest
+from conftest import REPOSITORY
+from helpers import stories, warc
+from helpers.quickstart import SMALL
+
+LIMIT = 120  # seconds a recipe, on two cores with nothing beside
+# What makes a command small; the rest is typed as it stands.
+SMALLER = {'experiments.run': SMALL, 'experiments.sweep': SMALL}
+
+
+def recipes() -> list[str]:
+  """The commands in README's blocks marked `sh`, in order; joined lines are one."""
+  text = (REPOSITORY / 'README.md').read_text()
+  blocks = '\n'.join(re.findall(r'^```sh\n(.*?)^```', text, re.S | re.M))
+  return [line for line in blocks.replace('\\\n', ' ').splitlines() if line.strip()]
+
+
+def write_inputs(root: pathlib.Path) -> None:
+  """What a reader of the recipes has: a crawl, papers, notes, rows and questions."""
+  for folder in ('crawl', 'papers', 'notes', 'rows', 'questions'):
+    (root / folder).mkdir()
+  warc.write_warc(root / 'crawl/x.warc.gz', [
+    warc.html(f'https://a.test/{i}', warc.page(warc.article(i))) for i in range(150)])
+  for i in range(3):
+    (root / f'papers/{i}.pdf').write_bytes(stories.make(stories.story(i, 120)))
+  for i in range(60):
+    paragraphs = warc.article(1000 + i)
+    (root / f'notes/{i}.{("md", "txt", "html")[i % 3]}').write_bytes(
+      warc.page(paragraphs) if i % 3 == 2 else '\n\n'.join(['# A note', *paragraphs]).encode())
+  (root / 'rows/x.jsonl').write_text(''.join(
+    json.dumps({'text': '\n\n'.join(warc.article(2000 + i))}) + '\n' for i in range(80)))
+  question = {'question': 'Which colour is the sky?', 'choices': ['green', 'blue'], 'answer': 1}
+  (root / 'questions/mine.jsonl').write_text((json.dumps(question) + '\n') * 5)
+
+
+@pytest.fixture(scope='module')
+def clone(tmp_path_factory):
+  root = tmp_path_factory.mktemp('fresh') / 'smoljax'
+  tracked = subprocess.run(
+    ['git', 'ls-files', '-z'], cwd=REPOSITORY, capture_output=True, check=True)
+  for name in filter(None, tracked.stdout.decode().split('\0')):
+    (root / name).parent.mkdir(parents=True, exist_ok=True)
+    shutil.copy(REPOSITORY / name, root / name)
+  write_inputs(root)
+  typed(root, 'python -m experiments.run --config=configs/quickstart.py --workdir=runs/quickstart')
+  return root
+
+
+def typed(root: pathlib.Path, command: str) -> str:
+  module = re.search(r'-m (\S+)', command)
+  flags = SMALLER.get(module[1], []) if module and '--dry_run' not in command else []
+  # As after `source .venv/bin/activate`.
+  environment = {k: v for k, v in os.environ.items() if k not in ('XLA_FLAGS', 'PYTHONPATH')}
+  environment |= {'PATH': f'{os.path.dirname(sys.executable)}:{os.environ["PATH"]}',
+                  'COLUMNS': '160'}
+  result = subprocess.run(
+    command + ' ' + shlex.join(flags), shell=True, cwd=root, env=environment, text=True,
+    capture_output=True, timeout=900)
+  assert result.returncode == 0, f'{command}\n{result.stdout[-2000:]}\n{result.stderr[-2000:]}'
+  return result.stdout
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize('command', recipes(), ids=lambda c: re.search(r'-m (\S+)', c)[1])
+def test_a_recipe_works_as_typed(clone, command):
+  began = time.monotonic()
+  typed(clone, command)
+  seconds = time.monotonic() - began
+  print(f'{seconds:.0f} s  {command}')
+  assert seconds < LIMIT * max(1, os.getloadavg()[0] / (os.cpu_count() or 1)), seconds
+
+
+def test_the_readme_has_a_recipe_for_each_job():
+  said = ' '.join(recipes())
+  assert len(recipes()) >= 14
+  for word in ('web.input', 'data_beam.pdf', 'data_beam.web --input=notes', 'tables import',
+               'config.corpora', 'lineage', 'init_from', 'shapes', 'eval_data', '--grid', 'search',
+               '--format=hf', '--format=gguf', 'generate'):
+    assert word in said, word
