@@ -39,9 +39,8 @@ import apache_beam as beam
 
 from data_beam import chat, curation, tables, tokenize_corpus
 from data_beam.curation import Each
-from data_beam.dedup.clusters import near_duplicates
+from data_beam.dedup.clusters import deduplication
 from data_beam.dedup.decontaminate import Decontaminate
-from data_beam.dedup.exact import ExactDedup
 from data_beam.options import ConversationOptions, TokenizeOptions
 from data_beam.records import Document, Reject
 from data_beam.sources.files import expand
@@ -362,8 +361,7 @@ def run(
   steps: list[tuple[str, beam.PTransform]] = [
     ('read', Each(read, name, options.mode, options.limit)),
     ('language', Each(identify, options.languages)),
-    ('exact_dedup', ExactDedup()),
-    *near_duplicates(options.minhash, options.minhash_hash),
+    *deduplication(options, size=sum(f['bytes'] or 0 for f in files)),
   ]
   if options.decontaminate:
     steps.append(('decontaminate', Decontaminate(options.decontaminate)))
