@@ -43,7 +43,7 @@ from data_beam.dedup.clusters import deduplication
 from data_beam.dedup.decontaminate import Decontaminate
 from data_beam.options import ConversationOptions, TokenizeOptions
 from data_beam.records import Document, Reject
-from data_beam.sources.files import expand
+from data_beam.sources.files import expand, size_of
 from data_beam.tables import Part, RowError
 from data_beam.text.language import detect_language, language_sample
 
@@ -361,7 +361,7 @@ def run(
   steps: list[tuple[str, beam.PTransform]] = [
     ('read', Each(read, name, options.mode, options.limit)),
     ('language', Each(identify, options.languages)),
-    *deduplication(options, size=sum(f['bytes'] or 0 for f in files)),
+    *deduplication(options, size=size_of(files)),
   ]
   if options.decontaminate:
     steps.append(('decontaminate', Decontaminate(options.decontaminate)))

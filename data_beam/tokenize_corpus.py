@@ -419,8 +419,8 @@ def run(
                              max(1, math.ceil(candidates / _MOST_RUNS)))
       near = beam.pvalue.AsDict(ids | 'as keys' >> beam.Map(lambda id: (id, True)))
     tokenised = parts | 'tokenise' >> beam.ParDo(_Tokenize(facts, options, conversations), near)
-    sidecars = [name for name, wanted in zip(
-      records.SIDECARS, (True, options.rehydrate, conversations), strict=True) if wanted]
+    wanted = {'lengths': True, 'repeats': options.rehydrate, 'rejected_lengths': conversations}
+    sidecars = [name for name in records.SIDECARS if wanted.get(name)]
     _ = (
       records.write_records(
         tokenised, output=output, name=name, shards=shards, sidecars=sidecars)

@@ -42,8 +42,8 @@ def _kernel(x_ref, y_ref, scale_ref, sum_ref, normed_ref, *, eps):
   from jax.experimental.pallas import triton
 
   (D,) = x_ref.shape
-  whole = pl.ds(0, 1 << (D - 1).bit_length())
-  inside = jnp.arange(whole.size) < D
+  size = 1 << (D - 1).bit_length()
+  whole, inside = pl.ds(0, size), jnp.arange(size) < D
   x, y, scale = (
     triton.load(ref.at[whole], mask=inside, other=0) for ref in (x_ref, y_ref, scale_ref))
   x += y

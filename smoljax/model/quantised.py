@@ -109,8 +109,9 @@ def sum_of_words(x_I: jax.Array, w: Quantised) -> jax.Array:
   words_OW = jax.lax.bitcast_convert_type(w.values.reshape(O, -1, 4), jnp.int32)
   each = 32 // w.bits  # weights a word
   x_WE = x_I.astype(jnp.float32).reshape(-1, each)
-  sum_OW = sum(
-    ((words_OW << (32 - w.bits * (e + 1))) >> (32 - w.bits)).astype(jnp.float32) * x_WE[:, e]
-    for e in range(each))
+  sum_OW = jnp.zeros(words_OW.shape)
+  for e in range(each):
+    q_OW = (words_OW << (32 - w.bits * (e + 1))) >> (32 - w.bits)
+    sum_OW += q_OW.astype(jnp.float32) * x_WE[:, e]
   return jnp.sum(sum_OW.reshape(O, G, -1) * w.scales_OG.astype(jnp.float32)[..., None],
                  axis=(1, 2))

@@ -64,7 +64,7 @@ def attend(
   result = lambda *dims: pl.BlockSpec(
     (None, None, N // K, *dims), lambda b, k, p: (b, p, k, *(0 for _ in dims)))
   dtype = q_B1NH.dtype if parts == 1 else jnp.float32
-  out_BPNH, lse_BPN, *held = pl.pallas_call(
+  out_BPNH, lse_BPN, k_BKRH, v_BKRH = pl.pallas_call(
     functools.partial(_kernel, heads=(N, K), parts=parts, softcap=softcap),
     grid=(B, K, parts),
     in_specs=[pl.BlockSpec((1,), lambda b, k, p: (0,)), pl.BlockSpec((1,), lambda b, k, p: (b,)),
@@ -79,7 +79,7 @@ def attend(
   if parts > 1:
     share_BPN = jax.nn.softmax(lse_BPN, axis=1)
     out_BPNH = jnp.sum(out_BPNH * share_BPN[..., None], axis=1, keepdims=True)
-  return out_BPNH.astype(q_B1NH.dtype), (held[0], held[1])
+  return out_BPNH.astype(q_B1NH.dtype), (k_BKRH, v_BKRH)
 
 
 def _kernel(index_ref, offset_ref, qkv_ref, k_ref, v_ref, out_ref, lse_ref, k_out_ref, v_out_ref,
