@@ -57,9 +57,9 @@ def get_config(arg: str = '') -> ConfigDict:
     c.train.eval_every = c.train.checkpoint_every = 350
     return c
   c.chains.number = 6000
-  c.data.seq_len = 64
-  c.train.batch_tokens = 128 * 64  # 16 questions, 8 answers each
-  c.train.tokens = 120 * 128 * 64
+  c.data.seq_len = 96
+  c.train.batch_tokens = 128 * 96  # 16 questions, 8 answers each
+  c.train.tokens = 120 * 128 * 96
   c.train.reinforce.loss = 'dapo'
   c.train.reinforce.divide_by_std = False
   c.train.reinforce.max_new_tokens = 40
