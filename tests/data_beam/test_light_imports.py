@@ -10,12 +10,13 @@ from helpers.code import imports
 # Lowest first: each imports only lower ones, and itself.
 FLOORS = (
   {'records', 'options', 'beam_options', 'progress', 'sandbox', 'special_tokens',
-   'file_runner', 'model_server'},
+   'file_runner', 'model_server', 'command_line', 'redact', 'finder', 'hub', 'chat'},
   {'text'},
   {'sources'},
   {'filters', 'dedup'},
   {'curation'},
   {'web', 'pdf', 'python_source', 'tables', 'tokenize_corpus'},
+  {'conversations'},
 )
 # Names that users rely on, of commands and of extractors; nothing here imports them.
 NAMES = {'quality', 'refetch', 'pdf_route', 'html_text', 'pdf_text'}
