@@ -390,7 +390,7 @@ class FileRunner(PipelineRunner):
   """See above. Beam makes one of `--runner=data_beam.file_runner.FileRunner`, for which
   beam_options takes `files`."""
 
-  def is_fnapi_compatible(self) -> bool:
+  def is_fnapi_compatible(self) -> Any:
     """Pipelines come as they are."""
     return False
 
@@ -457,7 +457,7 @@ def is_used(options: PipelineOptions) -> bool:
 
 
 class _Done(PipelineResult):
-  def wait_until_finish(self, duration: Any = None) -> str:
+  def wait_until_finish(self, duration: Any = None) -> Any:
     """It is."""
     return self.state
 
@@ -514,7 +514,11 @@ def _workers(own: FileOptions) -> Iterator[Callable[[list], None]]:
     return
   processes = own.work_processes or os.cpu_count() or 1
   if processes == 1:
-    yield lambda tasks: [run_task(*task) for task in tasks] and None
+    def here(tasks: list) -> None:
+      for task in tasks:
+        run_task(*task)
+
+    yield here
     return
   pool = _Pool(processes)
   try:

@@ -137,7 +137,7 @@ class _Bands(beam.DoFn):
     if len(self.nodes) == _AT_HAND:
       yield from self._blocks()
 
-  def finish_bundle(self) -> Iterator[Any]:
+  def finish_bundle(self) -> Any:
     """What is left."""
     for block in self._blocks():
       tag = getattr(block, 'tag', None)

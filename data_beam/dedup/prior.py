@@ -94,7 +94,8 @@ def _documents(shard: tuple, settings: dict[str, Any]) -> Iterator[Known]:
   for number, row in enumerate(records.read_shard(path, count, 'curated')):
     document = Known(**row | {'metadata': {'dump': row['metadata'].get('dump', '')}})
     if stored is None:
-      document = sign(document, **settings)
+      document.signature = sign(document, **settings).signature
     else:
       document.signature = stored[number].tobytes()[:SIZE * (1 + settings['bands'])]
-    yield dataclasses.replace(document, text='')
+    document.text = ''
+    yield document
