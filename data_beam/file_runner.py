@@ -531,7 +531,8 @@ class _Pool:
   """Processes, made anew where one was killed."""
 
   def __init__(self, processes: int):
-    self.processes, self.pool = processes, None
+    self.processes = processes
+    self.pool: concurrent.futures.ProcessPoolExecutor | None = None
 
   def run(self, tasks: Iterable[tuple]) -> None:
     """Does all tasks. Raises what one raises."""
