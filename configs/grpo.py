@@ -52,7 +52,7 @@ def get_config(arg: str = '') -> ConfigDict:
     c.data.seq_len = 128
     c.train.batch_tokens = 16 * 128
     c.train.tokens = 700 * 16 * 128
-    c.optimizer.learning_rate = 3e-3
+    c.optimizer.learning_rate = 1e-3
     c.optimizer.schedule = 'cosine'
     c.train.eval_every = c.train.checkpoint_every = 350
     return c
