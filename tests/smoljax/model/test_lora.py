@@ -48,7 +48,8 @@ def test_training_begins_with_the_model_bit_for_bit_and_moves_one_side_first():
   assert all((size == 0) == ('_in_' in name) for name, size in found.items()), found
 
 
-@pytest.mark.parametrize('scan', [True, pytest.param(False, marks=pytest.mark.slow)])
+@pytest.mark.slow
+@pytest.mark.parametrize('scan', [True, False])
 def test_folded_in_it_is_the_same_model(scan):
   config, adapters = dataclasses.replace(CONFIG, scan_layers=scan), moved(ADAPTERS)
   plain = dataclasses.replace(config, lora_rank=0)

@@ -206,8 +206,8 @@ def test_the_frozen_model_starts_even_and_may_come_from_a_cache():
   jax.tree.map(np.testing.assert_array_equal, step(c, POLICY, cached), step(c, POLICY, batch))
 
 
-@pytest.mark.parametrize('mesh', [
-  dict(data=2, context=2), pytest.param(dict(fsdp=2, tensor=2), marks=pytest.mark.slow)])
+@pytest.mark.slow
+@pytest.mark.parametrize('mesh', [dict(data=2, context=2), dict(fsdp=2, tensor=2)])
 def test_meshes_give_what_one_device_gives(mesh):
   batch, c = pack(PAIRS, rows=4), Preference('dpo')
   expected = step(c, POLICY, batch)
