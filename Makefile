@@ -8,7 +8,7 @@ BIN := $(VENV)/bin
 PYTEST := $(BIN)/python -m pytest -n auto --maxprocesses=4 --dist loadfile --no-loadscope-reorder
 PIP := $(BIN)/python -m pip install --disable-pip-version-check --progress-bar off -q
 
-.PHONY: quickstart test test-slow lint clean help
+.PHONY: quickstart test test-slow lint docs readme-check clean help
 
 help:
 	@sed -n 's/^# \?//p' Makefile | head -4
@@ -27,6 +27,14 @@ lint: $(VENV)/.installed-test
 	$(BIN)/ruff check .
 	$(BIN)/pyrefly check --python-interpreter-path=$(BIN)/python
 
+# One site of README, docs/, the log, every command's help and the docstrings: build/docs/index.html.
+docs: $(VENV)/.installed-docs
+	$(BIN)/python docs/build.py
+
+# README's recipes as they are typed, and its cheap figures again.
+readme-check: $(VENV)/.installed-test
+	$(BIN)/python -m pytest -m "slow or not slow" tests/test_readme.py tests/test_recipes.py
+
 $(BIN)/python:
 	@$(PYTHON) -c 'import sys; sys.version_info >= (3, 11) or sys.exit("smoljax needs Python 3.11 or newer; this is " + sys.version.split()[0] + ". Name another one: make PYTHON=python3.12 …")'
 	$(PYTHON) -m venv $(VENV)
@@ -38,6 +46,10 @@ $(VENV)/.installed: requirements.txt | $(BIN)/python
 
 $(VENV)/.installed-test: pyproject.toml $(VENV)/.installed
 	$(PIP) $$($(BIN)/python -c 'import tomllib; print(*tomllib.load(open("pyproject.toml", "rb"))["project"]["optional-dependencies"]["test"])')
+	@touch $@
+
+$(VENV)/.installed-docs: pyproject.toml $(VENV)/.installed
+	$(PIP) $$($(BIN)/python -c 'import tomllib; print(*tomllib.load(open("pyproject.toml", "rb"))["project"]["optional-dependencies"]["docs"])')
 	@touch $@
 
 $(VENV)/.installed-reference: pyproject.toml $(VENV)/.installed-test

@@ -2,6 +2,7 @@
 
   python -m experiments.shapes
   python -m experiments.shapes --context=65536 --shape=smollm3-3b,smollm3-1b --mesh=fsdp=8
+  python -m experiments.shapes --context=2048 --shape=smollm3-360m --device=rtx4090 --tokens=5e9
   python -m experiments.shapes --context=8192 --rows=16 --remat=qkv+ctx+mid+gu --hf=DIR
 
 Sizes in the family's names count parameters without the embedding; both are printed. With --context
@@ -11,6 +12,7 @@ shapes, shardings and the traced backward pass (smoljax/train/memory.py), on any
 """
 
 import dataclasses
+import math
 import os
 import sys
 
@@ -23,6 +25,13 @@ from smoljax import model, sharding
 from smoljax.checkpoints import hf_folder
 from smoljax.train import memory
 
+# Memory in GB and peak of dense bf16 products in TFLOP/s, of one device by its vendor's data sheet.
+DEVICES = {
+  'rtx3090': (24, 71), 'rtx4090': (24, 165), 'rtx5090': (32, 210), 'a100': (80, 312),
+  'h100': (80, 989), 'h200': (141, 989), 'b200': (180, 2250), 'v5e': (16, 197), 'v5p': (95, 459),
+  'v6e': (32, 918), 'v7x': (192, 2307),
+}
+REACHED = .4  # of the peak; what an H200 reaches is in docs/training.md, 44 to 62 %
 _CONTEXT = flags.DEFINE_integer(
   'context', 0, 'Tokens a row to plan for; 0 = no memory plan.',
   lower_bound=0, upper_bound=2**31 - 1)
@@ -38,6 +47,11 @@ _CHUNK = flags.DEFINE_integer(
   'chunk', 512, 'Places whose logits are formed at a time.',
   lower_bound=1, upper_bound=2**31 - 1)
 _DTYPE = flags.DEFINE_enum('dtype', 'bfloat16', ['bfloat16', 'float32'], 'Of the computation.')
+
+_DEVICE = flags.DEFINE_enum(
+  'device', '', ['', *DEVICES], 'Whose memory the plan is held against, and whose speed.')
+_TOKENS = flags.DEFINE_float(
+  'tokens', 1e9, 'To train on, for the time on --device.', lower_bound=1)
 
 TRAINED = 4096  # tokens a row that FLOPs are given for without --context
 
@@ -98,6 +112,25 @@ def plan_table(title: str, plans: dict[str, memory.Bytes]) -> Table:
   return table
 
 
+def device_table(
+  device: str, tokens: float, seq_len: int, found: dict[str, model.ModelConfig],
+  plans: dict[str, memory.Bytes], devices: int,
+) -> Table:
+  """Whether each plan fits a device, and how long so many tokens take at `REACHED` of its peak."""
+  gigabytes, peak = DEVICES[device]
+  title = (f'{devices} x {device}: {gigabytes} GB, {peak} TFLOP/s; time at {REACHED:.0%} of that '
+           f'for {tokens:.3g} tokens')
+  table = Table(title=title, title_justify='left')
+  for column in ('shape', 'needs', 'fits', 'time'):
+    table.add_column(column, justify='left' if column == 'shape' else 'right')
+  for name, plan in plans.items():
+    need = sum(plan.values()) / 1e9
+    seconds = tokens * found[name].flops_per_token(seq_len) / (peak * 1e12 * REACHED * devices)
+    time = f'{seconds / 86400:.1f} days' if seconds > 86400 else f'{seconds / 3600:.1f} h'
+    table.add_row(name, f'{need:.1f} GB', 'yes' if need < .9 * gigabytes else 'no', time)
+  return table
+
+
 def main(argv: list[str]) -> None:
   """The command line; bad input is one line and exit code 2."""
   console = Console(width=None if sys.stdout.isatty() else 200)
@@ -121,6 +154,9 @@ def main(argv: list[str]) -> None:
     console.print(plan_table(
       f'training, GiB per device ({where}): {rows} x {seq_len:,} tokens a micro-batch, AdamW, '
       f'remat {_REMAT.value}', training))
+    if _DEVICE.value:
+      console.print(device_table(
+        _DEVICE.value, _TOKENS.value, seq_len, found, training, math.prod(mesh.values())))
     rows = _ROWS.value or 1
     console.print(plan_table(
       f'generating, GiB on one device: {rows} x {seq_len:,} tokens', {

@@ -1,5 +1,6 @@
 """README is short and leads on; the map of docs/architecture.md names every folder and file."""
 
+import json
 import re
 
 import pytest
@@ -48,6 +49,18 @@ def test_the_map_is_complete():
 
 def test_a_first_reader_can_read_the_readme():
   assert len(README.read_text().split()) < 2500
+
+
+def test_its_figures_are_those_of_the_quickstart():
+  """Where `make quickstart` has run here; `make readme-check` says so."""
+  summary = REPOSITORY / 'runs' / 'quickstart' / 'summary.json'
+  if not summary.exists():
+    pytest.skip('make quickstart has not run here')
+  found, said = json.loads(summary.read_text()), README.read_text()
+  right = int(re.search(r'from three others in (\d+)', said)[1])
+  bits = float(re.search(r'needs\s+([\d.]+) bits for each byte', said)[1])
+  assert abs(right - 100 * found['tasks']['continuation']) < 6
+  assert abs(bits - found['bits_per_byte']['web']) < .1
 
 
 @pytest.mark.parametrize('path', [README, *PAGES], ids=lambda p: p.name)

@@ -17,7 +17,8 @@ from helpers.quickstart import SMALL
 
 LIMIT = 120  # seconds a recipe, on two cores with nothing beside
 # What makes a command small; the rest is typed as it stands.
-SMALLER = {'experiments.run': SMALL, 'experiments.sweep': SMALL}
+SMALLER = {'experiments.run': SMALL, 'experiments.sweep': SMALL,
+           'experiments.generate': ['--max_new_tokens=32']}  # its rows have 128 tokens
 
 
 def recipes() -> list[str]:
@@ -29,7 +30,7 @@ def recipes() -> list[str]:
 
 def write_inputs(root: pathlib.Path) -> None:
   """What a reader of the recipes has: a crawl, papers, notes, rows and questions."""
-  for folder in ('crawl', 'papers', 'notes', 'rows', 'questions'):
+  for folder in ('crawl', 'papers', 'notes', 'rows', 'questions', 'chats'):
     (root / folder).mkdir()
   warc.write_warc(root / 'crawl/x.warc.gz', [
     warc.html(f'https://a.test/{i}', warc.page(warc.article(i))) for i in range(150)])
@@ -41,6 +42,10 @@ def write_inputs(root: pathlib.Path) -> None:
       warc.page(paragraphs) if i % 3 == 2 else '\n\n'.join(['# A note', *paragraphs]).encode())
   (root / 'rows/x.jsonl').write_text(''.join(
     json.dumps({'text': '\n\n'.join(warc.article(2000 + i))}) + '\n' for i in range(80)))
+  (root / 'chats/x.jsonl').write_text(''.join(json.dumps({'messages': [
+    {'role': 'user', 'content': f'What is number {i}?'},
+    {'role': 'assistant', 'content': warc.article(3000 + i, 1)[0][:120]}]}) + '\n'
+    for i in range(200)))
   question = {'question': 'Which colour is the sky?', 'choices': ['green', 'blue'], 'answer': 1}
   (root / 'questions/mine.jsonl').write_text((json.dumps(question) + '\n') * 5)
 
@@ -82,10 +87,24 @@ def test_a_recipe_works_as_typed(clone, command):
   assert seconds < LIMIT * max(1, os.getloadavg()[0] / (os.cpu_count() or 1)), seconds
 
 
+@pytest.mark.slow
+def test_the_notebook_runs(clone):
+  """Its cells, but for what installs and what trains: `clone` has done that, smaller."""
+  notebook = json.loads((REPOSITORY / 'docs/quickstart.ipynb').read_text())
+  cells = [''.join(c['source']) for c in notebook['cells'] if c['cell_type'] == 'code']
+  assert 'git clone' in cells[0] and 'experiments.run' in cells[1] and 'IPython' in cells[-1]
+  commands = [line[1:] for cell in cells[2:-1] for line in cell.splitlines() if line[:1] == '!']
+  for command in commands:
+    typed(clone, command)
+  code = '\n'.join(cell for cell in cells[2:-1] if cell[0] != '!')
+  (clone / 'notebook.py').write_text(code)
+  assert 'kept;' in typed(clone, 'PYTHONPATH=. python notebook.py')
+
+
 def test_the_readme_has_a_recipe_for_each_job():
   said = ' '.join(recipes())
   assert len(recipes()) >= 14
   for word in ('web.input', 'data_beam.pdf', 'data_beam.web --input=notes', 'tables import',
                'config.corpora', 'lineage', 'init_from', 'shapes', 'eval_data', '--grid', 'search',
-               '--format=hf', '--format=gguf', 'generate'):
+               '--format=hf', '--format=gguf', 'generate', '--mode=chat'):
     assert word in said, word

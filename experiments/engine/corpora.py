@@ -49,7 +49,7 @@ def choose_corpora(c: Any) -> list[str]:
 
   Where web.input or pdf.input is given, or corpora, the section that has no input is switched off
   and its name taken out of the stages' mixtures. Corpora that no stage names and that come alone
-  become the mixture, by size. What this does is undone by saying it: another `train.stages`.
+  become the mixture, by size; so do conversations alone. Other `train.stages` undo it.
 
   Returns:
     A line about each change.
@@ -61,6 +61,12 @@ def choose_corpora(c: Any) -> list[str]:
   inputs = [name for name in sections if c[name].enabled and c[name].input]
   brought = [entry.partition('=')[0] for entry in globs(c.corpora)]
   named = {*c.eval.corpora, *(name for stage in c.train.stages for name in stage['mixture'])}
+  if c.conversations.input and not inputs and not brought and named <= {*sections}:  # fine-tuning
+    c.web.enabled = c.pdf.enabled = False
+    c.conversations.enabled = True
+    c.train.stages = tuple(
+      {**stage, 'mixture': {'conversations': 1.0}} for stage in c.train.stages)
+    return ['mixture: conversations alone (--config.train.stages says otherwise)']
   notes, off = [], [name for name in sections if not c[name].enabled and name in named]
   for name in sections:
     if c[name].enabled and not c[name].input and (inputs or (brought and name not in named)):

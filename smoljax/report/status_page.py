@@ -201,7 +201,8 @@ class _Handler(http.server.BaseHTTPRequestHandler):
 
   @property
   def _cookie(self) -> str:  # cookies are of a host, whatever the port
-    return f'smoljax-{self.server.server_address[1]}'
+    address: Any = self.server.server_address
+    return f'smoljax-{address[1]}'
 
   def _send(self, code: int, kind: str, data: bytes) -> None:
     self.send_response(code)

@@ -8,6 +8,7 @@ fit is an error of the compiler, with its own account.
 Times are not estimated: kernels are timed on devices only (experiments/benchmarks/train_step.py).
 """
 
+import bisect
 import collections
 import contextlib
 import dataclasses
@@ -207,20 +208,18 @@ def proposals(config: Any, model_config: model.ModelConfig, where: Topology) -> 
   """Flags with which a step that does not fit should, each alone: the least of its kind.
 
   More micro-batches, nothing kept for the backward pass, both, and a larger slice, by what
-  `memory.training` counts on the mesh that a run would choose.
+  `memory.training` counts on the first mesh that a run would look at.
   """
   t, found = config.train, []
 
   def fits(devices: int, accumulate: int, remat: str) -> bool:
-    if t.rows % accumulate:
-      return False
     what = dataclasses.replace(model_config, remat=remat)
     rows = t.rows // accumulate
     how = dict(rows=rows, seq_len=config.data.seq_len, chunk=t.loss_chunk)
     try:
       mesh = memory.choose_mesh(
         what, {axis: config.mesh[axis] for axis in sharding.AXES}, devices=devices,
-        memory=int(where.memory * _COUNTED), island=8 if where.name in _GPUS else None, **how)
+        island=8 if where.name.startswith(tuple(_GPUS)) else None, **how)
       need = memory.training(what, mesh=mesh, **how)
     except ValueError:
       return False
@@ -229,7 +228,8 @@ def proposals(config: Any, model_config: model.ModelConfig, where: Topology) -> 
   here = len(where.devices)
   more = [n for n in range(t.accumulate, t.rows + 1) if t.rows % n == 0]
   for remat in dict.fromkeys((model_config.remat, 'full')):
-    least = next((n for n in more if fits(here, n, remat)), None)
+    at = bisect.bisect_left(more, True, key=lambda n: fits(here, n, remat))
+    least = more[at] if at < len(more) else None
     flags = [f'--config.train.accumulate={least}'] * (least != t.accumulate)
     flags += [f'--config.model.remat={remat}'] * (remat != model_config.remat)
     if least and flags:

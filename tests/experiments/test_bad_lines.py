@@ -117,7 +117,8 @@ COMMANDS: dict[str, tuple[list[str], dict[str, tuple[str, ...]]]] = {
   'data_beam.python_source': (['--input=/nowhere/x', '--output={new}'], {
     'input': FILES, 'licences': ('nope',), 'num_shards': ('0',)}),
   'data_beam.tables': (['import', '--input={rows}', '--output={new}', '--name=a'], {
-    'input': FILES, 'layout': ('nope',), 'columns': ('nope', 'text=nope'), 'name': ('', 'a/b')}),
+    'input': ('/nowhere/x', '{empty}'), 'layout': ('nope',), 'columns': ('nope', 'text=nope'),
+    'name': ('', 'a/b')}),
   'data_beam.tokenize_corpus': (
     ['--input={corpus}', '--tokenizer={tokenizer}', '--output={new}'], {
       'input': FILES, 'tokenizer': FILES, 'holdout': ('2', '-1', 'x'), 'num_shards': ('0', 'x')}),
@@ -129,7 +130,7 @@ COMMANDS: dict[str, tuple[list[str], dict[str, tuple[str, ...]]]] = {
 }
 # What is said besides: progress, and what each pipeline begins with.
 SAID = re.compile('Beam runs on|curating |exporting |OCR: |Unable to create default GCS|'
-                  'importing |tokenising |WARNING|I0000|E0000|W0000')
+                  'importing |tokenising |python-dependencies|WARNING|I0000|E0000|W0000')
 
 
 def lines():
@@ -166,10 +167,12 @@ def here(tmp_path_factory):
   curated = tables.import_tables([str(rows)], str(root), 'corpus', ImportOptions(num_shards=1))
   tokenizer.train([rows.read_text()], str(root / 'tokenizer.model'), vocab_size=320)
   config = ModelConfig(vocab_size=320, embed_dim=16, mlp_dim=32, num_layers=1, num_heads=1,
-                       num_kv_heads=1, head_dim=16, dtype='float32')
+                       num_kv_heads=1, head_dim=16, max_seq_len=256,
+                       dtype='float32')
   huggingface.save_hf(config, model.init(config, jax.random.key(0)), str(root / 'model'))
   tokenizer.to_hf(str(root / 'tokenizer.model'), str(root / 'model'), bos=True, max_length=256)
-  return {p.name.partition('.')[0]: str(p) for p in root.iterdir()} | {
+  return {p.name.partition('.')[0]: str(p) for p in root.iterdir()
+          if p.suffix != '.sha256'} | {
     'new': str(root / 'new'), 'corpus': curated}
 
 

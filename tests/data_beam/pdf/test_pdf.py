@@ -215,6 +215,16 @@ def test_tables_tell_the_language_where_little_else_is_there():
   assert result.language == 'de'
 
 
+def test_capitals_of_a_table_tell_its_language():
+  rows = [('HARBOR AND BARGE SERVICES', 'PURCHASE OF OFFICE SUPPLIES'),
+          ('STATE WATER BOARD', 'TRAVEL AND LODGING FOR MEETINGS'),
+          ('OLD BRIDGE PRINTING', 'PRINTING OF LETTERS AND NOTICES')]
+  text = '\n'.join(f'| {i} | {" | ".join(row)} | {37 * i}.50 |' for i, row in enumerate(rows))
+  (result,) = pdf.identify(records.Document('1', text), ('en',), None)
+  assert getattr(result, 'language', result) == 'en'
+
+
+
 def test_the_language_is_the_average_over_pages():
   english, german = ' '.join(story(3, 8)), (
     'Die alte Brücke über den Fluss wurde im Winter gesperrt, weil der Wind zu stark war. ' * 8)
@@ -240,7 +250,6 @@ def test_the_language_is_the_average_over_pages():
   (['--input=X', '--refetch=truncated'], 'needs --agent'),
   (['--input=X', '--ocr_server=http://localhost:8000'], 'give both'),
   (['--input=X', '--name=a/b'], "'a/b' cannot be the name"),
-  (['--input=X', '--shards=3'], "unknown flag '--shards=3'"),
 ])
 def test_bad_input_is_one_line(arguments, message, tmp_path, capsys, inputs):
   arguments = [a.replace('=X', f'={inputs[0]}/*.pdf') for a in arguments]
@@ -248,6 +257,12 @@ def test_bad_input_is_one_line(arguments, message, tmp_path, capsys, inputs):
   error = capsys.readouterr().err.strip()
   assert message in error.splitlines()[-1] and error.count('data_beam.pdf: ') == 1
   assert not any(tmp_path.iterdir())
+
+
+def test_an_unknown_flag_ends_the_command(tmp_path, capsys):
+  with pytest.raises(SystemExit, match='2'):
+    pdf.main(['--input=X', '--shards=3', f'--output={tmp_path}'])
+  assert 'unknown flag --shards (did you mean --num_shards?)' in capsys.readouterr().err
 
 
 def test_command_line(inputs, tmp_path, capsys):

@@ -73,6 +73,8 @@ def test_this_machines_documentation_is_not_mixed_into_data_of_ones_own(tmp_path
   assert [set(m) for m in web] == [{'web'}] * 3 and not c.pdf.enabled and 'pdf' in notes[0]
   assert [set(m) for m in chosen(pdf__input='a')[0]] == [{'pdf'}] * 3
   assert [set(m) for m in chosen(pdf__enabled=False)[0]] == [{'web'}] * 3
+  talks, notes, c = chosen(conversations__input='a')
+  assert talks == [{'conversations': 1.0}] * 3 and c.conversations.enabled and not c.web.enabled
 
 
 def test_a_corpus_from_elsewhere_needs_no_stages(tmp_path, corpus):

@@ -13,8 +13,10 @@ import pytest
 from conftest import REPOSITORY
 from jax.sharding import PartitionSpec as P
 
+from configs import quickstart
+from experiments.engine import config as config_lib
 from smoljax import model, sharding
-from smoljax.train import estimate
+from smoljax.train import estimate, memory
 from smoljax.train.step import Objective, make_gradients
 
 COMPILERS = REPOSITORY / '.venv' / 'compilers'  # made by `make test-slow`
@@ -98,3 +100,21 @@ def test_collectives_are_in_no_loop_where_none_belong(axes, of_a_layer):
   if of_a_layer:
     deeper = calls(axes, layers=4)
     assert {k: (deeper[k] - base[k]) / 2 for k in base} == of_a_layer
+
+
+@pytest.mark.slow
+def test_what_does_not_fit_is_told_what_would():
+  c = config_lib.resolve(quickstart.get_config())
+  tiny = config_lib.model_config(c, 2048)
+
+  def need(accumulate, remat='none', devices=1):
+    return sum(memory.training(
+      dataclasses.replace(tiny, remat=remat), rows=c.train.rows // accumulate, seq_len=256,
+      chunk=c.train.loss_chunk, mesh={'fsdp': devices}).values())
+
+  where = estimate.Topology('h200', [None], int(need(4) / .9) + 1, {})
+  found = estimate.proposals(c, tiny, where)
+  assert found[0] == '--config.train.accumulate=4' and need(2) > where.memory * .9 >= need(4)
+  assert any('--config.model.remat=full' in flags for flags in found)
+  assert all(flags.startswith('--') for flags in found) and len(found) <= 3
+  assert estimate.proposals(c, tiny, dataclasses.replace(where, memory=1000)) == []

@@ -1,0 +1,97 @@
+"""Builds one HTML site: README, these pages, the log, every command's help, and the docstrings.
+
+  make docs        # → build/docs/index.html
+
+Sphinx reads Markdown by MyST and docstrings by autodoc. What is generated lies beside the site, in
+build/docs-source.
+"""
+
+import pathlib
+import re
+import shutil
+import subprocess
+import sys
+
+ROOT = pathlib.Path(__file__).resolve().parent.parent
+PACKAGES = ('smoljax', 'data_beam', 'configs', 'experiments')
+CONF = '''
+import re, sys
+sys.path.insert(0, {root!r})
+project, author, html_theme = 'smoljax', 'The smoljax authors', 'furo'
+extensions = ['myst_parser', 'sphinx.ext.autodoc']
+autodoc_default_options = {{'members': True, 'undoc-members': False}}
+autodoc_mock_imports = ['lm_eval', 'torch', 'transformers', 'wandb', 'llama_cpp']
+suppress_warnings = ['ref.python', 'myst.xref_missing']
+autodoc_member_order, autodoc_typehints, myst_heading_anchors = 'bysource', 'signature', 3
+# Docstrings are plain text with Markdown's backquotes, not reStructuredText.
+def plain(app, what, name, obj, options, lines):
+  lines[:] = ['| ' + re.sub(r'([*_|])', r'\\\\\\1', line) if line.strip() else ''
+              for line in lines]
+def setup(app):
+  app.connect('autodoc-process-docstring', plain)
+'''
+
+
+def modules() -> dict[str, list[str]]:
+  """Package → dotted names of its modules, but for commands: those have their help."""
+  found = {}
+  for package in PACKAGES:
+    files = [p for p in sorted((ROOT / package).rglob('*.py'))
+             if 'benchmarks' not in p.parts and "__name__ == '__main__'" not in p.read_text()]
+    names = [p.relative_to(ROOT).with_suffix('').as_posix().replace('/', '.') for p in files]
+    found[package] = [n.removesuffix('.__init__') for n in names]
+  return found
+
+
+def commands() -> list[str]:
+  """Names of what answers `python -m`, as docs/commands.md lists them."""
+  text = (ROOT / 'docs' / 'commands.md').read_text()
+  return list(dict.fromkeys(re.findall(r'^python -m (\S+)', text, re.M)))
+
+
+def write_sources(source: pathlib.Path) -> None:
+  """Everything that Sphinx reads, in one folder; links between the pages are kept."""
+  shutil.rmtree(source, ignore_errors=True)
+  for folder in ('help', 'reference', 'log'):
+    (source / folder).mkdir(parents=True)
+  (source / 'conf.py').write_text(CONF.format(root=str(ROOT)))
+  pages = sorted((ROOT / 'docs').glob('*.md'))
+  for page in pages:
+    (source / page.name).write_text(page.read_text())
+  shutil.copy(ROOT / 'docs' / 'pipeline.svg', source)
+  logs = sorted((ROOT / 'experiments' / 'log').glob('*.md'))
+  for page in logs:
+    (source / 'log' / page.name).write_text(page.read_text())
+  tree = '\n\n```{{toctree}}\n:hidden:\n:caption: {}\n\n{}\n```\n'.format
+  readme = (ROOT / 'README.md').read_text().replace('](docs/', '](').replace(
+    '](experiments/log/', '](log/')
+  (source / 'index.md').write_text(readme + tree('Pages', '\n'.join(
+    p.stem for p in pages)) + tree('Reference', 'help/index\nreference/index') + tree(
+      'Log', '\n'.join(f'log/{p.stem}' for p in logs)))
+  for name in commands():
+    done = subprocess.run(
+      [sys.executable, '-m', name, '--help'], cwd=ROOT, capture_output=True, text=True)
+    text = (done.stdout or done.stderr).replace(str(ROOT), '.')
+    (source / 'help' / f'{name}.md').write_text(f'# {name}\n\n````text\n{text}\n````\n')
+  (source / 'help' / 'index.md').write_text('# Help of every command\n\n```{toctree}\n' + '\n'.join(
+    commands()) + '\n```\n')
+  for package, names in modules().items():
+    body = '\n\n'.join(f'## {n}\n\n```{{eval-rst}}\n.. automodule:: {n}\n```' for n in names)
+    (source / 'reference' / f'{package}.md').write_text(f'# {package}\n\n{body}\n')
+  (source / 'reference' / 'index.md').write_text(
+    '# Modules\n\n```{toctree}\n' + '\n'.join(PACKAGES) + '\n```\n')
+
+
+def main() -> int:
+  """Writes build/docs; returns Sphinx's status."""
+  build = ROOT / 'build'
+  write_sources(build / 'docs-source')
+  done = subprocess.run(
+    [sys.executable, '-m', 'sphinx', '-q', '-b', 'html', build / 'docs-source', build / 'docs'])
+  if not done.returncode:
+    print(f'the site is at {build / "docs" / "index.html"}')
+  return done.returncode
+
+
+if __name__ == '__main__':
+  sys.exit(main())
