@@ -118,8 +118,8 @@ def device_table(
 ) -> Table:
   """Whether each plan fits a device, and how long so many tokens take at `REACHED` of its peak."""
   gigabytes, peak = DEVICES[device]
-  title = (f'{devices} x {device}: {gigabytes} GB, {peak} TFLOP/s; time at {REACHED:.0%} of that for '
-           f'{tokens:.3g} tokens')
+  title = (f'{devices} x {device}: {gigabytes} GB, {peak} TFLOP/s; time at {REACHED:.0%} of that '
+           f'for {tokens:.3g} tokens')
   table = Table(title=title, title_justify='left')
   for column in ('shape', 'needs', 'fits', 'time'):
     table.add_column(column, justify='left' if column == 'shape' else 'right')
