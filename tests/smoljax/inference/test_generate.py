@@ -515,7 +515,6 @@ WRONG = {
   'does not take this conversation: no system turns': [
     '--checkpoint={other}', '--prompt=a', '--mode=chat', '--system=Be brief.'],
   '/nowhere.txt': ['--prompt_file=/nowhere.txt'],
-  "unknown argument 'number'": ['--prompt=The', 'number'],
 }
 
 
