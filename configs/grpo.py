@@ -30,6 +30,7 @@ def get_config(arg: str = '') -> ConfigDict:
   c.conversations.minhash = 'none'  # all sums look alike
   c.tokenize.bos = False
   c.tokenize.holdout = 0.05
+  c.tokenize.holdout_shared = 1.0  # likewise: each sum shares words with others
   c.tokenizer.vocab_size = 288
   c.tokenizer.chat = True
   c.train.stages = (dict(name=args.stage, fraction=1.0, mixture=dict(conversations=1.0)),)
@@ -48,20 +49,20 @@ def get_config(arg: str = '') -> ConfigDict:
     c.seed = 1  # other questions than those of the second run
     c.chains.number = 20_000
     c.chains.noise = 0.3
-    c.data.seq_len = 256
-    c.train.batch_tokens = 16 * 256
-    c.train.tokens = 800 * 16 * 256
+    c.data.seq_len = 128
+    c.train.batch_tokens = 16 * 128
+    c.train.tokens = 700 * 16 * 128
     c.optimizer.learning_rate = 3e-3
     c.optimizer.schedule = 'cosine'
-    c.train.eval_every = c.train.checkpoint_every = 200
+    c.train.eval_every = c.train.checkpoint_every = 350
     return c
-  c.chains.number = 10_000
-  c.data.seq_len = 64
-  c.train.batch_tokens = 256 * 64  # 32 questions, 8 answers each
-  c.train.tokens = 110 * 256 * 64
+  c.chains.number = 6000
+  c.data.seq_len = 96
+  c.train.batch_tokens = 128 * 96  # 16 questions, 8 answers each
+  c.train.tokens = 120 * 128 * 96
   c.train.reinforce.loss = 'dapo'
   c.train.reinforce.divide_by_std = False
   c.train.reinforce.max_new_tokens = 40
   c.optimizer.learning_rate = 3e-4
-  c.train.eval_every = c.train.checkpoint_every = 55
+  c.train.eval_every = c.train.checkpoint_every = 60
   return c

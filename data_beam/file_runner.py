@@ -18,6 +18,7 @@ Values of one key are a list in memory.
 import collections
 import concurrent.futures
 import contextlib
+import contextvars
 import dataclasses
 import functools
 import hashlib
@@ -399,9 +400,11 @@ class FileRunner(PipelineRunner):
     planner = _Planner()
     pipeline.visit(planner)
     plan = _Plan(planner.steps)
-    if own.work_dir:
-      os.makedirs(own.work_dir, exist_ok=True)
-    folder = own.work_dir or tempfile.mkdtemp(prefix='data_beam-')
+    folder = _kept.get()
+    for needed in filter(None, (folder, own.work_dir)):
+      os.makedirs(needed, exist_ok=True)
+    lost = '' if folder else tempfile.mkdtemp(prefix='data_beam-', dir=own.work_dir or None)
+    folder = folder or lost
     try:
       with open(os.path.join(folder, 'plan'), 'wb') as f:
         f.write(pickler.dumps(plan))
@@ -411,8 +414,8 @@ class FileRunner(PipelineRunner):
         for stage in plan.stages:
           _run_stage(plan, folder, stage, work)
     finally:
-      if not own.work_dir:
-        shutil.rmtree(folder, ignore_errors=True)
+      if lost:
+        shutil.rmtree(lost, ignore_errors=True)
     return _Done(PipelineState.DONE)
 
 
@@ -435,11 +438,17 @@ def kept(options: PipelineOptions, folder: str, identity: Any) -> Iterator[None]
     for other in os.listdir(folder):
       if other != name:
         shutil.rmtree(os.path.join(folder, other), ignore_errors=True)
-  own.work_dir = os.path.join(base, name)
-  yield
-  shutil.rmtree(own.work_dir, ignore_errors=True)
+  token = _kept.set(os.path.join(base, name))
+  try:
+    yield
+  finally:
+    _kept.reset(token)
+  shutil.rmtree(os.path.join(base, name), ignore_errors=True)
   with contextlib.suppress(OSError):
     os.rmdir(base)
+
+
+_kept: contextvars.ContextVar[str] = contextvars.ContextVar('kept', default='')
 
 
 def is_used(options: PipelineOptions) -> bool:

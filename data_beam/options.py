@@ -292,6 +292,8 @@ class ConversationOptions(Options):
   languages: tuple[str, ...] = _languages(())
   minhash: str = _minhash('14x8')
   minhash_hash: str = _minhash_hash()
+  against: tuple[str, ...] = _against()
+  signatures: bool = _signatures()
   decontaminate: tuple[str, ...] = _decontaminate()
   tokenizer: str = option(
     '', 'also write the tokens, as data_beam.tokenize_corpus does, to NAME_tokens', metavar='FILE',

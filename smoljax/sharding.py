@@ -36,6 +36,7 @@ RULES: dict[str, str | tuple[str, ...] | None] = {
   'head_dim': None,
   'vocab': 'tensor',
   'side': None,
+  'rank': None,
 }
 
 # The letters of the shape legend that appear in parameter names.
@@ -49,6 +50,7 @@ DIMS = {
   'L': 'layers',
   'E': 'residual',  # the model dim again, where a matrix has it on both sides
   'I': 'side',  # of a matrix that an optimizer keeps whole
+  'R': 'rank',  # of an adapter
 }
 
 

@@ -263,8 +263,9 @@ def _parts(band: Band, rtl: bool) -> list[list[Line]]:
 
 def _untorn(bands: list[Band], parts: list[list[list[Line]]],
             rtl: bool) -> tuple[list[Band], list[list[list[Line]]]]:
-  """Bands and their parts, a table whole that one row of several cells has torn: one of them lies
-  across the gutter, and the row is no further from its neighbours than rows are."""
+  """Bands and their parts, a table of three columns or more whole that one row of several cells has
+  torn: one of them lies across the gutter, and the row is no further from its neighbours than rows
+  are."""
   bands, parts = list(bands), list(parts)
   for i in range(len(bands) - 2, 0, -1):
     if parts[i - 1] or not bands[i][2] or parts[i + 1]:
@@ -272,7 +273,9 @@ def _untorn(bands: list[Band], parts: list[list[list[Line]]],
     rows = rows_of(bands[i][2], rtl)
     (left, right, _), (more_left, more_right, _) = bands[i - 1], bands[i + 1]
     row, far = rows[0], 1.8 * rows[0][0].size
-    if len(rows) == 1 and len(row) > 1 and (
+    if len(rows) == 1 and len(row) > 1 and all(
+        statistics.median(map(len, rows_of(side))) > 2
+        for side in (left + right, more_left + more_right)) and (
         row[0].middle - max(line.middle for line in left + right) < far) and (
         min(line.middle for line in more_left + more_right) - row[0].middle < far):
       bands[i - 1:i + 2] = [(left + row + more_left, right + more_right, [])]
@@ -547,8 +550,9 @@ def _table(lines: list[Line], rtl: bool) -> list[Paragraph]:
   if sum(line.mono for line in lines) * 2 > len(lines):
     return _paragraphs(rows)
   if len(rows) > 3 and (end := pdf_cells.below(rows)) < len(rows):
-    parts = ([line for row in part for line in row] for part in (rows[:end], rows[end:]))
-    return [p for part in parts for p in _table(part, rtl)]
+    return [p for part in (rows[:end], rows[end:]) for p in (
+      _table([line for row in part for line in row], rtl)
+      if sum([len(row) > 1 for row in part]) > 2 else _paragraphs(part))]
   wide = [row for row in rows if len(row) > 1]
   if len(rows) > 3 and (parts := pdf_cells.without_prose(rows, wide)):
     return [p for prose, part in parts for p in (

@@ -287,7 +287,7 @@ def _with_heads(main: Frame, other: Frame, view: View) -> Frame:
   """The other frame without what heads columns of the main one and from now on stands there: short
   lines beside each other, as far apart as columns, that begin or end at the same height."""
   turn = (other.turn - main.turn) % 4
-  if turn % 2 == 0 or ASKEW in (main.turn, other.turn) or (
+  if not other.lines or turn % 2 == 0 or ASKEW in (main.turn, other.turn) or (
       sum(len(line.text) for line in other.lines) * 3 > sum(len(line.text) for line in main.lines)):
     return other
   left, right = min(line.x0 for line in main.lines), max(line.x1 for line in main.lines)

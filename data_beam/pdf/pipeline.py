@@ -327,13 +327,17 @@ def identify(document: Document, languages: Sequence[str],
 
 
 def _words(page: str) -> str:
-  """A page without its tables; where they have nearly all of its letters, with their words."""
+  """A page without its tables; where they have nearly all of its letters, with their words.
+
+  In small letters where most are capitals, of which detectors have seen few.
+  """
   lines = page.split('\n')
   prose = '\n'.join(line for line in lines if not line.startswith('|'))
   cells = [cell for line in lines if line.startswith('|') for cell in line.split(' | ')]
   words = '\n'.join(cell.strip('| ') for cell in cells if any(map(str.isalpha, cell)))
   least = max(50, 0.2 * _letters(words))
-  return prose if not words or _letters(prose) >= least else f'{prose}\n{words}'
+  found = prose if not words or _letters(prose) >= least else f'{prose}\n{words}'
+  return found.lower() if sum(map(str.isupper, found)) > sum(map(str.islower, found)) else found
 
 
 def _letters(text: str) -> int:

@@ -18,6 +18,7 @@ from typing import NamedTuple
 from data_beam.pdf.lines import Line, row_text, rows_of
 
 MARGIN = 0.12               # share of the page's height in which a few pages are enough
+EDGE = 0.05                 # share of the page's height in which hardly any text stands
 DEPTH = 0.25                # share of the page's height in which running lines are looked for
 MAX_ROWS = 6                # at either end of a page
 SAME_PLACE = 0.01           # of the page's height, between lines that stand at the same one
@@ -25,7 +26,7 @@ TITLE = 12                  # letters of a running title at least, with which nu
 NEAR = 6                    # pages within which a head of few pages stands on three of them
 
 _NUMBER = re.compile(r'\d+|(?<![^\W_])(?:[ivxlc]{1,7}|[IVXLC]{1,7})(?![^\W_])')
-_PAGE = r'page|frm|seite|página|pagina|pág|pag|side|sida|strona|стр|страница|p|s'
+_PAGE = r'page|frm|seite|página|pagina|pág|pag|side|sida|strona|стр|страница|第|p|s'
 _OF = r'of|de|von|sur|di|aus|af|av|z|из'
 _PAGE_CELL = re.compile(
   rf'\W*(?:(?:{_PAGE})(?![^\W\d_])\W*)?(?:[a-z]\W)?(?:\d+|[ivxlc]+)'
@@ -104,7 +105,7 @@ def strip(pages: Sequence[Sequence[Line]], heights: Sequence[float]) -> list[Pag
     for i, side in enumerate(sides):
       for row, inner in itertools.zip_longest(side, side[1:]):
         counts = running.get(id(row))
-        if _is_stamp(row) or (counts is None and _in_parts(row, inner, pages[i], bottom)):
+        if _is_stamp(row, inner) or (counts is None and _in_parts(row, inner, pages[i], bottom)):
           stamps.update(map(id, row.lines))
           continue
         if inner and id(inner) not in running and _heads(row, inner):
@@ -238,7 +239,7 @@ def _judge(form: str, rows: list[_Row], n: int, out: dict[int, set[int]]) -> Non
       n == 4 and [row.page % 2 for row in found] in ([0, 0], [1, 1]))
     if counts and bare:
       years = scale > 1.1 and all(1500 <= number < 2100 for row in found for number in row.numbers)
-      fit = found if scale < 1.3 and inner < 0.2 and not years else []
+      fit = found if scale < 1.5 and inner < 0.2 and not years else []
     elif many:
       fit = found
     elif n >= 5 and inner < MARGIN and (scale < 1.15 or len(found) >= n / 3):
@@ -340,9 +341,14 @@ def _looks(row: _Row, page: Sequence[Line], bottom: bool) -> bool:
   return gap > 1.8 * line.size and sum(len(other.text) for other in others) > 200
 
 
-def _is_stamp(row: _Row) -> bool:
-  """Whether a row at the edge of a page says who took this copy from where, and when."""
-  return row.inner < MARGIN and row.scale <= 1.3 and bool(_STAMP.match(row_text(row.lines)))
+def _is_stamp(row: _Row, inner: _Row | None) -> bool:
+  """Whether a row says who took this copy from where, and when: at the very edge of a page, or near
+  it and apart from the text."""
+  if row.inner > MARGIN or row.scale > 1.3 or not _STAMP.match(row_text(row.lines)):
+    return False
+  line = row.lines[0]
+  return row.inner < EDGE or not inner or (
+    abs(line.middle - inner.lines[0].middle) > 1.8 * line.size)
 
 
 def _in_parts(row: _Row, inner: _Row | None, page: Sequence[Line], bottom: bool) -> bool:

@@ -1,6 +1,7 @@
 """The structure tree of a tagged PDF: which marked contents of a page are headings, of what level.
 
-Its order is that of the file on all but a few pages, and geometry has both: it is not asked for.
+Its order is not asked for: where it differs from geometry's, tables and spaces are worse for it
+(experiments/log/pdf.md).
 For a child process, see pdfium.
 """
 

@@ -15,8 +15,8 @@ import json
 import os
 import re
 import zlib
-from collections.abc import Collection, Iterator, Mapping
-from typing import BinaryIO, NamedTuple
+from collections.abc import Collection, Iterator, Mapping, Sequence
+from typing import Any, BinaryIO, NamedTuple
 
 from data_beam.records import Document, Reject
 from data_beam.redact import without_query
@@ -45,7 +45,7 @@ MAX_PAGE_BYTES = 8 << 20
 MAX_RATIO = 200
 RATIO_FLOOR = 1 << 20
 
-SPAN_BYTES = 32 << 20    # of a file that is read in parts
+SPAN_BYTES, MAX_SPAN_BYTES = 1 << 20, 32 << 20      # of a file that is read in parts
 RANGE_SLACK = 1 << 20    # of a record's bytes in a file, beyond the page it holds
 
 # Declared types that say nothing, so that the bytes decide.
@@ -92,10 +92,18 @@ class Span(NamedTuple):
   end: int
 
 
-def split(path: str, size: int) -> list[str | Span]:
-  """A file of so many bytes as parts that can be read apart: a large WARC file of gzip members in
-  spans, any other as it is (a stream that begins at its start, over https, is read once)."""
-  cuts = [*range(0, size - SPAN_BYTES // 2, SPAN_BYTES), size]
+def split_all(files: Sequence[Mapping[str, Any]]) -> list[str | Span]:
+  """Files from `expand` in some hundred parts, if they are large enough: so much is lost by a
+  worker that dies."""
+  span = max(SPAN_BYTES, min(MAX_SPAN_BYTES, sum(file['bytes'] for file in files) // 256))
+  return [part for file in files for part in split(file['path'], file['bytes'], span)]
+
+
+def split(path: str, size: int, span: int) -> list[str | Span]:
+  """A file of so many bytes as parts that can be read apart: a WARC file of gzip members in spans
+  of about `span` bytes, any other as it is (a stream that begins at its start, over https, is read
+  once)."""
+  cuts = [*range(0, size - span // 2, span), size]
   if (len(cuts) < 3 or kind(path) in READERS or not without_query(path).lower().endswith('.gz')
       or over_https(path)):
     return [path]

@@ -178,8 +178,7 @@ def run(
       common_crawl.dump_of(f['path']) or readers.tells_dumps(f['path']) for f in files):
     raise ValueError('dedup_scope is dump, but no file lies in crawl-data/NAME/: give --dump')
   return curation.curate(
-    curation.batches([part for f in files for part in readers.split(f['path'], f['bytes'])],
-                     options.limit), stages(options, size_of(files)),
+    curation.batches(readers.split_all(files), options.limit), stages(options, size_of(files)),
     output=output, name=name, inputs=files, options=options, beam_args=beam_args,
     found={'filters': [rule.__name__ for rule in profile(options.filters)]})
 

@@ -9,7 +9,8 @@ file in turn; then the same command is given again. What came of it, for each ki
   told     it said so, naming the file, and ended with the undisturbed result
   mended   it did not, but the file was written anew, and the result is right
   unread   it did not, the file is as damaged, and the result is right: nobody reads that part
-           (unused pages of the study's database, the end of a line that a kill might have cut)
+           (what fills blocks of ArrayRecord files, unused pages of the study's database, the end
+           of a line that a kill might have cut)
   silent   it did not, the file is as damaged, and somebody will read it; or the result is wrong
   blocked  it ended with another status than 0
 
@@ -19,6 +20,7 @@ The last two are faults. DIR keeps what was prepared, and every case's outcome: 
 import argparse
 import collections
 import dataclasses
+import importlib
 import json
 import os
 import pathlib
@@ -26,9 +28,11 @@ import shutil
 import signal
 import sys
 import time
+import warnings
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
+import jax
 import numpy as np
 from absl import app
 from ml_collections import ConfigDict
@@ -60,15 +64,16 @@ class Kind:
 
 KINDS = {
   'crawl': Kind('curated', ['steps/selfdocs-*/**/*']),
-  'documents': Kind('curated', ['steps/web-*/web/1.0.0/*.array_record*']),
+  'documents': Kind('curated', ['steps/web-*/web/1.0.0/*.array_record*'], idle=True),
   'manifests': Kind('curated', ['steps/web-*/web/1.0.0/*.json', 'steps/web-*/web/1.0.0/_SUCCESS']),
   'tokenizer': Kind('tokenised', ['steps/tokenizer-*/tokenizer*']),
-  'tokens': Kind('tokenised', ['steps/tokenize_web-*/web/1.0.0/*.array_record*']),
+  'tokens': Kind('tokenised', ['steps/tokenize_web-*/web/1.0.0/*.array_record*'],
+                 idle=True),
   'lengths': Kind('tokenised', ['steps/tokenize_web-*/web/1.0.0/*.npy']),
   'manifests of tokens': Kind('tokenised', [
     'steps/tokenize_web-*/web/1.0.0/*.json', 'steps/tokenize_web-*/web/1.0.0/_SUCCESS']),
   'records of steps': Kind('tokenised', ['steps/*/step.json']),
-  'teacher cache': Kind('cached', ['steps/teacher_*/docs/1.0.0/*']),
+  'teacher cache': Kind('cached', ['steps/teacher_*/docs/1.0.0/*'], idle=True),
   'checkpoints': Kind('stopped', ['steps/train-*.partial/checkpoints/80/**/*']),
   'seals': Kind('stopped', ['steps/train-*.partial/checkpoints/_integrity/80.json']),
   'rows': Kind('stopped', ['steps/train-*.partial/metrics.jsonl'], idle=True),
@@ -147,8 +152,15 @@ STAGES = {
 }
 
 
-def _begin(command: Callable, inputs: pathlib.Path, work: pathlib.Path, log: pathlib.Path) -> int:
-  """Runs a command in a child, whose process id is returned, with its words in a file."""
+def _begin(
+  command: Callable, inputs: pathlib.Path, work: pathlib.Path, log: pathlib.Path,
+  digest: Callable[[pathlib.Path], Mapping[str, Any]] | None = None,
+) -> int:
+  """Runs a command in a child, whose process id is returned, with its words in a file.
+
+  This process itself never uses jax, so that it can be forked. What `digest` says of the result is
+  in the file beside the workdir.
+  """
   sys.stdout.flush()
   if pid := os.fork():
     return pid
@@ -163,6 +175,8 @@ def _begin(command: Callable, inputs: pathlib.Path, work: pathlib.Path, log: pat
   except BaseException as e:
     print(f'{type(e).__name__}: {e}')
     status = 1
+  if digest and not status:
+    write_json(f'{work}.digest', digest(work))
   sys.stdout.flush()
   sys.stderr.flush()
   os._exit(status or 0)
@@ -196,8 +210,8 @@ class Place:
       shutil.copytree(self.work, kept / 'work', symlinks=True)
       if self.finish(stage):
         raise ValueError(f'{name}, undisturbed: {self.log.read_text()[-500:]}')
-      write_json(kept / 'digest.json', stage.digest(self.work))
       (kept / 'rows').write_text(json.dumps(self.rows()))
+      write_json(kept / 'digest.json', self.digest())
     return read_json(kept / 'digest.json')
 
   def take(self, name: str | None) -> None:
@@ -208,7 +222,11 @@ class Place:
 
   def finish(self, stage: Stage) -> int:
     """Gives the command; its status."""
-    return _end(_begin(stage.command, self.inputs, self.work, self.log))
+    return _end(_begin(stage.command, self.inputs, self.work, self.log, stage.digest))
+
+  def digest(self) -> dict[str, Any]:
+    """Of what the finished command left."""
+    return read_json(f'{self.work}.digest')
 
   def rows(self) -> list[str]:
     """Of the finished run's metrics."""
@@ -236,7 +254,7 @@ def case(place: Place, name: str, rng: np.random.Generator, cut: bool) -> dict[s
   said = place.log.read_text('utf-8', 'replace')
   if status:
     return row | {'outcome': 'blocked', 'why': said.strip().splitlines()[-1:]}
-  result = json.loads(json.dumps(stage.digest(place.work)))
+  result = place.digest()
   lost = ['rows'] if name == 'rows' else []  # of the past, which nobody can measure again
   wrong = [k for k in wanted | result if wanted.get(k) != result.get(k) and k not in lost]
   if name == 'rows':
@@ -258,13 +276,18 @@ def case(place: Place, name: str, rng: np.random.Generator, cut: bool) -> dict[s
 
 def prepare(root: pathlib.Path) -> Place:
   """The inputs, and a teacher on them; modules are imported before any child begins."""
-  import smoljax.checkpoints.export_formats
-  import smoljax.evals
-  import smoljax.train.loop  # noqa: F401
-
-  root.mkdir(parents=True, exist_ok=True)
-  os.environ |= {'JAX_COMPILATION_CACHE_DIR': str(root / 'xla'), 'JAX_PLATFORMS': 'cpu',
+  # Programs are compiled once: here, where jax is imported already, and in what children start.
+  programs = str(root / 'xla')
+  os.environ |= {'JAX_COMPILATION_CACHE_DIR': programs,
                  'JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS': '0'}
+  jax.config.update('jax_compilation_cache_dir', programs)
+  jax.config.update('jax_persistent_cache_min_compile_time_secs', 0.0)
+  for name in ('data_beam.tokenize_corpus', 'data_beam.web.pipeline', 'smoljax.train.loop',
+               'experiments.engine.teacher_cache', 'smoljax.checkpoints.export_formats',
+               'smoljax.evals', 'smoljax.report.run_page'):
+    importlib.import_module(name)
+  warnings.filterwarnings('ignore', 'os.fork')  # none of their threads has begun
+  root.mkdir(parents=True, exist_ok=True)
   place = Place(root)
   kills.prepare(place.inputs)
   if not (place.inputs / 'teacher/summary.json').exists():

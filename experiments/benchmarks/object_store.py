@@ -184,7 +184,7 @@ def main(argv: Sequence[str] | None = None) -> dict:
       name = f'killed-{len(done)}'
       flags = (f'--config.corpora=mine={url}/corpora/mine/1.0.0',
                f'--config.train.checkpoint_dir={url}/{name}')
-      for _ in range(2):
+      for _ in range(min(4, args.kills - kills)):
         if runs.kill(runs.start(name, *flags), name, rng.uniform(0, 8)):
           kills += 1
           if kills % 2:

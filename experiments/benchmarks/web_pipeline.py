@@ -6,8 +6,9 @@
 Prints one JSON line per measurement. CPU-seconds count this process and its children (extraction
 runs in one), so that a busy machine matters little. `stages` runs the pipeline's own functions in a
 loop; `beam` is the whole command, corpus written, with FnApiRunner (its fixed cost, about two
-seconds, is in it). `--repeat` reads the files so many times over, for the growth of cost and
-memory (copies are read, extracted, filtered and then dropped as duplicates). `--datatrove` names
+seconds, is in it), or with `--files` in so many processes whose shuffles are files. `--repeat`
+reads the files so many times over, for the growth of cost and memory (copies are read, extracted,
+filtered and then dropped as duplicates). `--datatrove` names
 the Python of an environment with datatrove[io,processing]==0.10.1, fasttext-numpy2-wheel and
 lxml_html_clean, where FineWeb's chain (URL filter to MinHash signatures and PII) runs on the same
 files, stage by stage, one process. Pages are all that were read, unusable ones (404s …) too.
@@ -35,6 +36,8 @@ _INPUT = flags.DEFINE_multi_string('input', None, 'WARC files or patterns.', req
 _TIERS = flags.DEFINE_list('tiers', ['default', 'fast', 'trafilatura'], 'Extractors to measure.')
 _REPEAT = flags.DEFINE_list('repeat', ['1'], 'How many times the input is read.')
 _BEAM = flags.DEFINE_bool('beam', True, 'Also run the whole command.')
+_FILES = flags.DEFINE_integer('files', 0, 'Processes of --runner=files; 0 for FnApiRunner.')
+_STAGES = flags.DEFINE_bool('stages', True, 'Also run the stages in a loop.')
 _DATATROVE = flags.DEFINE_string('datatrove', None, 'Python that has datatrove 0.10.1.')
 
 
@@ -84,15 +87,19 @@ import json, sys
 from data_beam.web import pipeline as web
 from data_beam.options import WebOptions
 from experiments.benchmarks.web_pipeline import cpu, peak_mb
-path = web.run(json.loads(sys.argv[1]), sys.argv[2], options=WebOptions(tier=sys.argv[3]))
-print(json.dumps({'cpu_seconds': round(cpu(), 2), **peak_mb()}))
+if __name__ == '__main__':
+  path = web.run(json.loads(sys.argv[1]), sys.argv[2], options=WebOptions(tier=sys.argv[3]),
+                 beam_args=sys.argv[4:])
+  print(json.dumps({'cpu_seconds': round(cpu(), 2), **peak_mb()}))
 '''
 
 
 def run_beam(paths: list[str], tier: str) -> dict:
   """The whole command in a process of its own, its start included."""
   with tempfile.TemporaryDirectory() as output:
-    done = subprocess.run([sys.executable, '-c', BEAM, json.dumps(paths), output, tier],
+    files = _FILES.value
+    beam_args = ['--runner=files', f'--work_processes={files}'] if files else []
+    done = subprocess.run([sys.executable, '-c', BEAM, json.dumps(paths), output, tier, *beam_args],
                           capture_output=True, text=True, check=True)
     manifest = records.read_manifest(f'{output}/web')
   result = json.loads(done.stdout.splitlines()[-1])
@@ -198,7 +205,7 @@ def main(argv: list[str]) -> None:
               copies.append(f'{folder}/{i}-{j}-{os.path.basename(path)}')
               os.symlink(path, copies[-1])
         row = dict(system='smoljax', tier=tier, repeat=repeat)
-        if repeat <= 4:     # it holds every document
+        if _STAGES.value and repeat <= 4:     # it holds every document
           print_row(**row, what='stages', **run_stages(copies, tier))
         if _BEAM.value:
           print_row(**row, what='beam', **run_beam(copies, tier))

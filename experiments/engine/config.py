@@ -273,6 +273,15 @@ def check(c: Any) -> None:
         'each row of its embedding stands for one of its own tokens')
   step.mtp_weight(c.mtp, c.train.steps)
   preference, reinforce = step.post_training(c.train)
+  if config.lora_rank:
+    if not c.train.init_from or c.train.branch_from:
+      raise ValueError('model.lora_rank: adapters are of a model, give train.init_from')
+    for field, wanted in (
+      ('train.reinforce.loss', reinforce), ('diagnostics.every', c.diagnostics.every),
+      ('distill.teacher', c.distill.teacher), ('model.mtp', config.mtp != 'none'),
+      ('train.reference', c.train.reference)):
+      if wanted:
+        raise ValueError(f'model.lora_rank goes without {field}: leave that out')
   compares = any(how and how.needs_reference for how in (preference, reinforce))
   if compares and not (c.train.reference or c.train.init_from):
     raise ValueError('the loss compares with a frozen model: name it with train.reference, or give '

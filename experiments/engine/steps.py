@@ -191,12 +191,12 @@ def run_train(output: str, inputs: Mapping[str, str], *, c: Any, corpora: Sequen
 def run_evaluate(output: str, inputs: Mapping[str, str], *, c: Any, targets: Sequence[str]) -> dict:
   """Scores the trained model, and the teacher on the same documents if there is one."""
   from smoljax import evals, model
-  from smoljax.checkpoints import load, store
+  from smoljax.checkpoints import load
   from smoljax.data import tokenizer
   from smoljax.data.corpus import open_corpus
   from smoljax.evals.held_out import load_held_out
 
-  config, params, meta = store.load_params(os.path.join(inputs['train'], 'checkpoints'))
+  config, params, meta = load.load_weights(os.path.join(inputs['train'], 'checkpoints'))
   paths = {name: corpus_dir(inputs[f'tokenize_{name}'], name) for name in targets}
   evaluate = functools.partial(
     evals.evaluate,

@@ -1,5 +1,7 @@
 """Models by where they lie: a run, a checkpoint or a Hugging Face folder, with their tokenizer."""
 
+import dataclasses
+import json
 import os
 import pathlib
 from collections.abc import Mapping
@@ -15,6 +17,7 @@ from smoljax.data import tokenizer as tokenizer_lib
 from smoljax.data.chat_template import ChatTemplate
 from smoljax.data.tokenizer import Tokenizer
 from smoljax.inference import cache
+from smoljax.model import lora
 
 
 class Model(NamedTuple):
@@ -131,6 +134,14 @@ def _read_run(path, **how):
     if not finite:
       raise ValueError(f'{path}: {jax.tree_util.keystr(name)} holds values that are not finite: '
                        'its training diverged; take an earlier checkpoint')
+  if config.lora_rank:  # of the model that its adapters were trained for
+    where = meta['config']['train']['init_from']
+    if json.loads(json.dumps(weights_fingerprint(where))) != meta['lora_base']:
+      raise ValueError(f'{path}: its adapters are for other weights than {where} has now')
+    base = load_weights(where)[1]
+    with cache.no_mesh():
+      params = lora.merged(config, jax.tree.map(cache.on_one_device, base), params)
+    config = dataclasses.replace(config, lora_rank=0)
   return config, params, meta
 
 

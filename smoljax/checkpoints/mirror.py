@@ -80,17 +80,20 @@ class Mirror:
     return None
 
   def clean(self) -> None:
-    """Deletes what uploads that did not end left."""
+    """Deletes what uploads that did not end left, and steps that were taken again since."""
     left: dict[str, list[str]] = {}
     for name in self._folder.names():
       left.setdefault(name.partition('/')[0], []).append(name)
     for place, names in left.items():
       step, _, id = place.partition('-')
-      if step.isdigit() and id:
-        try:
-          self._folder.read(_seal(int(step), id))  # which the list may lack
-        except FileNotFoundError:
-          self._folder.remove(names)
+      if not step.isdigit() or not id:
+        continue
+      if (known := self.steps.get(int(step))) and known.id != id:  # taken again since
+        self._folder.remove([_seal(int(step), id)])
+      try:
+        self._folder.read(_seal(int(step), id))  # which the list may lack
+      except FileNotFoundError:
+        self._folder.remove(names)
 
   def send(self, root: pathlib.Path, step: int, score: float | None) -> None:
     """Uploads a step that is sealed in the folder `root`, and then its seal."""

@@ -292,7 +292,7 @@ class _BatchIterator(grain.DatasetIterator):
           places = int(corpus.lengths[piece.document]) - 1
           words = b.caches[name].read(next(teacher_rows[name]), places, piece.start, piece.length)
           for key, x in words.items():
-            batch[key][i, span] = x
+            batch[key][i, at - piece.length : at] = x
     return batch
 
 

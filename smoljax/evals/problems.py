@@ -14,7 +14,8 @@ A question (or a turn of it) is graded by what it has of `answer` (one, or sever
 right; numbers by value, `answers.exact`), `constraints` (all kept), `tool_calls` (these and no
 others; [] = none may be made) and `tests` (of the program written). `language`, `depth` and any
 other text or number tell the scores apart. `system` instructs, `mode` says in which one it is put
-alone, `plain` is the text for a base model where it is another.
+alone, `plain` is the text for a base model where it is another. `question` is taken for `prompt`;
+and a conversation, `messages`, for its turns, whose answers are what is right.
 """
 
 import dataclasses
@@ -73,7 +74,13 @@ def read_set(path: str, *, limit: int = 0, weak: bool = False) -> Set:
 
 def question(row: Mapping[str, Any], *, weak: bool = False) -> Question:
   """A question from its line. Raises ValueError saying what is wrong with it."""
-  if not isinstance(row, Mapping) or ('prompt' in row) == ('turns' in row):
+  if not isinstance(row, Mapping):
+    raise ValueError('a question is an object')
+  if 'messages' in row:
+    row = _of_messages(row)
+  elif 'question' in row and 'prompt' not in row:
+    row = {**row, 'prompt': row['question']}
+  if ('prompt' in row) == ('turns' in row):
     raise ValueError('a question is an object with either prompt or turns')
   lines = row.get('turns', [row])
   if not isinstance(lines, list) or not lines:
@@ -93,8 +100,26 @@ def question(row: Mapping[str, Any], *, weak: bool = False) -> Question:
   return Question(tuple(turns), groups, row.get('system') or '', tuple(row.get('tools') or ()))
 
 
-_KEYS = {'prompt', 'turns', 'answer', 'constraints', 'tool_calls', 'tests', 'names', 'prelude',
-         'mode', 'plain', 'system', 'tools', 'id'}
+def _of_messages(row):
+  """A conversation as turns: what the user says, and the answer to it without its thought."""
+  turns, system = [], ''
+  for message in row['messages']:
+    role, content = message['role'], message.get('content') or ''
+    if role == 'system':
+      system = content
+    elif role == 'user':
+      turns.append({'prompt': content})
+    elif role == 'assistant' and turns and message.get('tool_calls'):
+      turns[-1]['tool_calls'] = message['tool_calls']
+    elif role == 'assistant' and turns:
+      turns[-1]['answer'] = answers.split(content).answer
+    else:
+      raise ValueError(f'{role} is no role in a conversation to be scored')
+  return {**row, 'turns': turns, 'system': row.get('system') or system}
+
+
+_KEYS = {'prompt', 'question', 'messages', 'turns', 'answer', 'constraints', 'tool_calls', 'tests',
+         'names', 'prelude', 'mode', 'plain', 'system', 'tools', 'id'}
 
 
 def _grade(line, language, weak):

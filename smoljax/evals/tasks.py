@@ -268,8 +268,9 @@ def has_choices(path: str) -> bool:
     return False
   except (OSError, ValueError):
     return True  # what is wrong with it is said where it is read
-  return not (isinstance(row, dict) and {'prompt', 'turns'} & row.keys()
-              and not {'choices', 'endings'} & row.keys())
+  if not isinstance(row, dict) or {'choices', 'endings'} & row.keys():
+    return True
+  return not ({'prompt', 'turns', 'messages'} & row.keys() or {'question', 'answer'} <= row.keys())
 
 
 def _own(row: Mapping) -> Example:

@@ -1,9 +1,11 @@
 """Many prompts through our decoder at once: what a model writes after each."""
 
 import dataclasses
-import math
 from collections.abc import Callable, Iterator, Sequence
 from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
 
 from smoljax.checkpoints import load
 from smoljax.data.tokenizer import Tokenizer
@@ -11,6 +13,7 @@ from smoljax.inference import cache, generate
 from smoljax.inference.sampling import GREEDY, Sampling
 from smoljax.inference.text import Text
 
+_MEMORY = 10 << 30  # bytes, of a device that does not say how many it has
 # Tokens of chat models that are read in their text; of some tokenizers they are control tokens,
 # which decode to nothing.
 _MARKS = ('<think>', '</think>', '<tool_call>', '</tool_call>')
@@ -48,13 +51,18 @@ class Writer:
   Prompts are taken together with others of like length, longest first. To what length a prompt is
   padded, and how large its cache is, is decided by the prompt and its room alone, and there is
   never a batch of one (XLA computes the products of one row by another method): in float32 what is
-  written depends neither on the batch size nor on the order.
+  written depends neither on the batch size nor on the order. Of long prompts fewer are taken: their
+  caches must fit into two fifths of the device's memory.
   """
 
   def __init__(self, model: load.Model, batch_size: int = 32):
     self.model, self.batch_size = model, batch_size
     self.decode = decoder(model.tokenizer)
     self._params = cache.prepare(model.config, model.params)
+    config, stats = model.config, jax.local_devices()[0].memory_stats() or {}
+    self._memory = 2 * stats.get('bytes_limit', _MEMORY) // 5
+    self._token_bytes = 2 * config.num_layers * config.num_kv_heads * config.head_dim * jnp.dtype(
+      config.dtype).itemsize
     # One row may have less room than another: none is looked at beyond its own.
     self._config = dataclasses.replace(
       model.config, max_seq_len=2 * model.config.max_seq_len + cache.BUCKET)
@@ -82,8 +90,9 @@ class Writer:
     for i, (prompt, room) in enumerate(zip(prompts, rooms, strict=True)):
       key = cache.bucket_length(len(prompt)), cache.bucket_length(room)
       groups.setdefault(key, []).append(i)
-    for (_, most), places in sorted(groups.items(), reverse=True):
-      size = max(2, min(self.batch_size, 1 << math.ceil(math.log2(len(places)))))
+    for (length, most), places in sorted(groups.items(), reverse=True):
+      fit = self._memory // (self._token_bytes * (length + most))
+      size = max(2, min(self.batch_size, _power_of_two(fit), 2 * _power_of_two(len(places) - 1)))
       for start in range(0, len(places), size):
         rows = places[start : start + size]
         filled = [*rows, *rows[-1:] * (size - len(rows))]
@@ -98,6 +107,11 @@ class Writer:
             break
         for i, row in zip(rows, written, strict=True):
           yield i, row.result()
+
+
+def _power_of_two(n: int) -> int:
+  """The largest one that is at most n; 1 at least."""
+  return 1 << max(0, n.bit_length() - 1)
 
 
 class _Row:
@@ -121,6 +135,7 @@ class _Row:
 
   def result(self):
     if not self._watched:
-      self._pieces = [self._text.push(token) for token in self._ids]
+      # (One look a token would keep the device waiting.)
+      self._pieces = [self._text.extend(self._ids)]
     text = ''.join(self._pieces) + self._text.finish()
     return Written(self._ids, text, self._ended or self._text.stopped)

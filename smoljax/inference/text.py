@@ -29,7 +29,11 @@ class Text:
 
   def push(self, token: int) -> str:
     """Takes the next token; returns the text that is now certain, if any."""
-    self._ids.append(token)
+    return self.extend([token])
+
+  def extend(self, tokens: Iterable[int]) -> str:
+    """Takes the next tokens, with one look for all of them."""
+    self._ids += tokens
     return self._take(last=False)
 
   def finish(self) -> str:

@@ -108,6 +108,8 @@ class ModelConfig:
   dtype: str = 'bfloat16'  # of the computation; parameters stay fp32
   fp8: bool = False  # the MLP's products in 8-bit floats: NVIDIA since Hopper (see fp8.py)
   remat: str = 'none'  # saved for the backward pass: none (all), full (nothing), dots, qkv+ctx+…
+  lora_rank: int = 0  # of adapters that are trained in place of the matrices (lora.py); 0 = none
+  lora_alpha: float = 32.0  # α: what they add is scaled by α / rank
   scan_layers: bool = True  # False unrolls them: slow to compile, sometimes faster to run
 
   def __post_init__(self):

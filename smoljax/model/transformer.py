@@ -32,7 +32,7 @@ from flax import nnx
 
 from smoljax import sharding
 from smoljax.model import layers as layers_lib
-from smoljax.model import quantised
+from smoljax.model import lora, quantised
 from smoljax.model.attention import probabilities
 from smoljax.model.attention.masks import Places, positions_from_segments, segments_from_positions
 from smoljax.model.config import ModelConfig, one_of
@@ -249,7 +249,7 @@ def run_blocks(
         captured[f'act_max/{site}_L'] = jnp.max(size_BTX)
 
     watched = {'units', 'sites', 'outputs'} & {*capture}
-    x_BTD, state, seen = nnx.merge(graph, layer_params)(
+    x_BTD, state, seen = nnx.merge(graph, lora.folded(config, layer_params))(
       x_BTD, rotate, attend_here, watch if watched else None)
     if 'residual' in capture:
       captured['residual_LBTD'] = x_BTD

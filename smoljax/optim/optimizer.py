@@ -295,6 +295,7 @@ ROLES: dict[str, Role] = {
   'down': Role('down_FD', _KERNEL),
   'feature': Role('feature_DI'),
   'combine': Role('from_(hidden|embed)_DE', _KERNEL),
+  'adapter': Role('[a-z]+_(in_(D|F|NH)R|out_R(D|F|NH|KH))'),
 }
 
 PER_HEAD: dict[str, tuple[str, ...]] = {

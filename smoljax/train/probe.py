@@ -102,6 +102,7 @@ def evaluate(run: Run, params: PyTree) -> dict[str, float]:
 
   Of a run that learns from its own answers also `val/NAME/pass@…` of held-out questions.
   """
+  params = run.full(params)
   row, options = {}, {'batch_size': run.config.train.rows, 'seq_len': run.config.data.seq_len}
   for name, documents in run.held_out.items():
     score = bits_per_byte(run.model_config, params, documents, **options)

@@ -28,14 +28,14 @@ def load_frozen(t: Any, config: model.ModelConfig, expected: PyTree) -> PyTree:
 
   Args:
     t: section `train` of a config: `reference`, or else `init_from`, names it.
-    expected: the policy's abstract parameters, with their places.
+    expected: abstract parameters of such a model, with their places.
   Raises:
     ValueError: none is named, or its shapes are others.
   """
-  field = 'reference' if t.reference else 'init_from'
+  field = 'reference' if t.reference and not config.lora_rank else 'init_from'
   if not t[field]:
-    raise ValueError('the loss compares with a frozen model: name it with train.reference, or give '
-                     'train.init_from, with which training begins')
+    raise ValueError('the loss compares with a frozen model, or adapters are of one: give '
+                     'train.init_from, with which training begins (or train.reference)')
   params = load.load_weights(t[field])[1]
   require_shapes(f'train.{field}', t[field], params, expected)
   params = jax.tree.map(lambda x: x.astype(config.dtype), params)

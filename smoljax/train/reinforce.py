@@ -24,9 +24,7 @@ bfloat16, and so would the policies. See rollouts.py for how the samples are the
 """
 
 import dataclasses
-import re
 from collections.abc import Mapping
-from decimal import Decimal
 from typing import Any, NamedTuple
 
 import jax
@@ -34,6 +32,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from smoljax import model, sharding
+from smoljax.evals import answers
 from smoljax.inference import sampling as sampling_lib
 from smoljax.inference.sampling import Sampling
 from smoljax.model.config import one_of
@@ -121,41 +120,29 @@ class Answer(NamedTuple):
   text: str  # without the token that ends it
   ended: bool  # by that token, not by its length
 
-  @property
-  def said(self) -> str | None:
-    """What is said after the thought; None where a thought is not closed, or there are two."""
-    thought, mark, said = self.text.rpartition('</think>')
-    if not mark:
-      return None if '<think>' in self.text else self.text
-    return None if '<think>' in said or '</think>' in thought else said
-
 
 def number(answer: Answer, truth: str) -> float:
-  """1 where the last number said is the truth's last one, as decimals, and the answer has ended."""
-  said, wanted = _last_number(answer.said or ''), _last_number(truth)
-  return float(answer.ended and said is not None and said == wanted)
+  """1 where the last number said is the truth's last one, by value."""
+  said = _said(answer)
+  return float(said is not None and answers.last_number_is(said, answers.split(truth).answer))
 
 
 def text(answer: Answer, truth: str) -> float:
-  """1 where what is said is the truth, but for space and case, and the answer has ended."""
-  said = answer.said
-  plain = lambda x: ' '.join(x.lower().split())
-  return float(answer.ended and said is not None and plain(said) == plain(Answer(truth, True).said
-                                                                            or truth))
+  """1 where what is said, or its last line, is the truth, but for space, case and a full stop."""
+  said = _said(answer)
+  return float(said is not None and answers.exact(said, answers.split(truth).answer))
 
 
 def form(answer: Answer, truth: str) -> float:
-  """1 where an answer has the truth's form: a thought, closed, that says something, iff that has
-  one; then something said; and an end."""
-  has, wanted = ('</think>' in x for x in (answer.text, truth))
-  thought = answer.text.partition('</think>')[0].replace('<think>', '')
-  return float(answer.ended and bool((answer.said or '').strip()) and has == wanted
-               and bool(thought.strip()))
+  """1 where an answer follows the truth's mode: a thought that says something iff that has one."""
+  mode = 'think' if answers.split(truth).thought else 'no_think'
+  return float(answers.follows_mode(answer.text, mode, ended=answer.ended))
 
 
-def _last_number(said: str) -> Decimal | None:
-  found = re.findall(r'-?\d[\d,]*(?:\.\d+)?', said)
-  return Decimal(found[-1].replace(',', '')) if found else None
+def _said(answer: Answer) -> str | None:
+  """What is said after the thought; None where that is not closed, or the answer did not end."""
+  parts = answers.split(answer.text)
+  return parts.answer if answer.ended and parts.closed and parts.thoughts <= 1 else None
 
 
 REWARDS = {'number': number, 'text': text, 'form': form}

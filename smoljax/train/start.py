@@ -17,6 +17,7 @@ from smoljax.data.batches import Batches, Stage, make_stages
 from smoljax.data.corpus import Corpus, open_corpus, special_tokens
 from smoljax.data.questions import Questions
 from smoljax.evals.held_out import Document, load_held_out
+from smoljax.model import lora
 from smoljax.optim import mup
 from smoljax.train import distill, guard, reference
 from smoljax.train.rollouts import Rollouts
@@ -48,6 +49,12 @@ class Run:
   def stage(self, step: int) -> Stage:
     """The stage that the step after `step` belongs to."""
     return next(s for s in self.stages if s.start <= step < s.stop)
+
+  def full(self, params: PyTree) -> PyTree:
+    """The model's parameters: those that are trained, or they as adapters in the frozen ones."""
+    if not self.model_config.lora_rank:
+      return params
+    return _merge(self.model_config, self.teacher_params, params)
 
   def whole(self, step: int) -> bool:
     """Whether a checkpoint after `step` steps holds all that the next one goes on from."""
@@ -110,16 +117,19 @@ def prepare(
     'model': dataclasses.asdict(model_config),
     'fingerprint': batches.fingerprint(),
     'code_version': smoljax.__version__,
+    **({'lora_base': load.weights_fingerprint(t.init_from)} if model_config.lora_rank else {}),
   }
   with jax.set_mesh(mesh):
     teacher, teacher_params = load_teacher(config.distill, model_config, mesh, cached)
     plan = make_plan(config, model_config, mesh, teacher)
-    if any(how and how.needs_reference for how in (preference, reinforce)):
-      teacher_params = reference.load_frozen(t, model_config, plan.params)
-      if t.preference.cached and isinstance(batches, Batches):
+    compares = any(how and how.needs_reference for how in (preference, reinforce))
+    if compares or model_config.lora_rank:
+      teacher_params = reference.load_frozen(
+        t, model_config, model.abstract_params(model_config, mesh))
+      if compares and t.preference.cached and isinstance(batches, Batches):
         batches.reference = reference.read_pairs(
           t, model_config, teacher_params, batches, mesh, os.path.join(directory, 'reference'))
-        teacher_params = None
+        teacher_params = teacher_params if model_config.lora_rank else None
   rollouts, questions = None, {}
   if reinforce:
     text = tokenizer.load(meta['tokenizer'], meta['special_tokens'], meta['tokenizer_sha256'])
@@ -212,8 +222,12 @@ def _branch(run: Run) -> Snapshot:
 
 def _fresh(run: Run) -> Snapshot:
   plan = run.plan
-  params = first_params(
-    run.config.train.init_from, run.model_config, run.key, plan.params, plan.scales)
+  if run.model_config.lora_rank:
+    params = jax.jit(lora.init, static_argnums=0, out_shardings=jax.tree.map(
+      lambda x: x.sharding, plan.params))(run.model_config, run.key)
+  else:
+    params = first_params(
+      run.config.train.init_from, run.model_config, run.key, plan.params, plan.scales)
   if plan.teacher:
     more = plan.teacher.init(run.key)
     params |= jax.device_put(more, sharding.shardings(more, run.mesh))
@@ -279,6 +293,9 @@ def first_params(
   params = load.load_weights(init_from)[1]
   reference.require_shapes('train.init_from', init_from, params, expected)
   return jax.device_put(params, jax.tree.map(lambda x: x.sharding, expected))
+
+
+_merge = jax.jit(lora.merged, static_argnums=0)
 
 
 def _name_seed(name: str) -> int:

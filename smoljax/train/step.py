@@ -10,6 +10,7 @@ import jax.numpy as jnp
 
 from smoljax import distributed, model, optim, sharding
 from smoljax.data.batches import learned
+from smoljax.model import lora
 from smoljax.optim import clipping, mup
 from smoljax.optim import qk_clip as qk_clip_lib
 from smoljax.optim.qk_clip import logit_measure, qk_clip_grads, qk_rates
@@ -161,6 +162,8 @@ def make_gradients(
   def loss_fn(
     params: PyTree, batch: dict, total: jax.Array, step: jax.Array, teacher_params: PyTree
   ) -> tuple[jax.Array, dict]:
+    if config.lora_rank:  # what is frozen is the model itself
+      params = lora.joined(model.computed(config, teacher_params), params)
     common: dict[str, Any] = {
       'num_sources': objective.num_sources, 'chunk': objective.chunk, 'max_logits': max_logits}
     if objective.preference:
@@ -297,7 +300,8 @@ def make_plan(
   teacher: distill.Teacher | None = None,
 ) -> Plan:
   """Raises ValueError where config, model and mesh do not fit each other."""
-  params = model.abstract_params(model_config, mesh)
+  params = (lora.abstract(model_config, mesh) if model_config.lora_rank
+            else model.abstract_params(model_config, mesh))
   if teacher:
     params |= sharding.abstract(jax.eval_shape(teacher.init, jax.random.key(0)), mesh)
   scales = mup.multipliers(

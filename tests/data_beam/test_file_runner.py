@@ -75,7 +75,7 @@ def test_what_it_cannot_do_is_said():
     pipeline.run()
 
 
-def test_parts_of_a_file_are_the_file(tmp_path, monkeypatch):
+def test_parts_of_a_file_are_the_file(tmp_path):
   path = tmp_path / 'x.warc.gz'
   bodies = [page([f'{n} {random.Random(n).random()} ' * 40]) for n in range(60)]
   write_warc(path, [html(f'https://a.test/{n}', body) for n, body in enumerate(bodies)])
@@ -85,14 +85,14 @@ def test_parts_of_a_file_are_the_file(tmp_path, monkeypatch):
   whole = [vars(r) if isinstance(r, readers.Page) else r.reason for r in readers.read(str(path))]
   assert len(whole) == 60 and whole.count('damaged_record') == 1
   for size in (100, 999, 5000, len(data) // 2):
-    monkeypatch.setattr(readers, 'SPAN_BYTES', size)
-    parts = readers.split(str(path), len(data))
+    parts = readers.split(str(path), len(data), size)
     assert len(parts) > 1 and parts[-1].end == len(data)
     found = [vars(r) if isinstance(r, readers.Page) else r.reason
              for part in parts for r in readers.read(part)]
     assert found == whole
   plain = tmp_path / 'x.warc'
-  assert readers.split(str(plain), 10**9) == [str(plain)]
+  assert readers.split(str(plain), 10**9, 10**6) == [str(plain)]
+  assert readers.split_all([{'path': str(path), 'bytes': len(data)}]) == [str(path)]     # small
 
 
 def corpora(folder):

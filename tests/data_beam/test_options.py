@@ -7,9 +7,10 @@ from absl import flags
 from ml_collections import config_flags
 
 from configs import base, quickstart
-from data_beam import options, python_source, tables, tokenize_corpus
+from data_beam import conversations, options, python_source, tables, tokenize_corpus
 from data_beam.beam_options import require_file_system
 from data_beam.options import (
+  ConversationOptions,
   ImportOptions,
   PdfOptions,
   PythonSourceOptions,
@@ -24,9 +25,11 @@ COMMANDS = {
   PdfOptions: (pdf, 'run', []),
   PythonSourceOptions: (python_source, 'run', []),
   ImportOptions: (tables, 'import_tables', ['import']),
+  ConversationOptions: (conversations, 'run', []),
   TokenizeOptions: (tokenize_corpus, 'run', ['--tokenizer=t']),
 }
-SECTIONS = {'web': WebOptions, 'pdf': PdfOptions, 'tokenize': TokenizeOptions}
+SECTIONS = {'web': WebOptions, 'pdf': PdfOptions, 'conversations': ConversationOptions,
+            'tokenize': TokenizeOptions}
 # Another value than the default, of each option: (of the flag, of the config, of the call).
 OTHER = {
   'languages': ('fr,de', "('fr','de')", ('fr', 'de')),
@@ -69,6 +72,9 @@ OTHER = {
   'holdout_shared': ('.4', '.4', .4),
   'share': ('.5', '.5', .5),
   'bos': (None, 'false', False),
+  'train_user': (None, 'true', True),
+  'mode': ('think', 'think', 'think'),
+  'tokenizer': ('t.json', 't.json', 't.json'),
   'rehydrate': (None, 'true', True),
 }
 

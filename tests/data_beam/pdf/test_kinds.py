@@ -149,6 +149,7 @@ def test_a_heading_is_no_page_number(heading):
   (30, ['Signed', 'J. Miller', '10 June 2019'], False),
   (30, ['Total', '12', '4250'], False),
   (30, ['Downloaded files stand in the folder below'], False),
+  (702, ['Downloaded from the tide gauge on 3 May 2019, the numbers'], False),
   (720, ['Downloaded from http://example.org/ by guest on 3 May 2019'], True),
 ])
 def test_feet_of_single_pages(y, parts, goes):

@@ -287,6 +287,15 @@ def test_heads_of_columns_that_are_turned(extractor, draw_head):
   assert '| Model 4 | 40 | 41 | 42 |' in text
 
 
+def test_turned_text_far_off_the_page_costs_no_page(extractor):
+  def draw(page):
+    column(page, 72, 700, prose('A', 8, 60))
+    page.translate(100, -4000)
+    page.rotate(90)
+    page.drawString(0, 0, 'left over from another sheet')
+  assert tags(extractor.extract(make(draw), ocr='never').text) == [f'A{i}' for i in range(8)]
+
+
 def test_a_page_upside_down_reads_like_others(extractor):
   def draw(page):
     page.translate(WIDTH, HEIGHT)

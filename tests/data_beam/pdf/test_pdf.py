@@ -215,6 +215,16 @@ def test_tables_tell_the_language_where_little_else_is_there():
   assert result.language == 'de'
 
 
+def test_capitals_of_a_table_tell_its_language():
+  rows = [('HARBOR AND BARGE SERVICES', 'PURCHASE OF OFFICE SUPPLIES'),
+          ('STATE WATER BOARD', 'TRAVEL AND LODGING FOR MEETINGS'),
+          ('OLD BRIDGE PRINTING', 'PRINTING OF LETTERS AND NOTICES')]
+  text = '\n'.join(f'| {i} | {" | ".join(row)} | {37 * i}.50 |' for i, row in enumerate(rows))
+  (result,) = pdf.identify(records.Document('1', text), ('en',), None)
+  assert getattr(result, 'language', result) == 'en'
+
+
+
 def test_the_language_is_the_average_over_pages():
   english, german = ' '.join(story(3, 8)), (
     'Die alte Brücke über den Fluss wurde im Winter gesperrt, weil der Wind zu stark war. ' * 8)

@@ -110,8 +110,15 @@ def test_lists_may_be_late(store, tmp_path):
   store.lag = 1e9
   with open_at(tmp_path / 'a') as saved:
     saved.discard(2)  # the list has it for ever
-  with open_at(tmp_path / 'c') as saved:
-    assert restore(saved) in ((1, 1.0), None)
+  with open_at(tmp_path / 'c') as saved:  # here nothing is known of step 1
+    assert restore(saved) is None
+    save(saved, 1)
+  store.lag = 0
+  folders = lambda: {n.split('/')[3] for n in store.objects if '/1-' in n and seals.SEALS not in n}
+  assert len(folders()) == 2
+  with open_at(tmp_path / 'd') as saved:
+    assert restore(saved) == (1, 1.0)
+  assert len(folders()) == 1
 
 
 def test_a_store_that_is_away_stops_no_training(store, tmp_path):

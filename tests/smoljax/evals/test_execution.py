@@ -1,5 +1,6 @@
 """Programs of a model: right ones pass, wrong ones do not, and none gets out."""
 
+import collections
 import concurrent.futures
 import json
 import os
@@ -12,7 +13,9 @@ import sys
 import tempfile
 import time
 
+import hypothesis
 import pytest
+from hypothesis import strategies as st
 
 from smoljax.evals import confine, execution, problems
 from smoljax.evals.execution import Limits
@@ -46,6 +49,27 @@ def test_right_programs_pass_and_wrong_ones_do_not():
   cheat = 'def half(x):\n  return 0\ndef root():\n  return 99\n'
   assert execution.test(cheat, 'assert half(root()) == 0').passed
   assert not execution.test(cheat, 'assert half(root()) == 0', prelude=helper).passed
+
+
+LEAVES = (st.none() | st.booleans() | st.integers() | st.floats(allow_nan=False) | st.text()
+          | st.binary() | st.complex_numbers(allow_nan=False))
+VALUES = st.recursive(LEAVES, lambda inner: (
+  st.lists(inner) | st.lists(inner).map(tuple) | st.sets(LEAVES) | st.frozensets(LEAVES)
+  | st.dictionaries(LEAVES, inner) | st.lists(inner).map(collections.deque)), max_leaves=6)
+
+
+@hypothesis.settings(max_examples=12)
+@hypothesis.given(VALUES)
+def test_values_go_through_the_pipe_as_they_are(value):
+  again = confine.unpack(json.loads(json.dumps(confine.pack(value))))
+  assert again == value and type(again) is type(value)
+
+
+@pytest.mark.parametrize(
+  'wrong', [[1], {}, {'list': [1], 'set': []}, {'code': 'x'}, 1.5, {'float': 'x'}])
+def test_what_is_no_packed_value_is_refused(wrong):
+  with pytest.raises(ValueError):
+    confine.unpack(wrong)
 
 
 def test_what_cannot_be_confined_is_refused(monkeypatch):

@@ -17,7 +17,7 @@ from helpers import tokenizers
 from smoljax import evals
 from smoljax.checkpoints import load
 from smoljax.data import chat_template, tokenizer
-from smoljax.evals import answers, problems, run, writing
+from smoljax.evals import answers, problems, run, tasks, writing
 from smoljax.evals.generative import Question, Set, Settings, Turn, evaluate_generation
 from smoljax.evals.writing import Writer, Written
 from smoljax.inference.sampling import Sampling
@@ -66,6 +66,21 @@ def test_what_is_written_depends_on_neither_batch_nor_order(model):
       assert got == want
 
 
+def test_of_long_prompts_fewer_are_taken_at_once(model, monkeypatch):
+  sizes = []
+
+  def stream(config, params, rows, max_new_tokens, **_):
+    sizes.append((len(rows), max(map(len, rows))))
+    yield [7] * len(rows)
+  monkeypatch.setattr(writing.generate, 'stream', stream)
+  writer = Writer(model, 16)
+  writer._memory = writer._token_bytes * 8 * (64 + 64)
+  prompts = [[5] * n for n in [9] * 20 + [1000] * 3]
+  found = dict(writer.write(prompts, [1] * 23, seeds=range(23), eos_ids=()))
+  assert sorted(found) == list(range(23)) and all(row.ids == [7] for row in found.values())
+  assert sizes == [(2, 1000), (2, 1000), (8, 9), (8, 9), (8, 9)]  # never one alone
+
+
 def test_a_set_of_ones_own_in_both_modes(model, say, tmp_path):
   rows = [
     {'prompt': '2+2=', 'answer': 4, 'depth': 1}, {'prompt': '2+3=', 'answer': '5', 'depth': 2},
@@ -84,6 +99,22 @@ def test_a_set_of_ones_own_in_both_modes(model, say, tmp_path):
   assert think['by']['language']['fr']['exact'] == 1
   assert think['unclosed'] == 1 / 3 == pytest.approx(1 - think['follows'])
   assert no_think['follows'] == 1 and no_think['constant'] == 1 / 3
+
+
+def test_conversations_are_questions_too(tmp_path):
+  said = lambda role, content: {'role': role, 'content': content}
+  row = {'mode': 'think', 'messages': [
+    said('system', 'Be brief.'), said('user', '1+1?'), said('assistant', '<think>add</think>2'),
+    said('user', 'And 2+2?'), said('assistant', '4')]}
+  made = problems.question(row)
+  assert [t.prompt for t in made.turns] == ['1+1?', 'And 2+2?'] and made.system == 'Be brief.'
+  assert [t.grade(x)['exact'] for t in made.turns for x in ('2', '4')] == [1, 0, 0, 1]
+  assert {t.mode for t in made.turns} == {'think'}
+  path = tmp_path / 'grade_school.jsonl'
+  path.write_text(json.dumps({'question': 'How many?', 'answer': '3'}))
+  assert not tasks.has_choices(str(path))
+  turn, = problems.load_set('grade_school', problems.Source(str(tmp_path))).questions[0].turns
+  assert turn.prompt == 'How many?' and turn.grade('So 3.')['exact'] == 1
 
 
 def test_modes_over_three_turns(model, say):
@@ -287,3 +318,18 @@ def test_which_tasks_decide():
   assert one['decides'] is None
   x, y = [1, 2, 3, 4], [2, 1, 4, 3]
   assert decisive.kendall(x, y) == pytest.approx(scipy.stats.kendalltau(x, y).statistic)
+
+
+def test_several_checkpoints_say_which_tasks_decide(monkeypatch):
+  from experiments import evaluate
+  monkeypatch.setattr(
+    evaluate, '_run_and_step', lambda path, i: (path.split('/')[0], int(path.split('/')[1])))
+  score = lambda run, step: 0.3 + 0.1 * step + 0.001 * run
+  found = {f'{run}/{step}': {
+    'tasks': {'piqa': {'metric': 'acc', 'acc': score(run, step), 'chance': 0.5}},
+    'generation': {'sums': {'think': {'metric': 'exact', 'exact': 1 - score(run, step)}}},
+  } for run in range(3) for step in range(1, 5)}
+  signals = evaluate._signal_of(found)
+  assert signals['piqa']['decides'] and signals['piqa']['runs'] == 3
+  assert signals['sums, think']['why'] == ['monotone -1.00 < 0.5']
+  assert len(evaluate._signals(signals).rows) == 2

@@ -21,6 +21,7 @@ from smoljax.checkpoints import load
 from smoljax.inference.generate import generate
 
 INSTALLED = importlib.util.find_spec('lm_eval') is not None
+LIVE = INSTALLED and importlib.util.find_spec('accelerate') is not None  # of lm-eval[hf]
 
 
 class StandIn:
@@ -96,7 +97,7 @@ def test_scores_are_those_of_any_batch_and_order(make, kind, batch_size):
   same(kind, got, [want[i] for i in order])
 
 
-@pytest.mark.skipif(not INSTALLED, reason='lm-eval is not installed')
+@pytest.mark.skipif(not LIVE, reason='lm-eval[hf] is not installed')
 @pytest.mark.parametrize('kind', KINDS)
 def test_live_requests(make, folder, kind):
   asked = goldens.requests(kind)[-30:]
@@ -105,7 +106,7 @@ def test_live_requests(make, folder, kind):
   same(kind, got, want)
 
 
-@pytest.mark.skipif(not INSTALLED, reason='lm-eval is not installed')
+@pytest.mark.skipif(not LIVE, reason='lm-eval[hf] is not installed')
 @pytest.mark.parametrize('thinks', [True, False, None])
 def test_live_chat(make, folder, thinks):
   """The template, in both modes, and the ids of what it renders."""

@@ -478,6 +478,7 @@ import contextlib, io, json, sys
 from absl import flags
 from absl.testing import flagsaver
 from experiments import generate
+from experiments.engine import cli
 results = {}
 for name, argv in json.load(sys.stdin).items():
   if name == 'stop':
@@ -486,7 +487,7 @@ for name, argv in json.load(sys.stdin).items():
   with flagsaver.flagsaver(), contextlib.redirect_stdout(out), contextlib.redirect_stderr(err):
     try:
       flags.FLAGS.unparse_flags()
-      generate.main(flags.FLAGS(['generate', *argv]))
+      generate.main(cli.parse(['generate', *argv]))
     except SystemExit as e:
       code = e.code
   results[name] = out.getvalue(), err.getvalue(), code
@@ -514,6 +515,8 @@ WRONG = {
   'has no such modes: use --mode=chat': ['--checkpoint={other}', '--prompt=a', '--mode=think'],
   'does not take this conversation: no system turns': [
     '--checkpoint={other}', '--prompt=a', '--mode=chat', '--system=Be brief.'],
+  '--prompt does not go with --chat': ['--prompt=a', '--chat'],
+  'has no chat template, neither': ['--checkpoint={bare}', '--chat'],
   '/nowhere.txt': ['--prompt_file=/nowhere.txt'],
 }
 

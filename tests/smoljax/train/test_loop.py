@@ -98,6 +98,14 @@ def test_profile_and_goodput(markov_corpora, tmp_path):
   assert result['time']['compile'] > 0 and sum(result['time'].values()) == pytest.approx(1, 1e-3)
 
 
+@pytest.mark.slow
+def test_what_a_run_starts_from_is_read_without_asking_for_devices(undisturbed):
+  """On CPUs a run says how many it wants when it has read that."""
+  script = ('import sys; from jax._src import xla_bridge; from smoljax.checkpoints import store; '
+            'store.load_meta(sys.argv[1]); assert not xla_bridge._backends')
+  subprocess.run([sys.executable, '-c', script, str(undisturbed[1])], cwd=REPOSITORY, check=True)
+
+
 def test_running_again_changes_nothing(undisturbed, markov_corpora):
   result, directory = undisturbed
   before = (directory / 'metrics.jsonl').read_text()

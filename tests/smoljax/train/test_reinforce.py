@@ -38,7 +38,7 @@ RNG = np.random.default_rng(0)
   ('number', '<think>\n7\n</think>\n8', '<think>\n1\n</think>\n8', 1),
   ('number', '<think>\n8', '8', 0),  # the thought never ends
   ('number', '8</think>9</think>8', '8', 0),
-  ('text', ' Paris\n', 'paris', 1), ('text', 'Paris.', 'paris', 0),
+  ('text', ' Paris.\n', 'paris', 1), ('text', 'Paris or Rome', 'paris', 0),
   ('text', '<think>\nhm\n</think>\nyes', '<think>\nso\n</think>\nyes', 1),
   ('form', '<think>\nhm\n</think>\nyes', '<think>\nso\n</think>\nno', 1),
   ('form', '<think>\n\n</think>\nyes', '<think>\nso\n</think>\nno', 0),
