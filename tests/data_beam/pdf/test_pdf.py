@@ -250,7 +250,6 @@ def test_the_language_is_the_average_over_pages():
   (['--input=X', '--refetch=truncated'], 'needs --agent'),
   (['--input=X', '--ocr_server=http://localhost:8000'], 'give both'),
   (['--input=X', '--name=a/b'], "'a/b' cannot be the name"),
-  (['--input=X', '--shards=3'], "unknown flag '--shards=3'"),
 ])
 def test_bad_input_is_one_line(arguments, message, tmp_path, capsys, inputs):
   arguments = [a.replace('=X', f'={inputs[0]}/*.pdf') for a in arguments]
@@ -258,6 +257,12 @@ def test_bad_input_is_one_line(arguments, message, tmp_path, capsys, inputs):
   error = capsys.readouterr().err.strip()
   assert message in error.splitlines()[-1] and error.count('data_beam.pdf: ') == 1
   assert not any(tmp_path.iterdir())
+
+
+def test_an_unknown_flag_ends_the_command(tmp_path, capsys):
+  with pytest.raises(SystemExit, match='2'):
+    pdf.main(['--input=X', '--shards=3', f'--output={tmp_path}'])
+  assert 'unknown flag --shards (did you mean --num_shards?)' in capsys.readouterr().err
 
 
 def test_command_line(inputs, tmp_path, capsys):
