@@ -260,14 +260,11 @@ def case(place: Place, name: str, rng: np.random.Generator, cut: bool) -> dict[s
   if name == 'rows':
     known = json.loads((place.root / kind.stage / 'rows').read_text())
     wrong += ['a row that nobody wrote'] * bool(set(place.rows()) - set(known))
-  words = {file.name, f'{file.parent.name} ', 'checkpoints/80'} if name == 'checkpoints' else {
-    file.name}
+  words = {file.name, 'checkpoints/80'} if name in ('checkpoints', 'seals') else {file.name}
   told = any(w in line and ('damaged' in line or 'warning' in line or 'not as' in line or
                             'missing' in line or 'cannot be read' in line)
              for line in said.splitlines() for w in words)
-  finished = file.with_name(file.name)
-  if '.partial/' in row['file']:
-    finished = place.work / row['file'].replace('.partial/', '/')
+  finished = place.work / row['file'].replace('.partial/', '/')
   mended = not finished.exists() or finished.read_bytes() != bytes(data)
   outcome = ('silent' if wrong else 'told' if told else 'mended' if mended else
              'unread' if kind.idle else 'silent')
