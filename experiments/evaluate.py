@@ -112,7 +112,7 @@ def _evaluate_all() -> dict:
   folder = os.path.dirname(os.path.abspath(str(_OUTPUT.value)))
   os.makedirs(folder, exist_ok=True)  # a bad path must not cost an evaluation
   for name in _TASKS.value:
-    run.require_task(name)
+    run.require_task(name, _EVAL_DATA.value)
   generation = run.Generation(
     generative.Settings(
       tuple(_MODES.value), _MAX_NEW_TOKENS.value, Sampling(_TEMPERATURE.value, top_p=_TOP_P.value),

@@ -518,7 +518,6 @@ WRONG = {
   '--prompt does not go with --chat': ['--prompt=a', '--chat'],
   'has no chat template, neither': ['--checkpoint={bare}', '--chat'],
   '/nowhere.txt': ['--prompt_file=/nowhere.txt'],
-  "unknown argument 'number'": ['--prompt=The', 'number'],
 }
 
 
