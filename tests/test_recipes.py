@@ -106,5 +106,5 @@ def test_the_readme_has_a_recipe_for_each_job():
   assert len(recipes()) >= 14
   for word in ('web.input', 'data_beam.pdf', 'data_beam.web --input=notes', 'tables import',
                'config.corpora', 'lineage', 'init_from', 'shapes', 'eval_data', '--grid', 'search',
-               '--format=hf', '--format=gguf', 'generate', '--mode=chat'):
+               '--format=hf', '--format=gguf', 'generate'):
     assert word in said, word
