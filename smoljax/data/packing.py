@@ -179,7 +179,13 @@ class Rows:
 
   def __next__(self) -> list[Piece]:
     epoch, window, row = self.position
+    begun = epoch, window
     while row >= len(self._rows(epoch, window)):
+      if (epoch, window) == (begun[0] + 1, begun[1]):  # all of them were looked at
+        raise ValueError(
+          f'{self.corpus.name}: none of its {self._size:,} documents has anything to learn that '
+          f'fits into a row of {self._seq_len} tokens: give longer rows (--config.data.seq_len), '
+          'or conversations with a shorter system text')
       row, window = 0, window + 1
       if window == self._num_windows:
         epoch, window = epoch + 1, 0

@@ -9,6 +9,7 @@ import os
 import hypothesis.strategies as st
 import numpy as np
 import pytest
+from helpers import conversations
 from hypothesis import given
 
 from smoljax import files
@@ -217,3 +218,12 @@ def test_epochs_are_counted(markov_corpora):
   assert seen == sorted(seen) and seen[0] < 0.1
   whole = next(i for i, x in enumerate(seen) if x >= 1)
   assert abs(seen[whole - 1] - 1) < 0.2 and iterator.get_state()['positions']['pdf'][0] >= 1
+
+
+def test_conversations_of_which_none_fits_are_an_error_and_no_endless_search(tmp_path):
+  path = conversations.write(tmp_path, 'chat', {'train': [(range(3, 40), range(3, 9))] * 5}, 64)
+  made = Batches(
+    {'chat': open_corpus(path)}, make_stages([dict(name='a', fraction=1, mixture={'chat': 1})], 3),
+    rows=1, seq_len=16, window=2, max_segments=4, seed=0)
+  with pytest.raises(ValueError, match=r'chat: none of its 5 documents .* row of 16 tokens: '):
+    next(iter(made))
