@@ -31,9 +31,11 @@ lint: $(VENV)/.installed-test
 docs: $(VENV)/.installed-docs
 	$(BIN)/python docs/build.py
 
-# README's recipes as they are typed, and its cheap figures again.
+# README's recipes as they are typed, its cheap figures again, and some hundred mistyped lines: longer
+# than CI can wait each time.
 readme-check: $(VENV)/.installed-test
-	$(BIN)/python -m pytest -m "slow or not slow" tests/test_readme.py tests/test_recipes.py
+	README_CHECK=1 $(BIN)/python -m pytest -m "slow or not slow" tests/test_readme.py \
+	  tests/test_recipes.py tests/experiments/test_bad_lines.py
 
 $(BIN)/python:
 	@$(PYTHON) -c 'import sys; sys.version_info >= (3, 11) or sys.exit("smoljax needs Python 3.11 or newer; this is " + sys.version.split()[0] + ". Name another one: make PYTHON=python3.12 …")'

@@ -1,6 +1,7 @@
 """Mistyped command lines: one line that names what is wrong, status 2, no traceback."""
 
 import json
+import os
 import re
 
 import jax
@@ -193,6 +194,7 @@ def faults(result, name: str, value: str) -> list[str]:
 
 
 @pytest.mark.slow
+@pytest.mark.skipif('README_CHECK' not in os.environ, reason='takes minutes: make readme-check')
 def test_mistyped_lines_are_answered_by_one_that_helps(here):
   def filled(part):
     return re.sub(r'\{(\w+)\}', lambda m: here.get(m[1], m[0]), part)
