@@ -19,6 +19,7 @@ from typing import NamedTuple
 from smoljax import files, object_store
 from smoljax.checkpoints import seals
 
+_READS = 5  # at most, until two agree
 _ARRIVING = '_arriving'  # beside the steps in the workdir: those on their way
 
 
@@ -137,9 +138,18 @@ class Mirror:
       shutil.rmtree(root / _ARRIVING, ignore_errors=True)
       for path in self._rows:
         if not path.exists() and path.name in self._folder.names():
-          files.write(path, self._folder.read(path.name))
+          files.write(path, self._twice(path.name))
       return step
     return None
+
+  def _twice(self, name: str) -> bytes:
+    """What two reads agree on: rows grow, and no seal has their digest."""
+    data = self._folder.read(name)
+    for _ in range(_READS):
+      before, data = data, self._folder.read(name)
+      if before == data:
+        break
+    return data
 
   def download(
     self, step: int, folder: pathlib.Path, items: Collection[str] | None = None

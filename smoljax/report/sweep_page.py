@@ -115,6 +115,8 @@ def tokens_to(held_out: Sequence[tuple[float, float]], target: float) -> float:
       if before is None or before[1] == value:
         return tokens
       share = (before[1] - target) / (before[1] - value)
+      if not before[0]:  # of the model before its first step
+        return share * tokens
       return math.exp(math.log(before[0]) + share * math.log(tokens / before[0]))
     before = tokens, value
   return math.inf
@@ -284,7 +286,7 @@ def _tokens_to_target(
 ) -> str:
   rows, first = [], None
   for name, runs in of_seeds.items():
-    logs = {seed: math.log(tokens_to(r.held_out, target)) for seed, r in runs.items()}
+    logs = {seed: math.log(max(1, tokens_to(r.held_out, target))) for seed, r in runs.items()}
     first = first or logs
     gap, half = difference(first, logs)
     rows.append((name, math.exp(statistics.fmean(logs.values())), math.exp(gap),

@@ -290,6 +290,7 @@ def test_tokens_to_a_loss_that_all_reach(tmp_path):
   curve = [(t, 4 - math.log(t / 1000)) for t in (1000, 2000, 4000, 8000)]
   assert sweep_page.tokens_to(curve, 4 - math.log(3)) == pytest.approx(3000)
   assert sweep_page.tokens_to(curve, 5.0) == 1000
+  assert sweep_page.tokens_to([(0, 5.0), (100, 3.0)], 4.0) == 50  # evaluated before any step
   assert sweep_page.tokens_to(curve, 0.1) == math.inf
   runs = []
   for group, behind, seeds in (('good', 1.0, (0, 1, 2)), ('bad', 2.0, (0, 1, 2))):
@@ -339,7 +340,7 @@ def test_gpus_are_those_that_are_visible(monkeypatch):
 def test_flags_are_checked(capsys):
   with pytest.raises(SystemExit) as stop:
     sweep.main(['--config=configs/mtp.py', '--workdir=x', '--sede=1'])
-  assert stop.value.code == 2 and '--sede=1' in capsys.readouterr().err
+  assert stop.value.code == 2 and 'unknown flag --sede' in capsys.readouterr().err
 
 
 @pytest.mark.slow

@@ -246,5 +246,5 @@ def test_a_run_learns_which_of_two_is_better_with_its_reference_beside_or_read_b
   for a, b in zip(leaves(tmp_path / 'False' / 'checkpoints'),
                   leaves(tmp_path / 'True' / 'checkpoints'), strict=True):
     np.testing.assert_allclose(a, b, atol=1e-5)
-  with pytest.raises(ValueError, match=r'name it with train\.reference'):
+  with pytest.raises(ValueError, match=r'train\.reference'):
     fit(tiny(**{**fields, 'train.init_from': ''}), {'pairs': path}, tmp_path / 'none')
