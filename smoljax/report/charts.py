@@ -445,6 +445,7 @@ figcaption { display: flex; justify-content: space-between; gap: 1rem; align-ite
   linear-gradient(90deg, var(--line), transparent) left / .8rem 100% no-repeat scroll,
   linear-gradient(270deg, var(--line), transparent) right / .8rem 100% no-repeat scroll; }
 td:first-child, table.status td:last-child { overflow-wrap: anywhere; }
+table.funnel td:first-child { overflow-wrap: normal; white-space: nowrap; }
 table:not(.bars, .funnel) th:first-child, table.status th:last-child { min-width: 7rem; }
 table.status th:last-child, table.status td:last-child { text-align: left; }
 table { border-collapse: collapse; width: 100%; font-size: .92rem;
