@@ -181,7 +181,7 @@ class Rows:
     epoch, window, row = self.position
     begun = epoch, window
     while row >= len(self._rows(epoch, window)):
-      if (epoch, window) == (begun[0] + 1, begun[1]):  # all of them were looked at
+      if (epoch, window) == (begun[0] + 2, begun[1]):  # an epoch among them, whatever its order
         raise ValueError(
           f'{self.corpus.name}: none of its {self._size:,} documents has anything to learn that '
           f'fits into a row of {self._seq_len} tokens: give longer rows (--config.data.seq_len), '

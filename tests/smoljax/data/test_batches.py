@@ -227,3 +227,12 @@ def test_conversations_of_which_none_fits_are_an_error_and_no_endless_search(tmp
     rows=1, seq_len=16, window=2, max_segments=4, seed=0)
   with pytest.raises(ValueError, match=r'chat: none of its 5 documents .* row of 16 tokens: '):
     next(iter(made))
+
+
+def test_one_conversation_that_fits_is_found_in_every_epoch(tmp_path):
+  """Wherever the order of an epoch has it, among windows of which nothing fits."""
+  rows = [(range(3, 40), range(3, 9))] * 6 + [(range(3, 9), range(3, 7))]
+  path = conversations.write(tmp_path, 'chat', {'train': rows}, 64)
+  found = Rows(open_corpus(path), seq_len=16, window=2, max_segments=4, seed=0)
+  assert [[p.document for p in next(found)] for _ in range(20)] == [[6]] * 20
+  assert found.position[0] == 19
