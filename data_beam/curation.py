@@ -63,9 +63,13 @@ def judge(document: Document, rules: Sequence[Rule]) -> Iterator[Document | Reje
   yield tidy
 
 
-def anonymise(document: Document, phones: bool = False) -> Iterator[Document]:
-  """E-mail and IP addresses replaced, telephone numbers if asked for; drops nothing."""
-  yield dataclasses.replace(document, text=pii.replace_pii(document.text, phones=phones))
+def anonymise(
+  document: Document, phones: bool = False, accounts: bool = False,
+) -> Iterator[Document]:
+  """E-mail and IP addresses replaced, telephone numbers and accounts if asked for; drops nothing.
+  """
+  yield dataclasses.replace(
+    document, text=pii.replace_pii(document.text, phones=phones, accounts=accounts))
 
 
 LARGE = 1 << 30     # bytes of input, from which on shuffles are files unless a runner is chosen

@@ -212,6 +212,7 @@ class WebOptions(Options):
   url_dedup: bool = option(False, 'keep one page of each URL')
   decontaminate: tuple[str, ...] = _decontaminate()
   phones: bool = option(False, 'hide telephone numbers too')
+  accounts: bool = option(False, 'hide IBANs and numbers of payment cards too, told by checksum')
   limit: int | None = _limit()
   num_shards: int = _num_shards()
 

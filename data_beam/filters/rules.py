@@ -26,9 +26,6 @@ POLICY_LINES = ('terms of use', 'privacy policy', 'cookie policy', 'uses cookies
                 'use of cookies', 'use cookies')
 # Left behind by fonts without a Unicode map and by failed decoding.
 BROKEN = re.compile('[\x00-\x08\x0e-\x1f\x7f-\x9f\ufffd\ue000-\uf8ff]')
-# Scripts whose words have no spaces between them, so that the length of words says nothing.
-UNSPACED = re.compile('[\u0e00-\u0eff\u1000-\u109f\u1780-\u17ff\u3040-\u30ff\u3400-\u9fff'
-                      '\U00020000-\U0003ffff]')
 CITATION = re.compile(r'\[\d*]|\[edit]|\[citation needed]')
 
 
@@ -248,7 +245,7 @@ def garbage(
   found = len(ALPHABETIC.findall(text))
   if found < letters * visible:
     return 'few_letters'
-  if len(UNSPACED.findall(text)) < .3 * found:
+  if len(words.UNSPACED.findall(text)) < .3 * found:
     mean = stats(text, doc.language).word_stats[1]
     if not word_length[0] <= mean <= word_length[1]:
       return 'word_length'
@@ -273,7 +270,7 @@ def legible(doc: Document, *, min_letters: int = 170, min_different: int = 15) -
   if reason := garbage(doc, broken=.05, letters=.3, word_length=(2, 20)):
     return reason
   few = stats(text, doc.language).different < min_different
-  return 'few_words' if few and not UNSPACED.search(text) else None
+  return 'few_words' if few and not words.UNSPACED.search(text) else None
 
 
 # Software documentation, by the same rules with looser bounds: it is honest text of another shape.

@@ -58,6 +58,9 @@ UPPER = _class(c for c in _chars(_CASED) if c.isupper()) + _UNCASED
 ALPHA = _CASED + _UNCASED
 ICON = '[' + _class(c for c in map(chr, range(0x20000))
                     if unicodedata.category(c) == 'So') + ']'
+# Of scripts whose words have no spaces between them: Thai, Lao, Burmese, Khmer, kana, ideographs.
+UNSPACED = re.compile('[\u0e00-\u0eff\u1000-\u109f\u1780-\u17ff\u3040-\u30ff\u3400-\u9fff'
+                      '\U00020000-\U0003ffff]')
 QUOTES = '\'"”“`‘´’‚,„»«「」『』（）〔〕【】《》〈〉⟦⟧'
 _PUNCT = '…,:;!?¿؟¡()[]{}<>_#*&。？！，、；：～·।،۔؛٪'
 _SIGN = '[' + re.escape(_PUNCT) + ']'

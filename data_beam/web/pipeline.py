@@ -52,7 +52,7 @@ def stages(options: WebOptions, size: int = 0) -> list[tuple[str, beam.PTransfor
     ('language', Each(identify, o.languages, o.min_language_score)),
     *middle,
     *([('decontaminate', Decontaminate(o.decontaminate))] if o.decontaminate else []),
-    ('pii', Each(anonymise, o.phones)),
+    ('pii', Each(anonymise, o.phones, o.accounts)),
   ]
 
 

@@ -53,6 +53,7 @@ OTHER = {
   'url_dedup': (None, 'true', True),
   'decontaminate': ('a.jsonl', "('a.jsonl',)", ('a.jsonl',)),
   'phones': (None, 'true', True),
+  'accounts': (None, 'true', True),
   'limit': ('7', '7', 7),
   'num_shards': ('3', '3', 3),
   'ocr': ('never', 'never', 'never'),
