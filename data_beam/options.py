@@ -202,6 +202,18 @@ class WebOptions(Options):
   url_lists: str = option(
     '', 'drop pages by your own lists: domains.txt, urls.txt, words.txt, subwords.txt, '
     'soft_words.txt in this folder', metavar='DIR', files='{}/*')
+  robots: str = option(
+    '', 'drop pages that their hosts refuse to crawlers of AI, by a file of JSON lines '
+    '{"host": …, "robots": "User-agent: …"} (data_beam/web/rights.py)', metavar='FILE', files='{}')
+  robots_agents: tuple[str, ...] = option(
+    ('AI2Bot', 'anthropic-ai', 'Applebot-Extended', 'Bytespider', 'CCBot', 'ClaudeBot',
+     'cohere-training-data-crawler', 'Diffbot', 'FacebookBot', 'Google-Extended', 'GPTBot',
+     'Meta-ExternalAgent', 'PanguBot'), 'the crawlers that --robots looks for; with * among them, '
+    'rules for all crawlers count too', metavar='NAMES')
+  opt_out: bool = option(
+    False, 'drop pages that reserve themselves from training: noai, tdm-reservation, content-usage')
+  licences: str = option('ignore', 'licence links of pages: {data_beam.web.rights:LICENCES}',
+                         choices='data_beam.web.rights:LICENCES')
   parity: bool = option(False, "keep datatrove's faults in comparing URLs with the lists")
   dump: str = option(
     '', "the crawl dump of files that do not lie in Common Crawl's crawl-data/NAME/",

@@ -24,8 +24,9 @@ _HOST = regex.compile(r'[\p{L}\p{N}\p{M}.-]{1,255}')
 _LETTER = regex.compile(r'[\p{L}\p{N}\p{M}]')
 _TOP = regex.compile(r'[\p{L}\p{M}]{2,}|xn--[a-z0-9-]+', regex.I)
 # Names of files that look like hosts: icon@2x.png. None of them is a top-level domain.
-_FILES = frozenset('avif bmp css csv eot gif htm html ico jpeg jpg js json jsx less pdf php png scss '
-                   'svg tif tiff ts tsx ttf txt vue wav webm webp woff xml yaml yml'.split())
+_FILE_NAMES = ('avif bmp css csv eot gif htm html ico jpeg jpg js json jsx less pdf php png scss '
+               'svg tif tiff ts tsx ttf txt vue wav webm webp woff xml yaml yml')
+_FILES = frozenset(_FILE_NAMES.split())
 _IP = re.compile(r'(?<![\w.])\d{1,3}(?:\.\d{1,3}){3}(?![\w+]|\.\w|[-~][a-z])')
 # Global unicast addresses begin with 2 or 3; candidates, which ipaddress decides about.
 _IP6 = re.compile(r'(?<![\w:.])[23][0-9A-Fa-f]{3}:(?=[0-9A-Fa-f:]*:)[0-9A-Fa-f:]{1,36}(?![\w:])')
@@ -58,13 +59,15 @@ _PHONE = re.compile(
 _PHONES = ('+1 202 555 0123', '+1 212 555 0147', '+1 312 555 0186', '+44 20 7946 0018')
 
 _IBAN = re.compile(r'(?<!\w)[A-Z]{2}\d\d(?: ?[A-Z0-9]{4}){2,7}(?: ?[A-Z0-9]{1,3})?(?!\w)')
-_IBAN_LENGTHS = {k[:2]: int(k[2:]) for k in (
+_COUNTRIES = (
   'AD24 AE23 AL28 AT20 AZ28 BA20 BE16 BG22 BH22 BR29 BY28 CH21 CR22 CY28 CZ24 DE22 DK18 DO28 EE20 '
   'EG29 ES24 FI18 FO18 FR27 GB22 GE22 GI23 GL18 GR27 GT28 HR21 HU28 IE22 IL23 IQ23 IS26 IT27 JO30 '
   'KW30 KZ20 LB28 LC32 LI21 LT20 LU20 LV21 LY25 MC27 MD24 ME22 MK19 MR27 MT31 MU30 NL18 NO15 PK24 '
   'PL28 PS29 PT25 QA29 RO24 RS22 SA24 SC31 SE24 SI19 SK24 SM27 ST25 SV28 TL23 TN24 TR26 UA29 VA22 '
-  'VG24 XK20').split()}
-_CARD = re.compile(r'(?<![\w.,-])(?<!\w\d )(?:\d{4}([ -]?)\d{4}\1\d{4}\1\d{4}|3\d{3}([ -]?)\d{6}\2\d{4,5})'
+  'VG24 XK20')
+_IBAN_LENGTHS = {k[:2]: int(k[2:]) for k in _COUNTRIES.split()}
+_CARD = re.compile(r'(?<![\w.,-])(?<!\w\d )'
+                   r'(?:\d{4}([ -]?)\d{4}\1\d{4}\1\d{4}|3\d{3}([ -]?)\d{6}\2\d{4,5})'
                    r'(?![\w-]|[., ]\d)')
 # First digits of Visa, Mastercard, Amex, Diners, Discover, JCB, UnionPay.
 _ISSUER = re.compile(r'4|5[1-5]|2(?:2[2-9]|[3-6]|7[01]|720)|3[47]|3[068]|6011|6[45]|35|62')

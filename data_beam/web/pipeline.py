@@ -28,7 +28,7 @@ from data_beam.sources.http_answer import mime
 from data_beam.sources.readers import Page
 from data_beam.text.language import detect_language, is_sure, language_sample, language_shares
 from data_beam.text.normalize import normalize
-from data_beam.web import served
+from data_beam.web import rights, served
 from data_beam.web.extract import is_cut
 
 # Real pages take up to 0.3 s, with trafilatura 3 s.
@@ -47,6 +47,8 @@ def stages(options: WebOptions, size: int = 0) -> list[tuple[str, beam.PTransfor
   return [
     ('read', Each(read, o.limit, o.dump)),
     *([('url', Each(judge_url, url_filter))] if url_filter else []),
+    *([('rights', Each(rights.judge, o.robots, o.robots_agents, o.opt_out, o.licences))]
+      if o.robots or o.opt_out or o.licences != 'ignore' else []),
     ('extract', Each(extract, o.tier, o.markdown) if not o.html_server else
      Each(ask_model, o.html_server, o.html_model, o.html_prompt)),
     ('language', Each(identify, o.languages, o.min_language_score)),
@@ -101,7 +103,8 @@ def ask_model(
 
 
 def _metadata(page: Page, extractor: str) -> dict[str, Any]:
-  metadata = {'warc_file': page.warc_file, 'warc_offset': page.warc_offset, 'extractor': extractor}
+  metadata = {'warc_file': page.warc_file, 'warc_offset': page.warc_offset, 'extractor': extractor,
+              **page.notes}
   if page.dump:
     metadata['dump'] = page.dump
   if page.truncated:

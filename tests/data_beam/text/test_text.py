@@ -96,8 +96,9 @@ def test_pii_examples():
 
 @pytest.mark.parametrize('text', [
   'Version 4.0.0.1 of it', 'versions 1.2.3.4 and 1.2.3.5', 'Section 3.2.1.4 says', '§ 3.2.1.4',
-  'as in sections 3.2.1.4, 3.2.1.5 and 4.1.1.2', '3.2.1.4 Formation of compounds', 'Chrome/99.0.1.2',
-  'firmware: 8.8.4.4', 'requests==2.0.1.4', 'libfoo-1.2.3.4', 'siehe Abschnitt 12.2.3.1',
+  'as in sections 3.2.1.4, 3.2.1.5 and 4.1.1.2', '3.2.1.4 Formation of compounds',
+  'Chrome/99.0.1.2', 'firmware: 8.8.4.4', 'requests==2.0.1.4', 'libfoo-1.2.3.4',
+  'siehe Abschnitt 12.2.3.1',
   'release v2.10.3.1', 'foo_1.2.3.4', '8.8.4.4-rc1', 'setup-9.1.2.3.exe', 'la versión 9.1.2.3',
   'icon@2x.png', 'img/a@3x.webp', 'react@18.2.0', 'std::a::b', '10:30:00', '2a:00:14:50:40:01',
   '2001:db8::1', 'fe80::1', '2001:xyz::1'])
@@ -120,8 +121,9 @@ def test_addresses_of_other_kinds(text, expected):
 
 def test_accounts_by_checksum():
   """Numbers of registries and of payment services; each with a wrong digit is none."""
-  for number in ('GB82 WEST 1234 5698 7654 32', 'DE89 3704 0044 0532 0130 01', 'NL91ABNA0417164300',
-                 '4012-8888-8888-1881', '5105105105105100', '3714 496353 98431', '6011111111111117'):
+  for number in ('GB82 WEST 1234 5698 7654 32', 'DE89 3704 0044 0532 0130 01',
+                 'NL91ABNA0417164300', '4012-8888-8888-1881', '5105105105105100',
+                 '3714 496353 98431', '6011111111111117'):
     line = f'To {number}, today.'
     assert pii.replace_pii(line) == line
     hidden = pii.replace_pii(line, accounts=True)
@@ -129,7 +131,8 @@ def test_accounts_by_checksum():
     assert pii.replace_pii(hidden, accounts=True) == hidden
     wrong = line.replace(number[-1], str((int(number[-1]) + 1) % 10))
     assert pii.replace_pii(wrong, accounts=True) == wrong
-  for same in ('ISBN 978-3-16-148410-0', '3.1415926535897932', '1234 5678 9012 3456', '4' + '0' * 15):
+  for same in ('ISBN 978-3-16-148410-0', '3.1415926535897932', '1234 5678 9012 3456',
+               '4' + '0' * 15):
     assert pii.replace_pii(same, accounts=True) == same
 
 
