@@ -171,6 +171,10 @@ _signatures = functools.partial(
 _decontaminate = functools.partial(
   option, (), 'drop documents that quote these evaluation sets (JSONL)', metavar='GLOB', many=True,
   files='{}')
+_near_verbatim = functools.partial(
+  option, .8, 'with decontaminate, also drop documents that have such a share of the words of an '
+  'item in one place, in runs of five; 0 for quotes of 13 words alone', metavar='SHARE', least=0,
+  most=1)
 _num_shards = functools.partial(
   option, 8, 'files of the corpus', metavar='N', least=1, most=100_000)
 
@@ -223,6 +227,7 @@ class WebOptions(Options):
   signatures: bool = _signatures()
   url_dedup: bool = option(False, 'keep one page of each URL')
   decontaminate: tuple[str, ...] = _decontaminate()
+  near_verbatim: float = _near_verbatim()
   phones: bool = option(False, 'hide telephone numbers too')
   accounts: bool = option(False, 'hide IBANs and numbers of payment cards too, told by checksum')
   limit: int | None = _limit()
@@ -275,6 +280,8 @@ class PdfOptions(Options):
     1., 'between two requests to a host, unless its robots.txt asks for more', metavar='SECONDS',
     least=0)
   stale_before: str = option('', 'for --refetch=stale, as 2024-01-31', metavar='DATE')
+  decontaminate: tuple[str, ...] = _decontaminate()
+  near_verbatim: float = _near_verbatim()
   limit: int | None = _limit()
   num_shards: int = _num_shards()
 
@@ -291,6 +298,8 @@ class PythonSourceOptions(Options):
   licences: str = option(
     'permissive', 'permissive drops files whose header names a copyleft or proprietary licence',
     choices='data_beam.python_source:LICENCES')
+  decontaminate: tuple[str, ...] = _decontaminate()
+  near_verbatim: float = _near_verbatim()
   limit: int | None = _limit()
   num_shards: int = _num_shards()
 
@@ -308,6 +317,7 @@ class ConversationOptions(Options):
   against: tuple[str, ...] = _against()
   signatures: bool = _signatures()
   decontaminate: tuple[str, ...] = _decontaminate()
+  near_verbatim: float = _near_verbatim()
   tokenizer: str = option(
     '', 'also write the tokens, as data_beam.tokenize_corpus does, to NAME_tokens', metavar='FILE',
     files='{}')
@@ -329,6 +339,8 @@ class ImportOptions(Options):
   dedup_scope: str = _scope()
   against: tuple[str, ...] = _against()
   signatures: bool = _signatures()
+  decontaminate: tuple[str, ...] = _decontaminate()
+  near_verbatim: float = _near_verbatim()
   limit: int | None = _limit()
   num_shards: int = _num_shards()
 

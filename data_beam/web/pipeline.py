@@ -16,7 +16,7 @@ import apache_beam as beam
 from data_beam import curation
 from data_beam.curation import Each, anonymise, judge
 from data_beam.dedup.clusters import deduplication
-from data_beam.dedup.decontaminate import Decontaminate
+from data_beam.dedup.decontaminate import decontamination
 from data_beam.filters.rules import FINEWEB2, profile
 from data_beam.filters.urls import UrlFilter
 from data_beam.options import WebOptions
@@ -53,7 +53,7 @@ def stages(options: WebOptions, size: int = 0) -> list[tuple[str, beam.PTransfor
      Each(ask_model, o.html_server, o.html_model, o.html_prompt)),
     ('language', Each(identify, o.languages, o.min_language_score)),
     *middle,
-    *([('decontaminate', Decontaminate(o.decontaminate))] if o.decontaminate else []),
+    *decontamination(o),
     ('pii', Each(anonymise, o.phones, o.accounts)),
   ]
 
@@ -173,9 +173,6 @@ def run(
       (the rejects are on disk then).
   """
   options = options or WebOptions()
-  if options.decontaminate:
-    options = dataclasses.replace(
-      options, decontaminate=[f['path'] for f in expand(options.decontaminate)])
   files = expand(input)
   if options.dedup_scope == 'dump' and not options.dump and not any(
       common_crawl.dump_of(f['path']) or readers.tells_dumps(f['path']) for f in files):

@@ -51,6 +51,7 @@ OTHER = {
   'html_model': ('m', 'm', 'm'),
   'html_prompt': ('text', 'text', 'text'),
   'url_dedup': (None, 'true', True),
+  'near_verbatim': ('.9', '.9', .9),
   'decontaminate': ('a.jsonl', "('a.jsonl',)", ('a.jsonl',)),
   'phones': (None, 'true', True),
   'accounts': (None, 'true', True),
