@@ -48,8 +48,8 @@ class Decontaminate(beam.PTransform):
   A document is dropped if it shares `ngram` consecutive words with an item of the evaluation sets,
   words as `simple_words` has them (no case, punctuation, accents or values of numbers); items
   shorter than that are looked for whole if they have at least `shortest` words. Runs in which half
-  of the words are repeats, such as sums of numbers, do not count. So is one that has nearly an item: the
-  share `near` of the words of an item of 20 at least, in runs of five, in one place.
+  of the words are repeats, such as sums of numbers, do not count. So is one that has nearly an
+  item: the share `near` of the words of an item of 20 at least, in runs of five, in one place.
 
   The reason is the name of the set; `metadata['contaminated']` lists set, line number of the item
   and the words shared, and of what is nearly the same the share as `cover`, one entry per item, ten
