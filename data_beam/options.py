@@ -79,7 +79,7 @@ class Options:
     for field in dataclasses.fields(self):
       value = getattr(self, field.name)
       if pattern := field.metadata.get('files'):
-        found += [pattern.format(path)
+        found += [pattern.format(path.partition('#')[0])   # a classifier's label may follow
                   for path in (value if kind(field) is tuple else (value,)) if path]
     return found
 
@@ -175,6 +175,19 @@ _near_verbatim = functools.partial(
   option, .8, 'with decontaminate, also drop documents that have such a share of the words of an '
   'item in one place, in runs of five; 0 for quotes of 13 words alone', metavar='SHARE', least=0,
   most=1)
+_quality = functools.partial(
+  option, (), 'score documents by these models, the first of which is their quality: .npz of '
+  'data_beam.quality train, .bin or .ftz of fastText (FILE#LABEL for the probability of a label), '
+  '.safetensors of a linear head on metadata.embedding', metavar='FILE', many=True, files='{}')
+_quality_least = functools.partial(
+  option, None, 'drop documents whose quality is lower', metavar='SCORE')
+_signals = functools.partial(
+  option, False, 'keep what the rules of FineWeb measure as metadata.signals, for data_beam.refine')
+_dedup_parts = functools.partial(
+  option, (), 'cut what stands elsewhere too: {data_beam.dedup.parts:PARTS}', metavar='KINDS',
+  choices='data_beam.dedup.parts:PARTS')
+_substring_words = functools.partial(
+  option, 50, 'of dedup_parts=substrings', metavar='N', least=10)
 _num_shards = functools.partial(
   option, 8, 'files of the corpus', metavar='N', least=1, most=100_000)
 
@@ -190,7 +203,13 @@ class WebOptions(Options):
   min_language_score: float | None = option(
     None, 'drop documents whose language is less certain than this (FineWeb: 0.65); none for a '
     'threshold fitted to each language', metavar='P')
+  language_model: str = option(
+    '', "a fastText model that tells languages in place of lid.176, such as GlotLID's; scores are "
+    'its own', metavar='FILE', files='{}')
   filters: str = _filters('fineweb')
+  signals: bool = _signals()
+  quality: tuple[str, ...] = _quality()
+  quality_least: float | None = _quality_least()
   minhash: str = _minhash('14x8')
   minhash_hash: str = _minhash_hash()
   tier: str = option(
@@ -226,6 +245,8 @@ class WebOptions(Options):
   against: tuple[str, ...] = _against()
   signatures: bool = _signatures()
   url_dedup: bool = option(False, 'keep one page of each URL')
+  dedup_parts: tuple[str, ...] = _dedup_parts()
+  substring_words: int = _substring_words()
   decontaminate: tuple[str, ...] = _decontaminate()
   near_verbatim: float = _near_verbatim()
   phones: bool = option(False, 'hide telephone numbers too')
@@ -342,6 +363,30 @@ class ImportOptions(Options):
   decontaminate: tuple[str, ...] = _decontaminate()
   near_verbatim: float = _near_verbatim()
   limit: int | None = _limit()
+  num_shards: int = _num_shards()
+
+
+@dataclasses.dataclass(frozen=True)
+class RefineOptions(Options):
+  """Of data_beam.refine."""
+
+  rejects: bool = option(
+    False, 'also take what the stage filter dropped: thresholds decide about it anew')
+  thresholds: tuple[str, ...] = option(
+    (), "bounds of signals, such as words=30 or top_2_gram=none; fineweb for all of FineWeb's, "
+    'which those after it change. Names: {data_beam.filters.signals:BOUNDS}',
+    metavar='NAME=NUMBER', check='data_beam.filters.signals:bounds')
+  signals: bool = _signals()
+  quality: tuple[str, ...] = _quality()
+  quality_least: float | None = _quality_least()
+  minhash: str = _minhash('none')
+  minhash_hash: str = _minhash_hash()
+  dedup_scope: str = _scope()
+  against: tuple[str, ...] = _against()
+  dedup_parts: tuple[str, ...] = _dedup_parts()
+  substring_words: int = _substring_words()
+  decontaminate: tuple[str, ...] = _decontaminate()
+  near_verbatim: float = _near_verbatim()
   num_shards: int = _num_shards()
 
 

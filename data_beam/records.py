@@ -194,6 +194,12 @@ def corpus_path(output: str, name: str) -> str:
   return FileSystems.join(output, name, VERSION)
 
 
+def rejects_path(manifest: Mapping[str, Any]) -> str:
+  """Where what was dropped on the way to a corpus is, by its manifest from `read_manifest`."""
+  folder = os.path.dirname(os.path.dirname(manifest['path'].rstrip('/')))
+  return FileSystems.join(folder, f'{manifest["name"]}_rejects', VERSION)
+
+
 def code_version() -> str:
   """The package's version and a hash of its source, as the manifest has it."""
   root = glob.escape(os.path.dirname(__file__))

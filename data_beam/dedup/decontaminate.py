@@ -235,9 +235,8 @@ def removed(corpus: str) -> Iterator[dict[str, Any]]:
   Raises CorpusError where there is no such corpus, or its rejects are gone.
   """
   manifest = records.read_manifest(corpus, 'curated')
-  rejects = records.corpus_path(
-    os.path.dirname(os.path.dirname(manifest['path'].rstrip('/'))), manifest['name'] + '_rejects')
-  for file, count in records.list_shards(records.read_manifest(rejects, 'rejects')):
+  rejects = records.read_manifest(records.rejects_path(manifest), 'rejects')
+  for file, count in records.list_shards(rejects):
     for row in records.read_shard(file, count, 'rejects'):
       if row['stage'] == 'decontaminate':
         yield {'id': row['id'], 'url': row['url'],

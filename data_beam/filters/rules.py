@@ -13,6 +13,7 @@ of FineWeb-2 hold in their place, in every profile, where they speak of words; a
 is of these two.
 """
 
+import math
 import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
@@ -51,8 +52,8 @@ def gopher_repetition(
   if not text:
     return 'empty'
   for name, parts, max_share, max_chars in (
-    ('para', _split_paragraphs(text.strip()), paragraphs, paragraph_chars),
-    ('line', _split_lines(text), lines, line_chars),
+    ('para', split_paragraphs(text.strip()), paragraphs, paragraph_chars),
+    ('line', split_lines(text), lines, line_chars),
   ):
     number, characters = duplicates(parts)
     if max_share and number / len(parts) > max_share:
@@ -74,11 +75,13 @@ def gopher_repetition(
   return None
 
 
-def _split_paragraphs(text: str) -> list[str]:
+def split_paragraphs(text: str) -> list[str]:
+  """What empty lines part."""
   return re.split(r'\n{2,}', text) if '\n\n' in text else [text]
 
 
-def _split_lines(text: str) -> list[str]:
+def split_lines(text: str) -> list[str]:
+  """What line ends part."""
   return re.split(r'\n+', text) if '\n\n' in text else text.split('\n')
 
 
@@ -128,25 +131,43 @@ def gopher_quality(
   if ellipsis / tokens > symbols:
     return 'gopher_too_many_ellipsis'
   lines = text.splitlines()
-  if sum(line.lstrip().startswith(('•', '-')) for line in lines) / len(lines) > bullets:
+  if bullet_share(lines) > bullets:
     return 'gopher_too_many_bullets'
-  if ellipsis and (
-      sum(line.rstrip().endswith(('...', '…')) for line in lines) / len(lines) > ellipses):
+  if ellipsis and ellipsis_share(lines) > ellipses:
     return 'gopher_too_many_end_ellipsis'
   # Of all tokens, punctuation too: the rule that drops most.
   if s.alphabetic / tokens < alphabetic:
     return 'gopher_below_alpha_threshold'
-  known = STOP_WORDS.get(doc.language or 'en')
-  found = sum(map(text.count, known)) if known and doc.language in _PARTS else (
-    s.distinct(known) if known else stop_words)
-  if found < stop_words:
+  if stop_words_in(doc) < stop_words:
     return 'gopher_enough_stop_words'
   return None
 
 
-def c4(doc: Document, *, min_sentences: int = 5) -> str | None:
+def bullet_share(lines: Sequence[str]) -> float:
+  """Share of the lines that begin with a bullet."""
+  return sum(line.lstrip().startswith(('•', '-')) for line in lines) / len(lines)
+
+
+def ellipsis_share(lines: Sequence[str]) -> float:
+  """Share of the lines that end with an ellipsis."""
+  return sum(line.rstrip().endswith(('...', '…')) for line in lines) / len(lines)
+
+
+def stop_words_in(doc: Document) -> float:
+  """How many different stop words of its language a document has, infinitely many where none are
+  known."""
+  known = STOP_WORDS.get(doc.language or 'en')
+  if not known:
+    return math.inf
+  if doc.language in _PARTS:
+    return sum(word in doc.text for word in known)
+  return stats(doc.text, doc.language).distinct(known)
+
+
+def c4(doc: Document, *, min_sentences: int = 5, refuse: bool = True) -> str | None:
   """Drops boilerplate lines and citation marks from the text, and documents that are code, filler
-  or too short after it. C4's rule that lines end in punctuation is off, as in FineWeb.
+  or too short after it. C4's rule that lines end in punctuation is off, as in FineWeb. Without
+  `refuse` code and filler pass.
   """
   whole = doc.text.lower()
   filler, braces, citations = 'lorem ipsum' in whole, '{' in whole, '[' in whole
@@ -161,11 +182,11 @@ def c4(doc: Document, *, min_sentences: int = 5) -> str | None:
       continue
     if filler or braces or marks:
       lower = tidy.lower()
-      if 'lorem ipsum' in lower:
+      if refuse and 'lorem ipsum' in lower:
         return 'lorem_ipsum'
       if 'javascript' in lower:
         continue
-      if '{' in tidy:
+      if refuse and '{' in tidy:
         return 'curly_bracket'
       if any(mark in lower for mark in marks):
         continue

@@ -9,6 +9,7 @@ import hypothesis
 import numpy as np
 import pytest
 import xxhash
+from helpers.transforms import FOUND, remember, run
 from hypothesis import strategies as st
 
 from data_beam import curation, records, tables
@@ -25,30 +26,10 @@ from data_beam.dedup.decontaminate import (
 from data_beam.dedup.exact import ExactDedup, rank
 from data_beam.dedup.minhash import shingles
 from data_beam.options import ImportOptions
-from data_beam.records import Document, Reject
+from data_beam.records import Document
 from data_beam.text.normalize import simplify
 
 VOCABULARY = [''.join(p) for p in itertools.product('bdkmt', 'aeiou', 'lnrs')]
-
-
-FOUND = []  # the in-memory runner shares this process
-
-
-def remember(element):
-  FOUND.append(element)
-
-
-def run(transform, documents, seed=0):
-  """What a transform keeps and drops, by id, of the documents in an order chosen by `seed`."""
-  FOUND.clear()
-  documents = random.Random(seed).sample(documents, len(documents))
-  with beam.Pipeline(options=pipeline_options()) as pipeline:
-    both = pipeline | beam.Create(documents) | beam.Reshuffle() | transform
-    _ = both | beam.Flatten() | 'remember' >> beam.Map(remember)
-  kept = {d.id: d for d in FOUND if isinstance(d, Document)}
-  rejects = {r.document.id: r for r in FOUND if isinstance(r, Reject)}
-  assert len(kept) + len(rejects) == len(FOUND) == len(documents)
-  return kept, rejects
 
 
 # --- exact -----------------------------------------------------------------------------------
