@@ -565,7 +565,6 @@ class Lexicon(Pieces):
     super().__init__()
     self.language = language
     self.cut = splitter(language)
-    self.plain = language not in UNSPACED_LANGUAGES     # a piece of letters alone is a word
     self.numbers: dict[str, int] = {}
     self.size = np.zeros(0, np.int32)
     self.alphabetic, self.wordlike = np.zeros(0, bool), np.zeros(0, bool)
@@ -579,18 +578,16 @@ class Lexicon(Pieces):
     """Numbers of the words of pieces, new ones learned; and how many words each piece has."""
     flat: list[int] = []
     counts, words = [], []
-    numbers, exceptions = self.numbers, self.cut.exceptions
+    numbers, before = self.numbers, 0
     for piece in pieces:
-      found = (piece,)
-      if not (self.plain and piece.isalpha() and piece not in exceptions and len(piece) <= _LONGEST):
-        found = tuple(self.cut(piece))
-      for word in found:
+      for word in self.cut(piece):
         number = numbers.get(word)
         if number is None:
           number = numbers[word] = len(numbers)
           words.append(word)
         flat.append(number)
-      counts.append(len(found))
+      counts.append(len(flat) - before)
+      before = len(flat)
     letters = list(map(str.isalpha, words))
     sizes = np.fromiter(map(len, words), np.int32, len(words))
     self.size = _append(self.size, sizes)
