@@ -49,6 +49,7 @@ from absl import flags as absl_flags
 from ml_collections import config_flags
 
 from data_beam.command_line import Parser
+from data_beam.redact import public
 from experiments.engine import processes
 from experiments.engine.cli import exit_status, read_json, write_json
 from experiments.engine.config import unknown_field
@@ -175,7 +176,8 @@ def _with_seeds(point: dict[str, Any], seeds: int) -> Iterator[dict[str, Any]]:
 
 def name_of(point: dict[str, Any]) -> str:
   """The point's `name`, or its fields and values as one name that is safe as a folder's."""
-  fields = ','.join(f'{k.rpartition(".")[2]}={v}' for k, v in point.items() if k not in _ENTRIES)
+  fields = ','.join(public(f'{k.rpartition(".")[2]}={v}') for k, v in point.items()
+                    if k not in _ENTRIES)
   return re.sub(r'[^A-Za-z0-9._,=+-]+', '_', str(point.get('name', fields)))
 
 
@@ -398,7 +400,8 @@ def _main(args: argparse.Namespace) -> int:
   signal.signal(signal.SIGTERM, signal.default_int_handler)  # its processes must not outlive it
   ok = run(points, parallel=args.parallel, retries=args.retries, backoff=args.backoff,
            stall=args.stall, gpus=find_gpus(), log_line=lambda line: print(line, flush=True))
-  finished = [sweep_page.load(p.name, p.fields, p.folder, p.group, p.factors)
+  shown = lambda fields: {k: public(v) if isinstance(v, str) else v for k, v in fields.items()}
+  finished = [sweep_page.load(p.name, shown(p.fields), p.folder, p.group, p.factors)
               for p in points if p.state == 'done' and not p.aside]
   if finished:
     page, verdicts = sweep_page.write(finished, args.workdir)

@@ -201,7 +201,8 @@ def test_mistyped_lines_are_answered_by_one_that_helps(here):
 
   tried = [([filled(part) for part in line], name, filled(value)) for line, name, value in lines()]
   assert len(tried) > 400
-  results = run_commands(*(line for line, *_ in tried))
+  results = run_commands(
+    *(line for line, *_ in tried), packages=('smoljax', 'data_beam', 'experiments.engine'))
   bad = [(' '.join(line), found, complaint(result)[-300:])
          for (line, *wrong), result in zip(tried, results, strict=True)
          if (found := faults(result, *wrong))]
