@@ -136,9 +136,11 @@ def _check_numbers(c: ConfigDict) -> None:
     if not isinstance(c[section][name], tuple | list) or not all(
       isinstance(text, str) for text in c[section][name]):
       raise ValueError(f'--config.{field}={c[section][name]!r}: give texts, such as "(\'a\',)"')
-  for size in (*c.coordinate_check.widths, *c.coordinate_check.depths):
-    if not isinstance(size, int) or size < 1:
-      raise ValueError(f'--config.coordinate_check: {size!r} is no size: give whole numbers')
+  for field in ('widths', 'depths'):
+    for size in c.coordinate_check[field]:
+      if not isinstance(size, int) or size < 1:
+        raise ValueError(
+          f'--config.coordinate_check.{field}: {size!r} is no size: give whole numbers')
   for axis, size in c.mesh.items():
     if size < 1 and size != -1:
       raise ValueError(f'--config.mesh.{axis}={size}: give a number of devices, or -1 to let the '

@@ -109,6 +109,11 @@ def make_optimizer(
   if own := _OWN_KEYS.get(config.name):
     require(config, (config.name,), 'optimizer')
     require(getattr(config, config.name), own, f'optimizer.{config.name}')
+  try:
+    jnp.finfo(config.momentum_dtype)
+  except (TypeError, ValueError):
+    raise ValueError(f'optimizer.momentum_dtype={config.momentum_dtype}: give bfloat16 or float32'
+                     ) from None
   for key in ('learning_rate', 'weight_decay', 'clip_norm', 'eps'):
     if not 0 <= getattr(config, key) < math.inf:
       raise ValueError(f'optimizer.{key}={getattr(config, key)}: give a number of 0 or more')

@@ -146,6 +146,7 @@ def test_the_seeds_see_each_row_once_in_orders_of_their_own():
   assert not np.array_equal(*rows)
 
 
+@pytest.mark.slow
 def test_trajectories_start_together_and_muon_uses_all_directions(tmp_path, monkeypatch):
   c = settings.get_config()
   c.update(dict(rows=2, seq_len=16, eval_rows=4, warmup=2))
