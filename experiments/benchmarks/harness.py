@@ -5,7 +5,7 @@
 Both answer the same requests of the kind generate_until on the same exported folder of random
 weights in bf16, greedily, `--new` tokens each (none ends earlier), in processes of their own;
 `hf` pads a batch to its longest prompt, as the harness has it. Loading is not counted, nor is
-what the first `--batch` requests take, in which programs are compiled.
+what as many requests before take, for which programs are compiled.
 Needs `pip install "lm-eval[hf]"`.
 """
 
@@ -92,8 +92,9 @@ def measure(side: str, batch: int) -> dict[str, Any]:
     device = 'cuda' if torch.cuda.is_available() else 'cpu'
     model = HFLM(
       pretrained=_FOLDER.value, batch_size=batch, dtype='bfloat16', device=device)
-  model.generate_until(requests(model, batch * 4, 0))
-  asked = requests(model, batch * _REQUESTS.value, batch * 4)
+  count = batch * _REQUESTS.value
+  model.generate_until(requests(model, count, 0))
+  asked = requests(model, count, count)
   began = time.perf_counter()
   answers = model.generate_until(asked)
   seconds = time.perf_counter() - began
