@@ -30,7 +30,6 @@ def test_kills_of_a_few_kinds_change_nothing(tmp_path):
 
 
 @pytest.mark.slow
-@pytest.mark.xfail(reason='forked children end by a segmentation fault in Beam', strict=False)
 def test_damage_of_a_few_kinds_is_told_and_mended(tmp_path):
   kinds = 'tokenizer,lengths,checkpoints,evaluations,study'
   found = bench('damage', f'--output={tmp_path}', '--cases=10', f'--kinds={kinds}')
