@@ -256,8 +256,9 @@ def case(place: Place, name: str, rng: np.random.Generator, cut: bool) -> dict[s
   if status:
     return row | {'outcome': 'blocked', 'why': said.strip().splitlines()[-1:]}
   result = place.digest()
-  lost = ['rows'] if name == 'rows' else []  # of the past, which nobody can measure again
-  wrong = [k for k in wanted | result if wanted.get(k) != result.get(k) and k not in lost]
+  wrong = kills.differences(result, wanted)
+  if name == 'rows':  # of the past, which nobody can measure again
+    wrong = [k for k in wrong if not k.startswith(('trained ', 'measured '))]
   if name == 'rows':
     known = json.loads((place.root / kind.stage / 'rows').read_text())
     wrong += ['a row that nobody wrote'] * bool(set(place.rows()) - set(known))

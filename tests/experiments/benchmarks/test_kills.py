@@ -63,3 +63,13 @@ def test_what_is_done_again_after_a_kill_is_noticed(tmp_path):
   assert list(seen.done_again(tmp_path)) == [
     'steps/export-12345678/step.json was made again',
     'train-12345678 began at step 10, after 20 was sealed']
+
+
+def test_only_a_save_excuses_rows():
+  wanted = {'a/trained 10': 'x', 'a/trained 20': 'y', 'a/measured 20': 'v', 'a/resumed': []}
+  saved = wanted | {'a/trained 13': 'm', 'a/trained 20': 'fewer steps', 'a/resumed': [10, 13]}
+  assert kills.differences(saved, wanted) == []
+  assert kills.differences(saved | {'a/measured 20': 'w'}, wanted) == ['a/measured 20']
+  assert kills.differences(saved | {'a/trained 10': 'z'}, wanted) == ['a/trained 10']
+  assert set(kills.differences(saved | {'a/resumed': [10]}, wanted)) == {
+    'a/trained 13', 'a/trained 20'}
