@@ -190,7 +190,7 @@ def run_train(output: str, inputs: Mapping[str, str], *, c: Any, corpora: Sequen
 
 def run_evaluate(output: str, inputs: Mapping[str, str], *, c: Any, targets: Sequence[str]) -> dict:
   """Scores the trained model, and the teacher on the same documents if there is one."""
-  from smoljax import evals, model
+  from smoljax import evals, model, sharding
   from smoljax.checkpoints import load
   from smoljax.data import tokenizer
   from smoljax.data.corpus import open_corpus
@@ -208,22 +208,25 @@ def run_evaluate(output: str, inputs: Mapping[str, str], *, c: Any, targets: Seq
     seq_len=c.data.seq_len,
     log_line=console.print,
   )
-  result = evaluate(
-    config,
-    params,
-    tasks=c.eval.tasks,
-    eval_data=c.eval.data,
-    unigram_counts={
-      n: open_corpus(p).token_counts(config.vocab_size) for n, p in paths.items()
-    },
-    limit=c.eval.task_examples,
-    seed=c.seed,
-    generation=config_lib.generation(c),
-  )
+  with sharding.all_devices(params) as params:
+    result = evaluate(
+      config,
+      params,
+      tasks=c.eval.tasks,
+      eval_data=c.eval.data,
+      unigram_counts={
+        n: open_corpus(p).token_counts(config.vocab_size) for n, p in paths.items()
+      },
+      limit=c.eval.task_examples,
+      seed=c.seed,
+      generation=config_lib.generation(c),
+    )
   if c.distill.teacher:
     console.print('the teacher, on the same documents:')
     teacher, params, _ = load.load_weights(c.distill.teacher)
-    result['teacher'] = evaluate(*model.without_mtp(teacher, params), tasks=())
+    teacher, params = model.without_mtp(teacher, params)
+    with sharding.all_devices(params) as params:
+      result['teacher'] = evaluate(teacher, params, tasks=())
   path = os.path.join(output, 'evals', f'{c.train.steps}.json')
   os.makedirs(os.path.dirname(path))
   write_json(path, {'step': c.train.steps, **result})

@@ -46,7 +46,7 @@ import jax.numpy as jnp
 import optax
 
 from smoljax.optim import schedules
-from smoljax.optim.clipping import CLIPS, clip_by_norm
+from smoljax.optim.clipping import CLIPS, watching
 from smoljax.optim.matrices import Params, View, matrix_shape, path_name
 from smoljax.optim.muon import scale_by_muon
 from smoljax.optim.schedules import choose, require
@@ -144,7 +144,9 @@ def adamw(config: Any, labels: Mapping[str, Label]) -> optax.GradientTransformat
   leaves alone: Muon's step does not depend on the size of its gradient, so clipping one would do
   nothing but weigh it less in the momentum.
   """
-  clip = CLIPS[config.clip](config.clip_norm) if config.clip_norm else clip_by_norm(math.inf)
+  clip = CLIPS[config.clip](config.clip_norm or math.inf)
+  if not config.clip_norm:
+    clip = watching(clip)
   adam = optax.scale_by_adam(config.b1, config.b2, config.eps, mu_dtype=config.momentum_dtype)
   if all(label.eps == 1 for label in labels.values()):
     return optax.chain(clip, adam)

@@ -357,6 +357,22 @@ def test_zclip_is_that_of_numpy():
   assert found[60] < 3 and found[10] == 4
 
 
+@pytest.mark.parametrize('clip', CLIPS)
+def test_a_run_may_begin_and_cease_to_clip(clip):
+  """What a run that does not clip has in its checkpoint is what one that does goes on with."""
+  params = {'embed_VD': jnp.full((1, 4), 8.0)}
+  of = {norm: optimizer_lib.make_optimizer(make_config(clip=clip, clip_norm=norm), params, 10)[0]
+        for norm in (0.0, 1.0)}
+  state = of[1.0].init(params)
+  for norm in (0.0, 1.0, 0.0):
+    _, state = of[norm].update(params, state, params)
+    kept = float(clipping.clip_kept(state))
+    assert kept == 1 if norm == 0 else kept < 0.1
+  grads, _ = clipping.watching(CLIPS[clip](math.inf)).update(
+    params, CLIPS[clip](math.inf).init(params))
+  np.testing.assert_array_equal(grads['embed_VD'], params['embed_VD'])
+
+
 def test_adagc_is_that_of_numpy_and_takes_layers_apart():
   usual, expected = np.full(2, np.inf), []
   layers = np.stack([NORMS, NORMS[::-1]], axis=1)
