@@ -198,6 +198,12 @@ def corpus_path(output: str, name: str) -> str:
   return FileSystems.join(output, name, VERSION)
 
 
+def rejects_path(manifest: Mapping[str, Any]) -> str:
+  """Where what was dropped on the way to a corpus is, by its manifest from `read_manifest`."""
+  folder = os.path.dirname(os.path.dirname(manifest['path'].rstrip('/')))
+  return FileSystems.join(folder, f'{manifest["name"]}_rejects', VERSION)
+
+
 def code_version() -> str:
   """The package's version and a hash of its source, as the manifest has it."""
   root = glob.escape(os.path.dirname(__file__))
@@ -340,8 +346,10 @@ def write_corpus(
 
 
 def _kept_record(document: Document) -> Record:
-  tally = (*_tally(document), (('language', document.language), 1))
-  return Record('train', document.id, encode('curated', vars(document)), tally,
+  tally = [*_tally(document), (('language', document.language), 1)]
+  if found := document.metadata.get('licence'):
+    tally.append((('licence', str(found)), 1))
+  return Record('train', document.id, encode('curated', vars(document)), tuple(tally),
                 (document.signature,))
 
 
@@ -399,10 +407,12 @@ def _publish_corpus(element, *, output, name, base, stages) -> str:
     'name': f'{name}_rejects', 'kind': 'rejects', **base,
     **{k: dropped_tally.get(k, 0) for k in counts}, 'examples': _examples(dropped),
     'shards': shard_entries(dropped)})
-  languages = {key[1]: n for key, n in kept_tally.items() if key[0] == 'language'}
+  by = lambda kind: dict(sorted(((key[1], n) for key, n in kept_tally.items() if key[0] == kind),
+                                key=lambda kv: (-kv[1], kv[0])))
+  licences = {'licences': found} if (found := by('licence')) else {}
   return publish(corpus_path(output, name), 'curated', kept, {
     'name': name, 'kind': 'curated', **base, **{k: kept_tally.get(k, 0) for k in counts},
-    'languages': dict(sorted(languages.items(), key=lambda kv: (-kv[1], kv[0]))),
+    'languages': by('language'), **licences,
     'funnel': funnel(kept_tally, dropped_tally, stages), 'shards': shard_entries(kept)})
 
 
