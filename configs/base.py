@@ -88,6 +88,7 @@ def get_config() -> ConfigDict:
   c.chains.noise = 0.0  # share of states that are random, in thoughts and answers
   c.chains.shuffled = False  # thoughts of other problems: a control
   c.chains.pairs = False  # preference pairs
+  c.chains.system = 'Answer.'  # the system text; /system_override: no header, so no mode either
 
   c.corpora = ''  # more of them, made elsewhere: NAME=DIR with commas, of documents or of tokens
 
@@ -326,6 +327,10 @@ def get_config() -> ConfigDict:
   c.eval.generation.lengths = ()  # tokens, of the long texts of ruler; () = data.seq_len
   c.eval.generation.languages = ('en',)  # of the long texts
   c.eval.generation.unsafe_programs = False  # run programs even where they cannot be confined
+
+  c.export = ConfigDict()
+  c.export.gguf = False  # model.gguf beside the Hugging Face folder
+  c.export.chat = False  # with the chat template; answers then end at <|im_end|>
 
   c.sample = ConfigDict()
   c.sample.prompts = ('Returns the', 'This function')

@@ -34,6 +34,7 @@ def get_config(arg: str = '') -> ConfigDict:
   c.tokenize.holdout_shared = 1.0  # likewise: each sum shares words with others
   c.tokenizer.vocab_size = 280
   c.chains.families, c.chains.depths = ('sums',), (1, 2, 3)
+  c.chains.system = '/system_override'  # one mode: no header has to say it
   c.tokenizer.chat = True
   c.train.stages = (dict(name=args.stage, fraction=1.0, mixture=dict(conversations=1.0)),)
 

@@ -24,7 +24,6 @@ from smoljax import files
 from smoljax.evals import serial
 
 MODES = ('think', 'no_think', 'both')
-SYSTEM = '/system_override'  # leaves out the header of the template, which is longer than all else
 
 
 @dataclasses.dataclass(frozen=True)
@@ -41,6 +40,8 @@ class Chains:
     noise: share of states that are random.
     shuffled: the thoughts are those of other problems of the kind: a control.
     pairs: preference pairs.
+    system: the system text, short: the header of the template is 1,300 characters without. With
+      /system_override there is no header, which alone says the mode: not for `both`.
   """
 
   number: int = 0
@@ -52,6 +53,7 @@ class Chains:
   noise: float = 0.0
   shuffled: bool = False
   pairs: bool = False
+  system: str = serial.SYSTEM
 
   def __post_init__(self):
     if self.mode not in MODES:
@@ -72,7 +74,7 @@ def conversations(what: Chains, seed: int = 0) -> Iterator[dict[str, Any]]:
   for i in range(what.number):
     language = rng.choice(what.languages)
     thinks = what.mode == 'think' or (what.mode == 'both' and rng.random() < 0.5)
-    messages: list[dict[str, Any]] = [{'role': 'system', 'content': SYSTEM}]
+    messages: list[dict[str, Any]] = [{'role': 'system', 'content': what.system}]
     turns = 1 if what.pairs else rng.randint(1, what.turns)
     for turn in range(turns):
       draw = _draw(what, rng, language, f'{seed}/{i}/{turn}', asked)
@@ -148,6 +150,7 @@ def main() -> None:
   parser.add_argument('--noise', type=float, default=0.0, help='share of states that are random')
   parser.add_argument('--shuffled', action='store_true', help='thoughts of other problems')
   parser.add_argument('--pairs', action='store_true', help='preference pairs')
+  parser.add_argument('--system', default=serial.SYSTEM, help='the system text')
   parser.add_argument('--seed', type=int, default=0)
   a = vars(parser.parse_args())
   output, seed = a.pop('output'), a.pop('seed')

@@ -246,10 +246,11 @@ def _scores_and_exports(
     c,
     'export',
     steps_lib.run_export,
-    ['sample', 'seed'],
+    ['sample', 'export', 'seed'],
     needs=[train, *tokenizer],
     cost='a Hugging Face folder, and sample text',
-    links={n: n for n in ['export', *['samples.json'] * bool(c.sample.prompts)]},
+    links={n: n for n in ['export', *['samples.json'] * bool(c.sample.prompts),
+                          *['model.gguf'] * c.export.gguf]},
   )
 
 

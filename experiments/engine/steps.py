@@ -261,7 +261,10 @@ def run_export(output: str, inputs: Mapping[str, str], *, c: Any) -> dict:
     console.print(f'no Hugging Face folder: {e}')
     result['not_exported'] = str(e)
   else:
-    export_formats.write_hf(model, os.path.join(output, 'export'))
+    export_formats.write_hf(model, os.path.join(output, 'export'), with_chat=c.export.chat)
+  if c.export.gguf:
+    export_formats.FORMATS['gguf'](
+      model, os.path.join(output, 'model.gguf'), with_chat=c.export.chat)
   if not c.sample.prompts:
     return result
   start = [model.tokenizer.bos_id] if model.bos else []

@@ -418,7 +418,7 @@ def _series(family: str) -> Callable[[Source], Set]:
     questions = []
     for _ in range(source.limit or 120):
       found, groups = next(drawn)
-      questions.append(Question((_asked(found, groups),), groups, _BARE))
+      questions.append(Question((_asked(found, groups),), groups, serial.SYSTEM))
     return Set(questions, max_new_tokens=48)
   return load
 
@@ -431,12 +431,11 @@ def _dialogues(source: Source) -> Set:
     drawn = _unseen(f'dialogues/{source.seed}/{i}', _FAMILIES)
     modes = [rng.choice(chat.MODES) for _ in range(3)] if kind == 'changing' else 3 * [kind]
     turns = [_asked(*next(drawn), mode) for mode in modes]
-    questions.append(Question(tuple(turns), {'modes': kind}, _BARE))
+    questions.append(Question(tuple(turns), {'modes': kind}, serial.SYSTEM))
   return Set(questions, max_new_tokens=48)
 
 
 _FAMILIES = ('sums', 'rewriting')
-_BARE = '/system_override'  # without the template's header, longer than what small models learn
 
 
 def _unseen(name, families):

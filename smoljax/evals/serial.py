@@ -25,6 +25,8 @@ WORDS = {
   'it': ('Somma', 'Trasforma', 'specchio', 'scambia', 'gira'),
   'pt': ('Soma', 'Reescreve', 'espelho', 'troca', 'gira'),
 }
+SYSTEM = 'Answer.'  # the system text that such problems are put under, in training and scoring
+
 _OPERATIONS = {'+': lambda a, b: a + b, '-': lambda a, b: a - b, '*': lambda a, b: a * b}
 # The whole list backwards, its first two exchanged, its first one last.
 _REWRITE = (lambda s: s[::-1], lambda s: s[1] + s[0] + s[2:], lambda s: s[1:] + s[0])
