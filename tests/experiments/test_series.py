@@ -3,10 +3,22 @@
 import json
 import pathlib
 
+import jax
+import numpy as np
 import pytest
+from helpers.configs import config
+from helpers.tokenised import corpus, folder, texts  # noqa: F401 (fixtures)
 
 from configs import base, dual_mode
+from data_beam import tokenize_corpus
+from data_beam.options import TokenizeOptions
 from experiments import series
+from experiments.engine.build import build_steps
+from experiments.engine.graph import Graph
+from experiments.engine.summary import summarize
+from smoljax.checkpoints import export_formats, load
+from smoljax.data import chat, tokenizer
+from smoljax.model import SHAPES, ModelConfig, init
 from smoljax.report import series_page
 
 CONFIG = 'configs/dual_mode.py'
@@ -83,3 +95,32 @@ def test_the_recipe_and_its_controls():
   tuned = {p['name']: next(s for s in p['series'] if s['name'] == 'sft') for p in points}
   assert tuned['no_mask']['tokenize.train_user'] and tuned['shuffled']['chains.shuffled']
   assert tuned['no_mid']['train.init_from'] == '@pretrain'
+
+
+@pytest.mark.slow
+def test_a_soup_is_an_experiment(tmp_path, texts, corpus):
+  """Merged as experiments.merge does, then evaluated, exported and reported like a run."""
+  path = str(tmp_path / 'tokenizer.model')
+  tokenizer.train(texts, path, vocab_size=320, control=chat.CONTROL)
+  text, tokens = tokenizer.load(path), tokenize_corpus.run(
+    corpus, path, str(tmp_path / 'tokens'), 'web', TokenizeOptions(holdout=0.2))
+  shape = SHAPES['tiny']
+  fields = {f: getattr(shape, f) for f in ('num_heads', 'num_kv_heads', 'head_dim', 'mlp_dim')}
+  own = ModelConfig(vocab_size=text.vocab_size, num_layers=1, embed_dim=32, max_seq_len=64,
+                    dtype='float32', **fields)
+  for i in range(2):
+    export_formats.write_hf(
+      load.Model(own, init(own, jax.random.key(i)), text, False), str(tmp_path / f'm{i}'))
+  c = config(corpora=f'mine={tokens}', tokenizer__path=path, eval__tasks=(),
+             merge__models=f'{tmp_path}/m0,{tmp_path}/m1', merge__weights=(.9, .1),
+             eval__documents=4, data__seq_len=64, train__batch_tokens=64, sample__tokens=4)
+  root = str(tmp_path / 'soup')
+  graph = Graph(build_steps(c, root), root, lambda line: None)
+  assert [s.name for s in graph.steps] == ['tokenize_mine', 'merge', 'evaluate', 'export', 'report']
+  graph.run()
+  summary = summarize(graph)
+  assert summary['loss']['validation'] > 0 and summary['parameters'] == own.num_params()
+  soup, *parts = (load.load_model(f'{tmp_path}/{n}').params for n in ('soup/export', 'm0', 'm1'))
+  near = jax.tree.map(lambda s, a, b: np.abs(s - (.9 * a + .1 * b)).max(), soup, *parts)
+  assert max(jax.tree.leaves(near)) < 1e-6
+  assert 'bits per byte' in (tmp_path / 'soup/report/index.html').read_text()
