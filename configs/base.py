@@ -78,11 +78,17 @@ def get_config() -> ConfigDict:
   c.conversations.enabled = False
   c.conversations.input = ''  # comma-separated JSONL or Parquet globs; '' = chains
 
-  c.chains = ConfigDict()  # sums from left to right modulo 10, by rule: experiments/chains.py
-  c.chains.number = 0  # conversations; 0 = none
+  c.chains = ConfigDict()  # conversations made by rule: experiments/chains.py
+  c.chains.number = 0  # of them; 0 = none
+  c.chains.families = ('chains',)  # of problems: chains, sums, rewriting
   c.chains.depths = (2, 3, 4)  # steps
-  c.chains.noise = 0.0  # share of states that are random, in thoughts and answers
+  c.chains.languages = ('en',)  # of their words
   c.chains.mode = 'think'  # think | no_think | both
+  c.chains.turns = 1  # 1 to so many a conversation
+  c.chains.noise = 0.0  # share of states that are random, in thoughts and answers
+  c.chains.shuffled = False  # thoughts of other problems: a control
+  c.chains.pairs = False  # preference pairs
+  c.chains.system = 'Answer.'  # the system text; /system_override: no header, so no mode either
 
   c.corpora = ''  # more of them, made elsewhere: NAME=DIR with commas, of documents or of tokens
 
@@ -289,6 +295,15 @@ def get_config() -> ConfigDict:
   c.diagnostics.every = 0  # steps between looks at activations and the gradient's noise; 0 = never
 
   # --- Instead of a run -------------------------------------------------------------------------
+  # Experiments in WORKDIR/NAME, one after another (experiments/series.py): dicts of a name and of
+  # fields, in which '@NAME' is the workdir of one before.
+  c.series = ()
+
+  c.merge = ConfigDict()  # with models, they are merged, where a run trains: checkpoints/merge.py
+  c.merge.models = ''  # runs, checkpoints or Hugging Face folders, with commas between
+  c.merge.weights = ()  # one a model
+  c.merge.method = 'linear'  # linear | slerp
+
   c.coordinate_check = ConfigDict()  # with widths, it runs instead of the usual steps
   c.coordinate_check.widths = ()  # embed_dim of the models; the least is the base
   c.coordinate_check.depths = (3, 6, 12)  # their num_layers
@@ -312,6 +327,10 @@ def get_config() -> ConfigDict:
   c.eval.generation.lengths = ()  # tokens, of the long texts of ruler; () = data.seq_len
   c.eval.generation.languages = ('en',)  # of the long texts
   c.eval.generation.unsafe_programs = False  # run programs even where they cannot be confined
+
+  c.export = ConfigDict()
+  c.export.gguf = False  # model.gguf beside the Hugging Face folder
+  c.export.chat = False  # with the chat template; answers then end at <|im_end|>
 
   c.sample = ConfigDict()
   c.sample.prompts = ('Returns the', 'This function')

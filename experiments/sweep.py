@@ -42,7 +42,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import IO, Any
 
 from absl import flags as absl_flags
@@ -80,6 +80,12 @@ class Point:
   gpu: str | None = None
   began: float = 0.0
   lease: IO | None = None  # an open, locked file: it is ours until this process ends or closes it
+  steps: pathlib.Path | None = None  # the folder of steps that it shares; None = that of the sweep
+
+  @property
+  def shared(self) -> pathlib.Path:
+    """The folder of steps that it shares with others."""
+    return self.steps or self.folder.parent.parent / 'steps'
 
   def last_words(self) -> str:
     """The last line of its log, or how its process ended."""
@@ -184,11 +190,20 @@ def name_of(point: dict[str, Any]) -> str:
 def plan(
   config: str, workdir: str, flags: Sequence[str] = (), grid: Sequence[str] = (), seeds: int = 0,
 ) -> list[Point]:
-  """The points with their commands, none started. Raises ValueError as `load_points` does, and for
-  a reference to a point that does not come before."""
-  root, points = pathlib.Path(workdir) / 'points', []
+  """The points with their commands, none started. Raises ValueError as `load_points` and
+  `planned` do."""
+  rows, root = load_points(config, grid, seeds), pathlib.Path(workdir) / 'points'
+  return planned(rows, config, root, flags)
+
+
+def planned(
+  rows: Iterable[dict[str, Any]], config: str, root: pathlib.Path, flags: Sequence[str] = ()
+) -> list[Point]:
+  """Points of `root` of their fields. Raises ValueError for fields that there are not, or that
+  flags set too, and for a reference to a point that does not come before."""
+  points: list[Point] = []
   fixed = {f.partition('=')[0].removeprefix('--config.') for f in flags}
-  for fields in load_points(config, grid, seeds):
+  for fields in rows:
     name = name_of(fields)
     of = {k: v for k, v in fields.items() if k in _ENTRIES and k != 'name'}
     fields = {k: v for k, v in fields.items() if k not in _ENTRIES}
@@ -293,9 +308,8 @@ def start(point: Point, gpu: str | None) -> None:
   point.folder.mkdir(parents=True, exist_ok=True)
   steps = point.folder / 'steps'
   if not steps.is_symlink():
-    shared = point.folder.parent.parent / 'steps'
-    shared.mkdir(exist_ok=True)
-    steps.symlink_to(os.path.relpath(shared, point.folder))
+    point.shared.mkdir(exist_ok=True)
+    steps.symlink_to(os.path.relpath(point.shared, point.folder))
   environment = os.environ | ({'CUDA_VISIBLE_DEVICES': gpu} if gpu else {})
   with open(point.folder / 'log.txt', 'ab') as log:
     point.process = processes.start(
@@ -376,7 +390,7 @@ def _parse(argv: Sequence[str] | None) -> argparse.Namespace:
 def commands(points: Sequence[Point]) -> Iterator[str]:
   """The shell command of each point, for schedulers elsewhere."""
   for p in points:
-    shared = os.path.relpath(p.folder.parent.parent / 'steps', p.folder)
+    shared = os.path.relpath(p.shared, p.folder)
     yield (f'mkdir -p {shlex.quote(str(p.folder))} && '
            f'ln -sfn {shlex.quote(shared)} {shlex.quote(str(p.folder / "steps"))} && '
            f'{shlex.join(["python", *p.command[1:]])}')
