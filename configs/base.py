@@ -310,6 +310,26 @@ def get_config() -> ConfigDict:
   c.coordinate_check.steps = 5
   c.coordinate_check.seeds = 2
 
+  c.mix = ConfigDict()  # of experiments.mix, which weighs the corpora of `corpora`
+  c.mix.proxies = 44  # runs that the laws are fitted to, of as many mixtures
+  c.mix.unseen = 16  # and runs that only judge the laws
+  c.mix.repeats = 4  # runs of the natural proportions, from as many seeds
+  c.mix.together = 16  # runs trained side by side
+  c.mix.phases = (1.0,)  # shares of a run, each with a mixture of its own
+  c.mix.temper = 0.5  # proxies scatter around size to this power
+  c.mix.strength = (5.0, 40.0)  # and the less, the greater this: Dirichlet's concentration, from to
+  c.mix.max_epochs = 8.0  # how often the target run may go through a corpus
+  c.mix.target_tokens = 0.0  # of the run that the mixture is for; 0 = train.tokens
+  c.mix.floors = ()  # ((names of corpora, least share of tokens that they have together), …)
+  c.mix.evaluate = ''  # more held-out text, of no mixture: NAME=DIR with commas, tokenised
+  c.mix.blend = ()  # ((domain, weight), …) of what is made small; () = all domains alike
+  c.mix.laws = ('linear', 'exponential', 'trees', 'saturating')  # that are fitted and compared
+  c.mix.kl = 0.0  # bits per byte that a nat away from the natural proportions must gain
+  c.mix.resamples = 100  # of the decision's interval
+  c.mix.seeds = 4  # of each arm of the validation
+  c.mix.larger = ()  # ((field of `model`, value), …) of the model that validates at more compute
+  c.mix.larger_tokens = 2.0  # and how many times the tokens it has
+
   # --- Evaluation, export, report --------------------------------------------------------------
   c.eval = ConfigDict()
   c.eval.corpora = ()  # whose held-out documents are evaluated on; () = those trained on

@@ -6,7 +6,8 @@
   python -m experiments.sweep --config=configs/mtp.py --workdir=runs/mtp --dry_run    # the commands
 
 --grid takes every combination of the values that its fields are given; without it the points are
-those of the config file's `sweep()`. --seeds=N runs each with N seeds, for intervals.
+those of the config file's `sweep()`. --seeds=N runs each with N seeds, for intervals. The weight of
+a corpus in a stage is a field too: --grid train.stages.STAGE.CORPUS=.2,.4
 
 A point of `sweep()` is a dict of config fields, `{'mtp.weight': 0.1}`. Further entries: `name`
 names it, `group` says what it is a sample of, where that is not all fields but the seed; `factors`
@@ -57,6 +58,7 @@ from smoljax import metrics
 from smoljax.report import scaling_page, sweep_page
 
 _REFERENCE = re.compile(r'(?:^|(?<=[=,]))@([^/,]+)')
+_WEIGHT = re.compile(r'--config\.train\.stages\.([^.=]+)\.([^.=]+)=(.+)')
 _ENTRIES = ('name', 'group', 'factors', 'law', 'aside')  # of a point that are no config fields
 REFUSED = 2  # exit status of experiments.run for what another try would not mend
 
@@ -115,6 +117,7 @@ def load_config(config: str, flags: Sequence[str] = ()) -> Any:
   Raises ValueError for a field that does not exist or a value of another kind.
   """
   load_attribute(config, 'get_config')  # which says what is wrong with the file
+  flags = with_weights(config, flags)
   if wrong := unknown_field(flags):
     raise ValueError(wrong)
   argv, values = ['', f'--config={config}', *flags], absl_flags.FlagValues()
@@ -124,6 +127,29 @@ def load_config(config: str, flags: Sequence[str] = ()) -> Any:
   except (absl_flags.Error, TypeError) as e:
     raise ValueError(str(e)) from None
   return values['config'].value
+
+
+def with_weights(config: str, flags: Sequence[str]) -> list[str]:
+  """Flags with those of single weights, --config.train.stages.STAGE.CORPUS=W, made one of all
+  stages; the other weights are those of the config.
+
+  Raises ValueError for a stage that the config lacks, or a weight that is no number.
+  """
+  found = [(flag, m) for flag in flags if (m := _WEIGHT.fullmatch(flag))]
+  rest = [f for f in flags if not _WEIGHT.fullmatch(f)]
+  if not found:
+    return rest
+  stages = {s['name']: {**s, 'mixture': dict(s['mixture'])}
+            for s in load_config(config, rest).train.stages}
+  for flag, (stage, corpus, weight) in ((f, m.groups()) for f, m in found):
+    if stage not in stages:
+      raise ValueError(f'{flag}: train.stages has no stage {stage!r}: {", ".join(stages)}')
+    try:
+      stages[stage]['mixture'][corpus] = float(weight)
+    except ValueError:
+      raise ValueError(f'{flag}: a weight is a number') from None
+  return [*(f for f in rest if not f.startswith('--config.train.stages=')),
+          f'--config.train.stages={tuple(stages.values())!r}']
 
 
 def load_points(config: str, grid: Sequence[str] = (), seeds: int = 0) -> list[dict[str, Any]]:
@@ -219,11 +245,11 @@ def planned(
         after.update(others)
         value = _REFERENCE.sub(lambda match: str(root / match[1]), value)
       values[key] = value
-    flags_of = [f'--config.{k}={v}' for k, v in values.items()]
-    if wrong := unknown_field([*flags, *flags_of]):
+    all_flags = with_weights(config, [*flags, *(f'--config.{k}={v}' for k, v in values.items())])
+    if wrong := unknown_field(all_flags):
       raise ValueError(f'point {name}: {wrong}')
     command = [sys.executable, '-m', 'experiments.run', f'--config={config}',
-               f'--workdir={root / name}', *flags, *flags_of]
+               f'--workdir={root / name}', *all_flags]
     points.append(Point(name, fields, command, root / name, after, **of))
   return points
 
