@@ -58,7 +58,8 @@ from experiments.engine.study import (
   size,
 )
 from smoljax import metrics
-from smoljax.report import search_page, sweep_page
+from smoljax.report import search_page
+from smoljax.scaling import comparison
 
 RETRIES = 2  # new starts of a training that was killed
 
@@ -366,7 +367,7 @@ def intervals(done: optuna.Study, retest: optuna.Study) -> list[dict[str, Any]]:
     of = {t.params['seed']: t.value for t in good(retest)
           if trial.params == {k: v for k, v in t.params.items() if k != 'seed'}}
     if of:
-      mean, half = sweep_page.interval([of[seed] for seed in sorted(of)])
+      mean, half = comparison.interval([of[seed] for seed in sorted(of)])
       found.append((mean, {'trial': run_of(trial), 'values': of, 'mean': mean, 'half': half}))
   return [row for _, row in sorted(found, key=lambda f: f[0])]
 
