@@ -23,7 +23,7 @@ def get_config() -> ConfigDict:
   c.screening = 1  # rounds of tuning after which only the reference and the finalists go on
   c.finalists = 2
   c.tune_documents = 256  # the first seq_len + 1 tokens of each
-  c.test_documents = 512
+  c.test_documents = 512  # a multiple of it
   c.reference = 'muon'
   c.model = ConfigDict(dict(
     vocab_size=8192, num_layers=6, embed_dim=384, num_heads=6, num_kv_heads=2, head_dim=64,

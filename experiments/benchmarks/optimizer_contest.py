@@ -226,12 +226,15 @@ class Runner:
     return self.init(jnp.asarray(copies.seeds, jnp.int32), third)
 
   def compile(self, copies: int) -> None:
-    """Compiles what takes longest, for so many copies; may be called from a thread."""
-    state = jax.eval_shape(self.init, jnp.zeros(copies, jnp.int32), jnp.zeros(copies))
-    starts = jax.ShapeDtypeStruct((copies, BLOCK, self.c.rows), jnp.int32)
-    rates = jax.ShapeDtypeStruct((copies, BLOCK), jnp.float32)
-    thirds = jax.ShapeDtypeStruct((copies,), jnp.float32)
+    """Compiles all there is, for so many copies; may be called from a thread."""
+    of = jax.ShapeDtypeStruct
+    seeds, thirds = of((copies,), jnp.int32), of((copies,), jnp.float32)
+    state = jax.eval_shape(self.init, seeds, thirds)
+    starts, rates = of((copies, BLOCK, self.c.rows), jnp.int32), of((copies, BLOCK), jnp.float32)
+    rows = of((self.c.tune_documents, self.c.seq_len + 1), jnp.uint16)
+    self.init = self.init.lower(seeds, thirds).compile()
     self.advance = self.advance.lower(state, starts, rates, thirds, self.tokens).compile()
+    self.evaluate = self.evaluate.lower(state, rows).compile()
 
   def steps(
     self, state: Any, copies: Copies, start: int, stop: int, scale: Callable[[int, Cell], float]
@@ -254,7 +257,8 @@ class Runner:
 
   def score(self, state: Any, rows: np.ndarray) -> list[dict]:
     """Of each copy the loss on held-out rows; `raw` is that without the tail average."""
-    losses = jax.device_get(self.evaluate(state, jnp.asarray(rows)))
+    parts = jnp.asarray(rows).reshape(-1, self.c.tune_documents, rows.shape[1])
+    losses = np.mean(jax.device_get([self.evaluate(state, part) for part in parts]), axis=0)
     return [{'loss': round(float(mixed), 5), 'raw': round(float(raw), 5)} for raw, mixed in losses]
 
 
@@ -293,16 +297,27 @@ def tune(runner: Runner, cells: list[Cell]) -> list[dict]:
   return runner.score(cooled(runner, state, copies, steps), runner.data.tune)[:len(cells)]
 
 
-def branch(runner: Runner, cell: Cell, lengths: Sequence[float]) -> Iterator[tuple[int, Any]]:
-  """(steps, the cooled state of all seeds) for each length, from one stable phase."""
+def branch(
+  runner: Runner, cell: Cell, lengths: Sequence[float], fits: Callable[[int], bool]
+) -> Iterator[tuple[int, Any]]:
+  """(steps, the cooled state of all seeds) for each length, from one stable phase; no further than
+  where the steps to the next do not fit."""
   c, at = runner.c, 0
   copies = Copies(list(range(1, c.copies + 1)), [cell] * c.copies)
   state = runner.start(copies)
   for length in lengths:
     steps = whole(length * c.steps)
     stable = stable_steps(c, steps)
+    if not fits(steps - at):
+      return
     state, at = runner.steps(state, copies, at, stable, warm), stable
     yield steps, cooled(runner, state, copies, steps)
+
+
+def verdict_steps(c: Any, lengths: Sequence[float]) -> int:
+  """Steps that `branch` takes for these lengths."""
+  steps = [whole(length * c.steps) for length in lengths]
+  return stable_steps(c, max(steps)) + sum(s - stable_steps(c, s) for s in steps)
 
 
 def spectrum(params: dict) -> float:
@@ -363,35 +378,35 @@ def next_round(losses: dict[Cell, float], start: Cell, size: int) -> list[Cell]:
 
 
 class Clock:
-  """Whether something fits into what is left of the time: as long as the last of its kind took."""
+  """Whether so many steps of all copies fit into what is left, by the last round of tuning."""
 
   def __init__(self, seconds: float):
-    self.began, self.seconds, self.took = time.monotonic(), seconds, {}
+    self.began, self.seconds, self.a_step = time.monotonic(), seconds, 0.0
 
-  def left(self) -> float:
-    """Seconds."""
-    return self.seconds - (time.monotonic() - self.began)
+  def spent(self) -> float:
+    """Seconds since the start."""
+    return time.monotonic() - self.began
 
-  def fits(self, kind: str) -> bool:
-    """Whether one more of the kind would end in time; one of a new kind counts as nothing."""
-    return self.left() > 1.1 * self.took.get(kind, 0.0)
+  def fits(self, steps: int) -> bool:
+    """True before the first round was timed, if there is any time at all."""
+    return self.seconds - self.spent() > 1.1 * steps * self.a_step
 
-  def timed(self, kind: str, function: Callable[..., Any], *args: Any) -> Any:
-    """function(*args), its time noted."""
+  def timed(self, steps: int, function: Callable[..., Any], *args: Any) -> Any:
+    """function(*args), which takes so many steps."""
     start = time.monotonic()
     out = function(*args)
-    self.took[kind] = time.monotonic() - start
+    self.a_step = (time.monotonic() - start) / steps
     return out
 
 
 def run(
   output: pathlib.Path, seconds: float, c: Any, names: Sequence[str] | None = None,
-  tuning_seconds: float = math.inf,
+  verdict: bool = False,
 ) -> bool:
   """Goes on with the contest; True if nothing is left.
 
-  Tuning ends with `tuning_seconds`, whether or not everyone's best is inside: the report says.
-  After `c.screening` rounds each, only the reference and the `c.finalists` best go on.
+  With `verdict` tuning ends in time for the verdict, whether or not everyone's best is inside: the
+  report says. After `c.screening` rounds each, only the reference and the `c.finalists` best go on.
   """
   clock, data = Clock(seconds), Data.load(output)
   names = list(names or c.contestants)
@@ -400,7 +415,7 @@ def run(
   def write(rows: list[dict]) -> None:
     with open(output / 'runs.jsonl', 'a') as file:
       for row in rows:
-        row |= {'device': jax.devices()[0].device_kind, 'at': round(seconds - clock.left(), 1)}
+        row |= {'device': jax.devices()[0].device_kind, 'at': round(clock.spent(), 1)}
         file.write(json.dumps(row) + '\n')
         print(json.dumps(row), flush=True)
 
@@ -411,11 +426,13 @@ def run(
       list(pool.map(lambda name: runners[name].compile(c.copies), new))
 
   def tune_round(name: str, cells: list[Cell]) -> None:
-    scores = clock.timed('round', tune, runners[name], cells)
-    write([{'kind': 'tune', 'name': name, **cell._asdict(), **score,
-            'steps': whole(c.tuning * c.steps)} for cell, score in zip(cells, scores, strict=True)])
+    scores = clock.timed(tuning, tune, runners[name], cells)
+    write([{'kind': 'tune', 'name': name, **cell._asdict(), **score, 'steps': tuning}
+           for cell, score in zip(cells, scores, strict=True)])
 
-  late = lambda: seconds - clock.left() + clock.took.get('round', 0.0) > tuning_seconds
+  tuning = whole(c.tuning * c.steps)
+  reserved = verdict_steps(c, [1.0]) + c.finalists * verdict_steps(c, c.lengths)
+  late = lambda: verdict and not clock.fits(tuning + reserved)
   while True:
     rows = read(output)
     screened = all(len(tried(rows, n)) >= c.copies * c.screening or interior(tried(rows, n))
@@ -428,7 +445,7 @@ def run(
     for name, cells in todo.items():
       if not cells or (screened and late()):
         continue
-      if not clock.fits('round'):
+      if not clock.fits(tuning):
         return False
       ready(in_play)
       tune_round(name, cells)
@@ -436,18 +453,18 @@ def run(
       break
   rows = read(output)
   for name in [c.reference, *(n for n in finalists(rows, names, c) if n != c.reference)]:
-    if name not in names or branches(rows, name):
+    lengths = [1.0] if name == c.reference else c.lengths
+    if name not in names or all_branches(rows, name, lengths):
       continue
     ready([name])
     cell = best(tried(rows, name))
-    lengths = [1.0] if name == c.reference else c.lengths
     state = None
-    for steps, state in branch(runners[name], cell, lengths):
-      if not clock.fits('branch'):
-        return False
-      scores = clock.timed('branch', runners[name].score, state, data.test)
+    for steps, state in branch(runners[name], cell, lengths, clock.fits):
+      scores = runners[name].score(state, data.test)
       write([{'kind': 'branch', 'name': name, **cell._asdict(), 'steps': steps, 'seed': i + 1,
               **score} for i, score in enumerate(scores)])
+    if not all_branches(read(output), name, lengths):
+      return False
     first = jax.tree.map(lambda x: x[0], jax.device_get(state[0]))
     write([{'kind': 'weights', 'name': name, 'entropy': round(spectrum(first), 4)}])
   return True
@@ -459,6 +476,11 @@ def finalists(rows: list[dict], names: Sequence[str], c: Any) -> list[str]:
            if name != c.reference and (losses := tried(rows, name))}
   return [*(n for n in names if n == c.reference), *sorted(found, key=found.__getitem__)[
     :c.finalists]]
+
+
+def all_branches(rows: list[dict], name: str, lengths: Sequence[float]) -> bool:
+  """Whether the contestant has a branch of each length."""
+  return len({r['steps'] for r in branches(rows, name)}) == len(lengths)
 
 
 def branches(rows: list[dict], name: str) -> list[dict]:
@@ -615,7 +637,7 @@ def main() -> None:
   parser.add_argument('--text', nargs='+', default=[], help='globs of text files')
   parser.add_argument('--names', nargs='+', choices=list(c.contestants), help='all if none')
   parser.add_argument('--seconds', type=float, default=1e9, help='stop before so many are over')
-  parser.add_argument('--tuning_seconds', type=float, default=1e9, help='tune no longer than this')
+  parser.add_argument('--verdict', action='store_true', help='stop tuning in time for the verdict')
   parser.add_argument('--limit', type=int, default=0, help='tokens to keep; 0 = one epoch')
   args = parser.parse_args()
   if args.command == 'tokens':
@@ -624,7 +646,7 @@ def main() -> None:
       args.limit or (c.steps * c.rows + 2) * c.seq_len,
       [('tune', c.tune_documents), ('test', c.test_documents)], c.seq_len + 1)
   elif args.command == 'run':
-    done = run(args.output, args.seconds, c, args.names, args.tuning_seconds)
+    done = run(args.output, args.seconds, c, args.names, args.verdict)
     print('done' if done else 'to be continued')
   else:
     report(args.output, c)
