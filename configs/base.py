@@ -259,6 +259,7 @@ def get_config() -> ConfigDict:
   c.parametrization.name = 'standard'  # standard | mup | completep
   c.parametrization.base_width = 0  # embed_dim of the model whose learning rate this is
   c.parametrization.base_depth = 0  # its num_layers
+  c.parametrization.base_kv_heads = 0  # its num_kv_heads; 0 = they grew as its width did
 
   c.mtp = ConfigDict()  # of a model with such modules; their loss is λ times the mean over them
   c.mtp.weight = 0.3  # λ (DeepSeek-V3)

@@ -34,6 +34,7 @@ def get_config() -> ConfigDict:
     per_head='qk', cautious_decay=True, normuon=0.95))
   # title; settings: changes to section optimizer of configs/base.py; start: the first cell, (rate,
   # steps of warm-up, weight decay or factor on the initialisation); model: changes to the model.
+  ball = dict(init='hf')  # what could not grow must not begin small: o and down as the others
   adamw = (4e-3, 64, 0.2)
   muon = (8e-3, 16, 0.4)
   c.contestants = ConfigDict(dict(
@@ -43,13 +44,15 @@ def get_config() -> ConfigDict:
                        start=muon),
     normuonh_heads=dict(
       title='NorMuonH by head, tail average', settings=even | dict(hyperball=True),
-      start=(16e-3, 16, 2.0)),
+      start=(16e-3, 16, 2.0), model=ball),
     normuon_all=dict(
       title='NorMuon by head in q, k, v and o, cautious decay, tail average',
       settings=even | dict(muon=even['muon'] | dict(per_head='all')), start=muon),
     adamw=dict(title='AdamW', settings=dict(name='adamw'), start=adamw),
-    adamh=dict(title='AdamH', settings=dict(name='adamw', hyperball=True), start=(8e-3, 64, 2.0)),
-    muonh=dict(title='MuonH', settings=dict(name='muon', hyperball=True), start=(16e-3, 16, 2.0)),
+    adamh=dict(title='AdamH', settings=dict(name='adamw', hyperball=True), start=(8e-3, 64, 2.0),
+               model=ball),
+    muonh=dict(title='MuonH', settings=dict(name='muon', hyperball=True), start=(16e-3, 16, 2.0),
+               model=ball),
     adamuon=dict(title='AdaMuon', settings=dict(name='muon', muon=dict(adamuon=0.999)), start=muon),
     muonclip=dict(title='MuonClip, τ = 20', settings=dict(name='muon'), start=muon,
                   qk_clip_tau=20.0),  # K2's 100 is for runs a thousand times as long

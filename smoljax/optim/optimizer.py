@@ -77,7 +77,7 @@ class Label(NamedTuple):
   view: View | None  # None unless the optimizer sees matrices
   lr: float  # multiplier of the learning rate
   decay: float  # multiplier of the weight decay
-  eps: float = 1.0  # multiplier of AdamW's eps
+  eps: float = 1.0  # multiplier of eps, AdamW's or SOAP's
 
 
 class OptimizerInfo(NamedTuple):
@@ -186,12 +186,15 @@ def adamw(config: Any, labels: Mapping[str, Label]) -> optax.GradientTransformat
   """
   clip = CLIPS[config.clip](config.clip_norm) if config.clip_norm else clip_by_norm(math.inf)
   adam = optax.scale_by_adam(config.b1, config.b2, config.eps, mu_dtype=config.momentum_dtype)
+  return optax.chain(clip, *_own_eps(labels), adam)
+
+
+def _own_eps(labels: Mapping[str, Label]) -> tuple[optax.GradientTransformation, ...]:
+  """Gradients over the leaf's multiplier c of eps: these with eps are the old ones with c · eps."""
   if all(label.eps == 1 for label in labels.values()):
-    return optax.chain(clip, adam)
-  # A gradient over c with eps is one with c · eps.
-  of_eps = optax.stateless(lambda grads, _: jax.tree.map_with_path(
-    lambda path, g: g / labels[path_name(path)].eps, grads))
-  return optax.chain(clip, of_eps, adam)
+    return ()
+  return (optax.stateless(lambda grads, _: jax.tree.map_with_path(
+    lambda path, g: g / labels[path_name(path)].eps, grads)),)
 
 
 def muon(config: Any, labels: Mapping[str, Label]) -> optax.GradientTransformation:
@@ -229,7 +232,7 @@ def muon(config: Any, labels: Mapping[str, Label]) -> optax.GradientTransformati
 
 def soap(config: Any, labels: Mapping[str, Label]) -> optax.GradientTransformation:
   """SOAP's direction for the matrices, with AdamW's b1, b2 and eps; see soap.scale_by_soap."""
-  return scale_by_soap(
+  transform = scale_by_soap(
     {path: label.view for path, label in labels.items()},
     b1=config.b1,
     b2=config.b2,
@@ -238,6 +241,7 @@ def soap(config: Any, labels: Mapping[str, Label]) -> optax.GradientTransformati
     max_dim=config.soap.max_dim,
     momentum_dtype=config.momentum_dtype,
   )
+  return optax.chain(*own, transform) if (own := _own_eps(labels)) else transform
 
 
 def decay_and_multiply(

@@ -377,6 +377,12 @@ def test_adagc_is_that_of_numpy_and_takes_layers_apart():
   found = [g['blocks']['up_DF'] for g in clipped_norms(clipping.adagc(4.0), grads)]
   np.testing.assert_allclose(found, expected, rtol=2e-4)
   assert found[130][0] < 2
+  # The largest global norm holds after the warm-up too, whatever is usual.
+  tx = clipping.adagc(.5)
+  state = tx.init(grads[0])._replace(count=200, norms={'blocks/up_DF/norm_L': jnp.full(2, 10.0)})
+  clipped, state = tx.update(grads[0], state)
+  assert float(clipping.norm(clipped)) == pytest.approx(.5)
+  assert float(state.clip_kept) == pytest.approx(.5 / float(clipping.norm(grads[0])))
 
 
 # ------------------------------------------------------------------------------ Muon's chain
