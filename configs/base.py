@@ -227,6 +227,9 @@ def get_config() -> ConfigDict:
   c.optimizer.decay_fraction = 0.2
   c.optimizer.decay_shape = 'linear'  # linear | 1-sqrt
   c.optimizer.floor = 0.0  # last learning rate as a share of the peak
+  c.optimizer.hyperball = False  # matrices keep their norms and do not decay: MuonH, AdamH
+  c.optimizer.tail_steps = 0  # horizon, in steps, of an average of the last weights; 0 = none
+  c.optimizer.tail_weight = 0.6  # its share in the weights that the run ends on
   c.optimizer.muon = ConfigDict()
   c.optimizer.muon.beta = 0.95
   c.optimizer.muon.beta_start = 0.85  # from which beta rises over the first beta_warmup steps
@@ -238,9 +241,12 @@ def get_config() -> ConfigDict:
   c.optimizer.muon.steps = 5
   c.optimizer.muon.scale_rule = 'moonlight'  # update RMS like AdamW's: its learning rate fits
   c.optimizer.muon.rms = 0.2
-  c.optimizer.muon.lr_multiplier = 1.0
+  c.optimizer.muon.lr_multiplier = 1.0  # Muon's learning rate over AdamW's, and its weight decay
+  c.optimizer.muon.decay_multiplier = 1.0
   c.optimizer.muon.per_head = 'none'
   c.optimizer.muon.normuon = 0.0  # decay of NorMuon's second moment (0.95); 0 = plain Muon
+  c.optimizer.muon.adamuon = 0.0  # decay of AdaMuon's (0.999); at most one of the two
+  c.optimizer.muon.soap = False  # SOAP's preconditioner first (SOAP-Muon, wants soap.every=1)
   c.optimizer.muon.at_once = 0  # matrices a device iterates on at a time; 0 = all of one shape
   c.optimizer.muon.compute_dtype = 'bfloat16'
 
@@ -259,6 +265,7 @@ def get_config() -> ConfigDict:
   c.parametrization.name = 'standard'  # standard | mup | completep
   c.parametrization.base_width = 0  # embed_dim of the model whose learning rate this is
   c.parametrization.base_depth = 0  # its num_layers
+  c.parametrization.base_kv_heads = 0  # its num_kv_heads; 0 = they grew as its width did
 
   c.mtp = ConfigDict()  # of a model with such modules; their loss is λ times the mean over them
   c.mtp.weight = 0.3  # λ (DeepSeek-V3)
