@@ -165,7 +165,7 @@ def test_weighted_power_laws_of_porian_et_al(shared_data):
       expected = next(r for r in rows if r['estimator'] == estimator)
       weights = [float(r['n_star_std']) ** -2 for r in good] if estimator == 'weighted' else None
       law = laws_lib.fit_power_law({'flops': [float(r['flops']) for r in good]},
-                                   [float(r['n']) for r in good], weights=weights, bootstrap=0)
+                                   [float(r['n']) for r in good], weights=weights)
       assert law.exponents['flops'] == pytest.approx(float(expected['n_exponent']), abs=2e-4)
       assert law.coefficient == pytest.approx(float(expected['n_coef']), rel=0.01)
       assert law.r2 == pytest.approx(float(expected['n_r2']), abs=2e-3)
