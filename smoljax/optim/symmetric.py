@@ -82,7 +82,8 @@ def _kernel(at_ref, x_ref, y_ref, *refs, factor, of_add, of_eye, tile):
   def block(k, sum_RC):
     places = pl.ds(k * depth, depth)
     x_RK, y_CK = x_ref[of_rows, places], y_ref[of_columns, places]
-    return sum_RC + pl.dot(x_RK, y_CK, trans_b=True)
+    return sum_RC + jax.lax.dot_general(
+      x_RK, y_CK, (((1,), (1,)), ((), ())), preferred_element_type=jnp.float32)
 
   sum_RC = jax.lax.fori_loop(
     0, x_ref.shape[1] // depth, block, jnp.zeros((rows, columns), jnp.float32))
