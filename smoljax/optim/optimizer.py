@@ -83,7 +83,8 @@ class Label(NamedTuple):
 class OptimizerInfo(NamedTuple):
   """What was decided for each leaf."""
 
-  schedule: optax.Schedule  # step (from 0) → learning rate
+  schedule: Callable[..., jax.Array]  # step (from 0) → learning rate
+  horizon: schedules.Horizon  # what `update` may be given, so that other lengths share a program
   labels: dict[str, Label]  # by path
   table: str  # the labels, to be printed
 
@@ -95,10 +96,11 @@ class OptimizerInfo(NamedTuple):
 
 def make_optimizer(
   config: Any, params: Params, total_steps: int, multipliers: Mapping[str, Any] | None = None
-) -> tuple[optax.GradientTransformation, OptimizerInfo]:
+) -> tuple[optax.GradientTransformationExtraArgs, OptimizerInfo]:
   """The optax transformation that the config describes, for these parameters.
 
-  `update` needs the parameters as its third argument. Gradients and parameters may be sharded over
+  `update` needs the parameters as its third argument, and takes a `horizon` (OptimizerInfo) where
+  the run is not `total_steps` long. Gradients and parameters may be sharded over
   a mesh of Explicit axes. A NaN in a gradient reaches the update (clipping spreads it over all of
   AdamW's leaves) and the state: to skip such a step is the caller's business.
 
@@ -134,7 +136,8 @@ def make_optimizer(
   last = total_steps - 1
   tx = optax.chain(*directions(config, labels, params),
                    *steps(config, labels, learning_rate, config.weight_decay, last))
-  return tx, OptimizerInfo(learning_rate, labels, label_table(labels, params))
+  return tx, OptimizerInfo(
+    learning_rate, schedules.horizon(config, total_steps), labels, label_table(labels, params))
 
 
 def directions(
@@ -173,7 +176,8 @@ def steps(
     config.name == 'muon' and config.muon.cautious_decay)]
   if balls:  # before the leaf's multiplier of the rate, which `relative` would undo
     chain.insert(0, hyperball.relative(balls))
-  chain.append(optax.scale_by_learning_rate(learning_rate))
+  chain.append(schedules.scale_by_rate(learning_rate) if callable(learning_rate)
+               else optax.scale_by_learning_rate(learning_rate))
   if balls:
     chain.append(hyperball.project(balls))
   if config.tail_steps:

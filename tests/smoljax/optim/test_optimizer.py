@@ -166,6 +166,24 @@ def test_any_schedule_warms_up_then_never_rises(total, warmup, decay, name, shap
   assert lr[max(warmup - 1, 0)] == pytest.approx(1)
 
 
+@pytest.mark.parametrize('name', sorted(schedules.SCHEDULES))
+def test_runs_of_all_lengths_share_a_program(name):
+  config = make_config(schedule=name, warmup_fraction=0.1)
+  params = {'scale_D': jnp.ones(3)}
+  programs, own, given = [], [], []
+  optimizers = [optim.make_optimizer(config, params, total) for total in (20, 700)]
+  for tx, info in optimizers:
+    state = tx.init(params)
+    step = jax.jit(lambda state, horizon, tx=tx: tx.update(params, state, params, horizon=horizon))
+    programs.append(step.lower(state, info.horizon).as_text())
+    own.append(tx.update(params, state, params)[0]['scale_D'])
+    given.append(
+      optimizers[0][0].update(params, state, params, horizon=info.horizon)[0]['scale_D'])
+  assert programs[0] == programs[1]
+  np.testing.assert_array_equal(own, given)
+  assert (own[0] != own[1]).all()  # another warm-up
+
+
 def test_a_cooldown_branches_from_the_stable_part():
   short, long = (
     rates(total, schedule='wsd', warmup_steps=3, decay_steps=5) for total in (20, 100)
