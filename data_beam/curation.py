@@ -183,8 +183,11 @@ def command(
   log.setLevel(logging.INFO)
   try:
     with explained(beam_args):
+      pipeline_options(beam_args)  # an unknown flag is said before a missing file
       path = run(args.input, args.output, args.name, options_lib.take(options, vars(args)),
                  beam_args=beam_args)
+  except records.EmptyCorpus as error:
+    return complain(prog, f'--input={" ".join(args.input)}: {error}')
   except (ValueError, OSError) as error:
     return complain(prog, error)
   rejects = records.corpus_path(args.output, args.name + '_rejects')

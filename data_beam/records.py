@@ -51,6 +51,10 @@ class CorpusError(ValueError):
   """A corpus is missing, incomplete, empty or of the wrong kind; the message says which."""
 
 
+class EmptyCorpus(CorpusError):
+  """A corpus has no documents; the message says what became of them."""
+
+
 @dataclasses.dataclass
 class Document:
   """One document on its way through a pipeline. Stages return new ones, never mutate.
@@ -615,7 +619,7 @@ def read_corpus(path: str, split: str = 'train') -> Iterator[dict[str, Any]]:
 
 
 def check_not_empty(manifest: Mapping[str, Any]) -> None:
-  """Raises CorpusError if the corpus has no documents, and says what became of them."""
+  """Raises EmptyCorpus if the corpus has no documents, and says what became of them."""
   if manifest['documents']:
     return
   rows = manifest.get('funnel', [])
@@ -625,7 +629,7 @@ def check_not_empty(manifest: Mapping[str, Any]) -> None:
     n, stage, reason = max(dropped)
     why = (f'all {sum(d[0] for d in dropped)} documents were dropped, {n} of them by {stage!r} '
            f'({reason})')
-  raise CorpusError(f'the corpus at {manifest["path"]!r} is empty: {why}')
+  raise EmptyCorpus(f'the corpus at {manifest["path"]!r} is empty: {why}')
 
 
 def is_file(*parts: str) -> bool:

@@ -209,6 +209,8 @@ def train(
     The model; and on the tenth held out: `rmse`, `baseline_rmse` (of the mean), `correlation`,
     and the `penalty` chosen.
   """
+  if not 1 <= bits <= 30:
+    raise ValueError(f'bits={bits}: give 1 to 30')
   if len(examples) < 20:
     raise ValueError(f'{len(examples)} examples are too few to learn from: give 20 at least')
   y = np.array([float(example['score']) for example in examples])

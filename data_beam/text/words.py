@@ -77,7 +77,7 @@ _HYPHENS = '(?:-|–|—|--|---|——|~)'
 # list, which knows neither closing quotes nor the ellipsis.
 _LATER = '︒︕︖․⳹⳺⳻\u2e60\u2e61\u1b4e\u1b4f\u1b7f\U000113d4\U000113d5\U00016d6e\U00016d6f'
 TERMINAL = frozenset(
-  c for c in map(chr, range(0x20000)) if regex.match(r'\p{Sentence_Terminal}', c)
+  regex.findall(r'\p{Sentence_Terminal}', ''.join(map(chr, range(0x20000))))
 ) - frozenset(_LATER) | frozenset('៖៙៚')
 # What datatrove takes for punctuation: common signs of several scripts, and control characters.
 PUNCTUATION = (
