@@ -294,7 +294,7 @@ def test_another_search_in_the_same_folder_is_refused_at_once(tmp_path, change, 
     study_of(tmp_path, **same | change).run(bowl, quiet)
   done = study_of(tmp_path, **same | {'trials': 4}).run(bowl, quiet)
   assert [t.state.name for t in done.trials] == ['COMPLETE'] * 4
-  assert time.monotonic() - began < 10
+  assert time.monotonic() - began < 100  # the database would be waited for longer
 
 
 # --- Damage ---------------------------------------------------------------------------------------
