@@ -70,7 +70,8 @@ def stages(*, mask: bool = True, mid: bool = True, shuffled: bool = False) -> tu
     'optimizer.learning_rate': 2e-3}
   preferred = later | {
     'name': 'apo', 'train.init_from': '@sft', 'chains.number': 6000, 'chains.mode': 'both',
-    'chains.pairs': True, 'train.stages': ({
+    'chains.pairs': True, 'data.seq_len': 512,  # both answers of a pair lie in one row
+    'train.stages': ({
       'name': 'apo', 'fraction': 1.0, 'mixture': {'conversations': 1.0}},),
     'train.preference.loss': 'apo_zero', 'train.preference.beta': 0.1, 'train.tokens': 400_000,
     'optimizer.name': 'adamw', 'optimizer.learning_rate': 2e-5, 'optimizer.weight_decay': 0.0}
