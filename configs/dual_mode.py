@@ -41,6 +41,7 @@ def get_config() -> ConfigDict:
   c.tokenize.holdout_shared = 1.0  # likewise: each shares words with others
   c.eval.documents = 100
   c.eval.task_examples = 200
+  c.eval.batch_size = 64
   c.series = stages()
   return c
 
