@@ -50,6 +50,7 @@ def test_stages_are_commands_that_follow_one_another(tmp_path):
 
 @pytest.mark.parametrize('rows, said', [
   ([{'seed': 1}], 'a name of its own'),
+  (['a'], 'a tuple of dicts'),
   ([{'name': 'a'}, {'name': 'a'}], 'a name of its own'),
   ([{'name': 'steps'}], 'no name for a stage'),
   ([{'name': 'a', 'train.init_from': '@b'}, {'name': 'b'}], 'names no point before it'),
