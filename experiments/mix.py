@@ -152,7 +152,7 @@ class Mix:
         c, model_config(c, self.vocab_size), len(self.domains))
     table = self.whole.first(min(1.0, self.share * m.larger_tokens)) if larger else self.table
     # As many copies each time, so that nothing is compiled twice.
-    padded = [*group, *[group[-1]] * (min(m.together, 10**6) - len(group) if not larger else 0)]
+    padded = [*group, *[group[-1]] * (0 if larger else m.together - len(group))]
     ends = np.round(np.cumsum(m.phases) * c.train.steps).astype(int)
     chosen = side_by_side.choose_rows(
       table, np.array([r.mixture for r in padded]), np.diff([0, *ends]).tolist(), c.train.rows,
