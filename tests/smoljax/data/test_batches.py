@@ -190,7 +190,7 @@ def test_bad_input_is_named(markov_corpora, tmp_path):
   stages = make_stages([dict(name='a', fraction=0.5, mixture=dict(web=1)),
                         dict(name='b', fraction=0.5, mixture=dict(pdf=1))], 10)
   check_epochs(stages, 2 * size, corpora, 2.0)  # half of it is pdf: once
-  with pytest.raises(ValueError, match="tokens of 'pdf'.* are more than train.max_epochs=0.5"):
+  with pytest.raises(ValueError, match=r"tokens of 'pdf'.* are more than train\.max_epochs=0\.5"):
     check_epochs(stages, 2 * size, {'pdf': corpora['pdf']}, 0.5)
   stages = make_stages([dict(name='a', fraction=1, mixture=dict(books=1))], 10)
   with pytest.raises(ValueError, match='no corpus named books; there are: web, pdf'):
