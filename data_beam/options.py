@@ -310,8 +310,8 @@ class RephraseOptions(Options):
                        'http://localhost:8000', metavar='URL')
   model: str = option('', 'its model', metavar='NAME')
   prompt: str = option(
-    'faq', 'what it is asked for: faq, tutorial, encyclopedia, distill, or a file of yours with '
-    'TEXT in braces where the document goes', metavar='NAME|FILE')
+    'faq', 'what it is asked for: faq, tutorial, encyclopedia, distill, or a file of yours '
+    'with {text} where the document goes', metavar='NAME|FILE')
   max_tokens: int = option(1024, 'of an answer; a longer one is dropped', metavar='N', least=1)
   most: int = option(6000, 'characters of a document that the model is shown', metavar='N', least=1)
   least: int = option(20, 'words of an answer; a shorter one is dropped', metavar='N', least=1)

@@ -151,7 +151,7 @@ class Trainer:
     self.optimizer, _ = optim.make_optimizer(
       config.optimizer, model.abstract_params(model_config), config.train.steps)
     objective = Objective(chunk=config.train.loss_chunk, z_loss=config.train.z_loss)
-    compiled = make_train_step(model_config, self.optimizer, config.guard, objective)
+    compiled: Any = make_train_step(model_config, self.optimizer, config.guard, objective)
     self._step = compiled.__wrapped__  # it is compiled here, mapped over copies
     self._init = jax.jit(jax.vmap(self._fresh))
     self._advance = jax.jit(jax.vmap(self._steps, in_axes=(0, None, 0)), donate_argnums=0)
