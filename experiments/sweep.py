@@ -43,13 +43,14 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import IO, Any
 
 from absl import flags as absl_flags
 from ml_collections import config_flags
 
 from data_beam.command_line import Parser
+from data_beam.redact import public
 from experiments.engine import processes
 from experiments.engine.cli import exit_status, read_json, write_json
 from experiments.engine.config import unknown_field
@@ -81,6 +82,12 @@ class Point:
   gpu: str | None = None
   began: float = 0.0
   lease: IO | None = None  # an open, locked file: it is ours until this process ends or closes it
+  steps: pathlib.Path | None = None  # the folder of steps that it shares; None = that of the sweep
+
+  @property
+  def shared(self) -> pathlib.Path:
+    """The folder of steps that it shares with others."""
+    return self.steps or self.folder.parent.parent / 'steps'
 
   def last_words(self) -> str:
     """The last line of its log, or how its process ended."""
@@ -201,18 +208,28 @@ def _with_seeds(point: dict[str, Any], seeds: int) -> Iterator[dict[str, Any]]:
 
 def name_of(point: dict[str, Any]) -> str:
   """The point's `name`, or its fields and values as one name that is safe as a folder's."""
-  fields = ','.join(f'{k.rpartition(".")[2]}={v}' for k, v in point.items() if k not in _ENTRIES)
+  fields = ','.join(public(f'{k.rpartition(".")[2]}={v}') for k, v in point.items()
+                    if k not in _ENTRIES)
   return re.sub(r'[^A-Za-z0-9._,=+-]+', '_', str(point.get('name', fields)))
 
 
 def plan(
   config: str, workdir: str, flags: Sequence[str] = (), grid: Sequence[str] = (), seeds: int = 0,
 ) -> list[Point]:
-  """The points with their commands, none started. Raises ValueError as `load_points` does, and for
-  a reference to a point that does not come before."""
-  root, points = pathlib.Path(workdir) / 'points', []
+  """The points with their commands, none started. Raises ValueError as `load_points` and
+  `planned` do."""
+  rows, root = load_points(config, grid, seeds), pathlib.Path(workdir) / 'points'
+  return planned(rows, config, root, flags)
+
+
+def planned(
+  rows: Iterable[dict[str, Any]], config: str, root: pathlib.Path, flags: Sequence[str] = ()
+) -> list[Point]:
+  """Points of `root` of their fields. Raises ValueError for fields that there are not, or that
+  flags set too, and for a reference to a point that does not come before."""
+  points: list[Point] = []
   fixed = {f.partition('=')[0].removeprefix('--config.') for f in flags}
-  for fields in load_points(config, grid, seeds):
+  for fields in rows:
     name = name_of(fields)
     of = {k: v for k, v in fields.items() if k in _ENTRIES and k != 'name'}
     fields = {k: v for k, v in fields.items() if k not in _ENTRIES}
@@ -317,9 +334,8 @@ def start(point: Point, gpu: str | None) -> None:
   point.folder.mkdir(parents=True, exist_ok=True)
   steps = point.folder / 'steps'
   if not steps.is_symlink():
-    shared = point.folder.parent.parent / 'steps'
-    shared.mkdir(exist_ok=True)
-    steps.symlink_to(os.path.relpath(shared, point.folder))
+    point.shared.mkdir(exist_ok=True)
+    steps.symlink_to(os.path.relpath(point.shared, point.folder))
   environment = os.environ | ({'CUDA_VISIBLE_DEVICES': gpu} if gpu else {})
   with open(point.folder / 'log.txt', 'ab') as log:
     point.process = processes.start(
@@ -400,7 +416,7 @@ def _parse(argv: Sequence[str] | None) -> argparse.Namespace:
 def commands(points: Sequence[Point]) -> Iterator[str]:
   """The shell command of each point, for schedulers elsewhere."""
   for p in points:
-    shared = os.path.relpath(p.folder.parent.parent / 'steps', p.folder)
+    shared = os.path.relpath(p.shared, p.folder)
     yield (f'mkdir -p {shlex.quote(str(p.folder))} && '
            f'ln -sfn {shlex.quote(shared)} {shlex.quote(str(p.folder / "steps"))} && '
            f'{shlex.join(["python", *p.command[1:]])}')
@@ -424,7 +440,8 @@ def _main(args: argparse.Namespace) -> int:
   signal.signal(signal.SIGTERM, signal.default_int_handler)  # its processes must not outlive it
   ok = run(points, parallel=args.parallel, retries=args.retries, backoff=args.backoff,
            stall=args.stall, gpus=find_gpus(), log_line=lambda line: print(line, flush=True))
-  finished = [sweep_page.load(p.name, p.fields, p.folder, p.group, p.factors)
+  shown = lambda fields: {k: public(v) if isinstance(v, str) else v for k, v in fields.items()}
+  finished = [sweep_page.load(p.name, shown(p.fields), p.folder, p.group, p.factors)
               for p in points if p.state == 'done' and not p.aside]
   if finished:
     page, verdicts = sweep_page.write(finished, args.workdir)
