@@ -159,6 +159,7 @@ def get_config() -> ConfigDict:
   c.train.stages = (
     dict(name='stable', fraction=1.0, mixture=dict(web=0.75, pdf=0.25)),
   )
+  c.train.max_epochs = 0.0  # a run that would go through a corpus more often is refused; 0 = it may
   # A run, its checkpoint or a HF folder whose weights training starts from, with its tokenizer.
   c.train.init_from = ''
   c.train.branch_from = ''  # a run or its checkpoint that this one goes on from, with all its state

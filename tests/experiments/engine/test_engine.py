@@ -246,7 +246,8 @@ def test_a_budget_of_flops_gives_the_tokens():
 
 @pytest.mark.parametrize('path', [
   'ladder.py', 'ladder.py:size=gpu', 'isoflop.py', 'pillars.py', 'data_ablation.py',
-  'data_ablation.py:raw,good*.8+papers*.2', 'mtp.py', 'optimizer_contest.py'])
+  'data_ablation.py:raw,good*.8+papers*.2',
+  'data_ablation.py:panel,judge=news=corpora/news', 'mtp.py', 'optimizer_contest.py'])
 def test_every_point_of_every_sweep_builds(path, tmp_path):
   file, _, arg = path.partition(':')
   module = importlib.import_module(f'configs.{file.removesuffix(".py")}')
@@ -277,6 +278,17 @@ def test_pillars_have_all_cells():
 def test_variants_of_a_data_ablation_are_said_when_wrong():
   with pytest.raises(ValueError, match='give NAME\\*WEIGHT'):
     sweep.load_points(str(REPOSITORY / 'configs/data_ablation.py') + ':web*much')
+  with pytest.raises(ValueError, match='judge=NAME=DIR'):
+    sweep.load_points(str(REPOSITORY / 'configs/data_ablation.py') + ':clean,judge=news')
+
+
+def test_a_data_ablation_is_judged_beyond_its_filters():
+  points = sweep.load_points(
+    str(REPOSITORY / 'configs/data_ablation.py') + ':panel,judge=news=corpora/news')
+  groups = dict.fromkeys(p['group'] for p in points if 'group' in p)
+  assert next(iter(groups)) == 'clean' and len(groups) == 6
+  assert all(p['eval.corpora'] == ('good_web', 'good_pdf', 'all_web', 'news')
+             and p['corpora'].endswith(',news=corpora/news') for p in points if 'group' in p)
 
 
 def test_a_corpus_in_an_object_store_is_copied_into_the_workdir(store, tokenised, model, tmp_path):
