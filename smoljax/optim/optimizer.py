@@ -19,6 +19,9 @@ The config is any object with these attributes (configs/base.py holds the defaul
   name             a key of OPTIMIZERS
   learning_rate    peak
   weight_decay     and no_decay: tuple of the roles that are not decayed
+  decay_timescale  share of the run over which weights average their updates, 1 / (rate · decay ·
+                   steps); if above 0, the weight decay follows from it, the peak rate and the
+                   steps, and so from tokens and batch (arXiv 2405.13698, 2505.13738)
   b1, b2, eps      AdamW
   clip             a key of CLIPS: how the gradients of AdamW's leaves are clipped
   clip_norm        largest global norm of these gradients, with any clip; 0 = no clipping at all
@@ -26,8 +29,11 @@ The config is any object with these attributes (configs/base.py holds the defaul
   schedule         a key of SCHEDULES
   warmup_steps     steps of linear warm-up; if 0, warmup_fraction of all steps
   decay_steps      steps of the final cooldown (wsd); if 0, decay_fraction of all steps
-  decay_shape      a key of COOLDOWNS (wsd)
-  floor            last learning rate as a share of the peak (wsd, cosine)
+  decay_shape      a key of COOLDOWNS (wsd, wsd_s, power)
+  floor            last learning rate as a share of the peak (all but constant)
+  cooldowns        shares of the run at which cooldowns end (wsd_s)
+  power            and power_steps: see schedules.power
+  ramp             pairs (share of the run, steps an update) of the batch ramp: see ramp.py
   hyperball        whether matrices keep their norm; they have no weight decay then
   tail_steps       τ of the tail average; 0 = none. tail_weight: its share in the last weights
   muon             attributes of its own, read if name is 'muon': beta, nesterov, coefficients,
@@ -53,7 +59,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from smoljax.optim import averaging, hyperball, schedules
+from smoljax.optim import averaging, hyperball, ramp, schedules
 from smoljax.optim.clipping import CLIPS, clip_by_norm
 from smoljax.optim.matrices import Params, View, matrix_shape, path_name
 from smoljax.optim.muon import scale_by_muon
@@ -117,7 +123,7 @@ def make_optimizer(
   if own := _OWN_KEYS.get(config.name):
     require(config, (config.name,), 'optimizer')
     require(getattr(config, config.name), own, f'optimizer.{config.name}')
-  for key in ('learning_rate', 'weight_decay', 'clip_norm', 'eps', 'tail_steps'):
+  for key in ('learning_rate', 'weight_decay', 'decay_timescale', 'clip_norm', 'eps', 'tail_steps'):
     if not 0 <= getattr(config, key) < math.inf:
       raise ValueError(f'optimizer.{key}={getattr(config, key)}: give a number of 0 or more')
   learning_rate = schedules.schedule(config, total_steps)
@@ -126,9 +132,14 @@ def make_optimizer(
     labels = {path: label._replace(
       lr=label.lr * multipliers[path].lr, decay=label.decay * multipliers[path].decay,
       eps=multipliers[path].eps) for path, label in labels.items()}
-  last = total_steps - 1
-  tx = optax.chain(*directions(config, labels, params),
-                   *steps(config, labels, learning_rate, config.weight_decay, last))
+  decay = config.weight_decay
+  if config.decay_timescale:
+    decay = 1 / (config.decay_timescale * config.learning_rate * total_steps)
+  updates = ramp.updates(config.ramp, total_steps)
+  tx = optax.chain(*directions(config, labels, params), *steps(
+    config, labels, ramp.stretched(learning_rate, updates), decay, updates[-1].end - 1))
+  if len(updates) > 1 or updates[0].every > 1:
+    tx = ramp.accumulated(tx, updates)
   return tx, OptimizerInfo(learning_rate, labels, label_table(labels, params))
 
 
@@ -326,9 +337,11 @@ def label_table(labels: Mapping[str, Label], params: Params) -> str:
 
 
 _KEYS = (
-  'name', 'learning_rate', 'weight_decay', 'no_decay', 'b1', 'b2', 'eps', 'clip', 'clip_norm',
+  'name', 'learning_rate', 'weight_decay', 'decay_timescale', 'no_decay', 'b1', 'b2', 'eps', 'clip',
+  'clip_norm',
   'momentum_dtype', 'schedule', 'warmup_steps', 'warmup_fraction', 'decay_steps', 'decay_fraction',
-  'decay_shape', 'floor', 'hyperball', 'tail_steps', 'tail_weight',
+  'decay_shape', 'floor', 'cooldowns', 'power', 'power_steps', 'ramp', 'hyperball', 'tail_steps',
+  'tail_weight',
 )
 # Of the config's section with the optimizer's name.
 _OWN_KEYS = {

@@ -1,4 +1,4 @@
-"""Learning rate schedules: warm-up, then constant, cosine, or warm-up–stable–decay (WSD)."""
+"""Learning rate schedules: warm-up, then constant, cosine, or stable and decay in three forms."""
 
 from collections.abc import Callable, Iterable, Mapping
 from typing import Any
@@ -47,6 +47,45 @@ def wsd(config: Any, warmup: int, total_steps: int) -> optax.Schedule:
     return floor + (1 - floor) * cooldown(jnp.clip((total_steps - step) / max(decay, 1), 0, 1))
 
   return factor
+
+
+def wsd_s(config: Any, warmup: int, total_steps: int) -> optax.Schedule:
+  """WSD with several cooldowns (WSD-S, arXiv 2410.05192), each after which training goes on at the
+  peak from the cooled weights: models of several lengths from one run, no cooldown thrown away.
+
+  They end at the shares `cooldowns` of all steps, the run's last among them; each takes
+  decay_fraction of the steps up to its end (decay_steps, where given).
+  """
+  ends = [round(share * total_steps) for share in config.cooldowns]
+  if not ends or ends != sorted(set(ends)) or ends[-1] != total_steps or ends[0] < 1:
+    raise ValueError(f'optimizer.cooldowns={tuple(config.cooldowns)}: give shares of the run at '
+                     'which its cooldowns end, rising, the last of them 1')
+  lengths = [config.decay_steps or round(config.decay_fraction * end) for end in ends]
+  before = [warmup, *ends]
+  for start, end, length in zip(before, ends, lengths, strict=False):
+    if end - length < start:
+      raise ValueError(f'the {length} steps of cooldown before step {end} do not fit after step '
+                       f'{start}: lower optimizer.decay_fraction or change optimizer.cooldowns')
+  floor, cooldown = config.floor, choose(COOLDOWNS, config.decay_shape, 'optimizer.decay_shape')
+  ends_at, takes = jnp.asarray(ends, jnp.float32), jnp.asarray(lengths, jnp.float32)
+
+  def factor(step):
+    index = jnp.minimum(jnp.searchsorted(ends_at, step, side='right'), len(ends) - 1)
+    left = (ends_at[index] - step) / jnp.maximum(takes[index], 1)
+    return floor + (1 - floor) * cooldown(jnp.clip(left, 0, 1))
+
+  return factor
+
+
+def power(config: Any, warmup: int, total_steps: int) -> optax.Schedule:
+  """The power scheduler (arXiv 2408.13359): from step `power_steps` on the rate falls as the steps'
+  power -`power`, by which one rate fits any length; then wsd's cooldown."""
+  if config.power_steps < 1 or config.power < 0:
+    raise ValueError(f'optimizer.power_steps={config.power_steps}, power={config.power}: give 1 '
+                     'step or more, and 0 or more')
+  cooled = wsd(config, warmup, total_steps)
+  return lambda step: cooled(step) * jnp.minimum(
+    1.0, (jnp.maximum(step, 1) / config.power_steps) ** -config.power)
 
 
 def cosine(config: Any, warmup: int, total_steps: int) -> optax.Schedule:
@@ -100,6 +139,8 @@ def require(config: Any, keys: Iterable[str], name: str) -> None:
 # (config, warm-up steps, all steps) → share of the peak at each step after warm-up.
 SCHEDULES: dict[str, Callable[[Any, int, int], optax.Schedule]] = {
   'wsd': wsd,
+  'wsd_s': wsd_s,
+  'power': power,
   'cosine': cosine,
   'constant': constant,
 }
