@@ -138,7 +138,7 @@ def make_optimizer(
   updates = ramp.updates(config.ramp, total_steps)
   tx = optax.chain(*directions(config, labels, params), *steps(
     config, labels, ramp.stretched(learning_rate, updates), decay, updates[-1].end - 1))
-  if len(updates) > 1 or updates[0].every > 1:
+  if config.ramp:
     tx = ramp.accumulated(tx, updates)
   return tx, OptimizerInfo(learning_rate, labels, label_table(labels, params))
 

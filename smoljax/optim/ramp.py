@@ -29,17 +29,18 @@ class Phase(NamedTuple):
 def updates(ramp: Sequence[Sequence[float]], total_steps: int) -> list[Phase]:
   """The phases of a run; without a ramp one, an update a step.
 
-  A phase lasts until a whole number of its updates has reached the next one's share.
+  A phase lasts until a whole number of its updates has reached the next one's share. A branch may
+  have another ramp than its parent, from where it branches on, if both have one.
 
   Args:
-    ramp: pairs (share of the run, steps an update), both rising, the first share 0.
+    ramp: pairs (share of the run, steps an update): shares rise from 0, steps never fall.
   Raises:
-    ValueError: they are not, or a number of steps is no whole one of 1 or more.
+    ValueError: they are not so, or a number of steps is no whole one of 1 or more.
   """
   pairs = [(float(share), every) for share, every in ramp] or [(0.0, 1)]
   shares, counts = zip(*pairs, strict=True)
-  rising = all(a < b for of in (shares, counts) for a, b in itertools.pairwise(of))
-  if not rising or shares[0] != 0 or shares[-1] >= 1 or any(
+  rising = all(a < b for a, b in itertools.pairwise(shares))
+  if not rising or list(counts) != sorted(counts) or shares[0] != 0 or shares[-1] >= 1 or any(
     n < 1 or n != int(n) for n in counts):
     raise ValueError(f'optimizer.ramp={tuple(ramp)}: give pairs (share of the run, steps an '
                      'update), both rising, the first share 0, such as ((0.0, 1), (0.2, 2))')

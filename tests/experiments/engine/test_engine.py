@@ -246,7 +246,8 @@ def test_a_budget_of_flops_gives_the_tokens():
 
 @pytest.mark.parametrize('path', [
   'ladder.py', 'ladder.py:size=gpu', 'isoflop.py', 'pillars.py', 'data_ablation.py',
-  'data_ablation.py:raw,good*.8+papers*.2', 'mtp.py', 'optimizer_contest.py'])
+  'data_ablation.py:raw,good*.8+papers*.2', 'mtp.py', 'optimizer_contest.py',
+  'critical_batch.py'])
 def test_every_point_of_every_sweep_builds(path, tmp_path):
   file, _, arg = path.partition(':')
   module = importlib.import_module(f'configs.{file.removesuffix(".py")}')

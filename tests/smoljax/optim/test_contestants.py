@@ -51,6 +51,7 @@ def test_hyperball_by_its_definition():
     hyperball.relative({'b_D': KERNEL}).init({'b_D': jnp.zeros((2, 3))})
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize('name', ['adamw', 'muon'])
 def test_a_hyperball_of_the_whole_model_keeps_each_matrix_and_frees_the_rest(name):
   params = random_like(abstract(), 0)
@@ -139,13 +140,12 @@ def test_a_run_ends_on_the_average_of_its_tail():
 
 
 def test_muon_and_adamw_have_decays_of_their_own():
-  params = random_like(abstract(), 0)
-  zeros = [jax.tree.map(np.zeros_like, params)]
-  got, _ = train_steps(make_config(
-    'muon', muon=dict(decay_multiplier=3.0), no_decay=(), schedule='constant'), params, zeros)
-  np.testing.assert_allclose(got['embed_VD'], params['embed_VD'] * (1 - .01 * .1), rtol=1e-6)
-  up = params['blocks']['mlp']['up_DF']
-  np.testing.assert_allclose(got['blocks']['mlp']['up_DF'], up * (1 - .01 * .3), rtol=1e-6)
+  w = {'embed_VD': jnp.ones((4, 3)), 'up_DF': jnp.ones((2, 3))}
+  config = make_config('muon', muon=dict(decay_multiplier=3.0), no_decay=())
+  tx, _ = optim.make_optimizer(config, w, 9)
+  updates, _ = tx.update(jax.tree.map(jnp.zeros_like, w), tx.init(w), w)
+  np.testing.assert_allclose(updates['embed_VD'], -.01 * .1, rtol=1e-6)
+  np.testing.assert_allclose(updates['up_DF'], -.01 * .3, rtol=1e-6)
 
 
 def test_decay_as_a_timescale_follows_length_and_rate():
@@ -171,11 +171,13 @@ def test_a_huge_gradient_moves_muon_as_a_usual_one_does(size):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize('section', [dict(normuon=.95), dict(adamuon=.999), dict(soap=True)])
-def test_sharded_equals_unsharded(section):
+@pytest.mark.parametrize(('section', 'growth'), [
+  (dict(normuon=.95), ()), (dict(adamuon=.999), ()), (dict(soap=True), ()),
+  ({}, ((0.0, 1), (0.1, 2)))])  # fmt: skip
+def test_sharded_equals_unsharded(section, growth):
   params = random_like(abstract(), 0)
   grads = [random_like(abstract(), 1 + t) for t in range(3)]
-  config = make_config('muon', muon=section, hyperball=True, tail_steps=2)
+  config = make_config('muon', muon=section, hyperball=True, tail_steps=2, ramp=growth)
   alone = train_steps(config, params, grads)
   mesh = sharding.make_mesh(data=2, fsdp=2, tensor=2)
   homes = sharding.shardings(params, mesh)
