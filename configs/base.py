@@ -78,11 +78,17 @@ def get_config() -> ConfigDict:
   c.conversations.enabled = False
   c.conversations.input = ''  # comma-separated JSONL or Parquet globs; '' = chains
 
-  c.chains = ConfigDict()  # sums from left to right modulo 10, by rule: experiments/chains.py
-  c.chains.number = 0  # conversations; 0 = none
+  c.chains = ConfigDict()  # conversations made by rule: experiments/chains.py
+  c.chains.number = 0  # of them; 0 = none
+  c.chains.families = ('chains',)  # of problems: chains, sums, rewriting
   c.chains.depths = (2, 3, 4)  # steps
-  c.chains.noise = 0.0  # share of states that are random, in thoughts and answers
+  c.chains.languages = ('en',)  # of their words
   c.chains.mode = 'think'  # think | no_think | both
+  c.chains.turns = 1  # 1 to so many a conversation
+  c.chains.noise = 0.0  # share of states that are random, in thoughts and answers
+  c.chains.shuffled = False  # thoughts of other problems: a control
+  c.chains.pairs = False  # preference pairs
+  c.chains.system = 'Answer.'  # the system text; /system_override: no header, so no mode either
 
   c.corpora = ''  # more of them, made elsewhere: NAME=DIR with commas, of documents or of tokens
 
@@ -131,7 +137,7 @@ def get_config() -> ConfigDict:
   c.model.mtp_depth = placeholder(int)  # how many
   c.model.attention = 'auto'  # implementation: auto | xla | cudnn | splash
   c.model.dtype = 'bfloat16'  # compute dtype; master weights are float32
-  c.model.fp8 = False  # the MLP's products in 8-bit floats: faster on NVIDIA GPUs since Hopper
+  c.model.fp8 = False  # the blocks' products in 8-bit floats: faster on NVIDIA GPUs since Hopper
   c.model.remat = placeholder(str)  # kept for the backward pass: none = all | full = nothing | …
   c.model.lora_rank = 0  # of adapters, trained in place of train.init_from's matrices; 0 = none
   c.model.lora_alpha = 32.0  # they add alpha / rank times their product
@@ -305,11 +311,40 @@ def get_config() -> ConfigDict:
   c.diagnostics.every = 0  # steps between looks at activations and the gradient's noise; 0 = never
 
   # --- Instead of a run -------------------------------------------------------------------------
+  # Experiments in WORKDIR/NAME, one after another (experiments/series.py): dicts of a name and of
+  # fields, in which '@NAME' is the workdir of one before.
+  c.series = ()
+
+  c.merge = ConfigDict()  # with models, they are merged, where a run trains: checkpoints/merge.py
+  c.merge.models = ''  # runs, checkpoints or Hugging Face folders, with commas between
+  c.merge.weights = ()  # one a model
+  c.merge.method = 'linear'  # linear | slerp
+
   c.coordinate_check = ConfigDict()  # with widths, it runs instead of the usual steps
   c.coordinate_check.widths = ()  # embed_dim of the models; the least is the base
   c.coordinate_check.depths = (3, 6, 12)  # their num_layers
   c.coordinate_check.steps = 5
   c.coordinate_check.seeds = 2
+
+  c.mix = ConfigDict()  # of experiments.mix, which weighs the corpora of `corpora`
+  c.mix.proxies = 44  # runs that the laws are fitted to, of as many mixtures
+  c.mix.unseen = 16  # and runs that only judge the laws
+  c.mix.repeats = 4  # runs of the natural proportions, from as many seeds
+  c.mix.together = 16  # runs trained side by side
+  c.mix.phases = (1.0,)  # shares of a run, each with a mixture of its own
+  c.mix.temper = 0.5  # proxies scatter around size to this power
+  c.mix.strength = (5.0, 40.0)  # and the less, the greater this: Dirichlet's concentration, from to
+  c.mix.max_epochs = 8.0  # how often the target run may go through a corpus
+  c.mix.target_tokens = 0.0  # of the run that the mixture is for; 0 = train.tokens
+  c.mix.floors = ()  # ((names of corpora, least share of tokens that they have together), …)
+  c.mix.evaluate = ''  # more held-out text, of no mixture: NAME=DIR with commas, tokenised
+  c.mix.blend = ()  # ((domain, weight), …) of what is made small; () = all domains alike
+  c.mix.laws = ('linear', 'exponential', 'trees', 'saturating')  # that are fitted and compared
+  c.mix.kl = 0.0  # bits per byte that a nat away from the natural proportions must gain
+  c.mix.resamples = 100  # of the decision's interval
+  c.mix.seeds = 4  # of each arm of the validation
+  c.mix.larger = ()  # ((field of `model`, value), …) of the model that validates at more compute
+  c.mix.larger_tokens = 2.0  # and how many times the tokens it has
 
   # --- Evaluation, export, report --------------------------------------------------------------
   c.eval = ConfigDict()
@@ -328,6 +363,10 @@ def get_config() -> ConfigDict:
   c.eval.generation.lengths = ()  # tokens, of the long texts of ruler; () = data.seq_len
   c.eval.generation.languages = ('en',)  # of the long texts
   c.eval.generation.unsafe_programs = False  # run programs even where they cannot be confined
+
+  c.export = ConfigDict()
+  c.export.gguf = False  # model.gguf beside the Hugging Face folder
+  c.export.chat = False  # with the chat template; answers then end at <|im_end|>
 
   c.sample = ConfigDict()
   c.sample.prompts = ('Returns the', 'This function')

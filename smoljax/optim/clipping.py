@@ -153,6 +153,19 @@ def adagc(
   return optax.GradientTransformation(init, update)
 
 
+def watching(clip: optax.GradientTransformation) -> optax.GradientTransformation:
+  """A clip that changes no gradient but keeps its state, so that a run may begin or cease to clip.
+
+  Args:
+    clip: one of CLIPS with its norm.
+  """
+
+  def update(grads, state, params=None):
+    return grads, clip.update(grads, state, params)[1]._replace(clip_kept=jnp.ones(()))
+
+  return optax.GradientTransformation(clip.init, update)
+
+
 def _scale_to(
   grads: Params, length: jax.Array, target: jax.Array | float
 ) -> tuple[Params, jax.Array]:

@@ -160,12 +160,13 @@ def scale_by_muon(
 
 def _iterate(stack_BIO: jax.Array, function: Callable, at_once: int) -> jax.Array:
   """`function` of a stack of matrices, `at_once` of them at a time on each device; 0 = all."""
-  if not at_once:
-    return function(stack_BIO)
-  in_turn = lambda stack: jax.lax.map(function, stack, batch_size=at_once)
+  def here(stack):
+    return jax.lax.map(function, stack, batch_size=at_once) if at_once else function(stack)
+
   if (spec := spec_of(stack_BIO)) is None:
-    return in_turn(stack_BIO)
-  return jax.shard_map(in_turn, in_specs=P(*spec), out_specs=P(*spec))(stack_BIO)
+    return here(stack_BIO)
+  # Each device by itself: what XLA cannot split, a kernel of ours, is in it.
+  return jax.shard_map(here, in_specs=P(*spec), out_specs=P(*spec), check_vma=False)(stack_BIO)
 
 
 def _orthogonalize(

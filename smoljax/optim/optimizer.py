@@ -60,7 +60,7 @@ import jax.numpy as jnp
 import optax
 
 from smoljax.optim import averaging, hyperball, ramp, schedules
-from smoljax.optim.clipping import CLIPS, clip_by_norm
+from smoljax.optim.clipping import CLIPS, watching
 from smoljax.optim.matrices import Params, View, matrix_shape, path_name
 from smoljax.optim.muon import scale_by_muon
 from smoljax.optim.schedules import choose, require
@@ -89,7 +89,8 @@ class Label(NamedTuple):
 class OptimizerInfo(NamedTuple):
   """What was decided for each leaf."""
 
-  schedule: optax.Schedule  # step (from 0) → learning rate
+  schedule: Callable[..., jax.Array]  # step (from 0) → learning rate
+  horizon: schedules.Horizon  # what `update` may be given, so that other lengths share a program
   labels: dict[str, Label]  # by path
   table: str  # the labels, to be printed
 
@@ -101,10 +102,11 @@ class OptimizerInfo(NamedTuple):
 
 def make_optimizer(
   config: Any, params: Params, total_steps: int, multipliers: Mapping[str, Any] | None = None
-) -> tuple[optax.GradientTransformation, OptimizerInfo]:
+) -> tuple[optax.GradientTransformationExtraArgs, OptimizerInfo]:
   """The optax transformation that the config describes, for these parameters.
 
-  `update` needs the parameters as its third argument. Gradients and parameters may be sharded over
+  `update` needs the parameters as its third argument, and takes a `horizon` (OptimizerInfo) where
+  the run is not `total_steps` long. Gradients and parameters may be sharded over
   a mesh of Explicit axes. A NaN in a gradient reaches the update (clipping spreads it over all of
   AdamW's leaves) and the state: to skip such a step is the caller's business.
 
@@ -123,6 +125,11 @@ def make_optimizer(
   if own := _OWN_KEYS.get(config.name):
     require(config, (config.name,), 'optimizer')
     require(getattr(config, config.name), own, f'optimizer.{config.name}')
+  try:
+    jnp.finfo(config.momentum_dtype)
+  except (TypeError, ValueError):
+    raise ValueError(f'optimizer.momentum_dtype={config.momentum_dtype}: give bfloat16 or float32'
+                     ) from None
   for key in ('learning_rate', 'weight_decay', 'decay_timescale', 'clip_norm', 'eps', 'tail_steps'):
     if not 0 <= getattr(config, key) < math.inf:
       raise ValueError(f'optimizer.{key}={getattr(config, key)}: give a number of 0 or more')
@@ -134,13 +141,16 @@ def make_optimizer(
       eps=multipliers[path].eps) for path, label in labels.items()}
   decay = config.weight_decay
   if config.decay_timescale:
+    if not config.learning_rate:
+      raise ValueError('optimizer.decay_timescale wants a learning rate above 0')
     decay = 1 / (config.decay_timescale * config.learning_rate * total_steps)
-  updates = ramp.updates(config.ramp, total_steps)
+  phases = ramp.phases(config.ramp, total_steps)
   tx = optax.chain(*directions(config, labels, params), *steps(
-    config, labels, ramp.stretched(learning_rate, updates), decay, updates[-1].end - 1))
+    config, labels, ramp.stretched(learning_rate, phases), decay, phases[-1].end - 1))
   if config.ramp:
-    tx = ramp.accumulated(tx, updates)
-  return tx, OptimizerInfo(learning_rate, labels, label_table(labels, params))
+    tx = ramp.accumulated(tx, phases)
+  return tx, OptimizerInfo(
+    learning_rate, schedules.horizon(config, total_steps), labels, label_table(labels, params))
 
 
 def directions(
@@ -179,7 +189,8 @@ def steps(
     config.name == 'muon' and config.muon.cautious_decay)]
   if balls:  # before the leaf's multiplier of the rate, which `relative` would undo
     chain.insert(0, hyperball.relative(balls))
-  chain.append(optax.scale_by_learning_rate(learning_rate))
+  chain.append(schedules.scale_by_rate(learning_rate) if callable(learning_rate)
+               else optax.scale_by_learning_rate(learning_rate))
   if balls:
     chain.append(hyperball.project(balls))
   if config.tail_steps:
@@ -195,7 +206,9 @@ def adamw(config: Any, labels: Mapping[str, Label]) -> optax.GradientTransformat
   leaves alone: Muon's step does not depend on the size of its gradient, so clipping one would do
   nothing but weigh it less in the momentum.
   """
-  clip = CLIPS[config.clip](config.clip_norm) if config.clip_norm else clip_by_norm(math.inf)
+  clip = CLIPS[config.clip](config.clip_norm or math.inf)
+  if not config.clip_norm:
+    clip = watching(clip)
   adam = optax.scale_by_adam(config.b1, config.b2, config.eps, mu_dtype=config.momentum_dtype)
   return optax.chain(clip, *_own_eps(labels), adam)
 

@@ -9,7 +9,7 @@ root of how many it takes: noise per token is then the same.
 """
 
 import itertools
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 import jax
@@ -26,7 +26,7 @@ class Phase(NamedTuple):
   every: int
 
 
-def updates(ramp: Sequence[Sequence[float]], total_steps: int) -> list[Phase]:
+def phases(ramp: Sequence[Sequence[float]], total_steps: int) -> list[Phase]:
   """The phases of a run; without a ramp one, an update a step.
 
   A phase lasts until a whole number of its updates has reached the next one's share. A branch may
@@ -52,17 +52,16 @@ def updates(ramp: Sequence[Sequence[float]], total_steps: int) -> list[Phase]:
   return found
 
 
-def stretched(rate: optax.Schedule, phases: list[Phase]) -> optax.Schedule:
-  """Number of an update → its learning rate, of a schedule by steps."""
-  if len(phases) == 1 and phases[0].every == 1:
+def stretched(rate: Callable[..., jax.Array], of: list[Phase]) -> Callable[..., jax.Array]:
+  """Number of an update → its learning rate, of a schedule by steps; both take a Horizon too."""
+  if len(of) == 1 and of[0].every == 1:
     return rate
-  ends = jnp.asarray([p.end for p in phases])
-  starts, firsts, every = (jnp.asarray([p[i] for p in phases]) for i in (0, 2, 3))
+  starts, ends, firsts, every = (jnp.asarray(column) for column in zip(*of, strict=True))
 
-  def of_update(count):
-    i = jnp.minimum(jnp.searchsorted(ends, count, side='right'), len(phases) - 1)
+  def of_update(count, *horizon):
+    i = jnp.minimum(jnp.searchsorted(ends, count, side='right'), len(of) - 1)
     step = firsts[i] + (count - starts[i] + 1) * every[i] - 1
-    return rate(step) * jnp.sqrt(every[i].astype(jnp.float32))
+    return rate(step, *horizon) * jnp.sqrt(every[i].astype(jnp.float32))
 
   return of_update
 
@@ -77,25 +76,25 @@ class RampState(NamedTuple):
 
 
 def accumulated(
-  tx: optax.GradientTransformation, phases: list[Phase]
-) -> optax.GradientTransformation:
+  tx: optax.GradientTransformationExtraArgs, of: list[Phase]
+) -> optax.GradientTransformationExtraArgs:
   """`tx` on the mean gradient of each update's steps; the steps before its last move nothing."""
-  ends, every = (jnp.asarray([p[i] for p in phases]) for i in (1, 3))
+  ends, every = (jnp.asarray([phase[i] for phase in of]) for i in (1, 3))
 
   def init(params):
     sums = jax.tree.map(lambda x: jnp.zeros_like(x, dtype=jnp.float32), params)
     zero = jnp.zeros((), jnp.int32)
     return RampState(zero, zero, sums, tx.init(params))
 
-  def update(grads, state, params=None):
-    i = jnp.minimum(jnp.searchsorted(ends, state.update, side='right'), len(phases) - 1)
+  def update(grads, state, params=None, **extra):
+    i = jnp.minimum(jnp.searchsorted(ends, state.update, side='right'), len(of) - 1)
     steps = state.steps + 1
     sums = jax.tree.map(lambda s, g: s + g.astype(jnp.float32), state.sums, grads)
     due = steps >= every[i]
 
     def step(sums, inner):
       mean = jax.tree.map(lambda s, g: (s / every[i]).astype(g.dtype), sums, grads)
-      return tx.update(mean, inner, params)
+      return tx.update(mean, inner, params, **extra)
 
     def wait(sums, inner):
       del sums
@@ -105,4 +104,4 @@ def accumulated(
     kept = jax.tree.map(lambda s: jnp.where(due, 0, s), sums)
     return moves, RampState(jnp.where(due, 0, steps), state.update + due, kept, inner)
 
-  return optax.GradientTransformation(init, update)
+  return optax.GradientTransformationExtraArgs(init, update)

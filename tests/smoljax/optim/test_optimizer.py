@@ -184,6 +184,24 @@ def test_any_schedule_warms_up_then_never_rises(total, warmup, decay, name, shap
   assert lr[max(warmup - 1, 0)] == pytest.approx(1)
 
 
+@pytest.mark.parametrize('name', sorted(schedules.SCHEDULES))
+def test_runs_of_all_lengths_share_a_program(name):
+  config = make_config(schedule=name, warmup_fraction=0.1)
+  params = {'scale_D': jnp.ones(3)}
+  programs, own, given = [], [], []
+  optimizers = [optim.make_optimizer(config, params, total) for total in (20, 700)]
+  for tx, info in optimizers:
+    state = tx.init(params)
+    step = jax.jit(lambda state, horizon, tx=tx: tx.update(params, state, params, horizon=horizon))
+    programs.append(step.lower(state, info.horizon).as_text())
+    own.append(tx.update(params, state, params)[0]['scale_D'])
+    given.append(
+      optimizers[0][0].update(params, state, params, horizon=info.horizon)[0]['scale_D'])
+  assert programs[0] == programs[1]
+  np.testing.assert_array_equal(own, given)
+  assert (own[0] != own[1]).all()  # another warm-up
+
+
 def test_a_cooldown_branches_from_the_stable_part():
   short, long = (
     rates(total, schedule='wsd', warmup_steps=3, decay_steps=5) for total in (20, 100)
@@ -374,6 +392,22 @@ def test_zclip_is_that_of_numpy():
   found = [g['embed_VD'][0] for g in clipped_norms(clipping.zclip(4.0), grads)]
   np.testing.assert_allclose(found, expected, rtol=2e-4)
   assert found[60] < 3 and found[10] == 4
+
+
+@pytest.mark.parametrize('clip', CLIPS)
+def test_a_run_may_begin_and_cease_to_clip(clip):
+  """What a run that does not clip has in its checkpoint is what one that does goes on with."""
+  params = {'embed_VD': jnp.full((1, 4), 8.0)}
+  of = {norm: optimizer_lib.make_optimizer(make_config(clip=clip, clip_norm=norm), params, 10)[0]
+        for norm in (0.0, 1.0)}
+  state = of[1.0].init(params)
+  for norm in (0.0, 1.0, 0.0):
+    _, state = of[norm].update(params, state, params)
+    kept = float(clipping.clip_kept(state))
+    assert kept == 1 if norm == 0 else kept < 0.1
+  grads, _ = clipping.watching(CLIPS[clip](math.inf)).update(
+    params, CLIPS[clip](math.inf).init(params))
+  np.testing.assert_array_equal(grads['embed_VD'], params['embed_VD'])
 
 
 def test_adagc_is_that_of_numpy_and_takes_layers_apart():

@@ -14,12 +14,12 @@ PHASES = [ramp.Phase(0, 4, 0, 1), ramp.Phase(4, 7, 4, 2), ramp.Phase(7, 10, 10, 
 
 
 def test_phases_by_hand():
-  assert ramp.updates([], 20) == [ramp.Phase(0, 20, 0, 1)]
+  assert ramp.phases([], 20) == [ramp.Phase(0, 20, 0, 1)]
   # The second lasts until step 10: three updates of two steps, and the last until after step 20.
-  assert ramp.updates([(0, 1), (.2, 2), (.45, 4)], 20) == PHASES
+  assert ramp.phases([(0, 1), (.2, 2), (.45, 4)], 20) == PHASES
   for wrong in ([(.1, 1)], [(0, 2), (.5, 1)], [(0, 1.5)], [(0, 1), (1.0, 2)]):
     with pytest.raises(ValueError, match='both rising'):
-      ramp.updates(wrong, 20)
+      ramp.phases(wrong, 20)
 
 
 def test_the_rate_is_that_of_the_last_step_times_the_root_of_their_number():
