@@ -210,7 +210,7 @@ def get_config() -> ConfigDict:
   c.mesh.context = -1  # splits each row; seq_len must be a multiple of twice this
 
   c.optimizer = ConfigDict()
-  c.optimizer.name = 'adamw'  # adamw | muon | soap (matrices by these, the rest by AdamW)
+  c.optimizer.name = 'adamw'  # adamw | muon | soap | dion | psgd (matrices; the rest by AdamW)
   c.optimizer.learning_rate = 2e-3  # peak
   c.optimizer.weight_decay = 0.1
   # Or, above 0, the share of the run over which weights average their updates: decay is then
@@ -262,6 +262,14 @@ def get_config() -> ConfigDict:
   c.optimizer.soap = ConfigDict()  # with b1=b2=0.95 as its authors have it
   c.optimizer.soap.every = 10  # steps between refreshments of the basis
   c.optimizer.soap.max_dim = 8192  # a longer side of a matrix is not rotated
+
+  c.optimizer.dion = ConfigDict()
+  c.optimizer.dion.mu = 0.95  # what stays of the momentum that a step has used
+  c.optimizer.dion.rank = 0.25  # of an update, as a share of the matrix's short side
+
+  c.optimizer.psgd = ConfigDict()  # with hyperball as its authors' entry in modded-nanogpt has it
+  c.optimizer.psgd.beta = 0.95
+  c.optimizer.psgd.rate = 1.0  # of the preconditioner's own descent
 
   c.optimizer.qk_clip = ConfigDict()  # QK-Clip; with name=muon this is MuonClip
   c.optimizer.qk_clip.tau = 0.0  # largest attention logit of a head; 0 = off, Kimi K2: 100

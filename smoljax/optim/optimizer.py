@@ -42,6 +42,8 @@ The config is any object with these attributes (configs/base.py holds the defaul
                    and weight decay over AdamW's), per_head (a key of PER_HEAD: the attention
                    kernels that are one matrix a head), soap (whether SOAP's preconditioner comes
                    before the orthogonalisation: SOAP-Muon)
+  dion             attributes of its own, read if name is 'dion': mu, rank (see dion.scale_by_dion)
+  psgd             likewise: beta, rate (see psgd.scale_by_psgd)
   soap             attributes of its own, read by 'soap' and SOAP-Muon: every, max_dim (see
                    soap.scale_by_soap)
 
@@ -61,8 +63,10 @@ import optax
 
 from smoljax.optim import averaging, hyperball, ramp, schedules
 from smoljax.optim.clipping import CLIPS, watching
+from smoljax.optim.dion import scale_by_dion
 from smoljax.optim.matrices import Params, View, matrix_shape, path_name
 from smoljax.optim.muon import scale_by_muon
+from smoljax.optim.psgd import scale_by_psgd
 from smoljax.optim.schedules import choose, require
 from smoljax.optim.soap import scale_by_soap
 
@@ -268,6 +272,20 @@ def soap(config: Any, labels: Mapping[str, Label]) -> optax.GradientTransformati
   return optax.chain(*own, transform) if (own := _own_eps(labels)) else transform
 
 
+def dion(config: Any, labels: Mapping[str, Label]) -> optax.GradientTransformation:
+  """Dion's direction for the matrices; see dion.scale_by_dion."""
+  return scale_by_dion(
+    {path: label.view for path, label in labels.items()}, mu=config.dion.mu, rank=config.dion.rank,
+    momentum_dtype=config.momentum_dtype)
+
+
+def psgd(config: Any, labels: Mapping[str, Label]) -> optax.GradientTransformation:
+  """PSGD-Kron's direction for the matrices; see psgd.scale_by_psgd."""
+  return scale_by_psgd(
+    {path: label.view for path, label in labels.items()}, beta=config.psgd.beta,
+    rate=config.psgd.rate, momentum_dtype=config.momentum_dtype)
+
+
 def decay_and_multiply(
   weight_decay: float, labels: Mapping[str, Label], cautious: bool = False
 ) -> optax.GradientTransformation:
@@ -364,6 +382,8 @@ _OWN_KEYS = {
     'lr_multiplier', 'decay_multiplier', 'per_head', 'soap',
   ),
   'soap': ('every', 'max_dim'),
+  'dion': ('mu', 'rank'),
+  'psgd': ('beta', 'rate'),
 }
 
 _KERNEL = View((-2,), (-1,))
@@ -399,4 +419,6 @@ OPTIMIZERS: dict[str, Callable[[Any, Mapping[str, Label]], optax.GradientTransfo
   'adamw': adamw,
   'muon': muon,
   'soap': soap,
+  'dion': dion,
+  'psgd': psgd,
 }

@@ -13,6 +13,8 @@ import pytest
 
 from smoljax import muon, optim, sharding
 from smoljax.optim import averaging, hyperball
+from smoljax.optim import psgd as psgd_lib
+from smoljax.optim.dion import scale_by_dion
 from smoljax.optim.soap import scale_by_soap
 from tests.smoljax.optim.test_muon import F64, JORDAN, KERNEL
 from tests.smoljax.optim.test_optimizer import abstract, make_config, random_like, train_steps
@@ -120,6 +122,57 @@ def test_soap_muon_whitens_the_momentum_in_the_basis_of_earlier_gradients():
           s = np.take(s, order, axis)
           bases[axis] = np.linalg.qr(gram @ q[:, order])[0]
       np.testing.assert_allclose(updates['w'][0], expected, rtol=1e-3, atol=2e-4)
+
+
+@pytest.mark.parametrize('shape', [(4, 7), (7, 4)])
+def test_dion_by_its_definition(shape):
+  """The authors' algorithm 1, on the momentum with its short side first."""
+  tx = scale_by_dion({'w': KERNEL}, mu=.9, rank=.5, momentum_dtype='float32')
+  state = tx.init({'w': jnp.zeros((1, *shape))})
+  q, m = np.asarray(state.bases['w/basis_II'][0], np.float64), np.zeros((4, 7))
+  for t in range(4):
+    g = np.random.default_rng(t).standard_normal(shape)
+    updates, state = tx.update({'w': jnp.asarray(g[None], jnp.float32)}, state)
+    b = m + (g if shape == (4, 7) else g.T)
+    p = np.linalg.qr(b @ q)[0]
+    r = b.T @ p
+    m = b - .1 * p @ r.T
+    q = r / np.linalg.norm(r, axis=0)
+    u = np.sqrt(shape[1] / shape[0]) * p @ q.T
+    np.testing.assert_allclose(updates['w'][0], u if shape == (4, 7) else u.T, atol=2e-5)
+  assert np.linalg.matrix_rank(updates['w'][0], tol=1e-3) == 2
+  zero, _ = tx.update({'w': jnp.zeros((1, *shape))}, tx.init({'w': jnp.zeros((1, *shape))}))
+  assert not np.any(zero['w'])
+
+
+def test_psgd_by_its_definition():
+  """modded-nanogpt's entry, written in NumPy; the random probes are given."""
+  tx = psgd_lib.scale_by_psgd({'w': KERNEL}, beta=.9, rate=1.0, momentum_dtype='float32')
+  state = tx.init({'w': jnp.zeros((1, 3, 5))})
+
+  def norm(a):
+    scale = np.abs(a).max()
+    a = a / scale
+    x = a @ a[:, (a * a).sum(0).argmax()]
+    return scale * np.linalg.norm(a @ (x / np.linalg.norm(x)))
+
+  mean = np.zeros((3, 5))
+  for t in range(4):
+    g = np.random.default_rng(t).standard_normal((3, 5))
+    mean = .9 * mean + .1 * g
+    m = mean / (1 - .9 ** (t + 1))
+    _, v = psgd_lib.probes('w', jnp.int32(t), jnp.asarray(m[None], jnp.float32))
+    v = np.asarray(v[0], np.float64)
+    updates, state = tx.update({'w': jnp.asarray(g[None], jnp.float32)}, state)
+    if t == 0:
+      s = np.mean(m**4) ** (-1 / 32)
+      q0, q1 = s * np.eye(3), s * np.eye(5)
+    balance = np.sqrt(np.abs(q1).max() / np.abs(q0).max())
+    q0, q1 = q0 * balance, q1 / balance
+    a, b = q0 @ m @ q1.T, np.linalg.inv(q0).T @ v @ np.linalg.inv(q1)
+    q0 = q0 - np.triu(a @ a.T - b @ b.T) @ q0 / norm(a @ a.T + b @ b.T)
+    q1 = q1 - np.triu(a.T @ a - b.T @ b) @ q1 / norm(a.T @ a + b.T @ b)
+    np.testing.assert_allclose(updates['w'][0], q0.T @ q0 @ m @ q1.T @ q1, rtol=2e-3, atol=1e-4)
 
 
 def test_a_run_ends_on_the_average_of_its_tail():

@@ -36,7 +36,8 @@ def make_config(name='adamw', muon=(), **changes):
     decay_multiplier=1.0, per_head='none',
   )
   assert set(changes) <= set(config) and set(muon) <= set(defaults)
-  sections = dict(muon=defaults | dict(muon), soap=dict(every=2, max_dim=64))
+  sections = dict(muon=defaults | dict(muon), soap=dict(every=2, max_dim=64),
+                  dion=dict(mu=.95, rank=.5), psgd=dict(beta=.95, rate=1.0))
   return SimpleNamespace(
     **config | changes, **{k: SimpleNamespace(**v) for k, v in sections.items()})
 
@@ -471,7 +472,10 @@ def test_a_nan_reaches_the_update():
   assert np.isfinite(got['blocks']['mlp']['gate_DF']).all()
 
 
-@pytest.mark.parametrize('name', sorted(optim.OPTIMIZERS))
+SLOWER = [pytest.param(name, marks=pytest.mark.slow) for name in ('dion', 'psgd')]
+
+
+@pytest.mark.parametrize('name', ['adamw', 'muon', 'soap', *SLOWER])
 def test_state_survives_orbax_and_steps_repeat_bitwise(name, tmp_path):
   params = random_like(abstract(), 0)
   grads = [random_like(abstract(), 1 + t) for t in range(4)]
@@ -489,7 +493,8 @@ def test_state_survives_orbax_and_steps_repeat_bitwise(name, tmp_path):
 
 
 @pytest.mark.parametrize(
-  ('name', 'clip'), [(name, 'norm') for name in sorted(optim.OPTIMIZERS)]
+  ('name', 'clip'), [(name, 'norm') for name in ('adamw', 'muon', 'soap')]
+  + [pytest.param(*x.values, 'norm', marks=x.marks) for x in SLOWER]
   + [('adamw', clip) for clip in sorted(CLIPS) if clip != 'norm'])  # fmt: skip
 def test_sharded_equals_unsharded(name, clip):
   params = random_like(abstract(), 0)
