@@ -362,7 +362,8 @@ def test_a_parametrisation_scales_what_training_starts_from(markov_corpora, tmp_
   starts = {}
   for name in ('standard', 'completep'):
     c = tiny(**{'train.tokens': 8 * 64, 'optimizer.learning_rate': 0.0,
-                'parametrization': {'name': name, 'base_width': 16, 'base_depth': 2}})
+                'parametrization': {'name': name, 'base_width': 16, 'base_depth': 2,
+                                    'base_kv_heads': 1}})
     fit(c, markov_corpora, tmp_path / name)
     starts[name] = store.load_params(str(tmp_path / name))[1]
   plain, scaled = starts['standard'], starts['completep']
