@@ -6,7 +6,8 @@
   python -m experiments.search … --objectives=loss,bytes      # several: the Pareto front
 
 The config's `space()` is a dict, field → list of choices, or ('float' | 'log' | 'int', low, high),
-where two more numbers are limits beyond which the range is never widened. Each trial is an
+where two more numbers are limits beyond which the range is never widened. A corpus's weight in a
+stage of train.stages is a field too: 'train.stages.STAGE.CORPUS'. Each trial is an
 experiment of its own in WORKDIR/points/trial-NUMBER, sharing steps as in experiments.sweep.
 
 A pruner compares trials where they have seen as many tokens: at --rungs lengths, each three times
@@ -225,8 +226,8 @@ class Experiment:
     Raises Failed.
     """
     params = trial.params | fields
-    command = [*self.runner, f'--config={self.config}', f'--workdir={folder}', *self.flags,
-               *as_flags(params)]
+    command = [*self.runner, f'--config={self.config}', f'--workdir={folder}',
+               *sweep.with_weights(self.config, [*self.flags, *as_flags(params)])]
     point = sweep.Point(folder.name, params, command, folder, set())
     spent = trial.user_attrs.get('flops_of', {})
     while True:

@@ -1,4 +1,4 @@
-"""Does a model whose MLP multiplies in 8 bits learn as much a step as in bf16 (model/fp8.py)?
+"""Does a model whose blocks multiply in 8 bits learn as much a step as in bf16 (model/fp8.py)?
 
   python -m experiments.benchmarks.fp8_loss --corpus=DIR --shape=smollm3-3b --rows=4 \
     --seq_len=4096 --chunk=4096 --model=vocab_size=8192,scan_layers=False --seeds=2

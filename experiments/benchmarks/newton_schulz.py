@@ -1,12 +1,17 @@
 """Newton–Schulz on one stack of matrices: time, scratch memory and error, beside optax's.
 
   python -m experiments.benchmarks.newton_schulz [--stack=36,2048,11008] [--repeat=5]
+  python -m experiments.benchmarks.newton_schulz --tiles=128x256x64x8x3,128x128x64x4x4
 
 The default is the gate projections of SmolLM3-3B. Prints one JSON line per variant: milliseconds
 (median), scratch memory of the compiled program, TFLOP/s by the operations of the plain form,
 5·(4m²n + 2m³) a matrix, and the error against the exact polar factor, ‖O − UVᵀ‖/‖UVᵀ‖, with the
 smallest and largest singular value, of one matrix of the same kind cut to at most 512 x 2,752 (an
 SVD in float64 of the whole one would take longer than everything else).
+
+With --tiles X Xᵀ alone is timed, of the stack and of squares of its short side: by XLA's product,
+and by the kernel that computes half of it (smoljax.optim.symmetric) in tiles of rows x columns x
+depth x warps x stages. `off` is the largest difference over the largest entry.
 """
 
 import json
@@ -19,9 +24,12 @@ import numpy as np
 from absl import app, flags
 from optax.contrib import _muon as optax_muon
 
+from smoljax.optim import symmetric
 from smoljax.optim.newton_schulz import COEFFICIENTS, newton_schulz
 
 _STACK = flags.DEFINE_list('stack', ['36', '2048', '11008'], 'Matrices, rows, columns.')
+_TILES = flags.DEFINE_list('tiles', [], 'Times one symmetric product, by such tiles.')
+_ONLY = flags.DEFINE_list('only', [], 'Parts of names of variants to run; all if none.')
 _REPEAT = flags.DEFINE_integer('repeat', 5, 'Timed runs.')
 
 
@@ -52,6 +60,40 @@ VARIANTS = {
 }
 
 
+def _milliseconds(compiled: Any, *given: jax.Array) -> float:
+  jax.block_until_ready(compiled(*given))
+  seconds = []
+  for _ in range(_REPEAT.value):
+    start = time.perf_counter()
+    jax.block_until_ready(compiled(*given))
+    seconds.append(time.perf_counter() - start)
+  return 1e3 * float(np.median(seconds))
+
+
+def tiles(stack: jax.Array) -> None:
+  """Prints milliseconds of X Xᵀ by XLA and by each tile of --tiles."""
+  plain = jax.jit(lambda x: jnp.matmul(
+    x, jnp.swapaxes(x, -2, -1), preferred_element_type=x.dtype))
+  short = min(stack.shape[1:])
+  wide = stack if stack.shape[1] == short else jnp.swapaxes(stack, -2, -1)
+  for x in (wide.astype(jnp.bfloat16), wide[:, :, :short].astype(jnp.float16)):
+    expected = plain(x)
+    row = {'benchmark': 'symmetric_product', 'device': jax.devices()[0].device_kind,
+           'stack': list(x.shape), 'dtype': x.dtype.name}
+    print(json.dumps({**row, 'tile': 'whole', 'ms': round(_milliseconds(plain, x), 3)}), flush=True)
+    for text in _TILES.value:
+      tile = tuple(map(int, text.split('x')))
+      half = jax.jit(lambda x, tile=tile: symmetric.product(x, x, tile=tile))
+      try:
+        ms = _milliseconds(half, x)
+      except jax.errors.JaxRuntimeError as error:
+        print(json.dumps({**row, 'tile': text, 'error': str(error)[:120]}), flush=True)
+        continue
+      scale = jnp.max(jnp.abs(expected))
+      off = jnp.max(jnp.abs(half(x).astype(jnp.float32) - expected.astype(jnp.float32))) / scale
+      print(json.dumps({**row, 'tile': text, 'ms': round(ms, 3), 'off': float(off)}), flush=True)
+
+
 def main(argv: list[str]) -> None:
   """Prints time, memory and error of each variant on a stack of matrices, as JSON lines."""
   del argv
@@ -60,23 +102,21 @@ def main(argv: list[str]) -> None:
   spread = jnp.logspace(0, -2, m)[None, :, None]
   stack = jax.jit(lambda k: jax.random.normal(k, (number, m, n), jnp.float32) * spread)(
     jax.random.key(0))
+  if _TILES.value:
+    return tiles(stack)
   short, long = min(m, n, 512), min(max(m, n), 2752)
   small = np.asarray(stack[:1, :short, :long] if m <= n else stack[:1, :long, :short])
   u, _, vt = np.linalg.svd(small[0].astype(np.float64), full_matrices=False)
   exact = u @ vt
   operations = 5 * (4 * min(m, n) ** 2 * max(m, n) + 2 * min(m, n) ** 3) * number
   for name, (function, dtype) in VARIANTS.items():
+    if _ONLY.value and not any(part in name for part in _ONLY.value):
+      continue
     out = np.asarray(jax.jit(function)(jnp.asarray(small, dtype))[0], np.float64)
     values = np.linalg.svd(out, compute_uv=False)
     x = stack.astype(dtype)
     compiled: Any = jax.jit(function).lower(x).compile()
-    jax.block_until_ready(compiled(x))
-    seconds = []
-    for _ in range(_REPEAT.value):
-      start = time.perf_counter()
-      jax.block_until_ready(compiled(x))
-      seconds.append(time.perf_counter() - start)
-    ms = 1e3 * float(np.median(seconds))
+    ms = _milliseconds(compiled, x)
     print(json.dumps({
       'benchmark': 'newton_schulz', 'device': jax.devices()[0].device_kind,
       'stack': [number, m, n], 'variant': name, 'ms': round(ms, 2),

@@ -52,6 +52,7 @@ VARIANTS = {
   'adamw': lambda p: optim.make_optimizer(base.get_config().optimizer, p, 1000)[0],
   'muon pe5': lambda p: _muon(p),
   'muon pe5, 4 at once': lambda p: _muon(p, at_once=4),
+  'muon gram5': lambda p: _muon(p, coefficients='gram5'),
   'muon gram5, 4 at once': lambda p: _muon(p, coefficients='gram5', at_once=4),
   'optax.contrib.muon': lambda p: optax.contrib.muon(
     1e-3, weight_decay=.1, consistent_rms=.2, muon_weight_dimension_numbers=matrix_dims(p)),

@@ -226,6 +226,7 @@ def prepare(config: model.ModelConfig, steps: int, seed: int = 0) -> tuple[dict,
   name = _OBJECTIVE.value
   objective = Objective(
     chunk=_CHUNK.value,
+    mtp_weight=(lambda step: jnp.float32(0.3)) if config.mtp != 'none' else None,
     preference=preferences.Preference(name) if name in preferences.LOSSES else None,
     reinforce=reinforce.Reinforce(name) if name in reinforce.LOSSES else None)
   return state, make_train_step(
@@ -253,8 +254,8 @@ def time_torch(config: model.ModelConfig, batch: dict[str, np.ndarray]) -> None:
 
   from experiments.benchmarks import torch_step
 
-  first, seconds, held = torch_step.run(
-    config, batch, _CHUNK.value, _STEPS.value, _LEARNING_RATE.value)
+  chunk = _CHUNK.value * _ROWS.value  # ours are of all rows together
+  first, seconds, held = torch_step.run(config, batch, chunk, _STEPS.value, _LEARNING_RATE.value)
   device = torch.cuda.get_device_name() if torch.cuda.is_available() else 'cpu'
   print(json.dumps({
     **figures(config, first, seconds, held, device), 'device': device, 'torch': torch.__version__}))

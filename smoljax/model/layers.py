@@ -346,8 +346,8 @@ def _inwards(module, x_BTD, *names):
   """x_BTD times each of the named matrices of a module."""
   if not hasattr(module, 'inwards_XD'):
     letters = [sharding.dim_letters(name) for name in names]
-    if _in_fp8(module, names[0]):
-      return [fp8.product(x_BTD, _use(module, name), 'residual', 'mlp') for name in names]
+    if module.config.fp8:
+      return [_inwards_fp8(module, x_BTD, name) for name in names]
     return [jnp.einsum(f'BTD,{dims}->BT{dims[1:]}', x_BTD, _use(module, name))
             for name, dims in zip(names, letters, strict=True)]
   shapes = [_shape(module.config, name)[1:] for name in names]
@@ -360,15 +360,23 @@ def _outwards(module, y, name):
   """y [B, T, …] times the named matrix, back into the residual stream."""
   if hasattr(module, 'outwards_DX'):
     return matmul(y.reshape(*y.shape[:2], -1), module.outwards_DX.get_value(), y.dtype)
-  if _in_fp8(module, name):
-    return fp8.product(y, _use(module, name), 'mlp', 'residual')
+  if module.config.fp8:
+    w, names = _use(module, name), sharding.param_names(name, stored=False)
+    w_OD = jnp.reshape(w, (-1, w.shape[-1]), out_sharding=sharding.out(names[0], names[-1]))
+    y_BTO = jnp.reshape(y, (*y.shape[:2], -1), out_sharding=sharding.out(
+      'batch', 'length', names[0]))
+    return fp8.product(y_BTO, w_OD, names[0], names[-1])
   dims = sharding.dim_letters(name)
   return jnp.einsum(f'BT{dims[:-1]},{dims}->BTD', y, _use(module, name),
                     out_sharding=sharding.out('batch', 'length', 'residual'))
 
 
-def _in_fp8(module, name):
-  return module.config.fp8 and 'F' in sharding.dim_letters(name)
+def _inwards_fp8(module, x_BTD, name):
+  w, names = _use(module, name), sharding.param_names(name, stored=False)
+  w_DO = jnp.reshape(w, (len(w), -1), out_sharding=sharding.out(*names[:2]))
+  y_BTO = fp8.product(x_BTD, w_DO, *names[:2])
+  return jnp.reshape(y_BTO, (*y_BTO.shape[:2], *w.shape[1:]),
+                     out_sharding=sharding.out('batch', 'length', *names[1:]))
 
 
 def matmul(

@@ -5,6 +5,8 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 
+from smoljax.optim import symmetric
+
 
 class Table(NamedTuple):
   """Coefficients of one Newton–Schulz preset.
@@ -63,24 +65,44 @@ def newton_schulz(
   def transposed(y):
     return jnp.swapaxes(y, -2, -1)
 
-  def plus(y, a):  # y + a I
-    return y + a * jnp.eye(y.shape[-1], dtype=wide)
+  def same(y, z, z_rows, abc=None):
+    """y z, known to be symmetric; z is the transpose of z_rows. With abc, a·I + b·y + c·y z."""
+    a, b, c = abc or (0.0, 0.0, 1.0)
 
-  def polynomial(gram, a, b, c):
-    square = product(gram, gram)
-    return plus(b * gram.astype(wide) + c * square.astype(wide), a).astype(gram.dtype)
+    def plain(y, z, z_rows):
+      del z_rows
+      yz = product(y, z)
+      if not abc:
+        return yz
+      sum_ = b * y.astype(wide) + c * yz.astype(wide)
+      return (sum_ + a * jnp.eye(y.shape[-1], dtype=wide)).astype(y.dtype)
+
+    def half(y, z, z_rows):
+      del z
+      return symmetric.product(
+        y, z_rows, y if abc else None, factor=c, of_add=b, of_eye=a)
+
+    if symmetric.fits(y):
+      return jax.lax.platform_dependent(y, z, z_rows, cuda=half, default=plain)
+    return plain(y, z, z_rows)
+
+  def gram_of(y):
+    return same(y, transposed(y), y)
+
+  def polynomial(gram, abc):
+    return same(gram, gram, gram, abc)
 
   def gram_form(y):
     """Q such that Q y is what the steps make of y, restarted where the table says."""
-    gram, q = product(y, transposed(y)), None
+    gram, q = gram_of(y), None
     for i, abc in enumerate(table.rows):
       if i == table.restart:
         y = product(q, y)
-        gram, q = product(y, transposed(y)), None
-      poly = polynomial(gram, *abc)
-      q = poly if q is None else product(poly, q)
+        gram, q = gram_of(y), None
+      poly = polynomial(gram, abc)
+      q = poly if q is None else same(poly, q, q)
       if i + 1 not in (table.restart, len(table.rows)):
-        gram = product(product(poly, gram), poly)
+        gram = same(same(poly, gram, gram), poly, poly)
     return product(q, y)
 
   tall = x.shape[-2] > x.shape[-1]  # the Gram matrix of the short side is the cheap one
@@ -93,7 +115,7 @@ def newton_schulz(
   # Unrolled: 10 % faster than a scan, which copies what it carries, and the steps share two buffers
   # of the size of y.
   for abc in table.rows:
-    y = product(polynomial(product(y, transposed(y)), *abc), y)
+    y = product(polynomial(gram_of(y), abc), y)
   return (transposed(y) if tall else y).astype(x.dtype)
 
 

@@ -1,14 +1,26 @@
 """Learning rate schedules: warm-up, then constant, cosine, or warm-up–stable–decay (WSD)."""
 
 from collections.abc import Callable, Iterable, Mapping
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import optax
 
 
-def schedule(config: Any, total_steps: int) -> optax.Schedule:
+class Horizon(NamedTuple):
+  """Steps of a run's phases: what runs of different length differ in, and nothing else.
+
+  Given to the jitted step as an argument, so that they share its program.
+  """
+
+  warmup: Any
+  decay: Any
+  total: Any
+
+
+def schedule(config: Any, total_steps: int) -> Callable[..., jax.Array]:
   """Learning rate of each step, counted from 0: linear warm-up, then SCHEDULES[config.schedule].
 
   The first of W warm-up steps has peak/W and the last the peak; the first of D cooldown steps has
@@ -16,54 +28,83 @@ def schedule(config: Any, total_steps: int) -> optax.Schedule:
   Before the cooldown wsd does not depend on total_steps (with warmup_steps, not warmup_fraction),
   so that a cooldown may branch from any earlier checkpoint by another total_steps.
 
-  Returns a function of a Python or traced integer that gives a float32 scalar.
+  Returns a function of a Python or traced integer that gives a float32 scalar. Its second argument
+  is a Horizon, `horizon(config, total_steps)` if it is left out.
   """
-  shape = choose(SCHEDULES, config.schedule, 'optimizer.schedule')
-  if total_steps < 1:
-    raise ValueError(f'total_steps={total_steps}: a schedule needs at least 1 step')
-  if not 0 <= config.floor <= 1:
-    raise ValueError(f'optimizer.floor={config.floor}: give a share of the peak, from 0 to 1')
-  peak, warmup = float(config.learning_rate), _steps(config, 'warmup', total_steps)
-  factor = shape(config, warmup, total_steps)
+  own = horizon(config, total_steps)
+  shape = SCHEDULES[config.schedule](config)
+  peak = float(config.learning_rate)
 
-  def learning_rate(step):
-    step = jnp.asarray(step, jnp.float32)
-    return peak * jnp.minimum(1.0, (step + 1) / max(warmup, 1)) * factor(step)
+  def learning_rate(step, of=own):
+    step, of = jnp.asarray(step, jnp.float32), Horizon(*(jnp.asarray(x, jnp.float32) for x in of))
+    return peak * jnp.minimum(1.0, (step + 1) / jnp.maximum(of.warmup, 1)) * shape(step, of)
 
   return learning_rate
 
 
-def wsd(config: Any, warmup: int, total_steps: int) -> optax.Schedule:
-  """Warm-up, stable, decay (arXiv 2404.06395): 1, then the cooldown over the last steps."""
-  decay, floor = _steps(config, 'decay', total_steps), config.floor
-  cooldown = choose(COOLDOWNS, config.decay_shape, 'optimizer.decay_shape')
-  if warmup + decay > total_steps:
-    raise ValueError(
-      f'{warmup} steps of warm-up and {decay} of cooldown do not fit in {total_steps} steps: '
-      'lower optimizer.warmup_steps or decay_steps (or the fractions), or train longer'
-    )
+def horizon(config: Any, total_steps: int) -> Horizon:
+  """The steps of each phase of a run that takes `total_steps`, as float32 numbers of numpy.
 
-  def factor(step):
-    return floor + (1 - floor) * cooldown(jnp.clip((total_steps - step) / max(decay, 1), 0, 1))
+  Raises ValueError for a schedule that does not exist or does not fit.
+  """
+  choose(SCHEDULES, config.schedule, 'optimizer.schedule')
+  if total_steps < 1:
+    raise ValueError(f'total_steps={total_steps}: a schedule needs at least 1 step')
+  if not 0 <= config.floor <= 1:
+    raise ValueError(f'optimizer.floor={config.floor}: give a share of the peak, from 0 to 1')
+  warmup, decay = _steps(config, 'warmup', total_steps), 0
+  if config.schedule == 'wsd':
+    decay = _steps(config, 'decay', total_steps)
+    if warmup + decay > total_steps:
+      raise ValueError(
+        f'{warmup} steps of warm-up and {decay} of cooldown do not fit in {total_steps} steps: '
+        'lower optimizer.warmup_steps or decay_steps (or the fractions), or train longer'
+      )
+  return Horizon(*map(np.float32, (warmup, decay, total_steps)))
+
+
+def scale_by_rate(
+  learning_rate: Callable[..., jax.Array]
+) -> optax.GradientTransformationExtraArgs:
+  """updates × −learning_rate(updates made so far), of the `horizon` that `update` is given."""
+
+  def update(updates, state, params=None, *, horizon=None, **_):
+    del params
+    rate = -(learning_rate(state.count, horizon) if horizon else learning_rate(state.count))
+    updates = jax.tree.map(lambda u: jnp.asarray(rate, u.dtype) * u, updates)
+    return updates, optax.ScaleByScheduleState(optax.safe_increment(state.count))
+
+  init = lambda params: optax.ScaleByScheduleState(jnp.zeros((), jnp.int32))
+  return optax.GradientTransformationExtraArgs(init, update)
+
+
+def wsd(config: Any) -> Callable[[jax.Array, Horizon], jax.Array]:
+  """Warm-up, stable, decay (arXiv 2404.06395): 1, then the cooldown over the last steps."""
+  floor = config.floor
+  cooldown = choose(COOLDOWNS, config.decay_shape, 'optimizer.decay_shape')
+
+  def factor(step, of):
+    left = jnp.clip((of.total - step) / jnp.maximum(of.decay, 1), 0, 1)
+    return floor + (1 - floor) * cooldown(left)
 
   return factor
 
 
-def cosine(config: Any, warmup: int, total_steps: int) -> optax.Schedule:
+def cosine(config: Any) -> Callable[[jax.Array, Horizon], jax.Array]:
   """Half a cosine from the end of warm-up to the floor."""
   floor = config.floor
 
-  def factor(step):
-    progress = jnp.clip((step - warmup) / max(total_steps - warmup, 1), 0, 1)
+  def factor(step, of):
+    progress = jnp.clip((step - of.warmup) / jnp.maximum(of.total - of.warmup, 1), 0, 1)
     return floor + (1 - floor) * 0.5 * (1 + jnp.cos(jnp.pi * progress))
 
   return factor
 
 
-def constant(config: Any, warmup: int, total_steps: int) -> optax.Schedule:
+def constant(config: Any) -> Callable[[jax.Array, Horizon], jax.Array]:
   """1 after warm-up."""
-  del config, warmup, total_steps
-  return jnp.ones_like
+  del config
+  return lambda step, of: jnp.ones_like(step)
 
 
 def _steps(config: Any, phase: str, total_steps: int) -> int:
@@ -97,8 +138,8 @@ def require(config: Any, keys: Iterable[str], name: str) -> None:
     raise ValueError(f'{name} lacks {", ".join(missing)}: see smoljax/optim/optimizer.py')
 
 
-# (config, warm-up steps, all steps) → share of the peak at each step after warm-up.
-SCHEDULES: dict[str, Callable[[Any, int, int], optax.Schedule]] = {
+# config → (step, Horizon) → share of the peak at each step after warm-up.
+SCHEDULES: dict[str, Callable[[Any], Callable[[jax.Array, Horizon], jax.Array]]] = {
   'wsd': wsd,
   'cosine': cosine,
   'constant': constant,

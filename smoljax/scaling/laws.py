@@ -538,9 +538,17 @@ class DataConstrained:
     f = self.base
     ratio = (f.alpha * f.A / (f.beta * f.B)) ** (1 / (f.alpha + f.beta))
     fitting = np.minimum(params, ratio * (unique * ratio) ** (f.beta / f.alpha))
-    worth = lambda all_, once, star: once * (1 + star * -np.expm1(-(all_ / once - 1) / star))
-    return f.loss(worth(params, fitting, self.repeat_params),
-                  worth(tokens, unique, self.repeat_tokens))
+    return f.loss(effective_tokens(params, fitting, self.repeat_params),
+                  effective_tokens(tokens, unique, self.repeat_tokens))
+
+
+def effective_tokens(tokens: Array, unique: Array, star: float) -> np.ndarray:
+  """What `tokens`, of which `unique` are different, are worth in unrepeated ones: D' above; 0 of 0.
+
+  Of parameters likewise, beyond those that are optimal for the data.
+  """
+  tokens, once = np.asarray(tokens, np.float64), np.maximum(np.asarray(unique, np.float64), 1e-9)
+  return once * (1 + star * -np.expm1(-(np.maximum(tokens, once) / once - 1) / star))
 
 
 def fit_data_constrained(

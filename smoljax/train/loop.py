@@ -87,7 +87,7 @@ def train(
             profile.before(step)
             probed = probe(state, batch) if probe_now else None
         state, step_metrics = train_step(
-          state, sharding.shard_batch(batch, mesh), run.teacher_params)
+          state, sharding.shard_batch(batch, mesh), run.teacher_params, run.plan.info.horizon)
         step += 1
         last, stop = step == t.steps, termination.requested(step) and run.whole(step)
         checkpoint_due |= step % t.checkpoint_every == 0 or checkpoints.again()

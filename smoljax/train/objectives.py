@@ -12,7 +12,7 @@ padding is not predicted, nor is what others say in a conversation; document sta
 by construction (smoljax/data/packing.py).
 """
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import jax
@@ -125,6 +125,46 @@ def over_places(
   return total, {name: sharding.unsliced(x) for name, x in aux.items()}
 
 
+def over_sets(
+  config: model.ModelConfig,
+  place_losses: Callable[[jax.Array, dict, PyTree], tuple[jax.Array, dict]],
+  sets: Sequence[tuple[jax.Array, Mapping[str, jax.Array]]],
+  unembed_DV: jax.Array,
+  fixed: PyTree = None,
+  *,
+  chunk: int,
+) -> tuple[jax.Array, list[dict[str, jax.Array]]]:
+  """`over_places` of several (hidden_BTD, given) in one pass of the head.
+
+  Its gradient is begun, summed and brought home once. As many logits exist at once as for one set.
+
+  Returns:
+    The sum over all sets, and what else `place_losses` gave of each.
+  """
+  n = len(sets)
+
+  def joined(xs):  # the rows of all sets one after another: none leaves its device
+    B, T, *rest = xs[0].shape
+    names = ('length', *(None for _ in rest))
+    x = jnp.stack([sharding.constrain(x, 'batch', *names) for x in xs], axis=1)
+    return jnp.reshape(x, (B * n, T, *rest), out_sharding=sharding.out('batch', *names))
+
+  def apart(x_BT):
+    x_BNT = jnp.reshape(x_BT, (len(x_BT) // n, n, -1),
+                        out_sharding=sharding.out('batch', None, 'length'))
+    return [x_BNT[:, i] for i in range(n)]
+
+  hidden, given = sets[0] if n == 1 else (
+    joined([h_BTD for h_BTD, _ in sets]),
+    {name: joined([of[name] for _, of in sets]) for name in sets[0][1]})
+  total, places = over_places(
+    config, place_losses, hidden, unembed_DV, given, fixed, chunk=max(1, chunk // n))
+  if n == 1:
+    return total, [places]
+  parts = {name: apart(x_BT) for name, x_BT in places.items()}
+  return total, [{name: x[i] for name, x in parts.items()} for i in range(n)]
+
+
 def cross_entropy(logits_BCV: jax.Array, targets_BC: jax.Array) -> tuple[jax.Array, jax.Array]:
   """Cross entropy and log Z of each place, float32 [B, C], in nats."""
   log_z_BC = jax.nn.logsumexp(logits_BCV, axis=-1)
@@ -204,7 +244,7 @@ def next_token(
   capture = ('trunk',) if config.mtp != 'none' else ()
   if teacher:
     capture += teacher.capture
-  documents = {'positions_BT': batch['positions'], 'segment_ids_BT': batch['segment_ids']}
+  documents = _documents(batch)
   hidden_BTD, aux = model.hidden(
     config, params, batch['inputs'], max_logits=max_logits, capture=capture, **documents)
   unembed_DV = model.unembedding(config, params)
@@ -214,10 +254,15 @@ def next_token(
   if teacher:
     values, fixed, captured = teacher.forward(teacher_params, batch, documents)
     given |= values
-  chats = 'ends' in batch
-  total, places = over_places(
-    config, _place_losses(z_loss, teacher, hits=chats), hidden_BTD, unembed_DV, given, fixed,
-    chunk=chunk)
+  chats, modules = 'ends' in batch, []
+  if config.mtp == 'sequential':
+    modules = _sequential(config, params, aux['trunk_BTD'], batch, total_tokens)
+  sets = [(hidden_BTD, given)]
+  together = not (teacher or z_loss or chats)  # what is asked of the main head is all of it
+  if together:
+    sets += [(h_BTD, of | {'weight': mtp_weight * of['weight']}) for h_BTD, of in modules]
+  total, (places, *later) = over_sets(
+    config, _place_losses(z_loss, teacher, hits=chats), sets, unembed_DV, fixed, chunk=chunk)
   of_row_BS = jax.nn.one_hot(batch['source'], num_sources, dtype=jnp.float32)
   by_source = lambda x_BT: jnp.sum(jnp.sum(x_BT, axis=1)[:, None] * of_row_BS, axis=0)
   metrics = {
@@ -237,9 +282,16 @@ def next_token(
     for name, (weight, sum_) in teacher.transfers(params, aux, captured, batch).items():
       total += weight * sum_ / total_tokens
       metrics[f'teacher_sum/{name}'] = sum_
-  if config.mtp != 'none':
-    future, more = multi_token(
-      config, params, aux['trunk_BTD'], batch, total_tokens=total_tokens, chunk=chunk)
+  if modules and not together:
+    future, later = over_sets(config, _place_losses(), modules, unembed_DV, chunk=chunk)
+    total += mtp_weight * future
+  if modules:
+    masks = [given['mask'] for _, given in modules]
+    metrics['mtp_sum_M'] = jnp.stack(
+      [jnp.sum(of['nll'] * mask_BT) for of, mask_BT in zip(later, masks, strict=True)])
+    metrics['mtp_tokens_M'] = jnp.stack([jnp.sum(mask_BT) for mask_BT in masks])
+  elif config.mtp == 'parallel':
+    future, more = _parallel(config, params, aux['trunk_BTD'], batch, total_tokens, chunk)
     total += mtp_weight * future
     metrics |= more
   return Loss(total, metrics)
@@ -279,57 +331,52 @@ def ahead(batch: Mapping[str, jax.Array], k: int) -> tuple[jax.Array, jax.Array,
           spread(inside_BT & shifted(learned(batch), k)))
 
 
-def multi_token(
-  config: model.ModelConfig,
-  params: PyTree,
-  trunk_BTD: jax.Array,
-  batch: Mapping[str, jax.Array],
-  *,
-  total_tokens: jax.Array,
-  chunk: int = 512,
-) -> tuple[jax.Array, dict[str, jax.Array]]:
-  """1/D Σ_k of the modules' cross entropies over `total_tokens` (DeepSeek-V3, eq. 25, without λ).
+def _known(config, batch, total_tokens):
+  """Of each module: what it reads, its targets, where it has them (mask), their weight in
+  1/D Σ_k of the mean cross entropies (DeepSeek-V3, eq. 25, without λ)."""
+  known = []
+  for k in range(config.mtp_depth):
+    read_BT, targets_BT, mask_BT = ahead(batch, k + 1)
+    mask_BT = mask_BT.astype(jnp.float32)
+    known.append({'read': read_BT, 'targets': targets_BT, 'mask': mask_BT,
+                  'weight': mask_BT / (config.mtp_depth * total_tokens)})
+  return known
 
-  Conventions are those of `layers.MTPModule`. Parallel modules are computed and differentiated one
-  after another, each with its head: memory does not grow with their number. Sequential ones build
-  on each other, so their activations are kept, as those of as many layers.
 
-  Args:
-    trunk_BTD: aux['trunk_BTD'] of `model.hidden`.
-  Returns:
-    The weighted sum, and `mtp_sum_M` and `mtp_tokens_M`, sums per module.
+def _documents(batch):
+  return {'positions_BT': batch['positions'], 'segment_ids_BT': batch['segment_ids']}
+
+
+def _sequential(config, params, x_BTD, batch, total_tokens):
+  """Of each module its hidden states and what is known of it; each builds on the one before.
+
+  Conventions are those of `layers.MTPModule`; x_BTD is aux['trunk_BTD'] of `model.hidden`.
   """
-  depth = config.mtp_depth
-  what = [ahead(batch, k + 1) for k in range(depth)]
-  read, targets, masks = (jnp.stack(x) for x in zip(*what, strict=True))
-  masks = masks.astype(jnp.float32)
-  documents = {'positions_BT': batch['positions'], 'segment_ids_BT': batch['segment_ids']}
-  def one(params, trunk_BTD, module, k, documents):
+  sets = []
+  for k, of in enumerate(_known(config, batch, total_tokens)):
+    module = jax.tree.map(lambda x, k=k: x[k], params['mtp'])
     x_BTD, hidden_BTD = model.mtp_hidden(
-      config, params, module, trunk_BTD, k['read'], **documents)
+      config, params, module, x_BTD, of.pop('read'), **_documents(batch))
+    sets.append((hidden_BTD, of))
+  return sets
+
+
+def _parallel(config, params, trunk_BTD, batch, total_tokens, chunk):
+  """The weighted sum of the modules' cross entropies, and `mtp_sum_M` and `mtp_tokens_M`.
+
+  The modules are computed and differentiated one after another, each with its head: memory does
+  not grow with their number.
+  """
+  known = jax.tree.map(lambda *xs: jnp.stack(xs), *_known(config, batch, total_tokens))
+  outer = {k: x for k, x in params.items() if k not in ('mtp', 'blocks')}
+
+  def part(shared, module, of, documents):
+    outer, trunk_BTD = shared
+    _, hidden_BTD = model.mtp_hidden(config, outer, module, trunk_BTD, of['read'], **documents)
     loss, places = head_loss(
-      config, hidden_BTD, model.unembedding(config, params), k['targets'],
-      k['mask'] / (depth * k['total']), chunk=chunk)
-    return x_BTD, loss, jnp.sum(places['nll'] * k['mask'])
+      config, hidden_BTD, model.unembedding(config, outer), of['targets'], of['weight'],
+      chunk=chunk)
+    return loss, jnp.sum(places['nll'] * of['mask'])
 
-  total_M = jnp.broadcast_to(total_tokens, (depth,))
-  known = {'read': read, 'targets': targets, 'mask': masks, 'total': total_M}
-  if config.mtp == 'parallel':
-    outer = {k: x for k, x in params.items() if k not in ('mtp', 'blocks')}
-
-    def part(shared, module, k, documents):
-      outer, trunk_BTD = shared
-      _, loss, sum_ = one(outer, trunk_BTD, module, k, documents)
-      return loss, sum_
-
-    loss, sums = summed(part, (outer, trunk_BTD), params['mtp'], known, documents)
-  else:
-    loss: Any = 0.0
-    sums, x_BTD = [], trunk_BTD
-    for k in range(depth):
-      module, knows = jax.tree.map(lambda x, k=k: x[k], (params['mtp'], known))
-      x_BTD, term, sum_ = one(params, x_BTD, module, knows, documents)
-      loss += term
-      sums.append(sum_)
-    sums = jnp.stack(sums)
-  return loss, {'mtp_sum_M': sums, 'mtp_tokens_M': jnp.sum(masks, axis=(1, 2))}
+  loss, sums_M = summed(part, (outer, trunk_BTD), params['mtp'], known, _documents(batch))
+  return loss, {'mtp_sum_M': sums_M, 'mtp_tokens_M': jnp.sum(known['mask'], axis=(1, 2))}

@@ -35,12 +35,12 @@ def make_probe(run: Run) -> Callable[[dict, dict], dict]:
 
   @jax.jit
   def of_gradients(
-    state: dict, batch: dict, fixed: dict, teacher_params: PyTree
+    state: dict, batch: dict, fixed: dict, teacher_params: PyTree, horizon: PyTree
   ) -> tuple[tuple[jax.Array, ...], jax.Array, dict]:
     number = state['opt_state']['guard']['batches'] + 1
     grads, aux = gradients(state['params'], batch, number, teacher_params)
     updates, _ = plan.optimizer.update(
-      float32(grads), state['opt_state']['optimizer'], state['params'])
+      float32(grads), state['opt_state']['optimizer'], state['params'], horizon=horizon)
     updates = jax.tree.map(lambda u: u * state['opt_state']['guard']['lr_scale'], updates)
     sums = aux['micro_sq'], jnp.square(clipping.norm(grads)), jnp.sum(aux['tokens_S'])
     move_L = diagnostics.movement(config, state['params'], updates, fixed)
@@ -65,7 +65,7 @@ def make_probe(run: Run) -> Callable[[dict, dict], dict]:
     if t.rows % (micros * num_shards) == 0:
       whole = sharding.shard_batch(batch, mesh)
       sums, move_L, of_updates = jax.device_get(
-        of_gradients(state, whole, fixed, run.teacher_params))
+        of_gradients(state, whole, fixed, run.teacher_params, plan.info.horizon))
       row['move_L'] = move_L.tolist()
       row |= {f'svd_entropy/updates/{name}': float(np.mean(x)) for name, x in of_updates.items()}
       if t.accumulate == 1:

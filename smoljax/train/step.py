@@ -7,6 +7,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import optax
 
 from smoljax import distributed, model, optim, sharding
 from smoljax.data.batches import learned
@@ -61,9 +62,10 @@ def make_train_step(
   leaves: bool = False,
   update_twice: bool = False,
 ) -> jax.stages.Wrapped:
-  """The jitted `(state, batch[, params of a teacher or reference]) -> (state, metrics)`.
+  """The jitted `(state, batch[, params of a teacher or reference, horizon]) -> (state, metrics)`.
 
-  `state` = {params, opt_state} is donated.
+  `state` = {params, opt_state} is donated. The horizon, if given, replaces the optimizer's own
+  (schedules.Horizon), so that runs of all lengths have one compiled program.
 
   `opt_state` is {optimizer, guard}: what `optimizer.init` and `guard.init` give. A step that the
   guard refuses changes nothing but the guard's own state.
@@ -84,6 +86,7 @@ def make_train_step(
   `update_norm` over all leaves, `clip_kept` (see clipping.ClipState), `guard` (the report of
   guard.judge); `max_logits_LN` and, with `leaves`, those of diagnostics.leaves if asked for.
   """
+  optimizer = optax.with_extra_args_support(optimizer)
   faults = guard.parse_faults(guard_config.inject)
   tau = qk_clip.tau if qk_clip else 0.0
   slower = tau and qk_clip.rule == 'rates'
@@ -91,7 +94,7 @@ def make_train_step(
     config, objective, max_logits=logit_measure(config, qk_clip) if tau else None)
 
   def train_step(
-    state: dict, batch: dict, teacher_params: PyTree = None
+    state: dict, batch: dict, teacher_params: PyTree = None, horizon: PyTree = None
   ) -> tuple[dict, dict]:
     params, opt_state, guarded = state['params'], *(state['opt_state'][k] for k in _OPT_STATE)
     number = guarded['batches'] + 1
@@ -104,7 +107,7 @@ def make_train_step(
       clipped = float32(grads)
       if slower and clip_norm:
         clipped = qk_clip_grads(clipped, aux['max_logits_LN'], tau, clip_norm)
-      updates, new_opt_state = optimizer.update(clipped, opt_state, params)
+      updates, new_opt_state = optimizer.update(clipped, opt_state, params, horizon=horizon)
       updates = jax.tree.map(lambda u: u * lr_scale, updates)
       updates = guard.inject(faults, 'updates', number, updates)
       if slower:
@@ -348,6 +351,8 @@ def mtp_weight(config: Any, total_steps: int) -> Callable[[jax.Array], jax.Array
     raise ValueError(
       f'mtp.weight={config.weight}, mtp.weight_last={config.weight_last}, mtp.switch='
       f'{config.switch}: weights are 0 or more, switch a share of the run')
+  if config.weight == config.weight_last:
+    return lambda step: jnp.float32(config.weight)
   last = math.floor(config.switch * total_steps)
   return lambda step: jnp.where(step <= last, config.weight, config.weight_last)
 

@@ -433,6 +433,18 @@ def test_a_silent_process_is_killed_and_started_again(tmp_path):
   assert point.tries == 2 and 'it has said nothing for' in said[1]
 
 
+def test_weights_of_a_stage_are_fields():
+  config = 'configs/quickstart.py'
+  points = sweep.plan(config, 'w', grid=['train.stages.decay.pdf=0.1,0.5', 'seed=1'])
+  c = sweep.load_config(config, [f for f in points[1].command if f.startswith('--config.')])
+  assert [dict(s['mixture']) for s in c.train.stages] == [
+    {'web': 0.9, 'pdf': 0.1}, {'web': 0.8, 'pdf': 0.2}, {'web': 0.7, 'pdf': 0.5}]
+  assert points[1].fields['train.stages.decay.pdf'] == 0.5
+  for wrong, words in (('none.pdf=1', "no stage 'none'"), ('decay.pdf=x', 'is a number')):
+    with pytest.raises(ValueError, match=words):
+      sweep.with_weights(config, [f'--config.train.stages.{wrong}'])
+
+
 def test_two_seeds_give_no_verdict_and_a_corpus_may_have_no_signal(tmp_path):
   """'-.28 ± .48, within noise' stood beside '.31 times the tokens' at n = 2."""
   runs = []

@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from jax.sharding import NamedSharding
 from jax.sharding import PartitionSpec as P
 
-from smoljax.optim import muon
+from smoljax.optim import muon, symmetric
 from smoljax.optim import newton_schulz as newton_schulz_lib
 from smoljax.optim import qk_clip as qk_clip_lib
 from smoljax.optim.matrices import View, as_matrices, matrix_shape
@@ -149,6 +149,36 @@ def test_the_gram_form_loses_little_in_float16(float16):
   exact = np.asarray(newton_schulz(jnp.asarray(x, jnp.float32), 'gram5', dtype=jnp.float32))
   out = np.asarray(newton_schulz(jnp.asarray(x, jnp.float32), 'gram5'))
   assert np.linalg.norm(out - exact) < .05 * np.linalg.norm(exact)
+
+
+@pytest.mark.parametrize('tile', [(32, 64, 16, 4, 1), (64, 32, 16, 4, 1)])
+def test_half_of_a_symmetric_product_is_the_whole(tile):
+  rng = np.random.default_rng(9)
+  x, add = (rng.standard_normal((2, 128, n)).astype(np.float32) for n in (48, 128))
+  add += add.swapaxes(1, 2)
+  out = np.asarray(symmetric.product(
+    jnp.asarray(x), jnp.asarray(x), jnp.asarray(add), factor=0.5, of_add=2.0, of_eye=3.0,
+    interpret=True, tile=tile))
+  expected = 0.5 * x.astype(np.float64) @ x.swapaxes(1, 2) + 2 * add + 3 * np.eye(128)
+  np.testing.assert_allclose(out, expected, atol=1e-5)
+  np.testing.assert_array_equal(out, out.swapaxes(1, 2))
+
+
+@pytest.mark.parametrize('coefficients', ['pe5', 'gram5'])
+def test_newton_schulz_by_half_products_is_the_plain_one(coefficients, monkeypatch):
+  x = jnp.asarray(np.random.default_rng(10).standard_normal((2, 96, 64)), jnp.float32)
+  iterate = lambda x: newton_schulz_lib.newton_schulz(x, coefficients, dtype=jnp.float32)
+  expected, used = np.asarray(iterate(x)), []
+
+  def half(y, rows, add=None, factor=1.0, of_add=1.0, of_eye=0.0):
+    out = factor * jnp.einsum('BMK,BNK->BMN', y, rows) + of_eye * jnp.eye(y.shape[1])
+    return out if add is None else out + of_add * add
+
+  monkeypatch.setattr(symmetric, 'fits', lambda x: used.append(x.shape) or True)
+  monkeypatch.setattr(symmetric, 'product', half)
+  monkeypatch.setattr(jax.lax, 'platform_dependent', lambda *args, cuda, default: cuda(*args))
+  np.testing.assert_allclose(np.asarray(iterate(x)), expected, atol=2e-4)
+  assert len(used) == (10 if coefficients == 'pe5' else 16)
 
 
 def test_you5_is_optax_dion():

@@ -372,6 +372,7 @@ def test_runs_of_a_folder(tmp_path):
     0.34, rel=0.01)
 
 
+@pytest.mark.slow
 def test_runs_that_do_not_tell_the_floor_are_called_so(tmp_path):
   n, d, _ = (x[12:] for x in planted())  # four sizes: a fit takes long where nothing tells E
   loss = {True: 3 + 500 / n**0.4 + 900 / d**0.35, False: 9 / n**0.02 + 90 / d**0.16}
@@ -417,6 +418,7 @@ def test_a_bad_csv_is_said(tmp_path, content, message):
     scaling_page.read(str(tmp_path))
 
 
+@pytest.mark.slow
 def test_the_command(tmp_path):
   """What the library knows is asked by flags: tied laws, predictions, lifetimes, curves, tasks."""
   points = write_points(tmp_path / 'points.csv')
@@ -528,6 +530,7 @@ def test_a_law_is_not_lent_to_another_recipe(tmp_path):
   assert said[0].startswith('27 is of another recipe')
 
 
+@pytest.mark.slow
 def test_two_ladders_are_compared(tmp_path):
   """The same law twice is not told apart; another exponent of N is."""
   n, d, loss = planted(1e-3)
