@@ -67,9 +67,9 @@ def scale_by_muon(
   gradients of these leaves would change nothing but the share of this step in the momentum: the
   direction does not depend on the gradient's size.
 
-  Leaves whose matrices have one shape (or its transpose) and one sharding go through the iteration
-  in one call. Under a mesh of Explicit axes such a stack is first spread over all devices, whole
-  matrices on each, and brought back after: no communication inside the iteration.
+  Leaves whose matrices have one shape and one sharding go through the iteration in one call. Under
+  a mesh of Explicit axes such a stack is first spread over all devices, whole matrices on each, and
+  brought back after: no communication inside the iteration.
 
   Args:
     views: path of a leaf ('blocks/attn/q_DNH') → its View. Every leaf must have one.
@@ -171,7 +171,7 @@ def _orthogonalize(
   groups: dict[Any, list] = {}
   for index, (path, x) in enumerate(leaves):
     view = views[path_name(path)]
-    stack_BIO, restore = as_matrices(x.astype(compute_dtype), view)
+    stack_BIO, restore = as_matrices(x.astype(compute_dtype), view, wide=False)
     # Two stacks can be joined without communication only if they are sharded alike.
     key = (stack_BIO.shape[1:], spec_of(stack_BIO))
     groups.setdefault(key, []).append((index, stack_BIO, scale(*fans(x.shape, view)), restore))
