@@ -4,9 +4,9 @@
 #   docker build -t smoljax .
 #   docker run --gpus all --shm-size=8g -v "$PWD/runs:/runs" smoljax \
 #     experiments.run --config=configs/smollm3.py:size=135m --workdir=/runs/135m
-FROM python:3.12-slim
+FROM python:3.12-slim-trixie
 RUN apt-get update && apt-get install -y --no-install-recommends \
-    git libgomp1 libgl1 libglib2.0-0 tesseract-ocr && rm -rf /var/lib/apt/lists/*
+    libgomp1 tesseract-ocr && rm -rf /var/lib/apt/lists/*
 WORKDIR /smoljax
 COPY requirements.txt .
 RUN pip install --no-cache-dir -r requirements.txt "jax[cuda13]"

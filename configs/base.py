@@ -78,11 +78,17 @@ def get_config() -> ConfigDict:
   c.conversations.enabled = False
   c.conversations.input = ''  # comma-separated JSONL or Parquet globs; '' = chains
 
-  c.chains = ConfigDict()  # sums from left to right modulo 10, by rule: experiments/chains.py
-  c.chains.number = 0  # conversations; 0 = none
+  c.chains = ConfigDict()  # conversations made by rule: experiments/chains.py
+  c.chains.number = 0  # of them; 0 = none
+  c.chains.families = ('chains',)  # of problems: chains, sums, rewriting
   c.chains.depths = (2, 3, 4)  # steps
-  c.chains.noise = 0.0  # share of states that are random, in thoughts and answers
+  c.chains.languages = ('en',)  # of their words
   c.chains.mode = 'think'  # think | no_think | both
+  c.chains.turns = 1  # 1 to so many a conversation
+  c.chains.noise = 0.0  # share of states that are random, in thoughts and answers
+  c.chains.shuffled = False  # thoughts of other problems: a control
+  c.chains.pairs = False  # preference pairs
+  c.chains.system = 'Answer.'  # the system text; /system_override: no header, so no mode either
 
   c.corpora = ''  # more of them, made elsewhere: NAME=DIR with commas, of documents or of tokens
 
@@ -221,6 +227,9 @@ def get_config() -> ConfigDict:
   c.optimizer.decay_fraction = 0.2
   c.optimizer.decay_shape = 'linear'  # linear | 1-sqrt
   c.optimizer.floor = 0.0  # last learning rate as a share of the peak
+  c.optimizer.hyperball = False  # matrices keep their norms and do not decay: MuonH, AdamH
+  c.optimizer.tail_steps = 0  # horizon, in steps, of an average of the last weights; 0 = none
+  c.optimizer.tail_weight = 0.6  # its share in the weights that the run ends on
   c.optimizer.muon = ConfigDict()
   c.optimizer.muon.beta = 0.95
   c.optimizer.muon.beta_start = 0.85  # from which beta rises over the first beta_warmup steps
@@ -232,9 +241,12 @@ def get_config() -> ConfigDict:
   c.optimizer.muon.steps = 5
   c.optimizer.muon.scale_rule = 'moonlight'  # update RMS like AdamW's: its learning rate fits
   c.optimizer.muon.rms = 0.2
-  c.optimizer.muon.lr_multiplier = 1.0
+  c.optimizer.muon.lr_multiplier = 1.0  # Muon's learning rate over AdamW's, and its weight decay
+  c.optimizer.muon.decay_multiplier = 1.0
   c.optimizer.muon.per_head = 'none'
   c.optimizer.muon.normuon = 0.0  # decay of NorMuon's second moment (0.95); 0 = plain Muon
+  c.optimizer.muon.adamuon = 0.0  # decay of AdaMuon's (0.999); at most one of the two
+  c.optimizer.muon.soap = False  # SOAP's preconditioner first (SOAP-Muon, wants soap.every=1)
   c.optimizer.muon.at_once = 0  # matrices a device iterates on at a time; 0 = all of one shape
   c.optimizer.muon.compute_dtype = 'bfloat16'
 
@@ -253,6 +265,7 @@ def get_config() -> ConfigDict:
   c.parametrization.name = 'standard'  # standard | mup | completep
   c.parametrization.base_width = 0  # embed_dim of the model whose learning rate this is
   c.parametrization.base_depth = 0  # its num_layers
+  c.parametrization.base_kv_heads = 0  # its num_kv_heads; 0 = they grew as its width did
 
   c.mtp = ConfigDict()  # of a model with such modules; their loss is λ times the mean over them
   c.mtp.weight = 0.3  # λ (DeepSeek-V3)
@@ -289,11 +302,40 @@ def get_config() -> ConfigDict:
   c.diagnostics.every = 0  # steps between looks at activations and the gradient's noise; 0 = never
 
   # --- Instead of a run -------------------------------------------------------------------------
+  # Experiments in WORKDIR/NAME, one after another (experiments/series.py): dicts of a name and of
+  # fields, in which '@NAME' is the workdir of one before.
+  c.series = ()
+
+  c.merge = ConfigDict()  # with models, they are merged, where a run trains: checkpoints/merge.py
+  c.merge.models = ''  # runs, checkpoints or Hugging Face folders, with commas between
+  c.merge.weights = ()  # one a model
+  c.merge.method = 'linear'  # linear | slerp
+
   c.coordinate_check = ConfigDict()  # with widths, it runs instead of the usual steps
   c.coordinate_check.widths = ()  # embed_dim of the models; the least is the base
   c.coordinate_check.depths = (3, 6, 12)  # their num_layers
   c.coordinate_check.steps = 5
   c.coordinate_check.seeds = 2
+
+  c.mix = ConfigDict()  # of experiments.mix, which weighs the corpora of `corpora`
+  c.mix.proxies = 44  # runs that the laws are fitted to, of as many mixtures
+  c.mix.unseen = 16  # and runs that only judge the laws
+  c.mix.repeats = 4  # runs of the natural proportions, from as many seeds
+  c.mix.together = 16  # runs trained side by side
+  c.mix.phases = (1.0,)  # shares of a run, each with a mixture of its own
+  c.mix.temper = 0.5  # proxies scatter around size to this power
+  c.mix.strength = (5.0, 40.0)  # and the less, the greater this: Dirichlet's concentration, from to
+  c.mix.max_epochs = 8.0  # how often the target run may go through a corpus
+  c.mix.target_tokens = 0.0  # of the run that the mixture is for; 0 = train.tokens
+  c.mix.floors = ()  # ((names of corpora, least share of tokens that they have together), …)
+  c.mix.evaluate = ''  # more held-out text, of no mixture: NAME=DIR with commas, tokenised
+  c.mix.blend = ()  # ((domain, weight), …) of what is made small; () = all domains alike
+  c.mix.laws = ('linear', 'exponential', 'trees', 'saturating')  # that are fitted and compared
+  c.mix.kl = 0.0  # bits per byte that a nat away from the natural proportions must gain
+  c.mix.resamples = 100  # of the decision's interval
+  c.mix.seeds = 4  # of each arm of the validation
+  c.mix.larger = ()  # ((field of `model`, value), …) of the model that validates at more compute
+  c.mix.larger_tokens = 2.0  # and how many times the tokens it has
 
   # --- Evaluation, export, report --------------------------------------------------------------
   c.eval = ConfigDict()
@@ -312,6 +354,10 @@ def get_config() -> ConfigDict:
   c.eval.generation.lengths = ()  # tokens, of the long texts of ruler; () = data.seq_len
   c.eval.generation.languages = ('en',)  # of the long texts
   c.eval.generation.unsafe_programs = False  # run programs even where they cannot be confined
+
+  c.export = ConfigDict()
+  c.export.gguf = False  # model.gguf beside the Hugging Face folder
+  c.export.chat = False  # with the chat template; answers then end at <|im_end|>
 
   c.sample = ConfigDict()
   c.sample.prompts = ('Returns the', 'This function')

@@ -5,7 +5,8 @@
 
 Of each width one run at a constant learning rate; cooldowns branch off its checkpoints, so that
 three lengths cost little more than the longest (Hägele et al., arXiv:2405.18392). The learning
-rate is that of the quickstart's width, carried over by muP. `target` has more than four times the
+rate is that of the quickstart's width, carried over by muP, which knows that all have one key head.
+`target` has more than four times the
 compute of the largest rung.
 """
 
@@ -16,6 +17,7 @@ from ml_collections import ConfigDict
 from configs import base, quickstart
 
 COOLDOWN = 0.2  # of a run's steps
+KV_HEADS = 1  # of every width: the least of the widths have few heads
 
 
 @dataclasses.dataclass(frozen=True)
@@ -45,6 +47,7 @@ def get_config(arg: str = '') -> ConfigDict:
   c.name = 'ladder'
   c.parametrization.name = 'mup'
   c.parametrization.base_width, c.parametrization.base_depth = 128, size.layers
+  c.parametrization.base_kv_heads = KV_HEADS
   c.model.num_layers = size.layers
   c.data.seq_len = size.seq_len
   c.train.batch_tokens = size.batch
@@ -67,7 +70,7 @@ def get_config(arg: str = '') -> ConfigDict:
 def shape(width: int, size: Size = SIZES['cpu']) -> dict:
   """The fields of the model of this width."""
   return {'model.embed_dim': width, 'model.mlp_dim': 3 * width, 'model.head_dim': size.head_dim,
-          'model.num_heads': width // size.head_dim, 'model.num_kv_heads': 1}
+          'model.num_heads': width // size.head_dim, 'model.num_kv_heads': KV_HEADS}
 
 
 def sweep(arg: str = '') -> list[dict]:

@@ -1,49 +1,69 @@
 """The optimizer contest: what competes, on which model, for how long (experiments/benchmarks).
 
-A contest is fair if everybody is tuned alike. Each optimizer has its own grid of learning rates, a
-factor of two apart; from the best of them on, learning rates and weight decays are tried until one
-pair is the best of the nine around it. Runs of half the length choose. The best is run in full with
-several seeds, its cooldowns branched from one stable phase at several lengths, so that the tokens
-it needs for AdamW's final loss can be read off (spec: Hägele et al., arXiv 2405.18392, for the
-branches).
+A contest is fair if everybody is tuned alike: rate, warm-up and decay together (on a hyperball,
+where nothing decays, the radius), a factor of two apart, until the best cell lies inside; with a
+seed and on documents that the verdict does not use. All have the same cooldown, whose branches off
+one stable phase (Hägele et al., arXiv 2405.18392) give the steps that a contestant needs for the
+reference's final loss.
 """
 
 from ml_collections import ConfigDict
 
 
 def get_config() -> ConfigDict:
-  """The contest's model, data and grids (no config of experiments.run)."""
+  """The contest's model, data and contestants (no config of experiments.run)."""
   c = ConfigDict()
   c.seq_len = 512
-  c.rows = 128  # 65,536 tokens a step
-  c.steps = 400
-  c.warmup = 20  # steps
-  c.long_warmup = 80  # of the contestants adamw_warm and soap
-  c.decay = 0.2  # share of a run's steps in which the learning rate falls to 0, linearly
-  c.lengths = (0.5, 0.6, 0.7, 0.8, 0.9, 1.0)  # of the branches, in shares of `steps`
-  c.tuning = 0.5  # length of the runs that choose a learning rate
-  c.seeds = 3
-  c.weight_decay = 0.1  # to begin with
-  c.eval_rows = 256
+  c.rows = 32  # 16,384 tokens a step
+  c.steps = 640
+  c.cooldown = 0.4  # share of a run's steps in which the learning rate falls to 0, linearly
+  c.lengths = (0.65, 0.75, 0.825, 1.0)  # of the challengers' branches, in shares of `steps`
+  c.tuning = 0.625  # length of the runs that tune
+  c.copies = 8  # runs side by side: cells of a round of tuning, and seeds of the verdict
+  c.screening = 1  # rounds of tuning after which only the reference and the finalists go on
+  c.finalists = 2
+  c.tune_documents = 256  # the first seq_len + 1 tokens of each
+  c.test_documents = 512  # a multiple of it
+  c.reference = 'muon'
   c.model = ConfigDict(dict(
     vocab_size=8192, num_layers=6, embed_dim=384, num_heads=6, num_kv_heads=2, head_dim=64,
     mlp_dim=1024, max_seq_len=512, nope_interval=4, attention='xla', dtype='bfloat16',
     scan_layers=False))  # unrolled: a third less goes through memory
-  # A model with an eighth of the matrices' parameters, at which one contestant is tuned.
-  c.eighth = ConfigDict(dict(num_layers=3, embed_dim=192, num_heads=3, num_kv_heads=1, mlp_dim=512))
-  # Learning rates to begin with.
-  adamw = (1e-3, 2e-3, 4e-3, 8e-3, 16e-3)
-  c.grids = ConfigDict(dict(
-    adamw=adamw,
-    adamw_warm=adamw,
-    adamw_eighth=adamw,
-    optax_muon=(2.5e-3, 5e-3, 1e-2, 2e-2, 4e-2),
-    optax_muon_labelled=(2e-3, 4e-3, 8e-3, 16e-3, 32e-3),
-    muon=(2e-3, 4e-3, 8e-3, 16e-3, 32e-3),
-    muonclip=(2e-3, 4e-3, 8e-3, 16e-3, 32e-3),
-    muon_heads=(2e-3, 4e-3, 8e-3, 16e-3, 32e-3),
-    muon_rates=(2e-3, 4e-3, 8e-3, 16e-3, 32e-3),
-    soap=(1e-3, 2e-3, 4e-3, 8e-3, 16e-3),
+  heads = dict(name='muon', tail_steps=24, muon=dict(per_head='qk', cautious_decay=True))
+  even = dict(name='muon', tail_steps=24, muon=dict(
+    per_head='qk', cautious_decay=True, normuon=0.95))
+  # title; settings: changes to section optimizer of configs/base.py; start: the first cell, (rate,
+  # steps of warm-up, weight decay or factor on the initialisation); model: changes to the model.
+  ball = dict(init='hf')  # what could not grow must not begin small: o and down as the others
+  adamw = (4e-3, 64, 0.2)
+  muon = (8e-3, 16, 0.4)
+  c.contestants = ConfigDict(dict(
+    muon=dict(title='Muon', settings=dict(name='muon'), start=muon),
+    muon_heads=dict(title='Muon by head, cautious decay, tail average', settings=heads, start=muon),
+    normuon_heads=dict(title='NorMuon by head, cautious decay, tail average', settings=even,
+                       start=muon),
+    normuonh_heads=dict(
+      title='NorMuonH by head, tail average', settings=even | dict(hyperball=True),
+      start=(16e-3, 16, 2.0), model=ball),
+    normuon_all=dict(
+      title='NorMuon by head in q, k, v and o, cautious decay, tail average',
+      settings=even | dict(muon=even['muon'] | dict(per_head='all')), start=muon),
+    adamw=dict(title='AdamW', settings=dict(name='adamw'), start=adamw),
+    adamh=dict(title='AdamH', settings=dict(name='adamw', hyperball=True), start=(8e-3, 64, 2.0),
+               model=ball),
+    muonh=dict(title='MuonH', settings=dict(name='muon', hyperball=True), start=(16e-3, 16, 2.0),
+               model=ball),
+    adamuon=dict(title='AdaMuon', settings=dict(name='muon', muon=dict(adamuon=0.999)), start=muon),
+    muonclip=dict(title='MuonClip, τ = 20', settings=dict(name='muon'), start=muon,
+                  qk_clip_tau=20.0),  # K2's 100 is for runs a thousand times as long
+    soap=dict(title='SOAP', settings=dict(name='soap', b1=.95, b2=.95), start=adamw,
+              one_by_one=True),
+    soap_muon=dict(title='SOAP-Muon', settings=dict(name='muon', muon=dict(soap=True),
+                                                    soap=dict(every=1)),
+                   start=muon, one_by_one=True),
+    optax_muon=dict(title='optax Muon, as documented', optax='documented',
+                    settings=dict(name='muon', no_decay=()), start=(1e-2, 1, 0.0)),
+    optax_muon_labelled=dict(title='optax Muon, labelled right', optax='labelled',
+                             settings=dict(name='muon', no_decay=()), start=muon),
   ))
-  c.qk_clip_tau = 20.0  # K2's 100 is for runs a thousand times as long
   return c

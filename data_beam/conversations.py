@@ -40,7 +40,7 @@ import apache_beam as beam
 from data_beam import chat, curation, tables, tokenize_corpus
 from data_beam.curation import Each
 from data_beam.dedup.clusters import deduplication
-from data_beam.dedup.decontaminate import Decontaminate
+from data_beam.dedup.decontaminate import decontamination
 from data_beam.options import ConversationOptions, TokenizeOptions
 from data_beam.records import Document, Reject
 from data_beam.sources.files import expand, size_of
@@ -354,17 +354,13 @@ def run(
   if options.tokenizer:
     facts = tokenize_corpus.load_tokenizer(options.tokenizer)
     chat.control_ids(options.tokenizer, facts.controls.get)
-  if options.decontaminate:
-    options = dataclasses.replace(
-      options, decontaminate=[f['path'] for f in expand(options.decontaminate)])
   files = expand([input] if isinstance(input, str) else input)
   steps: list[tuple[str, beam.PTransform]] = [
     ('read', Each(read, name, options.mode, options.limit)),
     ('language', Each(identify, options.languages)),
     *deduplication(options, size=size_of(files)),
+    *decontamination(options),
   ]
-  if options.decontaminate:
-    steps.append(('decontaminate', Decontaminate(options.decontaminate)))
   path = curation.curate(
     tables.parts([f['path'] for f in files], options.limit), steps, output=output, name=name,
     inputs=files, options=options, beam_args=beam_args)

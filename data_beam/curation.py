@@ -17,7 +17,9 @@ from data_beam.beam_options import (
   require_file_system,
 )
 from data_beam.command_line import Parser, complain
+from data_beam.dedup.exact import with_metadata
 from data_beam.filters.rules import Rule
+from data_beam.filters.signals import signals
 from data_beam.options import Options
 from data_beam.progress import Funnel
 from data_beam.records import Document, Reject
@@ -49,11 +51,16 @@ def _route(element, function, args):
     yield beam.pvalue.TaggedOutput('rejects', result) if isinstance(result, Reject) else result
 
 
-def judge(document: Document, rules: Sequence[Rule]) -> Iterator[Document | Reject]:
+def judge(
+  document: Document, rules: Sequence[Rule], keep_signals: bool = False,
+) -> Iterator[Document | Reject]:
   """The quality rules in order, which may tidy the text, until one gives a reason.
 
-  A rejected document is reported as it came; the rule's name is in its metadata.
+  A rejected document is reported as it came; the rule's name is in its metadata. With
+  `keep_signals` metadata.signals has what FineWeb's rules measure, of kept and dropped ones.
   """
+  if keep_signals:
+    document = with_metadata(document, signals=signals(document))
   tidy = dataclasses.replace(document)
   for rule in rules:
     if reason := rule(tidy):
@@ -63,9 +70,13 @@ def judge(document: Document, rules: Sequence[Rule]) -> Iterator[Document | Reje
   yield tidy
 
 
-def anonymise(document: Document, phones: bool = False) -> Iterator[Document]:
-  """E-mail and IP addresses replaced, telephone numbers if asked for; drops nothing."""
-  yield dataclasses.replace(document, text=pii.replace_pii(document.text, phones=phones))
+def anonymise(
+  document: Document, phones: bool = False, accounts: bool = False,
+) -> Iterator[Document]:
+  """E-mail and IP addresses replaced, telephone numbers and accounts if asked for; drops nothing.
+  """
+  yield dataclasses.replace(
+    document, text=pii.replace_pii(document.text, phones=phones, accounts=accounts))
 
 
 LARGE = 1 << 30     # bytes of input, from which on shuffles are files unless a runner is chosen
@@ -172,8 +183,11 @@ def command(
   log.setLevel(logging.INFO)
   try:
     with explained(beam_args):
+      pipeline_options(beam_args)  # an unknown flag is said before a missing file
       path = run(args.input, args.output, args.name, options_lib.take(options, vars(args)),
                  beam_args=beam_args)
+  except records.EmptyCorpus as error:
+    return complain(prog, f'--input={" ".join(args.input)}: {error}')
   except (ValueError, OSError) as error:
     return complain(prog, error)
   rejects = records.corpus_path(args.output, args.name + '_rejects')

@@ -79,7 +79,7 @@ class Options:
     for field in dataclasses.fields(self):
       value = getattr(self, field.name)
       if pattern := field.metadata.get('files'):
-        found += [pattern.format(path)
+        found += [pattern.format(path.partition('#')[0])   # a classifier's label may follow
                   for path in (value if kind(field) is tuple else (value,)) if path]
     return found
 
@@ -171,6 +171,23 @@ _signatures = functools.partial(
 _decontaminate = functools.partial(
   option, (), 'drop documents that quote these evaluation sets (JSONL)', metavar='GLOB', many=True,
   files='{}')
+_near_verbatim = functools.partial(
+  option, .8, 'with decontaminate, also drop documents that have such a share of the words of an '
+  'item in one place, in runs of five; 0 for quotes of 13 words alone', metavar='SHARE', least=0,
+  most=1)
+_quality = functools.partial(
+  option, (), 'score documents by these models, the first of which is their quality: .npz of '
+  'data_beam.quality train, .bin or .ftz of fastText (FILE#LABEL for the probability of a label), '
+  '.safetensors of a linear head on metadata.embedding', metavar='FILE', many=True, files='{}')
+_quality_least = functools.partial(
+  option, None, 'drop documents whose quality is lower', metavar='SCORE')
+_signals = functools.partial(
+  option, False, 'keep what the rules of FineWeb measure as metadata.signals, for data_beam.refine')
+_dedup_parts = functools.partial(
+  option, (), 'cut what stands elsewhere too: {data_beam.dedup.parts:PARTS}', metavar='KINDS',
+  choices='data_beam.dedup.parts:PARTS')
+_substring_words = functools.partial(
+  option, 50, 'of dedup_parts=substrings', metavar='N', least=10)
 _num_shards = functools.partial(
   option, 8, 'files of the corpus', metavar='N', least=1, most=100_000)
 
@@ -186,7 +203,13 @@ class WebOptions(Options):
   min_language_score: float | None = option(
     None, 'drop documents whose language is less certain than this (FineWeb: 0.65); none for a '
     'threshold fitted to each language', metavar='P')
+  language_model: str = option(
+    '', "a fastText model that tells languages in place of lid.176, such as GlotLID's; scores are "
+    'its own', metavar='FILE', files='{}')
   filters: str = _filters('fineweb')
+  signals: bool = _signals()
+  quality: tuple[str, ...] = _quality()
+  quality_least: float | None = _quality_least()
   minhash: str = _minhash('14x8')
   minhash_hash: str = _minhash_hash()
   tier: str = option(
@@ -202,6 +225,18 @@ class WebOptions(Options):
   url_lists: str = option(
     '', 'drop pages by your own lists: domains.txt, urls.txt, words.txt, subwords.txt, '
     'soft_words.txt in this folder', metavar='DIR', files='{}/*')
+  robots: str = option(
+    '', 'drop pages that their hosts refuse to crawlers of AI, by a file of JSON lines '
+    '{"host": …, "robots": "User-agent: …"} (data_beam/web/rights.py)', metavar='FILE', files='{}')
+  robots_agents: tuple[str, ...] = option(
+    ('AI2Bot', 'anthropic-ai', 'Applebot-Extended', 'Bytespider', 'CCBot', 'ClaudeBot',
+     'cohere-training-data-crawler', 'Diffbot', 'FacebookBot', 'Google-Extended', 'GPTBot',
+     'Meta-ExternalAgent', 'PanguBot'), 'the crawlers that --robots looks for; with * among them, '
+    'rules for all crawlers count too', metavar='NAMES')
+  opt_out: bool = option(
+    False, 'drop pages that reserve themselves from training: noai, tdm-reservation, content-usage')
+  licences: str = option('ignore', 'licence links of pages: {data_beam.web.rights:LICENCES}',
+                         choices='data_beam.web.rights:LICENCES')
   parity: bool = option(False, "keep datatrove's faults in comparing URLs with the lists")
   dump: str = option(
     '', "the crawl dump of files that do not lie in Common Crawl's crawl-data/NAME/",
@@ -210,8 +245,12 @@ class WebOptions(Options):
   against: tuple[str, ...] = _against()
   signatures: bool = _signatures()
   url_dedup: bool = option(False, 'keep one page of each URL')
+  dedup_parts: tuple[str, ...] = _dedup_parts()
+  substring_words: int = _substring_words()
   decontaminate: tuple[str, ...] = _decontaminate()
+  near_verbatim: float = _near_verbatim()
   phones: bool = option(False, 'hide telephone numbers too')
+  accounts: bool = option(False, 'hide IBANs and numbers of payment cards too, told by checksum')
   limit: int | None = _limit()
   num_shards: int = _num_shards()
 
@@ -262,6 +301,8 @@ class PdfOptions(Options):
     1., 'between two requests to a host, unless its robots.txt asks for more', metavar='SECONDS',
     least=0)
   stale_before: str = option('', 'for --refetch=stale, as 2024-01-31', metavar='DATE')
+  decontaminate: tuple[str, ...] = _decontaminate()
+  near_verbatim: float = _near_verbatim()
   limit: int | None = _limit()
   num_shards: int = _num_shards()
 
@@ -278,6 +319,8 @@ class PythonSourceOptions(Options):
   licences: str = option(
     'permissive', 'permissive drops files whose header names a copyleft or proprietary licence',
     choices='data_beam.python_source:LICENCES')
+  decontaminate: tuple[str, ...] = _decontaminate()
+  near_verbatim: float = _near_verbatim()
   limit: int | None = _limit()
   num_shards: int = _num_shards()
 
@@ -295,6 +338,7 @@ class ConversationOptions(Options):
   against: tuple[str, ...] = _against()
   signatures: bool = _signatures()
   decontaminate: tuple[str, ...] = _decontaminate()
+  near_verbatim: float = _near_verbatim()
   tokenizer: str = option(
     '', 'also write the tokens, as data_beam.tokenize_corpus does, to NAME_tokens', metavar='FILE',
     files='{}')
@@ -316,7 +360,33 @@ class ImportOptions(Options):
   dedup_scope: str = _scope()
   against: tuple[str, ...] = _against()
   signatures: bool = _signatures()
+  decontaminate: tuple[str, ...] = _decontaminate()
+  near_verbatim: float = _near_verbatim()
   limit: int | None = _limit()
+  num_shards: int = _num_shards()
+
+
+@dataclasses.dataclass(frozen=True)
+class RefineOptions(Options):
+  """Of data_beam.refine."""
+
+  rejects: bool = option(
+    False, 'also take what the stage filter dropped: thresholds decide about it anew')
+  thresholds: tuple[str, ...] = option(
+    (), "bounds of signals, such as words=30 or top_2_gram=none; fineweb for all of FineWeb's, "
+    'which those after it change. Names: {data_beam.filters.signals:BOUNDS}',
+    metavar='NAME=NUMBER', check='data_beam.filters.signals:bounds')
+  signals: bool = _signals()
+  quality: tuple[str, ...] = _quality()
+  quality_least: float | None = _quality_least()
+  minhash: str = _minhash('none')
+  minhash_hash: str = _minhash_hash()
+  dedup_scope: str = _scope()
+  against: tuple[str, ...] = _against()
+  dedup_parts: tuple[str, ...] = _dedup_parts()
+  substring_words: int = _substring_words()
+  decontaminate: tuple[str, ...] = _decontaminate()
+  near_verbatim: float = _near_verbatim()
   num_shards: int = _num_shards()
 
 

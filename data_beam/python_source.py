@@ -44,6 +44,7 @@ import apache_beam as beam
 from data_beam import curation
 from data_beam.curation import Each, anonymise, judge
 from data_beam.dedup.clusters import MinHashDedup
+from data_beam.dedup.decontaminate import decontamination
 from data_beam.dedup.exact import ExactDedup
 from data_beam.filters.rules import Rule
 from data_beam.options import PythonSourceOptions
@@ -339,6 +340,7 @@ def stages(
     ('filter', Each(judge, rules(options.licences))),
     ('exact_dedup', ExactDedup()),
     ('minhash', MinHashDedup()),
+    *decontamination(options),
     ('pii', Each(anonymise)),
   ]
 

@@ -51,6 +51,10 @@ class CorpusError(ValueError):
   """A corpus is missing, incomplete, empty or of the wrong kind; the message says which."""
 
 
+class EmptyCorpus(CorpusError):
+  """A corpus has no documents; the message says what became of them."""
+
+
 @dataclasses.dataclass
 class Document:
   """One document on its way through a pipeline. Stages return new ones, never mutate.
@@ -192,6 +196,12 @@ def corpus_path(output: str, name: str) -> str:
   if os.path.exists(output) and not os.path.isdir(output):
     raise NotADirectoryError(f'--output={output} is a file: give a folder')
   return FileSystems.join(output, name, VERSION)
+
+
+def rejects_path(manifest: Mapping[str, Any]) -> str:
+  """Where what was dropped on the way to a corpus is, by its manifest from `read_manifest`."""
+  folder = os.path.dirname(os.path.dirname(manifest['path'].rstrip('/')))
+  return FileSystems.join(folder, f'{manifest["name"]}_rejects', VERSION)
 
 
 def code_version() -> str:
@@ -336,8 +346,10 @@ def write_corpus(
 
 
 def _kept_record(document: Document) -> Record:
-  tally = (*_tally(document), (('language', document.language), 1))
-  return Record('train', document.id, encode('curated', vars(document)), tally,
+  tally = [*_tally(document), (('language', document.language), 1)]
+  if found := document.metadata.get('licence'):
+    tally.append((('licence', str(found)), 1))
+  return Record('train', document.id, encode('curated', vars(document)), tuple(tally),
                 (document.signature,))
 
 
@@ -395,10 +407,12 @@ def _publish_corpus(element, *, output, name, base, stages) -> str:
     'name': f'{name}_rejects', 'kind': 'rejects', **base,
     **{k: dropped_tally.get(k, 0) for k in counts}, 'examples': _examples(dropped),
     'shards': shard_entries(dropped)})
-  languages = {key[1]: n for key, n in kept_tally.items() if key[0] == 'language'}
+  by = lambda kind: dict(sorted(((key[1], n) for key, n in kept_tally.items() if key[0] == kind),
+                                key=lambda kv: (-kv[1], kv[0])))
+  licences = {'licences': found} if (found := by('licence')) else {}
   return publish(corpus_path(output, name), 'curated', kept, {
     'name': name, 'kind': 'curated', **base, **{k: kept_tally.get(k, 0) for k in counts},
-    'languages': dict(sorted(languages.items(), key=lambda kv: (-kv[1], kv[0]))),
+    'languages': by('language'), **licences,
     'funnel': funnel(kept_tally, dropped_tally, stages), 'shards': shard_entries(kept)})
 
 
@@ -605,7 +619,7 @@ def read_corpus(path: str, split: str = 'train') -> Iterator[dict[str, Any]]:
 
 
 def check_not_empty(manifest: Mapping[str, Any]) -> None:
-  """Raises CorpusError if the corpus has no documents, and says what became of them."""
+  """Raises EmptyCorpus if the corpus has no documents, and says what became of them."""
   if manifest['documents']:
     return
   rows = manifest.get('funnel', [])
@@ -615,7 +629,7 @@ def check_not_empty(manifest: Mapping[str, Any]) -> None:
     n, stage, reason = max(dropped)
     why = (f'all {sum(d[0] for d in dropped)} documents were dropped, {n} of them by {stage!r} '
            f'({reason})')
-  raise CorpusError(f'the corpus at {manifest["path"]!r} is empty: {why}')
+  raise EmptyCorpus(f'the corpus at {manifest["path"]!r} is empty: {why}')
 
 
 def is_file(*parts: str) -> bool:

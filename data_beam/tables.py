@@ -35,6 +35,7 @@ from data_beam.beam_options import is_beams, pipeline_options
 from data_beam.command_line import Parser, complain
 from data_beam.curation import Each
 from data_beam.dedup.clusters import deduplication
+from data_beam.dedup.decontaminate import decontamination
 from data_beam.options import ImportOptions
 from data_beam.records import Document, Reject
 from data_beam.redact import public, without_query
@@ -347,7 +348,8 @@ def import_tables(
   return curation.curate(
     parts([f['path'] for f in files], options.limit),
     [('read', Each(read, columns, name, options.limit)),
-     *deduplication(options, exact=options.exact_dedup, size=size_of(files))],
+     *deduplication(options, exact=options.exact_dedup, size=size_of(files)),
+     *decontamination(options)],
     output=output, name=name, inputs=files, options=options, found={'columns': columns},
     beam_args=beam_args)
 

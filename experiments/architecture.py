@@ -20,6 +20,7 @@ import gzip
 import hashlib
 import json
 import logging
+import math
 import os
 import pathlib
 import shutil
@@ -40,6 +41,7 @@ from experiments.engine.config import keep_programs, model_config, resolve, use_
 from experiments.engine.graph import Graph, Step
 from smoljax import metrics
 from smoljax.report import architecture_page
+from smoljax.scaling import comparison
 
 _CORPUS = flags.DEFINE_list('corpus', [], 'Tokenised corpora, DIR/NAME/VERSION, with commas.')
 _TEXT = flags.DEFINE_list(
@@ -367,16 +369,6 @@ def prepare(patterns: Sequence[str], vocab_size: int, output: str) -> str:
 # --- The table -----------------------------------------------------------------------------------
 
 
-def interval(values: Sequence[float]) -> tuple[float, float | None]:
-  """Mean and half-width of its 95 % interval (Student's t); of one value there is none."""
-  from scipy import stats
-
-  mean, n = statistics.fmean(values), len(values)
-  if n < 2:
-    return mean, None
-  return mean, float(stats.t.ppf(0.975, n - 1)) * statistics.stdev(values) / n**0.5
-
-
 def collect(runs: Mapping[str, Mapping[int, dict]], models: Mapping[str, Any],
             speeds: Mapping[str, dict], context: int) -> list[dict]:
   """One dict per variant from what is finished.
@@ -387,7 +379,7 @@ def collect(runs: Mapping[str, Mapping[int, dict]], models: Mapping[str, Any],
     speeds: variant → result of decoding.
     context: tokens, for bytes per token.
   """
-  rows = []
+  rows, gaps = [], {}
   for name, config in models.items():
     done = {s: r for s, r in runs.get(name, {}).items() if 'loss' in r}
     reference = {s: r['loss'] for s, r in runs.get(BASELINE, {}).items() if 'loss' in r}
@@ -400,18 +392,20 @@ def collect(runs: Mapping[str, Mapping[int, dict]], models: Mapping[str, Any],
       'losses': {str(s): r['loss'] for s, r in sorted(done.items())},
     }
     if done:
-      row['loss'], row['loss_interval'] = interval([r['loss'] for r in done.values()])
+      row['loss'], half = comparison.interval([r['loss'] for r in done.values()])
+      row['loss_interval'] = half if math.isfinite(half) else None
       if rates := [r['tokens_per_sec'] for r in done.values() if r['tokens_per_sec']]:
         row['train_tokens_per_sec'] = statistics.median(rates)
-    both = sorted(set(done) & set(reference))
-    if both and name != BASELINE:
-      row['difference'], row['difference_interval'] = interval(
-        [done[s]['loss'] - reference[s] for s in both]
-      )
+    if set(done) & set(reference) and name != BASELINE:
+      gaps[name] = comparison.difference(reference, {s: r['loss'] for s, r in done.items()})
+      row['difference'] = gaps[name].mean
+      row |= {k: x if math.isfinite(x) else None for k, x in (
+        ('difference_interval', gaps[name].half), ('detectable', gaps[name].detectable))}
     if name in speeds:
       row['decode_tokens_per_sec'] = speeds[name]['decode_tokens_per_sec']
     rows.append(row)
-  return rows
+  verdicts = dict(zip(gaps, comparison.judge(list(gaps.values())), strict=True))
+  return [r | ({'verdict': verdicts[r['variant']]} if r['variant'] in gaps else {}) for r in rows]
 
 
 # --- The command ---------------------------------------------------------------------------------

@@ -28,7 +28,6 @@ import re
 import sys
 from typing import Any
 
-import jax
 from absl import flags
 from rich.table import Table
 
@@ -140,11 +139,10 @@ def _whole(flag: str, values: list[str]) -> list[int]:
 def _evaluate(path: str, documents: dict, generation: run.Generation) -> dict:
   loaded = load.load_model(path, _TOKENIZER.value)
   config = loaded.config
-  mesh = sharding.make_mesh(data=-1)  # every device holds the model and takes a part of each batch
-  with jax.set_mesh(mesh):
+  with sharding.all_devices(loaded.params) as params:
     return evals.evaluate(
       config,
-      jax.device_put(loaded.params, sharding.shardings(loaded.params, mesh)),
+      params,
       loaded.tokenizer,
       _TASKS.value,
       _EVAL_DATA.value,

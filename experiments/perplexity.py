@@ -19,7 +19,6 @@ import os
 import sys
 from collections.abc import Iterable, Iterator
 
-import jax
 import numpy as np
 from absl import flags
 from rich.console import Console
@@ -109,11 +108,9 @@ def _run(checkpoint: str, corpus: str, output: str) -> tuple[dict, collections.C
   _same_job(os.path.join(output, 'inputs.json'), {
     'corpus': [s['sha256'] for s in manifest['shards']],
     'model': load.weights_fingerprint(checkpoint), 'seq_len': seq_len})
-  mesh = sharding.make_mesh(data=-1)
   raw = [os.path.join(output, f'raw-{i:05d}.jsonl') for i in range(len(shards))]
-  with jax.set_mesh(mesh):
-    loaded = loaded._replace(
-      params=jax.device_put(loaded.params, sharding.shardings(loaded.params, mesh)))
+  with sharding.all_devices(loaded.params) as params:
+    loaded = loaded._replace(params=params)
     for i, (shard, path) in enumerate(zip(shards, raw, strict=True), start=1):
       if not os.path.exists(path):
         rows = score(loaded, records.read_shard(*shard, 'curated'), seq_len=seq_len,

@@ -33,6 +33,7 @@ from ml_collections import ConfigDict, config_flags
 from rich.table import Table
 
 from data_beam.redact import public
+from experiments import series, sweep
 from experiments.engine.build import build_steps
 from experiments.engine.cli import complain, console, exit_status, no_recipe, parse, write_json
 from experiments.engine.config import (
@@ -132,6 +133,23 @@ def run(c: ConfigDict, workdir: str, *, dry_run: bool = False) -> None:
   )
 
 
+def run_series(c: ConfigDict, workdir: str, *, dry_run: bool = False) -> None:
+  """Runs (or describes) the experiments of `c.series`, each a process of this command."""
+  if _DISTRIBUTED.value:
+    raise ValueError('config.series is not for --distributed: run its stages one by one')
+  fields = config_flags.get_override_values(flags.FLAGS['config'])
+  points = series.stages(
+    c, config_flags.get_config_filename(flags.FLAGS['config']), workdir,
+    [f'--config.{k}={v}' for k, v in fields.items()],
+    ['--fresh'] * _FRESH.value + ['--change'] * _CHANGE.value)
+  if dry_run:
+    print(*sweep.commands(points), sep='\n')
+    return
+  os.makedirs(workdir, exist_ok=True)
+  write_json(os.path.join(workdir, 'config.json'), public(json.loads(c.to_json_best_effort())))
+  series.run(c, points, workdir, console.print)
+
+
 def _software() -> dict[str, Any]:
   """What processes must have in common beside the config: our sources, and packages' versions."""
   root, digest = pathlib.Path(__file__).parent.parent, hashlib.sha256()
@@ -190,7 +208,8 @@ def main(_: Sequence[str]) -> int:
   logging.getLogger('data_beam').setLevel(logging.INFO)
   if _ESTIMATE.value:
     return exit_status(lambda: estimate(_CONFIG.value, _TOPOLOGY.value))
-  return exit_status(lambda: run(_CONFIG.value, _WORKDIR.value, dry_run=_DRY_RUN.value))
+  start = run_series if _CONFIG.value.series else run
+  return exit_status(lambda: start(_CONFIG.value, _WORKDIR.value, dry_run=_DRY_RUN.value))
 
 
 if __name__ == '__main__':

@@ -6,7 +6,8 @@
   python -m experiments.search … --objectives=loss,bytes      # several: the Pareto front
 
 The config's `space()` is a dict, field → list of choices, or ('float' | 'log' | 'int', low, high),
-where two more numbers are limits beyond which the range is never widened. Each trial is an
+where two more numbers are limits beyond which the range is never widened. A corpus's weight in a
+stage of train.stages is a field too: 'train.stages.STAGE.CORPUS'. Each trial is an
 experiment of its own in WORKDIR/points/trial-NUMBER, sharing steps as in experiments.sweep.
 
 A pruner compares trials where they have seen as many tokens: at --rungs lengths, each three times
@@ -58,7 +59,8 @@ from experiments.engine.study import (
   size,
 )
 from smoljax import metrics
-from smoljax.report import search_page, sweep_page
+from smoljax.report import search_page
+from smoljax.scaling import comparison
 
 RETRIES = 2  # new starts of a training that was killed
 
@@ -224,8 +226,8 @@ class Experiment:
     Raises Failed.
     """
     params = trial.params | fields
-    command = [*self.runner, f'--config={self.config}', f'--workdir={folder}', *self.flags,
-               *as_flags(params)]
+    command = [*self.runner, f'--config={self.config}', f'--workdir={folder}',
+               *sweep.with_weights(self.config, [*self.flags, *as_flags(params)])]
     point = sweep.Point(folder.name, params, command, folder, set())
     spent = trial.user_attrs.get('flops_of', {})
     while True:
@@ -366,7 +368,7 @@ def intervals(done: optuna.Study, retest: optuna.Study) -> list[dict[str, Any]]:
     of = {t.params['seed']: t.value for t in good(retest)
           if trial.params == {k: v for k, v in t.params.items() if k != 'seed'}}
     if of:
-      mean, half = sweep_page.interval([of[seed] for seed in sorted(of)])
+      mean, half = comparison.interval([of[seed] for seed in sorted(of)])
       found.append((mean, {'trial': run_of(trial), 'values': of, 'mean': mean, 'half': half}))
   return [row for _, row in sorted(found, key=lambda f: f[0])]
 

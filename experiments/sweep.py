@@ -6,7 +6,8 @@
   python -m experiments.sweep --config=configs/mtp.py --workdir=runs/mtp --dry_run    # the commands
 
 --grid takes every combination of the values that its fields are given; without it the points are
-those of the config file's `sweep()`. --seeds=N runs each with N seeds, for intervals.
+those of the config file's `sweep()`. --seeds=N runs each with N seeds, for intervals. The weight of
+a corpus in a stage is a field too: --grid train.stages.STAGE.CORPUS=.2,.4
 
 A point of `sweep()` is a dict of config fields, `{'mtp.weight': 0.1}`. Further entries: `name`
 names it, `group` says what it is a sample of, where that is not all fields but the seed; `factors`
@@ -42,13 +43,14 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import IO, Any
 
 from absl import flags as absl_flags
 from ml_collections import config_flags
 
 from data_beam.command_line import Parser
+from data_beam.redact import public
 from experiments.engine import processes
 from experiments.engine.cli import exit_status, read_json, write_json
 from experiments.engine.config import unknown_field
@@ -56,6 +58,7 @@ from smoljax import metrics
 from smoljax.report import scaling_page, sweep_page
 
 _REFERENCE = re.compile(r'(?:^|(?<=[=,]))@([^/,]+)')
+_WEIGHT = re.compile(r'--config\.train\.stages\.([^.=]+)\.([^.=]+)=(.+)')
 _ENTRIES = ('name', 'group', 'factors', 'law', 'aside')  # of a point that are no config fields
 REFUSED = 2  # exit status of experiments.run for what another try would not mend
 
@@ -79,6 +82,12 @@ class Point:
   gpu: str | None = None
   began: float = 0.0
   lease: IO | None = None  # an open, locked file: it is ours until this process ends or closes it
+  steps: pathlib.Path | None = None  # the folder of steps that it shares; None = that of the sweep
+
+  @property
+  def shared(self) -> pathlib.Path:
+    """The folder of steps that it shares with others."""
+    return self.steps or self.folder.parent.parent / 'steps'
 
   def last_words(self) -> str:
     """The last line of its log, or how its process ended."""
@@ -108,6 +117,7 @@ def load_config(config: str, flags: Sequence[str] = ()) -> Any:
   Raises ValueError for a field that does not exist or a value of another kind.
   """
   load_attribute(config, 'get_config')  # which says what is wrong with the file
+  flags = with_weights(config, flags)
   if wrong := unknown_field(flags):
     raise ValueError(wrong)
   argv, values = ['', f'--config={config}', *flags], absl_flags.FlagValues()
@@ -117,6 +127,29 @@ def load_config(config: str, flags: Sequence[str] = ()) -> Any:
   except (absl_flags.Error, TypeError) as e:
     raise ValueError(str(e)) from None
   return values['config'].value
+
+
+def with_weights(config: str, flags: Sequence[str]) -> list[str]:
+  """Flags with those of single weights, --config.train.stages.STAGE.CORPUS=W, made one of all
+  stages; the other weights are those of the config.
+
+  Raises ValueError for a stage that the config lacks, or a weight that is no number.
+  """
+  found = [(flag, m) for flag in flags if (m := _WEIGHT.fullmatch(flag))]
+  rest = [f for f in flags if not _WEIGHT.fullmatch(f)]
+  if not found:
+    return rest
+  stages = {s['name']: {**s, 'mixture': dict(s['mixture'])}
+            for s in load_config(config, rest).train.stages}
+  for flag, (stage, corpus, weight) in ((f, m.groups()) for f, m in found):
+    if stage not in stages:
+      raise ValueError(f'{flag}: train.stages has no stage {stage!r}: {", ".join(stages)}')
+    try:
+      stages[stage]['mixture'][corpus] = float(weight)
+    except ValueError:
+      raise ValueError(f'{flag}: a weight is a number') from None
+  return [*(f for f in rest if not f.startswith('--config.train.stages=')),
+          f'--config.train.stages={tuple(stages.values())!r}']
 
 
 def load_points(config: str, grid: Sequence[str] = (), seeds: int = 0) -> list[dict[str, Any]]:
@@ -175,18 +208,28 @@ def _with_seeds(point: dict[str, Any], seeds: int) -> Iterator[dict[str, Any]]:
 
 def name_of(point: dict[str, Any]) -> str:
   """The point's `name`, or its fields and values as one name that is safe as a folder's."""
-  fields = ','.join(f'{k.rpartition(".")[2]}={v}' for k, v in point.items() if k not in _ENTRIES)
+  fields = ','.join(public(f'{k.rpartition(".")[2]}={v}') for k, v in point.items()
+                    if k not in _ENTRIES)
   return re.sub(r'[^A-Za-z0-9._,=+-]+', '_', str(point.get('name', fields)))
 
 
 def plan(
   config: str, workdir: str, flags: Sequence[str] = (), grid: Sequence[str] = (), seeds: int = 0,
 ) -> list[Point]:
-  """The points with their commands, none started. Raises ValueError as `load_points` does, and for
-  a reference to a point that does not come before."""
-  root, points = pathlib.Path(workdir) / 'points', []
+  """The points with their commands, none started. Raises ValueError as `load_points` and
+  `planned` do."""
+  rows, root = load_points(config, grid, seeds), pathlib.Path(workdir) / 'points'
+  return planned(rows, config, root, flags)
+
+
+def planned(
+  rows: Iterable[dict[str, Any]], config: str, root: pathlib.Path, flags: Sequence[str] = ()
+) -> list[Point]:
+  """Points of `root` of their fields. Raises ValueError for fields that there are not, or that
+  flags set too, and for a reference to a point that does not come before."""
+  points: list[Point] = []
   fixed = {f.partition('=')[0].removeprefix('--config.') for f in flags}
-  for fields in load_points(config, grid, seeds):
+  for fields in rows:
     name = name_of(fields)
     of = {k: v for k, v in fields.items() if k in _ENTRIES and k != 'name'}
     fields = {k: v for k, v in fields.items() if k not in _ENTRIES}
@@ -202,11 +245,11 @@ def plan(
         after.update(others)
         value = _REFERENCE.sub(lambda match: str(root / match[1]), value)
       values[key] = value
-    flags_of = [f'--config.{k}={v}' for k, v in values.items()]
-    if wrong := unknown_field([*flags, *flags_of]):
+    all_flags = with_weights(config, [*flags, *(f'--config.{k}={v}' for k, v in values.items())])
+    if wrong := unknown_field(all_flags):
       raise ValueError(f'point {name}: {wrong}')
     command = [sys.executable, '-m', 'experiments.run', f'--config={config}',
-               f'--workdir={root / name}', *flags, *flags_of]
+               f'--workdir={root / name}', *all_flags]
     points.append(Point(name, fields, command, root / name, after, **of))
   return points
 
@@ -291,9 +334,8 @@ def start(point: Point, gpu: str | None) -> None:
   point.folder.mkdir(parents=True, exist_ok=True)
   steps = point.folder / 'steps'
   if not steps.is_symlink():
-    shared = point.folder.parent.parent / 'steps'
-    shared.mkdir(exist_ok=True)
-    steps.symlink_to(os.path.relpath(shared, point.folder))
+    point.shared.mkdir(exist_ok=True)
+    steps.symlink_to(os.path.relpath(point.shared, point.folder))
   environment = os.environ | ({'CUDA_VISIBLE_DEVICES': gpu} if gpu else {})
   with open(point.folder / 'log.txt', 'ab') as log:
     point.process = processes.start(
@@ -374,7 +416,7 @@ def _parse(argv: Sequence[str] | None) -> argparse.Namespace:
 def commands(points: Sequence[Point]) -> Iterator[str]:
   """The shell command of each point, for schedulers elsewhere."""
   for p in points:
-    shared = os.path.relpath(p.folder.parent.parent / 'steps', p.folder)
+    shared = os.path.relpath(p.shared, p.folder)
     yield (f'mkdir -p {shlex.quote(str(p.folder))} && '
            f'ln -sfn {shlex.quote(shared)} {shlex.quote(str(p.folder / "steps"))} && '
            f'{shlex.join(["python", *p.command[1:]])}')
@@ -398,7 +440,8 @@ def _main(args: argparse.Namespace) -> int:
   signal.signal(signal.SIGTERM, signal.default_int_handler)  # its processes must not outlive it
   ok = run(points, parallel=args.parallel, retries=args.retries, backoff=args.backoff,
            stall=args.stall, gpus=find_gpus(), log_line=lambda line: print(line, flush=True))
-  finished = [sweep_page.load(p.name, p.fields, p.folder, p.group, p.factors)
+  shown = lambda fields: {k: public(v) if isinstance(v, str) else v for k, v in fields.items()}
+  finished = [sweep_page.load(p.name, shown(p.fields), p.folder, p.group, p.factors)
               for p in points if p.state == 'done' and not p.aside]
   if finished:
     page, verdicts = sweep_page.write(finished, args.workdir)

@@ -7,8 +7,8 @@ The cache lies at OUTPUT/NAME/1.0.0, record for record beside the corpus's train
 (smoljax.data.teacher_cache.Cache says what is in it). Each piece of a document is read as training
 packs it: with `--seq_len` that of the student's rows, the teacher's context is the student's.
 
-A command that was stopped goes on where it was. It uses one device; where there are several, or
-several machines on one file system, start it once for each: they share the corpus's shards.
+A command that was stopped goes on where it was. All GPUs of the machine share the corpus's shards,
+as do several machines on one file system that are given the same command.
 """
 
 import os

@@ -2,6 +2,11 @@
 
 All are started with the same command (experiments/cloud/tpu.sh, srun) on one shared file system.
 Process 0, the lead, writes everything but its peers' parts of checkpoints.
+
+A peer that dies says nothing, and on GPUs who waits for it waits for ever. So each process gives
+signs of life, the lead misses them, and all that are left end with the status os.EX_TEMPFAIL: the
+same command goes on. jax's own service would notice too, later, and abort. Where the lead itself
+dies, that abort (SIGABRT, status 134) comes at once.
 """
 
 import atexit
@@ -12,6 +17,9 @@ import json
 import os
 import signal
 import socket
+import sys
+import threading
+import time
 from collections.abc import Mapping
 from typing import Any
 
@@ -22,6 +30,9 @@ from jax.experimental import multihost_utils
 from smoljax.metrics import changes
 
 _POLL = 2.0  # seconds between looks at whether those one waits for are still there
+SIGN = 2.0  # seconds between signs of life
+SIGNS = 15  # that may be missing: half a minute
+GRACE = 5.0  # seconds in which a process ends by itself when the run is over
 _meetings = itertools.count()
 
 
@@ -47,6 +58,40 @@ def start(coordinator: str = '', processes: int = 0, process: int = -1) -> None:
   atexit.register(end, 'it has ended: its own output says why')  # before jax says goodbye
   if signal.getsignal(signal.SIGTERM) == signal.SIG_DFL:
     signal.signal(signal.SIGTERM, _leave)
+  threading.Thread(target=_live, daemon=True, name='signs of life').start()
+
+
+def _live() -> None:
+  """Gives signs of life, looks for those of the others, and ends this process with the run."""
+  missing: dict[str, tuple[str, int]] = {}  # process → its last sign, how often it was the last
+  with contextlib.suppress(ConnectionError):  # the lead has gone, or this process is about to
+    for number in itertools.count():
+      signs = _signs(number)
+      if _state().process_id == 0:
+        # Looks are counted, not seconds, in which this process may have stood still itself.
+        missing = {who: (sign, missing[who][1] + 1 if missing.get(who, '')[:1] == (sign,) else 0)
+                   for who, sign in signs}
+        for who, (_, times) in missing.items():
+          if times > SIGNS:
+            end(f'no sign of life of process {who} for {SIGN * SIGNS:.0f} s', os.EX_TEMPFAIL)
+      reason, status = over()
+      if status:
+        # The lead keeps the service without which the others abort: it leaves last.
+        time.sleep(GRACE * (2 if _state().process_id == 0 else 1))
+        print(f'error: the run is over: {reason}', file=sys.stderr, flush=True)
+        os._exit(status)
+      time.sleep(SIGN)
+
+
+def _signs(number: int) -> list[tuple[str, str]]:
+  """Gives one; process → the last that it gave."""
+  folder = 'smoljax/alive/'
+  try:
+    _client().key_value_set(f'{folder}{_state().process_id}', str(number), allow_overwrite=True)
+    found = _client().key_value_dir_get(folder) if _state().process_id == 0 else []
+  except (jax.errors.JaxRuntimeError, AttributeError) as e:  # or there is no client any more
+    raise ConnectionError(str(e)) from None
+  return [(key.removeprefix(folder), sign) for key, sign in found]
 
 
 def _leave(number: int, _: object) -> None:
@@ -117,9 +162,15 @@ def gather(what: str, value: Any) -> list[Any]:
   return values
 
 
-def end(reason: str) -> None:
-  """Tells all processes that this one takes no further part, and so the run is over."""
+def end(reason: str, status: int = 0) -> None:
+  """Tells all processes that this one takes no further part, and so the run is over.
+
+  Args:
+    status: with which all end, whatever they are at, within twice GRACE; 0: when they need it.
+  """
   with contextlib.suppress(ConnectionError):  # no one is left to tell
+    if status:
+      post('smoljax/leave', status)
     post('smoljax/over', f'process {_state().process_id}: {reason}')
 
 
@@ -148,14 +199,15 @@ def read(key: str, seconds: float) -> Any:
     raise ConnectionError(f'the lead of this run has gone: {e}') from None
 
 
-def over(seconds: float = 0.01) -> str:
-  """What `end` told, waiting for it so long; '' if nothing."""
-  return read('smoljax/over', seconds) or ''
+def over(seconds: float = 0.01) -> tuple[str, int]:
+  """What `end` told first, waiting for it so long, and any status; '' and 0 if nothing."""
+  reason = read('smoljax/over', seconds) or ''
+  return reason, (reason and read('smoljax/leave', 0.01)) or 0
 
 
 def _await(key: str) -> Any:
   while not (found := read(key, _POLL)):
-    if reason := over():
+    if reason := over()[0]:
       raise ConnectionError(f'the run is over: {reason}')
   return found
 

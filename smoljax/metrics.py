@@ -209,7 +209,9 @@ def _wandb_run(directory: str, project: str, name: str, config: Mapping | None) 
       f.write(secrets.token_hex(4))
   with open(path) as f:
     run = wandb.init(project=project, name=name, id=f.read(), resume='allow', dir=directory,
-                     config=dict(config or {}))
+                     config=dict(config or {}),
+                     # Their metadata have the command line as it was typed, secrets and all.
+                     settings=wandb.Settings(x_disable_meta=True))
   # Their own count of steps may not go back, as ours does after a rollback or a kill.
   run.define_metric('*', step_metric='step')
   return run

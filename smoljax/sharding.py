@@ -9,8 +9,9 @@ types are Explicit, so a mistake is an error while tracing; computation runs und
 A parameter's name ends in its dims (`q_DNH`), so its name is also its sharding.
 """
 
+import contextlib
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import jax
@@ -86,6 +87,17 @@ def make_mesh(
   return jax.make_mesh(
     tuple(sizes.values()), AXES, axis_types=(AxisType.Explicit,) * len(AXES), devices=devices
   )
+
+
+@contextlib.contextmanager
+def all_devices(params: PyTree) -> Iterator[PyTree]:
+  """Sets a mesh over this process's devices, over which batches are split; each holds the params.
+
+  Gives the parameters, so placed.
+  """
+  mesh = make_mesh(devices=jax.local_devices())
+  with jax.set_mesh(mesh):
+    yield jax.device_put(params, shardings(params, mesh))
 
 
 def spec(*names: str | None) -> PartitionSpec:

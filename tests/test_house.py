@@ -2,6 +2,7 @@
 
 import ast
 import dataclasses
+import functools
 import importlib
 import pathlib
 import re
@@ -286,15 +287,17 @@ def test_config_arguments_are_checked():
     smollm3.get_config('stage=16k')
 
 
-@pytest.fixture(scope='module')
-def helps():
-  return dict(zip(COMMANDS, run_commands(*([c, '--help'] for c in COMMANDS)), strict=True))
+@functools.cache
+def helps(benchmarks):
+  """Of the benchmarks or of the other commands, by name."""
+  commands = [c for c in COMMANDS if benchmarks == ('benchmarks' in c)]
+  return dict(zip(commands, run_commands(*([c, '--help'] for c in commands)), strict=True))
 
 
 @pytest.mark.parametrize('command', [
   pytest.param(c, marks=pytest.mark.slow if 'benchmarks' in c else ()) for c in COMMANDS])
-def test_every_help_works(command, helps):
-  result = helps[command]
+def test_every_help_works(command):
+  result = helps('benchmarks' in command)[command]
   text = result.stdout + result.stderr
   missing = re.search(r"ModuleNotFoundError: No module named '(\w+)", text)
   if missing and missing[1] not in FORBIDDEN:  # what a benchmark compares with is no requirement

@@ -10,7 +10,7 @@ import numpy as np
 import xxhash
 
 from data_beam.text import words
-from data_beam.text.normalize import simplify
+from data_beam.text.normalize import simple_words, simplify
 
 # --- MinHash signatures ----------------------------------------------------------------------
 
@@ -80,10 +80,9 @@ def shingles(
 
   See `signature` for the arguments.
   """
-  simple = simplify(text)
   if hash_name == 'fast':
-    return ngram_hashes(word_hashes(simple), ngram)
-  data = _reader(language).join(simple)
+    return ngram_hashes(word_hashes(simple_words(text)), ngram)
+  data = _reader(language).join(simplify(text))
   spaces = np.flatnonzero(np.frombuffer(data, np.uint8) == 0x20).tolist()
   starts, ends = [0, *(i + 1 for i in spaces)], [*spaces, len(data)]
   hash_ = _HASHES[hash_name]
@@ -133,7 +132,8 @@ def signature(
     hash_name: 'fast', our own shingle hash, made from one hash per word. Or parity: signatures
       equal to datatrove's with 'xxh64' (FineWeb-2, FinePDFs) or 'sha1' (FineWeb). Signatures of
       different hashes cannot be compared.
-    language: whose words make the shingles, in parity. 'fast' takes the strings between blanks.
+    language: whose words make the shingles, in parity. 'fast' takes the strings between blanks
+      (and parts of those in scripts without).
   """
   x = shingles(text, ngram, hash_name, language)
   if not len(x):

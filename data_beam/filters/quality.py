@@ -12,23 +12,31 @@ counts times inverse document frequency), solved by ridge regression on the spar
 penalty chosen on a part of the examples; or, with `"embedding": [...]` in the examples in place of
 the text's words, linear on embeddings of the user's. It is a file of arrays, no pickle.
 
-`join` stores scores made elsewhere, such as the perplexities of experiments.perplexity: JSON lines
-`{"id": …, "quality": number, …}`, whose other fields go to the document's metadata.
+Public classifiers are taken by file, here and by `--quality` of the pipelines: fastText's (.bin,
+.ftz; DCLM's), and a linear head (.safetensors, FineWeb-Edu's form) on embeddings that documents
+bring as metadata.embedding.
+
+`buckets` combines several scorers as Nemotron-CC does (arXiv 2412.02595), each bucket a corpus of
+its own. `join` stores scores made elsewhere, such as the perplexities of experiments.perplexity:
+JSON lines `{"id": …, "quality": number, …}`, whose other fields go to the document's metadata.
 """
 
 import argparse
 import csv
 import dataclasses
+import functools
 import io
 import json
 import math
 import os
+import tempfile
 import zipfile
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 import apache_beam as beam
 import numpy as np
+import safetensors.numpy
 import scipy.sparse
 import scipy.sparse.linalg
 import xxhash
@@ -36,6 +44,8 @@ import xxhash
 from data_beam import records
 from data_beam.beam_options import is_beams, pipeline_options
 from data_beam.command_line import Parser, complain
+from data_beam.curation import Each
+from data_beam.dedup.exact import with_metadata
 from data_beam.records import Document, Reject
 from data_beam.sources.files import expand
 from data_beam.text.normalize import simplify
@@ -106,19 +116,81 @@ class Model:
       raise ValueError('this model scores texts, not embeddings: use score')
     return np.asarray(embeddings) @ self.weights + self.offset
 
+  def of(self, document: Document) -> float:
+    """The score of a document; NaN where it lacks the embedding that the model needs."""
+    if len(self.idf):
+      return float(self.score([document.text])[0])
+    embedding = document.metadata.get('embedding')
+    if not isinstance(embedding, list) or len(embedding) != len(self.weights):
+      return math.nan
+    return float(self.score_embeddings(np.array([embedding], float))[0])
+
   def save(self, path: str) -> None:
     """Writes an .npz file that `load` reads."""
     with open(path, 'wb') as file:
       np.savez_compressed(file, weights=self.weights, offset=self.offset, idf=self.idf)
 
 
-def load(path: str) -> Model:
-  """A model that `Model.save` wrote, from any file system of Beam's."""
+class FastText:
+  """A classifier of fastText's: the score is the probability of one of its labels."""
+
+  # What makers of classifiers call their good texts: DCLM has hq.
+  GOOD = ('hq', '1', 'positive', 'good', 'high', 'yes', 'edu', 'pos')
+
+  def __init__(self, path: str, label: str = ''):
+    """Reads a .bin or .ftz file. Raises ValueError for a label that it has not, or several that may
+    be meant."""
+    import fasttext
+    with tempfile.NamedTemporaryFile(suffix=os.path.splitext(path)[1]) as file:
+      local = path
+      if not os.path.exists(path):
+        file.write(records.read_bytes(path))
+        file.flush()
+        local = file.name
+      try:
+        self.model = fasttext.load_model(local)
+      except ValueError as error:
+        raise ValueError(f'{path} is no model of fastText: {error}') from error
+    labels = [name.removeprefix('__label__') for name in self.model.predict('a', k=-1)[0]]
+    good = [label.removeprefix('__label__')] if label else [g for g in self.GOOD if g in labels]
+    if not good or good[0] not in labels:
+      raise ValueError(f'{path} has the labels {", ".join(sorted(labels)[:20])}: say whose '
+                       'probability is the quality, as FILE#LABEL')
+    self.label = f'__label__{good[0]}'
+
+  def of(self, document: Document) -> float:
+    """The score of a document, whose lines are joined as DCLM joins them."""
+    labels, scores = self.model.predict(' '.join(document.text.split()), k=-1)
+    return min(1., float(dict(zip(labels, scores, strict=True)).get(self.label, 0.)))
+
+
+@functools.lru_cache(maxsize=8)
+def load(path: str) -> Model | FastText:
+  """A model by its file, on any file system of Beam's: .npz that `Model.save` wrote, .bin or .ftz
+  of fastText (FILE#LABEL), or .safetensors with the weights of a linear head."""
+  path, _, label = path.partition('#')
+  if path.endswith(('.bin', '.ftz')):
+    return FastText(path, label)
   try:
+    if path.endswith('.safetensors'):
+      return _linear_head(safetensors.numpy.load(records.read_bytes(path)))
     with np.load(io.BytesIO(records.read_bytes(path))) as arrays:
       return Model(arrays['weights'], float(arrays['offset']), arrays['idf'])
-  except (ValueError, KeyError, zipfile.BadZipFile) as error:
-    raise ValueError(f'{path} is no model of `quality train`: {error}') from error
+  except (ValueError, KeyError, zipfile.BadZipFile, safetensors.SafetensorError) as error:
+    raise ValueError(f'{path} is no model of `quality train`, of fastText (.bin, .ftz) or of a '
+                     f'linear head (.safetensors): {error}') from error
+
+
+def _linear_head(tensors: Mapping[str, np.ndarray]) -> Model:
+  """The last layer of a regression: weight [1, features] or [features], bias [1]."""
+  heads = [name for name, value in tensors.items()
+           if name.split('.')[-1] in ('weight', 'weights') and value.size == max(value.shape)
+           and ('classifier' in name or 'score' in name or len(tensors) <= 2)]
+  if len(heads) != 1:
+    raise ValueError(f'no one weight of a linear head among {", ".join(sorted(tensors)[:9])}')
+  bias = tensors.get(heads[0].rpartition('weight')[0] + 'bias')
+  return Model(tensors[heads[0]].astype(np.float32).ravel(),
+               0. if bias is None else float(bias.ravel()[0]), np.zeros(0, np.float32))
 
 
 def train(
@@ -137,6 +209,8 @@ def train(
     The model; and on the tenth held out: `rmse`, `baseline_rmse` (of the mean), `correlation`,
     and the `penalty` chosen.
   """
+  if not 1 <= bits <= 30:
+    raise ValueError(f'bits={bits}: give 1 to 30')
   if len(examples) < 20:
     raise ValueError(f'{len(examples)} examples are too few to learn from: give 20 at least')
   y = np.array([float(example['score']) for example in examples])
@@ -238,20 +312,38 @@ def plot(table: dict[str, np.ndarray], row: int, folder: str) -> None:
 # --- a corpus --------------------------------------------------------------------------------
 
 
-class Score(beam.DoFn):
-  """Documents with `quality` set to the model's score, rounded to four digits."""
+def score(document: Document, models: Sequence[str]) -> Document:
+  """The document with the first model's score as its quality, rounded to four digits; of several
+  models all are in metadata.scores, by the names of the files."""
+  scores = [round(load(path).of(document), 4) for path in models]
+  if len(models) > 1:
+    named = {os.path.basename(path): None if math.isnan(value) else value
+             for path, value in zip(models, scores, strict=True)}
+    document = with_metadata(document, scores=named)
+  return dataclasses.replace(document, quality=scores[0])
 
-  def __init__(self, model: str):
-    self.path = model
 
-  def setup(self) -> None:
-    """Loads the model, once in a worker."""
-    self.model = load(self.path)
+def scoring(options: Any) -> list[tuple[str, beam.PTransform]]:
+  """The stage that a pipeline's options ask for by `quality` and `quality_least`, or none."""
+  if not options.quality:
+    return []
+  for path in options.quality:
+    load(path)      # says at once what is wrong with it
+  return [('quality', Each(_judge_quality, options.quality, options.quality_least))]
 
-  def process(self, document: Document) -> Iterator[Document]:
-    """The document with its score."""
-    (score,) = self.model.score([document.text])
-    yield dataclasses.replace(document, quality=round(float(score), 4))
+
+def _judge_quality(
+  document: Document, models: Sequence[str], least: float | None,
+) -> Iterator[Document | Reject]:
+  document = score(document, models)
+  reason = _below(document, least)
+  yield Reject(document, 'quality', reason) if reason else document
+
+
+def _below(document: Document, least: float | None) -> str | None:
+  if least is None or document.quality >= least:
+    return None
+  return 'no_score' if math.isnan(document.quality) else 'below_threshold'
 
 
 def score_corpus(
@@ -262,9 +354,8 @@ def score_corpus(
   much if that is given (FineWeb-Edu: 3), the others in `name_rejects`. Returns its path."""
   load(model)   # says at once what is wrong with it
   return _rewrite(
-    corpus, beam.ParDo(Score(model)), lambda document: (
-      None if at_least is None or document.quality >= at_least else 'below_threshold'),
-    output, name, num_shards, beam_args, {'model': os.path.basename(model), 'at_least': at_least})
+    corpus, beam.Map(score, [model]), lambda document: _below(document, at_least), output,
+    name, num_shards, beam_args, {'model': os.path.basename(model), 'at_least': at_least})
 
 
 def join_scores(
@@ -307,7 +398,7 @@ def _rewrite(
   shards = records.list_shards(manifest)
   with beam.Pipeline(options=options) as pipeline:
     split = (
-      pipeline | beam.Create(shards) | beam.Reshuffle() | 'read' >> beam.FlatMap(_documents)
+      pipeline | beam.Create(shards) | beam.Reshuffle() | 'read' >> beam.FlatMap(documents_of)
       | 'score' >> scored
       | 'choose' >> beam.FlatMap(_choose, reason).with_outputs('rejects', main='kept'))
     records.write_corpus(
@@ -351,7 +442,8 @@ def _with_score(group: tuple[str, dict[str, Iterable]]) -> Iterator[Document]:
     yield dataclasses.replace(document, quality=quality, metadata={**document.metadata, **row})
 
 
-def _documents(shard: tuple[str, int]) -> Iterator[Document]:
+def documents_of(shard: tuple[str, int]) -> Iterator[Document]:
+  """The documents of a shard of a curated corpus: (file, how many)."""
   for row in records.read_shard(*shard, 'curated'):
     yield Document(**row)
 
@@ -387,6 +479,14 @@ def _score_examples(model: Model, examples: Sequence[dict[str, Any]]) -> np.ndar
   if len(model.idf):
     return model.score([example['text'] for example in examples])
   return model.score_embeddings(np.array([example['embedding'] for example in examples]))
+
+
+def _buckets(args: argparse.Namespace, beam_args: Sequence[str]) -> None:
+  from data_beam.filters import buckets
+  for path in buckets.write_buckets(
+      args.corpus, args.models, args.output, args.name, args.buckets, num_shards=args.num_shards,
+      beam_args=beam_args):
+    print(f'A bucket is at {path}')
 
 
 def _train(args: argparse.Namespace, _: Sequence[str]) -> None:
@@ -428,19 +528,22 @@ def main(argv: Sequence[str] | None = None) -> int:
     'chooses a threshold on others, and stores its scores with the documents of a corpus.')
   commands = parser.add_subparsers(dest='command', required=True)
 
+  onward = (_score, _join, _buckets)     # whose other flags are Beam's
+
   def command(name, function, help):
     sub = commands.add_parser(
-      name, help=help, description=help, others=is_beams if function in (_score, _join) else None)
+      name, help=help, description=help, others=is_beams if function in onward else None)
     sub.set_defaults(function=function)
-    if function is not _join:
+    if function not in (_join, _buckets):
       sub.add_argument('--model', required=True, metavar='FILE.npz')
     return sub.add_argument
 
-  def corpus_flags(add):
+  def corpus_flags(add, threshold=True):
     add('--corpus', required=True, metavar='DIR')
     add('--output', required=True, metavar='DIR')
     add('--name', required=True)
-    add('--at_least', type=float, help='keep only documents that score so much')
+    if threshold:
+      add('--at_least', type=float, help='keep only documents that score so much')
     add('--num_shards', type=int, default=8)
 
   add = command('train', _train, 'fit a regressor to labelled examples')
@@ -459,8 +562,17 @@ def main(argv: Sequence[str] | None = None) -> int:
   add('--scores', required=True, metavar='JSONL', help='file or pattern, {"id": …, "quality": …}')
   add('--buckets', type=lambda names: names.split(','), default=(), metavar='NAMES',
       help='keep only these values of the field bucket, such as head,middle')
+  add = command('buckets', _buckets, 'combine several scorers into buckets, a corpus for each, '
+                'NAME_BUCKET; other flags: Beam')
+  corpus_flags(add, threshold=False)
+  add('--models', nargs='+', required=True, metavar='FILE',
+      help='.npz, .bin, .ftz or .safetensors; or names of metadata.scores that are there already')
+  add('--buckets', type=lambda text: text.split(','), metavar='NAME=LOW-HIGH',
+      default=['low=0-9', 'medium=10-17', 'high=18-19'],
+      help='bins of each bucket: 20 of equal size in bytes by each scorer, of which a document has '
+      'the highest (default: low=0-9,medium=10-17,high=18-19)')
   args, beam_args = parser.parse_known_args(argv)
-  if beam_args and args.command not in ('score', 'join'):
+  if beam_args and args.command not in ('score', 'join', 'buckets'):
     parser.error(f'unexpected argument {beam_args[0]!r}')
   try:
     args.function(args, beam_args)

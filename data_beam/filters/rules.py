@@ -7,10 +7,16 @@ see the new text. What rules need of a text, `Stats`, is computed once and share
 by the text itself. Parameters are those of FineWeb (datatrove's examples/fineweb.py) unless a
 comment says otherwise, and so are the reasons' names and the order in which they are tried: on the
 same text the rules decide as datatrove 0.10.1 does (experiments/benchmarks/parity.py).
+
+FineWeb's bounds are for English. In languages of other scripts (zh, ja, ko, th, ar, hi, ru) those
+of FineWeb-2 hold in their place, in every profile, where they speak of words; a bound that is None
+is of these two.
 """
 
+import math
 import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from typing import Any
 
 from data_beam.filters.ngrams import duplicates, stats
 from data_beam.records import Document
@@ -26,9 +32,6 @@ POLICY_LINES = ('terms of use', 'privacy policy', 'cookie policy', 'uses cookies
                 'use of cookies', 'use cookies')
 # Left behind by fonts without a Unicode map and by failed decoding.
 BROKEN = re.compile('[\x00-\x08\x0e-\x1f\x7f-\x9f\ufffd\ue000-\uf8ff]')
-# Scripts whose words have no spaces between them, so that the length of words says nothing.
-UNSPACED = re.compile('[\u0e00-\u0eff\u1000-\u109f\u1780-\u17ff\u3040-\u30ff\u3400-\u9fff'
-                      '\U00020000-\U0003ffff]')
 CITATION = re.compile(r'\[\d*]|\[edit]|\[citation needed]')
 
 
@@ -37,8 +40,8 @@ CITATION = re.compile(r'\[\d*]|\[edit]|\[citation needed]')
 
 def gopher_repetition(
   doc: Document, *, paragraphs: float = .3, paragraph_chars: float = .2, lines: float = .3,
-  line_chars: float = .2, top: Sequence[float] = (.20, .18, .16),
-  duplicated: Sequence[float] = (.15, .14, .13, .12, .11, .10),
+  line_chars: float = .2, top: Sequence[float] | None = None,
+  duplicated: Sequence[float] | None = None,
 ) -> str | None:
   """Repeated paragraphs, lines and n-grams, as shares of their number or of the text's characters.
 
@@ -49,14 +52,16 @@ def gopher_repetition(
   if not text:
     return 'empty'
   for name, parts, max_share, max_chars in (
-    ('para', _split_paragraphs(text.strip()), paragraphs, paragraph_chars),
-    ('line', _split_lines(text), lines, line_chars),
+    ('para', split_paragraphs(text.strip()), paragraphs, paragraph_chars),
+    ('line', split_lines(text), lines, line_chars),
   ):
     number, characters = duplicates(parts)
     if max_share and number / len(parts) > max_share:
       return f'dup_{name}_frac'
     if max_chars and characters / len(text) > max_chars:
       return f'dup_{name}_char_frac'
+  top = top or _bound(doc, 'top', (.20, .18, .16))
+  duplicated = duplicated or _bound(doc, 'duplicated', (.15, .14, .13, .12, .11, .10))
   ngrams = stats(text, doc.language).ngrams
   for n, share in enumerate(top, start=2):
     if ngrams.top_exceeds(n, share * len(text)):
@@ -70,11 +75,13 @@ def gopher_repetition(
   return None
 
 
-def _split_paragraphs(text: str) -> list[str]:
+def split_paragraphs(text: str) -> list[str]:
+  """What empty lines part."""
   return re.split(r'\n{2,}', text) if '\n\n' in text else [text]
 
 
-def _split_lines(text: str) -> list[str]:
+def split_lines(text: str) -> list[str]:
+  """What line ends part."""
   return re.split(r'\n+', text) if '\n\n' in text else text.split('\n')
 
 
@@ -85,19 +92,29 @@ STOP_WORDS: Mapping[str, frozenset[str]] = {k: frozenset(line.split()) for k, li
   'de': 'der und die in von im den des mit das er dem als wurde für',
   'es': 'de la en el y a que del los se por un con una las su',
   'it': "di e il la in a del che è della un per nel l' con da i una",
-  'pt': 'de a e o em do da que um no uma com para na é foi'}.items()}
+  'pt': 'de a e o em do da que um no uma com para na é foi',
+  'zh': '的 年 在 月 是 和 日 了 於 · 為 有 被 人 中 为 他 與 後 也 而 由',
+  'ja': 'の に を は た て が と で 年 し ・ 月 れ さ',
+  'ko': '의 다 이 는 에 을 한 년 하 은 를 했 고 에서 가 있 으로 인 월 로 되',
+  'th': 'ใน ที่ และ ของ เป็น มี การ ได้',
+  'ar': '، في من على إلى عام أن مع أو هو عن التي كان بين ما كانت هي المتحدة بعد',
+  'hi': 'के में है की और से का को एक हैं पर',
+  'ru': 'в и на с года по году из был к не от что за для его как а он также до после'}.items()}
 
 
 def gopher_quality(
   doc: Document, *, min_words: int = 50, max_words: float = 100_000,
-  word_length: tuple[float, float] = (3, 10), symbols: float = .1, bullets: float = .9,
-  ellipses: float = .3, alphabetic: float = .8, stop_words: int = 2,
+  word_length: tuple[float, float] | None = None, symbols: float = .1, bullets: float = .9,
+  ellipses: float = .3, alphabetic: float | None = None, stop_words: int = 2,
 ) -> str | None:
   """Number and length of words, shares of symbols, bullets, ellipses and words with letters.
 
   `stop_words` different ones of the document's language must occur (English if the language is
-  unknown; a language without a list has no such rule).
+  unknown; a language without a list has no such rule). Of languages whose words are not parted by
+  blanks they are looked for anywhere.
   """
+  word_length = word_length or _bound(doc, 'word_length', (3, 10))
+  alphabetic = _bound(doc, 'alphabetic', .8) if alphabetic is None else alphabetic
   text, s = doc.text, stats(doc.text, doc.language)
   tokens, (number, mean) = len(s.numbers), s.word_stats
   if number < min_words:
@@ -114,42 +131,62 @@ def gopher_quality(
   if ellipsis / tokens > symbols:
     return 'gopher_too_many_ellipsis'
   lines = text.splitlines()
-  if sum(line.lstrip().startswith(('•', '-')) for line in lines) / len(lines) > bullets:
+  if bullet_share(lines) > bullets:
     return 'gopher_too_many_bullets'
-  if ellipsis and (
-      sum(line.rstrip().endswith(('...', '…')) for line in lines) / len(lines) > ellipses):
+  if ellipsis and ellipsis_share(lines) > ellipses:
     return 'gopher_too_many_end_ellipsis'
   # Of all tokens, punctuation too: the rule that drops most.
   if s.alphabetic / tokens < alphabetic:
     return 'gopher_below_alpha_threshold'
-  known = STOP_WORDS.get(doc.language or 'en')
-  if known and s.distinct(known) < stop_words:
+  if stop_words_in(doc) < stop_words:
     return 'gopher_enough_stop_words'
   return None
 
 
-def c4(doc: Document, *, min_sentences: int = 5) -> str | None:
+def bullet_share(lines: Sequence[str]) -> float:
+  """Share of the lines that begin with a bullet."""
+  return sum(line.lstrip().startswith(('•', '-')) for line in lines) / len(lines)
+
+
+def ellipsis_share(lines: Sequence[str]) -> float:
+  """Share of the lines that end with an ellipsis."""
+  return sum(line.rstrip().endswith(('...', '…')) for line in lines) / len(lines)
+
+
+def stop_words_in(doc: Document) -> float:
+  """How many different stop words of its language a document has, infinitely many where none are
+  known."""
+  known = STOP_WORDS.get(doc.language or 'en')
+  if not known:
+    return math.inf
+  if doc.language in _PARTS:
+    return sum(word in doc.text for word in known)
+  return stats(doc.text, doc.language).distinct(known)
+
+
+def c4(doc: Document, *, min_sentences: int = 5, refuse: bool = True) -> str | None:
   """Drops boilerplate lines and citation marks from the text, and documents that are code, filler
-  or too short after it. C4's rule that lines end in punctuation is off, as in FineWeb.
+  or too short after it. C4's rule that lines end in punctuation is off, as in FineWeb. Without
+  `refuse` code and filler pass.
   """
   whole = doc.text.lower()
   filler, braces, citations = 'lorem ipsum' in whole, '{' in whole, '[' in whole
   marks = [mark for mark in ('javascript', *POLICY_LINES) if mark in whole]
-  kept = []
+  spaced, kept = doc.language not in words.UNSPACED_LANGUAGES, []
   for line in doc.text.splitlines():
     line = line.strip()
-    if len(line) > 1000 and any(len(word) > 1000 for word in line.split()):
+    if spaced and len(line) > 1000 and any(len(word) > 1000 for word in line.split()):
       continue
     tidy = CITATION.sub('', line) if citations and '[' in line else line
-    if len(line.split(maxsplit=2)) < 3:
+    if len(line.split(maxsplit=2)) < 3 and (spaced or len(line) < 6):
       continue
     if filler or braces or marks:
       lower = tidy.lower()
-      if 'lorem ipsum' in lower:
+      if refuse and 'lorem ipsum' in lower:
         return 'lorem_ipsum'
       if 'javascript' in lower:
         continue
-      if '{' in tidy:
+      if refuse and '{' in tidy:
         return 'curly_bracket'
       if any(mark in lower for mark in marks):
         continue
@@ -164,10 +201,14 @@ def c4(doc: Document, *, min_sentences: int = 5) -> str | None:
 
 
 def fineweb(
-  doc: Document, *, line_punctuation: float = .12, short_line: int = 30, short_lines: float = .67,
-  repeated_chars: float = .01, newlines: float = .3,
+  doc: Document, *, line_punctuation: float | None = None, short_line: int = 30,
+  short_lines: float = .67, repeated_chars: float = .01, newlines: float | None = None,
 ) -> str | None:
-  """FineWeb's own rules: lists, menus and repeated lines."""
+  """FineWeb's own rules: lists, menus and repeated lines; a line without blanks is half as long."""
+  line_punctuation = (_bound(doc, 'line_punctuation', .12) if line_punctuation is None
+                      else line_punctuation)
+  newlines = _bound(doc, 'newlines', .3) if newlines is None else newlines
+  short_line //= 1 + (doc.language in words.UNSPACED_LANGUAGES)
   text = doc.text
   lines = stats(text, doc.language).lines
   if not lines:
@@ -206,6 +247,27 @@ FINEWEB2_TABLES: Mapping[str, Mapping] = {
   'pt': dict(language=.799, line_punctuation=.077, newlines=.186, lines=.287, word_length=(3, 13),
              alphabetic=.814, top=(.371, .191, .163),
              duplicated=(.163, .153, .141, .130, .119, .108)),
+  'zh': dict(language=.692, line_punctuation=.106, newlines=.178, lines=.287, word_length=(1, 5),
+             alphabetic=.735, top=(.256, .201, .171),
+             duplicated=(.198, .182, .167, .154, .140, .127)),
+  'ja': dict(language=.886, line_punctuation=.096, newlines=.130, lines=.328, word_length=(1, 6),
+             alphabetic=.759, top=(.239, .196, .172),
+             duplicated=(.243, .225, .207, .190, .175, .159)),
+  'ko': dict(language=.842, line_punctuation=.062, newlines=.196, lines=.374, word_length=(1, 6),
+             alphabetic=.791, top=(.282, .228, .185),
+             duplicated=(.201, .184, .168, .154, .140, .127)),
+  'th': dict(language=.900, line_punctuation=.000, newlines=.153, lines=.349, word_length=(2, 10),
+             alphabetic=.900, top=(.221, .197, .162),
+             duplicated=(.185, .168, .152, .137, .124, .111)),
+  'ar': dict(language=.711, line_punctuation=.143, newlines=.189, lines=.304, word_length=(2, 9),
+             alphabetic=.787, top=(.197, .172, .146),
+             duplicated=(.165, .153, .142, .131, .120, .109)),
+  'hi': dict(language=.692, line_punctuation=.091, newlines=.316, lines=.206, word_length=(2, 21),
+             alphabetic=.837, top=(.208, .198, .161),
+             duplicated=(.135, .125, .116, .108, .099, .090)),
+  'ru': dict(language=.900, line_punctuation=.231, newlines=.139, lines=.322, word_length=(3, 11),
+             alphabetic=.713, top=(.184, .164, .146),
+             duplicated=(.168, .156, .145, .133, .121, .109)),
 }
 
 
@@ -223,6 +285,15 @@ def fineweb2(doc: Document) -> str | None:
     or fineweb(doc, line_punctuation=table['line_punctuation'], short_lines=999,
                repeated_chars=.1, newlines=table['newlines'])
     or gopher_quality(doc, word_length=table['word_length'], alphabetic=table['alphabetic']))
+
+
+def _bound(doc: Document, name: str, default: Any) -> Any:
+  """FineWeb's bound, or FineWeb-2's for a language of another script."""
+  return FINEWEB2_TABLES[doc.language][name] if doc.language in _OTHER_SCRIPTS else default
+
+
+_OTHER_SCRIPTS = frozenset(('zh', 'ja', 'ko', 'th', 'ar', 'hi', 'ru'))
+_PARTS = frozenset(('zh', 'ja', 'ko', 'th'))    # whose stop words are parts of what blanks part
 
 
 # --- other kinds of text ---------------------------------------------------------------------
@@ -248,7 +319,7 @@ def garbage(
   found = len(ALPHABETIC.findall(text))
   if found < letters * visible:
     return 'few_letters'
-  if len(UNSPACED.findall(text)) < .3 * found:
+  if len(words.UNSPACED.findall(text)) < .3 * found:
     mean = stats(text, doc.language).word_stats[1]
     if not word_length[0] <= mean <= word_length[1]:
       return 'word_length'
@@ -273,7 +344,7 @@ def legible(doc: Document, *, min_letters: int = 170, min_different: int = 15) -
   if reason := garbage(doc, broken=.05, letters=.3, word_length=(2, 20)):
     return reason
   few = stats(text, doc.language).different < min_different
-  return 'few_words' if few and not UNSPACED.search(text) else None
+  return 'few_words' if few and not words.UNSPACED.search(text) else None
 
 
 # Software documentation, by the same rules with looser bounds: it is honest text of another shape.

@@ -28,6 +28,7 @@ import apache_beam as beam
 from data_beam import curation
 from data_beam.curation import Each
 from data_beam.dedup.clusters import deduplication
+from data_beam.dedup.decontaminate import decontamination
 from data_beam.filters.rules import Rule, profile
 from data_beam.options import PdfOptions
 from data_beam.pdf import ocr as pdf_ocr
@@ -86,6 +87,7 @@ def stages(
     ('language', Each(identify, o.languages, o.min_language_score)),
     ('filter', Each(judge, profile(o.filters))),
     *deduplication(o),
+    *decontamination(o),
     ('pii', Each(anonymise)),
   ]
 

@@ -128,8 +128,11 @@ def _label(args: argparse.Namespace) -> int:
 def _rows(paths: Sequence[str]) -> list[dict[str, Any]]:
   rows = []
   for path in paths:
-    with open(path) as f:
-      rows += [json.loads(line) for line in f if line.strip()]
+    try:
+      with open(path) as f:
+        rows += [json.loads(line) for line in f if line.strip()]
+    except ValueError as e:
+      raise ValueError(f'{path} holds no JSON lines: {e}') from e
   if len({bool(row['ocr']) for row in rows}) < 2:
     raise ValueError(f'{", ".join(paths)}: pages of both kinds are needed')
   return rows

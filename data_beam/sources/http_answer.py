@@ -5,10 +5,13 @@ from typing import NamedTuple
 
 HEAD_END = re.compile(rb'\r?\n\r?\n')     # some servers end lines with a line feed alone
 HEAD_BYTES = 64 << 10
+# Of the owner's wishes (web/rights.py); a server may send several of one name.
+WISHES = ('x-robots-tag', 'tdm-reservation', 'content-usage', 'link')
 
 
 def parse_headers(head: bytes) -> dict[str, str]:
-  """The fields under the first line, names in lower case; of several of one name the first."""
+  """The fields under the first line, names in lower case; of several of one name the first, but
+  all of WISHES, with commas between."""
   try:
     text = head.decode()
   except UnicodeDecodeError:
@@ -17,7 +20,10 @@ def parse_headers(head: bytes) -> dict[str, str]:
   for line in re.sub(r'\r?\n[ \t]+', ' ', text).split('\n')[1:]:
     name, colon, value = line.partition(':')
     if colon:
-      headers.setdefault(name.strip().lower(), value.strip())
+      name, value = name.strip().lower(), value.strip()
+      before = headers.setdefault(name, value)
+      if name in WISHES and before != value:
+        headers[name] = f'{before}, {value}'
   return headers
 
 

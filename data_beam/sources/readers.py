@@ -31,7 +31,7 @@ from data_beam.sources.files import (
   read_range,
   reject_file,
 )
-from data_beam.sources.http_answer import HEAD_BYTES, Answer, http_answer, mime
+from data_beam.sources.http_answer import HEAD_BYTES, WISHES, Answer, http_answer, mime
 
 HTML_TYPES = frozenset({'text/html', 'application/xhtml+xml'})
 # Types under which servers send PDFs (the list of the FinePDFs pipeline).
@@ -74,6 +74,10 @@ class Page:
   modified: str = ''
   dump: str = ''      # the crawl that it is of, where an index or a row says it
   declared: int = 0   # bytes that the server said it would send, 0 if it did not, or compressed
+  # Of the server's answer, what its owner wishes (http_answer.WISHES); and what stages have found
+  # out, for the document's metadata.
+  headers: Mapping[str, str] = dataclasses.field(default_factory=dict)
+  notes: dict[str, Any] = dataclasses.field(default_factory=dict)
 
 
 class PayloadError(ValueError):
@@ -367,7 +371,8 @@ def _page(
     id=headers.get('warc-record-id') or hashlib.sha256(f'{url} {date}'.encode()).hexdigest(),
     url=url, date=date, warc_file=name, warc_offset=offset, content_type=content_type,
     body=b'', truncated=headers.get('warc-truncated', ''), etag=http.get('etag', ''),
-    modified=http.get('last-modified', ''))
+    modified=http.get('last-modified', ''),
+    headers={name: http[name] for name in WISHES if name in http})
   size = http.get('x-crawl-content-length') or http.get('content-length', '')
   coded = http.get('x-crawl-content-encoding') or http.get('content-encoding')
   if size.isascii() and size.isdigit() and len(size) < 16 and not coded:

@@ -71,3 +71,9 @@ def simplify(text: str) -> list[str]:
   if not text.isascii():
     text = _ACCENT.sub('', unicodedata.normalize('NFD', text))
   return text.split()
+
+
+def simple_words(text: str) -> list[str]:
+  """`simplify`, with text of scripts that have no spaces between words cut: what is compared."""
+  found = simplify(text)
+  return found if text.isascii() else words.segmented(found)

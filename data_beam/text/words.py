@@ -7,7 +7,8 @@ and a text has few pieces that were not seen before. Everything that is asked ab
 look-up per piece and arithmetic on arrays: one pass serves all filters.
 
 Known differences: a piece is cut every 1,000 characters, so that time stays linear; letters and
-symbols are those of Python's Unicode tables where spaCy has lists of its own.
+symbols are those of Python's Unicode tables where spaCy has lists of its own; scripts without
+spaces between words have no dictionary here (see Unspaced).
 """
 
 import functools
@@ -58,6 +59,9 @@ UPPER = _class(c for c in _chars(_CASED) if c.isupper()) + _UNCASED
 ALPHA = _CASED + _UNCASED
 ICON = '[' + _class(c for c in map(chr, range(0x20000))
                     if unicodedata.category(c) == 'So') + ']'
+# Of scripts whose words have no spaces between them: Thai, Lao, Burmese, Khmer, kana, ideographs.
+UNSPACED = re.compile('[\u0e00-\u0eff\u1000-\u109f\u1780-\u17ff\u3040-\u30ff\u3400-\u9fff'
+                      '\U00020000-\U0003ffff]')
 QUOTES = '\'"”“`‘´’‚,„»«「」『』（）〔〕【】《》〈〉⟦⟧'
 _PUNCT = '…,:;!?¿؟¡()[]{}<>_#*&。？！，、；：～·।،۔؛٪'
 _SIGN = '[' + re.escape(_PUNCT) + ']'
@@ -74,7 +78,7 @@ _HYPHENS = '(?:-|–|—|--|---|——|~)'
 # list, which knows neither closing quotes nor the ellipsis.
 _LATER = '︒︕︖․⳹⳺⳻\u2e60\u2e61\u1b4e\u1b4f\u1b7f\U000113d4\U000113d5\U00016d6e\U00016d6f'
 TERMINAL = frozenset(
-  c for c in map(chr, range(0x20000)) if regex.match(r'\p{Sentence_Terminal}', c)
+  regex.findall(r'\p{Sentence_Terminal}', ''.join(map(chr, range(0x20000))))
 ) - frozenset(_LATER) | frozenset('៖៙៚')
 # What datatrove takes for punctuation: common signs of several scripts, and control characters.
 PUNCTUATION = (
@@ -417,13 +421,63 @@ class Splitter:
     return words
 
 
+class Unspaced(Splitter):
+  """Cuts text without spaces into parts about as long as words, by script alone: two ideographs,
+  three hiragana, a run of katakana, four syllables of Thai, Lao, Burmese or Khmer. What repeats is
+  cut alike, since parts are counted from the last sign; spaCy's words need a dictionary."""
+
+  _PART = regex.compile(
+    r'[\p{Han}々〇]{1,2}|\p{Hiragana}{1,3}|[\p{Katakana}ー]+'
+    r'|(?:(?=[\p{Thai}\p{Lao}\p{Myanmar}\p{Khmer}])\X){1,4}'
+    r'|[^\p{Han}々〇\p{Hiragana}\p{Katakana}ー\p{Thai}\p{Lao}\p{Myanmar}\p{Khmer}]+')
+  _SIGN = re.compile(_SIGN)
+
+  def __init__(self):
+    super().__init__('en')
+
+  def __call__(self, piece: str) -> Iterable[str]:
+    """The parts of a piece."""
+    if not UNSPACED.search(piece):
+      return super().__call__(piece)
+    return [word for part in self.parts(piece) for word in (
+      [part] if UNSPACED.match(part) and not self._SIGN.match(part) else self._signs(part))]
+
+  def parts(self, piece: str) -> list[str]:
+    """The parts, signs not yet cut."""
+    return self._PART.findall(piece)
+
+  def _signs(self, part: str) -> Iterator[str]:
+    """Between ideographs signs stand for themselves: 。」 are two."""
+    for run in re.split(f'({_SIGN}|{_QUOTE})', part):
+      if run:
+        yield from super().__call__(run)
+
+
 LANGUAGES = tuple(_AFFIXES)
+UNSPACED_LANGUAGES = ('zh', 'ja', 'th', 'lo', 'my', 'km')
+
+
+def _spelt(language: str) -> str:
+  """Whose rules cut the words of a language."""
+  return 'zh' if language in UNSPACED_LANGUAGES else language if language in _AFFIXES else 'en'
+
+
+def splitter(language: str = 'en') -> Splitter:
+  """The Splitter of a language; English for those without rules of their own."""
+  return _splitter(_spelt(language))
 
 
 @functools.cache
-def splitter(language: str = 'en') -> Splitter:
-  """The Splitter of a language; English for those without rules of their own."""
-  return Splitter(language if language in _AFFIXES else 'en')
+def _splitter(language: str) -> Splitter:
+  return Unspaced() if language == 'zh' else Splitter(language)
+
+
+def segmented(simple: list[str]) -> list[str]:
+  """Words between blanks, those of scripts without spaces cut as Unspaced does."""
+  if not any(map(UNSPACED.search, simple)):
+    return simple
+  parts = splitter('zh').parts
+  return [part for word in simple for part in (parts(word) if UNSPACED.search(word) else (word,))]
 
 
 def _joined(text: str, language: str) -> str:
@@ -546,7 +600,7 @@ _lexicons: dict[str, Lexicon] = {}
 
 def lexicon(language: str = 'en') -> Lexicon:
   """The Lexicon of a language; a full one is left to those who hold it, and begun anew."""
-  language = language if language in _AFFIXES else 'en'
+  language = _spelt(language)
   found = _lexicons.get(language)
   if found is None or found.full:
     found = _lexicons[language] = Lexicon(language)
@@ -558,7 +612,10 @@ def lexicon(language: str = 'en') -> Lexicon:
 
 def count_sentences(line: str, language: str = 'en', limit: float = math.inf) -> int:
   """Sentences by spaCy's rule, `limit` at most: one begins at the first word after a terminal sign
-  that is neither terminal nor all punctuation (white space beyond one blank counts as a word)."""
+  that is neither terminal nor all punctuation (white space beyond one blank counts as a word). Thai
+  and Lao have no such signs: there, what stands between blanks counts."""
+  if language in ('th', 'lo'):
+    return len(line.split())
   cut, count, ended = splitter(language), 1, False
   for match in re.finditer(r'\s+|\S+', line):
     piece = match.group()

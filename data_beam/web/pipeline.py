@@ -16,7 +16,9 @@ import apache_beam as beam
 from data_beam import curation
 from data_beam.curation import Each, anonymise, judge
 from data_beam.dedup.clusters import deduplication
-from data_beam.dedup.decontaminate import Decontaminate
+from data_beam.dedup.decontaminate import decontamination
+from data_beam.dedup.parts import parts_dedup
+from data_beam.filters.quality import scoring
 from data_beam.filters.rules import FINEWEB2, profile
 from data_beam.filters.urls import UrlFilter
 from data_beam.options import WebOptions
@@ -28,7 +30,7 @@ from data_beam.sources.http_answer import mime
 from data_beam.sources.readers import Page
 from data_beam.text.language import detect_language, is_sure, language_sample, language_shares
 from data_beam.text.normalize import normalize
-from data_beam.web import served
+from data_beam.web import rights, served
 from data_beam.web.extract import is_cut
 
 # Real pages take up to 0.3 s, with trafilatura 3 s.
@@ -40,19 +42,22 @@ def stages(options: WebOptions, size: int = 0) -> list[tuple[str, beam.PTransfor
   """The pipeline, in the order of FineWeb, or of FineWeb-2, which looks for duplicates before it
   filters: each transform takes what the one before kept. `size` is of the input, in bytes."""
   o, rules = options, profile(options.filters)
-  judging = [('filter', Each(judge, rules))]
+  judging = [('filter', Each(judge, rules, o.signals)), *scoring(o)]
   duplicates = deduplication(o, by_url=o.url_dedup, size=size)
   middle = duplicates + judging if rules == FINEWEB2 else judging + duplicates
   url_filter = UrlFilter(o.url_lists, parity=o.parity) if o.url_lists else None
   return [
     ('read', Each(read, o.limit, o.dump)),
     *([('url', Each(judge_url, url_filter))] if url_filter else []),
+    *([('rights', Each(rights.judge, o.robots, o.robots_agents, o.opt_out, o.licences))]
+      if o.robots or o.opt_out or o.licences != 'ignore' else []),
     ('extract', Each(extract, o.tier, o.markdown) if not o.html_server else
      Each(ask_model, o.html_server, o.html_model, o.html_prompt)),
-    ('language', Each(identify, o.languages, o.min_language_score)),
+    ('language', Each(identify, o.languages, o.min_language_score, o.language_model)),
     *middle,
-    *([('decontaminate', Decontaminate(o.decontaminate))] if o.decontaminate else []),
-    ('pii', Each(anonymise, o.phones)),
+    *parts_dedup(o),
+    *decontamination(o),
+    ('pii', Each(anonymise, o.phones, o.accounts)),
   ]
 
 
@@ -101,7 +106,8 @@ def ask_model(
 
 
 def _metadata(page: Page, extractor: str) -> dict[str, Any]:
-  metadata = {'warc_file': page.warc_file, 'warc_offset': page.warc_offset, 'extractor': extractor}
+  metadata = {'warc_file': page.warc_file, 'warc_offset': page.warc_offset, 'extractor': extractor,
+              **page.notes}
   if page.dump:
     metadata['dump'] = page.dump
   if page.truncated:
@@ -128,17 +134,18 @@ def extract(
 
 
 def identify(
-  document: Document, languages: Sequence[str], min_score: float | None,
+  document: Document, languages: Sequence[str], min_score: float | None, model: str = '',
 ) -> Iterator[Document | Reject]:
   """Names the language; keeps the wanted ones (all, if none is named) where it is fairly sure: its
   score is above `min_score`, or above the threshold fitted to the language if that is None.
 
   Where the detector is in doubt, `metadata['languages']` has each language's share of the text.
   """
-  language, score = next(iter(detect_language(language_sample(document.text))), ('', 0.))
+  found = detect_language(language_sample(document.text), model)
+  language, score = next(iter(found), ('', 0.))
   document = dataclasses.replace(document, language=language, language_score=score)
   if score < .9:
-    shares = language_shares(document.text)
+    shares = language_shares(document.text, model=model)
     if len(shares) > 1:
       document.metadata = {**document.metadata, 'languages': {
         name: round(share, 3) for name, share in shares.items()}}
@@ -170,9 +177,6 @@ def run(
       (the rejects are on disk then).
   """
   options = options or WebOptions()
-  if options.decontaminate:
-    options = dataclasses.replace(
-      options, decontaminate=[f['path'] for f in expand(options.decontaminate)])
   files = expand(input)
   if options.dedup_scope == 'dump' and not options.dump and not any(
       common_crawl.dump_of(f['path']) or readers.tells_dumps(f['path']) for f in files):

@@ -158,8 +158,9 @@ def _begin(
 ) -> int:
   """Runs a command in a child, whose process id is returned, with its words in a file.
 
-  This process itself never uses jax, so that it can be forked. What `digest` says of the result is
-  in the file beside the workdir.
+  This process itself never uses jax, Beam or ArrayRecord, so that it can be forked: a child lacks
+  their threads, and ends by a segmentation fault where it uses what the parent has begun. What
+  `digest` says of the result is in the file beside the workdir.
   """
   sys.stdout.flush()
   if pid := os.fork():
@@ -255,8 +256,9 @@ def case(place: Place, name: str, rng: np.random.Generator, cut: bool) -> dict[s
   if status:
     return row | {'outcome': 'blocked', 'why': said.strip().splitlines()[-1:]}
   result = place.digest()
-  lost = ['rows'] if name == 'rows' else []  # of the past, which nobody can measure again
-  wrong = [k for k in wanted | result if wanted.get(k) != result.get(k) and k not in lost]
+  wrong = kills.differences(result, wanted)
+  if name == 'rows':  # of the past, which nobody can measure again
+    wrong = [k for k in wrong if not k.startswith(('trained ', 'measured '))]
   if name == 'rows':
     known = json.loads((place.root / kind.stage / 'rows').read_text())
     wrong += ['a row that nobody wrote'] * bool(set(place.rows()) - set(known))
@@ -286,12 +288,12 @@ def prepare(root: pathlib.Path) -> Place:
   warnings.filterwarnings('ignore', 'os.fork')  # none of their threads has begun
   root.mkdir(parents=True, exist_ok=True)
   place = Place(root)
-  kills.prepare(place.inputs)
-  if not (place.inputs / 'teacher/summary.json').exists():
-    teacher = lambda inputs, work: _app([
-      f'--config={kills.__file__}:{inputs}', f'--workdir={inputs}/teacher'])
-    if _end(_begin(teacher, place.inputs, place.work, place.log)):
-      raise ValueError(f'no teacher: {place.log.read_text()[-500:]}')
+  for what, made, make in (
+      ('inputs', place.inputs, lambda inputs, work: kills.prepare(inputs)),
+      ('teacher', place.inputs / 'teacher/summary.json', lambda inputs, work: _app([
+        f'--config={kills.__file__}:{inputs}', f'--workdir={inputs}/teacher']))):
+    if not made.exists() and _end(_begin(make, place.inputs, place.work, place.log)):
+      raise ValueError(f'no {what}: {place.log.read_text()[-500:]}')
   return place
 
 
@@ -320,7 +322,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     if row is None and time.monotonic() < began + 60 * args.minutes:
       rng = np.random.default_rng([args.seed, number])
       cut = number // len(args.kinds) % 2 == 1
+      since = time.monotonic()
       row = {'seed': args.seed, 'number': number, **case(place, name, rng, cut)}
+      row['seconds'] = round(time.monotonic() - since, 1)
       with done.open('a') as f:
         f.write(json.dumps(row) + '\n')
       print(json.dumps(row), file=sys.stderr, flush=True)

@@ -11,11 +11,13 @@ machine goes down. Counted are
 
   different  rounds whose result is not the undisturbed one's: corpora byte by byte; of trainings
              the parameters bit by bit, the rows of metrics but for times, scores, samples, exports;
-             of sweeps and searches those of each point, but for rows between evaluations (one that
-             ends with its parent saves first, which is a row more), and the study's trials
+             of sweeps and searches those of each point, and the study's trials
   twice      what was finished, or saved in a sealed checkpoint, before a kill and done again after
   orphans    rounds after which a process of theirs still ran
   failed     commands that ended with another status than 0, unless they were killed
+
+A training that is told to end, as those of a sweep are when it dies, saves at once and measures so
+far: a row more, after which the next one is of fewer steps. These two are no other result.
 
 Start by start the seed decides when and how. DIR keeps the rounds' results, so that a call with
 --minutes does a part, and the same call goes on.
@@ -32,7 +34,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -135,27 +137,43 @@ def rows(path: pathlib.Path) -> list[dict[str, Any]]:
           for row in metrics.read_rows(path)]
 
 
-def training(run: pathlib.Path, prefix: str = '') -> dict[str, str]:
-  """Of the workdir of a finished run; of its metrics the rows with a name that begins so."""
+def training(run: pathlib.Path) -> dict[str, Any]:
+  """Of the workdir of a finished run."""
   import jax
 
   from smoljax.checkpoints import store
 
   _, params, _ = store.load_params(str(run / 'checkpoints'))
   weights = hashlib.sha256(b''.join(np.asarray(x).tobytes() for x in jax.tree.leaves(params)))
-  written = json.dumps([row for row in rows(run / 'metrics.jsonl')
-                        if any(k.startswith(prefix) for k in row)]).encode()
-  found = {'weights': weights.hexdigest(), 'rows': hashlib.sha256(written).hexdigest()}
+  found: dict[str, Any] = {'weights': weights.hexdigest()}
+  for row in rows(run / 'metrics.jsonl'):
+    what = 'trained' if 'train/loss' in row else 'measured'
+    found.setdefault(f'{what} {row["step"]}', []).append(
+      hashlib.sha256(json.dumps(row).encode()).hexdigest()[:16])
   for name in ('evals', 'export'):
     found |= {f'{name}/{k}': v for k, v in _bytes(run / name).items()}
   del found['export/smoljax_export.json']  # which has times
-  return found | {'samples': hashlib.sha256((run / 'samples.json').read_bytes()).hexdigest()}
+  resumed = sorted({e['step'] for e in _events(run) if e['event'] == 'resume'})
+  return found | {'samples': hashlib.sha256((run / 'samples.json').read_bytes()).hexdigest(),
+                  'resumed': resumed}
 
 
-def _points(work: pathlib.Path) -> dict[str, str]:
+def _points(work: pathlib.Path) -> dict[str, Any]:
   """Of the runs of a sweep or search."""
   return {f'{p.name}/{k}': v for p in sorted((work / 'points').iterdir())
-          for k, v in training(p, prefix='val/').items()}
+          for k, v in training(p).items()}
+
+
+def differences(found: Mapping[str, Any], wanted: Mapping[str, Any]) -> list[str]:
+  """Names of what is not as in the undisturbed result, but for rows around a save between them."""
+  excused = {name for name in found | wanted if name.endswith('resumed')}
+  for run, steps in [(name.removesuffix('resumed'), found.get(name, ())) for name in excused]:
+    for step in steps:
+      if (saved := f'{run}trained {step}') in found and saved not in wanted:
+        later = [int(name.split()[-1]) for name in wanted if name.startswith(f'{run}trained ')]
+        excused |= {saved, f'{run}trained {min((s for s in later if s > step), default=0)}'}
+  return [name for name in found | wanted
+          if name not in excused and found.get(name) != wanted.get(name)]
 
 
 def searched(work: pathlib.Path) -> dict[str, Any]:
@@ -250,8 +268,7 @@ class Work:
     if status:
       faults.append(('failed', f'status {status}: {self._log(work)}'))
     else:
-      found, wanted = _plain(self.kind.digest(work)), self.tally['digest']
-      other = [k for k in found | wanted if found.get(k) != wanted.get(k)]
+      other = differences(_plain(self.kind.digest(work)), self.tally['digest'])
       faults += [('different', ', '.join(other[:5]))] * bool(other)
     faults += [('twice', what) for before in seen for what in before.done_again(work)]
     faults += [('orphans', str(g)) for g in groups if not _has_ended(g)]

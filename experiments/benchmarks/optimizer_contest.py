@@ -1,32 +1,25 @@
-"""Which optimizer needs how many tokens? A contest of equally tuned ones, with intervals.
+"""Which optimizer needs how many steps? A contest of equally tuned ones, with intervals.
 
   python -m experiments.benchmarks.optimizer_contest tokens --text='GLOB' --output=DIR
   python -m experiments.benchmarks.optimizer_contest run    --output=DIR [--seconds=500] [--names …]
   python -m experiments.benchmarks.optimizer_contest report --output=DIR
 
-`tokens` trains a tokenizer on text files and stores their tokens, documents shuffled. `run` does
-what is left of the contest of configs/optimizer_contest.py, a line in DIR/runs.jsonl each, and
-stops before --seconds are over: call it again to go on. `report` writes DIR/contest.md and
-DIR/contest.svg. The contestants, all or those named:
+`tokens` trains a tokenizer on text files and stores their tokens, documents shuffled; two samples
+of documents are held out, one to tune by and one for the verdict. `run` does what is left of the
+contest of configs/optimizer_contest.py, a line in DIR/runs.jsonl each, and stops before --seconds
+are over: call it again to go on. `report` writes the leaderboard, DIR/contest.md and contest.svg.
 
-  adamw                SmolLM3's optimizer
-  adamw_warm           the same with four times the warm-up
-  adamw_eighth         the same with the settings that were best for a model an eighth the size
-  optax_muon           optax.contrib.muon(learning_rate), as its documentation has it: no decay
-  optax_muon_labelled  optax.contrib.muon told which dims are matrices, with the settings of `muon`
-  muon                 ours: Polar Express, scaled to AdamW's update RMS
-  muon_heads           ours, queries and keys one matrix a head
-  muonclip             `muon` with QK-Clip
-  muon_rates           `muon`, and the learning rate and clipping of q and k follow a head's logits
-  soap                 SOAP, Adam in the eigenbasis of Shampoo's preconditioner, b1 = b2 = .95,
-                       with the warm-up of adamw_warm
+First all are tuned, a round each in turn: a round is as many runs as the chip trains side by side,
+at the best cell so far and its neighbours, until one cell is the best of those around it in all
+three of its rates. Then the reference and the best of the others run with seeds and on documents
+that tuning never saw; cooldowns branch off one stable phase at several lengths, so that the steps
+to the reference's final loss can be read off, seed by seed.
 
-Runs that differ in seed, learning rate or weight decay alone are one compiled program, vmapped
-(SOAP's, whose step branches on its number, take turns in it). Updates are linear in both rates,
-which are therefore inputs: optimizers are built at a learning rate of 1 without decay.
+Copies that differ in seed, rates or initialisation alone are one compiled program, vmapped.
 """
 
 import argparse
+import concurrent.futures
 import copy
 import functools
 import glob
@@ -34,8 +27,9 @@ import gzip
 import json
 import math
 import pathlib
+import statistics
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any, NamedTuple
 
 import jax
@@ -46,26 +40,28 @@ import optax
 from configs import base, optimizer_contest
 from experiments.benchmarks.optimizer_step import matrix_dims
 from smoljax import metrics, model, optim
+from smoljax.optim import averaging
+from smoljax.optim import optimizer as optimizer_lib
 from smoljax.optim.matrices import path_name
-from smoljax.optim.qk_clip import qk_clip, qk_clip_grads, qk_rates
+from smoljax.optim.qk_clip import qk_clip
+from smoljax.scaling import comparison
 from smoljax.train import diagnostics, objectives
 
-BLOCK = 8  # steps a call
-
-NAMES = {
-  'adamw': 'AdamW', 'adamw_warm': 'AdamW, longer warm-up',
-  'adamw_eighth': 'AdamW, tuned at 1/8 the size',
-  'optax_muon': 'optax Muon, as documented', 'optax_muon_labelled': 'optax Muon, labelled right',
-  'muon': 'our Muon', 'muon_heads': 'our Muon, q and k by head', 'muonclip': 'our MuonClip',
-  'muon_rates': 'our Muon, rates of q and k by logits', 'soap': 'SOAP, longer warm-up',
-}  # fmt: skip
+BLOCK = 8  # steps a call; all lengths are multiples of it
 
 
 # --- tokens --------------------------------------------------------------------------------------
 
 
-def make_tokens(patterns: list[str], output: pathlib.Path, vocab_size: int, limit: int) -> None:
-  """Tokenises the files that match, whole documents in a fixed random order, up to `limit`."""
+def make_tokens(
+  patterns: list[str], output: pathlib.Path, vocab_size: int, limit: int,
+  held_out: Sequence[tuple[str, int]] = (), row: int = 0,
+) -> None:
+  """Tokenises the files that match, whole documents in a fixed random order, up to `limit`.
+
+  Of each (name, count) of `held_out` the next `count` documents of at least `row` tokens are left
+  out of training and of the tokenizer, and give their first `row` tokens to output/NAME.npy.
+  """
   from smoljax.data import tokenizer
 
   paths = sorted({p for pattern in patterns for p in glob.glob(pattern, recursive=True)})
@@ -81,14 +77,23 @@ def make_tokens(patterns: list[str], output: pathlib.Path, vocab_size: int, limi
       seen.add(text)
       texts.append(text)
   output.mkdir(parents=True, exist_ok=True)
-  sample = [line for text in texts[:400] for line in text.split('\n')]
+  sample = [line for text in texts[-400:] for line in text.split('\n')]
   tokenizer.train(sample, str(output / 'tokenizer.model'), vocab_size=vocab_size)
   encoder = tokenizer.load(str(output / 'tokenizer.model'))
+  encode = lambda text: np.array([encoder.bos_id, *encoder.encode(text)], np.uint16)
+  rest = iter(texts)
+  for name, count in held_out:
+    rows: list[np.ndarray] = []
+    while len(rows) < count:
+      if (text := next(rest, None)) is None:
+        raise SystemExit(f'too few documents of {row} tokens for {count} held out as {name}')
+      if len(part := encode(text)) >= row:
+        rows.append(part[:row])
+    np.save(output / f'{name}.npy', np.stack(rows))
   parts, total = [], 0
-  for text in texts:
-    part = np.array([encoder.bos_id, *encoder.encode(text)], np.uint16)
-    parts.append(part)
-    total += len(part)
+  for text in rest:
+    parts.append(encode(text))
+    total += len(parts[-1])
     if total >= limit:
       break
   tokens = np.concatenate(parts)[:limit]
@@ -99,37 +104,39 @@ def make_tokens(patterns: list[str], output: pathlib.Path, vocab_size: int, limi
 # --- runs ----------------------------------------------------------------------------------------
 
 
-Cell = tuple[float, float]  # learning rate, weight decay
+class Cell(NamedTuple):
+  """What a contestant is tuned in."""
+
+  lr: float  # peak learning rate
+  warmup: int  # steps; 1 = none
+  third: float  # weight decay, or on a hyperball the factor on the matrices' initialisation
 
 
 class Copies(NamedTuple):
-  """What copies of a model that train side by side differ in, an entry a copy."""
+  """Models that train side by side: a seed and a cell each."""
 
   seeds: list[int]
-  lrs: list[float]
-  decays: list[float]  # weight decay
+  cells: list[Cell]
 
 
-def make_optimizer(
-  name: str, c: Any, params: Any
-) -> tuple[optax.GradientTransformation, dict[str, float]]:
-  """The contestant's transformation at a learning rate of 1 without weight decay, and, by leaf,
-  the share of the weight decay that the contestant gives it."""
-  shares = {path_name(path): 1.0 for path, _ in jax.tree.leaves_with_path(params)}
-  if name == 'optax_muon':
-    return optax.contrib.muon(1.0), dict.fromkeys(shares, 0.0)
-  if name == 'optax_muon_labelled':
-    return optax.contrib.muon(1.0, consistent_rms=.2, adam_b2=.95,
-                              muon_weight_dimension_numbers=matrix_dims(params)), shares
+class Data(NamedTuple):
+  """The tokens to train on, and documents held out to tune by and for the verdict."""
+
+  train: np.ndarray
+  tune: np.ndarray
+  test: np.ndarray
+
+  @classmethod
+  def load(cls, folder: pathlib.Path) -> 'Data':
+    """What `tokens` has written."""
+    return cls(*(np.load(folder / f'{name}.npy') for name in ('tokens', 'tune', 'test')))
+
+
+def settings_of(contestant: Any) -> Any:
+  """Section `optimizer` of the config of a contestant of configs/optimizer_contest.py."""
   settings = copy.deepcopy(base.get_config().optimizer)
-  settings.name = 'muon' if name.startswith('muon') else name.split('_')[0]
-  if name == 'soap':
-    settings.b1 = settings.b2 = .95
-  settings.learning_rate, settings.schedule, settings.warmup_fraction = 1.0, 'constant', 0.0
-  settings.weight_decay = 0.0
-  settings.muon.per_head = 'qk' if name == 'muon_heads' else 'none'
-  optimizer, info = optim.make_optimizer(settings, params, c.steps)
-  return optimizer, {path: label.decay for path, label in info.labels.items()}
+  settings.update(contestant.get('settings', {}))
+  return settings
 
 
 def batch_of(rows_BX: jax.Array) -> dict[str, jax.Array]:
@@ -143,89 +150,116 @@ def batch_of(rows_BX: jax.Array) -> dict[str, jax.Array]:
 
 
 class Runner:
-  """Trains many copies of one model by one optimizer at once."""
+  """Trains many copies of one model by one contestant at once."""
 
-  def __init__(self, name: str, c, config: model.ModelConfig, tokens: np.ndarray):
-    self.c, self.config = c, config
-    self.warmup = c.long_warmup if name in ('adamw_warm', 'soap') else c.warmup
-    held_out = c.eval_rows * (c.seq_len + 1)
-    self.train, self.held_out = jnp.asarray(tokens[:-held_out]), tokens[-held_out:]
-    self.rule = {'muonclip': 'weights', 'muon_rates': 'rates'}.get(name)
-    self.optimizer, self.shares = make_optimizer(name, c, model.abstract_params(config))
+  def __init__(self, contestant: Any, c: Any, data: Data):
+    self.c, self.data, self.contestant = c, data, contestant
+    self.config = model.ModelConfig(**c.model, **contestant.get('model', {}))
+    self.settings = settings_of(contestant)
+    self.abstract = model.abstract_params(self.config)
+    self.labels = optim.label_params(self.settings, self.abstract)
+    self.tokens = jnp.asarray(data.train)
     self.init = jax.jit(jax.vmap(self._init))
-    each = (lambda f: functools.partial(jax.lax.map, f)) if name == 'soap' else jax.vmap
+    # SOAP's step branches on its number, which vmapped would take all branches.
+    each = (lambda f: functools.partial(jax.lax.map, f)) if contestant.get('one_by_one') else (
+      jax.vmap)
     self.advance = jax.jit(
       lambda *args: each(lambda run: self._advance(*run, tokens=args[-1]))(args[:-1]))
-    self.evaluate = jax.jit(jax.vmap(self._evaluate))
+    self.evaluate = jax.jit(jax.vmap(self._evaluate, in_axes=(0, None)))
 
-  def _init(self, seed):
+  def chain(self, lr: Any, decay: Any) -> optax.GradientTransformation:
+    """The contestant's whole chain at a learning rate and weight decay that may be traced."""
+    first: Any
+    if name := self.contestant.get('optax'):
+      labelled = dict(consistent_rms=.2, adam_b2=.95,
+                      muon_weight_dimension_numbers=matrix_dims(self.abstract))
+      first = (optax.contrib.muon(1.0, **(labelled if name == 'labelled' else {})),
+               optax.scale(-1.0))
+    else:
+      first = optimizer_lib.directions(self.settings, self.labels, self.abstract)
+    return optax.chain(*first, *optimizer_lib.steps(self.settings, self.labels, lr, decay, -1))
+
+  def _init(self, seed: jax.Array, third: jax.Array) -> Any:
     params = model.init(self.config, jax.random.key(seed))
-    return params, self.optimizer.init(params)
+    if self.settings.hyperball:
+      views = optim.matrix_views(params)
+      params = jax.tree.map_with_path(
+        lambda path, x: x * third if path_name(path) in views else x, params)
+    return params, self.chain(1.0, 0.0).init(params)
 
-  def _loss(self, params, rows_BT, max_logits):
+  def _loss(self, params, rows_BT, max_logits=None):
     loss = objectives.next_token(
       self.config, params, batch_of(rows_BT), num_sources=1, max_logits=max_logits,
       total_tokens=jnp.float32(rows_BT.shape[0] * self.c.seq_len))
     return loss.total, loss.metrics
 
-  def _advance(self, state, starts_SB, lr_S, decay, tokens):
-    def decayed(path, update, param):
-      return update - decay * self.shares[path_name(path)] * param
+  def _advance(self, state, starts_SB, lr_S, third, tokens):
+    tau = self.contestant.get('qk_clip_tau', 0.0)  # QK-Clip's; 0 = none
+    decay = 0.0 if self.settings.hyperball else third
 
     def step(state, inputs):
-      (params, opt_state), (starts_B, lr), tau = state, inputs, self.c.qk_clip_tau
+      (params, opt_state), (starts_B, lr) = state, inputs
       rows_BT = tokens[starts_B[:, None] + jnp.arange(self.c.seq_len + 1)]
-      measure = 'bound' if self.rule else None
+      measure = 'bound' if tau else None
       (loss, aux), grads = jax.value_and_grad(self._loss, has_aux=True)(params, rows_BT, measure)
-      if self.rule == 'rates':
-        grads = qk_clip_grads(grads, aux['max_logits_LN'], tau, 1.0)
-      updates, opt_state = self.optimizer.update(grads, opt_state, params)
-      updates = jax.tree.map_with_path(decayed, updates, params)
-      if self.rule == 'rates':
-        updates = qk_rates(updates, aux['max_logits_LN'], tau)
-      params = jax.tree.map(lambda p, u: p + lr * u, params, updates)
-      if self.rule == 'weights':
+      updates, opt_state = self.chain(lr, decay).update(grads, opt_state, params)
+      params = jax.tree.map(jnp.add, params, updates)
+      if tau:
         params = qk_clip(params, aux['max_logits_LN'], tau)
       return (params, opt_state), loss
 
     return jax.lax.scan(step, state, (starts_SB, lr_S))
 
-  def _evaluate(self, params):
-    group = math.gcd(self.c.eval_rows, 16)
-    rows = jnp.asarray(self.held_out.reshape(-1, group, self.c.seq_len + 1))
+  def _evaluate(self, state, rows_NX):
+    """Mean losses on the rows of the weights as they are, and of their tail average."""
+    rows_GBX = rows_NX.reshape(-1, math.gcd(len(rows_NX), 32), rows_NX.shape[1])
+    mean = lambda params: jnp.mean(jax.lax.map(lambda rows: self._loss(params, rows)[0], rows_GBX))
+    params, opt_state = state
+    if not self.settings.tail_steps:
+      return jnp.stack([mean(params)] * 2)
+    mixed = averaging.mixture(params, opt_state, self.settings.tail_weight)
+    return jnp.stack([mean(params), mean(mixed)])
 
-    def some(rows_BT):
-      loss, aux = self._loss(params, rows_BT, 'exact')
-      return loss, jnp.max(aux['max_logits_LN'])
+  def start(self, copies: Copies) -> Any:
+    """Fresh states."""
+    third = np.array([cell.third for cell in copies.cells], np.float32)
+    return self.init(jnp.asarray(copies.seeds, jnp.int32), third)
 
-    losses, logits = jax.lax.map(some, rows)
-    return jnp.mean(losses), jnp.max(logits)
+  def compile(self, copies: int) -> None:
+    """Compiles all there is, for so many copies; may be called from a thread."""
+    of = jax.ShapeDtypeStruct
+    seeds, thirds = of((copies,), jnp.int32), of((copies,), jnp.float32)
+    state = jax.eval_shape(self.init, seeds, thirds)
+    starts, rates = of((copies, BLOCK, self.c.rows), jnp.int32), of((copies, BLOCK), jnp.float32)
+    rows = of((self.c.tune_documents, self.c.seq_len + 1), jnp.uint16)
+    self.init = self.init.lower(seeds, thirds).compile()
+    self.advance = self.advance.lower(state, starts, rates, thirds, self.tokens).compile()
+    self.evaluate = self.evaluate.lower(state, rows).compile()
 
   def steps(
-    self, state: Any, copies: Copies, start: int, stop: int, scale: Callable[[int], float]
+    self, state: Any, copies: Copies, start: int, stop: int, scale: Callable[[int, Cell], float]
   ) -> Any:
-    """`state` after the steps [start, stop), with the learning rates times scale(step)."""
-    at, decays = start, np.array(copies.decays, np.float32)
-    while at < stop:
-      n = min(BLOCK, stop - at)
-      starts = np.stack([[self._rows(seed, s) for s in range(at, at + n)] for seed in copies.seeds])
-      lr = np.array([[base_lr * scale(s) for s in range(at, at + n)] for base_lr in copies.lrs])
+    """`state` after the steps [start, stop), with the learning rates times scale(step, cell)."""
+    third = np.array([cell.third for cell in copies.cells], np.float32)
+    for at in range(start, stop, BLOCK):
+      block = range(at, min(at + BLOCK, stop))
+      starts = np.stack([[self._rows(seed, s) for s in block] for seed in copies.seeds])
+      lr = np.array([[cell.lr * scale(s, cell) for s in block] for cell in copies.cells])
       state, _ = self.advance(
-        state, starts.astype(np.int32), lr.astype(np.float32), decays, self.train)
-      at += n
+        state, starts.astype(np.int32), lr.astype(np.float32), third, self.tokens)
     return state
 
   def _rows(self, seed: int, step: int) -> np.ndarray:
     """Where the rows of a step begin: every place once, in an order of the seed's own."""
-    whole = (len(self.train) - 1) // self.c.seq_len
+    whole = (len(self.data.train) - 1) // self.c.seq_len
     order = _order(seed, whole)
     return order[np.arange(step * self.c.rows, (step + 1) * self.c.rows) % whole] * self.c.seq_len
 
-  def score(self, state: Any) -> list[dict]:
-    """Of each copy: loss on the held-out tokens, and the largest logit."""
-    losses, logits = jax.device_get(self.evaluate(state[0]))
-    return [{'loss': round(float(a), 5), 'max_logit': round(float(b), 2)}
-            for a, b in zip(losses, logits, strict=True)]
+  def score(self, state: Any, rows: np.ndarray) -> list[dict]:
+    """Of each copy the loss on held-out rows; `raw` is that without the tail average."""
+    parts = jnp.asarray(rows).reshape(-1, self.c.tune_documents, rows.shape[1])
+    losses = np.mean(jax.device_get([self.evaluate(state, part) for part in parts]), axis=0)
+    return [{'loss': round(float(mixed), 5), 'raw': round(float(raw), 5)} for raw, mixed in losses]
 
 
 @functools.cache
@@ -233,46 +267,57 @@ def _order(seed: int, size: int) -> np.ndarray:
   return np.random.default_rng([7, seed]).permutation(size)
 
 
+def stable_steps(c: Any, steps: int) -> int:
+  """Steps of a run before its cooldown."""
+  return steps - whole(c.cooldown * steps)
+
+
+def whole(steps: float) -> int:
+  """The nearest multiple of BLOCK, one at least."""
+  return max(1, round(steps / BLOCK)) * BLOCK
+
+
 def cooled(runner: Runner, state: Any, copies: Copies, steps: int) -> Any:
   """The state at the end of a run of `steps`, from the stable phase's at its last step."""
-  stable = steps - round(runner.c.decay * steps)
-  left = lambda s: (steps - s) / (steps - stable)
+  stable = stable_steps(runner.c, steps)
+  left = lambda s, cell: (steps - s) / (steps - stable) * warm(s, cell)
   return runner.steps(state, copies, stable, steps, left)
 
 
-def stable_to(
-  runner: Runner, state: Any, copies: Copies, start: int, steps: int
-) -> tuple[Any, int]:
-  """(the state at the end of the stable phase of a run of `steps`, the step it is at)."""
-  stable = steps - round(runner.c.decay * steps)
-  warm = lambda s: min(1.0, (s + 1) / runner.warmup)
-  return runner.steps(state, copies, start, stable, warm), stable
+def warm(step: int, cell: Cell) -> float:
+  """Share of the peak rate that warm-up gives a step."""
+  return min(1.0, (step + 1) / cell.warmup)
 
 
 def tune(runner: Runner, cells: list[Cell]) -> list[dict]:
-  """Final losses of short runs, one a cell; as many at once as there are seeds."""
-  c, scores = runner.c, []
-  steps = round(c.tuning * c.steps)
-  for i in range(0, len(cells), c.seeds):
-    some = cells[i:i + c.seeds]
-    padded = some + some[-1:] * (c.seeds - len(some))
-    copies = Copies([0] * c.seeds, *map(list, zip(*padded, strict=True)))
-    state = runner.init(jnp.zeros(c.seeds, jnp.int32))
-    state, _ = stable_to(runner, state, copies, 0, steps)
-    scores += runner.score(cooled(runner, state, copies, steps))[:len(some)]
-  return scores
+  """Scores of shorter runs with seed 0, one a cell, on the documents to tune by."""
+  c, steps = runner.c, whole(runner.c.tuning * runner.c.steps)
+  copies = Copies([0] * c.copies, (cells * c.copies)[:c.copies])
+  state = runner.steps(runner.start(copies), copies, 0, stable_steps(c, steps), warm)
+  return runner.score(cooled(runner, state, copies, steps), runner.data.tune)[:len(cells)]
 
 
-def branch(runner: Runner, lr: float, decay: float) -> Iterator[tuple[int, list[dict], Any]]:
-  """(steps, a score per seed, the cooled state) for each length, from one stable phase."""
+def branch(
+  runner: Runner, cell: Cell, lengths: Sequence[float], fits: Callable[[int], bool]
+) -> Iterator[tuple[int, Any]]:
+  """(steps, the cooled state of all seeds) for each length, from one stable phase; no further than
+  where the steps to the next do not fit."""
   c, at = runner.c, 0
-  copies = Copies(list(range(1, c.seeds + 1)), [lr] * c.seeds, [decay] * c.seeds)
-  state = runner.init(jnp.asarray(copies.seeds, jnp.int32))
-  for length in c.lengths:
-    steps = round(length * c.steps)
-    state, at = stable_to(runner, state, copies, at, steps)
-    end = cooled(runner, state, copies, steps)
-    yield steps, runner.score(end), end
+  copies = Copies(list(range(1, c.copies + 1)), [cell] * c.copies)
+  state = runner.start(copies)
+  for length in lengths:
+    steps = whole(length * c.steps)
+    stable = stable_steps(c, steps)
+    if not fits(steps - at):
+      return
+    state, at = runner.steps(state, copies, at, stable, warm), stable
+    yield steps, cooled(runner, state, copies, steps)
+
+
+def verdict_steps(c: Any, lengths: Sequence[float]) -> int:
+  """Steps that `branch` takes for these lengths."""
+  steps = [whole(length * c.steps) for length in lengths]
+  return stable_steps(c, max(steps)) + sum(s - stable_steps(c, s) for s in steps)
 
 
 def spectrum(params: dict) -> float:
@@ -289,10 +334,14 @@ def read(output: pathlib.Path) -> list[dict]:
   return metrics.read_rows(output / 'runs.jsonl')
 
 
+def cell_of(row: dict) -> Cell:
+  """The cell of a row of runs.jsonl."""
+  return Cell(row['lr'], row['warmup'], row['third'])
+
+
 def tried(rows: list[dict], name: str) -> dict[Cell, float]:
   """Loss of each run that tuned the contestant."""
-  return {(r['lr'], r['weight_decay']): r['loss']
-          for r in rows if r['kind'] == 'tune' and r['name'] == name}
+  return {cell_of(r): r['loss'] for r in rows if r['kind'] == 'tune' and r['name'] == name}
 
 
 def best(losses: dict[Cell, float]) -> Cell:
@@ -300,190 +349,305 @@ def best(losses: dict[Cell, float]) -> Cell:
   return min(losses, key=lambda cell: losses[cell] if math.isfinite(losses[cell]) else math.inf)
 
 
-def branches(rows: list[dict], name: str) -> list[dict]:
-  """The contestant's runs from the stable phase at its best cell."""
-  cell = best(tried(rows, name))
-  return [r for r in rows if r['kind'] == 'branch' and r['name'] == name
-          and (r['lr'], r['weight_decay']) == cell]
+def neighbours(cell: Cell) -> list[Cell]:
+  """The six cells a factor of two from it in one of its three; fewer where there is no warm-up to
+  halve, or no decay to change."""
+  lr, warmup, third = cell
+  around = [Cell(lr * f, warmup, third) for f in (.5, 2)]
+  around += [Cell(lr, warmup, third * f) for f in (.5, 2)]
+  around += [Cell(lr, w, third) for w in (warmup // 2, warmup * 2) if w]
+  return [c for c in around if c != cell]
 
 
-def untried(losses: dict[Cell, float], start: list[Cell]) -> list[Cell]:
-  """What is left of the cells to start with; then of those around the best, a factor of two apart
-  both ways: none if it is the best of a square of nine."""
-  if left := [cell for cell in start if cell not in losses]:
-    return left
-  lr, decay = best(losses)
-  around = dict.fromkeys((a * lr, b * decay) for a in (.5, 1, 2) for b in (.5, 1, 2))
-  return [cell for cell in around if cell not in losses]
+def interior(losses: dict[Cell, float]) -> bool:
+  """Whether the best cell's neighbours were all tried."""
+  return bool(losses) and all(c in losses for c in neighbours(best(losses)))
 
 
-def run(output: pathlib.Path, seconds: float, c: Any, names: list[str] | None = None) -> bool:
-  """Goes on with the contest; True if nothing is left."""
-  began = time.monotonic()
-  tokens = np.load(output / 'tokens.npy')
-  full = model.ModelConfig(**c.model)
-  eighth = model.ModelConfig(**{**c.model, **c.eighth})
-  runner = functools.cache(lambda name, config: Runner(name, c, config, tokens))
-  longest = 0.0
+def next_round(losses: dict[Cell, float], start: Cell, size: int) -> list[Cell]:
+  """The cells to try next, `size` of them: the neighbours that the best one lacks, then what is
+  further around it; none if it has them all."""
+  middle = best(losses) if losses else start
+  if interior(losses):
+    return []
+  first = [c for c in [middle, *neighbours(middle)] if c not in losses]
+  lr, warmup, third = middle
+  diagonal = [Cell(lr * a, warmup, third * b) for a, b in ((2, 2), (.5, .5), (2, .5), (.5, 2))]
+  more = [*diagonal, *(c for n in neighbours(middle) for c in neighbours(n))]
+  return list(dict.fromkeys([*first, *(c for c in more if c not in losses)]))[:size]
 
-  def timed(function, *args):
-    """Writes the rows that function(*args) gives; False if there was no time for it."""
-    nonlocal longest
+
+class Clock:
+  """Whether so many steps of all copies fit into what is left, by the last round of tuning."""
+
+  def __init__(self, seconds: float):
+    self.began, self.seconds, self.a_step = time.monotonic(), seconds, 0.0
+
+  def spent(self) -> float:
+    """Seconds since the start."""
+    return time.monotonic() - self.began
+
+  def fits(self, steps: int) -> bool:
+    """True before the first round was timed, if there is any time at all."""
+    return self.seconds - self.spent() > 1.1 * steps * self.a_step
+
+  def timed(self, steps: int, function: Callable[..., Any], *args: Any) -> Any:
+    """function(*args), which takes so many steps."""
     start = time.monotonic()
-    if start - began + longest > seconds:
-      return False
-    rows = function(*args)
-    longest = max(longest, time.monotonic() - start)
+    out = function(*args)
+    self.a_step = (time.monotonic() - start) / steps
+    return out
+
+
+def run(
+  output: pathlib.Path, seconds: float, c: Any, names: Sequence[str] | None = None,
+  verdict: bool = False,
+) -> bool:
+  """Goes on with the contest; True if nothing is left.
+
+  With `verdict` tuning ends in time for the verdict, whether or not everyone's best is inside: the
+  report says. After `c.screening` rounds each, only the reference and the `c.finalists` best go on.
+  """
+  clock, data = Clock(seconds), Data.load(output)
+  names = list(names or c.contestants)
+  runners: dict[str, Runner] = {}
+
+  def write(rows: list[dict]) -> None:
     with open(output / 'runs.jsonl', 'a') as file:
       for row in rows:
-        row |= {'device': jax.devices()[0].device_kind, 'at': round(time.monotonic() - began, 1)}
+        row |= {'device': jax.devices()[0].device_kind, 'at': round(clock.spent(), 1)}
         file.write(json.dumps(row) + '\n')
         print(json.dumps(row), flush=True)
-    return True
 
-  def tuned(name, cells):
-    scores = tune(runner(name, eighth if name == 'adamw_eighth' else full), cells)
-    return [{'kind': 'tune', 'name': name, 'lr': lr, 'weight_decay': decay, **score}
-            for (lr, decay), score in zip(cells, scores, strict=True)]
+  def ready(wanted: Sequence[str]) -> None:
+    new = [name for name in wanted if name not in runners]
+    runners.update({name: Runner(c.contestants[name], c, data) for name in new})
+    with concurrent.futures.ThreadPoolExecutor() as pool:
+      list(pool.map(lambda name: runners[name].compile(c.copies), new))
 
-  def branched(name, lr, decay):
-    rows: list[dict[str, Any]] = []
-    end: Any = None
-    for steps, scores, state in branch(runner(name, full), lr, decay):
-      end = state
-      rows += [{'kind': 'branch', 'name': name, 'lr': lr, 'weight_decay': decay, 'steps': steps,
-                'seed': i + 1, **score} for i, score in enumerate(scores)]
-    first = jax.tree.map(lambda x: x[0], jax.device_get(end[0]))
-    rows[-c.seeds]['weight_entropy'] = round(spectrum(first), 4)
-    return rows
+  def tune_round(name: str, cells: list[Cell]) -> None:
+    scores = clock.timed(tuning, tune, runners[name], cells)
+    write([{'kind': 'tune', 'name': name, **cell._asdict(), **score, 'steps': tuning}
+           for cell, score in zip(cells, scores, strict=True)])
 
-  for name in names or c.grids:
-    decay = 0.0 if name == 'optax_muon' else c.weight_decay  # its documentation has none
-    while cells := untried(tried(read(output), name), [(lr, decay) for lr in c.grids[name]]):
-      if not timed(tuned, name, cells):
-        return False
+  tuning = whole(c.tuning * c.steps)
+  reserved = verdict_steps(c, [1.0]) + c.finalists * verdict_steps(c, c.lengths)
+  late = lambda: verdict and not clock.fits(tuning + reserved)
+  while True:
     rows = read(output)
-    if not (branches(rows, name) or timed(branched, name, *best(tried(rows, name)))):
+    screened = all(len(tried(rows, n)) >= c.copies * c.screening or interior(tried(rows, n))
+                   for n in names)
+    in_play = finalists(rows, names, c) if screened else names
+    todo = {name: next_round(tried(rows, name), Cell(*c.contestants[name].start), c.copies)
+            for name in in_play}
+    if not any(todo.values()):
+      break
+    for name, cells in todo.items():
+      if not cells or (screened and late()):
+        continue
+      if not clock.fits(tuning):
+        return False
+      ready(in_play)
+      tune_round(name, cells)
+    if screened and late():
+      break
+  rows = read(output)
+  for name in [c.reference, *(n for n in finalists(rows, names, c) if n != c.reference)]:
+    lengths = [1.0] if name == c.reference else c.lengths
+    if name not in names or all_branches(rows, name, lengths):
+      continue
+    ready([name])
+    cell = best(tried(rows, name))
+    state = None
+    for steps, state in branch(runners[name], cell, lengths, clock.fits):
+      scores = runners[name].score(state, data.test)
+      write([{'kind': 'branch', 'name': name, **cell._asdict(), 'steps': steps, 'seed': i + 1,
+              **score} for i, score in enumerate(scores)])
+    if not all_branches(read(output), name, lengths):
       return False
+    first = jax.tree.map(lambda x: x[0], jax.device_get(state[0]))
+    write([{'kind': 'weights', 'name': name, 'entropy': round(spectrum(first), 4)}])
   return True
+
+
+def finalists(rows: list[dict], names: Sequence[str], c: Any) -> list[str]:
+  """The reference, and the best others by their tuning runs, best first."""
+  found = {name: min(losses.values()) for name in names
+           if name != c.reference and (losses := tried(rows, name))}
+  return [*(n for n in names if n == c.reference), *sorted(found, key=found.__getitem__)[
+    :c.finalists]]
+
+
+def all_branches(rows: list[dict], name: str, lengths: Sequence[float]) -> bool:
+  """Whether the contestant has a branch of each length."""
+  return len({r['steps'] for r in branches(rows, name)}) == len(lengths)
+
+
+def branches(rows: list[dict], name: str) -> list[dict]:
+  """The contestant's runs from the stable phase at its best cell."""
+  if not (losses := tried(rows, name)):
+    return []
+  return [r for r in rows if r['kind'] == 'branch' and r['name'] == name
+          and cell_of(r) == best(losses)]
 
 
 # --- the report ----------------------------------------------------------------------------------
 
 
-def steps_to(target: float, steps: np.ndarray, losses: np.ndarray) -> float:
+def steps_to(target: float, steps: Sequence[float], losses: Sequence[float]) -> float:
   """Steps at which the curve (falling, by linear interpolation in log steps) reaches the target;
   infinity if it does not, the shortest run's steps if that was already below."""
   order = np.argsort(steps)
-  steps, losses = np.log(np.asarray(steps, float)[order]), np.asarray(losses, float)[order]
-  losses = np.minimum.accumulate(losses)
-  if losses[0] <= target:
-    return float(np.exp(steps[0]))
-  for i in range(1, len(steps)):
-    if losses[i] <= target:
-      share = (losses[i - 1] - target) / (losses[i - 1] - losses[i])
-      return float(np.exp(steps[i - 1] + share * (steps[i] - steps[i - 1])))
+  log_steps = np.log(np.asarray(steps, float)[order])
+  falling = np.minimum.accumulate(np.asarray(losses, float)[order])
+  if falling[0] <= target:
+    return float(np.exp(log_steps[0]))
+  for i in range(1, len(log_steps)):
+    if falling[i] <= target:
+      share = (falling[i - 1] - target) / (falling[i - 1] - falling[i])
+      return float(np.exp(log_steps[i - 1] + share * (log_steps[i] - log_steps[i - 1])))
   return math.inf
 
 
-def summarize(rows: list[dict], draws: int = 2000) -> list[dict]:
-  """A row for each contestant: final loss by seed, and tokens to the final loss of the best AdamW
-  as a share of that one's, with the 95 % interval of resampled seeds (both sides)."""
-  curves = {}
+class Standing(NamedTuple):
+  """A contestant's row of the leaderboard."""
+
+  name: str
+  cell: Cell
+  inside: bool  # the best cell's neighbours were all tried
+  tuning_runs: int
+  losses: dict[int, float]  # at full length, by seed
+  ratio: comparison.Estimate | None  # log of steps to the reference's final loss over its steps
+  reached: int  # seeds that came to it
+  shorter: dict[int, comparison.Estimate]  # steps → loss there minus the reference's final loss
+
+
+def standings(rows: list[dict], c: Any) -> list[Standing]:
+  """The leaderboard, least steps first.
+
+  Each seed's target is the final loss of the reference with that seed, which had the same
+  initialisation and order of data; the log ratios of steps are paired over seeds, and their
+  interval is Student's t.
+  """
+  curves: dict[str, dict[int, dict[int, float]]] = {}
   for name in dict.fromkeys(r['name'] for r in rows):
     for r in branches(rows, name):
-      curves.setdefault(name, {}).setdefault(r['seed'], {})[r['steps']] = r
-  end = max(steps for seeds in curves.values() for seed in seeds.values() for steps in seed)
-  reference = min((seeds for name, seeds in curves.items() if name.startswith('adamw')),
-                  key=lambda seeds: np.mean([seed[end]['loss'] for seed in seeds.values()]))
-  rng = np.random.default_rng(0)
-
-  def ratio(name, seeds, reference_seeds):
-    target = np.mean([reference[s][end]['loss'] for s in reference_seeds])
-    steps = sorted(next(iter(curves[name].values())))
-    mean = [np.mean([curves[name][s][k]['loss'] for s in seeds]) for k in steps]
-    return steps_to(target, np.array(steps), np.array(mean)) / end
-
+      curves.setdefault(name, {}).setdefault(r['seed'], {})[r['steps']] = r['loss']
+  targets = {seed: losses[max(losses)] for seed, losses in curves[c.reference].items()}
+  end = max(curves[c.reference][next(iter(targets))])
   out = []
   for name, seeds in curves.items():
-    names, reference_seeds = sorted(seeds), sorted(reference)
-    resample = lambda of: rng.choice(of, len(of))
-    resampled = [ratio(name, resample(names), resample(reference_seeds)) for _ in range(draws)]
-    finals = [seeds[s][end] for s in names]
+    found = {seed: steps_to(targets[seed], list(of), list(of.values()))
+             for seed, of in seeds.items() if seed in targets}
+    reached = {seed: steps for seed, steps in found.items() if math.isfinite(steps)}
+    ratio = None
+    if name != c.reference and len(reached) == len(found):
+      ratio = comparison.log_ratio(dict.fromkeys(reached, float(end)), reached)
+    lengths = set.intersection(*(set(of) for of in seeds.values()))
     losses = tried(rows, name)
-    lr, decay = best(losses)
-    out.append({
-      'name': name, 'lr': lr, 'weight_decay': decay, 'inside': not untried(losses, []),
-      'losses': [f['loss'] for f in finals],
-      'max_logit': max(f['max_logit'] for f in finals),
-      'entropy': next(f['weight_entropy'] for f in finals if 'weight_entropy' in f),
-      'ratio': ratio(name, names, reference_seeds),
-      'reference': seeds is reference,
-      'interval': tuple(np.quantile(resampled, [.025, .975], method='nearest').tolist()),
-    })
-  return out
+    out.append(Standing(
+      name, best(losses), interior(losses), len(losses),
+      {seed: of[max(of)] for seed, of in seeds.items()}, ratio, len(reached),
+      {} if name == c.reference else {
+        steps: comparison.difference(targets, {seed: of[steps] for seed, of in seeds.items()})
+        for steps in sorted(lengths)}))
+  order = lambda s: s.ratio.mean if s.ratio else 0.0 if s.name == c.reference else 1.0
+  return sorted(out, key=order)
+
+
+def leaderboard(rows: list[dict], c: Any) -> str:
+  """The report as Markdown."""
+  found = standings(rows, c)
+  title = lambda name: c.contestants[name].title
+  end = max(r['steps'] for r in rows if r['kind'] == 'branch' and r['name'] == c.reference)
+  n = len(found[0].losses)
+  lines = [
+    f'Steps of {c.rows * c.seq_len:,} tokens to the loss that {title(c.reference)} has after {end}:'
+    f' {n} seeds, 95 % t-intervals of paired log ratios, on documents that tuning never saw.',
+    '',
+    '| optimizer | rate | warm-up | decay (ball: × init) | tuning runs | final loss, mean ± s.d. | '
+    'steps to the target | share of the reference’s | p |', '|---|---|---|---|---|---|---|---|---|']
+  for s in found:
+    spread = statistics.stdev(s.losses.values()) if len(s.losses) > 1 else math.nan
+    share = steps = p = '–'
+    if s.ratio:
+      low, mean, high = (math.exp(x) for x in (s.ratio.low, s.ratio.mean, s.ratio.high))
+      share, steps = f'{mean:.3f} ({low:.3f}–{high:.3f})', f'{mean * end:.0f}'
+      p = f'{s.ratio.p:.1g}'
+    elif s.name == c.reference:
+      share, steps = '1', str(end)
+    else:
+      share = f'reached by {s.reached} of {len(s.losses)}'
+    lines.append(
+      f'| {title(s.name)} | {s.cell.lr:g} | {s.cell.warmup} | {s.cell.third:g}'
+      f'{"" if s.inside else " (search cut)"} | {s.tuning_runs} | '
+      f'{statistics.fmean(s.losses.values()):.4f} ± {spread:.4f} | {steps} | {share} | {p} |')
+  lines += ['', '| optimizer | steps | loss minus the reference’s final one, paired | p |',
+            '|---|---|---|---|']
+  for s in found:
+    for steps, e in s.shorter.items():
+      lines.append(f'| {title(s.name)} | {steps} ({steps / end:.2f}) | '
+                   f'{e.mean:+.4f} ± {e.half:.4f} | {e.p:.1g} |')
+  tuned = {name: tried(rows, name) for name in dict.fromkeys(r['name'] for r in rows)}
+  lines += ['', 'Tuned, runs of ' + ', '.join(
+    sorted({str(r['steps']) for r in rows if r['kind'] == 'tune'})) + ' steps with one seed:', '',
+    '| optimizer | runs | best loss | at | inside |', '|---|---|---|---|---|']
+  for name, losses in sorted(tuned.items(), key=lambda item: min(item[1].values())):
+    cell = best(losses)
+    lines.append(f'| {title(name)} | {len(losses)} | {losses[cell]:.4f} | rate {cell.lr:g}, '
+                 f'warm-up {cell.warmup}, {cell.third:g} | {"yes" if interior(losses) else "no"} |')
+  return '\n'.join(lines) + '\n'
 
 
 def report(output: pathlib.Path, c: Any) -> None:
-  """Writes the table of the contest and its figure into the folder."""
+  """Writes the leaderboard of the contest and its figure into the folder."""
   import matplotlib
 
   matplotlib.use('Agg')
   from matplotlib import pyplot
 
   rows = read(output)
-  table = summarize(rows)
-  share = lambda x: f'{x:.2f}' if math.isfinite(x) else 'not reached'
-  interval = lambda r: (
-    '' if r['reference'] or math.isinf(r['ratio']) else f' ({"–".join(map(share, r["interval"]))})')
-  lines = [
-    '| optimizer | best learning rate | weight decay | final loss, mean ± s.d. | '
-    'tokens to the best AdamW, share (95 %) | largest logit | entropy of weights |',
-    '|---|---|---|---|---|---|---|']
-  for r in sorted(table, key=lambda r: np.mean(r['losses'])):
-    lines.append(
-      f'| {NAMES[r["name"]]} | {r["lr"]:g} | {r["weight_decay"]:g}'
-      f'{"" if r["inside"] else " (search unfinished)"} | '
-      f'{np.mean(r["losses"]):.4f} ± {np.std(r["losses"], ddof=1):.4f} | {share(r["ratio"])}'
-      f'{interval(r)} | {r["max_logit"]:.0f} | {r["entropy"]:.3f} |')
-  (output / 'contest.md').write_text('\n'.join(lines) + '\n')
+  text = leaderboard(rows, c)
+  (output / 'contest.md').write_text(text)
   figure, axes = pyplot.subplots(1, 2, figsize=(11, 4), layout='constrained')
-  tokens = c.rows * c.seq_len / 1e6
   for name in dict.fromkeys(r['name'] for r in rows):
-    lowest = {}  # of all weight decays
-    for (lr, _), loss in tried(rows, name).items():
-      lowest[lr] = min(loss, lowest.get(lr, math.inf))
+    lowest: dict[float, float] = {}  # of all cells with this rate
+    for cell, loss in tried(rows, name).items():
+      lowest[cell.lr] = min(loss, lowest.get(cell.lr, math.inf))
     axes[0].plot(*zip(*sorted(lowest.items()), strict=True), marker='.')
     ends = branches(rows, name)
     steps = sorted({r['steps'] for r in ends})
     means = [np.mean([r['loss'] for r in ends if r['steps'] == s]) for s in steps]
-    axes[1].plot([s * tokens for s in steps], means, marker='.', label=NAMES[name])
+    axes[1].plot(steps, means, marker='.', label=c.contestants[name].title)
   low = min(r['loss'] for r in rows if r['kind'] == 'tune' and math.isfinite(r['loss']))
-  axes[0].set(xscale='log', xlabel='learning rate, at its best weight decay',
-              ylabel='held-out loss, half the steps', ylim=(low - .1, low + 2))
-  axes[1].set(xlabel='million tokens, cooled down', ylabel='held-out loss')
+  axes[0].set(xscale='log', xlabel='learning rate, all else at its best',
+              ylabel='loss on the documents to tune by', ylim=(low - .05, low + 1))
+  axes[1].set(xlabel='steps, cooled down', ylabel='loss on the documents for the verdict')
   axes[1].legend(fontsize=8)
   figure.savefig(output / 'contest.svg', metadata={'Date': None})
-  print('\n'.join(lines))
+  print(text)
 
 
 def main() -> None:
   """The command line."""
+  c = optimizer_contest.get_config()
   parser = argparse.ArgumentParser(description=__doc__.split('\n')[0])
   parser.add_argument('command', choices=('tokens', 'run', 'report'))
   parser.add_argument('--output', required=True, type=pathlib.Path)
   parser.add_argument('--text', nargs='+', default=[], help='globs of text files')
-  parser.add_argument('--names', nargs='+', choices=NAMES, help='contestants to run; all if none')
+  parser.add_argument('--names', nargs='+', choices=list(c.contestants), help='all if none')
   parser.add_argument('--seconds', type=float, default=1e9, help='stop before so many are over')
-  parser.add_argument('--limit', type=int, default=0, help='tokens to keep; 0 = one epoch and eval')
+  parser.add_argument('--verdict', action='store_true', help='stop tuning in time for the verdict')
+  parser.add_argument('--limit', type=int, default=0, help='tokens to keep; 0 = one epoch')
   args = parser.parse_args()
-  c = optimizer_contest.get_config()
   if args.command == 'tokens':
-    rows = c.steps * c.rows + c.eval_rows
-    make_tokens(args.text, args.output, c.model.vocab_size,
-                args.limit or (rows + 2) * (c.seq_len + 1))
+    make_tokens(
+      args.text, args.output, c.model.vocab_size,
+      args.limit or (c.steps * c.rows + 2) * c.seq_len,
+      [('tune', c.tune_documents), ('test', c.test_documents)], c.seq_len + 1)
   elif args.command == 'run':
-    print('done' if run(args.output, args.seconds, c, args.names) else 'to be continued')
+    done = run(args.output, args.seconds, c, args.names, args.verdict)
+    print('done' if done else 'to be continued')
   else:
     report(args.output, c)
 

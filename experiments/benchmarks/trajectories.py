@@ -22,15 +22,13 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 
 from configs import optimizer_contest as settings
 from experiments.benchmarks import optimizer_contest as contest
-from smoljax import model, optim
+from smoljax import optim
 from smoljax.optim.matrices import path_name
 
-_NAMES = ('adamw_warm', 'muon', 'soap')
-_RATES = {'adamw_warm': 4e-3, 'muon': 4e-3, 'soap': 2e-3}  # where there is no contest to ask
+_NAMES = ('adamw', 'muon', 'soap')
 
 
 def matrices(params: dict) -> dict:
@@ -56,26 +54,23 @@ def minus(a: dict, b: dict) -> dict:
 
 
 def follow(
-  name: str, cell: contest.Cell, c: Any, tokens: np.ndarray, steps: int, every: int
+  name: str, cell: contest.Cell, c: Any, data: contest.Data, steps: int, every: int
 ) -> Iterator[tuple[int, dict, dict]]:
   """(step, row, ΔW) at every `every`-th step of a run at a constant rate after the warm-up."""
-  runner = contest.Runner(name, c, model.ModelConfig(**c.model), tokens)
-  lr, decay = cell
-  copies = contest.Copies([1], [lr], [decay])
-  warm = lambda s: min(1.0, (s + 1) / runner.warmup)
+  runner, copies = contest.Runner(c.contestants[name], c, data), contest.Copies([1], [cell])
   first = lambda state: jax.tree.map(lambda x: x[0], state[0])
-  state = runner.init(jnp.asarray(copies.seeds, jnp.int32))
+  state = runner.start(copies)
   start = matrices(first(state))
   for step in range(every, steps + 1, every):
-    state = runner.steps(state, copies, step - every, step - 1, warm)
+    state = runner.steps(state, copies, step - every, step - 1, contest.warm)
     before = matrices(first(state))
-    state = runner.steps(state, copies, step - 1, step, warm)
+    state = runner.steps(state, copies, step - 1, step, contest.warm)
     params = first(state)
     now = matrices(params)
     moved = minus(now, start)
     nested = lambda tree: {'blocks': tree}
     yield step, {
-      'name': name, 'lr': lr, 'step': step, **runner.score(state)[0],
+      'name': name, 'lr': cell.lr, 'step': step, **runner.score(state, data.tune)[0],
       'moved': norm(moved) / norm(start),
       'weights': contest.spectrum(nested(now)),
       'update': contest.spectrum(nested(minus(now, before))),
@@ -84,13 +79,13 @@ def follow(
 
 def run(output: pathlib.Path, steps: int, every: int, c: Any) -> list[dict]:
   """Follows each optimizer; writes and returns the rows of DIR/trajectories.jsonl."""
-  tokens, rows, paths = np.load(output / 'tokens.npy'), [], {}
+  data, rows, paths = contest.Data.load(output), [], {}
   done = contest.read(output)
   with open(output / 'trajectories.jsonl', 'w', buffering=1) as file:
     for name in _NAMES:
       tuned = contest.tried(done, name)
-      cell = contest.best(tuned) if tuned else (_RATES[name], c.weight_decay)
-      for step, row, moved in follow(name, cell, c, tokens, steps, every):
+      cell = contest.best(tuned) if tuned else contest.Cell(*c.contestants[name].start)
+      for step, row, moved in follow(name, cell, c, data, steps, every):
         for other in (n for n, at in paths.items() if n != name and step in at):
           theirs = paths[other][step]
           row[f'cos/{other}'] = dot(moved, theirs) / (norm(moved) * norm(theirs))
@@ -102,13 +97,14 @@ def run(output: pathlib.Path, steps: int, every: int, c: Any) -> list[dict]:
   return rows
 
 
-def report(output: pathlib.Path, rows: list[dict]) -> None:
+def report(output: pathlib.Path, rows: list[dict], c: Any) -> None:
   """Writes DIR/trajectories.md and .svg."""
   import matplotlib
 
   matplotlib.use('Agg')
   from matplotlib import pyplot
 
+  title = lambda name: c.contestants[name].title
   figure, axes = pyplot.subplots(1, 3, figsize=(14, 4), layout='constrained')
   lines = ['| optimizer | step | loss | moved | entropy of the update | of the weights | cosine |',
            '|---|---|---|---|---|---|---|']
@@ -116,14 +112,14 @@ def report(output: pathlib.Path, rows: list[dict]) -> None:
     of_name = [r for r in rows if r['name'] == name]
     at = [r['step'] for r in of_name]
     for i, key in enumerate(('update', 'weights')):
-      axes[i].plot(at, [r[key] for r in of_name], marker='.', label=contest.NAMES[name])
+      axes[i].plot(at, [r[key] for r in of_name], marker='.', label=title(name))
       axes[i].set(xlabel='step', ylabel='entropy of singular values', title=f'of the {key}')
     for key in (k for k in of_name[0] if k.startswith('cos/')):
-      label = f'{contest.NAMES[name]} and {contest.NAMES[key[4:]]}'
+      label = f'{title(name)} and {title(key[4:])}'
       axes[2].plot(at, [r[key] for r in of_name], marker='.', label=label)
     for r in (of_name[0], of_name[len(of_name) // 2], of_name[-1]):
-      cosines = ', '.join(f'{r[k]:.2f} ({contest.NAMES[k[4:]]})' for k in r if k[:4] == 'cos/')
-      lines.append(f'| {contest.NAMES[name]} | {r["step"]} | {r["loss"]:.3f} | {r["moved"]:.2f} | '
+      cosines = ', '.join(f'{r[k]:.2f} ({title(k[4:])})' for k in r if k[:4] == 'cos/')
+      lines.append(f'| {title(name)} | {r["step"]} | {r["loss"]:.3f} | {r["moved"]:.2f} | '
                    f'{r["update"]:.3f} | {r["weights"]:.3f} | {cosines or "–"} |')
   axes[2].set(xlabel='step', ylabel='cosine of W − W₀', title='which way they went')
   for axis in axes:
@@ -140,7 +136,8 @@ def main() -> None:
   parser.add_argument('--steps', type=int, default=300)
   parser.add_argument('--every', type=int, default=25, help='steps from one look to the next')
   args = parser.parse_args()
-  report(args.output, run(args.output, args.steps, args.every, settings.get_config()))
+  c = settings.get_config()
+  report(args.output, run(args.output, args.steps, args.every, c), c)
 
 
 if __name__ == '__main__':

@@ -7,7 +7,7 @@ Prints one JSON line: seconds of a run that nobody kills, `tasks` that were done
 that it meets, one a process, as a share of the stage that has most, and `same`, whether all files
 of both corpora are equal byte for byte. A kill is SIGKILL of the job's processes, all at once, at a
 moment between the start and the time that an undisturbed run takes; a run that ends before is begun
-anew, from the finished corpus.
+anew, and what that one does counts as new.
 """
 
 import collections
@@ -61,25 +61,29 @@ def main(argv: list[str]) -> None:
       raise SystemExit('the job failed: run data_beam.web on the input to see why')
     seconds = time.monotonic() - begin
     done: dict[str, int] = {}
-    again, kills = set(), 0
+    stages: collections.Counter[str] = collections.Counter()   # most tasks that each has had
+    total, again, ended, kills = 0, 0, 0, 0
     while kills < _KILLS.value:
       job = start(killed)
       try:
         job.wait(rng.uniform(0, seconds))
+        done, ended = {}, ended + 1
+        continue
       except subprocess.TimeoutExpired:
         os.killpg(job.pid, signal.SIGKILL)
         kills += 1
       job.wait()
       now = tasks(killed)
-      again |= {path for path in now if path in done and now[path] != done[path]}
-      done |= now
+      again += sum(path in done and now[path] != done[path] for path in now)
+      total += len(now.keys() - done.keys())
+      stages |= collections.Counter(map(os.path.dirname, now))
+      done = now
     if start(killed).wait():
       raise SystemExit('the job failed after the kills')
     print(json.dumps({
-      'kills': kills, 'seconds': round(seconds, 1), 'tasks': len(done),
-      'redone': round(len(again) / max(1, len(done)), 4),
-      'at_risk': round(_PROCESSES.value / max(collections.Counter(
-        os.path.dirname(path) for path in done).values()), 4),
+      'kills': kills, 'ended': ended, 'seconds': round(seconds, 1), 'tasks': total,
+      'redone': round(again / max(1, total), 4),
+      'at_risk': round(_PROCESSES.value / max(stages.values(), default=1), 4),
       'same': bytes_of(whole) == bytes_of(killed)}))
 
 

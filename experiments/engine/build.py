@@ -31,7 +31,8 @@ def build_steps(c: ConfigDict, workdir: str) -> list[Step]:
   tokens = dict(_tokens(c, corpora, sorted({*used, *targets}), tokenizer))
   steps += tokenizer + [s for s in tokens.values() if s not in steps]
   caches = list(_teacher_caches(c, tokens, used))
-  train = _train(c, tokens, used, targets, [*caches, *tokenizer])
+  train = _merge(c) if c.merge.models else _train(
+    c, tokens, used, targets, [*caches, *tokenizer])
   steps += [*caches, train, *_scores_and_exports(c, train, tokens, targets, tokenizer)]
   report = Step(
     'report',
@@ -85,7 +86,7 @@ def _curation(c: ConfigDict) -> Iterator[Step]:
                        'conversations, have --config.chains.number made, or say '
                        '--config.conversations.enabled=False')
     rules = [_step(c, 'chains', steps_lib.run_chains, ['chains', 'seed'],
-                   cost=f'{c.chains.number:,} conversations by rule')]
+                   version=2, cost=f'{c.chains.number:,} conversations by rule')]
   if any(not c[name].input for name in enabled if name != 'conversations'):
     from experiments.quickstart import articles
 
@@ -211,6 +212,20 @@ def _train(
   )
 
 
+def _merge(c: ConfigDict) -> Step:
+  """A soup of other runs, where a run trains."""
+  models = c.merge.models.split(',')
+  return _step(
+    c,
+    'merge',
+    steps_lib.run_merge,
+    ['merge'],
+    outside=[_weights(path) for path in models],
+    cost=f'{c.merge.method} of {len(models)} models',
+    links={'metrics.jsonl': 'metrics.jsonl'},
+  )
+
+
 def _scores_and_exports(
   c: ConfigDict, train: Step, tokens: Mapping[str, Step], targets: Sequence[str],
   tokenizer: Sequence[Step],
@@ -231,10 +246,11 @@ def _scores_and_exports(
     c,
     'export',
     steps_lib.run_export,
-    ['sample', 'seed'],
+    ['sample', 'export', 'seed'],
     needs=[train, *tokenizer],
     cost='a Hugging Face folder, and sample text',
-    links={n: n for n in ['export', *['samples.json'] * bool(c.sample.prompts)]},
+    links={n: n for n in ['export', *['samples.json'] * bool(c.sample.prompts),
+                          *['model.gguf'] * c.export.gguf]},
   )
 
 
@@ -263,6 +279,7 @@ _OPERATIONAL = (
   'train.keep', 'train.log_every', 'train.checkpoint_', 'train.eval_', 'train.tensorboard',
   'train.watchdog', 'train.loss_chunk', 'train.accumulate', 'train.flops', 'model.remat',
   'model.attention', 'model.scan_layers', 'mesh.', 'guard.', 'diagnostics.', 'eval.batch_size',
+  'merge.models',
 )
 # Of those the ones that do: model fields that begin alike, and faults that are put in on purpose.
 _DECISIVE = ('model.attention_bias', 'model.attention_softcap', 'guard.inject')

@@ -46,7 +46,8 @@ def resolve(c: ConfigDict) -> ConfigDict:
   choose_corpora(c)
   # Weights of another model, and its distributions, are for its own tokens.
   for field, path in (('distill.teacher', c.distill.teacher),
-                      ('train.init_from', c.train.init_from)):
+                      ('train.init_from', c.train.init_from),
+                      ('merge.models', c.merge.models.split(',')[0])):
     if path and not c.tokenizer.path:
       c.tokenizer.path = _tokenizer_of(field, path)
   t = c.train
@@ -136,9 +137,11 @@ def _check_numbers(c: ConfigDict) -> None:
     if not isinstance(c[section][name], tuple | list) or not all(
       isinstance(text, str) for text in c[section][name]):
       raise ValueError(f'--config.{field}={c[section][name]!r}: give texts, such as "(\'a\',)"')
-  for size in (*c.coordinate_check.widths, *c.coordinate_check.depths):
-    if not isinstance(size, int) or size < 1:
-      raise ValueError(f'--config.coordinate_check: {size!r} is no size: give whole numbers')
+  for field in ('widths', 'depths'):
+    for size in c.coordinate_check[field]:
+      if not isinstance(size, int) or size < 1:
+        raise ValueError(
+          f'--config.coordinate_check.{field}: {size!r} is no size: give whole numbers')
   for axis, size in c.mesh.items():
     if size < 1 and size != -1:
       raise ValueError(f'--config.mesh.{axis}={size}: give a number of devices, or -1 to let the '
@@ -208,7 +211,9 @@ def check(c: Any) -> None:
   """
   import jax
 
+  from experiments import chains
   from smoljax import metrics, model, object_store, optim
+  from smoljax.checkpoints import merge
   from smoljax.data import tokenizer
   from smoljax.data.batches import make_stages
   from smoljax.evals import execution, problems
@@ -293,6 +298,16 @@ def check(c: Any) -> None:
     raise ValueError(f'a step of {c.train.rows} rows does not divide into questions of '
                      f'train.reinforce.samples={reinforce.samples} answers: change '
                      'train.batch_tokens')
+  if c.merge.models:
+    merge.Merge(c.merge.method)
+    if len(c.merge.models.split(',')) != len(c.merge.weights):
+      raise ValueError(f'--config.merge.weights={c.merge.weights}: give one for each of '
+                       f'merge.models={c.merge.models}')
+  if c.conversations.enabled and not c.conversations.input:
+    try:
+      chains.Chains(**c.chains.to_dict())
+    except ValueError as e:
+      raise ValueError(f'--config.chains: {e}') from None
   make_stages(c.train.stages, c.train.steps)
   guard.init(c.guard, 1)
   # A tokenizer that is given decides the vocabulary, and that only when it is loaded.

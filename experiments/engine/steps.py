@@ -59,8 +59,8 @@ def run_chains(output: str, _: Mapping[str, str], *, c: Any) -> dict:
   """Conversations by rule, as JSONL."""
   from experiments import chains
 
-  made = c.chains.to_dict()
-  chains.write(os.path.join(output, 'chains.jsonl'), chains.conversations(**made, seed=c.seed))
+  made = chains.conversations(chains.Chains(**c.chains.to_dict()), c.seed)
+  chains.write(os.path.join(output, 'chains.jsonl'), made)
   return {'conversations': c.chains.number}
 
 
@@ -188,15 +188,31 @@ def run_train(output: str, inputs: Mapping[str, str], *, c: Any, corpora: Sequen
   )
 
 
+def run_merge(output: str, _: Mapping[str, str], *, c: Any) -> dict:
+  """Merges models into a Hugging Face folder, which the next steps read as they read a run's."""
+  from smoljax import files, metrics
+  from smoljax.checkpoints import export_formats, load, merge
+
+  paths = c.merge.models.split(',')
+  loaded = {path: load.load_model(path) for path in paths}
+  merge.require_same(loaded)
+  how = merge.Merge(c.merge.method)
+  params = merge.merge(how, [loaded[path].params for path in paths], list(c.merge.weights))
+  first = loaded[paths[0]]._replace(params=params)
+  export_formats.write_hf(first, os.path.join(output, 'checkpoints'))
+  files.write(os.path.join(output, 'metrics.jsonl'), metrics.line({'step': 0}).encode())
+  return {'parameters': first.config.num_params()}
+
+
 def run_evaluate(output: str, inputs: Mapping[str, str], *, c: Any, targets: Sequence[str]) -> dict:
   """Scores the trained model, and the teacher on the same documents if there is one."""
-  from smoljax import evals, model
+  from smoljax import evals, model, sharding
   from smoljax.checkpoints import load
   from smoljax.data import tokenizer
   from smoljax.data.corpus import open_corpus
   from smoljax.evals.held_out import load_held_out
 
-  config, params, meta = load.load_weights(os.path.join(inputs['train'], 'checkpoints'))
+  config, params, meta = load.load_weights(_trained(inputs))
   paths = {name: corpus_dir(inputs[f'tokenize_{name}'], name) for name in targets}
   evaluate = functools.partial(
     evals.evaluate,
@@ -208,25 +224,29 @@ def run_evaluate(output: str, inputs: Mapping[str, str], *, c: Any, targets: Seq
     seq_len=c.data.seq_len,
     log_line=console.print,
   )
-  result = evaluate(
-    config,
-    params,
-    tasks=c.eval.tasks,
-    eval_data=c.eval.data,
-    unigram_counts={
-      n: open_corpus(p).token_counts(config.vocab_size) for n, p in paths.items()
-    },
-    limit=c.eval.task_examples,
-    seed=c.seed,
-    generation=config_lib.generation(c),
-  )
+  with sharding.all_devices(params) as params:
+    result = evaluate(
+      config,
+      params,
+      tasks=c.eval.tasks,
+      eval_data=c.eval.data,
+      unigram_counts={
+        n: open_corpus(p).token_counts(config.vocab_size) for n, p in paths.items()
+      },
+      limit=c.eval.task_examples,
+      seed=c.seed,
+      generation=config_lib.generation(c),
+    )
   if c.distill.teacher:
     console.print('the teacher, on the same documents:')
     teacher, params, _ = load.load_weights(c.distill.teacher)
-    result['teacher'] = evaluate(*model.without_mtp(teacher, params), tasks=())
-  path = os.path.join(output, 'evals', f'{c.train.steps}.json')
+    teacher, params = model.without_mtp(teacher, params)
+    with sharding.all_devices(params) as params:
+      result['teacher'] = evaluate(teacher, params, tasks=())
+  step = 0 if c.merge.models else c.train.steps
+  path = os.path.join(output, 'evals', f'{step}.json')
   os.makedirs(os.path.dirname(path))
-  write_json(path, {'step': c.train.steps, **result})
+  write_json(path, {'step': step, **result})
   return {'file': os.path.basename(path)}
 
 
@@ -236,9 +256,7 @@ def run_export(output: str, inputs: Mapping[str, str], *, c: Any) -> dict:
   from smoljax.inference.generate import generate
   from smoljax.inference.sampling import Sampling
 
-  model = load.load_model(
-    os.path.join(inputs['train'], 'checkpoints'), tokenizer_file(c, inputs)
-  )
+  model = load.load_model(_trained(inputs), tokenizer_file(c, inputs))
   result = {}
   try:
     model.config.to_hf()
@@ -246,7 +264,10 @@ def run_export(output: str, inputs: Mapping[str, str], *, c: Any) -> dict:
     console.print(f'no Hugging Face folder: {e}')
     result['not_exported'] = str(e)
   else:
-    export_formats.write_hf(model, os.path.join(output, 'export'))
+    export_formats.write_hf(model, os.path.join(output, 'export'), with_chat=c.export.chat)
+  if c.export.gguf:
+    export_formats.FORMATS['gguf'](
+      model, os.path.join(output, 'model.gguf'), with_chat=c.export.chat)
   if not c.sample.prompts:
     return result
   start = [model.tokenizer.bos_id] if model.bos else []
@@ -309,6 +330,11 @@ def find_files(patterns: str, flag: str) -> list[dict]:
     return expand(globs(patterns))
   except (OSError, ValueError) as e:
     raise type(e)(f'{flag}: {e}') from None
+
+
+def _trained(inputs: Mapping[str, str]) -> str:
+  """The model that was trained, or merged."""
+  return os.path.join(inputs.get('train') or inputs['merge'], 'checkpoints')
 
 
 def corpus_dir(output: str, name: str) -> str:

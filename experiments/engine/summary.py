@@ -17,6 +17,8 @@ def summarize(graph: Graph) -> dict:
     },
     'tokens': {n[9:]: r['tokens'] for n, r in done.items() if n.startswith('tokenize_')},
   }
+  if merged := done.get('merge'):
+    summary |= {'parameters': merged['parameters'], 'loss': {}}
   if train := done.get('train'):
     summary['tokens']['trained'] = train['tokens']
     keys = ('parameters', 'non_embedding_parameters', 'flops', 'tokens_per_sec', 'goodput', 'time',

@@ -1,9 +1,12 @@
 """Writes a teacher cache, shard by shard, for an experiment's step or experiments.teacher_cache.
 
 What is in it, smoljax.data.teacher_cache says. Several processes on one file system share a
-corpus's shards, and a process that was stopped goes on where it was.
+corpus's shards, as do the GPUs of a process, one a shard: the bytes do not depend on how many there
+are. A process that was stopped goes on where it was.
 """
 
+import collections
+import concurrent.futures
 import contextlib
 import fcntl
 import functools
@@ -79,17 +82,20 @@ def write(
     if {k: done.get(k) for k in job} == job:
       return path
   _same_job(os.path.join(path, 'job.json'), job, path)
-  query = _make_query(
-    config, jax.device_put(params, jax.devices()[0]), known, kind, draws, temperature)
-  shards, entries = records.list_shards(manifest), []
-  for index, (shard, number) in enumerate(shards):
-    entry = os.path.join(path, f'shard-{index:05d}.json')
-    with _claimed(entry) as claimed:
-      if claimed and not _is_whole(path, entry):
+  query = _make_query(config, known, kind, draws, temperature)
+  shards = records.list_shards(manifest)
+  entries = [os.path.join(path, f'shard-{index:05d}.json') for index in range(len(shards))]
+
+  def work(device):
+    ask = functools.partial(query, jax.device_put(params, device))
+    for index, ((shard, number), entry) in enumerate(zip(shards, entries, strict=True)):
+      with _claimed(entry) as claimed:
+        if not claimed or _is_whole(path, entry):
+          continue
         rows, width = [], 0
         documents = ((r['id'], opened.decode(r))
                      for r in records.read_shard(shard, number, 'tokenised'))
-        for id_, values, widest in _documents(documents, query, kind, seq_len, batch_size, seed):
+        for id_, values, widest in _documents(documents, ask, kind, seq_len, batch_size, seed):
           row = records.encode('teacher', {'id': id_, 'values': values})
           rows.append(records.Record('train', id_, row, ()))
           width = max(width, widest)
@@ -98,9 +104,11 @@ def write(
           sidecars=(), ready=None)
         written |= {'width': width, 'stored': sum(len(r.data) for r in rows)}
         files.write_checked(entry, written)
-      log_line(f'shard {index + 1} of {len(shards)}'
-               + ('' if claimed else ': another process has it'))
-    entries.append(entry)
+      log_line(f'shard {index + 1} of {len(shards)}')
+
+  devices = _devices()[: len(shards)]
+  with concurrent.futures.ThreadPoolExecutor(max(1, len(devices))) as pool:
+    collections.deque(pool.map(work, devices))  # which raises what they do
   if not all(_is_whole(path, entry) for entry in entries):
     log_line('the other processes write what is left; the last one finishes the cache')
     return path
@@ -134,8 +142,14 @@ def same_tokenizer(teacher: str, manifest: dict, corpus_tokenizer: str = '') -> 
     'Tokenise it with the teacher’s, or give --tokenizer to have the two compared')
 
 
-def _make_query(config, params, known, kind, draws, temperature):
-  """The jitted (tokens_BT, keys_B) → arrays [B, T, …] of what is stored."""
+def _devices() -> list[jax.Device]:
+  """Those of this process; of a CPU one, which has all its cores."""
+  devices = jax.local_devices()
+  return devices[:1] if devices[0].platform == 'cpu' else devices
+
+
+def _make_query(config, known, kind, draws, temperature):
+  """The jitted (params, tokens_BT, keys_B) → arrays [B, T, …] of what is stored."""
 
   @jax.jit
   def query(params, tokens_BT, keys_B):
@@ -157,7 +171,7 @@ def _make_query(config, params, known, kind, draws, temperature):
     _, parts = jax.lax.scan(one, 0, sharding.slices(hidden_BTD, _CHUNK))
     return tuple(sharding.unsliced(x) for x in parts)
 
-  return functools.partial(query, params)
+  return query
 
 
 def _documents(

@@ -474,7 +474,7 @@ In llama.cpp, from one file that smoljax makes of this folder:
 
 ```
 python -m experiments.export --checkpoint=. --output=model.gguf --format=gguf --quantize=q8_0
-llama-cli -m model.gguf -p 'The' -n 50 -no-cnv
+llama-completion -m model.gguf -p 'The' -n 50 -no-cnv
 ```
 """
 

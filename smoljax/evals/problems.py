@@ -20,6 +20,7 @@ and a conversation, `messages`, for its turns, whose answers are what is right.
 
 import dataclasses
 import functools
+import itertools
 import json
 import os
 import random
@@ -29,7 +30,7 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from smoljax.data import chat
-from smoljax.evals import answers, constraints, execution, held_out, tasks
+from smoljax.evals import answers, constraints, execution, held_out, serial, tasks
 from smoljax.evals.generative import Question, Set, Turn
 
 
@@ -410,6 +411,49 @@ def _called(wanted: Sequence[Mapping[str, Any]], text: str) -> dict[str, float]:
           'form': float(parsed)}
 
 
+def _series(family: str) -> Callable[[Source], Set]:
+  """Problems of a family that are for scoring alone, of two to four steps, in six languages."""
+  def load(source: Source) -> Set:
+    drawn = _unseen(f'{family}/{source.seed}', (family,))
+    questions = []
+    for _ in range(source.limit or 120):
+      found, groups = next(drawn)
+      questions.append(Question((_asked(found, groups),), groups, serial.SYSTEM))
+    return Set(questions, max_new_tokens=48)
+  return load
+
+
+def _dialogues(source: Source) -> Set:
+  """Three such problems in turn, of all families, all in think, all in no_think, or changing."""
+  rng, questions = random.Random(source.seed), []
+  for i in range(source.limit or 120):
+    kind = (*chat.MODES, 'changing')[i % 3]
+    drawn = _unseen(f'dialogues/{source.seed}/{i}', _FAMILIES)
+    modes = [rng.choice(chat.MODES) for _ in range(3)] if kind == 'changing' else 3 * [kind]
+    turns = [_asked(*next(drawn), mode) for mode in modes]
+    questions.append(Question(tuple(turns), {'modes': kind}, serial.SYSTEM))
+  return Set(questions, max_new_tokens=48)
+
+
+_FAMILIES = ('sums', 'rewriting')
+
+
+def _unseen(name, families):
+  """Problems that are for scoring alone, with what tells them apart; without end."""
+  rng, languages = random.Random(name), list(serial.WORDS)
+  for i in itertools.count():
+    family, depth, language = rng.choice(families), 2 + i % 3, languages[i // 3 % 6]
+    while not (found := serial.problem(family, f'{name}/{rng.random()}', depth, language)).held_out:
+      pass
+    yield found, {'depth': depth, 'language': language}
+
+
+def _asked(found, groups, mode=None):
+  """The turn that asks a problem."""
+  grade = lambda text: {'exact': float(answers.exact(text, found.answer))}
+  return Turn(found.question, grade, mode)
+
+
 PROGRAMS = {'humaneval', 'mbpp'}  # whose answers are run
 
 SETS: dict[str, Callable[[Source], Set]] = {
@@ -421,4 +465,8 @@ SETS: dict[str, Callable[[Source], Set]] = {
   'instructions': _instructions,
   'modes': _modes,
   'tools': _tools,
+  'chains': _series('chains'),
+  'sums': _series('sums'),
+  'rewriting': _series('rewriting'),
+  'dialogues': _dialogues,
 }

@@ -110,8 +110,8 @@ def adagc(
   """Clips each tensor by its own past: AdaGC (arXiv 2502.11034); a stack of layers is L tensors.
 
   A gradient longer than `factor` times its usual norm is cut to that; the usual norm is an
-  exponential average of what was let through. During the warm-up the global norm is clipped to
-  `max_norm`, and the usual norm is the smallest seen.
+  exponential average of what that lets through. Before this during the warm-up, when the usual norm
+  is the smallest seen, and after it from then on, the global norm is clipped to `max_norm`.
   """
 
   def axes(path, x):
@@ -145,10 +145,25 @@ def adagc(
       return g * scale.reshape(*scale.shape, *[1] * len(axes(path, g))).astype(g.dtype)
 
     grads = jax.tree.map_with_path(leaf, grads)
-    kept = jnp.where(whole > 0, jnp.sqrt(sum(kept_sq)) / whole, 1.0)
+    left = jnp.sqrt(sum(kept_sq))
+    grads, scale = _scale_to(grads, left, jnp.where(warm, jnp.inf, max_norm))
+    kept = jnp.where(whole > 0, scale * left / whole, 1.0)
     return grads, AdaGCState(kept, state.count + 1, norms)
 
   return optax.GradientTransformation(init, update)
+
+
+def watching(clip: optax.GradientTransformation) -> optax.GradientTransformation:
+  """A clip that changes no gradient but keeps its state, so that a run may begin or cease to clip.
+
+  Args:
+    clip: one of CLIPS with its norm.
+  """
+
+  def update(grads, state, params=None):
+    return grads, clip.update(grads, state, params)[1]._replace(clip_kept=jnp.ones(()))
+
+  return optax.GradientTransformation(clip.init, update)
 
 
 def _scale_to(

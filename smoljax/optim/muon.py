@@ -41,7 +41,7 @@ class MuonState(NamedTuple):
 
   count: jax.Array  # int32, updates made
   mu: Params  # first moment, as the parameters
-  nu: dict[str, jax.Array]  # of NorMuon: path/nu_DIMS → mean square of the update by neuron
+  nu: dict[str, jax.Array]  # path/nu_DIMS → mean square of the update: NorMuon's, AdaMuon's
 
 
 def scale_by_muon(
@@ -57,6 +57,7 @@ def scale_by_muon(
   scale_rule: str,
   rms: float,
   normuon: float,
+  adamuon: float = 0.0,
   at_once: int,
   compute_dtype: jax.typing.DTypeLike,
   momentum_dtype: jax.typing.DTypeLike,
@@ -86,6 +87,8 @@ def scale_by_muon(
     normuon: decay of NorMuon's second moment (arXiv 2510.05491: 0.95); 0 = plain Muon. The mean
       square of the orthogonalised update along the short side of each matrix is averaged over time,
       the update divided by its root, and brought back to the size it had.
+    adamuon: the same of each element, its square averaged over time alone (AdaMuon, arXiv
+      2507.11005, whose code has .999 and no sign before the iteration); 0 = plain Muon.
     at_once: how many matrices each device iterates on at a time, for less scratch memory; 0 = all.
     compute_dtype: of the iteration and of what travels between devices; not float16.
     momentum_dtype: of the stored first moment.
@@ -100,12 +103,17 @@ def scale_by_muon(
     raise ValueError("momentum='debiased' wants a constant beta: set beta_warmup to 0")
   if scale_rule not in SCALE_RULES:
     raise ValueError(f'scale_rule {scale_rule!r}: choose one of {", ".join(SCALE_RULES)}')
+  if normuon and adamuon:
+    raise ValueError('muon.normuon and muon.adamuon are two ways to even out one update: set one')
   if jnp.finfo(compute_dtype).maxexp < 128:
     raise ValueError(f'compute_dtype {compute_dtype}: gradients need the range of bfloat16')
 
   iterate = functools.partial(
-    _iterate, function=lambda x: newton_schulz(x, coefficients, steps, compute_dtype),
+    _iterate, function=lambda x: newton_schulz(in_range(x), coefficients, steps, compute_dtype),
     at_once=at_once)
+  # The dims of a leaf over which a mean square is a mean, and the name of what is left of it.
+  kept_together = short_side if normuon else lambda name, view, shape: (
+    (), f'{name}/nu_{name.rpartition("_")[2]}')
 
   def init(params):
     for path, x in jax.tree.leaves_with_path(params):
@@ -113,9 +121,9 @@ def scale_by_muon(
         raise ValueError(f'Muon has no matrix view for {name!r} {x.shape}: add one to views')
     mu = jax.tree.map(lambda x: jnp.zeros_like(x, dtype=momentum_dtype), params)
     nu = {}
-    if normuon:
+    if normuon or adamuon:
       for path, x in jax.tree.leaves_with_path(params):
-        short, key = short_side(path_name(path), views[path_name(path)], x.shape)
+        short, key = kept_together(path_name(path), views[path_name(path)], x.shape)
         kept = tuple(n for d, n in enumerate(x.shape) if d not in short)
         nu[key] = jnp.zeros(kept, jnp.float32)
     return MuonState(jnp.zeros((), jnp.int32), mu, nu)
@@ -139,10 +147,12 @@ def scale_by_muon(
     scale = lambda i, o: SCALE_RULES[scale_rule](i, o, rms)
     direction = _orthogonalize(direction, views, iterate, scale, compute_dtype)
     nu = dict(state.nu)
-    if normuon:
-      direction = jax.tree.map_with_path(
-        lambda path, o: _normalize(path_name(path), o, nu, views[path_name(path)], normuon),
-        direction)
+    if normuon or adamuon:
+      def evened(path, o):
+        name, view = path_name(path), views[path_name(path)]
+        return _normalize(o, nu, view, normuon or adamuon, *kept_together(name, view, o.shape))
+
+      direction = jax.tree.map_with_path(evened, direction)
     return direction, MuonState(state.count + 1, mu, nu)
 
   return optax.GradientTransformation(init, update)
@@ -187,14 +197,29 @@ def _orthogonalize(
   return jax.tree.unflatten(treedef, out)
 
 
+def in_range(stack_BIO: jax.Array) -> jax.Array:
+  """Matrices whose squares can be summed: those of huge elements over a power of two, exactly.
+
+  A finite gradient of 1e20 would have an infinite norm, and a step of zero.
+  """
+  largest = jnp.max(jnp.abs(stack_BIO), axis=(-2, -1), keepdims=True)
+  _, exponent = jnp.frexp(largest.astype(jnp.float32))
+  huge = jnp.isfinite(largest) & (exponent > 40)
+  scale = jnp.where(huge, jnp.exp2(-exponent.astype(jnp.float32)), 1.0)
+  return stack_BIO * scale.astype(stack_BIO.dtype)
+
+
 def _normalize(
-  name: str, o: jax.Array, nu: dict[str, jax.Array], view: View, decay: float
+  o: jax.Array, nu: dict[str, jax.Array], view: View, decay: float, short: tuple[int, ...], key: str
 ) -> jax.Array:
-  """NorMuon's step on one leaf; its second moment goes into `nu`."""
-  short, key = short_side(name, view, o.shape)
+  """NorMuon's or AdaMuon's step on one leaf; its second moment goes into `nu`.
+
+  Without a correction of its bias: that would be a factor, and the update's size is restored.
+  """
   whole = tuple(d % o.ndim for d in view.fan_in + view.fan_out)
   size = lambda x: jnp.sqrt(jnp.sum(jnp.square(x), axis=whole, keepdims=True))
-  mean = decay * nu[key] + (1 - decay) * jnp.mean(jnp.square(o), axis=short)
+  squares = jnp.mean(jnp.square(o), axis=short) if short else jnp.square(o)
+  mean = decay * nu[key] + (1 - decay) * squares
   nu[key] = reshard(mean, spec_of(nu[key])).astype(nu[key].dtype)
   scaled = o * jax.lax.rsqrt(jnp.maximum(jnp.expand_dims(mean, short), 1e-10))
   return scaled * (size(o) / jnp.maximum(size(scaled), 1e-10))

@@ -6,9 +6,13 @@ Every optimizer here is one optax chain:
   + decay · parameter         decoupled weight decay, times the leaf's decay multiplier
   × −learning rate            schedule(step), times the leaf's learning-rate multiplier
 
-so W ← W − lr·(direction + wd·W). A leaf's label follows from its role, and its role from its name
-(ROLES): weight matrices go to the optimizer the config names, all else (embedding, head, norms,
-biases) to AdamW. A leaf whose name fits no role, or two, is an error.
+so W ← W − lr·(direction + wd·W). With `hyperball` the matrices' norms stay what they are instead
+of decaying (hyperball.py: with muon this is MuonH, with adamw AdamH), and with `tail_steps` the run
+ends on an average of its last weights (averaging.py).
+
+A leaf's label follows from its role, and its role from its name (ROLES): weight matrices go to the
+optimizer the config names, all else (embedding, head, norms, biases) to AdamW. A leaf whose name
+fits no role, or two, is an error.
 
 The config is any object with these attributes (configs/base.py holds the defaults and units):
 
@@ -24,11 +28,15 @@ The config is any object with these attributes (configs/base.py holds the defaul
   decay_steps      steps of the final cooldown (wsd); if 0, decay_fraction of all steps
   decay_shape      a key of COOLDOWNS (wsd)
   floor            last learning rate as a share of the peak (wsd, cosine)
+  hyperball        whether matrices keep their norm; they have no weight decay then
+  tail_steps       τ of the tail average; 0 = none. tail_weight: its share in the last weights
   muon             attributes of its own, read if name is 'muon': beta, nesterov, coefficients,
-                   steps, scale_rule, rms, compute_dtype (see muon.scale_by_muon), lr_multiplier
-                   (Muon's learning rate over AdamW's), per_head (a key of PER_HEAD: the attention
-                   kernels that are one matrix a head)
-  soap             attributes of its own, read if name is 'soap': every, max_dim (see
+                   steps, scale_rule, rms, normuon, adamuon, compute_dtype (see
+                   muon.scale_by_muon), lr_multiplier and decay_multiplier (Muon's learning rate
+                   and weight decay over AdamW's), per_head (a key of PER_HEAD: the attention
+                   kernels that are one matrix a head), soap (whether SOAP's preconditioner comes
+                   before the orthogonalisation: SOAP-Muon)
+  soap             attributes of its own, read by 'soap' and SOAP-Muon: every, max_dim (see
                    soap.scale_by_soap)
 
 SmolLM3 (nanotron): adamw, 2e-4, decay 0.1 on all but the embedding (norms too), 0.9, 0.95, 1e-8,
@@ -45,8 +53,8 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from smoljax.optim import schedules
-from smoljax.optim.clipping import CLIPS, clip_by_norm
+from smoljax.optim import averaging, hyperball, schedules
+from smoljax.optim.clipping import CLIPS, watching
 from smoljax.optim.matrices import Params, View, matrix_shape, path_name
 from smoljax.optim.muon import scale_by_muon
 from smoljax.optim.schedules import choose, require
@@ -69,7 +77,7 @@ class Label(NamedTuple):
   view: View | None  # None unless the optimizer sees matrices
   lr: float  # multiplier of the learning rate
   decay: float  # multiplier of the weight decay
-  eps: float = 1.0  # multiplier of AdamW's eps
+  eps: float = 1.0  # multiplier of eps, AdamW's or SOAP's
 
 
 class OptimizerInfo(NamedTuple):
@@ -111,7 +119,12 @@ def make_optimizer(
   if own := _OWN_KEYS.get(config.name):
     require(config, (config.name,), 'optimizer')
     require(getattr(config, config.name), own, f'optimizer.{config.name}')
-  for key in ('learning_rate', 'weight_decay', 'clip_norm', 'eps'):
+  try:
+    jnp.finfo(config.momentum_dtype)
+  except (TypeError, ValueError):
+    raise ValueError(f'optimizer.momentum_dtype={config.momentum_dtype}: give bfloat16 or float32'
+                     ) from None
+  for key in ('learning_rate', 'weight_decay', 'clip_norm', 'eps', 'tail_steps'):
     if not 0 <= getattr(config, key) < math.inf:
       raise ValueError(f'optimizer.{key}={getattr(config, key)}: give a number of 0 or more')
   learning_rate = schedules.schedule(config, total_steps)
@@ -120,19 +133,57 @@ def make_optimizer(
     labels = {path: label._replace(
       lr=label.lr * multipliers[path].lr, decay=label.decay * multipliers[path].decay,
       eps=multipliers[path].eps) for path, label in labels.items()}
+  last = total_steps - 1
+  tx = optax.chain(*directions(config, labels, params),
+                   *steps(config, labels, learning_rate, config.weight_decay, last))
+  return tx, OptimizerInfo(
+    learning_rate, schedules.horizon(config, total_steps), labels, label_table(labels, params))
+
+
+def directions(
+  config: Any, labels: Mapping[str, Label], params: Params
+) -> tuple[optax.GradientTransformation, ...]:
+  """From gradients to each leaf's direction, by its label."""
   transforms = {}
   for name in sorted({label.optimizer for label in labels.values()}):
     own_labels = {path: label for path, label in labels.items() if label.optimizer == name}
     transforms[name] = OPTIMIZERS[name](config, own_labels)
   optimizers = jax.tree.map_with_path(lambda path, _: labels[path_name(path)].optimizer, params)
-  tx = optax.chain(
-    optax.partition(transforms, optimizers),
-    decay_and_multiply(
-      config.weight_decay, labels, config.name == 'muon' and config.muon.cautious_decay),
-    schedules.scale_by_rate(learning_rate),
-  )
-  return tx, OptimizerInfo(
-    learning_rate, schedules.horizon(config, total_steps), labels, label_table(labels, params))
+  return (optax.partition(transforms, optimizers),)
+
+
+def steps(
+  config: Any,
+  labels: Mapping[str, Label],
+  learning_rate: Any,
+  weight_decay: Any,
+  last: int,
+) -> tuple[optax.GradientTransformation, ...]:
+  """From directions to what is added to the parameters.
+
+  Args:
+    learning_rate: a schedule, or a number that may be traced.
+    weight_decay: a number that may be traced.
+    last: number (from 0) of the run's last update, after which the tail average is taken; -1 =
+      never.
+  """
+  balls = {}
+  if config.hyperball:
+    balls = {path: view for path, label in labels.items() if (view := ROLES[label.role].view)}
+  chain = [decay_and_multiply(
+    weight_decay, {path: label._replace(decay=0.0) if path in balls else label
+                   for path, label in labels.items()},
+    config.name == 'muon' and config.muon.cautious_decay)]
+  if balls:  # before the leaf's multiplier of the rate, which `relative` would undo
+    chain.insert(0, hyperball.relative(balls))
+  chain.append(schedules.scale_by_rate(learning_rate) if callable(learning_rate)
+               else optax.scale_by_learning_rate(learning_rate))
+  if balls:
+    chain.append(hyperball.project(balls))
+  if config.tail_steps:
+    start = max(0, last + 1 - round(5 * config.tail_steps))
+    chain.append(averaging.tail_average(config.tail_steps, config.tail_weight, start, last))
+  return tuple(chain)
 
 
 def adamw(config: Any, labels: Mapping[str, Label]) -> optax.GradientTransformation:
@@ -142,40 +193,57 @@ def adamw(config: Any, labels: Mapping[str, Label]) -> optax.GradientTransformat
   leaves alone: Muon's step does not depend on the size of its gradient, so clipping one would do
   nothing but weigh it less in the momentum.
   """
-  clip = CLIPS[config.clip](config.clip_norm) if config.clip_norm else clip_by_norm(math.inf)
+  clip = CLIPS[config.clip](config.clip_norm or math.inf)
+  if not config.clip_norm:
+    clip = watching(clip)
   adam = optax.scale_by_adam(config.b1, config.b2, config.eps, mu_dtype=config.momentum_dtype)
+  return optax.chain(clip, *_own_eps(labels), adam)
+
+
+def _own_eps(labels: Mapping[str, Label]) -> tuple[optax.GradientTransformation, ...]:
+  """Gradients over the leaf's multiplier c of eps: these with eps are the old ones with c · eps."""
   if all(label.eps == 1 for label in labels.values()):
-    return optax.chain(clip, adam)
-  # A gradient over c with eps is one with c · eps.
-  of_eps = optax.stateless(lambda grads, _: jax.tree.map_with_path(
-    lambda path, g: g / labels[path_name(path)].eps, grads))
-  return optax.chain(clip, of_eps, adam)
+    return ()
+  return (optax.stateless(lambda grads, _: jax.tree.map_with_path(
+    lambda path, g: g / labels[path_name(path)].eps, grads)),)
 
 
 def muon(config: Any, labels: Mapping[str, Label]) -> optax.GradientTransformation:
-  """Muon's direction for the matrices; see muon.scale_by_muon."""
+  """Muon's direction for the matrices; see muon.scale_by_muon.
+
+  With `muon.soap` SOAP turns the momentum's look-ahead into its eigenbasis, whitens it there and
+  turns it back; what comes out is orthogonalised without a momentum of its own.
+  """
   m = config.muon
-  return scale_by_muon(
-    {path: label.view for path, label in labels.items()},
-    beta=m.beta,
+  views = {path: label.view for path, label in labels.items()}
+  orthogonalised = scale_by_muon(
+    views,
+    beta=0.0 if m.soap else m.beta,
     beta_start=m.beta_start,
-    beta_warmup=m.beta_warmup,
+    beta_warmup=0 if m.soap else m.beta_warmup,
     momentum=m.momentum,
-    nesterov=m.nesterov,
+    nesterov=m.nesterov and not m.soap,
     coefficients=m.coefficients,
     steps=m.steps,
     scale_rule=m.scale_rule,
     rms=m.rms,
     normuon=m.normuon,
+    adamuon=m.adamuon,
     at_once=m.at_once,
     compute_dtype=m.compute_dtype,
     momentum_dtype=config.momentum_dtype,
   )
+  if not m.soap:
+    return orthogonalised
+  whitened = scale_by_soap(
+    views, b1=m.beta, b2=0.9, eps=1e-8, every=config.soap.every, max_dim=config.soap.max_dim,
+    momentum_dtype=config.momentum_dtype, of_momentum=True)
+  return optax.chain(whitened, orthogonalised)
 
 
 def soap(config: Any, labels: Mapping[str, Label]) -> optax.GradientTransformation:
   """SOAP's direction for the matrices, with AdamW's b1, b2 and eps; see soap.scale_by_soap."""
-  return scale_by_soap(
+  transform = scale_by_soap(
     {path: label.view for path, label in labels.items()},
     b1=config.b1,
     b2=config.b2,
@@ -184,6 +252,7 @@ def soap(config: Any, labels: Mapping[str, Label]) -> optax.GradientTransformati
     max_dim=config.soap.max_dim,
     momentum_dtype=config.momentum_dtype,
   )
+  return optax.chain(*own, transform) if (own := _own_eps(labels)) else transform
 
 
 def decay_and_multiply(
@@ -230,7 +299,8 @@ def label_params(config: Any, params: Params) -> dict[str, Label]:
       role=roles[0],
       view=None if optimizer == 'adamw' else role.head_view if roles[0] in per_head else role.view,
       lr=float(config.muon.lr_multiplier) if optimizer == 'muon' else 1.0,
-      decay=0.0 if roles[0] in config.no_decay else 1.0,
+      decay=0.0 if roles[0] in config.no_decay
+      else float(config.muon.decay_multiplier) if optimizer == 'muon' else 1.0,
     )
   return labels
 
@@ -269,14 +339,14 @@ def label_table(labels: Mapping[str, Label], params: Params) -> str:
 _KEYS = (
   'name', 'learning_rate', 'weight_decay', 'no_decay', 'b1', 'b2', 'eps', 'clip', 'clip_norm',
   'momentum_dtype', 'schedule', 'warmup_steps', 'warmup_fraction', 'decay_steps', 'decay_fraction',
-  'decay_shape', 'floor',
+  'decay_shape', 'floor', 'hyperball', 'tail_steps', 'tail_weight',
 )
 # Of the config's section with the optimizer's name.
 _OWN_KEYS = {
   'muon': (
     'beta', 'beta_start', 'beta_warmup', 'momentum', 'nesterov', 'cautious_decay', 'coefficients',
-    'steps', 'scale_rule', 'rms', 'normuon', 'at_once', 'compute_dtype', 'lr_multiplier',
-    'per_head',
+    'steps', 'scale_rule', 'rms', 'normuon', 'adamuon', 'at_once', 'compute_dtype',
+    'lr_multiplier', 'decay_multiplier', 'per_head', 'soap',
   ),
   'soap': ('every', 'max_dim'),
 }

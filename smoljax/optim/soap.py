@@ -41,6 +41,7 @@ def scale_by_soap(
   every: int,
   max_dim: int,
   momentum_dtype: jax.typing.DTypeLike,
+  of_momentum: bool = False,
 ) -> optax.GradientTransformation:
   """SOAP's direction for leaves that are matrices; as the authors' code has it.
 
@@ -56,6 +57,9 @@ def scale_by_soap(
     eps: added to the root of the second moment.
     every: steps from one refreshment of the basis to the next (SOAP: 10).
     max_dim: a side longer than this is not rotated (SOAP: 10,000).
+    of_momentum: what SOAP-Muon whitens before it orthogonalises (modded-nanogpt's optimizer track):
+      Nesterov's look-ahead b1·M + (1 − b1)·G, by the mean square of its own coordinates, without
+      corrections of bias. The first gradient's goes through as it is.
 
   Raises:
     ValueError: `every` is below 1.
@@ -95,13 +99,20 @@ def scale_by_soap(
         as_matrices(_whole(x.astype(jnp.float32)), view) for x in (g, mu, nu)
       )
       rotation = {side: bases[key] for key, side in own_sides}
-      turned = rotate(g_BIO, rotation)
       new_mu = b1 * mu_BIO + (1 - b1) * g_BIO
-      new_nu = b2 * nu_BIO + (1 - b2) * jnp.square(turned)
-      # Bias corrections count updates, not gradients: the first gradient made none.
-      adam = rotate(new_mu, rotation) / (1 - b1**t)
-      adam /= jnp.sqrt(new_nu / (1 - b2**t)) + eps
-      out = rotate(adam, rotation, back=True)
+      if of_momentum:
+        ahead = b1 * new_mu + (1 - b1) * g_BIO
+        turned = rotate(ahead, rotation)
+        new_nu = b2 * nu_BIO + (1 - b2) * jnp.square(turned)
+        white = rotate(turned / jnp.maximum(jnp.sqrt(new_nu), eps), rotation, back=True)
+        out = jnp.where(first, ahead, white)
+      else:
+        turned = rotate(g_BIO, rotation)
+        new_nu = b2 * nu_BIO + (1 - b2) * jnp.square(turned)
+        # Bias corrections count updates, not gradients: the first gradient made none.
+        adam = rotate(new_mu, rotation) / (1 - b1**t)
+        adam /= jnp.sqrt(new_nu / (1 - b2**t)) + eps
+        out = jnp.where(first, 0.0, rotate(adam, rotation, back=True))
       for key, side in own_sides:
         gram = b2 * grams[key] + (1 - b2) * _product(*_pair(g_BIO, side))
         basis, order = jax.lax.switch(
@@ -111,11 +122,11 @@ def scale_by_soap(
         by_row = side == 'short'
         order = order[:, :, None] if by_row else order[:, None]
         new_nu = jnp.take_along_axis(new_nu, order, axis=1 if by_row else 2)
-      pairs = ((out, 0.0, g), (new_mu, mu_BIO, mu), (new_nu, nu_BIO, nu))
-      return tuple(
-        reshard(restore(jnp.where(first, old, new)), spec_of(like)).astype(like.dtype)
-        for new, old, like in pairs
-      )
+      if not of_momentum:
+        new_mu = jnp.where(first, mu_BIO, new_mu)
+      new_nu = jnp.where(first, nu_BIO, new_nu)
+      pairs = ((out, g), (new_mu, mu), (new_nu, nu))
+      return tuple(reshard(restore(new), spec_of(like)).astype(like.dtype) for new, like in pairs)
 
     found = jax.tree.map_with_path(leaf, updates, state.mu, state.nu)
     out, mu, nu = jax.tree.transpose(jax.tree.structure(updates), None, found)

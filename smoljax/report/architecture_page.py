@@ -17,7 +17,7 @@ def write_table(rows: Sequence[dict], output: str, about: Mapping[str, Any]) -> 
   keys = [
     'variant', 'group', 'words', 'parameters', 'non_embedding_parameters', 'mlp_dim', 'context',
     'kv_bytes_per_token', 'train_tokens_per_sec', 'seeds', 'diverged', 'loss', 'loss_interval',
-    'difference', 'difference_interval',
+    'difference', 'difference_interval', 'detectable', 'verdict',
   ]
   file = io.StringIO()
   out = csv.writer(file, lineterminator='\n')
@@ -48,16 +48,18 @@ def _page(rows: Sequence[dict], about: Mapping[str, Any]) -> str:
     [charts.text(r['variant']), charts.text(r['words']), f'{r["parameters"]:,}',
      charts.count(r['mlp_dim']),
      loss(r) + (f'<small>{r["diverged"]} diverged</small>' if r['diverged'] else ''),
-     difference(r), charts.compact(r.get('train_tokens_per_sec'))]
+     difference(r), charts.fixed(r.get('detectable'), 4),
+     charts.compact(r.get('train_tokens_per_sec'))]
     for r in rows
   ]
   parts.append(charts.figure(
     'Held-out loss at equal parameters',
     charts.table(['', 'change', 'parameters', 'mlp_dim', 'loss, nats per token',
-                  'against the baseline', 'trained, tokens/s'], body, words=2),
+                  'against the baseline', 'could have seen', 'trained, tokens/s'], body, words=2),
     link,
     'Mean ± 95 % interval over seeds. Against the baseline: the same seed and batches, seed by '
-    'seed; an interval that reaches zero is no difference.'))
+    f'seed; verdicts by Holm’s method over {sum("verdict" in r for r in rows)} variants. Could '
+    'have seen: the true difference that so many seeds show in 80 % of tries.'))
   parts.append(charts.figure(
     f'Keys and values, bytes per token of a context of {rows[0]["context"]:,} tokens',
     charts.table(['', '', 'bytes'],
@@ -89,11 +91,11 @@ def loss(row: Mapping, digits: int = 4) -> str:
 
 
 def difference(row: Mapping, digits: int = 4) -> str:
-  """A row's loss less the baseline's, with its interval, in words."""
+  """A row's loss less the baseline's, with its interval and verdict, in words."""
   if 'difference' not in row:
     return '–'
-  return _with_interval(
-    f'{row["difference"]:+.{digits}f}', row['difference_interval'], digits)
+  found = _with_interval(f'{row["difference"]:+.{digits}f}', row['difference_interval'], digits)
+  return f'{found} ({row["verdict"]})'
 
 
 def _with_interval(mean: str, half: float | None, digits: int) -> str:

@@ -5,12 +5,13 @@ import dataclasses
 import json
 import math
 import pathlib
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 
 import numpy as np
 
 from smoljax.report import charts
 from smoljax.report.charts import Series, compact, count, figure, fixed, section, table, text
+from smoljax.scaling import fitting
 from smoljax.scaling import laws as laws_lib
 
 # What a column of a CSV may be called.
@@ -20,6 +21,7 @@ _COLUMNS = {
   'loss': ('loss', 'val_loss'),
   'flops': ('flops', 'C', 'Training FLOP'),
 }
+_BUDGET = ('budget', 'Budget', 'flop_budget')  # what a run was given, where a CSV says so
 
 
 @dataclasses.dataclass(frozen=True)
@@ -33,9 +35,19 @@ class Points:
   convention: str  # how parameters and FLOPs were counted, in words
   unseen: tuple[tuple[str, float, float, float, float], ...] = ()  # name, N, D, loss, C: not fitted
   other_recipes: tuple[tuple[str, str], ...] = ()  # runs apart, and what differs
+  budget: np.ndarray | None = None  # the compute that each was given, where a table says so
+  unique: np.ndarray | None = None  # different tokens of each, where a table says so
+
+  def __getitem__(self, rows: np.ndarray) -> 'Points':
+    """These rows alone, by a mask."""
+    columns = ('params', 'tokens', 'loss', 'flops', 'budget', 'unique')
+    return dataclasses.replace(self, **{
+      k: x[rows] for k in columns if (x := getattr(self, k)) is not None})
 
 
-def read(source: str, *, embedding: bool = False) -> Points:
+def read(
+  source: str, *, embedding: bool = False, rows: Mapping[str, str] | None = None
+) -> Points:
   """Reads a CSV file, or the finished runs under a folder: of a sweep, or workdirs in it.
 
   The sweep's laws.json says which runs are to be fitted and which to be predicted; without it all
@@ -43,38 +55,19 @@ def read(source: str, *, embedding: bool = False) -> Points:
 
   Args:
     embedding: parameters of runs count the embedding too. A CSV says what it says.
+    rows: column → value: only these rows of a CSV.
   Raises:
     OSError, ValueError: no such file, a column is missing, or there is no finished run.
   """
   path = pathlib.Path(source)
   if path.is_file():
-    with open(path, newline='', encoding='utf-8') as f:
-      rows = list(csv.DictReader(f))
-    if not rows:
-      raise ValueError(f'{source} holds no rows')
-    found = {k: next((n for n in names if n in rows[0]), None) for k, names in _COLUMNS.items()}
-    known = [k for k in found if found[k]]
-    if 'loss' not in known or len(known) < 3:
-      raise ValueError(
-        f'{source}: columns for loss and two of params, tokens and flops are needed, it has '
-        f'{", ".join(rows[0])}')
-    try:
-      columns = {k: np.array([float(r[found[k]]) for r in rows]) for k in known}
-    except ValueError as e:
-      raise ValueError(f'{source}: {e}') from None
-    convention = f'N, D and C as in {path.name}'
-    if len(known) == 3:
-      missing = next(k for k in ('params', 'tokens', 'flops') if k not in known)
-      others = [columns[k] for k in known if k != 'loss']
-      columns[missing] = 6 * others[0] * others[1] if missing == 'flops' else (
-        columns['flops'] / (6 * next(columns[k] for k in known if k in ('params', 'tokens'))))
-      convention += f'; {missing} from C = 6 N D'
-    return Points(convention=convention, **{
-      k: columns[k] for k in ('params', 'tokens', 'loss', 'flops')})
+    return _read_csv(path, rows or {})
+  if rows:
+    raise ValueError(f'{source}: rows are chosen of a CSV file')
   summaries = sorted({*path.glob('summary.json'), *path.glob('*/summary.json'),
                       *path.glob('points/*/summary.json')})
   laws = json.loads((path / 'laws.json').read_text()) if (path / 'laws.json').exists() else {}
-  rows, unseen, recipes = [], [], {}
+  found, unseen, recipes = [], [], {}
   for file in summaries:
     s, name = json.loads(file.read_text()), file.parent.name
     if 'validation' in s.get('loss', {}) and (not laws or name in laws):
@@ -82,16 +75,52 @@ def read(source: str, *, embedding: bool = False) -> Points:
       n = s['parameters' if embedding else 'non_embedding_parameters']
       row = (n, s['tokens']['trained'], s['loss']['validation'], s['flops'])
       if not laws or laws.get(name) == 'fit':
-        rows.append(row)
+        found.append(row)
       elif laws.get(name) == 'predict':
         unseen.append((name, *row))
-  if not rows:
+  if not found:
     raise ValueError(f'no finished run under {source}: give a CSV file, or a folder of runs')
-  params, tokens, loss, flops = map(np.array, zip(*rows, strict=True))
+  params, tokens, loss, flops = map(np.array, zip(*found, strict=True))
   return Points(params, tokens, loss, flops, (
     f'N {"with" if embedding else "without"} embeddings; C = FLOPs as counted by '
     'ModelConfig.flops_per_token, head and attention included'), tuple(unseen),
     _other_recipes(recipes, {name for name, *_ in unseen}))
+
+
+def _read_csv(path: pathlib.Path, only: Mapping[str, str]) -> Points:
+  with open(path, newline='', encoding='utf-8') as f:
+    reader = csv.DictReader(f)
+    rows = list(reader)
+  names = reader.fieldnames or []
+  if wrong := [k for k in only if k not in names]:
+    raise ValueError(f'{path} has no column {wrong[0]}; it has {", ".join(names)}')
+  rows = [r for r in rows if all(r[k] == v for k, v in only.items())]
+  if not rows:
+    raise ValueError(f'{path} holds no rows' + ''.join(f' of {k}={v}' for k, v in only.items()))
+  if len(several := {r['experiment'] for r in rows} if 'experiment' in names else set()) > 1:
+    raise ValueError(
+      f'{path} holds {len(several)} experiments, of which one law says nothing: give '
+      f'--rows=experiment=NAME, one of {", ".join(sorted(several))}')
+  of = {k: next((n for n in known if n in names), '') for k, known in _COLUMNS.items()}
+  budget = next((n for n in _BUDGET if n in names), '')
+  try:
+    columns = {k: np.array([float(r[n]) for r in rows]) for k, n in of.items() if n}
+    budgets = np.array([float(r[budget]) for r in rows]) if budget else None
+  except ValueError as e:
+    raise ValueError(f'{path}: {e}') from None
+  if budgets is not None and 'loss' in columns and len(columns) == 2:
+    columns['flops'] = budgets
+  if 'loss' not in columns or len(columns) < 3:
+    raise ValueError(f'{path}: columns for loss and two of params, tokens and flops are needed, it '
+                     f'has {", ".join(names)}')
+  convention = f'N, D and C as in {path.name}'
+  if len(columns) == 3:
+    missing = next(k for k in ('params', 'tokens', 'flops') if k not in columns)
+    others = [columns[k] for k in ('params', 'tokens') if k in columns]
+    columns[missing] = (6 * others[0] * others[1] if missing == 'flops'
+                        else columns['flops'] / (6 * others[0]))
+    convention += f'; {missing} from C = 6 N D'
+  return Points(convention=convention, budget=budgets, **columns)
 
 
 # What a law is a law of: these sections and fields of a config. Sizes, lengths, learning rates and
@@ -193,7 +222,7 @@ def _law(p: Points, fit: laws_lib.Fit, site: charts.Site) -> str:
   link = site.csv('fit', ('parameter', 'value', 'low', 'high'), [
     (k, x, *fit.intervals.get(k, ('', ''))) for k, x in values.items()])
   off = fit.loss(p.params, p.tokens) / p.loss - 1
-  note = (f'By Huber’s loss of {laws_lib.DELTA:g} on log L, the sum over runs; 95 % intervals from '
+  note = (f'By Huber’s loss of {fitting.DELTA:g} on log L, the sum over runs; 95 % intervals from '
           f'{len(fit.samples)} resamples of sizes. Runs lie {100 * np.abs(off).mean():.2f} % from '
           f'it in the mean, {100 * np.abs(off).max():.2f} % at most.')
   if fit.E / p.loss.min() < 0.1:
@@ -235,7 +264,7 @@ def _budgets(flops: np.ndarray, tolerance: float = 0.03) -> np.ndarray:
 
 
 def _isoflop(p: Points, site: charts.Site) -> str:
-  p = dataclasses.replace(p, flops=_budgets(p.flops))
+  p = dataclasses.replace(p, flops=_budgets(p.budget))
   budgets, runs = np.unique(p.flops, return_counts=True)
   if (runs >= 3).sum() < 2:
     return ''

@@ -1,9 +1,10 @@
 """Several runs side by side: one page and a CSV, made of the files in their workdirs.
 
-Runs that differ in nothing but their seed are one group: its mean has a 95 % interval (Student's t
-over seeds), and its difference from the first group another, paired where the seeds are the same.
-So have the tokens that a group needs to come to the loss that all runs reach, and the effects of
-changes that runs have alone or together.
+Runs that differ in nothing but their seed are one group. Its mean and its difference from the first
+group have intervals and verdicts by the rules of `smoljax.scaling.comparison`, and so have the
+tokens that a group needs to come to the loss that all runs reach, and the effects of changes that
+runs have alone or together. The loss and these tokens are what a sweep asks, and count together;
+all other figures are a family of their own.
 """
 
 import dataclasses
@@ -14,14 +15,13 @@ import statistics
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
-import scipy.stats
-
 from smoljax import metrics
 from smoljax.report import charts
 from smoljax.report.charts import Series, count, figure, fixed, number, section, table, text
-from smoljax.scaling import decisive
+from smoljax.scaling import comparison, decisive
 
 LOSS = 'validation loss'
+_TOKENS = 'tokens to target'
 _COUNTS = ('tokens', 'parameters', 'tokens per second')
 
 
@@ -74,29 +74,6 @@ def load(name: str, fields: Mapping[str, Any], folder: str | pathlib.Path, group
     group, None if factors is None else frozenset(factors), chances)
 
 
-def interval(values: Sequence[float]) -> tuple[float, float]:
-  """Mean and half the width of its 95 % interval, by Student's t; infinite for a single value."""
-  if len(values) < 2:
-    return statistics.fmean(values), math.inf
-  error = statistics.stdev(values) / math.sqrt(len(values))
-  return statistics.fmean(values), float(scipy.stats.t.ppf(0.975, len(values) - 1)) * error
-
-
-def difference(a: Mapping[Any, float], b: Mapping[Any, float]) -> tuple[float, float]:
-  """Mean of b - a and half its 95 % interval; both map seed → figure.
-
-  Paired by seed where the seeds are the same, else by Welch's t.
-  """
-  if a.keys() == b.keys():
-    return interval([b[seed] - a[seed] for seed in a])
-  mean = statistics.fmean(b.values()) - statistics.fmean(a.values())
-  if min(len(a), len(b)) < 2:
-    return mean, math.inf
-  test = scipy.stats.ttest_ind(list(b.values()), list(a.values()), equal_var=False)
-  low, high = test.confidence_interval()
-  return mean, float(high - low) / 2
-
-
 def groups(results: Iterable[Result]) -> dict[str, dict[Any, Result]]:
   """What runs are samples of → {seed: run}, in the order of the runs."""
   out: dict[str, dict[Any, Result]] = {}
@@ -104,22 +81,6 @@ def groups(results: Iterable[Result]) -> dict[str, dict[Any, Result]]:
     name = r.group or ', '.join(f'{k}={v}' for k, v in r.fields.items() if k != 'seed') or 'all'
     out.setdefault(name, {})[r.seed] = r
   return out
-
-
-def tokens_to(held_out: Sequence[tuple[float, float]], target: float) -> float:
-  """Tokens at which a run's held-out curve first comes to `target`, straight lines in log tokens
-  between its points; infinite where it does not."""
-  before = None
-  for tokens, value in held_out:
-    if value <= target:
-      if before is None or before[1] == value:
-        return tokens
-      share = (before[1] - target) / (before[1] - value)
-      if not before[0]:  # of the model before its first step
-        return share * tokens
-      return math.exp(math.log(before[0]) + share * math.log(tokens / before[0]))
-    before = tokens, value
-  return math.inf
 
 
 def effects(results: Iterable[Result], metric: str = LOSS) -> dict[str, dict[str, dict]]:
@@ -208,8 +169,17 @@ def _show(mean: float, half: float, sign: str = '') -> str:
   return f'{mean:{sign}.4f}' + (f' ± {half:.4f}' if math.isfinite(half) else '')
 
 
-def _apart(mean: float, half: float) -> str:
-  return 'apart' if abs(mean) > half else 'within noise'
+def _seen(detectable: float, form: str = '.4f') -> str:
+  return f'{detectable:{form}}' if math.isfinite(detectable) else ''
+
+
+# Of a difference, in tables and CSVs alike.
+_DIFFERENCE = ('difference', 'difference_half', 'p', 'detectable', 'paired', 'correlation',
+               'verdict')
+
+
+def _row(e: comparison.Estimate, verdict: str) -> tuple:
+  return e.mean, e.half, e.p, e.detectable, e.paired, e.correlation, verdict
 
 
 def _over_seeds(
@@ -218,41 +188,79 @@ def _over_seeds(
   """A table per figure that can be told apart by seeds, and the tokens to a common loss."""
   every = [r for runs in of_seeds.values() for r in runs.values()]
   metrics_of = list(dict.fromkeys(k for r in every for k in r.figures if k not in _COUNTS))
+  values = {metric: {name: {seed: r.figures[metric] for seed, r in runs.items()
+                            if metric in r.figures} for name, runs in of_seeds.items()}
+            for metric in metrics_of}
+  curves = [r.held_out for r in every]
+  target = max(c[-1][1] for c in curves) if all(len(c) > 2 for c in curves) else None
+  if target is not None:  # in logarithms, as ratios are compared
+    values[_TOKENS] = {name: {seed: math.log(max(1, comparison.tokens_to(r.held_out, target)))
+                              for seed, r in runs.items()} for name, runs in of_seeds.items()}
+  found: dict[str, dict[str, comparison.Estimate]] = {}
+  for metric, of in values.items():
+    given = {name: x for name, x in of.items() if x}
+    first = next(iter(given.values()), {})
+    found[metric] = {name: comparison.difference(first, x) for name, x in given.items()}
+  judged: dict[tuple[str, str], str] = {}
+  families = [[(m, name) for m, of in found.items() for name in list(of)[1:]
+               if (m in (LOSS, _TOKENS)) == asked] for asked in (True, False)]
+  for family in families:
+    judged |= zip(family, comparison.judge([found[m][name] for m, name in family]), strict=True)
   out = []
   for metric in metrics_of:
-    first, rows = None, []
-    for name, runs in of_seeds.items():
-      of = {seed: r.figures[metric] for seed, r in runs.items() if metric in r.figures}
-      if of:
-        first = first or of
-        rows.append((name, len(of), *interval(list(of.values())), *difference(first, of)))
+    rows, first = [], next(iter(found[metric]), '')
+    for name, gap in found[metric].items():
+      of = list(values[metric][name].values())
+      rows.append((name, len(of), *comparison.interval(of),
+                   *_row(gap, judged.get((metric, name), ''))))
     body = [
-      (text(name), count(n), f'<b>{_show(mean, half)}</b>', '' if i == 0 else
-       f'{_show(gap, gap_half, "+")} <small>{_apart(gap, gap_half)}</small>')
-      for i, (name, n, mean, half, gap, gap_half) in enumerate(rows)]
+      (text(name), count(n), f'<b>{_show(mean, half)}</b>', *(('', '') if name == first else (
+        f'{_show(gap, gap_half, "+")} <small>{verdict}</small>', _seen(detectable))))
+      for name, n, mean, half, gap, gap_half, _, detectable, _, _, verdict in rows]
     if metric == LOSS:
-      verdicts += [
-        f'{name}: {metric} {_show(mean, half)}, {_show(gap, gap_half, "+")} against {rows[0][0]} '
-        f'({_apart(gap, gap_half)})' for name, _, mean, half, gap, gap_half in rows[1:]]
+      verdicts += [_say(f'{name}: {LOSS} {_show(mean, half)}', found[metric][name], first, verdict)
+                   for name, _, mean, half, *_, verdict in rows[1:]]
+    counted = sum(e in judged for e in families[metric not in (LOSS, _TOKENS)])
     out.append(figure(
       f'{metric[0].upper()}{metric[1:]}: means, with 95 % intervals',
-      table(('', 'seeds', metric, 'against the first'), body),
-      csv(f'seeds {metric}', ('group', 'seeds', 'mean', 'half_interval', 'difference',
-                              'half_interval'), rows)))
-  curves = [r.held_out for r in every]
-  if all(len(c) > 2 for c in curves):
-    out.insert(1, _tokens_to_target(of_seeds, max(c[-1][1] for c in curves), csv, verdicts))
+      table(('', 'seeds', metric, 'against the first', 'could have seen'), body),
+      csv(f'seeds {metric}', ('group', 'seeds', 'mean', 'half_interval', *_DIFFERENCE), rows),
+      _how(list(found[metric].values())[1:], counted)))
+  if target is not None:
+    out.insert(1, _tokens_to_target(values[_TOKENS], found[_TOKENS], judged, target, csv, verdicts))
   return out
 
 
+def _say(start: str, gap: comparison.Estimate, first: str, verdict: str) -> str:
+  seen = _seen(gap.detectable) and f'; {_seen(gap.detectable)} would have been seen'
+  return f'{start}, {_show(gap.mean, gap.half, "+")} against {first} ({verdict}{seen})'
+
+
+def _how(gaps: Sequence[comparison.Estimate], counted: int) -> str:
+  """How the differences of a table were found, in a sentence or two."""
+  if not gaps:
+    return ''
+  paired = [e for e in gaps if e.paired]
+  how = ('seed by seed' if len(paired) == len(gaps) else
+         'seed by seed where groups share seeds, else by Welch’s t' if paired else 'by Welch’s t')
+  rho = [e.correlation for e in paired if number(e.correlation)]
+  return (
+    f'Differences {how}{f" (correlation {statistics.fmean(rho):.2f})" if rho else ""}; verdicts by '
+    f'Holm’s method over {counted} comparisons, none of fewer than {comparison.LEAST} seeds. Could '
+    f'have seen: the true difference that so many seeds show in {100 * comparison.POWER:.0f} % of '
+    'tries.')
+
+
 def _signals(of_seeds: Mapping[str, Mapping[Any, Result]], csv) -> list[str]:
-  """Which tasks can tell the groups apart: [a table], where there are tasks and seeds.
+  """Which tasks and corpora can tell the groups apart: [a table], where there are seeds.
 
   Noise is of one recipe, the mean over groups; what the groups differ by is beside it, not in it
   (Heineman et al. 2025).
   """
-  chances = {task: chance for runs in of_seeds.values() for r in runs.values()
-             for task, chance in r.chances.items()}
+  runs_of = [r for runs in of_seeds.values() for r in runs.values()]
+  chances = {task: chance for r in runs_of for task, chance in r.chances.items()}
+  if len(of_seeds) > 1:  # a corpus has no chance to be above: it decides where groups differ
+    chances |= {k: math.nan for r in runs_of for k in r.figures if k.startswith('bits per byte')}
   rows = []
   for task, chance in chances.items():
     of = [[r.figures[task] for r in runs.values() if task in r.figures]
@@ -264,67 +272,80 @@ def _signals(of_seeds: Mapping[str, Mapping[Any, Result]], csv) -> list[str]:
     noise = statistics.fmean(f['noise'] for f in found)
     means = [statistics.fmean(scores) for scores in of if scores]
     floor = max(noise, 1e-12)
-    above = (max(means) - chance) / floor
+    best = min(means) if math.isnan(chance) else max(means)
+    above = (best - chance) / floor
     spread = (max(means) - min(means)) / floor if len(means) > 1 else math.nan
-    rows.append((task, max(means), chance, noise, above, spread,
-                 above >= decisive.ABOVE_CHANCE and not spread < 2))
+    rows.append((task, best, chance, noise, above, spread,
+                 not above < decisive.ABOVE_CHANCE and not spread < 2))
   if not rows:
     return []
   show = lambda x: fixed(x, 1) if number(x) else ''
-  return [figure('Which tasks can decide at this size', table(
-    ('task', 'best mean', 'chance', 'noise of a seed', 'above chance / noise',
+  return [figure('Which tasks and corpora can decide at this size', table(
+    ('', 'best mean', 'chance', 'noise of a seed', 'above chance / noise',
      'between groups / noise', ''),
-    [(text(task), fixed(best, 3), fixed(chance, 3), fixed(noise, 4), show(above), show(spread),
-      'can' if can else 'cannot') for task, best, chance, noise, above, spread, can in rows]),
+    [(text(task), fixed(best, 3), fixed(chance, 3) if number(chance) else '', fixed(noise, 4),
+      show(above), show(spread), 'can' if can else 'cannot')
+     for task, best, chance, noise, above, spread, can in rows]),
     csv('signals', ('task', 'best', 'chance', 'noise', 'above', 'spread', 'can'), rows),
-    'A task can decide where the best group is three times the noise above chance and the groups '
-    'differ by twice the noise of one seed.')]
+    'A task can decide where the best group is three times the noise above chance, a task or a '
+    'corpus where the groups differ by twice the noise of one seed.')]
 
 
 def _tokens_to_target(
-  of_seeds: Mapping[str, Mapping[Any, Result]], target: float, csv, verdicts: list[str]
+  logs: Mapping[str, Mapping[Any, float]], gaps: Mapping[str, comparison.Estimate],
+  judged: Mapping[tuple[str, str], str], target: float, csv, verdicts: list[str],
 ) -> str:
-  rows, first = [], None
-  for name, runs in of_seeds.items():
-    logs = {seed: math.log(max(1, tokens_to(r.held_out, target))) for seed, r in runs.items()}
-    first = first or logs
-    gap, half = difference(first, logs)
-    rows.append((name, math.exp(statistics.fmean(logs.values())), math.exp(gap),
-                 math.exp(gap - half), math.exp(gap + half) if half < 100 else math.inf))
+  rows, first = [], next(iter(gaps))
+  for name, gap in gaps.items():
+    verdict = judged.get((_TOKENS, name), '')
+    shown = math.isfinite(gap.half) and gap.n >= comparison.LEAST
+    low, high = (math.exp(min(x, 99)) for x in (gap.low, gap.high)) if shown else (math.nan,) * 2
+    rows.append((name, math.exp(statistics.fmean(logs[name].values())), math.exp(gap.mean), low,
+                 high, math.exp(min(gap.detectable, 99)), verdict))
+  ends = lambda low, high: f' ({low:.2f} to {high:.2f})' if number(low) else ''
   body = [
-    (text(name), f'<b>{count(round(tokens))}</b>', '' if i == 0 else f'{times:.2f} times'
-     + (f' ({low:.2f} to {high:.2f})' if math.isfinite(high) else ''))
-    for i, (name, tokens, times, low, high) in enumerate(rows)]
+    (text(name), f'<b>{count(round(tokens))}</b>', *(('', '') if name == first else (
+      f'{times:.2f} times{ends(low, high)} <small>{verdict}</small>',
+      f'{seen:.2f} times' if number(low) else '')))
+    for name, tokens, times, low, high, seen, verdict in rows]
   verdicts += [
-    f'{name}: {times:.2f} times the tokens of {rows[0][0]} to {target:.3f} bits per byte'
-    + (f' (95 %: {low:.2f} to {high:.2f})' if math.isfinite(high) else '')
-    for name, _, times, low, high in rows[1:]]
+    f'{name}: {times:.2f} times the tokens of {first} to {target:.3f} bits per byte'
+    + (f' (95 %: {low:.2f} to {high:.2f}; {verdict})' if number(low) else f' ({verdict})')
+    for name, _, times, low, high, _, verdict in rows[1:]]
   return figure(
     f'Tokens to {target:.3f} held-out bits per byte, which every run reaches',
-    table(('', 'tokens, geometric mean', 'of the first’s, 95 % interval'), body),
-    csv('tokens to target', ('group', 'tokens', 'ratio', 'low', 'high'), rows))
+    table(('', 'tokens, geometric mean', 'of the first’s, 95 % interval', 'could have seen'), body),
+    csv('tokens to target', ('group', 'tokens', 'ratio', 'low', 'high', 'detectable', 'verdict'),
+        rows))
 
 
 def _effects(found: Mapping[str, Mapping[str, Mapping]], csv, verdicts: list[str]) -> str:
-  rows = [(factor, len(of['alone']), *(x for k in ('alone', 'last', 'interaction')
-                                       for x in interval(list(of[k].values()))))
-          for factor, of in found.items()]
-  body = []
-  for factor, seeds, *pairs in rows:
-    cells = list(zip(pairs[::2], pairs[1::2], strict=True))
-    body.append((f'<b>{text(factor)}</b>', count(seeds), *(
-      f'{_show(mean, half, "+")} <small>{_apart(mean, half)}</small>' for mean, half in cells)))
-    verdicts.append(f'{factor}: ' + ', '.join(
-      f'{word} {_show(mean, half, "+")} ({_apart(mean, half)})'
-      for word, (mean, half) in zip(('alone', 'among all', 'interaction'), cells, strict=True)))
   names = ('alone', 'among all', 'interaction')
+  cells = {factor: [comparison.estimate(list(of[k].values()))
+                    for k in ('alone', 'last', 'interaction')] for factor, of in found.items()}
+  words = comparison.judge([e for of in cells.values() for e in of])
+  judged = dict(zip(cells, zip(*[iter(words)] * len(names), strict=True), strict=True))
+  body, rows = [], []
+  for factor, of in cells.items():
+    body.append((f'<b>{text(factor)}</b>', count(of[0].n), *(
+      f'{_show(e.mean, e.half, "+")} <small>{word}</small>'
+      for e, word in zip(of, judged[factor], strict=True)),
+      _seen(max(e.detectable for e in of[:2]))))
+    rows.append((factor, of[0].n, *(
+      x for e, word in zip(of, judged[factor], strict=True)
+      for x in (e.mean, e.half, e.detectable, word))))
+    verdicts.append(f'{factor}: ' + ', '.join(
+      f'{name} {_show(e.mean, e.half, "+")} ({word})'
+      for name, e, word in zip(names, of, judged[factor], strict=True)))
   return figure(
-    f'Change of {LOSS}, with 95 % intervals over seeds', table(('', 'seeds', *names), body),
-    csv('effects', ('factor', 'seeds', *(f'{n}{half}' for n in names
-                                         for half in ('', ' half_interval'))), rows),
+    f'Change of {LOSS}, with 95 % intervals over seeds',
+    table(('', 'seeds', *names, 'could have seen'), body),
+    csv('effects', ('factor', 'seeds', *(
+      f'{n}{what}' for n in names
+      for what in ('', ' half_interval', ' detectable', ' verdict'))), rows),
     'Alone: with it against without anything. Among all: with everything against all but it. Their '
     'difference is the interaction; of <b>all</b>, everything against the sum of single effects: '
-    'above 0, they overlap.')
+    f'above 0, they overlap. Verdicts by Holm’s method over {len(words)} comparisons.')
 
 
 def _figure(name: str, value: float | None) -> str:

@@ -35,6 +35,8 @@ class Mode:
   learning_rate: float
   parametrization: str
   holds: bool  # or it is a negative control
+  kv_heads: int = 0  # key heads at every width; 0 = half the heads
+  true_kv: bool = True  # False: the multipliers take them for grown with the width
 
 
 MODES = (
@@ -45,16 +47,21 @@ MODES = (
   Mode('Muon, jordan', 'muon', 'jordan', 0.02, 'mup', True),
   Mode('Muon, moonlight', 'muon', 'moonlight', 0.0125, 'mup', True),
   Mode('Muon, moonlight at a constant rate', 'muon', 'moonlight', 0.0125, 'standard', False),
+  Mode('AdamW, muP, one key head', 'adamw', 'moonlight', 0.005, 'mup', True, 1),
+  Mode('Muon, jordan, one key head', 'muon', 'jordan', 0.02, 'mup', True, 1),
+  Mode('Muon, moonlight, one key head', 'muon', 'moonlight', 0.0125, 'mup', True, 1),
+  Mode('Muon, moonlight, one key head taken for grown', 'muon', 'moonlight', 0.0125, 'mup', False,
+       1, False),
 )  # fmt: skip
 
 
-def model_of(width: int, depth: int) -> model.ModelConfig:
-  """The small model of this width and depth; all else is the same."""
+def model_of(width: int, depth: int, kv_heads: int = 0) -> model.ModelConfig:
+  """The small model of this width, depth and number of key heads (0 = half the heads)."""
   heads = width // HEAD_DIM
   return model.ModelConfig(
     vocab_size=VOCAB, num_layers=depth, embed_dim=width, num_heads=heads,
-    num_kv_heads=max(1, heads // 2), head_dim=HEAD_DIM, mlp_dim=3 * width, max_seq_len=SEQ_LEN,
-    tie_embeddings=False, init_std=0.02, dtype='float32', attention='xla')
+    num_kv_heads=kv_heads or max(1, heads // 2), head_dim=HEAD_DIM, mlp_dim=3 * width,
+    max_seq_len=SEQ_LEN, tie_embeddings=False, init_std=0.02, dtype='float32', attention='xla')
 
 
 def movements(
@@ -66,12 +73,13 @@ def movements(
     base: width and depth at which the multipliers are 1.
     settings: section optimizer of configs/base.py; the mode sets its name, rule and rate.
   """
-  config = model_of(width, depth)
+  config = model_of(width, depth, mode.kv_heads)
   c = settings.copy_and_resolve_references()
   c.name, c.learning_rate, c.muon.scale_rule = mode.optimizer, mode.learning_rate, mode.scale_rule
   c.schedule, c.warmup_fraction, c.weight_decay, c.clip_norm = 'constant', 0.0, 0.0, 0.0
   c.muon.compute_dtype = 'float32'
-  sizes = Sizes(mode.parametrization, *base)
+  kv_heads = mode.kv_heads if mode.true_kv else config.num_kv_heads * base[0] / width
+  sizes = Sizes(mode.parametrization, *base, kv_heads)
   abstract = model.abstract_params(config)
   scales = mup.multipliers(sizes, config, c, abstract)
   optimizer, _ = optim.make_optimizer(c, abstract, steps, scales)
@@ -108,18 +116,22 @@ class Sizes:
   name: str
   base_width: int
   base_depth: int
+  base_kv_heads: float = 0
 
 
 def sites(
   config: model.ModelConfig, params: dict, tokens_BT: jax.Array
 ) -> dict[str, jax.Array]:
-  """Attention logits and both branches of the first and the last layer, the stream, the logits."""
+  """Keys, values, attention logits and both branches of the first and the last layer, the stream,
+  the logits."""
   out = model.apply(config, params, tokens_BT, capture=('residual', 'outputs', 'qkv'))
   q_LBTNH, k_LBTKH = out.aux['q_LBTNH'], out.aux['k_LBTKH']
   k_LBTNH = jnp.repeat(k_LBTKH, config.num_heads // config.num_kv_heads, axis=3)
   logits_LBNTS = jnp.einsum('LBTNH,LBSNH->LBNTS', q_LBTNH, k_LBTNH) / config.head_dim**0.5
   found = {}
   for layer, words in ((0, 'first layer'), (-1, 'last layer')):
+    found[f'keys, {words}'] = out.aux['k_LBTKH'][layer]
+    found[f'values, {words}'] = out.aux['v_LBTKH'][layer]
     found[f'attention logits, {words}'] = logits_LBNTS[layer]
     found[f'attention output, {words}'] = out.aux['attn_out_LBTD'][layer]
     found[f'MLP output, {words}'] = out.aux['mlp_out_LBTD'][layer]

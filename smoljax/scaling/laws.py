@@ -6,8 +6,8 @@ the head or not, move the exponent of N by .17, Porian et al. 2024); D are train
 held-out set, laws within one recipe: `differ` tells two apart.
 
 The parametric form is L = E + A / N^α + B / D^β (Hoffmann et al. 2022, approach 3), fitted in logs
-as they describe it: Huber of δ = 1e-3 on log-sum-exp, the *sum* over runs minimised by L-BFGS from
-a grid of starts (a mean stops it too early: Besiroglu et al. 2024).
+as they describe it: Huber of δ = 1e-3 on log-sum-exp, the *sum* over runs minimised from a grid of
+starts (`fitting`; a mean stops too early: Besiroglu et al. 2024).
 """
 
 import dataclasses
@@ -20,16 +20,17 @@ import scipy.interpolate
 import scipy.optimize
 import scipy.special
 
+from smoljax.scaling import fitting
+
 Array = np.ndarray | Sequence[float]
 
-DELTA = 1e-3  # of Huber's loss, in log L
 MOST = 10.0  # times the compute of the largest run that a prediction may go without force
+LEVEL = 0.9  # of the intervals of predictions
 NAMES = ('E', 'A', 'B', 'alpha', 'beta')
 
-# Where L-BFGS starts, after Hoffmann et al.: log A and log B, log E, α and β.
-_GRID = ((0, 5, 10, 15, 20, 25), (0, 5, 10, 15, 20, 25), (-1, -0.5, 0, 0.5, 1),
-         (0, 0.5, 1, 1.5, 2), (0, 0.5, 1, 1.5, 2))  # fmt: skip
-_TRIED = 24  # starts, those of the least objective
+_SAME = 0.05  # sizes this close, in logs, are one
+_STAGES = 12  # at most so many steps of compute are looked back on
+_RESAMPLES = 32  # of each of them
 
 
 class TooFar(ValueError):
@@ -45,6 +46,11 @@ class Fit:
     samples: of E, A, B, α, β over bootstrap resamples of sizes, `[K, 5]`; empty without.
     most_flops: compute of the largest run that it was fitted on.
     recipe: what the runs had in common; predictions for another one are refused.
+    sizes: how many it was fitted on.
+    spread: root mean square of log loss less log law over the half of the runs with the most
+      compute.
+    scores: how wrong the law was when fitted on less compute and asked for the next step of it, in
+      standard errors of that prediction, signed; `step` is the longest step, in log compute.
   """
 
   E: float
@@ -56,16 +62,39 @@ class Fit:
   samples: np.ndarray = dataclasses.field(default_factory=lambda: np.zeros((0, 5)), repr=False)
   most_flops: float = math.inf
   recipe: str = ''
+  sizes: int = 0
+  spread: float = math.nan
+  scores: np.ndarray = dataclasses.field(default_factory=lambda: np.zeros(0), repr=False)
+  step: float = math.nan
 
   @property
   def intervals(self) -> dict[str, tuple[float, float]]:
-    """95 % of the bootstrap samples of each parameter, and of `a`, the exponent of N in C."""
+    """95 % of each parameter, and of `a`, the exponent of N in C; empty without samples.
+
+    The spread of the resamples times Student's t, whose degrees of freedom are the sizes beyond the
+    three numbers that sizes tell: three sizes say nothing of how wrong they are.
+    """
     if not len(self.samples):
       return {}
-    _, _, _, alpha, beta = self.samples.T
-    columns = dict(zip(NAMES, self.samples.T, strict=True)) | {'a': beta / (alpha + beta)}
-    return {k: (float(np.percentile(x, 2.5)), float(np.percentile(x, 97.5)))
-            for k, x in columns.items()}
+    found = {}
+    for name, (middle, half, logs) in self._halves().items():
+      ends = middle - half, middle + half
+      found[name] = tuple(math.exp(min(x, 700)) for x in ends) if logs else ends
+    return found
+
+  def _halves(self) -> dict[str, tuple[float, float, bool]]:
+    """Name → value, half its 95 % interval, and whether both are logarithms."""
+    t, found = _t(self.sizes - 3, 0.975), {}
+    alpha, beta = self.samples[:, 3], self.samples[:, 4]
+    columns = dict(zip(NAMES, self.samples.T, strict=True)) | {
+      'a': beta / np.maximum(alpha + beta, 1e-12)}
+    for name, x in columns.items():
+      logs, value = name in 'EAB', getattr(self, name)
+      x = np.log(np.maximum(x, 1e-30)) if logs else x
+      low, high = np.percentile(x, [15.87, 84.13])  # one standard deviation, whatever the tails
+      half = t * float(high - low) / 2 if t < math.inf else math.inf
+      found[name] = math.log(max(value, 1e-30)) if logs else value, half, logs
+    return found
 
   @property
   def a(self) -> float:
@@ -80,6 +109,11 @@ class Fit:
     """Parameters and tokens of the least loss for C = 6 N D."""
     ratio = (self.alpha * self.A / (self.beta * self.B)) ** (1 / (self.alpha + self.beta))
     return ratio * (flops / 6) ** self.a, (flops / 6) ** (1 - self.a) / ratio
+
+
+def _t(freedom: int, share: float) -> float:
+  """Student's t; infinite without a degree of freedom."""
+  return float(scipy.special.stdtrit(freedom, share)) if freedom > 0 else math.inf
 
 
 def _loss(theta: np.ndarray, params: Array, tokens: Array) -> np.ndarray:
@@ -105,7 +139,8 @@ def fit_chinchilla(
     flops: of each; 6 N D if None. Used for how far predictions may go.
     tied: α = β, as for over-training: then L depends on C and D / N as E + (a m^η + b m^-η) C^-η
       (Gadre et al. 2024).
-    bootstrap: resamples, of whole sizes, since runs of one size share their errors.
+    bootstrap: resamples, of whole sizes, since runs of one size share their errors; predictions
+      have intervals only with them.
   Raises:
     ValueError: fewer than three sizes or five runs, or values that are not positive.
   """
@@ -115,66 +150,72 @@ def fit_chinchilla(
     raise ValueError(
       f'{len(loss)} runs of {len(sizes)} sizes do not determine a law: at least five runs, three '
       'sizes and two token counts are needed')
-  theta, objective = _fit(params, tokens, loss, tied)
-  rng, samples = np.random.default_rng(seed), []
-  rows_of = [np.flatnonzero(params == size) for size in sizes]
-  while len(samples) < bootstrap:
-    drawn = rng.integers(len(sizes), size=len(sizes))
-    if len(set(drawn)) < 3:
+  table = fitting.Table(params, tokens, loss, tied)
+  theta, objective = table.best()
+  labels = fitting.clusters(params, _SAME)
+  flops = 6 * params * tokens if flops is None else _checked(flops=flops)[0]
+  off = table.parts(theta)[1][flops >= np.median(flops)]
+  samples = _resample(table, labels, theta, bootstrap, np.random.default_rng(seed))
+  scores, step = _look_back(table, labels, flops, theta) if bootstrap else (np.zeros(0), math.nan)
+  return Fit(*map(float, _natural(theta)), objective=objective, samples=_natural(samples),
+             most_flops=float(np.max(flops)), recipe=recipe, sizes=int(labels.max()) + 1,
+             spread=float(np.sqrt(np.mean(off**2))), scores=scores, step=step)
+
+
+def _resample(
+  table: fitting.Table, labels: np.ndarray, theta: np.ndarray, count: int, rng: np.random.Generator,
+  within: np.ndarray | None = None,
+) -> np.ndarray:
+  """theta of `count` resamples of the sizes, `[count, 5]`; of the runs `within` alone, if given."""
+  keep = np.ones(len(labels)) if within is None else within.astype(float)
+  sizes, weights = np.unique(labels[keep > 0]), []
+  while len(weights) < count and len(sizes) > 2:
+    drawn = rng.choice(sizes, len(sizes))
+    if len(set(drawn)) > 2:
+      weights.append(np.bincount(drawn, minlength=labels.max() + 1)[labels] * keep)
+  if not weights:
+    return np.zeros((0, 5))
+  return table.fit(np.array(weights), theta)[0]
+
+
+def _look_back(
+  table: fitting.Table, labels: np.ndarray, flops: np.ndarray, theta: np.ndarray
+) -> tuple[np.ndarray, float]:
+  """`scores` and `step` of Fit: of each step of compute from the runs of all before it.
+
+  Residuals say how well a law fits; what it misses beyond its runs is larger, of one sign, and
+  grows from step to step (experiments/log/scaling.md has five public tables of it).
+  """
+  stages = fitting.clusters(flops, 0.4)
+  if stages.max() >= _STAGES:
+    cuts = np.quantile(flops, np.linspace(0, 1, _STAGES + 1)[1:-1])
+    stages = np.searchsorted(cuts, flops)
+  rng, scores, steps, log_loss = np.random.default_rng(0), [], [], table.logs[2]
+  for stage in range(1, stages.max() + 1):
+    past, now = stages < stage, stages == stage
+    if past.sum() < 8 or len(set(labels[past])) < 4 or not now.any():
       continue
-    rows = np.concatenate([rows_of[i] for i in drawn])
-    samples.append(_natural(_fit(params[rows], tokens[rows], loss[rows], tied, [theta])[0]))
-  if flops is None:
-    flops = 6 * params * tokens
-  return Fit(*map(float, _natural(theta)), objective=objective,
-             samples=np.array(samples).reshape(-1, 5), most_flops=float(np.max(flops)),
-             recipe=recipe)
+    starts = np.array([theta, *_STARTS])
+    found, objective = table.fit(np.repeat(past[None].astype(float), len(starts), axis=0), starts)
+    then = found[np.argmin(objective)]
+    off = table.parts(then)[1]
+    spread = np.sqrt(np.mean(off[past & (flops >= np.median(flops[past]))] ** 2))
+    logs = table.parts(_resample(table, labels, then, _RESAMPLES, rng, past))[1] + log_loss
+    error = np.hypot(logs[:, now].std(axis=0), spread)
+    scores += list(-off[now] / np.maximum(error, 1e-12))
+    steps.append(np.log(np.median(flops[now]) / flops[past].max()))
+  return np.array(scores), float(max(steps)) if steps else math.nan
+
+
+# Beside the fit of all runs, so that no fit of a part depends on what it should not know.
+_STARTS = [np.array([a, b, 0.0, x, x])
+           for a in (5.0, 12.0) for b in (5.0, 12.0) for x in (0.3, 0.5)]
 
 
 def _natural(theta: np.ndarray) -> np.ndarray:
-  """(log A, log B, log E, α, β) → (E, A, B, α, β)."""
-  a, b, e, alpha, beta = theta
-  return np.array([math.exp(e), math.exp(a), math.exp(b), alpha, beta])
-
-
-def _fit(
-  params: np.ndarray, tokens: np.ndarray, loss: np.ndarray, tied: bool,
-  starts: Sequence[np.ndarray] = (),
-) -> tuple[np.ndarray, float]:
-  log_n, log_d, log_l = np.log(params), np.log(tokens), np.log(loss)
-  free = 4 if tied else 5
-
-  def parts(theta: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Of theta [..., free]: logs of the three terms, of their sum, and what that is off by."""
-    a, b, e, alpha, beta = (theta[..., i, None] for i in (0, 1, 2, 3, -1))
-    terms = np.stack([a - alpha * log_n, b - beta * log_d, e + np.zeros_like(log_n)])
-    log_sum = np.logaddexp.reduce(terms, axis=0)
-    return terms, log_sum, log_sum - log_l
-
-  def objective(theta: np.ndarray) -> tuple[float, np.ndarray]:
-    terms, log_sum, off = parts(theta)
-    share = np.exp(terms - log_sum)
-    slope = np.clip(off, -DELTA, DELTA)
-    by = slope * share  # of each term
-    of_exponents = -(by[0] @ log_n), -(by[1] @ log_d)
-    gradient = [*by.sum(axis=1), *([sum(of_exponents)] if tied else of_exponents)]
-    return float(scipy.special.huber(DELTA, off).sum()), np.array(gradient)
-
-  if not len(starts):
-    grid = np.array(list(itertools.product(*_GRID[:free])), float)
-    worst_last = np.argsort(scipy.special.huber(DELTA, parts(grid)[2]).sum(axis=1))
-    starts = list(grid[worst_last[:_TRIED]])
-  else:
-    starts = [x[:free] for x in starts]
-  options = {'maxiter': 5000, 'maxfun': 10000, 'ftol': 1e-15, 'gtol': 1e-12}
-  tries = [scipy.optimize.minimize(objective, x, jac=True, method='L-BFGS-B', options=options)
-           for x in starts]
-  # L-BFGS ends early in this narrow valley; BFGS, which knows more of its shape, goes on.
-  best = min(tries, key=lambda r: r.fun)
-  best = min(best, scipy.optimize.minimize(
-    objective, best.x, jac=True, method='BFGS', options={'gtol': 1e-12, 'maxiter': 5000}),
-    key=lambda r: r.fun)
-  return (np.append(best.x, best.x[-1]) if tied else best.x), float(best.fun)
+  """(log A, log B, log E, α, β) → (E, A, B, α, β), on the last axis."""
+  a, b, e = np.moveaxis(np.exp(theta[..., :3]), -1, 0)
+  return np.stack([e, a, b, theta[..., 3], theta[..., 4]], axis=-1)
 
 
 def _checked(**columns: Array) -> list[np.ndarray]:
@@ -190,7 +231,10 @@ def _checked(**columns: Array) -> list[np.ndarray]:
 
 @dataclasses.dataclass(frozen=True)
 class Prediction:
-  """Of a run's loss; `low` and `high` are 95 % of the bootstrap, without the noise of seeds."""
+  """Of a run's loss; `low` and `high` are the ends of its 90 % interval, the run's noise included.
+
+  Infinite where the runs do not tell it, NaN for a fit without bootstrap samples.
+  """
 
   loss: float
   low: float
@@ -216,43 +260,78 @@ def predict(
     raise ValueError(
       f'the law was fitted on {fit.recipe!r} and says nothing of {recipe!r}: fit it there, or '
       'force it')
-  samples = _loss(fit.samples, params, tokens) if len(fit.samples) else [math.nan]
-  low, high = map(float, np.percentile(samples, [2.5, 97.5]))
-  return Prediction(float(fit.loss(params, tokens)), low, high)
+  loss = float(fit.loss(params, tokens))
+  below, above = _halves(fit, params, tokens, flops)
+  high = loss * math.exp(above) if above < 700 else math.inf
+  return Prediction(loss, loss * math.exp(-below), high)
 
 
-def held_out(params: Array, tokens: Array, loss: Array) -> list[tuple[float, float, float]]:
+def errors(fit: Fit, params: float, tokens: float) -> tuple[float, float]:
+  """Standard errors of a prediction in log loss: of the law's parameters, and of a run about it."""
+  return float(np.log(_loss(fit.samples, params, tokens)).std()), fit.spread
+
+
+def _halves(fit: Fit, params: float, tokens: float, flops: float) -> tuple[float, float]:
+  """How far, in log loss, the 90 % interval of a prediction goes down and up.
+
+  By its standard error (of the parameters, by resamples of sizes, and of the residuals) times what
+  the law was wrong by in such units when it predicted its own larger runs from the smaller ones:
+  the 5 and 95 % points of `Fit.scores`, in the manner of conformal prediction, never less than
+  those of a normal distribution. Beyond the longest step it grows in proportion. Where fewer
+  than 19 such predictions could be made, by Student's t with as many degrees of freedom as there
+  are sizes beyond the three numbers that sizes tell: infinite for three.
+  """
+  if not len(fit.samples):
+    return (math.nan, math.nan) if fit.sizes > 3 or not fit.sizes else (math.inf, math.inf)
+  error = math.hypot(*errors(fit, params, tokens))
+  tail = (1 - LEVEL) / 2
+  if (n := len(fit.scores)) < 1 / tail - 1:
+    t = _t(fit.sizes - 3, 1 - tail)
+    return t * error, t * error
+  rank = math.ceil((1 - tail) * (n + 1)) - 1
+  least = float(scipy.special.ndtri(1 - tail))
+  below, above = (max(least, float(np.sort(x)[rank])) for x in (-fit.scores, fit.scores))
+  beyond = math.log(flops / fit.most_flops) / fit.step if fit.step > 0 else 1.0
+  return below * error * max(1.0, beyond), above * error * max(1.0, beyond)
+
+
+def held_out(
+  params: Array, tokens: Array, loss: Array, *, tied: bool = False
+) -> list[tuple[float, float, float]]:
   """Relative errors of predictions of each size from the smaller ones: `(N, D, error)`.
 
-  Each size is predicted from all smaller ones, as soon as they determine a law.
+  Each size is predicted from all smaller ones, as soon as they determine a law; sizes within 5 %
+  are one.
   """
   params, tokens, loss = _checked(params=params, tokens=tokens, loss=loss)
+  labels, table = fitting.clusters(params, _SAME), fitting.Table(params, tokens, loss, tied)
+  known = [label for label in range(3, labels.max() + 1) if (labels < label).sum() >= 5
+           and len(np.unique(tokens[labels < label])) > 1]
+  if not known:
+    return []
+  weights = np.array([labels < label for label in known], float)
+  tries = [table.fit(weights, start, rounds=200) for start in _STARTS]
+  best = np.argmin([objective for _, objective in tries], axis=0)
   rows = []
-  for size in np.unique(params)[3:]:
-    smaller, these = params < size, params == size
-    if smaller.sum() < 5 or len(np.unique(tokens[smaller])) < 2:
-      continue
-    fit = fit_chinchilla(params[smaller], tokens[smaller], loss[smaller])
-    for d, actual in zip(tokens[these], loss[these], strict=True):
-      rows.append((float(size), float(d), float(fit.loss(size, d) / actual - 1)))
+  for i, label in enumerate(known):
+    off = table.parts(tries[best[i]][0][i])[1]
+    rows += [(float(params[j]), float(tokens[j]), float(np.expm1(off[j])))
+             for j in np.flatnonzero(labels == label)]
   return rows
 
 
 def differ(a: Fit, b: Fit) -> dict[str, tuple[float, float, float]]:
-  """b - a of α, β and the allocation's exponent, with the ends of its 95 % bootstrap interval.
+  """b - a of α, β and the allocation's exponent, with the ends of its 95 % interval.
 
   An interval that leaves out 0 says that the two ladders follow different laws. Raises ValueError
   for fits without bootstrap samples.
   """
   if not (len(a.samples) and len(b.samples)):
     raise ValueError('fits are compared by their bootstrap samples: fit with bootstrap=1000')
-  values = lambda s: {'alpha': s[:, 3], 'beta': s[:, 4], 'a': s[:, 4] / (s[:, 3] + s[:, 4])}
-  rng = np.random.default_rng(0)
-  rows = {}
+  rows, (of_a, of_b) = {}, (a._halves(), b._halves())
   for name in ('alpha', 'beta', 'a'):
-    x, y = (rng.choice(values(f.samples)[name], 10_000) for f in (a, b))
-    low, high = map(float, np.percentile(y - x, [2.5, 97.5]))
-    rows[name] = getattr(b, name) - getattr(a, name), low, high
+    gap, half = of_b[name][0] - of_a[name][0], math.hypot(of_a[name][1], of_b[name][1])
+    rows[name] = gap, gap - half, gap + half
   return rows
 
 
@@ -265,7 +344,7 @@ class PowerLaw:
 
   coefficient: float
   exponents: dict[str, float]
-  intervals: dict[str, tuple[float, float]]  # 95 % of the exponents, by bootstrap over points
+  intervals: dict[str, tuple[float, float]]  # 95 % of the exponents, by Student's t
   r2: float
 
   def __call__(self, **x: float) -> float:
@@ -273,11 +352,10 @@ class PowerLaw:
     return self.coefficient * math.prod(x[k] ** e for k, e in self.exponents.items())
 
 
-def fit_power_law(
-  x: Mapping[str, Array], y: Array, *, weights: Array | None = None, bootstrap: int = 1000,
-  seed: int = 0,
-) -> PowerLaw:
+def fit_power_law(x: Mapping[str, Array], y: Array, *, weights: Array | None = None) -> PowerLaw:
   """Least squares of log y on log x, such as the best learning rate on N and D.
+
+  As many points as numbers leave no residuals to tell errors by: intervals are infinite then.
 
   Args:
     weights: of the squares; 1 / variance of log y. Raises ValueError for too few points.
@@ -286,22 +364,19 @@ def fit_power_law(
   log_y = np.log(columns.pop('y'))
   design = np.column_stack([np.ones_like(log_y), *map(np.log, columns.values())])
   w = np.sqrt(np.ones_like(log_y) if weights is None else np.asarray(weights, np.float64))
-  solve = lambda rows: np.linalg.lstsq(
-    design[rows] * w[rows, None], log_y[rows] * w[rows], rcond=None)[0]
   if len(log_y) < design.shape[1] or np.linalg.matrix_rank(design) < design.shape[1]:
     raise ValueError(f'{len(log_y)} points do not determine {design.shape[1]} numbers')
-  found = solve(np.arange(len(log_y)))
-  rng, samples = np.random.default_rng(seed), []
-  for _ in range(bootstrap):
-    rows = rng.integers(len(log_y), size=len(log_y))
-    if np.linalg.matrix_rank(design[rows]) == design.shape[1]:
-      samples.append(solve(rows)[1:])
-  bounds = np.percentile(samples, [2.5, 97.5], axis=0).T if samples else []
+  found = np.linalg.lstsq(design * w[:, None], log_y * w, rcond=None)[0]
+  rest, freedom = w**2 @ (log_y - design @ found) ** 2, len(log_y) - design.shape[1]
+  halves = np.full(len(found), math.inf)
+  if freedom:
+    inverse = np.linalg.pinv((design * w[:, None]).T @ (design * w[:, None]))
+    halves = _t(freedom, 0.975) * np.sqrt(np.maximum(np.diag(inverse), 0) * rest / freedom)
   mean = np.average(log_y, weights=w**2)
-  rest = w**2 @ (log_y - design @ found) ** 2
   return PowerLaw(
     math.exp(found[0]), dict(zip(columns, map(float, found[1:]), strict=True)),
-    {k: tuple(map(float, b)) for k, b in zip(columns, bounds, strict=False)},
+    {k: (float(e - h), float(e + h))
+     for k, e, h in zip(columns, found[1:], halves[1:], strict=True)},
     float(1 - rest / (w**2 @ (log_y - mean) ** 2)))
 
 
@@ -341,8 +416,8 @@ def isoflop(
     noise: standard deviation of a loss between seeds, in nats, or a function of the loss; it gives
       each optimum its `error`.
     weighted: optima count as 1 / error². Those at an edge never count.
-  Raises ValueError where fewer than two budgets have an optimum inside, or a budget has less than
-  three sizes.
+  Runs of one size at a budget count as their mean; a budget of fewer than three sizes has no
+  optimum and is left out. Raises ValueError where fewer than two budgets have one inside.
   """
   flops, params, loss = _checked(flops=flops, params=params, loss=loss)
   tokens = flops / (6 * params) if tokens is None else _checked(tokens=tokens)[0]
@@ -351,21 +426,20 @@ def isoflop(
   rng, optima = np.random.default_rng(seed), []
   for budget in np.unique(flops):
     rows = np.flatnonzero(flops == budget)
-    rows = rows[np.argsort(params[rows])]
-    if len(rows) < 3 or len(np.unique(params[rows])) < len(rows):
-      raise ValueError(
-        f'at {budget:.2e} FLOPs there are {len(rows)} runs of {len(np.unique(params[rows]))} '
-        'sizes: an optimum needs three, each once')
-    log_n, losses = np.log(params[rows]), loss[rows]
+    same = fitting.clusters(params[rows], 0.01)
+    if same.max() < 2:
+      continue
+    log_n, losses, log_d = (np.bincount(same, x[rows]) / np.bincount(same)
+                            for x in (np.log(params), loss, np.log(tokens)))
     best, least = _least(log_n, losses, method)
     spread = noise(losses) if callable(noise) else noise
-    noisy = [_least(log_n, losses + spread * rng.standard_normal(len(rows)), method)[0]
+    noisy = [_least(log_n, losses + spread * rng.standard_normal(len(losses)), method)[0]
              for _ in range(resamples)]
     inside = [x for x in noisy if log_n[0] < x < log_n[-1]]
     # A third of a step of the grid that the optimum is looked for on, at least.
-    floor = 0.33 * (log_n[-1] - log_n[0]) / (25 * (len(rows) - 1) - 1)
+    floor = 0.33 * (log_n[-1] - log_n[0]) / (25 * (len(losses) - 1) - 1)
     error = max(np.std(inside), floor) * resamples / len(inside) if inside else math.inf
-    of_budget = float(np.exp(np.interp(best, log_n, np.log(tokens[rows]))))
+    of_budget = float(np.exp(np.interp(best, log_n, log_d)))
     optima.append(Optimum(float(budget), math.exp(best), of_budget, least, float(error),
                           not log_n[0] < best < log_n[-1] or len(inside) < resamples / 2))
   good = [o for o in optima if not o.edge]
@@ -445,9 +519,17 @@ class DataConstrained:
     f = self.base
     ratio = (f.alpha * f.A / (f.beta * f.B)) ** (1 / (f.alpha + f.beta))
     fitting = np.minimum(params, ratio * (unique * ratio) ** (f.beta / f.alpha))
-    worth = lambda all_, once, star: once * (1 + star * -np.expm1(-(all_ / once - 1) / star))
-    return f.loss(worth(params, fitting, self.repeat_params),
-                  worth(tokens, unique, self.repeat_tokens))
+    return f.loss(effective_tokens(params, fitting, self.repeat_params),
+                  effective_tokens(tokens, unique, self.repeat_tokens))
+
+
+def effective_tokens(tokens: Array, unique: Array, star: float) -> np.ndarray:
+  """What `tokens`, of which `unique` are different, are worth in unrepeated ones: D' above; 0 of 0.
+
+  Of parameters likewise, beyond those that are optimal for the data.
+  """
+  tokens, once = np.asarray(tokens, np.float64), np.maximum(np.asarray(unique, np.float64), 1e-9)
+  return once * (1 + star * -np.expm1(-(np.maximum(tokens, once) / once - 1) / star))
 
 
 def fit_data_constrained(
@@ -461,7 +543,7 @@ def fit_data_constrained(
     def objective(log_r: np.ndarray) -> float:
       law = DataConstrained(base, *np.exp(log_r))
       off = np.log(law.loss(params[rows], tokens[rows], unique[rows])) - np.log(loss[rows])
-      return float(scipy.special.huber(DELTA, off).sum())
+      return float(scipy.special.huber(fitting.DELTA, off).sum())
 
     options = {'xatol': 1e-6, 'fatol': 1e-12, 'maxiter': 2000}
     best = min((scipy.optimize.minimize(objective, np.log(x), method='Nelder-Mead',

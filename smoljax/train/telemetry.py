@@ -12,6 +12,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from data_beam.redact import public
 from smoljax import distributed, metrics
 from smoljax.data import chat
 from smoljax.optim.qk_clip import logit_metrics
@@ -106,7 +107,7 @@ class Telemetry:
     t = self._run.config.train
     self.event(
       step, event, seconds=round(seconds, 2),
-      **{k: t[k] for k in ('init_from', 'branch_from') if t[k] and event != 'resume'},
+      **{k: public(t[k]) for k in ('init_from', 'branch_from') if t[k] and event != 'resume'},
       devices=f'{jax.device_count()} x {jax.devices()[0].device_kind}',
       mesh=dict(self._run.mesh.shape),
       **({'quarantined': quarantined} if quarantined else {}),

@@ -5,7 +5,7 @@ thread looks on. It is given each step's result and sees when it is there, so th
 steps take, however far ahead of the devices the host is. When none has ended for ten times as long
 as any of the last did, and for `floor` seconds at the least, the stacks of all threads go to stderr
 and to `hang-PROCESS.txt`, and the process ends with the status EXIT. It tells the other processes
-of the run, which do likewise.
+of the run, which do likewise; one that dies ends the others with os.EX_TEMPFAIL.
 
 Compiling, checkpoints and evaluations have no such measure: they may take PATIENCE times the floor.
 """
@@ -29,7 +29,7 @@ PATIENCE = 60
 _FACTOR = 10
 _COMPILING = 3  # steps: the state that the first one gives may be laid out anew for the next
 _GRACE = 1.0  # seconds for a peer's good-bye to be one at the end of the run
-_FAREWELL = 2.5  # seconds that the lead stays, so that the others hear why
+_FAREWELL = 3.0  # seconds that the lead stays, so that the others hear why
 
 
 class Watchdog:
@@ -100,33 +100,34 @@ class Watchdog:
       if (still := now - self._since) > (limit := self.limit):
         what = self._phase or ('compiling or a first step' if self._compiling else 'a step')
         self._end(f'process {jax.process_index()} stands still: {what} for {still:.0f} s, '
-                  f'the limit is {limit:.0f} s', post=jax.process_count() > 1)
+                  f'the limit is {limit:.0f} s', EXIT, post=True)
 
   def _listen(self) -> None:
-    reason = ''
+    reason, status = '', 0
     while not reason and not self._closed.is_set():
       try:
-        reason = distributed.over(seconds=2.0)
+        reason, status = distributed.over(seconds=2.0)
       except ConnectionError as e:
         reason = str(e)
     if not self._closed.wait(_GRACE):
-      self._end(f'the run is over: {reason}', post=False)
+      self._end(f'the run is over: {reason}', status or os.EX_TEMPFAIL, post=False)
 
-  def _end(self, reason: str, post: bool) -> None:
+  def _end(self, reason: str, status: int, post: bool) -> None:
     with self._ending:  # the process ends while it is held
       began = time.monotonic()
       print(f'error: {reason}', file=sys.stderr, flush=True)
       faulthandler.dump_traceback(sys.stderr, all_threads=True)
       # What hangs may be the file system, or the lead.
-      helpers = [threading.Thread(target=f, daemon=True)
-                 for f in (lambda: post and distributed.end(reason), lambda: self._write(reason))]
+      several = jax.process_count() > 1
+      helpers = [threading.Thread(target=f, daemon=True) for f in (
+        lambda: several and post and distributed.end(reason, status), lambda: self._write(reason))]
       for helper in helpers:
         helper.start()
       for helper in helpers:
         helper.join(max(0.0, began + 2 - time.monotonic()))
-      if post and distributed.is_lead():
+      if several and distributed.is_lead():
         time.sleep(max(0.0, began + _FAREWELL - time.monotonic()))
-      os._exit(EXIT)
+      os._exit(status)
 
   def _write(self, reason: str) -> None:
     with open(os.path.join(self._directory, f'hang-{jax.process_index()}.txt'), 'a') as f:

@@ -7,13 +7,14 @@ from absl import flags
 from ml_collections import config_flags
 
 from configs import base, quickstart
-from data_beam import conversations, options, python_source, tables, tokenize_corpus
+from data_beam import conversations, options, python_source, refine, tables, tokenize_corpus
 from data_beam.beam_options import require_file_system
 from data_beam.options import (
   ConversationOptions,
   ImportOptions,
   PdfOptions,
   PythonSourceOptions,
+  RefineOptions,
   TokenizeOptions,
   WebOptions,
 )
@@ -24,6 +25,7 @@ COMMANDS = {
   WebOptions: (web, 'run', []),
   PdfOptions: (pdf, 'run', []),
   PythonSourceOptions: (python_source, 'run', []),
+  RefineOptions: (refine, 'run', []),
   ImportOptions: (tables, 'import_tables', ['import']),
   ConversationOptions: (conversations, 'run', []),
   TokenizeOptions: (tokenize_corpus, 'run', ['--tokenizer=t']),
@@ -51,8 +53,18 @@ OTHER = {
   'html_model': ('m', 'm', 'm'),
   'html_prompt': ('text', 'text', 'text'),
   'url_dedup': (None, 'true', True),
+  'language_model': ('g.bin', 'g.bin', 'g.bin'),
+  'signals': (None, 'true', True),
+  'quality': ('a.npz', "('a.npz',)", ('a.npz',)),
+  'quality_least': ('3', '3', 3.),
+  'dedup_parts': ('lines,substrings', "('lines','substrings')", ('lines', 'substrings')),
+  'substring_words': ('60', '60', 60),
+  'rejects': (None, None, True),
+  'thresholds': ('words=30', None, ('words=30',)),
+  'near_verbatim': ('.9', '.9', .9),
   'decontaminate': ('a.jsonl', "('a.jsonl',)", ('a.jsonl',)),
   'phones': (None, 'true', True),
+  'accounts': (None, 'true', True),
   'limit': ('7', '7', 7),
   'num_shards': ('3', '3', 3),
   'ocr': ('never', 'never', 'never'),
@@ -65,7 +77,10 @@ OTHER = {
   'agent': ('a@b', 'a@b', 'a@b'),
   'fetch_delay': ('2', '2', 2.),
   'stale_before': ('2024-01-31', '2024-01-31', '2024-01-31'),
-  'licences': ('any', None, 'any'),
+  'licences': ('any', 'any', 'any'),
+  'robots': ('r.jsonl', 'r.jsonl', 'r.jsonl'),
+  'robots_agents': ('GPTBot,*', "('GPTBot','*')", ('GPTBot', '*')),
+  'opt_out': (None, 'true', True),
   'layout': ('dclm', None, 'dclm'),
   'columns': ('text=content', None, ('text=content',)),
   'holdout': ('.1', '.1', .1),

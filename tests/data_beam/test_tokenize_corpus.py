@@ -256,6 +256,7 @@ def test_a_damaged_corpus_in_an_object_store_is_one_line(store, tokenised):
     open_corpus(URL)
 
 
+@pytest.mark.slow
 def test_near_duplicates_in_another_corpus_are_not_held_out(tmp_path, model):
   """Its text or its tokens; a document of the same id is on the same side there, and is no reason.
   """

@@ -6,7 +6,7 @@ import re
 
 import jax
 import pytest
-from conftest import run_commands
+from conftest import run_commands, write_tokenised
 from helpers.warc import article, html, page, write_warc
 
 from data_beam import tables
@@ -96,14 +96,14 @@ COMMANDS: dict[str, tuple[list[str], dict[str, tuple[str, ...]]]] = {
   'experiments.shapes': ([], {
     'shape': ('nope',), 'context': ('-1', *NUMBERS), 'mesh': ('data', 'data=0', 'nope=2', 'data=x'),
     'remat': ('nope',), 'hf': FILES, 'dtype': ('nope',), 'rows': ('-1',), 'chunk': ('0',)}),
-  'experiments.architecture': (['--corpus=/nowhere/x', '--output={new}'], {
+  'experiments.architecture': (['--corpus={tokens}', '--output={new}'], {
     'corpus': FILES, 'size': ('nope',), 'tokens': ('0', '-1', 'x'), 'seeds': ('0', 'x')}),
-  'experiments.lineage': (['--workdir={folder}'], {
-    'workdir': FILES, 'step': ('-1', 'x'), 'document': ('nope',)}),
+  'experiments.lineage': (['--workdir={folder}', '--step=1'], {
+    'workdir': FILES, 'step': ('-1', 'x')}),
   'experiments.perplexity': (['--checkpoint={model}', '--corpus={corpus}', '--output={new}'], {
     'checkpoint': FILES, 'corpus': FILES, 'seq_len': ('-1', 'x')}),
   'experiments.teacher_cache': (
-    ['--teacher={model}', '--corpus=/nowhere/x', '--output={new}'], {
+    ['--teacher={model}', '--corpus={tokens}', '--output={new}'], {
       'teacher': FILES, 'corpus': FILES, 'kind': ('nope',), 'draws': ('0', 'x')}),
   'data_beam.web': (['--input={crawl}', '--output={new}', '--limit=1'], {
     'input': FILES[:3], 'output': ('{empty}',), 'name': ('', 'a/b', '..'), 'filters': ('nope',),
@@ -131,7 +131,8 @@ COMMANDS: dict[str, tuple[list[str], dict[str, tuple[str, ...]]]] = {
 }
 # What is said besides: progress, and what each pipeline begins with.
 SAID = re.compile('Beam runs on|curating |exporting |OCR: |Unable to create default GCS|'
-                  'importing |tokenising |python-dependencies|WARNING|I0000|E0000|W0000')
+                  'importing |tokenising |Unable to fetch remote job server|[0-9]+ s: read |'
+                  'python-dependencies|WARNING|I0000|E0000|W0000')
 
 
 def lines():
@@ -174,7 +175,9 @@ def here(tmp_path_factory):
   tokenizer.to_hf(str(root / 'tokenizer.model'), str(root / 'model'), bos=True, max_length=256)
   return {p.name.partition('.')[0]: str(p) for p in root.iterdir()
           if p.suffix != '.sha256'} | {
-    'new': str(root / 'new'), 'corpus': curated}
+    'new': str(root / 'new'), 'corpus': curated,
+    'tokens': write_tokenised(
+      root, 'tokens', {'train': [[2] * 40] * 8, 'validation': [[2] * 40] * 4}, 320)}
 
 
 def complaint(result) -> str:
@@ -189,7 +192,8 @@ def faults(result, name: str, value: str) -> list[str]:
     (f'status {result.returncode}', result.returncode not in (0, 2)),
     ('no one line', result.returncode == 2 and len(said.splitlines()) != 1),
     (f'names neither {name} nor {value}', result.returncode == 2 and not any(
-      w.lower() in said.lower() for w in (name, re.sub('\\W*$', '', value) or name))),
+      w.lower() in said.lower()
+      for w in (name, re.sub('\\W*$', '', value) or name, *re.findall(r'[\w/.-]{4,}', value)))),
   ) if there]
 
 
@@ -201,7 +205,8 @@ def test_mistyped_lines_are_answered_by_one_that_helps(here):
 
   tried = [([filled(part) for part in line], name, filled(value)) for line, name, value in lines()]
   assert len(tried) > 400
-  results = run_commands(*(line for line, *_ in tried))
+  results = run_commands(
+    *(line for line, *_ in tried), packages=('smoljax', 'data_beam', 'experiments.engine'))
   bad = [(' '.join(line), found, complaint(result)[-300:])
          for (line, *wrong), result in zip(tried, results, strict=True)
          if (found := faults(result, *wrong))]

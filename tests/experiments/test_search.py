@@ -158,7 +158,9 @@ def test_rungs_that_have_no_plateau_are_refused():
     search.rungs(c, 3, 10 * 2048)
 
 
-@pytest.mark.parametrize('how', [signal.SIGKILL, signal.SIGTERM, signal.SIGINT])
+@pytest.mark.parametrize('how', [
+  signal.SIGTERM, pytest.param(signal.SIGKILL, marks=pytest.mark.slow),
+  pytest.param(signal.SIGINT, marks=pytest.mark.slow)])
 def test_trainings_end_with_their_search_and_go_on_with_the_next(tmp_path, runner, how):
   script = f'''
 import pathlib, signal, sys
@@ -282,6 +284,7 @@ def test_several_objectives_have_a_front(tmp_path):
   assert 'loss against bytes' in page and 'What matters' not in page
 
 
+@pytest.mark.slow
 def test_latency_and_memory_of_a_run(markov_corpora, tmp_path):
   from helpers.training import fit, tiny
 

@@ -2,6 +2,7 @@
 
 import functools
 import http.server
+import importlib.util
 import os
 import pathlib
 import subprocess
@@ -29,16 +30,40 @@ class Quiet(http.server.SimpleHTTPRequestHandler):
     pass
 
 
-@pytest.fixture
-def host(tmp_path):
-  (tmp_path / 'served').mkdir()
-  warc.write_warc(tmp_path / 'served/crawl.warc.gz', [
+@pytest.fixture(scope='module')
+def host(tmp_path_factory):
+  folder = tmp_path_factory.mktemp('served')
+  warc.write_warc(folder / 'crawl.warc.gz', [
     warc.html(f'https://a.test/{i}', warc.page(warc.article(i))) for i in range(120)])
-  handler = functools.partial(Quiet, directory=str(tmp_path / 'served'))
+  handler = functools.partial(Quiet, directory=str(folder))
   with http.server.ThreadingHTTPServer(('127.0.0.1', 0), handler) as server:
     threading.Thread(target=server.serve_forever, daemon=True).start()
     yield f'127.0.0.1:{server.server_port}'
     server.shutdown()
+
+
+def typed(host: str, module: str, *flags: str) -> subprocess.CompletedProcess:
+  """A command line with the FLAGS that it does not set, and secrets in the environment too."""
+  planted = [f.format(host=host) for f in FLAGS
+             if f.partition('=')[0].removeprefix('--config.') not in ' '.join(flags)]
+  environment = os.environ | dict.fromkeys(VARIABLES, SECRET) | {'WANDB_MODE': 'offline'}
+  environment.pop('XLA_FLAGS', None)
+  return subprocess.run(
+    [sys.executable, '-m', module, *SMALL, '--config.web.filters=none', '--config.eval.tasks=()',
+     *planted, *flags],
+    cwd=REPOSITORY, env=environment, capture_output=True, text=True, timeout=600)
+
+
+@pytest.fixture(scope='module')
+def run(host, tmp_path_factory):
+  """(its workdir, what it said)"""
+  workdir = tmp_path_factory.mktemp('planted') / 'run'
+  result = typed(
+    host, 'experiments.run', '--config=configs/quickstart.py', f'--workdir={workdir}',
+    f'--config.web.input=http://{host}/crawl.warc.gz?X-Amz-Signature={SECRET}',
+    *['--config.wandb=small'] * bool(importlib.util.find_spec('wandb')))
+  assert result.returncode == 0, result.stderr
+  return workdir, result.stdout + result.stderr
 
 
 def leaks(root: pathlib.Path, output: str) -> list[str]:
@@ -49,25 +74,44 @@ def leaks(root: pathlib.Path, output: str) -> list[str]:
 
 
 @pytest.mark.slow
-def test_planted_secrets_are_in_no_file(tmp_path, host):
-  flags = [f.format(host=host) for f in FLAGS]
-  command = [
-    sys.executable, '-m', 'experiments.run', '--config=configs/quickstart.py',
-    f'--workdir={tmp_path}/run', *SMALL, '--config.web.filters=none', '--config.eval.tasks=()',
-    f'--config.web.input=http://{host}/crawl.warc.gz?X-Amz-Signature={SECRET}', *flags]
-  environment = os.environ | dict.fromkeys(VARIABLES, SECRET)
-  environment.pop('XLA_FLAGS', None)
-  result = subprocess.run(
-    command, cwd=REPOSITORY, env=environment, capture_output=True, text=True, timeout=600)
-  assert result.returncode == 0, result.stderr
-  assert leaks(tmp_path / 'run', result.stdout + result.stderr) == []
+def test_planted_secrets_are_in_no_file(run, host, tmp_path):
+  workdir, said = run
+  assert leaks(workdir, said) == []
   # What stopped in the midst, and what complains.
-  result = subprocess.run(
-    [*command, '--config.train.tokens=81920', f'--config.web.decontaminate=("/no/{SECRET}",)'],
-    cwd=REPOSITORY, env=environment, capture_output=True, text=True, timeout=600)
-  assert result.returncode == 2 and 'Traceback' not in result.stderr
+  for flag in (f'--config.web.decontaminate=("/no/{SECRET}",)',
+               f'--config.train.checkpoint_dir=s3://AKIA{SECRET}:{SECRET}@bucket/runs',
+               f'--config.web.input=gs://bucket/x.warc.gz?access_token={SECRET}',
+               f'--config.train.init_from=s3://key:{SECRET}@bucket/run',
+               f'--config.corpora=a=s3://key:{SECRET}@bucket/tokens'):
+    result = typed(host, 'experiments.run', '--config=configs/quickstart.py',
+                   f'--workdir={workdir}', '--config.train.tokens=81920', flag)
+    assert result.returncode == 2 and 'Traceback' not in result.stderr, result.stderr
+    if 's3:' in flag or 'gs:' in flag:
+      assert leaks(workdir, result.stdout + result.stderr) == [], flag
   card = tmp_path / 'released'
   subprocess.run(
     [sys.executable, '-m', 'data_beam.tables', 'export', f'--output={card}',
-     f'--input={tmp_path}/run/corpora/web'], cwd=REPOSITORY, env=environment, check=True)
-  assert leaks(tmp_path / 'run', '') + leaks(card, '') == []
+     f'--input={workdir}/corpora/web'], cwd=REPOSITORY, check=True)
+  assert leaks(workdir, '') + leaks(card, '') == []
+
+
+@pytest.mark.slow
+def test_a_sweep_and_a_search_keep_them(run, host, tmp_path):
+  """Of points whose fields have them, in names of folders and in what is said too."""
+  recipe = tmp_path / 'recipe.py'
+  recipe.write_text("""
+from configs.quickstart import get_config
+space = lambda: {'optimizer.learning_rate': ('log', 1e-3, 1e-2)}
+""")
+  [corpus] = run[0].glob('corpora/web')
+  given = [f'--config={recipe}', f'--config.corpora=web={corpus}',
+           "--config.train.stages=({'name':'all','fraction':1.0,'mixture':{'web':1.0}},)"]
+  for module, flags in {
+    'experiments.sweep': ['--grid', f'eval.data=https://{host}/a?token={SECRET},https://b/'],
+    'experiments.search': ['--trials=1'],
+  }.items():
+    workdir = tmp_path / module
+    result = typed(host, module, *given, f'--workdir={workdir}', *flags)
+    assert result.returncode == 0, result.stderr + result.stdout
+    assert leaks(workdir, result.stdout + result.stderr) == []
+    assert not [p for p in workdir.rglob('*') if SECRET in p.name]

@@ -17,6 +17,7 @@ from conftest import REPOSITORY
 
 from experiments import sweep
 from smoljax.report import sweep_page
+from smoljax.scaling import comparison
 
 
 def config_file(folder: pathlib.Path, points: str) -> str:
@@ -243,13 +244,15 @@ def test_comparison_has_every_run_and_the_best_first(tmp_path):
 def test_intervals_over_seeds(tmp_path):
   rng = np.random.default_rng(0)
   a, b, c = rng.normal(3, 0.1, 4), rng.normal(3.1, 0.1, 4), rng.normal(2.5, 0.02, 3)
+  apart = {'c': 10}  # other seeds than the others
   runs = []
   for kind, losses in (('a', a), ('b', b), ('c', c)):
     for seed, loss in enumerate(losses):
       folder = tmp_path / f'{kind}{seed}'
       make_run(folder, loss)
-      runs.append(sweep_page.load(folder.name, {'data': kind, 'seed': seed}, folder))
-  _, verdicts = sweep_page.write(runs, str(tmp_path))
+      fields = {'data': kind, 'seed': seed + apart.get(kind, 0)}
+      runs.append(sweep_page.load(folder.name, fields, folder))
+  page, verdicts = sweep_page.write(runs, str(tmp_path))
   rows = list(csv.reader((tmp_path / 'report/seeds_validation_loss.csv').open()))[1:]
   paired = scipy.stats.ttest_rel(b, a).confidence_interval()
   welch = scipy.stats.ttest_ind(c, a, equal_var=False).confidence_interval()
@@ -257,10 +260,14 @@ def test_intervals_over_seeds(tmp_path):
   low, high = scipy.stats.t.interval(0.95, 3, loc=a.mean(), scale=scipy.stats.sem(a))
   assert [float(x) for x in rows[0][2:4]] == pytest.approx([a.mean(), (high - low) / 2])
   for row, (low, high) in ((rows[1], paired), (rows[2], welch)):
-    assert [float(x) for x in row[4:]] == pytest.approx([(low + high) / 2, (high - low) / 2])
-  assert sweep_page.interval([1.0]) == (1.0, math.inf)
+    assert [float(x) for x in row[4:6]] == pytest.approx([(low + high) / 2, (high - low) / 2])
+  assert comparison.interval([1.0]) == (1.0, math.inf)
   assert verdicts[1].startswith(f'data=c: validation loss {c.mean():.4f}')
-  assert verdicts[1].endswith('against data=a (apart)')
+  assert 'against data=a (apart; 0.' in verdicts[1]
+  assert verdicts[1].endswith('would have been seen)')
+  html = pathlib.Path(page).read_text()
+  assert 'over 2 comparisons' in html and 'in 80 % of tries' in html  # the loss, asked beforehand
+  assert 'over 8 comparisons' in html  # bits per byte, two probes, a task: a family of their own
 
 
 def test_which_tasks_can_decide(tmp_path):
@@ -288,10 +295,10 @@ def test_which_tasks_can_decide(tmp_path):
 def test_tokens_to_a_loss_that_all_reach(tmp_path):
   """Curves a / tokens^b have a known crossing; the points between are log-linear."""
   curve = [(t, 4 - math.log(t / 1000)) for t in (1000, 2000, 4000, 8000)]
-  assert sweep_page.tokens_to(curve, 4 - math.log(3)) == pytest.approx(3000)
-  assert sweep_page.tokens_to(curve, 5.0) == 1000
-  assert sweep_page.tokens_to([(0, 5.0), (100, 3.0)], 4.0) == 50  # evaluated before any step
-  assert sweep_page.tokens_to(curve, 0.1) == math.inf
+  assert comparison.tokens_to(curve, 4 - math.log(3)) == pytest.approx(3000)
+  assert comparison.tokens_to(curve, 5.0) == 1000
+  assert comparison.tokens_to([(0, 5.0), (100, 3.0)], 4.0) == 50  # evaluated before any step
+  assert comparison.tokens_to(curve, 0.1) == math.inf
   runs = []
   for group, behind, seeds in (('good', 1.0, (0, 1, 2)), ('bad', 2.0, (0, 1, 2))):
     for seed in seeds:
@@ -424,3 +431,36 @@ def test_a_silent_process_is_killed_and_started_again(tmp_path):
   said = []
   assert sweep.run([point], parallel=1, stall=1.0, log_line=said.append)
   assert point.tries == 2 and 'it has said nothing for' in said[1]
+
+
+def test_weights_of_a_stage_are_fields():
+  config = 'configs/quickstart.py'
+  points = sweep.plan(config, 'w', grid=['train.stages.decay.pdf=0.1,0.5', 'seed=1'])
+  c = sweep.load_config(config, [f for f in points[1].command if f.startswith('--config.')])
+  assert [dict(s['mixture']) for s in c.train.stages] == [
+    {'web': 0.9, 'pdf': 0.1}, {'web': 0.8, 'pdf': 0.2}, {'web': 0.7, 'pdf': 0.5}]
+  assert points[1].fields['train.stages.decay.pdf'] == 0.5
+  for wrong, words in (('none.pdf=1', "no stage 'none'"), ('decay.pdf=x', 'is a number')):
+    with pytest.raises(ValueError, match=words):
+      sweep.with_weights(config, [f'--config.train.stages.{wrong}'])
+
+
+def test_two_seeds_give_no_verdict_and_a_corpus_may_have_no_signal(tmp_path):
+  """'-.28 ± .48, within noise' stood beside '.31 times the tokens' at n = 2."""
+  runs = []
+  for kind, less in (('a', 0.0), ('b', 0.3)):
+    for seed in range(2):
+      folder = tmp_path / f'{kind}{seed}'
+      make_run(folder, 3 - less + 0.01 * seed, {'bits_per_byte': {
+        'web': {'bpb': 1.5 - less + 0.01 * seed}, 'code': {'bpb': 1.0 + 0.5 * seed}}})
+      run = sweep_page.load(folder.name, {'data': kind, 'seed': seed}, folder)
+      runs.append(dataclasses.replace(run, held_out=[
+        (t, 4 + less - math.log(t)) for t in (1000, 2000, 4000)]))
+  page, verdicts = sweep_page.write(runs, str(tmp_path))
+  assert len(verdicts) == 2 and all('no verdict: n = 2' in v for v in verdicts)
+  assert '95 %' not in verdicts[1] and 'times the tokens of data=a' in verdicts[1]
+  html = pathlib.Path(page).read_text()
+  assert '>apart<' not in html and '>within noise<' not in html
+  signals = {r['task']: r['can'] for r in csv.DictReader(
+    (tmp_path / 'report/signals.csv').open())}
+  assert signals['bits per byte, web'] == 'True' and signals['bits per byte, code'] == 'False'

@@ -10,9 +10,10 @@ import subprocess
 CHROMIUM = shutil.which('chromium') or shutil.which('chromium-browser') or shutil.which(
   'google-chrome')
 
+DARK = '@media screen and (prefers-color-scheme: dark)'
 _SCRIPT = r"""
 <script>
-const width = document.documentElement.clientWidth, wide = [], crossed = [], cut = [];
+const width = document.documentElement.clientWidth, wide = [], crossed = [], cut = [], faint = [];
 const name = e => e.tagName.toLowerCase() + '.' + (e.getAttribute('class') || '') + ' ' +
   (e.textContent || '').trim().slice(0, 40);
 const scrolls = e => { for (; e; e = e.parentElement)
@@ -37,7 +38,24 @@ for (const svg of main.querySelectorAll('svg')) {
           l.top < box.bottom - 2) crossed.push(name(t));
   }
 }
-parent.postMessage({page: document.documentElement.scrollWidth, width, wide, crossed, cut}, '*');
+// WCAG's contrast of words with the ground that they stand on; words of a drawing stand on its own.
+const light = c => c.match(/[\d.]+/g).slice(0, 3).map(x => x / 255).map(
+  x => x <= .04045 ? x / 12.92 : ((x + .055) / 1.055) ** 2.4).reduce(
+  (sum, x, i) => sum + x * [.2126, .7152, .0722][i], 0);
+const clear = c => c === 'transparent' || /, 0\)$/.test(c);
+const ground = e => { for (; e; e = e.parentElement) {
+  const c = getComputedStyle(e).backgroundColor;
+  if (!clear(c)) return c; }
+  return 'rgb(255,255,255)'; };
+for (const e of main.querySelectorAll('*')) {
+  if (![...e.childNodes].some(n => n.nodeType === 3 && n.textContent.trim())) continue;
+  const style = getComputedStyle(e), color = e.closest('svg') ? style.fill : style.color;
+  if (!e.getClientRects().length || !/^rgb/.test(color) || style.visibility === 'hidden') continue;
+  const [a, b] = [light(color), light(ground(e))].sort((a, b) => b - a);
+  if ((a + .05) / (b + .05) < 3) faint.push(color + ' ' + name(e));
+}
+const page = document.documentElement.scrollWidth;
+parent.postMessage({page, width, wide, crossed, cut, faint}, '*');
 </script>
 """
 # A frame, since a window of the browser has a least width.
@@ -48,12 +66,18 @@ addEventListener('message', e => { const pre = document.getElementById('found');
 """
 
 
-def layout(page: str | pathlib.Path, width: int, folder: pathlib.Path) -> dict:
+def layout(
+  page: str | pathlib.Path, width: int, folder: pathlib.Path, dark: bool = False,
+) -> dict:
   """{page: its width, width: the window's, wide: elements beyond it that nothing scrolls, crossed:
-  words that a grid line goes through, cut: tables of which a part shows only by scrolling}."""
+  words that a grid line goes through, cut: tables of which a part shows only by scrolling, faint:
+  words that hardly differ from their ground}."""
   copy = folder / f'{width}.html'
   text = re.sub(r'<meta http-equiv="(?:Content-Security-Policy|refresh)"[^>]*>', '',
                 pathlib.Path(page).read_text('utf-8'))
+  if dark:
+    assert DARK in text
+    text = text.replace(DARK, '@media screen')
   framed = html.escape(text.replace('</body>', _SCRIPT + '</body>'))
   copy.write_text(_FRAME.replace('{width}', str(width)).replace('{page}', framed), 'utf-8')
   done = subprocess.run(

@@ -134,6 +134,44 @@ def test_a_process_that_is_stuck_ends_the_run(tmp_path, corpus):
   assert abs(moments[0] - moments[1]) < 3
   # They start again as if nothing had been.
   finish(start(corpus, tmp_path, 1, 4))
+
+
+_FALLEN_PEER = """
+import os, runpy, signal, sys, time
+from smoljax import distributed
+from smoljax.train import loop
+distributed.SIGNS = 3
+add = loop.Telemetry.add
+def a_wait_for_the_fallen(self, *args):
+  if self.watchdog._compiling == 0:
+    if '--process=1' in sys.argv:
+      os.kill(os.getpid(), signal.SIGKILL)
+    time.sleep(SECONDS)
+  return add(self, *args)
+loop.Telemetry.add = a_wait_for_the_fallen
+runpy.run_module('experiments.run', run_name='__main__', alter_sys=True)
+"""
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize('collective', ['hangs', 'fails'])
+def test_a_process_that_is_killed_ends_the_run(tmp_path, corpus, collective):
+  """Who waits for it on GPUs waits for ever, on a CPU gets an error: it may try again after both.
+
+  jax's own service would abort after 100 seconds.
+  """
+  program = _FALLEN_PEER.replace('SECONDS', '600' if collective == 'hangs' else '0')
+  lead, fallen = start(corpus, tmp_path, 2, 2, program=('-c', program))
+  assert fallen.wait(300) == -signal.SIGKILL
+  began = time.monotonic()
+  said = lead.communicate(timeout=60)[0]
+  assert lead.returncode == os.EX_TEMPFAIL, said[-4000:]
+  assert time.monotonic() - began < 30
+  if collective == 'hangs':
+    assert 'no sign of life of process 1' in said and 'in a_wait_for_the_fallen' in said
+    finish(start(corpus, tmp_path, 1, 4))
+
+
 @pytest.mark.slow
 def test_processes_that_differ_end_before_they_work(tmp_path, corpus):
   for said in finish(start(

@@ -58,6 +58,7 @@ def test_wandb_goes_on_as_the_same_run(tmp_path, monkeypatch):
     log=rows.append, finish=lambda: ended.append(1))
   fake = types.ModuleType('wandb')
   fake.init = lambda **kwargs: started.append(kwargs) or run
+  fake.Settings = dict
   monkeypatch.setitem(sys.modules, 'wandb', fake)
   monkeypatch.setattr(metrics.importlib.util, 'find_spec', lambda name: fake)
   options = dict(wandb='small', name='first', config={'seed': 1})

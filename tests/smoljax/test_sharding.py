@@ -28,8 +28,10 @@ BATCH = {
   'targets': RNG.integers(0, 64, (8, 16)).astype(np.int32),
 }
 MESHES = [
-  dict(data=8), dict(data=1, fsdp=4), dict(data=1, tensor=2), dict(data=2, fsdp=2, tensor=2),
-  dict(data=1, context=4), dict(data=1, context=2, tensor=2), dict(data=1, context=2, fsdp=2),
+  dict(data=2, fsdp=2, tensor=2), dict(data=1, context=2, tensor=2),
+  dict(data=1, context=2, fsdp=2),
+  *(pytest.param(sizes, marks=pytest.mark.slow) for sizes in (
+    dict(data=8), dict(data=1, fsdp=4), dict(data=1, tensor=2), dict(data=1, context=4))),
 ]  # fmt: skip
 
 
@@ -208,6 +210,7 @@ def test_shard_batch_places_rows():
   np.testing.assert_array_equal(batch['segments'], BATCH['segments'])
 
 
+@pytest.mark.slow
 def test_collectives_of_a_run_on_cores_do_not_starve_each_other():
   """In a process of its own: XLA ends it if its threads wait for each other."""
   code = """

@@ -9,40 +9,27 @@ import hypothesis
 import numpy as np
 import pytest
 import xxhash
+from helpers.transforms import FOUND, remember, run
 from hypothesis import strategies as st
 
-from data_beam import records, tables
+from data_beam import curation, records, tables
 from data_beam.beam_options import pipeline_options
 from data_beam.dedup import components, minhash
 from data_beam.dedup.clusters import MinHashDedup, rehydration_weight
-from data_beam.dedup.decontaminate import Decontaminate, contamination
+from data_beam.dedup.decontaminate import (
+  Decontaminate,
+  contamination,
+  decontamination,
+  removed,
+  report,
+)
 from data_beam.dedup.exact import ExactDedup, rank
 from data_beam.dedup.minhash import shingles
 from data_beam.options import ImportOptions
-from data_beam.records import Document, Reject
+from data_beam.records import Document
 from data_beam.text.normalize import simplify
 
 VOCABULARY = [''.join(p) for p in itertools.product('bdkmt', 'aeiou', 'lnrs')]
-
-
-FOUND = []  # the in-memory runner shares this process
-
-
-def remember(element):
-  FOUND.append(element)
-
-
-def run(transform, documents, seed=0):
-  """What a transform keeps and drops, by id, of the documents in an order chosen by `seed`."""
-  FOUND.clear()
-  documents = random.Random(seed).sample(documents, len(documents))
-  with beam.Pipeline(options=pipeline_options()) as pipeline:
-    both = pipeline | beam.Create(documents) | beam.Reshuffle() | transform
-    _ = both | beam.Flatten() | 'remember' >> beam.Map(remember)
-  kept = {d.id: d for d in FOUND if isinstance(d, Document)}
-  rejects = {r.document.id: r for r in FOUND if isinstance(r, Reject)}
-  assert len(kept) + len(rejects) == len(FOUND) == len(documents)
-  return kept, rejects
 
 
 # --- exact -----------------------------------------------------------------------------------
@@ -429,6 +416,38 @@ def test_documents_that_quote_an_evaluation_set_are_dropped(tmp_path):
     'set': 'riddles.test', 'item': 0,
     'words': 'janet has 0 ducks that lay three eggs each on every day of'}]
   assert rejects['short item'].document.metadata['contaminated'][0]['item'] == 2
+
+
+def test_nearly_an_item_and_the_report(tmp_path):
+  words = [f'word{chr(97 + i % 26)}{chr(97 + i // 26)}' for i in range(60)]
+  item = ' '.join(words)
+  (tmp_path / 'a.jsonl').write_text(json.dumps({'q': item}) + '\n' + json.dumps(
+    {'q': ' '.join(words[::-1])}) + '\n' + '\n'.join(
+      json.dumps({'q': f'in the middle of the night {" ".join(words[i:i + 20:7])}'})
+      for i in range(30)))
+  files = (str(tmp_path / 'a.jsonl'),)
+  changed = lambda step: ' '.join('other' if i % step == 3 else w for i, w in enumerate(words))
+  near = lambda text, share=.8: contamination(text, files, near=share)
+  for step, cover in ((10, .85), (7, .8)):     # one word in ten, in seven
+    (found,) = near(f'Before it. {changed(step)} And after it more.')
+    assert found['item'] == 0 and found['cover'] == cover
+    assert found['words'] in ' '.join(simplify(changed(step)))
+  assert not near(changed(7), 0) and not near(changed(7), .9) and not near(changed(4))
+  # Its parts all over a long document, a phrase of many items, its words in another order.
+  apart = ' '.join(' '.join(words[i:i + 8]) + ' else' * 40 for i in range(0, 60, 8))
+  assert not near(apart) and not near('in the middle of the night ' * 9)
+  assert not near(' '.join(words[i] for i in np.random.default_rng(0).permutation(60)))
+  documents = [Document('verbatim', item), Document('near', changed(10)), Document('clean', apart)]
+  options = ImportOptions(decontaminate=files)
+  run_corpus(documents, tmp_path, decontamination(options))
+  assert report(removed(str(tmp_path / 'c/1.0.0'))) == [
+    {'set': 'a', 'documents': 2, 'verbatim': 1, 'cover': {'0.8': 1}, 'items': [0]}]
+
+
+def run_corpus(documents, folder, stages):
+  """Writes what the stages keep as the corpus c."""
+  curation.curate(beam.Create(documents), stages, output=str(folder), name='c',
+                  options=ImportOptions(num_shards=1), inputs=[])
 
 
 def test_every_item_of_an_evaluation_set_is_found_in_itself(shared_data):

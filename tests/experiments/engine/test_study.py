@@ -35,7 +35,8 @@ def points(done) -> set[tuple]:
   return {tuple(sorted(t.params.items())) for t in done.trials}
 
 
-@pytest.mark.parametrize('sampler', ALL)
+@pytest.mark.parametrize('sampler', [
+  s if s in ('grid', 'tpe') else pytest.param(s, marks=pytest.mark.slow) for s in ALL])
 def test_points_are_distinct_and_the_same_after_any_number_of_restarts(tmp_path, sampler):
   if sampler == 'gp':
     pytest.importorskip('torch')
@@ -84,6 +85,7 @@ def test_an_impossible_study_is_said(tmp_path, kwargs, space, message):
     study_of(tmp_path, space, **kwargs).open()
 
 
+@pytest.mark.slow
 def test_what_failed_is_told_as_worse_than_the_worst(tmp_path):
   """Were it not told, TPE would go on proposing what diverges."""
   def objective(trial, report):
@@ -233,7 +235,8 @@ def test_a_winner_at_the_edge_widens_its_range(tmp_path):
     study_of(tmp_path, space | {'lr': ('log', 1e-3, 1e-2)}).open()
 
 
-@pytest.mark.parametrize('sampler', ['random', 'quasi', 'tpe', 'cmaes', 'nsga'])
+@pytest.mark.parametrize('sampler', [
+  'random', 'tpe', *(pytest.param(s, marks=pytest.mark.slow) for s in ('quasi', 'cmaes', 'nsga'))])
 def test_what_was_added_to_a_range_is_searched_too(tmp_path, sampler):
   search = study_of(tmp_path, {'x': ('float', 0.0, 1.0), 'y': ('float', 0.0, 1.0)}, 15,
                     sampler=sampler)

@@ -3,6 +3,7 @@
 import subprocess
 import sys
 
+import pytest
 from conftest import REPOSITORY
 from helpers.tokenizers import write, write_tokens
 from helpers.workdirs import make_workdir
@@ -34,6 +35,7 @@ def run_without(modules, program, *args):
     cwd=REPOSITORY, capture_output=True, text=True, timeout=300)
 
 
+@pytest.mark.slow
 def test_everything_but_curation(tmp_path):
   """A config that trains on a given tokenised corpus is checked and its steps are made, then a
   report is written, with all of it missing."""

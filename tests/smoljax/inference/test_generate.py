@@ -585,7 +585,8 @@ def with_mtp(kind, depth, **fields):
   return dataclasses.replace(CONFIG, mtp=kind, mtp_depth=depth, **fields)
 
 
-@pytest.mark.parametrize('kind, depth', [('parallel', 1), ('parallel', 3), ('sequential', 2)])
+@pytest.mark.parametrize('kind, depth', [
+  pytest.param('parallel', 1, marks=pytest.mark.slow), ('parallel', 3), ('sequential', 2)])
 def test_speculative_greedy_tokens_equal_plain_ones(kind, depth):
   config = with_mtp(kind, depth)
   params = make(config)
@@ -645,7 +646,7 @@ def test_what_is_verified_is_a_draw_from_the_model():
   np.testing.assert_allclose(np.bincount(kept, minlength=12) / len(kept), expected[1], atol=0.015)
 
 
-@pytest.mark.parametrize('kind', ['parallel', 'sequential'])
+@pytest.mark.parametrize('kind', [pytest.param('parallel', marks=pytest.mark.slow), 'sequential'])
 def test_speculative_samples_follow_the_models_distribution(kind):
   """Three tokens in a row against the exact probabilities of all 512 of them (chi-squared)."""
   config = with_mtp(

@@ -18,7 +18,7 @@ from smoljax.scaling import coordinate_check
 
 
 def sizes(name, width=64, depth=2):
-  return types.SimpleNamespace(name=name, base_width=width, base_depth=depth)
+  return types.SimpleNamespace(name=name, base_width=width, base_depth=depth, base_kv_heads=0)
 
 
 def settings(name='adamw', rule='moonlight', **kwargs):
@@ -65,6 +65,46 @@ def test_mup_of_muon(rule, lr):
   found = of('mup', WIDE, settings('muon', rule))
   assert found['blocks/mlp/up_DF'] == (0.5, lr, 1 / lr, 1)
   assert found['head_DV'] == (0.25, 0.25, 4, 4)  # AdamW's
+
+
+@pytest.mark.parametrize(('per_head', 'rule', 'lr_k', 'lr_q', 'lr_o'), [
+  ('none', 'spectral', 1, 1, 1), ('none', 'jordan', .5, 1, 1), ('none', 'moonlight', .25, .5, .5),
+  ('all', 'spectral', 1, 1, .25), ('all', 'jordan', .5, .5, .25),
+  ('all', 'moonlight', .25, .25, .25),
+  ('none', 'ball', .5, 1, 1), ('none', 'adamh', .5, .5, .5), ('none', 'adamw', .25, .25, .25),
+])  # fmt: skip
+def test_keys_of_a_fixed_number_of_heads_have_a_fan_out_that_stays(
+  per_head, rule, lr_k, lr_q, lr_o
+):
+  """r = 4: the update's largest singular value, times the rate, is to go with √(o/i)."""
+  config = dataclasses.replace(WIDE, num_kv_heads=2)
+  c = settings('adamw' if rule.startswith('adam') else 'muon', hyperball=rule in ('ball', 'adamh'))
+  c.muon.scale_rule = rule if rule in ('spectral', 'jordan') else 'moonlight'
+  c.muon.per_head = per_head
+  asked = sizes('mup')
+  asked.base_kv_heads = 2
+  found = mup.multipliers(asked, config, c, model.abstract_params(config))
+  for name, lr in (('k_DKH', lr_k), ('v_DKH', lr_k), ('q_DNH', lr_q), ('o_NHD', lr_o)):
+    assert found[f'blocks/attn/{name}'] == pytest.approx((.5, lr, 1 / lr, 1)), name
+  odd = dataclasses.replace(WIDE, num_kv_heads=1)
+  with pytest.raises(ValueError, match='set parametrization'):
+    of('mup', odd, c)
+
+
+def test_soap_has_completeps_eps():
+  grads = np.random.default_rng(0).standard_normal((3, 1, 4, 4))
+
+  def third(eps, scale):
+    c = settings('soap', eps=eps)
+    label = optim.Label('soap', 'up', optim.ROLES['up'].view, 1.0, 1.0, scale)
+    tx = optim.OPTIMIZERS['soap'](c, {'up_DF': label})
+    state = tx.init({'up_DF': jnp.zeros((1, 4, 4))})
+    for g in grads:
+      updates, state = tx.update({'up_DF': jnp.asarray(g, jnp.float32)}, state)
+    return updates['up_DF']
+
+  np.testing.assert_allclose(third(.5, .25), third(.125, 1.0), rtol=2e-4, atol=1e-6)
+  assert not np.allclose(third(.5, .25), third(.5, 1.0), rtol=.05)
 
 
 @pytest.mark.parametrize(('change', 'message'), [
@@ -134,7 +174,8 @@ def test_features_move_alike_at_every_width():
   assert all(r['ok'] for r in rows if r['ok'] is not None), [
     (r['mode'], r['axis'], r['slope'], r['worst']) for r in rows]
   assert {r['mode'] for r in rows if r['holds'] is False} == {
-    'AdamW, standard', 'Muon, moonlight at a constant rate'}
+    'AdamW, standard', 'Muon, moonlight at a constant rate',
+    'Muon, moonlight, one key head taken for grown'}
 
 
 def test_slopes_and_the_page(tmp_path):

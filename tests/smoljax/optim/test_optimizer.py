@@ -26,12 +26,13 @@ def make_config(name='adamw', muon=(), **changes):
     name=name, learning_rate=0.01, weight_decay=0.1, no_decay=('embedding',), b1=0.9, b2=0.95,
     eps=1e-8, clip='norm', clip_norm=1.0, momentum_dtype='float32', schedule='constant',
     warmup_steps=0, warmup_fraction=0.0, decay_steps=0, decay_fraction=0.0, decay_shape='linear',
-    floor=0.0,
+    floor=0.0, hyperball=False, tail_steps=0, tail_weight=0.6,
   )
   defaults = dict(
     beta=0.95, beta_start=0.85, beta_warmup=0, momentum='average', cautious_decay=False,
     nesterov=True, coefficients='pe5', steps=5, scale_rule='moonlight', rms=0.2, normuon=0.0,
-    at_once=0, compute_dtype='float32', lr_multiplier=1.0, per_head='none',
+    adamuon=0.0, soap=False, at_once=0, compute_dtype='float32', lr_multiplier=1.0,
+    decay_multiplier=1.0, per_head='none',
   )
   assert set(changes) <= set(config) and set(muon) <= set(defaults)
   sections = dict(muon=defaults | dict(muon), soap=dict(every=2, max_dim=64))
@@ -375,6 +376,22 @@ def test_zclip_is_that_of_numpy():
   assert found[60] < 3 and found[10] == 4
 
 
+@pytest.mark.parametrize('clip', CLIPS)
+def test_a_run_may_begin_and_cease_to_clip(clip):
+  """What a run that does not clip has in its checkpoint is what one that does goes on with."""
+  params = {'embed_VD': jnp.full((1, 4), 8.0)}
+  of = {norm: optimizer_lib.make_optimizer(make_config(clip=clip, clip_norm=norm), params, 10)[0]
+        for norm in (0.0, 1.0)}
+  state = of[1.0].init(params)
+  for norm in (0.0, 1.0, 0.0):
+    _, state = of[norm].update(params, state, params)
+    kept = float(clipping.clip_kept(state))
+    assert kept == 1 if norm == 0 else kept < 0.1
+  grads, _ = clipping.watching(CLIPS[clip](math.inf)).update(
+    params, CLIPS[clip](math.inf).init(params))
+  np.testing.assert_array_equal(grads['embed_VD'], params['embed_VD'])
+
+
 def test_adagc_is_that_of_numpy_and_takes_layers_apart():
   usual, expected = np.full(2, np.inf), []
   layers = np.stack([NORMS, NORMS[::-1]], axis=1)
@@ -394,6 +411,12 @@ def test_adagc_is_that_of_numpy_and_takes_layers_apart():
   found = [g['blocks']['up_DF'] for g in clipped_norms(clipping.adagc(4.0), grads)]
   np.testing.assert_allclose(found, expected, rtol=2e-4)
   assert found[130][0] < 2
+  # The largest global norm holds after the warm-up too, whatever is usual.
+  tx = clipping.adagc(.5)
+  state = tx.init(grads[0])._replace(count=200, norms={'blocks/up_DF/norm_L': jnp.full(2, 10.0)})
+  clipped, state = tx.update(grads[0], state)
+  assert float(clipping.norm(clipped)) == pytest.approx(.5)
+  assert float(state.clip_kept) == pytest.approx(.5 / float(clipping.norm(grads[0])))
 
 
 # ------------------------------------------------------------------------------ Muon's chain

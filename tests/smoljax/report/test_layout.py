@@ -54,9 +54,10 @@ def sweep(root):
 @pytest.mark.parametrize('make', [run, hostile, corpora, status, sweep], ids=lambda f: f.__name__)
 def test_nothing_is_wider_than_the_page_and_no_word_is_crossed(make, tmp_path):
   page = make(tmp_path / 'x')
-  for width in (1400, 390):
-    found = layout(page, width, tmp_path)
+  for width, dark in ((1400, False), (390, True)):
+    found = layout(page, width, tmp_path, dark)
     assert found['page'] <= found['width'] and not found['wide'] and not found['crossed'], found
+    assert not found['faint'], found
     assert width < 1000 or not found['cut'], found
 
 

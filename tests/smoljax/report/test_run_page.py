@@ -243,6 +243,7 @@ def test_a_run_without_metrics_is_an_error(tmp_path):
     run_page.write(str(tmp_path / 'nowhere'))
 
 
+@pytest.mark.slow
 def test_command_line(workdirs, tmp_path):
   wrong = {'error: no run at nowhere': ['--workdir=nowhere'], 'error: which run?': [],
            "error: unknown argument 'runs/x'": ['runs/x']}

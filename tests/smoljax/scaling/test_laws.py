@@ -165,7 +165,7 @@ def test_weighted_power_laws_of_porian_et_al(shared_data):
       expected = next(r for r in rows if r['estimator'] == estimator)
       weights = [float(r['n_star_std']) ** -2 for r in good] if estimator == 'weighted' else None
       law = laws_lib.fit_power_law({'flops': [float(r['flops']) for r in good]},
-                                   [float(r['n']) for r in good], weights=weights, bootstrap=0)
+                                   [float(r['n']) for r in good], weights=weights)
       assert law.exponents['flops'] == pytest.approx(float(expected['n_exponent']), abs=2e-4)
       assert law.coefficient == pytest.approx(float(expected['n_coef']), rel=0.01)
       assert law.r2 == pytest.approx(float(expected['n_r2']), abs=2e-3)
@@ -313,6 +313,7 @@ def test_runs_of_a_folder(tmp_path):
     0.34, rel=0.01)
 
 
+@pytest.mark.slow
 def test_runs_that_do_not_tell_the_floor_are_called_so(tmp_path):
   n, d, _ = (x[12:] for x in planted())  # four sizes: a fit takes long where nothing tells E
   loss = {True: 3 + 500 / n**0.4 + 900 / d**0.35, False: 9 / n**0.02 + 90 / d**0.16}
@@ -358,6 +359,7 @@ def test_a_bad_csv_is_said(tmp_path, content, message):
     scaling_page.read(str(tmp_path))
 
 
+@pytest.mark.slow
 def test_the_command(tmp_path):
   points = write_points(tmp_path / 'points.csv')
   command = ['experiments.report', f'--output={tmp_path}/out', f'--scaling={points}']
@@ -397,6 +399,7 @@ def test_a_law_is_not_lent_to_another_recipe(tmp_path):
   assert said[0].startswith('27 is of another recipe')
 
 
+@pytest.mark.slow
 def test_two_ladders_are_compared(tmp_path):
   """The same law twice is not told apart; another exponent of N is."""
   n, d, loss = planted(1e-3)

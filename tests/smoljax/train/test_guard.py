@@ -311,7 +311,7 @@ def _state_at(batches, step):
   return iterator.get_state()
 
 
-@pytest.mark.parametrize('after', ['rollback', 'back off'])
+@pytest.mark.parametrize('after', ['rollback', pytest.param('back off', marks=pytest.mark.slow)])
 def test_a_crash_in_mid_ladder_changes_nothing(ladder, markov_corpora, tmp_path, after):
   def log_line(line):
     if f': {after} to step' in line:
@@ -335,7 +335,8 @@ def test_a_run_that_cannot_be_helped_stops(markov_corpora, tmp_path):
   assert sorted(p.name for p in (tmp_path / 'checkpoints').glob('[0-9]*')) == ['4']
 
 
-@pytest.mark.parametrize('mesh', [dict(data=2, fsdp=2, tensor=1), dict(fsdp=2, context=2)])
+@pytest.mark.parametrize('mesh', [
+  pytest.param(dict(data=2, fsdp=2, tensor=1), marks=pytest.mark.slow), dict(fsdp=2, context=2)])
 def test_it_works_on_any_mesh(ladder, markov_corpora, tmp_path, mesh):
   sizes = {'data': 1, 'fsdp': 1, 'tensor': 1, 'context': 1} | mesh
   # Those at 900 are compiled, but not reached.

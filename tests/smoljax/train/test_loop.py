@@ -113,7 +113,8 @@ def test_running_again_changes_nothing(undisturbed, markov_corpora):
   assert (directory / 'metrics.jsonl').read_text() == before
 
 
-@pytest.mark.parametrize('damage', ['none', 'bit flip', 'unsealed'])
+@pytest.mark.parametrize('damage', [
+  'none', 'bit flip', pytest.param('unsealed', marks=pytest.mark.slow)])
 def test_resume_is_bitwise(undisturbed, markov_corpora, tmp_path, damage):
   """Stop after 8 of 12 steps, hurt the newest checkpoint or not, continue: the same bits."""
   c = tiny()
@@ -180,7 +181,12 @@ def test_a_cooldown_branches_from_a_run(markov_corpora, tmp_path):
   first = metrics.read_rows(tmp_path / 'branch' / 'events.jsonl')[0]
   assert (first['event'], first['step'], first['branch_from']) == ('branch', 4, base)
 
-  # Another mixture from there on, with a corpus that was not there before.
+
+@pytest.mark.slow
+def test_a_branch_may_have_another_mixture(markov_corpora, tmp_path):
+  """With a corpus that was not there before; but no other batches up to where it leaves."""
+  one = dict(name='all', fraction=1.0, mixture=dict(web=0.75, pdf=0.25))
+  short = {'optimizer.warmup_steps': 2, 'optimizer.decay_steps': 4, 'train.tokens': 8 * 8 * 64}
   stages = tuple(dict(name=n, fraction=0.5, mixture=m) for n, m in (
     ('all', dict(web=1.0)), ('decay', dict(web=0.5, pdf=0.5))))  # fmt: skip
   alone = (dict(name='all', fraction=1.0, mixture=dict(web=1.0)),)
@@ -196,9 +202,9 @@ def test_a_cooldown_branches_from_a_run(markov_corpora, tmp_path):
     fit(tiny(**branch | few), markov_corpora, tmp_path / 'over')
 
 
-@pytest.mark.parametrize(
-  'mesh', [dict(data=8), dict(data=2, fsdp=4), dict(), dict(fsdp=2, context=2)]
-)
+@pytest.mark.parametrize('mesh', [
+  dict(data=2, fsdp=4), dict(fsdp=2, context=2),
+  *(pytest.param(mesh, marks=pytest.mark.slow) for mesh in (dict(data=8), dict()))])
 def test_meshes_agree(undisturbed, markov_corpora, tmp_path, mesh):
   """The same losses on any mesh, to float32 rounding."""
   mesh = {'data': 1, 'fsdp': 1, 'tensor': 1, 'context': 1} | mesh
@@ -220,7 +226,7 @@ def test_accumulation_is_one_big_batch(undisturbed, markov_corpora, tmp_path):
   np.testing.assert_allclose(got, reference, rtol=2e-4)
 
 
-@pytest.mark.parametrize('devices', [1, 8])
+@pytest.mark.parametrize('devices', [pytest.param(1, marks=pytest.mark.slow), 8])
 def test_muon_by_a_flag(markov_corpora, tmp_path, devices):
   flags = {'normuon': .95, 'cautious_decay': True, 'beta_warmup': 4} if devices == 8 else {}
   flags = {f'optimizer.muon.{k}': v for k, v in flags.items()}
@@ -228,8 +234,9 @@ def test_muon_by_a_flag(markov_corpora, tmp_path, devices):
   assert result['loss']['final'] < result['loss']['first'] - 0.3
 
 
-@pytest.mark.parametrize(
-  ('name', 'measure'), [('adamw', 'bound'), ('muon', 'exact'), ('muon', 'limit')])
+@pytest.mark.parametrize(('name', 'measure'), [
+  pytest.param('adamw', 'bound', marks=pytest.mark.slow),
+  pytest.param('muon', 'exact', marks=pytest.mark.slow), ('muon', 'limit')])
 def test_qk_clip_bounds_the_logits(markov_corpora, tmp_path, name, measure):
   """At this learning rate logits grow fast; clipped after each step, they cannot."""
   largest = {}

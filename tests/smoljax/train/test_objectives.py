@@ -105,7 +105,7 @@ def plain(config, params, batch, weight=0.3):
   return total
 
 
-@pytest.mark.parametrize('kind', KINDS)
+@pytest.mark.parametrize('kind', [pytest.param('parallel', marks=pytest.mark.slow), 'sequential'])
 def test_packed_loss_and_gradient_are_those_of_the_definition_document_by_document(kind):
   config = with_mtp(kind)
   params = model.init(config, jax.random.key(0))
@@ -208,7 +208,8 @@ def test_no_target_and_no_input_crosses_a_document(kind):
   np.testing.assert_allclose(sums(other), sums(alone) + sums(second(other)), rtol=1e-5)
 
 
-MESHES = [dict(data=8), dict(fsdp=4), dict(data=2, tensor=2), dict(context=2, fsdp=2, data=1)]
+MESHES = [dict(data=2, tensor=2), dict(context=2, fsdp=2, data=1), *(
+  pytest.param(sizes, marks=pytest.mark.slow) for sizes in (dict(data=8), dict(fsdp=4)))]
 
 
 @pytest.mark.parametrize('kind', KINDS)
@@ -283,6 +284,7 @@ def test_accumulated_parts_are_the_sum_and_its_gradient():
   jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=1e-6), ours, theirs)
 
 
+@pytest.mark.slow
 def test_cos_reg_mends_a_planted_collapse():
   """All embeddings get one large common vector: tokens point one way, and the rank is about 1.
 

@@ -24,7 +24,7 @@ class Result:
 @pytest.fixture
 def ended(monkeypatch):
   reasons = []
-  monkeypatch.setattr(Watchdog, '_end', lambda self, reason, post: (
+  monkeypatch.setattr(Watchdog, '_end', lambda self, reason, status, post: (
     reasons.append(reason), self._closed.set()))
   return reasons
 

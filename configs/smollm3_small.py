@@ -1,0 +1,108 @@
+"""SmolLM3's whole recipe at 60M parameters, on text that any Debian machine can gather: a series.
+
+  python -m experiments.run --config=configs/smollm3_small.py:data=small --workdir=runs/small
+  python -m experiments.run --config=configs/smollm3_small.py:data=small,teacher=runs/larger \
+    --workdir=runs/small_distilled
+
+Stages in WORKDIR/NAME, each from the one before (config.series): pretraining in three mixtures of
+rising code and mathematics, 4k tokens a row; the 32k extension, with a larger rotary base;
+mid-training on thoughts; fine-tuning in both modes; APO-zero; and the soup of 9 parts of the last
+with 1 of the mid-trained model, with a GGUF file and a model card. One command goes on where it was
+stopped, so calls of ten minutes will do. With a teacher, pretraining learns from what it says.
+
+DATA is a folder that is made beforehand, by our own pipelines:
+
+  apt-get download gimp-help-{en,fr,de,es,it,pt} libreoffice-help-{en-us,fr,de,es,it,pt} …; dpkg -x
+  python -m data_beam.web --input='unpacked/**/*.html' --output=small/corpora --name=manuals
+  python -m data_beam.pdf --input='texlive/**/*.pdf' --output=small/corpora --name=papers
+  python -m data_beam.python_source --input=sources --output=small/corpora --name=code
+  python -m data_beam.pdf --input='mathematics/**/*.pdf' --output=small/corpora --name=mathematics
+  small/thoughts/*.jsonl, small/chats/*.jsonl, small/pairs/*.jsonl: data_beam.conversations says in
+  which layouts; `python -m experiments.chains` makes some of each by rule
+
+Rates, warm-ups and schedules are those of configs/smollm3.py but for pretraining's, which fits the
+size; tokens of each stage are in proportion to SmolLM3's where a model so small can use them.
+"""
+
+from typing import Any
+
+from ml_collections import ConfigDict
+
+from configs import base
+
+CORPORA = ('manuals', 'papers', 'code', 'mathematics')
+# Of the corpora above, in pretraining's three stages; SmolLM3's code and mathematics rise alike.
+MIXTURES = ((0.70, 0.15, 0.12, 0.03), (0.62, 0.15, 0.14, 0.09), (0.48, 0.16, 0.23, 0.13))
+FRACTIONS = (0.731, 0.158, 0.111)
+
+
+def get_config(arg: str = '') -> ConfigDict:
+  """The series; `data` is the folder described above, `teacher` a run or Hugging Face folder."""
+  args = base.parse_arg(arg, data=(), teacher=())
+  data = args.data or 'small'
+  c = base.get_config()
+  c.name = 'smollm3_small' + '_distilled' * bool(args.teacher)
+  c.web.enabled = c.pdf.enabled = False
+  c.model.shape = 'smollm3-50m'
+  c.tokenizer.vocab_size = 32_768
+  c.tokenizer.chat = True
+  c.tokenizer.train_bytes = 200_000_000
+  c.tokenize.bos = False
+  c.optimizer.no_decay = ('embedding',)
+  c.eval.documents = 400
+  c.sample.prompts = ()
+  c.train.eval_every, c.train.checkpoint_every = 500, 250
+  c.series = stages(data, args.teacher)
+  return c
+
+
+def stages(data: str, teacher: str = '') -> tuple[dict[str, Any], ...]:
+  """The stages, in order."""
+  mixture = lambda shares: dict(zip(CORPORA, shares, strict=True))
+  single = lambda name, mixture: ({'name': name, 'fraction': 1.0, 'mixture': mixture},)
+  tokens = ','.join(f'{name}=@pretrain/tokens/{name}' for name in CORPORA)
+  first = {
+    'name': 'pretrain', 'corpora': ','.join(f'{n}={data}/corpora/{n}' for n in CORPORA),
+    'data.seq_len': 4096, 'model.rope_theta': 5e4, 'train.batch_tokens': 262_144,
+    'train.tokens': 1_000_000_000, 'optimizer.name': 'muon', 'optimizer.learning_rate': 4e-3,
+    'optimizer.schedule': 'wsd', 'optimizer.decay_fraction': 0.111,
+    'optimizer.warmup_fraction': 0.02, 'eval.tasks': ('continuation', 'cloze'),
+    'train.stages': tuple(
+      {'name': f'stage-{i + 1}', 'fraction': FRACTIONS[i], 'mixture': mixture(MIXTURES[i])}
+      for i in range(3))}
+  if teacher:
+    first |= {'distill.teacher': teacher, 'distill.cache': 'sampled', 'distill.weight': 0.9}
+  later = {'optimizer.schedule': 'cosine', 'model.remat': 'qkv+ctx+mid', 'corpora': tokens,
+           'optimizer.learning_rate': 2e-4}
+  longer = later | {
+    'name': 'long', 'train.init_from': '@pretrain', 'data.seq_len': 32_768,
+    'model.rope_theta': 2e6, 'train.batch_tokens': 262_144, 'train.tokens': 50_000_000,
+    'optimizer.warmup_fraction': 0.05, 'train.stages': single('long', mixture(MIXTURES[2])),
+    'eval.tasks': ('ruler',), 'eval.task_examples': 50,
+    'eval.generation.lengths': (4096, 16_384, 32_768)}
+  chats = later | {
+    'conversations.enabled': True, 'data.seq_len': 8192, 'model.rope_theta': 2e6,
+    'train.batch_tokens': 65_536, 'optimizer.floor': 0.1, 'optimizer.clip_norm': 0.2,
+    'optimizer.b2': 0.999, 'optimizer.weight_decay': 0.0, 'optimizer.warmup_fraction': 0.03,
+    'eval.corpora': ('conversations', *CORPORA),
+    'eval.tasks': ('sums', 'rewriting', 'dialogues', 'modes', 'instructions')}
+  mid = chats | {
+    'name': 'mid', 'train.init_from': '@long', 'conversations.input': f'{data}/thoughts/*.jsonl',
+    'train.stages': single('mid', {'conversations': 0.8} | {
+      name: 0.2 * share for name, share in mixture(MIXTURES[2]).items()}),
+    'tokenize.train_user': True, 'train.tokens': 60_000_000}
+  tuned = chats | {
+    'name': 'sft', 'train.init_from': '@mid', 'conversations.input': f'{data}/chats/*.jsonl',
+    'train.stages': single('sft', {'conversations': 1.0}), 'train.tokens': 30_000_000,
+    'optimizer.learning_rate': 1e-4}
+  preferred = chats | {
+    'name': 'apo', 'train.init_from': '@sft', 'conversations.input': f'{data}/pairs/*.jsonl',
+    'train.stages': single('apo', {'conversations': 1.0}), 'train.tokens': 6_000_000,
+    'train.preference.loss': 'apo_zero', 'train.preference.beta': 0.05,
+    'optimizer.learning_rate': 5e-6, 'optimizer.warmup_fraction': 0.1}
+  soup = chats | {
+    'name': 'soup', 'merge.models': '@apo,@mid', 'merge.weights': (0.9, 0.1),
+    'conversations.input': f'{data}/chats/*.jsonl',
+    'train.stages': single('soup', {'conversations': 1.0}),
+    'eval.tasks': (*chats['eval.tasks'], 'ruler'), 'export.gguf': True, 'export.chat': True}
+  return first, longer, mid, tuned, preferred, soup

@@ -1,0 +1,126 @@
+"""A series of experiments as one: its stages' commands, and what it says of them."""
+
+import json
+import pathlib
+
+import jax
+import numpy as np
+import pytest
+from helpers.configs import config
+from helpers.tokenised import corpus, folder, texts  # noqa: F401 (fixtures)
+
+from configs import base, dual_mode
+from data_beam import tokenize_corpus
+from data_beam.options import TokenizeOptions
+from experiments import series
+from experiments.engine.build import build_steps
+from experiments.engine.graph import Graph
+from experiments.engine.summary import summarize
+from smoljax.checkpoints import export_formats, load
+from smoljax.data import chat, tokenizer
+from smoljax.model import SHAPES, ModelConfig, init
+from smoljax.report import series_page
+
+CONFIG = 'configs/dual_mode.py'
+
+
+def planned(rows, tmp_path, flags=()):
+  c = base.get_config()
+  c.series = tuple(rows)
+  return series.stages(c, CONFIG, str(tmp_path / 'run'), flags, ['--fresh'])
+
+
+def test_stages_are_commands_that_follow_one_another(tmp_path):
+  first, second = planned(
+    [{'name': 'a', 'seed': 3}, {'name': 'b', 'train.init_from': '@a',
+                                'merge.models': '@a,@a/x', 'merge.weights': (1, 2)}],
+    tmp_path, ['--config.train.keep=1', '--config.series=()'])
+  root = tmp_path / 'run'
+  assert first.folder == root / 'a' and first.shared == second.shared == root / 'steps'
+  assert first.command[3:] == [
+    f'--config={CONFIG}', f'--workdir={root}/a', '--config.train.keep=1', '--config.seed=3',
+    '--config.series=()', '--config.name=base-a', '--fresh']
+  assert f'--config.merge.models={root}/a,{root}/a/x' in second.command
+  assert second.after == {'a'}
+
+
+@pytest.mark.parametrize('rows, said', [
+  ([{'seed': 1}], 'a name of its own'),
+  ([{'name': 'a'}, {'name': 'a'}], 'a name of its own'),
+  ([{'name': 'steps'}], 'no name for a stage'),
+  ([{'name': 'a', 'train.init_from': '@b'}, {'name': 'b'}], 'names no point before it'),
+  ([{'name': 'a', 'train.stepz': 1}], "no field 'stepz'"),
+  ([{'name': 'a', 'train.keep': 1}], 'drop it'),
+])
+def test_what_is_no_series(rows, said, tmp_path):
+  with pytest.raises(ValueError, match=said):
+    planned(rows, tmp_path, ['--config.train.keep=2'])
+
+
+def scored(folder, bpb, tokens, exact, follows):
+  (folder / 'evals').mkdir(parents=True)
+  (folder / 'tokens' / 'text').mkdir(parents=True)
+  (folder / 'tokens' / 'text' / '1.0.0').symlink_to(tokens)
+  row = lambda mode: {'metric': 'exact', 'exact': exact[mode], 'n': 4, 'interval': [0, 1]}
+  turns = [{'n': 4, 'follows': x} for x in follows]
+  (folder / 'evals' / '7.json').write_text(json.dumps({
+    'bits_per_byte': {'text': {'bpb': bpb}}, 'generation': {
+      'sums': {mode: row(mode) for mode in exact},
+      'talk': {'think': row('think') | {'by_turn': turns},
+               'mixed': row('think') | {'by_turn': [t | {'n': 12} for t in turns[::-1]]}}}}))
+  return series_page.load(folder)
+
+
+def test_what_stages_are_compared_by(tmp_path):
+  (tmp_path / 'held').mkdir()
+  stages = {
+    'a': scored(tmp_path / 'a', 2.0, tmp_path / 'held', {'think': .1, 'no_think': .2}, (.5, .5)),
+    'b': scored(tmp_path / 'b', 2.1, tmp_path / 'held', {'think': .9, 'no_think': .3}, (1, .6)),
+    'c': scored(tmp_path / 'c', 3.0, tmp_path, {'think': .9, 'no_think': .3}, (1, 1))}
+  found = series_page.figures(stages)
+  assert found['b']['lost']['text'] == pytest.approx(.05)
+  assert found['c']['lost']['text'] == 0  # of other tokens, so the first of them
+  assert found['b']['gain'] == pytest.approx(.6)
+  assert found['b']['follows'] == pytest.approx([.7, .9])  # (1 · 4 + .6 · 12) / 16, and turned
+  page = series_page.write('x', stages, tmp_path / 'report', {'a': '../a/report/index.html'})
+  html = pathlib.Path(page).read_text()
+  assert 'href="../a/report/index.html"' in html and '+60.0' in html and '+5.0 %' in html
+  assert (tmp_path / 'report' / 'answers.csv').exists()
+
+
+def test_the_recipe_and_its_controls():
+  points = dual_mode.sweep()
+  assert points[0]['name'] == 'dual_mode'
+  assert [s['name'] for s in dual_mode.stages(mid=False)] == ['pretrain', 'sft', 'apo']
+  tuned = {p['name']: next(s for s in p['series'] if s['name'] == 'sft') for p in points}
+  assert tuned['no_mask']['tokenize.train_user'] and tuned['shuffled']['chains.shuffled']
+  assert tuned['no_mid']['train.init_from'] == '@pretrain'
+
+
+@pytest.mark.slow
+def test_a_soup_is_an_experiment(tmp_path, texts, corpus):
+  """Merged as experiments.merge does, then evaluated, exported and reported like a run."""
+  path = str(tmp_path / 'tokenizer.model')
+  tokenizer.train(texts, path, vocab_size=320, control=chat.CONTROL)
+  text, tokens = tokenizer.load(path), tokenize_corpus.run(
+    corpus, path, str(tmp_path / 'tokens'), 'web', TokenizeOptions(holdout=0.2))
+  shape = SHAPES['tiny']
+  fields = {f: getattr(shape, f) for f in ('num_heads', 'num_kv_heads', 'head_dim', 'mlp_dim')}
+  own = ModelConfig(vocab_size=text.vocab_size, num_layers=1, embed_dim=32, max_seq_len=64,
+                    dtype='float32', **fields)
+  for i in range(2):
+    export_formats.write_hf(
+      load.Model(own, init(own, jax.random.key(i)), text, False), str(tmp_path / f'm{i}'))
+  c = config(corpora=f'mine={tokens}', tokenizer__path=path, eval__tasks=(),
+             merge__models=f'{tmp_path}/m0,{tmp_path}/m1', merge__weights=(.9, .1),
+             eval__documents=4, data__seq_len=64, train__batch_tokens=64, sample__tokens=4)
+  root = str(tmp_path / 'soup')
+  graph = Graph(build_steps(c, root), root, lambda line: None)
+  assert [s.name for s in graph.steps] == ['tokenize_mine', 'merge', 'evaluate', 'export', 'report']
+  graph.run()
+  summary = summarize(graph)
+  assert summary['loss']['validation'] > 0 and summary['parameters'] == own.num_params()
+  soup, *parts = (load.load_model(f'{tmp_path}/{n}').params for n in ('soup/export', 'm0', 'm1'))
+  near = jax.tree.map(lambda s, a, b: np.abs(s - (.9 * a + .1 * b)).max(), soup, *parts)
+  assert max(jax.tree.leaves(near)) < 1e-6
+  assert 'bits per byte' in (tmp_path / 'soup/report/index.html').read_text()
