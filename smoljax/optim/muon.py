@@ -109,7 +109,7 @@ def scale_by_muon(
     raise ValueError(f'compute_dtype {compute_dtype}: gradients need the range of bfloat16')
 
   iterate = functools.partial(
-    _iterate, function=lambda x: newton_schulz(in_range(x), coefficients, steps, compute_dtype),
+    _iterate, function=lambda x: newton_schulz(x, coefficients, steps, compute_dtype),
     at_once=at_once)
   # The dims of a leaf over which a mean square is a mean, and the name of what is left of it.
   kept_together = short_side if normuon else lambda name, view, shape: (
@@ -195,18 +195,6 @@ def _orthogonalize(
       out[index] = o.astype(leaves[index][1].dtype) * factor  # the moment's dtype: float32 or more
       start += stack.shape[0]
   return jax.tree.unflatten(treedef, out)
-
-
-def in_range(stack_BIO: jax.Array) -> jax.Array:
-  """Matrices whose squares can be summed: those of huge elements over a power of two, exactly.
-
-  A finite gradient of 1e20 would have an infinite norm, and a step of zero.
-  """
-  largest = jnp.max(jnp.abs(stack_BIO), axis=(-2, -1), keepdims=True)
-  _, exponent = jnp.frexp(largest.astype(jnp.float32))
-  huge = jnp.isfinite(largest) & (exponent > 40)
-  scale = jnp.where(huge, jnp.exp2(-exponent.astype(jnp.float32)), 1.0)
-  return stack_BIO * scale.astype(stack_BIO.dtype)
 
 
 def _normalize(

@@ -111,9 +111,13 @@ def newton_schulz(
     return times(q, y)
 
   tall = x.shape[-2] > x.shape[-1]  # the Gram matrix of the short side is the cheap one
-  y = x.astype(wide)
-  frobenius = jnp.sqrt(jnp.sum(jnp.square(y), axis=(-2, -1), keepdims=True))
-  y = (y / (table.norm * frobenius + table.eps)).astype(dtype)
+  y, small = x.astype(wide), 2.0 ** -64
+  # The norm of finite elements may be beyond float32; both sums are one look at them.
+  squares, least = (
+    jnp.sum(jnp.square(of), axis=(-2, -1), keepdims=True) for of in (y, small * y))
+  huge = jnp.isinf(squares) & jnp.isfinite(least)
+  frobenius = jnp.sqrt(jnp.where(huge, least, squares))
+  y = (jnp.where(huge, small, 1.0) * y / (table.norm * frobenius + table.eps)).astype(dtype)
   if table.restart is not None and y.shape[-2] != y.shape[-1]:
     return gram_form(y.astype(jnp.float16) if y.dtype == jnp.bfloat16 else y).astype(x.dtype)
   # Unrolled: 10 % faster than a scan, which copies what it carries, and the steps share two buffers
