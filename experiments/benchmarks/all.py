@@ -84,7 +84,7 @@ def web() -> None:
   """Prints CPU seconds of our extractor over trafilatura's, on the pages of the tests."""
   import trafilatura
 
-  from data_beam import html_text
+  from data_beam.web import extract as html_text
 
   pages = [path.read_bytes() for path in sorted((_CASES / 'cases' / 'web').glob('*.html'))]
   theirs = lambda page: trafilatura.extract(html_text.decode(page))
