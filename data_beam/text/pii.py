@@ -186,7 +186,7 @@ def _is_counted(match: re.Match) -> bool:
   before = text[max(0, start - 60):start]
   others = _OTHERS.search(before)
   word = _BEFORE.search(before[:others.start()] if others else before)
-  if word and _COUNTS.fullmatch(word[1]) or _JOINED.search(before):
+  if (word and _COUNTS.fullmatch(word[1])) or _JOINED.search(before):
     return True
   before = before.rpartition('\n')[2]        # its line
   title = _HEADING.match(text, match.end())   # of a section: small numbers before it on its line
