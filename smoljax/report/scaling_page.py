@@ -74,7 +74,7 @@ def read(
   summaries = sorted({*path.glob('summary.json'), *path.glob('*/summary.json'),
                       *path.glob('points/*/summary.json')})
   laws = json.loads((path / 'laws.json').read_text()) if (path / 'laws.json').exists() else {}
-  found, unseen, recipes = [], [], {}
+  found, rates, unseen, recipes = [], [], [], {}
   for file in summaries:
     s, name = json.loads(file.read_text()), file.parent.name
     if 'validation' in s.get('loss', {}) and (not laws or name in laws):
@@ -83,6 +83,7 @@ def read(
       row = (n, s['tokens']['trained'], s['loss']['validation'], s['flops'])
       if not laws or laws.get(name) == 'fit':
         found.append(row)
+        rates.append(_rate(file.parent / 'config.json'))
       elif laws.get(name) == 'predict':
         unseen.append((name, *row))
   if not found:
@@ -91,7 +92,16 @@ def read(
   return Points(params, tokens, loss, flops, (
     f'N {"with" if embedding else "without"} embeddings; C = FLOPs as counted by '
     'ModelConfig.flops_per_token, head and attention included'), tuple(unseen),
-    _other_recipes(recipes, {name for name, *_ in unseen}))
+    _other_recipes(recipes, {name for name, *_ in unseen}),
+    rate=np.array(rates, float) if None not in rates else None)
+
+
+def _rate(config: pathlib.Path) -> float | None:
+  """The learning rate of a run that published laws of rates are about: AdamW's, without muP."""
+  c = json.loads(config.read_text()) if config.exists() else {}
+  optimizer = c.get('optimizer', {})
+  plain = c.get('parametrization', {}).get('name', 'standard') == 'standard'
+  return optimizer.get('learning_rate') if plain and optimizer.get('name') == 'adamw' else None
 
 
 def _read_csv(path: pathlib.Path, only: Mapping[str, str]) -> Points:
