@@ -422,9 +422,9 @@ def _repeated(
 ) -> str:
   if again is None or not len(again.loss):
     return ''
-  both = [np.concatenate([getattr(p, k), getattr(again, k)])
-          for k in ('params', 'tokens', 'unique', 'loss')]
-  law = laws_lib.fit_data_constrained(*both, fit, bootstrap=min(bootstrap, 50))
+  n, d, unique, loss = (np.concatenate([getattr(p, k), getattr(again, k)])
+                        for k in ('params', 'tokens', 'unique', 'loss'))
+  law = laws_lib.fit_data_constrained(n, d, unique, loss, fit, bootstrap=min(bootstrap, 50))
   log_line(f'repeated data: R* of tokens {law.repeat_tokens:.1f}, of parameters '
            f'{law.repeat_params:.1f}, R² {law.r2:.3f}')
   return scaling_plans.repeated(law, len(again.loss), len(p.loss), site)
