@@ -53,7 +53,8 @@ class Points:
 
 
 def read(
-  source: str, *, embedding: bool = False, rows: Mapping[str, str] | None = None
+  source: str, *, embedding: bool = False, rows: Mapping[str, str] | None = None,
+  curves: bool = False,
 ) -> Points:
   """Reads a CSV file, or the finished runs under a folder: of a sweep, or workdirs in it.
 
@@ -63,12 +64,13 @@ def read(
   Args:
     embedding: parameters of runs count the embedding too. A CSV says what it says.
     rows: column → value: only these rows of a CSV.
+    curves: rows of a CSV that have the same `run` are all taken, not the last of them alone.
   Raises:
     OSError, ValueError: no such file, a column is missing, or there is no finished run.
   """
   path = pathlib.Path(source)
   if path.is_file():
-    return _read_csv(path, rows or {})
+    return _read_csv(path, rows or {}, curves)
   if rows:
     raise ValueError(f'{source}: rows are chosen of a CSV file')
   summaries = sorted({*path.glob('summary.json'), *path.glob('*/summary.json'),
@@ -104,7 +106,7 @@ def _rate(config: pathlib.Path) -> float | None:
   return optimizer.get('learning_rate') if plain and optimizer.get('name') == 'adamw' else None
 
 
-def _read_csv(path: pathlib.Path, only: Mapping[str, str]) -> Points:
+def _read_csv(path: pathlib.Path, only: Mapping[str, str], curves: bool) -> Points:
   with open(path, newline='', encoding='utf-8') as f:
     reader = csv.DictReader(f)
     rows = list(reader)
@@ -137,7 +139,11 @@ def _read_csv(path: pathlib.Path, only: Mapping[str, str]) -> Points:
     columns[missing] = (6 * others[0] * others[1] if missing == 'flops'
                         else columns['flops'] / (6 * others[0]))
     convention += f'; {missing} from C = 6 N D'
-  return Points(convention=convention, **columns, **besides)
+  points = Points(convention=convention, **columns, **besides)
+  last: dict[str, int] = {}
+  for i in np.argsort(points.tokens, kind='stable') if 'run' in names and not curves else ():
+    last[rows[i]['run']] = i
+  return points[np.sort(list(last.values()))] if last else points
 
 
 # What a law is a law of: these sections and fields of a config. Sizes, lengths, learning rates and

@@ -83,7 +83,9 @@ class Fit:
     found = {}
     for name, (middle, half, logs) in self._halves().items():
       low, high = middle - half, middle + half
-      found[name] = (math.exp(low), math.exp(min(high, 700))) if logs else (low, high)
+      found[name] = low, high
+      if logs:
+        found[name] = math.exp(low), math.exp(high) if high < 700 else math.inf
     return found
 
   def _halves(self) -> dict[str, tuple[float, float, bool]]:
