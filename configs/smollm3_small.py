@@ -66,7 +66,7 @@ def stages(data: str, teacher: str = '') -> tuple[dict[str, Any], ...]:
     'data.seq_len': 4096, 'model.rope_theta': 5e4, 'train.batch_tokens': 262_144,
     'train.tokens': 1_000_000_000, 'optimizer.name': 'muon', 'optimizer.learning_rate': 4e-3,
     'optimizer.schedule': 'wsd', 'optimizer.decay_fraction': 0.111,
-    'optimizer.warmup_fraction': 0.02, 'eval.tasks': ('continuation', 'cloze'),
+    'optimizer.warmup_fraction': 0.02, 'eval.tasks': ('continuation', 'cloze', 'ruler'),
     'train.stages': tuple(
       {'name': f'stage-{i + 1}', 'fraction': FRACTIONS[i], 'mixture': mixture(MIXTURES[i])}
       for i in range(3))}

@@ -100,9 +100,9 @@ def programs_are_freed():
 # `make test` gives each of its processes a file at a time. These come first: a long one at the end
 # would leave the other processes with nothing to do.
 LONG_TESTS = (
-  'test_loop', 'test_distill', 'test_quickstart', 'test_generate', 'test_objectives', 'test_guard',
-  'test_laws', 'test_sharding', 'test_search', 'test_house', 'test_pdf_text', 'test_web',
-  'test_run_page',
+  'test_loop', 'test_generate', 'test_study', 'test_distill', 'test_quickstart', 'test_objectives',
+  'test_guard', 'test_laws', 'test_sharding', 'test_search', 'test_house', 'test_pdf_text',
+  'test_web', 'test_run_page',
 )  # fmt: skip
 
 

@@ -62,6 +62,11 @@ def reshard(x: jax.Array, spec: tuple | None) -> jax.Array:
   return jax.reshard(x, NamedSharding(jax.typeof(x).sharding.mesh, P(*spec)))
 
 
+def whole(x: jax.Array) -> jax.Array:
+  """x as it is on every device of its mesh."""
+  return reshard(x, None if spec_of(x) is None else (None,) * x.ndim)
+
+
 def reshape(x: jax.Array, shape: tuple[int, ...], spec: tuple | None) -> jax.Array:
   """jnp.reshape, with these mesh axes for the new dims if there are any."""
   if spec is None:

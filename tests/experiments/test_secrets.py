@@ -42,15 +42,15 @@ def host(tmp_path_factory):
     server.shutdown()
 
 
-def typed(host: str, module: str, *flags: str) -> subprocess.CompletedProcess:
+def typed(host: str, module: str, config: str, *flags: str) -> subprocess.CompletedProcess:
   """A command line with the FLAGS that it does not set, and secrets in the environment too."""
   planted = [f.format(host=host) for f in FLAGS
              if f.partition('=')[0].removeprefix('--config.') not in ' '.join(flags)]
   environment = os.environ | dict.fromkeys(VARIABLES, SECRET) | {'WANDB_MODE': 'offline'}
   environment.pop('XLA_FLAGS', None)
   return subprocess.run(
-    [sys.executable, '-m', module, *SMALL, '--config.web.filters=none', '--config.eval.tasks=()',
-     *planted, *flags],
+    [sys.executable, '-m', module, f'--config={config}', *SMALL, '--config.web.filters=none',
+     '--config.eval.tasks=()', *planted, *flags],
     cwd=REPOSITORY, env=environment, capture_output=True, text=True, timeout=600)
 
 
@@ -59,7 +59,7 @@ def run(host, tmp_path_factory):
   """(its workdir, what it said)"""
   workdir = tmp_path_factory.mktemp('planted') / 'run'
   result = typed(
-    host, 'experiments.run', '--config=configs/quickstart.py', f'--workdir={workdir}',
+    host, 'experiments.run', 'configs/quickstart.py', f'--workdir={workdir}',
     f'--config.web.input=http://{host}/crawl.warc.gz?X-Amz-Signature={SECRET}',
     *['--config.wandb=small'] * bool(importlib.util.find_spec('wandb')))
   assert result.returncode == 0, result.stderr
@@ -83,7 +83,7 @@ def test_planted_secrets_are_in_no_file(run, host, tmp_path):
                f'--config.web.input=gs://bucket/x.warc.gz?access_token={SECRET}',
                f'--config.train.init_from=s3://key:{SECRET}@bucket/run',
                f'--config.corpora=a=s3://key:{SECRET}@bucket/tokens'):
-    result = typed(host, 'experiments.run', '--config=configs/quickstart.py',
+    result = typed(host, 'experiments.run', 'configs/quickstart.py',
                    f'--workdir={workdir}', '--config.train.tokens=81920', flag)
     assert result.returncode == 2 and 'Traceback' not in result.stderr, result.stderr
     if 's3:' in flag or 'gs:' in flag:
@@ -104,7 +104,7 @@ from configs.quickstart import get_config
 space = lambda: {'optimizer.learning_rate': ('log', 1e-3, 1e-2)}
 """)
   [corpus] = run[0].glob('corpora/web')
-  given = [f'--config={recipe}', f'--config.corpora=web={corpus}',
+  given = [str(recipe), f'--config.corpora=web={corpus}',
            "--config.train.stages=({'name':'all','fraction':1.0,'mixture':{'web':1.0}},)"]
   for module, flags in {
     'experiments.sweep': ['--grid', f'eval.data=https://{host}/a?token={SECRET},https://b/'],

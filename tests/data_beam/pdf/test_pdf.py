@@ -265,6 +265,7 @@ def test_an_unknown_flag_ends_the_command(tmp_path, capsys):
   assert 'unknown flag --shards (did you mean --num_shards?)' in capsys.readouterr().err
 
 
+@pytest.mark.slow
 def test_command_line(inputs, tmp_path, capsys):
   folder, _ = inputs
   arguments = [f'--output={tmp_path}', '--name=mine', '--num_shards=1']

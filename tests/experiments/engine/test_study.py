@@ -36,7 +36,7 @@ def points(done) -> set[tuple]:
 
 
 @pytest.mark.parametrize('sampler', [
-  s if s in ('grid', 'tpe') else pytest.param(s, marks=pytest.mark.slow) for s in ALL])
+  s if s == 'tpe' else pytest.param(s, marks=pytest.mark.slow) for s in ALL])
 def test_points_are_distinct_and_the_same_after_any_number_of_restarts(tmp_path, sampler):
   if sampler == 'gp':
     pytest.importorskip('torch')
@@ -236,7 +236,7 @@ def test_a_winner_at_the_edge_widens_its_range(tmp_path):
 
 
 @pytest.mark.parametrize('sampler', [
-  'random', 'tpe', *(pytest.param(s, marks=pytest.mark.slow) for s in ('quasi', 'cmaes', 'nsga'))])
+  'random', *(pytest.param(s, marks=pytest.mark.slow) for s in ('tpe', 'quasi', 'cmaes', 'nsga'))])
 def test_what_was_added_to_a_range_is_searched_too(tmp_path, sampler):
   search = study_of(tmp_path, {'x': ('float', 0.0, 1.0), 'y': ('float', 0.0, 1.0)}, 15,
                     sampler=sampler)
@@ -294,12 +294,13 @@ def test_another_search_in_the_same_folder_is_refused_at_once(tmp_path, change, 
     study_of(tmp_path, **same | change).run(bowl, quiet)
   done = study_of(tmp_path, **same | {'trials': 4}).run(bowl, quiet)
   assert [t.state.name for t in done.trials] == ['COMPLETE'] * 4
-  assert time.monotonic() - began < 10
+  assert time.monotonic() - began < 100  # the database would be waited for longer
 
 
 # --- Damage ---------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_a_damaged_database_is_made_again(tmp_path):
   """A bit or a cut anywhere in it, or in the lines beside it: no trial is lost or another."""
   def objective(trial, report):
