@@ -8,6 +8,7 @@ scorer, so that what one of them values is not lost. The cuts are those of a sam
 ids, the same in every run, and stand in the manifests.
 """
 
+import dataclasses
 import json
 import math
 import os
@@ -21,7 +22,6 @@ from apache_beam.io.filesystems import FileSystems
 from data_beam import records
 from data_beam.beam_options import is_beams, pipeline_options
 from data_beam.command_line import Parser, complain
-from data_beam.dedup.exact import with_metadata
 from data_beam.filters.quality import documents_of, load
 from data_beam.records import Document, Reject
 
@@ -152,7 +152,8 @@ def _sort(
   if not found:
     yield beam.pvalue.TaggedOutput('rejects', Reject(document, 'quality', 'no_score'))
     return
-  document = with_metadata(document, scores=scores, bin=max(found))
+  document = dataclasses.replace(
+    document, metadata={**document.metadata, 'scores': scores, 'bin': max(found)})
   if bucket := bins.get(max(found)):
     yield beam.pvalue.TaggedOutput(bucket, document)
   else:

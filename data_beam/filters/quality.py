@@ -43,7 +43,6 @@ import xxhash
 from data_beam import records
 from data_beam.beam_options import is_beams, pipeline_options
 from data_beam.command_line import Parser, complain
-from data_beam.dedup.exact import with_metadata
 from data_beam.records import Document, Reject
 from data_beam.sources.files import expand
 from data_beam.text.normalize import simplify
@@ -317,7 +316,7 @@ def score(document: Document, models: Sequence[str]) -> Document:
   if len(models) > 1:
     named = {os.path.basename(path): None if math.isnan(value) else value
              for path, value in zip(models, scores, strict=True)}
-    document = with_metadata(document, scores=named)
+    document = dataclasses.replace(document, metadata={**document.metadata, 'scores': named})
   return dataclasses.replace(document, quality=scores[0])
 
 
