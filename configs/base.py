@@ -137,7 +137,7 @@ def get_config() -> ConfigDict:
   c.model.mtp_depth = placeholder(int)  # how many
   c.model.attention = 'auto'  # implementation: auto | xla | cudnn | splash
   c.model.dtype = 'bfloat16'  # compute dtype; master weights are float32
-  c.model.fp8 = False  # the blocks' products in 8-bit floats: faster on NVIDIA GPUs since Hopper
+  c.model.fp8 = False  # the MLP's products in 8-bit floats: faster on NVIDIA GPUs since Hopper
   c.model.remat = placeholder(str)  # kept for the backward pass: none = all | full = nothing | …
   c.model.lora_rank = 0  # of adapters, trained in place of train.init_from's matrices; 0 = none
   c.model.lora_alpha = 32.0  # they add alpha / rank times their product
@@ -159,6 +159,7 @@ def get_config() -> ConfigDict:
   c.train.stages = (
     dict(name='stable', fraction=1.0, mixture=dict(web=0.75, pdf=0.25)),
   )
+  c.train.max_epochs = 0.0  # a run that would go through a corpus more often is refused; 0 = it may
   # A run, its checkpoint or a HF folder whose weights training starts from, with its tokenizer.
   c.train.init_from = ''
   c.train.branch_from = ''  # a run or its checkpoint that this one goes on from, with all its state
@@ -210,9 +211,12 @@ def get_config() -> ConfigDict:
   c.mesh.context = -1  # splits each row; seq_len must be a multiple of twice this
 
   c.optimizer = ConfigDict()
-  c.optimizer.name = 'adamw'  # adamw | muon | soap (matrices by these, the rest by AdamW)
+  c.optimizer.name = 'adamw'  # adamw | muon | soap | dion | psgd (matrices; the rest by AdamW)
   c.optimizer.learning_rate = 2e-3  # peak
   c.optimizer.weight_decay = 0.1
+  # Or, above 0, the share of the run over which weights average their updates: decay is then
+  # 1 / (timescale · peak rate · steps), right at other lengths and batches too.
+  c.optimizer.decay_timescale = 0.0
   c.optimizer.no_decay = ('embedding',)  # roles without weight decay; SmolLM3 decays norms
   c.optimizer.b1 = 0.9
   c.optimizer.b2 = 0.95
@@ -220,13 +224,19 @@ def get_config() -> ConfigDict:
   c.optimizer.clip = 'norm'  # of the gradients of AdamW's leaves: norm | zclip | adagc
   c.optimizer.clip_norm = 1.0  # their largest global norm; 0 = no clipping
   c.optimizer.momentum_dtype = 'float32'
-  c.optimizer.schedule = 'wsd'  # wsd | cosine | constant
+  c.optimizer.schedule = 'wsd'  # wsd | wsd_s (several cooldowns) | power | cosine | constant
   c.optimizer.warmup_steps = 0  # 0 = warmup_fraction of all steps
   c.optimizer.warmup_fraction = 0.05
   c.optimizer.decay_steps = 0  # 0 = decay_fraction of all steps
   c.optimizer.decay_fraction = 0.2
   c.optimizer.decay_shape = 'linear'  # linear | 1-sqrt
   c.optimizer.floor = 0.0  # last learning rate as a share of the peak
+  c.optimizer.cooldowns = (0.25, 0.5, 1.0)  # shares of the run at which wsd_s's end
+  c.optimizer.power = 0.51  # of the power scheduler: the rate falls as the steps to its minus this
+  c.optimizer.power_steps = 1000  # from this step on
+  # Batch ramp: (share of the run, steps an update) pairs, such as ((0.0, 1), (0.2, 2), (0.5, 4)):
+  # batches of train.batch_tokens at first, of four times as many in the end; () = none.
+  c.optimizer.ramp = ()
   c.optimizer.hyperball = False  # matrices keep their norms and do not decay: MuonH, AdamH
   c.optimizer.tail_steps = 0  # horizon, in steps, of an average of the last weights; 0 = none
   c.optimizer.tail_weight = 0.6  # its share in the weights that the run ends on
@@ -253,6 +263,14 @@ def get_config() -> ConfigDict:
   c.optimizer.soap = ConfigDict()  # with b1=b2=0.95 as its authors have it
   c.optimizer.soap.every = 10  # steps between refreshments of the basis
   c.optimizer.soap.max_dim = 8192  # a longer side of a matrix is not rotated
+
+  c.optimizer.dion = ConfigDict()
+  c.optimizer.dion.mu = 0.95  # what stays of the momentum that a step has used
+  c.optimizer.dion.rank = 0.25  # of an update, as a share of the matrix's short side
+
+  c.optimizer.psgd = ConfigDict()  # with hyperball as its authors' entry in modded-nanogpt has it
+  c.optimizer.psgd.beta = 0.95
+  c.optimizer.psgd.rate = 1.0  # of the preconditioner's own descent
 
   c.optimizer.qk_clip = ConfigDict()  # QK-Clip; with name=muon this is MuonClip
   c.optimizer.qk_clip.tau = 0.0  # largest attention logit of a head; 0 = off, Kimi K2: 100

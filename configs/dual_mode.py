@@ -6,7 +6,7 @@ in small.
 
 Five stages, each an experiment in WORKDIR/NAME that starts from the one before (config.series):
 the quickstart's model is pretrained; mid-trained on thoughts, whole conversations learned;
-fine-tuned in both modes, answers alone learned, conversations of one to five turns; taught to
+fine-tuned in both modes, answers alone learned, conversations of one to three turns; taught to
 prefer right answers (APO-zero); and merged, 9 parts with 1 of the mid-trained one. Each stage reads
 some of the pretraining text as well, so that it is not forgotten.
 
@@ -41,6 +41,7 @@ def get_config() -> ConfigDict:
   c.tokenize.holdout_shared = 1.0  # likewise: each shares words with others
   c.eval.documents = 100
   c.eval.task_examples = 200
+  c.eval.batch_size = 64
   c.series = stages()
   return c
 
@@ -51,7 +52,7 @@ def stages(*, mask: bool = True, mid: bool = True, shuffled: bool = False) -> tu
     'web.enabled': False, 'pdf.enabled': False, 'conversations.enabled': True,
     'corpora': 'text=@pretrain/tokens/web', 'eval.corpora': ('text', 'conversations'),
     'eval.tasks': (*FAMILIES, 'dialogues'), 'sample.prompts': (), 'diagnostics.every': 0,
-    'chains.shuffled': shuffled, 'chains.turns': 5, 'data.seq_len': 512,
+    'chains.shuffled': shuffled, 'chains.turns': 3,
     'optimizer.schedule': 'cosine', 'train.checkpoint_every': 200,
     'train.eval_every': 400, 'optimizer.warmup_fraction': 0.05,
     # Where a rule is found gradients are many times as large for a few steps: no incident.
@@ -61,16 +62,17 @@ def stages(*, mask: bool = True, mid: bool = True, shuffled: bool = False) -> tu
   first = {'name': 'pretrain', 'eval.tasks': ('continuation', *FAMILIES)}
   thoughts = later | {
     'name': 'mid', 'train.init_from': '@pretrain', 'train.stages': mixture('mid'),
-    'chains.number': 14_000, 'chains.mode': 'think', 'tokenize.train_user': True,
-    'train.tokens': 4_000_000, 'optimizer.learning_rate': 4e-3}
+    'chains.number': 20_000, 'chains.mode': 'think', 'tokenize.train_user': True,
+    'train.tokens': 4_400_000, 'optimizer.learning_rate': 4e-3}
   tuned = later | {
     'name': 'sft', 'train.init_from': '@mid' if mid else '@pretrain',
-    'train.stages': mixture('sft'), 'chains.number': 8000, 'chains.mode': 'both',
+    'train.stages': mixture('sft'), 'chains.number': 10_000, 'chains.mode': 'both',
     'tokenize.train_user': not mask, 'train.tokens': 2_000_000,
     'optimizer.learning_rate': 2e-3}
   preferred = later | {
     'name': 'apo', 'train.init_from': '@sft', 'chains.number': 6000, 'chains.mode': 'both',
-    'chains.pairs': True, 'train.stages': ({
+    'chains.pairs': True, 'data.seq_len': 512,  # both answers of a pair lie in one row
+    'train.stages': ({
       'name': 'apo', 'fraction': 1.0, 'mixture': {'conversations': 1.0}},),
     'train.preference.loss': 'apo_zero', 'train.preference.beta': 0.1, 'train.tokens': 400_000,
     'optimizer.name': 'adamw', 'optimizer.learning_rate': 2e-5, 'optimizer.weight_decay': 0.0}

@@ -347,6 +347,29 @@ class ConversationOptions(Options):
 
 
 @dataclasses.dataclass(frozen=True)
+class RephraseOptions(Options):
+  """Of data_beam.rephrase."""
+
+  server: str = option('', 'a server with a model, by the protocol of OpenAI: '
+                       'http://localhost:8000', metavar='URL')
+  model: str = option('', 'its model', metavar='NAME')
+  prompt: str = option(
+    'faq', 'what it is asked for: faq, tutorial, encyclopedia, distill, or a file of yours '
+    'with {text} where the document goes', metavar='NAME|FILE')
+  max_tokens: int = option(1024, 'of an answer; a longer one is dropped', metavar='N', least=1)
+  most: int = option(6000, 'characters of a document that the model is shown', metavar='N', least=1)
+  least: int = option(20, 'words of an answer; a shorter one is dropped', metavar='N', least=1)
+  parallel: int = option(16, 'questions that a worker has open at a time', metavar='N', least=1)
+  minhash: str = _minhash('14x8')
+  minhash_hash: str = _minhash_hash()
+  against: tuple[str, ...] = _against()
+  signatures: bool = _signatures()
+  decontaminate: tuple[str, ...] = _decontaminate()
+  limit: int | None = _limit()
+  num_shards: int = _num_shards()
+
+
+@dataclasses.dataclass(frozen=True)
 class ImportOptions(Options):
   """Of data_beam.tables import."""
 

@@ -26,8 +26,9 @@ _CHECKPOINT = flags.DEFINE_string(
 )  # fmt: skip
 _OUTPUT = flags.DEFINE_string('output', None, 'Folder (or .gguf file) to write.', required=True)
 _FORMAT = flags.DEFINE_enum(
-  'format', 'hf', list(export_formats.FORMATS),
-  'hf: config.json, safetensors, tokenizer. gguf: one file that llama.cpp opens.',
+  'format', 'hf', [*export_formats.FORMATS, 'peft'],
+  'hf: config.json, safetensors, tokenizer. gguf: one file that llama.cpp opens. peft: the '
+  'adapters of a run of model.lora_rank, alone.',
 )  # fmt: skip
 _DTYPE = flags.DEFINE_enum(
   'dtype', '', ['', 'float32', 'bfloat16', 'float16'],
@@ -58,6 +59,9 @@ def main(_: Sequence[str]) -> None:
   try:
     if _PUSH.value and _FORMAT.value != 'hf':
       raise ValueError('--push_to_hub goes with --format=hf')
+    if _FORMAT.value == 'peft':
+      print(f'exported to {export_formats.write_peft(_CHECKPOINT.value, _OUTPUT.value)}')
+      return
     model = load.load_model(_CHECKPOINT.value, _TOKENIZER.value)
     path, other = export_formats.FORMATS[_FORMAT.value](
       model, _OUTPUT.value, dtype=_DTYPE.value, quantize=_QUANTIZE.value, with_chat=_CHAT.value,

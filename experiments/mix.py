@@ -152,7 +152,7 @@ class Mix:
         c, model_config(c, self.vocab_size), len(self.domains))
     table = self.whole.first(min(1.0, self.share * m.larger_tokens)) if larger else self.table
     # As many copies each time, so that nothing is compiled twice.
-    padded = [*group, *[group[-1]] * (min(m.together, 10**6) - len(group) if not larger else 0)]
+    padded = [*group, *[group[-1]] * (0 if larger else m.together - len(group))]
     ends = np.round(np.cumsum(m.phases) * c.train.steps).astype(int)
     chosen = side_by_side.choose_rows(
       table, np.array([r.mixture for r in padded]), np.diff([0, *ends]).tolist(), c.train.rows,
@@ -228,30 +228,28 @@ class Mix:
     unseen = [r for r in runs if r.key.startswith('unseen')]
     tried, scores = np.array([r.mixture for r in fitted]), self.scores([r.key for r in fitted])
     groups = ['natural' if r.key.startswith('natural') else r.key for r in fitted]
-    actual = scores @ self.blend
+    actual, points = scores @ self.blend, lambda runs, p, a: [
+      [r.key, float(x), float(y)] for r, x, y in zip(runs, p, a, strict=True)]
     natural = actual[[g == 'natural' for g in groups]]
     result: dict[str, Any] = {'forms': {}, 'noise': float(np.std(natural, ddof=1))}
-    laws, blended = {}, {}
+    laws = {}
     for form in self.c.mix.laws:
-      blended[form] = mixtures.out_of_fold(self.space, form, tried, scores, groups) @ self.blend
-      laws[form] = mixtures.fit(self.space, form, tried, scores, groups)
-      found = {'settings': list(laws[form].settings),
-               'out_of_fold': mixtures.quality(blended[form], actual)}
+      law = laws[form] = mixtures.fit(self.space, form, tried, scores, groups)
+      expected = mixtures.out_of_fold(self.space, form, tried, scores, groups) @ self.blend
+      found = {'settings': list(law.settings), 'out_of_fold': mixtures.quality(expected, actual),
+               'points_out_of_fold': points(fitted, expected, actual)}
       if unseen:
-        x, y = np.array([r.mixture for r in unseen]), self.scores([r.key for r in unseen])
-        predicted = laws[form](x)
-        found['unseen'] = mixtures.quality(predicted @ self.blend, y @ self.blend)
-        found['unseen_domains'] = {
-          d: mixtures.quality(predicted[:, i], y[:, i]) for i, d in enumerate(self.domains)}
-        found['points'] = [[r.key, float(p), float(a)] for r, p, a in zip(
-          unseen, predicted @ self.blend, y @ self.blend, strict=True)]
-      found['points_out_of_fold'] = [[r.key, float(p), float(a)] for r, p, a in zip(
-        fitted, blended[form], actual, strict=True)]
+        predicted = law(np.array([r.mixture for r in unseen]))
+        y = self.scores([r.key for r in unseen])
+        found |= {
+          'unseen': mixtures.quality(predicted @ self.blend, y @ self.blend),
+          'unseen_domains': {d: mixtures.quality(predicted[:, i], y[:, i])
+                             for i, d in enumerate(self.domains)},
+          'points': points(unseen, predicted @ self.blend, y @ self.blend)}
       result['forms'][form] = found
-      console.print(f'{form:12} out of fold ρ {found["out_of_fold"]["spearman"]:.3f}, RMSE '
-                    f'{found["out_of_fold"]["rmse"]:.4f}' + (
-                      f'; unseen ρ {found["unseen"]["spearman"]:.3f}, RMSE '
-                      f'{found["unseen"]["rmse"]:.4f}' if unseen else ''))
+      console.print(f'{form:12} ' + '; '.join(
+        f'{where.replace("_", " ")} ρ {found[where]["spearman"]:.3f}, RMSE '
+        f'{found[where]["rmse"]:.4f}' for where in ('out_of_fold', 'unseen') if where in found))
     smooth = [f for f in laws if mixtures.FORMS[f].smooth]
     ranked = sorted(smooth, key=lambda f: result['forms'][f]['out_of_fold']['rmse'])
     control = np.random.default_rng(SHUFFLED).permutation(len(scores))
@@ -301,14 +299,13 @@ class Mix:
     console.print(f'--config.train.stages="{tuple(stages)}"')
 
   def arms(self) -> Iterator[Run]:
-    """The runs that validate; with the larger model UniMax is left out."""
+    """The runs that validate."""
     decided = read_json(self.workdir / 'decision.json')
     for larger in (False, True)[:1 + bool(self.c.mix.larger)]:
       for name, mixture in decided['arms'].items():
-        if not (larger and name == 'unimax'):
-          for i in range(self.c.mix.seeds):
-            yield Run(f'arm{"_larger" * larger}-{name}-{i}', np.array(mixture),
-                      1000 * self.c.seed + 900 + i, larger)
+        for i in range(self.c.mix.seeds):
+          yield Run(f'arm{"_larger" * larger}-{name}-{i}', np.array(mixture),
+                    1000 * self.c.seed + 900 + i, larger)
 
   def validate(self) -> bool:
     """Trains the arms."""

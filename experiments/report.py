@@ -3,7 +3,8 @@
   python -m experiments.report --workdir=runs/quickstart
   python -m experiments.report --workdir=corpora     # curated corpora alone: what data_beam wrote
   python -m experiments.report --scaling=runs/ladder --output=scaling    # the law of a sweep's runs
-  python -m experiments.report --scaling=FILE.csv --output=scaling --flops=1e20,1e21
+  python -m experiments.report --scaling=FILE.csv --output=scaling --flops=1e20,1e21 --tied
+  python -m experiments.report --scaling=FILE.csv --output=scaling --predict=1.3e9:26e9 --use=1e12
   python -m experiments.report --scaling=runs/adamw --against=runs/muon --output=scaling
   python -m experiments.report --workdir=runs/ladder --watch     # a page that follows what runs now
   python -m experiments.report --workdir=runs/ladder --live      # the same in the terminal
@@ -37,7 +38,21 @@ _SCALING = flags.DEFINE_string(
 _AGAINST = flags.DEFINE_string(
   'against', None, 'With --scaling, another ladder: do their exponents differ?')
 _FLOPS = flags.DEFINE_list('flops', [], 'Budgets, 6 N D, to plan runs for from the scaling law.')
-_FORCE = flags.DEFINE_bool('force', False, 'Plan beyond ten times the largest run’s compute.')
+_FORCE = flags.DEFINE_bool(
+  'force', False, 'Plan and predict beyond ten times the largest run’s compute.')
+_TIED = flags.DEFINE_bool('tied', False, 'Scaling laws with α = β, as for over-training.')
+_PREDICT = flags.DEFINE_list(
+  'predict', [], 'N:D of runs whose loss the scaling law is to predict, such as 1.3e9:26e9.')
+_USE = flags.DEFINE_float(
+  'use', 0.0, 'Tokens of inference in a model’s life: plans that are cheapest with them too.',
+  lower_bound=0)
+_ENVELOPE = flags.DEFINE_bool(
+  'envelope', False, 'The rows are points along training curves at constant rates: the best size '
+  'near each budget, Chinchilla’s first approach.')
+_ROWS = flags.DEFINE_list('rows', [], 'COLUMN=VALUE: only these rows of the CSV of --scaling.')
+_TASK = flags.DEFINE_list(
+  'task', [], 'ACCURACY:BITS, two columns of the CSV of --scaling: a task’s accuracy and the bits '
+  'per byte of its right answers, to predict it with --predict in two steps.')
 _EMBEDDING = flags.DEFINE_bool('embedding', False, 'Count embeddings as parameters of runs.')
 _WATCH = flags.DEFINE_bool('watch', False, 'Serve the status of a run, sweep or search instead.')
 _LIVE = flags.DEFINE_bool('live', False, 'Follow it in this terminal, until nothing runs.')
@@ -117,16 +132,45 @@ def _sparkline(values: list[float], width: int) -> str:
 def _scaling(source: str) -> str:
   if not _OUTPUT.value:
     raise ValueError('where to? Give --output=DIR')
+  rows = {k: v for k, _, v in (x.partition('=') for x in _ROWS.value)}
   read = functools.partial(scaling_page.read, embedding=_EMBEDDING.value)
-  points = read(source)
+  points = read(source, rows=rows, curves=_ENVELOPE.value)
+  asked = scaling_page.Asked(
+    flops=[_positive('flops', x) for x in _FLOPS.value], predict=[_run(x) for x in _PREDICT.value],
+    use=_USE.value, force=_FORCE.value, tied=_TIED.value, envelope=_ENVELOPE.value)
+  tasks = {}
+  for entry in _TASK.value:
+    accuracy, colon, bits = entry.partition(':')
+    if not colon or not asked.predict:
+      raise ValueError(f'--task={entry}: give ACCURACY:BITS, two columns, and --predict=N:D')
+    tasks[accuracy] = scaling_page.read_task(source, accuracy, bits, rows=rows, tied=_TIED.value)
   page, fit = scaling_page.write(
-    points, _OUTPUT.value, flops=[float(x) for x in _FLOPS.value], force=_FORCE.value,
-    against=read(_AGAINST.value) if _AGAINST.value else None, log_line=print)
-  ends = {k: f' ({low:.4g} to {high:.4g})' for k, (low, high) in fit.intervals.items()}
+    points, _OUTPUT.value, asked, against=read(_AGAINST.value) if _AGAINST.value else None,
+    tasks=tasks, log_line=print)
+  ends = {k: f' ({low:.4g} to {high:.4g})' if high < float('inf') else ''
+          for k, (low, high) in fit.intervals.items()}
   print(f'{len(points.loss)} runs; {points.convention}')
   print('  '.join(f'{k} = {getattr(fit, k):.5g}{ends.get(k, "")}'
                   for k in ('E', 'A', 'B', 'alpha', 'beta', 'a')))
   return page
+
+
+def _positive(flag: str, word: str) -> float:
+  try:
+    value = float(word)
+  except ValueError:
+    value = 0.0
+  if not 0 < value < float('inf'):
+    raise ValueError(f'--{flag}: {word!r} is no number above 0')
+  return value
+
+
+def _run(word: str) -> tuple[float, float]:
+  """N and D of --predict."""
+  n, colon, d = word.partition(':')
+  if not colon:
+    raise ValueError(f'--predict={word}: give N:D, parameters and tokens, such as 1.3e9:26e9')
+  return _positive('predict', n), _positive('predict', d)
 
 
 if __name__ == '__main__':

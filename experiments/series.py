@@ -10,8 +10,10 @@ follows from a field that was changed.
 import os
 import pathlib
 import signal
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
+
+from ml_collections import ConfigDict
 
 from experiments import sweep
 from experiments.engine.cli import read_json, write_json
@@ -31,9 +33,13 @@ def stages(
     ValueError: a stage without a name of its own, an unknown field or reference, a field that a
       stage and a flag set.
   """
-  root, rows = pathlib.Path(workdir), [dict(row) for row in c.series]
-  names = [row.get('name') for row in rows]
-  if not all(isinstance(name, str) and name == sweep.name_of(row) for name, row in zip(
+  root = pathlib.Path(workdir)
+  if not isinstance(c.series, tuple | list) or not all(
+    isinstance(row, Mapping | ConfigDict) for row in c.series):
+    raise ValueError(f'--config.series={c.series!r}: give a tuple of dicts, a name and fields each')
+  rows = [dict(row) for row in c.series]
+  names = [str(row.get('name')) for row in rows]
+  if not all('name' in row and name == sweep.name_of(row) for name, row in zip(
       names, rows, strict=True)) or len({*names}) < len(names):
     raise ValueError(f'--config.series: its stages are called {names}: give each a name of its own')
   if taken := {*names} & {'steps', 'report', 'config.json', 'summary.json', 'evals'}:

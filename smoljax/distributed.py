@@ -31,7 +31,7 @@ from smoljax.metrics import changes
 
 _POLL = 2.0  # seconds between looks at whether those one waits for are still there
 SIGN = 2.0  # seconds between signs of life
-SIGNS = 15  # that may be missing: half a minute
+SIGNS = 20  # that may be missing in a row: 40 seconds; jax aborts from 70 on
 GRACE = 5.0  # seconds in which a process ends by itself when the run is over
 _meetings = itertools.count()
 
@@ -64,7 +64,8 @@ def start(coordinator: str = '', processes: int = 0, process: int = -1) -> None:
 def _live() -> None:
   """Gives signs of life, looks for those of the others, and ends this process with the run."""
   missing: dict[str, tuple[str, int]] = {}  # process → its last sign, how often it was the last
-  with contextlib.suppress(ConnectionError):  # the lead has gone, or this process is about to
+  # The lead has gone, or this process is about to and has no client any more.
+  with contextlib.suppress(ConnectionError, AttributeError):
     for number in itertools.count():
       signs = _signs(number)
       if _state().process_id == 0:
@@ -89,7 +90,7 @@ def _signs(number: int) -> list[tuple[str, str]]:
   try:
     _client().key_value_set(f'{folder}{_state().process_id}', str(number), allow_overwrite=True)
     found = _client().key_value_dir_get(folder) if _state().process_id == 0 else []
-  except (jax.errors.JaxRuntimeError, AttributeError) as e:  # or there is no client any more
+  except jax.errors.JaxRuntimeError as e:
     raise ConnectionError(str(e)) from None
   return [(key.removeprefix(folder), sign) for key, sign in found]
 

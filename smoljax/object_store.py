@@ -14,9 +14,11 @@ import contextlib
 import errno
 import hashlib
 import itertools
+import math
 import os
 import pathlib
 import shutil
+import threading
 import uuid
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any, TypeVar
@@ -29,6 +31,8 @@ from smoljax import files
 _T = TypeVar('_T')
 _USUAL = 2  # failures in a row of which nothing need be said
 _THREADS = 8  # files that are on their way at once
+_ANSWER = 120.0  # seconds within which a request ends, and a second for each
+_SLOWEST = 1e6  # bytes
 
 # What lets this machine in, and makes a bucket, by scheme.
 _LOG_IN = {
@@ -92,7 +96,7 @@ class Folder:
     def work() -> None:
       self._fs.pipe_file(self._path(name), data)
       self._require_size(name, len(data))
-    self._do(work)
+    self._do(work, len(data))
 
   def names(self) -> list[str]:
     """What a list has of the objects, sorted: a new one may be missing, a deleted one be there."""
@@ -122,7 +126,7 @@ class Folder:
       def once() -> None:
         self._fs.put_file(str(folder / name), self._path(prefix + name))
         self._require_size(prefix + name, sizes[name])
-      self._do(once)
+      self._do(once, sizes[name])
     _at_once(work, sizes)
 
   def bring(
@@ -152,7 +156,8 @@ class Folder:
       arriving = target.with_name(f'{target.name}.{uuid.uuid4().hex[:8]}.part')
       try:
         for _ in range(3):  # what is damaged may have been so on the way
-          self._do(lambda: self._fs.get_file(self._path(prefix + name), str(arriving)))
+          self._do(lambda: self._fs.get_file(self._path(prefix + name), str(arriving)),
+                   size if size >= 0 else math.inf)
           if size in (-1, arriving.stat().st_size) and sha256 in ('', files.sha256(arriving)):
             files.replace(arriving, target)
             return
@@ -185,7 +190,8 @@ class Folder:
     if found != size:
       raise OSError(errno.EIO, f'{self.url}/{name}: {found} of {size} bytes were written')
 
-  def _do(self, work: Callable[[], _T]) -> _T:
+  def _do(self, work: Callable[[], _T], size: float = 0) -> _T:
+    """Does a request of so many bytes, again where it fails or is not answered."""
     failures = itertools.count()
 
     def note(line: str) -> None:
@@ -193,7 +199,7 @@ class Folder:
         self._note(f'{line} ({self.url})')
 
     try:
-      return files.retried(work, note)
+      return files.retried(lambda: _within(work, _ANSWER + size / _SLOWEST), note)
     except Exception as e:
       raise self._explained(e) from e
 
@@ -208,6 +214,25 @@ class Folder:
       return OSError(getattr(error, 'errno', None) or errno.EIO,
                      f'{self.url}: the store stays away: {_line(error)}')
     return OSError(f'{self.url}: {_line(error)}')
+
+
+def _within(work: Callable[[], _T], seconds: float) -> _T:
+  """What `work` returns; TimeoutError where it takes longer. Not all drivers have a limit."""
+  done: concurrent.futures.Future[_T] = concurrent.futures.Future()
+
+  def run() -> None:
+    try:
+      done.set_result(work())
+    except BaseException as e:
+      done.set_exception(e)
+  # No pool's thread: this one may hang for ever, and must not keep the process from ending.
+  threading.Thread(target=run, daemon=True).start()
+  try:
+    return done.result(min(seconds, threading.TIMEOUT_MAX))
+  except TimeoutError:
+    if done.done():  # its own
+      raise
+    raise TimeoutError(f'no answer within {seconds:.0f} s') from None
 
 
 def _line(error: BaseException) -> str:

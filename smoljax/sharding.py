@@ -89,6 +89,12 @@ def make_mesh(
   )
 
 
+def workers() -> list[jax.Device]:
+  """Devices of this process that each do work of their own; a CPU is one, with all its cores."""
+  devices = jax.local_devices()
+  return devices[:1] if devices[0].platform == 'cpu' else devices
+
+
 @contextlib.contextmanager
 def all_devices(params: PyTree) -> Iterator[PyTree]:
   """Sets a mesh over this process's devices, over which batches are split; each holds the params.

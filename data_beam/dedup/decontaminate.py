@@ -163,33 +163,41 @@ def _nearly(
 
 @functools.lru_cache(maxsize=2)
 def _items(files: tuple[str, ...], ngram: int, shortest: int) -> Items:
-  grams: dict[int, dict[int, tuple[str, int]]] = {}
   names, sizes = [], []
+  quotes: dict[int, list[tuple[np.ndarray, tuple[str, int]]]] = {}
   seeds: list[np.ndarray] = []
+  places: list[np.ndarray] = []
   for name, number, part in _parts(files):
     hashes = word_hashes(simple_words(part))
     length = min(ngram, len(hashes))
     if length < shortest:
       continue
-    for gram in ngram_hashes(hashes, length)[_varied(hashes, length, length // 2)].tolist():
-      grams.setdefault(length, {}).setdefault(gram, (name, number))
+    quotes.setdefault(length, []).append(
+      (ngram_hashes(hashes, length)[_varied(hashes, length, length // 2)], (name, number)))
     if len(hashes) >= SHORTEST:
       varied = _varied(hashes, SEED, SEED // 2)
       names.append((name, number))
       sizes.append(len(hashes))
-      seeds.append(np.stack([ngram_hashes(hashes, SEED)[varied],
-                             np.flatnonzero(varied).astype(np.uint64)]))
-  quotes = {}
-  for length, found in grams.items():
-    keys = sorted(found)
-    quotes[length] = np.array(keys, np.uint64), [found[key] for key in keys]
-  keys, places = np.concatenate(seeds, axis=1) if seeds else np.zeros((2, 0), np.uint64)
-  texts = np.repeat(np.arange(len(seeds)), [found.shape[1] for found in seeds])
+      seeds.append(ngram_hashes(hashes, SEED)[varied])
+      places.append(np.flatnonzero(varied))
+  keys = np.concatenate([np.zeros(0, np.uint64), *seeds])
   order = np.argsort(keys, kind='stable')
   _, index, count = np.unique(keys[order], return_inverse=True, return_counts=True)
-  order = order[count[index] <= HOT] if len(order) else order
-  return Items(quotes, names, np.array(sizes, np.int64), keys[order], texts[order],
-               places[order].astype(np.int64))
+  order = order[count[index] <= HOT]
+  texts = np.repeat(np.arange(len(seeds)), list(map(len, seeds)))
+  return Items(
+    {length: _first_of(found) for length, found in quotes.items()}, names,
+    np.array(sizes, np.int64), keys[order], texts[order],
+    np.concatenate([np.zeros(0, np.int64), *places])[order])
+
+
+def _first_of(
+  found: Sequence[tuple[np.ndarray, tuple[str, int]]],
+) -> tuple[np.ndarray, list[tuple[str, int]]]:
+  """Hashes, sorted, and of each the first item that has it."""
+  keys, first = np.unique(np.concatenate([keys for keys, _ in found]), return_index=True)
+  owner = np.repeat(np.arange(len(found)), [len(keys) for keys, _ in found])
+  return keys, [found[i][1] for i in owner[first].tolist()]
 
 
 def _varied(hashes: np.ndarray, length: int, least: int) -> np.ndarray:

@@ -14,7 +14,6 @@ spaces between words have no dictionary here (see Unspaced).
 import functools
 import itertools
 import math
-import operator
 import re
 import unicodedata
 from collections.abc import Iterable, Iterator, Sequence
@@ -307,6 +306,8 @@ def _is_link(piece: str) -> bool:
 
 _LONGEST = 1000
 _LOOK = 12   # no suffix but dots is longer
+# Signs that are a suffix by themselves, and no end of a longer one.
+_ALONE = frozenset(_PUNCT + QUOTES) - frozenset("….'’‘`")
 
 
 class Splitter:
@@ -317,6 +318,7 @@ class Splitter:
     self.prefix = re.compile('|'.join(prefixes)).match
     self.suffix = re.compile('|'.join(f'(?:{suffix})$' for suffix in suffixes)).search
     self.infixes = re.compile('|'.join(infixes)).finditer
+    self.articles = language == 'fr'
     self.whole = (re.compile(f'(?i:{_COMPOUNDS})$').match if language == 'fr'
                   else lambda piece: None)
     self.exceptions = _exceptions(language)
@@ -351,10 +353,18 @@ class Splitter:
     return words if len(words) == 1 else self._merge(words)
 
   def _prefix_length(self, piece: str) -> int:
+    # Before letters come only sums of money (US$), and in French articles.
+    if piece[:1].isalpha() and '$' not in piece and not self.articles:
+      return 0
     found = self.prefix(piece)
     return found.end() if found else 0
 
   def _suffix_length(self, piece: str) -> int:
+    if piece[-1:] in _ALONE:
+      return min(1, len(piece))
+    # At the end of letters come only units, after digits, and what stands after a sign.
+    if piece[-_LOOK:].isalpha():
+      return 0
     if piece.endswith('..'):
       return len(piece) - len(piece.rstrip('.'))
     found = self.suffix(piece, max(0, len(piece) - _LOOK))
@@ -384,7 +394,8 @@ class Splitter:
     if piece in exceptions:
       before += exceptions[piece]
     elif piece:
-      before += [piece] if self.whole(piece) or _is_link(piece) else self._inside(piece)
+      before += [piece] if piece.isalnum() or self.whole(piece) or _is_link(piece) else (
+        self._inside(piece))
     return before + after[::-1]
 
   def _inside(self, piece: str) -> Iterator[str]:
@@ -495,8 +506,7 @@ def words(text: str, language: str = 'en') -> list[str]:
 # --- what filters ask about words ------------------------------------------------------------
 
 _BASE = 0x9E3779B97F4A7C15   # odd, so that a power of it is never zero
-_MASK = (1 << 64) - 1
-_POWERS = [pow(_BASE, i, 1 << 64) for i in range(_LONGEST + 1)]
+_POWERS = np.array([pow(_BASE, i, 1 << 64) for i in range(_LONGEST + 1)], np.uint64)
 _MOST = 200_000   # pieces remembered
 
 
@@ -567,21 +577,37 @@ class Lexicon(Pieces):
   def learn(self, pieces: Sequence[str]) -> tuple[list[int], list[int]]:
     """Numbers of the words of pieces, new ones learned; and how many words each piece has."""
     flat: list[int] = []
-    counts, known = [], len(self.numbers)
+    counts, words = [], []
+    numbers, before = self.numbers, 0
     for piece in pieces:
-      before = len(flat)
       for word in self.cut(piece):
-        flat.append(self.numbers.setdefault(word, len(self.numbers)))
+        number = numbers.get(word)
+        if number is None:
+          number = numbers[word] = len(numbers)
+          words.append(word)
+        flat.append(number)
       counts.append(len(flat) - before)
-    words = list(itertools.islice(self.numbers, known, None))
-    self.size = _append(self.size, list(map(len, words)))
+      before = len(flat)
+    letters = list(map(str.isalpha, words))
+    sizes = np.fromiter(map(len, words), np.int32, len(words))
+    self.size = _append(self.size, sizes)
     self.alphabetic = _append(self.alphabetic, [
-      word.isalpha() or any(map(str.isalpha, word)) for word in words])
-    self.wordlike = _append(self.wordlike, [not _SYMBOLS.issuperset(word) for word in words])
-    self.spelling = _append(self.spelling, [
-      sum(map(operator.mul, map(ord, word), _POWERS)) & _MASK for word in words])
-    self.power = _append(self.power, [_POWERS[len(word)] for word in words])
+      all_ or any(map(str.isalpha, word)) for word, all_ in zip(words, letters, strict=True)])
+    self.wordlike = _append(self.wordlike, [    # no symbol is a letter
+      all_ or not _SYMBOLS.issuperset(word) for word, all_ in zip(words, letters, strict=True)])
+    self.spelling = _append(self.spelling, _spellings(words, sizes))
+    self.power = _append(self.power, _POWERS[sizes])
     return flat, counts
+
+
+def _spellings(words: Sequence[str], sizes: np.ndarray) -> np.ndarray:
+  """The polynomial in its characters of each word: uint64. No word is empty."""
+  if not len(words):
+    return np.zeros(0, np.uint64)
+  points = np.frombuffer(''.join(words).encode('utf-32-le', 'surrogatepass'), np.uint32)
+  starts = np.cumsum(sizes) - sizes
+  place = np.arange(len(points)) - np.repeat(starts, sizes)
+  return np.add.reduceat(points.astype(np.uint64) * _POWERS[place], starts)
 
 
 def _append(array: np.ndarray, values: Sequence) -> np.ndarray:

@@ -34,7 +34,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import numpy as np
@@ -164,7 +164,7 @@ def _points(work: pathlib.Path) -> dict[str, Any]:
           for k, v in training(p).items()}
 
 
-def differences(found: Mapping[str, Any], wanted: Mapping[str, Any]) -> list[str]:
+def differences(found: dict[str, Any], wanted: dict[str, Any]) -> list[str]:
   """Names of what is not as in the undisturbed result, but for rows around a save between them."""
   excused = {name for name in found | wanted if name.endswith('resumed')}
   for run, steps in [(name.removesuffix('resumed'), found.get(name, ())) for name in excused]:

@@ -72,7 +72,7 @@ def main(argv: list[str] | None = None) -> None:
     tokenizer.train(_sample(curated, names), str(model), vocab_size=args.vocab_size,
                     max_bytes=12_000_000)
   for name in names:
-    held = ['--holdout=1.0', '--holdout_shared=1'] if name == 'news' else ['--holdout=0.06']
+    held = ['--holdout=0.999', '--holdout_shared=1'] if name == 'news' else ['--holdout=0.06']
     _run(tokens / name, 'data_beam.tokenize_corpus', f'--input={curated / name}/1.0.0', *held,
          f'--tokenizer={model}', '--num_shards=1', f'--share={SHARES.get(name, 1.0)}')
 

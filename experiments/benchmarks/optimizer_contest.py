@@ -159,13 +159,13 @@ class Runner:
     self.abstract = model.abstract_params(self.config)
     self.labels = optim.label_params(self.settings, self.abstract)
     self.tokens = jnp.asarray(data.train)
-    self.init = jax.jit(jax.vmap(self._init))
+    self.init: Any = jax.jit(jax.vmap(self._init))
     # SOAP's step branches on its number, which vmapped would take all branches.
     each = (lambda f: functools.partial(jax.lax.map, f)) if contestant.get('one_by_one') else (
       jax.vmap)
-    self.advance = jax.jit(
+    self.advance: Any = jax.jit(
       lambda *args: each(lambda run: self._advance(*run, tokens=args[-1]))(args[:-1]))
-    self.evaluate = jax.jit(jax.vmap(self._evaluate, in_axes=(0, None)))
+    self.evaluate: Any = jax.jit(jax.vmap(self._evaluate, in_axes=(0, None)))
 
   def chain(self, lr: Any, decay: Any) -> optax.GradientTransformation:
     """The contestant's whole chain at a learning rate and weight decay that may be traced."""

@@ -56,6 +56,7 @@ _SEQ_LEN = flags.DEFINE_integer('seq_len', 256, 'Tokens a row.')
 _STEPS = flags.DEFINE_integer('steps', 10, 'Steps timed.')
 _OPTIMIZER = flags.DEFINE_enum('optimizer', 'adamw', list(optim.OPTIMIZERS), 'Optimizer.')
 _TAU = flags.DEFINE_float('tau', 0.0, 'QK-Clip of logits above this: with muon, MuonClip.')
+_MEASURE = flags.DEFINE_string('measure', 'bound', 'How those logits are measured: exact, limit.')
 _COEFFICIENTS = flags.DEFINE_string('coefficients', 'pe5', "Muon's table for Newton–Schulz.")
 _MESH = flags.DEFINE_list(
   'mesh', ['fsdp=-1'], 'Sizes of the mesh, such as fsdp=4,tensor=2; auto = as a run chooses them.')
@@ -214,6 +215,7 @@ def prepare(config: model.ModelConfig, steps: int, seed: int = 0) -> tuple[dict,
   settings.name, settings.learning_rate = _OPTIMIZER.value, _LEARNING_RATE.value
   guarding.enabled = _GUARD.value
   settings.qk_clip.tau, settings.muon.coefficients = _TAU.value, _COEFFICIENTS.value
+  settings.qk_clip.measure = _MEASURE.value
   params = model.init(config, jax.random.key(seed))
   optimizer, info = optim.make_optimizer(settings, params, steps)
   state = {
@@ -359,6 +361,7 @@ def main(argv: list[str]) -> None:
                   jax.devices()[0].device_kind, jax.device_count()),
         'optimizer': _OPTIMIZER.value,
         'tau': _TAU.value,
+        **({'measure': _MEASURE.value} if _TAU.value else {}),
         'mesh': {axis: n for axis, n in mesh.shape.items() if n > 1},
         'guard': _GUARD.value,
         'leaves': _LEAVES.value,

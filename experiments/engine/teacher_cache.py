@@ -106,7 +106,7 @@ def write(
         files.write_checked(entry, written)
       log_line(f'shard {index + 1} of {len(shards)}')
 
-  devices = _devices()[: len(shards)]
+  devices = sharding.workers()[: len(shards)]
   with concurrent.futures.ThreadPoolExecutor(max(1, len(devices))) as pool:
     collections.deque(pool.map(work, devices))  # which raises what they do
   if not all(_is_whole(path, entry) for entry in entries):
@@ -140,12 +140,6 @@ def same_tokenizer(teacher: str, manifest: dict, corpus_tokenizer: str = '') -> 
     f'the corpus {manifest["name"]!r} was tokenised with another file '
     f'({manifest.get("tokenizer")}) than the teacher has ({teacher}): ids may mean other tokens. '
     'Tokenise it with the teacher’s, or give --tokenizer to have the two compared')
-
-
-def _devices() -> list[jax.Device]:
-  """Those of this process; of a CPU one, which has all its cores."""
-  devices = jax.local_devices()
-  return devices[:1] if devices[0].platform == 'cpu' else devices
 
 
 def _make_query(config, known, kind, draws, temperature):

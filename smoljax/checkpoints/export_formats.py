@@ -109,5 +109,15 @@ def write_gguf(
   return path, other
 
 
+def write_peft(checkpoint: str, output: str) -> str:
+  """Writes the adapters that a run trained, alone, for `peft` to load; returns the folder.
+
+  Raises as `load.load_adapters` and `huggingface.save_peft` do.
+  """
+  config, adapters, base = load.load_adapters(checkpoint)
+  huggingface.save_peft(config, adapters, output, base)
+  return output
+
+
 # Name of --format → what writes it: `(model, output, …) -> (path, tensors stored in another type)`.
 FORMATS = {'hf': write_hf, 'gguf': write_gguf}

@@ -23,7 +23,7 @@ from jax.experimental import multihost_utils
 from smoljax import sharding
 from smoljax.checkpoints import hf_folder
 from smoljax.data import tokenizer
-from smoljax.model import ModelConfig, Params, abstract_params
+from smoljax.model import ModelConfig, Params, abstract_params, lora
 
 # Our path: (their name with {} for the layer, their dims; letters in one group are one dim).
 NAMES: dict[str, tuple[str, str]] = {
@@ -151,6 +151,41 @@ def save_hf(
   export.write(
     'README.md', lambda tmp: _write_text(tmp, _model_card(config, dtype, facts or {})))
   _write_json(export, hf_folder.CONFIG, hf_config)
+
+
+def save_peft(config: ModelConfig, adapters: Params, path: str, base: str) -> None:
+  """Writes adapters (smoljax/model/lora.py) as a folder that `peft.PeftModel` loads onto a model.
+
+  Their A is [r, in] and their B [out, r], the transposes of ours; alpha / r is theirs too.
+
+  Args:
+    config: with its lora_rank.
+    base: where the model is that they are for, as its users find it.
+  Raises:
+    FileExistsError: the folder holds files of these names that no export wrote.
+    ValueError: adapters that are not finite.
+  """
+  tensors, modules, rank = {}, set(), config.lora_rank
+  for (part, name), pair in lora.names(config).items():
+    theirs, _ = NAMES[f'blocks/{part}/{name}']
+    module = theirs.removesuffix('.weight')
+    modules.add(module.rpartition('.')[2])
+    for i in range(config.num_layers):
+      a, b = (np.asarray(adapters['blocks'][part][n][i], np.float32) for n in pair)
+      if not (np.isfinite(a).all() and np.isfinite(b).all()):
+        raise ValueError(f'the adapters of {module.format(i)} are not finite')
+      where = f'base_model.model.{module.format(i)}'
+      tensors[f'{where}.lora_A.weight'] = np.ascontiguousarray(a.reshape(-1, rank).T)
+      tensors[f'{where}.lora_B.weight'] = np.ascontiguousarray(b.reshape(rank, -1).T)
+  weights, settings = 'adapter_model.safetensors', 'adapter_config.json'
+  export = hf_folder.Export(path, {weights, settings})
+  os.makedirs(path, exist_ok=True)
+  export.write(weights, lambda tmp: safetensors.numpy.save_file(
+    tensors, tmp, metadata={'format': 'pt'}))
+  _write_json(export, settings, {
+    'peft_type': 'LORA', 'task_type': 'CAUSAL_LM', 'base_model_name_or_path': base, 'r': rank,
+    'lora_alpha': config.lora_alpha, 'lora_dropout': 0.0, 'target_modules': sorted(modules),
+    'bias': 'none', 'fan_in_fan_out': False, 'inference_mode': True})
 
 
 def load_hf(

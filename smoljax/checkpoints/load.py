@@ -145,6 +145,19 @@ def _read_run(path, **how):
   return config, params, meta
 
 
+def load_adapters(path: str) -> tuple[model.ModelConfig, dict, str]:
+  """`(config, adapters, the model that they are for)` of a run that trained adapters.
+
+  Raises FileNotFoundError where there is no run, ValueError for one of all parameters.
+  """
+  if hf_folder.is_hf(path):
+    raise ValueError(f'{path} is a whole model: adapters are those of a run (model.lora_rank)')
+  config, params, meta = store.load_params(path)
+  if not config.lora_rank:
+    raise ValueError(f'{path} has trained all parameters, no adapters (model.lora_rank)')
+  return config, params, meta['config']['train']['init_from']
+
+
 def weights_fingerprint(path: str) -> Any:
   """What tells the weights that `load_weights` would read from others, by their bytes."""
   return hf_folder.fingerprint(path) if hf_folder.is_hf(path) else store.find(path)[1]

@@ -79,6 +79,21 @@ def make_stages(
   return result
 
 
+def check_epochs(
+  stages: Sequence[Stage], tokens: float, corpora: Mapping[str, Corpus], most: float
+) -> None:
+  """Raises ValueError where a run of so many tokens would go through a corpus more than `most`
+  times."""
+  steps = max(s.stop for s in stages)
+  for name, corpus in corpora.items():
+    size = float(corpus.lengths.sum(dtype=np.int64))
+    wanted = sum(s.mixture.get(name, 0.0) * (s.stop - s.start) for s in stages) * tokens / steps
+    if wanted > most * size:
+      raise ValueError(
+        f'{wanted:,.0f} tokens of {name!r}, which has {size:,.0f}, are more than train.max_epochs='
+        f'{most:g}: give it more text or a smaller weight, train on fewer tokens, or allow repeats')
+
+
 def learned(batch: Mapping[str, Any]) -> Any:
   """The mask of a batch's places whose targets are learned, [B, T] bool: not padding, and of
   conversations what the assistant writes. For arrays of numpy and of jax."""

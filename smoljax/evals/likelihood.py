@@ -13,6 +13,9 @@ import numpy as np
 from smoljax import model, sharding
 
 _MIN_BUCKET = 128  # tokens; shorter sequences are padded to this
+# Places of one length that are worth a program of their own, by backend: fewer are padded to a
+# length that has one, since to compile takes seconds.
+_WORTH = {'cpu': 1 << 15, 'gpu': 1 << 19}
 _CHUNK = 256  # places whose logits exist at once: [B, _CHUNK, V] in float32
 
 
@@ -113,18 +116,35 @@ def run_windows(
       yield w.key, logprobs_BT[i, span], best_BT[i, span]
 
   pieces = 2 * sharding.num_parts('length')  # where the mesh splits rows
+  worth = _WORTH.get(jax.default_backend(), _WORTH['gpu'])
   waiting: dict[int, list[Window]] = collections.defaultdict(list)  # by padded length
+  compiled: set[int] = set()  # lengths that have a program
+
+  def batches() -> Iterator[tuple[list[Window], int]]:
+    """What is run at once, and the length that it is padded to."""
+    for w in stream:
+      length = max(_MIN_BUCKET, 1 << (len(w.tokens) - 2).bit_length())
+      length = min(seq_len, -(-length // pieces) * pieces)
+      waiting[length].append(w)
+      if len(waiting[length]) < batch_size:
+        continue
+      if length in compiled or len(waiting[length]) * length >= worth:
+        compiled.add(length)
+        while len(waiting[length]) >= batch_size:
+          yield waiting[length][:batch_size], length
+          del waiting[length][:batch_size]
+    # The rest, longest first, by programs that are there where that will do.
+    rest = [(length, w) for length in sorted(waiting, reverse=True) for w in waiting[length]]
+    for at in range(0, len(rest), batch_size):
+      length = min((n for n in compiled if n >= rest[at][0]), default=rest[at][0])
+      compiled.add(length)
+      yield [w for _, w in rest[at : at + batch_size]], length
+
   running = None  # computed while the next batch is put together
-  for w in stream:
-    length = max(_MIN_BUCKET, 1 << (len(w.tokens) - 2).bit_length())
-    length = min(seq_len, -(-length // pieces) * pieces)
-    waiting[length].append(w)
-    if len(waiting[length]) == batch_size:
-      started = dispatch(waiting.pop(length), length)
-      if running:
-        yield from fetch(*running)
-      running = started
+  for batch, length in batches():
+    started = dispatch(batch, length)
+    if running:
+      yield from fetch(*running)
+    running = started
   if running:
     yield from fetch(*running)
-  for length, batch in waiting.items():
-    yield from fetch(*dispatch(batch, length))

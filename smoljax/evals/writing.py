@@ -1,12 +1,15 @@
 """Many prompts through our decoder at once: what a model writes after each."""
 
+import concurrent.futures
 import dataclasses
+import queue
 from collections.abc import Callable, Iterator, Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 
+from smoljax import sharding
 from smoljax.checkpoints import load
 from smoljax.data.tokenizer import Tokenizer
 from smoljax.inference import cache, generate
@@ -58,7 +61,9 @@ class Writer:
   def __init__(self, model: load.Model, batch_size: int = 32):
     self.model, self.batch_size = model, batch_size
     self.decode = decoder(model.tokenizer)
-    self._params = cache.prepare(model.config, model.params)
+    params = cache.prepare(model.config, model.params)
+    # Each of several GPUs takes batches of its own.
+    self._params = [jax.device_put(params, device) for device in sharding.workers()]
     config, stats = model.config, jax.local_devices()[0].memory_stats() or {}
     self._memory = 2 * stats.get('bytes_limit', _MEMORY) // 5
     self._token_bytes = 2 * config.num_layers * config.num_kv_heads * config.head_dim * jnp.dtype(
@@ -90,23 +95,50 @@ class Writer:
     for i, (prompt, room) in enumerate(zip(prompts, rooms, strict=True)):
       key = cache.bucket_length(len(prompt)), cache.bucket_length(room)
       groups.setdefault(key, []).append(i)
+    batches: list[tuple[list[int], int, int]] = []  # places, rows, tokens at most
     for (length, most), places in sorted(groups.items(), reverse=True):
       fit = self._memory // (self._token_bytes * (length + most))
       size = max(2, min(self.batch_size, _power_of_two(fit), 2 * _power_of_two(len(places) - 1)))
-      for start in range(0, len(places), size):
-        rows = places[start : start + size]
-        filled = [*rows, *rows[-1:] * (size - len(rows))]
-        steps = generate.stream(
-          self._config, self._params, [prompts[i] for i in filled], max_new_tokens=most,
-          sampling=sampling, eos_id=tuple(eos_ids), seed=[seeds[i] for i in filled])
-        written = [_Row(self.decode, prompts[i], rooms[i], stops) for i in rows]
-        for step in steps:
-          for row, token in zip(written, step, strict=False):
-            row.push(token)
-          if all(row.done for row in written):
-            break
-        for i, row in zip(rows, written, strict=True):
-          yield i, row.result()
+      batches += [(places[start : start + size], size, most)
+                  for start in range(0, len(places), size)]
+
+    def answers(params, rows, size, most):
+      filled = [*rows, *rows[-1:] * (size - len(rows))]
+      steps = generate.stream(
+        self._config, params, [prompts[i] for i in filled], max_new_tokens=most,
+        sampling=sampling, eos_id=tuple(eos_ids), seed=[seeds[i] for i in filled])
+      written = [_Row(self.decode, prompts[i], rooms[i], stops) for i in rows]
+      for step in steps:
+        for row, token in zip(written, step, strict=False):
+          row.push(token)
+        if all(row.done for row in written):
+          break
+      return [(i, row.result()) for i, row in zip(rows, written, strict=True)]
+
+    yield from _spread(answers, self._params, batches)
+
+
+def _spread(work: Callable, params: Sequence[Any], batches: Sequence[tuple]) -> Iterator[Any]:
+  """What `work(params, *batch)` gives, batch by batch; each device's parameters have a thread."""
+  if len(params) == 1:
+    for batch in batches:
+      yield from work(*params, *batch)
+    return
+  free: queue.SimpleQueue = queue.SimpleQueue()
+  for of_one in params:
+    free.put(of_one)
+
+  def run(batch):
+    mine = free.get()
+    try:
+      with jax.default_device(*jax.tree.leaves(mine)[0].devices()):
+        return work(mine, *batch)
+    finally:
+      free.put(mine)
+
+  with concurrent.futures.ThreadPoolExecutor(len(params)) as pool:
+    for results in pool.map(run, batches):
+      yield from results
 
 
 def _power_of_two(n: int) -> int:

@@ -33,7 +33,12 @@ def tail_average(
     weight: λ, share of the average in the run's last weights.
     start: update (from 0) before which E is W.
     last: update after which the parameters are the mixture; -1 = never (`mixture` gives it).
+  Raises:
+    ValueError: a horizon below a step, a share that is none.
   """
+  if not (horizon >= 1 and 0 <= weight <= 1):
+    raise ValueError(f'optimizer.tail_steps={horizon}, tail_weight={weight}: give 1 step or more, '
+                     'and a share from 0 to 1')
 
   def init(params):
     return TailState(jnp.zeros((), jnp.int32), jax.tree.map(jnp.asarray, params))

@@ -161,7 +161,8 @@ def watching(clip: optax.GradientTransformation) -> optax.GradientTransformation
   """
 
   def update(grads, state, params=None):
-    return grads, clip.update(grads, state, params)[1]._replace(clip_kept=jnp.ones(()))
+    after: Any = clip.update(grads, state, params)[1]
+    return grads, after._replace(clip_kept=jnp.ones(()))
 
   return optax.GradientTransformation(clip.init, update)
 

@@ -62,6 +62,11 @@ def reshard(x: jax.Array, spec: tuple | None) -> jax.Array:
   return jax.reshard(x, NamedSharding(jax.typeof(x).sharding.mesh, P(*spec)))
 
 
+def whole(x: jax.Array) -> jax.Array:
+  """x as it is on every device of its mesh."""
+  return reshard(x, None if spec_of(x) is None else (None,) * x.ndim)
+
+
 def reshape(x: jax.Array, shape: tuple[int, ...], spec: tuple | None) -> jax.Array:
   """jnp.reshape, with these mesh axes for the new dims if there are any."""
   if spec is None:
@@ -69,9 +74,13 @@ def reshape(x: jax.Array, shape: tuple[int, ...], spec: tuple | None) -> jax.Arr
   return jnp.reshape(x, shape, out_sharding=NamedSharding(jax.typeof(x).sharding.mesh, P(*spec)))
 
 
-def as_matrices(x: jax.Array, view: View) -> tuple[jax.Array, Callable[[jax.Array], jax.Array]]:
-  """A leaf as one stack of matrices, no taller than wide, and the function that undoes it.
+def as_matrices(
+  x: jax.Array, view: View, *, wide: bool = True
+) -> tuple[jax.Array, Callable[[jax.Array], jax.Array]]:
+  """A leaf as one stack of matrices, and the function that undoes it.
 
+  With `wide` they are no taller than wide; else those that are lie as they do, since to turn them
+  costs passes over all that is computed from them.
   Joining dims is free where only the first of them is sharded (heads of [heads, head_dim], say). An
   axis found elsewhere, on layers or on head_dim, is gathered first.
   """
@@ -89,7 +98,7 @@ def as_matrices(x: jax.Array, view: View) -> tuple[jax.Array, Callable[[jax.Arra
   split, split_spec = y.shape, spec_of(y)
   y = reshape(y, shape_BIO, merged)
   # Which way a square matrix lies is free: choose it by sharding, so that q and o can be joined.
-  flip = shape_BIO[1] > shape_BIO[2]
+  flip = wide and shape_BIO[1] > shape_BIO[2]
   if merged is not None and shape_BIO[1] == shape_BIO[2]:
     flip = str(merged[1]) > str(merged[2])
 

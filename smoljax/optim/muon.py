@@ -68,9 +68,9 @@ def scale_by_muon(
   gradients of these leaves would change nothing but the share of this step in the momentum: the
   direction does not depend on the gradient's size.
 
-  Leaves whose matrices have one shape (or its transpose) and one sharding go through the iteration
-  in one call. Under a mesh of Explicit axes such a stack is first spread over all devices, whole
-  matrices on each, and brought back after: no communication inside the iteration.
+  Leaves whose matrices have one shape and one sharding go through the iteration in one call. Under
+  a mesh of Explicit axes such a stack is first spread over all devices, whole matrices on each, and
+  brought back after: no communication inside the iteration.
 
   Args:
     views: path of a leaf ('blocks/attn/q_DNH') → its View. Every leaf must have one.
@@ -109,7 +109,7 @@ def scale_by_muon(
     raise ValueError(f'compute_dtype {compute_dtype}: gradients need the range of bfloat16')
 
   iterate = functools.partial(
-    _iterate, function=lambda x: newton_schulz(in_range(x), coefficients, steps, compute_dtype),
+    _iterate, function=lambda x: newton_schulz(x, coefficients, steps, compute_dtype),
     at_once=at_once)
   # The dims of a leaf over which a mean square is a mean, and the name of what is left of it.
   kept_together = short_side if normuon else lambda name, view, shape: (
@@ -181,7 +181,7 @@ def _orthogonalize(
   groups: dict[Any, list] = {}
   for index, (path, x) in enumerate(leaves):
     view = views[path_name(path)]
-    stack_BIO, restore = as_matrices(x.astype(compute_dtype), view)
+    stack_BIO, restore = as_matrices(x.astype(compute_dtype), view, wide=False)
     # Two stacks can be joined without communication only if they are sharded alike.
     key = (stack_BIO.shape[1:], spec_of(stack_BIO))
     groups.setdefault(key, []).append((index, stack_BIO, scale(*fans(x.shape, view)), restore))
@@ -195,18 +195,6 @@ def _orthogonalize(
       out[index] = o.astype(leaves[index][1].dtype) * factor  # the moment's dtype: float32 or more
       start += stack.shape[0]
   return jax.tree.unflatten(treedef, out)
-
-
-def in_range(stack_BIO: jax.Array) -> jax.Array:
-  """Matrices whose squares can be summed: those of huge elements over a power of two, exactly.
-
-  A finite gradient of 1e20 would have an infinite norm, and a step of zero.
-  """
-  largest = jnp.max(jnp.abs(stack_BIO), axis=(-2, -1), keepdims=True)
-  _, exponent = jnp.frexp(largest.astype(jnp.float32))
-  huge = jnp.isfinite(largest) & (exponent > 40)
-  scale = jnp.where(huge, jnp.exp2(-exponent.astype(jnp.float32)), 1.0)
-  return stack_BIO * scale.astype(stack_BIO.dtype)
 
 
 def _normalize(

@@ -9,7 +9,7 @@ are to grow with the width, while the head dim stays; key heads grow too, or num
                        standard   mup                              completep
   hidden, AdamW/SOAP   1          init r^-½, lr 1/r, decay r       also eps 1/(r ρ)
   hidden, AdamH        1          init r^-½, lr r^-½               likewise
-  hidden, Muon, MuonH  1          init r^-½, lr c/c₀ (below),      likewise
+  hidden, Muon, Dion   1          init r^-½, lr c/c₀ (below),      likewise
                                   decay 1/lr
   embedding, norms     1          1                                1
   logits ×             1          1/r                              1/r
@@ -120,11 +120,14 @@ def _rate(label: optimizer_lib.Label, optimizer: Any, shape: tuple[float, ...]) 
   """What the learning rate of a leaf of this shape (of one layer) is to be proportional to."""
   view = optimizer_lib.ROLES[label.role].view
   fan_in, fan_out = fans(shape, view)
-  if label.optimizer != 'muon':
+  if label.optimizer == 'psgd' and not optimizer.hyperball:
+    raise ValueError('parametrization covers optimizer.name=psgd with optimizer.hyperball alone')
+  if label.optimizer not in ('muon', 'dion', 'psgd'):
     return fan_in**-0.5 if optimizer.hyperball else 1 / fan_in
   own_in, own_out = fans(shape, label.view or view)
   number = fan_in * fan_out / (own_in * own_out)
-  scale = SCALE_RULES[optimizer.muon.scale_rule](own_in, own_out, 1.0)
+  rule = optimizer.muon.scale_rule if label.optimizer == 'muon' else 'spectral'
+  scale = SCALE_RULES[rule](own_in, own_out, 1.0)
   if optimizer.hyperball:
     scale = math.sqrt(fan_out / (number * min(own_in, own_out)))
   return math.sqrt(fan_out / fan_in / number) / scale

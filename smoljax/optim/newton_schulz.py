@@ -31,12 +31,12 @@ def newton_schulz(
 ) -> jax.Array:
   """Replaces the singular values of each matrix by values near 1, keeping its singular vectors.
 
-  A step is X ← (aI + bA + cA²)X with A = XXᵀ, three products, of which two have the long side of X
-  in them. The Gram form (Dao-AILab/gram-newton-schulz) runs on A alone, of the short side squared,
-  and multiplies X only before a restart and at the end: fewer operations where X is twice as wide
-  as tall or more, for less accuracy. It wants the ten bits of float16's fraction rather than the
-  range of bfloat16, and a restart, lest what rounding adds to A grow. Square matrices take the
-  plain form.
+  A step is X ← (aI + bA + cA²)X with A = XXᵀ (on the other side where X is tall), three products,
+  of which two have the long side of X in them. The Gram form (Dao-AILab/gram-newton-schulz) runs on
+  A alone, of the short side squared, and multiplies X only before a restart and at the end: fewer
+  operations where X is twice as wide as tall or more, for less accuracy. It wants the ten bits of
+  float16's fraction rather than the range of bfloat16, and a restart, lest what rounding adds to A
+  grow. Square matrices take the plain form.
 
   Args:
     x: [..., rows, cols], any float dtype; each matrix whole on its device if sharded.
@@ -65,58 +65,66 @@ def newton_schulz(
   def transposed(y):
     return jnp.swapaxes(y, -2, -1)
 
-  def same(y, z, z_rows, abc=None):
-    """y z, known to be symmetric; z is the transpose of z_rows. With abc, a·I + b·y + c·y z."""
-    a, b, c = abc or (0.0, 0.0, 1.0)
-
-    def plain(y, z, z_rows):
-      del z_rows
-      yz = product(y, z)
-      if not abc:
-        return yz
-      sum_ = b * y.astype(wide) + c * yz.astype(wide)
-      return (sum_ + a * jnp.eye(y.shape[-1], dtype=wide)).astype(y.dtype)
-
-    def half(y, z, z_rows):
-      del z
-      return symmetric.product(
-        y, z_rows, y if abc else None, factor=c, of_add=b, of_eye=a)
-
-    if symmetric.fits(y):
-      return jax.lax.platform_dependent(y, z, z_rows, cuda=half, default=plain)
-    return plain(y, z, z_rows)
+  def by_halves(function, plain, y, *more, tall=False):
+    """plain(y, …), a symmetric matrix, or on a GPU function(y, …), which computes half of it."""
+    if symmetric.fits(y, tall):
+      return jax.lax.platform_dependent(y, *more, cuda=function, default=plain)
+    return plain(y, *more)
 
   def gram_of(y):
-    return same(y, transposed(y), y)
+    """Of the short side."""
+    return by_halves(
+      lambda y: symmetric.product(y, y, tall=tall),
+      lambda y: product(transposed(y), y) if tall else product(y, transposed(y)), y, tall=tall)
+
+  def alike(y, z):
+    """y z, of polynomials of one symmetric matrix."""
+    return by_halves(symmetric.product, product, y, z)
 
   def polynomial(gram, abc):
-    return same(gram, gram, gram, abc)
+    """a·I + b·gram + c·gram²."""
+    a, b, c = abc
+
+    def plain(gram):
+      square = product(gram, gram)
+      sum_ = b * gram.astype(wide) + c * square.astype(wide)
+      return (sum_ + a * jnp.eye(gram.shape[-1], dtype=wide)).astype(gram.dtype)
+
+    return by_halves(
+      lambda gram: symmetric.product(gram, gram, gram, factor=c, of_add=b, of_eye=a), plain, gram)
+
+  def times(q, y):
+    """q y of a wide y, y q of a tall one: its short side's."""
+    return product(y, q) if tall else product(q, y)
 
   def gram_form(y):
-    """Q such that Q y is what the steps make of y, restarted where the table says."""
+    """Q y, with Q what the steps make of y's Gram matrix, restarted where the table says."""
     gram, q = gram_of(y), None
     for i, abc in enumerate(table.rows):
       if i == table.restart:
-        y = product(q, y)
+        y = times(q, y)
         gram, q = gram_of(y), None
       poly = polynomial(gram, abc)
-      q = poly if q is None else same(poly, q, q)
+      q = poly if q is None else alike(poly, q)
       if i + 1 not in (table.restart, len(table.rows)):
-        gram = same(same(poly, gram, gram), poly, poly)
-    return product(q, y)
+        gram = alike(alike(poly, gram), poly)
+    return times(q, y)
 
   tall = x.shape[-2] > x.shape[-1]  # the Gram matrix of the short side is the cheap one
-  y = (jnp.swapaxes(x, -2, -1) if tall else x).astype(wide)
-  frobenius = jnp.sqrt(jnp.sum(jnp.square(y), axis=(-2, -1), keepdims=True))
-  y = (y / (table.norm * frobenius + table.eps)).astype(dtype)
-  if table.restart is not None and y.shape[-2] < y.shape[-1]:
-    y = gram_form(y.astype(jnp.float16) if y.dtype == jnp.bfloat16 else y)
-    return (transposed(y) if tall else y).astype(x.dtype)
+  y, small = x.astype(wide), 2.0 ** -64
+  # The norm of finite elements may be beyond float32; both sums are one look at them.
+  squares, least = (
+    jnp.sum(jnp.square(of), axis=(-2, -1), keepdims=True) for of in (y, small * y))
+  huge = jnp.isinf(squares) & jnp.isfinite(least)
+  frobenius = jnp.sqrt(jnp.where(huge, least, squares))
+  y = (jnp.where(huge, small, 1.0) * y / (table.norm * frobenius + table.eps)).astype(dtype)
+  if table.restart is not None and y.shape[-2] != y.shape[-1]:
+    return gram_form(y.astype(jnp.float16) if y.dtype == jnp.bfloat16 else y).astype(x.dtype)
   # Unrolled: 10 % faster than a scan, which copies what it carries, and the steps share two buffers
   # of the size of y.
   for abc in table.rows:
-    y = product(polynomial(gram_of(y), abc), y)
-  return (transposed(y) if tall else y).astype(x.dtype)
+    y = times(polynomial(gram_of(y), abc), y)
+  return y.astype(x.dtype)
 
 
 def coefficient_table(name: str, steps: int) -> Table:

@@ -19,6 +19,9 @@ The config is any object with these attributes (configs/base.py holds the defaul
   name             a key of OPTIMIZERS
   learning_rate    peak
   weight_decay     and no_decay: tuple of the roles that are not decayed
+  decay_timescale  share of the run over which weights average their updates, 1 / (rate · decay ·
+                   steps); if above 0, the weight decay follows from it, the peak rate and the
+                   steps, and so from tokens and batch (arXiv 2405.13698, 2505.13738)
   b1, b2, eps      AdamW
   clip             a key of CLIPS: how the gradients of AdamW's leaves are clipped
   clip_norm        largest global norm of these gradients, with any clip; 0 = no clipping at all
@@ -26,8 +29,11 @@ The config is any object with these attributes (configs/base.py holds the defaul
   schedule         a key of SCHEDULES
   warmup_steps     steps of linear warm-up; if 0, warmup_fraction of all steps
   decay_steps      steps of the final cooldown (wsd); if 0, decay_fraction of all steps
-  decay_shape      a key of COOLDOWNS (wsd)
-  floor            last learning rate as a share of the peak (wsd, cosine)
+  decay_shape      a key of COOLDOWNS (wsd, wsd_s, power)
+  floor            last learning rate as a share of the peak (all but constant)
+  cooldowns        shares of the run at which cooldowns end (wsd_s)
+  power            and power_steps: see schedules.power
+  ramp             pairs (share of the run, steps an update) of the batch ramp: see ramp.py
   hyperball        whether matrices keep their norm; they have no weight decay then
   tail_steps       τ of the tail average; 0 = none. tail_weight: its share in the last weights
   muon             attributes of its own, read if name is 'muon': beta, nesterov, coefficients,
@@ -36,6 +42,8 @@ The config is any object with these attributes (configs/base.py holds the defaul
                    and weight decay over AdamW's), per_head (a key of PER_HEAD: the attention
                    kernels that are one matrix a head), soap (whether SOAP's preconditioner comes
                    before the orthogonalisation: SOAP-Muon)
+  dion             attributes of its own, read if name is 'dion': mu, rank (see dion.scale_by_dion)
+  psgd             likewise: beta, rate (see psgd.scale_by_psgd)
   soap             attributes of its own, read by 'soap' and SOAP-Muon: every, max_dim (see
                    soap.scale_by_soap)
 
@@ -53,10 +61,12 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from smoljax.optim import averaging, hyperball, schedules
+from smoljax.optim import averaging, hyperball, ramp, schedules
 from smoljax.optim.clipping import CLIPS, watching
+from smoljax.optim.dion import scale_by_dion
 from smoljax.optim.matrices import Params, View, matrix_shape, path_name
 from smoljax.optim.muon import scale_by_muon
+from smoljax.optim.psgd import scale_by_psgd
 from smoljax.optim.schedules import choose, require
 from smoljax.optim.soap import scale_by_soap
 
@@ -124,7 +134,7 @@ def make_optimizer(
   except (TypeError, ValueError):
     raise ValueError(f'optimizer.momentum_dtype={config.momentum_dtype}: give bfloat16 or float32'
                      ) from None
-  for key in ('learning_rate', 'weight_decay', 'clip_norm', 'eps', 'tail_steps'):
+  for key in ('learning_rate', 'weight_decay', 'decay_timescale', 'clip_norm', 'eps', 'tail_steps'):
     if not 0 <= getattr(config, key) < math.inf:
       raise ValueError(f'optimizer.{key}={getattr(config, key)}: give a number of 0 or more')
   learning_rate = schedules.schedule(config, total_steps)
@@ -133,9 +143,16 @@ def make_optimizer(
     labels = {path: label._replace(
       lr=label.lr * multipliers[path].lr, decay=label.decay * multipliers[path].decay,
       eps=multipliers[path].eps) for path, label in labels.items()}
-  last = total_steps - 1
-  tx = optax.chain(*directions(config, labels, params),
-                   *steps(config, labels, learning_rate, config.weight_decay, last))
+  decay = config.weight_decay
+  if config.decay_timescale:
+    if not config.learning_rate:
+      raise ValueError('optimizer.decay_timescale wants a learning rate above 0')
+    decay = 1 / (config.decay_timescale * config.learning_rate * total_steps)
+  phases = ramp.phases(config.ramp, total_steps)
+  tx = optax.chain(*directions(config, labels, params), *steps(
+    config, labels, ramp.stretched(learning_rate, phases), decay, phases[-1].end - 1))
+  if config.ramp:
+    tx = ramp.accumulated(tx, phases)
   return tx, OptimizerInfo(
     learning_rate, schedules.horizon(config, total_steps), labels, label_table(labels, params))
 
@@ -255,6 +272,20 @@ def soap(config: Any, labels: Mapping[str, Label]) -> optax.GradientTransformati
   return optax.chain(*own, transform) if (own := _own_eps(labels)) else transform
 
 
+def dion(config: Any, labels: Mapping[str, Label]) -> optax.GradientTransformation:
+  """Dion's direction for the matrices; see dion.scale_by_dion."""
+  return scale_by_dion(
+    {path: label.view for path, label in labels.items()}, mu=config.dion.mu, rank=config.dion.rank,
+    momentum_dtype=config.momentum_dtype)
+
+
+def psgd(config: Any, labels: Mapping[str, Label]) -> optax.GradientTransformation:
+  """PSGD-Kron's direction for the matrices; see psgd.scale_by_psgd."""
+  return scale_by_psgd(
+    {path: label.view for path, label in labels.items()}, beta=config.psgd.beta,
+    rate=config.psgd.rate, momentum_dtype=config.momentum_dtype)
+
+
 def decay_and_multiply(
   weight_decay: float, labels: Mapping[str, Label], cautious: bool = False
 ) -> optax.GradientTransformation:
@@ -337,9 +368,11 @@ def label_table(labels: Mapping[str, Label], params: Params) -> str:
 
 
 _KEYS = (
-  'name', 'learning_rate', 'weight_decay', 'no_decay', 'b1', 'b2', 'eps', 'clip', 'clip_norm',
+  'name', 'learning_rate', 'weight_decay', 'decay_timescale', 'no_decay', 'b1', 'b2', 'eps', 'clip',
+  'clip_norm',
   'momentum_dtype', 'schedule', 'warmup_steps', 'warmup_fraction', 'decay_steps', 'decay_fraction',
-  'decay_shape', 'floor', 'hyperball', 'tail_steps', 'tail_weight',
+  'decay_shape', 'floor', 'cooldowns', 'power', 'power_steps', 'ramp', 'hyperball', 'tail_steps',
+  'tail_weight',
 )
 # Of the config's section with the optimizer's name.
 _OWN_KEYS = {
@@ -349,6 +382,8 @@ _OWN_KEYS = {
     'lr_multiplier', 'decay_multiplier', 'per_head', 'soap',
   ),
   'soap': ('every', 'max_dim'),
+  'dion': ('mu', 'rank'),
+  'psgd': ('beta', 'rate'),
 }
 
 _KERNEL = View((-2,), (-1,))
@@ -384,4 +419,6 @@ OPTIMIZERS: dict[str, Callable[[Any, Mapping[str, Label]], optax.GradientTransfo
   'adamw': adamw,
   'muon': muon,
   'soap': soap,
+  'dion': dion,
+  'psgd': psgd,
 }

@@ -1,4 +1,4 @@
-"""Learning rate schedules: warm-up, then constant, cosine, or warm-up–stable–decay (WSD)."""
+"""Learning rate schedules: warm-up, then constant, cosine, or stable and decay in three forms."""
 
 from collections.abc import Callable, Iterable, Mapping
 from typing import Any, NamedTuple
@@ -53,13 +53,15 @@ def horizon(config: Any, total_steps: int) -> Horizon:
   if not 0 <= config.floor <= 1:
     raise ValueError(f'optimizer.floor={config.floor}: give a share of the peak, from 0 to 1')
   warmup, decay = _steps(config, 'warmup', total_steps), 0
-  if config.schedule == 'wsd':
+  if config.schedule in ('wsd', 'wsd_s', 'power'):
     decay = _steps(config, 'decay', total_steps)
     if warmup + decay > total_steps:
       raise ValueError(
         f'{warmup} steps of warm-up and {decay} of cooldown do not fit in {total_steps} steps: '
         'lower optimizer.warmup_steps or decay_steps (or the fractions), or train longer'
       )
+  if config.schedule == 'wsd_s':
+    _check_cooldowns(config.cooldowns, warmup, decay, total_steps)
   return Horizon(*map(np.float32, (warmup, decay, total_steps)))
 
 
@@ -90,6 +92,36 @@ def wsd(config: Any) -> Callable[[jax.Array, Horizon], jax.Array]:
   return factor
 
 
+def wsd_s(config: Any) -> Callable[[jax.Array, Horizon], jax.Array]:
+  """WSD with several cooldowns (WSD-S, arXiv 2410.05192), each after which training goes on at the
+  peak from the cooled weights: models of several lengths from one run, no cooldown thrown away.
+
+  They end at the shares `cooldowns` of all steps, the run's end among them; each takes the same
+  share of the steps up to its end, decay_fraction (or what decay_steps are of the last).
+  """
+  floor, shares = config.floor, jnp.asarray(config.cooldowns, jnp.float32)
+  cooldown = choose(COOLDOWNS, config.decay_shape, 'optimizer.decay_shape')
+
+  def factor(step, of):
+    ends = jnp.round(shares * of.total)
+    index = jnp.minimum(jnp.searchsorted(ends, step, side='right'), len(shares) - 1)
+    left = (ends[index] - step) / jnp.maximum(jnp.round(shares[index] * of.decay), 1)
+    return floor + (1 - floor) * cooldown(jnp.clip(left, 0, 1))
+
+  return factor
+
+
+def power(config: Any) -> Callable[[jax.Array, Horizon], jax.Array]:
+  """The power scheduler (arXiv 2408.13359): from step `power_steps` on the rate falls as the steps'
+  power -`power`, by which one rate fits any length; then wsd's cooldown."""
+  if config.power_steps < 1 or config.power < 0:
+    raise ValueError(f'optimizer.power_steps={config.power_steps}, power={config.power}: give 1 '
+                     'step or more, and 0 or more')
+  cooled = wsd(config)
+  return lambda step, of: cooled(step, of) * jnp.minimum(
+    1.0, (jnp.maximum(step, 1) / config.power_steps) ** -config.power)
+
+
 def cosine(config: Any) -> Callable[[jax.Array, Horizon], jax.Array]:
   """Half a cosine from the end of warm-up to the floor."""
   floor = config.floor
@@ -105,6 +137,19 @@ def constant(config: Any) -> Callable[[jax.Array, Horizon], jax.Array]:
   """1 after warm-up."""
   del config
   return lambda step, of: jnp.ones_like(step)
+
+
+def _check_cooldowns(shares: Any, warmup: int, decay: int, total_steps: int) -> None:
+  """Raises ValueError unless WSD-S's cooldowns rise to the end and fit between each other."""
+  ends = [round(share * total_steps) for share in shares]
+  if not ends or ends != sorted(set(ends)) or ends[-1] != total_steps or ends[0] < 1:
+    raise ValueError(f'optimizer.cooldowns={tuple(shares)}: give shares of the run at which its '
+                     'cooldowns end, rising, the last of them 1')
+  for start, end, share in zip([warmup, *ends], ends, shares, strict=False):
+    if end - round(share * decay) < start:
+      raise ValueError(f'the {round(share * decay)} steps of cooldown before step {end} do not fit '
+                       f'after step {start}: lower optimizer.decay_fraction or change '
+                       'optimizer.cooldowns')
 
 
 def _steps(config: Any, phase: str, total_steps: int) -> int:
@@ -141,6 +186,8 @@ def require(config: Any, keys: Iterable[str], name: str) -> None:
 # config → (step, Horizon) → share of the peak at each step after warm-up.
 SCHEDULES: dict[str, Callable[[Any], Callable[[jax.Array, Horizon], jax.Array]]] = {
   'wsd': wsd,
+  'wsd_s': wsd_s,
+  'power': power,
   'cosine': cosine,
   'constant': constant,
 }

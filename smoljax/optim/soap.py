@@ -17,7 +17,15 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from smoljax.optim.matrices import View, as_matrices, matrix_shape, path_name, reshard, spec_of
+from smoljax.optim.matrices import (
+  View,
+  as_matrices,
+  matrix_shape,
+  path_name,
+  reshard,
+  spec_of,
+  whole,
+)
 
 Params = Any  # nested dict of arrays
 
@@ -96,7 +104,7 @@ def scale_by_soap(
       name = path_name(path)
       view, own_sides = views[name], sides(name, g.shape, views[name])
       (g_BIO, restore), (mu_BIO, _), (nu_BIO, _) = (
-        as_matrices(_whole(x.astype(jnp.float32)), view) for x in (g, mu, nu)
+        as_matrices(whole(x.astype(jnp.float32)), view) for x in (g, mu, nu)
       )
       rotation = {side: bases[key] for key, side in own_sides}
       new_mu = b1 * mu_BIO + (1 - b1) * g_BIO
@@ -172,10 +180,6 @@ def keep(gram_BII: jax.Array, q_BII: jax.Array) -> tuple[jax.Array, jax.Array]:
 
 def _as_they_were(q_BII: jax.Array) -> jax.Array:
   return jnp.broadcast_to(jnp.arange(q_BII.shape[-1]), q_BII.shape[:2])
-
-
-def _whole(x: jax.Array) -> jax.Array:
-  return reshard(x, None if spec_of(x) is None else (None,) * x.ndim)
 
 
 def _pair(g_BIO: jax.Array, side: str) -> tuple[jax.Array, jax.Array]:

@@ -17,39 +17,41 @@ import numpy as np
 from smoljax.model.attention import decode
 
 # Rows and columns of a tile, places summed over at once, warps, stages of the pipeline.
-TILE = (128, 256, 64, 8, 3)
+TILE = (128, 128, 64, 4, 4)
 
 
-def fits(x_BMK: jax.Array) -> bool:
+def fits(x_BMK: jax.Array, tall: bool = False) -> bool:
   """Whether the kernel can do it, and is faster than the whole product: large, in 16 bits."""
-  M, K = x_BMK.shape[-2:]
+  M, K = x_BMK.shape[-2:][:: -1 if tall else 1]
   return (x_BMK.ndim == 3 and x_BMK.dtype.itemsize == 2 and M >= 1024
           and M % max(TILE[:2]) == 0 and K % TILE[2] == 0 and decode.available())
 
 
 def product(
   x_BMK: jax.Array, y_BMK: jax.Array, add_BMM: jax.Array | None = None, *,
-  factor: float = 1.0, of_add: float = 1.0, of_eye: float = 0.0, interpret: bool = False,
-  tile: tuple[int, int, int, int, int] = TILE,
+  factor: float = 1.0, of_add: float = 1.0, of_eye: float = 0.0, tall: bool = False,
+  interpret: bool = False, tile: tuple[int, int, int, int, int] = TILE,
 ) -> jax.Array:
   """factor·X Yᵀ + of_add·C + of_eye·I in X's dtype, where the caller knows X Yᵀ is symmetric.
 
   What lies below the diagonal is a copy of what lies above it, also of C.
 
   Args:
+    tall: X and Y are given transposed, [B, K, M].
     interpret: run it as plain jax, on any device (to test).
     tile: see TILE; M is a multiple of the first two, K of the third.
   """
   from jax.experimental import pallas as pl
   from jax.experimental.pallas import triton
 
-  B, M, _ = x_BMK.shape
+  B, M, K = x_BMK.shape
+  M = K if tall else M
   rows, columns, _, warps, stages = tile
   at = _upper(M, rows, columns)
   whole = lambda *dims: pl.BlockSpec((None, *dims), lambda t: (t // len(at), 0, 0))
   given = [x_BMK, y_BMK] + ([] if add_BMM is None else [add_BMM])
   return pl.pallas_call(
-    functools.partial(_kernel, factor=factor, of_add=of_add, of_eye=of_eye, tile=tile),
+    functools.partial(_kernel, factor=factor, of_add=of_add, of_eye=of_eye, tall=tall, tile=tile),
     grid=(B * len(at),),
     in_specs=[pl.BlockSpec((None, 2), lambda t: (t % len(at), 0)),
               *(whole(*x.shape[1:]) for x in given)],
@@ -70,7 +72,7 @@ def _upper(M: int, rows: int, columns: int) -> np.ndarray:
     sorted(places, key=lambda p: (p[0] // wide, p[1] // wide, p[1], p[0])), np.int32)
 
 
-def _kernel(at_ref, x_ref, y_ref, *refs, factor, of_add, of_eye, tile):
+def _kernel(at_ref, x_ref, y_ref, *refs, factor, of_add, of_eye, tall, tile):
   from jax.experimental import pallas as pl
   from jax.experimental.pallas import triton
 
@@ -81,12 +83,15 @@ def _kernel(at_ref, x_ref, y_ref, *refs, factor, of_add, of_eye, tile):
 
   def block(k, sum_RC):
     places = pl.ds(k * depth, depth)
-    x_RK, y_CK = x_ref[of_rows, places], y_ref[of_columns, places]
+    if tall:
+      x, y, dim = x_ref[places, of_rows], y_ref[places, of_columns], 0
+    else:
+      x, y, dim = x_ref[of_rows, places], y_ref[of_columns, places], 1
     return sum_RC + jax.lax.dot_general(
-      x_RK, y_CK, (((1,), (1,)), ((), ())), preferred_element_type=jnp.float32)
+      x, y, (((dim,), (dim,)), ((), ())), preferred_element_type=jnp.float32)
 
   sum_RC = jax.lax.fori_loop(
-    0, x_ref.shape[1] // depth, block, jnp.zeros((rows, columns), jnp.float32))
+    0, x_ref.shape[0 if tall else 1] // depth, block, jnp.zeros((rows, columns), jnp.float32))
   row_RC = top + jax.lax.broadcasted_iota(jnp.int32, (rows, columns), 0)
   column_RC = left + jax.lax.broadcasted_iota(jnp.int32, (rows, columns), 1)
   sum_RC *= factor

@@ -9,10 +9,11 @@ from collections.abc import Callable, Mapping, Sequence
 
 import numpy as np
 
-from smoljax.report import charts
+from smoljax.report import charts, scaling_plans
 from smoljax.report.charts import Series, compact, count, figure, fixed, section, table, text
 from smoljax.scaling import fitting
 from smoljax.scaling import laws as laws_lib
+from smoljax.scaling import tasks as tasks_lib
 
 # What a column of a CSV may be called.
 _COLUMNS = {
@@ -21,7 +22,12 @@ _COLUMNS = {
   'loss': ('loss', 'val_loss'),
   'flops': ('flops', 'C', 'Training FLOP'),
 }
-_BUDGET = ('budget', 'Budget', 'flop_budget')  # what a run was given, where a CSV says so
+# What a CSV may have besides.
+_MORE = {
+  'budget': ('budget', 'Budget', 'flop_budget'),
+  'unique': ('unique_tokens', 'unique', 'U'),
+  'rate': ('lr', 'learning_rate', 'optimizer.learning_rate'),
+}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -36,17 +42,19 @@ class Points:
   unseen: tuple[tuple[str, float, float, float, float], ...] = ()  # name, N, D, loss, C: not fitted
   other_recipes: tuple[tuple[str, str], ...] = ()  # runs apart, and what differs
   budget: np.ndarray | None = None  # the compute that each was given, where a table says so
-  unique: np.ndarray | None = None  # different tokens of each, where a table says so
+  unique: np.ndarray | None = None  # different tokens of each, likewise
+  rate: np.ndarray | None = None  # peak learning rate of each, likewise; not under muP
 
   def __getitem__(self, rows: np.ndarray) -> 'Points':
     """These rows alone, by a mask."""
-    columns = ('params', 'tokens', 'loss', 'flops', 'budget', 'unique')
+    columns = ('params', 'tokens', 'loss', 'flops', *_MORE)
     return dataclasses.replace(self, **{
       k: x[rows] for k in columns if (x := getattr(self, k)) is not None})
 
 
 def read(
-  source: str, *, embedding: bool = False, rows: Mapping[str, str] | None = None
+  source: str, *, embedding: bool = False, rows: Mapping[str, str] | None = None,
+  curves: bool = False,
 ) -> Points:
   """Reads a CSV file, or the finished runs under a folder: of a sweep, or workdirs in it.
 
@@ -56,18 +64,19 @@ def read(
   Args:
     embedding: parameters of runs count the embedding too. A CSV says what it says.
     rows: column → value: only these rows of a CSV.
+    curves: rows of a CSV that have the same `run` are all taken, not the last of them alone.
   Raises:
     OSError, ValueError: no such file, a column is missing, or there is no finished run.
   """
   path = pathlib.Path(source)
   if path.is_file():
-    return _read_csv(path, rows or {})
+    return _read_csv(path, rows or {}, curves)
   if rows:
     raise ValueError(f'{source}: rows are chosen of a CSV file')
   summaries = sorted({*path.glob('summary.json'), *path.glob('*/summary.json'),
                       *path.glob('points/*/summary.json')})
   laws = json.loads((path / 'laws.json').read_text()) if (path / 'laws.json').exists() else {}
-  found, unseen, recipes = [], [], {}
+  found, rates, unseen, recipes = [], [], [], {}
   for file in summaries:
     s, name = json.loads(file.read_text()), file.parent.name
     if 'validation' in s.get('loss', {}) and (not laws or name in laws):
@@ -76,6 +85,7 @@ def read(
       row = (n, s['tokens']['trained'], s['loss']['validation'], s['flops'])
       if not laws or laws.get(name) == 'fit':
         found.append(row)
+        rates.append(_rate(file.parent / 'config.json'))
       elif laws.get(name) == 'predict':
         unseen.append((name, *row))
   if not found:
@@ -84,10 +94,19 @@ def read(
   return Points(params, tokens, loss, flops, (
     f'N {"with" if embedding else "without"} embeddings; C = FLOPs as counted by '
     'ModelConfig.flops_per_token, head and attention included'), tuple(unseen),
-    _other_recipes(recipes, {name for name, *_ in unseen}))
+    _other_recipes(recipes, {name for name, *_ in unseen}),
+    rate=np.array(rates, float) if None not in rates else None)
 
 
-def _read_csv(path: pathlib.Path, only: Mapping[str, str]) -> Points:
+def _rate(config: pathlib.Path) -> float | None:
+  """The learning rate of a run that published laws of rates are about: AdamW's, without muP."""
+  c = json.loads(config.read_text()) if config.exists() else {}
+  optimizer = c.get('optimizer', {})
+  plain = c.get('parametrization', {}).get('name', 'standard') == 'standard'
+  return optimizer.get('learning_rate') if plain and optimizer.get('name') == 'adamw' else None
+
+
+def _read_csv(path: pathlib.Path, only: Mapping[str, str], curves: bool) -> Points:
   with open(path, newline='', encoding='utf-8') as f:
     reader = csv.DictReader(f)
     rows = list(reader)
@@ -102,14 +121,14 @@ def _read_csv(path: pathlib.Path, only: Mapping[str, str]) -> Points:
       f'{path} holds {len(several)} experiments, of which one law says nothing: give '
       f'--rows=experiment=NAME, one of {", ".join(sorted(several))}')
   of = {k: next((n for n in known if n in names), '') for k, known in _COLUMNS.items()}
-  budget = next((n for n in _BUDGET if n in names), '')
+  more = {k: next((n for n in known if n in names), '') for k, known in _MORE.items()}
   try:
-    columns = {k: np.array([float(r[n]) for r in rows]) for k, n in of.items() if n}
-    budgets = np.array([float(r[budget]) for r in rows]) if budget else None
+    columns, besides = ({k: np.array([float(r[n]) for r in rows]) for k, n in found.items() if n}
+                        for found in (of, more))
   except ValueError as e:
     raise ValueError(f'{path}: {e}') from None
-  if budgets is not None and 'loss' in columns and len(columns) == 2:
-    columns['flops'] = budgets
+  if 'budget' in besides and 'loss' in columns and len(columns) == 2:
+    columns['flops'] = besides['budget']
   if 'loss' not in columns or len(columns) < 3:
     raise ValueError(f'{path}: columns for loss and two of params, tokens and flops are needed, it '
                      f'has {", ".join(names)}')
@@ -120,7 +139,11 @@ def _read_csv(path: pathlib.Path, only: Mapping[str, str]) -> Points:
     columns[missing] = (6 * others[0] * others[1] if missing == 'flops'
                         else columns['flops'] / (6 * others[0]))
     convention += f'; {missing} from C = 6 N D'
-  return Points(convention=convention, budget=budgets, **columns)
+  points = Points(convention=convention, **columns, **besides)
+  last: dict[str, int] = {}
+  for i in np.argsort(points.tokens, kind='stable') if 'run' in names and not curves else ():
+    last[rows[i]['run']] = i
+  return points[np.sort(list(last.values()))] if last else points
 
 
 # What a law is a law of: these sections and fields of a config. Sizes, lengths, learning rates and
@@ -155,33 +178,120 @@ def _other_recipes(recipes: dict[str, dict], unseen: set[str]) -> tuple[tuple[st
   return tuple(found)
 
 
+@dataclasses.dataclass(frozen=True)
+class Asked:
+  """What the law of some runs is asked for.
+
+  Attributes:
+    flops: budgets to plan runs for, in 6 N D; the largest of the runs, three and ten times it, if
+      none.
+    predict: (N, D) of runs whose loss, and accuracy in `tasks`, is predicted.
+    use: tokens of inference in a model's life, for plans that count them too; 0 = none.
+    force: predictions and plans may go beyond ten times the compute of the largest run.
+    tied: the law has α = β.
+    envelope: the runs are points along training curves: Chinchilla's first approach too.
+  """
+
+  flops: Sequence[float] = ()
+  predict: Sequence[tuple[float, float]] = ()
+  use: float = 0.0
+  force: bool = False
+  tied: bool = False
+  envelope: bool = False
+
+
 def write(
-  points: Points, output: str, *, flops: Sequence[float] = (), force: bool = False,
-  bootstrap: int = 200, against: Points | None = None,
+  points: Points, output: str, asked: Asked = Asked(), *, bootstrap: int = 200,
+  against: Points | None = None, tasks: Mapping[str, tasks_lib.TaskLaw] | None = None,
   log_line: Callable[[str], None] = lambda line: None,
 ) -> tuple[str, laws_lib.Fit]:
   """Writes OUTPUT/index.html; returns its path and the fit.
 
+  Where a table says how many tokens are unique, the law is that of the runs that repeat none; where
+  it has several learning rates of a size and length, that of the best.
+
   Args:
     against: another ladder, whose exponents are compared with these.
-    flops: budgets to plan runs for, in 6 N D; the largest of the runs, three and ten times it, if
-      none.
-    force: plans may go beyond ten times the compute of the largest run.
-    log_line: is given a line about each run that was predicted, or is of another recipe, and each
-      exponent compared.
+    tasks: laws of tasks, as `read_task` makes them.
+    log_line: is given a line about each run that was predicted, or is of another recipe, each
+      exponent compared, and each sign that runs are not tuned alike.
   Raises:
     ValueError: the runs do not determine a law, or a budget is too far (laws.TooFar).
   """
-  p, site = points, charts.Site()
-  fit = laws_lib.fit_chinchilla(p.params, p.tokens, p.loss, bootstrap=bootstrap)
-  plans = [laws_lib.plan(fit, c, force=force)
-           for c in (flops or [k * fit.most_flops for k in (1, 3, 10)])]
-  parts = [_mixed(p, log_line), _law(p, fit, site),
-           _against(fit, against, bootstrap, site, log_line), _unseen(p, fit, site, log_line),
-           _curves(p, fit, site), _isoflop(p, site), _held_out(p, site), _plans(fit, plans, site)]
+  site, again = charts.Site(), None
+  if points.unique is not None:
+    once = points.unique >= points.tokens * (1 - 1e-6)
+    points, again = points[once], points[~once]
+  p = _best_rates(points)
+  fit = laws_lib.fit_chinchilla(p.params, p.tokens, p.loss, tied=asked.tied, bootstrap=bootstrap)
+  plans = [laws_lib.plan(fit, c, force=asked.force)
+           for c in (asked.flops or [k * fit.most_flops for k in (1, 3, 10)])]
+  of = {'force': asked.force, 'site': site, 'log_line': log_line}
+  parts = [
+    _mixed(p, log_line), scaling_plans.tuning(fit, _rates(points), log_line), _law(p, fit, site),
+    _against(fit, against, bootstrap, asked.tied, site, log_line), _unseen(p, fit, site, log_line),
+    scaling_plans.predictions(fit, asked.predict, **of),
+    scaling_plans.tasks(tasks or {}, asked.predict, **of), _curves(p, fit, site),
+    _isoflop(p, site, log_line), _envelope(p, site, log_line) if asked.envelope else '',
+    _repeated(again, p, fit, bootstrap, site, log_line), _held_out(p, asked.tied, site),
+    scaling_plans.plans(fit, plans, asked.use, site, force=asked.force)]
   header = (f'<header><p class="kicker">smoljax · scaling</p><h1>{len(p.loss)} runs of '
             f'{len(set(p.params))} sizes</h1><p class="lede">{text(p.convention)}.</p></header>')
   return site.write(pathlib.Path(output), 'smoljax: scaling', header + ''.join(parts)), fit
+
+
+def _rates(p: Points) -> dict[tuple[float, float], list[tuple[float, float]]]:
+  """(N, D) → (learning rate, loss) of its runs."""
+  found: dict[tuple[float, float], list[tuple[float, float]]] = {}
+  if p.rate is not None:
+    for n, d, rate, loss in zip(p.params, p.tokens, p.rate, p.loss, strict=True):
+      found.setdefault((float(n), float(d)), []).append((float(rate), float(loss)))
+  return found
+
+
+def _best_rates(p: Points) -> Points:
+  """Of each size and length whose learning rate was searched the best run alone."""
+  cells = _rates(p)
+  if all(len({rate for rate, _ in runs}) == 1 for runs in cells.values()):
+    return p
+  least = {k: min(loss for _, loss in runs) for k, runs in cells.items()}
+  keep = [loss == least[n, d] for n, d, loss in zip(p.params, p.tokens, p.loss, strict=True)]
+  return dataclasses.replace(p[np.array(keep)], convention=(
+    f'{p.convention}; of {len(p.loss)} runs the best learning rate of each size and length'))
+
+
+def read_task(
+  source: str, accuracy: str, bits: str, *, rows: Mapping[str, str] | None = None,
+  tied: bool = False, bootstrap: int = 200,
+) -> tasks_lib.TaskLaw:
+  """The law of a task from a CSV with columns of N, D, its accuracy and its bits per byte.
+
+  Rows with a `run` may be points along it: the law of bits is fitted on the last of each run, the
+  sigmoid on all but the first tenth. Raises OSError or ValueError as `read` does.
+  """
+  with open(source, newline='', encoding='utf-8') as f:
+    table = [r for r in csv.DictReader(f) if all(r.get(k) == v for k, v in (rows or {}).items())]
+  names = list(table[0]) if table else []
+  n, d = (next((x for x in _COLUMNS[k] if x in names), '') for k in ('params', 'tokens'))
+  if not (n and d) or {accuracy, bits} - set(names):
+    raise ValueError(f'{source}: columns for params, tokens, {accuracy} and {bits} are needed, it '
+                     f'has {", ".join(names)}')
+  runs: dict[object, list[tuple[float, ...]]] = {}
+  for i, r in enumerate(table):
+    if r[accuracy] and r[bits]:
+      try:
+        runs.setdefault(r.get('run', i), []).append(
+          tuple(float(r[k]) for k in (n, d, bits, accuracy)))
+      except ValueError as e:
+        raise ValueError(f'{source}: {e}') from None
+  if not runs:
+    raise ValueError(f'{source} has no row with both {accuracy} and {bits}')
+  curves = [np.array(sorted(of, key=lambda x: x[1])) for of in runs.values()]
+  last = np.array([c[-1] for c in curves])
+  late = np.concatenate([c[len(c) // 10 :] for c in curves])
+  return tasks_lib.TaskLaw(
+    laws_lib.fit_chinchilla(*last.T[:3], tied=tied, bootstrap=bootstrap),
+    tasks_lib.fit_sigmoid(late[:, 2], late[:, 3]))
 
 
 def _mixed(p: Points, log_line: Callable[[str], None]) -> str:
@@ -193,12 +303,13 @@ def _mixed(p: Points, log_line: Callable[[str], None]) -> str:
 
 
 def _against(
-  fit: laws_lib.Fit, other: Points | None, bootstrap: int, site: charts.Site,
+  fit: laws_lib.Fit, other: Points | None, bootstrap: int, tied: bool, site: charts.Site,
   log_line: Callable[[str], None],
 ) -> str:
   if other is None:
     return ''
-  their = laws_lib.fit_chinchilla(other.params, other.tokens, other.loss, bootstrap=bootstrap)
+  their = laws_lib.fit_chinchilla(
+    other.params, other.tokens, other.loss, tied=tied, bootstrap=bootstrap)
   rows = [(name, getattr(fit, name), getattr(their, name), *of, not of[1] <= 0 <= of[2])
           for name, of in laws_lib.differ(fit, their).items()]
   for name, here, there, _, low, high, differs in rows:
@@ -208,7 +319,7 @@ def _against(
            'differ' if differs else 'not told apart')
           for name, here, there, gap, low, high, differs in rows]
   return section('against', 'Against the other ladder', figure(
-    'Exponents, with bootstrap intervals of their difference',
+    'Exponents, with intervals of their difference',
     table(('', 'here', 'there', 'difference, 95 %', ''), body), site.csv(
       'against', ('exponent', 'here', 'there', 'difference', 'low', 'high', 'differ'), rows)))
 
@@ -217,13 +328,15 @@ def _law(p: Points, fit: laws_lib.Fit, site: charts.Site) -> str:
   values = {k: getattr(fit, k) for k in laws_lib.NAMES} | {'a': fit.a}
   words = {'E': 'E, loss of endless N and D', 'A': 'A', 'B': 'B', 'alpha': 'α, exponent of N',
            'beta': 'β, exponent of D', 'a': 'a: N of least loss ∝ C^a'}
-  interval = lambda k: '{} to {}'.format(*map(_digits, fit.intervals[k])) if fit.intervals else '–'
+  known = {k: x for k, x in fit.intervals.items() if all(map(math.isfinite, x))}
+  interval = lambda k: '{} to {}'.format(*map(_digits, known[k])) if k in known else 'not told'
   rows = [(words[k], f'<b>{_digits(x)}</b>', interval(k)) for k, x in values.items()]
   link = site.csv('fit', ('parameter', 'value', 'low', 'high'), [
     (k, x, *fit.intervals.get(k, ('', ''))) for k, x in values.items()])
   off = fit.loss(p.params, p.tokens) / p.loss - 1
   note = (f'By Huber’s loss of {fitting.DELTA:g} on log L, the sum over runs; 95 % intervals from '
-          f'{len(fit.samples)} resamples of sizes. Runs lie {100 * np.abs(off).mean():.2f} % from '
+          f'{len(fit.samples)} resamples of sizes, by Student’s t with {max(0, fit.sizes - 3)} '
+          f'degrees of freedom. Runs lie {100 * np.abs(off).mean():.2f} % from '
           f'it in the mean, {100 * np.abs(off).max():.2f} % at most.')
   if fit.E / p.loss.min() < 0.1:
     note += (' <b>The runs do not tell E</b>: the fit ends with next to none, as when runs are so '
@@ -263,14 +376,12 @@ def _budgets(flops: np.ndarray, tolerance: float = 0.03) -> np.ndarray:
   return out
 
 
-def _isoflop(p: Points, site: charts.Site) -> str:
-  p = dataclasses.replace(p, flops=_budgets(p.budget))
-  budgets, runs = np.unique(p.flops, return_counts=True)
-  if (runs >= 3).sum() < 2:
+def _isoflop(p: Points, site: charts.Site, log_line: Callable[[str], None]) -> str:
+  p = dataclasses.replace(p, flops=_budgets(p.flops if p.budget is None else p.budget))
+  if (np.unique(p.flops, return_counts=True)[1] >= 3).sum() < 2:
     return ''
-  keep = np.isin(p.flops, budgets[runs >= 3])
   try:
-    found = laws_lib.isoflop(p.flops[keep], p.params[keep], p.loss[keep], p.tokens[keep])
+    found = laws_lib.isoflop(p.flops, p.params, p.loss, p.tokens)
   except ValueError as e:
     return section('isoflop', 'Best size by budget', f'<p class="missing">{text(e)}.</p>')
   series = []
@@ -280,8 +391,9 @@ def _isoflop(p: Points, site: charts.Site) -> str:
   edges = [o for o in found.optima if o.edge]
   (n, n_range), (d, d_range) = (
     (law.exponents['flops'], law.intervals['flops']) for law in (found.params, found.tokens))
-  note = (f'N ∝ C^{n:.3f} ({n_range[0]:.3f} to {n_range[1]:.3f}), D ∝ C^{d:.3f} '
-          f'({d_range[0]:.3f} to {d_range[1]:.3f}).')
+  show = lambda ends: '{:.3f} to {:.3f}'.format(*ends) if math.isfinite(ends[0]) else 'not told'
+  note = f'N ∝ C^{n:.3f} ({show(n_range)}), D ∝ C^{d:.3f} ({show(d_range)}).'
+  log_line(f'best size by budget: {note}')
   if edges:
     note += (f' At {len(edges)} of {len(found.optima)} budgets the best is the smallest or largest '
              'size tried, which says nothing: add sizes there.')
@@ -296,8 +408,36 @@ def _isoflop(p: Points, site: charts.Site) -> str:
     link, note), figure('Optima', table(('FLOPs', 'N', 'D', 'loss', 'error of N'), rows), link))
 
 
-def _held_out(p: Points, site: charts.Site) -> str:
-  rows = laws_lib.held_out(p.params, p.tokens, p.loss)
+def _envelope(p: Points, site: charts.Site, log_line: Callable[[str], None]) -> str:
+  found = laws_lib.envelope(p.params, p.tokens, p.loss)
+  n, d = found.params.exponents['flops'], found.tokens.exponents['flops']
+  note = (f'N ∝ C^{n:.3f}, D ∝ C^{d:.3f}, of {len(found.optima)} budgets. Points along a run say '
+          'what a run of that length would give only where its learning rate was constant.')
+  log_line(f'along training curves: N ∝ C^{n:.3f}, D ∝ C^{d:.3f}')
+  rows = [(f'{o.flops:.3e}', compact(o.params), compact(o.tokens), fixed(o.loss, 4),
+           'at the edge' if o.edge else '') for o in found.optima]
+  return section('envelope', 'Best size along training curves', figure(
+    'Least loss near each budget', table(('FLOPs', 'N', 'D', 'loss', ''), rows),
+    site.csv('envelope', [f.name for f in dataclasses.fields(laws_lib.Optimum)],
+             [dataclasses.astuple(o) for o in found.optima]), note))
+
+
+def _repeated(
+  again: Points | None, p: Points, fit: laws_lib.Fit, bootstrap: int, site: charts.Site,
+  log_line: Callable[[str], None],
+) -> str:
+  if again is None or not len(again.loss):
+    return ''
+  n, d, unique, loss = (np.concatenate([getattr(p, k), getattr(again, k)])
+                        for k in ('params', 'tokens', 'unique', 'loss'))
+  law = laws_lib.fit_data_constrained(n, d, unique, loss, fit, bootstrap=min(bootstrap, 50))
+  log_line(f'repeated data: R* of tokens {law.repeat_tokens:.1f}, of parameters '
+           f'{law.repeat_params:.1f}, R² {law.r2:.3f}')
+  return scaling_plans.repeated(law, len(again.loss), len(p.loss), site)
+
+
+def _held_out(p: Points, tied: bool, site: charts.Site) -> str:
+  rows = laws_lib.held_out(p.params, p.tokens, p.loss, tied=tied)
   if not rows:
     return ''
   errors = [abs(e) for *_, e in rows]
@@ -323,28 +463,14 @@ def _unseen(p: Points, fit: laws_lib.Fit, site: charts.Site,
       f'{name}: predicted {expected.loss:.3f} ({low:.3f} to {high:.3f}), actual {actual:.3f}: '
       f'{100 * error:+.2f} %, at {flops / most:.1f} times the compute of the largest run fitted')
   body = [(text(name), compact(n), compact(d), f'{ratio:.1f}', f'<b>{fixed(x, 3)}</b>',
-           f'{fixed(low, 3)} to {fixed(high, 3)}', f'<b>{fixed(y, 3)}</b>', f'{100 * e:+.2f} %')
-          for name, n, d, ratio, x, low, high, y, e in rows]
-  head = ('', 'N', 'D', 'C over the largest', 'predicted', '95 %', 'actual', 'error')
+           scaling_plans.ends(laws_lib.Prediction(x, low, high)), f'<b>{fixed(y, 3)}</b>',
+           f'{100 * e:+.2f} %') for name, n, d, ratio, x, low, high, y, e in rows]
+  head = ('', 'N', 'D', 'C over the largest', 'predicted', scaling_plans.INTERVAL, 'actual',
+          'error')
   return section('unseen', 'Runs it had not seen', figure(
     'Predicted and actual loss', table(head, body), site.csv(
       'unseen', ('run', 'params', 'tokens', 'ratio', 'predicted', 'low', 'high', 'actual', 'error'),
-      rows), 'The interval is that of the law, without the noise of seeds.'))
-
-
-def _plans(fit: laws_lib.Fit, plans: Sequence[laws_lib.Plan], site: charts.Site) -> str:
-  rows = []
-  for plan in plans:
-    expected = laws_lib.predict(fit, plan.params, plan.tokens, force=True)
-    rows.append((plan.training_flops, plan.params, plan.tokens, plan.tokens / plan.params,
-                 expected.loss, expected.low, expected.high))
-  body = [(f'{c:.2e}', compact(n), compact(d), fixed(m, 1), f'<b>{fixed(x, 3)}</b>',
-           f'{fixed(low, 3)} to {fixed(high, 3)}') for c, n, d, m, x, low, high in rows]
-  names = ('FLOPs', 'N', 'D', 'D / N', 'loss', '95 %')
-  note = (f'C = 6 N D. The largest run had {fit.most_flops:.2e} FLOPs; plans beyond '
-          f'{laws_lib.MOST:.0f} times that are refused unless forced.')
-  return section('plans', 'Plans', figure('Runs of least loss', table(names, body), site.csv(
-    'plans', ('flops', 'params', 'tokens', 'ratio', 'loss', 'low', 'high'), rows), note))
+      rows), scaling_plans.how(fit)))
 
 
 def _digits(x: float) -> str:

@@ -22,7 +22,7 @@ from smoljax.scaling import comparison, decisive
 
 LOSS = 'validation loss'
 _TOKENS = 'tokens to target'
-_COUNTS = ('tokens', 'parameters', 'tokens per second')
+_COUNTS = ('tokens', 'unique tokens', 'parameters', 'tokens per second')
 
 
 @dataclasses.dataclass(frozen=True)
@@ -65,6 +65,8 @@ def load(name: str, fields: Mapping[str, Any], folder: str | pathlib.Path, group
   figures |= {'tokens': summary['tokens'].get('trained'), 'parameters': summary.get('parameters'),
               'tokens per second': summary.get('tokens_per_sec')}
   rows = metrics.read_rows(folder / 'metrics.jsonl')
+  if unique := [r['data/unique'] for r in rows if 'data/unique' in r]:
+    figures['unique tokens'] = unique[-1]
   bits = [(r['tokens'], [x for k, x in r.items() if k.startswith('val/') and k.endswith('/bpb')])
           for r in rows if 'tokens' in r]
   return Result(

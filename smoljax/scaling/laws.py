@@ -47,10 +47,12 @@ class Fit:
     most_flops: compute of the largest run that it was fitted on.
     recipe: what the runs had in common; predictions for another one are refused.
     sizes: how many it was fitted on.
-    spread: root mean square of log loss less log law over the half of the runs with the most
+    spread: standard deviation of log loss about log law, of the half of the runs with the most
       compute.
     scores: how wrong the law was when fitted on less compute and asked for the next step of it, in
       standard errors of that prediction, signed; `step` is the longest step, in log compute.
+    size_scores: likewise when fitted on smaller sizes and asked for the next.
+    most_params: of the runs that it was fitted on.
   """
 
   E: float
@@ -66,6 +68,8 @@ class Fit:
   spread: float = math.nan
   scores: np.ndarray = dataclasses.field(default_factory=lambda: np.zeros(0), repr=False)
   step: float = math.nan
+  size_scores: np.ndarray = dataclasses.field(default_factory=lambda: np.zeros(0), repr=False)
+  most_params: float = math.inf
 
   @property
   def intervals(self) -> dict[str, tuple[float, float]]:
@@ -78,8 +82,10 @@ class Fit:
       return {}
     found = {}
     for name, (middle, half, logs) in self._halves().items():
-      ends = middle - half, middle + half
-      found[name] = tuple(math.exp(min(x, 700)) for x in ends) if logs else ends
+      low, high = middle - half, middle + half
+      found[name] = low, high
+      if logs:
+        found[name] = math.exp(low), math.exp(high) if high < 700 else math.inf
     return found
 
   def _halves(self) -> dict[str, tuple[float, float, bool]]:
@@ -154,12 +160,15 @@ def fit_chinchilla(
   theta, objective = table.best()
   labels = fitting.clusters(params, _SAME)
   flops = 6 * params * tokens if flops is None else _checked(flops=flops)[0]
-  off = table.parts(theta)[1][flops >= np.median(flops)]
   samples = _resample(table, labels, theta, bootstrap, np.random.default_rng(seed))
-  scores, step = _look_back(table, labels, flops, theta) if bootstrap else (np.zeros(0), math.nan)
+  scores, step, size_scores = np.zeros(0), math.nan, np.zeros(0)
+  if bootstrap:
+    scores, step = _look_back(table, labels, flops, flops, theta)
+    size_scores, _ = _look_back(table, labels, flops, params, theta)
   return Fit(*map(float, _natural(theta)), objective=objective, samples=_natural(samples),
-             most_flops=float(np.max(flops)), recipe=recipe, sizes=int(labels.max()) + 1,
-             spread=float(np.sqrt(np.mean(off**2))), scores=scores, step=step)
+             most_flops=float(np.max(flops)), most_params=float(np.max(params)), recipe=recipe,
+             sizes=int(labels.max()) + 1, scores=scores, step=step, size_scores=size_scores,
+             spread=_spread(table, theta, flops, np.ones(len(flops), bool)))
 
 
 def _resample(
@@ -178,32 +187,40 @@ def _resample(
   return table.fit(np.array(weights), theta)[0]
 
 
+def _spread(
+  table: fitting.Table, theta: np.ndarray, flops: np.ndarray, rows: np.ndarray
+) -> float:
+  """`spread` of Fit over these rows; a law of five numbers goes through five of them."""
+  off = table.parts(theta)[1][rows & (flops >= np.median(flops[rows]))]
+  count, numbers = rows.sum(), 4 if table.tied else 5
+  return float(np.sqrt(np.mean(off**2) * count / max(1, count - numbers)))
+
+
 def _look_back(
-  table: fitting.Table, labels: np.ndarray, flops: np.ndarray, theta: np.ndarray
+  table: fitting.Table, labels: np.ndarray, flops: np.ndarray, order: np.ndarray,
+  theta: np.ndarray,
 ) -> tuple[np.ndarray, float]:
-  """`scores` and `step` of Fit: of each step of compute from the runs of all before it.
+  """`scores` and `step` of Fit: of each step of `order`, compute or sizes, from all before it.
 
   Residuals say how well a law fits; what it misses beyond its runs is larger, of one sign, and
   grows from step to step (experiments/log/scaling.md has five public tables of it).
   """
-  stages = fitting.clusters(flops, 0.4)
+  stages = fitting.clusters(order, 0.4)
   if stages.max() >= _STAGES:
-    cuts = np.quantile(flops, np.linspace(0, 1, _STAGES + 1)[1:-1])
-    stages = np.searchsorted(cuts, flops)
+    stages = np.searchsorted(np.quantile(order, np.arange(1, _STAGES) / _STAGES), order)
   rng, scores, steps, log_loss = np.random.default_rng(0), [], [], table.logs[2]
-  for stage in range(1, stages.max() + 1):
+  for stage in range(2, stages.max() + 1):  # runs of one budget do not tell N from D
     past, now = stages < stage, stages == stage
     if past.sum() < 8 or len(set(labels[past])) < 4 or not now.any():
       continue
     starts = np.array([theta, *_STARTS])
     found, objective = table.fit(np.repeat(past[None].astype(float), len(starts), axis=0), starts)
     then = found[np.argmin(objective)]
-    off = table.parts(then)[1]
-    spread = np.sqrt(np.mean(off[past & (flops >= np.median(flops[past]))] ** 2))
+    off, spread = table.parts(then)[1], _spread(table, then, flops, past)
     logs = table.parts(_resample(table, labels, then, _RESAMPLES, rng, past))[1] + log_loss
     error = np.hypot(logs[:, now].std(axis=0), spread)
     scores += list(-off[now] / np.maximum(error, 1e-12))
-    steps.append(np.log(np.median(flops[now]) / flops[past].max()))
+    steps.append(np.log(np.median(order[now]) / order[past].max()))
   return np.array(scores), float(max(steps)) if steps else math.nan
 
 
@@ -276,21 +293,25 @@ def _halves(fit: Fit, params: float, tokens: float, flops: float) -> tuple[float
 
   By its standard error (of the parameters, by resamples of sizes, and of the residuals) times what
   the law was wrong by in such units when it predicted its own larger runs from the smaller ones:
-  the 5 and 95 % points of `Fit.scores`, in the manner of conformal prediction, never less than
-  those of a normal distribution. Beyond the longest step it grows in proportion. Where fewer
-  than 19 such predictions could be made, by Student's t with as many degrees of freedom as there
-  are sizes beyond the three numbers that sizes tell: infinite for three.
+  the 5 and 95 % points of `Fit.scores` (for a size that no run had of `size_scores` too), in the
+  manner of conformal prediction, never less than those of a normal distribution. Beyond the longest
+  step it grows in proportion. Where fewer than 19 such predictions could be made, by Student's t
+  with as many degrees of freedom as there are sizes beyond the three numbers that sizes tell:
+  infinite for three.
   """
   if not len(fit.samples):
     return (math.nan, math.nan) if fit.sizes > 3 or not fit.sizes else (math.inf, math.inf)
   error = math.hypot(*errors(fit, params, tokens))
   tail = (1 - LEVEL) / 2
-  if (n := len(fit.scores)) < 1 / tail - 1:
+  if len(fit.scores) < 1 / tail - 1:
     t = _t(fit.sizes - 3, 1 - tail)
     return t * error, t * error
-  rank = math.ceil((1 - tail) * (n + 1)) - 1
-  least = float(scipy.special.ndtri(1 - tail))
-  below, above = (max(least, float(np.sort(x)[rank])) for x in (-fit.scores, fit.scores))
+  below = above = float(scipy.special.ndtri(1 - tail))
+  for scores in (fit.scores, fit.size_scores)[: 2 if params > fit.most_params else 1]:
+    if (n := len(scores)) >= 1 / tail - 1:
+      rank = math.ceil((1 - tail) * (n + 1)) - 1
+      low, high = (float(np.sort(x)[rank]) for x in (-scores, scores))
+      below, above = max(below, low), max(above, high)
   beyond = math.log(flops / fit.most_flops) / fit.step if fit.step > 0 else 1.0
   return below * error * max(1.0, beyond), above * error * max(1.0, beyond)
 

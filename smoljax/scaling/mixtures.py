@@ -323,7 +323,6 @@ def quality(predicted: np.ndarray, actual: np.ndarray) -> dict[str, float]:
 
 def propose(
   law: Surrogate, blend: np.ndarray, tried: np.ndarray, *, kl: float = 0.0, starts: int = 4,
-  reach: float = 1.0,
 ) -> np.ndarray:
   """The mixture [K, m] of the least blended score within the constraints; deterministic.
 
@@ -333,7 +332,6 @@ def propose(
       nothing beyond. The best of them by the law are where the search starts.
     kl: weight of Σ_k shares_k KL(mixture_k ‖ natural), bits per byte a nat: how much a change from
       the natural proportions must gain.
-    reach: a weight may be at most this share above the largest that was tried.
   """
   space, (K, m) = law.space, tried.shape[1:]
   natural = space.natural
@@ -356,7 +354,7 @@ def propose(
     values = objective(np.concatenate([base[None], low, high]))
     return float(values[0]), (values[1 + K * m:] - values[1:1 + K * m]) / widths
 
-  bounds = list(zip((tried.min(axis=0)).ravel(), (reach * tried.max(axis=0)).ravel(), strict=True))
+  bounds = list(zip(tried.min(axis=0).ravel(), tried.max(axis=0).ravel(), strict=True))
   part = lambda flat: space.overall(shape(flat))
   constraints: list[dict[str, Any]] = [
     {'type': 'eq', 'fun': lambda x: shape(x).sum(axis=1) - 1},

@@ -5,6 +5,7 @@ leading axis of models, on rows that the trainer's own packing made. What differ
 device, packed once; each epoch has them in another order, where a run alone packs anew.
 """
 
+import dataclasses
 import functools
 import math
 from collections.abc import Mapping, Sequence
@@ -53,6 +54,13 @@ class Table(NamedTuple):
     return np.add.reduceat(self.tokens, self.starts[:-1])
 
 
+class _Held(list):
+  """Records in memory: a document longer than a row is asked for once a row."""
+
+  def __getitems__(self, wanted: Sequence[int]) -> list:
+    return [self[i] for i in wanted]
+
+
 def make_table(corpora: Mapping[str, Corpus], *, seq_len: int, window: int, seed: int) -> Table:
   """One epoch of each corpus, packed as the trainer packs it.
 
@@ -62,6 +70,8 @@ def make_table(corpora: Mapping[str, Corpus], *, seq_len: int, window: int, seed
   for i, (name, corpus) in enumerate(corpora.items()):
     if corpus.has_mask:
       raise ValueError(f'{name} is of conversations, and mixtures are of documents')
+    corpus = dataclasses.replace(
+      corpus, records=_Held(corpus.records.__getitems__(range(len(corpus.lengths)))))
     options = dict(seq_len=seq_len, window=window, seed=seed,
                    max_segments=packing.usual_segments(
                      np.minimum(corpus.lengths, corpus.longest(seq_len)), seq_len))
@@ -141,7 +151,7 @@ class Trainer:
     self.optimizer, _ = optim.make_optimizer(
       config.optimizer, model.abstract_params(model_config), config.train.steps)
     objective = Objective(chunk=config.train.loss_chunk, z_loss=config.train.z_loss)
-    compiled = make_train_step(model_config, self.optimizer, config.guard, objective)
+    compiled: Any = make_train_step(model_config, self.optimizer, config.guard, objective)
     self._step = compiled.__wrapped__  # it is compiled here, mapped over copies
     self._init = jax.jit(jax.vmap(self._fresh))
     self._advance = jax.jit(jax.vmap(self._steps, in_axes=(0, None, 0)), donate_argnums=0)

@@ -13,7 +13,7 @@ import smoljax
 from smoljax import metrics, model, sharding
 from smoljax.checkpoints import load, store
 from smoljax.data import chat, teacher_cache, tokenizer
-from smoljax.data.batches import Batches, Stage, make_stages
+from smoljax.data.batches import Batches, Stage, check_epochs, make_stages
 from smoljax.data.corpus import Corpus, open_corpus, special_tokens
 from smoljax.data.questions import Questions
 from smoljax.evals.held_out import Document, load_held_out
@@ -91,6 +91,8 @@ def prepare(
     raise ValueError('diagnostics.every needs whole rows: set it to 0, or mesh.context to 1')
   held_out = load_held_out(targets or corpora, limit=t.eval_documents)
   stages = make_stages(t.stages, t.steps, opened)
+  if t.max_epochs:
+    check_epochs(stages, t.tokens, opened, t.max_epochs)
   cached = teacher_cache.open_caches(caches or {}, opened)
   preference, reinforce = post_training(t)
   if reinforce:

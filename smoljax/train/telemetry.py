@@ -246,7 +246,8 @@ class Telemetry:
     return {f'time/{name}': round(s, 3) for name, s in {**seconds, **apart}.items() if s}
 
   def _epochs(self, step: int, position: dict) -> dict[str, float]:
-    """How often each corpus was gone through; past MANY_EPOCHS it is said once."""
+    """How often each corpus was gone through, which past MANY_EPOCHS is said once; and how many
+    different tokens the run has seen, about."""
     epochs = self._run.batches.epochs(position)
     for name in {n for n, x in epochs.items() if x >= MANY_EPOCHS} - self._repeated:
       self._repeated.add(name)
@@ -255,7 +256,11 @@ class Telemetry:
         f'warning: step {step}: the corpus {name!r} is gone through for the '
         f'{int(epochs[name]) + 1}th time. Up to {MANY_EPOCHS} times a text is nearly as good as '
         'new, then less and less (Muennighoff et al. 2023): give it more, or a smaller weight')
-    return {f'data/epochs/{name}': round(x, 3) for name, x in epochs.items()}
+    corpora = self._run.batches.corpora
+    unique = round(sum(min(1.0, x) * float(corpora[name].lengths.sum(dtype=np.int64))
+                       for name, x in epochs.items()))
+    return {'data/unique': unique,
+            **{f'data/epochs/{name}': round(x, 3) for name, x in epochs.items()}}
 
   def _speed(self, tokens: float, steps: int, seconds: float, waited: float) -> dict[str, float]:
     """Of some steps: tokens a second, the share of the devices' peak, energy, memory."""

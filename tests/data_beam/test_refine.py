@@ -61,7 +61,7 @@ def corpus(tmp_path_factory):
   rng, folder = random.Random(0), tmp_path_factory.mktemp('corpora')
   documents = [Document(f'd{i}', prose(rng, 6 + i), language='en', metadata={
     'embedding': [float(i), 1.]}) for i in range(40)]
-  lines = [f'The {" ".join(rng.sample(WORDS, 3))} of {rng.choice(WORDS)}.' for _ in range(5)]
+  lines = [f'The {" ".join(rng.sample(WORDS, 4))} of {rng.choice(WORDS)}.' for _ in range(5)]
   lines += ['Under a privacy policy.', 'Ask me@example.org of that.']
   documents += [Document('short', '\n'.join(lines), language='en')]
   options = RefineOptions(num_shards=2)

@@ -57,7 +57,9 @@ FIELDS: dict[str, tuple[str, ...]] = {
   'optimizer.schedule': ('nope',), 'optimizer.weight_decay': ('-1', 'nan'),
   'optimizer.b1': ('2', '-1'), 'optimizer.clip': ('nope',), 'optimizer.clip_norm': ('-1',),
   'optimizer.warmup_fraction': ('2', '-1'), 'optimizer.decay_fraction': ('2', '-1'),
-  'optimizer.decay_shape': ('nope',), 'optimizer.muon.coefficients': ('nope',),
+  'optimizer.decay_shape': ('nope',), 'optimizer.decay_timescale': ('-1', 'nan'),
+  'optimizer.ramp': ('((.5, 1),)', '((0, 2), (.5, 1))'), 'optimizer.tail_steps': ('-1', '.5'),
+  'optimizer.muon.coefficients': ('nope',),
   'optimizer.muon.per_head': ('nope',), 'optimizer.muon.steps': ('0', '-1'),
   'optimizer.muon.scale_rule': ('nope',), 'optimizer.qk_clip.rule': ('nope',),
   'optimizer.momentum_dtype': ('nope',), 'parametrization.name': ('nope', 'mup'),
@@ -110,6 +112,7 @@ COMMANDS: dict[str, tuple[list[str], dict[str, tuple[str, ...]]]] = {
     'num_shards': ('0', '-1', *NUMBERS), 'limit': ('0', 'x'), 'tier': ('nope',),
     'minhash': ('nope', '0x1'), 'min_language_score': ('x',), 'dedup_scope': ('nope',),
     'url_lists': FILES[:1], 'decontaminate': FILES[:1], 'direct_running_mode': ('nope',),
+    'robots': FILES[:1], 'quality': FILES[:1], 'licences': ('nope',), 'near_verbatim': ('2', 'x'),
     'direct_num_workers': ('x',), 'runner': ('nope', 'FlinkRunner', 'DataflowRunner')}),
   'data_beam.pdf': (['--input={binary}', '--output={new}'], {
     'input': FILES[:3], 'ocr': ('nope',), 'figures': ('nope',), 'num_shards': ('0', 'x'),
@@ -125,6 +128,8 @@ COMMANDS: dict[str, tuple[list[str], dict[str, tuple[str, ...]]]] = {
       'input': FILES, 'tokenizer': FILES, 'holdout': ('2', '-1', 'x'), 'num_shards': ('0', 'x')}),
   'data_beam.quality': (['train', '--model={new}', '--examples={rows}'], {
     'examples': FILES, 'bits': ('0', '-1', '99', 'x')}),
+  'data_beam.refine': (['--input={corpus}', '--output={new}'], {
+    'input': FILES, 'thresholds': ('nope', 'words=x'), 'dedup_parts': ('nope',)}),
   'data_beam.refetch': (['--input=/nowhere/x'], {'input': FILES, 'modes': ('nope',)}),
   'data_beam.pdf_route': (['train', '--labels=/nowhere/x', '--output={new}'], {
     'labels': FILES}),

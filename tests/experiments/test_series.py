@@ -2,17 +2,21 @@
 
 import json
 import pathlib
+import random
+import subprocess
+import sys
 
 import jax
 import numpy as np
 import pytest
+from conftest import REPOSITORY
 from helpers.configs import config
-from helpers.tokenised import corpus, folder, texts  # noqa: F401 (fixtures)
+from helpers.tokenised import WORDS, corpus, folder, texts, write_corpus  # noqa: F401 (fixtures)
 
-from configs import base, dual_mode
+from configs import base, dual_mode, smollm3_small
 from data_beam import tokenize_corpus
 from data_beam.options import TokenizeOptions
-from experiments import series
+from experiments import chains, series
 from experiments.engine.build import build_steps
 from experiments.engine.graph import Graph
 from experiments.engine.summary import summarize
@@ -46,6 +50,7 @@ def test_stages_are_commands_that_follow_one_another(tmp_path):
 
 @pytest.mark.parametrize('rows, said', [
   ([{'seed': 1}], 'a name of its own'),
+  (['a'], 'a tuple of dicts'),
   ([{'name': 'a'}, {'name': 'a'}], 'a name of its own'),
   ([{'name': 'steps'}], 'no name for a stage'),
   ([{'name': 'a', 'train.init_from': '@b'}, {'name': 'b'}], 'names no point before it'),
@@ -124,3 +129,58 @@ def test_a_soup_is_an_experiment(tmp_path, texts, corpus):
   near = jax.tree.map(lambda s, a, b: np.abs(s - (.9 * a + .1 * b)).max(), soup, *parts)
   assert max(jax.tree.leaves(near)) < 1e-6
   assert 'bits per byte' in (tmp_path / 'soup/report/index.html').read_text()
+
+
+SHRUNK = '''
+from configs import smollm3_small
+
+LESS = {4096: 128, 32_768: 192, 8192: 384}
+
+def get_config(data):
+  c = smollm3_small.get_config(data)
+  c.model.shape, c.model.num_layers, c.model.dtype = 'tiny', 2, 'float32'
+  c.tokenizer.vocab_size, c.tokenizer.train_bytes = 320, 100_000
+  c.tokenize.holdout, c.tokenize.holdout_shared = .2, 1.
+  c.conversations.minhash = 'none'
+  c.eval.documents, c.eval.task_examples, c.train.tensorboard = 4, 2, False
+  c.eval.generation.max_new_tokens = 4
+  rows = []
+  for row in c.series:
+    size = LESS.get(row.get('data.seq_len'))
+    if size:
+      row = row | {'data.seq_len': size, 'train.batch_tokens': 2 * size, 'train.tokens': 8 * size}
+    rows.append(row | {'eval.tasks': ('sums',) if row['name'] == 'soup' else ()})
+    if 'eval.generation.lengths' in row:
+      rows[-1]['eval.generation.lengths'] = (128,)
+  c.series = tuple(rows)
+  return c
+'''
+
+
+@pytest.mark.slow
+def test_the_small_recipe_in_miniature(tmp_path):
+  """From corpora and conversations to a soup, its chat folder and its GGUF; then nothing anew."""
+  rng = random.Random(0)
+  for name in smollm3_small.CORPORA:
+    write_corpus(tmp_path / 'data/corpora', name, [
+      ' '.join(rng.choices(WORDS, k=rng.randint(5, 60))) + f' {i}' for i in range(40)])
+  for kind, what in (('thoughts', {}), ('chats', {'mode': 'both'}),
+                     ('pairs', {'mode': 'both', 'pairs': True})):
+    (tmp_path / 'data' / kind).mkdir()
+    chains.write(str(tmp_path / 'data' / kind / 'a.jsonl'), chains.conversations(
+      chains.Chains(60, ('sums',), depths=(1,), **what)))
+  (tmp_path / 'shrunk.py').write_text(SHRUNK)
+  command = [sys.executable, '-m', 'experiments.run', f'--config={tmp_path}/shrunk.py:data='
+             f'{tmp_path}/data', f'--workdir={tmp_path}/work']
+  first = subprocess.run(command, cwd=REPOSITORY, capture_output=True, text=True, timeout=2400)
+  logs = ''.join(p.read_text()[-2000:] for p in tmp_path.glob('work/*/log.txt'))
+  assert first.returncode == 0, first.stdout + first.stderr + logs
+  summary = json.loads((tmp_path / 'work/summary.json').read_text())
+  assert [*summary['stages']] == ['pretrain', 'long', 'mid', 'sft', 'apo', 'soup']
+  assert {*summary['stages']['soup']['exact']['sums']} == {'think', 'no_think'}
+  assert summary['stages']['apo']['lost'].keys() >= {*smollm3_small.CORPORA}
+  assert (tmp_path / 'work/soup/model.gguf').stat().st_size > 100_000
+  assert (tmp_path / 'work/soup/export/chat_template.jinja').exists()
+  steps = {p.name for p in (tmp_path / 'work/steps').iterdir()}
+  again = subprocess.run(command, cwd=REPOSITORY, capture_output=True, text=True, timeout=2400)
+  assert again.returncode == 0 and steps == {p.name for p in (tmp_path / 'work/steps').iterdir()}

@@ -85,6 +85,8 @@ def test_two_processes_train_as_one_does_and_may_become_one(tmp_path, corpus):
   lead, other = finish(start(corpus, two, 2, 4))
   assert 'loss' in lead and 'loss' not in other
   same(rows(one), rows(two))
+  scores = [json.loads((run / 'evals' / '24.json').read_text()) for run in (one, two)]
+  np.testing.assert_allclose(*(s['bits_per_byte']['mine']['bpb'] for s in scores), rtol=1e-5)
   assert (two / 'report' / 'index.html').exists() and (two / 'checkpoints').exists()
 
   # A host is told to go: both stop after the same step. One with all devices goes on.

@@ -1,5 +1,7 @@
 """Folders in object stores: what is waited out, what is one line, what is never taken for whole."""
 
+import threading
+
 import pytest
 from helpers.stores import ill, store  # noqa: F401
 
@@ -79,6 +81,25 @@ def test_what_stays_wrong_is_one_line_with_the_mend(store, tmp_path, monkeypatch
   folder._scheme = 's3'
   with pytest.raises(PermissionError, match=r'credentials: log in \(aws configure'):
     folder.require_writable()
+
+
+def test_a_request_that_is_never_answered_is_made_again(tmp_path, monkeypatch):
+  monkeypatch.setattr(object_store, '_ANSWER', 0.1)
+  monkeypatch.setattr(files, 'WAITS', (0.01,))
+  folder, hangs = object_store.Folder(str(tmp_path)), [True]
+  write = folder._fs.pipe_file
+
+  def pipe_file(*args):
+    if hangs and hangs.pop():
+      threading.Event().wait()
+    write(*args)
+
+  monkeypatch.setattr(folder._fs, 'pipe_file', pipe_file)
+  folder.write('a', b'x')
+  assert folder.read('a') == b'x'
+  hangs[:] = [True, True]
+  with pytest.raises(OSError, match='the store stays away: no answer within 0 s'):
+    folder.write('b', b'x')
 
 
 def test_any_file_system_of_fsspec_will_do(tmp_path):

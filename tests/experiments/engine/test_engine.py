@@ -246,7 +246,9 @@ def test_a_budget_of_flops_gives_the_tokens():
 
 @pytest.mark.parametrize('path', [
   'ladder.py', 'ladder.py:size=gpu', 'isoflop.py', 'pillars.py', 'data_ablation.py',
-  'data_ablation.py:raw,good*.8+papers*.2', 'mtp.py', 'optimizer_contest.py'])
+  'data_ablation.py:raw,good*.8+papers*.2',
+  'data_ablation.py:panel,judge=news=corpora/news', 'mtp.py', 'optimizer_contest.py',
+  'critical_batch.py'])
 def test_every_point_of_every_sweep_builds(path, tmp_path):
   file, _, arg = path.partition(':')
   module = importlib.import_module(f'configs.{file.removesuffix(".py")}')
@@ -274,9 +276,36 @@ def test_pillars_have_all_cells():
   assert all(sum(frozenset(p.get('factors', 'x')) == c for p in points) == 3 for c in cells)
 
 
+def test_what_stands_for_untuned_hyperparameters_is_the_published_law():
+  from configs import pillars
+  from smoljax import model
+
+  shape = model.SHAPES['tiny']
+  kernels = [x for path, x in jax.tree.leaves_with_path(model.abstract_params(shape)['blocks'])
+             if x.ndim > 2]
+  assert sum(x.size for x in kernels) == pillars.MATRICES
+  # By hand, for 1B parameters and 100B tokens.
+  rate, batch = pillars.step_law(10**9, 10**11)
+  assert rate == pytest.approx(1.64e-3, rel=.02) and batch == pytest.approx(1.1e6, rel=.05)
+  point = next(p for p in sweep.load_points(str(REPOSITORY / 'configs/pillars.py'))
+               if p['name'] == 'none-0')
+  assert point['optimizer.learning_rate'] == .0047 and point['train.batch_tokens'] == 512
+
+
 def test_variants_of_a_data_ablation_are_said_when_wrong():
   with pytest.raises(ValueError, match='give NAME\\*WEIGHT'):
     sweep.load_points(str(REPOSITORY / 'configs/data_ablation.py') + ':web*much')
+  with pytest.raises(ValueError, match='judge=NAME=DIR'):
+    sweep.load_points(str(REPOSITORY / 'configs/data_ablation.py') + ':clean,judge=news')
+
+
+def test_a_data_ablation_is_judged_beyond_its_filters():
+  points = sweep.load_points(
+    str(REPOSITORY / 'configs/data_ablation.py') + ':panel,judge=news=corpora/news')
+  groups = dict.fromkeys(p['group'] for p in points if 'group' in p)
+  assert next(iter(groups)) == 'clean' and len(groups) == 6
+  assert all(p['eval.corpora'] == ('good_web', 'good_pdf', 'all_web', 'news')
+             and p['corpora'].endswith(',news=corpora/news') for p in points if 'group' in p)
 
 
 def test_a_corpus_in_an_object_store_is_copied_into_the_workdir(store, tokenised, model, tmp_path):

@@ -14,7 +14,7 @@ from hypothesis import given
 
 from smoljax import files
 from smoljax.data import packing
-from smoljax.data.batches import Batches, make_stages, prefetch
+from smoljax.data.batches import Batches, check_epochs, make_stages, prefetch
 from smoljax.data.corpus import open_corpus
 from smoljax.data.packing import Rows
 
@@ -185,6 +185,13 @@ def test_bad_input_is_named(markov_corpora, tmp_path):
     make_stages([dict(name='a', fraction=0.5, mixture=dict(web=1))], 10)
   with pytest.raises(ValueError, match='weights'):
     make_stages([dict(name='a', fraction=1, mixture=dict(web=-1))], 10)
+  corpora = open_all(markov_corpora)
+  size = int(corpora['pdf'].lengths.sum())
+  stages = make_stages([dict(name='a', fraction=0.5, mixture=dict(web=1)),
+                        dict(name='b', fraction=0.5, mixture=dict(pdf=1))], 10)
+  check_epochs(stages, 2 * size, corpora, 2.0)  # half of it is pdf: once
+  with pytest.raises(ValueError, match=r"tokens of 'pdf'.* are more than train\.max_epochs=0\.5"):
+    check_epochs(stages, 2 * size, {'pdf': corpora['pdf']}, 0.5)
   stages = make_stages([dict(name='a', fraction=1, mixture=dict(books=1))], 10)
   with pytest.raises(ValueError, match='no corpus named books; there are: web, pdf'):
     Batches(open_all(markov_corpora), stages, rows=4, **OPTIONS)

@@ -110,6 +110,26 @@ def test_windows_score_every_token_once_with_enough_context(size, first, seq_len
     assert starts == [0]
 
 
+def test_few_windows_share_a_program_and_many_have_their_own(small, monkeypatch):
+  shapes = []
+
+  def score(config, params, inputs_BT, targets_BT):
+    shapes.append(inputs_BT.shape)
+    return -np.abs(targets_BT), np.zeros(targets_BT.shape)
+
+  monkeypatch.setattr(likelihood, '_score', score)
+  lengths = np.random.default_rng(0).integers(2, 900, 40)
+  many = [*lengths, *[100] * 300]
+  for numbers, programs in ((lengths, 1), (many, 2)):
+    shapes.clear()
+    stream = [likelihood.Window(i, np.full(n, i), 1) for i, n in enumerate(numbers)]
+    found = list(likelihood.run_windows(*small, iter(stream), batch_size=16, seq_len=1024))
+    assert sorted(key for key, _, _ in found) == list(range(len(numbers)))
+    for key, logprobs, _ in found:
+      np.testing.assert_array_equal(logprobs, np.full(numbers[key] - 1, -key))
+    assert len({*shapes}) == programs
+
+
 def test_bits_per_byte_against_numpy(small):
   docs = documents(2, 3, 40, 127, 128, 129, 130)
   got = bits_per_byte(*small, docs, batch_size=3, seq_len=200)

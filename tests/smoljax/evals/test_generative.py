@@ -7,6 +7,7 @@ import random
 import re
 import types
 
+import jax
 import numpy as np
 import pytest
 import scipy.stats
@@ -14,7 +15,7 @@ from goldens import make_gsm8k_verdicts as verdicts
 from goldens import make_lm_harness as models
 from helpers import tokenizers
 
-from smoljax import evals
+from smoljax import evals, sharding
 from smoljax.checkpoints import load
 from smoljax.data import chat_template, tokenizer
 from smoljax.evals import answers, problems, run, tasks, writing
@@ -49,7 +50,7 @@ def big(model):
 
 
 @pytest.mark.slow  # test_lm_harness has it at three sizes
-def test_what_is_written_depends_on_neither_batch_nor_order(model):
+def test_what_is_written_depends_on_neither_batch_nor_order_nor_devices(model, monkeypatch):
   rng = random.Random(0)
   prompts = [[rng.randrange(3, 320) for _ in range(rng.choice((3, 9, 30, 40)))] for _ in range(40)]
   rooms = [rng.choice((3, 20)) for _ in prompts]
@@ -57,6 +58,8 @@ def test_what_is_written_depends_on_neither_batch_nor_order(model):
     want = None
     for size in sizes:
       order = rng.sample(range(40), 40)
+      devices = jax.local_devices()[: 2 if size == 7 else 1]
+      monkeypatch.setattr(sharding, 'workers', lambda devices=devices: devices)
       found = dict(Writer(model, size).write(
         [prompts[i] for i in order], [rooms[i] for i in order], seeds=order, eos_ids=(2,),
         sampling=sampling, stops=('value',)))

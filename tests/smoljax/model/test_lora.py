@@ -2,15 +2,17 @@
 
 import dataclasses
 import functools
+import json
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+import safetensors.numpy
 from helpers.training import fit, tiny
 
 from smoljax import model, sharding
-from smoljax.checkpoints import load, store
+from smoljax.checkpoints import huggingface, load, store
 from smoljax.model import lora
 
 CONFIG = model.ModelConfig(
@@ -46,6 +48,42 @@ def test_training_begins_with_the_model_bit_for_bit_and_moves_one_side_first():
            for name, g in part.items()}
   assert len(found) == 14  # of seven matrices
   assert all((size == 0) == ('_in_' in name) for name, size in found.items()), found
+
+
+def test_the_folder_for_peft_says_the_same(tmp_path):
+  """By its own rule, W + alpha / r · B A, on the tensors of transformers."""
+  plain, adapters = dataclasses.replace(CONFIG, lora_rank=0), moved(ADAPTERS)
+  base, folder = str(tmp_path / 'base'), str(tmp_path / 'adapters')
+  huggingface.save_hf(plain, BASE, base, dtype='float32')
+  huggingface.save_peft(CONFIG, adapters, folder, base)
+  said = json.loads((tmp_path / 'adapters/adapter_config.json').read_text())
+  found = safetensors.numpy.load_file(f'{folder}/adapter_model.safetensors')
+  names = [k.removesuffix('.lora_A.weight') for k in found if k.endswith('.lora_A.weight')]
+  assert len(found) == 2 * len(names) == 2 * 7 * 2
+  before, after = (dict(huggingface.to_hf_tensors(plain, params, 'float32'))
+                   for params in (BASE, lora.merged(CONFIG, BASE, adapters)))
+  for name in names:
+    assert name.rpartition('.')[2] in said['target_modules']
+    w = f'{name.removeprefix("base_model.model.")}.weight'
+    a, b = found[f'{name}.lora_A.weight'], found[f'{name}.lora_B.weight']
+    assert a.shape[0] == b.shape[1] == said['r'] == 3
+    np.testing.assert_allclose(
+      before[w] + said['lora_alpha'] / said['r'] * b @ a, after[w], atol=1e-5)
+  with pytest.raises(ValueError, match='not finite'):
+    huggingface.save_peft(CONFIG, jax.tree.map(lambda x: x * np.nan, adapters), folder, base)
+
+
+@pytest.mark.slow
+def test_peft_reads_it(tmp_path):
+  peft, transformers = pytest.importorskip('peft'), pytest.importorskip('transformers')
+  base, folder, adapters = str(tmp_path / 'base'), str(tmp_path / 'adapters'), moved(ADAPTERS)
+  huggingface.save_hf(dataclasses.replace(CONFIG, lora_rank=0), BASE, base, dtype='float32')
+  huggingface.save_peft(CONFIG, adapters, folder, base)
+  theirs = peft.PeftModel.from_pretrained(
+    transformers.AutoModelForCausalLM.from_pretrained(base), folder)
+  logits = theirs(pytest.importorskip('torch').tensor(TOKENS)).logits.detach().numpy()
+  ours = model.apply(CONFIG, lora.joined(BASE, adapters), TOKENS).logits
+  np.testing.assert_allclose(logits, ours, atol=1e-4)
 
 
 @pytest.mark.slow
@@ -92,5 +130,8 @@ def test_a_run_keeps_its_adapters_alone_and_is_read_as_the_model_with_them(
   assert config.lora_rank == 0
   np.testing.assert_array_equal(before['embed_VD'], after['embed_VD'])
   assert np.abs(before['blocks']['attn']['q_DNH'] - after['blocks']['attn']['q_DNH']).max() > 1e-4
+  assert load.load_adapters(str(tmp_path / 'run'))[2] == base
+  with pytest.raises(ValueError, match='trained all parameters'):
+    load.load_adapters(base)
   expected = lora.merged(dataclasses.replace(config, lora_rank=2), before, adapters)
   jax.tree.map(lambda x, y: np.testing.assert_allclose(x, y, atol=1e-6), after, expected)

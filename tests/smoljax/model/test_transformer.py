@@ -133,7 +133,8 @@ def our_steps(case):
       name='adamw', clip='norm', no_decay=('embedding',), momentum_dtype='float32',
       schedule='constant',
       warmup_steps=0, warmup_fraction=0.0, decay_steps=0, decay_fraction=0.0, decay_shape='linear',
-      floor=0.0, **steps.OPTIMIZER),
+      floor=0.0, decay_timescale=0.0, cooldowns=(), power=0.0, power_steps=1, ramp=(),
+      hyperball=False, tail_steps=0, tail_weight=0.0, **steps.OPTIMIZER),
     params, steps.STEPS)
   params = jax.tree.map(jnp.asarray, params)
   guarding = base.get_config().guard

@@ -151,30 +151,33 @@ def test_the_gram_form_loses_little_in_float16(float16):
   assert np.linalg.norm(out - exact) < .05 * np.linalg.norm(exact)
 
 
-@pytest.mark.parametrize('tile', [(32, 64, 16, 4, 1), (64, 32, 16, 4, 1)])
-def test_half_of_a_symmetric_product_is_the_whole(tile):
+@pytest.mark.parametrize('tall, tile', [(False, (32, 64, 16, 4, 1)), (True, (64, 32, 16, 4, 1))])
+def test_half_of_a_symmetric_product_is_the_whole(tall, tile):
   rng = np.random.default_rng(9)
   x, add = (rng.standard_normal((2, 128, n)).astype(np.float32) for n in (48, 128))
   add += add.swapaxes(1, 2)
+  given = jnp.asarray(x.swapaxes(1, 2) if tall else x)
   out = np.asarray(symmetric.product(
-    jnp.asarray(x), jnp.asarray(x), jnp.asarray(add), factor=0.5, of_add=2.0, of_eye=3.0,
-    interpret=True, tile=tile))
+    given, given, jnp.asarray(add), factor=0.5, of_add=2.0, of_eye=3.0, tall=tall, interpret=True,
+    tile=tile))
   expected = 0.5 * x.astype(np.float64) @ x.swapaxes(1, 2) + 2 * add + 3 * np.eye(128)
   np.testing.assert_allclose(out, expected, atol=1e-5)
   np.testing.assert_array_equal(out, out.swapaxes(1, 2))
 
 
 @pytest.mark.parametrize('coefficients', ['pe5', 'gram5'])
-def test_newton_schulz_by_half_products_is_the_plain_one(coefficients, monkeypatch):
-  x = jnp.asarray(np.random.default_rng(10).standard_normal((2, 96, 64)), jnp.float32)
+@pytest.mark.parametrize('shape', [(2, 96, 64), (2, 64, 96)])
+def test_newton_schulz_by_half_products_is_the_plain_one(coefficients, shape, monkeypatch):
+  x = jnp.asarray(np.random.default_rng(10).standard_normal(shape), jnp.float32)
   iterate = lambda x: newton_schulz_lib.newton_schulz(x, coefficients, dtype=jnp.float32)
   expected, used = np.asarray(iterate(x)), []
 
-  def half(y, rows, add=None, factor=1.0, of_add=1.0, of_eye=0.0):
-    out = factor * jnp.einsum('BMK,BNK->BMN', y, rows) + of_eye * jnp.eye(y.shape[1])
+  def half(y, rows, add=None, factor=1.0, of_add=1.0, of_eye=0.0, tall=False):
+    out = factor * jnp.einsum('BKM,BKN->BMN' if tall else 'BMK,BNK->BMN', y, rows)
+    out += of_eye * jnp.eye(out.shape[1])
     return out if add is None else out + of_add * add
 
-  monkeypatch.setattr(symmetric, 'fits', lambda x: used.append(x.shape) or True)
+  monkeypatch.setattr(symmetric, 'fits', lambda x, tall=False: used.append(x.shape) or True)
   monkeypatch.setattr(symmetric, 'product', half)
   monkeypatch.setattr(jax.lax, 'platform_dependent', lambda *args, cuda, default: cuda(*args))
   np.testing.assert_allclose(np.asarray(iterate(x)), expected, atol=2e-4)
@@ -426,8 +429,8 @@ def test_equal_shapes_share_one_call(monkeypatch):
   tx = muon.scale_by_muon(VIEWS, **JORDAN)
   params = block(0)
   jax.eval_shape(tx.update, block(1), tx.init(params))
-  # q and o, k and v, and the MLP's three (down transposed), of three layers each.
-  assert sorted(shapes) == [(6, 16, 32), (6, 32, 32), (9, 32, 48)]
+  # q and o, k and v, gate and up, and down, of three layers each.
+  assert sorted(shapes) == [(3, 48, 32), (6, 32, 16), (6, 32, 32), (6, 32, 48)]
 
 
 def test_momentum_is_stored_in_its_dtype():

@@ -9,12 +9,15 @@ import pathlib
 import numpy as np
 import pytest
 import scipy.special
+import scipy.stats
 from conftest import REPOSITORY, run_commands
 from hypothesis import given
 from hypothesis import strategies as st
 
+from experiments.benchmarks import law_coverage
 from smoljax.report import scaling_page
 from smoljax.scaling import laws as laws_lib
+from smoljax.scaling import tasks as tasks_lib
 
 # Hoffmann et al.'s figure 4, digitised by Besiroglu et al. 2024 (analyzing-chinchilla of
 # epoch-research): parameters, FLOPs and loss of 245 runs.
@@ -132,6 +135,43 @@ def test_two_ladders_are_told_apart():
     laws_lib.differ(TRUE, b)
 
 
+def test_three_sizes_say_nothing_of_how_wrong_they_are():
+  """Their resamples are the sizes themselves: intervals had no width."""
+  n, d, loss = (x[:12] for x in planted(0.01))
+  fit = laws_lib.fit_chinchilla(n, d, loss, bootstrap=10)
+  assert laws_lib.predict(fit, 1e9, 2e10, force=True).high == math.inf
+  low, high = fit.intervals['alpha']
+  assert (low, high) == (-math.inf, math.inf)
+  four = laws_lib.fit_chinchilla(*(x[:16] for x in planted(0.01)), bootstrap=10)
+  told = laws_lib.predict(four, 1e9, 2e10, force=True)
+  assert math.isfinite(told.high) and told.high - told.low > 4 * four.spread * told.loss
+
+
+def test_a_resample_that_runs_away_does_not_overflow():
+  """Where sizes make next to no difference some resample's α grows without end."""
+  n = np.repeat(np.geomspace(1e8, 3e8, 5), 3)
+  d = n * np.tile([5, 20, 80], 5)
+  loss = 3 + 900 / d**0.3 + 0.05 * np.random.default_rng(11).standard_normal(15)
+  fit = laws_lib.fit_chinchilla(n, d, loss, bootstrap=20)
+  assert np.isfinite(fit.samples).all()
+  assert all(low < high for low, high in fit.intervals.values())
+
+
+@pytest.mark.slow
+def test_predictions_hold_what_they_say(monkeypatch):
+  """Of runs with noise, of the next budget, and as the law drifts from what was fitted."""
+  rng = np.random.default_rng(0)
+  monkeypatch.setattr(law_coverage, 'RESAMPLES', 30)
+  c = np.repeat(np.geomspace(1e18, 1e21, 7), 8)
+  n = np.concatenate([TRUE.optimal(b)[0] * np.geomspace(0.25, 4, 8) for b in c[::8]])
+  d = c / 6 / n
+  for drift in (0.0, 0.004):
+    loss = TRUE.loss(n, d) * np.exp(0.004 * rng.standard_normal(56) - drift * np.log10(c / 1e18))
+    found = law_coverage.measure(scaling_page.Points(n, d, loss, c, ''))
+    assert found['predicted'] == 40 and 0.8 <= found['all'] <= 1
+    assert found['parameters'] < 0.75 and found['half_width'] < 0.05
+
+
 # --- Approaches 1 and 2, power laws ---------------------------------------------------------------
 
 
@@ -195,6 +235,27 @@ def test_an_optimum_at_the_edge_is_none():
   assert found.params.exponents['flops'] == pytest.approx(TRUE.a, abs=0.02)
   with pytest.raises(ValueError, match='add sizes'):
     laws_lib.isoflop(c[10:], n[10:], TRUE.loss(n, c / 6 / n)[10:])
+
+
+def test_one_size_twice_at_a_budget_is_their_mean():
+  budgets = np.geomspace(1e18, 1e20, 4)
+  c = np.repeat(budgets, 6)
+  n = np.concatenate([TRUE.optimal(b)[0] * np.array([0.2, 0.5, 1, 1, 2, 5]) for b in budgets])
+  loss = TRUE.loss(n, c / 6 / n) * np.tile([1, 1, 1.001, 0.999, 1, 1], 4)
+  found = laws_lib.isoflop(c, n, loss)
+  assert found.params.exponents['flops'] == pytest.approx(TRUE.a, abs=0.02)
+  few = np.concatenate([np.arange(24)[:-6], [18, 20]])  # one budget has two sizes
+  assert len(laws_lib.isoflop(c[few], n[few], loss[few]).optima) == 3
+
+
+def test_two_optima_give_an_exponent_without_an_interval():
+  law = laws_lib.fit_power_law({'c': [1e18, 1e20]}, [1e8, 1e9])
+  assert law.exponents['c'] == pytest.approx(0.5) and law.intervals['c'] == (-math.inf, math.inf)
+  x, y = np.geomspace(1, 100, 6), np.array([1.1, 2.0, 4.5, 7.2, 17.0, 30.0])
+  found = scipy.stats.linregress(np.log(x), np.log(y))
+  half = scipy.stats.t.ppf(0.975, 4) * found.stderr
+  assert laws_lib.fit_power_law({'x': x}, y).intervals['x'] == pytest.approx(
+    (found.slope - half, found.slope + half))
 
 
 def test_the_envelope_of_curves():
@@ -346,6 +407,13 @@ def test_a_run_is_predicted_unseen(tmp_path):
   assert said[0].startswith('27: predicted 2.') and 'times the compute' in said[0]
 
 
+def test_of_rows_along_a_run_the_last_is_the_run(tmp_path):
+  path = tmp_path / 'runs.csv'
+  path.write_text('run,params,tokens,loss\na,1e6,2e8,3\na,1e6,1e8,4\nb,2e6,1e8,3.5\n')
+  assert list(scaling_page.read(str(path)).loss) == [3, 3.5]
+  assert len(scaling_page.read(str(path), curves=True).loss) == 3
+
+
 @pytest.mark.parametrize(('content', 'message'), [
   ('a,b\n1,2\n', 'columns for loss'), ('params,tokens,loss\n', 'no rows'),
   ('params,tokens,loss\n1,x,2\n', 'could not convert'),
@@ -361,11 +429,82 @@ def test_a_bad_csv_is_said(tmp_path, content, message):
 
 @pytest.mark.slow
 def test_the_command(tmp_path):
+  """What the library knows is asked by flags: tied laws, predictions, lifetimes, curves, tasks."""
   points = write_points(tmp_path / 'points.csv')
+  rows = list(csv.DictReader(points.open()))
+  bits = [0.8 * float(r['loss']) - 0.7 for r in rows]
+  for r, x in zip(rows, bits, strict=True):
+    r |= {'experiment': 'a', 'quiz bits': x, 'quiz': 1 - 0.75 / (1 + math.exp(-3 * (x - 1)))}
+  rows.append(rows[0] | {'experiment': 'b'})
+  wide = tmp_path / 'wide.csv'
+  with wide.open('w', newline='') as f:
+    out = csv.DictWriter(f, list(rows[0]))
+    out.writeheader()
+    out.writerows(rows)
   command = ['experiments.report', f'--output={tmp_path}/out', f'--scaling={points}']
-  far, good = run_commands([*command, '--flops=1e26'], [*command, '--flops=1e26', '--force'])
-  assert good.returncode == 0 and 'alpha = 0.3' in good.stdout, good.stderr
+  asked = ['experiments.report', f'--output={tmp_path}/all', f'--scaling={wide}']
+  far, every = run_commands(
+    [*command, '--flops=1e26'],
+    [*asked, '--rows=experiment=a', '--tied', '--predict=1e9:2e10', '--use=1e12', '--envelope',
+     '--flops=1e26', '--force', '--task=quiz:quiz bits'])
+  assert every.returncode == 0 and 'alpha = 0.3' in every.stdout, every.stderr
   assert far.returncode == 2 and 'times the largest run' in far.stderr
+  with pytest.raises(ValueError, match='one of a, b'):
+    scaling_page.read(str(wide))
+  told = next(csv.DictReader((tmp_path / 'all/predictions.csv').open()))
+  assert float(told['loss']) == pytest.approx(TRUE.loss(1e9, 2e10), rel=0.02)
+  assert float(told['low']) < float(told['loss']) < float(told['high'])
+  fit = {r['parameter']: float(r['value']) for r in csv.DictReader(
+    (tmp_path / 'all/fit.csv').open())}
+  assert fit['alpha'] == fit['beta']
+  task = next(csv.DictReader((tmp_path / 'all/tasks.csv').open()))
+  truth = 1 - 0.75 / (1 + math.exp(-3 * (0.8 * TRUE.loss(1e9, 2e10) - 0.7 - 1)))
+  assert float(task['accuracy']) == pytest.approx(truth, abs=0.05)
+  life = next(csv.DictReader((tmp_path / 'all/lifetimes.csv').open()))
+  assert 0 < float(life['saved']) < 1 and (tmp_path / 'all/envelope.csv').exists()
+  rates = next(csv.DictReader((tmp_path / 'all/rates.csv').open()))
+  assert float(rates['step: rate']) == pytest.approx(laws_lib.LAWS['step'](
+    float(rates['params']), float(rates['tokens']))[0])
+
+
+def test_a_table_says_its_budgets_repeats_and_rates(tmp_path):
+  """The budget column of a table is its own count of compute: N ∝ C^-.001 where 6 N D was taken."""
+  budgets = np.repeat(np.geomspace(1e18, 1e20, 5), 5)
+  n = np.concatenate([TRUE.optimal(b)[0] * np.geomspace(0.25, 4, 5) for b in budgets[::5]])
+  d = budgets / 6 / n / (1 + 5e7 / n)  # attention and head are counted too: 6 N D differs by size
+  path, said = tmp_path / 'runs.csv', []
+  with path.open('w', newline='') as f:
+    out = csv.writer(f)
+    out.writerow(['params', 'tokens', 'loss', 'budget', 'unique_tokens', 'lr'])
+    for i, (b, m, t) in enumerate(zip(budgets, n, d, strict=True)):
+      for rate, worse in ((1e-3, 0.02), (2e-3, 0.0)):
+        out.writerow([m, t, TRUE.loss(m, t) + worse, b, t, rate])
+      if i % 6 == 0:
+        of = laws_lib.DataConstrained(TRUE, 15.0, 5.0).loss(m, t, t / 8)
+        out.writerow([m, t, float(of), b, t / 8, 2e-3])
+  points = scaling_page.read(str(path))
+  page, fit = scaling_page.write(points, str(tmp_path / 'out'), bootstrap=10, log_line=said.append)
+  assert fit.alpha == pytest.approx(TRUE.alpha, rel=0.02)  # of what repeats nothing, at best rates
+  optima = list(csv.DictReader((tmp_path / 'out/optima.csv').open()))
+  assert [float(o['flops']) for o in optima] == pytest.approx(list(budgets[::5]))
+  (words,) = [x for x in said if x.startswith('best size by budget')]
+  assert 0.3 < float(words.split('N ∝ C^')[1].split()[0]) < 0.6
+  (words,) = [x for x in said if x.startswith('repeated data: R*')]
+  assert float(words.split()[-1]) > 0.98
+  html = pathlib.Path(page).read_text()
+  assert 'What epochs are worth' in html and 'Tuned alike?' in html
+  assert any('at 25 of 25 sizes and lengths the best learning rate' in x for x in said)
+
+
+def test_a_sigmoid_of_bits_is_found():
+  rng = np.random.default_rng(0)
+  bits = np.linspace(0.6, 1.6, 40)
+  accuracy = 0.95 - 0.68 / (1 + np.exp(-6 * (bits - 1.0)))
+  found = tasks_lib.fit_sigmoid(bits, accuracy + 0.005 * rng.standard_normal(40))
+  np.testing.assert_allclose(found(bits), accuracy, atol=0.015)
+  assert found.spread == pytest.approx(0.005, rel=0.5)
+  with pytest.raises(ValueError, match='needs six'):
+    tasks_lib.fit_sigmoid(bits[:5], accuracy[:5])
 
 
 def make_ladder(folder, c=1.0, **of_last):

@@ -380,7 +380,7 @@ def test_a_cache_resumes_is_checked_and_refuses_others(
   first = write(a_teacher, markov_corpora, tmp_path / 'a', monkeypatch)
   digest = lambda path: read_json(os.path.join(path, 'manifest.json'))['splits']
   # By other devices, stopped before publication, with a shard that was damaged: the same bytes.
-  monkeypatch.setattr(teacher_cache, '_devices', lambda: jax.local_devices()[1:3])
+  monkeypatch.setattr(sharding, 'workers', lambda: jax.local_devices()[1:3])
   again = write(a_teacher, markov_corpora, tmp_path / 'b', monkeypatch)
   path = again['web']
   assert digest(path) == digest(first['web'])

@@ -9,6 +9,7 @@ import sys
 from types import SimpleNamespace
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 from conftest import REPOSITORY, on_devices
@@ -20,6 +21,7 @@ from smoljax.checkpoints import store
 from smoljax.checkpoints.store import Checkpoints
 from smoljax.data.batches import make_stages
 from smoljax.train import loop, start, telemetry
+from smoljax.train.step import make_plan
 from smoljax.train.telemetry import Diverged
 
 
@@ -49,6 +51,22 @@ def test_stages_are_evaluated_before_and_after(markov_corpora, tmp_path):
   assert [r['step'] for r in rows if 'val/pdf/bpb' in r] == [0, 3, 6]
   told = [(r['step'], r['stage']) for r in rows if 'train/loss' in r]  # no row of two stages
   assert told == [(2, 'stable'), (3, 'stable'), (4, 'decay'), (6, 'decay')]
+
+
+def test_runs_of_all_lengths_have_one_program():
+  """So that what one compiled, the next reads from the cache (WORKDIR/xla)."""
+  programs = []
+  for tokens in (12 * 512, 700 * 512):
+    c = tiny(**{'train.tokens': tokens})
+    config, mesh = config_lib.model_config(c, 64), sharding.make_mesh(devices=jax.devices()[:1])
+    plan = make_plan(c, config, mesh)
+    ids = jax.ShapeDtypeStruct((8, 64), jnp.int32)
+    batch = dict.fromkeys(('inputs', 'targets', 'segment_ids', 'positions'), ids)
+    batch['source'] = jax.ShapeDtypeStruct((8,), jnp.int32)
+    with jax.set_mesh(mesh):
+      state = {'params': plan.params, 'opt_state': plan.opt_state}
+      programs.append(plan.step(2).lower(state, batch, None, plan.info.horizon).as_text())
+  assert programs[0] == programs[1]
 
 
 def test_a_save_has_its_memory_ready_once_for_each_part():
@@ -295,6 +313,7 @@ def test_skipped_steps_are_no_tokens_and_epochs_are_counted(markov_corpora, tmp_
   assert tokens == [2, 3, 5, 7, 9, 11] and result['tokens'] == 11 * 8 * 64
   assert [r['tokens'] // (8 * 64) for r in rows if 'val/pdf/loss' in r] == [0, 5, 11]
   assert rows[2]['time/skipped'] > 0 and 0.6 < rows[-2]['data/epochs/pdf'] < 1.1
+  assert 0 < rows[1]['data/unique'] < rows[-2]['data/unique'] <= rows[-2]['tokens']
   assert len([line for line in said if 'is gone through for the 1th' in line]) == 1
   with pytest.raises(ValueError, match=r'keep_best=.val/web/loss.: one of val/pdf/loss'):
     fit(tiny(**{'train.keep_best': 'val/web/loss', 'train.stages': c.train.stages}),
@@ -361,7 +380,8 @@ def test_a_parametrisation_scales_what_training_starts_from(markov_corpora, tmp_
   starts = {}
   for name in ('standard', 'completep'):
     c = tiny(**{'train.tokens': 8 * 64, 'optimizer.learning_rate': 0.0,
-                'parametrization': {'name': name, 'base_width': 16, 'base_depth': 2}})
+                'parametrization': {'name': name, 'base_width': 16, 'base_depth': 2,
+                                    'base_kv_heads': 1}})
     fit(c, markov_corpora, tmp_path / name)
     starts[name] = store.load_params(str(tmp_path / name))[1]
   plain, scaled = starts['standard'], starts['completep']

@@ -1,0 +1,57 @@
+"""How large may a batch be, and when? Branches of one run at several batches.
+
+  python -m experiments.sweep --config=configs/critical_batch.py --workdir=runs/critical_batch
+
+From checkpoints of one run at a constant learning rate training goes on for the same tokens with
+batches of 1, 2, 4 and 8 times the size, at the learning rate times the root of that, and cools down
+(arXiv 2505.23971). The largest batch whose loss is within the noise of the smallest's is the
+critical one there; `optimizer.ramp` of a run acts on it: ((0.0, 1), (share, times), …). The other
+estimate, from the gradients' variance, is `noise_scale` of a run's own page (diagnostics.every).
+"""
+
+from ml_collections import ConfigDict
+
+from configs import quickstart
+
+TOKENS = 1_024_000  # of the run, did it go to its end
+SHARES = (0.0625, 0.25, 0.5)  # of it, at which batches part
+WINDOW = 0.25  # of it, tokens of each branch
+TIMES = (1, 2, 4, 8)
+
+
+def get_config() -> ConfigDict:
+  """The quickstart's model with its smallest batch of one row of documents a step."""
+  c = quickstart.get_config()
+  c.name = 'critical_batch'
+  c.train.tokens = TOKENS
+  c.train.batch_tokens = 1024
+  c.train.stages = (dict(name='all', fraction=1.0, mixture=dict(web=0.8, pdf=0.2)),)
+  c.train.keep = 100
+  c.train.eval_every = 10_000  # at the end alone
+  c.train.log_every = 10
+  c.optimizer.learning_rate = 2e-3  # at this batch, half the quickstart's
+  c.optimizer.warmup_steps = 20
+  c.diagnostics.every = 50
+  c.eval.tasks = ()
+  c.sample.prompts = ()
+  c.train.checkpoint_every = round(TOKENS / c.train.batch_tokens * SHARES[0])
+  return c
+
+
+def sweep() -> list[dict]:
+  """The run that all branch off, and a branch for each batch and place."""
+  every = get_config().train.batch_tokens
+  steps = TOKENS // every
+  trunk = round(steps * SHARES[-1]) * every
+  points = [{'name': 'trunk', 'aside': True, 'train.tokens': trunk,
+             'optimizer.schedule': 'constant', 'optimizer.ramp': ((0.0, 1),)}]
+  for share in SHARES:
+    end = share + WINDOW
+    points += [{
+      'name': f'at {share:g}, batch x{times}', 'group': f'at {share:g}, batch x{times}',
+      'train.tokens': round(steps * end) * every,
+      'optimizer.decay_steps': round(steps * WINDOW / 2),
+      'train.branch_from': f'@trunk/checkpoints/{round(steps * share)}',
+      'optimizer.ramp': ((0.0, 1), (share / end, times)),
+    } for times in TIMES]
+  return points
