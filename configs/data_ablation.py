@@ -19,7 +19,8 @@ those). With corpora of your own give --config.eval.corpora="('NAME',)", and
 --config.tokenizer.path if they are tokens. The tokenizer is that of the clean corpora too.
 
 No run goes through its corpus twice (train.max_epochs), so that all see as many different tokens,
-which the page says; filters cost text, and a comparison with repeats is of amounts too. The
+which the page says; filters cost text, and a comparison with repeats is of amounts too. A corpus
+that is too small is refused: lower train.tokens, or give more (pdf50 needs more PDFs). The
 learning rate stays constant, so that a point of a curve is a run of that length, and tokens to a
 given loss compare.
 """
@@ -61,6 +62,7 @@ def get_config(arg: str = '') -> ConfigDict:
   c = quickstart.get_config()
   c.name = 'data_ablation'
   c.train.max_epochs = 1.0
+  c.train.tokens = 1_400_000  # a quarter of which are fewer than the quickstart's PDFs have
   c.train.eval_every = 40
   c.train.eval_documents = 64
   c.optimizer.schedule = 'constant'

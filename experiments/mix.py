@@ -299,14 +299,13 @@ class Mix:
     console.print(f'--config.train.stages="{tuple(stages)}"')
 
   def arms(self) -> Iterator[Run]:
-    """The runs that validate; with the larger model UniMax is left out."""
+    """The runs that validate."""
     decided = read_json(self.workdir / 'decision.json')
     for larger in (False, True)[:1 + bool(self.c.mix.larger)]:
       for name, mixture in decided['arms'].items():
-        if not (larger and name == 'unimax'):
-          for i in range(self.c.mix.seeds):
-            yield Run(f'arm{"_larger" * larger}-{name}-{i}', np.array(mixture),
-                      1000 * self.c.seed + 900 + i, larger)
+        for i in range(self.c.mix.seeds):
+          yield Run(f'arm{"_larger" * larger}-{name}-{i}', np.array(mixture),
+                    1000 * self.c.seed + 900 + i, larger)
 
   def validate(self) -> bool:
     """Trains the arms."""
