@@ -137,7 +137,7 @@ def get_config() -> ConfigDict:
   c.model.mtp_depth = placeholder(int)  # how many
   c.model.attention = 'auto'  # implementation: auto | xla | cudnn | splash
   c.model.dtype = 'bfloat16'  # compute dtype; master weights are float32
-  c.model.fp8 = False  # the blocks' products in 8-bit floats: faster on NVIDIA GPUs since Hopper
+  c.model.fp8 = False  # the MLP's products in 8-bit floats: faster on NVIDIA GPUs since Hopper
   c.model.remat = placeholder(str)  # kept for the backward pass: none = all | full = nothing | …
   c.model.lora_rank = 0  # of adapters, trained in place of train.init_from's matrices; 0 = none
   c.model.lora_alpha = 32.0  # they add alpha / rank times their product

@@ -36,7 +36,7 @@ def get_config() -> ConfigDict:
   # steps of warm-up, weight decay or factor on the initialisation); model: changes to the model.
   ball = dict(init='hf')  # what could not grow must not begin small: o and down as the others
   adamw = (4e-3, 64, 0.2)
-  muon = (8e-3, 16, 0.4)
+  muon = (16e-3, 16, 0.8)  # the best of a first round, as NorMuonH's below
   c.contestants = ConfigDict(dict(
     muon=dict(title='Muon', settings=dict(name='muon'), start=muon),
     muon_heads=dict(title='Muon by head, cautious decay, tail average', settings=heads, start=muon),
@@ -44,14 +44,14 @@ def get_config() -> ConfigDict:
                        start=muon),
     normuonh_heads=dict(
       title='NorMuonH by head, tail average', settings=even | dict(hyperball=True),
-      start=(16e-3, 16, 2.0), model=ball),
+      start=(32e-3, 16, 2.0), model=ball),
     normuon_all=dict(
       title='NorMuon by head in q, k, v and o, cautious decay, tail average',
       settings=even | dict(muon=even['muon'] | dict(per_head='all')), start=muon),
     adamw=dict(title='AdamW', settings=dict(name='adamw'), start=adamw),
     adamh=dict(title='AdamH', settings=dict(name='adamw', hyperball=True), start=(8e-3, 64, 2.0),
                model=ball),
-    muonh=dict(title='MuonH', settings=dict(name='muon', hyperball=True), start=(16e-3, 16, 2.0),
+    muonh=dict(title='MuonH', settings=dict(name='muon', hyperball=True), start=(32e-3, 16, 2.0),
                model=ball),
     adamuon=dict(title='AdaMuon', settings=dict(name='muon', muon=dict(adamuon=0.999)), start=muon),
     muonclip=dict(title='MuonClip, τ = 20', settings=dict(name='muon'), start=muon,

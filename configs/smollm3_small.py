@@ -34,6 +34,7 @@ CORPORA = ('manuals', 'papers', 'code', 'mathematics')
 # Of the corpora above, in pretraining's three stages; SmolLM3's code and mathematics rise alike.
 MIXTURES = ((0.70, 0.15, 0.12, 0.03), (0.62, 0.15, 0.14, 0.09), (0.48, 0.16, 0.23, 0.13))
 FRACTIONS = (0.731, 0.158, 0.111)
+ASKED = ('sums', 'rewriting', 'dialogues', 'modes', 'instructions')  # of the tuned models
 
 
 def get_config(arg: str = '') -> ConfigDict:
@@ -85,7 +86,7 @@ def stages(data: str, teacher: str = '') -> tuple[dict[str, Any], ...]:
     'train.batch_tokens': 65_536, 'optimizer.floor': 0.1, 'optimizer.clip_norm': 0.2,
     'optimizer.b2': 0.999, 'optimizer.weight_decay': 0.0, 'optimizer.warmup_fraction': 0.03,
     'eval.corpora': ('conversations', *CORPORA),
-    'eval.tasks': ('sums', 'rewriting', 'dialogues', 'modes', 'instructions')}
+    'eval.tasks': ASKED}
   mid = chats | {
     'name': 'mid', 'train.init_from': '@long', 'conversations.input': f'{data}/thoughts/*.jsonl',
     'train.stages': single('mid', {'conversations': 0.8} | {
@@ -104,5 +105,5 @@ def stages(data: str, teacher: str = '') -> tuple[dict[str, Any], ...]:
     'name': 'soup', 'merge.models': '@apo,@mid', 'merge.weights': (0.9, 0.1),
     'conversations.input': f'{data}/chats/*.jsonl',
     'train.stages': single('soup', {'conversations': 1.0}),
-    'eval.tasks': (*chats['eval.tasks'], 'ruler'), 'export.gguf': True, 'export.chat': True}
+    'eval.tasks': (*ASKED, 'ruler'), 'export.gguf': True, 'export.chat': True}
   return first, longer, mid, tuned, preferred, soup

@@ -24,9 +24,12 @@ autodoc_mock_imports = ['lm_eval', 'torch', 'transformers', 'wandb', 'llama_cpp'
 suppress_warnings = ['ref.python', 'myst.xref_missing']
 autodoc_member_order, autodoc_typehints, myst_heading_anchors = 'bysource', 'signature', 3
 # Docstrings are plain text with Markdown's backquotes, not reStructuredText.
+def line_of(text):
+  parts = re.split(r'`([^`\\s](?:[^`]*[^`\\s])?)`', text)
+  return ''.join('\\\\ ``' + x + '``\\\\ ' if i % 2 else re.sub(r'([*_|`\\\\])', r'\\\\\\1', x)
+                 for i, x in enumerate(parts))
 def plain(app, what, name, obj, options, lines):
-  lines[:] = ['| ' + re.sub(r'([*_|])', r'\\\\\\1', line) if line.strip() else ''
-              for line in lines]
+  lines[:] = ['| ' + line_of(line) if line.strip() else '' for line in lines]
 def setup(app):
   app.connect('autodoc-process-docstring', plain)
 '''

@@ -75,7 +75,7 @@ def conversations(what: Chains, seed: int = 0) -> Iterator[dict[str, Any]]:
     language = rng.choice(what.languages)
     thinks = what.mode == 'think' or (what.mode == 'both' and rng.random() < 0.5)
     messages: list[dict[str, Any]] = [{'role': 'system', 'content': what.system}]
-    turns = 1 if what.pairs else rng.randint(1, what.turns)
+    turns, draw = 1 if what.pairs else rng.randint(1, what.turns), None
     for turn in range(turns):
       draw = _draw(what, rng, language, f'{seed}/{i}/{turn}', asked)
       question, reply = _turn(what, rng, draw, thinks)

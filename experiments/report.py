@@ -134,7 +134,7 @@ def _scaling(source: str) -> str:
     raise ValueError('where to? Give --output=DIR')
   rows = {k: v for k, _, v in (x.partition('=') for x in _ROWS.value)}
   read = functools.partial(scaling_page.read, embedding=_EMBEDDING.value)
-  points = read(source, rows=rows)
+  points = read(source, rows=rows, curves=_ENVELOPE.value)
   asked = scaling_page.Asked(
     flops=[_positive('flops', x) for x in _FLOPS.value], predict=[_run(x) for x in _PREDICT.value],
     use=_USE.value, force=_FORCE.value, tied=_TIED.value, envelope=_ENVELOPE.value)
@@ -147,7 +147,8 @@ def _scaling(source: str) -> str:
   page, fit = scaling_page.write(
     points, _OUTPUT.value, asked, against=read(_AGAINST.value) if _AGAINST.value else None,
     tasks=tasks, log_line=print)
-  ends = {k: f' ({low:.4g} to {high:.4g})' for k, (low, high) in fit.intervals.items()}
+  ends = {k: f' ({low:.4g} to {high:.4g})' if high < float('inf') else ''
+          for k, (low, high) in fit.intervals.items()}
   print(f'{len(points.loss)} runs; {points.convention}')
   print('  '.join(f'{k} = {getattr(fit, k):.5g}{ends.get(k, "")}'
                   for k in ('E', 'A', 'B', 'alpha', 'beta', 'a')))

@@ -38,8 +38,8 @@ def stages(
     isinstance(row, Mapping | ConfigDict) for row in c.series):
     raise ValueError(f'--config.series={c.series!r}: give a tuple of dicts, a name and fields each')
   rows = [dict(row) for row in c.series]
-  names = [row.get('name') for row in rows]
-  if not all(isinstance(name, str) and name == sweep.name_of(row) for name, row in zip(
+  names = [str(row.get('name')) for row in rows]
+  if not all('name' in row and name == sweep.name_of(row) for name, row in zip(
       names, rows, strict=True)) or len({*names}) < len(names):
     raise ValueError(f'--config.series: its stages are called {names}: give each a name of its own')
   if taken := {*names} & {'steps', 'report', 'config.json', 'summary.json', 'evals'}:

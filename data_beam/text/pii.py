@@ -41,12 +41,13 @@ _COUNTED = (r'v|vers?|versi[oó]n(?:es|en|s|i|e)?|vers(?:ão|ões)|fassung|relea
             r'chap(?:ters?|itres?)?|cap(?:[ií]tul?o(?:s|lo)?)?|clauses?|articles?|art|art[ií]culos?|'
             r'articol[oi]|artigos?|paragraph(?:en|e|s)?|para|fig(?:ures?|uras?)?|abbildung|tab(?:les?|'
             r'elle)?|appendix|annex(?:es)?|anhang|steps?|items?|rules?|requirements?|req|parts?|'
-            r'theorem|lemma|definition|equation|eq')
+            r'theorem|lemma|definition|equation|eq|ch|schedule|regulations?')
 _AND = r'(?:[,;/&–-]|and|or|to|through|und|oder|bis|et|ou|à|y|o|e)'
-_BEFORE = re.compile(
-  rf'(?:(?<!\w)(?:{_COUNTED})(?!\w)|§|№)[\s.:=#(\[]*(?:(?:is|number|no\.|nr\.)\s)?[v(]?'
-  rf'(?:v?\d+(?:\.\d+)+\s?{_AND}\s(?:{_AND}\s)?)*v?$'
-  r'|\w[=~!<>]=$|(?<![\w./:-])[A-Za-z][\w+]*/$|[A-Za-z]-$', re.I)
+_COUNTS = re.compile(rf'(?:sub-?)?(?:{_COUNTED})|§+|№', re.I)
+_OTHERS = re.compile(rf'(?:v?\d+(?:\.\d+)+\s?{_AND}\s(?:{_AND}\s)?)+v?$', re.I)   # 1.2.3.4 and …
+_BEFORE = re.compile(r'([^\W\d_]+(?:-[^\W\d_]+)?|[§№]+)[\s.:=#(\[]*'
+                     r'(?:(?:is|number|no\.|nr\.)\s)?v?$', re.I)
+_JOINED = re.compile(r'\w[=~!<>]=$|(?<![\w./:-])[A-Za-z][\w+]*/$|[A-Za-z]-$')
 _HEADING = re.compile(r'[ \t]+([^\W\d_])')
 
 # International numbers (+49 30 1234567), and national ones that are marked by brackets or a word.
@@ -182,9 +183,12 @@ def _replace_ip(match: re.Match) -> str:
 def _is_counted(match: re.Match) -> bool:
   """Whether four numbers are those of a version or a section."""
   text, start = match.string, match.start()
-  before = text[max(0, start - 60):start].rpartition('\n')[2]   # the line, as far as it matters
-  if _BEFORE.search(before):
+  before = text[max(0, start - 60):start]
+  others = _OTHERS.search(before)
+  word = _BEFORE.search(before[:others.start()] if others else before)
+  if (word and _COUNTS.fullmatch(word[1])) or _JOINED.search(before):
     return True
+  before = before.rpartition('\n')[2]        # its line
   title = _HEADING.match(text, match.end())   # of a section: small numbers before it on its line
   return (not before.strip('# \t') and title is not None and title[1].isupper()
           and max(map(int, match.group().split('.'))) <= 20)

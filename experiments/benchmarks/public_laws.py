@@ -6,8 +6,12 @@
 
 Writes OUTPUT/olmo.csv and OUTPUT/gadre.csv, which `experiments.report --scaling` reads too:
 
-  python -m experiments.report --scaling=tables/olmo.csv --rows=ladder=760M --output=page \
-    --predict=6887575552:3945065873408 --force --task='hellaswag accuracy:hellaswag bits'
+  python -m experiments.report --scaling=tables/olmo.csv --rows=to_760M=1 --output=page \
+    --predict=1279395840:255895535616
+  python -m experiments.report --scaling=tables/olmo.csv --rows=to_3B=1 --output=page \
+    --predict=6887575552:3945065873408 --force
+  python -m experiments.report --scaling=tables/olmo.csv --rows=paper=1 --output=page \
+    --predict=6887575552:3945065873408 --force --task='piqa_val accuracy:piqa_val bits'
 
 OLMo's ladder (arXiv:2412.04403, C4): of the runs to 760M the law predicts those of 1.3B; of all to
 3.2B the annealed 7B-4T. Gadre et al. (arXiv:2403.08540, C4's validation): of the runs to 412M laws
@@ -36,7 +40,8 @@ _C4 = 'eval/c4_en-validation/CrossEntropyLoss'
 
 
 def olmo_rows(folder: pathlib.Path) -> Iterator[dict]:
-  """A row for each checkpoint; `loss` and `ladder` only where it is the last of its run."""
+  """A row for each checkpoint; `to_760M` and `to_3B` say of which sizes it is, `paper` what OLMo's
+  paper fits tasks on."""
   files = [(f, _OLMO[f.name.split('-')[0]], f.name.split('-')[0]) for f in folder.glob('*xC.csv')]
   files += [(folder / f'{name}.csv', n, 'target') for name, n in _BIG.items()]
   for file, params, ladder in sorted(files):
@@ -45,8 +50,10 @@ def olmo_rows(folder: pathlib.Path) -> Iterator[dict]:
     for r in kept:
       tokens = float(r.get('throughput/total_tokens') or 0) or (
         float(r['_step']) * float(r['batch_size_in_tokens']))
-      row = {'run': file.stem, 'params': params, 'tokens': tokens, 'ladder': ladder,
-             'final': int(r is kept[-1]), 'loss': float(r[_C4])}
+      row = {'run': file.stem, 'params': params, 'tokens': tokens, 'loss': float(r[_C4]),
+             'final': int(r is kept[-1]), 'ladder': ladder, 'to_760M': int(params < 1e9),
+             'to_3B': int(ladder != 'target'),
+             'paper': int(params < 2e9 and '0.5xC' not in file.stem)}
       for task in _TASKS:
         row[f'{task} accuracy'] = r.get(f'eval/downstream/{task}_rc_5shot_len_norm', '')
         row[f'{task} bits'] = r.get(f'eval/downstream_bpb/{task}_rc_5shot_bpb', '')
@@ -86,7 +93,7 @@ def _olmo(rows: list[dict], path: pathlib.Path) -> dict:
   task_errors = {}
   for task in _TASKS:
     law = scaling_page.read_task(
-      str(path), f'{task} accuracy', f'{task} bits', rows={'role': 'fit'}, bootstrap=100)
+      str(path), f'{task} accuracy', f'{task} bits', rows={'paper': '1'}, bootstrap=100)
     for r in of('target'):
       told = law.predict(r['params'], r['tokens'], force=True)
       actual = float(r[f'{task} accuracy'])
@@ -114,9 +121,6 @@ def main(argv: Sequence[str] | None = None) -> None:
     rows = list(rows_of(folder))
     if not rows:
       parser.error(f'--{name}={folder}: no runs there')
-    if name == 'olmo':  # tasks are fitted on what OLMo's paper fits them on
-      rows = [r | {'role': 'fit' if r['ladder'] not in ('3B', 'target') and '0.5xC' not in r['run']
-                   else ''} for r in rows]
     path = args.output / f'{name}.csv'
     with open(path, 'w', newline='', encoding='utf-8') as f:
       out = csv.DictWriter(f, list(rows[0]))

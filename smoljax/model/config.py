@@ -106,7 +106,7 @@ class ModelConfig:
   init: str = 'nanotron'  # 'nanotron': o and down get init_std / sqrt(2 L); 'hf': all init_std
   init_std: float = 0.02
   dtype: str = 'bfloat16'  # of the computation; parameters stay fp32
-  fp8: bool = False  # the blocks' products in 8-bit floats: NVIDIA since Hopper (see fp8.py)
+  fp8: bool = False  # the MLP's products in 8-bit floats: NVIDIA since Hopper (see fp8.py)
   remat: str = 'none'  # saved for the backward pass: none (all), full (nothing), dots, qkv+ctx+…
   lora_rank: int = 0  # of adapters that are trained in place of the matrices (lora.py); 0 = none
   lora_alpha: float = 32.0  # α: what they add is scaled by α / rank

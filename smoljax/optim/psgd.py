@@ -10,6 +10,7 @@ track, where it stands on a hyperball (optimizer.hyperball). Factors are float32
 whole on every device, as in soap.py: for comparison at small sizes.
 """
 
+import functools
 import zlib
 from collections.abc import Mapping
 from typing import NamedTuple
@@ -69,8 +70,9 @@ def scale_by_psgd(
       # The first gradient sets the scale; what it is is found by the descent.
       fourth = jnp.mean(m_BIO**4, axis=(1, 2), keepdims=True)
       scale = jnp.where(state.count == 0, jnp.maximum(fourth, 1e-24) ** (-1 / 32), 1.0)
-      q0, q1 = jax.vmap(lambda *of: descend(*of, rate))(
-        scale * factors[short], scale * factors[long], *probes(name, state.count, m_BIO))
+      noisy_BIO, v_BIO = probes(name, state.count, m_BIO)
+      q0, q1 = jax.vmap(functools.partial(descend, rate=rate))(
+        scale * factors[short], scale * factors[long], noisy_BIO, v_BIO)
       factors[short], factors[long] = q0, q1
       left, right = (jnp.swapaxes(q, 1, 2) @ q for q in (q0, q1))
       home = lambda x, like: reshard(x, spec_of(like)).astype(like.dtype)

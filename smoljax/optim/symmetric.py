@@ -17,7 +17,7 @@ import numpy as np
 from smoljax.model.attention import decode
 
 # Rows and columns of a tile, places summed over at once, warps, stages of the pipeline.
-TILE = (128, 256, 64, 8, 3)
+TILE = (128, 128, 64, 4, 4)
 
 
 def fits(x_BMK: jax.Array, tall: bool = False) -> bool:

@@ -53,7 +53,8 @@ class Points:
 
 
 def read(
-  source: str, *, embedding: bool = False, rows: Mapping[str, str] | None = None
+  source: str, *, embedding: bool = False, rows: Mapping[str, str] | None = None,
+  curves: bool = False,
 ) -> Points:
   """Reads a CSV file, or the finished runs under a folder: of a sweep, or workdirs in it.
 
@@ -63,18 +64,19 @@ def read(
   Args:
     embedding: parameters of runs count the embedding too. A CSV says what it says.
     rows: column → value: only these rows of a CSV.
+    curves: rows of a CSV that have the same `run` are all taken, not the last of them alone.
   Raises:
     OSError, ValueError: no such file, a column is missing, or there is no finished run.
   """
   path = pathlib.Path(source)
   if path.is_file():
-    return _read_csv(path, rows or {})
+    return _read_csv(path, rows or {}, curves)
   if rows:
     raise ValueError(f'{source}: rows are chosen of a CSV file')
   summaries = sorted({*path.glob('summary.json'), *path.glob('*/summary.json'),
                       *path.glob('points/*/summary.json')})
   laws = json.loads((path / 'laws.json').read_text()) if (path / 'laws.json').exists() else {}
-  found, unseen, recipes = [], [], {}
+  found, rates, unseen, recipes = [], [], [], {}
   for file in summaries:
     s, name = json.loads(file.read_text()), file.parent.name
     if 'validation' in s.get('loss', {}) and (not laws or name in laws):
@@ -83,6 +85,7 @@ def read(
       row = (n, s['tokens']['trained'], s['loss']['validation'], s['flops'])
       if not laws or laws.get(name) == 'fit':
         found.append(row)
+        rates.append(_rate(file.parent / 'config.json'))
       elif laws.get(name) == 'predict':
         unseen.append((name, *row))
   if not found:
@@ -91,10 +94,19 @@ def read(
   return Points(params, tokens, loss, flops, (
     f'N {"with" if embedding else "without"} embeddings; C = FLOPs as counted by '
     'ModelConfig.flops_per_token, head and attention included'), tuple(unseen),
-    _other_recipes(recipes, {name for name, *_ in unseen}))
+    _other_recipes(recipes, {name for name, *_ in unseen}),
+    rate=np.array(rates, float) if None not in rates else None)
 
 
-def _read_csv(path: pathlib.Path, only: Mapping[str, str]) -> Points:
+def _rate(config: pathlib.Path) -> float | None:
+  """The learning rate of a run that published laws of rates are about: AdamW's, without muP."""
+  c = json.loads(config.read_text()) if config.exists() else {}
+  optimizer = c.get('optimizer', {})
+  plain = c.get('parametrization', {}).get('name', 'standard') == 'standard'
+  return optimizer.get('learning_rate') if plain and optimizer.get('name') == 'adamw' else None
+
+
+def _read_csv(path: pathlib.Path, only: Mapping[str, str], curves: bool) -> Points:
   with open(path, newline='', encoding='utf-8') as f:
     reader = csv.DictReader(f)
     rows = list(reader)
@@ -127,7 +139,11 @@ def _read_csv(path: pathlib.Path, only: Mapping[str, str]) -> Points:
     columns[missing] = (6 * others[0] * others[1] if missing == 'flops'
                         else columns['flops'] / (6 * others[0]))
     convention += f'; {missing} from C = 6 N D'
-  return Points(convention=convention, **columns, **besides)
+  points = Points(convention=convention, **columns, **besides)
+  last: dict[str, int] = {}
+  for i in np.argsort(points.tokens, kind='stable') if 'run' in names and not curves else ():
+    last[rows[i]['run']] = i
+  return points[np.sort(list(last.values()))] if last else points
 
 
 # What a law is a law of: these sections and fields of a config. Sizes, lengths, learning rates and
@@ -412,9 +428,9 @@ def _repeated(
 ) -> str:
   if again is None or not len(again.loss):
     return ''
-  both = [np.concatenate([getattr(p, k), getattr(again, k)])
-          for k in ('params', 'tokens', 'unique', 'loss')]
-  law = laws_lib.fit_data_constrained(*both, fit, bootstrap=min(bootstrap, 50))
+  n, d, unique, loss = (np.concatenate([getattr(p, k), getattr(again, k)])
+                        for k in ('params', 'tokens', 'unique', 'loss'))
+  law = laws_lib.fit_data_constrained(n, d, unique, loss, fit, bootstrap=min(bootstrap, 50))
   log_line(f'repeated data: R* of tokens {law.repeat_tokens:.1f}, of parameters '
            f'{law.repeat_params:.1f}, R² {law.r2:.3f}')
   return scaling_plans.repeated(law, len(again.loss), len(p.loss), site)

@@ -143,7 +143,7 @@ def tuning(
     rates: (N, D) → (learning rate, loss) of its runs, where they are known.
   """
   said = []
-  edges = [(n, d, best) for (n, d), runs in rates.items() if len(tried := {r for r, _ in runs}) > 2
+  edges = [(n, d, best) for (n, d), runs in rates.items() if len(tried := {r for r, _ in runs}) > 1
            and (best := min(runs, key=lambda x: x[1])[0]) in (min(tried), max(tried))]
   if edges:
     n, d, best = edges[0]

@@ -82,8 +82,10 @@ class Fit:
       return {}
     found = {}
     for name, (middle, half, logs) in self._halves().items():
-      ends = middle - half, middle + half
-      found[name] = tuple(math.exp(min(x, 700)) for x in ends) if logs else ends
+      low, high = middle - half, middle + half
+      found[name] = low, high
+      if logs:
+        found[name] = math.exp(low), math.exp(high) if high < 700 else math.inf
     return found
 
   def _halves(self) -> dict[str, tuple[float, float, bool]]:
@@ -305,7 +307,7 @@ def _halves(fit: Fit, params: float, tokens: float, flops: float) -> tuple[float
     t = _t(fit.sizes - 3, 1 - tail)
     return t * error, t * error
   below = above = float(scipy.special.ndtri(1 - tail))
-  for scores in (fit.scores, fit.size_scores if params > fit.most_params else ()):
+  for scores in (fit.scores, fit.size_scores)[: 2 if params > fit.most_params else 1]:
     if (n := len(scores)) >= 1 / tail - 1:
       rank = math.ceil((1 - tail) * (n + 1)) - 1
       low, high = (float(np.sort(x)[rank]) for x in (-scores, scores))

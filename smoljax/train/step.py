@@ -7,7 +7,6 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-import optax
 
 from smoljax import distributed, model, optim, sharding
 from smoljax.data.batches import learned
@@ -86,7 +85,6 @@ def make_train_step(
   `update_norm` over all leaves, `clip_kept` (see clipping.ClipState), `guard` (the report of
   guard.judge); `max_logits_LN` and, with `leaves`, those of diagnostics.leaves if asked for.
   """
-  optimizer = optax.with_extra_args_support(optimizer)
   faults = guard.parse_faults(guard_config.inject)
   tau = qk_clip.tau if qk_clip else 0.0
   slower = tau and qk_clip.rule == 'rates'
@@ -107,7 +105,8 @@ def make_train_step(
       clipped = float32(grads)
       if slower and clip_norm:
         clipped = qk_clip_grads(clipped, aux['max_logits_LN'], tau, clip_norm)
-      updates, new_opt_state = optimizer.update(clipped, opt_state, params, horizon=horizon)
+      given = {'horizon': horizon} if horizon else {}
+      updates, new_opt_state = optimizer.update(clipped, opt_state, params, **given)
       updates = jax.tree.map(lambda u: u * lr_scale, updates)
       updates = guard.inject(faults, 'updates', number, updates)
       if slower:

@@ -3,6 +3,7 @@
 import functools
 import http.server
 import importlib.util
+import json
 import os
 import pathlib
 import subprocess
@@ -13,6 +14,9 @@ import pytest
 from conftest import REPOSITORY
 from helpers import warc
 from helpers.quickstart import SMALL
+
+from data_beam import tables
+from data_beam.options import ImportOptions
 
 SECRET = 'Pl4ntedSecretValue'
 FLAGS = [
@@ -96,16 +100,19 @@ def test_planted_secrets_are_in_no_file(run, host, tmp_path):
 
 
 @pytest.mark.slow
-def test_a_sweep_and_a_search_keep_them(run, host, tmp_path):
+def test_a_sweep_and_a_search_keep_them(host, tmp_path):
   """Of points whose fields have them, in names of folders and in what is said too."""
   recipe = tmp_path / 'recipe.py'
   recipe.write_text("""
 from configs.quickstart import get_config
 space = lambda: {'optimizer.learning_rate': ('log', 1e-3, 1e-2)}
 """)
-  [corpus] = run[0].glob('corpora/web')
-  given = [str(recipe), f'--config.corpora=web={corpus}',
-           "--config.train.stages=({'name':'all','fraction':1.0,'mixture':{'web':1.0}},)"]
+  rows = tmp_path / 'rows.jsonl'
+  rows.write_text(''.join(
+    json.dumps({'text': '\n\n'.join(warc.article(i))}) + '\n' for i in range(120)))
+  corpus = tables.import_tables([str(rows)], str(tmp_path), 'mine', ImportOptions(num_shards=1))
+  given = [str(recipe), f'--config.corpora=mine={corpus}', '--config.train.tokens=20480',
+           "--config.train.stages=({'name':'all','fraction':1.0,'mixture':{'mine':1.0}},)"]
   for module, flags in {
     'experiments.sweep': ['--grid', f'eval.data=https://{host}/a?token={SECRET},https://b/'],
     'experiments.search': ['--trials=1'],

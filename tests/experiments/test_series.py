@@ -172,7 +172,7 @@ def test_the_small_recipe_in_miniature(tmp_path):
   (tmp_path / 'shrunk.py').write_text(SHRUNK)
   command = [sys.executable, '-m', 'experiments.run', f'--config={tmp_path}/shrunk.py:data='
              f'{tmp_path}/data', f'--workdir={tmp_path}/work']
-  first = subprocess.run(command, cwd=REPOSITORY, capture_output=True, text=True, timeout=900)
+  first = subprocess.run(command, cwd=REPOSITORY, capture_output=True, text=True, timeout=2400)
   logs = ''.join(p.read_text()[-2000:] for p in tmp_path.glob('work/*/log.txt'))
   assert first.returncode == 0, first.stdout + first.stderr + logs
   summary = json.loads((tmp_path / 'work/summary.json').read_text())
@@ -182,5 +182,5 @@ def test_the_small_recipe_in_miniature(tmp_path):
   assert (tmp_path / 'work/soup/model.gguf').stat().st_size > 100_000
   assert (tmp_path / 'work/soup/export/chat_template.jinja').exists()
   steps = {p.name for p in (tmp_path / 'work/steps').iterdir()}
-  again = subprocess.run(command, cwd=REPOSITORY, capture_output=True, text=True, timeout=900)
+  again = subprocess.run(command, cwd=REPOSITORY, capture_output=True, text=True, timeout=2400)
   assert again.returncode == 0 and steps == {p.name for p in (tmp_path / 'work/steps').iterdir()}

@@ -99,7 +99,8 @@ def test_pii_examples():
   'as in sections 3.2.1.4, 3.2.1.5 and 4.1.1.2', '3.2.1.4 Formation of compounds',
   'Chrome/99.0.1.2', 'firmware: 8.8.4.4', 'requests==2.0.1.4', 'libfoo-1.2.3.4',
   'siehe Abschnitt 12.2.3.1',
-  'release v2.10.3.1', 'foo_1.2.3.4', '8.8.4.4-rc1', 'setup-9.1.2.3.exe', 'la versión 9.1.2.3',
+  'release v2.10.3.1', 'in subsection\n3.2.1.4 of', 'foo_1.2.3.4', '8.8.4.4-rc1',
+  'setup-9.1.2.3.exe', 'la versión 9.1.2.3',
   'icon@2x.png', 'img/a@3x.webp', 'react@18.2.0', 'std::a::b', '10:30:00', '2a:00:14:50:40:01',
   '2001:db8::1', 'fe80::1', '2001:xyz::1'])
 def test_what_is_no_address_stays(text):
