@@ -43,7 +43,6 @@ import xxhash
 from data_beam import records
 from data_beam.beam_options import is_beams, pipeline_options
 from data_beam.command_line import Parser, complain
-from data_beam.curation import Each
 from data_beam.dedup.exact import with_metadata
 from data_beam.records import Document, Reject
 from data_beam.sources.files import expand
@@ -328,15 +327,22 @@ def scoring(options: Any) -> list[tuple[str, beam.PTransform]]:
     return []
   for path in options.quality:
     load(path)      # says at once what is wrong with it
-  return [('quality', Each(_judge_quality, options.quality, options.quality_least))]
+  return [('quality', _Judge(options.quality, options.quality_least))]
 
 
-def _judge_quality(
-  document: Document, models: Sequence[str], least: float | None,
-) -> Iterator[Document | Reject]:
-  document = score(document, models)
-  reason = _below(document, least)
-  yield Reject(document, 'quality', reason) if reason else document
+class _Judge(beam.PTransform):
+  """PCollection[Document] → (kept, rejects): scored, those below the threshold dropped."""
+
+  def __init__(self, models: Sequence[str], least: float | None):
+    super().__init__()
+    self.models, self.least = tuple(models), least
+
+  def expand(self, documents: Any) -> Any:
+    """PCollections (kept, rejects)."""
+    split = (documents | 'score' >> beam.Map(score, self.models)
+             | 'choose' >> beam.FlatMap(_choose, functools.partial(
+               _below, least=self.least)).with_outputs('rejects', main='kept'))
+    return split.kept, split.rejects
 
 
 def _below(document: Document, least: float | None) -> str | None:
