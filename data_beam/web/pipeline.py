@@ -47,7 +47,7 @@ def stages(options: WebOptions, size: int = 0) -> list[tuple[str, beam.PTransfor
   middle = duplicates + judging if rules == FINEWEB2 else judging + duplicates
   url_filter = UrlFilter(o.url_lists, parity=o.parity) if o.url_lists else None
   for path in filter(None, (o.robots, o.language_model)):
-    expand([path])      # it is there
+    expand([path])  # it is there
   return [
     ('read', Each(read, o.limit, o.dump)),
     *([('url', Each(judge_url, url_filter))] if url_filter else []),

@@ -93,7 +93,8 @@ def stream(
   rows = _rows(config, prompts, mask, max_new_tokens)
   if not rows or not max_new_tokens:
     return iter(())
-  keys_B, drawn = _keys(seed, len(rows) * samples)
+  with cache_lib.no_mesh():  # of whoever evaluates on many devices
+    keys_B, drawn = _keys(seed, len(rows) * samples)
   ends = () if eos_id is None else (eos_id,) if isinstance(eos_id, int) else tuple(eos_id)
   if speculation is not None:
     _require_speculative(config, sampling, samples, logprobs or np.any(drawn))

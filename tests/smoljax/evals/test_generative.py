@@ -69,6 +69,15 @@ def test_what_is_written_depends_on_neither_batch_nor_order_nor_devices(model, m
       assert got == want
 
 
+def test_a_mesh_for_the_rest_of_an_evaluation_is_no_hindrance(model):
+  """As in the evaluation step, where documents are spread over all devices."""
+  ask = lambda model: [row for _, row in Writer(model, 2).write(
+    [[3, 4], [5, 6]], [2, 2], seeds=[0, 1], eos_ids=(2,))]
+  alone = ask(model)
+  with sharding.all_devices(model.params) as params:
+    assert ask(model._replace(params=params)) == alone
+
+
 def test_of_long_prompts_fewer_are_taken_at_once(model, monkeypatch):
   sizes = []
 
