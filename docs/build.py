@@ -19,6 +19,7 @@ import re, sys
 sys.path.insert(0, {root!r})
 project, author, html_theme = 'smoljax', 'The smoljax authors', 'furo'
 extensions = ['myst_parser', 'sphinx.ext.autodoc']
+html_static_path, html_css_files = ['_static'], ['site.css']
 autodoc_default_options = {{'members': True, 'undoc-members': False}}
 autodoc_mock_imports = ['lm_eval', 'torch', 'transformers', 'wandb', 'llama_cpp']
 suppress_warnings = ['ref.python', 'myst.xref_missing']
@@ -55,9 +56,10 @@ def commands() -> list[str]:
 def write_sources(source: pathlib.Path) -> None:
   """Everything that Sphinx reads, in one folder; links between the pages are kept."""
   shutil.rmtree(source, ignore_errors=True)
-  for folder in ('help', 'reference', 'log'):
+  for folder in ('help', 'reference', 'log', '_static'):
     (source / folder).mkdir(parents=True)
   (source / 'conf.py').write_text(CONF.format(root=str(ROOT)))
+  (source / '_static' / 'site.css').write_text('pre { white-space: pre-wrap; }')  # as in a terminal
   pages = sorted((ROOT / 'docs').glob('*.md'))
   for page in pages:
     (source / page.name).write_text(page.read_text())

@@ -149,7 +149,6 @@ def _scaling(source: str) -> str:
     tasks=tasks, log_line=print)
   ends = {k: f' ({low:.4g} to {high:.4g})' if high < float('inf') else ''
           for k, (low, high) in fit.intervals.items()}
-  print(f'{len(points.loss)} runs; {points.convention}')
   print('  '.join(f'{k} = {getattr(fit, k):.5g}{ends.get(k, "")}'
                   for k in ('E', 'A', 'B', 'alpha', 'beta', 'a')))
   return page

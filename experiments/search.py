@@ -41,6 +41,7 @@ from typing import Any
 import optuna
 
 from data_beam.command_line import Parser
+from data_beam.redact import public
 from experiments import sweep
 from experiments.engine import processes
 from experiments.engine.cli import exit_status
@@ -298,8 +299,9 @@ def check_fields(args: argparse.Namespace, space: Space) -> tuple[dict[str, Any]
   if both := space.keys() & {*['seed'] * bool(args.retest), *['train.tokens'] * args.cooled}:
     raise ValueError(f'space() varies {min(both)}, as --retest or --cooled do: drop one')
   c = sweep.load_config(args.config, args.flags)
-  common = {'objectives': args.objectives, 'cooled': args.cooled, 'rungs': args.rungs,
-            **{k: v for name in c for k, v in _flat(name, deciding(name, c[name])).items()}}
+  common = public({
+    'objectives': args.objectives, 'cooled': args.cooled, 'rungs': args.rungs,
+    **{k: v for name in c for k, v in _flat(name, deciding(name, c[name])).items()}})
   ends = {k: v if isinstance(v, list) else v[1:3] for k, v in space.items()}
   first = {k: v[0] for k, v in ends.items()}
   of = lambda point: resolve(sweep.load_config(args.config, [*args.flags, *as_flags(point)]))

@@ -1,5 +1,7 @@
 """Several scorers combined into buckets of quality, each a corpus that a mixture can name.
 
+  python -m data_beam.buckets --corpus=CORPUS --models edu.npz dclm.bin#hq --output=DIR --name=NAME
+
 As Nemotron-CC does (arXiv 2412.02595): each scorer's scores are cut at the 5th, 10th … 95th
 percentile of the corpus's bytes into bins 0 to 19, and a document has the highest bin of any
 scorer, so that what one of them values is not lost. The cuts are those of a sample by a hash of
@@ -17,7 +19,8 @@ import numpy as np
 from apache_beam.io.filesystems import FileSystems
 
 from data_beam import records
-from data_beam.beam_options import pipeline_options
+from data_beam.beam_options import is_beams, pipeline_options
+from data_beam.command_line import Parser, complain
 from data_beam.dedup.exact import with_metadata
 from data_beam.filters.quality import documents_of, load
 from data_beam.records import Document, Reject
@@ -154,3 +157,30 @@ def _sort(
     yield beam.pvalue.TaggedOutput(bucket, document)
   else:
     yield beam.pvalue.TaggedOutput('rejects', Reject(document, 'quality', 'no_bucket'))
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+  """The command line. Returns 0, or 2 after one line about what was wrong with the input."""
+  parser = Parser(
+    prog='python -m data_beam.buckets', others=is_beams,
+    description='Combines several scorers into buckets of quality and writes a corpus for each, '
+    'NAME_BUCKET: 20 bins of equal size in bytes by each scorer, of which a document has the '
+    'highest.', epilog='Any other flag goes to Apache Beam.')
+  add = parser.add_argument
+  add('--corpus', required=True, metavar='DIR', help='DIR/NAME/1.0.0')
+  add('--models', nargs='+', required=True, metavar='FILE',
+      help='.npz, .bin, .ftz or .safetensors; or names of metadata.scores that are there already')
+  add('--output', required=True, metavar='DIR', help='where corpora go')
+  add('--name', required=True, help='of the corpora, before the name of the bucket')
+  add('--buckets', type=lambda text: text.split(','), metavar='NAME=LOW-HIGH',
+      default=['low=0-9', 'medium=10-17', 'high=18-19'],
+      help='bins of each bucket (default: low=0-9,medium=10-17,high=18-19)')
+  add('--num_shards', type=int, default=8, help='of each corpus (default: %(default)s)')
+  args, beam_args = parser.parse_known_args(argv)
+  try:
+    for path in write_buckets(args.corpus, args.models, args.output, args.name, args.buckets,
+                              num_shards=args.num_shards, beam_args=beam_args):
+      print(f'A bucket is at {path}')
+  except (ValueError, OSError) as error:
+    return complain(parser.prog, error)
+  return 0

@@ -16,8 +16,7 @@ Public classifiers are taken by file, here and by `--quality` of the pipelines: 
 .ftz; DCLM's), and a linear head (.safetensors, FineWeb-Edu's form) on embeddings that documents
 bring as metadata.embedding.
 
-`buckets` combines several scorers as Nemotron-CC does (arXiv 2412.02595), each bucket a corpus of
-its own. `join` stores scores made elsewhere, such as the perplexities of experiments.perplexity:
+`join` stores scores made elsewhere, such as the perplexities of experiments.perplexity:
 JSON lines `{"id": …, "quality": number, …}`, whose other fields go to the document's metadata.
 """
 
@@ -44,7 +43,6 @@ import xxhash
 from data_beam import records
 from data_beam.beam_options import is_beams, pipeline_options
 from data_beam.command_line import Parser, complain
-from data_beam.curation import Each
 from data_beam.dedup.exact import with_metadata
 from data_beam.records import Document, Reject
 from data_beam.sources.files import expand
@@ -329,15 +327,22 @@ def scoring(options: Any) -> list[tuple[str, beam.PTransform]]:
     return []
   for path in options.quality:
     load(path)      # says at once what is wrong with it
-  return [('quality', Each(_judge_quality, options.quality, options.quality_least))]
+  return [('quality', _Judge(options.quality, options.quality_least))]
 
 
-def _judge_quality(
-  document: Document, models: Sequence[str], least: float | None,
-) -> Iterator[Document | Reject]:
-  document = score(document, models)
-  reason = _below(document, least)
-  yield Reject(document, 'quality', reason) if reason else document
+class _Judge(beam.PTransform):
+  """PCollection[Document] → (kept, rejects): scored, those below the threshold dropped."""
+
+  def __init__(self, models: Sequence[str], least: float | None):
+    super().__init__()
+    self.models, self.least = tuple(models), least
+
+  def expand(self, documents: Any) -> Any:
+    """PCollections (kept, rejects)."""
+    split = (documents | 'score' >> beam.Map(score, self.models)
+             | 'choose' >> beam.FlatMap(_choose, functools.partial(
+               _below, least=self.least)).with_outputs('rejects', main='kept'))
+    return split.kept, split.rejects
 
 
 def _below(document: Document, least: float | None) -> str | None:
@@ -481,14 +486,6 @@ def _score_examples(model: Model, examples: Sequence[dict[str, Any]]) -> np.ndar
   return model.score_embeddings(np.array([example['embedding'] for example in examples]))
 
 
-def _buckets(args: argparse.Namespace, beam_args: Sequence[str]) -> None:
-  from data_beam.filters import buckets
-  for path in buckets.write_buckets(
-      args.corpus, args.models, args.output, args.name, args.buckets, num_shards=args.num_shards,
-      beam_args=beam_args):
-    print(f'A bucket is at {path}')
-
-
 def _train(args: argparse.Namespace, _: Sequence[str]) -> None:
   model, report = train(read_examples(args.examples), bits=args.bits)
   model.save(args.model)
@@ -528,22 +525,19 @@ def main(argv: Sequence[str] | None = None) -> int:
     'chooses a threshold on others, and stores its scores with the documents of a corpus.')
   commands = parser.add_subparsers(dest='command', required=True)
 
-  onward = (_score, _join, _buckets)     # whose other flags are Beam's
-
   def command(name, function, help):
     sub = commands.add_parser(
-      name, help=help, description=help, others=is_beams if function in onward else None)
+      name, help=help, description=help, others=is_beams if function in (_score, _join) else None)
     sub.set_defaults(function=function)
-    if function not in (_join, _buckets):
+    if function is not _join:
       sub.add_argument('--model', required=True, metavar='FILE.npz')
     return sub.add_argument
 
-  def corpus_flags(add, threshold=True):
+  def corpus_flags(add):
     add('--corpus', required=True, metavar='DIR')
     add('--output', required=True, metavar='DIR')
     add('--name', required=True)
-    if threshold:
-      add('--at_least', type=float, help='keep only documents that score so much')
+    add('--at_least', type=float, help='keep only documents that score so much')
     add('--num_shards', type=int, default=8)
 
   add = command('train', _train, 'fit a regressor to labelled examples')
@@ -562,17 +556,8 @@ def main(argv: Sequence[str] | None = None) -> int:
   add('--scores', required=True, metavar='JSONL', help='file or pattern, {"id": …, "quality": …}')
   add('--buckets', type=lambda names: names.split(','), default=(), metavar='NAMES',
       help='keep only these values of the field bucket, such as head,middle')
-  add = command('buckets', _buckets, 'combine several scorers into buckets, a corpus for each, '
-                'NAME_BUCKET; other flags: Beam')
-  corpus_flags(add, threshold=False)
-  add('--models', nargs='+', required=True, metavar='FILE',
-      help='.npz, .bin, .ftz or .safetensors; or names of metadata.scores that are there already')
-  add('--buckets', type=lambda text: text.split(','), metavar='NAME=LOW-HIGH',
-      default=['low=0-9', 'medium=10-17', 'high=18-19'],
-      help='bins of each bucket: 20 of equal size in bytes by each scorer, of which a document has '
-      'the highest (default: low=0-9,medium=10-17,high=18-19)')
   args, beam_args = parser.parse_known_args(argv)
-  if beam_args and args.command not in ('score', 'join', 'buckets'):
+  if beam_args and args.command not in ('score', 'join'):
     parser.error(f'unexpected argument {beam_args[0]!r}')
   try:
     args.function(args, beam_args)

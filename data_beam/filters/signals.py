@@ -72,13 +72,20 @@ def bounds(thresholds: Sequence[str]) -> dict[str, Bound]:
     if entry == 'fineweb':
       found = {name: bound.most if math.isinf(bound.least) else bound.least
                for name, bound in BOUNDS.items()}
-    elif name not in BOUNDS or not equals:
-      raise ValueError(f'thresholds: {entry!r} is no NAME=NUMBER of one of {", ".join(BOUNDS)}')
-    else:
+    elif name in BOUNDS and equals and (value == 'none' or _is_number(value)):
       found[name] = None if value == 'none' else float(value)
+    else:
+      raise ValueError(f'thresholds: {entry!r} is no NAME=NUMBER of one of {", ".join(BOUNDS)}')
   return {name: (bound._replace(most=found[name]) if math.isinf(bound.least)
                  else bound._replace(least=found[name]))
           for name, bound in BOUNDS.items() if found.get(name) is not None}
+
+
+def _is_number(text: str) -> bool:
+  try:
+    return not math.isnan(float(text))
+  except ValueError:
+    return False
 
 
 def verdict(signals: Mapping[str, float], limits: Mapping[str, Bound]) -> str | None:

@@ -46,8 +46,8 @@ def stages(options: WebOptions, size: int = 0) -> list[tuple[str, beam.PTransfor
   duplicates = deduplication(o, by_url=o.url_dedup, size=size)
   middle = duplicates + judging if rules == FINEWEB2 else judging + duplicates
   url_filter = UrlFilter(o.url_lists, parity=o.parity) if o.url_lists else None
-  if named := [path for path in (o.robots, o.language_model) if path]:
-    expand(named)  # they are there
+  for path in filter(None, (o.robots, o.language_model)):
+    expand([path])  # it is there
   return [
     ('read', Each(read, o.limit, o.dump)),
     *([('url', Each(judge_url, url_filter))] if url_filter else []),

@@ -92,6 +92,7 @@ def get_config(arg: str = '') -> ConfigDict:
   """Of the whole path, `arg` = '', or of a student of the teacher in a folder of inputs."""
   c = kills.get_config(arg)
   c.train.tokens, c.train.checkpoint_every = 120 * 512, 40
+  c.mesh.data = c.mesh.fsdp = c.mesh.tensor = c.mesh.context = 1
   if arg:
     c.distill.teacher, c.distill.cache, c.distill.draws = f'{arg}/teacher', 'sampled', 4
   else:
@@ -132,7 +133,8 @@ class Stage:
   Attributes:
     command: what is given again.
     before: what brought it so far; the command if None.
-    until: a file, as a pattern, at which it was killed; '' if it ended.
+    until: a file, as a pattern, at which it was killed; '' if it ended. A step is done, and what it
+      wrote is read and not made anew, when its folder has no name but with eight digits.
     digest: of the result, as in kills.py.
   """
 
@@ -143,11 +145,11 @@ class Stage:
 
 
 STAGES = {
-  'curated': Stage(_run, kills.training, 'steps/tokenizer-*/step.json'),
-  'tokenised': Stage(_run, kills.training, 'steps/tokenize_web-*/step.json'),
+  'curated': Stage(_run, kills.training, 'steps/tokenizer-????????/step.json'),
+  'tokenised': Stage(_run, kills.training, 'steps/tokenize_web-????????/step.json'),
   'stopped': Stage(_run, kills.training, 'steps/train-*/checkpoints/_integrity/80.json'),
   'finished': Stage(_run, kills.training),
-  'cached': Stage(_student, kills.training, 'steps/teacher_docs-*/step.json'),
+  'cached': Stage(_student, kills.training, 'steps/teacher_docs-????????/step.json'),
   'searched': Stage(_search(3), kills.searched, before=_search(2)),
 }
 

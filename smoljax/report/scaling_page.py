@@ -213,8 +213,8 @@ def write(
   Args:
     against: another ladder, whose exponents are compared with these.
     tasks: laws of tasks, as `read_task` makes them.
-    log_line: is given a line about each run that was predicted, or is of another recipe, each
-      exponent compared, and each sign that runs are not tuned alike.
+    log_line: is given a line about what is fitted, each run that was predicted, or is of another
+      recipe, each exponent compared, and each sign that runs are not tuned alike.
   Raises:
     ValueError: the runs do not determine a law, or a budget is too far (laws.TooFar).
   """
@@ -235,6 +235,7 @@ def write(
     _isoflop(p, site, log_line), _envelope(p, site, log_line) if asked.envelope else '',
     _repeated(again, p, fit, bootstrap, site, log_line), _held_out(p, asked.tied, site),
     scaling_plans.plans(fit, plans, asked.use, site, force=asked.force)]
+  log_line(f'{len(p.loss)} runs of {len(set(p.params))} sizes; {p.convention}')
   header = (f'<header><p class="kicker">smoljax · scaling</p><h1>{len(p.loss)} runs of '
             f'{len(set(p.params))} sizes</h1><p class="lede">{text(p.convention)}.</p></header>')
   return site.write(pathlib.Path(output), 'smoljax: scaling', header + ''.join(parts)), fit

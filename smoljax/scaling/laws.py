@@ -83,7 +83,7 @@ class Fit:
     found = {}
     for name, (middle, half, logs) in self._halves().items():
       low, high = middle - half, middle + half
-      found[name] = low, high
+      found[name] = max(low, 0.0) if name == 'E' else low, high
       if logs:
         found[name] = math.exp(low), math.exp(high) if high < 700 else math.inf
     return found
@@ -95,7 +95,7 @@ class Fit:
     columns = dict(zip(NAMES, self.samples.T, strict=True)) | {
       'a': beta / np.maximum(alpha + beta, 1e-12)}
     for name, x in columns.items():
-      logs, value = name in 'EAB', getattr(self, name)
+      logs, value = name in 'AB', getattr(self, name)
       x = np.log(np.maximum(x, 1e-30)) if logs else x
       low, high = np.percentile(x, [15.87, 84.13])  # one standard deviation, whatever the tails
       half = t * float(high - low) / 2 if t < math.inf else math.inf

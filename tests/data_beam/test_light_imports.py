@@ -15,11 +15,11 @@ FLOORS = (
   {'sources'},
   {'filters', 'dedup'},
   {'curation'},
-  {'web', 'pdf', 'python_source', 'tables', 'tokenize_corpus'},
+  {'web', 'pdf', 'python_source', 'tables', 'tokenize_corpus', 'refine'},
   {'conversations'},
 )
 # Names that users rely on, of commands and of extractors; nothing here imports them.
-NAMES = {'quality', 'refetch', 'pdf_route', 'html_text', 'pdf_text'}
+NAMES = {'quality', 'buckets', 'decontaminate', 'refetch', 'pdf_route', 'html_text', 'pdf_text'}
 
 
 def test_a_floor_imports_only_lower_ones():

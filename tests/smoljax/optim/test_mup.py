@@ -174,8 +174,7 @@ def test_features_move_alike_at_every_width():
   assert all(r['ok'] for r in rows if r['ok'] is not None), [
     (r['mode'], r['axis'], r['slope'], r['worst']) for r in rows]
   assert {r['mode'] for r in rows if r['holds'] is False} == {
-    'AdamW, standard', 'Muon, moonlight at a constant rate',
-    'Muon, moonlight, one key head taken for grown'}
+    'AdamW, standard', 'Muon, moonlight at a constant rate'}
 
 
 def test_slopes_and_the_page(tmp_path):
