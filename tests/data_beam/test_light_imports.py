@@ -15,7 +15,7 @@ FLOORS = (
   {'sources'},
   {'filters', 'dedup'},
   {'curation'},
-  {'web', 'pdf', 'python_source', 'tables', 'tokenize_corpus', 'refine'},
+  {'web', 'pdf', 'python_source', 'tables', 'tokenize_corpus', 'refine', 'rephrase'},
   {'conversations'},
 )
 # Names that users rely on, of commands and of extractors; nothing here imports them.
