@@ -117,8 +117,8 @@ def run(c: ConfigDict, workdir: str, *, dry_run: bool = False) -> None:
     return
   summary = summarize(graph)
   write_json(summary_file, summary)
-  loss = summary.get('loss')
-  if not loss:  # an experiment that trains no model of its own
+  loss = summary.get('loss', {})
+  if 'first' not in loss:  # an experiment that trains no model of its own
     console.print(f'\n{c.name}: {workdir}/report/index.html')
     return
   console.print(
