@@ -172,8 +172,9 @@ def _items(files: tuple[str, ...], ngram: int, shortest: int) -> Items:
     length = min(ngram, len(hashes))
     if length < shortest:
       continue
-    quotes.setdefault(length, []).append(
-      (ngram_hashes(hashes, length)[_varied(hashes, length, length // 2)], (name, number)))
+    quoted = ngram_hashes(hashes, length)[_varied(hashes, length, length // 2)]
+    if len(quoted):
+      quotes.setdefault(length, []).append((quoted, (name, number)))
     if len(hashes) >= SHORTEST:
       varied = _varied(hashes, SEED, SEED // 2)
       names.append((name, number))

@@ -22,7 +22,7 @@ PYTHON=${PYTHON:-python}
 
 # What data_beam imports: requirements.txt without what only training and reports need.
 requirements() {
-  grep -vE '^(#|$|(jax|flax|optax|orbax-checkpoint|grain|safetensors|gguf|tensorboardX|reportlab|markdown-it-py|ml-collections)\b)' requirements.txt
+  grep -vE '^(#|$|(jax|flax|optax|orbax-checkpoint|grain|gguf|tensorboardX|reportlab|markdown-it-py|ml-collections)\b)' requirements.txt
 }
 
 dockerfile() {
