@@ -236,7 +236,7 @@ def test_sharded_equals_unsharded(section, growth):
   homes = sharding.shardings(params, mesh)
   with jax.set_mesh(mesh):
     together = train_steps(config, params, grads, lambda x: jax.device_put(x, homes))
-  near = functools.partial(np.testing.assert_allclose, rtol=2e-5, atol=1e-5)
+  near = functools.partial(np.testing.assert_allclose, rtol=2e-4, atol=5e-5)
   jax.tree.map(near, alone[0], together[0])
   for x, home in zip(jax.tree.leaves(together[0]), jax.tree.leaves(homes), strict=True):
     assert x.sharding.is_equivalent_to(home, x.ndim)
