@@ -9,10 +9,9 @@ filter dropped as well: then the result is what the pipeline would have kept wit
 for what deduplication would have done with it (`--minhash` does it here).
 """
 
-import dataclasses
 import os
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 
 import apache_beam as beam
 
@@ -20,10 +19,11 @@ from data_beam import curation, records
 from data_beam.curation import Each, anonymise
 from data_beam.dedup.clusters import deduplication
 from data_beam.dedup.decontaminate import decontamination
+from data_beam.dedup.exact import with_metadata
 from data_beam.dedup.parts import parts_dedup
 from data_beam.filters import rules
 from data_beam.filters.quality import scoring
-from data_beam.filters.signals import bounds, signals, verdict
+from data_beam.filters.signals import Bound, bounds, signals, verdict
 from data_beam.options import RefineOptions
 from data_beam.records import Document, Reject
 
@@ -34,7 +34,8 @@ def stages(options: RefineOptions) -> list[tuple[str, beam.PTransform]]:
   exact = o.minhash != 'none' or bool(o.against)
   return [
     ('read', Each(read)),
-    *([('filter', Each(judge, o.thresholds, o.signals))] if o.thresholds or o.signals else []),
+    *([('filter', Each(judge, bounds(o.thresholds), o.signals))]
+      if o.thresholds or o.signals else []),
     *scoring(o),
     *deduplication(o, exact=exact),
     *parts_dedup(o),
@@ -62,13 +63,13 @@ def read(shards: Sequence[tuple[str, int, str, bool]]) -> Iterator[Document]:
 
 
 def judge(
-  document: Document, thresholds: Sequence[str], keep: bool = False,
+  document: Document, limits: Mapping[str, Bound], keep: bool = False,
 ) -> Iterator[Document | Reject]:
   """Drops documents by their signals, which are measured where they are not kept."""
   found = document.metadata.get('signals') or signals(document)
   if keep:
-    document = dataclasses.replace(document, metadata={**document.metadata, 'signals': found})
-  reason = verdict(found, bounds(thresholds))
+    document = with_metadata(document, signals=found)
+  reason = verdict(found, limits)
   yield Reject(document, 'filter', reason) if reason else document
 
 

@@ -237,10 +237,10 @@ def _without(element: tuple[Document, list[int]], spans: Any, argument: Any, sta
     parts.append(text[end:a])
     end = b
   left = ''.join([*parts, text[end:]]).strip()
-  counts = {**document.metadata.get('cut', {}),
-            stage: len(_WORD.findall(text)) - len(_WORD.findall(left))}
+  words = len(_WORD.findall(left))
+  counts = {**document.metadata.get('cut', {}), stage: len(_WORD.findall(text)) - words}
   document = with_metadata(document, cut=counts)
-  if len(_WORD.findall(left)) < LITTLE:
+  if words < LITTLE:
     yield beam.pvalue.TaggedOutput('rejects', Reject(document, stage, 'little_left'))
     return
   document.text = left
