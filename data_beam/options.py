@@ -398,7 +398,7 @@ class RefineOptions(Options):
   thresholds: tuple[str, ...] = option(
     (), "bounds of signals, such as words=30 or top_2_gram=none; fineweb for all of FineWeb's, "
     'which those after it change. Names: {data_beam.filters.signals:BOUNDS}',
-    metavar='NAME=NUMBER', check='data_beam.filters.signals:bounds')
+    metavar='NAME=NUMBER', many=True, check='data_beam.filters.signals:bounds')
   signals: bool = _signals()
   quality: tuple[str, ...] = _quality()
   quality_least: float | None = _quality_least()

@@ -79,7 +79,9 @@ def rows_of(path, kind='curated'):
 def test_other_thresholds_without_a_rerun(corpus, tmp_path):
   before = rows_of(corpus)
   words = {name: row['metadata']['signals']['words'] for name, row in before.items()}
-  path = refine.run(corpus, str(tmp_path), 'strict', RefineOptions(thresholds=('words=300',)))
+  path = records.corpus_path(str(tmp_path), 'strict')
+  assert not refine.main([f'--input={corpus}', f'--output={tmp_path}', '--name=strict',
+                          '--thresholds', 'words=300', 'top_2_gram=none'])  # as the docs type it
   assert set(rows_of(path)) == {name for name, n in words.items() if n >= 300}
   manifest = records.read_manifest(path)
   assert {r['stage']: r['dropped'] for r in manifest['funnel']}['filter'] == {
