@@ -65,7 +65,7 @@ def _with_drop_caps(lines: list[Line], usual: float) -> list[Line]:
     if cap.size < 1.6 * usual or not _DROP_CAP.fullmatch(cap.text.strip()):
       continue
     beside = [i for i, line in enumerate(out) if line is not cap and line.size < 0.7 * cap.size
-              and -0.2 * cap.size < line.x0 - cap.x1 < 1.2 * line.size
+              and -0.2 * cap.size < line.x0 - cap.x1 < 1.2 * line.size and line.x1 > cap.x1
               and cap.y0 - 0.2 * cap.size < line.middle < cap.y1]
     if not beside:
       continue
@@ -108,8 +108,10 @@ def _line_numbers(short: list[Line], lines: list[Line]) -> set[int]:
       lacking = step * (len(column) - 1) + 1
       counted = 0.75 * lacking <= _between(texts, lines) <= 1.25 * lacking
     else:
-      counted = sum(text.mono for text in texts) * 2 > len(texts) or (
-        _flows(texts) and _between(texts, lines) < 1.4 * len(texts))
+      code = sum(text.mono for text in texts) * 2 > len(texts)
+      around = [line for line in lines if line.mono] if code else lines
+      # Of records several lines stand between one number and the next.
+      counted = _between(texts, around) < 1.4 * len(texts) and (code or _flows(texts))
     if counted:
       gone.update(map(id, column))
   return gone

@@ -430,7 +430,8 @@ def _runs(words: Words, index_W: np.ndarray, box_W4: np.ndarray,
   """The first words of runs that stand together on a line, and whether a hyphen ends each run."""
   place_W2, lifted_W = words.place_W2[index_W], words.lifted_W[index_W]
   a_P4, b_P4 = box_W4[:-1], box_W4[1:]
-  height_W = box_W4[:, 3] - box_W4[:, 1]
+  height_W = box_W4[:, 3] - box_W4[:, 1]    # where letters are drawings, no higher than each
+  height_W = np.maximum(height_W, np.minimum(0.8 * words.size_W[index_W], 2 * height_W))
   size_P = np.maximum(np.maximum(height_W[:-1], height_W[1:]), 0.1)
   gap_P = np.maximum(b_P4[:, 0] - a_P4[:, 2], a_P4[:, 0] - b_P4[:, 2])    # either way of writing
   shift_P = np.abs(b_P4[:, 1] + b_P4[:, 3] - a_P4[:, 1] - a_P4[:, 3])

@@ -34,6 +34,8 @@ CJK = 0x2e80                 # of the code points from here on, nearly all are a
 NOTHING = '\u200b'           # in the place of a character that has gone elsewhere
 REACH = 48                   # characters from an accent within which its letter may be
 RAISED = 0.1                 # of a box's height: so much higher stands what is raised at least
+CAPITAL = 0.75               # of a font's size: about as high are its capitals
+GRID = 2.0                   # points, in which words are looked for that are drawn twice
 TINY = 0.0012                # of the page's height: no letter of that size can be read
 INVISIBLE = pdfium.FPDF_TEXTRENDERMODE_INVISIBLE
 
@@ -52,6 +54,7 @@ _name = ctypes.create_string_buffer(80)
 _FORCE_BOLD = 1 << 18
 _BOLD = re.compile(rb'(?i)bold|black|heavy|-medi\b|medi$|cmbx|sfbx|cmb\d')
 _HALF = re.compile('[\ud800-\udfff]')
+_HAN = ((0x2e80, 0x3130), (0x31f0, 0xa4d0), (0xf900, 0xfb00), (0xff00, 0xff9e))    # and kana
 _NUMBER = re.compile(r'[(\[]?[+\-−–]?\d[\d.,;–-]*[)\]]?')
 _NUMERAL = re.compile(r'(?:\d|\b[IVXLC]+)$')
 _ORDINAL = re.compile(r'(?i)st|nd|rd|th|[eè]?r?e?|[eè]me|os?|as?')
@@ -101,6 +104,8 @@ def characters(text_page: Any, handle: ctypes.c_void_p, count: int) -> str:
     text = _ligatures_in_order(handle, text)
   if _ACCENT.search(text):
     text = _accented(handle, text)
+  if '\xad' in text:
+    text = _hyphens_drawn(handle, text)
   return text.replace('\x02', BREAK)
 
 
@@ -114,6 +119,18 @@ def whole(text: str) -> str:
 def has_halves(text: str) -> bool:
   """Whether text has surrogate pairs, or half of one."""
   return not text.isascii() and bool(_HALF.search(text))
+
+
+def _hyphens_drawn(handle: ctypes.c_void_p, text: str) -> str:
+  """Soft hyphens as what they are on a page: hyphens, in the fonts that call theirs so, but for
+  those of no width."""
+  at = [i for i, character in enumerate(text) if character == '\xad']
+  x0_A, y1_A, x1_A, y0_A = character_boxes(handle, at).T
+  out = list(text)
+  for i, drawn in zip(at, (x1_A - x0_A > 0.05 * (y1_A - y0_A)).tolist(), strict=True):
+    if drawn:
+      out[i] = BREAK if text[i + 1:i + 2] in ('\r', '\n') else '-'
+  return ''.join(out)
 
 
 def _ligatures_in_order(handle: ctypes.c_void_p, text: str) -> str:
@@ -212,12 +229,27 @@ def words_of(handle: ctypes.c_void_p, page: Any, text: str, view: View, edge_E3:
   if unseen or hidden > 0.5:                # the latter is somebody's OCR under a scan
     seen_W |= unseen or invisible_W
   glued_W[1:] |= stacked_W[1:] & stacked_W[:-1]
+  if code_N.max() >= CJK:
+    glued_W[1:] |= _justified(code_N, place_W2, box_W24)
   odd_W = lifted_W | glued_W
   if at_edges:
     cut_N[at_edges] = True
     odd_W |= cut_N[place_W2[:, 0]]
   return Words(text, code_N, place_W2, box_W24, turn_W, stacked_W, size_W, mono_W, fixed, level_W,
                glued_W, seen_W, raised, lifted_W, odd_W, hidden)
+
+
+def _justified(code_N: np.ndarray, place_W2: np.ndarray, box_W24: np.ndarray) -> np.ndarray:
+  """Whether what parts a word from the one before is none of the text's spaces: two letters of Han
+  or kana on a line that are only set a little apart. bool [W - 1]."""
+  a_P, b_P = code_N[place_W2[:-1, 1] - 1], code_N[place_W2[1:, 0]]
+  han_P = np.logical_and(*(np.logical_or.reduce([(first <= c) & (c < end) for first, end in _HAN])
+                           for c in (a_P, b_P)))
+  a_P4, b_P4 = box_W24[:-1, 1], box_W24[1:, 0]
+  size_P = a_P4[:, 3] - a_P4[:, 1]
+  gap_P = b_P4[:, 0] - a_P4[:, 2]
+  return han_P & (np.abs(a_P4[:, 3] - b_P4[:, 3]) < 0.1 * size_P) & (
+    gap_P > -0.1 * size_P) & (gap_P < 0.35 * size_P)
 
 
 def _at_edges(handle: ctypes.c_void_p, place_W2: np.ndarray, box_W24: np.ndarray,
@@ -271,7 +303,15 @@ def _at_sizes(handle: ctypes.c_void_p, code_N: np.ndarray, place_W2: np.ndarray,
   change_P = np.abs(np.diff(box_N4[:, 3])) > RAISED * np.maximum(high_N[1:], high_N[:-1])
   begins = np.zeros(len(code_N) + 1, bool)
   begins[place_W2[:, 0]] = True
-  return index_N[1:][change_P & ~begins[index_N[1:]]].tolist()
+  cut_C = index_N[1:][change_P & ~begins[index_N[1:]]]
+  if not len(cut_C):
+    return []
+  # Boxes of letters that are drawings (Type 3) are as high as each: these have one line and size.
+  pairs = np.stack([cut_C - 1, cut_C], 1).ravel().tolist()
+  base_C2 = displayed(origins(handle, pairs), view)[:, 1].reshape(-1, 2)
+  size_C2 = np.array(each('FPDFText_GetFontSize', handle, pairs)).reshape(-1, 2)
+  alike_C = (np.ptp(base_C2, 1) < 0.01) & (np.ptp(size_C2, 1) == 0)
+  return cut_C[~alike_C].tolist()
 
 
 def _raised(handle: ctypes.c_void_p, text: str, place_W2: np.ndarray, box_W24: np.ndarray,
@@ -335,8 +375,8 @@ def _drawn_how(handle: ctypes.c_void_p, page: Any, code_N: np.ndarray, place_W2:
   quarter_O += page.get_rotation() // 90
   turn_W, stacked_W = _turns(quarter_O, of_W, code_N, place_W2, box_W24)
   font_O = np.array(list(map(calls()['FPDFTextObj_GetFont'], items)), np.uint64)
-  size_W = size_O[of_W]
   fonts, font_O = np.unique(font_O, return_inverse=True)
+  size_W = _sizes(size_O[of_W], font_O[of_W], turn_W, box_W24)
   mono_W, fixed = _monospaced(
     handle, fonts, font_O[of_W], size_W, turn_W, code_N, place_W2, box_W24)
   mode_O = np.array(list(map(calls()['FPDFTextObj_GetTextRenderMode'], items)))
@@ -352,6 +392,7 @@ def _drawn_how(handle: ctypes.c_void_p, page: Any, code_N: np.ndarray, place_W2:
     x_D1, y_D1 = ((box_W4[doubtful_W, i] + box_W4[doubtful_W, i + 2])[:, None] / 2 for i in (0, 1))
     x0_G, y0_G, x1_G, y1_G = ground_G4.T
     seen_W[doubtful_W] = ((x0_G <= x_D1) & (x_D1 <= x1_G) & (y0_G <= y_D1) & (y_D1 <= y1_G)).any(1)
+  seen_W &= ~_again(code_N, place_W2, box_W24)
   bold_F = np.array([bool(_is_bold(font)) for font in fonts.tolist()])
   level_O = np.where(bold_F[font_O], BOLD, 0)
   if levels:
@@ -359,6 +400,46 @@ def _drawn_how(handle: ctypes.c_void_p, page: Any, code_N: np.ndarray, place_W2:
     tagged_O = np.array([levels.get(number, 0) for number in numbers])
     level_O = np.where(tagged_O > 0, tagged_O, level_O)
   return turn_W, stacked_W, size_W, mono_W, fixed, level_O[of_W], invisible_O[of_W], seen_W
+
+
+def _sizes(size_W: np.ndarray, font_W: np.ndarray, turn_W: np.ndarray,
+           box_W24: np.ndarray) -> np.ndarray:
+  """The sizes of words, those made good that the file tells in a unit of the font's own: of letters
+  that are drawings (Type 3), which stand many times as high."""
+  side_W2 = box_W24[:, 0, 2:] - box_W24[:, 0, :2]
+  high_W = np.abs(np.where(turn_W % 2, side_W2[:, 0], side_W2[:, 1]))
+  small_W = size_W < 0.2 * high_W
+  if not small_W.any():
+    return size_W
+  size_W = size_W.copy()
+  for font in np.unique(font_W[small_W]).tolist():
+    of_font_W = font_W == font
+    if np.count_nonzero(small_W & of_font_W) > 0.5 * np.count_nonzero(of_font_W):
+      ratio_Q = high_W[of_font_W] / size_W[of_font_W].clip(1e-6)
+      size_W[of_font_W] *= np.quantile(ratio_Q, 0.9) / CAPITAL
+  return size_W
+
+
+def _again(code_N: np.ndarray, place_W2: np.ndarray, box_W24: np.ndarray) -> np.ndarray:
+  """Whether a word was drawn before at the same place, for bold letters or a shadow: bool [W].
+  Looked for where a few words share their squares of a coarse grid with others."""
+  again_W = np.zeros(len(place_W2), bool)
+  x_W, y_W = (box_W24[:, 0, :2] / GRID).astype(np.int64).T
+  length_W = place_W2[:, 1] - place_W2[:, 0]
+  key_W = ((y_W << 16) + x_W << 24) + (length_W << 20) + code_N[place_W2[:, 0]]
+  key_W.sort()
+  if np.count_nonzero(key_W[1:] == key_W[:-1]) < 3:
+    return again_W
+  before: dict[bytes, list[list[float]]] = {}
+  box_W8 = box_W24.reshape(-1, 8).tolist()
+  for w, ((a, b), box) in enumerate(zip(place_W2.tolist(), box_W8, strict=True)):
+    others = before.setdefault(code_N[a:b].tobytes(), [])
+    near = 0.15 * abs(box[3] - box[1])
+    again_W[w] = any(max(abs(x - y) for x, y in zip(box, other, strict=True)) < near
+                     for other in others)
+    if not again_W[w]:
+      others.append(box)
+  return again_W
 
 
 def _turns(quarter_O: np.ndarray, of_W: np.ndarray, code_N: np.ndarray, place_W2: np.ndarray,

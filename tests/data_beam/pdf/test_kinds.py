@@ -12,7 +12,9 @@ from helpers.pdfs import WIDTH, make
 from reportlab.pdfbase import pdfmetrics
 from reportlab.pdfbase.cidfonts import UnicodeCIDFont
 
+from data_beam.pdf import lists as pdf_lists
 from data_beam.pdf import text as pdf_text
+from data_beam.pdf.lines import Line
 
 WORDS = '''the ferry carried letters across the bay while two clerks counted barrels near a wall and
 the wind turned the mill slowly before evening'''.split()       # noqa: SIM905
@@ -212,6 +214,17 @@ def test_numbers_that_are_data_stay():
   assert all(f'{i} www.example.org/{i} ' in text for i in range(1, 8))
 
 
+def test_numbers_of_records_of_several_lines_stay():
+  def draw(page):
+    for i in range(8):
+      page.setFont('Courier', 9)
+      page.drawString(72, 740 - 48 * i, str(67 + i))
+      for j, line in enumerate(('begin recording of data', 'mode: fast', 'rate: 115 k')):
+        page.drawString(110 + 40 * (j > 0), 740 - 48 * i - 12 * j, line)
+  text = read(draw)
+  assert all(str(67 + i) in text.split() for i in range(8))
+
+
 @pytest.mark.parametrize('markers', [
   '1. 2. 3.', '(a) (b) (c)', '• • •', '[7] [8] [9]', 'i) ii) iii)'])
 def test_lists_are_lists(markers):
@@ -284,6 +297,13 @@ def test_drop_caps_begin_their_paragraph():
 
 
 # Tables and what stands around them.
+
+def test_a_letter_under_a_narrow_sign_of_a_formula_is_not_moved_past_its_end():
+  lines = [Line(100, 40, 102, 80, 'Z', 30),
+           *(Line(96.5, y, 99, y + 9, 'n', 9) for y in (45, 62)),
+           *(Line(100, 100 + 12 * i, 300, 109 + 12 * i, f'prose {i}', 9) for i in range(6))]
+  assert all(line.x0 < line.x1 for line in pdf_lists.joined(lines, rtl=False))
+
 
 def test_prose_beside_a_table_and_below_it():
   prose, below = sentence(9, 110), sentence(10, 90)
@@ -399,6 +419,21 @@ def test_a_list_of_amounts_across_columns_is_not_torn():
 
 
 # Letters.
+
+def test_chinese_that_is_justified_has_no_spaces_within():
+  pdfmetrics.registerFont(UnicodeCIDFont('STSong-Light'))
+
+  def draw(page):
+    page.setFont('STSong-Light', 10)
+    for i, parts in enumerate([('本集团的客户须于交易日后两', '个营业日内'),
+                               ('结算其交易', '金额并支付各项费用')]):
+      page.drawString(72, 740 - 16 * i, parts[0])
+      page.drawString(75 + 10 * len(parts[0]), 740 - 16 * i, parts[1])
+    page.drawString(72, 600, '한국어는')     # words of their own
+    page.drawString(115, 600, '띄어쓴다')
+  text = read(draw)
+  assert '交易日后两个营业日内结算其交易金额并支付' in text and '한국어는 띄어쓴다' in text
+
 
 def test_two_columns_of_chinese_are_no_table():
   pdfmetrics.registerFont(UnicodeCIDFont('STSong-Light'))

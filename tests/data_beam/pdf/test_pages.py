@@ -395,6 +395,62 @@ def test_letters_beyond_the_basic_plane_do_not_garble_a_page(extractor):
   assert found.features[0]['garbled'] == 0
 
 
+def test_hyphens_that_a_font_calls_soft(extractor):
+  def change(pdf):
+    for font in pdf.pages[0].Resources.Font.values():
+      font.ToUnicode = pdf.make_stream(
+        b'/CIDInit /ProcSet findresource begin begincmap 1 begincodespacerange <00> <ff> '
+        b'endcodespacerange 1 beginbfchar <2d> <00AD> endbfchar endcmap end')
+
+  def draw(page):
+    column(page, 72, 700, ['Filed on 06-March-2020 under number 1-30824 by a town coun-',
+                           'cil of old; the council kept it.'], size=12)
+  text = extractor.extract(changed(make(draw), change), ocr='never').text
+  assert '06-March-2020' in text and '1-30824' in text and 'a town council of old' in text
+
+
+@pytest.mark.parametrize('shift', [0, 0.3])
+def test_words_drawn_twice_are_read_once(extractor, shift):
+  lines = ['The detector is very very light.', 'A A B B of 10 10 hydrocarbons.', 'Long long ago.',
+           *(f'{i} {i} gases of Model {i}.' for i in range(12))]
+
+  def draw(page):
+    for dx in (0, shift):                   # bold letters, or a shadow
+      for i, line in enumerate(lines):
+        page.drawString(72 + dx, 700 - 40 * i, line)
+  assert extractor.extract(make(draw), ocr='never').text.split('\n\n') == lines
+
+
+def test_letters_that_are_drawings_with_a_unit_of_their_own(extractor):
+  lines = ['heavy mesons in a happy model', 'of gauge physics they pay', 'each by day and year']
+  high = {chr(c): 44 if chr(c) in 'bdfhklit' else 28 for c in range(97, 123)}
+
+  def change(pdf):
+    glyphs = {f'/{letter}': pdf.make_stream(
+      b'34 0 0 %d 30 %d d1 0 %d 30 %d re f' % (low, top, low, top - low))
+      for letter, top in high.items() for low in [-12 if letter in 'gpqyj' else 0]}
+    font = pdf.make_indirect(Dictionary(
+      Type=Name.Font, Subtype=Name.Type3, FontBBox=[0, -12, 34, 44], FontMatrix=[1, 0, 0, 1, 0, 0],
+      CharProcs=Dictionary(glyphs), Resources=Dictionary(), FirstChar=97, LastChar=122,
+      Widths=[34] * 26, Encoding=Dictionary(
+        Type=Name.Encoding, Differences=[97, *(Name(f'/{letter}') for letter in high)])))
+    page = pdf.pages[0]
+    page.Resources.Font['/F1'] = font
+    drawn = b''.join(b'BT /F1 .24 Tf %d %d Td (%s) Tj ET ' % (x, 700 - 13 * i, word.encode())
+                     for i, line in enumerate(lines)
+                     for word, x in zip(line.split(), places(line), strict=True))
+    page.Contents = pdf.make_stream(drawn)
+
+  def places(line):
+    x = 72
+    for word in line.split():
+      yield x
+      x += round(8.16 * len(word)) + 5
+  text = extractor.extract(changed(make(lambda page: page.drawString(9, 9, 'x')), change),
+                           ocr='never').text
+  assert text.split() == ' '.join(lines).split()
+
+
 def test_fixed_width_is_told_by_widths(extractor):
   listing = ('def area(shape):', '    if shape.kind:', '        return 3', 'print(area(small))')
 
