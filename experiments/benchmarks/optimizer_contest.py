@@ -449,7 +449,7 @@ def run(
           continue
         if not clock.fits(steps):
           return False
-        ready(in_play)
+        ready([n for n in todo if todo[n]])
         scores = clock.timed(steps, tune, runners[name], cells, steps)
         write([{'kind': kind, 'name': name, **cell._asdict(), **score, 'steps': steps}
                for cell, score in zip(cells, scores, strict=True)])
@@ -467,11 +467,10 @@ def run(
     'final', full, in_play, lambda rows, n: best(tried(rows, n)), 1, reserved):
     return False
   rows = read(output)
-  for name in in_play:
-    lengths = [1.0] if name == c.reference else c.lengths
-    if all_branches(rows, name, lengths):
-      continue
-    ready(in_play)
+  lengths_of = {name: [1.0] if name == c.reference else c.lengths for name in in_play}
+  left = {name: of for name, of in lengths_of.items() if not all_branches(rows, name, of)}
+  for name, lengths in left.items():
+    ready(list(left))
     cell = chosen(rows, name)
     for steps, state in branch(runners[name], cell, lengths, clock.fits):
       scores = runners[name].score(state, data.test)
