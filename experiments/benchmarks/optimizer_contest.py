@@ -651,6 +651,7 @@ def main() -> None:
   parser.add_argument('--output', required=True, type=pathlib.Path)
   parser.add_argument('--text', nargs='+', default=[], help='globs of text files')
   parser.add_argument('--size', choices=list(optimizer_contest.MODELS), default='12m')
+  parser.add_argument('--steps', type=int, help='of the runs, where not those of the config')
   known = list(optimizer_contest.get_config().contestants)
   parser.add_argument('--names', nargs='+', choices=known, help='all if none')
   parser.add_argument('--seconds', type=float, default=1e9, help='stop before so many are over')
@@ -658,6 +659,7 @@ def main() -> None:
   parser.add_argument('--limit', type=int, default=0, help='tokens to keep; 0 = one epoch')
   args = parser.parse_args()
   c = optimizer_contest.get_config(args.size)
+  c.steps = args.steps or c.steps
   if args.command == 'tokens':
     make_tokens(
       args.text, args.output, c.model.vocab_size,
