@@ -379,7 +379,7 @@ def test_a_parametrisation_scales_what_training_starts_from(markov_corpora, tmp_
   """One step at rate 0 leaves the initial parameters, times their multipliers."""
   starts = {}
   for name in ('standard', 'completep'):
-    c = tiny(**{'train.tokens': 8 * 64, 'optimizer.learning_rate': 0.0,
+    c = tiny(**{'train.tokens': 8 * 64, 'optimizer.learning_rate': 0.0, 'optimizer.name': 'muon',
                 'parametrization': {'name': name, 'base_width': 16, 'base_depth': 2,
                                     'base_kv_heads': 1}})
     fit(c, markov_corpora, tmp_path / name)
