@@ -1,10 +1,10 @@
 """The optimizer contest: what competes, on which model, for how long (experiments/benchmarks).
 
 A contest is fair if everybody is tuned alike: rate, warm-up and decay together (on a hyperball,
-where nothing decays, the radius), a factor of two apart, until the best cell lies inside, and
-around it once more at full length; with a seed and on documents that the verdict does not use. All
-have the same cooldown, whose branches off one stable phase (Hägele et al., arXiv 2405.18392) give
-the steps that a contestant needs for the reference's final loss.
+where nothing decays, the radius), a factor of two apart, until the best cell lies inside, in
+shorter runs and from there at full length; with a seed and on documents that the verdict does not
+use. All have the same cooldown, whose branches off one stable phase (Hägele et al., arXiv
+2405.18392) give the steps that a contestant needs for the reference's final loss.
 """
 
 from ml_collections import ConfigDict
@@ -21,8 +21,8 @@ MODELS = {
 def get_config(size: str = '12m') -> ConfigDict:
   """The contest's model, data and contestants (no config of experiments.run).
 
-  With size '124m', which three seeds are for, one challenger goes on to the verdict, and there are
-  no runs around the best cell at full length.
+  With size '124m', which three seeds are for, one challenger goes on to the verdict, and nobody is
+  tuned at full length.
   """
   c = ConfigDict()
   c.seq_len = 512
@@ -34,7 +34,7 @@ def get_config(size: str = '12m') -> ConfigDict:
   c.copies = 8  # runs side by side: cells of a round of tuning, and seeds of the verdict
   c.screening = 1  # rounds of tuning after which only the reference and the finalists go on
   c.finalists = 2
-  c.final = True  # the best cell and its neighbours once more at full length, before the verdict
+  c.final = True  # tune on at full length before the verdict
   c.bar = 0.83  # the share of the reference's steps that the report gives a p of, besides 1
   c.tune_documents = 256  # the first seq_len + 1 tokens of each
   c.test_documents = 512  # a multiple of it

@@ -12,10 +12,10 @@ are over: call it again to go on. `report` writes the leaderboard, DIR/contest.m
 
 First all are tuned, a round each in turn: a round is as many runs as the chip trains side by side,
 at the best cell so far and its neighbours, until one cell is the best of those around it in all
-three of its rates. The reference and the best of the others run that cell and those around it once
-more at full length; what is best there runs with other seeds, judged on documents that tuning never
-saw. Cooldowns branch off one stable phase at several lengths, so that the steps to the reference's
-final loss can be read off, seed by seed.
+three of its rates. From there the reference and the best of the others are tuned on at full length,
+and what is best runs with other seeds, judged on documents that tuning never saw. Cooldowns branch
+off one stable phase at several lengths, so that the steps to the reference's final loss can be read
+off, seed by seed.
 
 Copies that differ in seed, rates or initialisation alone are one compiled program, vmapped.
 """
@@ -357,10 +357,8 @@ def neighbours(cell: Cell) -> list[Cell]:
 
 
 def chosen(rows: list[dict], name: str) -> Cell:
-  """The cell to judge the contestant by: the best at full length of the tuned one and those around
-  it, where these ran."""
-  middle, finals = best(tried(rows, name)), tried(rows, name, 'final')
-  return best(finals) if middle in finals else middle
+  """The cell to judge the contestant by: the best at full length, where any ran at that."""
+  return best(tried(rows, name, 'final') or tried(rows, name))
 
 
 def interior(losses: dict[Cell, float]) -> bool:
@@ -411,7 +409,7 @@ def run(
 
   With `verdict` tuning ends in time for the verdict, whether or not everyone's best is inside: the
   report says. After `c.screening` rounds each, only the reference and the `c.finalists` best go on.
-  `c.final` has their best cells and the neighbours run at full length before the verdict.
+  With `c.final` these are then tuned at full length, a round each at least, two if time allows.
   """
   clock, data = Clock(seconds), Data.load(output)
   names = list(names or c.contestants)
@@ -430,49 +428,49 @@ def run(
     with concurrent.futures.ThreadPoolExecutor() as pool:
       list(pool.map(lambda name: runners[name].compile(c.copies), new))
 
-  def tune_round(kind: str, name: str, cells: list[Cell], steps: int) -> None:
-    scores = clock.timed(steps, tune, runners[name], cells, steps)
-    write([{'kind': kind, 'name': name, **cell._asdict(), **score, 'steps': steps}
-           for cell, score in zip(cells, scores, strict=True)])
+  def search(
+    kind: str, steps: int, all_of: Sequence[str], start: Callable[[list[dict], str], Cell],
+    least: int, reserved: int,
+  ) -> bool:
+    """Rounds in turn until everyone's best is inside; False if the time is over before each of
+    `all_of` had `least` runs."""
+    late = lambda: verdict and not clock.fits(steps + reserved)
+    while True:
+      rows = read(output)
+      screened = all(len(tried(rows, n, kind)) >= least or interior(tried(rows, n, kind))
+                     for n in all_of)
+      in_play = finalists(rows, names, c) if screened else all_of
+      todo = {name: next_round(tried(rows, name, kind), start(rows, name), c.copies)
+              for name in in_play}
+      if not any(todo.values()):
+        return True
+      for name, cells in todo.items():
+        if not cells or (screened and late()):
+          continue
+        if not clock.fits(steps):
+          return False
+        ready([n for n in todo if todo[n]])
+        scores = clock.timed(steps, tune, runners[name], cells, steps)
+        write([{'kind': kind, 'name': name, **cell._asdict(), **score, 'steps': steps}
+               for cell, score in zip(cells, scores, strict=True)])
+      if screened and late():
+        return True
 
-  tuning, full = whole(c.tuning * c.steps), whole(c.steps)
-  reserved = verdict_steps(c, [1.0]) + c.finalists * verdict_steps(c, c.lengths)
-  reserved += c.final * (1 + c.finalists) * full
-  late = lambda: verdict and not clock.fits(tuning + reserved)
-  while True:
-    rows = read(output)
-    screened = all(len(tried(rows, n)) >= c.copies * c.screening or interior(tried(rows, n))
-                   for n in names)
-    in_play = finalists(rows, names, c) if screened else names
-    todo = {name: next_round(tried(rows, name), Cell(*c.contestants[name].start), c.copies)
-            for name in in_play}
-    if not any(todo.values()):
-      break
-    for name, cells in todo.items():
-      if not cells or (screened and late()):
-        continue
-      if not clock.fits(tuning):
-        return False
-      ready(in_play)
-      tune_round('tune', name, cells, tuning)
-    if screened and late():
-      break
+  full, last = whole(c.steps), min(c.finalists, len(names) - 1)
+  reserved = verdict_steps(c, [1.0]) + last * verdict_steps(c, c.lengths)
+  if not any(r['kind'] == 'final' for r in read(output)) and not search(
+    'tune', whole(c.tuning * c.steps), names, lambda _, n: Cell(*c.contestants[n].start),
+    c.copies * c.screening, reserved + c.final * 2 * (1 + last) * full):
+    return False
+  in_play = finalists(read(output), names, c)
+  if c.final and not search(
+    'final', full, in_play, lambda rows, n: best(tried(rows, n)), 1, reserved):
+    return False
   rows = read(output)
-  in_play = finalists(rows, names, c)
-  for name in in_play if c.final else ():
-    middle, ran = best(tried(rows, name)), tried(rows, name, 'final')
-    cells = [cell for cell in [middle, *neighbours(middle)] if cell not in ran]
-    for i in range(0, len(cells), c.copies):
-      if not clock.fits(full):
-        return False
-      ready(in_play)
-      tune_round('final', name, cells[i:i + c.copies], full)
-  rows = read(output)
-  for name in in_play:
-    lengths = [1.0] if name == c.reference else c.lengths
-    if all_branches(rows, name, lengths):
-      continue
-    ready(in_play)
+  lengths_of = {name: [1.0] if name == c.reference else c.lengths for name in in_play}
+  left = {name: of for name, of in lengths_of.items() if not all_branches(rows, name, of)}
+  for name, lengths in left.items():
+    ready(list(left))
     cell = chosen(rows, name)
     for steps, state in branch(runners[name], cell, lengths, clock.fits):
       scores = runners[name].score(state, data.test)
@@ -557,9 +555,9 @@ def standings(rows: list[dict], c: Any) -> list[Standing]:
     if name != c.reference and len(reached) == len(found):
       ratio = comparison.log_ratio(dict.fromkeys(reached, float(end)), reached)
     lengths = set.intersection(*(set(of) for of in seeds.values()))
-    losses = tried(rows, name)
+    losses, finals = tried(rows, name), tried(rows, name, 'final')
     out.append(Standing(
-      name, chosen(rows, name), interior(losses), len(losses) + len(tried(rows, name, 'final')),
+      name, chosen(rows, name), interior(finals or losses), len(losses) + len(finals),
       {seed: of[max(of)] for seed, of in seeds.items()}, ratio, len(reached),
       {} if name == c.reference else {
         steps: comparison.difference(targets, {seed: of[steps] for seed, of in seeds.items()})
@@ -607,16 +605,13 @@ def leaderboard(rows: list[dict], c: Any) -> str:
   tuned = {name: tried(rows, name) for name in dict.fromkeys(r['name'] for r in rows)}
   lines += ['', 'Tuned, runs of ' + ', '.join(
     sorted({str(r['steps']) for r in rows if r['kind'] == 'tune'})) + ' steps with one seed:', '',
-    '| optimizer | runs | best loss | at | inside | at full length | runs | best loss | at |',
-    '|---|---|---|---|---|---|---|---|---|']
-  at = lambda cell: f'rate {cell.lr:g}, warm-up {cell.warmup}, {cell.third:g}'
+    '| optimizer | runs | best loss | at | inside | at full length, runs | best loss | at | '
+    'inside |', '|---|---|---|---|---|---|---|---|---|']
   for name, losses in sorted(tuned.items(), key=lambda item: min(item[1].values())):
-    cell, finals = best(losses), tried(rows, name, 'final')
-    lines.append(
-      f'| {title(name)} | {len(losses)} | {losses[cell]:.4f} | {at(cell)} | '
-      f'{"yes" if interior(losses) else "no"} | ' + (
-        f'{finals[cell]:.4f} | {len(finals)} | {min(finals.values()):.4f} | {at(best(finals))} |'
-        if cell in finals else '– | – | – | – |'))
+    cells = [f'{len(of)} | {min(of.values()):.4f} | rate {best(of).lr:g}, warm-up '
+             f'{best(of).warmup}, {best(of).third:g} | {"yes" if interior(of) else "no"}'
+             if of else '– | – | – | –' for of in (losses, tried(rows, name, 'final'))]
+    lines.append(f'| {title(name)} | {" | ".join(cells)} |')
   return '\n'.join(lines) + '\n'
 
 
@@ -656,6 +651,7 @@ def main() -> None:
   parser.add_argument('--output', required=True, type=pathlib.Path)
   parser.add_argument('--text', nargs='+', default=[], help='globs of text files')
   parser.add_argument('--size', choices=list(optimizer_contest.MODELS), default='12m')
+  parser.add_argument('--steps', type=int, help='of the runs, where not those of the config')
   known = list(optimizer_contest.get_config().contestants)
   parser.add_argument('--names', nargs='+', choices=known, help='all if none')
   parser.add_argument('--seconds', type=float, default=1e9, help='stop before so many are over')
@@ -663,6 +659,7 @@ def main() -> None:
   parser.add_argument('--limit', type=int, default=0, help='tokens to keep; 0 = one epoch')
   args = parser.parse_args()
   c = optimizer_contest.get_config(args.size)
+  c.steps = args.steps or c.steps
   if args.command == 'tokens':
     make_tokens(
       args.text, args.output, c.model.vocab_size,
