@@ -109,8 +109,9 @@ def _line_numbers(short: list[Line], lines: list[Line]) -> set[int]:
       counted = 0.75 * lacking <= _between(texts, lines) <= 1.25 * lacking
     else:
       code = sum(text.mono for text in texts) * 2 > len(texts)
-      around = [line for line in lines if line.mono] if code else lines
       # Of records several lines stand between one number and the next.
+      around = [text for row in rows_of([line for line in lines if line.mono])
+                if (text := _after(column[0], row))] if code else lines
       counted = _between(texts, around) < 1.4 * len(texts) and (code or _flows(texts))
     if counted:
       gone.update(map(id, column))
