@@ -10,8 +10,9 @@ from conftest import REPOSITORY
 
 def without(packages: str, program: str, cwd: str) -> str:
   """What a program prints in a process that cannot import these packages."""
-  program = f'import sys\nsys.path.insert(0, {str(REPOSITORY)!r})\nsys.modules.update(dict.fromkeys(' \
-            f'{packages!r}.split()))\n{textwrap.dedent(program)}'
+  begin = (f'import sys\nsys.path.insert(0, {str(REPOSITORY)!r})\n'
+           f'sys.modules.update(dict.fromkeys({packages!r}.split()))\n')
+  program = begin + textwrap.dedent(program)
   found = subprocess.run([sys.executable, '-c', program], cwd=cwd, capture_output=True, text=True)
   assert found.returncode == 0, found.stderr
   return found.stdout
