@@ -282,14 +282,7 @@ def check(c: Any) -> None:
   step.mtp_weight(c.mtp, c.train.steps)
   preference, reinforce = step.post_training(c.train)
   if config.lora_rank:
-    if not c.train.init_from or c.train.branch_from:
-      raise ValueError('model.lora_rank: adapters are of a model, give train.init_from')
-    for field, wanted in (
-      ('train.reinforce.loss', reinforce), ('diagnostics.every', c.diagnostics.every),
-      ('distill.teacher', c.distill.teacher), ('model.mtp', config.mtp != 'none'),
-      ('train.reference', c.train.reference)):
-      if wanted:
-        raise ValueError(f'model.lora_rank goes without {field}: leave that out')
+    _check_adapters(c, config.mtp != 'none', reinforce)
   compares = any(how and how.needs_reference for how in (preference, reinforce))
   if compares and not (c.train.reference or c.train.init_from):
     raise ValueError('the loss compares with a frozen model: name it with train.reference, or give '
@@ -323,6 +316,17 @@ def check(c: Any) -> None:
     with jax.set_mesh(mesh):
       jax.eval_shape(
         rule, params, jax.ShapeDtypeStruct((config.num_layers, config.num_heads), 'float32'))
+
+
+def _check_adapters(c: Any, mtp: bool, reinforce: Any) -> None:
+  if not c.train.init_from or c.train.branch_from:
+    raise ValueError('model.lora_rank: adapters are of a model, give train.init_from')
+  for field, wanted in (
+    ('train.reinforce.loss', reinforce), ('diagnostics.every', c.diagnostics.every),
+    ('distill.teacher', c.distill.teacher), ('model.mtp', mtp),
+    ('train.reference', c.train.reference)):
+    if wanted:
+      raise ValueError(f'model.lora_rank goes without {field}: leave that out')
 
 
 _OPTIONS = {'web': WebOptions, 'pdf': PdfOptions, 'conversations': ConversationOptions,

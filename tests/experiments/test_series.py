@@ -169,6 +169,8 @@ def test_the_small_recipe_in_miniature(tmp_path):
     (tmp_path / 'data' / kind).mkdir()
     chains.write(str(tmp_path / 'data' / kind / 'a.jsonl'), chains.conversations(
       chains.Chains(60, ('sums',), depths=(1,), **what)))
+  (tmp_path / 'data/eval').mkdir()
+  (tmp_path / 'data/eval/own.jsonl').write_text('{"question": "Which of these words is it?"}\n')
   (tmp_path / 'shrunk.py').write_text(SHRUNK)
   command = [sys.executable, '-m', 'experiments.run', f'--config={tmp_path}/shrunk.py:data='
              f'{tmp_path}/data', f'--workdir={tmp_path}/work']
