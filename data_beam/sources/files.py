@@ -40,7 +40,10 @@ def expand(patterns: Sequence[str]) -> list[dict]:
     raise ValueError('no input: give at least one file or pattern, such as crawl/*.warc.gz')
   files = {}
   for pattern in patterns:
-    found = _in_folder(pattern) if os.path.isdir(pattern) else _match(pattern)
+    if os.path.isfile(pattern):  # also where its name has a bracket or a star in it
+      found = {pattern: os.path.getsize(pattern)}
+    else:
+      found = _in_folder(pattern) if os.path.isdir(pattern) else _match(pattern)
     if not found:
       raise FileNotFoundError(f'no file matches {without_query(pattern)}')
     for path, size in found.items():

@@ -9,6 +9,7 @@ from ml_collections import config_flags
 from configs import base, quickstart
 from data_beam import conversations, options, python_source, refine, tables, tokenize_corpus
 from data_beam.beam_options import require_file_system
+from data_beam.command_line import at_home
 from data_beam.options import (
   ConversationOptions,
   ImportOptions,
@@ -180,3 +181,12 @@ def test_files_that_decide_the_result():
 def test_lists_by_commas_and_by_themselves():
   assert WebOptions(languages='en,fr') == WebOptions(languages=['en', 'fr'])
   assert options.TokenizeOptions() == TokenizeOptions(bos=True)
+
+
+def test_home_is_found_behind_an_equals_sign(monkeypatch):
+  """A shell expands `--input ~/a`, and leaves `--input=~/a` alone."""
+  monkeypatch.setenv('HOME', '/home/me')
+  assert at_home(['import', '--input=~/a b', '--input=~/a,~/b', "--x=('~/a', '~/b')", '--c=n=~/a',
+                  '--prompt=see ~/a', '--y=a~/b', '~/a']) == [
+    'import', '--input=~/a b', '--input=/home/me/a,/home/me/b', "--x=('/home/me/a', '/home/me/b')",
+    '--c=n=/home/me/a', '--prompt=see ~/a', '--y=a~/b', '~/a']
