@@ -149,14 +149,19 @@ def announce(path: str) -> str:
   """Logs the funnel of a finished corpus, and what to change where a stage dropped more than half;
   raises CorpusError if nothing was kept."""
   manifest = records.read_manifest(path)
-  records.check_not_empty(manifest)
+  hints = [f'{row["stage"]} dropped more than half: {_HINTS[row["stage"]]}'
+           for row in manifest['funnel']
+           if row['stage'] in _HINTS and 2 * row['documents_out'] < row['documents_in']]
+  try:
+    records.check_not_empty(manifest)
+  except records.EmptyCorpus as error:
+    raise records.EmptyCorpus('; '.join([str(error), *hints])) from None
   for row in manifest['funnel']:
     reasons = ', '.join(f'{reason} {n}' for reason, n in list(row['dropped'].items())[:5])
     log.info('%-12s %6d of %6d kept%s', row['stage'], row['documents_out'], row['documents_in'],
              f' (dropped: {reasons})' if reasons else '')
-  for row in manifest['funnel']:
-    if row['stage'] in _HINTS and 2 * row['documents_out'] < row['documents_in']:
-      log.info('%s dropped more than half: %s', row['stage'], _HINTS[row['stage']])
+  for hint in hints:
+    log.info('%s', hint)
   return path
 
 
