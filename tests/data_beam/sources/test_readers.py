@@ -97,6 +97,9 @@ def test_expand_says_what_is_missing(tmp_path):
     expand([str(tmp_path)])     # an empty folder
   with pytest.raises(ValueError, match='no input'):
     expand([])
+  (tmp_path / 'notes.zip').write_bytes(b'PK')
+  with pytest.raises(ValueError, match=r'notes\.zip is an archive: unpack it'):
+    expand([f'{tmp_path}/*.zip'])
   with pytest.raises(ValueError, match='cannot open nosuch://'):
     expand(['nosuch://bucket/*.warc'])
 
