@@ -148,6 +148,7 @@ def get_config() -> ConfigDict:
   c.data.seq_len = 1024  # tokens a row
   c.data.window = 2048  # documents shuffled and packed together
   c.data.max_segments = 0  # documents a row may hold; 0 = what their lengths ask for
+  c.data.across = False  # attention reads across the documents of a row: no mask between them
 
   c.train = ConfigDict()
   c.train.tokens = 2_000_000  # to train on; steps are derived from it

@@ -36,6 +36,7 @@ def get_config() -> ConfigDict:
   c = quickstart.get_config()
   c.name = 'dual_mode'
   c.tokenizer.chat = True
+  c.data.seq_len = 512  # three turns with their thoughts lie in one row, and both answers of a pair
   c.chains.families, c.chains.languages = FAMILIES, LANGUAGES
   c.conversations.minhash = 'none'  # all sums look alike
   c.tokenize.holdout_shared = 1.0  # likewise: each shares words with others
@@ -71,7 +72,7 @@ def stages(*, mask: bool = True, mid: bool = True, shuffled: bool = False) -> tu
     'optimizer.learning_rate': 2e-3}
   preferred = later | {
     'name': 'apo', 'train.init_from': '@sft', 'chains.number': 6000, 'chains.mode': 'both',
-    'chains.pairs': True, 'data.seq_len': 512,  # both answers of a pair lie in one row
+    'chains.pairs': True,
     'train.stages': ({
       'name': 'apo', 'fraction': 1.0, 'mixture': {'conversations': 1.0}},),
     'train.preference.loss': 'apo_zero', 'train.preference.beta': 0.1, 'train.tokens': 400_000,

@@ -1,17 +1,29 @@
 """The optimizer contest: what competes, on which model, for how long (experiments/benchmarks).
 
 A contest is fair if everybody is tuned alike: rate, warm-up and decay together (on a hyperball,
-where nothing decays, the radius), a factor of two apart, until the best cell lies inside; with a
-seed and on documents that the verdict does not use. All have the same cooldown, whose branches off
-one stable phase (Hägele et al., arXiv 2405.18392) give the steps that a contestant needs for the
-reference's final loss.
+where nothing decays, the radius), a factor of two apart, until the best cell lies inside, in
+shorter runs and from there at full length; with a seed and on documents that the verdict does not
+use. All have the same cooldown, whose branches off one stable phase (Hägele et al., arXiv
+2405.18392) give the steps that a contestant needs for the reference's final loss.
 """
 
 from ml_collections import ConfigDict
 
+_BOTH = dict(vocab_size=8192, head_dim=64, max_seq_len=512, nope_interval=4, attention='xla',
+             dtype='bfloat16')
+MODELS = {
+  '12m': dict(num_layers=6, embed_dim=384, num_heads=6, num_kv_heads=2, mlp_dim=1024,
+              scan_layers=False),  # unrolled: a third less goes through memory
+  '124m': dict(num_layers=12, embed_dim=896, num_heads=14, num_kv_heads=2, mlp_dim=2944),
+}  # fmt: skip
 
-def get_config() -> ConfigDict:
-  """The contest's model, data and contestants (no config of experiments.run)."""
+
+def get_config(size: str = '12m') -> ConfigDict:
+  """The contest's model, data and contestants (no config of experiments.run).
+
+  With size '124m', which three seeds are for, one challenger goes on to the verdict, and nobody is
+  tuned at full length.
+  """
   c = ConfigDict()
   c.seq_len = 512
   c.rows = 32  # 16,384 tokens a step
@@ -22,13 +34,14 @@ def get_config() -> ConfigDict:
   c.copies = 8  # runs side by side: cells of a round of tuning, and seeds of the verdict
   c.screening = 1  # rounds of tuning after which only the reference and the finalists go on
   c.finalists = 2
+  c.final = True  # tune on at full length before the verdict
+  c.bar = 0.83  # the share of the reference's steps that the report gives a p of, besides 1
   c.tune_documents = 256  # the first seq_len + 1 tokens of each
   c.test_documents = 512  # a multiple of it
   c.reference = 'muon'
-  c.model = ConfigDict(dict(
-    vocab_size=8192, num_layers=6, embed_dim=384, num_heads=6, num_kv_heads=2, head_dim=64,
-    mlp_dim=1024, max_seq_len=512, nope_interval=4, attention='xla', dtype='bfloat16',
-    scan_layers=False))  # unrolled: a third less goes through memory
+  c.model = ConfigDict(_BOTH | MODELS[size])
+  if size == '124m':
+    c.update(dict(copies=3, finalists=1, final=False))
   heads = dict(name='muon', tail_steps=24, muon=dict(per_head='qk', cautious_decay=True))
   even = dict(name='muon', tail_steps=24, muon=dict(
     per_head='qk', cautious_decay=True, normuon=0.95))

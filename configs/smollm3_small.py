@@ -1,6 +1,7 @@
-"""SmolLM3's whole recipe at 60M parameters, on text that any Debian machine can gather: a series.
+"""SmolLM3's whole recipe at 50M parameters, on text that any Debian machine can gather: a series.
 
   python -m experiments.run --config=configs/smollm3_small.py:data=small --workdir=runs/small
+  python -m experiments.run --config=configs/smollm3_small.py:data=small,budget=minutes …
   python -m experiments.run --config=configs/smollm3_small.py:data=small,teacher=runs/larger \
     --workdir=runs/small_distilled
 
@@ -8,23 +9,29 @@ Stages in WORKDIR/NAME, each from the one before (config.series): pretraining in
 rising code and mathematics, 4k tokens a row; the 32k extension, with a larger rotary base;
 mid-training on thoughts; fine-tuning in both modes; APO-zero; and the soup of 9 parts of the last
 with 1 of the mid-trained model, with a GGUF file and a model card. One command goes on where it was
-stopped, so calls of ten minutes will do. With a teacher, pretraining learns from what it says.
+stopped, so calls of ten minutes will do; budget=minutes is two of them on one H200,
+budget=hour pretrains on a billion tokens. With a teacher, pretraining learns from what it says.
 
 DATA is a folder that is made beforehand, by our own pipelines:
 
-  apt-get download gimp-help-{en,fr,de,es,it,pt} libreoffice-help-{en-us,fr,de,es,it,pt} …; dpkg -x
+  apt-get download libreoffice-help-{en-us,fr,de,es,it,pt} texlive-{latex-base,science}-doc …;
+  dpkg -x each of them
   python -m data_beam.web --input='unpacked/**/*.html' --output=small/corpora --name=manuals
   python -m data_beam.pdf --input='texlive/**/*.pdf' --output=small/corpora --name=papers
   python -m data_beam.python_source --input=sources --output=small/corpora --name=code
   python -m data_beam.pdf --input='mathematics/**/*.pdf' --output=small/corpora --name=mathematics
   small/thoughts/*.jsonl, small/chats/*.jsonl, small/pairs/*.jsonl: data_beam.conversations says in
   which layouts; `python -m experiments.chains` makes some of each by rule
+  small/eval/*.jsonl: evaluation sets, quotes of which are left out of conversations
 
-Rates, warm-ups and schedules are those of configs/smollm3.py but for pretraining's, which fits the
-size; tokens of each stage are in proportion to SmolLM3's where a model so small can use them.
+Beam is needed only until the steps of a stage's data are done: WORKDIR/steps with those alone, and
+DATA, may be taken to a machine with a GPU and without Beam.
+
+Warm-ups and schedules are those of configs/smollm3.py, rates fit the size and Muon; tokens of each
+stage are in proportion to SmolLM3's where a model so small can use them.
 """
 
-from typing import Any
+from typing import Any, NamedTuple
 
 from ml_collections import ConfigDict
 
@@ -37,73 +44,103 @@ FRACTIONS = (0.731, 0.158, 0.111)
 ASKED = ('sums', 'rewriting', 'dialogues', 'modes', 'instructions')  # of the tuned models
 
 
+class Budget(NamedTuple):
+  """How much of everything a run has; tokens of each stage."""
+
+  pretrain: int
+  long: int
+  mid: int
+  sft: int
+  apo: int
+  batch: int  # tokens a step, of the first two
+  asked: tuple[str, ...]
+  examples: int  # of each task
+  long_examples: int  # of those of long texts
+  lengths: tuple[int, ...]  # of these
+
+
+BUDGETS = {
+  'hour': Budget(1_000_000_000, 50_000_000, 60_000_000, 30_000_000, 6_000_000, 262_144, ASKED, 200,
+                 50, (4096, 16_384, 32_768)),
+  'minutes': Budget(80_000_000, 6_000_000, 10_000_000, 5_000_000, 1_000_000, 65_536, ASKED[:4], 64,
+                    16, (4096, 16_384)),
+}
+
+
 def get_config(arg: str = '') -> ConfigDict:
   """The series; `data` is the folder described above, `teacher` a run or Hugging Face folder."""
-  args = base.parse_arg(arg, data=(), teacher=())
-  data = args.data or 'small'
+  args = base.parse_arg(arg, data=(), teacher=(), budget=BUDGETS)
   c = base.get_config()
   c.name = 'smollm3_small' + '_distilled' * bool(args.teacher)
   c.web.enabled = c.pdf.enabled = False
   c.model.shape = 'smollm3-50m'
+  c.model.remat = 'qkv+ctx+mid'
   c.tokenizer.vocab_size = 32_768
   c.tokenizer.chat = True
   c.tokenizer.train_bytes = 200_000_000
   c.tokenize.bos = False
+  c.conversations.minhash = 'none'  # of sums by rule all look alike
+  c.optimizer.name = 'muon'
   c.optimizer.no_decay = ('embedding',)
   c.eval.documents = 400
+  c.eval.batch_size = 32
   c.sample.prompts = ()
   c.train.eval_every, c.train.checkpoint_every = 500, 250
-  c.series = stages(data, args.teacher)
+  c.series = stages(args.data or 'small', BUDGETS[args.budget], args.teacher)
   return c
 
 
-def stages(data: str, teacher: str = '') -> tuple[dict[str, Any], ...]:
+def stages(data: str, budget: Budget, teacher: str = '') -> tuple[dict[str, Any], ...]:
   """The stages, in order."""
   mixture = lambda shares: dict(zip(CORPORA, shares, strict=True))
   single = lambda name, mixture: ({'name': name, 'fraction': 1.0, 'mixture': mixture},)
   tokens = ','.join(f'{name}=@pretrain/tokens/{name}' for name in CORPORA)
-  first = {
+  ruler = {'eval.task_examples': budget.long_examples, 'eval.generation.lengths': budget.lengths}
+  first = ruler | {
     'name': 'pretrain', 'corpora': ','.join(f'{n}={data}/corpora/{n}' for n in CORPORA),
-    'data.seq_len': 4096, 'model.rope_theta': 5e4, 'train.batch_tokens': 262_144,
-    'train.tokens': 1_000_000_000, 'optimizer.name': 'muon', 'optimizer.learning_rate': 4e-3,
+    'data.seq_len': 4096, 'model.rope_theta': 5e4, 'train.batch_tokens': budget.batch,
+    'train.tokens': budget.pretrain, 'optimizer.learning_rate': 4e-3,
     'optimizer.schedule': 'wsd', 'optimizer.decay_fraction': 0.111,
     'optimizer.warmup_fraction': 0.02, 'eval.tasks': ('continuation', 'cloze', 'ruler'),
+    'eval.generation.lengths': (4096,),
     'train.stages': tuple(
       {'name': f'stage-{i + 1}', 'fraction': FRACTIONS[i], 'mixture': mixture(MIXTURES[i])}
       for i in range(3))}
   if teacher:
     first |= {'distill.teacher': teacher, 'distill.cache': 'sampled', 'distill.weight': 0.9}
-  later = {'optimizer.schedule': 'cosine', 'model.remat': 'qkv+ctx+mid', 'corpora': tokens,
-           'optimizer.learning_rate': 2e-4}
-  longer = later | {
+  later = {'optimizer.schedule': 'cosine', 'corpora': tokens}
+  longer = later | ruler | {
     'name': 'long', 'train.init_from': '@pretrain', 'data.seq_len': 32_768,
-    'model.rope_theta': 2e6, 'train.batch_tokens': 262_144, 'train.tokens': 50_000_000,
-    'optimizer.warmup_fraction': 0.05, 'train.stages': single('long', mixture(MIXTURES[2])),
-    'eval.tasks': ('ruler',), 'eval.task_examples': 50,
-    'eval.generation.lengths': (4096, 16_384, 32_768)}
+    'model.rope_theta': 2e6, 'train.batch_tokens': budget.batch, 'train.tokens': budget.long,
+    'optimizer.learning_rate': 4e-4, 'optimizer.warmup_fraction': 0.05,
+    'train.stages': single('long', mixture(MIXTURES[2])), 'eval.tasks': ('ruler',)}
   chats = later | {
-    'conversations.enabled': True, 'data.seq_len': 8192, 'model.rope_theta': 2e6,
+    'conversations.enabled': True, 'conversations.decontaminate': (f'{data}/eval/*.jsonl',),
+    'tokenize.holdout_shared': 1.0,  # each shares words with others, as for minhash
+    'data.seq_len': 8192, 'model.rope_theta': 2e6,
     'train.batch_tokens': 65_536, 'optimizer.floor': 0.1, 'optimizer.clip_norm': 0.2,
     'optimizer.b2': 0.999, 'optimizer.weight_decay': 0.0, 'optimizer.warmup_fraction': 0.03,
-    'eval.corpora': ('conversations', *CORPORA),
-    'eval.tasks': ASKED}
+    # Where a rule is found gradients are many times as large for a few steps: no incident.
+    'guard.enabled': False, 'eval.corpora': ('conversations', *CORPORA),
+    'eval.tasks': budget.asked, 'eval.task_examples': budget.examples}
   mid = chats | {
     'name': 'mid', 'train.init_from': '@long', 'conversations.input': f'{data}/thoughts/*.jsonl',
     'train.stages': single('mid', {'conversations': 0.8} | {
       name: 0.2 * share for name, share in mixture(MIXTURES[2]).items()}),
-    'tokenize.train_user': True, 'train.tokens': 60_000_000}
+    'tokenize.train_user': True, 'train.tokens': budget.mid, 'optimizer.learning_rate': 2e-3}
   tuned = chats | {
     'name': 'sft', 'train.init_from': '@mid', 'conversations.input': f'{data}/chats/*.jsonl',
-    'train.stages': single('sft', {'conversations': 1.0}), 'train.tokens': 30_000_000,
-    'optimizer.learning_rate': 1e-4}
+    'train.stages': single('sft', {'conversations': 1.0}), 'train.tokens': budget.sft,
+    'optimizer.learning_rate': 1e-3}
   preferred = chats | {
     'name': 'apo', 'train.init_from': '@sft', 'conversations.input': f'{data}/pairs/*.jsonl',
-    'train.stages': single('apo', {'conversations': 1.0}), 'train.tokens': 6_000_000,
+    'train.stages': single('apo', {'conversations': 1.0}), 'train.tokens': budget.apo,
     'train.preference.loss': 'apo_zero', 'train.preference.beta': 0.05,
-    'optimizer.learning_rate': 5e-6, 'optimizer.warmup_fraction': 0.1}
+    'optimizer.name': 'adamw', 'optimizer.learning_rate': 5e-6, 'optimizer.warmup_fraction': 0.1}
   soup = chats | {
     'name': 'soup', 'merge.models': '@apo,@mid', 'merge.weights': (0.9, 0.1),
     'conversations.input': f'{data}/chats/*.jsonl',
     'train.stages': single('soup', {'conversations': 1.0}),
-    'eval.tasks': (*ASKED, 'ruler'), 'export.gguf': True, 'export.chat': True}
+    'eval.tasks': (*budget.asked, 'ruler'), 'eval.generation.lengths': budget.lengths,
+    'export.gguf': True, 'export.chat': True}
   return first, longer, mid, tuned, preferred, soup

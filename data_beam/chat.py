@@ -30,6 +30,7 @@ from typing import Any, Literal
 START, END = '<|im_start|>', '<|im_end|>'
 CONTROL = (START, END)  # what a tokenizer must have as tokens of their own
 MODES = ('think', 'no_think')
+MODES_TOLD = ('auto', *MODES)  # how data_beam.conversations is told of those that do not say it
 ROLES = ('system', 'user', 'assistant', 'tool')
 
 NO_THOUGHT = '<think>\n\n</think>\n'

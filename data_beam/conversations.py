@@ -47,8 +47,6 @@ from data_beam.sources.files import expand, size_of
 from data_beam.tables import Part, RowError
 from data_beam.text.language import detect_language, language_sample
 
-MODES = ('auto', *chat.MODES)
-
 _ROLES = {
   'developer': 'system', 'human': 'user', 'prompter': 'user', 'gpt': 'assistant',
   'chatgpt': 'assistant', 'bot': 'assistant', 'model': 'assistant', 'function_call': 'assistant',

@@ -331,7 +331,7 @@ class ConversationOptions(Options):
 
   mode: str = option(
     'auto', 'of conversations that do not say it: auto for think where an answer has a thought, '
-    'else no_think', choices='data_beam.conversations:MODES')
+    'else no_think', choices='data_beam.chat:MODES_TOLD')
   languages: tuple[str, ...] = _languages(())
   minhash: str = _minhash('14x8')
   minhash_hash: str = _minhash_hash()

@@ -329,13 +329,18 @@ def _silence(point: Point) -> float:
   return min([time.monotonic() - point.began, *spoken])
 
 
-def start(point: Point, gpu: str | None) -> None:
-  """Starts the point's process, on one GPU if that is named."""
+def make_folder(point: Point) -> None:
+  """Makes the point's workdir, with a link to the steps that it shares."""
   point.folder.mkdir(parents=True, exist_ok=True)
   steps = point.folder / 'steps'
   if not steps.is_symlink():
     point.shared.mkdir(exist_ok=True)
     steps.symlink_to(os.path.relpath(point.shared, point.folder))
+
+
+def start(point: Point, gpu: str | None) -> None:
+  """Starts the point's process, on one GPU if that is named."""
+  make_folder(point)
   environment = os.environ | ({'CUDA_VISIBLE_DEVICES': gpu} if gpu else {})
   with open(point.folder / 'log.txt', 'ab') as log:
     point.process = processes.start(

@@ -3,8 +3,10 @@
 `expand` turns patterns into files (local, gs://, s3:// through Beam, https:// by itself, other
 schemes through fsspec), and a listing of files (`warc.paths.gz`) into the files it lists. Common
 Crawl's are read over https unless Beam's S3 file system is installed (the same bytes, and no
-account needed)."""
+account needed). Beam is imported where it is used: what matches is asked where it is not
+installed, too, in a run whose data was made elsewhere."""
 
+import glob
 import gzip
 import importlib.util
 import io
@@ -14,14 +16,14 @@ import time
 import urllib.error
 import urllib.request
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from typing import Any, BinaryIO
+from typing import TYPE_CHECKING, Any, BinaryIO
 
 import fsspec
-from apache_beam.io.filesystem import CompressionTypes
-from apache_beam.io.filesystems import FileSystems
 
-from data_beam.records import Document, Reject
 from data_beam.redact import public, without_query
+
+if TYPE_CHECKING:
+  from data_beam.records import Reject
 
 COMMON_CRAWL = 'https://data.commoncrawl.org/'
 ARCHIVE = re.compile(r'\.(zip|7z|rar|tgz|tar(\.(gz|bz2|xz|zst))?)$', re.I)
@@ -98,7 +100,12 @@ def _match(pattern: str) -> dict[str, int]:
         raise
       with _urlopen(pattern):       # a URL that was signed for GET alone
         return {pattern: 0}
+  if '://' not in pattern and not importlib.util.find_spec('apache_beam'):
+    paths = glob.glob(pattern, recursive=True)  # of a run whose data others have made
+    return {path: os.path.getsize(path) for path in paths if os.path.isfile(path)}
   if _beam_knows(pattern):
+    from apache_beam.io.filesystems import FileSystems
+
     found = FileSystems.match([pattern])[0].metadata_list
     return {m.path: m.size_in_bytes for m in found if not os.path.isdir(m.path)}
   try:
@@ -110,6 +117,8 @@ def _match(pattern: str) -> dict[str, int]:
 
 
 def _beam_knows(path: str) -> bool:
+  from apache_beam.io.filesystems import FileSystems
+
   try:
     FileSystems.get_filesystem(path)
     return True
@@ -139,6 +148,9 @@ def open_file(path: str) -> BinaryIO:
   if over_https(path):
     return _Forward(_urlopen(path))
   if _beam_knows(path):
+    from apache_beam.io.filesystem import CompressionTypes
+    from apache_beam.io.filesystems import FileSystems
+
     return FileSystems.open(path, compression_type=CompressionTypes.UNCOMPRESSED)
   return fsspec.open(path, 'rb').open()
 
@@ -227,8 +239,10 @@ def patiently(function: Callable, *args: Any, tries: int = 3) -> Any:
       time.sleep(2 ** n)
 
 
-def reject_file(name: str, offset: int, number: int, reason: str, detail: str) -> Reject:
+def reject_file(name: str, offset: int, number: int, reason: str, detail: str) -> 'Reject':
   """What could not be read at an offset of a file, as a reject of the stage `read`."""
+  from data_beam.records import Document, Reject  # which is Beam's; here it is done without
+
   metadata = {'warc_file': name, 'warc_offset': offset, 'record': number,
               'error': public(detail)[:200]}
   return Reject(Document(id=f'{name}#{offset}', text='', source='web', metadata=metadata),

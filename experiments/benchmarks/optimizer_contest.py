@@ -3,6 +3,7 @@
   python -m experiments.benchmarks.optimizer_contest tokens --text='GLOB' --output=DIR
   python -m experiments.benchmarks.optimizer_contest run    --output=DIR [--seconds=500] [--names …]
   python -m experiments.benchmarks.optimizer_contest report --output=DIR
+  (all with --size=124m: the larger model)
 
 `tokens` trains a tokenizer on text files and stores their tokens, documents shuffled; two samples
 of documents are held out, one to tune by and one for the verdict. `run` does what is left of the
@@ -11,9 +12,10 @@ are over: call it again to go on. `report` writes the leaderboard, DIR/contest.m
 
 First all are tuned, a round each in turn: a round is as many runs as the chip trains side by side,
 at the best cell so far and its neighbours, until one cell is the best of those around it in all
-three of its rates. Then the reference and the best of the others run with seeds and on documents
-that tuning never saw; cooldowns branch off one stable phase at several lengths, so that the steps
-to the reference's final loss can be read off, seed by seed.
+three of its rates. From there the reference and the best of the others are tuned on at full length,
+and what is best runs with other seeds, judged on documents that tuning never saw. Cooldowns branch
+off one stable phase at several lengths, so that the steps to the reference's final loss can be read
+off, seed by seed.
 
 Copies that differ in seed, rates or initialisation alone are one compiled program, vmapped.
 """
@@ -21,6 +23,7 @@ Copies that differ in seed, rates or initialisation alone are one compiled progr
 import argparse
 import concurrent.futures
 import copy
+import dataclasses
 import functools
 import glob
 import gzip
@@ -45,7 +48,7 @@ from smoljax.optim import optimizer as optimizer_lib
 from smoljax.optim.matrices import path_name
 from smoljax.optim.qk_clip import qk_clip
 from smoljax.scaling import comparison
-from smoljax.train import diagnostics, objectives
+from smoljax.train import objectives
 
 BLOCK = 8  # steps a call; all lengths are multiples of it
 
@@ -289,9 +292,9 @@ def warm(step: int, cell: Cell) -> float:
   return min(1.0, (step + 1) / cell.warmup)
 
 
-def tune(runner: Runner, cells: list[Cell]) -> list[dict]:
-  """Scores of shorter runs with seed 0, one a cell, on the documents to tune by."""
-  c, steps = runner.c, whole(runner.c.tuning * runner.c.steps)
+def tune(runner: Runner, cells: list[Cell], steps: int) -> list[dict]:
+  """Scores of runs of so many steps with seed 0, one a cell, on the documents to tune by."""
+  c = runner.c
   copies = Copies([0] * c.copies, (cells * c.copies)[:c.copies])
   state = runner.steps(runner.start(copies), copies, 0, stable_steps(c, steps), warm)
   return runner.score(cooled(runner, state, copies, steps), runner.data.tune)[:len(cells)]
@@ -320,12 +323,6 @@ def verdict_steps(c: Any, lengths: Sequence[float]) -> int:
   return stable_steps(c, max(steps)) + sum(s - stable_steps(c, s) for s in steps)
 
 
-def spectrum(params: dict) -> float:
-  """Mean over all matrices of diagnostics.svd_entropy, 0 (rank one) to 1 (all directions alike)."""
-  found = diagnostics.svd_entropy(params, optim.matrix_views(params))
-  return float(np.mean(np.concatenate([np.asarray(x) for x in found.values()])))
-
-
 # --- the contest ---------------------------------------------------------------------------------
 
 
@@ -339,9 +336,9 @@ def cell_of(row: dict) -> Cell:
   return Cell(row['lr'], row['warmup'], row['third'])
 
 
-def tried(rows: list[dict], name: str) -> dict[Cell, float]:
-  """Loss of each run that tuned the contestant."""
-  return {cell_of(r): r['loss'] for r in rows if r['kind'] == 'tune' and r['name'] == name}
+def tried(rows: list[dict], name: str, kind: str = 'tune') -> dict[Cell, float]:
+  """Loss of each run that tuned the contestant; with kind 'final' of those at full length."""
+  return {cell_of(r): r['loss'] for r in rows if r['kind'] == kind and r['name'] == name}
 
 
 def best(losses: dict[Cell, float]) -> Cell:
@@ -357,6 +354,11 @@ def neighbours(cell: Cell) -> list[Cell]:
   around += [Cell(lr, warmup, third * f) for f in (.5, 2)]
   around += [Cell(lr, w, third) for w in (warmup // 2, warmup * 2) if w]
   return [c for c in around if c != cell]
+
+
+def chosen(rows: list[dict], name: str) -> Cell:
+  """The cell to judge the contestant by: the best at full length, where any ran at that."""
+  return best(tried(rows, name, 'final') or tried(rows, name))
 
 
 def interior(losses: dict[Cell, float]) -> bool:
@@ -407,6 +409,7 @@ def run(
 
   With `verdict` tuning ends in time for the verdict, whether or not everyone's best is inside: the
   report says. After `c.screening` rounds each, only the reference and the `c.finalists` best go on.
+  With `c.final` these are then tuned at full length, a round each at least, two if time allows.
   """
   clock, data = Clock(seconds), Data.load(output)
   names = list(names or c.contestants)
@@ -425,48 +428,56 @@ def run(
     with concurrent.futures.ThreadPoolExecutor() as pool:
       list(pool.map(lambda name: runners[name].compile(c.copies), new))
 
-  def tune_round(name: str, cells: list[Cell]) -> None:
-    scores = clock.timed(tuning, tune, runners[name], cells)
-    write([{'kind': 'tune', 'name': name, **cell._asdict(), **score, 'steps': tuning}
-           for cell, score in zip(cells, scores, strict=True)])
+  def search(
+    kind: str, steps: int, all_of: Sequence[str], start: Callable[[list[dict], str], Cell],
+    least: int, reserved: int,
+  ) -> bool:
+    """Rounds in turn until everyone's best is inside; False if the time is over before each of
+    `all_of` had `least` runs."""
+    late = lambda: verdict and not clock.fits(steps + reserved)
+    while True:
+      rows = read(output)
+      screened = all(len(tried(rows, n, kind)) >= least or interior(tried(rows, n, kind))
+                     for n in all_of)
+      in_play = finalists(rows, names, c) if screened else all_of
+      todo = {name: next_round(tried(rows, name, kind), start(rows, name), c.copies)
+              for name in in_play}
+      if not any(todo.values()):
+        return True
+      for name, cells in todo.items():
+        if not cells or (screened and late()):
+          continue
+        if not clock.fits(steps):
+          return False
+        ready([n for n in todo if todo[n]])
+        scores = clock.timed(steps, tune, runners[name], cells, steps)
+        write([{'kind': kind, 'name': name, **cell._asdict(), **score, 'steps': steps}
+               for cell, score in zip(cells, scores, strict=True)])
+      if screened and late():
+        return True
 
-  tuning = whole(c.tuning * c.steps)
-  reserved = verdict_steps(c, [1.0]) + c.finalists * verdict_steps(c, c.lengths)
-  late = lambda: verdict and not clock.fits(tuning + reserved)
-  while True:
-    rows = read(output)
-    screened = all(len(tried(rows, n)) >= c.copies * c.screening or interior(tried(rows, n))
-                   for n in names)
-    in_play = finalists(rows, names, c) if screened else names
-    todo = {name: next_round(tried(rows, name), Cell(*c.contestants[name].start), c.copies)
-            for name in in_play}
-    if not any(todo.values()):
-      break
-    for name, cells in todo.items():
-      if not cells or (screened and late()):
-        continue
-      if not clock.fits(tuning):
-        return False
-      ready(in_play)
-      tune_round(name, cells)
-    if screened and late():
-      break
+  full, last = whole(c.steps), min(c.finalists, len(names) - 1)
+  reserved = verdict_steps(c, [1.0]) + last * verdict_steps(c, c.lengths)
+  if not any(r['kind'] == 'final' for r in read(output)) and not search(
+    'tune', whole(c.tuning * c.steps), names, lambda _, n: Cell(*c.contestants[n].start),
+    c.copies * c.screening, reserved + c.final * 2 * (1 + last) * full):
+    return False
+  in_play = finalists(read(output), names, c)
+  if c.final and not search(
+    'final', full, in_play, lambda rows, n: best(tried(rows, n)), 1, reserved):
+    return False
   rows = read(output)
-  for name in [c.reference, *(n for n in finalists(rows, names, c) if n != c.reference)]:
-    lengths = [1.0] if name == c.reference else c.lengths
-    if name not in names or all_branches(rows, name, lengths):
-      continue
-    ready([name])
-    cell = best(tried(rows, name))
-    state = None
+  lengths_of = {name: [1.0] if name == c.reference else c.lengths for name in in_play}
+  left = {name: of for name, of in lengths_of.items() if not all_branches(rows, name, of)}
+  for name, lengths in left.items():
+    ready(list(left))
+    cell = chosen(rows, name)
     for steps, state in branch(runners[name], cell, lengths, clock.fits):
       scores = runners[name].score(state, data.test)
       write([{'kind': 'branch', 'name': name, **cell._asdict(), 'steps': steps, 'seed': i + 1,
               **score} for i, score in enumerate(scores)])
     if not all_branches(read(output), name, lengths):
       return False
-    first = jax.tree.map(lambda x: x[0], jax.device_get(state[0]))
-    write([{'kind': 'weights', 'name': name, 'entropy': round(spectrum(first), 4)}])
   return True
 
 
@@ -484,11 +495,11 @@ def all_branches(rows: list[dict], name: str, lengths: Sequence[float]) -> bool:
 
 
 def branches(rows: list[dict], name: str) -> list[dict]:
-  """The contestant's runs from the stable phase at its best cell."""
-  if not (losses := tried(rows, name)):
+  """The contestant's runs from the stable phase at its chosen cell."""
+  if not tried(rows, name):
     return []
-  return [r for r in rows if r['kind'] == 'branch' and r['name'] == name
-          and cell_of(r) == best(losses)]
+  cell = chosen(rows, name)
+  return [r for r in rows if r['kind'] == 'branch' and r['name'] == name and cell_of(r) == cell]
 
 
 # --- the report ----------------------------------------------------------------------------------
@@ -515,7 +526,7 @@ class Standing(NamedTuple):
   name: str
   cell: Cell
   inside: bool  # the best cell's neighbours were all tried
-  tuning_runs: int
+  tuning_runs: int  # those at full length included
   losses: dict[int, float]  # at full length, by seed
   ratio: comparison.Estimate | None  # log of steps to the reference's final loss over its steps
   reached: int  # seeds that came to it
@@ -544,9 +555,9 @@ def standings(rows: list[dict], c: Any) -> list[Standing]:
     if name != c.reference and len(reached) == len(found):
       ratio = comparison.log_ratio(dict.fromkeys(reached, float(end)), reached)
     lengths = set.intersection(*(set(of) for of in seeds.values()))
-    losses = tried(rows, name)
+    losses, finals = tried(rows, name), tried(rows, name, 'final')
     out.append(Standing(
-      name, best(losses), interior(losses), len(losses),
+      name, chosen(rows, name), interior(finals or losses), len(losses) + len(finals),
       {seed: of[max(of)] for seed, of in seeds.items()}, ratio, len(reached),
       {} if name == c.reference else {
         steps: comparison.difference(targets, {seed: of[steps] for seed, of in seeds.items()})
@@ -566,14 +577,16 @@ def leaderboard(rows: list[dict], c: Any) -> str:
     f' {n} seeds, 95 % t-intervals of paired log ratios, on documents that tuning never saw.',
     '',
     '| optimizer | rate | warm-up | decay (ball: × init) | tuning runs | final loss, mean ± s.d. | '
-    'steps to the target | share of the reference’s | p |', '|---|---|---|---|---|---|---|---|---|']
+    f'steps to the target | share of the reference’s | p | p of {c.bar:g} |',
+    '|---|---|---|---|---|---|---|---|---|---|']
   for s in found:
     spread = statistics.stdev(s.losses.values()) if len(s.losses) > 1 else math.nan
-    share = steps = p = '–'
+    share = steps = p = p_bar = '–'
     if s.ratio:
       low, mean, high = (math.exp(x) for x in (s.ratio.low, s.ratio.mean, s.ratio.high))
       share, steps = f'{mean:.3f} ({low:.3f}–{high:.3f})', f'{mean * end:.0f}'
       p = f'{s.ratio.p:.1g}'
+      p_bar = f'{dataclasses.replace(s.ratio, mean=s.ratio.mean - math.log(c.bar)).p:.1g}'
     elif s.name == c.reference:
       share, steps = '1', str(end)
     else:
@@ -581,7 +594,8 @@ def leaderboard(rows: list[dict], c: Any) -> str:
     lines.append(
       f'| {title(s.name)} | {s.cell.lr:g} | {s.cell.warmup} | {s.cell.third:g}'
       f'{"" if s.inside else " (search cut)"} | {s.tuning_runs} | '
-      f'{statistics.fmean(s.losses.values()):.4f} ± {spread:.4f} | {steps} | {share} | {p} |')
+      f'{statistics.fmean(s.losses.values()):.4f} ± {spread:.4f} | {steps} | {share} | {p} | '
+      f'{p_bar} |')
   lines += ['', '| optimizer | steps | loss minus the reference’s final one, paired | p |',
             '|---|---|---|---|']
   for s in found:
@@ -591,11 +605,13 @@ def leaderboard(rows: list[dict], c: Any) -> str:
   tuned = {name: tried(rows, name) for name in dict.fromkeys(r['name'] for r in rows)}
   lines += ['', 'Tuned, runs of ' + ', '.join(
     sorted({str(r['steps']) for r in rows if r['kind'] == 'tune'})) + ' steps with one seed:', '',
-    '| optimizer | runs | best loss | at | inside |', '|---|---|---|---|---|']
+    '| optimizer | runs | best loss | at | inside | at full length, runs | best loss | at | '
+    'inside |', '|---|---|---|---|---|---|---|---|---|']
   for name, losses in sorted(tuned.items(), key=lambda item: min(item[1].values())):
-    cell = best(losses)
-    lines.append(f'| {title(name)} | {len(losses)} | {losses[cell]:.4f} | rate {cell.lr:g}, '
-                 f'warm-up {cell.warmup}, {cell.third:g} | {"yes" if interior(losses) else "no"} |')
+    cells = [f'{len(of)} | {min(of.values()):.4f} | rate {best(of).lr:g}, warm-up '
+             f'{best(of).warmup}, {best(of).third:g} | {"yes" if interior(of) else "no"}'
+             if of else '– | – | – | –' for of in (losses, tried(rows, name, 'final'))]
+    lines.append(f'| {title(name)} | {" | ".join(cells)} |')
   return '\n'.join(lines) + '\n'
 
 
@@ -630,16 +646,20 @@ def report(output: pathlib.Path, c: Any) -> None:
 
 def main() -> None:
   """The command line."""
-  c = optimizer_contest.get_config()
   parser = argparse.ArgumentParser(description=__doc__.split('\n')[0])
   parser.add_argument('command', choices=('tokens', 'run', 'report'))
   parser.add_argument('--output', required=True, type=pathlib.Path)
   parser.add_argument('--text', nargs='+', default=[], help='globs of text files')
-  parser.add_argument('--names', nargs='+', choices=list(c.contestants), help='all if none')
+  parser.add_argument('--size', choices=list(optimizer_contest.MODELS), default='12m')
+  parser.add_argument('--steps', type=int, help='of the runs, where not those of the config')
+  known = list(optimizer_contest.get_config().contestants)
+  parser.add_argument('--names', nargs='+', choices=known, help='all if none')
   parser.add_argument('--seconds', type=float, default=1e9, help='stop before so many are over')
   parser.add_argument('--verdict', action='store_true', help='stop tuning in time for the verdict')
   parser.add_argument('--limit', type=int, default=0, help='tokens to keep; 0 = one epoch')
   args = parser.parse_args()
+  c = optimizer_contest.get_config(args.size)
+  c.steps = args.steps or c.steps
   if args.command == 'tokens':
     make_tokens(
       args.text, args.output, c.model.vocab_size,

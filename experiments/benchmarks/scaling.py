@@ -5,15 +5,19 @@
   python -m experiments.benchmarks.scaling --shapes=smollm3-3b --axes=context --rows=1 \
     --seq_len=65536 --model=remat=full
 
-Each cell is the training step of train_step.py in a process of its own. Along `data` and `fsdp`
+Each cell is the training step of train_step.py in a process of its own; those of one GPU run side
+by side, each on another. Along `data` and `fsdp`
 every GPU has --rows rows, one GPU as many; along `tensor` and `context` all work on the rows that
 one GPU has. Efficiency is tokens a second over those of so many single GPUs; `exposed_ms` are the
 milliseconds a step in which GPUs exchanged and nothing else was computed. `auto` is the mesh that a
 run would choose. What --seconds does not suffice for is left out and said.
 """
 
+import concurrent.futures
+import itertools
 import json
 import os
+import queue
 import subprocess
 import sys
 import time
@@ -60,22 +64,34 @@ def main(argv: list[str]) -> None:
     sys.exit('error: this machine has fewer than two GPUs')
   print(f'{"shape":14} {"optimizer":9} {"mesh":10} {"tokens/s":>9} {"MFU":>6} {"of one":>7} '
         f'{"exchange":>8} {"exposed":>8} {"GB":>6}')
-  for shape in _SHAPES.value:
-    for optimizer in _OPTIMIZERS.value:
-      single = None
-      for mesh in ['one', *_AXES.value]:
-        if time.monotonic() - began > _SECONDS.value:
-          cells.append({'shape': shape, 'optimizer': optimizer, 'asked': mesh, 'error': 'no time'})
-          continue
-        used = gpus[:1] if mesh == 'one' else gpus
-        sizes = {'one': 'fsdp=1', 'auto': 'auto'}.get(mesh, f'{mesh}=-1')
-        alike = mesh in ('one', 'tensor', 'context')
-        cell = time_cell(shape, optimizer, sizes, rows * (1 if alike else len(gpus)), used)
-        single = cell.get('tokens_per_sec') if mesh == 'one' else single
-        if single and 'error' not in cell:
-          cell['efficiency'] = round(cell['tokens_per_sec'] / single / len(used), 4)
-        cells.append({'asked': mesh, **cell, 'shape': shape, 'optimizer': optimizer})
-        print(_line(cells[-1]), flush=True)
+  late = lambda: time.monotonic() - began > _SECONDS.value
+  models = list(itertools.product(_SHAPES.value, _OPTIMIZERS.value))
+  free = queue.SimpleQueue()
+  for gpu in gpus:
+    free.put(gpu)
+
+  def alone(shape: str, optimizer: str) -> dict:
+    gpu = free.get()
+    try:
+      return {'error': 'no time'} if late() else time_cell(shape, optimizer, 'fsdp=1', rows, [gpu])
+    finally:
+      free.put(gpu)
+
+  with concurrent.futures.ThreadPoolExecutor(len(gpus)) as pool:
+    singles = list(pool.map(alone, *zip(*models, strict=True)))
+  for (shape, optimizer), single in zip(models, singles, strict=True):
+    for mesh in ['one', *_AXES.value]:
+      cell = single
+      if mesh != 'one':
+        times = 1 if mesh in ('tensor', 'context') else len(gpus)
+        cell = {'error': 'no time'} if late() else time_cell(
+          shape, optimizer, mesh if mesh == 'auto' else f'{mesh}=-1', rows * times, gpus)
+      if 'error' not in cell and 'error' not in single:
+        of = 1 if mesh == 'one' else len(gpus)
+        rate = cell['tokens_per_sec'] / single['tokens_per_sec'] / of
+        cell = {**cell, 'efficiency': round(rate, 4)}
+      cells.append({'asked': mesh, **cell, 'shape': shape, 'optimizer': optimizer})
+      print(_line(cells[-1]), flush=True)
   print(json.dumps({'benchmark': 'scaling', 'gpus': len(gpus), 'rows': rows,
                     'seq_len': _SEQ_LEN.value, 'cells': cells}))
 

@@ -10,16 +10,18 @@
 
 Rows are packed from documents of log-normal length (median --document tokens) of random ids, the
 same in every step, or are those of a tokenised corpus, and then `losses` are means over each tenth
-of the steps. With --learned=SHARE they are as if of conversations, of which that share is learned:
-what fine-tuning costs at equal packing. The first step compiles and is timed apart. With --kernels,
-what the device did in three more steps is listed on stderr: milliseconds a step by name of kernel,
-and what it waited; `profile` has its share of exchange with other GPUs, and how much of that
-nothing else hid. With --checkpoint=DIR the state is saved there after them, and removed again:
-`checkpoint` has the seconds that training pauses for it, the slowest step while it is written, and
-those until it is sealed. `--framework=torch` times PyTorch's best step (torch_step) on the same
-batch instead, by AdamW, without norms of leaves or a guard. `--objective` learns of each document
-its last two thirds (sft), or of two at a time which is better, with a frozen copy of the model in
-the same step (a loss of preferences.py), or what a loss of reinforce.py says of it.
+of the steps. `mfu` counts causal attention over whole rows; `visible` is the share of its pairs
+that lie in one document (of the first batch), which are all that must be computed. With
+--learned=SHARE they are as if of conversations, of which that share is learned: what fine-tuning
+costs at equal packing. The first step compiles and is timed apart. With --kernels, what the device
+did in three more steps is listed on stderr: milliseconds a step by name of kernel, and what it
+waited; `profile` has its share of exchange with other GPUs, and how much of that nothing else hid.
+With --checkpoint=DIR the state is saved there after them, and removed again: `checkpoint` has the
+seconds that training pauses for it, the slowest step while it is written, and those until it is
+sealed. `--framework=torch` times PyTorch's best step (torch_step) on the same batch instead, by
+AdamW, without norms of leaves or a guard. `--objective` learns of each document its last two thirds
+(sft), or of two at a time which is better, with a frozen copy of the model in the same step (a loss
+of preferences.py), or what a loss of reinforce.py says of it.
 """
 
 import collections
@@ -141,6 +143,13 @@ def replaced(config: model.ModelConfig, changes: list[str]) -> model.ModelConfig
     value = value.lower() in ('1', 'true') if kind is bool else kind(value)
     config = dataclasses.replace(config, **{name: value})
   return config
+
+
+def visible(segment_ids_BT: np.ndarray) -> float:
+  """The share of a row's causal pairs that lie in one document: what attention has to compute."""
+  lengths = np.concatenate([np.bincount(row)[1:] for row in segment_ids_BT]).astype(float)
+  return float(np.sum(lengths * (lengths + 1))
+               / (segment_ids_BT.size * (segment_ids_BT.shape[1] + 1)))
 
 
 _EXCHANGE = re.compile(r'nccl|all-?reduce|all-?gather|reduce-?scatter|collective|send|recv', re.I)
@@ -319,7 +328,9 @@ def main(argv: list[str]) -> None:
     frozen: Any = None
     if _OBJECTIVE.value in preferences.LOSSES and preferences.LOSSES[_OBJECTIVE.value].reference:
       frozen = jax.tree.map(lambda x: jnp.array(x, config.dtype), state['params'])
-    batch = sharding.shard_batch(next(batches), mesh)
+    batch = next(batches)
+    seen = visible(batch['segment_ids'])
+    batch = sharding.shard_batch(batch, mesh)
     began = time.perf_counter()
     compiled = step.lower(state, batch, frozen).compile()
     step = lambda state, batch: compiled(state, batch, frozen)
@@ -366,6 +377,7 @@ def main(argv: list[str]) -> None:
         'guard': _GUARD.value,
         'leaves': _LEAVES.value,
         'max_segments': max_segments,
+        'visible': round(seen, 3),
         **({'profile': profile} if profile else {}),
         **({'checkpoint': save} if save else {}),
         **({'losses': [float(np.mean(x)) for x in np.array_split(losses, 10)]}

@@ -22,11 +22,13 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from configs import optimizer_contest as settings
 from experiments.benchmarks import optimizer_contest as contest
 from smoljax import optim
 from smoljax.optim.matrices import path_name
+from smoljax.train import diagnostics
 
 _NAMES = ('adamw', 'muon', 'soap')
 
@@ -46,6 +48,12 @@ def norm(tree: dict) -> float:
 def dot(a: dict, b: dict) -> float:
   """Sum over all leaves."""
   return float(sum(jnp.vdot(x, y) for x, y in zip(a.values(), b.values(), strict=True)))
+
+
+def spectrum(params: dict) -> float:
+  """Mean over all matrices of diagnostics.svd_entropy, 0 (rank one) to 1 (all directions alike)."""
+  found = diagnostics.svd_entropy(params, optim.matrix_views(params))
+  return float(np.mean(np.concatenate([np.asarray(x) for x in found.values()])))
 
 
 def minus(a: dict, b: dict) -> dict:
@@ -72,8 +80,8 @@ def follow(
     yield step, {
       'name': name, 'lr': cell.lr, 'step': step, **runner.score(state, data.tune)[0],
       'moved': norm(moved) / norm(start),
-      'weights': contest.spectrum(nested(now)),
-      'update': contest.spectrum(nested(minus(now, before))),
+      'weights': spectrum(nested(now)),
+      'update': spectrum(nested(minus(now, before))),
     }, jax.device_get(moved)
 
 

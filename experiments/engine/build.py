@@ -238,7 +238,7 @@ def _scores_and_exports(
     ['eval', 'seed'],
     outside=_questions(c),
     needs=[train, *(tokens[name] for name in targets), *tokenizer],
-    version=3,
+    version=4,
     cost=f'bits per byte on {", ".join(targets)}; tasks: {", ".join(c.eval.tasks) or "none"}',
     links={'evals': 'evals'},
   )

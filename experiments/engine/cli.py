@@ -57,7 +57,7 @@ def exit_status(work: Callable[[], int | None]) -> int:
   """Runs a command's work; errors and interrupts are one line each, not a traceback."""
   try:
     return work() or 0
-  except (ValueError, OSError, ArithmeticError) as e:
+  except (ValueError, OSError, ArithmeticError, ImportError) as e:
     return complain(e)
   except KeyboardInterrupt:
     print('interrupted; the same command continues', file=sys.stderr)

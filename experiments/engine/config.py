@@ -208,12 +208,13 @@ def check(c: Any) -> None:
     ValueError: an unknown name, a mesh that fits neither devices, batch nor model, or a tokenizer
       that lacks what tokenising or evaluation needs.
     OSError: train.checkpoint_dir cannot be written to.
+    ImportError: export.gguf wants a package that is not here.
   """
   import jax
 
   from experiments import chains
   from smoljax import metrics, model, object_store, optim
-  from smoljax.checkpoints import merge
+  from smoljax.checkpoints import export_formats, merge
   from smoljax.data import tokenizer
   from smoljax.data.batches import make_stages
   from smoljax.evals import execution, problems
@@ -241,6 +242,8 @@ def check(c: Any) -> None:
   except ValueError as e:
     raise ValueError(f'--config.eval.tasks: {e}') from None
   generation(c)
+  if c.export.gguf:
+    export_formats.require_gguf()
 
   def divides(what: str, num_shards: int) -> None:
     if c.train.rows % num_shards:

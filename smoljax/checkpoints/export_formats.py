@@ -2,8 +2,9 @@
 
 import os
 import tempfile
+from types import ModuleType
 
-from smoljax.checkpoints import gguf, huggingface, load
+from smoljax.checkpoints import huggingface, load
 from smoljax.data import chat, tokenizer
 from smoljax.model import without_mtp
 
@@ -86,8 +87,9 @@ def write_gguf(
     The file, and which tensors are stored in another type (see `gguf.save_gguf`).
   Raises:
     ValueError: the runtime cannot represent the architecture or the tokenizer.
-    ImportError: the kind needs the runtime.
+    ImportError: the package gguf is not installed, or the kind needs the runtime.
   """
+  gguf = require_gguf()
   if keep_mtp:
     raise ValueError('--mtp goes with --format=hf')
   kind = quantize or dtype or model.config.dtype
@@ -107,6 +109,15 @@ def write_gguf(
     other = gguf.save_gguf(config, params, path, kind=kind, tokenizer_dir=folder,
                            special=model.tokenizer.special._asdict(), ends=ends)
   return path, other
+
+
+def require_gguf() -> ModuleType:
+  """smoljax.checkpoints.gguf; ImportError, saying what to install, where it lacks its package."""
+  try:
+    from smoljax.checkpoints import gguf  # here: whoever writes other formats can do without
+  except ModuleNotFoundError as e:
+    raise ImportError(f'GGUF files need the package {e.name}: pip install {e.name}') from e
+  return gguf
 
 
 def write_peft(checkpoint: str, output: str) -> str:

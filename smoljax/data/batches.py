@@ -127,6 +127,7 @@ class Batches(grain.IterDataset):
     rows: rows in a global batch.
     max_segments: documents a row may hold; 0 = what `usual_segments` says of the corpora.
     local_rows: those that this process holds (`sharding.local_rows`); None = all.
+    across: the documents of a row are one segment, and attention reads across them.
   Raises:
     ValueError: a mixture names an unknown corpus, or with `pairs` one that is not of pairs.
   """
@@ -144,6 +145,7 @@ class Batches(grain.IterDataset):
     seed: int,
     local_rows: range | None = None,
     pairs: bool = False,
+    across: bool = False,
   ):
     super().__init__()
     self.sources = sorted({name for s in stages for name in s.mixture})
@@ -166,6 +168,7 @@ class Batches(grain.IterDataset):
     self.options = dict(seq_len=seq_len, window=window, max_segments=self.max_segments, seed=seed)
     if pairs:
       self.options['pairs'] = True
+    self.across = across
     self.local_rows = range(rows) if local_rows is None else local_rows
     self.reference: Mapping[str, np.ndarray] | None = None
 
@@ -177,6 +180,8 @@ class Batches(grain.IterDataset):
     spans = [(s.start, min(s.stop, stop), s.mixture) for s in self.stages if s.start < stop]
     used = {name for *_, mixture in spans for name in mixture}
     what = [{n: self.corpora[n].digest for n in used}, spans, self.rows, self.options]
+    if self.across:
+      what.append('across')
     if self.caches:
       what.append({n: self.caches[n].digest for n in used})
     return hashlib.sha256(json.dumps(what, sort_keys=True).encode()).hexdigest()
@@ -303,6 +308,8 @@ class _BatchIterator(grain.DatasetIterator):
           if b.reference:
             batch['reference'][i, at] = b.reference[name][piece.document, which]
           at = span.stop
+        if b.across:
+          batch['segment_ids'][i, :at], batch['positions'][i, :at] = 1, np.arange(at)
         if teacher_rows:
           places = int(corpus.lengths[piece.document]) - 1
           words = b.caches[name].read(next(teacher_rows[name]), places, piece.start, piece.length)

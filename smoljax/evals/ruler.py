@@ -15,7 +15,7 @@ import random
 import re
 import textwrap
 import uuid
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 
 from smoljax.data.tokenizer import Tokenizer
 from smoljax.evals.generative import Question, Set, Turn
@@ -211,6 +211,25 @@ def make(
             (Turn(prompt, _grade(made), plain=f'{prompt}\n'),), groups, prefix=made.prefix))
     sets[task] = Set(questions, 'recall', max_new_tokens=reserve, stops=('\n\n',))
   return sets
+
+
+def texts(
+  tasks: Sequence[str], tokenizer: Tokenizer, lengths: Sequence[int], *, language: str = 'en',
+  documents: Sequence[str] = (), num: int = 50, seed: int = 1,
+) -> Iterator[str]:
+  """Such questions with their answers, to learn from: `num` of tasks and lengths in turn.
+
+  Args:
+    documents: for filler.
+    seed: another one than that of the questions that are asked later.
+  """
+  filler = _sentences(documents or [_FRAMES[language].noise])
+  for i in range(num):
+    task, length = tasks[i % len(tasks)], lengths[i // len(tasks) % len(lengths)]
+    draft, reserve = TASKS[task]
+    made, _ = draft(random.Random(f'{seed}/{task}/{language}/{i}'), _FRAMES[language], filler)
+    prompt = _fill(made, tokenizer, length - reserve, task, length)
+    yield f'{prompt}\n{made.prefix} {", ".join(made.answers)}.'
 
 
 def _fill(made, tokenizer, room, task, length):

@@ -113,6 +113,8 @@ class Writer:
           row.push(token)
         if all(row.done for row in written):
           break
+      for row in written:  # a stream stops when its last rows end, without a word of them
+        row.push(None)
       return [(i, row.result()) for i, row in zip(rows, written, strict=True)]
 
     yield from _spread(answers, self._params, batches)

@@ -95,8 +95,10 @@ class Attention(nnx.Module):
       v_BTKH += _use(self, 'v_bias_KH')
     if self.config.qk_norm:
       q_BTNH, k_BTKH = self.q_norm(q_BTNH), self.k_norm(k_BTKH)
-    q_BTNH, k_BTKH, v_BTKH = (checkpoint_name(y, 'qkv') for y in (q_BTNH, k_BTKH, v_BTKH))
-    out_BTNH, state, seen = attend(rotate(q_BTNH), rotate(k_BTKH), v_BTKH)
+    # As attention takes them: to turn them back needs the angles alone.
+    q_BTNH, k_BTKH, v_BTKH = (
+      checkpoint_name(y, 'qkv') for y in (rotate(q_BTNH), rotate(k_BTKH), v_BTKH))
+    out_BTNH, state, seen = attend(q_BTNH, k_BTKH, v_BTKH)
     out_BTD = _outwards(self, out_BTNH, 'o_NHD')
     if self.config.attention_bias:
       out_BTD += _use(self, 'o_bias_D')

@@ -213,7 +213,8 @@ def run_blocks(
   Args:
     positions_BT: int positions, or [1, T] if all rows share them.
     attend: (q_BTNH, k_BTKH, v_BTKH, layer, window, state) → (out_BTNH, state, seen). `state` is
-      carried from layer to layer: a KV cache, or None. `seen`: any tree of what is to be shown.
+      carried from layer to layer: a KV cache, or None; without one `layer` may be None, and what
+      attend does is the same in all. `seen`: any tree of what is to be shown.
     capture: 'residual', 'units', 'sites', 'trunk' as for `apply`; other names are for `attend`.
   Returns:
     x_BTD, the last state, and (`seen` of all layers stacked, what was captured here).
@@ -267,12 +268,19 @@ def run_blocks(
 
   if layers or not config.scan_layers:
     kept, before_BTD = [], x_BTD
+
+    @functools.cache
+    def kind(layer, rotates, window):
+      step = layers_lib.remat(
+        config, functools.partial(block, layer=layer, rotates=rotates, window=window))
+      # Without a state layers of one kind are one function, which is traced once, not L times.
+      return jax.jit(step) if layer is None else step
+
     for i in range(config.num_layers):
-      step = functools.partial(
-        block, layer=i, rotates=bool(rotates[i]), window=config.windows[i] or None)
+      step = kind(None if state is None else i, bool(rotates[i]), config.windows[i] or None)
       layer_params = layers[i] if layers else layers_lib.layer_params(params, i)
       before_BTD = x_BTD
-      x_BTD, state, seen = layers_lib.remat(config, step)(x_BTD, state, layer_params)
+      x_BTD, state, seen = step(x_BTD, state, layer_params)
       kept.append(seen)
     seen, captured = jax.tree.map(lambda *xs: jnp.stack(xs), *kept)
     return x_BTD, state, (seen, with_trunk(captured, x_BTD, before_BTD))

@@ -4,7 +4,8 @@ A learning rate tuned on a small model then fits a large one, because features m
 at every size (Yang et al., arXiv:2203.03466; CompleteP, arXiv:2505.01618; for Muon the spectral
 condition, arXiv:2603.00541). Everything is a multiplier on the values of a base model, of width
 `base_width` and depth `base_depth`; r = width / base_width, ρ = depth / base_depth. Heads and MLP
-are to grow with the width, while the head dim stays; key heads grow too, or number `base_kv_heads`.
+are to grow with the width, while the head dim stays; key heads grow too, or with Muon and its like
+may number `base_kv_heads` (with AdamW the coordinate check does not hold that: it is refused).
 
                        standard   mup                              completep
   hidden, AdamW/SOAP   1          init r^-½, lr 1/r, decay r       also eps 1/(r ρ)
@@ -88,6 +89,13 @@ def multipliers(
     raise ValueError(
       f'num_kv_heads={model_config.num_kv_heads} is no multiple of what the base model would have '
       f'at {r:g} times its width: set parametrization.base_kv_heads, the number that it had')
+  if model_config.num_kv_heads != kv_heads * r and not (
+    keys := {x.optimizer for path, x in labels.items() if path.endswith('k_DKH')}) <= _ANY_FAN_OUT:
+    raise ValueError(
+      f'parametrization.name={config.name} with optimizer {", ".join(sorted(keys))} covers key '
+      f'heads that grow with the width: {kv_heads:g} at the base, so {kv_heads * r:g} at {r:g} '
+      f'times its width, where num_kv_heads={model_config.num_kv_heads}; set that, '
+      'optimizer.name=muon or parametrization.name=standard')
   grown = {'D': r, 'N': r, 'F': r, 'E': r, 'K': model_config.num_kv_heads / kv_heads}
   shapes = {path_name(path): x.shape for path, x in jax.tree.leaves_with_path(params)}
   depth = model_config.num_layers / config.base_depth if config.name == 'completep' else 1.0
@@ -113,6 +121,7 @@ def multipliers(
   return found
 
 
+_ANY_FAN_OUT = {'muon', 'dion', 'psgd'}  # whose keys may have a fan-out that stays
 _HIDDEN = tuple(name for name, role in optimizer_lib.ROLES.items() if role.view)
 
 

@@ -47,7 +47,9 @@ MODES = (
   Mode('Muon, jordan', 'muon', 'jordan', 0.02, 'mup', True),
   Mode('Muon, moonlight', 'muon', 'moonlight', 0.0125, 'mup', True),
   Mode('Muon, moonlight at a constant rate', 'muon', 'moonlight', 0.0125, 'standard', False),
-  Mode('AdamW, muP, one key head', 'adamw', 'moonlight', 0.005, 'mup', None, 1),
+  # Which a run may not have (smoljax/optim/mup.py): values move more the more heads share them.
+  Mode('AdamW, muP, one key head taken for grown', 'adamw', 'moonlight', 0.005, 'mup', None, 1,
+       False),
   Mode('Muon, jordan, one key head', 'muon', 'jordan', 0.02, 'mup', True, 1),
   Mode('Muon, moonlight, one key head', 'muon', 'moonlight', 0.0125, 'mup', True, 1),
   Mode('Muon, moonlight, one key head taken for grown', 'muon', 'moonlight', 0.0125, 'mup', None,

@@ -1,7 +1,9 @@
 """One run of pretraining: batches in, checkpoints and metrics out, exactly resumable."""
 
+import contextlib
 import os
 import signal
+import threading
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -12,7 +14,7 @@ from smoljax.data.batches import prefetch
 from smoljax.train import guard
 from smoljax.train.probe import evaluate, make_probe
 from smoljax.train.rollback import roll_back
-from smoljax.train.start import Snapshot, newest, open_checkpoints, prepare
+from smoljax.train.start import Run, Snapshot, newest, open_checkpoints, prepare
 from smoljax.train.telemetry import Profile, Stopwatch, Telemetry, summarize
 from smoljax.train.termination import Termination
 
@@ -50,13 +52,18 @@ def train(
   run = prepare(
     config, model_config, corpora, directory, targets=targets, caches=caches, meta=meta)
   t, mesh = config.train, run.mesh
+  train_step = run.plan.step(len(run.batches.sources))
   with jax.set_mesh(mesh), open_checkpoints(run, log_line) as checkpoints:
     resumed = checkpoints.latest() is not None
+    ahead = threading.Thread(target=compile_step, args=(run, train_step))
+    # A CPU would compile it no sooner; several processes, and answers to come, are not foreseen.
+    if jax.default_backend() != 'cpu' and jax.process_count() == 1 and not run.rollouts:
+      ahead.start()
     step, state, position, changed = newest(run, checkpoints)
     iterator = prefetch(run.batches, position)
     checkpoints.reserve((run.plan.params, run.plan.opt_state))
     _warn(run, checkpoints, step, log_line)
-    train_step, probe = run.plan.step(len(run.batches.sources)), make_probe(run)
+    probe = make_probe(run)
     with (
       Telemetry(run, step, log_line) as telemetry,
       Termination() as termination,
@@ -86,6 +93,8 @@ def train(
           with watch.paused(), telemetry.phase('diagnostics'):
             profile.before(step)
             probed = probe(state, batch) if probe_now else None
+        if ahead.is_alive():
+          ahead.join()
         state, step_metrics = train_step(
           state, sharding.shard_batch(batch, mesh), run.teacher_params, run.plan.info.horizon)
         step += 1
@@ -136,6 +145,18 @@ def train(
       iterator.close()
       telemetry.stopped(step, 'finished')
   return summarize(run)
+
+
+def compile_step(run: Run, train_step: jax.stages.Wrapped) -> None:
+  """Compiles the step of a run, which the first call of it then need not do.
+
+  In a thread this takes the time in which parameters are made, or read, and evaluated. What goes
+  wrong goes wrong again where the step is called, and is told there.
+  """
+  with contextlib.suppress(Exception), jax.set_mesh(run.mesh):
+    state = {'params': run.plan.params, 'opt_state': run.plan.opt_state}
+    batch = sharding.shard_batch(next(iter(run.batches)), run.mesh)
+    train_step.lower(state, batch, run.teacher_params, run.plan.info.horizon).compile()
 
 
 def _answered(run, telemetry, watch, asked, params, step):

@@ -110,6 +110,7 @@ def prepare(
       seed=config.seed,
       local_rows=sharding.local_rows(mesh, t.rows),
       pairs=bool(preference),
+      across=config.data.across,
     )
   model_config = dataclasses.replace(model_config, max_segments=batches.max_segments)
   meta = {

@@ -57,7 +57,7 @@ def forward(
   from jax._src.cudnn import fused_attention_stablehlo as cudnn
 
   documents = _documents_of(static, q_BTNH, places)
-  q_BTNH = documents.poison(q_BTNH)
+  k_BSKH = documents.poison(k_BSKH)  # all queries of a row see one of its keys
   results: Any = cudnn.dot_product_attention(
     q_BTNH, k_BSKH, v_BSKH, scale=q_BTNH.shape[3] ** -0.5, sliding_window_length=window,
     return_residual=True, **documents.arguments(cudnn),
@@ -195,11 +195,14 @@ class _Documents:
       kv_seqlen=self.lengths_BM, q_offsets=offsets_BM, kv_offsets=offsets_BM,
     )
 
-  def poison(self, q_BTNH):
-    """NaN for rows of more documents than fit: better than tokens that see other documents."""
+  def poison(self, k_BSKH):
+    """NaN for rows of more documents than fit: better than tokens that see other documents.
+
+    Of the keys, which are fewer than the queries: what is changed here is written once more.
+    """
     if not self.packed:
-      return q_BTNH
-    return jnp.where(self.too_many_B[:, None, None, None], jnp.nan, q_BTNH)
+      return k_BSKH
+    return jnp.where(self.too_many_B[:, None, None, None], jnp.nan, k_BSKH)
 
   def unpack(self, statistics):
     if not self.packed:

@@ -126,10 +126,11 @@ def test_runs_are_resumed_and_the_best_go_on(tmp_path, monkeypatch):
     def score(self, state, rows):
       return [{'loss': 1.0, 'raw': 1.0}] * c.copies
 
-  def tune(runner, cells):
+  def tune(runner, cells, steps):
     tuned.append((runner.contestant.title, cells))
+    best = .004 if steps == 8 else .008
     worse = 2.0 if runner.contestant.title == 'AdamW' else 0.0
-    return [{'loss': abs(math.log2(cell.lr / .004)) + abs(math.log2(cell.warmup / 16)) + worse,
+    return [{'loss': abs(math.log2(cell.lr / best)) + abs(math.log2(cell.warmup / 16)) + worse,
              'raw': 1.0} for cell in cells]
 
   def branch(runner, cell, lengths, fits):
@@ -139,7 +140,6 @@ def test_runs_are_resumed_and_the_best_go_on(tmp_path, monkeypatch):
   monkeypatch.setattr(contest, 'Runner', Fake)
   monkeypatch.setattr(contest, 'tune', tune)
   monkeypatch.setattr(contest, 'branch', branch)
-  monkeypatch.setattr(contest, 'spectrum', lambda params: .5)
   assert not contest.run(tmp_path, -1, c, names) and not tuned
   assert contest.run(tmp_path, 1e9, c, names)
   rows = contest.read(tmp_path)
@@ -148,6 +148,9 @@ def test_runs_are_resumed_and_the_best_go_on(tmp_path, monkeypatch):
     assert contest.interior(losses) and contest.best(losses)[:2] == (.004, 16)
   assert len(contest.tried(rows, 'adamw')) == c.copies * c.screening  # the worst went no further
   assert [(t, lengths) for t, _, lengths in branched] == [('Muon', [1.0]), ('MuonH', [.5, 1.0])]
+  # At full length, 16 steps, twice the rate is better, so the verdict is made there.
+  assert {cell.lr for _, cell, _ in branched} == {.008} == {contest.chosen(rows, 'muon').lr}
+  assert contest.interior(contest.tried(rows, 'muon', 'final'))
   assert contest.run(tmp_path, 1e9, c, names)  # what is done already is not done again
   assert len(contest.read(tmp_path)) == len(rows) and len(branched) == 2
   assert all(json.loads(line) for line in (tmp_path / 'runs.jsonl').read_text().splitlines())
@@ -236,7 +239,7 @@ def test_a_contest_from_files_to_leaderboard(tmp_path):
   names = ['muon', 'normuonh_heads']
   assert contest.run(tmp_path, 1e9, c, names, verdict=True)
   rows = contest.read(tmp_path)
-  assert {r['kind'] for r in rows} == {'tune', 'branch', 'weights'}
+  assert {r['kind'] for r in rows} == {'tune', 'final', 'branch'}
   contest.report(tmp_path, c)
   text = (tmp_path / 'contest.md').read_text()
   assert 'NorMuonH' in text and (tmp_path / 'contest.svg').exists()

@@ -125,6 +125,16 @@ def test_batch_is_what_the_documents_say(markov_corpora):
     assert not batch['segment_ids'][i, at:].any()
 
 
+def test_rows_without_masks_between_documents_are_one_segment(markov_corpora):
+  masked, across = (next(iter(batches(markov_corpora, across=x))) for x in (False, True))
+  for name in ('inputs', 'targets', 'source'):
+    np.testing.assert_array_equal(masked[name], across[name])
+  filled = masked['segment_ids'] > 0
+  assert masked['segment_ids'].max() > 1
+  np.testing.assert_array_equal(across['segment_ids'], filled)
+  np.testing.assert_array_equal(across['positions'], np.where(filled, np.arange(64), 0))
+
+
 def test_mixture_is_exact_by_token(markov_corpora):
   iterator = iter(batches(markov_corpora))
   for share in (0.7, 0.2):

@@ -78,6 +78,17 @@ def test_a_mesh_for_the_rest_of_an_evaluation_is_no_hindrance(model):
     assert ask(model._replace(params=params)) == alone
 
 
+def test_the_last_rows_of_a_batch_end_as_well(model):
+  write = lambda ends, room=9: [row for _, row in Writer(model, 2).write(
+    [[3, 4], [3, 4]], [room, room], seeds=[0, 1], eos_ids=ends)]
+  free = write(())
+  assert not any(row.ended for row in free)
+  end = free[0].ids[4]
+  place = free[0].ids.index(end)
+  assert write((end,)) == 2 * [Written(free[0].ids[:place], write((end,))[0].text, True)]
+  assert not any(row.ended for row in write((end,), room=place))  # it was cut before that
+
+
 def test_of_long_prompts_fewer_are_taken_at_once(model, monkeypatch):
   sizes = []
 

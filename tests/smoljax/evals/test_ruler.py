@@ -86,6 +86,16 @@ def test_questions_are_the_same_at_every_length_and_under_every_tokenizer(sets, 
     ruler.make(('vt',), Words(), (2000,), languages=('xx',))
 
 
+def test_texts_to_learn_from_end_in_what_is_right(text):
+  tasks = ('niah_single_1', 'niah_multiquery', 'vt')
+  for task, found in zip(tasks, ruler.texts(tasks, text, (4096,), num=3), strict=True):
+    prompt, _, last = found.rpartition('\n')
+    prefix = last if task != 'vt' else f'value {re.search("value ([0-9]+)", last)[1]}'
+    told = known(task, prompt, prefix)
+    assert told and all(word in last for word in re.findall(r'[\w-]+', told))
+    assert len(text.encode(found)) <= 4096
+
+
 def test_needles_stand_at_their_depth_in_held_out_text(text):
   documents = {'en': [f'Sentence number {i} says something of its own.' for i in range(900)]}
   set_, = ruler.make(

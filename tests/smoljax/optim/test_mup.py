@@ -71,14 +71,14 @@ def test_mup_of_muon(rule, lr):
   ('none', 'spectral', 1, 1, 1), ('none', 'jordan', .5, 1, 1), ('none', 'moonlight', .25, .5, .5),
   ('all', 'spectral', 1, 1, .25), ('all', 'jordan', .5, .5, .25),
   ('all', 'moonlight', .25, .25, .25),
-  ('none', 'ball', .5, 1, 1), ('none', 'adamh', .5, .5, .5), ('none', 'adamw', .25, .25, .25),
+  ('none', 'ball', .5, 1, 1),
 ])  # fmt: skip
 def test_keys_of_a_fixed_number_of_heads_have_a_fan_out_that_stays(
   per_head, rule, lr_k, lr_q, lr_o
 ):
   """r = 4: the update's largest singular value, times the rate, is to go with √(o/i)."""
   config = dataclasses.replace(WIDE, num_kv_heads=2)
-  c = settings('adamw' if rule.startswith('adam') else 'muon', hyperball=rule in ('ball', 'adamh'))
+  c = settings('muon', hyperball=rule == 'ball')
   c.muon.scale_rule = rule if rule in ('spectral', 'jordan') else 'moonlight'
   c.muon.per_head = per_head
   asked = sizes('mup')
@@ -89,6 +89,17 @@ def test_keys_of_a_fixed_number_of_heads_have_a_fan_out_that_stays(
   odd = dataclasses.replace(WIDE, num_kv_heads=1)
   with pytest.raises(ValueError, match='set parametrization'):
     of('mup', odd, c)
+
+
+@pytest.mark.parametrize(('name', 'ball'), [('adamw', False), ('adamw', True), ('soap', False)])
+def test_a_fixed_number_of_key_heads_is_refused_where_the_check_does_not_hold_it(name, ball):
+  asked, c = sizes('mup'), settings(name, hyperball=ball)
+  asked.base_kv_heads = 2
+  fixed = dataclasses.replace(WIDE, num_kv_heads=2)
+  with pytest.raises(ValueError, match=f'{name} covers key heads .* so 8 at 4 times') as e:
+    mup.multipliers(asked, fixed, c, model.abstract_params(fixed))
+  assert 'num_kv_heads=2; set that, optimizer.name=muon' in str(e.value)
+  assert mup.multipliers(asked, WIDE, c, model.abstract_params(WIDE))  # of eight: grown
 
 
 def test_soap_has_completeps_eps():

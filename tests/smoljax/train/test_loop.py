@@ -6,6 +6,7 @@ import resource
 import signal
 import subprocess
 import sys
+import threading
 from types import SimpleNamespace
 
 import jax
@@ -19,7 +20,7 @@ from experiments.engine import config as config_lib
 from smoljax import metrics, optim, sharding
 from smoljax.checkpoints import store
 from smoljax.checkpoints.store import Checkpoints
-from smoljax.data.batches import make_stages
+from smoljax.data.batches import make_stages, prefetch
 from smoljax.train import loop, start, telemetry
 from smoljax.train.step import make_plan
 from smoljax.train.telemetry import Diverged
@@ -67,6 +68,24 @@ def test_runs_of_all_lengths_have_one_program():
       state = {'params': plan.params, 'opt_state': plan.opt_state}
       programs.append(plan.step(2).lower(state, batch, None, plan.info.horizon).as_text())
   assert programs[0] == programs[1]
+
+
+def test_a_step_compiled_ahead_is_not_compiled_again(markov_corpora, tmp_path):
+  c = tiny()
+  run = start.prepare(c, config_lib.model_config(c, 64), markov_corpora, str(tmp_path))
+  train_step, compiled = run.plan.step(len(run.batches.sources)), []
+  count = lambda event, *_, **__: compiled.append(event) if 'backend_compile' in event else None
+  jax.monitoring.register_event_duration_secs_listener(count)
+  with jax.set_mesh(run.mesh), start.open_checkpoints(run, print) as checkpoints:
+    ahead = threading.Thread(target=loop.compile_step, args=(run, train_step))
+    ahead.start()
+    ahead.join()
+    assert compiled
+    state, position = start.newest(run, checkpoints)[1:3]
+    batch = sharding.shard_batch(next(prefetch(run.batches, position)), run.mesh)
+    compiled.clear()
+    train_step(state, batch, run.teacher_params, run.plan.info.horizon)
+  assert not compiled
 
 
 def test_a_save_has_its_memory_ready_once_for_each_part():
@@ -379,7 +398,7 @@ def test_a_parametrisation_scales_what_training_starts_from(markov_corpora, tmp_
   """One step at rate 0 leaves the initial parameters, times their multipliers."""
   starts = {}
   for name in ('standard', 'completep'):
-    c = tiny(**{'train.tokens': 8 * 64, 'optimizer.learning_rate': 0.0,
+    c = tiny(**{'train.tokens': 8 * 64, 'optimizer.learning_rate': 0.0, 'optimizer.name': 'muon',
                 'parametrization': {'name': name, 'base_width': 16, 'base_depth': 2,
                                     'base_kv_heads': 1}})
     fit(c, markov_corpora, tmp_path / name)

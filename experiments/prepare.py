@@ -1,0 +1,71 @@
+"""Makes the data of a run, or of all stages of a series, and trains nothing.
+
+  python -m experiments.prepare --config=configs/smollm3_small.py:data=small --workdir=runs/small
+
+Curation, tokenizer and tokens are then in WORKDIR/steps, where `experiments.run` with the same
+config finds them done. So data may be made on a machine with Beam, and the workdir be taken to one
+with GPUs and without Beam. What the config names as input must lie at the same paths there, as seen
+from where the command is run; of corpora that it brings, the files beside the shards suffice.
+"""
+
+from collections.abc import Sequence
+
+from absl import flags
+from ml_collections import ConfigDict, config_flags
+
+from experiments import series, sweep
+from experiments.engine import cli
+from experiments.engine.build import build_steps
+from experiments.engine.config import resolve
+from experiments.engine.corpora import choose_corpora
+from experiments.engine.graph import Graph
+
+_CONFIG = config_flags.DEFINE_config_file('config', None, 'Recipe, such as configs/quickstart.py.')
+_WORKDIR = flags.DEFINE_string('workdir', None, 'As of experiments.run.', required=True)
+
+# Models that a stage begins with need not be there yet. Of data they decide the tokenizer alone.
+_MODELS = ('train.init_from', 'train.branch_from', 'train.reference', 'merge.models',
+           'distill.teacher')
+
+
+def prepare(c: ConfigDict, workdir: str, tokenizer: str = '') -> str:
+  """Runs the steps of the config ahead of training and of what a teacher says.
+
+  Args:
+    c: the config, which is resolved.
+    workdir: where its steps lie.
+    tokenizer: that of the models that it begins with.
+
+  Returns:
+    Its tokenizer's path.
+  """
+  sections = [(c[section], name) for section, name in (f.split('.') for f in _MODELS)]
+  if any(section[name] for section, name in sections):
+    c.tokenizer.path = c.tokenizer.path or tokenizer
+  for section, name in sections:
+    section[name] = ''
+  choose_corpora(c)
+  resolve(c)
+  steps = build_steps(c, workdir)
+  first = next(i for i, s in enumerate(steps) if s.name == 'train')
+  Graph(steps[:first], workdir, cli.console.print).run()
+  return c.tokenizer.path or f'{workdir}/tokenizer.model'
+
+
+def main(argv: Sequence[str]) -> None:
+  """The command line."""
+  c, root, tokenizer = _CONFIG.value, _WORKDIR.value, ''
+  if not c.series:
+    prepare(c, root)
+    return
+  config = config_flags.get_config_filename(flags.FLAGS['config'])
+  fields = config_flags.get_override_values(flags.FLAGS['config'])
+  for point in series.stages(c, config, root, [f'--config.{k}={v}' for k, v in fields.items()]):
+    cli.console.print(f'{point.name}:')
+    sweep.make_folder(point)
+    own = [f for f in point.command if f.startswith('--config.')]
+    tokenizer = prepare(sweep.load_config(config, own), str(point.folder), tokenizer)
+
+
+if __name__ == '__main__':
+  cli.start(main)
