@@ -10,6 +10,7 @@ from typing import Any
 
 from absl import app, flags
 from rich.console import Console
+from rich.table import Table
 
 from data_beam.command_line import BAD_INPUT, at_home, near
 from data_beam.redact import public
@@ -18,6 +19,7 @@ from smoljax import files
 _TRACEBACK = flags.DEFINE_bool('traceback', False, 'Say of an error where it came from, too.')
 
 TRY_AGAIN = 75  # it may not: a disk that is full or away, a process of the run that has gone
+_TABLE_WIDTH = 100  # columns: what is wider is made narrower
 NO_READER = 141  # what a shell says of a program that SIGPIPE ended
 # Of the errors of a file system those that stay.
 _FINAL = (
@@ -25,10 +27,19 @@ _FINAL = (
 
 
 class _Console(Console):
-  """What is printed lands in logs, so it is what anybody may see."""
+  """What is printed lands in logs, so it is what anybody may see; figures of a table are whole in a
+  terminal of any width."""
 
   def print(self, *objects: Any, **how: Any) -> None:
+    wide = self.options.update(max_width=_TABLE_WIDTH)
+    width = max((self.measure(o, options=wide).maximum for o in objects if isinstance(o, Table)),
+                default=0)
+    narrow = self.width
+    if width > narrow:
+      self.width = width
     super().print(*(public(o) for o in objects), **how)
+    if width > narrow:
+      self.width = narrow
 
 
 console = _Console(highlight=False, soft_wrap=True)

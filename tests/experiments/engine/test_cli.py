@@ -7,6 +7,7 @@ import sys
 
 import pytest
 from conftest import REPOSITORY
+from rich.table import Table
 
 from experiments.engine import cli
 
@@ -45,3 +46,14 @@ def test_a_reader_that_has_seen_enough_is_no_error():
     stdout=write, stderr=subprocess.PIPE, cwd=REPOSITORY)
   os.close(write)
   assert (done.returncode, done.stderr) == (cli.NO_READER, b'')
+
+
+def test_figures_of_a_table_are_whole_in_a_narrow_terminal(monkeypatch, capsys):
+  monkeypatch.setattr(cli.console, 'width', 40)
+  names = ('accuracy', 'per character', 'per token', 'blind', 'longest')
+  table = Table('task', *names)
+  table.add_row('continuation', *['85.5'] * 5)
+  cli.console.print(table)
+  said = capsys.readouterr().out
+  assert all(name in said for name in names) and said.count('85.5') == 5 and '…' not in said
+  assert cli.console.width == 40
