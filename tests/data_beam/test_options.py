@@ -1,6 +1,8 @@
 """The options of pipelines: the command, the config and the call say the same."""
 
 import dataclasses
+import errno
+import os
 
 import pytest
 from absl import flags
@@ -8,7 +10,7 @@ from ml_collections import config_flags
 
 from configs import base, quickstart
 from data_beam import conversations, options, python_source, refine, tables, tokenize_corpus
-from data_beam.beam_options import require_file_system
+from data_beam.beam_options import explained, require_file_system
 from data_beam.command_line import at_home
 from data_beam.options import (
   ConversationOptions,
@@ -169,7 +171,21 @@ def test_what_cannot_be_meant_is_refused(kind, values, message):
 def test_where_nothing_can_be_written_is_said_at_once(output, words):
   with pytest.raises(ValueError, match=words):
     require_file_system(output)
-  require_file_system('/anywhere')
+
+
+def test_a_folder_that_cannot_be_written_is_said_at_once(tmp_path, monkeypatch):
+  require_file_system(str(tmp_path / 'any/where'))
+  monkeypatch.setattr(os, 'access', lambda path, mode: False)  # root may write anywhere
+  with pytest.raises(PermissionError, match=r'cannot be written: .* is read-only'):
+    require_file_system(str(tmp_path / 'any/where'))
+
+
+def test_a_full_disk_is_an_error_of_the_disk():
+  with pytest.raises(OSError, match='No space left') as error, explained([]):
+    raise RuntimeError("OSError: [Errno 28] No space left on device: '/x' [while running 'write']")
+  assert error.value.errno == errno.ENOSPC
+  with pytest.raises(RuntimeError), explained([]):
+    raise RuntimeError('of ours')
 
 
 def test_files_that_decide_the_result():
