@@ -31,11 +31,14 @@ lint: $(VENV)/.installed-test
 docs: $(VENV)/.installed-docs
 	$(BIN)/python docs/build.py
 
-# README's recipes as they are typed, its cheap figures again, and some hundred mistyped lines: longer
-# than CI can wait each time.
+# README's recipes as they are typed, with the seconds of each, its cheap figures again, and some
+# hundred mistyped lines: longer than CI can wait each time. In parts: make readme-check PART=recipes.
+PART ?= figures recipes lines
+CHECK_figures := tests/test_readme.py
+CHECK_recipes := tests/test_recipes.py
+CHECK_lines := tests/experiments/test_bad_lines.py
 readme-check: $(VENV)/.installed-test
-	README_CHECK=1 $(BIN)/python -m pytest -m "slow or not slow" tests/test_readme.py \
-	  tests/test_recipes.py tests/experiments/test_bad_lines.py
+	README_CHECK=1 $(BIN)/python -m pytest -s -m "slow or not slow" $(foreach p,$(PART),$(CHECK_$(p)))
 
 $(BIN)/python:
 	@$(PYTHON) -c 'import sys; sys.version_info >= (3, 11) or sys.exit("smoljax needs Python 3.11 or newer; this is " + sys.version.split()[0] + ". Name another one: make PYTHON=python3.12 …")'

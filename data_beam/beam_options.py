@@ -4,6 +4,8 @@ import argparse
 import contextlib
 import importlib.util
 import logging
+import os
+import re
 from collections.abc import Iterator, Sequence
 from typing import NoReturn
 
@@ -55,18 +57,25 @@ def pipeline_options(beam_args: Sequence[str] = ()) -> beam_options.PipelineOpti
   return options
 
 
+_OS_ERROR = re.compile(r'\w+Error: \[Errno (\d+)\] ([^\[]*)')  # as a RuntimeError of Beam has it
+
+
 @contextlib.contextmanager
 def explained(beam_args: Sequence[str]) -> Iterator[None]:
-  """Turns what another runner than this machine's ends with into a ValueError that names it.
+  """Turns what another runner than this machine's ends with into a ValueError that names it, and
+  what Beam says of a folder that cannot be written here, or of a full disk, into the OSError that
+  it was.
 
-  What it lacks (a job server, Java, a bucket) is the user's to mend; of errors in this process the
-  traceback stays.
+  What a runner lacks (a job server, Java, a bucket) is the user's to mend; of other errors in this
+  process the traceback stays.
   """
   try:
     yield
   except Exception as e:
     runner = beam_options.PipelineOptions(flags=list(beam_args)).view_as(
       beam_options.StandardOptions).runner
+    if not is_remote(runner) and (found := _OS_ERROR.match(str(e))):
+      raise OSError(int(found[1]), found[2].strip()) from e
     if (isinstance(e, ValueError) and 'unknown' in str(e)) or not is_remote(runner):
       raise
     words = ' '.join(str(e).split())
@@ -112,9 +121,15 @@ def _refuse(message: str) -> NoReturn:
 
 
 def require_file_system(path: str) -> None:
-  """Raises ValueError for a URL whose scheme Beam does not know here, or that it cannot reach."""
+  """Raises ValueError for a URL whose scheme Beam does not know here, or that it cannot reach;
+  PermissionError for a folder where nothing can be written."""
   scheme, found, _ = path.partition('://')
   if not found:
+    there = os.path.abspath(path)
+    while not os.path.exists(there):
+      there = os.path.dirname(there)
+    if not os.access(there, os.W_OK):
+      raise PermissionError(f'{path} cannot be written: {there} is read-only')
     return
   extra = _EXTRAS.get(scheme)
   try:

@@ -2,6 +2,8 @@
 
 import argparse
 import difflib
+import os
+import re
 import sys
 from collections.abc import Callable, Sequence
 from typing import Any, NoReturn
@@ -15,6 +17,20 @@ def near(name: str, known: Sequence[str]) -> str:
   """' (did you mean --input?)' where something known is like it, else ''."""
   found = difflib.get_close_matches(name, known, 2, .7)
   return f' (did you mean {" or ".join(found)}?)' if found else ''
+
+
+def at_home(argv: Sequence[str]) -> list[str]:
+  """Flags whose values begin with `~/`, which a shell leaves alone behind `=`, at home.
+
+  Each path of a list is one, and a prompt or another text of several words is none.
+  """
+  home = lambda value: re.sub(r'(?:^|(?<=[=,\'"]))~(?=/)', os.path.expanduser('~'), value)
+  out = []
+  for arg in argv:
+    flag, equals, value = arg.partition('=')
+    is_path = flag.startswith('--') and '~/' in value and not re.search(r'[^,]\s', value)
+    out.append(f'{flag}={home(value)}' if equals and is_path else arg)
+  return out
 
 
 def complain(prog: str, error: BaseException | str) -> int:
@@ -42,7 +58,7 @@ class Parser(argparse.ArgumentParser):
 
   def parse_known_args(self, args: Any = None, namespace: Any = None) -> Any:
     """As argparse's, but what is nearly one of its flags is refused before what is missing."""
-    argv = sys.argv[1:] if args is None else list(args)
+    argv = at_home(sys.argv[1:] if args is None else args)
     if self._subparsers is None:  # else the subcommand's parser looks at its own
       own = [name for name in self._option_string_actions if name.startswith('--')]
       for flag in (a.partition('=')[0] for a in argv if a.startswith('--') and a != '--'):

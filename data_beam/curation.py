@@ -136,14 +136,32 @@ def batches(items: Sequence[Any], limit: int | None) -> beam.PTransform:
   return beam.Create([list(items)] if limit else [[item] for item in items])
 
 
+# What to change where a stage drops more than half: options, flags and fields of the config alike.
+_HINTS = {
+  'language': 'languages names those that are kept',
+  'filter': 'the default rules are meant for web pages; filters=docs is gentler with notes and '
+            'manuals, filters=none keeps everything',
+  'minhash': 'texts that differ only in numbers count as equal; minhash=none keeps all',
+}
+
+
 def announce(path: str) -> str:
-  """Logs the funnel of a finished corpus; raises CorpusError if nothing was kept."""
+  """Logs the funnel of a finished corpus, and what to change where a stage dropped more than half;
+  raises CorpusError if nothing was kept."""
   manifest = records.read_manifest(path)
-  records.check_not_empty(manifest)
+  hints = [f'{row["stage"]} dropped more than half: {_HINTS[row["stage"]]}'
+           for row in manifest['funnel']
+           if row['stage'] in _HINTS and 2 * row['documents_out'] < row['documents_in']]
+  try:
+    records.check_not_empty(manifest)
+  except records.EmptyCorpus as error:
+    raise records.EmptyCorpus('; '.join([str(error), *hints])) from None
   for row in manifest['funnel']:
     reasons = ', '.join(f'{reason} {n}' for reason, n in list(row['dropped'].items())[:5])
     log.info('%-12s %6d of %6d kept%s', row['stage'], row['documents_out'], row['documents_in'],
              f' (dropped: {reasons})' if reasons else '')
+  for hint in hints:
+    log.info('%s', hint)
   return path
 
 
@@ -180,10 +198,10 @@ def command(
   options_lib.add_flags(parser, options)
   args, beam_args = parser.parse_known_args(argv)
   logging.basicConfig(format='%(message)s', level=logging.WARNING, force=True)
-  log.setLevel(logging.INFO)
   try:
     with explained(beam_args):
       pipeline_options(beam_args)  # an unknown flag is said before a missing file
+      log.setLevel(logging.INFO)
       path = run(args.input, args.output, args.name, options_lib.take(options, vars(args)),
                  beam_args=beam_args)
   except records.EmptyCorpus as error:

@@ -618,6 +618,13 @@ def read_corpus(path: str, split: str = 'train') -> Iterator[dict[str, Any]]:
   return (row for file, n in shards for row in read_shard(file, n, features_of(manifest)))
 
 
+# Reasons that say little to who meets them first, and mean the whole input.
+_MEANS = {
+  'bad_json': ': each line is to be one JSON object',
+  'corrupt_file': ': no WARC file, nor text, HTML or JSONL by its name',
+}
+
+
 def check_not_empty(manifest: Mapping[str, Any]) -> None:
   """Raises EmptyCorpus if the corpus has no documents, and says what became of them."""
   if manifest['documents']:
@@ -628,7 +635,7 @@ def check_not_empty(manifest: Mapping[str, Any]) -> None:
   if dropped:
     n, stage, reason = max(dropped)
     why = (f'all {sum(d[0] for d in dropped)} documents were dropped, {n} of them by {stage!r} '
-           f'({reason})')
+           f'({reason}{_MEANS.get(reason, "")})')
   raise EmptyCorpus(f'the corpus at {manifest["path"]!r} is empty: {why}')
 
 

@@ -6,6 +6,7 @@ Sphinx reads Markdown by MyST and docstrings by autodoc. What is generated lies 
 build/docs-source.
 """
 
+import os
 import pathlib
 import re
 import shutil
@@ -29,8 +30,18 @@ def line_of(text):
   parts = re.split(r'`([^`\\s](?:[^`]*[^`\\s])?)`', text)
   return ''.join('\\\\ ``' + x + '``\\\\ ' if i % 2 else re.sub(r'([*_|`\\\\])', r'\\\\\\1', x)
                  for i, x in enumerate(parts))
+def joined(lines):  # what was broken only where the line was full is one line again
+  out, before = [], ''
+  for line in lines:
+    word = line.split(maxsplit=1)[:1]
+    if word and before.strip() and len(before) + 1 + len(word[0]) > 94:  # 100, indented
+      out[-1] += ' ' + line.strip()
+    else:
+      out.append(line)
+    before = line
+  return out
 def plain(app, what, name, obj, options, lines):
-  lines[:] = ['| ' + line_of(line) if line.strip() else '' for line in lines]
+  lines[:] = ['| ' + line_of(line) if line.strip() else '' for line in joined(lines)]
 def setup(app):
   app.connect('autodoc-process-docstring', plain)
 '''
@@ -53,24 +64,46 @@ def commands() -> list[str]:
   return list(dict.fromkeys(re.findall(r'^python -m (\S+)', text, re.M)))
 
 
+def place(file: pathlib.Path) -> str:
+  """Where a file of the repository stands in the site."""
+  path = file.relative_to(ROOT).as_posix()
+  return {'README.md': 'index.md'}.get(path) or re.sub('^(docs|experiments(?=/log/))/', '', path)
+
+
+def linked(page: pathlib.Path, source: pathlib.Path) -> str:
+  """A page's text, its links leading to the site's pages; other files that it links are copied, to
+  be downloaded, and folders are named only."""
+  def link(match: re.Match) -> str:
+    label, path, anchor = match.groups('')
+    file = (page.parent / path).resolve()
+    if '://' in path or not file.exists():
+      return match[0]
+    if file.is_dir():
+      return label[1:-1]
+    if file.suffix != '.md':
+      (source / place(file)).parent.mkdir(parents=True, exist_ok=True)
+      shutil.copy(file, source / place(file))
+    folder = (source / place(page)).parent
+    return f'{label}({os.path.relpath(source / place(file), folder)}{anchor})'
+
+  return re.sub(r'(\[[^\]]*\])\(([^)#\s]+)(#[^)]*)?\)', link, page.read_text())
+
+
 def write_sources(source: pathlib.Path) -> None:
   """Everything that Sphinx reads, in one folder; links between the pages are kept."""
   shutil.rmtree(source, ignore_errors=True)
   for folder in ('help', 'reference', 'log', '_static'):
     (source / folder).mkdir(parents=True)
   (source / 'conf.py').write_text(CONF.format(root=str(ROOT)))
-  (source / '_static' / 'site.css').write_text('pre { white-space: pre-wrap; }')  # as in a terminal
-  pages = sorted((ROOT / 'docs').glob('*.md'))
-  for page in pages:
-    (source / page.name).write_text(page.read_text())
-  shutil.copy(ROOT / 'docs' / 'pipeline.svg', source)
+  # As in a terminal, but for what stands in columns.
+  (source / '_static' / 'site.css').write_text(
+    'pre { white-space: pre-wrap; } .highlight-text pre { white-space: pre; }')
+  pages = [ROOT / 'AGENTS.md', *sorted((ROOT / 'docs').glob('*.md'))]
   logs = sorted((ROOT / 'experiments' / 'log').glob('*.md'))
-  for page in logs:
-    (source / 'log' / page.name).write_text(page.read_text())
+  for page in (*pages, *logs):
+    (source / place(page)).write_text(linked(page, source))
   tree = '\n\n```{{toctree}}\n:hidden:\n:caption: {}\n\n{}\n```\n'.format
-  readme = (ROOT / 'README.md').read_text().replace('](docs/', '](').replace(
-    '](experiments/log/', '](log/')
-  (source / 'index.md').write_text(readme + tree('Pages', '\n'.join(
+  (source / 'index.md').write_text(linked(ROOT / 'README.md', source) + tree('Pages', '\n'.join(
     p.stem for p in pages)) + tree('Reference', 'help/index\nreference/index') + tree(
       'Log', '\n'.join(f'log/{p.stem}' for p in logs)))
   for name in commands():

@@ -26,6 +26,7 @@ if TYPE_CHECKING:
   from data_beam.records import Reject
 
 COMMON_CRAWL = 'https://data.commoncrawl.org/'
+ARCHIVE = re.compile(r'\.(zip|7z|rar|tgz|tar(\.(gz|bz2|xz|zst))?)$', re.I)
 LISTING = re.compile(r'\.paths(\.gz)?$')
 
 
@@ -42,9 +43,14 @@ def expand(patterns: Sequence[str]) -> list[dict]:
     raise ValueError('no input: give at least one file or pattern, such as crawl/*.warc.gz')
   files = {}
   for pattern in patterns:
-    found = _in_folder(pattern) if os.path.isdir(pattern) else _match(pattern)
+    if os.path.isfile(pattern):  # also where its name has a bracket or a star in it
+      found = {pattern: os.path.getsize(pattern)}
+    else:
+      found = _in_folder(pattern) if os.path.isdir(pattern) else _match(pattern)
     if not found:
       raise FileNotFoundError(f'no file matches {without_query(pattern)}')
+    if not os.path.isdir(pattern) and (packed := [p for p in found if ARCHIVE.search(p)]):
+      raise ValueError(f'{packed[0]} is an archive: unpack it, and give the folder')
     for path, size in found.items():
       # The size of a listed file is not asked for: a crawl has 90,000 of them.
       listing = LISTING.search(without_query(path))

@@ -2,6 +2,7 @@
 
 import os
 import re
+import select
 import sys
 import traceback
 from collections.abc import Callable
@@ -9,36 +10,58 @@ from typing import Any
 
 from absl import app, flags
 from rich.console import Console
+from rich.table import Table
 
-from data_beam.command_line import BAD_INPUT, near
+from data_beam.command_line import BAD_INPUT, at_home, near
 from data_beam.redact import public
 from smoljax import files
 
 _TRACEBACK = flags.DEFINE_bool('traceback', False, 'Say of an error where it came from, too.')
 
 TRY_AGAIN = 75  # it may not: a disk that is full or away, a process of the run that has gone
+_TABLE_WIDTH = 100  # columns: what is wider is made narrower
+NO_READER = 141  # what a shell says of a program that SIGPIPE ended
 # Of the errors of a file system those that stay.
 _FINAL = (
   FileNotFoundError, FileExistsError, NotADirectoryError, IsADirectoryError, PermissionError)
 
 
 class _Console(Console):
-  """What is printed lands in logs, so it is what anybody may see."""
+  """What is printed lands in logs, so it is what anybody may see; figures of a table are whole in a
+  terminal of any width."""
 
   def print(self, *objects: Any, **how: Any) -> None:
+    wide = self.options.update(max_width=_TABLE_WIDTH)
+    width = max((self.measure(o, options=wide).maximum for o in objects if isinstance(o, Table)),
+                default=0)
+    narrow = self.width
+    if width > narrow:
+      self.width = width
     super().print(*(public(o) for o in objects), **how)
+    if width > narrow:
+      self.width = narrow
 
 
 console = _Console(highlight=False, soft_wrap=True)
 
 
 def complain(error: BaseException) -> int:
-  """Says an error in one line; the exit status: BAD_INPUT, or TRY_AGAIN."""
+  """Says an error in one line; the exit status: BAD_INPUT, TRY_AGAIN, or NO_READER in silence."""
+  if isinstance(error, BrokenPipeError) and _nobody_reads():  # `… | head` has seen enough
+    os.dup2(os.open(os.devnull, os.O_WRONLY), 1)  # for what Python still flushes as it ends
+    return NO_READER
   if flags.FLAGS.is_parsed() and _TRACEBACK.value:
     print(public(''.join(traceback.format_exception(error))), file=sys.stderr)
   print(f'error: {public(" ".join(str(error).split())) or type(error).__name__}', file=sys.stderr)
   passes = files.transient(error) or (isinstance(error, OSError) and not isinstance(error, _FINAL))
   return TRY_AGAIN if passes else BAD_INPUT
+
+
+def _nobody_reads() -> bool:
+  """Whether standard output is a pipe whose reader has gone; a socket may have broken as well."""
+  poll = select.poll()
+  poll.register(1, 0)
+  return any(event & select.POLLERR for _, event in poll.poll(0))
 
 
 def exit_status(work: Callable[[], int | None]) -> int:
@@ -67,12 +90,15 @@ def parse(argv: list[str], explain: Callable[[list[str]], str] = lambda argv: ''
   Returns:
     The program's name.
   """
+  argv[1:] = at_home(argv[1:])  # in place: a config's flags look at the process's own
   try:
     rest = flags.FLAGS(argv)
     if len(rest) > 1:
       raise ValueError(f'unknown argument {rest[1]!r}: flags look like --name=value, and text '
                        'with blanks is quoted')
     return rest
+  except BrokenPipeError as e:
+    sys.exit(complain(e))
   except Exception as e:  # a config is a program of its own, and may end in any error
     sys.exit(complain(ValueError(explain(argv) or _flag_error(argv, e))))
 

@@ -289,7 +289,7 @@ class Graph:
     if not folder or folder == self._partial(step):
       return None
     before, now = _read(folder / _INPUTS_FILE), public(step.inputs)
-    if not before:
+    if not before or os.listdir(folder) == [_INPUTS_FILE]:  # nothing was made, nothing is lost
       return None
     differ = changes(before['config'], now['config'])
     if changed := [k for k in ('version', 'outside', 'needs') if before[k] != now[k]]:

@@ -211,6 +211,7 @@ def run_evaluate(output: str, inputs: Mapping[str, str], *, c: Any, targets: Seq
   from smoljax.data import tokenizer
   from smoljax.data.corpus import open_corpus
   from smoljax.evals.held_out import load_held_out
+  from smoljax.evals.tasks import TASKS, TooFewDocuments
 
   config, params, meta = load.load_weights(_trained(inputs))
   paths = {name: corpus_dir(inputs[f'tokenize_{name}'], name) for name in targets}
@@ -224,19 +225,22 @@ def run_evaluate(output: str, inputs: Mapping[str, str], *, c: Any, targets: Seq
     seq_len=c.data.seq_len,
     log_line=console.print,
   )
+  own = functools.partial(
+    evaluate,
+    config,
+    eval_data=c.eval.data,
+    unigram_counts={n: open_corpus(p).token_counts(config.vocab_size) for n, p in paths.items()},
+    limit=c.eval.task_examples,
+    seed=c.seed,
+    generation=config_lib.generation(c),
+  )
   with sharding.all_devices(params) as params:
-    result = evaluate(
-      config,
-      params,
-      tasks=c.eval.tasks,
-      eval_data=c.eval.data,
-      unigram_counts={
-        n: open_corpus(p).token_counts(config.vocab_size) for n, p in paths.items()
-      },
-      limit=c.eval.task_examples,
-      seed=c.seed,
-      generation=config_lib.generation(c),
-    )
+    try:
+      result = own(params=params, tasks=c.eval.tasks)
+    except TooFewDocuments as e:  # nothing has run yet, and the rest is worth having
+      console.print(f'warning: left out: {e}')
+      result = own(
+        params=params, tasks=[t for t in c.eval.tasks if t not in TASKS or TASKS[t].file])
   if c.distill.teacher:
     console.print('the teacher, on the same documents:')
     teacher, params, _ = load.load_weights(c.distill.teacher)

@@ -456,6 +456,9 @@ th, td { padding: .34rem .9rem .34rem 0; vertical-align: top;
 .num { text-align: right; white-space: nowrap; }
 th.num { white-space: normal; vertical-align: bottom; }
 th:last-child, td:last-child { padding-right: 0; }
+table.good { max-width: 60rem; margin-top: 1.2rem; }
+table.good .num { text-align: left; white-space: normal; }
+table.good td:nth-child(2) { font-size: 1.25rem; line-height: 1.2; }
 td small { display: block; color: var(--muted); }
 table.bars td { border: 0; vertical-align: middle; padding-block: .22rem; }
 table.bars td:has(svg) { width: 48%; }
@@ -495,7 +498,8 @@ summary { cursor: pointer; color: var(--muted); font-size: .9rem; }
 .question em { font-style: normal; font-size: .8rem; font-weight: 600; margin-left: .6rem;
   white-space: nowrap; color: var(--accent-2); }
 .question li.right em { color: var(--good); }
-pre { background: var(--wash); border-radius: 6px; padding: .9rem 1.1rem; overflow-x: auto;
+pre { background: var(--wash); border-radius: 6px; padding: .9rem 1.1rem; white-space: pre-wrap;
+  overflow-wrap: anywhere;
   font: .85rem/1.5 ui-monospace, "SF Mono", Menlo, Consolas, "Liberation Mono", monospace; }
 code { font: .88em ui-monospace, "SF Mono", Menlo, Consolas, "Liberation Mono", monospace; }
 @media (max-width: 760px) {

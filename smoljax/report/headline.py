@@ -11,11 +11,14 @@ from smoljax.report.charts import (
   number,
   percent,
   section,
+  table,
   text,
 )
 from smoljax.report.corpus_page import Csv
-from smoljax.report.run_sections import bits, losses, metric, tasks, totals
+from smoljax.report.run_sections import baselines, bits, losses, metric, tasks, totals
 from smoljax.report.workdir import Run
+
+FEW = 20  # documents: fewer of them say little of a corpus
 
 
 def headline(run: Run, _: Csv) -> str:
@@ -29,18 +32,19 @@ def headline(run: Run, _: Csv) -> str:
   )
   made = f'{count(total["kept"])} {names or "text"} documents' if total['kept'] else names or 'text'
   title = f'{model}, trained on {made}' + (f' in {duration(sum(seconds))}' if seconds else '')
-  device = workdir.get(run.summary, 'device')
+  device = str(workdir.get(run.summary, 'device') or '').replace(' x cpu', ' CPU devices')
   lede = f'It read {compact(total["trained"])} tokens{f" on {text(device)}" if device else ""}.'
-  lede += ''.join(_surprise(text(name), row) for name, row in held_out(run))
-  if number(loss):
-    lede += f' Its {which} is <b>{fixed(loss)}</b> nats per token' + (
-      f'; counting how often each token comes would give {fixed(unigram)}.' if number(unigram)
-      else '.')
-  lede += ''.join(_answers(text(name), task) for name, task in tasks(run).items())
+  rows = [_surprise(text(name), row) for name, row in held_out(run)]
+  if number(loss) and not rows:
+    rows.append((f'{which}, in nats per token; less is better', fixed(loss),
+                 f'{fixed(unigram)} by how often each token comes' if number(unigram) else ''))
+  rows += [_answers(text(name), task) for name, task in tasks(run).items()]
+  how_good = table(('how good it is', 'model', 'without what it learned'), [
+    (what, f'<b>{value}</b>', rivals) for what, value, rivals in rows], kind='good')
   when = next((str(e['time'])[:10] for e in reversed(run.events) if e.get('time')), '')
   kicker = ' · '.join(text(x) for x in ('smoljax', workdir.get(run.config, 'name'), when) if x)
-  return (f'<header><p class="kicker">{kicker}</p><h1>{title}</h1><p class="lede">{lede}</p>'
-          '<p class="note"><a href="#next">What to do next</a></p></header>')
+  return (f'<header><p class="kicker">{kicker}</p><h1>{title}</h1><p class="lede">{lede} '
+          '<a href="#next">What to do next</a></p>' + how_good * bool(rows) + '</header>')
 
 
 def held_out(run: Run) -> list[tuple[str, dict]]:
@@ -51,25 +55,27 @@ def held_out(run: Run) -> list[tuple[str, dict]]:
                 key=lambda x: -(x[1].get('documents') or 0))
 
 
-def _surprise(name: str, row: dict) -> str:
-  """Bits per byte of a corpus in words, beside those of a unigram model of the same documents."""
-  of = f' ({count(row["documents"])} documents)' if row.get('documents') else ''
-  said = f' On {name} text that it never saw{of} it needs <b>{fixed(row["bpb"])}</b> bits per byte'
+def _surprise(name: str, row: dict) -> tuple[str, str, str]:
+  """Bits per byte of a corpus in words, and those of a unigram model of the same documents."""
+  n = row.get('documents')
+  of = f' ({count(n)} documents{": too few to say much" if n < FEW else ""})' if number(n) else ''
+  said = '8 by knowing nothing'
   if number(row.get('unigram_loss')) and number(row.get('loss')) and row['loss'] > 0:
-    said += (f'; counting tokens alone {fixed(row["bpb"] * row["unigram_loss"] / row["loss"])}, '
-             'knowing nothing 8')
-  return said + '.'
+    said = (f'{fixed(row["bpb"] * row["unigram_loss"] / row["loss"])} by how often each token '
+            f'comes, {said}')
+  return (f'bits for each byte of {name} text that it never saw{of}; less is better',
+          fixed(row['bpb']), said)
 
 
-def _answers(name: str, task: dict) -> str:
-  """A task's score in words, beside that of the same score without the question, and chance."""
-  main = metric(task)
-  said = (f' In {name} it picks the right answer of {count(task.get("n"))} questions in '
-          f'<b>{percent(task.get(main), 0)}</b>')
-  blind = workdir.get(task, 'blind', main)
-  without = 'with the wrong text before them' if main == 'acc_pmi' else 'without the question'
-  said += f'; {percent(blind, 0)} {without}' if number(blind) else ''
-  return said + (f', {percent(task["chance"], 0)} by guessing.' if task.get('chance') else '.')
+def _answers(name: str, task: dict) -> tuple[str, str, str]:
+  """A task's score in words, and the best of those that know less."""
+  rivals = baselines(task)
+  said = ', '.join(f'{percent(rivals[who], 0)} {words}' for who, words in (
+    ('the blind model', 'without the text before the answer'),
+    ('chance', 'by guessing')) if who in rivals)
+  of = ' (which text is the real continuation)' * (name == 'continuation')
+  return (f'right answers of {count(task.get("n"))} questions in {name}{of}',
+          percent(task.get(metric(task)), 0), said)
 
 
 def corpora_headline(run: Run, _: Csv) -> str:

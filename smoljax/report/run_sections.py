@@ -407,8 +407,9 @@ def evaluation(run: Run, csv: Csv) -> str:
   """Held-out text, calibration, tasks with their baselines, some questions."""
   if not run.evals:
     return section('evaluation', 'Evaluation', missing('evaluation', 'evals/ holds no STEP.json'))
-  held_out = [(k, v) for k, v in (run.evals.get('bits_per_byte') or {}).items()
-              if isinstance(v, dict)]
+  held_out = sorted(
+    ((k, v) for k, v in (run.evals.get('bits_per_byte') or {}).items() if isinstance(v, dict)),
+    key=lambda x: -(x[1].get('documents') or 0))  # what is measured best, first
   parts = [f'<p class="note">At step {count(run.evals.get("step"))}.</p>']
   if held_out:
     gap = lambda v: (v['unigram_loss'] - v['loss']
@@ -448,7 +449,7 @@ def evaluation(run: Run, csv: Csv) -> str:
              f'<b>{percent(value)}</b>' if i == 0 else percent(value))
             for i, (label, value, error, color) in enumerate(scores)], kind='bars'),
         csv(f'task_{name}', ('score', 'accuracy', 'stderr'), [s[:3] for s in scores]),
-        verdict(t, blind) + ' The line marks chance.' * bool(chance)))
+        verdict(t) + ' The line marks chance.' * bool(chance)))
     shown = [e for e in t.get('examples') or [] if isinstance(e, dict)]
     right = [e for e in shown if e.get('predicted') == e.get('answer')]
     wrong = [e for e in shown if e.get('predicted') != e.get('answer')]
@@ -518,12 +519,17 @@ def metric(t: dict) -> str:
   return t['metric'] if t.get('metric') in SCORES else 'acc'
 
 
-def verdict(t: dict, blind: dict) -> str:
-  """One sentence on whether the score means anything."""
+def baselines(t: dict) -> dict[str, float]:
+  """Scores of a task without reading the question, by who has them; the blind model's best."""
+  blind = t.get('blind') if isinstance(t.get('blind'), dict) else {}
   rivals = {'the blind model': max(filter(number, blind.values()), default=None),
-            'the longest choice': t.get('longest'), 'chance': t.get('chance')}
-  rivals = {k: v for k, v in rivals.items() if number(v)}
-  score = t.get(metric(t))
+            'the longest choice': t.get('longest'), 'chance': t.get('chance') or None}
+  return {k: v for k, v in rivals.items() if number(v)}
+
+
+def verdict(t: dict) -> str:
+  """One sentence on whether the score means anything."""
+  rivals, score = baselines(t), t.get(metric(t))
   if not rivals or not number(score):
     return ''
   best = max(rivals, key=lambda name: rivals[name])

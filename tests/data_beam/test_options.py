@@ -1,6 +1,8 @@
 """The options of pipelines: the command, the config and the call say the same."""
 
 import dataclasses
+import errno
+import os
 
 import pytest
 from absl import flags
@@ -8,7 +10,8 @@ from ml_collections import config_flags
 
 from configs import base, quickstart
 from data_beam import conversations, options, python_source, refine, tables, tokenize_corpus
-from data_beam.beam_options import require_file_system
+from data_beam.beam_options import explained, require_file_system
+from data_beam.command_line import at_home
 from data_beam.options import (
   ConversationOptions,
   ImportOptions,
@@ -168,7 +171,21 @@ def test_what_cannot_be_meant_is_refused(kind, values, message):
 def test_where_nothing_can_be_written_is_said_at_once(output, words):
   with pytest.raises(ValueError, match=words):
     require_file_system(output)
-  require_file_system('/anywhere')
+
+
+def test_a_folder_that_cannot_be_written_is_said_at_once(tmp_path, monkeypatch):
+  require_file_system(str(tmp_path / 'any/where'))
+  monkeypatch.setattr(os, 'access', lambda path, mode: False)  # root may write anywhere
+  with pytest.raises(PermissionError, match=r'cannot be written: .* is read-only'):
+    require_file_system(str(tmp_path / 'any/where'))
+
+
+def test_a_full_disk_is_an_error_of_the_disk():
+  with pytest.raises(OSError, match='No space left') as error, explained([]):
+    raise RuntimeError("OSError: [Errno 28] No space left on device: '/x' [while running 'write']")
+  assert error.value.errno == errno.ENOSPC
+  with pytest.raises(RuntimeError), explained([]):
+    raise RuntimeError('of ours')
 
 
 def test_files_that_decide_the_result():
@@ -180,3 +197,12 @@ def test_files_that_decide_the_result():
 def test_lists_by_commas_and_by_themselves():
   assert WebOptions(languages='en,fr') == WebOptions(languages=['en', 'fr'])
   assert options.TokenizeOptions() == TokenizeOptions(bos=True)
+
+
+def test_home_is_found_behind_an_equals_sign(monkeypatch):
+  """A shell expands `--input ~/a`, and leaves `--input=~/a` alone."""
+  monkeypatch.setenv('HOME', '/home/me')
+  assert at_home(['import', '--input=~/a b', '--input=~/a,~/b', "--x=('~/a', '~/b')", '--c=n=~/a',
+                  '--prompt=see ~/a', '--y=a~/b', '~/a']) == [
+    'import', '--input=~/a b', '--input=/home/me/a,/home/me/b', "--x=('/home/me/a', '/home/me/b')",
+    '--c=n=/home/me/a', '--prompt=see ~/a', '--y=a~/b', '~/a']

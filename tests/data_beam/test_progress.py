@@ -9,7 +9,7 @@ from apache_beam.metrics import MetricsFilter
 from apache_beam.testing.util import assert_that, equal_to
 from rich.console import Console
 
-from data_beam import progress
+from data_beam import curation, progress
 from data_beam.beam_options import pipeline_options
 from data_beam.records import Document, Reject
 
@@ -86,3 +86,15 @@ def test_a_remote_runner_is_only_counted_by_beam():
   options = pipeline_options(['--runner=DataflowRunner'])
   with progress.Funnel([], options) as funnel:
     assert funnel._folder is None
+
+
+def test_a_stage_that_drops_most_says_what_to_change(monkeypatch, caplog):
+  row = {'stage': 'filter', 'documents_in': 9, 'documents_out': 1, 'dropped': {'short_line': 8}}
+  manifest = {'documents': 1, 'funnel': [row, row | {'stage': 'read'}], 'path': 'x'}
+  monkeypatch.setattr(curation.records, 'read_manifest', lambda path: manifest)
+  with caplog.at_level('INFO', 'data_beam'):
+    assert curation.announce('x') == 'x'
+  assert 'filters=none' in caplog.text and caplog.text.count('more than half') == 1
+  manifest |= {'documents': 0}
+  with pytest.raises(curation.records.EmptyCorpus, match=r'short_line.*filters=docs'):
+    curation.announce('x')

@@ -134,6 +134,7 @@ COMMANDS: dict[str, tuple[list[str], dict[str, tuple[str, ...]]]] = {
   'data_beam.pdf_route': (['train', '--labels=/nowhere/x', '--output={new}'], {
     'labels': FILES}),
 }
+PARTS = 6  # of the list, each within some minutes
 # What is said besides: progress, and what each pipeline begins with.
 SAID = re.compile('Beam runs on|curating |exporting |OCR: |Unable to create default GCS|'
                   'importing |tokenising |Unable to fetch remote job server|[0-9]+ s: read |'
@@ -204,15 +205,18 @@ def faults(result, name: str, value: str) -> list[str]:
 
 @pytest.mark.slow
 @pytest.mark.skipif('README_CHECK' not in os.environ, reason='takes minutes: make readme-check')
-def test_mistyped_lines_are_answered_by_one_that_helps(here):
+@pytest.mark.parametrize('part', range(PARTS))
+def test_mistyped_lines_are_answered_by_one_that_helps(here, part):
   def filled(part):
     return re.sub(r'\{(\w+)\}', lambda m: here.get(m[1], m[0]), part)
 
   tried = [([filled(part) for part in line], name, filled(value)) for line, name, value in lines()]
   assert len(tried) > 400
+  tried = tried[part::PARTS]
   results = run_commands(
     *(line for line, *_ in tried), packages=('smoljax', 'data_beam', 'experiments.engine'))
   bad = [(' '.join(line), found, complaint(result)[-300:])
          for (line, *wrong), result in zip(tried, results, strict=True)
          if (found := faults(result, *wrong))]
+  print(f'{len(tried)} lines, {len(bad)} answered badly')
   assert not bad, '\n\n'.join(map(str, bad))

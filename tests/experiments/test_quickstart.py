@@ -14,8 +14,11 @@ import numpy as np
 import pytest
 from conftest import REPOSITORY
 from helpers.quickstart import SMALL
+from helpers.warc import article
 
 from configs import quickstart
+from data_beam import tables
+from data_beam.options import ImportOptions
 from experiments import run as run_lib
 
 
@@ -212,3 +215,15 @@ def test_bad_data_is_one_line(tmp_path):
   assert not any(p.name.startswith('web-') for p in (tmp_path / 'a/steps').iterdir() if p.is_dir())
   result = run(tmp_path / 'a', *SMALL, '--config.tokenizer.vocab_size=60000', check=False)
   assert result.returncode == 2 and '--config.tokenizer.vocab_size=' in result.stderr
+
+
+@pytest.mark.slow
+def test_a_few_documents_are_enough_for_a_run(tmp_path):
+  """What its tasks cannot be made of is left out; the model is evaluated, exported, reported."""
+  notes = tmp_path / 'notes.jsonl'
+  notes.write_text(''.join(json.dumps({'text': '\n\n'.join(article(i))}) + '\n' for i in range(14)))
+  corpus = tables.import_tables([str(notes)], str(tmp_path), 'notes', ImportOptions(num_shards=1))
+  result = run(tmp_path / 'a', *SMALL, f'--config.corpora=notes={corpus}')
+  assert 'left out: the continuation task needs 4 held-out documents' in result.stdout
+  assert 'bits_per_byte' in (tmp_path / 'a/summary.json').read_text()
+  assert (tmp_path / 'a/export/model.safetensors').exists()

@@ -59,6 +59,13 @@ def test_expand_sorts_and_lists_each_file_once(tmp_path):
   assert files == [{'path': f'{tmp_path}/{n}.warc', 'bytes': 6} for n in 'ab']
 
 
+@pytest.mark.parametrize('name', ['notes [v2].txt', 'a*b.md', 'was?.html', 'ümläut ñ 文.txt'])
+def test_a_file_is_itself_whatever_its_name(tmp_path, name):
+  (tmp_path / name).write_text('Words.')
+  assert [f['path'] for f in expand([f'{tmp_path}/{name}'])] == [f'{tmp_path}/{name}']
+  assert [d.content_type for d in readers.read(f'{tmp_path}/{name}')]
+
+
 def test_a_folder_is_its_files(tmp_path):
   for name in ('a.md', 'deep/er/b.txt', '.hidden', '_SUCCESS', '.git/config', 'c.html'):
     (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
@@ -90,6 +97,9 @@ def test_expand_says_what_is_missing(tmp_path):
     expand([str(tmp_path)])     # an empty folder
   with pytest.raises(ValueError, match='no input'):
     expand([])
+  (tmp_path / 'notes.zip').write_bytes(b'PK')
+  with pytest.raises(ValueError, match=r'notes\.zip is an archive: unpack it'):
+    expand([f'{tmp_path}/*.zip'])
   with pytest.raises(ValueError, match='cannot open nosuch://'):
     expand(['nosuch://bucket/*.warc'])
 

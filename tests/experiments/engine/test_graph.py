@@ -184,6 +184,15 @@ def test_workdirs_that_share_their_steps_are_not_in_each_other_s_way(tmp_path):
     unfinished(tmp_path / 'a', {'rate': 3, 'seed': 0}).run()
 
 
+def test_an_unfinished_step_that_made_nothing_is_in_nobodys_way(tmp_path):
+  begin(tmp_path)
+  [folder] = (tmp_path / 'steps').glob('train-*.partial')
+  (folder / 'rates').unlink()
+  graph = unfinished(tmp_path, {'rate': 2, 'seed': 0})
+  graph.run()
+  assert rates(graph) == ['2']
+
+
 def test_an_unfinished_step_is_left_where_a_fresh_one_is_asked_for(tmp_path):
   begin(tmp_path)
   graph = unfinished(tmp_path, {'rate': 2, 'seed': 0}, unfinished='fresh')

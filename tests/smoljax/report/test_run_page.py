@@ -93,9 +93,10 @@ def test_numbers_on_the_page_come_from_the_files(workdirs):
   page = Page(workdirs['plain'] / 'report').text
   for shown in (
     'A language model of 1.05M parameters, trained on 2,101 web and pdf documents in 8 min 09 s',
-    'validation loss is 3.71', 'counting how often each token comes would give 6.14',
-    '2.13M tokens', 'it needs 1.83 bits per byte', 'knowing nothing 8',
-    'questions in 64%', '28% without the question', '25% by guessing',
+    'bits for each byte of web text that it never saw (60 documents); less is better',
+    '2.13M tokens', '1.83', 'by how often each token comes, 8 by knowing nothing',
+    'right answers of 200 questions in continuation (which text is the real', '64%',
+    '31% without the text before the answer, 25% by guessing',
     'python -m experiments.generate --checkpoint=', '--config.train.init_from=',
     '2,994', '2,700 documents in, 1,890 kept (70%)', '297 documents in, 211 kept (71%)',
     'near duplicate 212', 'too few words 290', '3.21', 'A vocabulary of 2,048', '1.827', '2.41',
@@ -199,7 +200,7 @@ def test_missing_files_are_named(tmp_path):
                'evaluation', 'sample text', 'checkpoint', 'exported model', 'times', 'events',
                'config'):
     assert f'No {name}:' in page, name
-  assert 'training loss is 5.25' in page
+  assert 'training loss, in nats per token; less is better' in page and '5.25' in page
 
 
 @pytest.mark.parametrize('name', ['summary.json', 'config.json', 'evals/7.json', 'samples.json',
