@@ -1,8 +1,9 @@
 """What the rules count in a text, each thing at most once: words, lines, repeated n-grams."""
 
 import functools
+import math
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 
 import numpy as np
 
@@ -17,34 +18,53 @@ class Stats:
     self.lexicon = words.lexicon(language)
 
   @functools.cached_property
-  def numbers(self) -> np.ndarray:
-    """The words, links and punctuation marks, by their number in the lexicon: int64 [tokens]."""
+  def tokens(self) -> np.ndarray:
+    """The words, links and punctuation marks, by their places in the lexicon: int64 [tokens]."""
     return self.lexicon.read(self.text)
 
   @functools.cached_property
+  def size(self) -> np.ndarray:
+    """Characters of each token: int32."""
+    tokens = self.tokens   # first, here as below: reading may lengthen the lexicon's arrays
+    return self.lexicon.size[tokens]
+
+  @functools.cached_property
+  def spelling(self) -> np.ndarray:
+    """A hash of each token: uint64."""
+    tokens = self.tokens
+    return self.lexicon.spelling[tokens]
+
+  @functools.cached_property
+  def wordlike(self) -> np.ndarray:
+    """Whether a token is a word, and not all punctuation: bool."""
+    tokens = self.tokens
+    return self.lexicon.wordlike[tokens]
+
+  @functools.cached_property
   def word_stats(self) -> tuple[int, float]:
-    """Number and mean length of the words: the tokens that are not all punctuation."""
-    numbers = self.numbers
-    sizes = self.lexicon.size[numbers][self.lexicon.wordlike[numbers]]
-    return len(sizes), float(sizes.sum()) / max(1, len(sizes))
+    """Number and mean length of the words."""
+    number = int(np.count_nonzero(self.wordlike))
+    return number, float(self.size.sum(where=self.wordlike)) / max(1, number)
 
   @functools.cached_property
   def different(self) -> int:
     """Number of different words."""
-    numbers = self.numbers
-    return len(np.unique(numbers[self.lexicon.wordlike[numbers]]))
+    return len(np.unique(self.spelling[self.wordlike]))
 
   @functools.cached_property
   def alphabetic(self) -> int:
     """Number of tokens that hold a letter."""
-    numbers = self.numbers
-    return int(self.lexicon.alphabetic[numbers].sum())
+    tokens = self.tokens
+    return int(np.count_nonzero(self.lexicon.alphabetic[tokens]))
 
-  def distinct(self, vocabulary: Iterable[str]) -> int:
-    """How many words of a vocabulary occur."""
-    numbers = self.numbers
-    known = map(self.lexicon.numbers.get, vocabulary)
-    return sum(bool((numbers == number).any()) for number in known if number is not None)
+  def distinct(self, vocabulary: frozenset[str], enough: float = math.inf) -> int:
+    """How many words of a vocabulary occur, `enough` at most."""
+    count = 0
+    for spelling in words.spellings(vocabulary):
+      count += bool((self.spelling == spelling).any())
+      if count >= enough:
+        break
+    return count
 
   @functools.cached_property
   def lines(self) -> list[str]:
@@ -53,10 +73,8 @@ class Stats:
 
   @functools.cached_property
   def ngrams(self) -> 'NGrams':
-    """Of the text's words."""
-    numbers = self.numbers   # first: reading may lengthen the lexicon's arrays
-    lexicon = self.lexicon
-    return NGrams(lexicon.spelling[numbers], lexicon.power[numbers], lexicon.size[numbers])
+    """Of the text's tokens."""
+    return NGrams(self.spelling, words.powers(self.size), self.size)
 
 
 @functools.lru_cache(maxsize=4)
@@ -127,7 +145,13 @@ class NGrams:
 
   def top_exceeds(self, n: int, characters: float) -> bool:
     """Whether `top(n)` is more; ask for smaller n first, which often settles it."""
-    return (self.longest(n) + n - 1) * self.most > characters and self.top(n) > characters
+    longest = self.longest(n) + n - 1
+    if longest * self.most <= characters:
+      return False
+    # No n-gram is more frequent than all those of one slot: cheaper than to count each.
+    slots = np.bincount(_slots(self._spaced(n), 10), minlength=1)
+    self.most = min(self.most, int(slots.max()))
+    return longest * self.most > characters and self.top(n) > characters
 
   def _again(self, n: int) -> tuple[np.ndarray, np.ndarray]:
     """Where n-grams start that occur more than once, and where those that occurred before: int64,
@@ -135,7 +159,7 @@ class NGrams:
     if n not in self.again:
       hashes = self._joined(n)[0]
       shorter = self.again.get(n - 1)
-      places = np.arange(len(hashes)) if shorter is None else shorter[0]
+      places = _perhaps_again(hashes) if shorter is None else shorter[0]
       places = places[:np.searchsorted(places, len(hashes))]
       order = places[np.argsort(hashes[places], kind='stable')]
       ordered = hashes[order]
@@ -147,11 +171,9 @@ class NGrams:
   def covers(self, n: int, characters: float) -> bool:
     """Whether all words inside an n-gram seen before have more characters. If not, neither has
     `duplicated(n)`, nor `duplicated(m)` for any larger m, whose repeats consist of repeats of n."""
-    ordered = np.sort(self._joined(n)[0])
-    repeats = np.count_nonzero(ordered[1:] == ordered[:-1])
-    if repeats * self.longest(n) <= characters:
-      return False
     _, later = self._again(n)
+    if len(later) * self.longest(n) <= characters:
+      return False
     inside = np.zeros(len(self.spaced[1]), bool)
     for i in range(n):
       inside[later + i] = True
@@ -172,6 +194,22 @@ class NGrams:
       else:
         seen.add(value)
     return total
+
+
+def _slots(hashes: np.ndarray, bits: int) -> np.ndarray:
+  """A number below 2^bits of each hash, bits not 0: int64."""
+  return (hashes * np.uint64(0xD6E8FEB86659FD93) >> np.uint64(64 - bits)).view(np.int64)
+
+
+def _perhaps_again(hashes: np.ndarray) -> np.ndarray:
+  """Places of all hashes that occur more than once, and of few others: int64, sorted."""
+  places, bits = np.arange(len(hashes)), (8 * len(hashes)).bit_length()
+  # Of several that share a slot one stays there; what finds another in its own is not alone.
+  slots, table = _slots(hashes, bits), np.empty(1 << bits, np.int32)
+  table[slots] = places
+  there = table[slots]
+  lost = np.flatnonzero(there != places)
+  return np.unique(np.concatenate((lost, there[lost])))
 
 
 def duplicates(parts: Sequence[str]) -> tuple[int, int]:

@@ -25,7 +25,6 @@ from data_beam.text import words
 Rule = Callable[[Document], str | None]
 
 ALPHABETIC = re.compile(r'[^\W\d_]')
-TERMINAL = tuple(sorted(words.TERMINAL))
 
 # C4's marks of boilerplate lines.
 POLICY_LINES = ('terms of use', 'privacy policy', 'cookie policy', 'uses cookies',
@@ -116,7 +115,7 @@ def gopher_quality(
   word_length = word_length or _bound(doc, 'word_length', (3, 10))
   alphabetic = _bound(doc, 'alphabetic', .8) if alphabetic is None else alphabetic
   text, s = doc.text, stats(doc.text, doc.language)
-  tokens, (number, mean) = len(s.numbers), s.word_stats
+  tokens, (number, mean) = len(s.tokens), s.word_stats
   if number < min_words:
     return 'gopher_short_doc'
   if number > max_words:
@@ -130,15 +129,17 @@ def gopher_quality(
   ellipsis = text.count('...') + text.count('…')
   if ellipsis / tokens > symbols:
     return 'gopher_too_many_ellipsis'
-  lines = text.splitlines()
-  if bullet_share(lines) > bullets:
+  # As many of its lines at most begin and end with one as a text has of them: few need a look.
+  least = max(1, text.count('\n'))    # there are more lines, or as many
+  if (text.count('•') + text.count('-') >= bullets * least
+      and bullet_share(text.splitlines()) > bullets):
     return 'gopher_too_many_bullets'
-  if ellipsis and ellipsis_share(lines) > ellipses:
+  if ellipsis >= max(1, ellipses * least) and ellipsis_share(text.splitlines()) > ellipses:
     return 'gopher_too_many_end_ellipsis'
   # Of all tokens, punctuation too: the rule that drops most.
   if s.alphabetic / tokens < alphabetic:
     return 'gopher_below_alpha_threshold'
-  if stop_words_in(doc) < stop_words:
+  if stop_words_in(doc, stop_words) < stop_words:
     return 'gopher_enough_stop_words'
   return None
 
@@ -153,15 +154,15 @@ def ellipsis_share(lines: Sequence[str]) -> float:
   return sum(line.rstrip().endswith(('...', '…')) for line in lines) / len(lines)
 
 
-def stop_words_in(doc: Document) -> float:
-  """How many different stop words of its language a document has, infinitely many where none are
-  known."""
+def stop_words_in(doc: Document, enough: float = math.inf) -> float:
+  """How many different stop words of its language a document has, `enough` at most, infinitely many
+  where none are known."""
   known = STOP_WORDS.get(doc.language or 'en')
   if not known:
     return math.inf
   if doc.language in _PARTS:
     return sum(word in doc.text for word in known)
-  return stats(doc.text, doc.language).distinct(known)
+  return stats(doc.text, doc.language).distinct(known, enough)
 
 
 def c4(doc: Document, *, min_sentences: int = 5, refuse: bool = True) -> str | None:
@@ -213,18 +214,24 @@ def fineweb(
   lines = stats(text, doc.language).lines
   if not lines:
     return 'empty'
-  if sum(line.endswith(TERMINAL) for line in lines) / len(lines) < line_punctuation:
+  if ended_share(lines) < line_punctuation:
     return 'line_punct_ratio'
   if sum(len(line) <= short_line for line in lines) / len(lines) > short_lines:
     return 'short_line_ratio'
   breaks = text.count('\n')
   if duplicates(lines)[1] / (len(text) - breaks) > repeated_chars:
     return 'char_dup_ratio'
-  # There are at least as many tokens as strings between spaces: most documents need no tokens here.
-  if breaks / len(text.split()) > newlines and (
-      breaks / len(stats(text, doc.language).numbers) > newlines):
+  # There are at least as many tokens as strings between spaces: most documents need no tokens here,
+  # nor all of the strings.
+  if breaks / len(text.split(maxsplit=int(breaks / newlines) + 1)) > newlines and (
+      breaks / len(stats(text, doc.language).tokens) > newlines):
     return 'list_ratio'
   return None
+
+
+def ended_share(lines: Sequence[str]) -> float:
+  """Share of the lines, none of them empty, that end with a terminal sign."""
+  return sum([line[-1] in words.TERMINAL for line in lines]) / len(lines)
 
 
 # --- FineWeb-2 -------------------------------------------------------------------------------

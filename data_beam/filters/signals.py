@@ -101,7 +101,7 @@ def signals(document: Document) -> dict[str, float]:
   if not text:
     return dict.fromkeys((name for name in BOUNDS if name not in SAME), 0.)
   s = stats(text, document.language)
-  tokens, (number, mean) = max(1, len(s.numbers)), s.word_stats
+  tokens, (number, mean) = max(1, len(s.tokens)), s.word_stats
   found: dict[str, float] = {}
   for name, parts in (('para', rules.split_paragraphs(text.strip())),
                       ('line', rules.split_lines(text))):
@@ -128,8 +128,8 @@ def signals(document: Document) -> dict[str, float]:
   count, breaks = max(1, len(kept.lines)), tidy.text.count('\n')
   short = 30 // (1 + (tidy.language in words.UNSPACED_LANGUAGES))
   found |= {
-    'line_punctuation': sum(line.endswith(rules.TERMINAL) for line in kept.lines) / count,
+    'line_punctuation': rules.ended_share(kept.lines) if kept.lines else 0.,
     'short_lines': sum(len(line) <= short for line in kept.lines) / count,
     'repeated_chars': duplicates(kept.lines)[1] / max(1, len(tidy.text) - breaks),
-    'newlines': breaks / max(1, len(kept.numbers))}
+    'newlines': breaks / max(1, len(kept.tokens))}
   return {name: round(min(value, 1e9), 6) for name, value in found.items()}

