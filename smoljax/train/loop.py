@@ -55,10 +55,7 @@ def train(
   train_step = run.plan.step(len(run.batches.sources))
   with jax.set_mesh(mesh), open_checkpoints(run, log_line) as checkpoints:
     resumed = checkpoints.latest() is not None
-    ahead = threading.Thread(target=compile_step, args=(run, train_step))
-    # A CPU would compile it no sooner; several processes, and answers to come, are not foreseen.
-    if jax.default_backend() != 'cpu' and jax.process_count() == 1 and not run.rollouts:
-      ahead.start()
+    ahead = _compile_ahead(run, train_step)
     step, state, position, changed = newest(run, checkpoints)
     iterator = prefetch(run.batches, position)
     checkpoints.reserve((run.plan.params, run.plan.opt_state))
@@ -93,8 +90,7 @@ def train(
           with watch.paused(), telemetry.phase('diagnostics'):
             profile.before(step)
             probed = probe(state, batch) if probe_now else None
-        if ahead.is_alive():
-          ahead.join()
+        ahead()
         state, step_metrics = train_step(
           state, sharding.shard_batch(batch, mesh), run.teacher_params, run.plan.info.horizon)
         step += 1
@@ -137,14 +133,28 @@ def train(
               score=scores.get(t.keep_best), wait=last or stop)
           telemetry.event(step, 'checkpoint', pause=round(watch.seconds(), 2))
         if stop and not last:
-          reason = signal.Signals(termination.signal)
-          telemetry.stopped(step, reason.name)
-          raise SystemExit(128 + reason)
+          _stop(telemetry, step, termination.signal)
       with telemetry.phase('checkpoint'):
         checkpoints.close()
       iterator.close()
       telemetry.stopped(step, 'finished')
   return summarize(run)
+
+
+def _stop(telemetry, step, number):
+  """Ends the process as the signal asked that it was sent."""
+  reason = signal.Signals(number)
+  telemetry.stopped(step, reason.name)
+  raise SystemExit(128 + reason)
+
+
+def _compile_ahead(run: Run, train_step: jax.stages.Wrapped) -> Callable[[], None]:
+  """Begins to compile the step; a function that waits for it, if it is still under way."""
+  thread = threading.Thread(target=compile_step, args=(run, train_step))
+  # A CPU would compile it no sooner; several processes, and answers to come, are not foreseen.
+  if jax.default_backend() != 'cpu' and jax.process_count() == 1 and not run.rollouts:
+    thread.start()
+  return lambda: thread.join() if thread.is_alive() else None
 
 
 def compile_step(run: Run, train_step: jax.stages.Wrapped) -> None:
