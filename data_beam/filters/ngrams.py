@@ -7,7 +7,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from data_beam.text import words
+from data_beam.text import lexicon
 
 
 class Stats:
@@ -15,7 +15,7 @@ class Stats:
 
   def __init__(self, text: str, language: str):
     self.text = text
-    self.lexicon = words.lexicon(language)
+    self.lexicon = lexicon.lexicon(language)
 
   @functools.cached_property
   def tokens(self) -> np.ndarray:
@@ -60,7 +60,7 @@ class Stats:
   def distinct(self, vocabulary: frozenset[str], enough: float = math.inf) -> int:
     """How many words of a vocabulary occur, `enough` at most."""
     count = 0
-    for spelling in words.spellings(vocabulary):
+    for spelling in lexicon.spellings(vocabulary):
       count += bool((self.spelling == spelling).any())
       if count >= enough:
         break
@@ -74,7 +74,7 @@ class Stats:
   @functools.cached_property
   def ngrams(self) -> 'NGrams':
     """Of the text's tokens."""
-    return NGrams(self.spelling, words.powers(self.size), self.size)
+    return NGrams(self.spelling, lexicon.powers(self.size), self.size)
 
 
 @functools.lru_cache(maxsize=4)

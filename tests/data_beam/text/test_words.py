@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 from hypothesis import strategies as st
 
+from data_beam.text import lexicon as lexicons
 from data_beam.text import words
 
 # What spaCy 3.8.18's blank tokenizers make of these lines.
@@ -86,22 +87,22 @@ def test_words_lose_nothing_but_space(language, value):
 @hypothesis.settings(max_examples=30)
 @hypothesis.given(st.lists(st.text('ab1.,-\'( \n', max_size=200), min_size=1, max_size=5))
 def test_lexicon_reads_the_same_words(texts):
-  lexicon = words.Lexicon('en')
+  lexicon = lexicons.Lexicon('en')
   for text in texts:
     places, found = lexicon.read(text), words.words(text)
-    assert lexicon.spelling[places].tolist() == words.spellings(tuple(found))
+    assert lexicon.spelling[places].tolist() == lexicons.spellings(tuple(found))
     assert lexicon.size[places].tolist() == list(map(len, found))
     assert lexicon.alphabetic[places].tolist() == [any(map(str.isalpha, word)) for word in found]
     # The hash of a joined pair follows from those of its words.
     for i, (a, b) in enumerate(itertools.pairwise(found)):
-      power = words.powers(lexicon.size[places[i:i + 1]])
+      power = lexicons.powers(lexicon.size[places[i:i + 1]])
       joined = lexicon.spelling[places[i]] + power * lexicon.spelling[places[i + 1]]
-      assert joined.tolist() == words.spellings((a + b,))
+      assert joined.tolist() == lexicons.spellings((a + b,))
 
 
 @pytest.mark.parametrize('language', ['en', 'es', 'zh'])
 def test_pieces_are_those_between_any_white_space(language):
-  lexicon = words.Lexicon(language)
+  lexicon = lexicons.Lexicon(language)
   text = 'EE. UU. a\u3000b\x85c\x1cd\x00 d e\xa0f\u2028g 三毛猫\u2003\x0bア' + 'ア' * 1500
   for value in (text, f'{text} ' * 60 + 'x' * 70_000 + f' {text}', '', ' ', '\x1f'):
     found = words.words(value, language)
@@ -113,9 +114,9 @@ def test_pieces_are_those_between_any_white_space(language):
 def test_a_full_lexicon_is_begun_anew_and_the_old_one_stays_whole(monkeypatch):
   monkeypatch.setattr(words, '_MOST', 10)
   monkeypatch.setattr(words, '_lexicons', {})
-  first = words.lexicon('en')
+  first = lexicons.lexicon('en')
   numbers = first.read(' '.join(map(str, range(20))))
-  assert words.lexicon('en') is not first
+  assert lexicons.lexicon('en') is not first
   assert first.size[numbers].sum() == 30
 
 
