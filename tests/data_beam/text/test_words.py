@@ -112,8 +112,8 @@ def test_pieces_are_those_between_any_white_space(language):
 
 
 def test_a_full_lexicon_is_begun_anew_and_the_old_one_stays_whole(monkeypatch):
-  monkeypatch.setattr(words, '_MOST', 10)
-  monkeypatch.setattr(words, '_lexicons', {})
+  monkeypatch.setattr(lexicons, '_MOST', 10)
+  monkeypatch.setattr(lexicons, '_lexicons', {})
   first = lexicons.lexicon('en')
   numbers = first.read(' '.join(map(str, range(20))))
   assert lexicons.lexicon('en') is not first
