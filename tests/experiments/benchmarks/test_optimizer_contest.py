@@ -6,6 +6,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from conftest import REPOSITORY
 
 from configs import base
 from configs import optimizer_contest as settings
@@ -82,6 +83,12 @@ def test_a_contestant_twice_as_fast_needs_half_the_steps():
   assert fast.ratio.low < math.log(.5) < fast.ratio.high and fast.ratio.p < .001
   assert fast.shorter[400].mean == pytest.approx(-.5 * math.log(2), abs=.01)
   assert '0.50' in contest.leaderboard(curve_rows(5, .002), c)
+
+
+def test_the_committed_leaderboard_is_of_its_runs():
+  folder = REPOSITORY / 'experiments/log/contest'
+  c = settings.get_config()
+  assert contest.leaderboard(contest.read(folder), c) == (folder / 'contest.md').read_text()
 
 
 @pytest.mark.slow
