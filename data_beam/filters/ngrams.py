@@ -149,7 +149,7 @@ class NGrams:
     if longest * self.most <= characters:
       return False
     # No n-gram is more frequent than all those of one slot: cheaper than to count each.
-    slots = np.bincount(_slots(self._spaced(n), 10), minlength=1)
+    slots = np.bincount(lexicon.slots(self._spaced(n), 10), minlength=1)
     self.most = min(self.most, int(slots.max()))
     return longest * self.most > characters and self.top(n) > characters
 
@@ -196,16 +196,11 @@ class NGrams:
     return total
 
 
-def _slots(hashes: np.ndarray, bits: int) -> np.ndarray:
-  """A number below 2^bits of each hash, bits not 0: int64."""
-  return (hashes * np.uint64(0xD6E8FEB86659FD93) >> np.uint64(64 - bits)).view(np.int64)
-
-
 def _perhaps_again(hashes: np.ndarray) -> np.ndarray:
   """Places of all hashes that occur more than once, and of few others: int64, sorted."""
   places, bits = np.arange(len(hashes)), (8 * len(hashes)).bit_length()
   # Of several that share a slot one stays there; what finds another in its own is not alone.
-  slots, table = _slots(hashes, bits), np.empty(1 << bits, np.int32)
+  slots, table = lexicon.slots(hashes, bits), np.empty(1 << bits, np.int32)
   table[slots] = places
   there = table[slots]
   lost = np.flatnonzero(there != places)

@@ -38,6 +38,11 @@ def powers(sizes: np.ndarray) -> np.ndarray:
   return _powers(_BASE, int(sizes.max(initial=0)).bit_length())[sizes]
 
 
+def slots(hashes: np.ndarray, bits: int) -> np.ndarray:
+  """A number below 2^bits of each hash, bits not 0: int64."""
+  return (hashes * _MIX >> np.uint64(64 - bits)).view(np.int64)
+
+
 def _points(text: str) -> np.ndarray:
   """The characters' numbers, as bytes where they fit."""
   if text.isascii():
@@ -127,7 +132,7 @@ class Lexicon:
 
   def _slots(self, hashes: np.ndarray) -> np.ndarray:
     """Where in the table a hash is looked for first."""
-    return (hashes * _MIX >> np.uint64(65 - len(self.keys).bit_length())).astype(np.int64)
+    return slots(hashes, len(self.keys).bit_length() - 1)
 
   def _find(self, hashes: np.ndarray) -> np.ndarray:
     """The numbers of pieces, 0 of unknown ones."""
@@ -207,6 +212,3 @@ def lexicon(language: str = 'en') -> Lexicon:
   if found is None or found.full:
     found = _lexicons[language] = Lexicon(language)
   return found
-
-
-# --- sentences -------------------------------------------------------------------------------

@@ -503,6 +503,9 @@ def words(text: str, language: str = 'en') -> list[str]:
   return [word for piece in joined(text, language).split() for word in cut(piece)]
 
 
+# --- sentences -------------------------------------------------------------------------------
+
+
 def count_sentences(line: str, language: str = 'en', limit: float = math.inf) -> int:
   """Sentences by spaCy's rule, `limit` at most: one begins at the first word after a terminal sign
   that is neither terminal nor all punctuation (white space beyond one blank counts as a word). Thai
