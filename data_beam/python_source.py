@@ -84,7 +84,7 @@ def find(patterns: Sequence[str]) -> list[Batch]:
       new = [Batch(root, tuple(files[i:i + _GATHERED])) for i in range(0, len(files), _GATHERED)]
     else:
       new = []
-      for file in expand([pattern]):
+      for file in expand([pattern], archives=True):
         path = file['path']
         if not path.endswith(('.py', *_ARCHIVES)):
           raise ValueError(f'{path} is neither a .py file nor an archive '

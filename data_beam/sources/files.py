@@ -30,12 +30,12 @@ ARCHIVE = re.compile(r'\.(zip|7z|rar|tgz|tar(\.(gz|bz2|xz|zst))?)$', re.I)
 LISTING = re.compile(r'\.paths(\.gz)?$')
 
 
-def expand(patterns: Sequence[str]) -> list[dict]:
+def expand(patterns: Sequence[str], *, archives: bool = False) -> list[dict]:
   """Files that match the patterns: `[{'path': …, 'bytes': …}]`, sorted by path, each file once. Of
   a folder all its files, however deep, but those whose names begin with a dot or an underscore.
 
   Raises FileNotFoundError naming the first pattern without a match, ValueError for a scheme that
-  cannot be opened here.
+  cannot be opened here, or for an archive unless whoever asks reads them (`archives`).
   """
   if isinstance(patterns, str):
     patterns = [patterns]
@@ -49,7 +49,8 @@ def expand(patterns: Sequence[str]) -> list[dict]:
       found = _in_folder(pattern) if os.path.isdir(pattern) else _match(pattern)
     if not found:
       raise FileNotFoundError(f'no file matches {without_query(pattern)}')
-    if not os.path.isdir(pattern) and (packed := [p for p in found if ARCHIVE.search(p)]):
+    packed = [] if archives or os.path.isdir(pattern) else list(filter(ARCHIVE.search, found))
+    if packed:
       raise ValueError(f'{packed[0]} is an archive: unpack it, and give the folder')
     for path, size in found.items():
       # The size of a listed file is not asked for: a crawl has 90,000 of them.
