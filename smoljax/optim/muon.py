@@ -68,8 +68,8 @@ def scale_by_muon(
   gradients of these leaves would change nothing but the share of this step in the momentum: the
   direction does not depend on the gradient's size.
 
-  Under a mesh of Explicit axes leaves whose matrices have one shape and one sharding go through the
-  iteration in one call: such a stack is first spread over all devices, whole matrices on each, and
+  Leaves whose matrices have one shape and one sharding go through the iteration in one call. Under
+  a mesh of Explicit axes such a stack is first spread over all devices, whole matrices on each, and
   brought back after: no communication inside the iteration.
 
   Args:
@@ -176,23 +176,18 @@ def _orthogonalize(
   scale: Callable[[int, int], float],
   compute_dtype: jax.typing.DTypeLike,
 ) -> Params:
-  """Direction of every leaf: on a mesh grouped by matrix shape, one call of `iterate` a group.
-
-  Where nothing moves between devices leaves stay apart, since to join them copies them.
-  """
+  """Direction of every leaf: grouped by matrix shape, one call of `iterate` a group."""
   leaves, treedef = jax.tree.flatten_with_path(updates)
   groups: dict[Any, list] = {}
   for index, (path, x) in enumerate(leaves):
     view = views[path_name(path)]
     stack_BIO, restore = as_matrices(x.astype(compute_dtype), view, wide=False)
     # Two stacks can be joined without communication only if they are sharded alike.
-    several = spec_of(stack_BIO) is not None and jax.typeof(stack_BIO).sharding.mesh.size > 1
-    key = (stack_BIO.shape[1:], spec_of(stack_BIO)) if several else index
+    key = (stack_BIO.shape[1:], spec_of(stack_BIO))
     groups.setdefault(key, []).append((index, stack_BIO, scale(*fans(x.shape, view)), restore))
   out: list[Any] = [None] * len(leaves)
   for members in groups.values():
-    stacks = [stack for _, stack, _, _ in members]
-    spread, gather = _whole_matrices(jnp.concatenate(stacks) if stacks[1:] else stacks[0])
+    spread, gather = _whole_matrices(jnp.concatenate([stack for _, stack, _, _ in members]))
     o_BIO = gather(iterate(spread))
     start = 0
     for index, stack, factor, restore in members:
