@@ -99,7 +99,7 @@ COMMANDS: dict[str, tuple[list[str], dict[str, tuple[str, ...]]]] = {
     'shape': ('nope',), 'context': ('-1', *NUMBERS), 'mesh': ('data', 'data=0', 'nope=2', 'data=x'),
     'remat': ('nope',), 'hf': FILES, 'dtype': ('nope',), 'rows': ('-1',), 'chunk': ('0',)}),
   'experiments.architecture': (['--corpus={tokens}', '--output={new}'], {
-    'corpus': FILES, 'size': ('nope',), 'tokens': ('0', '-1', 'x'), 'seeds': ('0', 'x')}),
+    'corpus': FILES, 'size': ('nope',), 'tokens': ('-1', 'x'), 'seeds': ('0', 'x')}),
   'experiments.lineage': (['--workdir={folder}', '--step=1'], {
     'workdir': FILES, 'step': ('-1', 'x')}),
   'experiments.perplexity': (['--checkpoint={model}', '--corpus={corpus}', '--output={new}'], {
