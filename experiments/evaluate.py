@@ -85,6 +85,9 @@ _UNSAFE = flags.DEFINE_bool(
   'unsafe_programs', False, "Run a model's programs where this machine cannot confine them.")
 
 
+_MOST = 2**21  # of a length in tokens, and of samples
+
+
 def main(argv: list[str]) -> None:
   """The command line; bad input is one line and exit code 2."""
   try:
@@ -110,6 +113,8 @@ def main(argv: list[str]) -> None:
 def _evaluate_all() -> dict:
   folder = os.path.dirname(os.path.abspath(str(_OUTPUT.value)))
   os.makedirs(folder, exist_ok=True)  # a bad path must not cost an evaluation
+  if os.path.isdir(str(_OUTPUT.value)):
+    raise IsADirectoryError(f'--output={_OUTPUT.value} is a folder: give FILE.json')
   for name in _TASKS.value:
     run.require_task(name, _EVAL_DATA.value)
   generation = run.Generation(
@@ -131,9 +136,12 @@ def _evaluate_all() -> dict:
 
 def _whole(flag: str, values: list[str]) -> list[int]:
   try:
-    return [int(value) for value in values]
+    found = [int(value) for value in values]
   except ValueError:
-    raise ValueError(f'--{flag}={",".join(values)}: whole numbers, please') from None
+    found = [0]
+  if not all(1 <= n <= _MOST for n in found):
+    raise ValueError(f'--{flag}={",".join(values)}: give whole numbers from 1 to {_MOST:,}')
+  return found
 
 
 def _evaluate(path: str, documents: dict, generation: run.Generation) -> dict:
