@@ -113,8 +113,6 @@ def main(argv: list[str]) -> None:
 def _evaluate_all() -> dict:
   folder = os.path.dirname(os.path.abspath(str(_OUTPUT.value)))
   os.makedirs(folder, exist_ok=True)  # a bad path must not cost an evaluation
-  if os.path.isdir(str(_OUTPUT.value)):
-    raise IsADirectoryError(f'--output={_OUTPUT.value} is a folder: give FILE.json')
   for name in _TASKS.value:
     run.require_task(name, _EVAL_DATA.value)
   generation = run.Generation(
@@ -122,6 +120,8 @@ def _evaluate_all() -> dict:
       tuple(_MODES.value), _MAX_NEW_TOKENS.value, Sampling(_TEMPERATURE.value, top_p=_TOP_P.value),
       _SAMPLES.value, tuple(_whole('pass_at', _PASS_AT.value)), _BATCH_SIZE.value, _SEED.value),
     _UNSAFE.value, tuple(_whole('lengths', _LENGTHS.value)), tuple(_LANGUAGES.value))
+  if os.path.isdir(str(_OUTPUT.value)):
+    raise IsADirectoryError(f'--output={_OUTPUT.value} is a folder: give FILE.json')
   documents = {}
   for path in _CORPUS.value:
     name = os.path.basename(os.path.dirname(os.path.normpath(path))) or path

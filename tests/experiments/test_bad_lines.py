@@ -96,7 +96,7 @@ COMMANDS: dict[str, tuple[list[str], dict[str, tuple[str, ...]]]] = {
     ['--config=configs/search.py', '--workdir={new}', '--trials=2', '--dry_run'], {
       'config': (*FILES, 'configs/base.py'), 'trials': ('0', '-1', *NUMBERS), 'sampler': ('nope',),
       'pruner': ('nope',), 'processes': ('0', 'x'), 'seed': ('-1',), 'objectives': ('nope',)}),
-  'experiments.evaluate': (['--checkpoint={model}', '--output={new}', '--tasks=piqa'], {
+  'experiments.evaluate': (['--checkpoint={model}', '--output={new}.json', '--tasks=piqa'], {
     'checkpoint': FILES, 'tasks': ('nope', 'pqia'), 'lengths': ('x', '99999999'),
     'output': ('{folder}',),
     'batch_size': ('0', '-1', *NUMBERS), 'limit': ('-1',),
@@ -151,7 +151,8 @@ COMMANDS: dict[str, tuple[list[str], dict[str, tuple[str, ...]]]] = {
   'data_beam.tokenize_corpus': (
     ['--input={corpus}', '--tokenizer={tokenizer}', '--output={new}'], {
       'input': FILES, 'tokenizer': FILES, 'holdout': ('2', '-1', 'x'), 'num_shards': ('0', 'x')}),
-  'data_beam.tables export': (['--output={new}'], {'input': ('{tokens}', '{rows}')}),
+  'data_beam.tables export': (['--input={corpus}', '--output={new}'], {
+    'input': ('{tokens}', '{rows}')}),
   'data_beam.rephrase': (['--input={corpus}', '--output={new}', '--name=r', '--model=m'], {
     'server': ('localhost',)}),
   'data_beam.quality': (['train', '--model={new}', '--examples={rows}'], {
