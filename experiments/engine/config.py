@@ -126,22 +126,34 @@ def _check_numbers(c: ConfigDict) -> None:
     section, _, name = field.rpartition('.')
     value = (c[section] if section else c)[name]
     if not least <= value < math.inf:
-      raise ValueError(f'--config.{field}={value}: give at least {least}')
+      wanted = f'at least {least}' if value < least else 'a finite number'
+      raise ValueError(f'--config.{field}={value}: give {wanted}')
   for field, most in _MOST.items():
     section, _, name = field.rpartition('.')
     value = (c[section] if section else c)[name]
-    if not value <= most:
+    if value is not None and not value <= most:
       raise ValueError(f'--config.{field}={value}: give at most {most}')
   for field in _TEXTS:
     section, _, name = field.rpartition('.')
     if not isinstance(c[section][name], tuple | list) or not all(
       isinstance(text, str) for text in c[section][name]):
       raise ValueError(f'--config.{field}={c[section][name]!r}: give texts, such as "(\'a\',)"')
-  for field in ('widths', 'depths'):
-    for size in c.coordinate_check[field]:
-      if not isinstance(size, int) or size < 1:
+  for field in _SIZES:
+    section, _, name = field.rpartition('.')
+    for size in c[section][name] or ():
+      if not isinstance(size, int) or size < (section != 'model'):
         raise ValueError(
-          f'--config.coordinate_check.{field}: {size!r} is no size: give whole numbers')
+          f'--config.{field}: {size!r} is no size: give whole numbers, such as (1, 2)')
+  for field in _PAIRS:
+    section, _, name = field.rpartition('.')
+    if not all(isinstance(pair, tuple | list) and len(pair) == 2
+               and all(isinstance(x, int | float) for x in pair)
+               for pair in c[section][name] or ()):
+      raise ValueError(f'--config.{field}={c[section][name]!r}: give pairs of numbers, such as '
+                       '((0.0, 1), (0.2, 2))')
+  if not all(isinstance(x, int | float) and 0 < x <= 1 for x in c.optimizer.cooldowns):
+    raise ValueError(f'--config.optimizer.cooldowns={c.optimizer.cooldowns!r}: give shares of the '
+                     'run, above 0 and at most 1')
   for axis, size in c.mesh.items():
     if size < 1 and size != -1:
       raise ValueError(f'--config.mesh.{axis}={size}: give a number of devices, or -1 to let the '
@@ -239,8 +251,9 @@ def check(c: Any) -> None:
       require_task(task, c.eval.data)
     if problems.PROGRAMS & set(c.eval.tasks):
       execution.require(c.eval.generation.unsafe_programs)
-  except ValueError as e:
-    raise ValueError(f'--config.eval.tasks: {e}') from None
+  except (ValueError, FileNotFoundError) as e:
+    words = str(e).replace('--eval_data', '--config.eval.data')
+    raise ValueError(f'--config.eval.tasks: {words}') from None
   generation(c)
   if c.export.gguf:
     export_formats.require_gguf()
@@ -257,6 +270,11 @@ def check(c: Any) -> None:
                      'say --config.tokenizer.chat=True, or give one with --config.tokenizer.path')
   check_tokenizer(c)
   metrics.require_wandb(c.wandb)
+  if c.eval.data and not object_store.is_url(c.eval.data) and not os.path.isdir(c.eval.data):
+    raise ValueError(f'--config.eval.data={c.eval.data}: there is no such folder')
+  if re.match('(gs|s3|az|abfs)(:/?(?!/)|//)', c.train.checkpoint_dir):
+    raise ValueError(f'--config.train.checkpoint_dir={c.train.checkpoint_dir}: give a folder, or '
+                     'an address such as gs://BUCKET/FOLDER')
   if c.train.checkpoint_dir:
     object_store.Folder(c.train.checkpoint_dir).require_writable()
   telemetry.Profile(c.xprof, '')
@@ -271,6 +289,7 @@ def check(c: Any) -> None:
           mesh.shape['data'] * mesh.shape['fsdp'] * c.train.accumulate)
   if c.train.init_from and c.train.branch_from:
     raise ValueError('train.init_from takes weights, train.branch_from all of a run: give one')
+  _check_branch(c)
   if c.distill.teacher:
     tokenizer.require_same(
       _tokenizer_of('distill.teacher', c.distill.teacher), c.tokenizer.path)
@@ -318,6 +337,21 @@ def check(c: Any) -> None:
         rule, params, jax.ShapeDtypeStruct((config.num_layers, config.num_heads), 'float32'))
 
 
+def _check_branch(c: Any) -> None:
+  from smoljax.checkpoints import store
+
+  if c.train.branch_from:
+    try:
+      store.load_meta(c.train.branch_from)
+    except (ValueError, OSError) as e:
+      raise ValueError(f'train.branch_from={c.train.branch_from}: {e}') from None
+  if c.train.keep_best:
+    kept = [f'val/{name}/{what}' for name in dict.fromkeys(
+      n for stage in c.train.stages for n in stage['mixture']) for what in ('loss', 'bpb', 'ece')]
+    if c.train.keep_best not in kept:
+      raise ValueError(f'train.keep_best={c.train.keep_best!r}: one of {", ".join(kept)}')
+
+
 def _check_adapters(c: Any, mtp: bool, reinforce: Any) -> None:
   if not c.train.init_from or c.train.branch_from:
     raise ValueError('model.lora_rank: adapters are of a model, give train.init_from')
@@ -333,8 +367,14 @@ _OPTIONS = {'web': WebOptions, 'pdf': PdfOptions, 'conversations': ConversationO
             'tokenize': TokenizeOptions}
 
 # The most and the least that a number may be.
-_MOST = {'seed': 2**32 - 1, 'optimizer.b1': 1, 'optimizer.b2': 1}
+_MOST = {
+  'seed': 2**32 - 1, 'optimizer.b1': 1, 'optimizer.b2': 1, 'optimizer.learning_rate': 1e6,
+  'model.num_layers': 10_000, 'tokenizer.vocab_size': 2**24, 'distill.weight': 1,
+}
 _TEXTS = ('beam.args', 'eval.tasks', 'eval.corpora', 'sample.prompts')
+_SIZES = ('coordinate_check.widths', 'coordinate_check.depths', 'model.rope_layers',
+          'model.window_layers')
+_PAIRS = ('optimizer.ramp',)
 _LEAST = {
   'optimizer.b1': 0, 'optimizer.b2': 0, 'optimizer.learning_rate': 0,
   'seed': 0,
@@ -351,4 +391,6 @@ _LEAST = {
   'eval.generation.temperature': 0,
   'sample.tokens': 1, 'sample.temperature': 0,
   'distill.draws': 1, 'distill.temperature': 0, 'distill.weight': 0,
+  'model.lora_rank': 0, 'chains.number': 0,
+  'parametrization.base_width': 0, 'parametrization.base_depth': 0,
 }
