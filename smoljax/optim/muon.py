@@ -35,7 +35,6 @@ from smoljax.optim.matrices import (
 )
 from smoljax.optim.newton_schulz import coefficient_table, newton_schulz
 
-
 _LARGE = 1 << 26  # elements of a leaf
 
 
