@@ -424,7 +424,7 @@ def commands(points: Sequence[Point]) -> Iterator[str]:
   """The shell command of each point, for schedulers elsewhere."""
   for p in points:
     shared = os.path.relpath(p.shared, p.folder)
-    yield (f'mkdir -p {shlex.quote(str(p.folder))} && '
+    yield (f'mkdir -p {shlex.quote(str(p.folder))} {shlex.quote(str(p.shared))} && '
            f'ln -sfn {shlex.quote(shared)} {shlex.quote(str(p.folder / "steps"))} && '
            f'{shlex.join(["python", *p.command[1:]])}')
 
@@ -445,14 +445,17 @@ def _main(args: argparse.Namespace) -> int:
   laws = {p.name: p.law for p in points if p.law}
   write_json(os.path.join(args.workdir, 'laws.json'), laws)
   signal.signal(signal.SIGTERM, signal.default_int_handler)  # its processes must not outlive it
-  ok = run(points, parallel=args.parallel, retries=args.retries, backoff=args.backoff,
-           stall=args.stall, gpus=find_gpus(), log_line=lambda line: print(line, flush=True))
-  shown = lambda fields: {k: public(v) if isinstance(v, str) else v for k, v in fields.items()}
-  finished = [sweep_page.load(p.name, shown(p.fields), p.folder, p.group, p.factors)
-              for p in points if p.state == 'done' and not p.aside]
-  if finished:
-    page, verdicts = sweep_page.write(finished, args.workdir)
-    print(*verdicts, f'comparison: {page}', sep='\n')
+  ok = False
+  try:
+    ok = run(points, parallel=args.parallel, retries=args.retries, backoff=args.backoff,
+             stall=args.stall, gpus=find_gpus(), log_line=lambda line: print(line, flush=True))
+  finally:  # of a sweep that is stopped too: what is finished is compared
+    shown = lambda fields: {k: public(v) if isinstance(v, str) else v for k, v in fields.items()}
+    finished = [sweep_page.load(p.name, shown(p.fields), p.folder, p.group, p.factors)
+                for p in points if p.state == 'done' and not p.aside]
+    if finished:
+      page, verdicts = sweep_page.write(finished, args.workdir)
+      print(*verdicts, f'comparison: {page}', sep='\n', flush=True)
   if ok and laws:
     page, _ = scaling_page.write(
       scaling_page.read(args.workdir), os.path.join(args.workdir, 'scaling'), log_line=print)

@@ -224,36 +224,16 @@ def check(c: Any) -> None:
   """
   import jax
 
-  from experiments import chains
   from smoljax import metrics, model, object_store, optim
   from smoljax.checkpoints import export_formats, merge
   from smoljax.data import tokenizer
   from smoljax.data.batches import make_stages
-  from smoljax.evals import execution, problems
-  from smoljax.evals.run import require_task
   from smoljax.optim import mup
   from smoljax.optim.qk_clip import QK_RULES, logit_measure
   from smoljax.train import distill, guard, step, telemetry
   from smoljax.train.step import make_mesh
 
-  for name in _OPTIONS:
-    if c[name].get('enabled', True):  # else the libraries that curate need not be here
-      options(c, name)
-  if c.beam.args and (c.web.enabled or c.pdf.enabled or c.conversations.enabled):
-    from data_beam.beam_options import pipeline_options
-
-    try:
-      pipeline_options(c.beam.args)
-    except ValueError as e:
-      raise ValueError(f'--config.beam.args: {e}') from None
-  try:
-    for task in c.eval.tasks:
-      require_task(task, c.eval.data)
-    if problems.PROGRAMS & set(c.eval.tasks):
-      execution.require(c.eval.generation.unsafe_programs)
-  except (ValueError, FileNotFoundError) as e:
-    words = str(e).replace('--eval_data', '--config.eval.data')
-    raise ValueError(f'--config.eval.tasks: {words}') from None
+  _check_data(c)
   generation(c)
   if c.export.gguf:
     export_formats.require_gguf()
@@ -265,9 +245,6 @@ def check(c: Any) -> None:
         f'a batch of {c.train.rows} rows does not divide over {what} = {num_shards}: try '
         f'--config.train.batch_tokens={rows * c.data.seq_len}')
 
-  if c.conversations.enabled and not (c.tokenizer.path or c.tokenizer.chat):
-    raise ValueError('conversations need a tokenizer with the control tokens of the chat template: '
-                     'say --config.tokenizer.chat=True, or give one with --config.tokenizer.path')
   check_tokenizer(c)
   metrics.require_wandb(c.wandb)
   if c.eval.data and not object_store.is_url(c.eval.data) and not os.path.isdir(c.eval.data):
@@ -318,11 +295,6 @@ def check(c: Any) -> None:
     if len(c.merge.models.split(',')) != len(c.merge.weights):
       raise ValueError(f'--config.merge.weights={c.merge.weights}: give one for each of '
                        f'merge.models={c.merge.models}')
-  if c.conversations.enabled and not c.conversations.input:
-    try:
-      chains.Chains(**c.chains.to_dict())
-    except ValueError as e:
-      raise ValueError(f'--config.chains: {e}') from None
   make_stages(c.train.stages, c.train.steps)
   guard.init(c.guard, 1)
   # A tokenizer that is given decides the vocabulary, and that only when it is loaded.
@@ -335,6 +307,40 @@ def check(c: Any) -> None:
     with jax.set_mesh(mesh):
       jax.eval_shape(
         rule, params, jax.ShapeDtypeStruct((config.num_layers, config.num_heads), 'float32'))
+
+
+def _check_data(c: Any) -> None:
+  """What is curated and evaluated: the same errors as `check`."""
+  from experiments import chains
+  from smoljax.evals import execution, problems
+  from smoljax.evals.run import require_task
+
+  for name in _OPTIONS:
+    if c[name].get('enabled', True):  # else the libraries that curate need not be here
+      options(c, name)
+  if c.beam.args and (c.web.enabled or c.pdf.enabled or c.conversations.enabled):
+    from data_beam.beam_options import pipeline_options
+
+    try:
+      pipeline_options(c.beam.args)
+    except ValueError as e:
+      raise ValueError(f'--config.beam.args: {e}') from None
+  try:
+    for task in c.eval.tasks:
+      require_task(task, c.eval.data)
+    if problems.PROGRAMS & set(c.eval.tasks):
+      execution.require(c.eval.generation.unsafe_programs)
+  except (ValueError, FileNotFoundError) as e:
+    words = str(e).replace('--eval_data', '--config.eval.data')
+    raise ValueError(f'--config.eval.tasks: {words}') from None
+  if c.conversations.enabled and not c.conversations.input:
+    try:
+      chains.Chains(**c.chains.to_dict())
+    except ValueError as e:
+      raise ValueError(f'--config.chains: {e}') from None
+  if c.conversations.enabled and not (c.tokenizer.path or c.tokenizer.chat):
+    raise ValueError('conversations need a tokenizer with the control tokens of the chat template: '
+                     'say --config.tokenizer.chat=True, or give one with --config.tokenizer.path')
 
 
 def _check_branch(c: Any) -> None:
