@@ -383,4 +383,5 @@ def get_config() -> ConfigDict:
   c.sample.tokens = 96
   c.sample.temperature = 0.7
 
+  c.lock()  # a recipe that misspells a field is told so
   return c

@@ -51,7 +51,7 @@ from ml_collections import config_flags
 
 from data_beam.command_line import Parser
 from data_beam.redact import public
-from experiments.engine import processes
+from experiments.engine import cli, processes
 from experiments.engine.cli import exit_status, read_json, write_json
 from experiments.engine.config import unknown_field
 from smoljax import metrics
@@ -100,7 +100,8 @@ def load_attribute(config: str, name: str) -> Any:
   path = config.partition(':')[0]
   spec = importlib.util.spec_from_file_location(pathlib.Path(path).stem, path)
   if not os.path.isfile(path) or spec is None or spec.loader is None:
-    raise ValueError(f'no config file {path}: give --config=configs/mtp.py')
+    raise ValueError(f'no config file {path}{cli.near_file("=" + path)}: give one such as '
+                     '--config=configs/mtp.py')
   module = importlib.util.module_from_spec(spec)
   spec.loader.exec_module(module)
   if not hasattr(module, name):
@@ -173,7 +174,8 @@ def load_points(config: str, grid: Sequence[str] = (), seeds: int = 0) -> list[d
     points = [seeded for point in points for seeded in _with_seeds(point, seeds)]
   names = [name_of(p) for p in points]
   if twice := {n for n in names if names.count(n) > 1}:
-    raise ValueError(f'{path}: sweep() has {", ".join(sorted(twice))} twice')
+    where = '--grid' if grid else f'{path}: sweep()'
+    raise ValueError(f'{where} has {", ".join(sorted(twice))} twice')
   return points
 
 

@@ -131,7 +131,7 @@ def _read_csv(path: pathlib.Path, only: Mapping[str, str], curves: bool) -> Poin
     columns['flops'] = besides['budget']
   if 'loss' not in columns or len(columns) < 3:
     raise ValueError(f'{path}: columns for loss and two of params, tokens and flops are needed, it '
-                     f'has {", ".join(names)}')
+                     f'has {", ".join(names)[:200]}')
   convention = f'N, D and C as in {path.name}'
   if len(columns) == 3:
     missing = next(k for k in ('params', 'tokens', 'flops') if k not in columns)
