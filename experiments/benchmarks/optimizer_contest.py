@@ -596,8 +596,8 @@ def leaderboard(rows: list[dict], c: Any) -> str:
       f'{"" if s.inside else " (search cut)"} | {s.tuning_runs} | '
       f'{statistics.fmean(s.losses.values()):.4f} ± {spread:.4f} | {steps} | {share} | {p} | '
       f'{p_bar} |')
-  lines += ['', '| optimizer | steps | loss minus the reference’s final one, paired | p | could have '
-            'seen |', '|---|---|---|---|---|']
+  lines += ['', '| optimizer | steps | loss minus the reference’s final one, paired | p | '
+            'could have seen |', '|---|---|---|---|---|']
   for s in found:
     for steps, e in s.shorter.items():
       lines.append(f'| {title(s.name)} | {steps} ({steps / end:.2f}) | '
