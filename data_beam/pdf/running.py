@@ -312,7 +312,8 @@ def _with_page_number(row: _Row, slot: int) -> bool:
   if _COUNTED.fullmatch(before) or _MONTH.match(after) or _DAY_OF.search(before) or (
       _WORD.search(before) and _WORD.search(re.sub(_OF_ALL, '', after))):
     return False
-  return title or abs(row.numbers[slot] - row.page) <= 30
+  # Amid numbers alone it is one of them: a date's month, a reading.
+  return title or (any(map(str.isalpha, row.form)) and abs(row.numbers[slot] - row.page) <= 30)
 
 
 def _without(text: str, counts: set[int]) -> str:
