@@ -421,7 +421,8 @@ def _lines(words: Words, index_W: np.ndarray, turn: int, view: View,
   if mono_R.any():
     advance_R = np.maximum(box_W4[mark_R, 2] - box_W4[mark_R, 0], 0.1) / length_W[mark_R]
     gap_W = (box_W4[1:, 0] - box_W4[:-1, 2]) / advance_R.repeat(end_R - start_R)[1:]
-    spaces = [0, *gap_W.round().clip(1, 40).astype(int).tolist()]
+    gap_W = np.where(words.glued_W[index_W[1:]], 0, gap_W.round().clip(1, 40))
+    spaces = [0, *gap_W.astype(int).tolist()]
   odd_W = words.odd_W[index_W]
   odd_W[1:] |= (index_W[1:] - index_W[:-1] > 1) & (page_W[1:] == page_W[:-1])
   odd_R = np.logical_or.reduceat(odd_W, start_R)
