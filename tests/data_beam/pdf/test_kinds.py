@@ -75,6 +75,7 @@ def test_what_differs_from_page_to_page_stays_and_one_copy_of_what_does_not():
   [f'Total score: {5 * i} of 20' for i in range(6)],
   [f'Signed at the quay, fee: {15 + i} EUR' for i in range(6)],
   [('Certificate no.', f'{7000 + i}') for i in range(6)],
+  [('Carried forward', f'{1250 + 310 * i}') for i in range(6)],
   [f'{3 + i} May 1901' for i in range(6)],
   [f'2024-0{1 + i}-01   {1 + i}.5   {70 + i}' for i in range(6)],
 ])
