@@ -444,8 +444,9 @@ def _lines(words: Words, index_W: np.ndarray, turn: int, view: View,
             and -slack * height <= base <= (1 + slack) * height + size):
       continue
     if mono:
-      run = ''.join([' ' * space + text[a:b] for space, (a, b) in zip(
-        spaces[start:end], places[start:end], strict=True)]).lstrip(' ')
+      run = ''.join([' ' * space + words.raised.get(w, '') + text[a:b] for w, space, (a, b) in zip(
+        index_W[start:end].tolist(), spaces[start:end], places[start:end], strict=True)])
+      run = run.lstrip(' ')
     elif odd:
       run = words.string(index_W[start:end])
     else:

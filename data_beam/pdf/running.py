@@ -23,7 +23,7 @@ DEPTH = 0.25                # share of the page's height in which running lines 
 MAX_ROWS = 6                # at either end of a page
 SAME_PLACE = 0.01           # of the page's height, between lines that stand at the same one
 TITLE = 12                  # letters of a running title at least, with which numbers may leap
-LEAP = 50                   # pages at most; sums that are carried forward leap further
+LEAP = 200                  # pages at most; sums that are carried forward leap further
 NEAR = 6                    # pages within which a head of few pages stands on three of them
 
 _NUMBER = re.compile(r'\d+|(?<![^\W_])(?:[ivxlc]{1,7}|[IVXLC]{1,7})(?![^\W_])')
