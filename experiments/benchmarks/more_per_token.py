@@ -39,7 +39,7 @@ from smoljax.inference import cache
 from smoljax.inference.generate import generate
 from smoljax.inference.sampling import Sampling
 from smoljax.inference.speculative import Speculation
-from smoljax.train import distill, objectives
+from smoljax.train import cross_entropy, distill, objectives
 
 ROWS, SEQ_LEN, STEPS, SEEDS = 64, 512, 250, 3
 LEARNING_RATE = 2e-3  # half of AdamW's best at twice the batch: at 4e-3 seeds disagree
@@ -134,7 +134,7 @@ def score(config: model.ModelConfig, text: Text, params: Any) -> list[dict]:
     [passages, passages], [passages, filler, passages]))
 
   def losses(logits_BCV, given, _):
-    nll_BC, _ = objectives.cross_entropy(logits_BCV, given['targets'])
+    nll_BC, _ = cross_entropy.cross_entropy(logits_BCV, given['targets'])
     right_BC = jnp.argmax(logits_BCV, axis=-1) == given['targets']
     return nll_BC, {'nll': nll_BC, 'sure': jnp.max(jax.nn.softmax(logits_BCV), axis=-1),
                     'right': right_BC.astype(jnp.float32)}

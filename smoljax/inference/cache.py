@@ -135,7 +135,7 @@ def attend_cache(
       out_BTNH, _ = attention(
         q_BTNH, k_BTKH, v_BTKH, q_positions_BT=positions_BT, kv_positions_BS=positions_BT,
         q_segments_BT=segments_BT, kv_segments_BS=segments_BT, window=window, in_order=True,
-        softcap=config.attention_softcap, max_segments=1,
+        softcap=config.attention_softcap, max_segments=2,
       )
       return out_BTNH, written
     R = held[0].shape[2]

@@ -15,7 +15,7 @@ from flax import nnx
 from jax.ad_checkpoint import checkpoint_name
 
 from smoljax import sharding
-from smoljax.model import fp8, one_row, quantised
+from smoljax.model import fp8, one_row, quantised, rms_norm
 from smoljax.model.attention import attention
 from smoljax.model.config import GATED, LinearRope, Llama3Rope, ModelConfig, mscale
 
@@ -162,7 +162,8 @@ class Block(nnx.Module):
     self, x_BTD: jax.Array, rotate: Callable, attend: Callable, watch: Callable | None = None
   ) -> tuple[jax.Array, Any, Any]:
     """(x_BTD after the block, the state and what else `attend` gives)."""
-    out_BTD, state, seen = self.attn(self._norm('attn_norm', x_BTD), rotate, attend)
+    x_BTD, normed_BTD = self._stream_and_norm('attn_norm', x_BTD)
+    out_BTD, state, seen = self.attn(normed_BTD, rotate, attend)
     attn_BTD = self._norm('attn_post_norm', out_BTD)
     x_BTD, normed_BTD = self._add_and_norm(x_BTD, attn_BTD)
     out_BTD = self.mlp(normed_BTD, watch)
@@ -175,11 +176,17 @@ class Block(nnx.Module):
   def _norm(self, name, x_BTD):
     return getattr(self, name)(x_BTD) if hasattr(self, name) else x_BTD
 
+  def _stream_and_norm(self, name, x_BTD):
+    """(x, what is read of it). They come from one function since their gradients are joined."""
+    norm = getattr(self, name, None)
+    if norm is None or hasattr(self.mlp, 'inwards_XD') or not rms_norm.fits(norm.config, x_BTD):
+      return x_BTD, self._norm(name, x_BTD)
+    return rms_norm.stream_and_norm(x_BTD, _use(norm, 'scale_D'), norm.config.norm_eps)
+
   def _add_and_norm(self, x_BTD, attn_BTD):
     """(x + attention, what the MLP reads of it)."""
     def plain(x_BTD, attn_BTD):
-      x_BTD = checkpoint_name(x_BTD + attn_BTD, 'mid')
-      return x_BTD, self._norm('mlp_norm', x_BTD)
+      return self._stream_and_norm('mlp_norm', checkpoint_name(x_BTD + attn_BTD, 'mid'))
 
     if hasattr(self.mlp, 'inwards_XD') and hasattr(self, 'mlp_norm'):  # decoding
       norm = self.mlp_norm

@@ -35,6 +35,8 @@ from smoljax.optim.matrices import (
 )
 from smoljax.optim.newton_schulz import coefficient_table, newton_schulz
 
+_LARGE = 1 << 26  # elements of a leaf
+
 
 class MuonState(NamedTuple):
   """What Muon keeps between updates."""
@@ -68,9 +70,10 @@ def scale_by_muon(
   gradients of these leaves would change nothing but the share of this step in the momentum: the
   direction does not depend on the gradient's size.
 
-  Leaves whose matrices have one shape and one sharding go through the iteration in one call. Under
-  a mesh of Explicit axes such a stack is first spread over all devices, whole matrices on each, and
-  brought back after: no communication inside the iteration.
+  Leaves whose matrices have one shape and one sharding go through the iteration in one call, but
+  for large ones of a single device, which to join takes longer than a call more. Under a mesh of
+  Explicit axes such a stack is first spread over all devices, whole matrices on each, and brought
+  back after: no communication inside the iteration.
 
   Args:
     views: path of a leaf ('blocks/attn/q_DNH') → its View. Every leaf must have one.
@@ -176,18 +179,24 @@ def _orthogonalize(
   scale: Callable[[int, int], float],
   compute_dtype: jax.typing.DTypeLike,
 ) -> Params:
-  """Direction of every leaf: grouped by matrix shape, one call of `iterate` a group."""
+  """Direction of every leaf: grouped by matrix shape, one call of `iterate` a group.
+
+  What is large and moves between no devices stays apart: to be joined it would be copied.
+  """
   leaves, treedef = jax.tree.flatten_with_path(updates)
   groups: dict[Any, list] = {}
   for index, (path, x) in enumerate(leaves):
     view = views[path_name(path)]
     stack_BIO, restore = as_matrices(x.astype(compute_dtype), view, wide=False)
     # Two stacks can be joined without communication only if they are sharded alike.
-    key = (stack_BIO.shape[1:], spec_of(stack_BIO))
+    spec = spec_of(stack_BIO)
+    moves = spec is not None and jax.typeof(stack_BIO).sharding.mesh.size > 1
+    key = index if stack_BIO.size >= _LARGE and not moves else (stack_BIO.shape[1:], spec)
     groups.setdefault(key, []).append((index, stack_BIO, scale(*fans(x.shape, view)), restore))
   out: list[Any] = [None] * len(leaves)
   for members in groups.values():
-    spread, gather = _whole_matrices(jnp.concatenate([stack for _, stack, _, _ in members]))
+    stacks = [stack for _, stack, _, _ in members]
+    spread, gather = _whole_matrices(jnp.concatenate(stacks) if stacks[1:] else stacks[0])
     o_BIO = gather(iterate(spread))
     start = 0
     for index, stack, factor, restore in members:

@@ -21,7 +21,7 @@ import jax.numpy as jnp
 from smoljax import model, sharding
 from smoljax.data import chat
 from smoljax.data.batches import learned
-from smoljax.train import diagnostics, distill
+from smoljax.train import cross_entropy, diagnostics, distill
 
 PyTree = Any
 
@@ -165,56 +165,6 @@ def over_sets(
   return total, [{name: x[i] for name, x in parts.items()} for i in range(n)]
 
 
-def cross_entropy(logits_BCV: jax.Array, targets_BC: jax.Array) -> tuple[jax.Array, jax.Array]:
-  """Cross entropy and log Z of each place, float32 [B, C], in nats."""
-  log_z_BC = log_z(logits_BCV)
-  # A one-hot sum instead of a gather: it also works where V is split over devices.
-  hot_BCV = jax.nn.one_hot(targets_BC, logits_BCV.shape[-1], dtype=bool)
-  hot_BCV = sharding.constrain(hot_BCV, 'batch', 'length', 'vocab')
-  return log_z_BC - jnp.sum(jnp.where(hot_BCV, logits_BCV, 0.0), axis=-1), log_z_BC
-
-
-@jax.custom_vjp
-def log_z(logits_BCV: jax.Array) -> jax.Array:
-  """log Σ exp(logits) over V, float32 [B, C].
-
-  A GPU reads the logits once for it: the largest so far and the sum are kept up to date together.
-  """
-  if sharding.num_parts('vocab') > 1:  # XLA adds up parts of sums, not of such pairs
-    return jax.nn.logsumexp(logits_BCV, axis=-1)
-  return jax.lax.platform_dependent(
-    logits_BCV, cuda=online_log_z, default=lambda x: jax.nn.logsumexp(x, axis=-1))
-
-
-def online_log_z(logits_BCV: jax.Array) -> jax.Array:
-  """`log_z` in one look (Milakov and Gimelshein, arXiv:1805.02867)."""
-  def join(one, other):
-    # (m, s) stands for s·exp(m); of both sums the one with the smaller m is made smaller.
-    (m, s), (n, t) = one, other
-    less = jnp.exp(-jnp.abs(m - n))
-    return jnp.maximum(m, n), jnp.where(m > n, s + t * less, s * less + t)
-
-  # Not -inf, which less itself is no number.
-  least = jnp.finfo(jnp.float32).min
-  top_BC, sum_BC = jax.lax.reduce(
-    (logits_BCV, jnp.ones_like(logits_BCV)), (jnp.float32(least), jnp.float32(0)), join,
-    (logits_BCV.ndim - 1,))
-  return top_BC + jnp.log(sum_BC)
-
-
-def _log_z_forward(logits_BCV):
-  log_z_BC = log_z(logits_BCV)
-  return log_z_BC, (logits_BCV, log_z_BC)
-
-
-def _log_z_backward(residuals, grad_BC):
-  logits_BCV, log_z_BC = residuals
-  return (grad_BC[..., None] * jnp.exp(logits_BCV - log_z_BC[..., None]),)
-
-
-log_z.defvjp(_log_z_forward, _log_z_backward)
-
-
 def head_loss(
   config: model.ModelConfig,
   hidden_BTD: jax.Array,
@@ -226,14 +176,22 @@ def head_loss(
 ) -> tuple[jax.Array, dict[str, jax.Array]]:
   """`over_places` of weight · cross entropy: the sum, and {'nll', 'log_z'} of each place."""
   given = {'targets': targets_BT, 'weight': weight_BT}
-  return over_places(config, _place_losses(), hidden_BTD, unembed_DV, given, chunk=chunk)
+  return over_places(config, _place_losses(config), hidden_BTD, unembed_DV, given, chunk=chunk)
 
 
 def _place_losses(
-  z_loss: float = 0.0, teacher: distill.Teacher | None = None, hits: bool = False
+  config: model.ModelConfig, z_loss: float = 0.0, teacher: distill.Teacher | None = None,
+  hits: bool = False,
 ):
+  plain = not (hits or config.logit_softcap or (teacher and teacher.weight))
+
   def losses(logits_BCV, given, fixed):
-    nll_BC, log_z_BC = cross_entropy(logits_BCV, given['targets'])
+    if plain and cross_entropy.fits(config.dtype):
+      # They were rounded to that dtype, so that this takes nothing from them.
+      loss_BC, nll_BC, log_z_BC = cross_entropy.weighted(
+        logits_BCV.astype(config.dtype), given['targets'], given['weight'], z_loss)
+      return loss_BC, {'nll': nll_BC, 'log_z': log_z_BC}
+    nll_BC, log_z_BC = cross_entropy.cross_entropy(logits_BCV, given['targets'])
     loss_BC, places = nll_BC, {'nll': nll_BC, 'log_z': log_z_BC}
     if hits:
       places['hit'] = log_z_BC - nll_BC >= jnp.max(logits_BCV, axis=-1)
@@ -303,7 +261,8 @@ def next_token(
   if together:
     sets += [(h_BTD, of | {'weight': mtp_weight * of['weight']}) for h_BTD, of in modules]
   total, (places, *later) = over_sets(
-    config, _place_losses(z_loss, teacher, hits=chats), sets, unembed_DV, fixed, chunk=chunk)
+    config, _place_losses(config, z_loss, teacher, hits=chats), sets, unembed_DV, fixed,
+    chunk=chunk)
   of_row_BS = jax.nn.one_hot(batch['source'], num_sources, dtype=jnp.float32)
   by_source = lambda x_BT: jnp.sum(jnp.sum(x_BT, axis=1)[:, None] * of_row_BS, axis=0)
   metrics = {
@@ -324,7 +283,7 @@ def next_token(
       total += weight * sum_ / total_tokens
       metrics[f'teacher_sum/{name}'] = sum_
   if modules and not together:
-    future, later = over_sets(config, _place_losses(), modules, unembed_DV, chunk=chunk)
+    future, later = over_sets(config, _place_losses(config), modules, unembed_DV, chunk=chunk)
     total += mtp_weight * future
   if modules:
     masks = [given['mask'] for _, given in modules]

@@ -32,7 +32,7 @@ import jax.numpy as jnp
 
 from smoljax import model, sharding
 from smoljax.model.config import one_of
-from smoljax.train import objectives
+from smoljax.train import cross_entropy, objectives
 
 PyTree = Any
 
@@ -221,7 +221,7 @@ def place_losses(
   given = {'targets': batch['targets'],
            'weight': sharding.constrain(weight_BT, 'batch', 'length')}
   def losses(logits_BCV, given, _):
-    nll_BC, _ = objectives.cross_entropy(logits_BCV, given['targets'])
+    nll_BC, _ = cross_entropy.cross_entropy(logits_BCV, given['targets'])
     return nll_BC * given['weight'], {'nll': nll_BC}
 
   total, places = objectives.over_places(

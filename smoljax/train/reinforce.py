@@ -36,7 +36,7 @@ from smoljax.evals import answers
 from smoljax.inference import sampling as sampling_lib
 from smoljax.inference.sampling import Sampling
 from smoljax.model.config import one_of
-from smoljax.train import objectives
+from smoljax.train import cross_entropy, objectives
 
 PyTree = Any
 
@@ -231,7 +231,7 @@ def _policy(logits_BCV, targets_BC, sampling):
   logits_BCV = sharding.constrain(logits_BCV, 'batch', 'length', None)
   logits_BCV = sharding.constrain(
     sampling_lib.adjust(logits_BCV, sampling), 'batch', 'length', 'vocab')
-  return logits_BCV, objectives.cross_entropy(logits_BCV, targets_BC)
+  return logits_BCV, cross_entropy.cross_entropy(logits_BCV, targets_BC)
 
 
 def _draws(logits_BCV, seed_BC, draw_BC, sampling):

@@ -76,8 +76,9 @@ def attention(
       other, so no key after a query's own place is needed; those are skipped, not just masked.
     zigzag: in_order, and where the mesh splits the sequence, rows are as `sharding.zigzag` has
       them.
-    max_segments: documents that a row may hold, padding aside. cudnn's kernels take time for each
-      that may be, and give NaN for rows of more; the others do not need it.
+    max_segments: documents that a row may hold; padding (segment 0) before them counts, behind
+      them it does not, and what it attends to is not said. cudnn's kernels take time for each that
+      may be, and give NaN for rows of more; the others do not need it.
     max_logits: None; 'bound', the largest log-sum-exp, at least the largest logit and at most
       log(S) above it, for nothing; 'exact', which costs another product of queries and keys
       (except on xla, where the compiler shares it); or a float: exact too, and the queries of a

@@ -156,11 +156,14 @@ def document_spans(
 ) -> tuple[jax.Array, jax.Array, jax.Array]:
   """Where the documents of packed rows lie: runs of one segment id.
 
+  Padding (0) behind a document is taken for its end. Nobody asks what it attends to, no document
+  sees it, and each run more takes time.
+
   Returns lengths_BM and starts_BM of the first `max_documents` runs, -1 where there are fewer, and
   index_BT, the number of each token's run within its row; all int32.
   """
-  change_BT = jnp.pad(segment_ids_BT[:, 1:] != segment_ids_BT[:, :-1], ((0, 0), (1, 0)))
-  index_BT = jnp.cumsum(change_BT, axis=1, dtype=jnp.int32)
+  begins_BT = (segment_ids_BT[:, 1:] != segment_ids_BT[:, :-1]) & (segment_ids_BT[:, 1:] != 0)
+  index_BT = jnp.cumsum(jnp.pad(begins_BT, ((0, 0), (1, 0))), axis=1, dtype=jnp.int32)
   run_M1 = jnp.arange(max_documents, dtype=jnp.int32)[:, None]
   lengths_BM = jnp.sum(index_BT[:, None, :] == run_M1, axis=2, dtype=jnp.int32)
   starts_BM = jnp.cumsum(lengths_BM, axis=1) - lengths_BM
@@ -184,7 +187,7 @@ class _Documents:
     used_B = jnp.sum(self.lengths_BM > 0, axis=1)
     before_B1 = (jnp.cumsum(used_B) - used_B)[:, None]
     self.document_BT = before_B1 + jnp.minimum(index_BT, max_documents - 1)
-    self.place_BT = positions_from_segments(segments_BT)
+    self.place_BT = positions_from_segments(index_BT)
 
   def arguments(self, cudnn):
     if not self.packed:
@@ -218,6 +221,7 @@ class _Documents:
 
 
 def _documents_of(static, q_BTNH, places):
-  # The rest of a row counts too. Where a device holds two pieces of a row, one may lie in both.
-  most = static.max_segments + 1 + (sharding.num_parts('length') > 1)
+  # Where a device holds two pieces of a row, one document may lie in both; cuDNN takes no fewer
+  # than two.
+  most = max(2, static.max_segments + (sharding.num_parts('length') > 1))
   return _Documents(broadcast_segments(q_BTNH, places.q_segments_BT), most)

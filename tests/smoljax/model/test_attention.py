@@ -38,7 +38,7 @@ def case(name, dtype):
   rng = np.random.default_rng(len(name))
   B, T, N = 2, sum(lengths[0]), K * G
   arrays = [jnp.asarray(rng.normal(size=(B, T, n, H)), dtype) for n in (N, K, K, N)]
-  segments = np.stack([np.repeat(rng.permutation(9)[: len(row)], row) for row in lengths])
+  segments = np.stack([np.repeat(1 + rng.permutation(9)[: len(row)], row) for row in lengths])
   places = dict(segments=segments, lengths=lengths) if name != 'whole-rows' else dict(
     segments=None, lengths=lengths)
   return arrays, places, window, softcap
@@ -192,16 +192,18 @@ def test_a_split_sequence_equals_the_definition(implementation, interpreted):
 def test_document_spans_and_cudnn_statistics_survive_the_round_trip():
   segments = np.array([[3, 3, 1, 1, 1, 0, 0, 0], [5] * 8, [1, 2, 3, 4, 5, 6, 7, 8]], np.int32)
   lengths_BM, starts_BM, index_BT = cudnn.document_spans(segments, 4)
-  assert lengths_BM.tolist() == [[2, 3, 3, -1], [8, -1, -1, -1], [1, 1, 1, 1]]
-  assert starts_BM.tolist() == [[0, 2, 5, -1], [0, -1, -1, -1], [0, 1, 2, 3]]
-  assert index_BT[0].tolist() == [0, 0, 1, 1, 1, 2, 2, 2] and index_BT[2, -1] == 7
-  # Documents in use come first, over all rows: 3 of row 0, 1 of row 1, then row 2's.
+  # Padding behind a document is its end; before one it is a document.
+  assert lengths_BM.tolist() == [[2, 6, -1, -1], [8, -1, -1, -1], [1, 1, 1, 1]]
+  assert starts_BM.tolist() == [[0, 2, -1, -1], [0, -1, -1, -1], [0, 1, 2, 3]]
+  assert index_BT[0].tolist() == [0, 0, 1, 1, 1, 1, 1, 1] and index_BT[2, -1] == 7
+  assert cudnn.document_spans(jnp.array([[0, 0, 1, 1, 0]]), 2)[0].tolist() == [[2, 3]]
+  # Documents in use come first, over all rows: 2 of row 0, 1 of row 1, then row 2's.
   documents = cudnn._Documents(jnp.asarray(segments), 33)
   lse_BTN = np.random.default_rng(0).normal(size=(3, 8, 2)).astype(np.float32)
   packed = documents.pack(jnp.asarray(lse_BTN))
-  np.testing.assert_array_equal(packed[1, :, :3], lse_BTN[0, 2:5].T)
-  np.testing.assert_array_equal(packed[3], lse_BTN[1].T)
-  np.testing.assert_array_equal(packed[6, :, 0], lse_BTN[2, 2])
+  np.testing.assert_array_equal(packed[1, :, :6], lse_BTN[0, 2:].T)
+  np.testing.assert_array_equal(packed[2], lse_BTN[1].T)
+  np.testing.assert_array_equal(packed[5, :, 0], lse_BTN[2, 2])
   np.testing.assert_array_equal(documents.unpack(packed), lse_BTN)
   # More documents than fit poison their row, and no other.
   crowded = np.stack([np.arange(40), np.zeros(40)]).astype(np.int32)

@@ -431,6 +431,11 @@ def test_equal_shapes_share_one_call(monkeypatch):
   jax.eval_shape(tx.update, block(1), tx.init(params))
   # q and o, k and v, gate and up, and down, of three layers each.
   assert sorted(shapes) == [(3, 48, 32), (6, 32, 16), (6, 32, 32), (6, 32, 48)]
+  # Where they are large, which to join would copy, each alone: here gate and up, and down.
+  shapes.clear()
+  monkeypatch.setattr(muon, '_LARGE', 3 * 32 * 48)
+  jax.eval_shape(muon.scale_by_muon(VIEWS, **JORDAN).update, block(1), tx.init(params))
+  assert sorted(shapes) == [(3, 32, 48), (3, 32, 48), (3, 48, 32), (6, 32, 16), (6, 32, 32)]
 
 
 def test_momentum_is_stored_in_its_dtype():
