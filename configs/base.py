@@ -349,7 +349,7 @@ def get_config() -> ConfigDict:
   c.mix.floors = ()  # ((names of corpora, least share of tokens that they have together), …)
   c.mix.evaluate = ''  # more held-out text, of no mixture: NAME=DIR with commas, tokenised
   c.mix.blend = ()  # ((domain, weight), …) of what is made small; () = all domains alike
-  c.mix.laws = ('linear', 'exponential', 'trees', 'saturating')  # that are fitted and compared
+  c.mix.laws = ('linear', 'exponential', 'trees', 'saturating', 'kernel')  # fitted and compared
   c.mix.kl = 0.0  # bits per byte that a nat away from the natural proportions must gain
   c.mix.resamples = 100  # of the decision's interval
   c.mix.seeds = 4  # of each arm of the validation
@@ -383,4 +383,5 @@ def get_config() -> ConfigDict:
   c.sample.tokens = 96
   c.sample.temperature = 0.7
 
+  c.lock()  # a recipe that misspells a field is told so
   return c

@@ -25,6 +25,8 @@ learning rate stays constant, so that a point of a curve is a run of that length
 given loss compare.
 """
 
+import itertools
+
 from ml_collections import ConfigDict
 
 from configs import quickstart
@@ -90,10 +92,9 @@ def sweep(arg: str = '') -> list[dict]:
     {'name': 'corpora', **aside, **mixture(web=0.5, pdf=0.5)},
     {'name': 'raw_corpora', **aside, **VARIANTS['raw'], 'tokenizer.path':
      '@corpora/tokenizer.model'}] if VARIANTS.keys() & names else []
-  for name in names:
+  for seed, name in itertools.product(range(SEEDS), names):
     fields = curated | VARIANTS[name] if name in VARIANTS else _mixture_of(name)
-    points += [{'name': f'{name}-{seed}', 'group': name, 'seed': seed, **fields}
-               for seed in range(SEEDS)]
+    points.append({'name': f'{name}-{seed}', 'group': name, 'seed': seed, **fields})
   return points
 
 

@@ -64,7 +64,7 @@ def stages(*, mask: bool = True, mid: bool = True, shuffled: bool = False) -> tu
   thoughts = later | {
     'name': 'mid', 'train.init_from': '@pretrain', 'train.stages': mixture('mid'),
     'chains.number': 20_000, 'chains.mode': 'think', 'tokenize.train_user': True,
-    'train.tokens': 4_400_000, 'optimizer.learning_rate': 4e-3}
+    'train.tokens': 4_000_000, 'optimizer.learning_rate': 4e-3}
   tuned = later | {
     'name': 'sft', 'train.init_from': '@mid' if mid else '@pretrain',
     'train.stages': mixture('sft'), 'chains.number': 10_000, 'chains.mode': 'both',

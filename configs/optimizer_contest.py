@@ -21,8 +21,8 @@ MODELS = {
 def get_config(size: str = '12m') -> ConfigDict:
   """The contest's model, data and contestants (no config of experiments.run).
 
-  With size '124m', which three seeds are for, one challenger goes on to the verdict, and nobody is
-  tuned at full length.
+  With size '124m', which three seeds are for, one challenger goes on to the verdict, nobody is
+  tuned at full length, and tuning starts where that at 12M ended.
   """
   c = ConfigDict()
   c.seq_len = 512
@@ -83,4 +83,7 @@ def get_config(size: str = '12m') -> ConfigDict:
     optax_muon_labelled=dict(title='optax Muon, labelled right', optax='labelled',
                              settings=dict(name='muon', no_decay=()), start=muon),
   ))
+  if size == '124m':
+    c.contestants.muon.start = (4e-3, 8, 0.4)
+    c.contestants.normuonh_heads.start = (16e-3, 2, 2.0)
   return c

@@ -13,11 +13,13 @@ hyperparameters those of a published law. After the colon may stand the names of
 the curation of configs/data_ablation.py; then the tokens of a run.
 """
 
+import itertools
+
 from ml_collections import ConfigDict
 
 from configs import data_ablation, quickstart
 
-SEEDS = 3
+SEEDS = 5
 MATRICES = 786_432  # parameters of the shape 'tiny' without embeddings
 TOKENS = 200_000  # of a run on two cores; the teacher has three times as many
 # What a run has in place of a pillar that it lacks.
@@ -85,7 +87,7 @@ def sweep(arg: str = '') -> list[dict]:
     without = WITHOUT | law
     points = [{'name': 'corpora', 'aside': True, 'train.tokens': 2048},
               {**teacher, **tokenizer}]
-  for factors in cells:
+  for seed, factors in itertools.product(range(SEEDS), cells):
     name = {(): 'none', every: 'all'}.get(factors) or (
       factors[0] if len(factors) == 1 else
       f'all but {next(p for p in every if p not in factors)}')
@@ -93,8 +95,8 @@ def sweep(arg: str = '') -> list[dict]:
     for pillar in every:
       if pillar not in factors:
         fields |= without[pillar]
-    points += [{'name': f'{name}-{seed}', 'group': name, 'factors': factors, 'seed': seed, **fields}
-               for seed in range(SEEDS)]
+    points.append(
+      {'name': f'{name}-{seed}', 'group': name, 'factors': factors, 'seed': seed, **fields})
   return points
 
 

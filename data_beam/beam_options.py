@@ -19,6 +19,9 @@ from data_beam.command_line import near
 
 log = logging.getLogger('data_beam')
 _EXTRAS = {'gs': 'gcp', 's3': 'aws', 'azfs': 'azure'}  # which part of Beam knows a scheme
+# They tell of an error, with a traceback, that is raised as well; or of each file on its way.
+_SAYS_TWICE = ('apache_beam.runners.common', 'apache_beam.runners.worker.sdk_worker')
+_SAYS_EACH = 'apache_beam.utils.subprocess_server'
 _LOCAL_RUNNERS = ('DirectRunner', 'SwitchingDirectRunner', 'FnApiRunner', 'files', 'FileRunner')
 
 
@@ -33,13 +36,17 @@ def pipeline_options(beam_args: Sequence[str] = ()) -> beam_options.PipelineOpti
     beam_args: such as ['--runner=DataflowRunner', '--project=P', …].
 
   Raises:
-    ValueError: a flag that Beam does not know. (With a remote runner it is passed on instead, as
-      Beam does: job servers have flags of their own.)
+    ValueError: a runner or a flag that Beam does not know. (With a remote runner a flag is passed
+      on instead, as Beam does: job servers have flags of their own.)
   """
   options = beam_options.PipelineOptions(flags=list(beam_args))
   runner = options.view_as(beam_options.StandardOptions).runner
   if is_remote(runner):
+    _require_runner(runner)
+    logging.getLogger(_SAYS_EACH).setLevel(logging.ERROR)
     return options
+  for name in _SAYS_TWICE:
+    logging.getLogger(name).setLevel(logging.CRITICAL)
   refuse_unknown(beam_args)
   if runner in ('files', file_runner.NAME):
     options.view_as(beam_options.StandardOptions).runner = file_runner.NAME
@@ -50,11 +57,21 @@ def pipeline_options(beam_args: Sequence[str] = ()) -> beam_options.PipelineOpti
   # None. So the timer must not fire; what is written is sent by its size, between elements.
   worker_handlers.DATA_BUFFER_TIME_LIMIT_MS = 10**9
   direct = options.view_as(beam_options.DirectOptions)
+  if direct.direct_num_workers < 0:
+    raise ValueError(f'--direct_num_workers={direct.direct_num_workers}: give 1 or more, or 0 for '
+                     'as many as there are cores')
   log.log(
     logging.WARNING if runner == 'DirectRunner' else logging.INFO,
     'Beam runs on this machine: FnApiRunner, %s%s', direct.direct_running_mode,
     ' (what DirectRunner means here)' if runner == 'DirectRunner' else '')
   return options
+
+
+def _require_runner(name: str) -> None:
+  known = [*beam_options.StandardOptions.KNOWN_RUNNER_NAMES, 'files']
+  names = {n.lower() for n in known} | {n.lower().removesuffix('runner') for n in known}
+  if '.' not in name and name.lower() not in names:
+    raise ValueError(f'--runner={name}: unknown{near(name, known)}, there are {", ".join(known)}')
 
 
 _OS_ERROR = re.compile(r'\w+Error: \[Errno (\d+)\] ([^\[]*)')  # as a RuntimeError of Beam has it
@@ -79,6 +96,10 @@ def explained(beam_args: Sequence[str]) -> Iterator[None]:
     if (isinstance(e, ValueError) and 'unknown' in str(e)) or not is_remote(runner):
       raise
     words = ' '.join(str(e).split())
+    if 'job server jar' in words:
+      own = runner.lower().removesuffix('runner')
+      words = (f'its job server cannot be downloaded from here: give the jar with '
+               f'--{own}_job_server_jar=FILE, or one that runs with --job_endpoint=HOST:PORT')
     raise ValueError(f'--runner={runner}: {type(e).__name__}: {words[:300]}') from e
 
 

@@ -33,9 +33,15 @@ def at_home(argv: Sequence[str]) -> list[str]:
   return out
 
 
+def one_line(error: BaseException | str) -> str:
+  """An error's words in one line, without the stage that Beam adds."""
+  words = re.sub(r" \[while running '[^']*'\]", '', ' '.join(str(error).split()))
+  return words or type(error).__name__
+
+
 def complain(prog: str, error: BaseException | str) -> int:
   """Says an error in one line that anybody may see, and returns the exit status."""
-  words = ' '.join(str(error).split()) or type(error).__name__
+  words = one_line(error)
   print(public(f'{prog.removeprefix("python -m ")}: {words}'), file=sys.stderr)
   return BAD_INPUT
 

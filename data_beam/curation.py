@@ -141,6 +141,7 @@ _HINTS = {
   'language': 'languages names those that are kept',
   'filter': 'the default rules are meant for web pages; filters=docs is gentler with notes and '
             'manuals, filters=none keeps everything',
+  'rephrase': 'does --server answer, and has it --model?',
   'minhash': 'texts that differ only in numbers count as equal; minhash=none keeps all',
 }
 

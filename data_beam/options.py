@@ -58,6 +58,8 @@ class Options:
               f'unknown {field.name} {entry!r}: choose one of {", ".join(choices)}')
       if 'check' in more:
         _at(more['check'])(value)
+      if isinstance(value, float) and math.isnan(value):
+        raise ValueError(f'{field.name} is {value}: give a number')
       if value is not None and value < more.get('least', value):
         raise ValueError(f'{field.name} is {value}: give at least {more["least"]}')
       if value is not None and value > more.get('most', value):
@@ -110,6 +112,7 @@ def add_flags(parser: argparse.ArgumentParser, options: type[Options]) -> None:
         flag |= {'nargs': '+', 'action': 'extend'}
       else:
         flag['type'] = functools.partial(_parse, kind(field), more.get('empty'))
+        flag['type'].__name__ = _KINDS[kind(field)]  # argparse says: invalid whole number value
       if 'choices' in more and kind(field) is str:
         flag['choices'] = tuple(_at(more['choices']))
     parser.add_argument(f'--{field.name}', help=text.replace('%', '%%'), **flag)
@@ -127,7 +130,7 @@ def _parse(kind: type, empty: str | None, text: str) -> Any:
   return None if kind is not str and text.lower() == 'none' else kind(text)
 
 
-_parse.__name__ = 'value'   # argparse says: invalid value
+_KINDS = {int: 'whole number', float: 'number', str: 'text', tuple: 'list'}
 
 
 def _at(reference: str) -> Any:
@@ -142,11 +145,18 @@ def _names(reference: str) -> str:
   return ', '.join(found)
 
 
+def require_codes(languages: tuple[str, ...]) -> None:
+  """Raises ValueError for what is no code of a language, such as its name."""
+  for code in languages:
+    if not re.fullmatch(r'[a-z]{2,3}([_-]\w+)?', code):
+      raise ValueError(f'languages={code!r} is no code of a language: give such as en,fr,de')
+
+
 # --- what several pipelines have -----------------------------------------------------------------
 
 _languages = functools.partial(
   option, help='languages to keep, such as en,fr,de; any for all of them', metavar='CODES',
-  empty='any')
+  empty='any', check='data_beam.options:require_codes')
 _FILTERS = ('quality rules: a profile ({data_beam.filters.rules:PROFILES}), or names of rules with '
             'commas between ({data_beam.filters.rules:RULES})')
 _MINHASH = 'near duplicates share a band of so many hashes; none to keep them'
@@ -202,7 +212,7 @@ class WebOptions(Options):
   languages: tuple[str, ...] = _languages(('en',))
   min_language_score: float | None = option(
     None, 'drop documents whose language is less certain than this (FineWeb: 0.65); none for a '
-    'threshold fitted to each language', metavar='P')
+    'threshold fitted to each language', metavar='P', least=0, most=1)
   language_model: str = option(
     '', "a fastText model that tells languages in place of lid.176, such as GlotLID's; scores are "
     'its own', metavar='FILE', files='{}')
@@ -267,7 +277,8 @@ class PdfOptions(Options):
   languages: tuple[str, ...] = _languages(('en',))
   min_language_score: float | None = option(
     .4, 'drop documents whose language is less certain than this (FinePDFs: 0.24 to 0.41 for most '
-    'languages of Western Europe); none for a threshold fitted to each language', metavar='P')
+    'languages of Western Europe); none for a threshold fitted to each language', metavar='P',
+    least=0, most=1)
   filters: str = _filters('pdf')
   minhash: str = _minhash('32x10')
   minhash_hash: str = _minhash_hash()

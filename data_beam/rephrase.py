@@ -18,6 +18,7 @@ import dataclasses
 import hashlib
 import itertools
 import os
+import re
 import sys
 from collections.abc import Iterator, Sequence
 from typing import Any
@@ -133,8 +134,8 @@ def run(
       documents; or no document was kept, saying where they went.
   """
   options = options or RephraseOptions()
-  if not (options.server and options.model):
-    raise ValueError('give --server=URL, which speaks OpenAI\'s protocol, and --model=NAME')
+  if not (re.match('https?://', options.server) and options.model):
+    raise ValueError('give --server=http://…, which speaks OpenAI\'s protocol, and --model=NAME')
   writer = Writer(*template(options.prompt), options)
   if options.decontaminate:
     options = dataclasses.replace(

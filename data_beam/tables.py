@@ -46,6 +46,7 @@ from data_beam.sources.files import (
   expand,
   lines,
   open_file,
+  parse_json,
   size_of,
 )
 
@@ -78,6 +79,7 @@ LAYOUTS: dict[str, dict[str, str]] = {
 # ISO 639-3 (and a script), as FineWeb-2 and FinePDFs have it, of the languages we curate.
 _ISO_639_1 = {'eng': 'en', 'fra': 'fr', 'deu': 'de', 'spa': 'es', 'ita': 'it', 'por': 'pt'}
 FORMATS = ('parquet', 'jsonl')
+MAX_DEPTH = 64      # of values in values
 MAX_LINE = 64 << 20  # bytes
 
 
@@ -131,7 +133,7 @@ def read_rows(part: Part) -> Iterator[tuple[int, dict[str, Any] | RowError]]:
         continue
       try:
         row = (RowError('too_large', f'a line of more than {MAX_LINE} bytes')
-               if len(line) >= MAX_LINE else json.loads(line))
+               if len(line) >= MAX_LINE else parse_json(line))
       except (ValueError, RecursionError) as error:  # bad UTF-8, deep nesting
         row = RowError('bad_json', f'{type(error).__name__}: {error}')
       if not isinstance(row, dict | RowError):
@@ -195,7 +197,7 @@ def to_document(row: Mapping[str, Any], columns: Mapping[str, str], source: str)
     .hexdigest(),
     text=text, url=url, source=_string(values, 'source') or source, language=tag,
     language_score=_number(values, 'language_score'), date=_date(values.get('date')),
-    quality=_number(values, 'quality'), metadata={**rest, **metadata, **(inner or {})})
+    quality=_number(values, 'quality'), metadata={**rest, **metadata, **plain(inner or {})})
 
 
 def language_of(tag: str) -> str:
@@ -252,12 +254,14 @@ def _date(value: Any) -> str:
   return '' if value is None else str(value)
 
 
-def plain(value: Any) -> Any:
-  """A value of a table as JSON can hold it."""
+def plain(value: Any, depth: int = 0) -> Any:
+  """A value of a table as JSON can hold it. Raises RowError where it is nested too deeply."""
+  if depth > MAX_DEPTH:
+    raise RowError('bad_value', f'a value nested more than {MAX_DEPTH} deep')
   if isinstance(value, Mapping):
-    return {str(k): plain(v) for k, v in value.items()}
+    return {str(k): plain(v, depth + 1) for k, v in value.items()}
   if isinstance(value, list | tuple):
-    return [plain(v) for v in value]
+    return [plain(v, depth + 1) for v in value]
   if isinstance(value, float) and not math.isfinite(value):
     return None
   if value is None or isinstance(value, str | int | float):
@@ -301,6 +305,8 @@ def read_with(
             return
         except RowError as error:
           yield _reject(where | {'row': number}, source, error.reason, error.detail)
+        except (ValueError, OverflowError, RecursionError) as error:      # a date before Christ
+          yield _reject(where | {'row': number}, source, 'bad_value', f'{error!r}')
     except parquet.RatioError as error:
       yield _reject(where | {'row': number + 1}, source, 'ratio', str(error))
     # What the parsers say about damaged bytes; the rows before them stand.
@@ -462,7 +468,7 @@ def export_corpus(
   if format not in FORMATS:
     raise ValueError(f'unknown format {format!r}: choose one of {", ".join(FORMATS)}')
   options = pipeline_options(beam_args)
-  manifest = records.read_manifest(input)
+  manifest = records.read_manifest(input, 'curated')
   records.check_not_empty(manifest)
   data = FileSystems.join(output, 'data')
   if records.is_file(output, 'README.md') or FileSystems.exists(data):

@@ -15,11 +15,13 @@ for scoring (`serial.Problem.held_out`) are never among them.
 import argparse
 import dataclasses
 import json
+import os
 import random
 import sys
 from collections.abc import Iterator
 from typing import Any
 
+from data_beam.command_line import Parser, complain
 from smoljax import files
 from smoljax.evals import serial
 
@@ -137,8 +139,9 @@ def write(path: str, rows: Iterator[dict[str, Any]]) -> None:
 
 def main() -> None:
   """The command line; bad input is one line and exit code 2."""
-  parser = argparse.ArgumentParser(
-    description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+  parser = Parser(
+    prog='python -m experiments.chains', description=__doc__,
+    formatter_class=argparse.RawDescriptionHelpFormatter)
   parser.add_argument('--output', required=True, help='the JSONL file')
   parser.add_argument('--number', type=int, default=20_000, help='conversations')
   parser.add_argument('--families', default='chains',
@@ -158,10 +161,13 @@ def main() -> None:
     for name in ('families', 'depths', 'languages'):
       a[name] = tuple(x for x in a[name].split(',') if x)
     a['depths'] = tuple(map(int, a['depths']))
+    if a['number'] < 1:
+      raise ValueError(f'--number={a["number"]}: give at least 1')
+    if os.path.isdir(output):
+      raise IsADirectoryError(f'--output={output} is a folder: give FILE.jsonl')
     write(output, conversations(Chains(**a), seed))
   except (ValueError, OSError) as e:
-    print(f'error: {e}', file=sys.stderr)
-    sys.exit(2)
+    sys.exit(complain('experiments.chains', e))
 
 
 if __name__ == '__main__':

@@ -85,6 +85,9 @@ _UNSAFE = flags.DEFINE_bool(
   'unsafe_programs', False, "Run a model's programs where this machine cannot confine them.")
 
 
+_MOST = 2**21  # of a length in tokens, and of samples
+
+
 def main(argv: list[str]) -> None:
   """The command line; bad input is one line and exit code 2."""
   try:
@@ -117,6 +120,8 @@ def _evaluate_all() -> dict:
       tuple(_MODES.value), _MAX_NEW_TOKENS.value, Sampling(_TEMPERATURE.value, top_p=_TOP_P.value),
       _SAMPLES.value, tuple(_whole('pass_at', _PASS_AT.value)), _BATCH_SIZE.value, _SEED.value),
     _UNSAFE.value, tuple(_whole('lengths', _LENGTHS.value)), tuple(_LANGUAGES.value))
+  if os.path.isdir(str(_OUTPUT.value)):
+    raise IsADirectoryError(f'--output={_OUTPUT.value} is a folder: give FILE.json')
   documents = {}
   for path in _CORPUS.value:
     name = os.path.basename(os.path.dirname(os.path.normpath(path))) or path
@@ -131,9 +136,12 @@ def _evaluate_all() -> dict:
 
 def _whole(flag: str, values: list[str]) -> list[int]:
   try:
-    return [int(value) for value in values]
+    found = [int(value) for value in values]
   except ValueError:
-    raise ValueError(f'--{flag}={",".join(values)}: whole numbers, please') from None
+    found = [0]
+  if not all(1 <= n <= _MOST for n in found):
+    raise ValueError(f'--{flag}={",".join(values)}: give whole numbers from 1 to {_MOST:,}')
+  return found
 
 
 def _evaluate(path: str, documents: dict, generation: run.Generation) -> dict:

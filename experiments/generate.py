@@ -115,11 +115,19 @@ def _generate() -> None:
   prompts = [*_PROMPT.value, *map(_read, _PROMPT_FILE.value)] or ['']
   if _SYSTEM.value and not (_MODE.value or _CHAT.value):
     raise ValueError('--system instructs a chat model: give --mode=think or --mode=no_think too')
+  if _TOOLS.value and not _CHAT.value:
+    raise ValueError('--tools are for a conversation: give --chat too')
+  if _MIN_NEW_TOKENS.value > _MAX_NEW_TOKENS.value:
+    raise ValueError(f'--min_new_tokens={_MIN_NEW_TOKENS.value} is more than '
+                     f'--max_new_tokens={_MAX_NEW_TOKENS.value}')
   if _CHAT.value:
     _converse(sampling)
     return
   loaded = load.load_for_generation(_CHECKPOINT.value, _TOKENIZER.value, _WEIGHTS.value)
   config, params, text, bos = loaded[:4]
+  for token in _STOP_ID.value:
+    if not 0 <= token < config.vocab_size:
+      raise ValueError(f'--stop_id={token}: the model has the ids 0 to {config.vocab_size - 1}')
   ends = [*loaded.eos_ids, *_STOP_ID.value]
   if _MODE.value:
     template = load.chat_template_of(loaded)

@@ -86,6 +86,8 @@ def main(argv: list[str]) -> None:
   try:
     if not _CHECKPOINT.value:
       raise ValueError('which model? Give --checkpoint=DIR')
+    if os.path.isdir(_OUTPUT.value):
+      raise IsADirectoryError(f'--output={_OUTPUT.value} is a folder: give FILE.html')
     write(load.load_model(_CHECKPOINT.value, _TOKENIZER.value), _PROMPT.value, _OUTPUT.value)
   except (OSError, ValueError) as e:
     sys.exit(cli.complain(e))

@@ -16,13 +16,13 @@ accuracy) choose one, and the other half says how good it is; scan.json has all 
 
 import os
 import statistics
-import sys
 from collections.abc import Callable, Sequence
 from typing import Any
 
-from absl import app, flags
+from absl import flags
 
-from experiments.engine.cli import console, exit_status, write_json
+from experiments.engine import cli
+from experiments.engine.cli import console, write_json
 from smoljax.checkpoints import export_formats, huggingface, load, merge
 from smoljax.evals import held_out, multiple_choice, tasks
 
@@ -49,13 +49,7 @@ _SEQ_LEN = flags.DEFINE_integer('seq_len', 0, 'Context; 0 = the model\'s, at mos
 
 
 def main(argv: Sequence[str]) -> None:
-  """The command line; bad input is one line and exit code 2."""
-  sys.exit(exit_status(lambda: _run(argv)))
-
-
-def _run(argv: Sequence[str]) -> None:
-  if len(argv) > 1:
-    raise ValueError(f'unknown argument {argv[1]!r}: flags look like --weights=.9,.1')
+  """The command line; raises ValueError or OSError on bad input."""
   if not _OUTPUT.value or not _MODELS.value:
     raise ValueError('which models, and where to? Give --models=DIR,DIR and --output=DIR')
   if bool(_WEIGHTS.value) == bool(_SCAN.value):
@@ -130,4 +124,4 @@ def _scorer(model: load.Model) -> Callable[[Any, str], float]:
 
 
 if __name__ == '__main__':
-  app.run(main)
+  cli.start(main)

@@ -16,7 +16,7 @@ from ml_collections import ConfigDict, config_flags
 from experiments import series, sweep
 from experiments.engine import cli
 from experiments.engine.build import build_steps
-from experiments.engine.config import resolve
+from experiments.engine.config import resolve, unknown_field
 from experiments.engine.corpora import choose_corpora
 from experiments.engine.graph import Graph
 
@@ -55,6 +55,8 @@ def prepare(c: ConfigDict, workdir: str, tokenizer: str = '') -> str:
 def main(argv: Sequence[str]) -> None:
   """The command line."""
   c, root, tokenizer = _CONFIG.value, _WORKDIR.value, ''
+  if c is None:
+    raise ValueError('which recipe? Give --config=configs/quickstart.py')
   if not c.series:
     prepare(c, root)
     return
@@ -68,4 +70,4 @@ def main(argv: Sequence[str]) -> None:
 
 
 if __name__ == '__main__':
-  cli.start(main)
+  cli.start(main, unknown_field)

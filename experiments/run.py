@@ -35,7 +35,7 @@ from rich.table import Table
 from data_beam.redact import public
 from experiments import series, sweep
 from experiments.engine.build import build_steps
-from experiments.engine.cli import complain, console, exit_status, no_recipe, parse, write_json
+from experiments.engine.cli import complain, console, exit_status, parse, write_json
 from experiments.engine.config import (
   check,
   keep_programs,
@@ -191,10 +191,8 @@ def estimate(c: ConfigDict, topology: str) -> None:
 
 def _parse(argv: list[str]) -> list[str]:
   rest = parse(argv, unknown_field)
-  try:
-    _ = _CONFIG.value and _CONFIG.value.name
-  except Exception as e:  # the file is loaded when it is looked at
-    sys.exit(complain(ValueError(no_recipe(argv, e))))
+  if _FRESH.value and _CHANGE.value:
+    sys.exit(complain(ValueError('--fresh begins anew, --change goes on: give one of them')))
   if not _CONFIG.value or not (_WORKDIR.value or _ESTIMATE.value):
     sys.exit(complain(ValueError(
       'give --config=configs/quickstart.py and --workdir=runs/quickstart')))

@@ -51,7 +51,7 @@ from ml_collections import config_flags
 
 from data_beam.command_line import Parser
 from data_beam.redact import public
-from experiments.engine import processes
+from experiments.engine import cli, processes
 from experiments.engine.cli import exit_status, read_json, write_json
 from experiments.engine.config import unknown_field
 from smoljax import metrics
@@ -100,7 +100,8 @@ def load_attribute(config: str, name: str) -> Any:
   path = config.partition(':')[0]
   spec = importlib.util.spec_from_file_location(pathlib.Path(path).stem, path)
   if not os.path.isfile(path) or spec is None or spec.loader is None:
-    raise ValueError(f'no config file {path}: give --config=configs/mtp.py')
+    raise ValueError(f'no config file {path}{cli.near_file("=" + path)}: give one such as '
+                     '--config=configs/mtp.py')
   module = importlib.util.module_from_spec(spec)
   spec.loader.exec_module(module)
   if not hasattr(module, name):
@@ -173,7 +174,8 @@ def load_points(config: str, grid: Sequence[str] = (), seeds: int = 0) -> list[d
     points = [seeded for point in points for seeded in _with_seeds(point, seeds)]
   names = [name_of(p) for p in points]
   if twice := {n for n in names if names.count(n) > 1}:
-    raise ValueError(f'{path}: sweep() has {", ".join(sorted(twice))} twice')
+    where = '--grid' if grid else f'{path}: sweep()'
+    raise ValueError(f'{where} has {", ".join(sorted(twice))} twice')
   return points
 
 
@@ -422,7 +424,7 @@ def commands(points: Sequence[Point]) -> Iterator[str]:
   """The shell command of each point, for schedulers elsewhere."""
   for p in points:
     shared = os.path.relpath(p.shared, p.folder)
-    yield (f'mkdir -p {shlex.quote(str(p.folder))} && '
+    yield (f'mkdir -p {shlex.quote(str(p.folder))} {shlex.quote(str(p.shared))} && '
            f'ln -sfn {shlex.quote(shared)} {shlex.quote(str(p.folder / "steps"))} && '
            f'{shlex.join(["python", *p.command[1:]])}')
 
@@ -443,14 +445,17 @@ def _main(args: argparse.Namespace) -> int:
   laws = {p.name: p.law for p in points if p.law}
   write_json(os.path.join(args.workdir, 'laws.json'), laws)
   signal.signal(signal.SIGTERM, signal.default_int_handler)  # its processes must not outlive it
-  ok = run(points, parallel=args.parallel, retries=args.retries, backoff=args.backoff,
-           stall=args.stall, gpus=find_gpus(), log_line=lambda line: print(line, flush=True))
-  shown = lambda fields: {k: public(v) if isinstance(v, str) else v for k, v in fields.items()}
-  finished = [sweep_page.load(p.name, shown(p.fields), p.folder, p.group, p.factors)
-              for p in points if p.state == 'done' and not p.aside]
-  if finished:
-    page, verdicts = sweep_page.write(finished, args.workdir)
-    print(*verdicts, f'comparison: {page}', sep='\n')
+  ok = False
+  try:
+    ok = run(points, parallel=args.parallel, retries=args.retries, backoff=args.backoff,
+             stall=args.stall, gpus=find_gpus(), log_line=lambda line: print(line, flush=True))
+  finally:  # of a sweep that is stopped too: what is finished is compared
+    shown = lambda fields: {k: public(v) if isinstance(v, str) else v for k, v in fields.items()}
+    finished = [sweep_page.load(p.name, shown(p.fields), p.folder, p.group, p.factors)
+                for p in points if p.state == 'done' and not p.aside]
+    if finished:
+      page, verdicts = sweep_page.write(finished, args.workdir)
+      print(*verdicts, f'comparison: {page}', sep='\n', flush=True)
   if ok and laws:
     page, _ = scaling_page.write(
       scaling_page.read(args.workdir), os.path.join(args.workdir, 'scaling'), log_line=print)

@@ -49,6 +49,12 @@ def start(coordinator: str = '', processes: int = 0, process: int = -1) -> None:
   if any(given) and not all(given):
     raise ValueError('give --coordinator, --processes and --process, or none of them where jax can '
                      'find them itself (TPU slices, SLURM, Open MPI)')
+  port = coordinator.rpartition(':')[2]
+  if coordinator and not (':' in coordinator and port.isdecimal() and 0 < int(port) < 2**16):
+    raise ValueError(f'--coordinator={coordinator}: give HOST:PORT, such as host0:1234')
+  if processes and not process < processes:
+    raise ValueError(f'--process={process}: of --processes={processes} the last one is '
+                     f'{processes - 1}')
   # Its handler would swallow SIGTERM outside training too; train/termination.py has its own.
   jax.config.update('jax_enable_preemption_service', False)
   if all(given):

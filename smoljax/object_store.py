@@ -73,6 +73,9 @@ class Folder:
   def __init__(self, url: str, note: Callable[[str], None] | None = None):
     self.url, self._note = url.rstrip('/'), note
     self._scheme = url.partition('://')[0] if is_url(url) else 'file'
+    if self._scheme in ('http', 'https'):
+      raise ValueError(f'{self.url}: a web server is no store to write to: give gs://, s3:// or a '
+                       'folder')
     options: dict[str, Any] = {'auto_mkdir': True} if self._scheme == 'file' else {}
     try:
       self._fs, self._root = fsspec.url_to_fs(self.url, use_listings_cache=False, **options)

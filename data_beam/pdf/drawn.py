@@ -5,7 +5,7 @@ For a child process, see pdfium.
 
 import ctypes
 import itertools
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -38,22 +38,32 @@ class Drawn(NamedTuple):
   pictures_P4: np.ndarray
 
 
-def drawn(page: Any) -> Drawn:
-  """The rules and pictures of a page."""
-  found = [(item, kind) for item, kind in objects(handle_of(page), MAX_OBJECTS) if kind in _DRAWN]
+def drawn(pages: Sequence[Any]) -> list[Drawn]:
+  """The rules and pictures of each of some pages."""
+  found = [(item, kind == pdfium.FPDF_PAGEOBJ_IMAGE, page) for page, of_page in enumerate(pages)
+           for item, kind in objects(handle_of(of_page), MAX_OBJECTS) if kind in _DRAWN]
   if not found:
-    return Drawn(np.zeros((0, 4)), np.zeros((0, 4)))
-  box_N4 = bounds([item for item, _ in found])[:, [0, 3, 2, 1]]
-  picture_N = np.array([kind == pdfium.FPDF_PAGEOBJ_IMAGE for _, kind in found])
-  thin_N = (box_N4[:, 2] - box_N4[:, 0] <= pdf_tables.THICK) | (
-    box_N4[:, 1] - box_N4[:, 3] <= pdf_tables.THICK)
-  rules_R4 = box_N4[thin_N & ~picture_N]
-  others = np.flatnonzero(~thin_N & ~picture_N).tolist()
-  if others and len(rules_R4) <= MAX_RULES:
-    rules_R4 = np.concatenate([rules_R4, _strokes([found[i][0] for i in others])])
-  if len(rules_R4) > MAX_RULES:             # a drawing
-    rules_R4 = rules_R4[:0]
-  return Drawn(rules_R4, box_N4[picture_N])
+    return [Drawn(np.zeros((0, 4)), np.zeros((0, 4)))] * len(pages)
+  items, *told = zip(*found, strict=True)
+  picture_N, page_N = map(np.array, told)
+  box_N4 = bounds(items)[:, [0, 3, 2, 1]]
+  thin_N = ~picture_N & ((box_N4[:, 2] - box_N4[:, 0] <= pdf_tables.THICK) | (
+    box_N4[:, 1] - box_N4[:, 3] <= pdf_tables.THICK))
+  few_P = np.bincount(page_N[thin_N], minlength=len(pages)) <= MAX_RULES
+  others = np.flatnonzero(~thin_N & ~picture_N & few_P[page_N])
+  stroke_R4, of_R = _strokes([items[i] for i in others.tolist()])
+  rules_R4 = np.concatenate([box_N4[thin_N], stroke_R4])
+  page_R = np.concatenate([page_N[thin_N], page_N[others][of_R]])
+  rules = _by_page(rules_R4, page_R, len(pages))
+  pictures = _by_page(box_N4[picture_N], page_N[picture_N], len(pages))
+  return [Drawn(rules_R4 if len(rules_R4) <= MAX_RULES else rules_R4[:0], pictures_P4)
+          for rules_R4, pictures_P4 in zip(rules, pictures, strict=True)]    # many: a drawing
+
+
+def _by_page(boxes_N4: np.ndarray, page_N: np.ndarray, pages: int) -> list[np.ndarray]:
+  """The boxes on each of some pages."""
+  order_N = page_N.argsort(kind='stable')
+  return np.split(boxes_N4[order_N], page_N[order_N].searchsorted(np.arange(1, pages)))
 
 
 def figures(pictures_P4: np.ndarray, view: View) -> list[Box]:
@@ -67,33 +77,38 @@ def figures(pictures_P4: np.ndarray, view: View) -> list[Box]:
   return [tuple(box) for box in pictures_P4[fit][:20].round(1).tolist()]
 
 
-def _strokes(paths: list[Object]) -> np.ndarray:
+def _strokes(paths: list[Object]) -> tuple[np.ndarray, np.ndarray]:
   """The straight level or upright lines of stroked paths, boxes of cells, many rules in one:
-  [R, 4], as in Drawn."""
-  _, stroke_P = _draw_modes(paths)
-  paths = [path for path, stroke in zip(paths, stroke_P.tolist(), strict=True) if stroke]
-  counts = list(map(calls()['FPDFPath_CountSegments'], paths))
-  paths = [(path, count) for path, count in zip(paths, counts, strict=True)
-           if 1 < count <= MAX_RULES]
+  [R, 4], as in Drawn; and of which of the paths each is, [R]."""
+  none = np.zeros((0, 4)), np.zeros(0, int)
   if not paths:
-    return np.zeros((0, 4))
-  segments = [segment for path, count in paths
-              for segment in each('FPDFPath_GetPathSegment', path, range(count))]
+    return none
+  _, stroke_P = _draw_modes(paths)
+  counts = [calls()['FPDFPath_CountSegments'](path) if stroke else 0
+            for path, stroke in zip(paths, stroke_P.tolist(), strict=True)]
+  kept = [i for i, count in enumerate(counts) if 1 < count <= MAX_RULES]
+  if not kept:
+    return none
+  segments = [segment for i in kept
+              for segment in each('FPDFPath_GetPathSegment', paths[i], range(counts[i]))]
   point_S2, _ = written('FPDFPathSegment_GetPoint', 'f4', 2, 2, segments)
-  matrix_P6, _ = written('FPDFPageObj_GetMatrix', 'f4', 6, 1, [path for path, _ in paths])
+  matrix_P6, _ = written('FPDFPageObj_GetMatrix', 'f4', 6, 1, [paths[i] for i in kept])
   kind_S, close_S = (np.array(list(map(calls()[f'FPDFPathSegment_Get{what}'], segments)))
                      for what in ('Type', 'Close'))
-  a, b, c, d, e, f = matrix_P6.repeat([count for _, count in paths], 0).T
+  of_S = np.repeat(np.arange(len(kept)), [counts[i] for i in kept])
+  a, b, c, d, e, f = matrix_P6[of_S].T
   point_S2 = np.stack([a * point_S2[:, 0] + c * point_S2[:, 1] + e,
                        b * point_S2[:, 0] + d * point_S2[:, 1] + f], 1)
   index_S = np.arange(len(segments))
   start_S = np.maximum.accumulate(np.where(kind_S == pdfium.FPDF_SEGMENT_MOVETO, index_S, 0))
   (lines,), (closes,) = np.nonzero(kind_S == pdfium.FPDF_SEGMENT_LINETO), np.nonzero(close_S)
+  to_L = np.append(lines, closes)
   from_L2 = point_S2[np.append(np.maximum(lines - 1, 0), closes)]
   to_L2 = point_S2[np.append(lines, start_S[closes])]
   straight_L = np.abs(from_L2 - to_L2).min(1) < 1
   low_L2, high_L2 = (pick(from_L2, to_L2)[straight_L] for pick in (np.minimum, np.maximum))
-  return np.stack([low_L2[:, 0], high_L2[:, 1], high_L2[:, 0], low_L2[:, 1]], 1)
+  return np.stack([low_L2[:, 0], high_L2[:, 1], high_L2[:, 0], low_L2[:, 1]], 1), (
+    np.array(kept)[of_S[to_L[straight_L]]])
 
 
 def _draw_modes(paths: list[Object]) -> tuple[np.ndarray, np.ndarray]:

@@ -20,6 +20,7 @@ from data_beam.pdf import drawn as pdf_drawn
 from data_beam.pdf import layout as pdf_layout
 from data_beam.pdf import structure as pdf_structure
 from data_beam.pdf import tables as pdf_tables
+from data_beam.pdf.characters import Characters, has_halves, text_of, together, whole
 from data_beam.pdf.errors import PdfError
 from data_beam.pdf.layout import BREAK
 from data_beam.pdf.lines import Box, Line
@@ -31,14 +32,16 @@ from data_beam.pdf.pdfium import (
   each,
   handle_of,
   levelled,
-  origins,
   spans,
   view_of,
 )
 from data_beam.pdf.tables import Grid
-from data_beam.pdf.words import ASKEW, Words, characters, has_halves, holding, whole, words_of
+from data_beam.pdf.words import ASKEW, Words, holding, words_of
 
 MAX_PAGE_CHARACTERS = 200_000
+BLOCK_PAGES = 16             # that are read at once, at most,
+BLOCK_CHARACTERS = 60_000    # with so many characters,
+BLOCK_OBJECTS = 10_000       # and things drawn
 MAX_PACKED = 4 << 20         # bytes of an object stream in which the catalogue is looked for
 ASIDE = 5                    # as a turn: written over other text
 MAX_HEAD = 60                # characters of a column's head that is turned
@@ -143,10 +146,21 @@ class PageText(NamedTuple):
   features: dict[str, Any]  # see `_features`
 
 
+class _Open(NamedTuple):
+  """A page that is being read."""
+  page: Any
+  text_page: Any            # as long as there is one, pdfium keeps it
+  handle: ctypes.c_void_p   # of that
+  text: str
+  levels: dict[int, int]    # of headings, see structure
+  view: View
+
+
 def read_pages(document: Any, indices: Iterable[int], unseen: bool = False) -> Iterator[PageText]:
   """The text layers of pages: nothing where a page is too damaged.
 
-  Each stays open until the next one is, so that what both use, fonts above all, is loaded once.
+  They are read in blocks of pages that are displayed alike. Each stays open until others are, so
+  that what both use, fonts above all, is loaded once.
 
   Args:
     indices: of the pages.
@@ -155,37 +169,55 @@ def read_pages(document: Any, indices: Iterable[int], unseen: bool = False) -> I
   """
   if document.get_formtype() != pdfium.FORMTYPE_NONE:
     document.init_forms()
-  before, tagged = None, bool(pdfium.FPDFCatalog_IsTagged(document))
-  for index in indices:
-    try:
-      page = document[index]
-    except pypdfium2.PdfiumError:           # one bad page of many
-      yield _nothing()
-      continue
-    yield _read(document, page, tagged, unseen)
-    if before:
-      before.close()
-    before = page
-  if before:
-    before.close()
+  tagged = bool(pdfium.FPDFCatalog_IsTagged(document))
+  for block in _blocks(_opened(document, index, tagged) for index in indices):
+    for one, found in zip(block, _frames(block, unseen), strict=True):
+      yield _page_text(document, one, *found) if one else _nothing()
+      if one:
+        one.page.close()
 
 
-def _read(document: Any, page: Any, tagged: bool, unseen: bool) -> PageText:
+def _blocks(pages: Iterable[_Open | None]) -> Iterator[list[_Open | None]]:
+  """Pages in blocks to be read at once; of one that is damaged, a block of its own."""
+  block, room = [], 0
+  for one in pages:
+    cost = 0
+    if one:
+      objects = calls()['FPDFPage_CountObjects'](handle_of(one.page))
+      cost = max(len(one.text) / BLOCK_CHARACTERS, objects / BLOCK_OBJECTS, 1 / BLOCK_PAGES)
+    if block and (not (one and block[0]) or one.view is not block[0].view or cost > room):
+      yield block
+      block = []
+    room = (room if block else 1) - cost
+    block.append(one)
+  if block:
+    yield block
+
+
+def _opened(document: Any, index: int, tagged: bool) -> _Open | None:
+  """A page with its text, None where it is too damaged."""
   try:
+    page = document[index]
     text_page = page.get_textpage()
-    count = min(text_page.count_chars(), MAX_PAGE_CHARACTERS)
-    handle = handle_of(text_page)
-    text = characters(text_page, handle, count)
+    handle, count = handle_of(text_page), min(text_page.count_chars(), MAX_PAGE_CHARACTERS)
     levels = pdf_structure.heading_levels(page) if tagged else {}
-    view = view_of(page)
-    frames, figures, hidden = _frames(handle, text, page, view, unseen, levels)
-    if calls()['FPDFPage_GetAnnotCount'](handle_of(page)):
-      _annotate(document, page, view, frames)
+    text = text_of(text_page, handle, count)
+    return _Open(page, text_page, handle, text, levels, view_of(page))
+  except pypdfium2.PdfiumError:
+    return None
+
+
+def _page_text(document: Any, one: _Open, frames: list[Frame], figures: list[Box],
+               hidden: float) -> PageText:
+  """What is to be told of a page with these frames."""
+  try:
+    if calls()['FPDFPage_GetAnnotCount'](handle_of(one.page)):
+      _annotate(document, one.page, one.view, frames)
     found = sum([len(line.text) for frame in frames for line in frame.lines])
-    feature = _features(found, hidden, _garbled(handle, text), _vowels(text))
+    feature = _features(found, hidden, _garbled(one.handle, one.text), _vowels(one.text))
     if found < 1500:
-      feature['picture'] = round(pdf_drawn.picture_share(page), 4)
-    return PageText(frames, figures, view.height, feature)
+      feature['picture'] = round(pdf_drawn.picture_share(one.page), 4)
+    return PageText(frames, figures, one.view.height, feature)
   except pypdfium2.PdfiumError:
     return _nothing()
 
@@ -238,39 +270,55 @@ def _vowels(text: str) -> float | None:
   return round(len(letters.translate(None, _NO_VOWELS)) / len(letters), 3)
 
 
-def _frames(handle: ctypes.c_void_p, text: str, page: Any, view: View, unseen: bool,
-            levels: dict[int, int]) -> tuple[list[Frame], list[Box], float]:
-  """The frames of a page, its figures, and the share of its characters that are invisible."""
-  if not text.strip():
-    return [], [], 0.0
-  rules_R4, pictures_P4 = (displayed(boxes, view) for boxes in pdf_drawn.drawn(page))
-  grids = {0: pdf_tables.find(rules_R4)}
-  words = words_of(handle, page, text, view, _edges(grids[0]), unseen, levels)
+def _frames(block: list[_Open | None],
+            unseen: bool) -> list[tuple[list[Frame], list[Box], float]]:
+  """Of each page of a block its frames, its figures, and the share of its characters that are
+  invisible."""
+  out: list[tuple[list[Frame], list[Box], float]] = [([], [], 0.0) for _ in block]
+  places = [i for i, one in enumerate(block) if one and one.text.strip()]
+  if not places:
+    return out
+  pages = [one for i in places if (one := block[i])]
+  view = pages[0].view
+  rules, pictures = zip(*pdf_drawn.drawn([one.page for one in pages]), strict=True)
+  rules = [displayed(rules_R4, view) for rules_R4 in rules]
+  grids = {0: [pdf_tables.find(rules_R4) for rules_R4 in rules]}
+  characters = together([(one.handle, one.text) for one in pages])
+  words = words_of(characters, [one.page for one in pages], view, _edges(grids[0]), unseen,
+                   [one.levels for one in pages])
   length_W = words.place_W2[:, 1] - words.place_W2[:, 0]
-  share_T = np.bincount(words.turn_W, length_W * words.seen_W, 5)
-  # Outside a crop box stand printers' marks; beyond the edge of the sheet, an overlong table.
-  slack = 0 if page.get_cropbox(False) not in (None, page.get_mediabox(False)) else 1
-  frames = []
-  for turn in sorted(np.flatnonzero(share_T).tolist(), key=lambda turn: -share_T[turn]):
+  share_PT = np.bincount(words.page_W * 5 + words.turn_W, length_W * words.seen_W,
+                         5 * len(pages)).reshape(-1, 5)
+  lines = {}
+  for turn in np.flatnonzero(share_PT.any(0)).tolist():
     (index_W,) = np.nonzero(words.seen_W & (words.turn_W == turn))
     if turn == ASKEW:
-      frames.append(Frame(turn, _askew(words, index_W, view.height), [], view.height))
+      grids[turn] = [[] for _ in pages]
+      lines[turn] = [_askew(words, index_W[words.page_W[index_W] == page], view.height)
+                     for page in range(len(pages))]
       continue
     if turn:
-      grids[turn] = pdf_tables.find(levelled(rules_R4, turn, view))
-    lines = _lines(handle, words, index_W, turn, view, _edges(grids[turn]), slack)
-    frames.append(Frame(turn, lines, grids[turn], _turned(view, turn).height))
-  if not frames:
-    return [], [], words.hidden
-  main, *others = frames
-  frames = [main, *(_placed(main, _with_heads(main, other, view), view) for other in others)]
-  figures = pdf_drawn.figures(levelled(pictures_P4, main.turn, view), _turned(view, main.turn))
-  return [frame for frame in frames if frame.lines], figures, words.hidden
+      grids[turn] = [pdf_tables.find(levelled(rules_R4, turn, view)) for rules_R4 in rules]
+    lines[turn] = _lines(words, index_W, turn, view, _edges(grids[turn]))
+  for page, (place, share_T) in enumerate(zip(places, share_PT, strict=True)):
+    frames = [Frame(turn, lines[turn][page], grids[turn][page], _turned(view, turn).height)
+              for turn in sorted(np.flatnonzero(share_T).tolist(), key=lambda turn: -share_T[turn])]
+    hidden = float(words.hidden_P[page])
+    if not frames:
+      out[place] = [], [], hidden
+      continue
+    main, *others = frames
+    frames = [main, *(_placed(main, _with_heads(main, other, view), view) for other in others)]
+    pictures_P4 = displayed(pictures[page], view)
+    figures = pdf_drawn.figures(levelled(pictures_P4, main.turn, view), _turned(view, main.turn))
+    out[place] = [frame for frame in frames if frame.lines], figures, hidden
+  return out
 
 
-def _edges(grids: list[Grid]) -> np.ndarray:
-  """(x, y0, y1) of the upright rules of tables: [E, 3]."""
-  return np.concatenate([np.zeros((0, 3)), *(grid.drawn_E3 for grid in grids)])
+def _edges(pages: list[list[Grid]]) -> list[np.ndarray]:
+  """Of the tables of each page, (x, y0, y1) of their upright rules: [E, 3]."""
+  return [np.concatenate([np.zeros((0, 3)), *(grid.drawn_E3 for grid in grids)])
+          for grids in pages]
 
 
 def _askew(words: Words, index_W: np.ndarray, height: float) -> list[Line]:
@@ -278,7 +326,8 @@ def _askew(words: Words, index_W: np.ndarray, height: float) -> list[Line]:
   labels. Coordinates mean nothing. Stamps across the page are left out."""
   ends_P = (np.diff(index_W) > 1) | (np.diff(words.size_W[index_W]) != 0)
   parts = np.split(index_W, np.flatnonzero(ends_P) + 1)
-  texts = [words.string(part) for part in parts if words.size_W[part[0]] < STAMP * height]
+  texts = [words.string(part) for part in parts
+           if len(part) and words.size_W[part[0]] < STAMP * height]
   return [Line(0, 40 * i, 8 * len(text), 40 * i + 10, whole(text), 10)
           for i, text in enumerate(texts)]
 
@@ -339,49 +388,51 @@ def _turned(view: View, turn: int) -> View:
   return view._replace(width=view.height, height=view.width) if turn in (1, 3) else view
 
 
-def _lines(handle: ctypes.c_void_p, words: Words, index_W: np.ndarray, turn: int, view: View,
-           edge_E3: np.ndarray, slack: int) -> list[Line]:
-  """Words that stand one way → runs on one baseline, cut at wide gaps and at the edges of ruled
-  cells.
+def _lines(words: Words, index_W: np.ndarray, turn: int, view: View,
+           edges: list[np.ndarray]) -> list[list[Line]]:
+  """Words that stand one way → of each page, runs on one baseline, cut at wide gaps and at the
+  edges of ruled cells.
 
   Args:
     index_W: of the words.
-    edge_E3: of ruled cells, as in tables.Grid.
-    slack: how many pages beyond each edge of the page text is kept.
+    edges: of the ruled cells of each page, as in tables.Grid, [E, 3].
   """
+  characters, text = words.characters, words.characters.text
   place_W2, ends_W24 = words.place_W2[index_W], levelled(words.box_W24[index_W], turn, view)
   box_W4 = spans(ends_W24)
-  width, height = _turned(view, turn)[-2:]
+  page_W, (_, _, _, width, height, _, slack) = words.page_W[index_W], _turned(view, turn)
   length_W = place_W2[:, 1] - place_W2[:, 0]
-  start_R, hyphens = _runs(words, index_W, box_W4, _between(handle, place_W2, box_W4, edge_E3))
+  start_R, hyphens = _runs(words, index_W, box_W4, _between(words, index_W, box_W4, edges))
   end_R = np.append(start_R[1:], len(index_W))
   order_W = np.arange(len(index_W))[::-1]   # of words as long, the first
   longest_R = np.maximum.reduceat(length_W * len(index_W) + order_W, start_R)
   mark_R = len(index_W) - 1 - longest_R % len(index_W)
   x0_R = np.minimum.reduceat(box_W4[:, 0], start_R)
   x1_R = np.maximum.reduceat(box_W4[:, 2], start_R)
-  origin_R4 = origins(handle, place_W2[mark_R, 0].tolist())
+  origin_R4, page_R = characters.origins(place_W2[mark_R, 0]), page_W[start_R]
   base_R = levelled(displayed(origin_R4, view), turn, view)[:, 1]
   size_R = words.size_W[index_W[mark_R]]
   mono_R = words.mono_W[index_W[start_R]] & words.mono_W[index_W[end_R - 1]]
-  last = place_W2[end_R[mono_R] - 1, 1] - 1
-  items = map(Object, each('FPDFText_GetTextObject', handle, last.tolist()))
-  mono_R[mono_R] = [font in words.fixed for font in map(calls()['FPDFTextObj_GetFont'], items)]
+  last = characters.each('FPDFText_GetTextObject', place_W2[end_R[mono_R] - 1, 1] - 1)
+  fonts = map(calls()['FPDFTextObj_GetFont'], map(Object, last))
+  mono_R[mono_R] = list(map(words.fixed.__contains__, zip(
+    page_R[mono_R].tolist(), fonts, strict=True)))
   spaces = []                               # of lines in fixed width, as wide as they are
   if mono_R.any():
     advance_R = np.maximum(box_W4[mark_R, 2] - box_W4[mark_R, 0], 0.1) / length_W[mark_R]
     gap_W = (box_W4[1:, 0] - box_W4[:-1, 2]) / advance_R.repeat(end_R - start_R)[1:]
     spaces = [0, *gap_W.round().clip(1, 40).astype(int).tolist()]
   odd_W = words.odd_W[index_W]
-  odd_W[1:] |= index_W[1:] - index_W[:-1] > 1
+  odd_W[1:] |= (index_W[1:] - index_W[:-1] > 1) & (page_W[1:] == page_W[:-1])
   odd_R = np.logical_or.reduceat(odd_W, start_R)
   level_W = words.level_W[index_W]
   level_R = np.maximum.reduceat(level_W, start_R)
   of_level_W = length_W * (level_W == level_R.repeat(end_R - start_R))
   level_R[4 * np.add.reduceat(of_level_W, start_R) < 3 * np.add.reduceat(length_W, start_R)] = 0
-  lines, places, pairs = [], place_W2.tolist(), has_halves(words.text)
-  for start, end, first, last, hyphen, x0, x1, mark, base, size, mono, odd, level in zip(
-      start_R.tolist(), end_R.tolist(), place_W2[start_R, 0].tolist(),
+  places, pairs = place_W2.tolist(), has_halves(text)
+  lines: list[list[Line]] = [[] for _ in edges]
+  for page, start, end, first, last, hyphen, x0, x1, mark, base, size, mono, odd, level in zip(
+      page_R.tolist(), start_R.tolist(), end_R.tolist(), place_W2[start_R, 0].tolist(),
       place_W2[end_R - 1, 1].tolist(), hyphens, x0_R.tolist(), x1_R.tolist(), mark_R.tolist(),
       base_R.tolist(), size_R.tolist(), mono_R.tolist(), odd_R.tolist(),
       level_R.tolist(), strict=True):
@@ -392,42 +443,46 @@ def _lines(handle: ctypes.c_void_p, words: Words, index_W: np.ndarray, turn: int
             and -slack * height <= base <= (1 + slack) * height + size):
       continue
     if mono:
-      run = ''.join([' ' * space + words.text[a:b] for space, (a, b) in zip(
+      run = ''.join([' ' * space + text[a:b] for space, (a, b) in zip(
         spaces[start:end], places[start:end], strict=True)]).lstrip(' ')
     elif odd:
       run = words.string(index_W[start:end])
     else:
-      run = ' '.join(words.text[first:last].split())
+      run = ' '.join(text[first:last].split())
     if hyphen:
       run += BREAK
-    lines.append(Line(x0, base - 0.8 * size, x1, base + 0.2 * size, whole(run) if pairs else run,
-                      size, mono, level))
+    lines[page].append(Line(x0, base - 0.8 * size, x1, base + 0.2 * size,
+                            whole(run) if pairs else run, size, mono, level))
   return lines
 
 
-def _between(handle: ctypes.c_void_p, place_W2: np.ndarray, box_W4: np.ndarray,
-             edge_E3: np.ndarray) -> np.ndarray:
+def _between(words: Words, index_W: np.ndarray, box_W4: np.ndarray,
+             edges: list[np.ndarray]) -> np.ndarray:
   """Whether a word begins in another cell than the one before it, and is drawn for itself."""
-  edge_W = np.zeros(len(place_W2), bool)
-  if not len(edge_E3):
-    return edge_W
-  x_E, top_E, bottom_E = edge_E3.T
-  left_P, right_P = np.sort(np.stack([box_W4[:-1, 0], box_W4[1:, 0]]), 0) + 1
-  (over_Q,) = holding(x_E, left_P, right_P).nonzero()
-  left_Q1, right_Q1 = left_P[over_Q, None], right_P[over_Q, None]
-  y_Q1 = (box_W4[over_Q + 1, 1:2] + box_W4[over_Q + 1, 3:]) / 2
-  edge_W[over_Q + 1] = ((left_Q1 < x_E) & (x_E < right_Q1)
-                        & (top_E <= y_Q1) & (y_Q1 <= bottom_E)).any(1)
-  drawn_by = calls()['FPDFText_GetTextObject']
-  for w in np.flatnonzero(edge_W).tolist():
-    edge_W[w] = (drawn_by(handle, int(place_W2[w - 1, 1]) - 1)
-                 != drawn_by(handle, int(place_W2[w, 0])))
+  edge_W, place_W2 = np.zeros(len(index_W), bool), words.place_W2[index_W]
+  for page, edge_E3 in enumerate(edges):
+    of_page = words.characters.words_on(page, place_W2) if len(edge_E3) else slice(0)
+    box_Q4 = box_W4[of_page]
+    if len(box_Q4) < 2:
+      continue
+    x_E, top_E, bottom_E = edge_E3.T
+    left_P, right_P = np.sort(np.stack([box_Q4[:-1, 0], box_Q4[1:, 0]]), 0) + 1
+    (over_Q,) = holding(x_E, left_P, right_P).nonzero()
+    left_Q1, right_Q1 = left_P[over_Q, None], right_P[over_Q, None]
+    y_Q1 = (box_Q4[over_Q + 1, 1:2] + box_Q4[over_Q + 1, 3:]) / 2
+    edge_W[of_page.start + over_Q + 1] = ((left_Q1 < x_E) & (x_E < right_Q1)
+                                          & (top_E <= y_Q1) & (y_Q1 <= bottom_E)).any(1)
+  (at_Q,) = edge_W.nonzero()
+  pairs = np.stack([place_W2[at_Q - 1, 1] - 1, place_W2[at_Q, 0]], 1).ravel()
+  drawn_by = words.characters.each('FPDFText_GetTextObject', pairs)
+  edge_W[at_Q] = [a != b for a, b in zip(drawn_by[::2], drawn_by[1::2], strict=True)]
   return edge_W
 
 
 def _runs(words: Words, index_W: np.ndarray, box_W4: np.ndarray,
           edge_W: np.ndarray) -> tuple[np.ndarray, list[bool]]:
   """The first words of runs that stand together on a line, and whether a hyphen ends each run."""
+  text, code_N, page_W = words.characters.text, words.characters.code_N, words.page_W[index_W]
   place_W2, lifted_W = words.place_W2[index_W], words.lifted_W[index_W]
   a_P4, b_P4 = box_W4[:-1], box_W4[1:]
   height_W = box_W4[:, 3] - box_W4[:, 1]    # where letters are drawings, no higher than each
@@ -435,21 +490,24 @@ def _runs(words: Words, index_W: np.ndarray, box_W4: np.ndarray,
   size_P = np.maximum(np.maximum(height_W[:-1], height_W[1:]), 0.1)
   gap_P = np.maximum(b_P4[:, 0] - a_P4[:, 2], a_P4[:, 0] - b_P4[:, 2])    # either way of writing
   shift_P = np.abs(b_P4[:, 1] + b_P4[:, 3] - a_P4[:, 1] - a_P4[:, 3])
-  newline_P, hyphen_P = (_contain(words, c, place_W2) for c in ('\n', BREAK))
+  newline_P, hyphen_P = (_contain(words.characters, c, place_W2) for c in ('\n', BREAK))
   # pdfium ends a line after every letter of a column, and around superscripts.
   newline_P &= ~(words.stacked_W[index_W[1:]]
                  | (lifted_W[:-1] | lifted_W[1:]) & (np.abs(gap_P) < 0.5 * size_P))
-  apart_P = ((gap_P > 0.75 * size_P) | (shift_P > size_P) | newline_P | hyphen_P | edge_W[1:])
+  other_P = page_W[1:] != page_W[:-1]
+  apart_P = ((gap_P > 0.75 * size_P) | (shift_P > size_P) | newline_P | hyphen_P | edge_W[1:]
+             | other_P)
   for i in np.flatnonzero((b_P4[:, 2] < a_P4[:, 0]) & ~apart_P).tolist():
-    apart_P[i] = not pdf_layout.RTL.search(words.text[slice(*place_W2[i + 1])])
+    apart_P[i] = not pdf_layout.RTL.search(text[slice(*place_W2[i + 1])])
+  hyphen_P[other_P] = code_N[place_W2[:-1][other_P, 1]] == ord(BREAK)
   ends_P = np.flatnonzero(apart_P)
-  hyphens = [*hyphen_P[ends_P].tolist(), words.text[place_W2[-1, 1]:][:1] == BREAK]
+  hyphens = [*hyphen_P[ends_P].tolist(), text[place_W2[-1, 1]] == BREAK]
   return np.append(0, ends_P + 1), hyphens
 
 
-def _contain(words: Words, character: str, place_W2: np.ndarray) -> np.ndarray:
+def _contain(characters: Characters, character: str, place_W2: np.ndarray) -> np.ndarray:
   """Whether the gap after each word but the last has a character: bool [W - 1]."""
-  if character not in words.text:
+  if character not in characters.text:
     return np.zeros(len(place_W2) - 1, bool)
-  (at_Q,) = (words.code_N == ord(character)).nonzero()
+  (at_Q,) = (characters.code_N == ord(character)).nonzero()
   return at_Q.searchsorted(place_W2[1:, 0]) > at_Q.searchsorted(place_W2[:-1, 1])

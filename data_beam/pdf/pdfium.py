@@ -88,7 +88,7 @@ def _room(dtype: str, width: int, columns: int) -> tuple[np.ndarray, list[list[c
 
 
 def written(name: str, dtype: str, width: int, columns: int, things: Sequence[Any],
-            handle: ctypes.c_void_p | None = None) -> tuple[np.ndarray, list[int]]:
+            handles: Iterator[ctypes.c_void_p] | None = None) -> tuple[np.ndarray, list[int]]:
   """What a call of pdfium writes for each of some things, [N, width], and what it returns.
 
   Args:
@@ -97,37 +97,37 @@ def written(name: str, dtype: str, width: int, columns: int, things: Sequence[An
     width: numbers that it writes for a thing.
     columns: of these, how many are arguments of their own, the first ones.
     things: what it is asked of.
-    handle: what comes before them among the arguments.
+    handles: what comes before each among the arguments.
   """
   room_NX, pointers = _room(dtype, width, columns)
   out_NX, results = np.zeros((len(things), width), dtype), []
   for start in range(0, len(things), len(room_NX)):
     part = things[start:start + len(room_NX)]
     room_NX[:len(part)] = 0
-    first = [] if handle is None else [itertools.repeat(handle)]
+    first = [] if handles is None else [itertools.islice(handles, len(part))]
     results += map(calls()[name], *first, part, *pointers)
     out_NX[start:start + len(part)] = room_NX[:len(part)]
   return out_NX, results
 
 
-def character_boxes(handle: ctypes.c_void_p, indices: list[int]) -> np.ndarray:
-  """Boxes of characters of a text page, as high as their font, in page space: float32 [N, 4],
+def character_boxes(handles: Iterator[ctypes.c_void_p], indices: list[int]) -> np.ndarray:
+  """Boxes of characters, each of a text page, as high as their font, in page space: float32 [N, 4],
   each left, top, right, bottom; zeros where pdfium has none."""
-  return written('FPDFText_GetLooseCharBox', 'f4', 4, 1, indices, handle)[0]
+  return written('FPDFText_GetLooseCharBox', 'f4', 4, 1, indices, handles)[0]
 
 
-def matrices(handle: ctypes.c_void_p, indices: list[int]) -> np.ndarray:
+def matrices(handles: Iterator[ctypes.c_void_p], indices: list[int]) -> np.ndarray:
   """How characters are scaled, turned and moved, in page space: [N, 6]; as they are where pdfium
   does not know."""
-  out_N6, known = written('FPDFText_GetMatrix', 'f4', 6, 1, indices, handle)
+  out_N6, known = written('FPDFText_GetMatrix', 'f4', 6, 1, indices, handles)
   if not all(known):
     out_N6[~np.array(known, bool)] = 1, 0, 0, 1, 0, 0
   return out_N6.astype(float)
 
 
-def origins(handle: ctypes.c_void_p, indices: list[int]) -> np.ndarray:
+def origins(handles: Iterator[ctypes.c_void_p], indices: list[int]) -> np.ndarray:
   """Where characters stand on their baselines, as boxes in page space of no size: [N, 4]."""
-  out_N2, _ = written('FPDFText_GetCharOrigin', 'f8', 2, 2, indices, handle)
+  out_N2, _ = written('FPDFText_GetCharOrigin', 'f8', 2, 2, indices, handles)
   return np.tile(out_N2, 2)
 
 
@@ -138,7 +138,7 @@ def objects(handle: ctypes.c_void_p, most: int,
   return zip(items, map(calls()['FPDFPageObj_GetType'], items), strict=True)
 
 
-def bounds(items: list[Object]) -> np.ndarray:
+def bounds(items: Sequence[Object]) -> np.ndarray:
   """Boxes of objects: float32 [N, 4], left, bottom, right, top; zeros where pdfium has none."""
   return written('FPDFPageObj_GetBounds', 'f4', 4, 4, items)[0]
 
@@ -161,18 +161,27 @@ class View(NamedTuple):
   shift_4: np.ndarray
   width: float              # points, as displayed
   height: float
+  quarters: int             # by which the page is turned clockwise when it is displayed
+  slack: int                # how many pages beyond each edge of the page text is kept
 
 
 def view_of(page: Any) -> View:
-  """How a page is displayed, see `displayed`."""
-  left, bottom, right, top = page.get_bbox()
-  order, sign, shift = {
-    0: (None, (1, -1, 1, -1), (-left, top, -left, top)),
-    90: ([3, 0, 1, 2], (1, 1, 1, 1), (-bottom, -left, -bottom, -left)),
-    180: ([2, 3, 0, 1], (-1, 1, -1, 1), (right, -bottom, right, -bottom)),
-    270: ([1, 2, 3, 0], (-1, -1, -1, -1), (top, right, top, right)),
-  }[page.get_rotation()]
-  return View(order, np.array(sign, float), np.array(shift, float), *page.get_size())
+  """How a page is displayed, see `displayed`. Pages that are displayed alike have the same one."""
+  # Outside a crop box stand printers' marks; beyond the edge of the sheet, an overlong table.
+  slack = 0 if page.get_cropbox(False) not in (None, page.get_mediabox(False)) else 1
+  return _view(page.get_bbox(), page.get_rotation() // 90, *page.get_size(), slack)
+
+
+@functools.lru_cache(64)
+def _view(box: tuple[float, ...], quarters: int, width: float, height: float, slack: int) -> View:
+  left, bottom, right, top = box
+  order, sign, shift = (
+    (None, (1, -1, 1, -1), (-left, top, -left, top)),
+    ([3, 0, 1, 2], (1, 1, 1, 1), (-bottom, -left, -bottom, -left)),
+    ([2, 3, 0, 1], (-1, 1, -1, 1), (right, -bottom, right, -bottom)),
+    ([1, 2, 3, 0], (-1, -1, -1, -1), (top, right, top, right)),
+  )[quarters]
+  return View(order, np.array(sign, float), np.array(shift, float), width, height, quarters, slack)
 
 
 def displayed(boxes: np.ndarray, view: View) -> np.ndarray:

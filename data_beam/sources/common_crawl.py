@@ -5,7 +5,6 @@ JSON lines with `filename`, `offset`, `length`, as Common Crawl's index server g
 (`cc-index/table/cc-main/warc/crawl=…/subset=warc/*.parquet`)."""
 
 import dataclasses
-import json
 import os
 import re
 import zlib
@@ -20,6 +19,7 @@ from data_beam.sources.files import (
   decompressed,
   lines,
   open_file,
+  parse_json,
   reject_file,
 )
 
@@ -71,7 +71,7 @@ def captures(path: str, types: Collection[str]) -> Iterator[Capture | Reject]:
               'truncated': row['content_truncated']}, path)
           except RangeError as error:
             yield reject_file(name, number, number, 'unreadable_range', f'row {number}: {error}')
-    except (ValueError, OSError) as error:          # ArrowInvalid is a ValueError
+    except (ValueError, OSError, LookupError) as error:     # ArrowInvalid is a ValueError
       yield reject_file(name, 0, number, 'corrupt_file', f'{type(error).__name__}: {error}')
 
 
@@ -83,7 +83,7 @@ def _captures_in_lines(path: str) -> Iterator[Capture | Reject]:
         if not line.strip():
           continue
         try:
-          yield capture(json.loads(line[max(0, line.find(b'{')):]), path)
+          yield capture(parse_json(line[max(0, line.find(b'{')):]), path)
         except RangeError as error:
           yield reject_file(name, number, number, 'unreadable_range', f'line {number}: {error}')
         except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:

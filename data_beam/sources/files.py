@@ -10,6 +10,7 @@ import glob
 import gzip
 import importlib.util
 import io
+import json
 import os
 import re
 import time
@@ -27,6 +28,7 @@ if TYPE_CHECKING:
 
 COMMON_CRAWL = 'https://data.commoncrawl.org/'
 ARCHIVE = re.compile(r'\.(zip|7z|rar|tgz|tar(\.(gz|bz2|xz|zst))?)$', re.I)
+_SURROGATE = re.compile(rb'\\u[dD][89a-fA-F]')
 LISTING = re.compile(r'\.paths(\.gz)?$')
 
 
@@ -202,12 +204,35 @@ def decompressed(stream: BinaryIO) -> Any:
 
 
 def lines(stream: Any, limit: int) -> Iterator[bytes]:
-  """Lines of a stream. Of one that is longer than `limit` bytes the first so many, without the line
-  break that others end with, so that no line costs more memory."""
+  """Lines of a stream, in UTF-8, or UTF-16 with its mark. Of one that is longer than `limit` bytes
+  the first so many, without the line break that others end with, so that no line costs more memory.
+  """
+  if stream.peek(2)[:2] in (b'\xff\xfe', b'\xfe\xff'):
+    text = io.TextIOWrapper(stream, 'utf-16', errors='replace', newline='\n')
+    stream = io.BufferedReader(Raw(_Encoded(text)))
   while line := stream.readline(limit):
     yield line
     while len(line) == limit and not line.endswith(b'\n'):
       line = stream.readline(limit)   # the rest
+
+
+def parse_json(line: bytes) -> Any:
+  """A line of JSON. Halves of surrogate pairs, which its escapes can say and no file can hold,
+  become question marks. Raises ValueError (bad UTF-8 too) and RecursionError."""
+  value = json.loads(line)
+  if b'\\u' in line and _SURROGATE.search(line):
+    value = json.loads(json.dumps(value, ensure_ascii=False).encode('utf-8', 'replace'))
+  return value
+
+
+class _Encoded:
+  """A stream of text as one of UTF-8."""
+
+  def __init__(self, text: io.TextIOBase):
+    self.text = text
+
+  def read(self, size: int) -> bytes:
+    return self.text.read(size // 4).encode('utf-8', 'replace')     # at most four bytes each
 
 
 class Raw(io.RawIOBase):

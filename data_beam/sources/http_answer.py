@@ -5,6 +5,9 @@ from typing import NamedTuple
 
 HEAD_END = re.compile(rb'\r?\n\r?\n')     # some servers end lines with a line feed alone
 HEAD_BYTES = 64 << 10
+# Of an answer; a page may begin under its headers without an empty line.
+_ANSWER_HEAD_END = re.compile(rb'\r?\n(?:\r?\n|(?=<[!A-Za-z]))')
+_INTERIM = re.compile(rb'HTTP/\S+[ \t]+1\d\d\b')
 # Of the owner's wishes (web/rights.py); a server may send several of one name.
 WISHES = ('x-robots-tag', 'tdm-reservation', 'content-usage', 'link')
 
@@ -37,7 +40,12 @@ class Answer(NamedTuple):
 
 def http_answer(block: bytes) -> Answer:
   """A block as an HTTP answer; its lines may end with a line feed alone, or there may be none."""
-  if not (end := HEAD_END.search(block, 0, HEAD_BYTES)) or block[:1] == b'<':
+  for _ in range(5):      # 100 Continue, 103 Early Hints
+    interim = _INTERIM.match(block) and HEAD_END.search(block, 0, HEAD_BYTES)
+    if not interim or not block.startswith(b'HTTP/', interim.end()):
+      break
+    block = block[interim.end():]
+  if not (end := _ANSWER_HEAD_END.search(block, 0, HEAD_BYTES)) or block[:1] == b'<':
     return Answer(None, {}, b'' if block.startswith(b'HTTP/') else block)
   status = re.match(rb'\S+[ \t]+(\d{3})\b', block)
   return Answer(int(status[1]) if status else None, parse_headers(block[:end.start()]),

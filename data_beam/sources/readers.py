@@ -11,7 +11,6 @@ import hashlib
 import http.client
 import io
 import itertools
-import json
 import os
 import re
 import zlib
@@ -27,13 +26,14 @@ from data_beam.sources.files import (
   lines,
   open_file,
   over_https,
+  parse_json,
   patiently,
   read_range,
   reject_file,
 )
 from data_beam.sources.http_answer import HEAD_BYTES, WISHES, Answer, http_answer, mime
 
-HTML_TYPES = frozenset({'text/html', 'application/xhtml+xml'})
+HTML_TYPES = frozenset({'text/html', 'application/xhtml+xml', 'application/vnd.wap.xhtml+xml'})
 # Types under which servers send PDFs (the list of the FinePDFs pipeline).
 PDF_TYPES = frozenset({
   'application/pdf', 'application/x-pdf', 'application/acrobat', 'applications/vnd.pdf', 'text/pdf',
@@ -44,6 +44,7 @@ MAX_PAGE_BYTES = 8 << 20
 # HTML deflates about five times; deflate's own limit is 1032. Only payloads above 1 MiB are judged.
 MAX_RATIO = 200
 RATIO_FLOOR = 1 << 20
+GZIP, MAX_MEMBERS = b'\x1f\x8b\x08', 64      # of one payload
 
 SPAN_BYTES, MAX_SPAN_BYTES = 1 << 20, 32 << 20      # of a file that is read in parts
 RANGE_SLACK = 1 << 20    # of a record's bytes in a file, beyond the page it holds
@@ -277,7 +278,7 @@ def _read_line(line, path, name, number, types, max_bytes):
   if not line.strip():
     return None, ()
   try:
-    row = json.loads(line[max(0, line.find(b'{')):])
+    row = parse_json(line[max(0, line.find(b'{')):])
     if 'filename' in row and 'offset' in row:
       return None, read_capture(common_crawl.capture(row, path), types, max_bytes)
     html = row.get('html')
@@ -405,12 +406,17 @@ def _page(
 
 def decode_payload(raw: bytes, headers: Mapping[str, str], max_bytes: int) -> bytes:
   """Undoes Transfer-Encoding and Content-Encoding. Raises PayloadError: too_large, ratio,
-  bad_encoding. Crawlers often store a decoded body under its original headers; then the bytes win.
+  bad_encoding. Crawlers often store a decoded body under its original headers, and some servers
+  name no encoding; then the bytes win.
   """
   body = raw
-  if 'chunked' in (headers.get('transfer-encoding') or '').lower():
+  transfer = (headers.get('transfer-encoding') or '').lower()
+  if 'chunked' in transfer:
     body = dechunk(body)
-  for coding in reversed((headers.get('content-encoding') or '').lower().split(',')):
+  codings = f'{headers.get("content-encoding") or ""},{transfer}'.lower().split(',')
+  if mime(headers.get('content-type') or '') in HTML_TYPES:
+    codings = ['gzip' if body.startswith(GZIP) else '', *codings]
+  for coding in reversed(codings):
     body = _inflate(body, coding.strip(), max_bytes)
     if len(body) > max_bytes:
       raise PayloadError('too_large', f'more than {max_bytes} bytes once inflated')
@@ -439,7 +445,7 @@ def _inflate(body: bytes, coding: str, max_bytes: int) -> bytes:
   try:
     if coding in ('gzip', 'x-gzip', 'deflate'):
       try:
-        return zlib.decompressobj(47).decompress(body, max_bytes + 1)   # a gzip or zlib header
+        return _members(body, max_bytes + 1)
       except zlib.error:
         return zlib.decompressobj(-15).decompress(body, max_bytes + 1)  # bare deflate
     if coding == 'br':
@@ -455,6 +461,16 @@ def _inflate(body: bytes, coding: str, max_bytes: int) -> bytes:
       return body     # stored decoded
     raise PayloadError('bad_encoding', f'{coding}: {error}') from error
   return body         # identity, or a name nobody knows: the bytes as they are
+
+
+def _members(body: bytes, size: int) -> bytes:
+  """At most `size` bytes of zlib, or of gzip, which may have several members."""
+  parts: list[bytes] = []
+  while not parts or (body.startswith(GZIP) and size > 0 and len(parts) < MAX_MEMBERS):
+    inflate = zlib.decompressobj(47)     # a gzip or zlib header
+    parts.append(inflate.decompress(body, size))
+    size, body = size - len(parts[-1]), inflate.unused_data
+  return b''.join(parts)
 
 
 def _read_up_to(reader, size: int) -> bytes:

@@ -16,10 +16,11 @@ from data_beam.sources.http_answer import HEAD_BYTES, HEAD_END, parse_headers
 
 GZIP = b'\x1f\x8b'
 _MEMBER = b'\x1f\x8b\x08'
-_RECORD = re.compile(rb'\nWARC/[01]\.\d+\r?\n[A-Za-z-]+:')     # the line, and a header under it
+_RECORD = re.compile(rb'WARC/[01]\.\d+\r?\n[A-Za-z-]+:')     # the line, and a header under it
 _CHUNK = 64 << 10
 _PROBE = 4 << 10            # bytes of a member by which it is told from chance
 _REMEMBERED = 32 << 20      # compressed bytes of a member that are searched for the next
+_BEGINNING = 1 << 20        # bytes of a damaged beginning that tell what the file is
 
 
 class Record(NamedTuple):
@@ -171,10 +172,10 @@ class _Ahead:
     self.at += size
 
   def seek_record(self) -> bool:
-    """Moves on to the next line that begins a record; False if there is none."""
+    """Moves on to where the next record begins; False if there is none."""
     while True:
       if found := _RECORD.search(self.data):
-        self.skip(found.start() + 1)
+        self.skip(found.start())
         return True
       self.skip(max(0, len(self.data) - 256))
       if not self.fill(len(self.data) + 1):
@@ -201,7 +202,10 @@ def records(
   if magic in (b'\x28\xb5\x2f\xfd', b'\x04\x22\x4d\x18'):
     yield from _of_fastwarc(stream, limit)
     return
-  source = (_Gzip(stream, start, end) if magic[:2] == GZIP or start else _Plain(stream))
+  stream = io.BufferedReader(Raw(stream), _BEGINNING)
+  beginning = stream.peek(1)
+  packed = magic[:2] == GZIP or start or (_MEMBER in beginning and b'WARC/' not in beginning)
+  source = _Gzip(stream, start, end) if packed else _Plain(stream)
   for offset in source.segments():
     yield from source.between
     source.between.clear()
@@ -226,6 +230,8 @@ def _of_segment(
     head, trouble = None, 'no record where one should begin'
     if ahead.fill(5) and ahead.data.startswith(b'WARC/'):
       head, trouble = _head(ahead), 'its headers have no end'
+      if not head:
+        ahead.skip(1)     # so that another is looked for
     if head:
       headers, size = head
       ahead.skip(size)
@@ -268,7 +274,9 @@ def _block(
   if whole:
     ahead.fill(length + 16)      # so that a gzip member's checksum is looked at
     behind = bytes(ahead.data[length:length + 16]).lstrip(b'\r\n \0')[:5]
-    if b'WARC/'.startswith(behind) and not source.broken:
+    # Two line breaks end it, whatever comes then.
+    ends = b'WARC/'.startswith(behind) or ahead.data[length:].startswith(b'\r\n\r\n')
+    if ends and not source.broken:
       ahead.skip(length)
       return record, ''
   if source.broken:

@@ -41,14 +41,19 @@ _COUNTED = (r'v|vers?|versi[oó]n(?:es|en|s|i|e)?|vers(?:ão|ões)|fassung|relea
             r'chap(?:ters?|itres?)?|cap(?:[ií]tul?o(?:s|lo)?)?|clauses?|articles?|art|art[ií]culos?|'
             r'articol[oi]|artigos?|paragraph(?:en|e|s)?|para|fig(?:ures?|uras?)?|abbildung|tab(?:les?|'
             r'elle)?|appendix|annex(?:es)?|anhang|steps?|items?|rules?|requirements?|req|parts?|'
-            r'theorem|lemma|definition|equation|eq|ch|schedule|regulations?')
+            r'theorem|lemma|definition|equation|eq|ch|schedule|regulations?|'
+            # What mostly has a version behind its name.
+            r'windows|chrome|firefox|safari|edge|opera|explorer|ie|office|word|excel|outlook|java|'
+            r'jdk|jre|python|php|perl|ruby|node|oracle|database|mysql|mariadb|postgres(?:ql)?|apache|'
+            r'tomcat|nginx|openssl|linux|ubuntu|debian|android|ios|macos|directx|acrobat|reader|'
+            r'player|itunes|quicktime|wordpress|drupal|joomla|framework|bios|unity|vlc|sdk|api')
 _AND = r'(?:[,;/&–-]|and|or|to|through|und|oder|bis|et|ou|à|y|o|e)'
 _COUNTS = re.compile(rf'(?:sub-?)?(?:{_COUNTED})|§+|№', re.I)
 _OTHERS = re.compile(rf'(?:v?\d+(?:\.\d+)+\s?{_AND}\s(?:{_AND}\s)?)+v?$', re.I)   # 1.2.3.4 and …
 _BEFORE = re.compile(r'([^\W\d_]+(?:-[^\W\d_]+)?|[§№]+)[\s.:=#(\[]*'
                      r'(?:(?:is|number|no\.|nr\.)\s)?v?$', re.I)
 _JOINED = re.compile(r'\w[=~!<>]=$|(?<![\w./:-])[A-Za-z][\w+]*/$|[A-Za-z]-$')
-_HEADING = re.compile(r'[ \t]+([^\W\d_])')
+_HEADING = re.compile(r'[.)]?[ \t]+([^\W\d_])')
 
 # International numbers (+49 30 1234567), and national ones that are marked by brackets or a word.
 _PHONE_DIGITS = r'\d(?:[ \u00a0./()-]{0,2}\d){6,13}'
@@ -59,7 +64,9 @@ _PHONE = re.compile(
 # Numbers set aside for fiction (NANPA 555-01xx, Ofcom).
 _PHONES = ('+1 202 555 0123', '+1 212 555 0147', '+1 312 555 0186', '+44 20 7946 0018')
 
-_IBAN = re.compile(r'(?<!\w)[A-Z]{2}\d\d(?: ?[A-Z0-9]{4}){2,7}(?: ?[A-Z0-9]{1,3})?(?!\w)')
+_IBAN = re.compile(
+  r'(?<!\w)[A-Z]{2}\d\d(?:[ \u00a0-]?[A-Z0-9]{4}){2,7}(?:[ \u00a0-]?[A-Z0-9]{1,3})?(?!\w)',
+  re.I | re.A)
 _COUNTRIES = (
   'AD24 AE23 AL28 AT20 AZ28 BA20 BE16 BG22 BH22 BR29 BY28 CH21 CR22 CY28 CZ24 DE22 DK18 DO28 EE20 '
   'EG29 ES24 FI18 FO18 FR27 GB22 GE22 GI23 GL18 GR27 GT28 HR21 HU28 IE22 IL23 IQ23 IS26 IT27 JO30 '
@@ -68,7 +75,7 @@ _COUNTRIES = (
   'VG24 XK20')
 _IBAN_LENGTHS = {k[:2]: int(k[2:]) for k in _COUNTRIES.split()}
 _CARD = re.compile(r'(?<![\w.,-])(?<!\w\d )'
-                   r'(?:\d{4}([ -]?)\d{4}\1\d{4}\1\d{4}|3\d{3}([ -]?)\d{6}\2\d{4,5})'
+                   r'(?:\d{4}([ \u00a0-]?)\d{4}\1\d{4}\1\d{4}|3\d{3}([ \u00a0-]?)\d{6}\2\d{4,5})'
                    r'(?![\w-]|[., ]\d)')
 # First digits of Visa, Mastercard, Amex, Diners, Discover, JCB, UnionPay.
 _ISSUER = re.compile(r'4|5[1-5]|2(?:2[2-9]|[3-6]|7[01]|720)|3[47]|3[068]|6011|6[45]|35|62')
@@ -103,7 +110,7 @@ def replace_pii(text: str, phones: bool = False, accounts: bool = False) -> str:
 
 def is_iban(text: str) -> bool:
   """Whether a text is an IBAN: of its country's length, with the right check digits (ISO 13616)."""
-  text = text.replace(' ', '')
+  text = re.sub('[ \u00a0-]', '', text).upper()
   if len(text) != _IBAN_LENGTHS.get(text[:2]):
     return False
   return int(''.join(str(int(c, 36)) for c in text[4:] + text[:4])) % 97 == 1

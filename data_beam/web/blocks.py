@@ -1,6 +1,7 @@
 """A parsed page as blocks of text and the elements around them, in one walk over the tree."""
 
 import re
+import textwrap
 from collections.abc import Iterator
 from typing import Any, NamedTuple
 
@@ -8,6 +9,7 @@ from lxml import etree
 
 from data_beam.web import tex
 from data_beam.web.names import (
+  CODE_BOX,
   CODE_CELL,
   CODE_LINE,
   DRAWN,
@@ -23,23 +25,26 @@ from data_beam.web.names import (
 # What a tag is to the walk. A tag not listed is inline: its text joins the text around it.
 _BLOCK, _BREAK, _SKIP, _OTHER = 1, 2, 3, 4
 # Nothing of a page's text stands in these, however the markup is broken.
-_NEVER = ('head', 'desc', 'script', 'style', 'template', 'iframe', 'embed', 'textarea',
-          'input', 'datalist', 'progress', 'meter', 'frame', 'frameset', 'noframes', 'area', 'base',
-          'link', 'meta', 'source', 'track', 'rt', 'rp', 'rtc')
+_NEVER = ('desc', 'script', 'style', 'embed', 'input', 'progress', 'meter', 'frame', 'area', 'base',
+          'link', 'meta', 'source', 'track', 'rp')
 # These hold none of it in a page that is well made. Of another they may hold all of it.
 _ASIDE = ('noscript', 'object', 'applet', 'audio', 'video', 'picture', 'map', 'select', 'option',
           'label', 'nav', 'aside', 'footer', 'menu', 'dialog', 'figcaption', 'noindex', 'marquee',
-          'svg', 'canvas', 'title')
-_OWN = ('math', 'mjx-container', 'script', 'img', 'button', 'sup')   # see Walk.other
+          'svg', 'canvas', 'title', 'head', 'template', 'datalist', 'frameset', 'rt', 'rtc')
+# Neither do these, whose inside is no markup to a parser: of one that is never closed it is the
+# rest of the page.
+_RAW = ('textarea', 'iframe', 'noframes', 'noembed')
+_MATH = ('math', 'm:math', 'mml:math')
+_OWN = (*_MATH, 'mjx-container', 'script', 'img', 'button', 'sup', 'code')   # see Walk.other
 BLOCK = frozenset([
   'html', 'body', 'main', 'article', 'section', 'div', 'p', 'header', 'hgroup', 'h1', 'h2', 'h3',
   'h4', 'h5', 'h6', 'ul', 'ol', 'li', 'dl', 'dt', 'dd', 'table', 'thead', 'tbody', 'tfoot', 'tr',
   'td', 'th', 'caption', 'blockquote', 'pre', 'address', 'center', 'form', 'fieldset', 'details',
-  'summary', 'figure', 'hr', 'legend', 'search',
+  'summary', 'figure', 'hr', 'legend', 'search', 'listing', 'xmp',
 ])
-_TAGS = {**dict.fromkeys((*_NEVER, *_ASIDE), _SKIP), **dict.fromkeys(BLOCK, _BLOCK),
+_TAGS = {**dict.fromkeys((*_NEVER, *_ASIDE, *_RAW), _SKIP), **dict.fromkeys(BLOCK, _BLOCK),
          **dict.fromkeys(_OWN, _OTHER), 'br': _BREAK}
-_TAGS_ALL = {**_TAGS, **dict.fromkeys((*_ASIDE, 'button'), _BLOCK)}
+_TAGS_ALL = {**_TAGS, **dict.fromkeys((*_ASIDE, *_RAW, 'button'), _BLOCK)}
 HEADINGS = {f'h{i}': i for i in range(1, 7)}
 # Elements that can be the scope, or be boilerplate.
 CONTAINERS = frozenset([
@@ -48,6 +53,7 @@ CONTAINERS = frozenset([
   'address', 'li', 'h2', 'h3', 'h4',
 ])
 _KINDS = {'p': 'p', 'li': 'li', 'dd': 'li', 'dt': 'li', 'td': 'row', 'th': 'row', 'pre': 'pre',
+          'listing': 'pre', 'xmp': 'pre',
           'blockquote': 'quote', **{h: h for h in HEADINGS}}
 # What keeps its own kind inside a list, a quotation or a cell.
 _STRONGER = _KINDS.keys() - {'p'}
@@ -58,8 +64,13 @@ _SENTENCE = re.compile(r'[.!?…。！？:;]["”’»)\]]*(?:\s|$)')
 _EXPONENT = re.compile(r'\s*(?:[-+−–]?\d{1,3}|[-+−–]?[nkmxyti])\s*')
 _BASE = re.compile(
   r'(?:(?<![\d.,])(?!(?:1[5-9]|20)\d\d$)\d[\d.,]*|(?<![^\W\d_])[A-Za-z]{1,2}|[)\]])$')
-_LOOKS_LIKE_TEX = re.compile(r'[\\^_={}+]|^.{1,3}$')
-_CODE_BLOCKS = frozenset(['div', 'p', 'li', 'tr'])
+_SCRIPT = frozenset(['i', 'em', 'var', 'b', 'span'])     # what an exponent may stand in
+_PREFORMATTED = re.compile(r'white-space\s*:\s*pre\s*(?:$|[;!])', re.I)
+_END_TAGS = re.compile(r'</(?:body|html)\b[^<>]*>', re.I)
+_MARKUP = re.compile(r'<(?:p|div|br|article|section|h[1-6]|table|li)\b', re.I)
+_CODE_BLOCKS = frozenset(['div', 'p', 'li', 'tr', 'pre'])
+_CODE_INLINE = frozenset(['span', 'code', 'a'])
+_INVISIBLE = {0xa0: ' ', 0x200b: None, 0xfeff: None}      # in code, to keep a line from collapsing
 MAX_CELLS = 50    # that one cell may span
 
 
@@ -101,7 +112,11 @@ def value(text: str, kind: str, links: int) -> int:
 
 
 def parse(html: str) -> Any:
-  """The root element of a page, or None if there is nothing in it."""
+  """The root element of a page, or None if there is nothing in it.
+
+  What stands behind </body> or </html> is the page's as well, as browsers have it.
+  """
+  html = _END_TAGS.sub('', html)
   parser = etree.HTMLParser(encoding='utf-8', remove_comments=True, remove_pis=True,
                             huge_tree=True)   # nesting beyond 256; within_budget bounds the size
   try:
@@ -126,16 +141,15 @@ class Walk:
       formulas: some are drawn by a script, and their source stands beside them.
     """
     self.tags = _TAGS_ALL if everything else _TAGS
-    if markdown:
-      self.tags = self.tags | {'code': _OTHER}
-    self.formulas = formulas
+    self.markdown, self.formulas = markdown, formulas
     self.blocks: list[Block] = []
     self.elements: list[Element] = []
     self.skipped = 0               # characters of long texts inside what was skipped
     self.parts: list[str] = []     # of the block being read
     self.links = 0
     self.mark = self.rest = ''     # of the list's item being read: of its next block, of later ones
-    self.lists: list[list[Any]] = []    # those around: [next number or None, blanks before an item]
+    # The lists around: [next number or None, blanks before an item, its mark's width, step].
+    self.lists: list[list[Any]] = []
     self.cells: list[tuple[Any, int, int]] = []       # of the row being read: blocks[start:end]
     self.grid: list[Any] = [0, {}]      # of the table: its columns, {column: (rows to come, text)}
     self.block(root, 'body', 'div', 0, False)
@@ -189,7 +203,7 @@ class Walk:
           parts.pop()
         parts.append('\f')
       elif what == _SKIP:
-        if len(child):
+        if len(child) or tag in _RAW:
           self.skipped += _prose_in(child)
       else:
         self.other(child, tag, kind, depth, in_link)
@@ -208,7 +222,10 @@ class Walk:
     start = len(self.blocks)
     inherits = kind in ('li', 'quote') or (kind == 'row' and tag != 'p')
     inner = kind if inherits and tag not in _STRONGER else _KINDS.get(tag, 'div')
-    (_READ.get(tag) or Walk.visit)(self, element, inner, depth, in_link)
+    read = _READ.get(tag) or Walk.visit
+    if (tag == 'div' or tag == 'ol') and _is_code(element):
+      read = Walk.listing
+    read(self, element, inner, depth, in_link)
     self.flush(inner)
     end = len(self.blocks)
     if end > start and tag in CONTAINERS:
@@ -218,6 +235,8 @@ class Walk:
         what = hint(tag, names[:400])
         if 'style' in keys and _HIDDEN.search(element.get('style')) and not UNFOLDS.search(names):
           what = Hint.BOILERPLATE
+        elif what < 0 and _are_code(self.blocks[start:end]):
+          what = Hint.NONE
       elif tag == 'main':
         what = Hint.MAIN
       self.elements.append(Element(start, end, what, depth, tag))
@@ -228,14 +247,19 @@ class Walk:
     """Reads what is in a line and more than its text: formulas, powers, questions, code."""
     get, text = element.get, ''
     if tag == 'sup':
-      if (self.parts and not len(element) and _EXPONENT.fullmatch(element.text or '')
-          and _BASE.search(self.parts[-1])):
+      if (self.parts and all(e.tag in _SCRIPT for e in element)
+          and _EXPONENT.fullmatch(''.join(element.itertext())) and _BASE.search(self.parts[-1])):
         self.parts.append('^')
       self.visit(element, kind, depth + 1, in_link)
     elif tag == 'code':
-      self.parts.append('`')
+      if _stands_alone(element):
+        self.flush(kind)
+        self.listing(element, kind, depth, in_link)
+        return
+      tick = '`' if self.markdown else ''
+      self.parts.append(tick)
       self.visit(element, kind, depth + 1, in_link)
-      self.parts.append('`')
+      self.parts.append(tick)
     elif tag == 'button':
       # An accordion's question, which is read as a heading is.
       said = ' '.join(''.join(element.itertext()).split()) if len(element) < 10 else ''
@@ -247,21 +271,21 @@ class Walk:
         self.flush('div')
       elif len(element):
         self.skipped += _prose_in(element)
-    elif tag == 'math':
+    elif tag in _MATH:
       text = tex.of_math(element)
     elif tag == 'script':
-      if (get('type') or '').startswith('math/tex'):
-        text = tex.dollars(element.text or '', 'mode=display' in get('type'))
+      if (get('type') or '').startswith('math/'):
+        text = tex.of_script(element.text or '', get('type'))
     elif tag == 'img':
-      if (alt := get('alt')) and _LOOKS_LIKE_TEX.search(alt) and (
-        FORMULA.search(f'{get("class") or ""} {get("src") or ""}')):
+      if FORMULA.search(f'{get("class") or ""} {get("src") or ""}'):
         before = element.getprevious()     # the same as MathML, in Wikipedia's pages
-        text = tex.dollars(alt) if before is None or next(before.iter('math'), None) is None else ''
+        text = (tex.of_image(element)
+                if before is None or next(before.iter('math'), None) is None else '')
     else:
       math = next(element.iter('math'), None)
       text = '' if math is None else tex.of_math(math)
     if text:
-      self.formulas = self.formulas or tag in ('math', 'script')
+      self.formulas = self.formulas or tag in ('script', *_MATH)
       self.parts.append(text)
 
   def listing(self, element: Any, kind: str, depth: int, in_link: bool) -> None:
@@ -269,22 +293,35 @@ class Walk:
     if text := code(element):
       self.blocks.append(Block(text, 'pre', 0, value(text, 'pre', 0)))
 
+  def raw(self, element: Any, kind: str, depth: int, in_link: bool) -> None:
+    """Reads markup that is text to the parser."""
+    inside = element.text or ''
+    if not len(element) and _MARKUP.search(inside) and (root := parse(inside)) is not None:
+      self.visit(root, kind, depth + 1, in_link)
+    elif element.tag not in _RAW:
+      self.visit(element, kind, depth, in_link)
+
   def items(self, element: Any, kind: str, depth: int, in_link: bool) -> None:
     """Reads a list."""
-    number = None
+    number, rest, step = None, self.rest, 1
     if element.tag == 'ol':
-      number = _number(element.get('start'), 1)
-    self.lists.append([number, self.rest])
+      backwards = element.get('reversed') is not None
+      step = -1 if backwards else 1
+      number = _number(element.get('start'), len(element.findall('li')) if backwards else 1)
+    if self.lists and element.getparent().tag in ('ul', 'ol'):     # under the item before it
+      rest = self.lists[-1][1] + ' ' * self.lists[-1][2]
+    self.lists.append([number, rest, 0, step])
     self.visit(element, kind, depth, in_link)
     self.lists.pop()
 
   def item(self, element: Any, kind: str, depth: int, in_link: bool) -> None:
     """Reads an item of a list."""
     rest, mark = self.rest, '- '
-    around = self.lists[-1] if self.lists else [None, '']
+    around = self.lists[-1] if self.lists else [None, '', 0, 1]
     if around[0] is not None:
       number = _number(element.get('value'), around[0])
-      around[0], mark = number + 1, f'{number}. '
+      around[0], mark = number + around[3], f'{number}. '
+    around[2] = len(mark)
     self.mark, self.rest = around[1] + mark, around[1] + ' ' * len(mark)
     self.visit(element, kind, depth, in_link)
     self.flush(kind)
@@ -333,7 +370,7 @@ class Walk:
       for cell, first, end in found:
         _fill(texts, spans)
         text = ' '.join(self.blocks[first].text.split()) if end > first else ''
-        rows = min(_number(cell.get('rowspan'), 1), 1000)
+        rows = min(_number(cell.get('rowspan'), 1) or 1000, 1000)     # 0: to the table's end
         for i in range(max(1, min(_number(cell.get('colspan'), 1), MAX_CELLS))):
           if rows > 1:
             spans[len(texts)] = (rows - 1, text if i == 0 else '')
@@ -355,7 +392,8 @@ class Walk:
 _READ = {
   'pre': Walk.listing, 'ul': Walk.items, 'ol': Walk.items, 'dl': Walk.items, 'li': Walk.item,
   'dt': Walk.item, 'dd': Walk.item, 'table': Walk.table, 'td': Walk.cell, 'th': Walk.cell,
-  'tr': Walk.row,
+  'tr': Walk.row, 'listing': Walk.listing, 'xmp': Walk.listing,
+  **dict.fromkeys(('noscript', *_RAW), Walk.raw),
 }
 
 
@@ -384,12 +422,39 @@ def _names(element: Any) -> str:
 
 def _prose_in(element: Any) -> int:
   """Characters in an element of texts longer than a menu's."""
+  if element.tag in _RAW:
+    return sum(len(text) for text in re.split('[<>]', element.text or '') if len(text) >= 80)
   texts = [text for e in element.iter('p', 'div', 'td', 'br') for text in (e.text, e.tail) if text]
   return sum(len(text) for text in texts if len(text) >= 80)
 
 
 def _number(text: str | None, default: int) -> int:
-  return int(text) if text and text.isascii() and text.isdigit() and len(text) < 7 else default
+  return int(text) if text and re.fullmatch(r'-?[0-9]{1,6}', text.strip()) else default
+
+
+def _is_code(element: Any) -> bool:
+  """Whether a div or a list is a block of code by its names and lines, or by its style."""
+  names, style = element.get('class'), element.get('style')
+  if style and _PREFORMATTED.search(style):
+    return True
+  return bool(names and CODE_BOX.search(names) and (element.tag == 'ol' or any(
+    CODE_LINE.search(e.get('class') or '') for e in element.iter('div', 'span', 'pre'))))
+
+
+def _stands_alone(element: Any) -> bool:
+  """Whether <code> is a block: nothing is beside it, and it has lines of its own."""
+  if _PREFORMATTED.search(element.get('style') or ''):
+    return True
+  around = element.getparent()
+  return (len(around) == 1 and not (around.text or '').strip() and not (element.tail or '').strip()
+          and around.tag in BLOCK and ('\n' in ''.join(element.itertext()).strip()
+                                       or next(element.iter('br'), None) is not None))
+
+
+def _are_code(blocks: list[Block]) -> bool:
+  """Whether blocks are code and at most its language and a button."""
+  others = [b for b in blocks if b.kind != 'pre']
+  return len(others) < min(4, len(blocks)) and all(len(b.text) < 30 for b in others)
 
 
 def _texts(element: Any) -> Iterator[str]:
@@ -405,7 +470,9 @@ def code(element: Any) -> str:
   one; line numbers and buttons are left out."""
   out = _Lines()
   out.read(element, 0)
-  text = ''.join(out.parts).replace('\r\n', '\n').replace('\r', '\n')
+  text = ''.join(out.parts).replace('\r\n', '\n').replace('\r', '\n').translate(_INVISIBLE)
+  if out.numbered:      # there may be a blank behind each number
+    text = textwrap.dedent(text)
   return '\n'.join(line.rstrip() for line in text.split('\n')).strip('\n')
 
 
@@ -415,6 +482,7 @@ class _Lines:
   def __init__(self):
     self.parts: list[str] = []
     self.due = False       # a line has ended, and its break has not been written
+    self.numbered = False  # line numbers were left out
 
   def add(self, text: str | None) -> None:
     if text:
@@ -427,12 +495,13 @@ class _Lines:
     self.add(element.text)
     for child in element:
       tag, names = child.tag, child.get('class') or ''
-      line = tag in _CODE_BLOCKS or (tag == 'span' and CODE_LINE.search(names))
+      line = tag in _CODE_BLOCKS or (tag in _CODE_INLINE and CODE_LINE.search(names))
       if tag == 'br':
         self.add('\n')
-      elif type(tag) is not str or tag in ('button', 'script', 'style', 'svg') or (
-        names and GUTTER.search(names)):
+      elif type(tag) is not str or tag in ('button', 'script', 'style', 'svg'):
         pass
+      elif names and GUTTER.search(names):
+        self.numbered = True
       elif depth >= Walk.MAX_DEPTH:
         for text in _texts(child):
           self.add(text)

@@ -28,7 +28,10 @@ META_CHARSET = re.compile(
   rb'''<(?:meta\b[^>]{0,400}?charset|\?xml\b[^>]{0,400}?encoding)\s*=\s*["']?\s*([\w.:-]+)''', re.I)
 # As browsers read these labels: with the characters that were added to the standard later.
 WIDER = {'gbk': 'gb18030', 'euc_kr': 'cp949', 'shift_jis': 'cp932', 'big5': 'big5hkscs',
-         'iso8859-11': 'cp874'}
+         'iso8859-11': 'cp874', 'koi8-r': 'koi8-u'}
+# Where the label is, any bytes can be decoded, so it is doubted where the letters are no words.
+LATIN = frozenset({'cp1252', 'windows-1252', 'iso8859-15', 'mac-roman'})
+ISO_2022_JP = re.compile(rb'\x1b(?:\$[@B]|\(J)')
 CONTROL = re.compile('[\x00-\x08\x0b\x0e-\x1f\ufffd]')
 
 
@@ -75,6 +78,8 @@ def decode(body: bytes, content_type: str = '') -> str:
   for bom, codec in BOMS:
     if body.startswith(bom):
       return body[len(bom):].decode(codec, 'replace')
+  if codec := _wide(body[:16]):
+    return body.decode(codec, 'replace')
   # Encodings in seven bits, and UTF-16, are valid UTF-8 too: ISO-2022 shows ESC, UTF-16 NUL.
   if b'\x00' not in body[:1024] and b'\x1b' not in body:
     try:
@@ -85,26 +90,49 @@ def decode(body: bytes, content_type: str = '') -> str:
   for codec in _codecs(body, content_type):
     text = body.decode(codec, 'replace')
     foreign = len(text) - len(text.encode('ascii', 'ignore'))
-    if text.count('\ufffd') * 10 <= foreign:   # at most a tenth of what is not ASCII is broken
+    # At most a tenth of what is not ASCII is broken, and of no language most letters are accented.
+    if text.count('\ufffd') * 10 <= foreign and not (
+      codec in LATIN and foreign > 40 and _is_accented(text)):
       return text
   return text
+
+
+def _wide(beginning: bytes) -> str:
+  """UTF-16 without a mark: of the signs that markup begins with, every other byte is NUL. '' for
+  what is none."""
+  odd, even = beginning[1::2], beginning[::2]
+  if len(beginning) < 16 or any(odd) == any(even):
+    return ''
+  return 'utf-16-be' if any(odd) and 0 not in odd else 'utf-16-le' if 0 not in even else ''
+
+
+def _is_accented(text: str) -> bool:
+  """Whether, outside of markup, there are more signs beyond ASCII than letters of it."""
+  words = re.sub(r'<(?:script|style)\b.*?</|<[^<>]*>', ' ', text[:200_000], flags=re.S | re.I)
+  return len(re.findall('[^\x00-\x7f]', words)) > max(40, len(re.findall('[A-Za-z]', words)))
 
 
 def _codecs(body: bytes, content_type: str) -> Iterator[str]:
   """Python codec names, in order of trust, without repetition; the last one decodes anything."""
   labels = CHARSET.findall(content_type)[:1]
   labels += [label.decode('ascii', 'replace') for label in META_CHARSET.findall(body, 0, 4096)[:1]]
-  labels += ['utf-8', 'euc-kr' if _is_korean(body) else '', detect_encoding(body) or '',
-             'windows-1252']
+  if ISO_2022_JP.search(body):
+    labels.insert(0, 'iso-2022-jp')
+  labels += ['utf-8', _of_east_asia(body), detect_encoding(body) or '', 'windows-1252']
   codecs = [map_encoding_to_html5(label, fallback_utf8=False) for label in labels]
   yield from dict.fromkeys(WIDER.get(codec, codec) for codec in codecs if codec)
 
 
-def _is_korean(body: bytes) -> bool:
-  """Whether bytes read as EUC-KR are Hangul nearly throughout: Chinese and Japanese bytes are half
-  ideographs then. (The statistics of others take it for UTF-8.)"""
-  foreign = [c for c in body[:100_000].decode('cp949', 'replace') if c >= '\x80']
-  return len(foreign) > 10 and sum('가' <= c <= '힣' for c in foreign) > .8 * len(foreign)
+def _of_east_asia(body: bytes) -> str:
+  """'euc-kr' of bytes that read so as Hangul nearly throughout (Chinese and Japanese ones are half
+  ideographs then), 'shift_jis' of those with kana in plenty, else ''. (The statistics of others
+  take them for UTF-8, or for each other.)"""
+  for label, codec, first, last, share in (('euc-kr', 'euc_kr', '가', '힣', .8),
+                                           ('shift_jis', 'cp932', 'ぁ', 'ヾ', .3)):
+    foreign = [c for c in body[:100_000].decode(codec, 'replace') if c >= '\x80']
+    if len(foreign) > 10 and sum(first <= c <= last for c in foreign) > share * len(foreign):
+      return label
+  return ''
 
 
 def within_budget(html: str, max_tags: int = MAX_TAGS) -> str:

@@ -140,7 +140,10 @@ def _tidy(blocks: list[Block], catalogue: bool) -> list[Block]:
   for block in blocks:
     if block.link_density > .5 and not (
       len(block.text) >= TITLE or block.kind in HEADINGS if catalogue
-      else block.kind == 'p' and len(block.text) >= 100):
+      else block.kind == 'p' and len(block.text) >= 100) and not (
+      # Names in a table are mostly links, under what its columns are.
+      kept and block.kind == kept[-1].kind == 'row'
+      and block.text.count(' | ') == kept[-1].text.count(' | ')):
       continue
     if len(block.text) > (30 if catalogue else 60):
       if block.text in seen:

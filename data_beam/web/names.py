@@ -42,18 +42,24 @@ UNFOLDS = re.compile(r'\b(?:tab|accordion|collaps|panel|pane\b|faq|answer|toggle
 # Line numbers beside code.
 GUTTER = re.compile(
   r'(?:^|[ _-])(?:line-?nos?|line-?numbers?(?:-rows)?|lnt|lnum|gutter|blob-num|hljs-ln-n\w*|ln-num'
-  r'|crayon-nums?)(?![a-z])', re.I)
+  r'|crayon-nums?)(?![a-z])|(?:^| )ln(?: |$)', re.I)
 # A table whose rows are lines of code; a line of it that is no block by its tag.
 LISTING = re.compile(r'highlight|syntax|hljs|rouge|crayon|\bcode|js-file-line|blob-wrapper', re.I)
 CODE_CELL = re.compile(r'code|hljs-ln', re.I)
-CODE_LINE = re.compile(r'(?:^| )(?:code-?|view-|hljs-ln-)?line(?: |$)')
+CODE_LINE = re.compile(
+  r'(?:^| )(?:code-?|view-|hljs-ln-|cm-|ace_|crayon-|CodeMirror-|token-)?line(?: |$)')
+# A block of code whose lines are elements, and which is no <pre>: Doxygen's, and those of editors.
+CODE_BOX = re.compile(
+  r'(?:^| )(?:fragment|CodeMirror-code|cm-content|view-lines|ace_text-layer|crayon-pre|linenums'
+  r'|dp-[a-z]\w*)(?: |$)')
 # A button that is read: the question of an accordion.
 QUESTION = re.compile(r'accordion|faq|question', re.I)
 # What scripts have drawn of a formula whose source stands beside it.
 DRAWN = re.compile(r'(?:^| )(?:katex-html|MathJax\w*|mjx-chtml|mwe-math-fallback\S*)(?: |$)')
 # A picture of a formula whose alternative text is its source.
 FORMULA = re.compile(
-  r'(?:^|[ _-])(?:latex\w*|tex|equation|mwe-math\S*)(?:$|[ _-])|latex\.php|/latex|math/tex', re.I)
+  r'(?:^|[ _-])(?:latex\w*|tex(?:render)?|equation(?:_image)?|mwe-math\S*)(?:$|[ _-])|latex\.php'
+  r'|/latex|math/tex|filter/tex|\.latex\?|equation\?tex=|[?&]tex=', re.I)
 
 
 class Hint:

@@ -83,7 +83,7 @@ class Rules:
           found = groups_of(str(row.get('robots') or ''), agents)
           if reserved := _tdmrep(row.get('tdmrep')):
             found.append(('tdmrep', reserved))
-          host = str(row['host']).lower()
+          host = _host(str(row['host']))
         except (ValueError, KeyError, AttributeError, TypeError, RecursionError) as error:
           raise ValueError(f'{path}, line {number}: rules are {{"host": …, "robots": …}} '
                            f'({error!r})') from error
@@ -93,13 +93,19 @@ class Rules:
   def refusal(self, url: str) -> tuple[str, str]:
     """('robots', agent) or ('tdmrep', '') where the URL is refused, else ('', '')."""
     try:
-      host = (urllib.parse.urlsplit(url).netloc.rpartition('@')[2]).lower()
+      host = urllib.parse.urlsplit(url).netloc.rpartition('@')[2]
     except ValueError:
       return '', ''
-    for agent, rules in self.groups.get(host, ()):
+    for agent, rules in self.groups.get(_host(host), ()):
       if not _parsed(rules).can_fetch(url, 'anybody'):
         return ('tdmrep', '') if agent == 'tdmrep' else ('robots', agent)
     return '', ''
+
+
+def _host(name: str) -> str:
+  """A host as others write it: in lower case, without the ports that are so anyway and a last dot.
+  """
+  return re.sub(r'\.?(?::(?:80|443)?)?$', '', name.strip().lower())
 
 
 @functools.lru_cache(maxsize=2)
@@ -110,6 +116,11 @@ def _rules(path: str, agents: tuple[str, ...]) -> Rules:
 @functools.lru_cache(maxsize=1 << 12)
 def _parsed(rules: str) -> Protego:
   return Protego.parse('User-agent: *\n' + rules)
+
+
+# As Google's own parser has it.
+_MISSPELT = {'useragent': 'user-agent', 'user agent': 'user-agent', **dict.fromkeys(
+  ('dissallow', 'dissalow', 'disalow', 'diasllow', 'disallaw'), 'disallow')}
 
 
 def groups_of(robots: str, agents: Sequence[str]) -> list[tuple[str, str]]:
@@ -127,6 +138,7 @@ def groups_of(robots: str, agents: Sequence[str]) -> list[tuple[str, str]]:
   for line in robots.lstrip('\ufeff').splitlines():
     field, _, value = line.partition('#')[0].partition(':')
     field, value = field.strip().lower(), value.strip()
+    field = _MISSPELT.get(field, field)
     if field == 'user-agent':
       named = [*(named if heads else ()), value.partition('/')[0].strip().lower()]
       heads = True
@@ -196,14 +208,14 @@ def reservation(html: str, headers: Mapping[str, str]) -> str:
   robots, reserved = [headers.get('x-robots-tag', '')], [headers.get('tdm-reservation', '')]
   if 'noai' in (lower := html.lower()) or 'noml' in lower or 'tdm-reservation' in lower:
     for tag in _tags(html, 'meta'):
-      name = (tag.get('name') or tag.get('http-equiv') or '').lower()
+      name = (tag.get('name') or tag.get('http-equiv') or tag.get('property') or '').lower()
       if name in ('robots', 'x-robots-tag') or name in _LOWER_AGENTS:
         robots.append(tag.get('content', ''))
       elif name == 'tdm-reservation':
         reserved.append(tag.get('content', ''))
   if _NO & set(re.split(r'[,;:\s]+', ' '.join(robots).lower())):
     return 'noai'
-  if any(value.strip() == '1' for value in reserved):
+  if any('1' in re.split('[,;\\s]+', value.strip()) for value in reserved):
     return 'tdm_reservation'
   return 'content_usage' if _is_refused(headers.get('content-usage', '')) else ''
 
@@ -216,6 +228,9 @@ _LOWER_AGENTS = frozenset(map(str.lower, AGENTS))
 _CC = re.compile(
   r'creativecommons\.org/(?:licen[cs]es/((?:by|nc|nd|sa)(?:-(?:nc|nd|sa))*|publicdomain)'
   r'|publicdomain/(zero|mark))\b/?(\d\.\d)?', re.I)
+# Its short name, as meta tags have it: CC BY-SA 4.0.
+_CC_NAME = re.compile(
+  r'\s*CC[ -](BY(?:[ -](?:NC|ND|SA))*)(?:[ -](\d\.\d))?(?:[ -]international)?\s*$', re.I)
 _OTHERS = [(re.compile(pattern, re.I), name) for pattern, name in (
   (r'gnu\.org/(?:copyleft|licenses)/(?:old-licenses/)?fdl', 'GFDL'),
   (r'gnu\.org/(?:copyleft|licenses)/(?:old-licenses/)?agpl', 'AGPL'),
@@ -249,7 +264,11 @@ def code_of(url: str) -> str:
   for pattern, name in _OTHERS:
     if pattern.search(url):
       return name
-  return found[1] if (found := _SPDX.search(url)) else ''
+  if found := _SPDX.search(url):
+    return found[1]
+  if found := _CC_NAME.match(url):
+    return '-'.join(filter(None, ('CC', re.sub('[ -]+', '-', found[1]).upper(), found[2])))
+  return ''
 
 
 def licence(html: str, headers: Mapping[str, str]) -> tuple[str, str]:
@@ -264,7 +283,7 @@ def licence(html: str, headers: Mapping[str, str]) -> tuple[str, str]:
     headers: of the HTTP answer, names in lower case.
   """
   lower = html.lower()
-  rel = re.findall(r'''<([^<>]*)>[^,]*?;\s*rel=["']?(?:licen[cs]e)\b''', headers.get('link', ''))
+  rel = re.findall(r'''<([^<>]*)>[^<>]*?;\s*rel=["']?(?:licen[cs]e)\b''', headers.get('link', ''))
   meta, bare = [], []
   if 'licen' in lower or 'creativecommons' in lower or 'rights' in lower:
     html = _FIGURE.sub(' ', html)

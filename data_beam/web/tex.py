@@ -1,6 +1,8 @@
 """Formulas of a page as TeX between dollars, whatever they are written in."""
 
+import html
 import re
+import urllib.parse
 from typing import Any
 
 # MathML's names of signs that TeX has a command for. Of the others the sign itself stands.
@@ -20,6 +22,7 @@ SIGNS = {
   '…': r'\ldots', '⋯': r'\cdots', '⟨': r'\langle', '⟩': r'\rangle', '∥': r'\|', '−': '-',
   '{': r'\{', '}': r'\}', 'ℝ': r'\mathbb{R}', 'ℕ': r'\mathbb{N}', 'ℤ': r'\mathbb{Z}',
   'ℂ': r'\mathbb{C}', 'ℚ': r'\mathbb{Q}', 'ℓ': r'\ell', 'ℏ': r'\hbar', '′': "'",
+  '%': r'\%', '&': r'\&', '#': r'\#', '$': r'\$', '_': r'\_',
   '\u2061': '', '\u2062': '', '\u2063': '', '\u2064': '', '\xa0': ' ',
 }
 _ACCENTS = {'^': 'hat', 'ˆ': 'hat', '~': 'tilde', '˜': 'tilde', '¯': 'bar', '‾': 'overline',
@@ -30,6 +33,12 @@ _FUNCTIONS = frozenset([
 _SCRIPTS = {'msub': '_', 'msup': '^', 'munder': '_', 'mover': '^', 'msubsup': '_^',
             'munderover': '_^'}
 MAX_DEPTH = 60      # of MathML; what is deeper is taken as text
+_PRIMES = {'′': "'", '″': "''", '‴': "'''", "'": "'"}
+_CDATA = re.compile(r'%?\s*<!\[CDATA\[|%?\s*\]\]>')      # around TeX, by converters of Markdown
+_LOOKS_LIKE_TEX = re.compile(r'[\\^_={}+]|^.{1,3}$')
+# What a service that draws formulas is told of the drawing.
+_DRAWING = re.compile(
+  r'\\(?:inline|dpi\{\d+\}|bg_\w+|fn_\w+|(?:huge|LARGE|[Ll]arge|small|tiny)\b)\s*')
 _WRAPPED = re.compile(r'^(?:\$.*\$|\\\(.*\\\)|\\\[.*\\\])$', re.S)
 
 
@@ -43,12 +52,37 @@ def dollars(tex: str, display: bool = False) -> str:
   return f'$${tex}$$' if display else f'${tex}$'
 
 
+def of_script(text: str, kind: str) -> str:
+  """A formula that stands in a script of type `kind`, math/tex or math/mml; AsciiMath as it is."""
+  if 'mml' in kind:
+    from lxml import etree
+
+    math = etree.fromstring(f'<div>{text}</div>', etree.HTMLParser()).find('.//math')
+    return '' if math is None else of_math(math)
+  text = html.unescape(_CDATA.sub('', text))
+  return dollars(text, 'mode=display' in kind) if 'tex' in kind else ' '.join(text.split())
+
+
+def of_image(image: Any) -> str:
+  """The source of a formula that is a picture, in one of its attributes or in its address; '' if
+  there is none."""
+  get = image.get
+  query = urllib.parse.urlsplit(get('src') or '').query
+  named = urllib.parse.parse_qs(query)
+  for tex in (get('data-equation-content'), get('data-latex'), get('alt'), get('title'),
+              *named.get('latex', ()), *named.get('tex', ()), urllib.parse.unquote(query)):
+    tex = (tex or '').removeprefix('LaTeX:').replace('&space;', ' ').strip()
+    if _LOOKS_LIKE_TEX.search(tex):
+      return dollars(_DRAWING.sub('', tex))
+  return ''
+
+
 def of_math(element: Any) -> str:
   """A MathML element as TeX between dollars: what it gives as its source, or converted."""
   display = element.get('display') == 'block' or element.get('mode') == 'display'
   tex = element.get('alttext') or next(
-    (a.text for a in element.iter('annotation') if 'tex' in (a.get('encoding') or '').lower()
-     and a.text), '')
+    (a.text for a in element.iter('{*}annotation', 'annotation', 'm:annotation', 'mml:annotation')
+     if 'tex' in (a.get('encoding') or '').lower() and a.text), '')
   return dollars(tex or convert(element), display)
 
 
@@ -78,10 +112,14 @@ def convert(element: Any, depth: int = 0) -> str:
     sign = ''.join(element[-1].itertext()).strip()
     if tag == 'mover' and sign in _ACCENTS:
       return rf'\{_ACCENTS[sign]}{{{parts[0]}}}'
+    if tag == 'msup' and sign in _PRIMES:
+      return parts[0] + _PRIMES[sign]
     base = parts[0].strip()
     base = base if re.fullmatch(r'.?|\\[a-zA-Z]+', base) else f'{{{base}}}'
     return base + ''.join(f'{mark}{part}' if len(part) == 1 else f'{mark}{{{part}}}'
                           for mark, part in zip(_SCRIPTS[tag], parts[1:], strict=True))
+  if tag == 'mmultiscripts' and parts:
+    return _multiscripts(element, parts)
   if tag == 'mtable':
     return r'\begin{matrix}' + r' \\ '.join(parts) + r'\end{matrix}'
   if tag in ('mtr', 'mlabeledtr'):
@@ -92,6 +130,21 @@ def convert(element: Any, depth: int = 0) -> str:
   if tag == 'semantics':
     return parts[0] if parts else ''
   return _join(parts) if parts else text
+
+
+def _multiscripts(element: Any, parts: list[str]) -> str:
+  """Scripts in pairs behind a base, and behind <mprescripts/> those before it."""
+  behind: list[str] = []
+  before: list[str] = []
+  now = behind
+  for child, part in zip(element[1:], parts[1:], strict=True):
+    if str(child.tag).endswith('mprescripts'):
+      now = before
+    else:
+      now.append(part)
+  scripts = [''.join(f'{"_^"[i % 2]}{{{part}}}' for i, part in enumerate(group) if part)
+             for group in (before, behind)]
+  return ('{}' + scripts[0] if scripts[0] else '') + parts[0] + scripts[1]
 
 
 def _join(parts: list[str]) -> str:

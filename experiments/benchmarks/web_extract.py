@@ -109,7 +109,7 @@ def run_wcxb(folder: pathlib.Path) -> None:
     pages.append(gzip.decompress(path.read_bytes()))
     kind = truth['_internal']['page_type']['primary']
     types.append('collection' if kind == 'category' else kind)
-    gold.append(truth['ground_truth']['main_content'] or '')
+    gold.append(truth['ground_truth'].get('main_content') or '')
   texts, seconds = {}, {}
   extractors = {f'smoljax {tier}': functools.partial(html_text.extract, tier=tier)
                 for tier in _TIERS.value}

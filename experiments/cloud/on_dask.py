@@ -24,6 +24,8 @@ import threading
 import time
 from typing import Any
 
+from data_beam.command_line import Parser
+
 PIPELINES = {
   'web': 'data_beam.web.pipeline', 'pdf': 'data_beam.pdf.pipeline', 'tables': 'data_beam.tables',
   'python_source': 'data_beam.python_source', 'tokenize_corpus': 'data_beam.tokenize_corpus'}
@@ -31,8 +33,8 @@ PIPELINES = {
 
 def main(argv: list[str]) -> int:
   """Runs a pipeline. Returns its exit code, or 2 after one line about what is missing."""
-  parser = argparse.ArgumentParser(
-    prog='python -m experiments.cloud.on_dask', allow_abbrev=False,
+  parser = Parser(
+    prog='python -m experiments.cloud.on_dask', others=lambda flag: True,
     description='Runs a pipeline of data_beam on Dask workers of this machine.')
   parser.add_argument('--workers', type=int, default=2, help='processes (default: %(default)s)')
   parser.add_argument('--kill_after', type=int, default=0, metavar='TASKS',

@@ -1,5 +1,8 @@
 """What commands share: files, exit codes, complaints."""
 
+import difflib
+import glob
+import math
 import os
 import re
 import select
@@ -12,7 +15,7 @@ from absl import app, flags
 from rich.console import Console
 from rich.table import Table
 
-from data_beam.command_line import BAD_INPUT, at_home, near
+from data_beam.command_line import BAD_INPUT, at_home, near, one_line
 from data_beam.redact import public
 from smoljax import files
 
@@ -52,7 +55,7 @@ def complain(error: BaseException) -> int:
     return NO_READER
   if flags.FLAGS.is_parsed() and _TRACEBACK.value:
     print(public(''.join(traceback.format_exception(error))), file=sys.stderr)
-  print(f'error: {public(" ".join(str(error).split())) or type(error).__name__}', file=sys.stderr)
+  print(f'error: {public(one_line(error))}', file=sys.stderr)
   passes = files.transient(error) or (isinstance(error, OSError) and not isinstance(error, _FINAL))
   return TRY_AGAIN if passes else BAD_INPUT
 
@@ -75,9 +78,18 @@ def exit_status(work: Callable[[], int | None]) -> int:
     return 130
 
 
-def start(main: Callable[[list[str]], int | None]) -> None:
-  """Runs a command whose flags are absl's, and ends the process with its status."""
-  app.run(lambda argv: exit_status(lambda: main(argv)), flags_parser=parse)
+def start(
+  main: Callable[[list[str]], int | None],
+  explain: Callable[[list[str]], str] = lambda argv: '',
+) -> None:
+  """Runs a command whose flags are absl's, and ends the process with its status.
+
+  Args:
+    main: takes the process's arguments; its result is the status, None is 0.
+    explain: as of `parse`.
+  """
+  app.run(lambda argv: exit_status(lambda: main(argv)),
+          flags_parser=lambda argv: parse(argv, explain))
 
 
 def parse(argv: list[str], explain: Callable[[list[str]], str] = lambda argv: '') -> list[str]:
@@ -93,6 +105,14 @@ def parse(argv: list[str], explain: Callable[[list[str]], str] = lambda argv: ''
   argv[1:] = at_home(argv[1:])  # in place: a config's flags look at the process's own
   try:
     rest = flags.FLAGS(argv)
+    for flag in flags.FLAGS.get_key_flags_for_module(argv[0]):
+      if isinstance(flag.value, float) and math.isnan(flag.value) and flag.present:
+        raise ValueError(f'--{flag.name}={flag.value}: give a number')
+    if 'config' in flags.FLAGS:
+      config = flags.FLAGS.config
+      if flags.FLAGS['config'].present and (config is None or isinstance(config, dict)):
+        raise TypeError('get_config() returned no ConfigDict')
+      _ = config is not None and config.name  # the file is loaded when it is looked at
     if len(rest) > 1:
       raise ValueError(f'unknown argument {rest[1]!r}: flags look like --name=value, and text '
                        'with blanks is quoted')
@@ -112,8 +132,28 @@ def _flag_error(argv: list[str], error: Exception) -> str:
     return f'--{missing[1]} is missing: {flags.FLAGS[missing[1]].help}'
   if isinstance(error, (flags.Error, ValueError)) and not re.search(
     'File "|failure to load', str(error)):
-    return re.sub('^flag ', '', str(error))
+    return _plain(re.sub('^flag ', '', str(error)))
   return no_recipe(argv, error)
+
+
+def _plain(words: str) -> str:
+  """What absl says of a value that is of another kind, in plain words."""
+  for said, meant in (
+    (r"invalid literal for int\(\) with base 10: .*", 'give a whole number, such as 1000'),
+    (r'could not convert string to float: .*', 'give a number, such as 0.5'),
+    (r"\('Non-boolean argument to boolean flag', .*\)", 'give True or False'),
+    (r"Failed to parse '.*' as a ConfigDict: .*", 'this is a section: set one of its fields')):
+    words = re.sub(f'(?<=: ){said}', meant, words, flags=re.S)
+  return words
+
+
+def near_file(argument: str) -> str:
+  """' (did you mean configs/quickstart.py?)' of --config=FILE[:ARGUMENT], or ''."""
+  path = argument.partition('=')[2].partition(':')[0]
+  names = {os.path.basename(f): f for folder in (os.path.dirname(path) or '.', 'configs')
+           for f in glob.glob(f'{glob.escape(folder)}/*.py')}
+  found = difflib.get_close_matches(os.path.basename(path), names, 1, .7)
+  return f' (did you mean {names[found[0]]}?)' if found else ''
 
 
 def no_recipe(argv: list[str], error: BaseException) -> str:
@@ -123,9 +163,17 @@ def no_recipe(argv: list[str], error: BaseException) -> str:
   words = ' '.join(str(error).split())
   words = re.sub(r'^.*(earlier failure to load:|\[Relative path\]: \S+) ', '', words)
   words = re.split(r'(?<=\s)\w+(?:Error|Exception): ', words)[-1] if 'File "' in words else words
+  if locked := re.search(r'Key "(\w+)" does not exist and cannot be added', words):
+    near = re.search(r'Did you mean "(\w+)"', words)
+    return f'{name}: there is no field {locked[1]!r}' + (
+      f' (did you mean {near[1]}?)' if near else '')
+  if 'get_config() takes 0 positional' in words:
+    return f'{name}: this recipe takes nothing after a colon'
+  if "has no attribute 'get_config'" in words:
+    return f'{name}: it has no function get_config(), which configs/base.py shows'
   if not isinstance(error, (flags.Error, ValueError, OSError)):
     words = f'{type(error).__name__}: {words}'
-  return f'{name}: {words}'
+  return f'{name}: {words}' + near_file(name) * ('No such file' in words)
 
 
 def read_json(path: str | os.PathLike) -> Any:

@@ -126,22 +126,34 @@ def _check_numbers(c: ConfigDict) -> None:
     section, _, name = field.rpartition('.')
     value = (c[section] if section else c)[name]
     if not least <= value < math.inf:
-      raise ValueError(f'--config.{field}={value}: give at least {least}')
+      wanted = f'at least {least}' if value < least else 'a finite number'
+      raise ValueError(f'--config.{field}={value}: give {wanted}')
   for field, most in _MOST.items():
     section, _, name = field.rpartition('.')
     value = (c[section] if section else c)[name]
-    if not value <= most:
+    if value is not None and not value <= most:
       raise ValueError(f'--config.{field}={value}: give at most {most}')
   for field in _TEXTS:
     section, _, name = field.rpartition('.')
     if not isinstance(c[section][name], tuple | list) or not all(
       isinstance(text, str) for text in c[section][name]):
       raise ValueError(f'--config.{field}={c[section][name]!r}: give texts, such as "(\'a\',)"')
-  for field in ('widths', 'depths'):
-    for size in c.coordinate_check[field]:
-      if not isinstance(size, int) or size < 1:
+  for field in _SIZES:
+    section, _, name = field.rpartition('.')
+    for size in c[section][name] or ():
+      if not isinstance(size, int) or size < (section != 'model'):
         raise ValueError(
-          f'--config.coordinate_check.{field}: {size!r} is no size: give whole numbers')
+          f'--config.{field}: {size!r} is no size: give whole numbers, such as (1, 2)')
+  for field in _PAIRS:
+    section, _, name = field.rpartition('.')
+    if not all(isinstance(pair, tuple | list) and len(pair) == 2
+               and all(isinstance(x, int | float) for x in pair)
+               for pair in c[section][name] or ()):
+      raise ValueError(f'--config.{field}={c[section][name]!r}: give pairs of numbers, such as '
+                       '((0.0, 1), (0.2, 2))')
+  if not all(isinstance(x, int | float) and 0 < x <= 1 for x in c.optimizer.cooldowns):
+    raise ValueError(f'--config.optimizer.cooldowns={c.optimizer.cooldowns!r}: give shares of the '
+                     'run, above 0 and at most 1')
   for axis, size in c.mesh.items():
     if size < 1 and size != -1:
       raise ValueError(f'--config.mesh.{axis}={size}: give a number of devices, or -1 to let the '
@@ -212,35 +224,16 @@ def check(c: Any) -> None:
   """
   import jax
 
-  from experiments import chains
   from smoljax import metrics, model, object_store, optim
   from smoljax.checkpoints import export_formats, merge
   from smoljax.data import tokenizer
   from smoljax.data.batches import make_stages
-  from smoljax.evals import execution, problems
-  from smoljax.evals.run import require_task
   from smoljax.optim import mup
   from smoljax.optim.qk_clip import QK_RULES, logit_measure
   from smoljax.train import distill, guard, step, telemetry
   from smoljax.train.step import make_mesh
 
-  for name in _OPTIONS:
-    if c[name].get('enabled', True):  # else the libraries that curate need not be here
-      options(c, name)
-  if c.beam.args and (c.web.enabled or c.pdf.enabled or c.conversations.enabled):
-    from data_beam.beam_options import pipeline_options
-
-    try:
-      pipeline_options(c.beam.args)
-    except ValueError as e:
-      raise ValueError(f'--config.beam.args: {e}') from None
-  try:
-    for task in c.eval.tasks:
-      require_task(task, c.eval.data)
-    if problems.PROGRAMS & set(c.eval.tasks):
-      execution.require(c.eval.generation.unsafe_programs)
-  except ValueError as e:
-    raise ValueError(f'--config.eval.tasks: {e}') from None
+  _check_data(c)
   generation(c)
   if c.export.gguf:
     export_formats.require_gguf()
@@ -252,11 +245,13 @@ def check(c: Any) -> None:
         f'a batch of {c.train.rows} rows does not divide over {what} = {num_shards}: try '
         f'--config.train.batch_tokens={rows * c.data.seq_len}')
 
-  if c.conversations.enabled and not (c.tokenizer.path or c.tokenizer.chat):
-    raise ValueError('conversations need a tokenizer with the control tokens of the chat template: '
-                     'say --config.tokenizer.chat=True, or give one with --config.tokenizer.path')
   check_tokenizer(c)
   metrics.require_wandb(c.wandb)
+  if c.eval.data and not object_store.is_url(c.eval.data) and not os.path.isdir(c.eval.data):
+    raise ValueError(f'--config.eval.data={c.eval.data}: there is no such folder')
+  if re.match('(gs|s3|az|abfs)(:/?(?!/)|//)', c.train.checkpoint_dir):
+    raise ValueError(f'--config.train.checkpoint_dir={c.train.checkpoint_dir}: give a folder, or '
+                     'an address such as gs://BUCKET/FOLDER')
   if c.train.checkpoint_dir:
     object_store.Folder(c.train.checkpoint_dir).require_writable()
   telemetry.Profile(c.xprof, '')
@@ -271,6 +266,7 @@ def check(c: Any) -> None:
           mesh.shape['data'] * mesh.shape['fsdp'] * c.train.accumulate)
   if c.train.init_from and c.train.branch_from:
     raise ValueError('train.init_from takes weights, train.branch_from all of a run: give one')
+  _check_branch(c)
   if c.distill.teacher:
     tokenizer.require_same(
       _tokenizer_of('distill.teacher', c.distill.teacher), c.tokenizer.path)
@@ -299,11 +295,6 @@ def check(c: Any) -> None:
     if len(c.merge.models.split(',')) != len(c.merge.weights):
       raise ValueError(f'--config.merge.weights={c.merge.weights}: give one for each of '
                        f'merge.models={c.merge.models}')
-  if c.conversations.enabled and not c.conversations.input:
-    try:
-      chains.Chains(**c.chains.to_dict())
-    except ValueError as e:
-      raise ValueError(f'--config.chains: {e}') from None
   make_stages(c.train.stages, c.train.steps)
   guard.init(c.guard, 1)
   # A tokenizer that is given decides the vocabulary, and that only when it is loaded.
@@ -316,6 +307,55 @@ def check(c: Any) -> None:
     with jax.set_mesh(mesh):
       jax.eval_shape(
         rule, params, jax.ShapeDtypeStruct((config.num_layers, config.num_heads), 'float32'))
+
+
+def _check_data(c: Any) -> None:
+  """What is curated and evaluated: the same errors as `check`."""
+  from experiments import chains
+  from smoljax.evals import execution, problems
+  from smoljax.evals.run import require_task
+
+  for name in _OPTIONS:
+    if c[name].get('enabled', True):  # else the libraries that curate need not be here
+      options(c, name)
+  if c.beam.args and (c.web.enabled or c.pdf.enabled or c.conversations.enabled):
+    from data_beam.beam_options import pipeline_options
+
+    try:
+      pipeline_options(c.beam.args)
+    except ValueError as e:
+      raise ValueError(f'--config.beam.args: {e}') from None
+  try:
+    for task in c.eval.tasks:
+      require_task(task, c.eval.data)
+    if problems.PROGRAMS & set(c.eval.tasks):
+      execution.require(c.eval.generation.unsafe_programs)
+  except (ValueError, FileNotFoundError) as e:
+    words = str(e).replace('--eval_data', '--config.eval.data')
+    raise ValueError(f'--config.eval.tasks: {words}') from None
+  if c.conversations.enabled and not c.conversations.input:
+    try:
+      chains.Chains(**c.chains.to_dict())
+    except ValueError as e:
+      raise ValueError(f'--config.chains: {e}') from None
+  if c.conversations.enabled and not (c.tokenizer.path or c.tokenizer.chat):
+    raise ValueError('conversations need a tokenizer with the control tokens of the chat template: '
+                     'say --config.tokenizer.chat=True, or give one with --config.tokenizer.path')
+
+
+def _check_branch(c: Any) -> None:
+  from smoljax.checkpoints import store
+
+  if c.train.branch_from:
+    try:
+      store.load_meta(c.train.branch_from)
+    except (ValueError, OSError) as e:
+      raise ValueError(f'train.branch_from={c.train.branch_from}: {e}') from None
+  if c.train.keep_best:
+    kept = [f'val/{name}/{what}' for name in dict.fromkeys(
+      n for stage in c.train.stages for n in stage['mixture']) for what in ('loss', 'bpb', 'ece')]
+    if c.train.keep_best not in kept:
+      raise ValueError(f'train.keep_best={c.train.keep_best!r}: one of {", ".join(kept)}')
 
 
 def _check_adapters(c: Any, mtp: bool, reinforce: Any) -> None:
@@ -333,8 +373,14 @@ _OPTIONS = {'web': WebOptions, 'pdf': PdfOptions, 'conversations': ConversationO
             'tokenize': TokenizeOptions}
 
 # The most and the least that a number may be.
-_MOST = {'seed': 2**32 - 1, 'optimizer.b1': 1, 'optimizer.b2': 1}
+_MOST = {
+  'seed': 2**32 - 1, 'optimizer.b1': 1, 'optimizer.b2': 1, 'optimizer.learning_rate': 1e6,
+  'model.num_layers': 10_000, 'tokenizer.vocab_size': 2**24, 'distill.weight': 1,
+}
 _TEXTS = ('beam.args', 'eval.tasks', 'eval.corpora', 'sample.prompts')
+_SIZES = ('coordinate_check.widths', 'coordinate_check.depths', 'model.rope_layers',
+          'model.window_layers')
+_PAIRS = ('optimizer.ramp',)
 _LEAST = {
   'optimizer.b1': 0, 'optimizer.b2': 0, 'optimizer.learning_rate': 0,
   'seed': 0,
@@ -351,4 +397,6 @@ _LEAST = {
   'eval.generation.temperature': 0,
   'sample.tokens': 1, 'sample.temperature': 0,
   'distill.draws': 1, 'distill.temperature': 0, 'distill.weight': 0,
+  'model.lora_rank': 0, 'chains.number': 0,
+  'parametrization.base_width': 0, 'parametrization.base_depth': 0,
 }

@@ -1,7 +1,9 @@
 """What a config brings from elsewhere: corpora, a tokenizer; whether they fit, before any step."""
 
 import glob
+import math
 import os
+import re
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -24,19 +26,21 @@ def foreign_corpora(c: Any) -> dict[str, dict]:
   found: dict[str, dict] = {}
   for entry in globs(c.corpora):
     name, _, path = entry.partition('=')
-    if not path or name in (*found, 'web', 'pdf', 'conversations'):
+    if not path or not re.fullmatch(r'\w[\w.-]*', name) or name in (
+      *found, 'web', 'pdf', 'conversations'):
       raise ValueError(
-        f'--config.corpora: {entry!r} is not NAME=DIR with a name of its own, other than web, pdf '
-        'and conversations, and the directory of a corpus, such as wiki=corpora/wiki/1.0.0'
+        f'--config.corpora: {entry!r} is not NAME=DIR with a word as a name of its own, other than '
+        'web, pdf and conversations, and the directory of a corpus, such as '
+        'wiki=corpora/wiki/1.0.0'
       )
     manifest = _read_manifest(path)
     if manifest['kind'] == 'tokenised':
       if not c.tokenizer.path:
         raise ValueError(
-          f'{path} is tokenised: give its tokenizer, {manifest["tokenizer"]}, with '
+          f'{path} is tokenised: give its tokenizer, {manifest.get("tokenizer", "a file")}, with '
           '--config.tokenizer.path'
         )
-      if _sha256(c.tokenizer.path) != manifest['tokenizer_sha256']:
+      if _sha256(c.tokenizer.path) != manifest.get('tokenizer_sha256'):
         raise ValueError(f'{path} was tokenised by another file than {c.tokenizer.path}')
     elif manifest['kind'] != 'curated':
       raise ValueError(f'{path} holds {manifest["kind"]}, neither documents nor tokens')
@@ -103,7 +107,8 @@ def _check_stages(stages: Any) -> None:
     mapping = isinstance(stage, Mapping | ConfigDict)
     if not mapping or {*stage} - {'shares'} != {'name', 'fraction', 'mixture'} or not isinstance(
       stage['mixture'], Mapping | ConfigDict) or not all(
-      isinstance(x, int | float) for x in (stage['fraction'], *stage['mixture'].values())):
+      isinstance(x, int | float) and math.isfinite(x)
+      for x in (stage['fraction'], *stage['mixture'].values())):
       shown = dict(stage) if mapping else stage
       raise ValueError(f'--config.train.stages: {shown!r} is no stage: {form}')
     if stage['fraction'] <= 0:

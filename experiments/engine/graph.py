@@ -343,7 +343,7 @@ class Graph:
       try:
         fcntl.flock(f, fcntl.LOCK_EX | fcntl.LOCK_NB)
       except BlockingIOError:
-        self._log_line(f'{step.name}: another process runs it; waiting')
+        self._log_line(f'{step.name}: another process runs it; waiting for what it makes')
         fcntl.flock(f, fcntl.LOCK_EX)
       yield
 

@@ -25,7 +25,14 @@ from smoljax.data.tokenizer import Tokenizer
 from smoljax.evals import generative, multiple_choice, problems, ruler
 from smoljax.evals.generative import DEFAULT, Settings
 from smoljax.evals.held_out import Document, bits_per_byte, copy_probe, unigram_loss
-from smoljax.evals.tasks import TASKS, find_task, has_choices, load_task, own_file
+from smoljax.evals.tasks import (
+  TASKS,
+  find_task,
+  has_choices,
+  load_task,
+  own_file,
+  read_task,
+)
 
 _RULER = 'ruler'
 
@@ -51,16 +58,27 @@ class Generation:
 
 
 def require_task(name: str, eval_data: str = '') -> None:
-  """Raises ValueError for a name that is no task, nor a file of one's own in `eval_data`."""
+  """Looks for a task before anything is computed, and reads its questions where they are a file.
+
+  Raises:
+    ValueError: it is no task, nor a file of one's own in `eval_data`; or a row is no question.
+    FileNotFoundError: its file is not in `eval_data`.
+  """
   base, _, part = name.partition(':')
-  if name in problems.SETS or (base == _RULER and part in ('', *ruler.TASKS)):
+  if base == _RULER and part in ('', *ruler.TASKS):
+    return
+  own = own_file(name, eval_data)
+  if name in problems.SETS or (own and not has_choices(own)):
+    problems.load_set(name, problems.Source(eval_data, limit=0 if own else 1, weak=True))
     return
   try:
-    find_task(name, eval_data)
+    task = find_task(name, eval_data)
   except ValueError as e:
     raise ValueError(
       f'{e}; written by the model: {", ".join(problems.SETS)}; long texts: {_RULER}, or {_RULER}: '
       f'with one of {", ".join(ruler.TASKS)}') from None
+  if task.file:
+    read_task(name, eval_data)
 
 
 def evaluate(

@@ -215,6 +215,14 @@ def load_task(
       raise error
     shares = [n * (i + 1) // len(tasks) - n * i // len(tasks) for i in range(len(tasks))]
     return [e for task, k in zip(tasks, shares, strict=True) for e in task[:k]]
+  return read_task(name, eval_data, limit)
+
+
+def read_task(name: str, eval_data: str = '', limit: int = 0) -> list[Example]:
+  """The examples of a task that has a file, spread evenly over it; raises as `load_task`."""
+  task = find_task(name, eval_data)
+  if task.file is None or task.example is None:
+    raise ValueError(f'task {name!r} has no file')
   path = os.path.join(eval_data, task.file)
   if not os.path.exists(path):
     raise FileNotFoundError(
@@ -226,9 +234,12 @@ def load_task(
   examples = []
   for i in held_out.spread(len(lines), limit):
     try:
-      examples.append(task.example(json.loads(lines[i])))
+      row = json.loads(lines[i])
+      if not isinstance(row, dict):
+        raise ValueError('each line is to be one JSON object')
+      examples.append(task.example(row))
     except (KeyError, ValueError, TypeError, IndexError, StopIteration) as e:
-      why = f'no {e}' if isinstance(e, KeyError) else str(e)
+      why = f'no {e}' if isinstance(e, KeyError) else str(e) or 'no question or context'
       raise ValueError(f'{path}, line {i + 1} is no row of {name}: {why}') from None
   if not examples:
     raise ValueError(f'{path} is empty')

@@ -480,15 +480,16 @@ cite { display: block; font-style: normal; color: var(--muted); font-size: .8rem
 .sample cite { font-family: system-ui, sans-serif; }
 summary { cursor: pointer; color: var(--muted); font-size: .9rem; }
 .reject { border-bottom: 1px solid var(--line); }
-.reject summary { display: grid; grid-template-columns: 1rem 13rem 9rem 1fr; gap: 0 .4rem;
+.reject summary { display: grid; grid-template-columns: 1rem 15rem 11rem 1fr; gap: 0 .4rem;
   padding: .38rem 0; list-style: none; align-items: baseline; }
 .reject summary::before { content: "+"; }
 .reject[open] summary::before { content: "−"; }
 .reject summary > * { overflow: hidden; text-overflow: ellipsis; white-space: nowrap; }
 .reject summary b { font-weight: 600; color: var(--ink); }
 .reject summary small { font-size: .84rem; font-variant-numeric: tabular-nums; }
-.reject[open] summary span { visibility: hidden; }
-.reject .grid { gap: 0 .8rem; margin-left: 1.4rem; }
+.reject[open] summary > span { visibility: hidden; }
+.reject .grid { gap: 0 .8rem; }
+.reject .grid, .reject .note { margin-left: 1.4rem; }
 .question { margin: 1.2rem 0; padding: 1rem 1.2rem; background: var(--wash); border-radius: 6px;
   font-size: .92rem; break-inside: avoid; overflow-wrap: anywhere; }
 .question p { margin: .3rem 0 .6rem; }
@@ -508,8 +509,8 @@ code { font: .88em ui-monospace, "SF Mono", Menlo, Consolas, "Liberation Mono", 
   .flow li, .flow li:first-child { padding-left: 1.4rem; }
   .flow li:first-child::before { content: ""; }
   .reject summary { grid-template-columns: 1rem 1fr auto; }
-  .reject summary span { grid-column: 2 / 4; }
-  .reject[open] summary span { display: none; }
+  .reject summary > span { grid-column: 2 / 4; }
+  .reject[open] summary > span { display: none; }
   section { margin-top: 3rem; }
   .plot { margin-left: 42px; }
   table { font-size: .86rem; }

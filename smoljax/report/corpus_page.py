@@ -14,7 +14,7 @@ from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
 import data_beam.chat as chat
-from smoljax.report import charts, diversity
+from smoljax.report import charts, diversity, reasons
 from smoljax.report.charts import (
   compact,
   count,
@@ -174,10 +174,11 @@ def funnel(c: Corpus, tokenised: Sequence[dict], csv: Csv) -> str:
               words.get(reason, ''))
              for reason, n in dropped or [('', 0)]]
     whole = max(start, 1)
-    why = ', '.join(f'{text(reason)} <b>{count(n)}</b>' for reason, n in dropped[:10])
+    why = ', '.join(f'{in_words(reason, s.get("stage"))} <b>{count(n)}</b>'
+                    for reason, n in dropped[:10])
     why += f', and {len(dropped) - 10} more reasons' if len(dropped) > 10 else ''
     rows.append(
-        f'<tr class="first"><td>{text(s.get("stage"))}</td>'
+        f'<tr class="first"><td>{stage_in_words(s.get("stage"))}</td>'
         f'<td class="bar">{charts.bar(out / whole, rest=(inn - out) / whole)}</td>'
         f'<td class="num">{count(out)}</td>'
         f'<td class="num lost">{f"−{inn - out:,}" if inn > out else ""}</td>'
@@ -192,6 +193,18 @@ def funnel(c: Corpus, tokenised: Sequence[dict], csv: Csv) -> str:
   share = f' ({percent(kept / start, 0)})' if start else ''
   title = f'{text(c.name)}: {count(start)} documents in, {count(kept)} kept{share}'
   return figure(title, body, link, note)
+
+
+def in_words(reason: Any, stage: Any) -> str:
+  """A reason in words; what it is called in files and commands shows under the pointer."""
+  name = str(reason or '')
+  return f'<span title="{text(name)}">{text(reasons.reason(name, str(stage or "")))}</span>' * bool(
+    name)
+
+
+def stage_in_words(stage: Any) -> str:
+  """Likewise a stage."""
+  return f'<span title="{text(stage)}">{text(reasons.stage(str(stage or "")))}</span>'
 
 
 def spread(records: list[dict]) -> list[dict]:
@@ -296,9 +309,11 @@ def rejects(c: Corpus, locate: Locate | None) -> str:
     quotes = ''.join(quote(r, _CHARS, locate) for r in chosen)
     show, shown = not shown and '<mark>' in quotes, shown or '<mark>' in quotes
     out.append(f'<details class="reject"{" open" if show else ""}><summary>'
-               f'<b>{text(key[1]) or "no reason"}</b>'
-               f'<small>{text(key[0])} · {count(counts.get(key, len(groups[key])))}</small>'
+               f'<b>{in_words(key[1], key[0]) or "no reason"}</b>'
+               f'<small>{stage_in_words(key[0])} · '
+               f'{count(counts.get(key, len(groups[key])))}</small>'
                f'<span dir="auto">{excerpt(head.get("text", ""), 160)}</span></summary>'
+               f'<p class="note">In files and commands: <code>{text(key[1])}</code>.</p>'
                f'<div class="grid">{quotes}</div></details>')
   return f'<h4>{text(c.name)}</h4>{"".join(out)}'
 
@@ -411,8 +426,9 @@ def variety(c: Corpus, color: int, csv: Csv) -> str:
   parts = [f'<h3>Diversity, {text(c.name)}</h3>', figure(
       'Before and after each filter', table(
           ('after', 'documents', 'domains', 'topics', 'new 5-grams', 'near duplicates'),
-          [(text(p.stage) or 'what came in', count(p.documents), fixed(p.domains, 1),
-            fixed(p.topics, 1), percent(p.novelty), percent(p.duplicated)) for p in points]),
+          [(stage_in_words(p.stage) if p.stage else 'what came in', count(p.documents),
+            fixed(p.domains, 1), fixed(p.topics, 1), percent(p.novelty),
+            percent(p.duplicated)) for p in points]),
       csv(f'diversity_{c.name}', ('after', *fields),
           [(p.stage, *(getattr(p, f) for f in fields)) for p in points]),
       of + 'Domains and topics as effective numbers, exp of the entropy over documents; new '

@@ -1,5 +1,6 @@
 """Finished runs → the law they follow: a page of plots, tables and plans, with CSVs beside it."""
 
+import contextlib
 import csv
 import dataclasses
 import json
@@ -109,11 +110,12 @@ def _rate(config: pathlib.Path) -> float | None:
 def _read_csv(path: pathlib.Path, only: Mapping[str, str], curves: bool) -> Points:
   with open(path, newline='', encoding='utf-8') as f:
     reader = csv.DictReader(f)
-    rows = list(reader)
+    lines = [(reader.line_num, r) for r in reader]
   names = reader.fieldnames or []
   if wrong := [k for k in only if k not in names]:
     raise ValueError(f'{path} has no column {wrong[0]}; it has {", ".join(names)}')
-  rows = [r for r in rows if all(r[k] == v for k, v in only.items())]
+  lines = [(i, r) for i, r in lines if all(r[k] == v for k, v in only.items())]
+  rows = [r for _, r in lines]
   if not rows:
     raise ValueError(f'{path} holds no rows' + ''.join(f' of {k}={v}' for k, v in only.items()))
   if len(several := {r['experiment'] for r in rows} if 'experiment' in names else set()) > 1:
@@ -122,16 +124,14 @@ def _read_csv(path: pathlib.Path, only: Mapping[str, str], curves: bool) -> Poin
       f'--rows=experiment=NAME, one of {", ".join(sorted(several))}')
   of = {k: next((n for n in known if n in names), '') for k, known in _COLUMNS.items()}
   more = {k: next((n for n in known if n in names), '') for k, known in _MORE.items()}
-  try:
-    columns, besides = ({k: np.array([float(r[n]) for r in rows]) for k, n in found.items() if n}
-                        for found in (of, more))
-  except ValueError as e:
-    raise ValueError(f'{path}: {e}') from None
+  columns, besides = (
+    {k: np.array([_above_0(r[n], f'{path}, line {i}: {n}') for i, r in lines])
+     for k, n in found.items() if n} for found in (of, more))
   if 'budget' in besides and 'loss' in columns and len(columns) == 2:
     columns['flops'] = besides['budget']
   if 'loss' not in columns or len(columns) < 3:
     raise ValueError(f'{path}: columns for loss and two of params, tokens and flops are needed, it '
-                     f'has {", ".join(names)}')
+                     f'has {", ".join(names)[:200]}')
   convention = f'N, D and C as in {path.name}'
   if len(columns) == 3:
     missing = next(k for k in ('params', 'tokens', 'flops') if k not in columns)
@@ -259,6 +259,13 @@ def _best_rates(p: Points) -> Points:
   keep = [loss == least[n, d] for n, d, loss in zip(p.params, p.tokens, p.loss, strict=True)]
   return dataclasses.replace(p[np.array(keep)], convention=(
     f'{p.convention}; of {len(p.loss)} runs the best learning rate of each size and length'))
+
+
+def _above_0(word: str | None, of: str) -> float:
+  with contextlib.suppress(TypeError, ValueError):
+    if 0 < (value := float(word or '')) < math.inf:
+      return value
+  raise ValueError(f'{of} is {word!r}, no number above 0')
 
 
 def read_task(

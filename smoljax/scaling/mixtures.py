@@ -200,6 +200,37 @@ def _fit_saturating(x: np.ndarray, y: np.ndarray, rate: float, power: float, rid
   return lambda z: level + (features(z) - mean) @ gain
 
 
+def _fit_kernel(x: np.ndarray, y: np.ndarray, small: float, ridge: float, length: float,
+                noise: float) -> Predict:
+  """Linear in log(1 + x / small), and what runs that were near had beside that: a Gaussian
+  process's mean (Matérn 5/2), where two mixtures are as far apart as the linear law's scores are,
+  corpus by corpus, in units of `length` bits per byte.
+
+  Args:
+    small: below such a share a corpus counts in proportion to its share.
+    noise: variance of a run, as a share of the process's own.
+  """
+  features = lambda z: np.log1p(np.maximum(z, 0) / small)
+  inputs = features(x)
+  mean, level = inputs.mean(axis=0), y.mean()
+  centred = inputs - mean
+  slope = np.linalg.solve(centred.T @ centred + ridge * len(y) * np.eye(x.shape[1]),
+                          centred.T @ (y - level))
+
+  def alike(z: np.ndarray) -> np.ndarray:
+    apart = (z[:, None] - inputs) * (slope / length)
+    far = np.sqrt(5 * np.square(apart).sum(axis=-1))
+    return (1 + far + far**2 / 3) * np.exp(-far)
+
+  rest = np.linalg.solve(alike(inputs) + noise * np.eye(len(y)), y - level - centred @ slope)
+
+  def predict(z: np.ndarray) -> np.ndarray:
+    of = features(z)
+    return level + (of - mean) @ slope + alike(of) @ rest
+
+  return predict
+
+
 class Form(NamedTuple):
   """A law: how it is fitted, the settings there are to choose from, whether it has a gradient."""
 
@@ -220,6 +251,10 @@ FORMS: dict[str, Form] = {
     dict(per=p, rate=r, power=q, ridge=s)
     for p, rates in (('weights', (2.0, 5.0, 15.0, 50.0)), ('epochs', (0.1, 0.3, 1.0, 3.0)))
     for r, q, s in itertools.product(rates, (0.5, 0.7, 1.0), (0.001, 0.03, 0.3))], True),
+  'kernel': Form(_fit_kernel, [
+    dict(per='weights', small=e, ridge=r, length=h, noise=v)
+    for e, r, h, v in itertools.product((0.001, 0.004, 0.012), (0.001, 0.01, 0.1), (0.3, 1.0),
+                                        (0.003, 0.03))], True),
 }  # fmt: skip
 GAMMAS = (0.5, 1.0, 2.0, 4.0)  # what a token of a later phase is worth, to choose from
 

@@ -11,6 +11,7 @@ import pathlib
 import random
 import threading
 
+import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
@@ -108,7 +109,8 @@ def test_every_layout_names_fields_that_exist():
 @pytest.mark.parametrize('row, reason', [
   ({}, 'no_text'), ({'text': ' \n'}, 'no_text'), ({'text': ['a']}, 'no_text'),
   ({'text': 'a', 'language_score': 'high'}, 'bad_value'),
-  ({'text': 'a', 'url': {'x': 1}}, 'bad_value')])
+  ({'text': 'a', 'url': {'x': 1}}, 'bad_value'),
+  ({'text': 'a', 'n': json.loads('[' * 90 + ']' * 90)}, 'bad_value')])
 def test_bad_rows_have_reasons(row, reason):
   with pytest.raises(RowError) as error:
     to_document(row, LAYOUTS['plain'], '')
@@ -226,6 +228,30 @@ def test_bad_rows_and_files_are_rejects(tmp_path):
     ('b.jsonl', 0, 'bad_json'), ('c.jsonl.gz', zipped, 'corrupt_file'),
     ('e.parquet', 0, 'corrupt_file')}
   assert records.read_manifest(path)['documents'] == len(texts)
+
+
+def test_odd_rows_cost_themselves(tmp_path):
+  rows = ['{"text": "one"}', '{"text": "before Christ", "date": -1e11}',
+          '{"text": "half a \\ud83d sign", "id": "\\udfff"}', '{"text": "two"}']
+  (tmp_path / 'x.jsonl').write_text('\n'.join(rows), 'utf-16')
+  found = list(tables.read(tables.split(str(tmp_path / 'x.jsonl')), LAYOUTS['plain'], ''))
+  assert [r.text if isinstance(r, records.Document) else r.reason for r in found] == [
+    'one', 'bad_value', 'half a ? sign', 'two']
+  assert found[2].id == '?'
+  bad = pa.array([b'one', b'tw\xff']).view(pa.string())
+  pq.write_table(pa.table({'text': bad}), tmp_path / 'x.parquet', use_dictionary=False)
+  found = list(tables.read(tables.split(str(tmp_path / 'x.parquet')), LAYOUTS['plain'], ''))
+  assert [r.text for r in found] == ['one', 'tw\ufffd']
+
+
+@pytest.mark.parametrize('column', [
+  pa.array([{'k': 'y' * (30 << 20)}] * 5), pa.array([['y' * (1 << 20)] * 100] * 2),
+  pa.ListArray.from_arrays([0, 12 << 20], np.zeros(12 << 20))])
+def test_values_in_values_are_no_way_to_gigabytes(tmp_path, column):
+  table = pa.table({'text': pa.nulls(len(column), pa.string()), 'x': column})
+  pq.write_table(table, tmp_path / 'x.parquet', compression='zstd')
+  found = list(tables.read(tables.split(str(tmp_path / 'x.parquet')), LAYOUTS['plain'], ''))
+  assert [r.reason for r in found] == ['ratio']
 
 
 def test_compressed_lines(tmp_path):

@@ -21,19 +21,23 @@ RUN = ['--config=configs/quickstart.py', '--workdir={new}', '--dry_run']
 NUMBERS = ('abc', '', '1e999', '99999999999999999999999')
 FILES = ('/nowhere/x', '{binary}', '{empty}', '{folder}')
 FIELDS: dict[str, tuple[str, ...]] = {
-  'seed': ('-1', 'abc', '1e30', '99999999999999999999'), 'name': (), 'xprof': ('a', '5:1'),
-  'selfdocs.pages': ('0', '-3'), 'selfdocs.pdfs': ('-1',), 'beam.args': ('5', "('--nope',)"),
+  'seed': ('-1', 'abc', '1e30', '1.5', '99999999999999999999'), 'name': (), 'xprof': ('a', '5:1'),
+  'selfdocs.pages': ('0', '-3'), 'selfdocs.pdfs': ('-1',), 'beam.args': (
+    '5', "('--nope',)", "('--runner=FlinkRuner',)"), 'model': ('tiny',),
   'web.input': FILES[:1], 'web.filters': ('nope',), 'web.tier': ('nope',),
   'web.minhash': ('nope', '0x3', '14x'), 'web.num_shards': ('0', '-1', 'abc'),
-  'web.limit': ('0', 'x'), 'web.min_language_score': ('x',), 'web.dedup_scope': ('nope',),
-  'web.languages': ('5',), 'web.url_lists': FILES[:1], 'web.decontaminate': ("('/nowhere/x',)",),
+  'web.limit': ('0', 'x'), 'web.min_language_score': ('x', '5'), 'web.dedup_scope': ('nope',),
+  'web.languages': ('5', 'english'), 'web.enabled': ('maybe',),
+  'web.url_lists': FILES[:1], 'web.decontaminate': ("('/nowhere/x',)",),
   'pdf.ocr': ('nope',), 'pdf.figures': ('nope',), 'pdf.refetch': ("('nope',)",),
   'pdf.router': FILES[:1], 'pdf.ocr_server': ('http://x',), 'pdf.fetch_delay': ('x',),
-  'corpora': ('a', 'a=/nowhere/x', 'a={folder}', '=', 'web=x'),
-  'tokenizer.path': FILES, 'tokenizer.vocab_size': ('0', '-1', 'x'),
+  'corpora': ('a', 'a=/nowhere/x', 'a={folder}', '=', 'web=x', 'a/b={corpus}', 'a b={corpus}'),
+  'tokenizer.path': FILES, 'tokenizer.vocab_size': ('0', '-1', 'x', '99999999'),
   'tokenizer.train_bytes': ('0',), 'tokenize.holdout': ('2', '-1', 'x'),
   'tokenize.share': ('0', '2'), 'tokenize.num_shards': ('0',),
-  'model.shape': ('nope', '5'), 'model.num_layers': ('0', '-1', 'x'), 'model.embed_dim': ('0', '7'),
+  'model.shape': ('nope', '5'), 'model.num_layers': ('0', '-1', 'x', '100000000'),
+  'model.window_layers': ("('a',)", '(1,)'), 'model.lora_rank': ('-1',),
+  'model.embed_dim': ('0', '7'),
   'model.num_heads': ('0', '3'), 'model.num_kv_heads': ('3', '0'), 'model.head_dim': ('0', '3'),
   'model.mlp_dim': ('0',), 'model.activation': ('nope',), 'model.norm': ('nope',),
   'model.norm_position': ('nope',), 'model.norm_eps': ('-1', 'x'), 'model.dtype': ('nope',),
@@ -41,38 +45,48 @@ FIELDS: dict[str, tuple[str, ...]] = {
   'model.rope_theta': ('-1', '0'), 'model.init': ('nope',), 'model.init_std': ('-1',),
   'model.rope_scaling': ("{'a':1}", '5'), 'model.sliding_window': ('-1',),
   'data.seq_len': ('0', '1', 'x'), 'data.window': ('0',), 'data.max_segments': ('-1',),
-  'train.tokens': ('0', '-5', 'x', '1e99'), 'train.batch_tokens': ('0', '1000', '-2048'),
+  'train.tokens': ('0', '-5', 'x', '1e99', '1e6', '2M'),
+  'train.batch_tokens': ('0', '1000', '-2048'),
   'train.accumulate': ('0', '3'), 'train.flops': ('-1', 'nan'), 'train.log_every': ('0', '-1'),
   'train.stages': ('5', '()', '({},)', "(dict(name='a'),)", "('a',)",
                    "(dict(name='a',fraction=1.0,mixture={'web':-1}),)",
                    "(dict(name='a',fraction=1.0,mixture={'nope':1}),)",
                    "(dict(name='a',fraction=1.0,mixture={}),)",
                    "(dict(name='a',fraction='x',mixture={'web':1}),)",
-                   "(dict(name='a',fraction=-1.0,mixture={'web':1}),)"),
+                   "(dict(name='a',fraction=-1.0,mixture={'web':1}),)",
+                   "({'name':'a','fraction':1.0,'mixture':{'web':1e999}},)",
+                   "({'name':'a','fraction':1.0,'mixture':{'wbe':1}},)"),
   'train.init_from': FILES, 'train.branch_from': FILES, 'train.eval_every': ('0', '-1'),
-  'train.checkpoint_every': ('0',), 'train.keep': ('0',), 'train.keep_best': ('nope',),
+  'train.checkpoint_every': ('0',), 'train.keep': ('0',),
+  'train.keep_best': ('nope', 'val/wbe/bpb'), 'train.checkpoint_dir': ('gs//x', 'http://x/y'),
   'train.watchdog': ('-1', 'nan'), 'train.z_loss': ('-1', 'nan'), 'train.loss_chunk': ('0',),
   'mesh.data': ('0', '3', '99', '-2'), 'mesh.tensor': ('0', '3'), 'mesh.fsdp': ('x',),
-  'optimizer.name': ('nope',), 'optimizer.learning_rate': ('-1', 'nan', 'x', '0'),
+  'optimizer.name': ('nope',), 'optimizer.learning_rate': ('-1', 'nan', 'x', 'inf', '1e40'),
   'optimizer.schedule': ('nope',), 'optimizer.weight_decay': ('-1', 'nan'),
   'optimizer.b1': ('2', '-1'), 'optimizer.clip': ('nope',), 'optimizer.clip_norm': ('-1',),
   'optimizer.warmup_fraction': ('2', '-1'), 'optimizer.decay_fraction': ('2', '-1'),
   'optimizer.decay_shape': ('nope',), 'optimizer.decay_timescale': ('-1', 'nan'),
-  'optimizer.ramp': ('((.5, 1),)', '((0, 2), (.5, 1))'), 'optimizer.tail_steps': ('-1', '.5'),
+  'optimizer.ramp': ('((.5, 1),)', '((0, 2), (.5, 1))', '5'), 'optimizer.cooldowns': ('(2,)',),
+  'optimizer.tail_steps': ('-1', '.5'),
   'optimizer.muon.coefficients': ('nope',),
   'optimizer.muon.per_head': ('nope',), 'optimizer.muon.steps': ('0', '-1'),
   'optimizer.muon.scale_rule': ('nope',), 'optimizer.qk_clip.rule': ('nope',),
   'optimizer.momentum_dtype': ('nope',), 'parametrization.name': ('nope', 'mup'),
   'guard.inject': ('nope', 'nan@x', 'nan'), 'guard.sigma': ('-1',), 'guard.window': ('0',),
   'distill.teacher': FILES[:1], 'distill.cache': ('nope',), 'distill.distance': ('nope',),
-  'eval.tasks': ("('nope',)", '5'), 'eval.corpora': ("('nope',)",), 'eval.batch_size': ('0', '-1'),
+  'eval.tasks': ("('nope',)", '5', 'hellaswag'),
+  'eval.data': FILES[:1], 'chains.number': ('-1',), 'eval.corpora': ("('nope',)",),
+  'eval.batch_size': ('0', '-1'),
   'eval.documents': ('-1',), 'sample.tokens': ('0',), 'sample.temperature': ('-1', 'nan'),
   'sample.prompts': ('5',), 'coordinate_check.widths': ("('x',)", '(0,)'),
 }
 # Commands with flags that suffice, and flags with wrong values.
 COMMANDS: dict[str, tuple[list[str], dict[str, tuple[str, ...]]]] = {
   'experiments.run': (RUN, {
-    'config': (*FILES, 'configs/nope.py', 'configs/smollm3.py:size=4b', 'configs/smollm3.py:x'),
+    'config': (*FILES, 'configs/nope.py', 'configs/smollm3.py:size=4b', 'configs/smollm3.py:x',
+               'configs/quikstart.py', 'configs/quickstart.py:x', '{misspelt}', '{nothing}',
+               '{dict}'),
+    'coordinator': ('nope', 'localhost:99999'),
     'workdir': ('gs://b/x', '{empty}'), 'dry_run': ('maybe',), 'topology': ()}),
   'experiments.sweep': (['--config=configs/mtp.py', '--workdir={new}', '--dry_run'], {
     'config': (*FILES, 'configs/base.py'), 'parallel': ('0', *NUMBERS), 'retries': ('-1', 'x'),
@@ -82,24 +96,34 @@ COMMANDS: dict[str, tuple[list[str], dict[str, tuple[str, ...]]]] = {
     ['--config=configs/search.py', '--workdir={new}', '--trials=2', '--dry_run'], {
       'config': (*FILES, 'configs/base.py'), 'trials': ('0', '-1', *NUMBERS), 'sampler': ('nope',),
       'pruner': ('nope',), 'processes': ('0', 'x'), 'seed': ('-1',), 'objectives': ('nope',)}),
-  'experiments.evaluate': (['--checkpoint={model}', '--output={new}', '--tasks=piqa'], {
-    'checkpoint': FILES, 'tasks': ('nope',), 'batch_size': ('0', '-1', *NUMBERS), 'limit': ('-1',),
+  'experiments.evaluate': (['--checkpoint={model}', '--output={new}.json', '--tasks=piqa'], {
+    'checkpoint': FILES, 'tasks': ('nope', 'pqia'), 'lengths': ('x', '99999999'),
+    'output': ('{folder}',),
+    'batch_size': ('0', '-1', *NUMBERS), 'limit': ('-1',),
     'seq_len': ('-1', 'x'), 'seed': ('-1', 'x'), 'corpus': FILES}),
   'experiments.generate': (['--checkpoint={model}', '--prompt=a'], {
     'checkpoint': FILES, 'prompt_file': FILES, 'max_new_tokens': ('0', '-1', 'x'),
     'temperature': ('-1', 'nan', 'x'), 'top_p': ('2', '-1'), 'top_k': ('-1',), 'seed': ('-1', 'x'),
-    'samples': ('0', '-1'), 'mode': ('nope',), 'weights': ('nope',), 'context': ('-1',)}),
+    'samples': ('0', '-1'), 'stop_id': ('-4', '99999'), 'tools': FILES[:1],
+    'min_new_tokens': ('999',), 'mode': ('nope',), 'weights': ('nope',), 'context': ('-1',)}),
   'experiments.export': (['--checkpoint={model}', '--output={new}'], {
     'checkpoint': FILES, 'format': ('nope',), 'dtype': ('nope',), 'quantize': ('nope',)}),
   'experiments.report': (['--workdir={folder}'], {
     'workdir': FILES, 'port': ('-1', '99999', *NUMBERS), 'scaling': FILES, 'flops': ('x',)}),
   'experiments.lens': (['--checkpoint={model}', '--prompt=a', '--output={new}'], {
-    'checkpoint': FILES}),
+    'checkpoint': FILES, 'output': ('{folder}',)}),
+  'experiments.merge': (['--models={model},{model}', '--weights=.5,.5', '--output={new}'], {
+    'weights': ('.5', 'a,b', 'nan,1'), 'method': ('tie', 'ties')}),
+  'experiments.chains': (['--output={new}.jsonl', '--number=3'], {
+    'output': ('{folder}',), 'number': ('0', 'x'), 'families': ('smus',)}),
+  'experiments.prepare': (['--config=configs/quickstart.py', '--workdir={new}'], {
+    'config': (*FILES, 'configs/quikstart.py')}),
   'experiments.shapes': ([], {
     'shape': ('nope',), 'context': ('-1', *NUMBERS), 'mesh': ('data', 'data=0', 'nope=2', 'data=x'),
-    'remat': ('nope',), 'hf': FILES, 'dtype': ('nope',), 'rows': ('-1',), 'chunk': ('0',)}),
+    'remat': ('nope',), 'hf': FILES, 'dtype': ('nope',), 'rows': ('-1',), 'chunk': ('0',),
+    'tokens': ('nan', '-1')}),
   'experiments.architecture': (['--corpus={tokens}', '--output={new}'], {
-    'corpus': FILES, 'size': ('nope',), 'tokens': ('0', '-1', 'x'), 'seeds': ('0', 'x')}),
+    'corpus': FILES, 'size': ('nope',), 'tokens': ('-1', 'x'), 'seeds': ('0', 'x')}),
   'experiments.lineage': (['--workdir={folder}', '--step=1'], {
     'workdir': FILES, 'step': ('-1', 'x')}),
   'experiments.perplexity': (['--checkpoint={model}', '--corpus={corpus}', '--output={new}'], {
@@ -113,7 +137,8 @@ COMMANDS: dict[str, tuple[list[str], dict[str, tuple[str, ...]]]] = {
     'minhash': ('nope', '0x1'), 'min_language_score': ('x',), 'dedup_scope': ('nope',),
     'url_lists': FILES[:1], 'decontaminate': FILES[:1], 'direct_running_mode': ('nope',),
     'robots': FILES[:1], 'quality': FILES[:1], 'licences': ('nope',), 'near_verbatim': ('2', 'x'),
-    'direct_num_workers': ('x',), 'runner': ('nope', 'FlinkRunner', 'DataflowRunner')}),
+    'direct_num_workers': ('x', '-3'), 'languages': ('english',), 'language_model': ('{binary}',),
+    'runner': ('nope', 'FlinkRunner', 'SparkRunner', 'DataflowRunner', 'DirectRuner')}),
   'data_beam.pdf': (['--input={binary}', '--output={new}'], {
     'input': FILES[:3], 'ocr': ('nope',), 'figures': ('nope',), 'num_shards': ('0', 'x'),
     'refetch': ('nope', 'truncated'), 'router': FILES[:1], 'ocr_server': ('http://x',),
@@ -126,6 +151,10 @@ COMMANDS: dict[str, tuple[list[str], dict[str, tuple[str, ...]]]] = {
   'data_beam.tokenize_corpus': (
     ['--input={corpus}', '--tokenizer={tokenizer}', '--output={new}'], {
       'input': FILES, 'tokenizer': FILES, 'holdout': ('2', '-1', 'x'), 'num_shards': ('0', 'x')}),
+  'data_beam.tables export': (['--input={corpus}', '--output={new}'], {
+    'input': ('{tokens}', '{rows}')}),
+  'data_beam.rephrase': (['--input={corpus}', '--output={new}', '--name=r', '--model=m'], {
+    'server': ('localhost',)}),
   'data_beam.quality': (['train', '--model={new}', '--examples={rows}'], {
     'examples': FILES, 'bits': ('0', '-1', '99', 'x')}),
   'data_beam.refine': (['--input={corpus}', '--output={new}'], {
@@ -137,8 +166,7 @@ COMMANDS: dict[str, tuple[list[str], dict[str, tuple[str, ...]]]] = {
 PARTS = 6  # of the list, each within some minutes
 # What is said besides: progress, and what each pipeline begins with.
 SAID = re.compile('Beam runs on|curating |exporting |OCR: |Unable to create default GCS|'
-                  'importing |tokenising |Unable to fetch remote job server|[0-9]+ s: read |'
-                  'python-dependencies|WARNING|I0000|E0000|W0000')
+                  'importing |tokenising |[0-9]+ s: read |I0000|E0000|W0000')
 
 
 def lines():
@@ -147,11 +175,11 @@ def lines():
     for flag, values in flags.items():
       rest = [b for b in base if not b.startswith(f'--{flag}=')]
       for value in values:
-        yield [command, *rest, f'--{flag}={value}'], flag, value
+        yield [*command.split(), *rest, f'--{flag}={value}'], flag, value
       wrong = flag[:1] + flag[2:] + 'e'  # a letter missing, and one too many
-      yield [command, *rest, f'--{wrong}={(values or ("x",))[0]}'], flag, flag
-    yield [command, *base, 'stray'], 'stray', 'stray'
-    yield [command], '', ''
+      yield [*command.split(), *rest, f'--{wrong}={(values or ("x",))[0]}'], flag, flag
+    yield [*command.split(), *base, 'stray'], 'stray', 'stray'
+    yield command.split(), '', ''
   for field, values in FIELDS.items():
     section, _, name = field.rpartition('.')
     for value in values:
@@ -168,6 +196,10 @@ def here(tmp_path_factory):
   (root / 'binary').write_bytes(bytes(range(256)) * 40)
   (root / 'empty').touch()
   (root / 'folder').mkdir()
+  for name, body in (('misspelt', 'c.optimizer.lerning_rate = 1'), ('nothing', 'return None'),
+                     ('dict', 'return {}')):
+    (root / f'{name}.py').write_text(
+      f'from configs import base\n\ndef get_config():\n  c = base.get_config()\n  {body}\n')
   write_warc(root / 'crawl.warc.gz', [html('https://a.test/', page(article(1)))])
   rows = root / 'rows.jsonl'
   rows.write_text(''.join(json.dumps({'text': ' '.join(article(i)), 'score': i % 3}) + '\n'

@@ -1,5 +1,6 @@
 """Sweeps: points and their commands, processes that fail, die and wait; the page that compares."""
 
+import contextlib
 import csv
 import dataclasses
 import json
@@ -206,7 +207,8 @@ def test_printed_commands_run_anywhere(capsys, tmp_path):
   assert line.endswith('--config.seed=1') and 'ln -sfn ../../steps' in line
   before, _, _ = line.rpartition(' && ')
   subprocess.run(['sh', '-c', before], check=True)
-  assert (tmp_path / 'w/points/seed=1/steps').is_symlink()
+  steps = tmp_path / 'w/points/seed=1/steps'
+  assert steps.is_symlink() and steps.is_dir()  # a folder that it leads to, too
 
 
 def make_run(folder: pathlib.Path, loss: float, evals: dict | None = None) -> None:
@@ -221,6 +223,20 @@ def make_run(folder: pathlib.Path, loss: float, evals: dict | None = None) -> No
   (folder / 'metrics.jsonl').write_text(''.join(json.dumps(r) + '\n' for r in [
     {'step': 1, 'tokens': 1024, 'train/loss': loss + 1}, {'step': 2, 'attn/max_logit': 3.0},
     {'step': 4, 'tokens': 4096, 'val/web/bpb': loss / 2, 'val/pdf/bpb': loss}]))
+
+
+def test_a_stopped_sweep_compares_what_is_finished(tmp_path, monkeypatch, capsys):
+  def stopped(points, **_):
+    make_run(points[0].folder, 3.25)
+    points[0].state = 'done'
+    raise KeyboardInterrupt
+
+  monkeypatch.setattr(sweep, 'run', stopped)
+  config = config_file(tmp_path, "[{'name': 'a'}, {'name': 'b'}]")
+  with contextlib.suppress(KeyboardInterrupt):
+    assert sweep.main([f'--config={config}', f'--workdir={tmp_path}/w']) != 0
+  assert '3.25' in (tmp_path / 'w/report/index.html').read_text()
+  assert 'comparison: ' in capsys.readouterr().out
 
 
 def test_comparison_has_every_run_and_the_best_first(tmp_path):

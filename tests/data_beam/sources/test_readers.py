@@ -336,12 +336,40 @@ def test_headers_that_are_not_as_they_should_be(tmp_path):
   heads = [b'HTTP/1.1 200 OK\nContent-Type: text/html\nX: y\n\n',
            b'HTTP/1.1 200 OK\r\nContent-Type: text/html,text/html\r\n\r\n',
            b'HTTP/1.1 200 OK\r\nContent-Type: "text/html"\r\n\r\n',
-           b'HTTP/1.1 200\r\nContent-Length: \xb2\r\n\r\n', b'']
+           b'HTTP/1.1 200\r\nContent-Length: \xb2\r\n\r\n', b'',
+           b'HTTP/1.1 200 OK\r\nContent-Type: text/html\r\n',     # and no empty line
+           b'HTTP/1.1 100 Continue\r\n\r\nHTTP/1.1 200 OK\r\nContent-Type: text/html\r\n\r\n',
+           b'HTTP/1.1 200 OK\r\nContent-Type: application/vnd.wap.xhtml+xml\r\n\r\n']
   block = (b'WARC/1.0\r\nWARC-Type: response\r\nContent-Type: application/http\r\n'
            b'%b\r\n\r\n%b\r\n\r\n')
   (tmp_path / 'x.warc').write_bytes(b''.join(
     block % (b'Content-Length: %d' % len(head + HTML), head + HTML) for head in heads))
   assert [p.body for p in read_warc(str(tmp_path / 'x.warc'))] == [HTML] * len(heads)
+
+
+@pytest.mark.parametrize('coding', [b'Transfer-Encoding: gzip, chunked', b'Server: forgets it',
+                                    b'Content-Encoding: gzip'])
+def test_gzip_however_it_is_said(tmp_path, coding):
+  head = b'HTTP/1.1 200 OK\r\nContent-Type: text/html\r\n%b\r\n\r\n' % coding
+  body = gzip.compress(HTML[:20]) + gzip.compress(HTML[20:])
+  block = head + (chunked(body) if b'chunked' in coding else body)
+  (tmp_path / 'x.warc').write_bytes(b'WARC/1.0\r\nWARC-Type: response\r\nContent-Length: %d'
+                                    b'\r\n\r\n%b\r\n\r\n' % (len(block), block))
+  assert [p.body for p in read_warc(str(tmp_path / 'x.warc'))] == [HTML]
+
+
+@pytest.mark.parametrize('compress', [True, False])
+def test_junk_costs_no_record_but_the_one_it_is_in(tmp_path, compress):
+  data = Path(write_warc(tmp_path / 'x.warc', RECORDS, compress=False)).read_bytes()
+  parts = [b'WARC/1.0' + part for part in data.split(b'WARC/1.0')[2:]]
+  parts = list(map(gzip.compress, parts)) if compress else parts
+  for before, junk, kept in ((2, b'junk \0\xff', '01234'), (2, b'junk\n', '01234'),
+                             (0, b'', '1234')):
+    start, rest = b''.join(parts[:before]), b''.join(parts[before:])
+    (tmp_path / 'y.warc').write_bytes(start + junk + rest if before else rest[6:])
+    found = list(read_warc(str(tmp_path / 'y.warc')))
+    assert ''.join(p.url[-1] for p in found if isinstance(p, Page)) == kept
+    assert reasons(found) == ['damaged_record']
 
 
 # Pages and rejects of archives with known faults.

@@ -100,7 +100,8 @@ def test_pii_examples():
   'Chrome/99.0.1.2', 'firmware: 8.8.4.4', 'requests==2.0.1.4', 'libfoo-1.2.3.4',
   'siehe Abschnitt 12.2.3.1',
   'release v2.10.3.1', 'in subsection\n3.2.1.4 of', 'foo_1.2.3.4', '8.8.4.4-rc1',
-  'setup-9.1.2.3.exe', 'la versión 9.1.2.3',
+  'setup-9.1.2.3.exe', 'la versión 9.1.2.3', 'PHP 5.3.2.1', 'Oracle Database 12.1.0.2',
+  'Windows 10.0.19041.1', '3.4.2.1. Results of it',
   'icon@2x.png', 'img/a@3x.webp', 'react@18.2.0', 'std::a::b', '10:30:00', '2a:00:14:50:40:01',
   '2001:db8::1', 'fe80::1', '2001:xyz::1'])
 def test_what_is_no_address_stays(text):
@@ -124,7 +125,9 @@ def test_accounts_by_checksum():
   """Numbers of registries and of payment services; each with a wrong digit is none."""
   for number in ('GB82 WEST 1234 5698 7654 32', 'DE89 3704 0044 0532 0130 01',
                  'NL91ABNA0417164300', '4012-8888-8888-1881', '5105105105105100',
-                 '3714 496353 98431', '6011111111111117'):
+                 '3714 496353 98431', '6011111111111117', 'gb82 west 1234 5698 7654 32',
+                 'NL91-ABNA-0417-1643-00', 'NL91\u00a0ABNA\u00a00417\u00a01643\u00a000',
+                 '4012\u00a08888\u00a08888\u00a01881'):
     line = f'To {number}, today.'
     assert pii.replace_pii(line) == line
     hidden = pii.replace_pii(line, accounts=True)

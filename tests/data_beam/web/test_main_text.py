@@ -78,13 +78,25 @@ def test_what_a_script_draws_is_taken_from_what_the_page_declares():
   '<{}>', '<{}><div></{}>', '<{}><div></div></div></{}>', '<{}><ul><li><a href="/">Home</a></{}>'])
 @pytest.mark.parametrize('tag', [
   'nav', 'aside', 'label', 'noscript', 'select', 'button', 'footer', 'menu', 'dialog', 'figcaption',
-  'object', 'svg', 'form', 'a'])
+  'object', 'svg', 'form', 'a', 'template', 'rt', 'datalist', 'frameset'])
 def test_markup_that_swallows_the_article(tag, broken):
   first = 'The story so far is told in a few lines, which stand before what is broken. ' * 6
   for body in (f'<article>{p(PROSE)}</article>', f'<div>{"<br><br>".join(PROSE)}</div>'):
     for before in ('', p([first])):
       text = extract(page(before + broken.format(tag, tag) + body))
       assert [line for line in text.splitlines() if line in PROSE] == PROSE
+
+
+@pytest.mark.parametrize('broken', [
+  '</body></html>{}', '<textarea>{}', '<iframe src="/x">{}', '<noframes>{}</noframes>',
+  '<noscript>{}</noscript>', '<div><iframe><a href="/">Home</a></div>{}'])
+def test_text_that_the_parser_leaves_out(broken):
+  posts = ''.join(f'<div class="post">{text}</div>' for text in PROSE)
+  assert extract(page(broken.format(posts))).splitlines()[-len(PROSE):] == PROSE
+  escaped = posts.replace('<', '&lt;').replace('>', '&gt;')
+  assert extract(page(f'<noscript>{escaped}</noscript>')) == '\n'.join(PROSE)
+  in_head = page('<div id="app"></div>', f'<noscript>{posts}</noscript>')
+  assert extract(in_head).splitlines()[-len(PROSE):] == PROSE
 
 
 def test_a_menu_that_is_well_made_stays_out():
@@ -133,6 +145,25 @@ def within(body: str, *, markdown: bool = False) -> str:
   '<td class="code"><pre>def f():<br><br>  x</pre></td></tr></table></figure>',
   '<pre><table class="hljs-ln"><tr><td class="hljs-ln-numbers">1</td><td>def f():</td></tr>'
   '<tr><td></td></tr><tr><td class="hljs-ln-numbers">3</td><td>  x</td></tr></table></pre>',
+  '<div class="code-toolbar"><pre class="language-x"><code>def f():\n\n  x</code></pre></div>',
+  '<div class="syntaxhighlighter"><table><tr><td class="gutter"><div class="line">1</div></td>'
+  '<td class="code"><div class="line"><code>def f():</code></div><div class="line">&nbsp;</div>'
+  '<div class="line"><code>&nbsp;&nbsp;</code><code>x</code></div></td></tr></table></div>',
+  '<div class="CodeMirror-code"><div><div class="CodeMirror-linenumber">1</div>'
+  '<pre class="CodeMirror-line">def f():</pre></div><div><div class="CodeMirror-linenumber">2'
+  '</div><pre class="CodeMirror-line">\u200b</pre></div><div><pre class="CodeMirror-line">  x</pre>'
+  '</div></div>',
+  '<div class="fragment"><div class="line"><span class="lineno"> 1</span>&#160;def f():</div>'
+  '<div class="line"><span class="lineno"> 2</span>&#160;</div><div class="line"><span '
+  'class="lineno"> 3</span>&#160;  x</div></div>',
+  '<pre><span class="ln">1</span>def f():\n<span class="ln">2</span>\n<span class="ln">3</span>  x'
+  '</pre>',
+  '<pre><code class="line">def f():</code><code class="line">\n</code><code class="line">  x</code>'
+  '</pre>',
+  '<ol class="dp-py"><li>def f():</li><li>&nbsp;</li><li>&nbsp;&nbsp;x</li></ol>',
+  '<p><code>def f():<br><br>&nbsp;&nbsp;x</code></p>',
+  '<div style="white-space: pre;">def f():\n\n  x</div>',
+  '<listing>def f():\n\n  x</listing>', '<xmp>def f():\n\n  x</xmp>',
 ])
 def test_code_is_one_block_without_its_numbers(code):
   assert within(code) == 'def f():\n\n  x'
@@ -157,6 +188,17 @@ def test_code_is_one_block_without_its_numbers(code):
    '</msub></math>', r'$\sin x\leq a_{i+1}$'),
   ('10<sup>6</sup> m<sup>2</sup>, the 2<sup>nd</sup> word<sup>1</sup>, (a+b)<sup>n</sup>',
    '10^6 m^2, the 2nd word1, (a+b)^n'),
+  ('x<sup><i>n</i></sup>', 'x^n'),
+  ('<m:math><m:msup><m:mi>f</m:mi><m:mo>′</m:mo></m:msup></m:math>', "$f'$"),
+  ('<mml:math><mml:mn>5</mml:mn><mml:mo>%</mml:mo></mml:math>', r'$5\%$'),
+  ('<math><mmultiscripts><mi>C</mi><mn>6</mn><none/><mprescripts/><none/><mn>14</mn>'
+   '</mmultiscripts></math>', '${}^{14}C_{6}$'),
+  ('<script type="math/mml"><math><msup><mi>x</mi><mn>2</mn></msup></math></script>', '$x^2$'),
+  ('<script type="math/tex">% <![CDATA[ x &lt; 2 %]]></script>', '$x < 2$'),
+  ('<script type="math/asciimath">x^2</script>', 'x^2'),
+  ('<img src="//latex.codecogs.com/gif.latex?\\inline&amp;space;x%5E2">', '$x^2$'),
+  ('<img src="https://www.zhihu.com/equation?tex=x%5E2" alt="[formula]">', '$x^2$'),
+  ('<img class="equation_image" alt="LaTeX: x^2" title="x^2">', '$x^2$'),
   ('<ruby>漢字<rp>(</rp><rt>かんじ</rt><rp>)</rp></ruby>', '漢字'),
 ])
 def test_formulas_stand_once_as_tex(html, tex):
@@ -169,6 +211,9 @@ def test_tables_keep_their_columns():
   assert within(f'<table>{rows}</table>') == (
     'Name |  | Age\nAnn | Lee |\nAnn |  | 4\nBob |  |')
   assert within('<table><tr><td><p>One</p><p>Two</p></td></tr></table>') == 'One\nTwo'
+  names = ('<tr><th>A</th><th>B</th></tr><tr><td rowspan="0"><a>Sweden</a></td><td><a>Stockholm</a>'
+           '</td></tr><tr><td><a>Malmö</a></td></tr>')
+  assert within(f'<table>{names}</table>') == 'A | B\nSweden | Stockholm\nSweden | Malmö'
   assert within('<table><tr><td width="9"></td><td>One<br><br>Two</td></tr></table>') == 'One\nTwo'
 
 
@@ -176,6 +221,13 @@ def test_markdown_numbers_and_nests_lists():
   assert within(
     '<ol start="3"><li>a<ol><li>b</li></ol><ul><li>c</li></ul></li><li value="7"><p>d</p><p>e</p>'
     '</li><li>f</li></ol>', markdown=True) == '3. a\n   1. b\n   - c\n7. d\n   e\n8. f'
+
+
+def test_lists_directly_in_lists_and_backwards():
+  assert within('<ol><li>a</li><ul><li>b</li></ul><li>c</li></ol>', markdown=True) == (
+    '1. a\n   - b\n2. c')
+  assert within('<ol reversed><li>a</li><li>b</li></ol>', markdown=True) == '2. a\n1. b'
+  assert within('<ol start="-1"><li>a</li><li>b</li></ol>', markdown=True) == '-1. a\n0. b'
 
 
 def test_questions_in_buttons_are_read_and_other_buttons_not():

@@ -48,6 +48,7 @@ def test_robots_by_host(tmp_path, path, agents, found):
   assert reason(page(url=f'https://a.test{path}'), str(file), agents) == found
   assert reason(page(url=f'https://b.test{path}'), str(file), agents) == ''
   assert reason(page(url='https://[a.test/'), str(file), agents) == ''
+  assert reason(page(url=f'https://A.test.:443{path}'), str(file), agents) == found
 
 
 def test_other_rules_by_host_and_damaged_ones(tmp_path):
@@ -57,12 +58,13 @@ def test_other_rules_by_host_and_damaged_ones(tmp_path):
                                   {'location': '/', 'tdm-reservation': 0}]},
     {'host': 'b.test',
      'robots': 'User-agent: *\nContent-Signal: search=yes, ai-train=no\nAllow: /'},
+    {'host': 'd.test:80', 'robots': 'Useragent: CCBot\nDissallow: /'},
     {'host': 'c.test', 'robots': 'User-Agent: CCBot\nContent-Usage: /a/ train-ai=n'}])))
   rights._rules.cache_clear()
   judge = lambda url: reason(page(url=url), str(file), ('CCBot', '*'))
   assert judge('https://a.test/img/x') == 'tdmrep' and judge('https://a.test/x') == ''
   assert judge('https://c.test/a/b') == 'robots' and judge('https://c.test/b') == ''
-  assert judge('https://b.test/') == 'robots'
+  assert judge('https://b.test/') == judge('http://d.test/a') == 'robots'
   file.write_text('{"robots": "x"}')
   rights._rules.cache_clear()
   with pytest.raises(ValueError, match='line 1: rules are'):
@@ -74,7 +76,9 @@ def test_other_rules_by_host_and_damaged_ones(tmp_path):
   ('<META content=noai name=GPTBot>', b'', 'noai'),
   ('<meta name="tdm-reservation" content="1">', b'', 'tdm_reservation'),
   ('', b'X-Robots-Tag: noindex\r\nX-Robots-Tag: otherbot: noai\r\n', 'noai'),
+  ('<meta property="tdm-reservation" content="1">', b'', 'tdm_reservation'),
   ('', b'tdm-reservation: 1\r\n', 'tdm_reservation'),
+  ('', b'tdm-reservation: 1\r\ntdm-reservation: 0\r\n', 'tdm_reservation'),
   ('', b'Content-Usage: search=y, train-ai=n\r\n', 'content_usage'),
   ('<meta name="robots" content="noindex,noimageai">', b'', ''),
   ('<meta name="tdm-reservation" content="0">', b'TDM-Reservation: 0\r\n', ''),
@@ -105,6 +109,8 @@ CC = 'https://creativecommons.org/licenses/'
   (f'<a href="{CC}by/4.0/">1</a><a href="{CC}by-sa/4.0/">2</a>', ''),
   (f'<a rel=license href="{CC}by/4.0/">1</a><a rel=license href="{CC}by-nd/4.0/">2</a>', 'mixed'),
   ('<a rel="license" href="https://www.gnu.org/licenses/fdl-1.3.html">', 'GFDL'),
+  ('<meta name="dcterms.license" content="CC BY-SA 4.0">', 'CC-BY-SA-4.0'),
+  ('<meta name="rights" content="CC BY the authors">', ''),
   ('<a rel="nofollow" href="/license">', '')])
 def test_licences(html, code):
   (kept,) = rights.judge(page(html), licences='any')
@@ -114,8 +120,8 @@ def test_licences(html, code):
 
 
 def test_a_licence_of_the_header():
-  link = f'Link: <https://a.test/>; rel=next, <{CC}by/4.0/>; rel="license"\r\n'.encode()
-  (kept,) = rights.judge(page(headers=link), licences='any')
+  link = f'Link: <https://a.test/>; rel=next, <{CC}by/4.0/>; title="a, b"; rel="license"\r\n'
+  (kept,) = rights.judge(page(headers=link.encode()), licences='any')
   assert kept.notes == {'licence': 'CC-BY-4.0', 'licence_from': 'rel'}
 
 

@@ -121,10 +121,29 @@ def test_corpora_that_do_not_fit_are_said(tmp_path, corpus, tokenised, model, ch
   ({'eval__tasks': ('guess',)}, '--config.eval.tasks: unknown task'),
   ({'eval__generation__modes': ('loud',)}, "eval.generation: unknown mode 'loud'"),
   ({'eval__generation__samples': 3}, 'eval.generation: several samples'),
+  ({'eval__tasks': ('hellaswag',)}, 'hellaswag.validation.jsonl, and there is none.*config.eval.d'),
+  ({'eval__data': '/nowhere'}, '--config.eval.data=/nowhere: there is no such folder'),
+  ({'train__branch_from': '/nowhere'}, 'train.branch_from=/nowhere: /nowhere: no intact'),
+  ({'train__keep_best': 'val/mien/bpb'}, "keep_best='val/mien/bpb': one of val/mine/loss"),
+  ({'train__checkpoint_dir': 'gs//bucket/x'}, 'an address such as gs://BUCKET'),
+  ({'beam__args': ('--runner=FlinkRuner',), 'web__enabled': True}, 'did you mean FlinkRunner'),
 ])  # fmt: skip
 def test_what_the_steps_would_refuse_is_refused_before_the_first_one(changes, message):
   with pytest.raises(ValueError, match=message):
     config_lib.check(config(**changes))
+
+
+@pytest.mark.parametrize(('changes', 'message'), [
+  ({'optimizer__ramp': (5,)}, 'optimizer.ramp=.*: give pairs of numbers'),
+  ({'optimizer__cooldowns': (2,)}, 'give shares of the run'),
+  ({'optimizer__learning_rate': float('inf')}, 'give a finite number'),
+  ({'model__num_layers': 10**8}, 'give at most 10000'),
+  ({'model__window_layers': ('a',)}, "model.window_layers: 'a' is no size"),
+  ({'train__stages': (dict(name='a', fraction=1.0, mixture={'mine': float('inf')}),)}, 'no stage'),
+])  # fmt: skip
+def test_values_that_are_none_are_refused_at_once(changes, message):
+  with pytest.raises(ValueError, match=message):
+    config(**changes)
 
 
 @pytest.mark.parametrize('field', ['train__init_from', 'distill__teacher'])
@@ -273,7 +292,7 @@ def test_pillars_have_all_cells():
   points = sweep.load_points(str(REPOSITORY / 'configs/pillars.py'))
   cells = {frozenset(p['factors']) for p in points if 'factors' in p}
   assert {len(c) for c in cells} == {0, 1, 4, 5} and len(cells) == 12
-  assert all(sum(frozenset(p.get('factors', 'x')) == c for p in points) == 3 for c in cells)
+  assert all(sum(frozenset(p.get('factors', 'x')) == c for p in points) == 5 for c in cells)
 
 
 def test_what_stands_for_untuned_hyperparameters_is_the_published_law():

@@ -1,6 +1,8 @@
 """The corpus pages of the report, from corpora that data_beam wrote."""
 
+import ast
 import csv
+import inspect
 import json
 import pathlib
 import re
@@ -10,9 +12,10 @@ from helpers.corpora import make_documents, write
 from helpers.workdirs import Page
 
 from data_beam import records
-from data_beam.filters import spans
+from data_beam.filters import rules, spans, urls
+from data_beam.pdf import errors
 from data_beam.records import Document
-from smoljax.report import corpus_page, run_page
+from smoljax.report import corpus_page, reasons, run_page
 
 
 @pytest.fixture(scope='module')
@@ -152,3 +155,18 @@ def test_conversations_are_shown_as_they_are_learned():
     corpus, [{'inputs': [{'name': 'chat'}], 'config': {'train_user': True}}])
   assert learned(everything)[0].startswith('&lt;|im_start|&gt;system')
   assert corpus_page.dialogues(corpus_page.Corpus('web', {}, [{'text': 'x'}], []), []) == ''
+
+
+def test_reasons_and_rules_have_words():
+  given = {node.value.value for module in (rules, urls)
+           for node in ast.walk(ast.parse(inspect.getsource(module)))
+           if isinstance(node, ast.Return) and isinstance(node.value, ast.Constant)
+           and isinstance(node.value.value, str)}
+  assert len(given) > 25
+  given |= {*errors.REASONS, 'near_duplicate', 'dup_line_frac', 'dup_para_char_frac'}
+  assert not given - {'', *reasons.REASONS}
+  assert not set(rules.RULES) - set(reasons.RULES)
+  assert reasons.reason('duplicated_7_n_grams') == 'repeated phrases of 7 words'
+  assert reasons.reason('la', 'language') == 'in Latin'
+  assert reasons.reason('a_new_one') == 'a new one'
+  assert reasons.stage('filter: gopher_repetition') == 'quality rules: repetition'

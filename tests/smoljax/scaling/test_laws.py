@@ -416,7 +416,9 @@ def test_of_rows_along_a_run_the_last_is_the_run(tmp_path):
 
 @pytest.mark.parametrize(('content', 'message'), [
   ('a,b\n1,2\n', 'columns for loss'), ('params,tokens,loss\n', 'no rows'),
-  ('params,tokens,loss\n1,x,2\n', 'could not convert'),
+  ('params,tokens,loss\n1,x,2\n', "line 2: tokens is 'x', no number above 0"),
+  ('params,tokens,loss\n1,2,3\n1,2,nan\n', "line 3: loss is 'nan', no number above 0"),
+  ('params,tokens,loss\n1,2\n', 'line 2: loss is None, no number above 0'),
 ])  # fmt: skip
 def test_a_bad_csv_is_said(tmp_path, content, message):
   path = tmp_path / 'points.csv'

@@ -4,6 +4,8 @@ import math
 
 import numpy as np
 import pytest
+import scipy.spatial
+import scipy.special
 
 from smoljax.scaling import laws, mixtures
 from smoljax.scaling.mixtures import Space
@@ -53,16 +55,36 @@ def test_what_repeats_are_worth():
   assert laws.effective_tokens(0.0, 0.0, mixtures.REPEAT_TOKENS) == pytest.approx(0, abs=1e-8)
 
 
-def test_the_planted_law_is_found_and_labels_matter(swarm):
+@pytest.mark.parametrize('form, settings', [
+  ('saturating', ()),
+  ('kernel', [dict(per='weights', gamma=1.0, small=0.004, ridge=0.01, length=0.3, noise=0.03)] * 6),
+])
+def test_the_planted_law_is_found_and_labels_matter(swarm, form, settings):
   tried, scores, groups = swarm
-  law = mixtures.fit(SPACE, 'saturating', tried, scores, groups)
+  law = mixtures.fit(SPACE, form, tried, scores, groups, settings)
   unseen = mixtures.design(SPACE, 40, seed=9, strength=(3.0, 30.0))
   found = mixtures.quality(law(unseen).mean(axis=1), truth(unseen).mean(axis=1))
   assert found['spearman'] > 0.95 and found['rmse'] < 0.01
   order = np.random.default_rng(2).permutation(48)
-  wrong = mixtures.fit(SPACE, 'saturating', tried, scores[order], [groups[i] for i in order])
+  wrong = mixtures.fit(SPACE, form, tried, scores[order], [groups[i] for i in order], settings)
   assert abs(mixtures.quality(wrong(unseen).mean(axis=1), truth(unseen).mean(axis=1))[
     'spearman']) < 0.6
+
+
+def test_the_kernel_is_a_gaussian_process_beside_a_log_linear_law():
+  """Against scipy's general Matérn function, its process and its trend solved apart."""
+  x, z = RNG.dirichlet(np.ones(4), 12), RNG.dirichlet(np.ones(4), 5)
+  y = RNG.normal(1.5, 0.2, 12)
+  found = mixtures.FORMS['kernel'].fit(x, y, small=0.01, ridge=0.1, length=0.3, noise=0.05)(z)
+  a, b = np.log(1 + x / 0.01), np.log(1 + z / 0.01)
+  trend = np.linalg.lstsq(np.vstack([a - a.mean(0), np.sqrt(0.1 * 12) * np.eye(4)]),
+                          np.append(y - y.mean(), np.zeros(4)), rcond=None)[0]
+  r = lambda p, q: np.sqrt(5) * scipy.spatial.distance.cdist(p * trend / 0.3, q * trend / 0.3)
+  matern = lambda p, q: 2**-1.5 / math.gamma(2.5) * np.maximum(r(p, q), 1e-9)**2.5 * (
+    scipy.special.kv(2.5, np.maximum(r(p, q), 1e-9)))
+  line = lambda p: y.mean() + (p - a.mean(0)) @ trend
+  weights = np.linalg.solve(matern(a, a) + 0.05 * np.eye(12), y - line(a))
+  assert np.allclose(found, line(b) + matern(b, a) @ weights, atol=1e-6)
 
 
 def test_the_proposal_wins_within_the_constraints(swarm):

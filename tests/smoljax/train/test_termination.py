@@ -1,8 +1,12 @@
 """Signals that ask a run to end."""
 
 import signal
+import subprocess
+import sys
+import time
 
 import pytest
+from conftest import REPOSITORY
 
 from smoljax.train.termination import SIGNALS, Termination
 
@@ -38,3 +42,24 @@ def test_a_second_interrupt_ends_at_once_and_what_was_ignored_stays_so():
         signal.raise_signal(signal.SIGINT)
   finally:
     signal.signal(signal.SIGHUP, previous)
+
+
+@pytest.mark.slow
+def test_who_computes_is_told_at_once_and_ends_at_the_second():
+  """As while XLA compiles: Python hears no signal before it is back."""
+  code = '''
+import hashlib
+from smoljax.train.termination import Termination
+with Termination():
+  print('ready', flush=True)
+  hashlib.pbkdf2_hmac('sha256', b'a', b'b', 2**31 - 1)
+'''
+  run = subprocess.Popen([sys.executable, '-c', code], cwd=REPOSITORY, stdout=subprocess.PIPE,
+                         stderr=subprocess.PIPE, text=True)
+  assert run.stdout.readline() == 'ready\n'
+  run.send_signal(signal.SIGINT)
+  assert 'the same command continues; Ctrl-C again' in run.stderr.readline()
+  began = time.monotonic()
+  run.send_signal(signal.SIGINT)
+  assert run.wait(20) == 130 and time.monotonic() - began < 10
+  assert run.stderr.read().count('\n') == 1
