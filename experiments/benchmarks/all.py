@@ -6,9 +6,9 @@ For each line a benchmark of this folder is run at a size that takes seconds, as
 own, and what it measured is divided by what a reference took there: PyTorch, transformers, optax,
 trafilatura, pdfium, or another way to do the same. Times of a busy machine mean little, their
 ratios more. Below 1 ours is the faster; `bar` is where a ratio means that something became slow,
-far above the usual one; what is beyond it is measured once more, both sides. Ends with status 1 if one is beyond its bar, or a benchmark failed. What a
-reference needs and is not installed is left out and said. Not here: what needs a GPU, a corpus or
-hours (kills, contests, scaling).
+far above the usual one; what is beyond it is measured once more, both sides. Ends with status 1 if
+one is beyond its bar, or a benchmark failed. What a reference needs and is not installed is left
+out and said. Not here: what needs a GPU, a corpus or hours (kills, contests, scaling).
 """
 
 import functools
