@@ -393,7 +393,8 @@ def _gathered_product(subscripts, name, x, w):
   """`_product` of a matrix that the mesh's fsdp axis splits: gathered here, in both passes.
 
   Its gradient is asked for as the matrix is stored. Left to autodiff it is asked for whole, and cut
-  after; XLA then scatters the sum on GPUs, but on slices of 16 TPUs and more it sends it whole.
+  after: XLA then scatters the sum on GPUs, but slices of 16 TPUs and more sum it everywhere, where
+  so it is a ring of permutes beside the product (experiments/log/speed.md).
   """
   w = sharding.constrain(w, *sharding.param_names(name, stored=False))
   return jnp.einsum(subscripts, x, w,
