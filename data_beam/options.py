@@ -147,7 +147,7 @@ def _names(reference: str) -> str:
 
 def require_codes(languages: tuple[str, ...]) -> None:
   """Raises ValueError for what is no code of a language, such as its name."""
-  for code in languages:
+  for code in filter(None, languages):      # '' is one that nobody has told
     if not re.fullmatch(r'[a-z]{2,3}([_-]\w+)?', code):
       raise ValueError(f'languages={code!r} is no code of a language: give such as en,fr,de')
 

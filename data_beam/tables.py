@@ -468,7 +468,7 @@ def export_corpus(
   if format not in FORMATS:
     raise ValueError(f'unknown format {format!r}: choose one of {", ".join(FORMATS)}')
   options = pipeline_options(beam_args)
-  manifest = records.read_manifest(input, 'curated')
+  manifest = records.read_manifest(input)
   records.check_not_empty(manifest)
   data = FileSystems.join(output, 'data')
   if records.is_file(output, 'README.md') or FileSystems.exists(data):

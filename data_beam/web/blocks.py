@@ -66,6 +66,7 @@ _BASE = re.compile(
   r'(?:(?<![\d.,])(?!(?:1[5-9]|20)\d\d$)\d[\d.,]*|(?<![^\W\d_])[A-Za-z]{1,2}|[)\]])$')
 _SCRIPT = frozenset(['i', 'em', 'var', 'b', 'span'])     # what an exponent may stand in
 _PREFORMATTED = re.compile(r'white-space\s*:\s*pre\s*(?:$|[;!])', re.I)
+_ENDS = ('</body', '</html', '</BODY', '</HTML')
 _END_TAGS = re.compile(r'</(?:body|html)\b[^<>]*>', re.I)
 _MARKUP = re.compile(r'<(?:p|div|br|article|section|h[1-6]|table|li)\b', re.I)
 _CODE_BLOCKS = frozenset(['div', 'p', 'li', 'tr', 'pre'])
@@ -116,7 +117,8 @@ def parse(html: str) -> Any:
 
   What stands behind </body> or </html> is the page's as well, as browsers have it.
   """
-  html = _END_TAGS.sub('', html)
+  if any(html.find(tag, 0, -400) >= 0 for tag in _ENDS):
+    html = _END_TAGS.sub('', html)
   parser = etree.HTMLParser(encoding='utf-8', remove_comments=True, remove_pis=True,
                             huge_tree=True)   # nesting beyond 256; within_budget bounds the size
   try:
@@ -277,7 +279,8 @@ class Walk:
       if (get('type') or '').startswith('math/'):
         text = tex.of_script(element.text or '', get('type'))
     elif tag == 'img':
-      if FORMULA.search(f'{get("class") or ""} {get("src") or ""}'):
+      names = f'{get("class") or ""} {get("src") or ""}'.lower()
+      if ('tex' in names or 'equation' in names or 'math' in names) and FORMULA.search(names):
         before = element.getprevious()     # the same as MathML, in Wikipedia's pages
         text = (tex.of_image(element)
                 if before is None or next(before.iter('math'), None) is None else '')

@@ -113,14 +113,27 @@ def _is_accented(text: str) -> bool:
 
 
 def _codecs(body: bytes, content_type: str) -> Iterator[str]:
-  """Python codec names, in order of trust, without repetition; the last one decodes anything."""
-  labels = CHARSET.findall(content_type)[:1]
-  labels += [label.decode('ascii', 'replace') for label in META_CHARSET.findall(body, 0, 4096)[:1]]
+  """Python codec names, in order of trust; the last one decodes anything."""
+  seen = {''}
+  for label in _labels(body, content_type):
+    codec = (label and map_encoding_to_html5(label, fallback_utf8=False)) or ''
+    codec = WIDER.get(codec, codec)
+    if codec not in seen:
+      seen.add(codec)
+      yield codec
+  yield 'cp1252'
+
+
+def _labels(body: bytes, content_type: str) -> Iterator[str]:
+  """Names of encodings, what is declared before what is told from the bytes, which costs more."""
   if ISO_2022_JP.search(body):
-    labels.insert(0, 'iso-2022-jp')
-  labels += ['utf-8', _of_east_asia(body), detect_encoding(body) or '', 'windows-1252']
-  codecs = [map_encoding_to_html5(label, fallback_utf8=False) for label in labels]
-  yield from dict.fromkeys(WIDER.get(codec, codec) for codec in codecs if codec)
+    yield 'iso-2022-jp'
+  yield from CHARSET.findall(content_type)[:1]
+  yield from (label.decode('ascii', 'replace')
+              for label in META_CHARSET.findall(body, 0, 4096)[:1])
+  yield 'utf-8'
+  yield _of_east_asia(body)
+  yield detect_encoding(body) or ''
 
 
 def _of_east_asia(body: bytes) -> str:

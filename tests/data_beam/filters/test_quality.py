@@ -13,6 +13,8 @@ from data_beam import records
 from data_beam.beam_options import pipeline_options
 from data_beam.filters import quality
 from data_beam.records import Document
+from data_beam.text.language import detect_language
+from tests.conftest import REPOSITORY
 
 TEACHING = ['explain', 'theorem', 'example', 'because', 'lesson', 'student', 'science', 'energy']
 SELLING = ['buy', 'cheap', 'click', 'offer', 'sale', 'discount', 'free', 'shipping', 'cart', 'now']
@@ -85,6 +87,27 @@ def test_precision_and_recall_are_those_of_counting(pairs):
     assert table['precision'][i] == pytest.approx(good[kept].mean())
     assert table['recall'][i] == pytest.approx(good[kept].sum() / max(1, good.sum()))
     assert table['kept'][i] == pytest.approx(kept.mean())
+
+
+def test_files_of_fasttext_give_what_fasttext_gives():
+  """Words with bigrams in buckets (DCLM's form), the same quantised, subwords (GlotLID's), and a
+  Huffman tree; trained and predicted by fasttext 0.9.2 on sentences of our own."""
+  folder = REPOSITORY / 'tests' / 'data_beam' / 'filters' / 'fasttext'
+  golden = json.loads((folder / 'predicted.json').read_text())
+  for name, rows in golden['probabilities'].items():
+    for text, row in zip(golden['texts'], rows, strict=True):
+      if name.startswith('words'):
+        found = quality.load(f'{folder / name}').of(Document('', text.replace(' ', '\n')))
+        assert found == pytest.approx(row['hq'], abs=2e-6)
+      else:
+        found = detect_language(text, str(folder / name))
+        assert dict(found) == pytest.approx(
+          {SHORT[label]: min(p, 1) for label, p in row.items() if p >= .01}, abs=2e-6)
+  with pytest.raises(ValueError, match='has the labels deu_Latn, eng_Latn, fra_Latn: say whose'):
+    quality.load(f'{folder}/letters.bin')
+
+
+SHORT = {'eng_Latn': 'en', 'deu_Latn': 'de', 'fra_Latn': 'fr'}
 
 
 def test_thresholds_by_precision_share_and_f1():
