@@ -31,7 +31,7 @@ lint: $(VENV)/.installed-test
 docs: $(VENV)/.installed-docs
 	$(BIN)/python docs/build.py
 
-# README's recipes as they are typed, with the seconds of each, its cheap figures again, and some
+# README's recipes as they are typed, with the seconds of each, its cheap figures again, and eight
 # hundred mistyped lines: longer than CI can wait each time. In parts: make readme-check PART=recipes.
 PART ?= figures recipes lines
 CHECK_figures := tests/test_readme.py
