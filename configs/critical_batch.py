@@ -14,7 +14,7 @@ from ml_collections import ConfigDict
 from configs import quickstart
 
 TOKENS = 1_024_000  # of the run, did it go to its end
-SHARES = (0.0625, 0.25, 0.5)  # of it, at which batches part
+SHARES = (0.05, 0.25, 0.5)  # of it, at which batches part: multiples of the first, which is saved
 WINDOW = 0.25  # of it, tokens of each branch
 TIMES = (1, 2, 4, 8)
 

@@ -2,6 +2,7 @@
 
 import argparse
 import difflib
+import io
 import os
 import re
 import sys
@@ -33,6 +34,14 @@ def at_home(argv: Sequence[str]) -> list[str]:
   return out
 
 
+def any_terminal() -> None:
+  """Lets a terminal or a log that knows ASCII alone show what it can, rather than end the command.
+  """
+  for stream in (sys.stdout, sys.stderr):
+    if isinstance(stream, io.TextIOWrapper):
+      stream.reconfigure(errors='backslashreplace')
+
+
 def one_line(error: BaseException | str) -> str:
   """An error's words in one line, without the stage that Beam adds."""
   words = re.sub(r" \[while running '[^']*'\]", '', ' '.join(str(error).split()))
@@ -60,6 +69,7 @@ class Parser(argparse.ArgumentParser):
         `parse_known_args` lets it; None = none may.
     """
     super().__init__(*args, **{'allow_abbrev': False} | how)
+    any_terminal()
     self.others = others
 
   def parse_known_args(self, args: Any = None, namespace: Any = None) -> Any:

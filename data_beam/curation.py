@@ -138,7 +138,8 @@ def batches(items: Sequence[Any], limit: int | None) -> beam.PTransform:
 
 # What to change where a stage drops more than half: options, flags and fields of the config alike.
 _HINTS = {
-  'language': 'languages names those that are kept',
+  'language': 'languages names those that are kept (any: all), and min_language_score=0 keeps '
+              'texts whose language is unsure',
   'filter': 'the default rules are meant for web pages; filters=docs is gentler with notes and '
             'manuals, filters=none keeps everything',
   'rephrase': 'does --server answer, and has it --model?',

@@ -23,6 +23,7 @@ also tell which tasks can decide anything at this size.
 """
 
 import dataclasses
+import math
 import os
 import re
 import sys
@@ -201,7 +202,7 @@ def _table(tasks: dict) -> Table:
       r['acc'], r['stderr'], r.get('acc_norm'), r.get('acc_token'), r.get('acc_pmi'),
       r['blind']['acc'], r['longest'], r['chance'],
     ]
-    cells = ['' if v is None else f'{100 * v:.1f}' for v in values]
+    cells = ['' if v is None or math.isnan(v) else f'{100 * v:.1f}' for v in values]
     table.add_row(name, *cells, f'{r["n"]:,}')
   return table
 

@@ -12,7 +12,8 @@ Each held-out split is a domain that is scored, in bits per byte. Settings are t
   design    proxy mixtures: Dirichlet around the prior, cut to the caps on repetition and the floors
   run       the proxies, side by side on one device; a line of runs.jsonl each
   fit       laws of each domain: linear, exponential (Olmix, Data Mixing Laws), boosted trees
-            (RegMix), saturating; their errors on proxies that they have not seen; the best mixture
+            (RegMix), saturating, kernel (a Gaussian process beside a log-linear law); their errors
+            on proxies that they have not seen, and on those within what was tried; the best mixture
             within the constraints by the law of the least error, and what it should gain
   validate  what was decided before: the proposed mixture, the natural proportions, UniMax and the
             best proxy, with new seeds; and again with a larger model and more tokens
@@ -240,8 +241,12 @@ class Mix:
         'settings': list(law.settings), 'out_of_fold': mixtures.quality(expected, actual),
         'points_out_of_fold': points(fitted, expected, actual)}
       if unseen:
-        predicted = law(np.array([r.mixture for r in unseen]))
-        y = self.scores([r.key for r in unseen])
+        others = np.array([r.mixture for r in unseen])
+        predicted, y = law(others), self.scores([r.key for r in unseen])
+        inside = mixtures.within(others, tried)
+        if inside.sum() > 2:
+          found['unseen_within'] = mixtures.quality(*(x[inside] @ self.blend
+                                                      for x in (predicted, y)))
         found |= {
           'unseen': mixtures.quality(predicted @ self.blend, y @ self.blend),
           'unseen_domains': {d: mixtures.quality(predicted[:, i], y[:, i])
@@ -250,7 +255,7 @@ class Mix:
       result['forms'][form] = found
       console.print(f'{form:12} ' + '; '.join(
         f'{where.replace("_", " ")} ρ {found[where]["spearman"]:.3f}, RMSE '
-        f'{found[where]["rmse"]:.4f}' for where in ('out_of_fold', 'unseen') if where in found))
+        f'{found[where]["rmse"]:.4f}' for where in mix_page.WHERE if where in found))
     ranked = sorted(laws, key=lambda f: result['forms'][f]['out_of_fold']['rmse'])
     decides = next(f for f in ranked if mixtures.FORMS[f].smooth)
     ranked = [decides, *(f for f in ranked if f != decides)]  # the second checks the first

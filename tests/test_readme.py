@@ -57,9 +57,14 @@ def test_its_figures_are_those_of_the_quickstart():
   if not summary.exists():
     pytest.skip('make quickstart has not run here')
   found, said = json.loads(summary.read_text()), README.read_text()
-  right = int(re.search(r'from three others in (\d+)', said)[1])
+  right, blind = map(int, re.search(
+    r'from three others in (\d+) of 100 cases \((\d+) without', said).groups())
   bits = float(re.search(r'needs\s+([\d.]+) bits for each byte', said)[1])
   assert abs(right - 100 * found['tasks']['continuation']) < 6
+  [evaluated] = (summary.parent / 'evals').glob('*.json')
+  task = json.loads(evaluated.read_text())['tasks']['continuation']
+  assert abs(blind - 100 * max(task['blind'].values())) < 6 and task['chance'] == .25
+  assert .9e6 < found['parameters'] < 1.1e6  # “one million”
   assert abs(bits - found['bits_per_byte']['web']) < .1
 
 

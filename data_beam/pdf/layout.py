@@ -303,8 +303,11 @@ def _join_block(paragraphs: list[Paragraph], block: list[Paragraph]) -> None:
 def _gutters(lines: list[Line]) -> list[float]:
   """The x with many lines wholly on either side (three at least) and few across: the best six."""
   step = 2.0
-  x0_N, x1_N = np.array([(line.x0, line.x1) for line in lines]).T
-  origin = x0_N.min()
+  starts, ends = sorted([line.x0 for line in lines]), sorted([line.x1 for line in lines])
+  origin = starts[0]
+  if int((ends[2] - origin) / step) + 1 >= int((starts[-3] - origin) / step):
+    return []
+  x0_N, x1_N = np.array(starts), np.array(ends)
   bins = int((x1_N.max() - origin) / step) + 2
   if not 2 < bins < 20_000:
     return []

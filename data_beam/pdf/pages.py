@@ -151,7 +151,7 @@ class _Open(NamedTuple):
   page: Any
   text_page: Any            # as long as there is one, pdfium keeps it
   handle: ctypes.c_void_p   # of that
-  text: str
+  text: str                 # as pdfium spells it
   levels: dict[int, int]    # of headings, see structure
   view: View
 
@@ -201,20 +201,19 @@ def _opened(document: Any, index: int, tagged: bool) -> _Open | None:
     text_page = page.get_textpage()
     handle, count = handle_of(text_page), min(text_page.count_chars(), MAX_PAGE_CHARACTERS)
     levels = pdf_structure.heading_levels(page) if tagged else {}
-    text = text_of(text_page, handle, count)
-    return _Open(page, text_page, handle, text, levels, view_of(page))
+    return _Open(page, text_page, handle, text_of(handle, count), levels, view_of(page))
   except pypdfium2.PdfiumError:
     return None
 
 
-def _page_text(document: Any, one: _Open, frames: list[Frame], figures: list[Box],
+def _page_text(document: Any, one: _Open, text: str, frames: list[Frame], figures: list[Box],
                hidden: float) -> PageText:
-  """What is to be told of a page with these frames."""
+  """What is to be told of a page with this text and these frames."""
   try:
     if calls()['FPDFPage_GetAnnotCount'](handle_of(one.page)):
       _annotate(document, one.page, one.view, frames)
     found = sum([len(line.text) for frame in frames for line in frame.lines])
-    feature = _features(found, hidden, _garbled(one.handle, one.text), _vowels(one.text))
+    feature = _features(found, hidden, _garbled(one.handle, text), _vowels(text))
     if found < 1500:
       feature['picture'] = round(pdf_drawn.picture_share(one.page), 4)
     return PageText(frames, figures, one.view.height, feature)
@@ -271,10 +270,11 @@ def _vowels(text: str) -> float | None:
 
 
 def _frames(block: list[_Open | None],
-            unseen: bool) -> list[tuple[list[Frame], list[Box], float]]:
-  """Of each page of a block its frames, its figures, and the share of its characters that are
-  invisible."""
-  out: list[tuple[list[Frame], list[Box], float]] = [([], [], 0.0) for _ in block]
+            unseen: bool) -> list[tuple[str, list[Frame], list[Box], float]]:
+  """Of each page of a block its text as it is spelled there, its frames, its figures, and the share
+  of its characters that are invisible."""
+  out: list[tuple[str, list[Frame], list[Box], float]] = [
+    (one.text if one else '', [], [], 0.0) for one in block]
   places = [i for i, one in enumerate(block) if one and one.text.strip()]
   if not places:
     return out
@@ -303,15 +303,15 @@ def _frames(block: list[_Open | None],
   for page, (place, share_T) in enumerate(zip(places, share_PT, strict=True)):
     frames = [Frame(turn, lines[turn][page], grids[turn][page], _turned(view, turn).height)
               for turn in sorted(np.flatnonzero(share_T).tolist(), key=lambda turn: -share_T[turn])]
-    hidden = float(words.hidden_P[page])
+    text, hidden = characters.text[characters.place(page)], float(words.hidden_P[page])
     if not frames:
-      out[place] = [], [], hidden
+      out[place] = text, [], [], hidden
       continue
     main, *others = frames
     frames = [main, *(_placed(main, _with_heads(main, other, view), view) for other in others)]
     pictures_P4 = displayed(pictures[page], view)
     figures = pdf_drawn.figures(levelled(pictures_P4, main.turn, view), _turned(view, main.turn))
-    out[place] = [frame for frame in frames if frame.lines], figures, hidden
+    out[place] = text, [frame for frame in frames if frame.lines], figures, hidden
   return out
 
 
@@ -421,7 +421,8 @@ def _lines(words: Words, index_W: np.ndarray, turn: int, view: View,
   if mono_R.any():
     advance_R = np.maximum(box_W4[mark_R, 2] - box_W4[mark_R, 0], 0.1) / length_W[mark_R]
     gap_W = (box_W4[1:, 0] - box_W4[:-1, 2]) / advance_R.repeat(end_R - start_R)[1:]
-    spaces = [0, *gap_W.round().clip(1, 40).astype(int).tolist()]
+    gap_W = np.where(words.glued_W[index_W[1:]], 0, gap_W.round().clip(1, 40))
+    spaces = [0, *gap_W.astype(int).tolist()]
   odd_W = words.odd_W[index_W]
   odd_W[1:] |= (index_W[1:] - index_W[:-1] > 1) & (page_W[1:] == page_W[:-1])
   odd_R = np.logical_or.reduceat(odd_W, start_R)
@@ -443,8 +444,9 @@ def _lines(words: Words, index_W: np.ndarray, turn: int, view: View,
             and -slack * height <= base <= (1 + slack) * height + size):
       continue
     if mono:
-      run = ''.join([' ' * space + text[a:b] for space, (a, b) in zip(
-        spaces[start:end], places[start:end], strict=True)]).lstrip(' ')
+      run = ''.join([' ' * space + words.raised.get(w, '') + text[a:b] for w, space, (a, b) in zip(
+        index_W[start:end].tolist(), spaces[start:end], places[start:end], strict=True)])
+      run = run.lstrip(' ')
     elif odd:
       run = words.string(index_W[start:end])
     else:

@@ -26,6 +26,7 @@ def calls() -> dict[str, Any]:
   """
   pointer, number = ctypes.c_void_p, ctypes.c_int
   shapes = {
+    'FPDFText_GetText': (number,),
     'FPDFText_GetUnicode': (ctypes.c_uint,),
     'FPDFText_GetLooseCharBox': (number,),
     'FPDFText_GetCharOrigin': (number,),

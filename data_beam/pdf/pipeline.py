@@ -11,6 +11,7 @@ bad file is one reject.
 
 import contextlib
 import dataclasses
+import gzip
 import hashlib
 import io
 import itertools
@@ -20,6 +21,7 @@ import shutil
 import statistics
 import tempfile
 import time
+import zlib
 from collections.abc import Iterable, Iterator, Sequence
 from typing import Any, NamedTuple
 
@@ -37,7 +39,7 @@ from data_beam.pdf import text as pdf_text
 from data_beam.pdf.errors import PdfError
 from data_beam.records import Document, Reject
 from data_beam.sources import common_crawl, readers, refetch
-from data_beam.sources.files import expand, open_file, read_range
+from data_beam.sources.files import decompressed, expand, open_file, read_range
 from data_beam.text import pii
 from data_beam.text.language import detect_language, is_sure, language_sample
 from data_beam.text.normalize import normalize
@@ -117,14 +119,24 @@ def _references(path: str, source: str) -> Iterator[Reference | Reject]:
     for page in readers.read(path, types=readers.PDF_TYPES, max_bytes=MAX_PDF_BYTES):
       yield _of(page, source) if isinstance(page, Reject) else _reference(page, path)
   else:                                     # anything else is taken for a PDF, and refused if none
-    with open_file(path) as f:
-      body = f.read(MAX_PDF_BYTES + 1)
+    try:
+      body = _unpacked(path)
+    except (gzip.BadGzipFile, EOFError, zlib.error) as error:
+      yield _of(readers.reject_file(readers.base_name(path), 0, 0, 'corrupt_file',
+                                    f'{type(error).__name__}: {error}'), source)
+      return
     digest = hashlib.sha256(body).hexdigest()
     page = readers.Page(id=digest, url='', date='', warc_file='', warc_offset=-1, content_type='',
                         body=body)
     reference = _reference(page, path)
     large = len(body) > MAX_PDF_BYTES
     yield Reject(_document(reference, source), 'read', 'too_large') if large else reference
+
+
+def _unpacked(path: str) -> bytes:
+  """A file, which may be gzipped or the like, up to one byte more than a PDF may have."""
+  with open_file(path) as f, decompressed(f) as plain:
+    return plain.read(MAX_PDF_BYTES + 1)
 
 
 def _of(reject: Reject, source: str) -> Reject:
@@ -154,8 +166,7 @@ def truncation(page: readers.Page) -> str:
 def body_of(reference: Reference) -> bytes:
   """The bytes again: those that `read` has hashed."""
   if reference.offset < 0:
-    with open_file(reference.path) as f:
-      return f.read(MAX_PDF_BYTES)
+    return _unpacked(reference.path)
   with contextlib.ExitStack() as stack:
     if reference.length:
       f = io.BytesIO(read_range(reference.path, reference.offset, reference.length))

@@ -23,6 +23,7 @@ DEPTH = 0.25                # share of the page's height in which running lines 
 MAX_ROWS = 6                # at either end of a page
 SAME_PLACE = 0.01           # of the page's height, between lines that stand at the same one
 TITLE = 12                  # letters of a running title at least, with which numbers may leap
+LEAP = 200                  # pages at most; sums that are carried forward leap further
 NEAR = 6                    # pages within which a head of few pages stands on three of them
 
 _NUMBER = re.compile(r'\d+|(?<![^\W_])(?:[ivxlc]{1,7}|[IVXLC]{1,7})(?![^\W_])')
@@ -254,7 +255,7 @@ def _counting(rows: list[_Row], slot: int, n: int, title: bool) -> list[bool]:
   """Whether the number of each row goes up with the pages around it, by one or two a page; beside a
   title it may go up by more, as in an extract of some pages."""
   if title and len(rows) >= 3 and all(
-      a.numbers[slot] < b.numbers[slot] for a, b in itertools.pairwise(rows)):
+      0 < b.numbers[slot] - a.numbers[slot] <= LEAP for a, b in itertools.pairwise(rows)):
     return [True] * len(rows)
   out = [False] * len(rows)
   for step in (1, 2):
@@ -312,7 +313,8 @@ def _with_page_number(row: _Row, slot: int) -> bool:
   if _COUNTED.fullmatch(before) or _MONTH.match(after) or _DAY_OF.search(before) or (
       _WORD.search(before) and _WORD.search(re.sub(_OF_ALL, '', after))):
     return False
-  return title or abs(row.numbers[slot] - row.page) <= 30
+  # Amid numbers alone it is one of them: a date's month, a reading.
+  return title or (any(map(str.isalpha, row.form)) and abs(row.numbers[slot] - row.page) <= 30)
 
 
 def _without(text: str, counts: set[int]) -> str:

@@ -18,7 +18,15 @@ from data_beam.pdf.characters import Characters
 from data_beam.pdf.drawn import WHITE, grounds
 from data_beam.pdf.layout import BREAK
 from data_beam.pdf.lines import BOLD
-from data_beam.pdf.pdfium import Object, View, calls, displayed, fill_colours, spans
+from data_beam.pdf.pdfium import (
+  Object,
+  View,
+  calls,
+  displayed,
+  fill_colours,
+  levelled,
+  spans,
+)
 
 ASKEW = 4                    # as a turn: neither level nor upright, a stamp across the page
 CJK = 0x2e80                 # of the code points from here on, nearly all are as wide as high
@@ -207,15 +215,20 @@ def _raised(characters: Characters, place_W2: np.ndarray, page_W: np.ndarray, bo
   right with that: they stand at their base, and the mark that begins a note stands apart."""
   found: dict[int, str] = {}
   text, same_P = characters.text, page_W[1:] == page_W[:-1]
+  same_P &= (turn_W[1:] == turn_W[:-1]) & (turn_W[1:] != ASKEW)
+  turns = np.unique(turn_W[turn_W % ASKEW > 0]).tolist()
+  box_W24 = _levelled(box_W24, turn_W, turns, view)
   a_P4, b_P4 = box_W24[:-1, 1], box_W24[1:, 0]
   a_P, b_P = a_P4[:, 3] - a_P4[:, 1], b_P4[:, 3] - b_P4[:, 1]      # heights
   rise_P = a_P4[:, 3] - b_P4[:, 3]
   (at_Q,) = np.nonzero((b_P < 0.9 * a_P) & (rise_P > 0.1 * a_P) & (rise_P < a_P)
                        & (np.abs(b_P4[:, 0] - a_P4[:, 2]) < 0.3 * a_P)
-                       & (turn_W[1:] == 0) & (turn_W[:-1] == 0) & same_P)
+                       & same_P)
   if len(at_Q):
     pairs = np.stack([place_W2[at_Q, 1] - 1, place_W2[at_Q + 1, 0]], 1).ravel()
-    below_Q, above_Q = displayed(characters.origins(pairs), view)[:, 1].reshape(-1, 2).T
+    origin_N4 = displayed(characters.origins(pairs), view)
+    origin_Q24 = _levelled(origin_N4.reshape(-1, 2, 4), turn_W[at_Q], turns, view)
+    below_Q, above_Q = origin_Q24[..., 1].T
     large_Q, small_Q = size_W[at_Q], size_W[at_Q + 1]
     rise_Q, ratio_Q = (below_Q - above_Q) / large_Q, small_Q / large_Q
     fit_Q = (rise_Q > 0.15) & (rise_Q < 0.8) & (ratio_Q > 0.4) & (ratio_Q < 0.9)
@@ -234,6 +247,14 @@ def _raised(characters: Characters, place_W2: np.ndarray, page_W: np.ndarray, bo
   glued_W[1:] &= ~notes_P
   lifted_W[:-1] |= notes_P
   return found, lifted_W
+
+
+def _levelled(box_W24: np.ndarray, turn_W: np.ndarray, turns: list[int],
+              view: View) -> np.ndarray:
+  """Boxes of words as if each lay level, given the turns that occur."""
+  for turn in turns:
+    box_W24 = np.where((turn_W == turn)[:, None, None], levelled(box_W24, turn, view), box_W24)
+  return box_W24
 
 
 def _mark(base: str, script: str) -> str:

@@ -6,9 +6,9 @@ For each line a benchmark of this folder is run at a size that takes seconds, as
 own, and what it measured is divided by what a reference took there: PyTorch, transformers, optax,
 trafilatura, pdfium, or another way to do the same. Times of a busy machine mean little, their
 ratios more. Below 1 ours is the faster; `bar` is where a ratio means that something became slow,
-far above the usual one. Ends with status 1 if one is beyond its bar, or a benchmark failed. What a
-reference needs and is not installed is left out and said. Not here: what needs a GPU, a corpus or
-hours (kills, contests, scaling).
+far above the usual one; what is beyond it is measured once more, both sides. Ends with status 1 if
+one is beyond its bar, or a benchmark failed. What a reference needs and is not installed is left
+out and said. Not here: what needs a GPU, a corpus or hours (kills, contests, scaling).
 """
 
 import functools
@@ -141,7 +141,11 @@ def measure(line: Line) -> dict:
     return found | {'skipped': f'{line.needs} is not installed'}
   began = time.perf_counter()
   try:
-    found['ratio'] = round(line.ratio(*map(rows_of, line.commands)), 3)
+    ratio = line.ratio(*map(rows_of, line.commands))
+    if ratio > line.bar:  # both sides again: other work may have begun between them
+      rows_of.cache_clear()
+      ratio = min(ratio, line.ratio(*map(rows_of, line.commands)))
+    found['ratio'] = round(ratio, 3)
   except (ValueError, KeyError, StopIteration) as error:
     found['failed'] = str(error)[:200] or type(error).__name__
   return found | {'seconds': round(time.perf_counter() - began, 1)}

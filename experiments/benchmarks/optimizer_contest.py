@@ -596,12 +596,12 @@ def leaderboard(rows: list[dict], c: Any) -> str:
       f'{"" if s.inside else " (search cut)"} | {s.tuning_runs} | '
       f'{statistics.fmean(s.losses.values()):.4f} ± {spread:.4f} | {steps} | {share} | {p} | '
       f'{p_bar} |')
-  lines += ['', '| optimizer | steps | loss minus the reference’s final one, paired | p |',
-            '|---|---|---|---|']
+  lines += ['', '| optimizer | steps | loss minus the reference’s final one, paired | p | '
+            'could have seen |', '|---|---|---|---|---|']
   for s in found:
     for steps, e in s.shorter.items():
       lines.append(f'| {title(s.name)} | {steps} ({steps / end:.2f}) | '
-                   f'{e.mean:+.4f} ± {e.half:.4f} | {e.p:.1g} |')
+                   f'{e.mean:+.4f} ± {e.half:.4f} | {e.p:.1g} | {e.detectable:.4f} |')
   tuned = {name: tried(rows, name) for name in dict.fromkeys(r['name'] for r in rows)}
   lines += ['', 'Tuned, runs of ' + ', '.join(
     sorted({str(r['steps']) for r in rows if r['kind'] == 'tune'})) + ' steps with one seed:', '',

@@ -15,7 +15,7 @@ from absl import app, flags
 from rich.console import Console
 from rich.table import Table
 
-from data_beam.command_line import BAD_INPUT, at_home, near, one_line
+from data_beam.command_line import BAD_INPUT, any_terminal, at_home, near, one_line
 from data_beam.redact import public
 from smoljax import files
 
@@ -102,6 +102,7 @@ def parse(argv: list[str], explain: Callable[[list[str]], str] = lambda argv: ''
   Returns:
     The program's name.
   """
+  any_terminal()
   argv[1:] = at_home(argv[1:])  # in place: a config's flags look at the process's own
   try:
     rest = flags.FLAGS(argv)

@@ -497,7 +497,7 @@ inputs = tokenizer('The', return_tensors='pt', return_token_type_ids=False)
 print(tokenizer.decode(model.generate(**inputs, max_new_tokens=50)[0]))
 ```
 
-Served by vLLM, with OpenAI's protocol on port 8000:
+By vLLM's documents this serves it, with OpenAI's protocol on port 8000 (smoljax has not tried it):
 
 ```
 vllm serve . --served-model-name model

@@ -159,8 +159,9 @@ def evaluate(
     )
     row = results['tasks'][name] = multiple_choice.summarize(
       examples, scores, blind, metric=metric, astray=astray[0] if astray else None)
+    spread = f' ± {row["stderr"]:.3f}' * (row['n'] > 1)  # one question has none
     log_line(
-      f'{name}: {metric} {row[metric]:.3f} ± {row["stderr"]:.3f} (blind '
+      f'{name}: {metric} {row[metric]:.3f}{spread} (blind '
       f'{max(row["blind"].values()):.3f}, chance {row["chance"]:.3f}, {row["n"]} examples)'
     )
   writer = generation.model or load.Model(config, params, tokenizer, bos)

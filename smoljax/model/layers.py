@@ -357,7 +357,7 @@ def _inwards(module, x_BTD, *names):
     letters = [sharding.dim_letters(name) for name in names]
     if module.config.fp8:
       return [_inwards_fp8(module, x_BTD, name) for name in names]
-    return [jnp.einsum(f'BTD,{dims}->BT{dims[1:]}', x_BTD, _use(module, name))
+    return [_product(f'BTD,{dims}->BT{dims[1:]}', x_BTD, module, name)
             for name, dims in zip(names, letters, strict=True)]
   shapes = [_shape(module.config, name)[1:] for name in names]
   y_BTX = matmul(x_BTD, module.inwards_XD.get_value(), x_BTD.dtype)
@@ -376,8 +376,51 @@ def _outwards(module, y, name):
       'batch', 'length', names[0]))
     return fp8.product(y_BTO, w_OD, names[0], names[-1])
   dims = sharding.dim_letters(name)
-  return jnp.einsum(f'BT{dims[:-1]},{dims}->BTD', y, _use(module, name),
-                    out_sharding=sharding.out('batch', 'length', 'residual'))
+  return _product(f'BT{dims[:-1]},{dims}->BTD', y, module, name)
+
+
+def _product(subscripts, x, module, name):
+  """The einsum of x [B, T, …] and the named matrix."""
+  if sharding.num_parts('embed') == 1:
+    return jnp.einsum(subscripts, x, _use(module, name),
+                      out_sharding=sharding.out(*_of_tokens(subscripts.split('->')[1])))
+  return _gathered_product(
+    subscripts, name, x, getattr(module, name)[...].astype(module.config.dtype))
+
+
+@functools.partial(jax.custom_vjp, nondiff_argnums=(0, 1))
+def _gathered_product(subscripts, name, x, w):
+  """`_product` of a matrix that the mesh's fsdp axis splits: gathered here, in both passes.
+
+  Its gradient is asked for as the matrix is stored. Left to autodiff it is asked for whole, and cut
+  after: XLA then scatters the sum on GPUs, but slices of 16 TPUs and more sum it everywhere, where
+  so it is a ring of permutes beside the product (experiments/log/speed.md).
+  """
+  w = sharding.constrain(w, *sharding.param_names(name, stored=False))
+  return jnp.einsum(subscripts, x, w,
+                    out_sharding=sharding.out(*_of_tokens(subscripts.split('->')[1])))
+
+
+def _gathered_forward(subscripts, name, x, w):
+  return _gathered_product(subscripts, name, x, w), (x, w)
+
+
+def _gathered_backward(subscripts, name, residuals, dy):
+  (x, w), (given, result) = residuals, subscripts.split('->')
+  of_x, of_w = given.split(',')
+  dy = sharding.constrain(dy, *_of_tokens(result))
+  whole = sharding.constrain(w, *sharding.param_names(name, stored=False))
+  dx = jnp.einsum(f'{result},{of_w}->{of_x}', dy, whole, out_sharding=jax.typeof(x).sharding.spec)
+  dw = jnp.einsum(f'{of_x},{result}->{of_w}', x, dy, out_sharding=jax.typeof(w).sharding.spec)
+  return dx, dw
+
+
+_gathered_product.defvjp(_gathered_forward, _gathered_backward)
+
+
+def _of_tokens(dims):
+  """Logical names of an array [B, T, …] by its letters."""
+  return 'batch', 'length', *('residual' if d == 'D' else sharding.DIMS[d] for d in dims[2:])
 
 
 def _inwards_fp8(module, x_BTD, name):

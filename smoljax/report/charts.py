@@ -233,18 +233,19 @@ def lines(series: Sequence[Series], *, label: str, y_label: str, x_label: str = 
   y_at = lambda y: 100 * (high - y) / (high - low)
   y_text = (lambda y: f'{100 * y:.3g}%') if percent else compact
 
-  body = []
+  body, names = [], []
   for i, (name, start, end) in enumerate(bands):
     at, to = x_at(max(start, left)), x_at(min(end, right))
-    body.append(f'<svg class="band {"odd" if i % 2 else ""}" x="{at:.2f}%" '
-                f'width="{max(0, to - at):.2f}%" height="100%"><rect width="100%" height="100%"/>'
-                f'<text x="6" y="1.3em">{text(name)}</text></svg>')
+    place = (f'<svg class="band {"odd" if i % 2 else ""}" x="{at:.2f}%" '
+             f'width="{max(0, to - at):.2f}%" height="100%">')
+    body.append(f'{place}<rect width="100%" height="100%"/></svg>')
+    names.append(f'{place}<text x="6" y="1.3em">{text(name)}</text></svg>')
   x_ticks, y_ticks = (
     [(at(t), _power(10**t)) for t in log_ticks(a, b)] if axis in log else
     [(at(t), name(t)) for t in ticks(a, b, about)]
     for axis, at, name, a, b, about in (
       ('x', x_at, compact, left, right, 6), ('y', y_at, y_text, low, high, max(3, height // 56))))
-  body.append(_axes(x_ticks, y_ticks, x_label, y_label))
+  body += [_axes(x_ticks, y_ticks, x_label, y_label), *names]  # no grid line over the names
   if rule:
     at = y_at(rule[1])
     body.append(f'<line class="rule" x1="0" x2="100%" y1="{at:.2f}%" y2="{at:.2f}%"/>'

@@ -116,10 +116,9 @@ def _predictions(site: charts.Site, fit: Mapping, decision: Mapping) -> str:
   line = Series('', [(min(every), min(every)), (max(every), max(every))], 3, 'faint')
   body = []
   for form, x in forms.items():
-    unseen = x.get('unseen', {})
-    body.append((text(form), *(fixed(x['out_of_fold'][k], d) for k, d in _JUDGED),
-                 *(fixed(unseen.get(k), d) for k, d in _JUDGED)))
-  head = ('', *(f'{name}, {where}' for where in ('out of fold', 'unseen')
+    body.append((text(form), *(fixed(x.get(where, {}).get(k), d) for where in WHERE
+                               for k, d in _JUDGED)))
+  head = ('', *(f'{name}, {words}' for words in WHERE.values()
                 for name in ('ρ', 'ρ of the best quarter', 'RMSE')))
   return section(
     'predictions', 'Predicted against actual',
@@ -129,14 +128,17 @@ def _predictions(site: charts.Site, fit: Mapping, decision: Mapping) -> str:
         (key, where, p, a) for where, rows in parts.items() for key, p, a in rows]),
       f'The noise of a run is {fit["noise"]:.4f}; with shuffled scores ρ is {fit["control"]:.2f}.'),
     figure('Laws', table(head, body), site.csv(
-      'laws', ('law', *(f'{w} {k}' for w in ('out_of_fold', 'unseen') for k, _ in _JUDGED)),
-      [(form, *(x['out_of_fold'][k] for k, _ in _JUDGED),
-        *(x.get('unseen', {}).get(k, '') for k, _ in _JUDGED)) for form, x in forms.items()]),
+      'laws', ('law', *(f'{w} {k}' for w in WHERE for k, _ in _JUDGED)),
+      [(form, *(x.get(w, {}).get(k, '') for w in WHERE for k, _ in _JUDGED))
+       for form, x in forms.items()]),
       f'The second best, “{text(decision["second_law"])}”, expects a gain of '
       f'{decision["gain_by_second_law"]:.3f} from the same mixture. Proposals look '
       f'{decision["optimism"]:.4f} better to the law that chose them, which is taken off.'))
 
 
+# Proxies that laws are judged on: the key of their quality, and words for it.
+WHERE = {'out_of_fold': 'out of fold', 'unseen': 'unseen',
+         'unseen_within': 'unseen, each weight within what was tried'}
 _JUDGED = (('spearman', 3), ('spearman_best_quartile', 3), ('rmse', 4))
 
 

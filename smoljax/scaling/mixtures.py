@@ -353,6 +353,13 @@ def quality(predicted: np.ndarray, actual: np.ndarray) -> dict[str, float]:
   }
 
 
+def within(mixtures: np.ndarray, tried: np.ndarray) -> np.ndarray:
+  """Which of the mixtures [n, K, m] have every weight in the range that it had in those tried: a
+  law says nothing beyond, and no proposal is there; [n] bool."""
+  low, high = tried.min(axis=0) - 1e-9, tried.max(axis=0) + 1e-9
+  return ((mixtures >= low) & (mixtures <= high)).all(axis=(1, 2))
+
+
 # --- The best mixture -----------------------------------------------------------------------------
 
 

@@ -19,7 +19,7 @@ import os
 import re
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import jax
@@ -254,7 +254,8 @@ def _reason(account: str) -> str:
 def collectives(program: str) -> dict[str, tuple[int, int]]:
   """Of a compiled program: kind → calls a run and bytes that they give a device, loops counted.
 
-  A TPU's program spreads one over several fusions, which its channel tells.
+  A TPU's program spreads one over several fusions, which its channel tells; where it sums and
+  scatters, it writes a fusion of a sum and a cut.
   """
   bodies: dict[str, list[str]] = {}
   entry = name = ''
@@ -287,15 +288,25 @@ def collectives(program: str) -> dict[str, tuple[int, int]]:
         if channel in seen:
           continue
         seen.add(channel)
-        sizes = [math.prod(map(int, filter(None, dims.split(',')))) * _BYTES.get(dtype, 4)
-                 for dtype, dims in re.findall(r'([a-z]+\d*)\[([\d,]*)\]', shape)]
-        found[kind] += times, times * (max(sizes) if match[2].endswith('-start') else sum(sizes))
+        found[kind] += times, times * _size(shape, max if match[2].endswith('-start') else sum)
       else:
         for inner in re.findall(r'(?:to_apply|calls|branch_computations)=\{?%?([\w.\-]+)', line):
-          walk(inner, times, seen)
+          if not inner.startswith('all-reduce-scatter'):
+            walk(inner, times, seen)
+            continue
+          channel = re.findall(r'channel_id=\d+|$', ''.join(bodies[inner]))[0] or inner
+          if channel not in seen:
+            seen.add(channel)
+            found['reduce-scatter'] += times, times * _size(shape)
 
   walk(entry, 1, set())
   return {kind: (int(calls), int(size)) for kind, (calls, size) in sorted(found.items())}
+
+
+def _size(shape: str, of: Callable[[list[int]], int] = sum) -> int:
+  """Bytes of an array's shape as a program has it; of a tuple's all, or the largest."""
+  return of([math.prod(map(int, filter(None, dims.split(',')))) * _BYTES.get(dtype, 4)
+             for dtype, dims in re.findall(r'([a-z]+\d*)\[([\d,]*)\]', shape)])
 
 
 _COLLECTIVES = ('all-gather', 'all-reduce', 'reduce-scatter', 'all-to-all', 'collective-permute')

@@ -29,13 +29,16 @@ for (const e of main.querySelectorAll('*')) {
 for (const e of main.querySelectorAll('.wide'))
   if (e.scrollWidth > e.clientWidth + 1) cut.push(name(e));
 for (const svg of main.querySelectorAll('svg')) {
-  const lines = [...svg.querySelectorAll('line.grid')].map(l => l.getBoundingClientRect());
+  const lines = [...svg.querySelectorAll('line.grid')];
   for (const t of svg.querySelectorAll('text')) {
     const box = t.getBoundingClientRect(), style = getComputedStyle(t);
-    if (style.paintOrder.startsWith('stroke')) continue;  // it has a ground of its own
-    for (const l of lines)
+    const grounded = style.paintOrder.startsWith('stroke');  // over lines drawn before
+    for (const line of lines) {
+      if (grounded && line.compareDocumentPosition(t) & Node.DOCUMENT_POSITION_FOLLOWING) continue;
+      const l = line.getBoundingClientRect();
       if (l.left < box.right - 1 && l.right > box.left + 1 && l.top > box.top + 2 &&
           l.top < box.bottom - 2) crossed.push(name(t));
+    }
   }
 }
 // WCAG's contrast of words with the ground that they stand on; words of a drawing stand on its own.

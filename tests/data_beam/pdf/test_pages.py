@@ -11,6 +11,7 @@ from reportlab.lib.utils import ImageReader
 from reportlab.pdfbase import pdfmetrics
 from reportlab.pdfbase.cidfonts import UnicodeCIDFont
 
+from data_beam.pdf import pages as pdf_pages
 from data_beam.pdf import text as pdf_text
 
 
@@ -364,6 +365,15 @@ def test_superscripts_are_marked_and_notes_kept_apart(extractor):
   assert 'INTRODUCTION AND SCOPE' in text
 
 
+def test_exponents_on_a_page_on_its_side_are_marked(extractor):
+  def draw(page):
+    page.translate(WIDTH, 0)
+    page.rotate(90)
+    column(page, 72, 560, prose('A', 4))
+    pieces(page, 400, ('The mass is 10', 11, 0), ('23', 7, 4), (' kg, more or less', 11, 0))
+  assert 'The mass is 10^23 kg, more' in extractor.extract(make(draw), ocr='never').text
+
+
 def test_accents_drawn_over_letters(extractor):
   """As TeX sets them in its old fonts: the accent first, or after the word, raised for capitals."""
   def draw(page):
@@ -522,3 +532,44 @@ def test_headings_by_the_files_own_tags(extractor):
   assert extractor.extract(body, ocr='never', markdown=True).text == (
     '# The title\n\nA paragraph of plain words\n\n### A small heading\n\n'
     'Another paragraph of words')
+
+
+# Blocks.
+
+def mixed(page):
+  """Pages of many kinds, which share fonts."""
+  for i in range(7):
+    column(page, 72, 760, prose(f'p{i}-', 12))
+    page.setFont('Courier', 9)
+    page.drawString(72, 400, f'if a[{i}] == b:    return x^2 `q` ~n')
+    if i % 2:
+      for x in (72, 200, 330):
+        page.line(x, 300, x, 360)
+      for y in (300, 330, 360):
+        page.line(72, y, 330, y)
+      for x, y in ((80, 340), (210, 340), (80, 310), (210, 310)):
+        page.drawString(x, y, f'{x * y + i}')
+    if i % 3 == 1:
+      page.saveState()
+      page.rotate(90)
+      page.drawString(200, -560, f'On its side {i}')
+      page.restoreState()
+    if i % 3 == 2:
+      page.setFillGray(1)
+      page.drawString(72, 200, 'White on white')
+      page.setFillGray(0)
+    page.showPage()
+    if i == 3:
+      page.showPage()                       # blank
+      page.setPageSize((HEIGHT, WIDTH))
+    if i == 5:
+      page.setPageSize((WIDTH, HEIGHT))
+
+
+@pytest.mark.parametrize('most', [1, 3])
+def test_a_page_does_not_depend_on_those_it_is_read_with(most, monkeypatch):
+  body = make(mixed)
+  whole = vars(pdf_text.parse(body, ocr='never'))
+  monkeypatch.setattr(pdf_pages, 'BLOCK_PAGES', most)
+  assert vars(pdf_text.parse(body, ocr='never')) == whole
+  assert len(whole['pages']) == 8 and 'On its side' in ' '.join(whole['pages'])

@@ -2,6 +2,7 @@
 
 import base64
 import dataclasses
+import gzip
 import hashlib
 import io
 import itertools
@@ -161,6 +162,17 @@ def test_pdfs_in_a_warc(inputs, tmp_path):
   assert sorted((r['url'], r['stage'], r['reason']) for r in rejects) == [
     ('https://b.example/y', 'extract', 'truncated'),
     ('https://c.example/z', 'same_bytes', 'duplicate')]
+
+
+def test_gzipped_pdfs_are_read_and_bounded(inputs, tmp_path, monkeypatch):
+  body = inputs[1]['good0.pdf']
+  (tmp_path / 'a.pdf.gz').write_bytes(gzip.compress(body))
+  (tmp_path / 'b.pdf.gz').write_bytes(gzip.compress(body)[:200])
+  (tmp_path / 'c.pdf.gz').write_bytes(gzip.compress(body + bytes(1 << 20)))
+  monkeypatch.setattr(pdf, 'MAX_PDF_BYTES', 1 << 20)
+  whole, cut, large = pdf.read([str(tmp_path / f'{name}.pdf.gz') for name in 'abc'], 'pdf', None)
+  assert whole.digest == sha(body) and pdf.body_of(whole) == body
+  assert (cut.reason, large.reason) == ('corrupt_file', 'too_large')
 
 
 def test_limit_reads_the_first_files(inputs):

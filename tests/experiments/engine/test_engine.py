@@ -295,6 +295,15 @@ def test_pillars_have_all_cells():
   assert all(sum(frozenset(p.get('factors', 'x')) == c for p in points) == 5 for c in cells)
 
 
+def test_batches_part_at_steps_that_the_trunk_saves():
+  from configs import critical_batch
+
+  points = critical_batch.sweep()
+  every = critical_batch.get_config().train.checkpoint_every
+  steps = {int(p['train.branch_from'].rpartition('/')[2]) for p in points[1:]}
+  assert len(steps) == len(critical_batch.SHARES) and not any(step % every for step in steps)
+
+
 def test_what_stands_for_untuned_hyperparameters_is_the_published_law():
   from configs import pillars
   from smoljax import model

@@ -111,6 +111,12 @@ def test_the_proposal_wins_within_the_constraints(swarm):
     float(law(mixtures.propose(law, blend, tried)) @ blend), abs=2e-4)
 
 
+def test_what_lies_within_what_was_tried():
+  tried = np.array([[[0.2, 0.8]], [[0.5, 0.5]]])
+  others = np.array([[[0.2, 0.8]], [[0.3, 0.7]], [[0.1, 0.9]], [[0.6, 0.4]]])
+  assert mixtures.within(others, tried).tolist() == [True, True, False, False]
+
+
 def test_repeats_of_a_mixture_are_in_one_fold():
   groups = [*range(10), *['natural'] * 4]
   parts = mixtures.folds(groups, 4)

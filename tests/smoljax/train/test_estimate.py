@@ -39,6 +39,23 @@ def test_collectives_in_loops_count_each_time():
   assert found['all-reduce'] == (6, 6 * 400)
 
 
+def test_a_sum_that_a_tpu_scatters_counts_as_what_a_device_gets():
+  """As libtpu 0.0.42 writes the gradient of a matrix split over eight chips, shortened."""
+  program = '''
+%all-reduce-scatter.1 (param_0.1: bf16[2048,8192]) -> bf16[256,8192] {
+  %param_0.1 = bf16[2048,8192]{0,1} parameter(0)
+  %all-reduce.3 = bf16[2048,8192]{0,1} all-reduce(%param_0.1), channel_id=3
+  ROOT %dynamic-slice.1 = bf16[256,8192]{0,1} dynamic-slice(%all-reduce.3, %c, %d)
+}
+
+ENTRY %main.2 (param.1: bf16[2048,8192]) -> bf16[256,8192] {
+  %param.1 = bf16[2048,8192]{0,1} parameter(0)
+  ROOT %fusion.1 = bf16[256,8192]{0,1} fusion(%param.1), calls=%all-reduce-scatter.1
+}
+'''
+  assert estimate.collectives(program) == {'reduce-scatter': (1, 2 * 256 * 8192)}
+
+
 @pytest.mark.parametrize('name', ['v5e-7', 'tpu', 'h100x12', 'h300', 'v5p-1'])
 def test_an_unknown_topology_names_the_known_ones(name):
   with pytest.raises(ValueError, match=r'v5e-N|h200'):
