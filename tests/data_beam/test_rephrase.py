@@ -73,7 +73,7 @@ def test_a_corpus_is_written_anew_with_lineage(server, tmp_path, monkeypatch):
 
 
 @pytest.mark.parametrize('options, words', [
-  (dict(), '--server=URL'),
+  (dict(), '--server=http'),
   (dict(server='http://localhost:1', model='m', prompt='poem'), 'none of faq, tutorial'),
 ])
 def test_what_cannot_be_is_said(options, words, tmp_path):

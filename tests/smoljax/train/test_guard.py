@@ -292,7 +292,7 @@ def test_lineage_follows_a_rollback(ladder, markov_corpora, tmp_path):
   opened = {n: open_corpus(p, 'train', n) for n, p in markov_corpora.items()}
   batches = Batches(
     opened, make_stages(c.train.stages, c.train.steps), rows=c.train.rows,
-    seq_len=64, window=64, max_segments=32, seed=0)  # fmt: skip
+    seq_len=64, window=64, max_segments=0, seed=0)  # fmt: skip
   stream = iter(batches)
   plans = [stream.next_plan() for _ in range(11)]
   (tmp_path / 'events.jsonl').write_text(json.dumps(decisions(directory)[0]) + '\n')
