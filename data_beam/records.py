@@ -626,7 +626,10 @@ _MEANS = {
 
 
 def check_not_empty(manifest: Mapping[str, Any]) -> None:
-  """Raises EmptyCorpus if the corpus has no documents, and says what became of them."""
+  """Raises EmptyCorpus if the corpus has no documents, and says what became of them; CorpusError if
+  its manifest does not say how many."""
+  if 'documents' not in manifest:
+    raise CorpusError(f'the manifest of the corpus at {manifest["path"]!r} counts no documents')
   if manifest['documents']:
     return
   rows = manifest.get('funnel', [])

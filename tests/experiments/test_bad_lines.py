@@ -96,7 +96,7 @@ COMMANDS: dict[str, tuple[list[str], dict[str, tuple[str, ...]]]] = {
     ['--config=configs/search.py', '--workdir={new}', '--trials=2', '--dry_run'], {
       'config': (*FILES, 'configs/base.py'), 'trials': ('0', '-1', *NUMBERS), 'sampler': ('nope',),
       'pruner': ('nope',), 'processes': ('0', 'x'), 'seed': ('-1',), 'objectives': ('nope',)}),
-  'experiments.evaluate': (['--checkpoint={model}', '--output={new}.json', '--tasks=piqa'], {
+  'experiments.evaluate': (['--checkpoint={model}', '--output={new}.json', '--tasks=sums'], {
     'checkpoint': FILES, 'tasks': ('nope', 'pqia'), 'lengths': ('x', '99999999'),
     'output': ('{folder}',),
     'batch_size': ('0', '-1', *NUMBERS), 'limit': ('-1',),
@@ -110,7 +110,7 @@ COMMANDS: dict[str, tuple[list[str], dict[str, tuple[str, ...]]]] = {
     'checkpoint': FILES, 'format': ('nope',), 'dtype': ('nope',), 'quantize': ('nope',)}),
   'experiments.report': (['--workdir={folder}'], {
     'workdir': FILES, 'port': ('-1', '99999', *NUMBERS), 'scaling': FILES, 'flops': ('x',)}),
-  'experiments.lens': (['--checkpoint={model}', '--prompt=a', '--output={new}'], {
+  'experiments.lens': (['--checkpoint={model}', '--prompt=a', '--output={new}.html'], {
     'checkpoint': FILES, 'output': ('{folder}',)}),
   'experiments.merge': (['--models={model},{model}', '--weights=.5,.5', '--output={new}'], {
     'weights': ('.5', 'a,b', 'nan,1'), 'method': ('tie', 'ties')}),

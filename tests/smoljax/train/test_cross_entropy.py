@@ -1,4 +1,4 @@
-"""Cross entropy of logits as one kernel, on CPUs interpreted, against autodiff of its definition."""
+"""Cross entropy as one kernel, interpreted on CPUs, against autodiff of its definition."""
 
 import jax
 import jax.numpy as jnp
