@@ -13,7 +13,7 @@ import jax
 import jax.numpy as jnp
 
 from smoljax import sharding
-from smoljax.model.attention import context, decode
+from smoljax.model.attention import decode
 from smoljax.model.config import ModelConfig
 
 _PLACES = 4096  # numbers that a program holds of an array
@@ -25,8 +25,7 @@ _NAMES = 'batch', 'length', 'residual'
 def fits(config: ModelConfig, x_BTD: jax.Array) -> bool:
   """Whether it is RMSNorm of many rows in 16 bits on an NVIDIA GPU."""
   return (config.norm == 'rms' and x_BTD.dtype.itemsize == 2 and x_BTD.shape[1] > 1
-          and x_BTD.shape[2] <= 2 * _PLACES and context.platform() in ('gpu', 'cuda')
-          and decode.available())
+          and x_BTD.shape[2] <= 2 * _PLACES and decode.on_gpu())
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(2, 3))

@@ -12,7 +12,7 @@ import jax
 import jax.numpy as jnp
 
 from smoljax import sharding
-from smoljax.model.attention import context, decode
+from smoljax.model.attention import decode
 
 # Logits read at once, how often before sums are brought up to date, warps: with so many threads a
 # place, the places at work at a time fit into the cache.
@@ -31,8 +31,8 @@ def cross_entropy(logits_BCV: jax.Array, targets_BC: jax.Array) -> tuple[jax.Arr
 
 def fits(dtype: jax.typing.DTypeLike) -> bool:
   """Whether `weighted` can do it here: logits in 16 bits, whole on an NVIDIA GPU."""
-  return (context.platform() in ('gpu', 'cuda') and jnp.dtype(dtype).itemsize == 2
-          and sharding.num_parts('vocab') == 1 and decode.available())
+  return (jnp.dtype(dtype).itemsize == 2 and sharding.num_parts('vocab') == 1
+          and decode.on_gpu())
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(3, 4))

@@ -15,6 +15,8 @@ import functools
 import jax
 import jax.numpy as jnp
 
+from smoljax.model.attention import context
+
 BLOCK = 64  # slots that are read at once
 PART = 512  # slots of a part, up to MAX_PARTS of them
 MAX_PARTS = 16
@@ -28,6 +30,11 @@ def available() -> bool:
   if device.platform != 'gpu':
     return True
   return 'nvidia' in device.device_kind.lower() and float(device.compute_capability) >= 8.0
+
+
+def on_gpu() -> bool:
+  """Whether what is traced is for a GPU on which they do."""
+  return context.platform() in ('gpu', 'cuda') and available()
 
 
 def fits(q_BTNH: jax.Array, k_BTKH: jax.Array) -> bool:
