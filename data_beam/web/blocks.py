@@ -2,14 +2,13 @@
 
 import re
 import textwrap
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Any, NamedTuple
 
 from lxml import etree
 
 from data_beam.web import tex
 from data_beam.web.names import (
-  CODE_BOX,
   CODE_CELL,
   CODE_LINE,
   DRAWN,
@@ -20,6 +19,7 @@ from data_beam.web.names import (
   UNFOLDS,
   Hint,
   hint,
+  is_code_box,
 )
 
 # What a tag is to the walk. A tag not listed is inline: its text joins the text around it.
@@ -66,7 +66,6 @@ _BASE = re.compile(
   r'(?:(?<![\d.,])(?!(?:1[5-9]|20)\d\d$)\d[\d.,]*|(?<![^\W\d_])[A-Za-z]{1,2}|[)\]])$')
 _SCRIPT = frozenset(['i', 'em', 'var', 'b', 'span'])     # what an exponent may stand in
 _PREFORMATTED = re.compile(r'white-space\s*:\s*pre\s*(?:$|[;!])', re.I)
-_ENDS = ('</body', '</html', '</BODY', '</HTML')
 _END_TAGS = re.compile(r'</(?:body|html)\b[^<>]*>', re.I)
 _MARKUP = re.compile(r'<(?:p|div|br|article|section|h[1-6]|table|li)\b', re.I)
 _CODE_BLOCKS = frozenset(['div', 'p', 'li', 'tr', 'pre'])
@@ -117,7 +116,7 @@ def parse(html: str) -> Any:
 
   What stands behind </body> or </html> is the page's as well, as browsers have it.
   """
-  if any(html.find(tag, 0, -400) >= 0 for tag in _ENDS):
+  if _END_TAGS.search(html, 0, max(0, len(html) - 400)):
     html = _END_TAGS.sub('', html)
   parser = etree.HTMLParser(encoding='utf-8', remove_comments=True, remove_pis=True,
                             huge_tree=True)   # nesting beyond 256; within_budget bounds the size
@@ -182,7 +181,7 @@ class Walk:
   def visit(self, element: Any, kind: str, depth: int, in_link: bool) -> None:
     """Reads an element's inside. `kind` is that of text directly in it."""
     parts, known = self.parts, self.tags.get
-    if text := element.text:
+    if (text := element.text) and (parts or not text.isspace()):
       parts.append(text)
       if in_link:
         self.links += len(text)
@@ -209,14 +208,15 @@ class Walk:
           self.skipped += _prose_in(child)
       else:
         self.other(child, tag, kind, depth, in_link)
-      if tail := child.tail:
+      if (tail := child.tail) and (parts or not tail.isspace()):
         parts.append(tail)
         if in_link:
           self.links += len(tail)
 
   def block(self, element: Any, tag: str, kind: str, depth: int, in_link: bool) -> None:
     """Reads an element that begins and ends a block."""
-    self.flush(kind)
+    if self.parts:
+      self.flush(kind)
     if depth >= self.MAX_DEPTH:
       self.parts.extend(_texts(element))
       self.flush(kind)
@@ -225,15 +225,17 @@ class Walk:
     inherits = kind in ('li', 'quote') or (kind == 'row' and tag != 'p')
     inner = kind if inherits and tag not in _STRONGER else _KINDS.get(tag, 'div')
     read = _READ.get(tag) or Walk.visit
-    if (tag == 'div' or tag == 'ol') and _is_code(element):
+    keys = element.keys()
+    if keys and (tag == 'div' or tag == 'ol') and _is_code(element, keys):
       read = Walk.listing
     read(self, element, inner, depth, in_link)
-    self.flush(inner)
+    if self.parts:
+      self.flush(inner)
     end = len(self.blocks)
     if end > start and tag in CONTAINERS:
       what = Hint.ARTICLE if tag == 'article' else Hint.NONE
-      if keys := element.keys():
-        names = _names(element)
+      if keys:
+        names = _names(element, keys)
         what = hint(tag, names[:400])
         if 'style' in keys and _HIDDEN.search(element.get('style')) and not UNFOLDS.search(names):
           what = Hint.BOILERPLATE
@@ -267,7 +269,8 @@ class Walk:
       said = ' '.join(''.join(element.itertext()).split()) if len(element) < 10 else ''
       if kind in HEADINGS and len(said) < 300:
         text = said
-      elif 8 < len(said) < 300 and (said.endswith(('?', '？')) or QUESTION.search(_names(element))):
+      elif 8 < len(said) < 300 and (
+        said.endswith(('?', '？')) or QUESTION.search(_names(element, element.keys()))):
         self.flush(kind)
         self.parts.append(said)
         self.flush('div')
@@ -411,15 +414,12 @@ def _fill(texts: list[str], spans: dict[int, tuple[int, str]]) -> None:
       return
 
 
-def _names(element: Any) -> str:
-  get = element.get
-  names = get('class') or ''
-  if other := get('id'):
-    names += ' ' + other
-  if other := get('role'):
-    names += ' ' + other
-  if other := get('itemprop'):
-    names += ' ' + other
+def _names(element: Any, keys: Sequence[str]) -> str:
+  """What an element is called, of its attributes' `keys`."""
+  names = element.get('class') if 'class' in keys else ''
+  for key in ('id', 'role', 'itemprop'):
+    if key in keys and (other := element.get(key)):
+      names += ' ' + other
   return names
 
 
@@ -435,12 +435,11 @@ def _number(text: str | None, default: int) -> int:
   return int(text) if text and re.fullmatch(r'-?[0-9]{1,6}', text.strip()) else default
 
 
-def _is_code(element: Any) -> bool:
+def _is_code(element: Any, keys: Sequence[str]) -> bool:
   """Whether a div or a list is a block of code by its names and lines, or by its style."""
-  names, style = element.get('class'), element.get('style')
-  if style and _PREFORMATTED.search(style):
+  if 'style' in keys and _PREFORMATTED.search(element.get('style')):
     return True
-  return bool(names and CODE_BOX.search(names) and (element.tag == 'ol' or any(
+  return bool('class' in keys and is_code_box(element.get('class')) and (element.tag == 'ol' or any(
     CODE_LINE.search(e.get('class') or '') for e in element.iter('div', 'span', 'pre'))))
 
 

@@ -242,7 +242,8 @@ def extract(html: str, *, markdown: bool = False) -> str:
   root = parse(html)
   if root is None:
     return ''
-  formulas = any((script.get('type') or '').startswith('math/') for script in root.iter('script'))
+  formulas = 'math/' in html and any(
+    (script.get('type') or '').startswith('math/') for script in root.iter('script'))
   walk = Walk(root, markdown=markdown, formulas=formulas)
   text = _text(walk, html, markdown)
   if len(text) < LITTLE or walk.skipped > 2 * len(text):

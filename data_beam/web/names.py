@@ -62,6 +62,12 @@ FORMULA = re.compile(
   r'|/latex|math/tex|filter/tex|\.latex\?|equation\?tex=|[?&]tex=', re.I)
 
 
+@functools.lru_cache(maxsize=1 << 14)
+def is_code_box(names: str) -> bool:
+  """Whether an element with that class is a block of code, if it has lines."""
+  return bool(CODE_BOX.search(names))
+
+
 class Hint:
   """What an element's tag and names say of it; a larger one is a stronger claim to be the text."""
 
