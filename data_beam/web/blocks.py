@@ -66,7 +66,7 @@ _BASE = re.compile(
   r'(?:(?<![\d.,])(?!(?:1[5-9]|20)\d\d$)\d[\d.,]*|(?<![^\W\d_])[A-Za-z]{1,2}|[)\]])$')
 _SCRIPT = frozenset(['i', 'em', 'var', 'b', 'span'])     # what an exponent may stand in
 _PREFORMATTED = re.compile(r'white-space\s*:\s*pre\s*(?:$|[;!])', re.I)
-_END_TAGS = re.compile(r'</(?:body|html)\b[^<>]*>', re.I)
+_END_TAGS = re.compile(rb'</(?:body|html)\b[^<>]*>', re.I)
 _MARKUP = re.compile(r'<(?:p|div|br|article|section|h[1-6]|table|li)\b', re.I)
 _CODE_BLOCKS = frozenset(['div', 'p', 'li', 'tr', 'pre'])
 _CODE_INLINE = frozenset(['span', 'code', 'a'])
@@ -116,12 +116,14 @@ def parse(html: str) -> Any:
 
   What stands behind </body> or </html> is the page's as well, as browsers have it.
   """
-  if _END_TAGS.search(html, 0, max(0, len(html) - 400)):
-    html = _END_TAGS.sub('', html)
+  page = html.encode('utf-8', 'replace')
+  if _END_TAGS.search(page, 0, max(0, len(page) - 400)):
+    page = _END_TAGS.sub(b'', page)
   parser = etree.HTMLParser(encoding='utf-8', remove_comments=True, remove_pis=True,
+                            collect_ids=False,
                             huge_tree=True)   # nesting beyond 256; within_budget bounds the size
   try:
-    return etree.fromstring(html.encode('utf-8', 'replace'), parser)
+    return etree.fromstring(page, parser)
   except etree.XMLSyntaxError:   # an empty document
     return None
 
@@ -192,6 +194,11 @@ class Walk:
         if type(tag) is not str or (
           self.formulas and (names := child.get('class')) and DRAWN.search(names)):
           pass
+        elif not len(child):      # most: without a call
+          if (text := child.text) and (parts or not text.isspace()):
+            parts.append(text)
+            if in_link or tag == 'a':
+              self.links += len(text)
         elif depth >= self.MAX_DEPTH:
           parts.extend(_texts(child))
         else:
