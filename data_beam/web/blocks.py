@@ -134,7 +134,7 @@ class Walk:
   MAX_DEPTH = 200   # of nested tags; deeper text is taken as it comes. Bounds Python's stack
 
   def __init__(self, root: Any, *, markdown: bool = False, everything: bool = False,
-               formulas: bool = False):
+               formulas: bool = False, thread: bool = False):
     """Walks over a page.
 
     Args:
@@ -142,9 +142,10 @@ class Walk:
       markdown: code in a line stands between backticks.
       everything: also what is inside elements that hold no text of a page that is well made.
       formulas: some are drawn by a script, and their source stands beside them.
+      thread: the page is one, so that comments are its text.
     """
     self.tags = _TAGS_ALL if everything else _TAGS
-    self.markdown, self.formulas = markdown, formulas
+    self.markdown, self.formulas, self.thread = markdown, formulas, thread
     self.blocks: list[Block] = []
     self.elements: list[Element] = []
     self.skipped = 0               # characters of long texts inside what was skipped
@@ -243,7 +244,7 @@ class Walk:
       what = Hint.ARTICLE if tag == 'article' else Hint.NONE
       if keys:
         names = _names(element, keys)
-        what = hint(tag, names[:400])
+        what = hint(tag, names[:400], self.thread)
         if 'style' in keys and _HIDDEN.search(element.get('style')) and not UNFOLDS.search(names):
           what = Hint.BOILERPLATE
         elif what < 0 and _are_code(self.blocks[start:end]):
