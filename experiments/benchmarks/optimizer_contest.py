@@ -446,8 +446,8 @@ def run(
               for name in in_play}
       if not any(todo.values()):
         return True
-      runs = lambda name: sum(len(tried(rows, name, kind)) for kind in ('tune', 'final'))
-      for name, cells in sorted(todo.items(), key=lambda item: runs(item[0])):
+      runs = {name: len(tried(rows, name)) + len(tried(rows, name, 'final')) for name in todo}
+      for name, cells in sorted(todo.items(), key=lambda item: runs[item[0]]):
         if not cells or (screened and late()):
           continue
         if not clock.fits(steps):
