@@ -184,6 +184,7 @@ def prefill(
   num_new: int,
   *,
   modules: int = 0,
+  padded: int = 0,
 ) -> tuple[jax.Array, Cache, jax.Array, int, np.ndarray, jax.Array]:
   """Reads the prompts, in chunks if they are long.
 
@@ -191,11 +192,12 @@ def prefill(
     params: of `prepare`.
     num_new: tokens that the cache must have room for after the prompts.
     modules: of multi-token prediction that are to draft; they read the prompts too.
+    padded: tokens that rows are padded to at least.
   Returns:
     fp32 logits_BV of the first new token, the cache, offset_B, the index of the first new token,
     and of the last 2 · `modules` places the tokens and what the modules start from.
   """
-  B, longest = len(rows), max(len(row) for row in rows)
+  B, longest = len(rows), max(padded, *(len(row) for row in rows))
   S = bucket_length(bucket_length(longest) + num_new)
   # A chunk's queries are taken in 8 parts, each against all keys: [B, N, chunk / 8, S] logits.
   chunk = max(BUCKET, 8 * PREFILL_BYTES // (4 * B * config.num_heads * S))

@@ -57,6 +57,7 @@ def stream(
   samples: int = 1,
   logprobs: bool = False,
   block: int | None = None,
+  padded: int = 0,
   speculation: Speculation | None = None,
 ) -> Iterator[list[Any]]:
   """Continues the prompts, one token per row at a time: None where a row has ended.
@@ -79,6 +80,8 @@ def stream(
     block: tokens (rounds, if speculating) computed on the device at once; they arrive together.
       None: `cache.BLOCK`, but one at a time in bfloat16 on CPUs, where XLA would copy what a loop
       reads.
+    padded: tokens that prompts are padded to at least: calls whose longest prompts differ share
+      their programs. Not if speculating.
     speculation: given, the modules of multi-token prediction draft. Greedy rows are the same as
       without; sampled ones are other draws of the same distribution.
   Raises:
@@ -101,7 +104,8 @@ def stream(
     return speculative.speculate(
       config, params, rows, max_new_tokens, sampling, ends, keys_B, block, speculation)
   return _stream(
-    config, params, rows, max_new_tokens, sampling, ends, (keys_B, drawn), block, samples, logprobs)
+    config, params, rows, max_new_tokens, sampling, ends, (keys_B, drawn), block, samples, logprobs,
+    padded)
 
 
 def _keys(seed, num_rows):
@@ -133,7 +137,8 @@ def _require_speculative(config, sampling, samples, logprobs):
 
 
 def _stream(
-  config, params, rows, max_new_tokens, sampling, ends, draws, block, samples, logprobs
+  config, params, rows, max_new_tokens, sampling, ends, draws, block, samples, logprobs,
+  padded,
 ):
   keys_B, drawn = draws
   params = cache_lib.prepare(config, params)
@@ -141,8 +146,7 @@ def _stream(
   num_blocks = -(-max_new_tokens // block)
   with cache_lib.no_mesh():
     logits_BV, cache, offset_B, index, *_ = cache_lib.prefill(
-      config, params, rows, num_blocks * block
-    )
+      config, params, rows, num_blocks * block, padded=padded)
     if samples > 1:
       rows = [row for row in rows for _ in range(samples)]
       logits_BV, cache, offset_B = jax.tree.map(
@@ -155,6 +159,8 @@ def _stream(
       seen_BV = jnp.asarray(seen_BV)
     ended_B = jnp.zeros(len(rows), bool)
     state = State(logits_BV, cache, jnp.int32(index), drawn, ended_B, seen_BV)
+    # All bound to the device, as what the program gives back is: else it is compiled twice.
+    state = jax.device_put(state, logits_BV.sharding)
     run = _block(config, sampling, ends, block, logprobs)
     new, state = run(params, offset_B, keys_B, state)
   left = max_new_tokens
