@@ -218,8 +218,10 @@ def rehearse(run: Any, *, c: Any, inputs: Mapping[str, str], targets: Sequence[s
   evaluate = _evaluation(c, inputs, targets, text, say=lambda line: None)
   mesh = sharding.make_mesh(devices=jax.local_devices())
   with jax.set_mesh(mesh):
-    evaluate(config, model.abstract_params(config, mesh), limit=c.eval.task_examples, seed=c.seed,
-             eval_data=c.eval.data, tasks=[t for t in c.eval.tasks if t in TASKS])
+    own = functools.partial(
+      evaluate, config, model.abstract_params(config, mesh), eval_data=c.eval.data,
+      limit=c.eval.task_examples, seed=c.seed)
+    _as_far_as_it_goes(own, [t for t in c.eval.tasks if t in TASKS], lambda line: None)
   yield
 
 
@@ -245,7 +247,6 @@ def run_evaluate(output: str, inputs: Mapping[str, str], *, c: Any, targets: Seq
   from smoljax.checkpoints import load
   from smoljax.data import tokenizer
   from smoljax.data.corpus import open_corpus
-  from smoljax.evals.tasks import TASKS, TooFewDocuments
 
   config, params, meta = load.load_weights(_trained(inputs))
   paths = {name: corpus_dir(inputs[f'tokenize_{name}'], name) for name in targets}
@@ -262,12 +263,7 @@ def run_evaluate(output: str, inputs: Mapping[str, str], *, c: Any, targets: Seq
     generation=config_lib.generation(c),
   )
   with sharding.all_devices(params) as params:
-    try:
-      result = own(params=params, tasks=c.eval.tasks)
-    except TooFewDocuments as e:  # nothing has run yet, and the rest is worth having
-      console.print(f'warning: left out: {e}')
-      result = own(
-        params=params, tasks=[t for t in c.eval.tasks if t not in TASKS or TASKS[t].file])
+    result = _as_far_as_it_goes(functools.partial(own, params=params), c.eval.tasks, console.print)
   if c.distill.teacher:
     console.print('the teacher, on the same documents:')
     teacher, params, _ = load.load_weights(c.distill.teacher)
@@ -296,6 +292,17 @@ def _evaluation(c, inputs, targets, text, say):
     seq_len=c.data.seq_len,
     log_line=say,
   )
+
+
+def _as_far_as_it_goes(evaluate, tasks, say):
+  """The evaluation with these tasks, but for those that need more held-out documents."""
+  from smoljax.evals.tasks import TASKS, TooFewDocuments
+
+  try:
+    return evaluate(tasks=tasks)
+  except TooFewDocuments as e:  # nothing has run yet, and the rest is worth having
+    say(f'warning: left out: {e}')
+    return evaluate(tasks=[t for t in tasks if t not in TASKS or TASKS[t].file])
 
 
 def run_export(output: str, inputs: Mapping[str, str], *, c: Any) -> dict:
