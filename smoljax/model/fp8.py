@@ -100,7 +100,7 @@ def _swiglu_backward(interpret, residuals, dy_BTD):
   x_BTD, gate_BTF, up_BTF, (gate_DF, up_DF, down_FD), (x, mid, gate, up, down) = residuals
   dtype, dy = dy_BTD.dtype, scale(dy_BTD)
   dot = functools.partial(_dot, dtype=dtype, exact=True)
-  turned = lambda a_BTD, a: rounded(a_BTD.reshape(-1, a_BTD.shape[-1]).T, a)
+  turn = lambda a_BTD, a: rounded(a_BTD.reshape(-1, a_BTD.shape[-1]).T, a)
   dmid_BTF = dot(rounded(dy_BTD, dy), rounded(down_FD, down), dy, down,
                  names=('batch', 'length', 'mlp'))
   given = gate_BTF, up_BTF, dmid_BTF
@@ -108,15 +108,16 @@ def _swiglu_backward(interpret, residuals, dy_BTD):
   _, *pulled = _pulled(*given)
   d = scale(functools.reduce(jnp.maximum, (jnp.abs(a).astype(dtype) for a in pulled)))
   kernel = decode.on_gpu() or interpret
-  make = functools.partial(_turn, interpret=interpret) if kernel else _turned
+  make = (functools.partial(round_both_ways, interpret=interpret) if kernel
+          else rounded_both_ways)
   dgate_BTF, dup_BTF, dgate_FR, dup_FR, mid_FR = make(*given, d, mid)
   dx_BTD = sum(
     dot(a_BTF, rounded(w_DF, w), d, w, names=('batch', 'length', 'residual'))
     for a_BTF, w_DF, w in ((dgate_BTF, gate_DF, gate), (dup_BTF, up_DF, up)))
-  x_DR = turned(x_BTD, x)
+  x_DR = turn(x_BTD, x)
   dgate_DF, dup_DF = (
     dot(x_DR, a_FR, x, d, names=('residual', 'mlp')) for a_FR in (dgate_FR, dup_FR))
-  ddown_FD = dot(mid_FR, turned(dy_BTD, dy), mid, dy, names=('mlp', 'residual'))
+  ddown_FD = dot(mid_FR, turn(dy_BTD, dy), mid, dy, names=('mlp', 'residual'))
   return dx_BTD, dgate_DF, dup_DF, ddown_FD
 
 
@@ -134,16 +135,26 @@ def _pulled(gate, up, dmid=None):
   return silu * up, dmid * up * (share + silu * (1 - share)), dmid * silu
 
 
-def _turned(gate_BTF, up_BTF, dmid_BTF, d, mid):
-  """The gradients of gate and up in 8 bits, the same turned, the hidden units turned."""
+def rounded_both_ways(
+  gate_BTF: jax.Array, up_BTF: jax.Array, dmid_BTF: jax.Array, d: jax.Array, mid: jax.Array
+) -> tuple[jax.Array, ...]:
+  """The gradients of gate and up in 8 bits, the same turned [F, R], the hidden units turned.
+
+  Args:
+    dmid_BTF: the gradient of the hidden units silu(gate) · up.
+    d, mid: scales of the gradients, and of the hidden units.
+  """
   mid_BTF, *grads = (a.astype(gate_BTF.dtype) for a in _pulled(gate_BTF, up_BTF, dmid_BTF))
   turn = lambda a_BTF: a_BTF.reshape(-1, a_BTF.shape[-1]).T
   return (*(rounded(a, d) for a in grads), *(rounded(turn(a), d) for a in grads),
           rounded(turn(mid_BTF), mid))
 
 
-def _turn(gate_BTF, up_BTF, dmid_BTF, d, mid, *, interpret):
-  """`_turned` as one kernel."""
+def round_both_ways(
+  gate_BTF: jax.Array, up_BTF: jax.Array, dmid_BTF: jax.Array, d: jax.Array, mid: jax.Array, *,
+  interpret: bool = False,
+) -> tuple[jax.Array, ...]:
+  """`rounded_both_ways` as one kernel."""
   from jax.experimental import pallas as pl
   from jax.experimental.pallas import triton
 
@@ -156,10 +167,10 @@ def _turn(gate_BTF, up_BTF, dmid_BTF, d, mid, *, interpret):
     there = pl.BlockSpec(_TILE[::-1], lambda i, j: (j, i))
     as_is, turned = (jax.ShapeDtypeStruct(s, DTYPE) for s in ((R, F), (F, R)))
     dgate_RF, dup_RF, *rest = pl.pallas_call(
-      _turn_kernel, grid=(R // _TILE[0], F // _TILE[1]),
+      _both_ways_kernel, grid=(R // _TILE[0], F // _TILE[1]),
       in_specs=[pl.BlockSpec((2,), lambda i, j: (0,)), here, here, here],
       out_specs=[here, here, there, there, there],
-      out_shape=[as_is, as_is, turned, turned, turned], name='fp8_turn', interpret=interpret,
+      out_shape=[as_is, as_is, turned, turned, turned], name='fp8_both_ways', interpret=interpret,
       compiler_params=triton.CompilerParams(num_warps=_WARPS, num_stages=1),
     )(inverse_2, *arrays)
     shape = given[0].shape
@@ -172,7 +183,7 @@ def _turn(gate_BTF, up_BTF, dmid_BTF, d, mid, *, interpret):
   return kernel(gate_BTF, up_BTF, dmid_BTF, 1 / jnp.stack([d, mid]))
 
 
-def _turn_kernel(
+def _both_ways_kernel(
   inverse_ref, gate_ref, up_ref, dmid_ref, dgate_ref, dup_ref, dgate_turned_ref, dup_turned_ref,
   mid_turned_ref,
 ):
