@@ -10,9 +10,10 @@ same numbers in the wider dtype, slowly.
 Tensor cores want what is summed over as the last dim of both operands. So the weight is transposed
 as it is rounded, and for the weight's own gradient input and cotangent are.
 
-A gated MLP on one device is one function (`swiglu`): what its backward pass rounds, of three arrays
-as large as the hidden units, is read once for its scale and once to be written as it lies and
-turned, by one kernel on NVIDIA GPUs (Pallas, Triton). Shapes: R rows (tokens), F hidden units.
+A gated MLP on one device is one function (`swiglu`), with two kernels on NVIDIA GPUs (Pallas,
+Triton) for what is as large as its hidden units: they are rounded with a scale a row as they are
+made; and what its backward pass rounds is read once for its scale and once to be written as it lies
+and turned. Shapes: R rows (tokens), F hidden units.
 """
 
 import functools
@@ -28,6 +29,8 @@ from smoljax.model.config import ModelConfig
 DTYPE = jnp.float8_e4m3fn
 _TILE = 128, 64  # rows and units that a program turns
 _WARPS = 8
+_ROW_WARPS = 16  # of a program that rounds a row
+_MOST = float(jnp.finfo(DTYPE).max)
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(2, 3))
@@ -82,17 +85,19 @@ def swiglu(
 
 
 def _swiglu_forward(x_BTD, gate_DF, up_DF, down_FD, interpret):
-  del interpret
   matrices, dtype = (gate_DF, up_DF, down_FD), x_BTD.dtype
   x, *scales = map(scale, (x_BTD, *matrices))
   x8_BTD = rounded(x_BTD, x)
   gate_BTF, up_BTF = (
     checkpoint_name(_dot(x8_BTD, rounded(w_DF.T, w), x, w, dtype, ('batch', 'length', 'mlp')), 'gu')
     for w_DF, w in zip(matrices[:2], scales[:2], strict=True))
-  mid_BTF = _pulled(gate_BTF, up_BTF)[0].astype(dtype)
-  mid = scale(mid_BTF)
-  y_BTD = _dot(rounded(mid_BTF, mid), rounded(down_FD.T, scales[2]), mid, scales[2], dtype,
+  make = (functools.partial(round_units, interpret=interpret) if _kernel(interpret)
+          else rounded_units)
+  mid8_BTF, mid_BT = make(gate_BTF, up_BTF)
+  y_BTD = _dot(mid8_BTF, rounded(down_FD.T, scales[2]), jnp.float32(1), scales[2], dtype,
                ('batch', 'length', 'residual'))
+  y_BTD = (y_BTD * mid_BT[..., None]).astype(dtype)
+  mid = _power(_MOST * jnp.max(mid_BT))
   return y_BTD, (x_BTD, gate_BTF, up_BTF, matrices, (x, mid, *scales))
 
 
@@ -107,8 +112,7 @@ def _swiglu_backward(interpret, residuals, dy_BTD):
   # One scale of both gradients, so that they are looked at once.
   _, *pulled = _pulled(*given)
   d = scale(functools.reduce(jnp.maximum, (jnp.abs(a).astype(dtype) for a in pulled)))
-  kernel = decode.on_gpu() or interpret
-  make = (functools.partial(round_both_ways, interpret=interpret) if kernel
+  make = (functools.partial(round_both_ways, interpret=interpret) if _kernel(interpret)
           else rounded_both_ways)
   dgate_BTF, dup_BTF, dgate_FR, dup_FR, mid_FR = make(*given, d, mid)
   dx_BTD = sum(
@@ -124,6 +128,10 @@ def _swiglu_backward(interpret, residuals, dy_BTD):
 swiglu.defvjp(_swiglu_forward, _swiglu_backward)
 
 
+def _kernel(interpret):
+  return interpret or decode.on_gpu()
+
+
 def _pulled(gate, up, dmid=None):
   """silu(gate) · up, and given its gradient those of gate and up; all in float32."""
   gate, up = (a.astype(jnp.float32) for a in (gate, up))
@@ -133,6 +141,59 @@ def _pulled(gate, up, dmid=None):
     return (silu * up,)
   dmid = dmid.astype(jnp.float32)
   return silu * up, dmid * up * (share + silu * (1 - share)), dmid * silu
+
+
+def rounded_units(gate_BTF: jax.Array, up_BTF: jax.Array) -> tuple[jax.Array, jax.Array]:
+  """silu(gate) · up in 8 bits with a scale of each row's own, fp32 [B, T].
+
+  One look is enough then: a row's scale is a factor of what the product gives for it.
+  """
+  mid_BTF = _pulled(gate_BTF, up_BTF)[0].astype(gate_BTF.dtype).astype(jnp.float32)
+  most_BT = jnp.max(jnp.abs(mid_BTF), axis=-1)
+  scale_BT = jnp.where(most_BT == 0, 1, most_BT / _MOST)
+  return (mid_BTF / scale_BT[..., None]).astype(DTYPE), scale_BT
+
+
+def round_units(
+  gate_BTF: jax.Array, up_BTF: jax.Array, *, interpret: bool = False
+) -> tuple[jax.Array, jax.Array]:
+  """`rounded_units` as one kernel, a program a row."""
+  from jax.experimental import pallas as pl
+  from jax.experimental.pallas import triton
+
+  def kernel(*given):
+    F = given[0].shape[-1]
+    arrays = [a.reshape(-1, F) for a in given]
+    row = pl.BlockSpec((None, F), lambda r: (r, 0))
+    mid_RF, scale_R = pl.pallas_call(
+      _units_kernel, grid=(len(arrays[0]),), in_specs=[row, row],
+      out_specs=[row, pl.BlockSpec((1,), lambda r: (r,))],
+      out_shape=[jax.ShapeDtypeStruct(arrays[0].shape, DTYPE),
+                 jax.ShapeDtypeStruct(arrays[0].shape[:1], jnp.float32)],
+      name='fp8_units', interpret=interpret,
+      compiler_params=triton.CompilerParams(num_warps=_ROW_WARPS, num_stages=1),
+    )(*arrays)
+    return mid_RF.reshape(given[0].shape), scale_R.reshape(given[0].shape[:-1])
+
+  if not jax.sharding.get_abstract_mesh().empty:
+    specs = sharding.spec('batch', 'length', 'mlp'), sharding.spec('batch', 'length')
+    kernel = jax.shard_map(kernel, out_specs=specs, check_vma=False)
+  return kernel(gate_BTF, up_BTF)
+
+
+def _units_kernel(gate_ref, up_ref, mid_ref, scale_ref):
+  from jax.experimental import pallas as pl
+  from jax.experimental.pallas import triton
+
+  (F,) = gate_ref.shape
+  size = 1 << (F - 1).bit_length()
+  here, inside = pl.ds(0, size), jnp.arange(size) < F
+  gate_F, up_F = (triton.load(ref.at[here], mask=inside, other=0) for ref in (gate_ref, up_ref))
+  mid_F = _pulled(gate_F, up_F)[0].astype(gate_F.dtype).astype(jnp.float32)
+  most = jnp.max(jnp.abs(mid_F))
+  scale = jnp.where(most == 0, 1, most / _MOST)
+  triton.store(mid_ref.at[here], (mid_F / scale).astype(DTYPE), mask=inside)
+  scale_ref[0] = scale
 
 
 def rounded_both_ways(
@@ -198,8 +259,11 @@ def _both_ways_kernel(
 
 def scale(x: jax.Array) -> jax.Array:
   """The power of two, fp32, that x is divided by to fit DTYPE; 1 for zeros, NaN if x has any."""
-  largest = jnp.max(jnp.abs(x)).astype(jnp.float32)
-  exponent = jnp.ceil(jnp.log2(largest / float(jnp.finfo(DTYPE).max)))
+  return _power(jnp.max(jnp.abs(x)).astype(jnp.float32))
+
+
+def _power(largest):
+  exponent = jnp.ceil(jnp.log2(largest / _MOST))
   # Not exp2, whose results are no powers of two where the exponent is large.
   power = jnp.ldexp(jnp.ones(()), jnp.where(jnp.isfinite(exponent), exponent, 0).astype(jnp.int32))
   return checkpoint_name(jnp.where(jnp.isnan(largest), jnp.nan, power), 'fp8')

@@ -58,7 +58,7 @@ def test_a_gated_mlp_as_one_function_is_that_of_its_products():
   for one, same, parts, exact in zip(
     *map(results, (fp8.swiglu, kernel, products, wide)), strict=True):
     np.testing.assert_allclose(one, same, rtol=2e-2, atol=2e-2)
-    assert relative(one, same) < .01 and relative(one, parts) < .02
+    assert relative(one, same) < .01 and relative(one, parts) < .04
     assert relative(one, exact) < 1.02 * relative(parts, exact) < .08
 
 
