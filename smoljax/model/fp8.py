@@ -10,7 +10,7 @@ same numbers in the wider dtype, slowly.
 Tensor cores want what is summed over as the last dim of both operands. So the weight is transposed
 as it is rounded, and for the weight's own gradient input and cotangent are.
 
-A gated MLP on one device is one function (`swiglu`), with two kernels on NVIDIA GPUs (Pallas,
+A gated MLP is one function (`swiglu`), with two kernels where there is a single NVIDIA GPU (Pallas,
 Triton) for what is as large as its hidden units: they are rounded with a scale a row as they are
 made; and what its backward pass rounds is read once for its scale and once to be written as it lies
 and turned. Shapes: R rows (tokens), F hidden units.
@@ -64,12 +64,9 @@ def _backward(inwards, outwards, residuals, dy_BTO):
 product.defvjp(_forward, _backward)
 
 
-def fits(config: ModelConfig, x_BTD: jax.Array) -> bool:
-  """Whether the MLP is one that `swiglu` computes, on one device."""
-  mesh, (B, T, _) = jax.sharding.get_abstract_mesh(), x_BTD.shape
-  return (config.fp8 and config.activation == 'swiglu' and not config.mlp_bias
-          and (mesh.empty or mesh.size == 1)
-          and not any(n % tile for n, tile in zip((B * T, config.mlp_dim), _TILE, strict=True)))
+def fits(config: ModelConfig) -> bool:
+  """Whether the MLP is one that `swiglu` computes."""
+  return config.fp8 and config.activation == 'swiglu' and not config.mlp_bias
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(4,))
@@ -91,7 +88,7 @@ def _swiglu_forward(x_BTD, gate_DF, up_DF, down_FD, interpret):
   gate_BTF, up_BTF = (
     checkpoint_name(_dot(x8_BTD, rounded(w_DF.T, w), x, w, dtype, ('batch', 'length', 'mlp')), 'gu')
     for w_DF, w in zip(matrices[:2], scales[:2], strict=True))
-  make = (functools.partial(round_units, interpret=interpret) if _kernel(interpret)
+  make = (functools.partial(round_units, interpret=interpret) if _kernel(gate_BTF, interpret)
           else rounded_units)
   mid8_BTF, mid_BT = make(gate_BTF, up_BTF)
   y_BTD = _dot(mid8_BTF, rounded(down_FD.T, scales[2]), jnp.float32(1), scales[2], dtype,
@@ -112,7 +109,7 @@ def _swiglu_backward(interpret, residuals, dy_BTD):
   # One scale of both gradients, so that they are looked at once.
   _, *pulled = _pulled(*given)
   d = scale(functools.reduce(jnp.maximum, (jnp.abs(a).astype(dtype) for a in pulled)))
-  make = (functools.partial(round_both_ways, interpret=interpret) if _kernel(interpret)
+  make = (functools.partial(round_both_ways, interpret=interpret) if _kernel(gate_BTF, interpret)
           else rounded_both_ways)
   dgate_BTF, dup_BTF, dgate_FR, dup_FR, mid_FR = make(*given, d, mid)
   dx_BTD = sum(
@@ -128,8 +125,11 @@ def _swiglu_backward(interpret, residuals, dy_BTD):
 swiglu.defvjp(_swiglu_forward, _swiglu_backward)
 
 
-def _kernel(interpret):
-  return interpret or decode.on_gpu()
+def _kernel(gate_BTF, interpret):
+  """Whether kernels compute it: whole tiles on one NVIDIA GPU."""
+  mesh, (B, T, F) = jax.sharding.get_abstract_mesh(), gate_BTF.shape
+  return (not any(n % tile for n, tile in zip((B * T, F), _TILE, strict=True))
+          and (mesh.empty or mesh.size == 1) and (interpret or decode.on_gpu()))
 
 
 def _pulled(gate, up, dmid=None):
