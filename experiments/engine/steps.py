@@ -186,7 +186,8 @@ def run_train(output: str, inputs: Mapping[str, str], *, c: Any, corpora: Sequen
             for name in corpora if f'teacher_{name}' in inputs},
     meta={'config': public(c.to_dict()), 'tokenizer': tokenizer_file(c, inputs)},
     log_line=console.print,
-    beside=functools.partial(rehearse, c=c, inputs=inputs, targets=targets),
+    beside=functools.partial(rehearse, c=c, inputs=inputs, targets=targets)
+    if c.train.compile_beside else None,
   )
 
 

@@ -10,10 +10,10 @@ same numbers in the wider dtype, slowly.
 Tensor cores want what is summed over as the last dim of both operands. So the weight is transposed
 as it is rounded, and for the weight's own gradient input and cotangent are.
 
-A gated MLP is one function (`swiglu`), with two kernels where there is a single NVIDIA GPU (Pallas,
-Triton) for what is as large as its hidden units: they are rounded with a scale a row as they are
-made; and what its backward pass rounds is read once for its scale and once to be written as it lies
-and turned. Shapes: R rows (tokens), F hidden units.
+A gated MLP can be one function (`swiglu`), with two kernels on a single NVIDIA GPU (Pallas, Triton)
+for what is as large as its hidden units: they are rounded with a scale a row as they are made; and
+what its backward pass rounds is read once for its scale and once to be written as it lies and
+turned. Shapes: R rows (tokens), F hidden units.
 """
 
 import functools
@@ -27,6 +27,7 @@ from smoljax.model.attention import decode
 from smoljax.model.config import ModelConfig
 
 DTYPE = jnp.float8_e4m3fn
+MLP_AT_ONCE = False  # gated MLPs by `swiglu`, whose kernels no GPU has run yet
 _TILE = 128, 64  # rows and units that a program turns
 _WARPS = 8
 _ROW_WARPS = 16  # of a program that rounds a row
@@ -65,8 +66,9 @@ product.defvjp(_forward, _backward)
 
 
 def fits(config: ModelConfig) -> bool:
-  """Whether the MLP is one that `swiglu` computes."""
-  return config.fp8 and config.activation == 'swiglu' and not config.mlp_bias
+  """Whether the MLP is one that `swiglu` computes, if asked for (MLP_AT_ONCE)."""
+  return (MLP_AT_ONCE and config.fp8 and config.activation == 'swiglu'
+          and not config.mlp_bias)
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(4,))

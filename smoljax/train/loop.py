@@ -15,14 +15,7 @@ from smoljax.train import guard
 from smoljax.train.probe import evaluate, make_probe
 from smoljax.train.rollback import roll_back
 from smoljax.train.start import Run, Snapshot, newest, open_checkpoints, prepare
-from smoljax.train.telemetry import (
-  BESIDE,
-  Profile,
-  Stopwatch,
-  Telemetry,
-  all_finite,
-  summarize,
-)
+from smoljax.train.telemetry import BESIDE, Profile, Stopwatch, Telemetry, summarize
 from smoljax.train.termination import Termination
 
 
@@ -214,7 +207,7 @@ def _has_room(share: float = 1 / 8) -> bool:
 
 
 def compile_step(run: Run, train_step: jax.stages.Wrapped) -> None:
-  """Compiles the step of a run and what is asked before it is saved, which then need not be done.
+  """Compiles the step of a run, which the first call of it then need not do.
 
   In a thread this takes the time in which parameters are made, or read, and evaluated. What goes
   wrong goes wrong again where the step is called, and is told there.
@@ -223,7 +216,6 @@ def compile_step(run: Run, train_step: jax.stages.Wrapped) -> None:
     state = {'params': run.plan.params, 'opt_state': run.plan.opt_state}
     batch = sharding.shard_batch(next(iter(run.batches)), run.mesh)
     train_step.lower(state, batch, run.teacher_params, run.plan.info.horizon).compile()
-    all_finite.lower(run.plan.params, run.plan.opt_state['optimizer']).compile()
 
 
 def _answered(run, telemetry, watch, asked, params, step):

@@ -173,7 +173,7 @@ class Telemetry:
 
   def require_finite(self, step: int, state: dict) -> None:
     """Raises Diverged if a checkpoint of this state could not be gone on from."""
-    if not all_finite(state['params'], state['opt_state']['optimizer']):
+    if not _finite(state['params'], state['opt_state']['optimizer']):
       self.event(step, 'diverged', reason='parameters or optimizer state')
       raise Diverged(
         f'parameters or optimizer state are not finite after step {step}: no checkpoint is made '
@@ -374,7 +374,7 @@ def _compiled() -> float:
 
 
 @jax.jit
-def all_finite(params: PyTree, optimizer_state: PyTree) -> jax.Array:
+def _finite(params: PyTree, optimizer_state: PyTree) -> jax.Array:
   """Whether parameters are finite, and the optimizer's state, which may be infinite, is numbers."""
   floats = lambda tree: [x for x in jax.tree.leaves(tree) if jnp.issubdtype(x.dtype, jnp.floating)]
   good = [jnp.all(jnp.isfinite(x)) for x in floats(params)]

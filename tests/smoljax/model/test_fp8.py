@@ -78,8 +78,10 @@ def test_numbers_that_eight_bits_hold_are_multiplied_exactly():
     whole @ jnp.round(W * 100).clip(-8, 8))
 
 
-@pytest.mark.parametrize('axes', [dict(fsdp=8), dict(data=2, fsdp=2, tensor=2)])
-def test_a_mesh_changes_nothing_but_rounding(axes):
+@pytest.mark.parametrize('axes, at_once', [
+  (dict(fsdp=8), False), (dict(data=2, fsdp=2, tensor=2), True)])
+def test_a_mesh_changes_nothing_but_rounding(axes, at_once, monkeypatch):
+  monkeypatch.setattr(fp8, 'MLP_AT_ONCE', at_once)
   rng = np.random.default_rng(0)
   batch = {k: rng.integers(0, 128, (8, 32), np.int32) for k in ('inputs', 'targets')}
   batch |= {'segment_ids': np.ones((8, 32), np.int32), 'source': np.zeros(8, np.int32),

@@ -84,8 +84,7 @@ def test_a_step_compiled_ahead_is_not_compiled_again(markov_corpora, tmp_path):
     state, position = start.newest(run, checkpoints)[1:3]
     batch = sharding.shard_batch(next(prefetch(run.batches, position)), run.mesh)
     compiled.clear()
-    state, _ = train_step(state, batch, run.teacher_params, run.plan.info.horizon)
-    assert telemetry.all_finite(state['params'], state['opt_state']['optimizer'])
+    train_step(state, batch, run.teacher_params, run.plan.info.horizon)
   assert not compiled
 
 
