@@ -129,14 +129,8 @@ def train(
             scores = evaluate(run, state['params'])
             telemetry.evaluated(step, state, scores)
         if save_now:
-          checkpoint_due, watch = False, Stopwatch()
-          with telemetry.phase('checkpoint'):
-            telemetry.require_finite(step, state)
-            checkpoints.save(
-              step, state['params'], state['opt_state'], position,
-              run.meta | {'past': run.batches.fingerprint(step)},
-              score=scores.get(t.keep_best), wait=last or stop)
-          telemetry.event(step, 'checkpoint', pause=round(watch.seconds(), 2))
+          checkpoint_due, now = False, Snapshot(step, state, position)
+          _save(run, checkpoints, telemetry, now, scores.get(t.keep_best), wait=last or stop)
         if stop and not last:
           _stop(telemetry, step, termination.signal)
       with telemetry.phase('checkpoint'):
@@ -144,6 +138,17 @@ def train(
       iterator.close()
       telemetry.stopped(step, 'finished')
   return summarize(run)
+
+
+def _save(run, checkpoints, telemetry, now, score, *, wait):
+  """Saves where the run stands, if it could be gone on from."""
+  watch = Stopwatch()
+  with telemetry.phase('checkpoint'):
+    telemetry.require_finite(now.step, now.state)
+    checkpoints.save(
+      now.step, now.state['params'], now.state['opt_state'], now.position,
+      run.meta | {'past': run.batches.fingerprint(now.step)}, score=score, wait=wait)
+  telemetry.event(now.step, 'checkpoint', pause=round(watch.seconds(), 2))
 
 
 def _stop(telemetry, step, number):
