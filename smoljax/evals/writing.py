@@ -10,6 +10,7 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from smoljax import sharding
 from smoljax.checkpoints import load
@@ -114,9 +115,12 @@ class Writer:
 
     def answer(params, rows, size, length, most):
       filled = [*rows, *rows[-1:] * (size - len(rows))]
+      prompts_BT, mask = np.zeros((size, length), int), np.zeros((size, length), bool)
+      for row, i in enumerate(filled):
+        prompts_BT[row, : len(prompts[i])], mask[row, : len(prompts[i])] = prompts[i], True
       steps = generate.stream(
-        self._config, params, [prompts[i] for i in filled], max_new_tokens=most, padded=length,
-        sampling=sampling, eos_id=tuple(eos_ids), seed=[seeds[i] for i in filled])
+        self._config, params, prompts_BT, mask=mask, max_new_tokens=most, sampling=sampling,
+        eos_id=tuple(eos_ids), seed=[seeds[i] for i in filled])
       written = [_Row(self.decode, prompts[i], rooms[i], stops) for i in rows]
       for step in steps:
         for row, token in zip(written, step, strict=False):

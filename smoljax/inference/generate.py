@@ -57,7 +57,6 @@ def stream(
   samples: int = 1,
   logprobs: bool = False,
   block: int | None = None,
-  padded: int = 0,
   speculation: Speculation | None = None,
 ) -> Iterator[list[Any]]:
   """Continues the prompts, one token per row at a time: None where a row has ended.
@@ -67,7 +66,8 @@ def stream(
 
   Args:
     params: as of `model.init`, or of `prepare`, which saves the work of preparing them each time.
-    prompts: token ids, lists of any lengths; or [B, T] together with `mask`.
+    prompts: token ids, lists of any lengths; or [B, T] together with `mask`: calls of the same T
+      share their programs, however long the longest prompt is (not if speculating).
     mask: [B, T], true where `prompts` holds a token and not padding, on whichever side.
     max_new_tokens: per row.
     eos_id: token(s) that end a row; they are not given out.
@@ -80,8 +80,6 @@ def stream(
     block: tokens (rounds, if speculating) computed on the device at once; they arrive together.
       None: `cache.BLOCK`, but one at a time in bfloat16 on CPUs, where XLA would copy what a loop
       reads.
-    padded: tokens that prompts are padded to at least: calls whose longest prompts differ share
-      their programs. Not if speculating.
     speculation: given, the modules of multi-token prediction draft. Greedy rows are the same as
       without; sampled ones are other draws of the same distribution.
   Raises:
@@ -101,6 +99,7 @@ def stream(
     _require_speculative(config, sampling, samples, logprobs or np.any(drawn))
     return speculative.speculate(
       config, params, rows, max_new_tokens, sampling, ends, keys_B, block, speculation)
+  padded = 0 if mask is None else np.shape(mask)[1]
   return _stream(
     config, params, rows, max_new_tokens, sampling, ends, (keys_B, drawn), block, samples, logprobs,
     padded)

@@ -94,8 +94,8 @@ def test_the_last_rows_of_a_batch_end_as_well(model):
 def test_of_long_prompts_fewer_are_taken_at_once(model, monkeypatch):
   sizes = []
 
-  def stream(config, params, rows, max_new_tokens, **_):
-    sizes.append((len(rows), max(map(len, rows))))
+  def stream(config, params, rows, mask, max_new_tokens, **_):
+    sizes.append((len(rows), mask.sum(axis=1).max()))
     yield [7] * len(rows)
   monkeypatch.setattr(writing.generate, 'stream', stream)
   writer = Writer(model, 16)
@@ -121,7 +121,7 @@ def test_prompts_of_other_lengths_share_a_program(model):
 def test_threads_that_write_at_once_share_the_memory(model, monkeypatch):
   at_once, seen = [], []
 
-  def stream(config, params, rows, max_new_tokens, **_):
+  def stream(config, params, rows, **_):
     at_once.append(1)
     try:
       time.sleep(0.02)
