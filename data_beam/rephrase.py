@@ -3,10 +3,11 @@
   python -m data_beam.rephrase --input=corpora/web/1.0.0 --output=corpora --name=web_faq \\
     --server=http://localhost:8000 --model=NAME --prompt=faq
 
-The model stands behind a server that speaks OpenAI's chat completions: vLLM or llama.cpp with any
-model, or with one of ours that experiments.export wrote. `--prompt` is one of PROMPTS, kinds of
-text that FinePhrase and Nemotron-CC (arXiv:2412.02595) found worth the tokens, in our words, or a
-file with your own; `{text}` in it is the document. Each result is a document of its own whose
+The model stands behind a server that speaks OpenAI's chat completions: experiments.serve with one
+of ours, vLLM or llama.cpp with any. `--prompt` is one of PROMPTS, kinds of text that FinePhrase and
+Nemotron-CC (arXiv:2412.02595) found worth the tokens, in our words, or a file with your own;
+`{text}` in it is the document (with a model that was taught no questions `{text}` alone, of which
+it sees --most characters and writes on: --keep_cut). Each result is a document of its own whose
 metadata say of which document, by which prompt and model it was made; url, language and date are
 the source's. What is no use is a reject with its reason: no answer, one cut at its limit, one that
 runs in circles, one that is too short; then duplicates, also of the corpora in --against (give the
@@ -63,12 +64,13 @@ class Writer:
       document, id=hashlib.sha256(f'{document.id}\0{o.model}\0{asked}'.encode()).hexdigest(),
       metadata=document.metadata | lineage, signature=b'')
     try:
-      answer = model_server.ask(o.server, o.model, asked, o.max_tokens)
+      answer = model_server.ask(o.server, o.model, asked, o.max_tokens,
+                                temperature=o.temperature, seed=int(made.id[:8], 16))
     except model_server.ServerError as error:
       made.metadata['server'] = str(error)
       return Reject(made, 'rephrase', 'no_answer')
     made = dataclasses.replace(made, text=answer.text.strip())
-    if answer.ended == 'length':
+    if answer.ended == 'length' and not o.keep_cut:
       return Reject(made, 'rephrase', 'cut')
     if model_server.repeats(made.text):
       return Reject(made, 'rephrase', 'circles')
