@@ -209,8 +209,7 @@ def run_evaluate(output: str, inputs: Mapping[str, str], *, c: Any, targets: Seq
   from smoljax import evals, model, sharding
   from smoljax.checkpoints import load
   from smoljax.data import tokenizer
-  from smoljax.data.corpus import open_corpus
-  from smoljax.evals.held_out import load_held_out
+  from smoljax.evals.held_out import load_held_out, unigram_counts
   from smoljax.evals.tasks import TASKS, TooFewDocuments
 
   config, params, meta = load.load_weights(_trained(inputs))
@@ -229,7 +228,7 @@ def run_evaluate(output: str, inputs: Mapping[str, str], *, c: Any, targets: Seq
     evaluate,
     config,
     eval_data=c.eval.data,
-    unigram_counts={n: open_corpus(p).token_counts(config.vocab_size) for n, p in paths.items()},
+    unigram_counts=unigram_counts(paths, config.vocab_size),
     limit=c.eval.task_examples,
     seed=c.seed,
     generation=config_lib.generation(c),
