@@ -462,7 +462,7 @@ def run(
   full, last = whole(c.steps), min(c.finalists, len(names) - 1)
   reserved = verdict_steps(c, [1.0]) + last * verdict_steps(c, c.lengths)
   rows = read(output)
-  done = any(r['kind'] == 'final' for r in rows) or (
+  done = any(tried(rows, name, 'final') for name in names if name != c.reference) or (
     full_length and all(tried(rows, name) for name in names))
   if not done and not search(
     'tune', whole(c.tuning * c.steps), names, lambda _, n: Cell(*c.contestants[n].start),
