@@ -190,7 +190,11 @@ def main(argv: list[str]) -> None:
       raise ValueError('which model? Give --checkpoint=DIR')
     loaded = load.load_for_generation(_CHECKPOINT.value, _TOKENIZER.value, _WEIGHTS.value)
     handle = handler(Server(loaded, _BATCH.value), _CHECKPOINT.value)
-    with http.server.ThreadingHTTPServer((_HOST.value, _PORT.value), handle) as listening:
+    try:
+      listening = http.server.ThreadingHTTPServer((_HOST.value, _PORT.value), handle)
+    except OSError as e:
+      raise ValueError(f'--host={_HOST.value} --port={_PORT.value}: {e}') from None
+    with listening:
       print(f'http://{_HOST.value}:{listening.server_address[1]}', flush=True)
       try:
         listening.serve_forever()
