@@ -46,7 +46,7 @@ def sweep() -> list[dict]:
   """Of each seed the run that all branch off, and a branch for each batch and place."""
   every = get_config().train.batch_tokens
   steps = TOKENS // every
-  points = []
+  points: list[dict] = []
   for seed in range(SEEDS):
     points.append({
       'name': f'trunk-{seed}', 'aside': True, 'seed': seed, 'optimizer.schedule': 'constant',

@@ -148,7 +148,7 @@ def handler(server: Server, name: str) -> type[http.server.BaseHTTPRequestHandle
 
   class Handler(http.server.BaseHTTPRequestHandler):
 
-    def log_message(self, *args):
+    def log_message(self, format, *args):
       pass
 
     def _reply(self, status, body):
