@@ -175,6 +175,8 @@ def handler(server: Server, name: str) -> type[http.server.BaseHTTPRequestHandle
         if not isinstance(body, dict):
           raise ValueError('a JSON object is wanted')
         self._reply(200, server.text(body, name))
+      except ConnectionError:  # whoever asked has gone
+        self.close_connection = True
       except ValueError as e:
         self._reply(400, {'error': {'message': str(e)}})
       except Exception as e:  # the client is told, the server goes on
