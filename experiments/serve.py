@@ -95,11 +95,11 @@ class Server:
       raise ValueError(f'a number is wanted: {e}') from None
     if most < 1:
       raise ValueError(f'max_tokens={most}: 1 or more')
-    stops = body.get('stop') or ()
-    stops = (stops,) if isinstance(stops, str) else tuple(stops)
-    if not all(isinstance(stop, str) and stop for stop in stops):
+    stops = body.get('stop') or []
+    stops = [stops] if isinstance(stops, str) else stops
+    if not isinstance(stops, list) or not all(isinstance(stop, str) and stop for stop in stops):
       raise ValueError('stop: a text, or a list of them, none empty')
-    return Question(prompt, min(most, context - len(prompt)), seed, sampling, stops)
+    return Question(prompt, min(most, context - len(prompt)), seed, sampling, tuple(stops))
 
   def ask(self, question: Question) -> Written:
     """The model's answer; from any thread."""
