@@ -21,8 +21,8 @@ MODELS = {
 def get_config(size: str = '12m') -> ConfigDict:
   """The contest's model, data and contestants (no config of experiments.run).
 
-  With size '124m', which three seeds are for, one challenger goes on to the verdict, nobody is
-  tuned at full length, and tuning starts where that at 12M ended.
+  With size '124m', which three seeds are for, one challenger goes on to the verdict, and tuning
+  starts where that at 12M ended.
   """
   c = ConfigDict()
   c.seq_len = 512
@@ -32,6 +32,7 @@ def get_config(size: str = '12m') -> ConfigDict:
   c.lengths = (0.65, 0.75, 0.825, 1.0)  # of the challengers' branches, in shares of `steps`
   c.tuning = 0.625  # length of the runs that tune
   c.copies = 8  # runs side by side: cells of a round of tuning, and seeds of the verdict
+  c.first_seed = 1  # of the verdict's; 0 tunes
   c.screening = 1  # rounds of tuning after which only the reference and the finalists go on
   c.finalists = 2
   c.final = True  # tune on at full length before the verdict
@@ -41,7 +42,8 @@ def get_config(size: str = '12m') -> ConfigDict:
   c.reference = 'muon'
   c.model = ConfigDict(_BOTH | MODELS[size])
   if size == '124m':
-    c.update(dict(copies=3, finalists=1, final=False))
+    # Seeds 1 to 3 had a verdict before anybody was tuned at full length.
+    c.update(dict(steps=448, copies=3, finalists=1, first_seed=4, lengths=(0.825, 1.0)))
   heads = dict(name='muon', tail_steps=24, muon=dict(per_head='qk', cautious_decay=True))
   even = dict(name='muon', tail_steps=24, muon=dict(
     per_head='qk', cautious_decay=True, normuon=0.95))

@@ -42,6 +42,7 @@ CORPORA = ('manuals', 'papers', 'code', 'mathematics')
 MIXTURES = ((0.70, 0.15, 0.12, 0.03), (0.62, 0.15, 0.14, 0.09), (0.48, 0.16, 0.23, 0.13))
 FRACTIONS = (0.731, 0.158, 0.111)
 ASKED = ('sums', 'rewriting', 'dialogues', 'modes', 'instructions')  # of the tuned models
+NEEDLES = ('ruler:niah_single_1', 'ruler:niah_single_2', 'ruler:niah_multikey_1', 'ruler:vt')
 
 
 class Budget(NamedTuple):
@@ -55,15 +56,17 @@ class Budget(NamedTuple):
   batch: int  # tokens a step, of the first two
   asked: tuple[str, ...]
   examples: int  # of each task
-  long_examples: int  # of those of long texts
+  ruler: tuple[str, ...]  # tasks of long texts
+  long_examples: int  # of these
   lengths: tuple[int, ...]  # of these
+  documents: int  # held out of each corpus
 
 
 BUDGETS = {
   'hour': Budget(1_000_000_000, 50_000_000, 60_000_000, 30_000_000, 6_000_000, 262_144, ASKED, 200,
-                 50, (4096, 16_384, 32_768)),
+                 ('ruler',), 50, (4096, 16_384, 32_768), 400),
   'minutes': Budget(80_000_000, 6_000_000, 10_000_000, 5_000_000, 1_000_000, 65_536, ASKED[:4], 64,
-                    16, (4096, 16_384)),
+                    NEEDLES, 16, (4096, 16_384), 100),
 }
 
 
@@ -82,11 +85,12 @@ def get_config(arg: str = '') -> ConfigDict:
   c.conversations.minhash = 'none'  # of sums by rule all look alike
   c.optimizer.name = 'muon'
   c.optimizer.no_decay = ('embedding',)
-  c.eval.documents = 400
   c.eval.batch_size = 32
   c.sample.prompts = ()
   c.train.eval_every, c.train.checkpoint_every = 500, 250
-  c.series = stages(args.data or 'small', BUDGETS[args.budget], args.teacher)
+  budget = BUDGETS[args.budget]
+  c.eval.documents = budget.documents
+  c.series = stages(args.data or 'small', budget, args.teacher)
   return c
 
 
@@ -95,13 +99,14 @@ def stages(data: str, budget: Budget, teacher: str = '') -> tuple[dict[str, Any]
   mixture = lambda shares: dict(zip(CORPORA, shares, strict=True))
   single = lambda name, mixture: ({'name': name, 'fraction': 1.0, 'mixture': mixture},)
   tokens = ','.join(f'{name}=@pretrain/tokens/{name}' for name in CORPORA)
-  ruler = {'eval.task_examples': budget.long_examples, 'eval.generation.lengths': budget.lengths}
+  ruler = {'eval.task_examples': budget.long_examples, 'eval.generation.lengths': budget.lengths,
+           'eval.generation.modes': ('plain',)}  # no conversations yet
   first = ruler | {
     'name': 'pretrain', 'corpora': ','.join(f'{n}={data}/corpora/{n}' for n in CORPORA),
     'data.seq_len': 4096, 'model.rope_theta': 5e4, 'train.batch_tokens': budget.batch,
     'train.tokens': budget.pretrain, 'optimizer.learning_rate': 4e-3,
     'optimizer.schedule': 'wsd', 'optimizer.decay_fraction': 0.111,
-    'optimizer.warmup_fraction': 0.02, 'eval.tasks': ('continuation', 'cloze', 'ruler'),
+    'optimizer.warmup_fraction': 0.02, 'eval.tasks': ('continuation', 'cloze', *budget.ruler),
     'eval.generation.lengths': (4096,),
     'train.stages': tuple(
       {'name': f'stage-{i + 1}', 'fraction': FRACTIONS[i], 'mixture': mixture(MIXTURES[i])}
@@ -113,7 +118,7 @@ def stages(data: str, budget: Budget, teacher: str = '') -> tuple[dict[str, Any]
     'name': 'long', 'train.init_from': '@pretrain', 'data.seq_len': 32_768,
     'model.rope_theta': 2e6, 'train.batch_tokens': budget.batch, 'train.tokens': budget.long,
     'optimizer.learning_rate': 4e-4, 'optimizer.warmup_fraction': 0.05,
-    'train.stages': single('long', mixture(MIXTURES[2])), 'eval.tasks': ('ruler',)}
+    'train.stages': single('long', mixture(MIXTURES[2])), 'eval.tasks': budget.ruler}
   chats = later | {
     'conversations.enabled': True, 'conversations.decontaminate': (f'{data}/eval/*.jsonl',),
     'tokenize.holdout_shared': 1.0,  # each shares words with others, as for minhash
@@ -141,6 +146,6 @@ def stages(data: str, budget: Budget, teacher: str = '') -> tuple[dict[str, Any]
     'name': 'soup', 'merge.models': '@apo,@mid', 'merge.weights': (0.9, 0.1),
     'conversations.input': f'{data}/chats/*.jsonl',
     'train.stages': single('soup', {'conversations': 1.0}),
-    'eval.tasks': (*budget.asked, 'ruler'), 'eval.generation.lengths': budget.lengths,
+    'eval.tasks': (*budget.asked, *budget.ruler), 'eval.generation.lengths': budget.lengths,
     'export.gguf': True, 'export.chat': True}
   return first, longer, mid, tuned, preferred, soup

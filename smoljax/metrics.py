@@ -105,6 +105,18 @@ def account(events: Sequence[Mapping], rows: Sequence[Mapping]) -> dict[str, flo
   return {name: round(s / whole, 4) for name, s in seconds.items()}
 
 
+def _tensorboard() -> Any:
+  """tensorboardX, kept from loading torch where that is installed: it takes seconds, for a type."""
+  hidden = {'torch': None} if 'torch' not in sys.modules else {}
+  sys.modules.update(hidden)  # pyrefly: ignore (None says that there is no such module)
+  try:
+    import tensorboardX
+  finally:
+    for name in hidden:
+      del sys.modules[name]
+  return tensorboardX
+
+
 def require_wandb(project: str) -> None:
   """Raises ValueError if metrics are to go to Weights & Biases, but its package is missing."""
   if project and not importlib.util.find_spec('wandb'):
@@ -151,9 +163,7 @@ class Log:
            'rows between are lost')
     _rewrite(self._events, note)
     if tensorboard:
-      import tensorboardX
-
-      self._writer = tensorboardX.SummaryWriter(
+      self._writer = _tensorboard().SummaryWriter(
         os.path.join(directory, 'tensorboard'), purge_step=step + 1
       )
     if wandb:

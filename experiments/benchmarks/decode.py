@@ -11,7 +11,10 @@ Cases of ours: `greedy` (what generate does), `ends` (an end token is looked for
 (temperature 0.6, top-p 0.95), `block1`, `block32` (tokens computed between two looks of the host),
 `evaluator` (as evaluation writes: four batches of prompts of unlike lengths, text decoded),
 `scan` (over stacked layers, as in training), `products` (each kind of matrix alone, in several
-forms), `profile` (the kernels that take longest), `prefill` (those of the prompt).
+forms), `profile` (the kernels that take longest), `prefill` (those of the prompt), `speculative`
+(one module of multi-token prediction drafts, of random weights, so that next to nothing is kept:
+what a round takes, which does not depend on that, beside a step without; `break_even` is the share
+of drafts that must be kept before it pays, and `gain_at_most` what it gives if all are).
 """
 
 import dataclasses
@@ -45,7 +48,7 @@ _RUNS = flags.DEFINE_integer('runs', 3, 'Timed runs of each case; the median cou
 
 CASES = (
   'greedy', 'ends', 'sampled', 'block1', 'block32', 'evaluator', 'scan', 'products', 'profile',
-  'prefill')
+  'prefill', 'speculative')
 
 
 def main(_: list[str]) -> None:
@@ -87,7 +90,8 @@ def time_ours(cases: list[str], batches: list[int]) -> None:
   config = dataclasses.replace(model.SHAPES[_SIZE.value], dtype='bfloat16')
   (kind,) = _WEIGHTS.value
   functions = dict(
-    products=products, profile=profile, prefill=profile, scan=scan, evaluator=evaluator)
+    products=products, profile=profile, prefill=profile, scan=scan, evaluator=evaluator,
+    speculative=speculative)
   for stacked in (False, True):  # one set of weights at a time
     chosen = [case for case in cases if (case == 'scan') == stacked]
     params = weights(config, stacked) if chosen else None
@@ -260,6 +264,35 @@ def evaluator(config: Any, params: Any, batch: int, case: str) -> tuple[None, di
   tokens = sum(len(written.ids) for _, written in write())
   return None, {'tokens_per_sec': round(tokens / seconds, 1), 'prompts': len(rows),
                 'new_tokens': _NEW.value, 'seconds': round(seconds, 3)}
+
+
+def speculative(config: Any, params: Any, batch: int, case: str) -> tuple[None, dict]:
+  """A round of drafting and checking beside a step."""
+  from smoljax.inference import cache as cache_lib
+  from smoljax.inference.generate import generate
+  from smoljax.inference.speculative import Speculation
+
+  drafting = dataclasses.replace(config, mtp='sequential')
+  few = dataclasses.replace(drafting, num_layers=1)
+  both = params | {'mtp': weights(few, False)['mtp']}
+  rows, new = prompts(config, batch), _NEW.value
+  counts = Speculation()
+
+  def seconds_each(config, params, rounds, **settings):
+    modules = config.mtp_depth if settings else 0
+    whole = median_seconds(
+      lambda: generate(config, params, rows, max_new_tokens=new, **settings))
+    prompt = median_seconds(lambda: cache_lib.prefill(
+      config, params, rows, new + modules + 1, modules=modules)[0].block_until_ready())
+    return (whole - prompt) / rounds()
+
+  step = seconds_each(config, params, lambda: new - 1)
+  a_round = seconds_each(
+    drafting, both, lambda: counts.rounds / (1 + _RUNS.value) / batch, speculation=counts)
+  return None, {
+    'ms_a_step': round(1e3 * step, 4), 'ms_a_round': round(1e3 * a_round, 4),
+    'kept': round(counts.acceptance, 4), 'break_even': round(a_round / step - 1, 3),
+    'gain_at_most': round((1 + drafting.mtp_depth) * step / a_round, 3)}
 
 
 def scan(

@@ -2,12 +2,15 @@
 
   python -m experiments.benchmarks.fused [--places=16384] [--vocab=128256] [--dims=576,960,2048]
   python -m experiments.benchmarks.fused --only=head --tiles=4096x4x16,8192x2x32
+  python -m experiments.benchmarks.fused --only=mlp --units=11008
 
 `head`: cross entropy of logits and its gradient (smoljax.train.cross_entropy), of so many places,
 for each tile of --tiles. `norm`: RMSNorm of a stream, and its gradient beside the stream's own
 (smoljax.model.rms_norm), of 131,072 places. Milliseconds (median), and terabytes a second of what
 has to be read and written: the head's logits once each, a norm's stream once each, and of its
-gradient three arrays and one. On a CPU the kernels are interpreted, which says whether they run.
+gradient three arrays and one. `mlp`: the gradients of a gated MLP's halves in 8 bits, as they lie
+and turned, and its units turned (smoljax.model.fp8), of a quarter as many. On a CPU the kernels are
+interpreted, which says whether they run.
 """
 
 import functools
@@ -21,7 +24,7 @@ import jax.numpy as jnp
 import numpy as np
 from absl import app, flags
 
-from smoljax.model import rms_norm
+from smoljax.model import fp8, rms_norm
 from smoljax.train import cross_entropy
 
 _PLACES = flags.DEFINE_integer('places', 16384, "Places of the head's logits.")
@@ -30,7 +33,8 @@ _DIMS = flags.DEFINE_list('dims', ['576', '960', '2048'], 'Widths of the stream 
 _ROWS = flags.DEFINE_integer('rows', 131072, 'Places of the stream.')
 _TILES = flags.DEFINE_list(
   'tiles', ['x'.join(map(str, cross_entropy.TILE))], 'Tiles of the head, as cross_entropy.TILE.')
-_ONLY = flags.DEFINE_enum('only', None, ['head', 'norm'], 'One of both.')
+_ONLY = flags.DEFINE_enum('only', None, ['head', 'norm', 'mlp'], 'One of them.')
+_UNITS = flags.DEFINE_integer('units', 11008, 'Hidden units of the MLP.')
 _REPEAT = flags.DEFINE_integer('repeat', 5, 'Timed runs, each of ten calls in a row.')
 
 
@@ -97,11 +101,23 @@ def norm(interpret: bool) -> None:
       report(f'gradient of norm {D}', variant, 4 * 2 * x.size, backward, x, scale, *dx)
 
 
+def mlp(interpret: bool) -> None:
+  """What the backward pass of `fp8.swiglu` rounds and turns."""
+  keys = jax.random.split(jax.random.key(0), 3)
+  shape = 1, _ROWS.value // 4, _UNITS.value
+  given = [jax.random.normal(key, shape, jnp.bfloat16) for key in keys]
+  scales = [jnp.float32(2.0**-6)] * 2
+  moved = (3 * 2 + 5) * given[0].size
+  report('mlp', 'XLA', moved, fp8.rounded_both_ways, *given, *scales)
+  kernel = functools.partial(fp8.round_both_ways, interpret=interpret)
+  report('mlp', 'kernel', moved, kernel, *given, *scales)
+
+
 def main(argv: list[str]) -> None:
-  """Prints the times of both."""
+  """Prints the times of them."""
   del argv
   interpret = jax.default_backend() != 'gpu'
-  for name, run in (('head', head), ('norm', norm)):
+  for name, run in (('head', head), ('norm', norm), ('mlp', mlp)):
     if _ONLY.value in (None, name):
       run(interpret)
 

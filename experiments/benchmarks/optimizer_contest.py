@@ -303,16 +303,16 @@ def tune(runner: Runner, cells: list[Cell], steps: int) -> list[dict]:
 def branch(
   runner: Runner, cell: Cell, lengths: Sequence[float], fits: Callable[[int], bool]
 ) -> Iterator[tuple[int, Any]]:
-  """(steps, the cooled state of all seeds) for each length, from one stable phase; no further than
-  where the steps to the next do not fit."""
+  """(steps, the cooled state of all seeds) for each length, from one stable phase; without those
+  after which the longest would not fit any more."""
   c, at = runner.c, 0
-  copies = Copies(list(range(1, c.copies + 1)), [cell] * c.copies)
-  state = runner.start(copies)
+  copies = Copies(list(range(c.first_seed, c.first_seed + c.copies)), [cell] * c.copies)
+  state, longest = runner.start(copies), max(lengths)
   for length in lengths:
     steps = whole(length * c.steps)
     stable = stable_steps(c, steps)
-    if not fits(steps - at):
-      return
+    if not fits(verdict_steps(c, sorted({length, longest})) - at):
+      continue
     state, at = runner.steps(state, copies, at, stable, warm), stable
     yield steps, cooled(runner, state, copies, steps)
 
@@ -403,13 +403,15 @@ class Clock:
 
 def run(
   output: pathlib.Path, seconds: float, c: Any, names: Sequence[str] | None = None,
-  verdict: bool = False,
+  verdict: bool = False, full_length: bool = False,
 ) -> bool:
   """Goes on with the contest; True if nothing is left.
 
   With `verdict` tuning ends in time for the verdict, whether or not everyone's best is inside: the
   report says. After `c.screening` rounds each, only the reference and the `c.finalists` best go on.
-  With `c.final` these are then tuned at full length, a round each at least, two if time allows.
+  With `c.final` these are then tuned at full length, a round each at least, two if time allows;
+  with `full_length` from now on, however far the shorter runs came. Who has had fewest runs is
+  next.
   """
   clock, data = Clock(seconds), Data.load(output)
   names = list(names or c.contestants)
@@ -444,7 +446,8 @@ def run(
               for name in in_play}
       if not any(todo.values()):
         return True
-      for name, cells in todo.items():
+      runs = {name: len(tried(rows, name)) + len(tried(rows, name, 'final')) for name in todo}
+      for name, cells in sorted(todo.items(), key=lambda item: runs[item[0]]):
         if not cells or (screened and late()):
           continue
         if not clock.fits(steps):
@@ -458,7 +461,10 @@ def run(
 
   full, last = whole(c.steps), min(c.finalists, len(names) - 1)
   reserved = verdict_steps(c, [1.0]) + last * verdict_steps(c, c.lengths)
-  if not any(r['kind'] == 'final' for r in read(output)) and not search(
+  rows = read(output)
+  done = any(tried(rows, name, 'final') for name in names if name != c.reference) or (
+    full_length and all(tried(rows, name) for name in names))
+  if not done and not search(
     'tune', whole(c.tuning * c.steps), names, lambda _, n: Cell(*c.contestants[n].start),
     c.copies * c.screening, reserved + c.final * 2 * (1 + last) * full):
     return False
@@ -474,8 +480,8 @@ def run(
     cell = chosen(rows, name)
     for steps, state in branch(runners[name], cell, lengths, clock.fits):
       scores = runners[name].score(state, data.test)
-      write([{'kind': 'branch', 'name': name, **cell._asdict(), 'steps': steps, 'seed': i + 1,
-              **score} for i, score in enumerate(scores)])
+      write([{'kind': 'branch', 'name': name, **cell._asdict(), 'steps': steps, 'seed': seed,
+              **score} for seed, score in enumerate(scores, c.first_seed)])
     if not all_branches(read(output), name, lengths):
       return False
   return True
@@ -529,7 +535,7 @@ class Standing(NamedTuple):
   tuning_runs: int  # those at full length included
   losses: dict[int, float]  # at full length, by seed
   ratio: comparison.Estimate | None  # log of steps to the reference's final loss over its steps
-  reached: int  # seeds that came to it
+  reached: int  # seeds that came to it, at the shortest of their runs or later
   shorter: dict[int, comparison.Estimate]  # steps → loss there minus the reference's final loss
 
 
@@ -538,7 +544,7 @@ def standings(rows: list[dict], c: Any) -> list[Standing]:
 
   Each seed's target is the final loss of the reference with that seed, which had the same
   initialisation and order of data; the log ratios of steps are paired over seeds, and their
-  interval is Student's t.
+  interval is Student's t. There is none where a seed's shortest run is at the target already.
   """
   curves: dict[str, dict[int, dict[int, float]]] = {}
   for name in dict.fromkeys(r['name'] for r in rows):
@@ -547,12 +553,16 @@ def standings(rows: list[dict], c: Any) -> list[Standing]:
   targets = {seed: losses[max(losses)] for seed, losses in curves[c.reference].items()}
   end = max(curves[c.reference][next(iter(targets))])
   out = []
-  for name, seeds in curves.items():
+  for name, every in curves.items():
+    seeds = {seed: of for seed, of in every.items() if seed in targets}
+    if not seeds:
+      continue
     found = {seed: steps_to(targets[seed], list(of), list(of.values()))
-             for seed, of in seeds.items() if seed in targets}
+             for seed, of in seeds.items()}
+    cut = any(of[min(of)] <= targets[seed] for seed, of in seeds.items())
     reached = {seed: steps for seed, steps in found.items() if math.isfinite(steps)}
     ratio = None
-    if name != c.reference and len(reached) == len(found):
+    if name != c.reference and len(reached) == len(found) and not cut:
       ratio = comparison.log_ratio(dict.fromkeys(reached, float(end)), reached)
     lengths = set.intersection(*(set(of) for of in seeds.values()))
     losses, finals = tried(rows, name), tried(rows, name, 'final')
@@ -656,6 +666,7 @@ def main() -> None:
   parser.add_argument('--names', nargs='+', choices=known, help='all if none')
   parser.add_argument('--seconds', type=float, default=1e9, help='stop before so many are over')
   parser.add_argument('--verdict', action='store_true', help='stop tuning in time for the verdict')
+  parser.add_argument('--full_length', action='store_true', help='no more of the shorter runs')
   parser.add_argument('--limit', type=int, default=0, help='tokens to keep; 0 = one epoch')
   args = parser.parse_args()
   c = optimizer_contest.get_config(args.size)
@@ -666,7 +677,7 @@ def main() -> None:
       args.limit or (c.steps * c.rows + 2) * c.seq_len,
       [('tune', c.tune_documents), ('test', c.test_documents)], c.seq_len + 1)
   elif args.command == 'run':
-    done = run(args.output, args.seconds, c, args.names, args.verdict)
+    done = run(args.output, args.seconds, c, args.names, args.verdict, args.full_length)
     print('done' if done else 'to be continued')
   else:
     report(args.output, c)

@@ -277,9 +277,9 @@ _CURATORS = {'web': steps_lib.run_web, 'pdf': steps_lib.run_pdf,
 # in no address, so that they may differ where a run goes on.
 _OPERATIONAL = (
   'train.keep', 'train.log_every', 'train.checkpoint_', 'train.eval_', 'train.tensorboard',
-  'train.watchdog', 'train.loss_chunk', 'train.accumulate', 'train.flops', 'model.remat',
-  'model.attention', 'model.scan_layers', 'mesh.', 'guard.', 'diagnostics.', 'eval.batch_size',
-  'merge.models',
+  'train.watchdog', 'train.compile_beside', 'train.loss_chunk', 'train.accumulate', 'train.flops',
+  'model.remat', 'model.attention', 'model.scan_layers', 'mesh.', 'guard.', 'diagnostics.',
+  'eval.batch_size', 'merge.models',
 )
 # Of those the ones that do: model fields that begin alike, and faults that are put in on purpose.
 _DECISIVE = ('model.attention_bias', 'model.attention_softcap', 'guard.inject')

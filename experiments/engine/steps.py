@@ -2,9 +2,10 @@
 
 import dataclasses
 import functools
+import json
 import os
 import pathlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 from data_beam.options import ConversationOptions, PdfOptions, TokenizeOptions, WebOptions
@@ -185,7 +186,44 @@ def run_train(output: str, inputs: Mapping[str, str], *, c: Any, corpora: Sequen
             for name in corpora if f'teacher_{name}' in inputs},
     meta={'config': public(c.to_dict()), 'tokenizer': tokenizer_file(c, inputs)},
     log_line=console.print,
+    beside=functools.partial(rehearse, c=c, inputs=inputs, targets=targets)
+    if c.train.compile_beside else None,
   )
+
+
+def rehearse(run: Any, *, c: Any, inputs: Mapping[str, str], targets: Sequence[str]) -> Iterator:
+  """Compiles what `run_evaluate` and `run_export` run of a model that is trained yet.
+
+  Not where the model writes the answers: what that takes depends on them.
+
+  Args:
+    run: the smoljax.train.start.Run.
+  """
+  import jax
+
+  from smoljax import model, sharding
+  from smoljax.checkpoints import load
+  from smoljax.data import tokenizer
+  from smoljax.evals.tasks import TASKS
+  from smoljax.inference import generate
+
+  config = model.ModelConfig(**json.loads(json.dumps(run.meta['model'])))
+  if config.lora_rank:
+    return
+  params = model.abstract_params(config)
+  text = tokenizer.load(
+    tokenizer_file(c, inputs), run.meta['special_tokens'], run.meta['tokenizer_sha256'])
+  if c.sample.prompts:
+    generate.rehearse(config, params, **_sampled(c, load.of_run(config, params, text, run.meta)))
+  yield
+  evaluate = _evaluation(c, inputs, targets, text, say=lambda line: None)
+  mesh = sharding.make_mesh(devices=jax.local_devices())
+  with jax.set_mesh(mesh):
+    own = functools.partial(
+      evaluate, config, model.abstract_params(config, mesh), eval_data=c.eval.data,
+      limit=c.eval.task_examples, seed=c.seed)
+    _as_far_as_it_goes(own, [t for t in c.eval.tasks if t in TASKS], lambda line: None)
+  yield
 
 
 def run_merge(output: str, _: Mapping[str, str], *, c: Any) -> dict:
@@ -206,41 +244,27 @@ def run_merge(output: str, _: Mapping[str, str], *, c: Any) -> dict:
 
 def run_evaluate(output: str, inputs: Mapping[str, str], *, c: Any, targets: Sequence[str]) -> dict:
   """Scores the trained model, and the teacher on the same documents if there is one."""
-  from smoljax import evals, model, sharding
+  from smoljax import model, sharding
   from smoljax.checkpoints import load
   from smoljax.data import tokenizer
-  from smoljax.data.corpus import open_corpus
-  from smoljax.evals.held_out import load_held_out
-  from smoljax.evals.tasks import TASKS, TooFewDocuments
+  from smoljax.evals.held_out import unigram_counts
 
   config, params, meta = load.load_weights(_trained(inputs))
   paths = {name: corpus_dir(inputs[f'tokenize_{name}'], name) for name in targets}
-  evaluate = functools.partial(
-    evals.evaluate,
-    tokenizer=tokenizer.load(
-      tokenizer_file(c, inputs), meta.get('special_tokens'), meta.get('tokenizer_sha256', '')),
-    documents=load_held_out(paths, limit=c.eval.documents, note=console.print),
-    bos=c.tokenize.bos,
-    batch_size=c.eval.batch_size,
-    seq_len=c.data.seq_len,
-    log_line=console.print,
-  )
+  text = tokenizer.load(
+    tokenizer_file(c, inputs), meta.get('special_tokens'), meta.get('tokenizer_sha256', ''))
+  evaluate = _evaluation(c, inputs, targets, text, say=console.print)
   own = functools.partial(
     evaluate,
     config,
     eval_data=c.eval.data,
-    unigram_counts={n: open_corpus(p).token_counts(config.vocab_size) for n, p in paths.items()},
+    unigram_counts=unigram_counts(paths, config.vocab_size),
     limit=c.eval.task_examples,
     seed=c.seed,
     generation=config_lib.generation(c),
   )
   with sharding.all_devices(params) as params:
-    try:
-      result = own(params=params, tasks=c.eval.tasks)
-    except TooFewDocuments as e:  # nothing has run yet, and the rest is worth having
-      console.print(f'warning: left out: {e}')
-      result = own(
-        params=params, tasks=[t for t in c.eval.tasks if t not in TASKS or TASKS[t].file])
+    result = _as_far_as_it_goes(functools.partial(own, params=params), c.eval.tasks, console.print)
   if c.distill.teacher:
     console.print('the teacher, on the same documents:')
     teacher, params, _ = load.load_weights(c.distill.teacher)
@@ -254,11 +278,38 @@ def run_evaluate(output: str, inputs: Mapping[str, str], *, c: Any, targets: Seq
   return {'file': os.path.basename(path)}
 
 
+def _evaluation(c, inputs, targets, text, say):
+  """`evals.evaluate` of the config's held-out documents; `say` is given a line now and then."""
+  from smoljax import evals
+  from smoljax.evals.held_out import load_held_out
+
+  paths = {name: corpus_dir(inputs[f'tokenize_{name}'], name) for name in targets}
+  return functools.partial(
+    evals.evaluate,
+    tokenizer=text,
+    documents=load_held_out(paths, limit=c.eval.documents, note=say),
+    bos=c.tokenize.bos,
+    batch_size=c.eval.batch_size,
+    seq_len=c.data.seq_len,
+    log_line=say,
+  )
+
+
+def _as_far_as_it_goes(evaluate, tasks, say):
+  """The evaluation with these tasks, but for those that need more held-out documents."""
+  from smoljax.evals.tasks import TASKS, TooFewDocuments
+
+  try:
+    return evaluate(tasks=tasks)
+  except TooFewDocuments as e:  # nothing has run yet, and the rest is worth having
+    say(f'warning: left out: {e}')
+    return evaluate(tasks=[t for t in tasks if t not in TASKS or TASKS[t].file])
+
+
 def run_export(output: str, inputs: Mapping[str, str], *, c: Any) -> dict:
   """Writes a Hugging Face folder, where the architecture has one, and sample text."""
   from smoljax.checkpoints import export_formats, load
   from smoljax.inference.generate import generate
-  from smoljax.inference.sampling import Sampling
 
   model = load.load_model(_trained(inputs), tokenizer_file(c, inputs))
   result = {}
@@ -274,22 +325,26 @@ def run_export(output: str, inputs: Mapping[str, str], *, c: Any) -> dict:
       model, os.path.join(output, 'model.gguf'), with_chat=c.export.chat)
   if not c.sample.prompts:
     return result
-  start = [model.tokenizer.bos_id] if model.bos else []
-  outputs = generate(
-    model.config,
-    model.params,
-    [start + model.tokenizer.encode(p) for p in c.sample.prompts],
-    max_new_tokens=c.sample.tokens,
-    sampling=Sampling(temperature=c.sample.temperature),
-    eos_id=model.tokenizer.eos_id,
-    seed=c.seed,
-  )
+  outputs = generate(model.config, model.params, seed=c.seed, **_sampled(c, model))
   samples = [
     {'prompt': p, 'completion': model.tokenizer.decode(o), 'temperature': c.sample.temperature}
     for p, o in zip(c.sample.prompts, outputs, strict=True)
   ]
   write_json(os.path.join(output, 'samples.json'), samples)
   return result
+
+
+def _sampled(c, model):
+  """What sample text is drawn of, and how: arguments of `generate`."""
+  from smoljax.inference.sampling import Sampling
+
+  start = [model.tokenizer.bos_id] if model.bos else []
+  return dict(
+    prompts=[start + model.tokenizer.encode(p) for p in c.sample.prompts],
+    max_new_tokens=c.sample.tokens,
+    sampling=Sampling(temperature=c.sample.temperature),
+    eos_id=model.tokenizer.eos_id,
+  )
 
 
 def run_coordinate_check(output: str, _: Mapping[str, str], *, c: Any) -> dict:

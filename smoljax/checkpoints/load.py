@@ -71,11 +71,18 @@ def _model(path, tokenizer_path, config, params, meta):
     tokenizer_path or find_tokenizer(path), meta.get('special_tokens'),
     '' if tokenizer_path else meta.get('tokenizer_sha256', ''))
   require_vocabulary(config, text)
-  bos = meta.get('config', {}).get('tokenize', {}).get('bos', text.adds_bos)
-  bos = bos is not False and text.bos_id is not None
+  found = of_run(config, params, text, meta)
   if not hf_folder.is_hf(path):
-    return Model(config, params, text, bos)
-  return Model(config, params, text, bos, huggingface.generation(path), path)
+    return found
+  return found._replace(generation=huggingface.generation(path), folder=path)
+
+
+def of_run(
+  config: model.ModelConfig, params: dict, text: Tokenizer, meta: Mapping[str, Any]
+) -> Model:
+  """The model of a run that says `meta` of itself in its checkpoints (store.load_meta)."""
+  bos = meta.get('config', {}).get('tokenize', {}).get('bos', text.adds_bos)
+  return Model(config, params, text, bos is not False and text.bos_id is not None)
 
 
 def chat_template_of(loaded: Model) -> ChatTemplate:
@@ -128,10 +135,10 @@ def load_weights(path: str) -> tuple[model.ModelConfig, dict, Mapping[str, Any]]
 
 def _read_run(path, **how):
   config, params, meta = store.load_params(path, **how)
-  for name, x in jax.tree_util.tree_leaves_with_path(params):
-    with cache.no_mesh():  # they are on one device yet, whatever mesh a run has set
-      finite = bool(jnp.isfinite(x).all())
-    if not finite:
+  with cache.no_mesh():  # they are on one device yet, whatever mesh a run has set
+    finite = jax.device_get(_finite(params))
+  for name, good in jax.tree_util.tree_leaves_with_path(finite):
+    if not good:
       raise ValueError(f'{path}: {jax.tree_util.keystr(name)} holds values that are not finite: '
                        'its training diverged; take an earlier checkpoint')
   if config.lora_rank:  # of the model that its adapters were trained for
@@ -143,6 +150,12 @@ def _read_run(path, **how):
       params = lora.merged(config, jax.tree.map(cache.on_one_device, base), params)
     config = dataclasses.replace(config, lora_rank=0)
   return config, params, meta
+
+
+@jax.jit
+def _finite(params):
+  """Of each leaf whether its values are finite: as one program, not two of each shape."""
+  return jax.tree.map(lambda x: jnp.isfinite(x).all(), params)
 
 
 def load_adapters(path: str) -> tuple[model.ModelConfig, dict, str]:

@@ -87,9 +87,13 @@ def run_windows(
   (`jax.set_mesh`) the batch is split over its batch axes, and grows to a multiple of them; all
   processes must give the same windows and receive all scores.
 
+  Where `params` are ShapeDtypeStructs it is a rehearsal: programs are compiled, which scores of
+  such parameters then need not do, and all scores are 0.
+
   Raises ArithmeticError if a score is not finite.
   """
   mesh = jax.sharding.get_mesh()
+  rehearsal = isinstance(jax.tree.leaves(params)[0], jax.ShapeDtypeStruct)
   if not mesh.empty:
     num_shards = math.prod(mesh.shape[a] for a in sharding.RULES['batch'] or ())
     batch_size = -(-batch_size // num_shards) * num_shards
@@ -102,6 +106,9 @@ def run_windows(
     if not mesh.empty:
       local = sharding.local_rows(mesh, batch_size)
       arrays = sharding.shard_batch({k: x[local] for k, x in arrays.items()}, mesh)
+    if rehearsal:
+      _score.lower(config, params, **arrays).compile()
+      return batch, (np.zeros((batch_size, length), np.float32),) * 2
     return batch, _score(config, params, **arrays)
 
   def fetch(batch: list[Window], scores: Any) -> Iterator[tuple[Any, np.ndarray, np.ndarray]]:

@@ -33,19 +33,29 @@ def prepare(
     weights: 'int8' or 'int4' for matrices in so many bits (smoljax/model/quantised.py); embedding
       and head have 8 in either case.
   """
-  blocks = params['blocks']
-  if isinstance(blocks, list):
+  if isinstance(params['blocks'], list):
     return params
   with no_mesh():
-    if isinstance(blocks, Mapping):
-      blocks = _layers(config, jax.tree.map(on_one_device, blocks))
-    layers = [jax.block_until_ready(_layer(config, layer, weights)) for layer in blocks]
-    rest = {name: value for name, value in params.items() if name != 'blocks'}
-    if 'head_DV' in rest:
-      rest['head_VD'] = on_one_device(rest.pop('head_DV')).T
-    rest = jax.tree.map(lambda p: jnp.asarray(on_one_device(p), config.dtype), rest)
-    for name in {'embed_VD', 'head_VD'} & set(rest) if weights else ():
-      rest[name] = _quantise(rest[name], 'int8')
+    return _prepared(config, params, weights)
+
+
+def prepared(config: model.ModelConfig, params: model.Params) -> model.Params:
+  """ShapeDtypeStructs of what `prepare` makes of such parameters."""
+  with no_mesh():
+    return jax.eval_shape(functools.partial(_prepared, config, weights=''), params)
+
+
+def _prepared(config, params, weights):
+  blocks = params['blocks']
+  if isinstance(blocks, Mapping):
+    blocks = _layers(config, jax.tree.map(on_one_device, blocks))
+  layers = [jax.block_until_ready(_layer(config, layer, weights)) for layer in blocks]
+  rest = {name: value for name, value in params.items() if name != 'blocks'}
+  if 'head_DV' in rest:
+    rest['head_VD'] = on_one_device(rest.pop('head_DV')).T
+  rest = jax.tree.map(lambda p: jnp.asarray(on_one_device(p), config.dtype), rest)
+  for name in {'embed_VD', 'head_VD'} & set(rest) if weights else ():
+    rest[name] = _quantise(rest[name], 'int8')
   return rest | {'blocks': layers}
 
 
@@ -184,6 +194,7 @@ def prefill(
   num_new: int,
   *,
   modules: int = 0,
+  padded: int = 0,
 ) -> tuple[jax.Array, Cache, jax.Array, int, np.ndarray, jax.Array]:
   """Reads the prompts, in chunks if they are long.
 
@@ -191,19 +202,13 @@ def prefill(
     params: of `prepare`.
     num_new: tokens that the cache must have room for after the prompts.
     modules: of multi-token prediction that are to draft; they read the prompts too.
+    padded: tokens that rows are padded to at least.
   Returns:
     fp32 logits_BV of the first new token, the cache, offset_B, the index of the first new token,
     and of the last 2 · `modules` places the tokens and what the modules start from.
   """
-  B, longest = len(rows), max(len(row) for row in rows)
-  S = bucket_length(bucket_length(longest) + num_new)
-  # A chunk's queries are taken in 8 parts, each against all keys: [B, N, chunk / 8, S] logits.
-  chunk = max(BUCKET, 8 * PREFILL_BYTES // (4 * B * config.num_heads * S))
-  chunk = 1 << (chunk.bit_length() - 1)  # few lengths, so that few are compiled
-  T = bucket_length(longest)
-  if chunk < T:
-    T = -(-longest // chunk) * chunk
-    S = bucket_length(T + num_new)
+  B = len(rows)
+  T, S, chunk = prefill_sizes(config, rows, num_new, padded)
   tokens_BT = np.zeros((B, T), np.int32)
   for tokens_T, row in zip(tokens_BT, rows, strict=True):
     tokens_T[T - len(row) :] = row
@@ -216,6 +221,22 @@ def prefill(
     tokens_BC = ahead_BT[:, start : start + chunk + modules]
     logits_BV, cache, trunk_BWD = further(params, tokens_BC, offset_B, cache, np.int32(start))
   return logits_BV, cache, offset_B, T, tokens_BT[:, T - 2 * modules :], trunk_BWD
+
+
+def prefill_sizes(
+  config: model.ModelConfig, rows: Sequence[Sequence[int]], num_new: int, padded: int = 0
+) -> tuple[int, int, int]:
+  """(T, S, chunk): places of the padded prompts, slots of the cache, places read at once."""
+  B, longest = len(rows), max(padded, *map(len, rows))
+  T = bucket_length(longest)
+  S = bucket_length(T + num_new)
+  # A chunk's queries are taken in 8 parts, each against all keys: [B, N, chunk / 8, S] logits.
+  chunk = max(BUCKET, 8 * PREFILL_BYTES // (4 * B * config.num_heads * S))
+  chunk = 1 << (chunk.bit_length() - 1)  # few lengths, so that few are compiled
+  if chunk < T:
+    T = -(-longest // chunk) * chunk
+    S = bucket_length(T + num_new)
+  return T, S, chunk
 
 
 class State(NamedTuple):

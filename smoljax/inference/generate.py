@@ -66,7 +66,8 @@ def stream(
 
   Args:
     params: as of `model.init`, or of `prepare`, which saves the work of preparing them each time.
-    prompts: token ids, lists of any lengths; or [B, T] together with `mask`.
+    prompts: token ids, lists of any lengths; or [B, T] together with `mask`: calls of the same T
+      share their programs, however long the longest prompt is (not if speculating).
     mask: [B, T], true where `prompts` holds a token and not padding, on whichever side.
     max_new_tokens: per row.
     eos_id: token(s) that end a row; they are not given out.
@@ -85,9 +86,7 @@ def stream(
     ValueError: an empty prompt, a token outside the vocabulary, a length beyond
       `config.max_seq_len`, settings that do not go together.
   """
-  if block is None:
-    one = config.dtype == 'bfloat16' and jax.default_backend() == 'cpu'
-    block = 1 if one else cache_lib.BLOCK
+  block = _usual_block(config) if block is None else block
   if block < 1 or samples < 1:
     raise ValueError(f'block={block}, samples={samples}: each must be 1 or more')
   rows = _rows(config, prompts, mask, max_new_tokens)
@@ -95,13 +94,58 @@ def stream(
     return iter(())
   with cache_lib.no_mesh():  # of whoever evaluates on many devices
     keys_B, drawn = _keys(seed, len(rows) * samples)
-  ends = () if eos_id is None else (eos_id,) if isinstance(eos_id, int) else tuple(eos_id)
+  ends = _ends(eos_id)
   if speculation is not None:
     _require_speculative(config, sampling, samples, logprobs or np.any(drawn))
     return speculative.speculate(
       config, params, rows, max_new_tokens, sampling, ends, keys_B, block, speculation)
+  padded = 0 if mask is None else np.shape(mask)[1]
   return _stream(
-    config, params, rows, max_new_tokens, sampling, ends, (keys_B, drawn), block, samples, logprobs)
+    config, params, rows, max_new_tokens, sampling, ends, (keys_B, drawn), block, samples, logprobs,
+    padded)
+
+
+def rehearse(
+  config: model.ModelConfig, params: model.Params, prompts: Sequence[Sequence[int]], *,
+  max_new_tokens: int, sampling: Sampling = GREEDY, eos_id: int | Sequence[int] | None = None,
+) -> None:
+  """Compiles what `generate` with these arguments runs, of parameters that are not there yet.
+
+  Args:
+    params: ShapeDtypeStructs, as of `model.abstract_params` without a mesh.
+  """
+  rows = _rows(config, prompts, None, max_new_tokens)
+  block = min(_usual_block(config), max_new_tokens)
+  T, S, chunk = cache_lib.prefill_sizes(config, rows, -(-max_new_tokens // block) * block)
+  placing = jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
+  there = lambda tree: jax.tree.map(
+    lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=placing), tree)
+  with cache_lib.no_mesh():
+    params = there(cache_lib.prepared(config, params))
+    offset_B, (keys_B, drawn) = jnp.zeros(len(rows), jnp.int32), _keys(0, len(rows))
+    tokens_BC = np.zeros((len(rows), min(chunk, T)), np.int32)
+    cache = jax.eval_shape(functools.partial(cache_lib.init_cache, config, len(rows), S))
+    first, further = cache_lib.prefill_programs(config, 0)
+    lowered = first.lower(params, tokens_BC, offset_B, cache)
+    lowered.compile()
+    logits_BV, cache, _ = there(lowered.out_info)
+    if chunk < T:
+      further.lower(params, tokens_BC, offset_B, cache, np.int32(chunk)).compile()
+    seen_BV = jax.ShapeDtypeStruct(logits_BV.shape, bool)
+    state = there(State(
+      logits_BV, cache, drawn, drawn, jax.ShapeDtypeStruct(offset_B.shape, bool),
+      seen_BV if sampling.repetition_penalty != 1 else None))
+    run = _block(config, sampling, _ends(eos_id), block, False)
+    run.lower(params, offset_B, keys_B, state).compile()
+
+
+def _usual_block(config):
+  one = config.dtype == 'bfloat16' and jax.default_backend() == 'cpu'
+  return 1 if one else cache_lib.BLOCK
+
+
+def _ends(eos_id):
+  return () if eos_id is None else (eos_id,) if isinstance(eos_id, int) else tuple(eos_id)
 
 
 def _keys(seed, num_rows):
@@ -133,7 +177,8 @@ def _require_speculative(config, sampling, samples, logprobs):
 
 
 def _stream(
-  config, params, rows, max_new_tokens, sampling, ends, draws, block, samples, logprobs
+  config, params, rows, max_new_tokens, sampling, ends, draws, block, samples, logprobs,
+  padded,
 ):
   keys_B, drawn = draws
   params = cache_lib.prepare(config, params)
@@ -141,8 +186,7 @@ def _stream(
   num_blocks = -(-max_new_tokens // block)
   with cache_lib.no_mesh():
     logits_BV, cache, offset_B, index, *_ = cache_lib.prefill(
-      config, params, rows, num_blocks * block
-    )
+      config, params, rows, num_blocks * block, padded=padded)
     if samples > 1:
       rows = [row for row in rows for _ in range(samples)]
       logits_BV, cache, offset_B = jax.tree.map(
@@ -155,6 +199,8 @@ def _stream(
       seen_BV = jnp.asarray(seen_BV)
     ended_B = jnp.zeros(len(rows), bool)
     state = State(logits_BV, cache, jnp.int32(index), drawn, ended_B, seen_BV)
+    # All bound to the device, as what the program gives back is: else it is compiled twice.
+    state = jax.device_put(state, logits_BV.sharding)
     run = _block(config, sampling, ends, block, logprobs)
     new, state = run(params, offset_B, keys_B, state)
   left = max_new_tokens

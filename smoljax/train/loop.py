@@ -4,7 +4,7 @@ import contextlib
 import os
 import signal
 import threading
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 import jax
@@ -15,7 +15,7 @@ from smoljax.train import guard
 from smoljax.train.probe import evaluate, make_probe
 from smoljax.train.rollback import roll_back
 from smoljax.train.start import Run, Snapshot, newest, open_checkpoints, prepare
-from smoljax.train.telemetry import Profile, Stopwatch, Telemetry, summarize
+from smoljax.train.telemetry import BESIDE, Profile, Stopwatch, Telemetry, summarize
 from smoljax.train.termination import Termination
 
 
@@ -29,6 +29,7 @@ def train(
   caches: Mapping[str, str] | None = None,
   meta: Mapping[str, Any] | None = None,
   log_line: Callable[[str], None] = print,
+  beside: Callable[[Run], Iterator[None]] | None = None,
 ) -> dict[str, Any]:
   """Trains in `directory` until `config.train.steps`, from the newest checkpoint there if any.
 
@@ -42,6 +43,8 @@ def train(
     caches: name → teacher cache of that corpus, if config.distill.cache says that there is one.
     meta: stored with each checkpoint beside the model config, JSON-able.
     log_line: gets a line of text now and then.
+    beside: what is gone through while an accelerator is busy with the steps, where it has room: to
+      compile what is run after them. What goes wrong there is told where it is needed.
   Returns:
     Key figures: steps, tokens, parameters, loss (first, final), tokens_per_sec, …
   Raises:
@@ -65,6 +68,7 @@ def train(
       Telemetry(run, step, log_line) as telemetry,
       Termination() as termination,
       Profile(config.xprof, os.path.join(directory, 'profile')) as profile,
+      Beside(run, beside) as background,
     ):
       event = 'resume' if resumed else 'branch' if t.branch_from else 'start'
       telemetry.started(step, event, checkpoints.quarantined, changed, watch.seconds())
@@ -104,6 +108,7 @@ def train(
         telemetry.add(step_metrics, watch.seconds(), waited)
         if log_now:
           reports = telemetry.row(step, stage.name, iterator.get_state())
+          background.begin()
           broken = telemetry.skips(step, reports, position)
           streak = max(int(r['streak']) for r in reports)
           if guard.decide(config.guard, reports[-1], streak) != 'go on':
@@ -124,14 +129,8 @@ def train(
             scores = evaluate(run, state['params'])
             telemetry.evaluated(step, state, scores)
         if save_now:
-          checkpoint_due, watch = False, Stopwatch()
-          with telemetry.phase('checkpoint'):
-            telemetry.require_finite(step, state)
-            checkpoints.save(
-              step, state['params'], state['opt_state'], position,
-              run.meta | {'past': run.batches.fingerprint(step)},
-              score=scores.get(t.keep_best), wait=last or stop)
-          telemetry.event(step, 'checkpoint', pause=round(watch.seconds(), 2))
+          checkpoint_due, now = False, Snapshot(step, state, position)
+          _save(run, checkpoints, telemetry, now, scores.get(t.keep_best), wait=last or stop)
         if stop and not last:
           _stop(telemetry, step, termination.signal)
       with telemetry.phase('checkpoint'):
@@ -139,6 +138,17 @@ def train(
       iterator.close()
       telemetry.stopped(step, 'finished')
   return summarize(run)
+
+
+def _save(run, checkpoints, telemetry, now, score, *, wait):
+  """Saves where the run stands, if it could be gone on from."""
+  watch = Stopwatch()
+  with telemetry.phase('checkpoint'):
+    telemetry.require_finite(now.step, now.state)
+    checkpoints.save(
+      now.step, now.state['params'], now.state['opt_state'], now.position,
+      run.meta | {'past': run.batches.fingerprint(now.step)}, score=score, wait=wait)
+  telemetry.event(now.step, 'checkpoint', pause=round(watch.seconds(), 2))
 
 
 def _stop(telemetry, step, number):
@@ -151,10 +161,54 @@ def _stop(telemetry, step, number):
 def _compile_ahead(run: Run, train_step: jax.stages.Wrapped) -> Callable[[], None]:
   """Begins to compile the step; a function that waits for it, if it is still under way."""
   thread = threading.Thread(target=compile_step, args=(run, train_step))
-  # A CPU would compile it no sooner; several processes, and answers to come, are not foreseen.
-  if jax.default_backend() != 'cpu' and jax.process_count() == 1 and not run.rollouts:
+  if _has_time_for_more(run):
     thread.start()
   return lambda: thread.join() if thread.is_alive() else None
+
+
+def _has_time_for_more(run: Run) -> bool:
+  """Whether the host may compile beside what it does.
+
+  A CPU would be done no sooner; several processes, and answers to come, are not foreseen.
+  """
+  return jax.default_backend() != 'cpu' and jax.process_count() == 1 and not run.rollouts
+
+
+class Beside:
+  """A thread that goes through an iterator while the steps run; as a context, it ends with them.
+
+  After an error, or where the run is stopped, the iterator's next turn is the last.
+  """
+
+  def __init__(self, run: Run, work: Callable[[Run], Iterator[None]] | None):
+    self._run, self._work, self._stopped = run, work, False
+    self._thread = threading.Thread(target=self._go, name=BESIDE)
+
+  def __enter__(self) -> 'Beside':
+    return self
+
+  def begin(self) -> None:
+    """Starts it, once: the steps are compiled, and have shown how much memory they need."""
+    if self._work and not self._thread.ident and _has_time_for_more(self._run) and _has_room():
+      self._thread.start()
+
+  def __exit__(self, error: object, *_: object) -> None:
+    self._stopped = error is not None
+    if self._thread.is_alive():
+      self._thread.join()
+
+  def _go(self) -> None:
+    with contextlib.suppress(Exception):
+      for _ in self._work(self._run) if self._work else ():
+        if self._stopped:
+          return
+
+
+def _has_room(share: float = 1 / 8) -> bool:
+  """Whether this share of the device's memory was never used: the compiler tries products there."""
+  known = jax.local_devices()[0].memory_stats() or {}
+  limit = known.get('bytes_limit', 0)
+  return limit - known.get('peak_bytes_in_use', limit) >= share * limit
 
 
 def compile_step(run: Run, train_step: jax.stages.Wrapped) -> None:

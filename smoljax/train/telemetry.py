@@ -4,6 +4,7 @@ import collections
 import contextlib
 import math
 import os
+import threading
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
@@ -351,11 +352,12 @@ def loss_terms(values: Sequence[dict], tokens: float) -> dict[str, Any]:
   return row
 
 
+BESIDE = 'beside'  # a thread whose compiling costs the steps nothing
 _compiling: dict[str, float] = collections.defaultdict(float)  # seconds, since the last look
 
 
 def _note_compiling(event: str, seconds: float, **_: object) -> None:
-  if event.startswith('/jax/core/compile/'):
+  if event.startswith('/jax/core/compile/') and threading.current_thread().name != BESIDE:
     # Functions are traced inside one another: the longest is the one that was called.
     nested = event.endswith('trace_duration')
     _compiling[event] = max(_compiling[event], seconds) if nested else _compiling[event] + seconds

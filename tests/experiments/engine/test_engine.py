@@ -1,9 +1,11 @@
 """What an experiment is made of: corpora from elsewhere, common held-out sets, budgets, sweeps."""
 
+import dataclasses
 import importlib
 import pathlib
 import re
 import shutil
+from types import SimpleNamespace
 
 import jax
 import pytest
@@ -15,10 +17,13 @@ from helpers.tokenised import corpus, folder, model, texts, tokenised  # noqa: F
 from configs import quickstart
 from experiments import run, sweep
 from experiments.engine import config as config_lib
-from experiments.engine import corpora
+from experiments.engine import corpora, steps
 from experiments.engine.build import build_steps
 from experiments.engine.graph import Graph
-from smoljax.data.corpus import open_corpus
+from smoljax import model as model_lib
+from smoljax.checkpoints import export_formats, load
+from smoljax.data import tokenizer
+from smoljax.data.corpus import open_corpus, special_tokens
 
 
 def test_a_corpus_of_documents_from_elsewhere(tmp_path, corpus):
@@ -208,6 +213,7 @@ def test_an_unknown_field_is_said_with_its_neighbours(flag, message):
 @pytest.mark.parametrize('changes', [
   {'train__keep': 9}, {'train__log_every': 7}, {'train__checkpoint_every': 7},
   {'train__eval_every': 7}, {'train__eval_documents': 7}, {'train__tensorboard': False},
+  {'train__compile_beside': True},
   {'train__loss_chunk': 64}, {'train__accumulate': 2}, {'mesh__fsdp': 1}, {'guard__sigma': 9.0},
   {'guard__window': 40}, {'train__checkpoint_dir': 'gs://b/x'},
   {'guard__enabled': False}, {'diagnostics__every': 5}, {'model__remat': 'full'},
@@ -300,7 +306,7 @@ def test_batches_part_at_steps_that_the_trunk_saves():
 
   points = critical_batch.sweep()
   every = critical_batch.get_config().train.checkpoint_every
-  steps = {int(p['train.branch_from'].rpartition('/')[2]) for p in points[1:]}
+  steps = {int(p['train.branch_from'].rpartition('/')[2]) for p in points if 'group' in p}
   assert len(steps) == len(critical_batch.SHARES) and not any(step % every for step in steps)
 
 
@@ -372,3 +378,37 @@ def test_a_store_that_cannot_be_used_is_said_before_the_first_step(store, tokeni
                             train__checkpoint_dir='fake://bucket/runs'))
   with pytest.raises(ValueError, match=r'local folder.*--config\.train\.checkpoint_dir'):
     run.run(config(), 'gs://x/runs')
+
+
+def test_what_follows_training_is_compiled_beside_it(tokenised, model, tmp_path, monkeypatch):
+  c = config(
+    corpora=f'mine={tokenised}', tokenizer__path=model, model__num_layers=1, model__embed_dim=16,
+    model__num_heads=2, model__num_kv_heads=1, model__head_dim=8, model__mlp_dim=16,
+    data__seq_len=128, eval__batch_size=4, eval__task_examples=8, sample__tokens=20)
+  shape = dataclasses.replace(config_lib.model_config(c, 320), max_segments=5)
+  meta = {'model': dataclasses.asdict(shape), 'tokenizer_sha256': '',
+          'special_tokens': special_tokens({'mine': open_corpus(str(tokenised)).manifest})}
+  inputs = {'tokenize_mine': str(tmp_path / 'in'), 'train': 'none'}
+  (tmp_path / 'in' / 'mine').mkdir(parents=True)
+  (tmp_path / 'in' / 'mine' / '1.0.0').symlink_to(tokenised)
+  compiled = []
+  jax.monitoring.register_event_duration_secs_listener(
+    lambda event, _, fun_name='', **__: compiled.append(fun_name)
+    if event.endswith('backend_compile_duration') else None)
+  how = dict(c=c, inputs=inputs, targets=['mine'])
+  for _ in steps.rehearse(SimpleNamespace(meta=meta), **how):
+    pass
+  assert {'jit(_score)', 'jit(run)'} <= set(compiled)
+  compiled.clear()
+  place = jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
+  params = jax.device_put(model_lib.init(shape, jax.random.key(0)), place)
+  monkeypatch.setattr(load, 'load_weights', lambda path: (shape, params, meta))
+  monkeypatch.setattr(export_formats, 'write_hf', lambda *_, **__: None)
+  text = tokenizer.load(model, meta['special_tokens'])
+  monkeypatch.setattr(load, 'load_model', lambda *_: load.of_run(shape, params, text, meta))
+  for name, run_step, more in (
+    ('scores', steps.run_evaluate, {'targets': ['mine']}), ('export', steps.run_export, {})):
+    (tmp_path / name).mkdir()
+    run_step(str(tmp_path / name), inputs, c=c, **more)
+  assert not {'jit(_score)', 'jit(run)'} & set(compiled)
+  assert compiled.count('jit(<lambda>)') == 1  # layers taken from their stack, no prompt is read

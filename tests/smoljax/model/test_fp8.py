@@ -1,6 +1,7 @@
 """Products in 8-bit floats: what is rounded, how far off that is, on any mesh."""
 
 import dataclasses
+import functools
 
 import jax
 import jax.numpy as jnp
@@ -35,6 +36,28 @@ def test_products_and_their_gradients_are_near_the_exact_ones(size):
     assert 0.005 < relative(a, b) < 0.06
 
 
+def test_a_gated_mlp_as_one_function_is_near_the_exact_one_by_kernels_too():
+  keys = jax.random.split(jax.random.key(2), 5)
+  draw = lambda key, *shape: jax.random.normal(key, shape, jnp.bfloat16)
+  given = (draw(keys[0], 2, 128, 64), *(0.1 * draw(k, 64, 128) for k in keys[1:3]),
+           0.1 * draw(keys[3], 128, 64))
+  dy = draw(keys[4], 2, 128, 64)
+
+  def wide(x, gate, up, down):
+    x, gate, up, down = (a.astype(jnp.float32) for a in (x, gate, up, down))
+    return (jax.nn.silu(x @ gate) * (x @ up)) @ down
+
+  @functools.partial(jax.jit, static_argnums=0)
+  def results(function):
+    y, pull = jax.vjp(function, *given)
+    return [a.astype(jnp.float32) for a in (y, *pull(dy.astype(y.dtype)))]
+
+  kernels = lambda *a: fp8.swiglu(*a, True)
+  for plain, same, exact in zip(*map(results, (fp8.swiglu, kernels, wide)), strict=True):
+    assert relative(same, plain) < .01
+    assert .02 < relative(plain, exact) < .08  # three products one after the other
+
+
 def test_a_scale_is_a_power_of_two_that_fits():
   for largest in (1e-9, 3.0, 448.0, 448.1, 1e9):
     scale = float(fp8.scale(jnp.array([0.0, -largest])))
@@ -51,8 +74,10 @@ def test_numbers_that_eight_bits_hold_are_multiplied_exactly():
     whole @ jnp.round(W * 100).clip(-8, 8))
 
 
-@pytest.mark.parametrize('axes', [dict(fsdp=8), dict(data=2, fsdp=2, tensor=2)])
-def test_a_mesh_changes_nothing_but_rounding(axes):
+@pytest.mark.parametrize('axes, at_once', [
+  (dict(fsdp=8), False), (dict(data=2, fsdp=2, tensor=2), True)])
+def test_a_mesh_changes_nothing_but_rounding(axes, at_once, monkeypatch):
+  monkeypatch.setattr(fp8, 'MLP_AT_ONCE', at_once)
   rng = np.random.default_rng(0)
   batch = {k: rng.integers(0, 128, (8, 32), np.int32) for k in ('inputs', 'targets')}
   batch |= {'segment_ids': np.ones((8, 32), np.int32), 'source': np.zeros(8, np.int32),

@@ -88,6 +88,34 @@ def test_a_step_compiled_ahead_is_not_compiled_again(markov_corpora, tmp_path):
   assert not compiled
 
 
+@pytest.mark.parametrize('error', [None, SystemExit])
+def test_what_is_done_beside_the_steps_ends_with_them(monkeypatch, error):
+  done, go_on = [], threading.Event()
+
+  def work(run):
+    done.append(run)
+    yield
+    telemetry._note_compiling('/jax/core/compile/backend_compile_duration', 9)
+    go_on.wait()
+    yield
+    done.append('more')
+    yield
+    raise ValueError('told elsewhere')
+
+  telemetry._compiled()
+  monkeypatch.setattr(loop, '_has_time_for_more', lambda run: False)
+  with loop.Beside('cpu', work) as background:
+    background.begin()  # a processor has no time for it
+  assert not done
+  monkeypatch.setattr(loop, '_has_time_for_more', lambda run: True)
+  with loop.Beside('run', work) as background:
+    background.begin()
+    background.begin()
+    threading.Timer(.1, go_on.set).start()
+    background.__exit__(error)
+  assert done == ['run'] + ['more'] * (not error) and not telemetry._compiled()
+
+
 def test_a_save_has_its_memory_ready_once_for_each_part():
   mesh = sharding.make_mesh(data=2, fsdp=4)
   arrays = sharding.abstract(
