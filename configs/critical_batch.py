@@ -5,9 +5,12 @@
 From checkpoints of one run at a constant learning rate training goes on for the same tokens with
 batches of 1, 2, 4 and 8 times the size, at the learning rate times the root of that, and cools down
 (arXiv 2505.23971). The largest batch whose loss is within the noise of the smallest's is the
-critical one there; `optimizer.ramp` of a run acts on it: ((0.0, 1), (share, times), …). The other
-estimate, from the gradients' variance, is `noise_scale` of a run's own page (diagnostics.every).
+critical one there, by seeds' t-intervals; `optimizer.ramp` of a run acts on it: ((0.0, 1), (share,
+times), …). The other estimate, from the gradients' variance, is `noise_scale` of a run's own page
+(diagnostics.every).
 """
+
+import itertools
 
 from ml_collections import ConfigDict
 
@@ -17,6 +20,7 @@ TOKENS = 1_024_000  # of the run, did it go to its end
 SHARES = (0.05, 0.25, 0.5)  # of it, at which batches part: multiples of the first, which is saved
 WINDOW = 0.25  # of it, tokens of each branch
 TIMES = (1, 2, 4, 8)
+SEEDS = 3
 
 
 def get_config() -> ConfigDict:
@@ -39,19 +43,21 @@ def get_config() -> ConfigDict:
 
 
 def sweep() -> list[dict]:
-  """The run that all branch off, and a branch for each batch and place."""
+  """Of each seed the run that all branch off, and a branch for each batch and place."""
   every = get_config().train.batch_tokens
   steps = TOKENS // every
-  trunk = round(steps * SHARES[-1]) * every
-  points = [{'name': 'trunk', 'aside': True, 'train.tokens': trunk,
-             'optimizer.schedule': 'constant', 'optimizer.ramp': ((0.0, 1),)}]
-  for share in SHARES:
-    end = share + WINDOW
-    points += [{
-      'name': f'at {share:g}, batch x{times}', 'group': f'at {share:g}, batch x{times}',
-      'train.tokens': round(steps * end) * every,
-      'optimizer.decay_steps': round(steps * WINDOW / 2),
-      'train.branch_from': f'@trunk/checkpoints/{round(steps * share)}',
-      'optimizer.ramp': ((0.0, 1), (share / end, times)),
-    } for times in TIMES]
+  points: list[dict] = []
+  for seed in range(SEEDS):
+    points.append({
+      'name': f'trunk-{seed}', 'aside': True, 'seed': seed, 'optimizer.schedule': 'constant',
+      'train.tokens': round(steps * SHARES[-1]) * every, 'optimizer.ramp': ((0.0, 1),)})
+    for share, times in itertools.product(SHARES, TIMES):
+      end, group = share + WINDOW, f'at {share:g}, batch x{times}'
+      points.append({
+        'name': f'{group}-{seed}', 'group': group, 'seed': seed,
+        'train.tokens': round(steps * end) * every,
+        'optimizer.decay_steps': round(steps * WINDOW / 2),
+        'train.branch_from': f'@trunk-{seed}/checkpoints/{round(steps * share)}',
+        'optimizer.ramp': ((0.0, 1), (share / end, times)),
+      })
   return points

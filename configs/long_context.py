@@ -38,7 +38,8 @@ def get_config(arg: str = '') -> ConfigDict:
   c.optimizer.name, c.optimizer.learning_rate = 'muon', 4e-3
   c.eval.documents, c.eval.batch_size, c.eval.task_examples = 100, 32, 50
   c.eval.tasks = tuple(f'ruler:{task}' for task in ASKED)
-  c.eval.generation.lengths = (512, 1024, 2048, 4096)
+  c.eval.generation.lengths = (1024, 2048, 4096)
+  c.eval.generation.modes = ('plain',)  # it has seen questions and answers, no conversations
   c.sample.prompts = ()
   return c
 

@@ -99,7 +99,8 @@ def stages(data: str, budget: Budget, teacher: str = '') -> tuple[dict[str, Any]
   mixture = lambda shares: dict(zip(CORPORA, shares, strict=True))
   single = lambda name, mixture: ({'name': name, 'fraction': 1.0, 'mixture': mixture},)
   tokens = ','.join(f'{name}=@pretrain/tokens/{name}' for name in CORPORA)
-  ruler = {'eval.task_examples': budget.long_examples, 'eval.generation.lengths': budget.lengths}
+  ruler = {'eval.task_examples': budget.long_examples, 'eval.generation.lengths': budget.lengths,
+           'eval.generation.modes': ('plain',)}  # no conversations yet
   first = ruler | {
     'name': 'pretrain', 'corpora': ','.join(f'{n}={data}/corpora/{n}' for n in CORPORA),
     'data.seq_len': 4096, 'model.rope_theta': 5e4, 'train.batch_tokens': budget.batch,

@@ -368,7 +368,13 @@ class RephraseOptions(Options):
     'faq', 'what it is asked for: faq, tutorial, encyclopedia, distill, or a file of yours '
     'with {text} where the document goes', metavar='NAME|FILE')
   max_tokens: int = option(1024, 'of an answer; a longer one is dropped', metavar='N', least=1)
+  keep_cut: bool = option(False, 'keep longer ones as far as they go: of a model that was taught '
+                          'no questions and writes on')
+  temperature: float = option(
+    0.0, 'above 0 answers are drawn, by a seed of each document\'s own', metavar='T', least=0)
   most: int = option(6000, 'characters of a document that the model is shown', metavar='N', least=1)
+  parts: bool = option(False, 'write the rest anew too, in parts of so many characters, each a '
+                       'document of its own')
   least: int = option(20, 'words of an answer; a shorter one is dropped', metavar='N', least=1)
   parallel: int = option(16, 'questions that a worker has open at a time', metavar='N', least=1)
   minhash: str = _minhash('14x8')

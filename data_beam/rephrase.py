@@ -3,14 +3,15 @@
   python -m data_beam.rephrase --input=corpora/web/1.0.0 --output=corpora --name=web_faq \\
     --server=http://localhost:8000 --model=NAME --prompt=faq
 
-The model stands behind a server that speaks OpenAI's chat completions: vLLM or llama.cpp with any
-model, or with one of ours that experiments.export wrote. `--prompt` is one of PROMPTS, kinds of
-text that FinePhrase and Nemotron-CC (arXiv:2412.02595) found worth the tokens, in our words, or a
-file with your own; `{text}` in it is the document. Each result is a document of its own whose
-metadata say of which document, by which prompt and model it was made; url, language and date are
-the source's. What is no use is a reject with its reason: no answer, one cut at its limit, one that
-runs in circles, one that is too short; then duplicates, also of the corpora in --against (give the
-source, so that copies go), and quotes of evaluation sets.
+The model stands behind a server that speaks OpenAI's chat completions: experiments.serve with one
+of ours, vLLM or llama.cpp with any. `--prompt` is one of PROMPTS, kinds of text that FinePhrase and
+Nemotron-CC (arXiv:2412.02595) found worth the tokens, in our words, or a file with your own;
+`{text}` in it is the document, or with --parts each part of it (with a model that was taught no
+questions `{text}` alone, after which it writes on: --keep_cut). Each result is a document of its
+own whose metadata say of which document, by which prompt and model it was made; url, language and
+date are the source's. What is no use is a reject with its reason: no answer, one cut at its limit,
+one that runs in circles, one that is too short; then duplicates, also of the corpora in --against
+(give the source, so that copies go), and quotes of evaluation sets.
 """
 
 import concurrent.futures
@@ -63,12 +64,13 @@ class Writer:
       document, id=hashlib.sha256(f'{document.id}\0{o.model}\0{asked}'.encode()).hexdigest(),
       metadata=document.metadata | lineage, signature=b'')
     try:
-      answer = model_server.ask(o.server, o.model, asked, o.max_tokens)
+      answer = model_server.ask(o.server, o.model, asked, o.max_tokens,
+                                temperature=o.temperature, seed=int(made.id[:8], 16))
     except model_server.ServerError as error:
       made.metadata['server'] = str(error)
       return Reject(made, 'rephrase', 'no_answer')
     made = dataclasses.replace(made, text=answer.text.strip())
-    if answer.ended == 'length':
+    if answer.ended == 'length' and not o.keep_cut:
       return Reject(made, 'rephrase', 'cut')
     if model_server.repeats(made.text):
       return Reject(made, 'rephrase', 'circles')
@@ -95,10 +97,29 @@ def _write(documents: Sequence[Document], writer: Writer) -> Iterator[Document |
     yield from pool.map(writer, documents)
 
 
-def _read(files: Sequence[tuple[str, int]], limit: int | None) -> Iterator[Document]:
+def _read(files: Sequence[tuple[str, int]], options: RephraseOptions) -> Iterator[Document]:
   rows = itertools.chain.from_iterable(
     records.read_shard(file, count, 'curated') for file, count in files)
-  yield from (Document(**row) for row in itertools.islice(rows, limit))
+  for row in itertools.islice(rows, options.limit):
+    document = Document(**row)
+    for n, text in enumerate(parts(document.text, options.most) if options.parts else ()):
+      yield dataclasses.replace(
+        document, text=text, metadata=document.metadata | {'part': n}, signature=b'')
+    if not options.parts:
+      yield document
+
+
+def parts(text: str, most: int) -> Iterator[str]:
+  """The text in parts of `most` characters at most, cut where a line, a sentence or a word ends in
+  their second half, if one does."""
+  while len(text) > most:
+    ends = (text.rfind(end, most // 2, most) + len(end) for end in ('\n', '. ', ' '))
+    at = next((end for end in ends if end > most // 2), most)
+    if part := text[:at].strip():
+      yield part
+    text = text[at:]
+  if text.strip():
+    yield text.strip()
 
 
 def template(prompt: str) -> tuple[str, str]:
@@ -145,7 +166,7 @@ def run(
   files = [file for m in manifests for file in records.list_shards(m, 'train')]
   inputs = [{k: m[k] for k in ('path', 'name', 'documents')} for m in manifests]
   steps: list[tuple[str, beam.PTransform]] = [
-    ('read', Each(_read, options.limit)), ('rephrase', Rephrase(writer)), *deduplication(options)]
+    ('read', Each(_read, options)), ('rephrase', Rephrase(writer)), *deduplication(options)]
   if options.decontaminate:
     steps.append(('decontaminate', Decontaminate(options.decontaminate)))
   return curation.curate(

@@ -240,6 +240,8 @@ class Mix:
       found: dict[str, Any] = {
         'settings': list(law.settings), 'out_of_fold': mixtures.quality(expected, actual),
         'points_out_of_fold': points(fitted, expected, actual)}
+      if (inside := mixtures.within_folds(tried, groups)).sum() > 2:
+        found['out_of_fold_within'] = mixtures.quality(expected[inside], actual[inside])
       if unseen:
         others = np.array([r.mixture for r in unseen])
         predicted, y = law(others), self.scores([r.key for r in unseen])

@@ -76,12 +76,15 @@ def gopher_repetition(
 
 def split_paragraphs(text: str) -> list[str]:
   """What empty lines part."""
-  return re.split(r'\n{2,}', text) if '\n\n' in text else [text]
+  return re.split(r'\n{2,}', text) if '\n\n\n' in text else text.split('\n\n')
 
 
 def split_lines(text: str) -> list[str]:
   """What line ends part."""
-  return re.split(r'\n+', text) if '\n\n' in text else text.split('\n')
+  if '\n\n' not in text:
+    return text.split('\n')
+  lines = [line for line in text.split('\n') if line]
+  return [''] * text.startswith('\n') + lines + [''] * text.endswith('\n')
 
 
 # Gopher's eight English words; the most common words of the other languages, from FineWeb-2.

@@ -105,6 +105,7 @@ _STOP_INSIDE = rf'(?<=[{LOWER}{re.escape(QUOTES)}])\.(?=[{UPPER}{re.escape(QUOTE
 _SIGNS_INSIDE = [_DOTS, ICON, r'(?<=[0-9])[+\-\*^](?=[0-9-])', _STOP_INSIDE,
                  rf'(?<=[{ALPHA}]),(?=[{ALPHA}])']
 _RELATION = rf'(?<=[{ALPHA}0-9])[:<>=/](?=[{ALPHA}])'
+_BEHIND_APOSTROPHE = rf"(?<=[{ALPHA}]['’])"
 _INFIXES = [*_SIGNS_INSIDE, rf'(?<=[{ALPHA}]){_HYPHENS}(?=[{ALPHA}])', _RELATION]
 _GERMAN_QUOTES = re.escape(QUOTES.replace("'", ''))
 _SPANISH_QUOTES = re.escape(QUOTES + '—–')
@@ -119,7 +120,7 @@ _AFFIXES = {
           rf'(?<=[{ALPHA}])[-–—‐‑](?:'
           + '|'.join(f'{w}|{w.upper()}' for w in
                      _list('ce clés elle en il ils je là moi nous on t vous')) + ')'],
-         [*_INFIXES, rf"(?<=[{ALPHA}]['’])(?=[{ALPHA}])"]),
+         [*_INFIXES, rf'{_BEHIND_APOSTROPHE}(?=[{ALPHA}])']),
   'de': (['``', *_PREFIXES],
          ["''", '/', '……', _SIGN, _DOTS, _QUOTE, ICON, *_NUMBER_ENDS, rf'(?<=[0-9]){_units()}',
           *_full_stop(rf'{LOWER}%²\-\+{_TAIL}')],
@@ -135,7 +136,7 @@ _AFFIXES = {
           rf'(?<=[{ALPHA}]),(?=[{ALPHA}])', _RELATION]),
   'it': ([r"'[0-9][0-9]", '[0-9]+°', *_PREFIXES], _SUFFIXES,
          [*_SIGNS_INSIDE, rf'(?<=[{ALPHA}]){_HYPHENS}(?=[{LOWER}])', _RELATION,
-          rf"(?<=[{ALPHA}]['’])(?=[{ALPHA}0-9\"])"]),
+          rf'{_BEHIND_APOSTROPHE}(?=[{ALPHA}0-9"])']),
   'pt': ([r'\w{1,3}\$', *_PREFIXES], _SUFFIXES, [r'\w+-\w+(?:-\w+)*', *_INFIXES]),
 }
 
@@ -316,8 +317,15 @@ class Splitter:
     prefixes, suffixes, infixes = _AFFIXES[language]
     self.prefix = re.compile('|'.join(prefixes)).match
     self.suffix = re.compile('|'.join(f'(?:{suffix})$' for suffix in suffixes)).search
-    self.infixes = re.compile('|'.join(infixes)).finditer
+    # All infixes but these begin with a sign: that is asked first, once for all.
+    first = [infix for infix in infixes if infix.startswith(r'\w')]
+    last = [infix for infix in infixes if infix.startswith(_BEHIND_APOSTROPHE)]
+    signs = [infix for infix in infixes if infix not in (*first, *last)]
+    self.infixes = re.compile(
+      '|'.join([*first, rf'(?=[\W_])(?:{"|".join(signs)})', *last])).finditer
     self.articles = language == 'fr'
+    self.letters_end = re.compile(
+      "[0-9]|['’][sS]$" + ('|[-–—‐‑]' if language == 'fr' else '')).search
     self.whole = (re.compile(f'(?i:{_COMPOUNDS})$').match if language == 'fr'
                   else lambda piece: None)
     self.exceptions = _exceptions(language)
@@ -330,6 +338,7 @@ class Splitter:
           or next(self.infixes(piece), None)):
         words = tuple(self._cut(piece, {}))
         self.sequences.setdefault(words[:2], []).append((words, parts))
+    self.beginnings = frozenset(words[0] for words in self.sequences)
 
   def __call__(self, piece: str) -> Iterable[str]:
     """The words of a piece; a very long one is cut first."""
@@ -352,8 +361,9 @@ class Splitter:
     return words if len(words) == 1 else self._merge(words)
 
   def _prefix_length(self, piece: str) -> int:
-    # Before letters come only sums of money (US$), and in French articles.
-    if piece[:1].isalpha() and '$' not in piece and not self.articles:
+    # Before letters come only sums of money (US$), and in French articles; before digits degrees.
+    if piece[:1].isalnum() and '$' not in piece and '°' not in piece and not (
+        self.articles and piece[1:2] in ("'", '’')):
       return 0
     found = self.prefix(piece)
     return found.end() if found else 0
@@ -361,8 +371,9 @@ class Splitter:
   def _suffix_length(self, piece: str) -> int:
     if piece[-1:] in _ALONE:
       return min(1, len(piece))
-    # At the end of letters come only units, after digits, and what stands after a sign.
-    if piece[-_LOOK:].isalpha():
+    # With a letter end only units, after digits, and what stands after a sign; with a digit none.
+    if '0' <= piece[-1:] <= '9' or (piece[-1:].isalpha() and not self.letters_end(
+        piece, max(0, len(piece) - _LOOK))):
       return 0
     if piece.endswith('..'):
       return len(piece) - len(piece.rstrip('.'))
@@ -414,6 +425,8 @@ class Splitter:
     """Exceptions among the words of a piece, such as an emoticon in brackets; longest first."""
     found = []
     for i, word in enumerate(words):
+      if word not in self.beginnings:
+        continue
       for start in ((word,), tuple(words[i:i + 2])):
         for sequence, parts in self.sequences.get(start, ()):
           if tuple(words[i:i + len(sequence)]) == sequence:

@@ -2,14 +2,13 @@
 
 import re
 import textwrap
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Any, NamedTuple
 
 from lxml import etree
 
 from data_beam.web import tex
 from data_beam.web.names import (
-  CODE_BOX,
   CODE_CELL,
   CODE_LINE,
   DRAWN,
@@ -20,6 +19,7 @@ from data_beam.web.names import (
   UNFOLDS,
   Hint,
   hint,
+  is_code_box,
 )
 
 # What a tag is to the walk. A tag not listed is inline: its text joins the text around it.
@@ -66,8 +66,7 @@ _BASE = re.compile(
   r'(?:(?<![\d.,])(?!(?:1[5-9]|20)\d\d$)\d[\d.,]*|(?<![^\W\d_])[A-Za-z]{1,2}|[)\]])$')
 _SCRIPT = frozenset(['i', 'em', 'var', 'b', 'span'])     # what an exponent may stand in
 _PREFORMATTED = re.compile(r'white-space\s*:\s*pre\s*(?:$|[;!])', re.I)
-_ENDS = ('</body', '</html', '</BODY', '</HTML')
-_END_TAGS = re.compile(r'</(?:body|html)\b[^<>]*>', re.I)
+_END_TAGS = re.compile(rb'</(?:body|html)\b[^<>]*>', re.I)
 _MARKUP = re.compile(r'<(?:p|div|br|article|section|h[1-6]|table|li)\b', re.I)
 _CODE_BLOCKS = frozenset(['div', 'p', 'li', 'tr', 'pre'])
 _CODE_INLINE = frozenset(['span', 'code', 'a'])
@@ -117,12 +116,14 @@ def parse(html: str) -> Any:
 
   What stands behind </body> or </html> is the page's as well, as browsers have it.
   """
-  if any(html.find(tag, 0, -400) >= 0 for tag in _ENDS):
-    html = _END_TAGS.sub('', html)
+  page = html.encode('utf-8', 'replace')
+  if _END_TAGS.search(page, 0, max(0, len(page) - 400)):
+    page = _END_TAGS.sub(b'', page)
   parser = etree.HTMLParser(encoding='utf-8', remove_comments=True, remove_pis=True,
+                            collect_ids=False,
                             huge_tree=True)   # nesting beyond 256; within_budget bounds the size
   try:
-    return etree.fromstring(html.encode('utf-8', 'replace'), parser)
+    return etree.fromstring(page, parser)
   except etree.XMLSyntaxError:   # an empty document
     return None
 
@@ -133,7 +134,7 @@ class Walk:
   MAX_DEPTH = 200   # of nested tags; deeper text is taken as it comes. Bounds Python's stack
 
   def __init__(self, root: Any, *, markdown: bool = False, everything: bool = False,
-               formulas: bool = False):
+               formulas: bool = False, thread: bool = False):
     """Walks over a page.
 
     Args:
@@ -141,9 +142,10 @@ class Walk:
       markdown: code in a line stands between backticks.
       everything: also what is inside elements that hold no text of a page that is well made.
       formulas: some are drawn by a script, and their source stands beside them.
+      thread: the page is one, so that comments are its text.
     """
     self.tags = _TAGS_ALL if everything else _TAGS
-    self.markdown, self.formulas = markdown, formulas
+    self.markdown, self.formulas, self.thread = markdown, formulas, thread
     self.blocks: list[Block] = []
     self.elements: list[Element] = []
     self.skipped = 0               # characters of long texts inside what was skipped
@@ -182,7 +184,7 @@ class Walk:
   def visit(self, element: Any, kind: str, depth: int, in_link: bool) -> None:
     """Reads an element's inside. `kind` is that of text directly in it."""
     parts, known = self.parts, self.tags.get
-    if text := element.text:
+    if (text := element.text) and (parts or not text.isspace()):
       parts.append(text)
       if in_link:
         self.links += len(text)
@@ -193,6 +195,11 @@ class Walk:
         if type(tag) is not str or (
           self.formulas and (names := child.get('class')) and DRAWN.search(names)):
           pass
+        elif not len(child):      # most: without a call
+          if (text := child.text) and (parts or not text.isspace()):
+            parts.append(text)
+            if in_link or tag == 'a':
+              self.links += len(text)
         elif depth >= self.MAX_DEPTH:
           parts.extend(_texts(child))
         else:
@@ -209,14 +216,15 @@ class Walk:
           self.skipped += _prose_in(child)
       else:
         self.other(child, tag, kind, depth, in_link)
-      if tail := child.tail:
+      if (tail := child.tail) and (parts or not tail.isspace()):
         parts.append(tail)
         if in_link:
           self.links += len(tail)
 
   def block(self, element: Any, tag: str, kind: str, depth: int, in_link: bool) -> None:
     """Reads an element that begins and ends a block."""
-    self.flush(kind)
+    if self.parts:
+      self.flush(kind)
     if depth >= self.MAX_DEPTH:
       self.parts.extend(_texts(element))
       self.flush(kind)
@@ -225,16 +233,18 @@ class Walk:
     inherits = kind in ('li', 'quote') or (kind == 'row' and tag != 'p')
     inner = kind if inherits and tag not in _STRONGER else _KINDS.get(tag, 'div')
     read = _READ.get(tag) or Walk.visit
-    if (tag == 'div' or tag == 'ol') and _is_code(element):
+    keys = element.keys()
+    if keys and (tag == 'div' or tag == 'ol') and _is_code(element, keys):
       read = Walk.listing
     read(self, element, inner, depth, in_link)
-    self.flush(inner)
+    if self.parts:
+      self.flush(inner)
     end = len(self.blocks)
     if end > start and tag in CONTAINERS:
       what = Hint.ARTICLE if tag == 'article' else Hint.NONE
-      if keys := element.keys():
-        names = _names(element)
-        what = hint(tag, names[:400])
+      if keys:
+        names = _names(element, keys)
+        what = hint(tag, names[:400], self.thread)
         if 'style' in keys and _HIDDEN.search(element.get('style')) and not UNFOLDS.search(names):
           what = Hint.BOILERPLATE
         elif what < 0 and _are_code(self.blocks[start:end]):
@@ -267,7 +277,8 @@ class Walk:
       said = ' '.join(''.join(element.itertext()).split()) if len(element) < 10 else ''
       if kind in HEADINGS and len(said) < 300:
         text = said
-      elif 8 < len(said) < 300 and (said.endswith(('?', '？')) or QUESTION.search(_names(element))):
+      elif 8 < len(said) < 300 and (
+        said.endswith(('?', '？')) or QUESTION.search(_names(element, element.keys()))):
         self.flush(kind)
         self.parts.append(said)
         self.flush('div')
@@ -411,15 +422,12 @@ def _fill(texts: list[str], spans: dict[int, tuple[int, str]]) -> None:
       return
 
 
-def _names(element: Any) -> str:
-  get = element.get
-  names = get('class') or ''
-  if other := get('id'):
-    names += ' ' + other
-  if other := get('role'):
-    names += ' ' + other
-  if other := get('itemprop'):
-    names += ' ' + other
+def _names(element: Any, keys: Sequence[str]) -> str:
+  """What an element is called, of its attributes' `keys`."""
+  names = element.get('class') if 'class' in keys else ''
+  for key in ('id', 'role', 'itemprop'):
+    if key in keys and (other := element.get(key)):
+      names += ' ' + other
   return names
 
 
@@ -435,12 +443,11 @@ def _number(text: str | None, default: int) -> int:
   return int(text) if text and re.fullmatch(r'-?[0-9]{1,6}', text.strip()) else default
 
 
-def _is_code(element: Any) -> bool:
+def _is_code(element: Any, keys: Sequence[str]) -> bool:
   """Whether a div or a list is a block of code by its names and lines, or by its style."""
-  names, style = element.get('class'), element.get('style')
-  if style and _PREFORMATTED.search(style):
+  if 'style' in keys and _PREFORMATTED.search(element.get('style')):
     return True
-  return bool(names and CODE_BOX.search(names) and (element.tag == 'ol' or any(
+  return bool('class' in keys and is_code_box(element.get('class')) and (element.tag == 'ol' or any(
     CODE_LINE.search(e.get('class') or '') for e in element.iter('div', 'span', 'pre'))))
 
 

@@ -16,6 +16,7 @@ a site: the vocabulary is that of the common content management systems, and its
 chosen on the 990 pages of trafilatura's evaluation (see experiments/log/web.md).
 """
 
+import functools
 import itertools
 import json
 import re
@@ -218,7 +219,13 @@ def _is_one_thing(html: str) -> bool:
   at = html.find('og:type')
   if at >= 0 and re.search('article|product', html[max(0, at - 60):at + 80]):
     return True
-  return 'QAPage' in html or 'DiscussionForumPosting' in html
+  return 'QAPage' in html or _is_thread(html)
+
+
+def _is_thread(html: str) -> bool:
+  """Whether a page says to search engines that it is a thread, whose posts they call comments. (Of
+  questions and answers, comments are notes.)"""
+  return 'DiscussionForumPosting' in html
 
 
 def _text(walk: Walk, html: str, markdown: bool) -> str:
@@ -242,14 +249,16 @@ def extract(html: str, *, markdown: bool = False) -> str:
   root = parse(html)
   if root is None:
     return ''
-  formulas = any((script.get('type') or '').startswith('math/') for script in root.iter('script'))
-  walk = Walk(root, markdown=markdown, formulas=formulas)
+  formulas = 'math/' in html and any(
+    (script.get('type') or '').startswith('math/') for script in root.iter('script'))
+  walk_over = functools.partial(
+    Walk, root, markdown=markdown, formulas=formulas, thread=_is_thread(html))
+  walk = walk_over()
   text = _text(walk, html, markdown)
   if len(text) < LITTLE or walk.skipped > 2 * len(text):
     # Broken markup may have put the article into a menu, and forums serve theirs to whoever has no
     # scripts.
-    walk = Walk(root, markdown=markdown, formulas=formulas, everything=True)
-    more = _text(walk, html, markdown)
+    more = _text(walk_over(everything=True), html, markdown)
     if len(more) > max(200, 2 * len(text)):
       text = more
   if 'articleBody' in html and len(declared := _declared_text(root)) > 2 * len(text):

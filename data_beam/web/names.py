@@ -32,7 +32,8 @@ ELSEWHERE = re.compile(
   r'(?:^|(?<= ))(?:(?:has|with|no|without|hidden|label|js|is)-[^ ]*|[^ ]*(?<!visually)-hidden)')
 # Boilerplate by name, but part of a name that says the opposite.
 BODY = re.compile(
-  r'(?:article|post|entry|story|blog|news|page|single|content|body|art|text|main)[-_]*'
+  r'(?:article|post|entry|story|blog|news|page|single|content|body|art|text|main|message|primary)'
+  r'[-_]*'
   r'(?:body|content|text|entry|copy)|body-?copy|full-?text|articlebody')
 MAIN = re.compile(
   rf'{_START}(?:main|content|story|article|post|entry|hentry|primary|text|maincontent){_END}'
@@ -62,6 +63,12 @@ FORMULA = re.compile(
   r'|/latex|math/tex|filter/tex|\.latex\?|equation\?tex=|[?&]tex=', re.I)
 
 
+@functools.lru_cache(maxsize=1 << 14)
+def is_code_box(names: str) -> bool:
+  """Whether an element with that class is a block of code, if it has lines."""
+  return bool(CODE_BOX.search(names))
+
+
 class Hint:
   """What an element's tag and names say of it; a larger one is a stronger claim to be the text."""
 
@@ -69,10 +76,13 @@ class Hint:
 
 
 @functools.lru_cache(maxsize=1 << 15)
-def hint(tag: str, names: str) -> int:
-  """The Hint of a tag with the given class, id, role and itemprop (one string)."""
+def hint(tag: str, names: str, thread: bool = False) -> int:
+  """The Hint of a tag with the given class, id, role and itemprop (one string). Comments are the
+  text of a `thread`."""
   if names:
     names = re.sub(r'(?<=[a-z])(?=[A-Z])', '-', names).lower().replace('_', '-')
+    if thread:
+      names = names.replace('comment', '')
     if 'hentry' in names or 'type-post' in names:
       names = re.sub(r'(?:^|(?<= ))(?:tag|category)-[^ ]*', '', names)
     names = ELSEWHERE.sub('', names)

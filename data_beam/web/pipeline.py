@@ -57,7 +57,7 @@ def stages(options: WebOptions, size: int = 0) -> list[tuple[str, beam.PTransfor
      Each(ask_model, o.html_server, o.html_model, o.html_prompt)),
     ('language', Each(identify, o.languages, o.min_language_score, o.language_model)),
     *middle,
-    *parts_dedup(o),
+    *parts_dedup(o, size),
     *decontamination(o),
     ('pii', Each(anonymise, o.phones, o.accounts)),
   ]

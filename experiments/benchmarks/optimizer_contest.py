@@ -462,7 +462,7 @@ def run(
   full, last = whole(c.steps), min(c.finalists, len(names) - 1)
   reserved = verdict_steps(c, [1.0]) + last * verdict_steps(c, c.lengths)
   rows = read(output)
-  done = any(r['kind'] == 'final' for r in rows) or (
+  done = any(tried(rows, name, 'final') for name in names if name != c.reference) or (
     full_length and all(tried(rows, name) for name in names))
   if not done and not search(
     'tune', whole(c.tuning * c.steps), names, lambda _, n: Cell(*c.contestants[n].start),
@@ -535,7 +535,7 @@ class Standing(NamedTuple):
   tuning_runs: int  # those at full length included
   losses: dict[int, float]  # at full length, by seed
   ratio: comparison.Estimate | None  # log of steps to the reference's final loss over its steps
-  reached: int  # seeds that came to it
+  reached: int  # seeds that came to it, at the shortest of their runs or later
   shorter: dict[int, comparison.Estimate]  # steps → loss there minus the reference's final loss
 
 
@@ -544,7 +544,7 @@ def standings(rows: list[dict], c: Any) -> list[Standing]:
 
   Each seed's target is the final loss of the reference with that seed, which had the same
   initialisation and order of data; the log ratios of steps are paired over seeds, and their
-  interval is Student's t.
+  interval is Student's t. There is none where a seed's shortest run is at the target already.
   """
   curves: dict[str, dict[int, dict[int, float]]] = {}
   for name in dict.fromkeys(r['name'] for r in rows):
@@ -553,12 +553,16 @@ def standings(rows: list[dict], c: Any) -> list[Standing]:
   targets = {seed: losses[max(losses)] for seed, losses in curves[c.reference].items()}
   end = max(curves[c.reference][next(iter(targets))])
   out = []
-  for name, seeds in curves.items():
+  for name, every in curves.items():
+    seeds = {seed: of for seed, of in every.items() if seed in targets}
+    if not seeds:
+      continue
     found = {seed: steps_to(targets[seed], list(of), list(of.values()))
-             for seed, of in seeds.items() if seed in targets}
+             for seed, of in seeds.items()}
+    cut = any(of[min(of)] <= targets[seed] for seed, of in seeds.items())
     reached = {seed: steps for seed, steps in found.items() if math.isfinite(steps)}
     ratio = None
-    if name != c.reference and len(reached) == len(found):
+    if name != c.reference and len(reached) == len(found) and not cut:
       ratio = comparison.log_ratio(dict.fromkeys(reached, float(end)), reached)
     lengths = set.intersection(*(set(of) for of in seeds.values()))
     losses, finals = tried(rows, name), tried(rows, name, 'final')

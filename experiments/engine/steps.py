@@ -247,7 +247,7 @@ def run_evaluate(output: str, inputs: Mapping[str, str], *, c: Any, targets: Seq
   from smoljax import model, sharding
   from smoljax.checkpoints import load
   from smoljax.data import tokenizer
-  from smoljax.data.corpus import open_corpus
+  from smoljax.evals.held_out import unigram_counts
 
   config, params, meta = load.load_weights(_trained(inputs))
   paths = {name: corpus_dir(inputs[f'tokenize_{name}'], name) for name in targets}
@@ -258,7 +258,7 @@ def run_evaluate(output: str, inputs: Mapping[str, str], *, c: Any, targets: Seq
     evaluate,
     config,
     eval_data=c.eval.data,
-    unigram_counts={n: open_corpus(p).token_counts(config.vocab_size) for n, p in paths.items()},
+    unigram_counts=unigram_counts(paths, config.vocab_size),
     limit=c.eval.task_examples,
     seed=c.seed,
     generation=config_lib.generation(c),

@@ -13,6 +13,7 @@ import datetime
 import hashlib
 import math
 import os
+import threading
 import time
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
@@ -25,6 +26,7 @@ from smoljax.inference.sampling import GREEDY, Sampling
 
 # How a model is asked. `chat`: as its template has it; `plain`: the text alone.
 MODES = (*chat.MODES, 'chat', 'plain')
+PARALLEL = 4  # sets that are put at once: programs of one are compiled while another is answered
 # Templates write the date: that of an evaluation is always the same, as its scores should be.
 _TODAY = datetime.datetime(2026, 1, 1)
 
@@ -142,7 +144,8 @@ def evaluate_generation(
     by_turn: [{n, the metric, follows, interval of follows}], where there are several turns.
     pass@k: where there are several samples.
     too_long: turns that left no room for an answer; they count as wrong.
-    tokens, tokens_per_sec: written in a turn on average, and in a second of it all.
+    tokens, tokens_per_sec: written in a turn on average, and in a second of it all; other sets
+      are put at the same time.
     examples: some conversations.
   Questions whose turns say their modes are scored once, under their mode or under `mixed`.
 
@@ -150,14 +153,16 @@ def evaluate_generation(
     ValueError: the model has no chat template, or not these modes; before anything is written.
   """
   asker = _Asker(model, settings)
-  results: dict[str, dict[str, Any]] = {}
-  for name, questions in sets.items():
-    results[name] = {}
-    for mode, chosen in _by_mode(questions, asker.modes).items():
-      row = results[name][mode] = _score(asker, questions, chosen, mode)
+  parts = [(name, set_, chosen, mode) for name, set_ in sets.items()
+           for mode, chosen in _by_mode(set_, asker.modes).items()]
+  results: dict[str, dict[str, Any]] = {name: {} for name in sets}
+  with concurrent.futures.ThreadPoolExecutor(PARALLEL) as pool:
+    rows = pool.map(lambda part: _score(asker, *part[1:]), parts)
+    for (name, set_, _, mode), row in zip(parts, rows, strict=True):
+      results[name][mode] = row
       low, high = row['interval']
-      log_line(f'{name}, {mode}: {questions.metric} {row[questions.metric]:.3f} [{low:.3f}, '
-               f'{high:.3f}] of {row["n"]}, {row["follows"]:.0%} follow the mode')
+      log_line(f'{name}, {mode}: {set_.metric} {row[set_.metric]:.3f} [{low:.3f}, {high:.3f}] of '
+               f'{row["n"]}, {row["follows"]:.0%} follow the mode')
   return results
 
 
@@ -206,6 +211,7 @@ class _Asker:
       raise ValueError(f'mode {wrong.pop()}: the chat template of this model has no such modes; '
                        'use chat')
     self._writer = Writer(model, settings.batch_size)
+    self.grading = threading.Lock()  # programs that are run have a core each, and a limit of time
     end = model.tokenizer.control_id(chat.END)
     self._ends = (*model.eos_ids, *([end] if self.template and end is not None else []))
 
@@ -270,7 +276,7 @@ def _score(asker, set_, questions, mode) -> dict[str, Any]:
   turns = [(talk, i, said, talk.texts[i], talk.written[i]) for talk in talks
            for i, said in enumerate(talk.question.turns)]
   final = lambda text: text if mode == 'plain' else answers.split(text).answer
-  with concurrent.futures.ThreadPoolExecutor(os.cpu_count()) as pool:
+  with asker.grading, concurrent.futures.ThreadPoolExecutor(os.cpu_count()) as pool:
     grades = list(pool.map(
       lambda row: dict(row[2].grade(final(row[3]))) if row[2].grade else None, turns))
   follows = [_follows(said.mode or mode, text, written) for _, _, said, text, written in turns]

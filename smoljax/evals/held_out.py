@@ -170,6 +170,19 @@ def copy_probe(
           for name, (hits, once, twice) in sums.items()}
 
 
+def unigram_counts(paths: Mapping[str, str], vocab_size: int) -> dict[str, np.ndarray]:
+  """How often each token occurs in the training text of each corpus, [V], for `unigram_loss`; of
+  one that only judges, and has none, in that of all the others."""
+  found = {}
+  for name, path in paths.items():
+    try:
+      found[name] = open_corpus(path).token_counts(vocab_size)
+    except EmptySplit:
+      continue
+  everywhere = sum(found.values(), np.zeros(vocab_size, np.int64))
+  return {name: found.get(name, everywhere) for name in paths}
+
+
 def unigram_loss(counts: np.ndarray, documents: Iterable[Document]) -> float:
   """Cross entropy, in nats per token, of the tokens that `bits_per_byte` scores, by frequency.
 

@@ -1,13 +1,16 @@
 """Many prompts through our decoder at once: what a model writes after each."""
 
 import concurrent.futures
+import contextlib
 import dataclasses
 import queue
+import threading
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from smoljax import sharding
 from smoljax.checkpoints import load
@@ -54,8 +57,10 @@ class Writer:
   Prompts are taken together with others of like length, longest first. To what length a prompt is
   padded, and how large its cache is, is decided by the prompt and its room alone, and there is
   never a batch of one (XLA computes the products of one row by another method): in float32 what is
-  written depends neither on the batch size nor on the order. Of long prompts fewer are taken: their
-  caches must fit into two fifths of the device's memory.
+  written depends neither on the batch size nor on the order. Both are rounded up far, and what is
+  left of a batch is filled up: where questions are few, to compile programs of another shape takes
+  longer than to compute what is not looked at. Of long prompts fewer are taken: their caches must
+  fit into two fifths of the device's memory, also where several threads write at once.
   """
 
   def __init__(self, model: load.Model, batch_size: int = 32):
@@ -66,6 +71,7 @@ class Writer:
     self._params = [jax.device_put(params, device) for device in sharding.workers()]
     config, stats = model.config, jax.local_devices()[0].memory_stats() or {}
     self._memory = 2 * stats.get('bytes_limit', _MEMORY) // 5
+    self._used, self._freed = 0, threading.Condition()
     self._token_bytes = 2 * config.num_layers * config.num_kv_heads * config.head_dim * jnp.dtype(
       config.dtype).itemsize
     # One row may have less room than another: none is looked at beyond its own.
@@ -93,20 +99,28 @@ class Writer:
     """
     groups: dict[tuple[int, int], list[int]] = {}
     for i, (prompt, room) in enumerate(zip(prompts, rooms, strict=True)):
-      key = cache.bucket_length(len(prompt)), cache.bucket_length(room)
+      key = _rounded(len(prompt)), _rounded(room)
       groups.setdefault(key, []).append(i)
-    batches: list[tuple[list[int], int, int]] = []  # places, rows, tokens at most
+    batches: list[tuple[list[int], int, int, int]] = []  # places, rows, tokens of prompt, of room
     for (length, most), places in sorted(groups.items(), reverse=True):
       fit = self._memory // (self._token_bytes * (length + most))
-      size = max(2, min(self.batch_size, _power_of_two(fit), 2 * _power_of_two(len(places) - 1)))
-      batches += [(places[start : start + size], size, most)
-                  for start in range(0, len(places), size)]
+      largest = max(2, min(self.batch_size, _power_of_two(fit)))
+      for start in range(0, len(places), largest):
+        rows = places[start : start + largest]
+        batches.append((rows, min(largest, _filled(len(rows))), length, most))
 
-    def answers(params, rows, size, most):
+    def answers(params, rows, size, length, most):
+      with self._memory_of(size * (length + most) * self._token_bytes):
+        return answer(params, rows, size, length, most)
+
+    def answer(params, rows, size, length, most):
       filled = [*rows, *rows[-1:] * (size - len(rows))]
+      prompts_BT, mask = np.zeros((size, length), int), np.zeros((size, length), bool)
+      for row, i in enumerate(filled):
+        prompts_BT[row, : len(prompts[i])], mask[row, : len(prompts[i])] = prompts[i], True
       steps = generate.stream(
-        self._config, params, [prompts[i] for i in filled], max_new_tokens=most,
-        sampling=sampling, eos_id=tuple(eos_ids), seed=[seeds[i] for i in filled])
+        self._config, params, prompts_BT, mask=mask, max_new_tokens=most, sampling=sampling,
+        eos_id=tuple(eos_ids), seed=[seeds[i] for i in filled])
       written = [_Row(self.decode, prompts[i], rooms[i], stops) for i in rows]
       for step in steps:
         for row, token in zip(written, step, strict=False):
@@ -118,6 +132,20 @@ class Writer:
       return [(i, row.result()) for i, row in zip(rows, written, strict=True)]
 
     yield from _spread(answers, self._params, batches)
+
+  @contextlib.contextmanager
+  def _memory_of(self, size):
+    """Waits until so many bytes of caches are free, or all."""
+    whole = self._memory * len(self._params)
+    with self._freed:
+      self._freed.wait_for(lambda: not self._used or self._used + size <= whole)
+      self._used += size
+    try:
+      yield
+    finally:
+      with self._freed:
+        self._used -= size
+        self._freed.notify_all()
 
 
 def _spread(work: Callable, params: Sequence[Any], batches: Sequence[tuple]) -> Iterator[Any]:
@@ -141,6 +169,19 @@ def _spread(work: Callable, params: Sequence[Any], batches: Sequence[tuple]) -> 
   with concurrent.futures.ThreadPoolExecutor(len(params)) as pool:
     for results in pool.map(run, batches):
       yield from results
+
+
+def _rounded(n: int) -> int:
+  """Tokens that n are padded to: few lengths, and less is lost of long ones."""
+  return max(cache.BUCKET, 1 << (n - 1).bit_length()) if n <= 1024 else cache.bucket_length(n)
+
+
+def _filled(n: int) -> int:
+  """Rows of a batch for n: 2, 8, 32, 128, …"""
+  rows = 2
+  while rows < n:
+    rows *= 4
+  return rows
 
 
 def _power_of_two(n: int) -> int:

@@ -194,6 +194,7 @@ def prefill(
   num_new: int,
   *,
   modules: int = 0,
+  padded: int = 0,
 ) -> tuple[jax.Array, Cache, jax.Array, int, np.ndarray, jax.Array]:
   """Reads the prompts, in chunks if they are long.
 
@@ -201,12 +202,13 @@ def prefill(
     params: of `prepare`.
     num_new: tokens that the cache must have room for after the prompts.
     modules: of multi-token prediction that are to draft; they read the prompts too.
+    padded: tokens that rows are padded to at least.
   Returns:
     fp32 logits_BV of the first new token, the cache, offset_B, the index of the first new token,
     and of the last 2 · `modules` places the tokens and what the modules start from.
   """
   B = len(rows)
-  T, S, chunk = prefill_sizes(config, rows, num_new)
+  T, S, chunk = prefill_sizes(config, rows, num_new, padded)
   tokens_BT = np.zeros((B, T), np.int32)
   for tokens_T, row in zip(tokens_BT, rows, strict=True):
     tokens_T[T - len(row) :] = row
@@ -222,10 +224,10 @@ def prefill(
 
 
 def prefill_sizes(
-  config: model.ModelConfig, rows: Sequence[Sequence[int]], num_new: int
+  config: model.ModelConfig, rows: Sequence[Sequence[int]], num_new: int, padded: int = 0
 ) -> tuple[int, int, int]:
   """(T, S, chunk): places of the padded prompts, slots of the cache, places read at once."""
-  B, longest = len(rows), max(len(row) for row in rows)
+  B, longest = len(rows), max(padded, *map(len, rows))
   T = bucket_length(longest)
   S = bucket_length(T + num_new)
   # A chunk's queries are taken in 8 parts, each against all keys: [B, N, chunk / 8, S] logits.

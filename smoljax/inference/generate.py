@@ -66,7 +66,8 @@ def stream(
 
   Args:
     params: as of `model.init`, or of `prepare`, which saves the work of preparing them each time.
-    prompts: token ids, lists of any lengths; or [B, T] together with `mask`.
+    prompts: token ids, lists of any lengths; or [B, T] together with `mask`: calls of the same T
+      share their programs, however long the longest prompt is (not if speculating).
     mask: [B, T], true where `prompts` holds a token and not padding, on whichever side.
     max_new_tokens: per row.
     eos_id: token(s) that end a row; they are not given out.
@@ -98,8 +99,10 @@ def stream(
     _require_speculative(config, sampling, samples, logprobs or np.any(drawn))
     return speculative.speculate(
       config, params, rows, max_new_tokens, sampling, ends, keys_B, block, speculation)
+  padded = 0 if mask is None else np.shape(mask)[1]
   return _stream(
-    config, params, rows, max_new_tokens, sampling, ends, (keys_B, drawn), block, samples, logprobs)
+    config, params, rows, max_new_tokens, sampling, ends, (keys_B, drawn), block, samples, logprobs,
+    padded)
 
 
 def rehearse(
@@ -174,7 +177,8 @@ def _require_speculative(config, sampling, samples, logprobs):
 
 
 def _stream(
-  config, params, rows, max_new_tokens, sampling, ends, draws, block, samples, logprobs
+  config, params, rows, max_new_tokens, sampling, ends, draws, block, samples, logprobs,
+  padded,
 ):
   keys_B, drawn = draws
   params = cache_lib.prepare(config, params)
@@ -182,8 +186,7 @@ def _stream(
   num_blocks = -(-max_new_tokens // block)
   with cache_lib.no_mesh():
     logits_BV, cache, offset_B, index, *_ = cache_lib.prefill(
-      config, params, rows, num_blocks * block
-    )
+      config, params, rows, num_blocks * block, padded=padded)
     if samples > 1:
       rows = [row for row in rows for _ in range(samples)]
       logits_BV, cache, offset_B = jax.tree.map(

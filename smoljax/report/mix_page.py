@@ -117,9 +117,9 @@ def _predictions(site: charts.Site, fit: Mapping, decision: Mapping) -> str:
   body = []
   for form, x in forms.items():
     body.append((text(form), *(fixed(x.get(where, {}).get(k), d) for where in WHERE
-                               for k, d in _JUDGED)))
+                               for k, (_, d) in _JUDGED.items())))
   head = ('', *(f'{name}, {words}' for words in WHERE.values()
-                for name in ('ρ', 'ρ of the best quarter', 'RMSE')))
+                for name, _ in _JUDGED.values()))
   return section(
     'predictions', 'Predicted against actual',
     figure(f'Blend, bits per byte, by “{text(decision["law"])}”', charts.lines(
@@ -128,8 +128,8 @@ def _predictions(site: charts.Site, fit: Mapping, decision: Mapping) -> str:
         (key, where, p, a) for where, rows in parts.items() for key, p, a in rows]),
       f'The noise of a run is {fit["noise"]:.4f}; with shuffled scores ρ is {fit["control"]:.2f}.'),
     figure('Laws', table(head, body), site.csv(
-      'laws', ('law', *(f'{w} {k}' for w in WHERE for k, _ in _JUDGED)),
-      [(form, *(x.get(w, {}).get(k, '') for w in WHERE for k, _ in _JUDGED))
+      'laws', ('law', *(f'{w} {k}' for w in WHERE for k in _JUDGED)),
+      [(form, *(x.get(w, {}).get(k, '') for w in WHERE for k in _JUDGED))
        for form, x in forms.items()]),
       f'The second best, “{text(decision["second_law"])}”, expects a gain of '
       f'{decision["gain_by_second_law"]:.3f} from the same mixture. Proposals look '
@@ -137,9 +137,11 @@ def _predictions(site: charts.Site, fit: Mapping, decision: Mapping) -> str:
 
 
 # Proxies that laws are judged on: the key of their quality, and words for it.
-WHERE = {'out_of_fold': 'out of fold', 'unseen': 'unseen',
-         'unseen_within': 'unseen, each weight within what was tried'}
-_JUDGED = (('spearman', 3), ('spearman_best_quartile', 3), ('rmse', 4))
+WHERE = {'out_of_fold': 'out of fold',
+         'out_of_fold_within': 'out of fold, each weight within what was tried',
+         'unseen': 'unseen', 'unseen_within': 'unseen, each weight within what was tried'}
+_JUDGED = {'spearman': ('ρ', 3), 'spearman_best_quartile': ('ρ of the best quarter', 3),
+           'rmse': ('RMSE', 4), 'rmse_told_best': ('RMSE of the quarter told best', 4)}
 
 
 def _validated(site: charts.Site, found: Mapping[str, Any]) -> str:

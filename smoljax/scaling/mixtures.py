@@ -340,15 +340,25 @@ def out_of_fold(
   return predicted
 
 
+def within_folds(mixtures: np.ndarray, groups: Sequence[Any], *, parts: int = 8) -> np.ndarray:
+  """Which rows lie `within` what the others tried, without their fold as `out_of_fold` has it."""
+  inside = np.zeros(len(mixtures), bool)
+  for rows in folds(groups, parts, seed=1):
+    inside[rows] = within(mixtures[rows], np.delete(mixtures, rows, axis=0))
+  return inside
+
+
 def quality(predicted: np.ndarray, actual: np.ndarray) -> dict[str, float]:
-  """How well blended scores are predicted: Spearman's ρ, of the best quartile too, RMSE, and
-  `regret`, how much worse than the best measured is the one that is predicted best."""
+  """How well blended scores are predicted: Spearman's ρ, of the best quartile too, RMSE, of the
+  quartile that is predicted best too, where decisions are made, and `regret`, how much worse than
+  the best measured is the one that is predicted best."""
   rank = lambda p, a: decisive.correlation(decisive.ranks(list(p)), decisive.ranks(list(a)))
-  best = np.argsort(actual)[:max(3, len(actual) // 4)]
+  best, told = (np.argsort(x)[:max(3, len(actual) // 4)] for x in (actual, predicted))
   return {
     'spearman': rank(predicted, actual),
     'spearman_best_quartile': rank(predicted[best], actual[best]),
     'rmse': float(np.sqrt(np.mean(np.square(predicted - actual)))),
+    'rmse_told_best': float(np.sqrt(np.mean(np.square((predicted - actual)[told])))),
     'regret': float(actual[np.argmin(predicted)] - actual.min()),
   }
 

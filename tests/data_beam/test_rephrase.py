@@ -81,6 +81,14 @@ def test_what_cannot_be_is_said(options, words, tmp_path):
     rephrase.run(str(tmp_path), str(tmp_path), options=RephraseOptions(**options))
 
 
+def test_long_documents_go_in_parts_that_end_where_something_ends():
+  text = 'One two three. Four five six seven eight nine.\nTen eleven\n\n' + 'x' * 45
+  found = list(rephrase.parts(text, 20))
+  assert found == ['One two three.', 'Four five six seven', 'eight nine.', 'Ten eleven',
+                   'x' * 20, 'x' * 20, 'x' * 5]
+  assert list(rephrase.parts(' ', 20)) == [] and list(rephrase.parts('a b', 3)) == ['a b']
+
+
 def test_a_prompt_says_where_the_document_goes(tmp_path):
   (tmp_path / 'bad.txt').write_text('Write!')
   with pytest.raises(ValueError, match=r'say with \{text\}'):

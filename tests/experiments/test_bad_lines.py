@@ -106,6 +106,9 @@ COMMANDS: dict[str, tuple[list[str], dict[str, tuple[str, ...]]]] = {
     'temperature': ('-1', 'nan', 'x'), 'top_p': ('2', '-1'), 'top_k': ('-1',), 'seed': ('-1', 'x'),
     'samples': ('0', '-1'), 'stop_id': ('-4', '99999'), 'tools': FILES[:1],
     'min_new_tokens': ('999',), 'mode': ('nope',), 'weights': ('nope',), 'context': ('-1',)}),
+  'experiments.serve': (['--checkpoint={model}', '--port=0'], {
+    'checkpoint': FILES, 'port': ('-1', 'x', '70000'), 'batch_size': ('0',), 'weights': ('nope',),
+    'host': ('nope.invalid',)}),
   'experiments.export': (['--checkpoint={model}', '--output={new}'], {
     'checkpoint': FILES, 'format': ('nope',), 'dtype': ('nope',), 'quantize': ('nope',)}),
   'experiments.report': (['--workdir={folder}'], {
@@ -154,7 +157,7 @@ COMMANDS: dict[str, tuple[list[str], dict[str, tuple[str, ...]]]] = {
   'data_beam.tables export': (['--input={corpus}', '--output={new}'], {
     'input': ('{tokens}', '{rows}')}),
   'data_beam.rephrase': (['--input={corpus}', '--output={new}', '--name=r', '--model=m'], {
-    'server': ('localhost',)}),
+    'server': ('localhost',), 'most': ('0',), 'temperature': ('-1', 'x')}),
   'data_beam.quality': (['train', '--model={new}', '--examples={rows}'], {
     'examples': FILES, 'bits': ('0', '-1', '99', 'x')}),
   'data_beam.refine': (['--input={corpus}', '--output={new}'], {

@@ -7,6 +7,7 @@ import json
 import math
 import subprocess
 import sys
+import types
 
 import jax
 import jax.numpy as jnp
@@ -19,7 +20,7 @@ from smoljax import evals, model, sharding
 from smoljax.checkpoints import huggingface, load
 from smoljax.checkpoints.store import Checkpoints
 from smoljax.data import tokenizer
-from smoljax.evals import likelihood, multiple_choice
+from smoljax.evals import held_out, likelihood, multiple_choice
 from smoljax.evals.held_out import bits_per_byte, copy_probe, load_documents, unigram_loss
 from smoljax.evals.tasks import TASKS, build_continuation_task, load_task
 
@@ -676,3 +677,16 @@ def test_generate_command(trained):
   wrong = run(f'--checkpoint={workdir}', '--prompt=a', '--max_new_tokens=1000')
   assert wrong.returncode == 2 and wrong.stdout == ''
   assert 'trained on 256: give --context=1002 or more' in wrong.stderr.splitlines()[-1]
+
+
+def test_a_corpus_that_only_judges_is_compared_with_the_tokens_of_the_others(monkeypatch):
+  def opened(path):
+    if path == 'news':
+      raise held_out.EmptySplit('no training text')
+    return types.SimpleNamespace(token_counts=lambda size: np.full(size, len(path)))
+
+  monkeypatch.setattr(held_out, 'open_corpus', opened)
+  counts = held_out.unigram_counts({n: n for n in ('web', 'news', 'books')}, 3)
+  assert {n: c.tolist() for n, c in counts.items()} == {
+    'web': [3] * 3, 'news': [8] * 3, 'books': [5] * 3}
+  assert held_out.unigram_counts({'news': 'news'}, 2)['news'].tolist() == [0, 0]

@@ -1,10 +1,12 @@
 """Evaluation by generation: what is asked, what is written, what is graded."""
 
+import concurrent.futures
 import importlib.util
 import json
 import math
 import random
 import re
+import time
 import types
 
 import jax
@@ -92,8 +94,8 @@ def test_the_last_rows_of_a_batch_end_as_well(model):
 def test_of_long_prompts_fewer_are_taken_at_once(model, monkeypatch):
   sizes = []
 
-  def stream(config, params, rows, max_new_tokens, **_):
-    sizes.append((len(rows), max(map(len, rows))))
+  def stream(config, params, rows, mask, max_new_tokens, **_):
+    sizes.append((len(rows), mask.sum(axis=1).max()))
     yield [7] * len(rows)
   monkeypatch.setattr(writing.generate, 'stream', stream)
   writer = Writer(model, 16)
@@ -102,6 +104,42 @@ def test_of_long_prompts_fewer_are_taken_at_once(model, monkeypatch):
   found = dict(writer.write(prompts, [1] * 23, seeds=range(23), eos_ids=()))
   assert sorted(found) == list(range(23)) and all(row.ids == [7] for row in found.values())
   assert sizes == [(2, 1000), (2, 1000), (8, 9), (8, 9), (8, 9)]  # never one alone
+
+
+def test_prompts_of_other_lengths_share_a_program(model):
+  writer = Writer(model, 8)
+  prompts = [[5] * n for n in (3, 60, 9, 33, 21, 40, 12, 50)]
+  found = dict(writer.write(
+    prompts, [9, 30, 17, 20, 12, 25, 31, 3], seeds=range(8), eos_ids=(2, 1)))
+  assert len(found) == 8 and any(len(row.ids) > 8 for row in found.values())  # of two blocks
+  run = writing.generate._block(writer._config, Sampling(temperature=0), (2, 1), 8, False)
+  assert run._cache_size() == 1
+  list(writer.write(prompts[:3], [9, 40, 64], seeds=range(3), eos_ids=(2, 1)))
+  assert run._cache_size() == 1
+
+
+def test_threads_that_write_at_once_share_the_memory(model, monkeypatch):
+  at_once, seen = [], []
+
+  def stream(config, params, rows, **_):
+    at_once.append(1)
+    try:
+      time.sleep(0.02)
+      seen.append(len(at_once))
+      yield [7] * len(rows)
+    finally:
+      at_once.pop()
+  monkeypatch.setattr(writing.generate, 'stream', stream)
+  writer = Writer(model, 8)
+
+  def most(memory):
+    writer._memory = writer._token_bytes * memory * (64 + 64)
+    seen.clear()
+    write = lambda _: list(writer.write([[5] * 9] * 8, [1] * 8, seeds=range(8), eos_ids=()))
+    with concurrent.futures.ThreadPoolExecutor(4) as pool:
+      list(pool.map(write, range(8)))
+    return max(seen)
+  assert most(8) == 1 and most(16) == 2 and most(64) > 2
 
 
 def test_a_set_of_ones_own_in_both_modes(model, say, tmp_path):

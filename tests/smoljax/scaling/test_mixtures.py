@@ -115,6 +115,15 @@ def test_what_lies_within_what_was_tried():
   tried = np.array([[[0.2, 0.8]], [[0.5, 0.5]]])
   others = np.array([[[0.2, 0.8]], [[0.3, 0.7]], [[0.1, 0.9]], [[0.6, 0.4]]])
   assert mixtures.within(others, tried).tolist() == [True, True, False, False]
+  # Each without its own fold: of a line of points the ends lie beyond the rest.
+  line = np.linspace(0, 1, 9)
+  row = np.stack([line, 1 - line], axis=-1)[:, None]
+  assert np.flatnonzero(~mixtures.within_folds(row, list(range(9)), parts=9)).tolist() == [0, 8]
+
+
+def test_errors_are_told_of_what_looks_best_too():
+  found = mixtures.quality(np.array([1.0, 1.1, 1.2, 3.0, 4.0]), np.array([1.0, 1.1, 1.2, 4.0, 3.0]))
+  assert found['rmse_told_best'] == 0 and found['rmse'] == pytest.approx(.4**.5)
 
 
 def test_repeats_of_a_mixture_are_in_one_fold():
