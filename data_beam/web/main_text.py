@@ -28,6 +28,7 @@ from data_beam.web.names import Hint
 LITTLE = 250    # characters of text below which a page is looked at again
 TITLE = 25      # characters: what a list's entries mostly have and a menu's do not
 MORE = 1.3      # times the prose that a page must have as a catalogue to be one
+FAR_MORE = 2    # times, where its entries are called details
 PROSE = 10_000  # characters of prose from which on it is none
 # What the scope may narrow down to.
 STRUCTURE = frozenset(['body', 'main', 'article', 'section', 'div', 'td'])
@@ -36,13 +37,14 @@ STRUCTURE = frozenset(['body', 'main', 'article', 'section', 'div', 'td'])
 # --- choosing --------------------------------------------------------------------------------
 
 
-def main_blocks(walk: Walk, catalogue: bool = False) -> list[Block]:
+def main_blocks(walk: Walk, catalogue: bool = False, details: bool = True) -> list[Block]:
   """The blocks of the page's main text, in order.
 
   Args:
     walk: over the page.
     catalogue: the page lists things: titles and links count as its text, if they are longer than a
       menu's.
+    details: of a catalogue, its entries may be called what details of an article are.
   """
   blocks, elements = walk.blocks, walk.elements
   if not blocks:
@@ -51,14 +53,16 @@ def main_blocks(walk: Walk, catalogue: bool = False) -> list[Block]:
     values = [len(b.text) if len(b.text) >= TITLE else 0 for b in blocks]
   else:
     values = [b.value for b in blocks]
-  alive = _without_boilerplate(values, elements)
+  alive = _without_boilerplate(values, elements, catalogue and details)
   values = [value if lives else 0 for value, lives in zip(values, alive, strict=True)]
   scope = _scope(blocks, elements, values, alive)
   found = [blocks[i] for start, end in scope for i in range(start, end) if alive[i]]
   return _tidy(found, catalogue)
 
 
-def _without_boilerplate(values: list[int], elements: list[Element]) -> list[bool]:
+def _without_boilerplate(
+  values: list[int], elements: list[Element], details: bool,
+) -> list[bool]:
   """For each block whether it is outside all elements that name themselves boilerplate.
 
   Names are believed as long as most of the prose survives: first of elements with up to half of it,
@@ -66,7 +70,7 @@ def _without_boilerplate(values: list[int], elements: list[Element]) -> list[boo
   """
   sums = list(itertools.accumulate(values, initial=0))
   total = sums[-1]
-  named = [e for e in elements if e.hint < 0]
+  named = [e for e in elements if e.hint < (Hint.DETAIL if details else Hint.NONE)]
   for share in (.5, .1, .02, 0):
     alive = [True] * len(values)
     for e in named:
@@ -235,7 +239,9 @@ def _text(walk: Walk, html: str, markdown: bool) -> str:
       and sum(len(b.text) for b in walk.blocks if len(b.text) >= TITLE) > MORE * len(prose)
       and not _is_one_thing(html)):
     catalogue = render(main_blocks(walk, catalogue=True), markdown)
-    if len(catalogue) > MORE * len(prose):
+    # An article has details as well, but not so many.
+    if len(catalogue) > FAR_MORE * len(prose) or (len(catalogue) > MORE * len(prose) and len(
+        render(main_blocks(walk, catalogue=True, details=False), markdown)) > MORE * len(prose)):
       return catalogue
   return prose
 

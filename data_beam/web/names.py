@@ -27,6 +27,10 @@ BOILERPLATE = re.compile(
   r'|(?:^| )(?:is-)?hidden(?: |$)'
   rf'|{_START}(?:comments?|nav|meta|tags?|ads?|ad|share|shares|author|authors|toc|dateline|related'
   rf'|links?|date|infobox|btn|embed|info|tools?|bio|cta|poll|survey|votes?|signature){_END}')
+# Of these, what entries of a catalogue are called as well.
+DETAIL = re.compile(
+  r'(?:post-?|entry-?)?meta(?:data)?|call-?to-?action|(?<![a-z])(?:info|links?|cta|dates?|tags?)'
+  r'(?![a-z])|widget|teaser|caption|credit|rating|timestamp|byline|author')
 # Names that speak of other elements, or of an article's topic (WordPress).
 ELSEWHERE = re.compile(
   r'(?:^|(?<= ))(?:(?:has|with|no|without|hidden|label|js|is)-[^ ]*|[^ ]*(?<!visually)-hidden)')
@@ -72,7 +76,7 @@ def is_code_box(names: str) -> bool:
 class Hint:
   """What an element's tag and names say of it; a larger one is a stronger claim to be the text."""
 
-  BOILERPLATE, NONE, MAIN, ARTICLE, BODY = -1, 0, 1, 2, 3
+  BOILERPLATE, DETAIL, NONE, MAIN, ARTICLE, BODY = -2, -1, 0, 1, 2, 3
 
 
 @functools.lru_cache(maxsize=1 << 15)
@@ -91,7 +95,7 @@ def hint(tag: str, names: str, thread: bool = False) -> int:
     if BODY.search(names) and tag not in ('span', 'li', 'p'):
       return Hint.NONE if BOILERPLATE.search(BODY.sub('', names)) else Hint.BODY
     if BOILERPLATE.search(names) and tag not in ('body', 'main', 'article', 'html'):
-      return Hint.BOILERPLATE
+      return (Hint.BOILERPLATE if BOILERPLATE.search(DETAIL.sub('', names)) else Hint.DETAIL)
   if tag == 'article':
     return Hint.ARTICLE
   if tag == 'main' or (names and tag in ('div', 'section', 'td') and MAIN.search(names)):

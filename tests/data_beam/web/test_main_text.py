@@ -40,6 +40,8 @@ def test_names():
   assert hint('article', 'post hentry tag-newsletter category-menu') == Hint.ARTICLE
   assert hint('body', 'has-comments with-sidebar') == hint('div', 'download') == Hint.NONE
   assert hint('div', 'elementor-widget-wrap') == Hint.NONE
+  assert hint('div', 'item-info') == Hint.DETAIL and hint('div', 'nav-info') == Hint.BOILERPLATE
+  assert hint('div', 'comment', thread=True) == Hint.NONE
 
 
 def test_names_that_leave_nothing_are_not_believed():
@@ -50,6 +52,19 @@ def test_names_that_leave_nothing_are_not_believed():
 def test_a_thread_is_all_of_its_posts():
   posts = ''.join(f'<article class="message"><p>{t}</p></article>' for t in PROSE)
   assert extract(page(posts)) == '\n'.join(PROSE)
+  # Where a page says that it is one, its comments are posts; else they are what readers say.
+  posts = f'<div><p>{PROSE[0]}</p></div>' + ''.join(
+    f'<div itemprop="comment" class="topic-body comment"><p>{t}</p></div>' for t in PROSE[1:])
+  said = '<div itemscope itemtype="http://schema.org/DiscussionForumPosting">'
+  assert extract(page(f'{said}{posts}</div>')) == '\n'.join(PROSE)
+  assert extract(page(f'<noscript>{said}{posts}</div></noscript>')) == '\n'.join(PROSE)
+  article = f'<div>{p(PROSE * 3)}</div>'
+  assert extract(page(f'{article}{posts}')).count(PROSE[1]) == 1
+  # Names of messages say first what is around their text.
+  posts = ''.join(f'<div><div class="messageInfo primaryContent"><div class="messageContent"><p>{t}'
+                  f'</p></div></div><p>Likes received by this member: {i * 57}</p></div>'
+                  for i, t in enumerate(PROSE))
+  assert extract(page(f'<p>{TEASER}</p><div>{posts}</div>')) == '\n'.join(PROSE)
 
 
 def test_the_standfirst_above_the_body():
@@ -115,6 +130,10 @@ def test_a_catalogue_is_its_titles():
   assert all(name in text for name in names) and 'Home' not in text and TEASER in text
   article = '<meta property="og:type" content="article">'
   assert names[0] not in extract(page(body, article))
+  # Its entries may be called what the details of an article are.
+  body = body.replace('<li>', '<li class="product-item-info">')
+  assert all(name in extract(page(body)) for name in names)
+  assert names[0] not in extract(page(body.replace('product-item-info', 'related-products')))
 
 
 def within(body: str, *, markdown: bool = False) -> str:
