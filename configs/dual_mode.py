@@ -14,7 +14,9 @@ Problems are made by rule (smoljax/evals/serial.py): sums of several numbers, wi
 thoughts, and lists rewritten step by step, in six languages' words. A tenth of all problems, by
 what they ask, is for scoring alone: `sums`, `rewriting`, and `dialogues` of three turns in one mode
 or changing. WORKDIR/summary.json has of each stage right answers by mode, modes followed by turn,
-and bits per byte of held-out text, and how much of that was lost since pretraining.
+and bits per byte of held-out text, and how much of that was lost since pretraining. To talk to it:
+
+  python -m experiments.generate --checkpoint=runs/dual_mode/soup/export --chat --system=Answer.
 
 The points of the sweep are the recipe, and controls: answers and questions learned alike (no_mask),
 without mid-training (no_mid), with thoughts of other problems (shuffled).
@@ -80,7 +82,7 @@ def stages(*, mask: bool = True, mid: bool = True, shuffled: bool = False) -> tu
   soup = later | {
     'name': 'soup', 'merge.models': '@apo,@mid', 'merge.weights': (0.9, 0.1),
     'chains.number': 2000, 'chains.mode': 'both',
-    'train.stages': mixture('soup')}
+    'train.stages': mixture('soup'), 'export.chat': True}
   return (first, *[thoughts] * mid, tuned, preferred, *[soup] * mid)
 
 

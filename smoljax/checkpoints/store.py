@@ -474,7 +474,7 @@ def find(
     steps = seals.steps(root)
   intact = next((s for s in reversed(steps) if not seals.fault(root, s, again=False)), None)
   if intact is None:
-    raise FileNotFoundError(
-      f'{path}: no intact checkpoint; give a folder with checkpoints/STEP that a run has finished'
-    )
+    merged = pathlib.Path(path, 'export')  # of an experiment that trains nothing
+    raise FileNotFoundError(f'{path}: no intact checkpoint; give ' + (
+      str(merged) if merged.is_dir() else 'a folder with checkpoints/STEP that a run has finished'))
   return root.resolve() / str(intact), seals.sealed(root, intact) or {}

@@ -277,7 +277,9 @@ _quantise = jax.jit(quantised.quantise, static_argnames='kind')
 
 
 @functools.lru_cache(maxsize=16)
-def prefill_programs(config: model.ModelConfig, modules: int) -> tuple[Callable, Callable]:
+def prefill_programs(
+  config: model.ModelConfig, modules: int
+) -> tuple[jax.stages.Wrapped, jax.stages.Wrapped]:
   """(first, further): the jitted programs of the first chunk and of the others."""
   config = dataclasses.replace(config, remat='none')
 

@@ -16,7 +16,7 @@ Runs on one device; parameters that live on a mesh are brought to it first.
 
 import dataclasses
 import functools
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import jax
@@ -223,7 +223,7 @@ def _stream(
 def _block(
   config: model.ModelConfig, sampling: Sampling, ends: tuple[int, ...], num_steps: int,
   logprobs: bool,
-) -> Callable:
+) -> jax.stages.Wrapped:
   """The jitted (params, offset_B, keys_B, state) → ((tokens_BJ, logprobs_BJ), state) of J =
   `num_steps` steps.
 

@@ -129,6 +129,8 @@ def test_a_soup_is_an_experiment(tmp_path, texts, corpus):
   near = jax.tree.map(lambda s, a, b: np.abs(s - (.9 * a + .1 * b)).max(), soup, *parts)
   assert max(jax.tree.leaves(near)) < 1e-6
   assert 'bits per byte' in (tmp_path / 'soup/report/index.html').read_text()
+  with pytest.raises(FileNotFoundError, match=r'give .*soup/export$'):
+    load.load_model(f'{tmp_path}/soup')
 
 
 SHRUNK = '''
