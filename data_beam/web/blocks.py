@@ -25,12 +25,13 @@ from data_beam.web.names import (
 # What a tag is to the walk. A tag not listed is inline: its text joins the text around it.
 _BLOCK, _BREAK, _SKIP, _OTHER = 1, 2, 3, 4
 # Nothing of a page's text stands in these, however the markup is broken.
-_NEVER = ('desc', 'script', 'style', 'embed', 'input', 'progress', 'meter', 'frame', 'area', 'base',
-          'link', 'meta', 'source', 'track', 'rp')
+_NEVER = ('desc', 'script', 'style', 'embed', 'input', 'frame', 'area', 'base', 'link', 'meta',
+          'source', 'track', 'rp')
 # These hold none of it in a page that is well made. Of another they may hold all of it.
 _ASIDE = ('noscript', 'object', 'applet', 'audio', 'video', 'picture', 'map', 'select', 'option',
           'label', 'nav', 'aside', 'footer', 'menu', 'dialog', 'figcaption', 'noindex', 'marquee',
-          'svg', 'canvas', 'title', 'head', 'template', 'datalist', 'frameset', 'rt', 'rtc')
+          'svg', 'canvas', 'title', 'head', 'template', 'datalist', 'frameset', 'rt', 'rtc',
+          'progress', 'meter')
 # Neither do these, whose inside is no markup to a parser: of one that is never closed it is the
 # rest of the page.
 _RAW = ('textarea', 'iframe', 'noframes', 'noembed')

@@ -4,6 +4,7 @@ Every call depends on its arguments alone. In particular trafilatura's `deduplic
 segment cache is global to the process, so that a page's text would depend on the pages before it.
 """
 
+import codecs
 import logging
 import re
 from collections.abc import Iterator
@@ -116,12 +117,21 @@ def _codecs(body: bytes, content_type: str) -> Iterator[str]:
   """Python codec names, in order of trust; the last one decodes anything."""
   seen = {''}
   for label in _labels(body, content_type):
-    codec = (label and map_encoding_to_html5(label, fallback_utf8=False)) or ''
+    codec = (label and map_encoding_to_html5(label, fallback_utf8=False)) or _code_page(label)
     codec = WIDER.get(codec, codec)
     if codec not in seen:
       seen.add(codec)
       yield codec
   yield 'cp1252'
+
+
+def _code_page(label: str) -> str:
+  """Python's name of an IBM or Windows code page, many of which the standard's labels lack."""
+  found = re.fullmatch(r'(?:cp|ibm|windows)[-_]?(\d{3,4})', label, re.I)
+  try:
+    return codecs.lookup(f'cp{found[1]}').name if found else ''
+  except LookupError:
+    return ''
 
 
 def _labels(body: bytes, content_type: str) -> Iterator[str]:
@@ -132,7 +142,7 @@ def _labels(body: bytes, content_type: str) -> Iterator[str]:
   yield from (label.decode('ascii', 'replace')
               for label in META_CHARSET.findall(body, 0, 4096)[:1])
   yield 'utf-8'
-  yield _of_east_asia(body)
+  yield _of_east_asia(body) or ('windows-874' if _is_thai(body) else '')
   yield detect_encoding(body) or ''
 
 
@@ -146,6 +156,23 @@ def _of_east_asia(body: bytes) -> str:
     if len(foreign) > 10 and sum(first <= c <= last for c in foreign) > share * len(foreign):
       return label
   return ''
+
+
+def _is_thai(body: bytes) -> bool:
+  """Whether bytes are Thai ones: hardly one beyond its signs (where Cyrillic, Greek, Hebrew have
+  their commonest letters), many consonants before them, and no whole ideographs."""
+  foreign = [byte for byte in body[:100_000] if byte >= 0x80]
+  return (len(foreign) > 40 and sum(0xa1 <= byte <= 0xec for byte in foreign) > .97 * len(foreign)
+          and sum(byte <= 0xc3 for byte in foreign) > .3 * len(foreign)
+          and not any(_is_valid(body, codec) for codec in ('gb18030', 'big5', 'euc_jp', 'euc_kr')))
+
+
+def _is_valid(body: bytes, codec: str) -> bool:
+  try:
+    body.decode(codec)
+  except UnicodeDecodeError:
+    return False
+  return True
 
 
 def within_budget(html: str, max_tags: int = MAX_TAGS) -> str:

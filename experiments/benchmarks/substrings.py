@@ -123,8 +123,9 @@ def expected(paths: list[str], words: int) -> dict[str, int]:
   return {d.id: int(n) for d, n in zip(found, np.diff(at, prepend=0), strict=True)}
 
 
-def main(_) -> None:
+def main(argv: list[str]) -> None:
   """Prints the line."""
+  del argv
   paths, size = choose(_INPUT.value, _MEGABYTES.value * 1e6)
   before, start = cpu(), time.time()
   found = cut(paths, _WORDS.value, _WORKERS.value)

@@ -78,6 +78,9 @@ def test_a_page_does_not_depend_on_the_pages_before_it():
    'Рыбаки каждое утро выходят в море, чтобы вернуться с приливом'),
   ('cp1253', '', 'windows-1252',
    'Το λιμάνι στην άκρη της πόλης χτίστηκε στις αρχές του αιώνα και άντεξαν'),
+  *(('cp874', '', meta, 'ในปีนั้นท่าเรือของเมืองถูกสร้างขึ้นใหม่ และเรือก็มาจากแดนไกล')
+    for meta in ('', 'cp874', 'windows-1252')),
+  ('cp852', '', 'IBM852', 'Příliš žluťoučký kůň úpěl ďábelské ódy'),
   ('utf-8', 'x-user-defined', 'replacement', 'Müller’s café'),
 ])
 def test_charsets(codec, header, meta, text):

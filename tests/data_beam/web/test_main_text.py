@@ -93,7 +93,7 @@ def test_what_a_script_draws_is_taken_from_what_the_page_declares():
   '<{}>', '<{}><div></{}>', '<{}><div></div></div></{}>', '<{}><ul><li><a href="/">Home</a></{}>'])
 @pytest.mark.parametrize('tag', [
   'nav', 'aside', 'label', 'noscript', 'select', 'button', 'footer', 'menu', 'dialog', 'figcaption',
-  'object', 'svg', 'form', 'a', 'template', 'rt', 'datalist', 'frameset'])
+  'object', 'svg', 'form', 'a', 'template', 'rt', 'datalist', 'frameset', 'meter'])
 def test_markup_that_swallows_the_article(tag, broken):
   first = 'The story so far is told in a few lines, which stand before what is broken. ' * 6
   for body in (f'<article>{p(PROSE)}</article>', f'<div>{"<br><br>".join(PROSE)}</div>'):
