@@ -202,8 +202,11 @@ def main() -> None:
   with tempfile.NamedTemporaryFile('w', suffix='.json') as job:
     json.dump({'rows': rows, **bounds()}, job)
     job.flush()
-    other = json.loads(subprocess.run(
-      [args.datatrove, __file__, '--theirs', job.name], check=True, capture_output=True).stdout)
+    theirs = subprocess.run(
+      [args.datatrove, __file__, '--theirs', job.name], capture_output=True, text=True)
+  if theirs.returncode:
+    sys.exit(f'error: {args.datatrove}: {(theirs.stderr.strip().splitlines() or ["no word"])[-1]}')
+  other = json.loads(theirs.stdout)
   for language in LANGUAGES:
     ids = [row['id'] for row in rows if row['language'] == language]
     if not ids:
