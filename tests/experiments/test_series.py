@@ -5,6 +5,7 @@ import pathlib
 import random
 import subprocess
 import sys
+import types
 
 import jax
 import numpy as np
@@ -18,6 +19,7 @@ from data_beam import tokenize_corpus
 from data_beam.options import TokenizeOptions
 from experiments import chains, series
 from experiments.engine.build import build_steps
+from experiments.engine.config import keep_programs
 from experiments.engine.graph import Graph
 from experiments.engine.summary import summarize
 from smoljax.checkpoints import export_formats, load
@@ -91,6 +93,18 @@ def test_what_stages_are_compared_by(tmp_path):
   html = pathlib.Path(page).read_text()
   assert 'href="../a/report/index.html"' in html and '+60.0' in html and '+5.0 %' in html
   assert (tmp_path / 'report' / 'answers.csv').exists()
+
+
+def test_stages_share_what_accelerators_compile(tmp_path, monkeypatch):
+  kept = []
+  fake = types.SimpleNamespace(jax_compilation_cache_dir='', update=lambda _, to: kept.append(to))
+  monkeypatch.setattr(jax, 'config', fake)
+  stage = tmp_path / 'series/mid'
+  stage.mkdir(parents=True)
+  (stage / 'steps').symlink_to('../steps')
+  for workdir in (stage, tmp_path / 'alone'):
+    keep_programs(str(workdir), on_cpu=True)
+  assert kept == [f'{tmp_path}/series/xla', f'{tmp_path}/alone/xla']
 
 
 def test_the_recipe_and_its_controls():
