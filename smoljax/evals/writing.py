@@ -71,7 +71,8 @@ class Writer:
     self._params = [jax.device_put(params, device) for device in sharding.workers()]
     config, stats = model.config, jax.local_devices()[0].memory_stats() or {}
     self._memory = 2 * stats.get('bytes_limit', _MEMORY) // 5
-    self._used, self._freed = 0, threading.Condition()
+    self._used = [0] * len(self._params)  # bytes of caches on each device
+    self._freed = threading.Condition()
     self._token_bytes = 2 * config.num_layers * config.num_kv_heads * config.head_dim * jnp.dtype(
       config.dtype).itemsize
     # One row may have less room than another: none is looked at beyond its own.
@@ -110,7 +111,7 @@ class Writer:
         batches.append((rows, min(largest, _filled(len(rows))), length, most))
 
     def answers(params, rows, size, length, most):
-      with self._memory_of(size * (length + most) * self._token_bytes):
+      with self._memory_of(params, size * (length + most) * self._token_bytes):
         return answer(params, rows, size, length, most)
 
     def answer(params, rows, size, length, most):
@@ -134,17 +135,17 @@ class Writer:
     yield from _spread(answers, self._params, batches)
 
   @contextlib.contextmanager
-  def _memory_of(self, size):
-    """Waits until so many bytes of caches are free, or all."""
-    whole = self._memory * len(self._params)
+  def _memory_of(self, params, size):
+    """Waits until so many bytes of caches are free where the parameters are, or all."""
+    used, here = self._used, next(i for i, mine in enumerate(self._params) if mine is params)
     with self._freed:
-      self._freed.wait_for(lambda: not self._used or self._used + size <= whole)
-      self._used += size
+      self._freed.wait_for(lambda: not used[here] or used[here] + size <= self._memory)
+      used[here] += size
     try:
       yield
     finally:
       with self._freed:
-        self._used -= size
+        used[here] -= size
         self._freed.notify_all()
 
 
