@@ -7,10 +7,9 @@ from typing import Any
 import apache_beam as beam
 import numpy as np
 import xxhash
-from apache_beam.transforms.window import GlobalWindows
 
 from data_beam.dedup import minhash, prior
-from data_beam.dedup.components import KEY, Components, Total, by_part
+from data_beam.dedup.components import KEY, Components, Total, at_the_end, by_part
 from data_beam.dedup.exact import (
   KNOWN,
   ExactDedup,
@@ -139,10 +138,7 @@ class _Bands(beam.DoFn):
 
   def finish_bundle(self) -> Any:
     """What is left."""
-    for block in self._blocks():
-      tag = getattr(block, 'tag', None)
-      value = GlobalWindows.windowed_value(block.value if tag else block)
-      yield beam.pvalue.TaggedOutput(tag, value) if tag else value
+    return at_the_end(self._blocks())
 
   def _blocks(self) -> Iterator[Any]:
     if not self.nodes:

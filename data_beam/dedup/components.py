@@ -25,6 +25,7 @@ from typing import Any, NamedTuple
 
 import apache_beam as beam
 import numpy as np
+from apache_beam.transforms.window import GlobalWindows
 
 KEY = np.dtype('S16')
 FEW_PARTS = 8         # up to so many, one worker can hold the roots of all
@@ -121,6 +122,14 @@ def smallest(u: np.ndarray, v: np.ndarray, count: int) -> np.ndarray:
 def part_of(nodes: np.ndarray, parts: int) -> np.ndarray:
   """The part of each node, from the half of its hash that does not order it."""
   return (np.ascontiguousarray(nodes).view(np.uint64)[1::2] % np.uint64(parts)).astype(np.int64)
+
+
+def at_the_end(outputs: Iterable[Any]) -> Iterator[Any]:
+  """What a DoFn gives, tagged or not, as its finish_bundle has to give it: with a window."""
+  for output in outputs:
+    tag = getattr(output, 'tag', None)
+    value = GlobalWindows.windowed_value(output.value if tag else output)
+    yield beam.pvalue.TaggedOutput(tag, value) if tag else value
 
 
 def by_part(nodes: np.ndarray, parts: int) -> Iterator[tuple[int, np.ndarray]]:

@@ -12,9 +12,8 @@ from typing import Any, NamedTuple
 import apache_beam as beam
 import numpy as np
 import xxhash
-from apache_beam.transforms.window import GlobalWindows
 
-from data_beam.dedup.components import by_part
+from data_beam.dedup.components import at_the_end, by_part
 
 OWNER = np.dtype('S28')     # what a document is called and ordered by
 PLACE = np.dtype('S32')     # owner and number, which sort as places do
@@ -90,10 +89,7 @@ class _Pack(beam.DoFn):
 
   def finish_bundle(self) -> Any:
     """What is left."""
-    for message in self._batch():
-      tag = getattr(message, 'tag', None)
-      value = GlobalWindows.windowed_value(message.value if tag else message)
-      yield beam.pvalue.TaggedOutput(tag, value) if tag else value
+    return at_the_end(self._batch())
 
   def _batch(self) -> Iterator[Any]:
     documents = self.documents
