@@ -15,6 +15,7 @@ import functools
 import itertools
 import json
 import os
+import re
 import signal
 import socket
 import sys
@@ -27,6 +28,7 @@ import jax
 import numpy as np
 from jax.experimental import multihost_utils
 
+from smoljax import gpu
 from smoljax.metrics import changes
 
 _POLL = 2.0  # seconds between looks at whether those one waits for are still there
@@ -64,7 +66,33 @@ def start(coordinator: str = '', processes: int = 0, process: int = -1) -> None:
   atexit.register(end, 'it has ended: its own output says why')  # before jax says goodbye
   if signal.getsignal(signal.SIGTERM) == signal.SIG_DFL:
     signal.signal(signal.SIGTERM, _leave)
+  _divide_gpus()
   threading.Thread(target=_live, daemon=True, name='signs of life').start()
+
+
+def _divide_gpus() -> None:
+  """Gives this process the GPUs of its host that are its own: all, or its part of them.
+
+  jax would give each process that SLURM or Open MPI starts a single one, and each that is started
+  by hand all of them. Raises ValueError where those of a host cannot be divided.
+  """
+  if 'JAX_LOCAL_DEVICE_IDS' in os.environ:
+    return
+  config: Any = jax.config
+  platforms = config.jax_platforms or ''
+  here = [] if platforms and not re.search('gpu|cuda', platforms) else gpu.visible()
+  mine, me = [socket.gethostname(), here], _state().process_id
+  there = _meet('the GPUs of each', mine, me, _state().num_processes)
+  if not here:
+    return
+  together = [i for i, of in enumerate(there) if of == mine]
+  each, rest = divmod(len(here), len(together))
+  if rest or any(of[0] == mine[0] and of != mine and {*of[1]} & {*here} for of in there):
+    raise ValueError(
+      f'the processes of {mine[0]} cannot divide its {len(here)} GPUs: start one of them, or one a '
+      'GPU, or let CUDA_VISIBLE_DEVICES name those of each')
+  first = each * together.index(me)
+  config.update('jax_cuda_visible_devices', ','.join(map(str, range(first, first + each))))
 
 
 def _live() -> None:
@@ -157,14 +185,19 @@ def wait(what: str) -> None:
 
 def gather(what: str, value: Any) -> list[Any]:
   """The values, JSON-able, with which all processes have come here; otherwise as `wait`."""
-  if jax.process_count() == 1:
+  return _meet(what, value, jax.process_index(), jax.process_count())
+
+
+def _meet(what: str, value: Any, me: int, count: int) -> list[Any]:
+  """`gather`, where jax does not know yet that this is process `me` of `count`."""
+  if count == 1:
     return [value]
   # The barrier of multihost_utils is a collective of devices, which gives up after a while.
-  meeting, me = f'smoljax/{next(_meetings)}/{what}', jax.process_index()
+  meeting = f'smoljax/{next(_meetings)}/{what}'
   post(f'{meeting}/{me}', [value])
   if me:
     return _await(f'{meeting}/all')
-  values = [value for i in range(jax.process_count()) for value in _await(f'{meeting}/{i}')]
+  values = [value for i in range(count) for value in _await(f'{meeting}/{i}')]
   post(f'{meeting}/all', values)
   return values
 

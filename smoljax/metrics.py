@@ -1,4 +1,4 @@
-"""Numbers of a run: JSON lines that a resumed run continues, TensorBoard, W&B; FLOPs, energy."""
+"""Numbers of a run: JSON lines that a resumed run continues, TensorBoard, W&B; FLOPs."""
 
 import calendar
 import importlib.util
@@ -13,8 +13,6 @@ import time
 import zlib
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
-
-import pynvml
 
 from smoljax import files
 
@@ -51,35 +49,6 @@ def _flat(config: Mapping, prefix: str = '') -> dict[str, Any]:
   for key, value in config.items():
     found |= _flat(value, f'{prefix}{key}.') if isinstance(value, dict) else {prefix + key: value}
   return found
-
-
-class Energy:
-  """What NVIDIA GPUs use, by NVML's counters: the whole board, idle time included."""
-
-  def __init__(self, gpus: Sequence[int]):
-    """Of the GPUs with these numbers as CUDA counts them; it knows nothing where NVML does not."""
-    self._boards = []
-    visible = os.environ.get('CUDA_VISIBLE_DEVICES', '').replace(' ', '')
-    try:
-      pynvml.nvmlInit()
-      for gpu in gpus:
-        name = visible.split(',')[gpu] if visible else str(gpu)
-        self._boards.append(
-          pynvml.nvmlDeviceGetHandleByIndex(int(name)) if name.isdecimal()
-          else pynvml.nvmlDeviceGetHandleByUUID(name))
-      self._before = self._read()
-    except pynvml.NVMLError:
-      self._boards = []
-
-  def _read(self) -> float:
-    return sum(map(pynvml.nvmlDeviceGetTotalEnergyConsumption, self._boards)) / 1e3
-
-  def joules(self) -> float | None:
-    """Used since the last call, or since the start; None where it is not known."""
-    if not self._boards:
-      return None
-    before, self._before = self._before, self._read()
-    return self._before - before
 
 
 def account(events: Sequence[Mapping], rows: Sequence[Mapping]) -> dict[str, float]:

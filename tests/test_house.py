@@ -55,7 +55,7 @@ OWNERS = {
   'sentencepiece': 'data/tokenizer.py',
   'safetensors': ('checkpoints/huggingface.py', 'checkpoints/hf_folder.py'),
   'tensorboardX': 'metrics.py',
-  'pynvml': 'metrics.py',
+  'pynvml': 'gpu.py',
   'wandb': 'metrics.py',
 }
 PICKLES = ('pickle.load', 'torch.load', 'allow_pickle=True')

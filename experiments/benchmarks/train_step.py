@@ -43,7 +43,7 @@ import numpy as np
 from absl import app, flags
 
 from configs import base
-from smoljax import metrics, model, optim, sharding
+from smoljax import gpu, metrics, model, optim, sharding
 from smoljax.checkpoints.store import Checkpoints
 from smoljax.data import packing
 from smoljax.data.batches import Batches, Stage, prefetch
@@ -338,7 +338,7 @@ def main(argv: list[str]) -> None:
     jax.block_until_ready(out)
     first = time.perf_counter() - began
     seconds, cpu_seconds, losses = [], [], []
-    energy = metrics.Energy([d.local_hardware_id for d in jax.devices() if d.platform == 'gpu'])
+    energy = gpu.Energy([d.local_hardware_id for d in jax.devices() if d.platform == 'gpu'])
     for _ in range(steps):
       batch = sharding.shard_batch(next(batches), mesh)
       began, cpu_began = time.perf_counter(), time.process_time()

@@ -14,7 +14,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from data_beam.redact import public
-from smoljax import distributed, metrics
+from smoljax import distributed, gpu, metrics
 from smoljax.data import chat
 from smoljax.optim.qk_clip import logit_metrics
 from smoljax.train import diagnostics, guard
@@ -72,7 +72,7 @@ class Telemetry:
     self._flops = run.model_config.flops_per_token(config.data.seq_len)
     self._flops_noncausal = run.model_config.flops_per_token(config.data.seq_len, causal=False)
     self._peak = metrics.peak_flops(jax.devices()[0].device_kind)
-    self._energy = metrics.Energy(
+    self._energy = gpu.Energy(
       [d.local_hardware_id for d in jax.local_devices() if d.platform == 'gpu'])
     self.event, self.rewind = self._log.event, self._log.rewind
 

@@ -253,6 +253,45 @@ def test_half_a_coordinator_is_refused():
     distributed.start('localhost:1', 2)
 
 
+_WHICH_GPUS = """
+import os, sys
+from smoljax import gpu
+seen = os.environ.get('CUDA_VISIBLE_DEVICES', '0,1,2,3,4,5,6,7').split(',')
+gpu.visible = lambda: [f'GPU-{name}' for name in seen]
+from smoljax import distributed
+from jax._src import xla_bridge
+try:
+  distributed.start()
+except ValueError as e:
+  sys.exit(str(e))
+print('mine:', xla_bridge.CUDA_VISIBLE_DEVICES.value)
+"""
+
+
+@pytest.mark.parametrize('processes, given, said', [
+  (1, [], ['0,1,2,3,4,5,6,7']),  # srun --ntasks-per-node=1 --gpus-per-node=8
+  (2, [], ['0,1,2,3', '4,5,6,7']),
+  pytest.param(2, ['3', '4'], ['0', '0'], marks=pytest.mark.slow),  # the launcher divided them
+  *(pytest.param(2, given, [f'cannot divide its {n} GPUs'] * 2, marks=pytest.mark.slow)
+    for n, given in ((3, ['0,1,2'] * 2), (2, ['3,4', '4,5']))),
+])
+def test_gpus_of_a_host_are_divided_among_its_processes(processes, given, said):
+  """By SLURM's variables jax would take one a process, and without them all for each."""
+  with socket.socket() as s:
+    s.bind(('localhost', 0))
+    port = str(s.getsockname()[1])
+  of = lambda i: {
+    **os.environ, 'JAX_PLATFORMS': '', 'JAX_COORDINATOR_PORT': port, 'SLURM_JOB_ID': '1',
+    'SLURM_STEP_NODELIST': 'localhost', 'SLURM_NTASKS': str(processes), 'SLURM_PROCID': str(i),
+    'SLURM_LOCALID': str(i), **({'CUDA_VISIBLE_DEVICES': given[i]} if given else {})}
+  running = [subprocess.Popen(
+    [sys.executable, '-c', _WHICH_GPUS], cwd=REPOSITORY, env=of(i), text=True,
+    stdout=subprocess.PIPE, stderr=subprocess.STDOUT) for i in range(processes)]
+  for process, words in zip(running, said, strict=True):
+    out = process.communicate(timeout=120)[0]
+    assert (f'mine: {words}\n' in out) if words[0].isdecimal() else words in out, out
+
+
 def test_the_commands_for_a_tpu_slice(tmp_path):
   def script(*args, **environment):
     return subprocess.run(

@@ -9,48 +9,6 @@ import pytest
 from smoljax import metrics
 
 
-@pytest.fixture
-def boards(monkeypatch):
-  """Two GPUs whose counters rise by 1 and 2 kJ a reading; NVML is asked by number or by UUID."""
-  asked, counters = [], {0: 0, 1: 0}
-
-  def read(board):
-    counters[board] += (board + 1) * 1_000_000  # millijoules
-    return counters[board]
-
-  def by_number(i):
-    asked.append(i)
-    return i
-
-  def by_uuid(name):
-    asked.append(name)
-    return {'GPU-a': 0, 'GPU-b': 1}[name]
-
-  monkeypatch.setattr(metrics.pynvml, 'nvmlInit', lambda: None)
-  monkeypatch.setattr(metrics.pynvml, 'nvmlDeviceGetHandleByIndex', by_number)
-  monkeypatch.setattr(metrics.pynvml, 'nvmlDeviceGetHandleByUUID', by_uuid)
-  monkeypatch.setattr(metrics.pynvml, 'nvmlDeviceGetTotalEnergyConsumption', read)
-  return asked
-
-
-@pytest.mark.parametrize('visible, asked', [('', [0, 1]), ('1, 0', [1, 0]), ('GPU-b,GPU-a', None)])
-def test_energy_since_the_last_reading(boards, monkeypatch, visible, asked):
-  monkeypatch.setenv('CUDA_VISIBLE_DEVICES', visible)
-  energy = metrics.Energy([0, 1])
-  assert boards == (asked or ['GPU-b', 'GPU-a'])
-  assert energy.joules() == 3000 == energy.joules()
-
-
-def test_energy_of_what_has_no_counter(monkeypatch):
-  assert metrics.Energy([]).joules() is None
-
-  def fail():
-    raise metrics.pynvml.NVMLError(metrics.pynvml.NVML_ERROR_LIBRARY_NOT_FOUND)
-
-  monkeypatch.setattr(metrics.pynvml, 'nvmlInit', fail)
-  assert metrics.Energy([0]).joules() is None
-
-
 def test_wandb_goes_on_as_the_same_run(tmp_path, monkeypatch):
   started, rows, ended = [], [], []
   run = types.SimpleNamespace(
