@@ -28,11 +28,13 @@ trials are made, and the result says so. --retest runs the best few again with o
 import argparse
 import contextlib
 import dataclasses
+import itertools
 import json
 import math
 import pathlib
 import platform
 import signal
+import subprocess
 import sys
 import time
 from collections.abc import Iterator, Mapping, Sequence
@@ -70,14 +72,25 @@ class Failed(Exception):
   """A run that was refused, diverged or was killed too often; says why."""
 
 
-def _latency(folder: pathlib.Path, _summary: dict) -> float:
-  """Milliseconds a token of greedy decoding, one row, on this machine."""
+def _latency(folder: pathlib.Path, _summary: dict, environment: dict) -> float:
+  """`decoding` in a process of its own: what a search held of a GPU its next trials would lack."""
+  code = 'import sys; from experiments import search; print(search.decoding(sys.argv[1]))'
+  child = processes.start([sys.executable, '-c', code, str(folder / 'checkpoints')],
+                          stdout=subprocess.PIPE, text=True, env=environment)
+  said = child.communicate()[0]
+  if child.returncode:
+    raise Failed(f'{folder}: its latency could not be measured')
+  return float(said.split()[-1])
+
+
+def decoding(path: str) -> float:
+  """Milliseconds a token of greedy decoding, one row, of the model there, on this machine."""
   from smoljax import model
   from smoljax.checkpoints import load
   from smoljax.inference import cache as cache_lib
   from smoljax.inference.generate import generate
 
-  config, params = model.without_mtp(*load.load_weights(str(folder / 'checkpoints'))[:2])
+  config, params = model.without_mtp(*load.load_weights(path)[:2])
   new = min(64, config.max_seq_len - 1)
   params = cache_lib.prepare(config, params)
   times = []
@@ -88,20 +101,22 @@ def _latency(folder: pathlib.Path, _summary: dict) -> float:
   return 1000 * min(times) / new
 
 
-def _memory(folder: pathlib.Path, summary: dict) -> float:
+def _memory(folder: pathlib.Path, summary: dict, _environment: dict) -> float:
   """Bytes to serve one row of full length: weights and keys and values, two bytes each."""
   from smoljax.checkpoints import store
+  from smoljax.model import ModelConfig
 
-  config, _, _ = store.load_params(str(folder / 'checkpoints'))
+  config = ModelConfig(**store.load_meta(str(folder / 'checkpoints'))['model'])
   cache = 2 * config.num_layers * config.num_kv_heads * config.head_dim * config.max_seq_len
   return 2.0 * (summary['parameters'] + cache)
 
 
-OBJECTIVES = {  # all are made small; of a run's workdir
-  'loss': lambda folder, summary: summary['loss']['validation'],
-  'parameters': lambda folder, summary: summary['parameters'],
-  'bytes': lambda folder, summary: (folder / 'export/model.safetensors').stat().st_size,
-  'seconds': lambda folder, summary: summary['seconds']['train'],
+# All are made small; of a run's workdir, its summary, and a process's environment on its GPU.
+OBJECTIVES = {
+  'loss': lambda folder, summary, _: summary['loss']['validation'],
+  'parameters': lambda folder, summary, _: summary['parameters'],
+  'bytes': lambda folder, summary, _: (folder / 'export/model.safetensors').stat().st_size,
+  'seconds': lambda folder, summary, _: summary['seconds']['train'],
   'latency': _latency,
   'memory': _memory,
 }
@@ -154,6 +169,7 @@ class Experiment:
     flags: of the form --config.x=…, for all runs.
     unit: tokens between two points of comparison; 0 = nothing is compared before the end.
     rungs: with `cooled`, how many lengths each trial is cooled down at.
+    parallel: trials at a time on this machine; where they outnumber its GPUs, they share these.
     poll: seconds between looks at the metrics.
     runner: what takes the place of `python -m experiments.run`.
   """
@@ -165,6 +181,7 @@ class Experiment:
   unit: float = 0.0
   rungs: int = 1
   cooled: bool = False
+  parallel: int = 1
   poll: float = 1.0
   runner: Sequence[str] = (sys.executable, '-m', 'experiments.run')
 
@@ -179,11 +196,12 @@ class Experiment:
         else:
           self._train(trial, folder, self._evaluations(trial.params), gpu,
                       lambda: _watch(folder, report))
+        summary = json.loads((folder / 'summary.json').read_text())
+        return [float(OBJECTIVES[name](folder, summary, sweep.on_gpu(gpu, self._among())))
+                for name in self.objectives]
       except Failed as e:
         trial.set_user_attr('failed', str(e))
         return [math.inf] * len(self.objectives)
-    summary = json.loads((folder / 'summary.json').read_text())
-    return [float(OBJECTIVES[name](folder, summary)) for name in self.objectives]
 
   def _evaluations(self, params: Mapping[str, Any]) -> dict[str, Any]:
     """Makes a run evaluate as often by tokens as all others, unless the user says how often."""
@@ -232,7 +250,7 @@ class Experiment:
     point = sweep.Point(folder.name, params, command, folder, set())
     spent = trial.user_attrs.get('flops_of', {})
     while True:
-      sweep.start(point, gpu)
+      sweep.start(point, gpu, self._among())
       try:
         while point.process.poll() is None:
           time.sleep(self.poll)
@@ -251,13 +269,18 @@ class Experiment:
       if status == sweep.REFUSED or point.tries > RETRIES:
         raise Failed(point.last_words())
 
+  def _among(self) -> int:
+    """How many trials share a GPU of this machine."""
+    return sweep.on_one(self.parallel, sweep.find_gpus())
+
   @contextlib.contextmanager
   def _gpu(self, number: int) -> Iterator[str | None]:
-    """A GPU that no other trial on this machine has, while there is one; None without GPUs."""
+    """A GPU that no more trials on this machine have than are to share it, while there is one; None
+    without GPUs."""
     gpus = sweep.find_gpus()
     leases = pathlib.Path(self.workdir) / 'leases'
-    for gpu in gpus:
-      if held := processes.lease(leases / f'{platform.node()}-gpu-{gpu}'):
+    for place, gpu in itertools.product(range(self._among()), gpus):
+      if held := processes.lease(leases / f'{platform.node()}-gpu-{gpu}-{place}'):
         with held:
           yield gpu
         return
@@ -447,7 +470,7 @@ def _main(args: argparse.Namespace, argv: Sequence[str]) -> None:
     len(args.objectives), args.seed, args.max_flops, args.max_hours, unit, identity=common)
   objective = Experiment(
     args.workdir, args.config, args.flags, args.objectives, unit * (args.pruner != 'none'),
-    args.rungs, args.cooled)
+    args.rungs, args.cooled, args.processes)
   retest = lambda done: again(study, done, args.retest, args.seeds, common['seed'])
   plain = dataclasses.replace(objective, unit=0.0, cooled=False)
   if args.dry_run:

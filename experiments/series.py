@@ -62,7 +62,7 @@ def run(
   """
   signal.signal(signal.SIGTERM, signal.default_int_handler)  # its processes must not outlive it
   root = pathlib.Path(workdir)
-  if not sweep.run(points, parallel=1, gpus=sweep.find_gpus()[:1], log_line=log_line):
+  if not sweep.run(points, parallel=1, log_line=log_line):
     failed = next(p for p in points if p.state == 'failed')
     raise ValueError(f'the stage {failed.name} failed: {failed.last_words()}')
   scores = {p.name: series_page.load(p.folder) for p in points}

@@ -54,7 +54,7 @@ from data_beam.redact import public
 from experiments.engine import cli, processes
 from experiments.engine.cli import exit_status, read_json, write_json
 from experiments.engine.config import unknown_field
-from smoljax import metrics
+from smoljax import gpu, metrics
 from smoljax.report import scaling_page, sweep_page
 
 _REFERENCE = re.compile(r'(?:^|(?<=[=,]))@([^/,]+)')
@@ -286,6 +286,7 @@ def run(points: Sequence[Point], *, parallel: int, retries: int = 1, backoff: fl
     stall: seconds without a word in its files after which a process is killed.
   """
   by_name = {p.name: p for p in points}
+  among = on_one(min(parallel, len(points)), gpus)
   try:
     while any(p.state in ('waiting', 'running') for p in points):
       for p in points:
@@ -305,7 +306,7 @@ def run(points: Sequence[Point], *, parallel: int, retries: int = 1, backoff: fl
         elif (states <= {'done'} and sum(q.state == 'running' for q in points) < parallel
               and _take(p)):
           busy = [q.gpu for q in points if q.state == 'running']
-          start(p, min(gpus, key=busy.count) if gpus else None)
+          start(p, min(gpus, key=busy.count) if gpus else None, among)
           done = sum(q.state == 'done' for q in points)
           log_line(f'{p.name}: started ({done} of {len(points)} done); {p.folder}/log.txt')
       time.sleep(0.2)
@@ -340,13 +341,12 @@ def make_folder(point: Point) -> None:
     steps.symlink_to(os.path.relpath(point.shared, point.folder))
 
 
-def start(point: Point, gpu: str | None) -> None:
-  """Starts the point's process, on one GPU if that is named."""
+def start(point: Point, gpu: str | None, among: int = 1) -> None:
+  """Starts the point's process, as `on_gpu` says."""
   make_folder(point)
-  environment = os.environ | ({'CUDA_VISIBLE_DEVICES': gpu} if gpu else {})
   with open(point.folder / 'log.txt', 'ab') as log:
     point.process = processes.start(
-      point.command, stdout=log, stderr=log, stdin=subprocess.DEVNULL, env=environment)
+      point.command, stdout=log, stderr=log, stdin=subprocess.DEVNULL, env=on_gpu(gpu, among))
   point.gpu, point.state, point.began = gpu, 'running', time.monotonic()
   point.tries += 1
 
@@ -372,6 +372,16 @@ def _finish(point: Point, retries: int, backoff: float, log_line: Callable[[str]
   else:
     point.state = 'failed'
     log_line(f'{point.name}: failed: {point.last_words()}')
+
+
+def on_gpu(name: str | None, among: int = 1) -> dict[str, str]:
+  """The environment of a process on one GPU, if that is named, which so many processes share."""
+  return os.environ | ({'CUDA_VISIBLE_DEVICES': name, **gpu.divided(among)} if name else {})
+
+
+def on_one(count: int, gpus: Sequence[str]) -> int:
+  """How many of so many processes share a GPU at most."""
+  return max(1, -(-count // max(1, len(gpus))))
 
 
 def find_gpus() -> list[str]:

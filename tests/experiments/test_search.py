@@ -1,8 +1,10 @@
 """The search: trials that are experiments, their deaths, rungs, re-tests; its page."""
 
+import contextlib
 import csv
 import json
 import math
+import os
 import pathlib
 import signal
 import subprocess
@@ -17,7 +19,7 @@ from conftest import REPOSITORY
 from helpers.searches import bowl, quiet
 
 from configs import search as recipe
-from experiments import search
+from experiments import search, sweep
 from experiments.benchmarks import search as benchmark
 from experiments.engine.config import resolve
 from experiments.engine.study import latest, run_of
@@ -165,7 +167,7 @@ def test_trainings_end_with_their_search_and_go_on_with_the_next(tmp_path, runne
   script = f'''
 import pathlib, signal, sys
 sys.path.insert(0, {str(REPOSITORY)!r})
-from experiments import search
+from experiments import search, sweep
 for ends in (signal.SIGTERM, signal.SIGINT):  # which a shell's background jobs ignore
   signal.signal(ends, signal.default_int_handler)
 root = {str(tmp_path)!r}
@@ -289,9 +291,41 @@ def test_latency_and_memory_of_a_run(markov_corpora, tmp_path):
   from helpers.training import fit, tiny
 
   result = fit(tiny(), markov_corpora, tmp_path)
-  assert 0 < search.OBJECTIVES['latency'](tmp_path, {}) < 1000
+  assert 0 < search.OBJECTIVES['latency'](tmp_path, {}, dict(os.environ)) < 1000
   cache = 2 * 4 * 1 * 16 * 64  # keys and values, layers, heads, their dims, places
-  assert search.OBJECTIVES['memory'](tmp_path, result) == 2 * (result['parameters'] + cache)
+  assert search.OBJECTIVES['memory'](tmp_path, result, {}) == 2 * (result['parameters'] + cache)
+
+
+@pytest.mark.slow
+def test_a_search_takes_no_memory_of_the_gpus_of_its_trials(markov_corpora, tmp_path):
+  """What jax once has of a GPU it keeps: the search itself may not ask for devices."""
+  from helpers.training import fit, tiny
+
+  result = fit(tiny(), markov_corpora, tmp_path)
+  code = f'''
+import json, os, pathlib
+from experiments import search, sweep
+for name in ('latency', 'memory'):
+  assert search.OBJECTIVES[name](pathlib.Path({str(tmp_path)!r}), {result!r}, dict(os.environ))
+from jax._src import xla_bridge
+assert not xla_bridge._backends, xla_bridge._backends
+'''
+  subprocess.run([sys.executable, '-c', code], check=True, cwd=REPOSITORY)
+
+
+def test_trials_share_gpus_evenly_and_divide_their_memory(tmp_path, monkeypatch):
+  monkeypatch.setenv('CUDA_VISIBLE_DEVICES', '4,7')
+  for name in ('XLA_PYTHON_CLIENT_MEM_FRACTION', 'XLA_CLIENT_MEM_FRACTION'):
+    monkeypatch.delenv(name, raising=False)
+  objective = search.Experiment(str(tmp_path), 'configs/search.py', (), ['loss'], parallel=4)
+  with contextlib.ExitStack() as stack:
+    had = [stack.enter_context(objective._gpu(i)) for i in range(4)]
+  assert sorted(had) == ['4', '4', '7', '7'] and set(had[:2]) == {'4', '7'}
+  shares = {among: sweep.on_gpu('4', among).get('XLA_PYTHON_CLIENT_MEM_FRACTION')
+            for among in (1, sweep.on_one(4, ['4', '7']))}
+  assert shares == {1: None, 2: '0.460'}
+  monkeypatch.setenv('XLA_CLIENT_MEM_FRACTION', '.3')
+  assert 'XLA_PYTHON_CLIENT_MEM_FRACTION' not in sweep.on_gpu('4', 2)
 
 
 def test_tpe_learns(tmp_path):

@@ -3,6 +3,7 @@
 import json
 import pathlib
 import random
+import signal
 import subprocess
 import sys
 import types
@@ -48,6 +49,16 @@ def test_stages_are_commands_that_follow_one_another(tmp_path):
     '--config.series=()', '--config.name=base-a', '--fresh']
   assert f'--config.merge.models={root}/a,{root}/a/x' in second.command
   assert second.after == {'a'}
+
+
+def test_a_stage_has_all_gpus(tmp_path, monkeypatch):
+  monkeypatch.setenv('CUDA_VISIBLE_DEVICES', '2,3')
+  monkeypatch.setattr(signal, 'signal', lambda *_: None)
+  (stage,) = planned([{'name': 'a'}], tmp_path)
+  code = 'import os, sys; sys.exit("error: " + os.environ["CUDA_VISIBLE_DEVICES"])'
+  stage.command = [sys.executable, '-c', code]
+  with pytest.raises(ValueError, match='the stage a failed: error: 2,3'):
+    series.run(None, [stage], str(tmp_path), lambda line: None)
 
 
 @pytest.mark.parametrize('rows, said', [
