@@ -192,7 +192,8 @@ def run_train(output: str, inputs: Mapping[str, str], *, c: Any, corpora: Sequen
 
 
 def rehearse(run: Any, *, c: Any, inputs: Mapping[str, str], targets: Sequence[str]) -> Iterator:
-  """Compiles what `run_evaluate` and `run_export` run of a model that is trained yet.
+  """Compiles what `run_evaluate` and `run_export` run of a model that is trained yet, a program a
+  turn.
 
   Not where the model writes the answers: what that takes depends on them.
 
@@ -204,6 +205,7 @@ def rehearse(run: Any, *, c: Any, inputs: Mapping[str, str], targets: Sequence[s
   from smoljax import model, sharding
   from smoljax.checkpoints import load
   from smoljax.data import tokenizer
+  from smoljax.evals.likelihood import Rehearsal
   from smoljax.evals.tasks import TASKS
   from smoljax.inference import generate
 
@@ -214,16 +216,16 @@ def rehearse(run: Any, *, c: Any, inputs: Mapping[str, str], targets: Sequence[s
   text = tokenizer.load(
     tokenizer_file(c, inputs), run.meta['special_tokens'], run.meta['tokenizer_sha256'])
   if c.sample.prompts:
-    generate.rehearse(config, params, **_sampled(c, load.of_run(config, params, text, run.meta)))
-  yield
+    yield from generate.rehearse(
+      config, params, **_sampled(c, load.of_run(config, params, text, run.meta)))
   evaluate = _evaluation(c, inputs, targets, text, say=lambda line: None)
   mesh = sharding.make_mesh(devices=jax.local_devices())
   with jax.set_mesh(mesh):
+    rehearsal = Rehearsal(model.abstract_params(config, mesh))
     own = functools.partial(
-      evaluate, config, model.abstract_params(config, mesh), eval_data=c.eval.data,
-      limit=c.eval.task_examples, seed=c.seed)
+      evaluate, config, rehearsal, eval_data=c.eval.data, limit=c.eval.task_examples, seed=c.seed)
     _as_far_as_it_goes(own, [t for t in c.eval.tasks if t in TASKS], lambda line: None)
-  yield
+    yield from rehearsal.compile()
 
 
 def run_merge(output: str, _: Mapping[str, str], *, c: Any) -> dict:

@@ -73,9 +73,31 @@ def _score(
   return jax.tree.map(lambda x: sharding.constrain(x, None, None), scores)
 
 
+class Rehearsal:
+  """In the place of parameters that are not there yet: notes what scores of them would compute.
+
+  Args:
+    params: ShapeDtypeStructs.
+  """
+
+  def __init__(self, params: dict):
+    self._params = params
+    self._noted: dict[tuple, dict] = {}  # config and shape of a batch → its arrays
+
+  def note(self, config: model.ModelConfig, arrays: dict) -> None:
+    """A batch that would be scored."""
+    self._noted[config, arrays['inputs_BT'].shape] = arrays
+
+  def compile(self) -> Iterator[None]:
+    """Compiles what was noted, a program a turn; to score such parameters then need not do it."""
+    for (config, _), arrays in self._noted.items():
+      _score.lower(config, self._params, **arrays).compile()
+      yield
+
+
 def run_windows(
   config: model.ModelConfig,
-  params: dict,
+  params: dict | Rehearsal,
   stream: Iterable[Window],
   *,
   batch_size: int,
@@ -87,13 +109,11 @@ def run_windows(
   (`jax.set_mesh`) the batch is split over its batch axes, and grows to a multiple of them; all
   processes must give the same windows and receive all scores.
 
-  Where `params` are ShapeDtypeStructs it is a rehearsal: programs are compiled, which scores of
-  such parameters then need not do, and all scores are 0.
+  For a `Rehearsal` nothing is computed, and all scores are 0.
 
   Raises ArithmeticError if a score is not finite.
   """
   mesh = jax.sharding.get_mesh()
-  rehearsal = isinstance(jax.tree.leaves(params)[0], jax.ShapeDtypeStruct)
   if not mesh.empty:
     num_shards = math.prod(mesh.shape[a] for a in sharding.RULES['batch'] or ())
     batch_size = -(-batch_size // num_shards) * num_shards
@@ -106,8 +126,8 @@ def run_windows(
     if not mesh.empty:
       local = sharding.local_rows(mesh, batch_size)
       arrays = sharding.shard_batch({k: x[local] for k, x in arrays.items()}, mesh)
-    if rehearsal:
-      _score.lower(config, params, **arrays).compile()
+    if isinstance(params, Rehearsal):
+      params.note(config, arrays)
       return batch, (np.zeros((batch_size, length), np.float32),) * 2
     return batch, _score(config, params, **arrays)
 

@@ -108,8 +108,9 @@ def stream(
 def rehearse(
   config: model.ModelConfig, params: model.Params, prompts: Sequence[Sequence[int]], *,
   max_new_tokens: int, sampling: Sampling = GREEDY, eos_id: int | Sequence[int] | None = None,
-) -> None:
-  """Compiles what `generate` with these arguments runs, of parameters that are not there yet.
+) -> Iterator[None]:
+  """Compiles what `generate` with these arguments runs, of parameters that are not there yet, a
+  program a turn.
 
   Args:
     params: ShapeDtypeStructs, as of `model.abstract_params` without a mesh.
@@ -128,15 +129,18 @@ def rehearse(
     first, further = cache_lib.prefill_programs(config, 0)
     lowered = first.lower(params, tokens_BC, offset_B, cache)
     lowered.compile()
+    yield
     logits_BV, cache, _ = there(lowered.out_info)
     if chunk < T:
       further.lower(params, tokens_BC, offset_B, cache, np.int32(chunk)).compile()
+      yield
     seen_BV = jax.ShapeDtypeStruct(logits_BV.shape, bool)
     state = there(State(
       logits_BV, cache, drawn, drawn, jax.ShapeDtypeStruct(offset_B.shape, bool),
       seen_BV if sampling.repetition_penalty != 1 else None))
     run = _block(config, sampling, _ends(eos_id), block, False)
     run.lower(params, offset_B, keys_B, state).compile()
+    yield
 
 
 def _usual_block(config):

@@ -60,7 +60,7 @@ def train(
     resumed = checkpoints.latest() is not None
     ahead = _compile_ahead(run, train_step)
     step, state, position, changed = newest(run, checkpoints)
-    iterator = prefetch(run.batches, position)
+    iterator, checkpoint_due = prefetch(run.batches, position), False
     checkpoints.reserve((run.plan.params, run.plan.opt_state))
     _warn(run, checkpoints, step, log_line)
     probe = make_probe(run)
@@ -68,14 +68,13 @@ def train(
       Telemetry(run, step, log_line) as telemetry,
       Termination() as termination,
       Profile(config.xprof, os.path.join(directory, 'profile')) as profile,
-      Beside(run, beside) as background,
+      Beside(run, beside, telemetry) as background,
     ):
       event = 'resume' if resumed else 'branch' if t.branch_from else 'start'
       telemetry.started(step, event, checkpoints.quarantined, changed, watch.seconds())
       if step == 0:
         with telemetry.phase('evaluation'):
           telemetry.evaluated(step, state, evaluate(run, state['params']))
-      checkpoint_due = False
       while step < t.steps:
         stage = run.stage(step)
         if step == stage.start:
@@ -135,6 +134,7 @@ def train(
           _stop(telemetry, step, termination.signal)
       with telemetry.phase('checkpoint'):
         checkpoints.close()
+      background.wait()
       iterator.close()
       telemetry.stopped(step, 'finished')
   return summarize(run)
@@ -177,11 +177,14 @@ def _has_time_for_more(run: Run) -> bool:
 class Beside:
   """A thread that goes through an iterator while the steps run; as a context, it ends with them.
 
-  After an error, or where the run is stopped, the iterator's next turn is the last.
+  After an error, or where the run is stopped, the iterator's next turn is the last. A turn may take
+  longer than the watchdog waits for a step.
   """
 
-  def __init__(self, run: Run, work: Callable[[Run], Iterator[None]] | None):
-    self._run, self._work, self._stopped = run, work, False
+  def __init__(
+    self, run: Run, work: Callable[[Run], Iterator[None]] | None, telemetry: Telemetry
+  ):
+    self._run, self._work, self._telemetry, self._stopped = run, work, telemetry, False
     self._thread = threading.Thread(target=self._go, name=BESIDE)
 
   def __enter__(self) -> 'Beside':
@@ -192,10 +195,15 @@ class Beside:
     if self._work and not self._thread.ident and _has_time_for_more(self._run) and _has_room():
       self._thread.start()
 
+  def wait(self) -> None:
+    """Returns when all is gone through, if it was begun."""
+    if self._thread.is_alive():
+      with self._telemetry.phase('compile'):
+        self._thread.join()
+
   def __exit__(self, error: object, *_: object) -> None:
     self._stopped = error is not None
-    if self._thread.is_alive():
-      self._thread.join()
+    self.wait()
 
   def _go(self) -> None:
     with contextlib.suppress(Exception):

@@ -1,5 +1,6 @@
 """The training loop: it learns, resumes bit for bit, agrees across meshes, and refuses nonsense."""
 
+import contextlib
 import json
 import os
 import resource
@@ -7,6 +8,7 @@ import signal
 import subprocess
 import sys
 import threading
+import time
 from types import SimpleNamespace
 
 import jax
@@ -24,6 +26,7 @@ from smoljax.data.batches import make_stages, prefetch
 from smoljax.train import loop, start, telemetry
 from smoljax.train.step import make_plan
 from smoljax.train.telemetry import Diverged
+from smoljax.train.watchdog import Watchdog
 
 
 @pytest.fixture(scope='module')
@@ -103,17 +106,43 @@ def test_what_is_done_beside_the_steps_ends_with_them(monkeypatch, error):
     raise ValueError('told elsewhere')
 
   telemetry._compiled()
+  told = SimpleNamespace(phase=lambda name: contextlib.nullcontext())
   monkeypatch.setattr(loop, '_has_time_for_more', lambda run: False)
-  with loop.Beside('cpu', work) as background:
+  with loop.Beside('cpu', work, told) as background:
     background.begin()  # a processor has no time for it
   assert not done
   monkeypatch.setattr(loop, '_has_time_for_more', lambda run: True)
-  with loop.Beside('run', work) as background:
+  with loop.Beside('run', work, told) as background:
     background.begin()
     background.begin()
     threading.Timer(.1, go_on.set).start()
     background.__exit__(error)
   assert done == ['run'] + ['more'] * (not error) and not telemetry._compiled()
+
+
+@pytest.mark.parametrize('stop', [False, True])
+def test_what_outlasts_the_steps_is_waited_for(monkeypatch, markov_corpora, tmp_path, stop):
+  ended, done = [], []
+  monkeypatch.setattr(Watchdog, '_end', lambda self, reason, *_, **__: (
+    ended.append(reason), self._closed.set()))
+  monkeypatch.setattr(loop, '_has_time_for_more', lambda run: True)
+  monkeypatch.setattr(loop, '_has_room', lambda: True)
+  over = threading.Event()  # no step is taken any more
+
+  def work(run):
+    if stop:
+      os.kill(os.getpid(), signal.SIGTERM)
+    over.wait(60)
+    time.sleep(3)
+    done.append(run)
+    yield
+
+  close, end = Checkpoints.close, loop._stop
+  monkeypatch.setattr(Checkpoints, 'close', lambda self: (close(self), over.set()))
+  monkeypatch.setattr(loop, '_stop', lambda *args: (over.set(), end(*args)))
+  with contextlib.suppress(SystemExit):
+    fit(tiny(**{'train.watchdog': .2}), markov_corpora, tmp_path, devices=1, beside=work)
+  assert len(done) == 1 and not ended
 
 
 def test_a_save_has_its_memory_ready_once_for_each_part():
