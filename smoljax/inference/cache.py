@@ -124,16 +124,17 @@ def attend_cache(
 
   def attend(q_BTNH, k_BTKH, v_BTKH, layer, window, cache):
     given = q_BTNH, k_BTKH, v_BTKH, cache[layer]
-    if start is not None and not own and decode.fits(q_BTNH, k_BTKH):
+    # A ring has one token at a time: of several, the first would see what the last pushes out.
+    if start is not None and (T == 1 or not window) and decode.fits(q_BTNH, k_BTKH):
       out_BTNH, written = jax.lax.platform_dependent(
-        *given, cuda=one_token, default=functools.partial(tokens, window=window))
+        *given, cuda=few_tokens, default=functools.partial(tokens, window=window))
     else:
       out_BTNH, written = tokens(*given, window=window)
     return out_BTNH, [*cache[:layer], written, *cache[layer + 1 :]], None
 
-  def one_token(q_B1NH, k_B1KH, v_B1KH, held):
+  def few_tokens(q_BTNH, k_BTKH, v_BTKH, held):
     return decode.attend(
-      q_B1NH, k_B1KH, v_B1KH, held, first, offset_B, softcap=config.attention_softcap)
+      q_BTNH, k_BTKH, v_BTKH, held, first, offset_B, softcap=config.attention_softcap)
 
   def tokens(q_BTNH, k_BTKH, v_BTKH, held, window):
     new = (k_BTKH.swapaxes(1, 2), v_BTKH.swapaxes(1, 2))

@@ -14,6 +14,7 @@ from smoljax.model.attention import attention, context, cudnn, decode, splash
 from smoljax.model.attention.masks import Static, positions_from_segments, segments_from_positions
 
 PLATFORM = jax.default_backend()
+INTERPRET = PLATFORM != 'gpu'  # kernels of NVIDIA GPUs
 # Name → dtype of the arrays, error allowed in units of the largest value.
 IMPLEMENTATIONS = {
   'xla': ('float32', 1e-5),
@@ -355,7 +356,7 @@ def test_the_kernel_of_one_token_equals_the_definition(R, index, offset, softcap
   held = tuple(x.at[:, :, (holds_R < 0) | (holds_R == index)].set(jnp.nan) for x in held)
   out, (keys, values) = decode.attend(
     q, k, v, held, jnp.int32(index), jnp.asarray([offset, 0], 'int32'), softcap=softcap,
-    interpret=True)
+    interpret=INTERPRET)
   for old, new, now in zip(held, (k, v), (keys, values), strict=True):
     want = old.at[:, :, index % R].set(new[:, 0])
     np.testing.assert_array_equal(*(x.astype('float32') for x in (now, want)))
@@ -367,3 +368,27 @@ def test_the_kernel_of_one_token_equals_the_definition(R, index, offset, softcap
       p = np.exp(softcap * np.tanh(s / softcap) if softcap else s)
       np.testing.assert_allclose(np.asarray(out[b, 0, n], np.float64), p @ wide[1] / p.sum(),
                                  atol=2e-2)
+
+
+@pytest.mark.parametrize('T', [2, 3, 5])
+@pytest.mark.parametrize('softcap', [0.0, 1.5])
+def test_the_kernel_of_several_tokens_equals_one_at_a_time(T, softcap):
+  """Rows at their own pace, the first with nothing in its cache; and several parts."""
+  rng = np.random.default_rng(T)
+  B, K, G, H, R = 3, 2, 3, 16, 700
+  q, k, v = (jnp.asarray(rng.normal(size=(B, T, n, H)), 'bfloat16') for n in (K * G, K, K))
+  index, offset = jnp.asarray([0, 130, 640], 'int32'), jnp.asarray([0, 77, 2], 'int32')
+  empty = (np.arange(R) >= index[:, None])[:, None, :, None]
+  held = tuple(jnp.where(empty, jnp.nan, jnp.asarray(rng.normal(size=(B, K, R, H)), 'bfloat16'))
+               for _ in range(2))
+  out, written = decode.attend(q, k, v, held, index, offset, softcap=softcap, interpret=INTERPRET)
+  each = []
+  for t in range(T):
+    one, held = decode.attend(
+      *(x[:, t : t + 1] for x in (q, k, v)), held, index + t, offset, softcap=softcap,
+      interpret=INTERPRET)
+    each.append(one)
+  np.testing.assert_allclose(
+    *(np.asarray(x, np.float32) for x in (out, jnp.concatenate(each, axis=1))), atol=1e-2)
+  for now, want in zip(written, held, strict=True):
+    np.testing.assert_array_equal(*(np.asarray(x, np.float32) for x in (now, want)))
