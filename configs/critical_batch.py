@@ -7,7 +7,17 @@ batches of 1, 2, 4 and 8 times the size, at the learning rate times the root of 
 (arXiv 2505.23971). The largest batch whose loss is within the noise of the smallest's is the
 critical one there, by seeds' t-intervals; `optimizer.ramp` of a run acts on it: ((0.0, 1), (share,
 times), …). The other estimate, from the gradients' variance, is `noise_scale` of a run's own page
-(diagnostics.every).
+(diagnostics.every). "Within noise" says no more than the difference that could have been seen, which
+stands beside it.
+
+On a GPU without Beam the corpus comes along as tokens, those of configs/data_ablation.py's panel
+(`--sweep` of experiments.prepare there) or of experiments.prepare --config=configs/quickstart.py:
+
+  python -m experiments.sweep --config=configs/critical_batch.py --workdir=runs/critical_batch \\
+    --parallel=6 --config.corpora=clean=runs/panel/points/clean-0/tokens/web/1.0.0 \\
+    --config.tokenizer.path=runs/panel/points/corpora/tokenizer.model
+
+The three trunks run first, then 36 branches; what was stopped goes on by the same line.
 """
 
 import itertools
@@ -18,7 +28,7 @@ from configs import quickstart
 
 TOKENS = 1_024_000  # of the run, did it go to its end
 SHARES = (0.05, 0.25, 0.5)  # of it, at which batches part: multiples of the first, which is saved
-WINDOW = 0.25  # of it, tokens of each branch
+WINDOW = 0.256  # of it, tokens of each branch: whole updates of every batch
 TIMES = (1, 2, 4, 8)
 SEEDS = 3
 
@@ -54,7 +64,8 @@ def sweep() -> list[dict]:
     for share, times in itertools.product(SHARES, TIMES):
       end, group = share + WINDOW, f'at {share:g}, batch x{times}'
       points.append({
-        'name': f'{group}-{seed}', 'group': group, 'seed': seed,
+        'name': f'{group}-{seed}', 'group': group, 'against': f'at {share:g}, batch x1',
+        'seed': seed,
         'train.tokens': round(steps * end) * every,
         'optimizer.decay_steps': round(steps * WINDOW / 2),
         'train.branch_from': f'@trunk-{seed}/checkpoints/{round(steps * share)}',

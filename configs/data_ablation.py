@@ -23,6 +23,25 @@ which the page says; filters cost text, and a comparison with repeats is of amou
 that is too small is refused: lower train.tokens, or give more (pdf50 needs more PDFs). The
 learning rate stays constant, so that a point of a curve is a run of that length, and tokens to a
 given loss compare.
+
+Where there is a GPU and no Beam, the variants' tokens come along, made ahead (the first two lines,
+on any machine; one with a crawl of its own gives that instead of the first line's), of a judge all
+documents; several processes share a GPU, and a run of this size takes seconds of it:
+
+  python -m experiments.prepare --config=configs/quickstart.py --workdir=runs/docs
+  python -m experiments.prepare --sweep --config=configs/data_ablation.py:panel \\
+    --workdir=runs/panel --config.web.input='runs/docs/steps/selfdocs-*/web/*.warc.gz' \\
+    --config.pdf.input='runs/docs/steps/selfdocs-*/pdf/*.pdf'
+  python -m data_beam.web --input=NEWS.warc.gz --output=runs/news --name=news
+  python -m data_beam.tokenize_corpus --input=runs/news/news/1.0.0 --output=runs/panel \\
+    --name=news --holdout=0.999 --holdout_shared=1 \\
+    --tokenizer=runs/panel/points/corpora/tokenizer.model
+  tar czf panel.tgz runs/panel/news runs/panel/points runs/panel/steps/tokenize*
+
+and there, after `tar xzf panel.tgz`,
+
+  python -m experiments.sweep --workdir=runs/panel_runs --parallel=6 --config=\\
+    configs/data_ablation.py:panel,tokens=runs/panel,judge=news=runs/panel/news/1.0.0
 """
 
 import itertools
@@ -55,6 +74,8 @@ VARIANTS = {
   'pdf50': mixture(web=0.5, pdf=0.5),
   'pdf': mixture(pdf=1.0),
 }
+COMMON = {'good_web': '@corpora/corpora/web', 'good_pdf': '@corpora/corpora/pdf',
+          'all_web': '@raw_corpora/corpora/web'}  # what judges every variant
 PANEL = ('clean', 'no_repetition', 'no_quality', 'no_lines', 'no_minhash', 'no_language')
 
 
@@ -69,33 +90,49 @@ def get_config(arg: str = '') -> ConfigDict:
   c.train.eval_documents = 64
   c.optimizer.schedule = 'constant'
   c.diagnostics.every = 0
+  c.sample.prompts = ()
   return c
 
 
 def sweep(arg: str = '') -> list[dict]:
   """Points of the variants that `arg` names, 'clean,raw,pdf25' if none, with every seed.
 
-  Raises ValueError for a variant that is neither in VARIANTS nor a mixture.
+  Raises ValueError for a variant that is neither in VARIANTS nor a mixture, or a judge without a
+  corpus.
   """
-  parts = (arg or 'clean,raw,pdf25').replace('panel', ','.join(PANEL)).split(',')
+  parts = (arg or 'clean,raw,pdf25').split(',')
   judges = [part.removeprefix('judge=') for part in parts if part.startswith('judge=')]
-  names = [part for part in parts if not part.startswith('judge=')]
+  made = [part.removeprefix('tokens=') for part in parts if part.startswith('tokens=')]
+  parts = [part for part in parts if not part.startswith(('judge=', 'tokens='))]
+  names = [name for part in parts for name in (PANEL if part == 'panel' else [part])]
   if wrong := [judge for judge in judges if '=' not in judge]:
     raise ValueError(f'judge={wrong[0]}: give judge=NAME=DIR, the directory of a corpus')
   aside = {'aside': True, 'train.tokens': 2048, 'train.max_epochs': 0.0, 'eval.tasks': ()}
   curated = {
     'tokenizer.path': '@corpora/tokenizer.model',
-    'eval.corpora': ('good_web', 'good_pdf', 'all_web', *(j.partition('=')[0] for j in judges)),
-    'corpora': ','.join(('good_web=@corpora/corpora/web', 'good_pdf=@corpora/corpora/pdf',
-                         'all_web=@raw_corpora/corpora/web', *judges))}
+    'eval.corpora': (*COMMON, *(j.partition('=')[0] for j in judges)),
+    'corpora': ','.join((*(f'{name}={path}' for name, path in COMMON.items()), *judges))}
   points = [
     {'name': 'corpora', **aside, **mixture(web=0.5, pdf=0.5)},
     {'name': 'raw_corpora', **aside, **VARIANTS['raw'], 'tokenizer.path':
-     '@corpora/tokenizer.model'}] if VARIANTS.keys() & names else []
+     '@corpora/tokenizer.model'}] if VARIANTS.keys() & names and not made else []
   for seed, name in itertools.product(range(SEEDS), names):
     fields = curated | VARIANTS[name] if name in VARIANTS else _mixture_of(name)
+    if made and name in VARIANTS:
+      fields = _made(name, fields, made[0], judges)
     points.append({'name': f'{name}-{seed}', 'group': name, 'seed': seed, **fields})
   return points
+
+
+def _made(name: str, fields: dict, folder: str, judges: list[str]) -> dict:
+  """Fields by which a variant reads its tokens, and the judges', where they were made ahead."""
+  tokens = f'{folder}/points/{name}-0/tokens'
+  own = dict(fields['train.stages'][0]['mixture'])
+  return {k: v for k, v in fields.items() if not k.startswith('web.')} | mixture(
+    **{f'{name}_{source}': weight for source, weight in own.items()}) | {
+    'tokenizer.path': f'{folder}/points/corpora/tokenizer.model',
+    'corpora': ','.join((*(f'{name}_{source}={tokens}/{source}/1.0.0' for source in own),
+                         *(f'{common}={tokens}/{common}/1.0.0' for common in COMMON), *judges))}
 
 
 def _mixture_of(name: str) -> dict:

@@ -1,6 +1,7 @@
-"""Makes the data of a run, or of all stages of a series, and trains nothing.
+"""Makes the data of a run, or of all stages of a series, or points of a sweep, and trains nothing.
 
   python -m experiments.prepare --config=configs/smollm3_small.py:data=small --workdir=runs/small
+  python -m experiments.prepare --config=configs/data_ablation.py:panel --workdir=runs/panel --sweep
 
 Curation, tokenizer and tokens are then in WORKDIR/steps, where `experiments.run` with the same
 config finds them done. So data may be made on a machine with Beam, and the workdir be taken to one
@@ -22,6 +23,7 @@ from experiments.engine.graph import Graph
 
 _CONFIG = config_flags.DEFINE_config_file('config', None, 'Recipe, such as configs/quickstart.py.')
 _WORKDIR = flags.DEFINE_string('workdir', None, 'As of experiments.run.', required=True)
+_SWEEP = flags.DEFINE_bool('sweep', False, 'Of all points that experiments.sweep would run.')
 
 # Models that a stage begins with need not be there yet. Of data they decide the tokenizer alone.
 _MODELS = ('train.init_from', 'train.branch_from', 'train.reference', 'merge.models',
@@ -57,12 +59,18 @@ def main(argv: Sequence[str]) -> None:
   c, root, tokenizer = _CONFIG.value, _WORKDIR.value, ''
   if c is None:
     raise ValueError('which recipe? Give --config=configs/quickstart.py')
-  if not c.series:
+  if not (c.series or _SWEEP.value):
     prepare(c, root)
     return
   config = config_flags.get_config_filename(flags.FLAGS['config'])
   fields = config_flags.get_override_values(flags.FLAGS['config'])
-  for point in series.stages(c, config, root, [f'--config.{k}={v}' for k, v in fields.items()]):
+  given = [f'--config.{k}={v}' for k, v in fields.items()]
+  if _SWEEP.value:
+    points = sweep.plan(config, root, given)
+    sweep.check(points, config)
+  else:
+    points = series.stages(c, config, root, given)
+  for point in points:  # each finds what those before it made
     cli.console.print(f'{point.name}:')
     sweep.make_folder(point)
     own = [f for f in point.command if f.startswith('--config.')]

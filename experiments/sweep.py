@@ -10,9 +10,10 @@ those of the config file's `sweep()`. --seeds=N runs each with N seeds, for inte
 a corpus in a stage is a field too: --grid train.stages.STAGE.CORPUS=.2,.4
 
 A point of `sweep()` is a dict of config fields, `{'mtp.weight': 0.1}`. Further entries: `name`
-names it, `group` says what it is a sample of, where that is not all fields but the seed; `factors`
-names the changes that it has, for their effects and interactions; `law` says that it is a point of
-a scaling law ('fit') or one to predict with it ('predict'); `aside`, that others need it and it is
+names it, `group` says what it is a sample of, where that is not all fields but the seed, and
+`against` which group that one is compared with, where it is not the first; `factors` names the
+changes that it has, for their effects and interactions; `law` says that it is a point of a scaling
+law ('fit') or one to predict with it ('predict'); `aside`, that others need it and it is
 not compared. Each is an experiment of its own, a process of experiments.run in WORKDIR/points/NAME,
 and all share their steps: what two points have in common (corpora, tokenizer, a teacher's cache) is
 made once. '@NAME/…' in a value is a path in the point NAME, which then runs before. --config.x=… is
@@ -59,7 +60,8 @@ from smoljax.report import scaling_page, sweep_page
 
 _REFERENCE = re.compile(r'(?:^|(?<=[=,]))@([^/,]+)')
 _WEIGHT = re.compile(r'--config\.train\.stages\.([^.=]+)\.([^.=]+)=(.+)')
-_ENTRIES = ('name', 'group', 'factors', 'law', 'aside')  # of a point that are no config fields
+# Of a point that are no config fields.
+_ENTRIES = ('name', 'group', 'against', 'factors', 'law', 'aside')
 REFUSED = 2  # exit status of experiments.run for what another try would not mend
 
 
@@ -74,6 +76,7 @@ class Point:
   after: set[str]  # names of points whose files it reads
   law: str = ''  # fit | predict
   group: str = ''
+  against: str = ''
   factors: tuple[str, ...] | None = None
   aside: bool = False
   state: str = 'waiting'  # waiting | running | done | failed | blocked
@@ -461,7 +464,8 @@ def _main(args: argparse.Namespace) -> int:
              stall=args.stall, gpus=find_gpus(), log_line=lambda line: print(line, flush=True))
   finally:  # of a sweep that is stopped too: what is finished is compared
     shown = lambda fields: {k: public(v) if isinstance(v, str) else v for k, v in fields.items()}
-    finished = [sweep_page.load(p.name, shown(p.fields), p.folder, p.group, p.factors)
+    finished = [sweep_page.load(p.name, shown(p.fields), p.folder, p.group, p.factors,
+                                p.against)
                 for p in points if p.state == 'done' and not p.aside]
     if finished:
       page, verdicts = sweep_page.write(finished, args.workdir)

@@ -3,7 +3,7 @@
   python -m experiments.benchmarks.optimizer_contest tokens --text='GLOB' --output=DIR
   python -m experiments.benchmarks.optimizer_contest run    --output=DIR [--seconds=500] [--names …]
   python -m experiments.benchmarks.optimizer_contest report --output=DIR
-  (all with --size=124m: the larger model)
+  (all with --size=124m: the larger model; configs/optimizer_contest.py has whole contests as lines)
 
 `tokens` trains a tokenizer on text files and stores their tokens, documents shuffled; two samples
 of documents are held out, one to tune by and one for the verdict. `run` does what is left of the
@@ -15,7 +15,9 @@ at the best cell so far and its neighbours, until one cell is the best of those 
 three of its rates. From there the reference and the best of the others are tuned on at full length,
 and what is best runs with other seeds, judged on documents that tuning never saw. Cooldowns branch
 off one stable phase at several lengths, so that the steps to the reference's final loss can be read
-off, seed by seed.
+off, seed by seed. A contestant that comes later is run alone, --names=NAME, in the same folder: the
+reference's runs there are those that it is held against. Each row says of what tokens it is, and a
+folder takes no runs of others.
 
 Copies that differ in seed, rates or initialisation alone are one compiled program, vmapped.
 """
@@ -42,7 +44,7 @@ import optax
 
 from configs import base, optimizer_contest
 from experiments.benchmarks.optimizer_step import matrix_dims
-from smoljax import metrics, model, optim
+from smoljax import files, metrics, model, optim
 from smoljax.optim import averaging
 from smoljax.optim import optimizer as optimizer_lib
 from smoljax.optim.matrices import path_name
@@ -123,16 +125,21 @@ class Copies(NamedTuple):
 
 
 class Data(NamedTuple):
-  """The tokens to train on, and documents held out to tune by and for the verdict."""
+  """The tokens to train on, and documents held out to tune by and for the verdict.
+
+  `digest` begins the sha256 of the file of tokens.
+  """
 
   train: np.ndarray
   tune: np.ndarray
   test: np.ndarray
+  digest: str = ''
 
   @classmethod
   def load(cls, folder: pathlib.Path) -> 'Data':
     """What `tokens` has written."""
-    return cls(*(np.load(folder / f'{name}.npy') for name in ('tokens', 'tune', 'test')))
+    train, tune, test = (np.load(folder / f'{name}.npy') for name in ('tokens', 'tune', 'test'))
+    return cls(train, tune, test, files.sha256(folder / 'tokens.npy')[:8])
 
 
 def settings_of(contestant: Any) -> Any:
@@ -403,7 +410,7 @@ class Clock:
 
 def run(
   output: pathlib.Path, seconds: float, c: Any, names: Sequence[str] | None = None,
-  verdict: bool = False, full_length: bool = False,
+  verdict: bool = False, full_length: bool = False, judge: bool = False,
 ) -> bool:
   """Goes on with the contest; True if nothing is left.
 
@@ -411,18 +418,22 @@ def run(
   report says. After `c.screening` rounds each, only the reference and the `c.finalists` best go on.
   With `c.final` these are then tuned at full length, a round each at least, two if time allows;
   with `full_length` from now on, however far the shorter runs came. Who has had fewest runs is
-  next.
+  next. With `judge` nobody is tuned any more: the verdict's runs alone. Raises SystemExit where the
+  folder's runs are of other tokens.
   """
   clock, data = Clock(seconds), Data.load(output)
+  if others := {r['data'] for r in read(output) if 'data' in r} - {data.digest}:
+    raise SystemExit(f'{output}/runs.jsonl has runs of other tokens (sha256 {min(others)}…) than '
+                     f'{output}/tokens.npy ({data.digest}…): losses do not compare')
   names = list(names or c.contestants)
   runners: dict[str, Runner] = {}
 
   def write(rows: list[dict]) -> None:
-    with open(output / 'runs.jsonl', 'a') as file:
-      for row in rows:
-        row |= {'device': jax.devices()[0].device_kind, 'at': round(clock.spent(), 1)}
-        file.write(json.dumps(row) + '\n')
-        print(json.dumps(row), flush=True)
+    for row in rows:
+      row |= {'device': jax.devices()[0].device_kind, 'at': round(clock.spent(), 1),
+              'data': data.digest}
+      files.append(output / 'runs.jsonl', json.dumps(row) + '\n')
+      print(json.dumps(row), flush=True)
 
   def ready(wanted: Sequence[str]) -> None:
     new = [name for name in wanted if name not in runners]
@@ -459,22 +470,23 @@ def run(
       if screened and late():
         return True
 
-  full, last = whole(c.steps), min(c.finalists, len(names) - 1)
-  reserved = verdict_steps(c, [1.0]) + last * verdict_steps(c, c.lengths)
+  full, last = whole(c.steps), min(c.finalists, sum(name != c.reference for name in names))
+  own = c.reference in names
+  reserved = own * verdict_steps(c, [1.0]) + last * verdict_steps(c, c.lengths)
   rows = read(output)
-  done = any(tried(rows, name, 'final') for name in names if name != c.reference) or (
+  done = judge or any(tried(rows, name, 'final') for name in names if name != c.reference) or (
     full_length and all(tried(rows, name) for name in names))
   if not done and not search(
     'tune', whole(c.tuning * c.steps), names, lambda _, n: Cell(*c.contestants[n].start),
-    c.copies * c.screening, reserved + c.final * 2 * (1 + last) * full):
+    c.copies * c.screening, reserved + c.final * 2 * (own + last) * full):
     return False
   in_play = finalists(read(output), names, c)
-  if c.final and not search(
+  if c.final and not judge and not search(
     'final', full, in_play, lambda rows, n: best(tried(rows, n)), 1, reserved):
     return False
   rows = read(output)
   lengths_of = {name: [1.0] if name == c.reference else c.lengths for name in in_play}
-  left = {name: of for name, of in lengths_of.items() if not all_branches(rows, name, of)}
+  left = {name: of for name, all_of in lengths_of.items() if (of := missing(rows, name, all_of, c))}
   for name, lengths in left.items():
     ready(list(left))
     cell = chosen(rows, name)
@@ -482,7 +494,7 @@ def run(
       scores = runners[name].score(state, data.test)
       write([{'kind': 'branch', 'name': name, **cell._asdict(), 'steps': steps, 'seed': seed,
               **score} for seed, score in enumerate(scores, c.first_seed)])
-    if not all_branches(read(output), name, lengths):
+    if missing(read(output), name, lengths, c):
       return False
   return True
 
@@ -495,9 +507,10 @@ def finalists(rows: list[dict], names: Sequence[str], c: Any) -> list[str]:
     :c.finalists]]
 
 
-def all_branches(rows: list[dict], name: str, lengths: Sequence[float]) -> bool:
-  """Whether the contestant has a branch of each length."""
-  return len({r['steps'] for r in branches(rows, name)}) == len(lengths)
+def missing(rows: list[dict], name: str, lengths: Sequence[float], c: Any) -> list[float]:
+  """The lengths of which the contestant has no branches yet."""
+  there = {r['steps'] for r in branches(rows, name)}
+  return [length for length in lengths if whole(length * c.steps) not in there]
 
 
 def branches(rows: list[dict], name: str) -> list[dict]:
@@ -632,9 +645,11 @@ def report(output: pathlib.Path, c: Any) -> None:
   matplotlib.use('Agg')
   from matplotlib import pyplot
 
-  rows = read(output)
+  rows, name = read(output), 'contest'
+  if c.reference != optimizer_contest.get_config().reference:
+    name += f'_{c.reference}'
   text = leaderboard(rows, c)
-  (output / 'contest.md').write_text(text)
+  (output / f'{name}.md').write_text(text)
   figure, axes = pyplot.subplots(1, 2, figsize=(11, 4), layout='constrained')
   for name in dict.fromkeys(r['name'] for r in rows):
     lowest: dict[float, float] = {}  # of all cells with this rate
@@ -650,7 +665,7 @@ def report(output: pathlib.Path, c: Any) -> None:
               ylabel='loss on the documents to tune by', ylim=(low - .05, low + 1))
   axes[1].set(xlabel='steps, cooled down', ylabel='loss on the documents for the verdict')
   axes[1].legend(fontsize=8)
-  figure.savefig(output / 'contest.svg', metadata={'Date': None})
+  figure.savefig(output / f'{name}.svg', metadata={'Date': None})
   print(text)
 
 
@@ -667,17 +682,24 @@ def main() -> None:
   parser.add_argument('--seconds', type=float, default=1e9, help='stop before so many are over')
   parser.add_argument('--verdict', action='store_true', help='stop tuning in time for the verdict')
   parser.add_argument('--full_length', action='store_true', help='no more of the shorter runs')
+  parser.add_argument('--judge', action='store_true', help='no more tuning: the verdict alone')
+  parser.add_argument('--reference', choices=known, help='whose final loss is the target')
+  parser.add_argument('--lengths', nargs='+', type=float, help='of branches, in shares of --steps')
   parser.add_argument('--limit', type=int, default=0, help='tokens to keep; 0 = one epoch')
   args = parser.parse_args()
+  if wrong := [x for x in args.lengths or () if not 0 < x <= 1]:
+    parser.error(f'--lengths {wrong[0]}: give shares of a run, above 0 to 1')
   c = optimizer_contest.get_config(args.size)
-  c.steps = args.steps or c.steps
+  c.steps, c.reference = args.steps or c.steps, args.reference or c.reference
+  c.lengths = tuple(args.lengths or c.lengths)
   if args.command == 'tokens':
     make_tokens(
       args.text, args.output, c.model.vocab_size,
       args.limit or (c.steps * c.rows + 2) * c.seq_len,
       [('tune', c.tune_documents), ('test', c.test_documents)], c.seq_len + 1)
   elif args.command == 'run':
-    done = run(args.output, args.seconds, c, args.names, args.verdict, args.full_length)
+    done = run(args.output, args.seconds, c, args.names, args.verdict, args.full_length,
+               args.judge)
     print('done' if done else 'to be continued')
   else:
     report(args.output, c)

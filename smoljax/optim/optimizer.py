@@ -150,7 +150,8 @@ def make_optimizer(
     decay = 1 / (config.decay_timescale * config.learning_rate * total_steps)
   phases = ramp.phases(config.ramp, total_steps)
   tx = optax.chain(*directions(config, labels, params), *steps(
-    config, labels, ramp.stretched(learning_rate, phases), decay, phases[-1].end - 1))
+    config, labels, ramp.stretched(learning_rate, phases), decay,
+    ramp.last_update(phases, total_steps)))
   if config.ramp:
     tx = ramp.accumulated(tx, phases)
   return tx, OptimizerInfo(

@@ -52,6 +52,12 @@ def phases(ramp: Sequence[Sequence[float]], total_steps: int) -> list[Phase]:
   return found
 
 
+def last_update(of: list[Phase], total_steps: int) -> int:
+  """Number of the last update that the run comes to: the final phase may end beside its steps."""
+  start, end, step, every = of[-1]
+  return end - 1 - (step + (end - start) * every > total_steps)
+
+
 def stretched(rate: Callable[..., jax.Array], of: list[Phase]) -> Callable[..., jax.Array]:
   """Number of an update → its learning rate, of a schedule by steps; both take a Horizon too."""
   if len(of) == 1 and of[0].every == 1:

@@ -1,10 +1,10 @@
 """Several runs side by side: one page and a CSV, made of the files in their workdirs.
 
 Runs that differ in nothing but their seed are one group. Its mean and its difference from the first
-group have intervals and verdicts by the rules of `smoljax.scaling.comparison`, and so have the
-tokens that a group needs to come to the loss that all runs reach, and the effects of changes that
-runs have alone or together. The loss and these tokens are what a sweep asks, and count together;
-all other figures are a family of their own.
+group, or from that which its runs name, have intervals and verdicts by the rules of
+`smoljax.scaling.comparison`, and so have the tokens that a group needs to come to the loss that all
+runs reach, and the effects of changes that runs have alone or together. The loss and these tokens
+are what a sweep asks, and count together; all other figures are a family of their own.
 """
 
 import dataclasses
@@ -38,6 +38,9 @@ class Result:
   group: str = ''  # what it is a sample of; '' = its fields but the seed
   factors: frozenset[str] | None = None  # the changes it has of those whose effects are asked for
   chances: Mapping[str, float] = dataclasses.field(default_factory=dict)  # tasks, among figures
+  against: str = ''  # the group that its own is compared with; '' = the first
+  judges: Mapping[str, tuple[int, int]] = dataclasses.field(default_factory=dict)
+  # corpus → documents and bytes of it that bits per byte are of
 
   @property
   def seed(self) -> Any:
@@ -46,7 +49,7 @@ class Result:
 
 
 def load(name: str, fields: Mapping[str, Any], folder: str | pathlib.Path, group: str = '',
-         factors: Iterable[str] | None = None) -> Result:
+         factors: Iterable[str] | None = None, against: str = '') -> Result:
   """Reads a run. Raises OSError or ValueError where it is not finished."""
   folder = pathlib.Path(folder)
   summary = json.loads((folder / 'summary.json').read_text())
@@ -73,7 +76,9 @@ def load(name: str, fields: Mapping[str, Any], folder: str | pathlib.Path, group
     name, fields, folder, {k: x for k, x in figures.items() if number(x)},
     [(r['tokens'], r['train/loss']) for r in rows if 'train/loss' in r],
     [(tokens, statistics.fmean(values)) for tokens, values in bits if values],
-    group, None if factors is None else frozenset(factors), chances)
+    group, None if factors is None else frozenset(factors), chances, against,
+    {corpus: (of['documents'], of['bytes']) for corpus, of in scores.get(
+      'bits_per_byte', {}).items() if 'documents' in of and 'bytes' in of})
 
 
 def groups(results: Iterable[Result]) -> dict[str, dict[Any, Result]]:
@@ -145,7 +150,8 @@ def write(results: Sequence[Result], workdir: str) -> tuple[str, list[str]]:
     f'{fixed(least.figures.get(LOSS), 3)}</h1><p class="lede">{text(least.name)}</p></header>',
     section('runs', 'Runs', figure('By validation loss', table(('run', *names), rows), link)),
   ]
-  of_seeds, verdicts = groups(results), []
+  of_seeds, verdicts = groups(results), _unlike(results)
+  parts += [f'<p class="lede">{text(line)}</p>' for line in verdicts]
   if any(len(g) > 1 for g in of_seeds.values()):
     parts.append(section('seeds', 'Over seeds', *_over_seeds(of_seeds, site.csv, verdicts),
                          *_signals(of_seeds, site.csv)))
@@ -165,6 +171,21 @@ def write(results: Sequence[Result], workdir: str) -> tuple[str, list[str]]:
     for title, unit, style, of in curves)))
   page = site.write(pathlib.Path(workdir) / 'report', 'smoljax: runs compared', ''.join(parts))
   return page, verdicts
+
+
+def _unlike(results: Sequence[Result]) -> list[str]:
+  """Warnings of corpora of which not all runs were judged by the same text, such as where documents
+  were trained on in some that are held out in others."""
+  out = []
+  for corpus in dict.fromkeys(k for r in results for k in r.judges):
+    found = {r.judges[corpus] for r in results if corpus in r.judges}
+    if len(found) > 1:
+      (few, less), (many, more) = min(found), max(found)
+      out.append(
+        f'warning: bits per byte of {corpus} are of {count(few)} documents in some runs '
+        f'({count(less)} bytes) and of {count(many)} in others ({count(more)}): do not compare '
+        'them')
+  return out
 
 
 def _show(mean: float, half: float, sign: str = '') -> str:
@@ -199,43 +220,59 @@ def _over_seeds(
     values[_TOKENS] = {name: {seed: math.log(max(1, comparison.tokens_to(r.held_out, target)))
                               for seed, r in runs.items()} for name, runs in of_seeds.items()}
   found: dict[str, dict[str, comparison.Estimate]] = {}
+  base: dict[str, dict[str, str]] = {}  # metric → group → the one that it is compared with
   for metric, of in values.items():
     given = {name: x for name, x in of.items() if x}
-    first = next(iter(given.values()), {})
-    found[metric] = {name: comparison.difference(first, x) for name, x in given.items()}
+    first, own = next(iter(given), ''), {name: next(iter(of_seeds[name].values())).against
+                                         for name in given}
+    base[metric] = {name: own[name] if own[name] in given else first for name in given}
+    found[metric] = {name: comparison.difference(given[base[metric][name]], x)
+                     for name, x in given.items()}
   judged: dict[tuple[str, str], str] = {}
-  families = [[(m, name) for m, of in found.items() for name in list(of)[1:]
-               if (m in (LOSS, _TOKENS)) == asked] for asked in (True, False)]
+  families = [[(m, name) for m, of in found.items() for name in of if base[m][name] != name
+               and (m in (LOSS, _TOKENS)) == asked] for asked in (True, False)]
   for family in families:
     judged |= zip(family, comparison.judge([found[m][name] for m, name in family]), strict=True)
   out = []
   for metric in metrics_of:
-    rows, first = [], next(iter(found[metric]), '')
+    rows, to = [], base[metric]
     for name, gap in found[metric].items():
       of = list(values[metric][name].values())
       rows.append((name, len(of), *comparison.interval(of),
                    *_row(gap, judged.get((metric, name), ''))))
     body = [
-      (text(name), count(n), f'<b>{_show(mean, half)}</b>', *(('', '') if name == first else (
-        f'{_show(gap, gap_half, "+")} <small>{verdict}</small>', _seen(detectable))))
+      (text(name), count(n), f'<b>{_show(mean, half)}</b>', *(('', '') if name == to[name] else (
+        f'{_show(gap, gap_half, "+")} <small>{verdict}</small>{_named(to, name)}',
+        _seen(detectable))))
       for name, n, mean, half, gap, gap_half, _, detectable, _, _, verdict in rows]
     if metric == LOSS:
-      verdicts += [_say(f'{name}: {LOSS} {_show(mean, half)}', found[metric][name], first, verdict)
-                   for name, _, mean, half, *_, verdict in rows[1:]]
+      verdicts += [_say(f'{name}: {LOSS} {_show(mean, half)}', found[metric][name], to[name],
+                        verdict)
+                   for name, _, mean, half, *_, verdict in rows if name != to[name]]
     counted = sum(e in judged for e in families[metric not in (LOSS, _TOKENS)])
     out.append(figure(
       f'{metric[0].upper()}{metric[1:]}: means, with 95 % intervals',
-      table(('', 'seeds', metric, 'against the first', 'could have seen'), body),
+      table(('', 'seeds', metric, f'against {_what(to)}', 'could have seen'), body),
       csv(f'seeds {metric}', ('group', 'seeds', 'mean', 'half_interval', *_DIFFERENCE), rows),
-      _how(list(found[metric].values())[1:], counted)))
+      _how([e for name, e in found[metric].items() if name != to[name]], counted)))
   if target is not None:
-    out.insert(1, _tokens_to_target(values[_TOKENS], found[_TOKENS], judged, target, csv, verdicts))
+    out.insert(1, _tokens_to_target(
+      values[_TOKENS], found[_TOKENS], base[_TOKENS], judged, target, csv, verdicts))
   return out
 
 
-def _say(start: str, gap: comparison.Estimate, first: str, verdict: str) -> str:
+def _what(to: Mapping[str, str]) -> str:
+  """What groups are compared with, in a word or two."""
+  return 'the first' if len(set(to.values())) < 2 else 'the one named'
+
+
+def _named(to: Mapping[str, str], name: str) -> str:
+  return f'<br><small>{text(to[name])}</small>' if len(set(to.values())) > 1 else ''
+
+
+def _say(start: str, gap: comparison.Estimate, base: str, verdict: str) -> str:
   seen = _seen(gap.detectable) and f'; {_seen(gap.detectable)} would have been seen'
-  return f'{start}, {_show(gap.mean, gap.half, "+")} against {first} ({verdict}{seen})'
+  return f'{start}, {_show(gap.mean, gap.half, "+")} against {base} ({verdict}{seen})'
 
 
 def _how(gaps: Sequence[comparison.Estimate], counted: int) -> str:
@@ -295,9 +332,10 @@ def _signals(of_seeds: Mapping[str, Mapping[Any, Result]], csv) -> list[str]:
 
 def _tokens_to_target(
   logs: Mapping[str, Mapping[Any, float]], gaps: Mapping[str, comparison.Estimate],
-  judged: Mapping[tuple[str, str], str], target: float, csv, verdicts: list[str],
+  to: Mapping[str, str], judged: Mapping[tuple[str, str], str], target: float, csv,
+  verdicts: list[str],
 ) -> str:
-  rows, first = [], next(iter(gaps))
+  rows = []
   for name, gap in gaps.items():
     verdict = judged.get((_TOKENS, name), '')
     shown = math.isfinite(gap.half) and gap.n >= comparison.LEAST
@@ -306,17 +344,18 @@ def _tokens_to_target(
                  high, math.exp(min(gap.detectable, 99)), verdict))
   ends = lambda low, high: f' ({low:.2f} to {high:.2f})' if number(low) else ''
   body = [
-    (text(name), f'<b>{count(round(tokens))}</b>', *(('', '') if name == first else (
-      f'{times:.2f} times{ends(low, high)} <small>{verdict}</small>',
+    (text(name), f'<b>{count(round(tokens))}</b>', *(('', '') if name == to[name] else (
+      f'{times:.2f} times{ends(low, high)} <small>{verdict}</small>{_named(to, name)}',
       f'{seen:.2f} times' if number(low) else '')))
     for name, tokens, times, low, high, seen, verdict in rows]
   verdicts += [
-    f'{name}: {times:.2f} times the tokens of {first} to {target:.3f} bits per byte'
+    f'{name}: {times:.2f} times the tokens of {to[name]} to {target:.3f} bits per byte'
     + (f' (95 %: {low:.2f} to {high:.2f}; {verdict})' if number(low) else f' ({verdict})')
-    for name, _, times, low, high, _, verdict in rows[1:]]
+    for name, _, times, low, high, _, verdict in rows if name != to[name]]
   return figure(
     f'Tokens to {target:.3f} held-out bits per byte, which every run reaches',
-    table(('', 'tokens, geometric mean', 'of the first’s, 95 % interval', 'could have seen'), body),
+    table(('', 'tokens, geometric mean', f'times those of {_what(to)}, 95 % interval',
+           'could have seen'), body),
     csv('tokens to target', ('group', 'tokens', 'ratio', 'low', 'high', 'detectable', 'verdict'),
         rows))
 

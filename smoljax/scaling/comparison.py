@@ -8,7 +8,8 @@ Every page that compares (sweeps, ablations, contests, mixtures) asks here, and 
 - Ratios (tokens to a loss) are compared in logarithms.
 - What is asked together counts together: `judge` lowers the bar for luck by Holm's method.
 - Beside each difference stands the least that so many runs would have shown in 80 % of tries.
-- Two runs give no verdict: their interval is 6.5 times as wide as that of four.
+- Two runs give no verdict: their interval is 6.5 times as wide as that of four. Nor do runs of
+  which one has no finite figure, or that seeds do not tell apart: their noise is not known.
 """
 
 import dataclasses
@@ -32,8 +33,8 @@ class Estimate:
   """A mean, or a difference of means, over seeds.
 
   Attributes:
-    mean: of the figure, in its unit; of log ratios, in nats.
-    error: standard error of the mean; infinite for a single value.
+    mean: of the figure, in its unit; of log ratios, in nats; NaN where a value is not finite.
+    error: standard error of the mean; infinite for a single value, and beside a mean of NaN.
     freedom: its degrees of freedom.
     n: seeds; pairs where `paired`, of the smaller side otherwise.
     paired: seed by seed.
@@ -66,7 +67,7 @@ class Estimate:
 
   @property
   def p(self) -> float:
-    """Two-sided, of a t-test that the mean is 0; 1 for a single value."""
+    """Two-sided, of a t-test that the mean is 0; 1 where the error is infinite."""
     if not 0 < self.error < math.inf:
       return 0.0 if self.error == 0 != self.mean else 1.0
     return 2 * float(scipy.special.stdtr(self.freedom, -abs(self.mean) / self.error))
@@ -76,10 +77,21 @@ class Estimate:
     """The difference that would be seen in 80 % of tries, with this spread and so many runs."""
     return detectable(self.error, self.freedom) if 0 < self.error < math.inf else self.error
 
+  @property
+  def unknown(self) -> str:
+    """Why there can be no verdict; '' where there can be one."""
+    if not math.isfinite(self.mean):
+      return 'a run has no finite figure'
+    if self.n < LEAST:
+      return f'n = {self.n}'
+    return 'seeds make no difference' if self.error < 1e-12 * abs(self.mean) else ''
+
 
 def estimate(values: Sequence[float]) -> Estimate:
   """The mean of one value a seed. Raises statistics.StatisticsError for none."""
   n = len(values)
+  if not all(map(math.isfinite, values)):
+    return Estimate(math.nan, math.inf, n - 1, n)
   error = statistics.stdev(values) / math.sqrt(n) if n > 1 else math.inf
   return Estimate(statistics.fmean(values), error, n - 1, n)
 
@@ -101,12 +113,14 @@ def difference(a: Mapping[Any, float], b: Mapping[Any, float]) -> Estimate:
   both = [seed for seed in a if seed in b]
   if len(both) >= LEAST or len(both) == len(a) == len(b):
     x, y = [a[s] for s in both], [b[s] for s in both]
-    rho = math.nan
-    if len(set(x)) > 1 and len(set(y)) > 1:
+    paired, rho = estimate([j - i for i, j in zip(x, y, strict=True)]), math.nan
+    if len(set(x)) > 1 and len(set(y)) > 1 and math.isfinite(paired.mean):
       rho = statistics.correlation(x, y)
-    paired = estimate([j - i for i, j in zip(x, y, strict=True)])
     return dataclasses.replace(paired, paired=True, correlation=rho)
-  mean, n = statistics.fmean(b.values()) - statistics.fmean(a.values()), min(len(a), len(b))
+  n = min(len(a), len(b))
+  if not all(map(math.isfinite, (*a.values(), *b.values()))):
+    return Estimate(math.nan, math.inf, 0, n)
+  mean = statistics.fmean(b.values()) - statistics.fmean(a.values())
   if n < 2:
     return Estimate(mean, math.inf, 0, n)
   parts = [statistics.variance(of.values()) / len(of) for of in (a, b)]
@@ -165,10 +179,10 @@ def holm(p: Sequence[float]) -> list[float]:
 def judge(family: Sequence[Estimate]) -> list[str]:
   """Of each difference of what is asked together: 'apart', 'within noise', or why there is none.
 
-  Those of fewer than three runs get no verdict, and do not count.
+  Those of fewer than three runs, or of an `unknown` error, get no verdict, and do not count.
   """
-  judged = [i for i, e in enumerate(family) if e.n >= LEAST]
-  out = [f'no verdict: n = {e.n}' for e in family]
+  judged = [i for i, e in enumerate(family) if not e.unknown]
+  out = [f'no verdict: {e.unknown}' for e in family]
   for i, p in zip(judged, holm([family[i].p for i in judged]), strict=True):
     out[i] = 'apart' if p < 1 - LEVEL else 'within noise'
   return out

@@ -286,6 +286,37 @@ def test_intervals_over_seeds(tmp_path):
   assert 'over 8 comparisons' in html  # bits per byte, two probes, a task: a family of their own
 
 
+def test_a_group_may_name_what_it_is_compared_with(tmp_path):
+  """Batches that part late from a run are not held against those that parted early."""
+  runs, rng = [], np.random.default_rng(0)
+  for start, mean in (('early', 4.0), ('late', 3.0)):
+    for batch, more in (('x1', 0.0), ('x2', 0.5)):
+      for seed in range(3):
+        folder = tmp_path / f'{start}{batch}{seed}'
+        make_run(folder, mean + more + rng.normal(0, 0.01))
+        runs.append(sweep_page.load(
+          folder.name, {'seed': seed}, folder, f'{start} {batch}', against=f'{start} x1'))
+  page, verdicts = sweep_page.write(runs, str(tmp_path))
+  rows = list(csv.DictReader((tmp_path / 'report/seeds_validation_loss.csv').open()))
+  assert [bool(r['verdict']) for r in rows] == [False, True, False, True]
+  assert float(rows[3]['difference']) == pytest.approx(0.5, abs=0.05)
+  assert len(verdicts) == 2 and 'against late x1 (apart' in verdicts[1]
+  assert 'over 2 comparisons' in pathlib.Path(page).read_text()
+
+
+def test_runs_that_were_judged_by_other_text_are_told(tmp_path):
+  runs = []
+  for name, documents in (('a', 8), ('b', 8), ('c', 7)):
+    score = {'bpb': 2.0, 'documents': documents, 'bytes': 100 * documents}
+    make_run(tmp_path / name, 3.0, {'bits_per_byte': {'news': score}})
+    runs.append(sweep_page.load(name, {'x': name}, tmp_path / name))
+  assert sweep_page.write(runs[:2], str(tmp_path))[1] == []
+  page, verdicts = sweep_page.write(runs, str(tmp_path))
+  assert verdicts == ['warning: bits per byte of news are of 7 documents in some runs (700 bytes) '
+                      'and of 8 in others (800): do not compare them']
+  assert 'of 7 documents in some runs' in pathlib.Path(page).read_text()
+
+
 def test_which_tasks_can_decide(tmp_path):
   """One that a change moves by more than its noise; not one that is all noise."""
   rng = np.random.default_rng(0)
@@ -340,7 +371,7 @@ def test_effects_and_interactions(tmp_path):
       if seed == 3 and not factors:
         continue
       folder = tmp_path / ('+'.join(factors) + str(seed))
-      make_run(folder, loss + noise)
+      make_run(folder, loss + noise + 1e-8 * (seed + len(factors)) ** 2)
       runs.append(sweep_page.load(folder.name, {'seed': seed}, folder, '+'.join(factors), factors))
   found = sweep_page.effects(runs)
   close = lambda of, value: of == pytest.approx(dict.fromkeys(range(3), value))

@@ -170,6 +170,46 @@ def test_runs_are_resumed_and_the_best_go_on(tmp_path, monkeypatch):
   assert all(json.loads(line) for line in (tmp_path / 'runs.jsonl').read_text().splitlines())
 
 
+def test_a_late_contestant_is_held_against_runs_that_are_there(tmp_path, monkeypatch):
+  c, branched = tiny(), []
+  tokens_in(tmp_path)
+
+  class Fake:
+    def __init__(self, contestant, c, data):
+      self.title = contestant.title
+
+    def compile(self, copies):
+      pass
+
+    def score(self, state, rows):
+      return [{'loss': state, 'raw': state}] * c.copies
+
+  monkeypatch.setattr(contest, 'Runner', Fake)
+  monkeypatch.setattr(contest, 'tune', lambda runner, cells, steps: [
+    {'loss': abs(math.log2(cell.lr / .004)) + abs(math.log2(cell.warmup / 16)), 'raw': 1.0}
+    for cell in cells])
+
+  def branch(runner, cell, lengths, fits):
+    branched.append((runner.title, list(lengths)))
+    yield from ((contest.whole(c.steps * x), 3.0 - x - (runner.title == 'Muon')) for x in lengths)
+
+  monkeypatch.setattr(contest, 'branch', branch)
+  assert contest.run(tmp_path, 1e9, c, ['muon'])
+  assert contest.run(tmp_path, 1e9, c, ['adamw'])
+  assert branched == [('Muon', [1.0]), ('AdamW', [.5, 1.0])]
+  late = next(s for s in contest.standings(contest.read(tmp_path), c) if s.name == 'adamw')
+  assert late.reached == 0 and late.shorter[16].mean == 1 and late.tuning_runs > 0
+  # The other way round Muon lacks its shorter branches alone, and nobody is tuned again.
+  c.reference, before = 'adamw', contest.read(tmp_path)
+  assert contest.run(tmp_path, 1e9, c, ['muon'], judge=True)
+  assert branched[2:] == [('Muon', [.5])]
+  assert {r['kind'] for r in contest.read(tmp_path)[len(before):]} == {'branch'}
+  # Losses on other tokens are no part of it.
+  np.save(tmp_path / 'tokens.npy', np.ones(4000, np.uint16))
+  with pytest.raises(SystemExit, match='runs of other tokens'):
+    contest.run(tmp_path, 1e9, c, ['adamw'])
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize('name', ['normuonh_heads', 'optax_muon_labelled'])
 def test_rates_as_inputs_are_the_optimizers_own(name, monkeypatch):

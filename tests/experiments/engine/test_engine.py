@@ -308,6 +308,9 @@ def test_batches_part_at_steps_that_the_trunk_saves():
   every = critical_batch.get_config().train.checkpoint_every
   steps = {int(p['train.branch_from'].rpartition('/')[2]) for p in points if 'group' in p}
   assert len(steps) == len(critical_batch.SHARES) and not any(step % every for step in steps)
+  window = critical_batch.TOKENS * critical_batch.WINDOW / critical_batch.get_config(
+    ).train.batch_tokens
+  assert not any(window % times for times in critical_batch.TIMES)  # all train on all of it
 
 
 def test_what_stands_for_untuned_hyperparameters_is_the_published_law():
@@ -340,6 +343,22 @@ def test_a_data_ablation_is_judged_beyond_its_filters():
   assert next(iter(groups)) == 'clean' and len(groups) == 6
   assert all(p['eval.corpora'] == ('good_web', 'good_pdf', 'all_web', 'news')
              and p['corpora'].endswith(',news=corpora/news') for p in points if 'group' in p)
+
+
+def test_a_data_ablation_reads_tokens_made_ahead_from_any_folder():
+  file = str(REPOSITORY / 'configs/data_ablation.py')
+  judge = 'judge=news=runs/panel/news/1.0.0'  # a folder may be called as the panel is
+  points = sweep.load_points(f'{file}:panel,pdf25,tokens=runs/panel,{judge}')
+  assert all('group' in p and not any(k.startswith('web.') for k in p) for p in points)
+  last = points[-1]
+  assert last['name'] == 'pdf25-4'
+  assert last['train.stages'][0]['mixture'] == {'pdf25_web': .75, 'pdf25_pdf': .25}
+  assert last['corpora'].split(',')[1:3] == [
+    'pdf25_pdf=runs/panel/points/pdf25-0/tokens/pdf/1.0.0',
+    'good_web=runs/panel/points/pdf25-0/tokens/good_web/1.0.0']
+  assert last['corpora'].endswith(',news=runs/panel/news/1.0.0')
+  made = sweep.load_points(f'{file}:panel,pdf25,{judge}')
+  assert last['eval.corpora'] == made[-1]['eval.corpora']
 
 
 def test_a_corpus_in_an_object_store_is_copied_into_the_workdir(store, tokenised, model, tmp_path):

@@ -29,6 +29,22 @@ def test_the_rate_is_that_of_the_last_step_times_the_root_of_their_number():
   assert [float(rate(n)) for n in range(10)] == pytest.approx(expected)
 
 
+def test_a_tail_average_is_taken_at_the_last_update_that_a_run_comes_to():
+  """Eight steps make two updates of three; the last two steps make none."""
+  params = {'up_DF': jnp.ones((2, 3))}
+  ends = {}
+  for tau in (0.0, 2.0):
+    tx, _ = optim.make_optimizer(
+      make_config(ramp=((0, 3),), tail_steps=tau, tail_weight=0.5, no_decay=()), params, 8)
+    state, ends[tau] = tx.init(params), params
+    for t in range(8):
+      updates, state = tx.update({'up_DF': jnp.full((2, 3), 1.0 + t)}, state, ends[tau])
+      ends[tau] = optax.apply_updates(ends[tau], updates)
+  last, tail = ends[0.0]['up_DF'], optax.tree.get(state, 'tail')['up_DF']
+  assert np.abs(tail - last).max() > 1e-4
+  np.testing.assert_allclose(ends[2.0]['up_DF'], (last + tail) / 2, rtol=1e-6)
+
+
 def test_updates_take_the_mean_gradient_of_their_steps():
   config = make_config(ramp=((0, 1), (.5, 3)), no_decay=(), clip_norm=1.0)
   params = {'up_DF': jnp.ones((2, 3))}

@@ -96,6 +96,22 @@ def test_two_runs_give_no_verdict():
   assert comparison.judge([two, sure])[1] == 'apart'  # what gets no verdict does not count
 
 
+def test_no_verdict_where_noise_is_not_known():
+  """A run that diverged, and seeds that change nothing (a score in steps, the same data thrice)."""
+  good = {0: 3.0, 1: 3.1, 2: 3.05}
+  for wrong in (math.nan, math.inf):
+    for other in ({**good, 2: wrong}, {5: 3.0, 6: 3.1, 7: wrong}):
+      found = comparison.difference(good, other)
+      assert math.isnan(found.mean) and found.p == 1 and found.half == found.detectable == math.inf
+      assert comparison.judge([found]) == ['no verdict: a run has no finite figure']
+  same = comparison.estimate([0.005] * 3)
+  sure = comparison.difference(good, {s: x + 1 + s / 100 for s, x in good.items()})
+  assert comparison.judge([same, sure]) == ['no verdict: seeds make no difference', 'apart']
+  ratio = comparison.log_ratio(good, {s: 2 * x for s, x in good.items()})
+  assert comparison.judge([ratio]) == ['no verdict: seeds make no difference']
+  assert comparison.judge([comparison.difference(good, good)]) == ['within noise']
+
+
 def test_ratios_are_compared_in_logarithms():
   a = {0: 100.0, 1: 120.0, 2: 90.0}
   found = comparison.log_ratio(a, {s: 0.7 * x for s, x in a.items()})
