@@ -7,8 +7,8 @@ batches of 1, 2, 4 and 8 times the size, at the learning rate times the root of 
 (arXiv 2505.23971). The largest batch whose loss is within the noise of the smallest's is the
 critical one there, by seeds' t-intervals; `optimizer.ramp` of a run acts on it: ((0.0, 1), (share,
 times), …). The other estimate, from the gradients' variance, is `noise_scale` of a run's own page
-(diagnostics.every). "Within noise" says no more than the difference that could have been seen, which
-stands beside it.
+(diagnostics.every). "Within noise" says no more than the difference that could have been seen,
+which stands beside it.
 
 On a GPU without Beam the corpus comes along as tokens, those of configs/data_ablation.py's panel
 (`--sweep` of experiments.prepare there) or of experiments.prepare --config=configs/quickstart.py:

@@ -3,7 +3,7 @@
   python -m experiments.benchmarks.optimizer_contest tokens --text='GLOB' --output=DIR
   python -m experiments.benchmarks.optimizer_contest run    --output=DIR [--seconds=500] [--names …]
   python -m experiments.benchmarks.optimizer_contest report --output=DIR
-  (all with --size=124m: the larger model; configs/optimizer_contest.py has whole contests as lines)
+  (with --size=124m: the larger model; configs/optimizer_contest.py has whole contests as lines)
 
 `tokens` trains a tokenizer on text files and stores their tokens, documents shuffled; two samples
 of documents are held out, one to tune by and one for the verdict. `run` does what is left of the
@@ -16,8 +16,7 @@ three of its rates. From there the reference and the best of the others are tune
 and what is best runs with other seeds, judged on documents that tuning never saw. Cooldowns branch
 off one stable phase at several lengths, so that the steps to the reference's final loss can be read
 off, seed by seed. A contestant that comes later is run alone, --names=NAME, in the same folder: the
-reference's runs there are those that it is held against. Each row says of what tokens it is, and a
-folder takes no runs of others.
+reference's runs there are what it is held against. A folder takes no runs of other tokens.
 
 Copies that differ in seed, rates or initialisation alone are one compiled program, vmapped.
 """
@@ -125,15 +124,12 @@ class Copies(NamedTuple):
 
 
 class Data(NamedTuple):
-  """The tokens to train on, and documents held out to tune by and for the verdict.
-
-  `digest` begins the sha256 of the file of tokens.
-  """
+  """The tokens to train on, and documents held out to tune by and for the verdict."""
 
   train: np.ndarray
   tune: np.ndarray
   test: np.ndarray
-  digest: str = ''
+  digest: str = ''  # begins the sha256 of the file of tokens
 
   @classmethod
   def load(cls, folder: pathlib.Path) -> 'Data':
@@ -423,8 +419,8 @@ def run(
   """
   clock, data = Clock(seconds), Data.load(output)
   if others := {r['data'] for r in read(output) if 'data' in r} - {data.digest}:
-    raise SystemExit(f'{output}/runs.jsonl has runs of other tokens (sha256 {min(others)}…) than '
-                     f'{output}/tokens.npy ({data.digest}…): losses do not compare')
+    raise SystemExit(f'{output}/runs.jsonl has runs of other tokens, sha256 {min(others)}…, than '
+                     f'{output}/tokens.npy, {data.digest}…: their losses do not compare')
   names = list(names or c.contestants)
   runners: dict[str, Runner] = {}
 
@@ -470,8 +466,8 @@ def run(
       if screened and late():
         return True
 
-  full, last = whole(c.steps), min(c.finalists, sum(name != c.reference for name in names))
-  own = c.reference in names
+  full, own = whole(c.steps), c.reference in names
+  last = min(c.finalists, len(names) - own)
   reserved = own * verdict_steps(c, [1.0]) + last * verdict_steps(c, c.lengths)
   rows = read(output)
   done = judge or any(tried(rows, name, 'final') for name in names if name != c.reference) or (
@@ -528,15 +524,8 @@ def steps_to(target: float, steps: Sequence[float], losses: Sequence[float]) -> 
   """Steps at which the curve (falling, by linear interpolation in log steps) reaches the target;
   infinity if it does not, the shortest run's steps if that was already below."""
   order = np.argsort(steps)
-  log_steps = np.log(np.asarray(steps, float)[order])
-  falling = np.minimum.accumulate(np.asarray(losses, float)[order])
-  if falling[0] <= target:
-    return float(np.exp(log_steps[0]))
-  for i in range(1, len(log_steps)):
-    if falling[i] <= target:
-      share = (falling[i - 1] - target) / (falling[i - 1] - falling[i])
-      return float(np.exp(log_steps[i - 1] + share * (log_steps[i] - log_steps[i - 1])))
-  return math.inf
+  falling = np.minimum.accumulate(np.asarray(losses, float)[order]).tolist()
+  return comparison.tokens_to(list(zip(sorted(steps), falling, strict=True)), target)
 
 
 class Standing(NamedTuple):
@@ -698,8 +687,8 @@ def main() -> None:
       args.limit or (c.steps * c.rows + 2) * c.seq_len,
       [('tune', c.tune_documents), ('test', c.test_documents)], c.seq_len + 1)
   elif args.command == 'run':
-    done = run(args.output, args.seconds, c, args.names, args.verdict, args.full_length,
-               args.judge)
+    how = args.verdict, args.full_length, args.judge
+    done = run(args.output, args.seconds, c, args.names, *how)
     print('done' if done else 'to be continued')
   else:
     report(args.output, c)
