@@ -3,6 +3,8 @@
 import contextlib
 import csv
 import dataclasses
+import io
+import itertools
 import json
 import math
 import pathlib
@@ -108,10 +110,7 @@ def _rate(config: pathlib.Path) -> float | None:
 
 
 def _read_csv(path: pathlib.Path, only: Mapping[str, str], curves: bool) -> Points:
-  with open(path, newline='', encoding='utf-8') as f:
-    reader = csv.DictReader(f)
-    lines = [(reader.line_num, r) for r in reader]
-  names = reader.fieldnames or []
+  names, lines, note = _table(path)
   if wrong := [k for k in only if k not in names]:
     raise ValueError(f'{path} has no column {wrong[0]}; it has {", ".join(names)}')
   lines = [(i, r) for i, r in lines if all(r[k] == v for k, v in only.items())]
@@ -122,8 +121,8 @@ def _read_csv(path: pathlib.Path, only: Mapping[str, str], curves: bool) -> Poin
     raise ValueError(
       f'{path} holds {len(several)} experiments, of which one law says nothing: give '
       f'--rows=experiment=NAME, one of {", ".join(sorted(several))}')
-  of = {k: next((n for n in known if n in names), '') for k, known in _COLUMNS.items()}
-  more = {k: next((n for n in known if n in names), '') for k, known in _MORE.items()}
+  of, more = ({k: _column(names, known) for k, known in kind.items()}
+              for kind in (_COLUMNS, _MORE))
   columns, besides = (
     {k: np.array([_above_0(r[n], f'{path}, line {i}: {n}') for i, r in lines])
      for k, n in found.items() if n} for found in (of, more))
@@ -132,7 +131,10 @@ def _read_csv(path: pathlib.Path, only: Mapping[str, str], curves: bool) -> Poin
   if 'loss' not in columns or len(columns) < 3:
     raise ValueError(f'{path}: columns for loss and two of params, tokens and flops are needed, it '
                      f'has {", ".join(names)[:200]}')
-  convention = f'N, D and C as in {path.name}'
+  if few := [k for k in ('params', 'tokens') if k in columns and np.median(columns[k]) < 1000]:
+    raise ValueError(f'{path}: {of[few[0]]} has {columns[few[0]].min():g} to '
+                     f'{columns[few[0]].max():g}: give numbers of {few[0]}, not millions of them')
+  convention = f'N, D and C as in {path.name}{note}'
   if len(columns) == 3:
     missing = next(k for k in ('params', 'tokens', 'flops') if k not in columns)
     others = [columns[k] for k in ('params', 'tokens') if k in columns]
@@ -261,6 +263,43 @@ def _best_rates(p: Points) -> Points:
     f'{p.convention}; of {len(p.loss)} runs the best learning rate of each size and length'))
 
 
+def _table(path: str | pathlib.Path) -> tuple[list[str], list[tuple[int, dict[str, str]]], str]:
+  """Names of the columns of a CSV, (line, row) of each row, and what was left out, in words.
+
+  Columns are parted by what parts those of the first line, comma, semicolon or tab. A row that
+  stands there twice, letter by letter, counts once. Raises ValueError for what is no such table.
+  """
+  try:
+    content = pathlib.Path(path).read_text('utf-8-sig')
+  except UnicodeDecodeError as e:
+    raise ValueError(f'{path} is no text in UTF-8: {e.reason} at byte {e.start}') from None
+  first = content.partition('\n')[0]
+  delimiter = max(',;\t', key=first.count)
+  reader = csv.reader(io.StringIO(content, newline=''), delimiter=delimiter)
+  names = [name.strip() for name in next(reader, [])]
+  if twice := [n for n in names if n and names.count(n) > 1]:
+    raise ValueError(f'{path} has two columns {twice[0]}')
+  rows: dict[tuple[str, ...], int] = {}
+  copies = 0
+  for cells in reader:
+    if len(cells) > len(names) and any(cells[len(names):]):
+      raise ValueError(f'{path}, line {reader.line_num}: {len(cells)} cells under {len(names)} '
+                       'columns (a comma inside a number wants quotes)')
+    copies += tuple(cells) in rows
+    if cells:
+      rows.setdefault(tuple(cells), reader.line_num)
+  note = f'; {copies} rows that stand there twice count once' if copies else ''
+  return names, [(i, dict(itertools.zip_longest(names, cells[:len(names)])))
+                 for cells, i in rows.items()], note
+
+
+def _column(names: Sequence[str], known: Sequence[str]) -> str:
+  """The column that is called so, large letters or small; '' for none."""
+  lower = {n.lower(): n for n in reversed(names)}
+  return next((n for n in known if n in names), '') or next(
+    (lower[n.lower()] for n in known if n.lower() in lower), '')
+
+
 def _above_0(word: str | None, of: str) -> float:
   with contextlib.suppress(TypeError, ValueError):
     if 0 < (value := float(word or '')) < math.inf:
@@ -277,10 +316,9 @@ def read_task(
   Rows with a `run` may be points along it: the law of bits is fitted on the last of each run, the
   sigmoid on all but the first tenth. Raises OSError or ValueError as `read` does.
   """
-  with open(source, newline='', encoding='utf-8') as f:
-    table = [r for r in csv.DictReader(f) if all(r.get(k) == v for k, v in (rows or {}).items())]
-  names = list(table[0]) if table else []
-  n, d = (next((x for x in _COLUMNS[k] if x in names), '') for k in ('params', 'tokens'))
+  names, lines, _ = _table(source)
+  table = [r for _, r in lines if all(r.get(k) == v for k, v in (rows or {}).items())]
+  n, d = (_column(names, _COLUMNS[k]) for k in ('params', 'tokens'))
   if not (n and d) or {accuracy, bits} - set(names):
     raise ValueError(f'{source}: columns for params, tokens, {accuracy} and {bits} are needed, it '
                      f'has {", ".join(names)}')
@@ -294,6 +332,8 @@ def read_task(
         raise ValueError(f'{source}: {e}') from None
   if not runs:
     raise ValueError(f'{source} has no row with both {accuracy} and {bits}')
+  if (most := max(x[3] for of in runs.values() for x in of)) > 1:
+    raise ValueError(f'{source}: {accuracy} goes up to {most:g}: give shares, from 0 to 1')
   curves = [np.array(sorted(of, key=lambda x: x[1])) for of in runs.values()]
   last = np.array([c[-1] for c in curves])
   late = np.concatenate([c[len(c) // 10 :] for c in curves])

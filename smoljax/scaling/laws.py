@@ -112,8 +112,17 @@ class Fit:
     return _loss(np.array([self.E, self.A, self.B, self.alpha, self.beta]), params, tokens)
 
   def optimal(self, flops: float) -> tuple[float, float]:
-    """Parameters and tokens of the least loss for C = 6 N D."""
-    ratio = (self.alpha * self.A / (self.beta * self.B)) ** (1 / (self.alpha + self.beta))
+    """Parameters and tokens of the least loss for C = 6 N D.
+
+    Raises ValueError for a law by which more parameters, or more tokens, gain nothing.
+    """
+    of_params, of_tokens = self.alpha * self.A, self.beta * self.B
+    flat = min(self.alpha, self.beta) < 1e-3
+    if flat or not min(of_params, of_tokens) > 1e-12 * max(of_params, of_tokens):
+      what = 'parameters' if (self.alpha if flat else of_params) <= (
+        self.beta if flat else of_tokens) else 'tokens'
+      raise ValueError(f'no size is best: by the law of these runs more {what} gain nothing')
+    ratio = (of_params / of_tokens) ** (1 / (self.alpha + self.beta))
     return ratio * (flops / 6) ** self.a, (flops / 6) ** (1 - self.a) / ratio
 
 

@@ -419,6 +419,11 @@ def test_of_rows_along_a_run_the_last_is_the_run(tmp_path):
   ('params,tokens,loss\n1,x,2\n', "line 2: tokens is 'x', no number above 0"),
   ('params,tokens,loss\n1,2,3\n1,2,nan\n', "line 3: loss is 'nan', no number above 0"),
   ('params,tokens,loss\n1,2\n', 'line 2: loss is None, no number above 0'),
+  ('', 'no rows'), ('params,params,tokens,loss\n1,2,3,4\n', 'two columns params'),
+  ('params,tokens,loss\n1e6,2e7,3,456\n', 'line 2: 4 cells under 3 columns'),
+  ('params;tokens;loss\n1e6;2e7;3,456\n', "line 2: loss is '3,456', no number above 0"),
+  ('params,tokens,loss\n"1,000,000",2e7,3\n', "line 2: params is '1,000,000', no number above 0"),
+  ('params,tokens,loss\n1.5,2e9,3\n', 'params has 1.5 to 1.5: .*not millions'),
 ])  # fmt: skip
 def test_a_bad_csv_is_said(tmp_path, content, message):
   path = tmp_path / 'points.csv'
@@ -427,6 +432,31 @@ def test_a_bad_csv_is_said(tmp_path, content, message):
     scaling_page.read(str(path))
   with pytest.raises(ValueError, match='no finished run'):
     scaling_page.read(str(tmp_path))
+
+
+def test_tables_of_other_people_are_read(tmp_path):
+  """With a mark of byte order, semicolons, tabs, spaces, large letters, rows twice."""
+  path = tmp_path / 'points.csv'
+  plain = 'params,tokens,loss\n1e6,2e7,4\n2e6,2e7,3.5\n'
+  for content in (plain, '\ufeff' + plain, plain.replace(',', ';'), plain.replace(',', '\t'),
+                  plain.replace('params,tokens', ' Params , TOKENS'), plain.replace('\n', '\r\n'),
+                  plain + '1e6,2e7,4\n', plain.replace('\n', ',\n'), plain + '\n\n'):
+    path.write_bytes(content.encode())
+    points = scaling_page.read(str(path))
+    assert points.params.tolist() == [1e6, 2e6] and points.loss.tolist() == [4, 3.5], content
+    assert ('twice' in points.convention) == (content.count('1e6') == 2)
+  for encoding in ('utf-16', 'latin-1'):
+    path.write_bytes(('größe,' + plain).encode(encoding))
+    with pytest.raises(ValueError, match='points.csv is no text in UTF-8'):
+      scaling_page.read(str(path))
+
+
+def test_a_law_by_which_nothing_is_gained_plans_nothing(tmp_path):
+  path = tmp_path / 'points.csv'
+  path.write_text('params,tokens,loss\n' + ''.join(
+    f'{n},{n * k},2.5\n' for n in (1e6, 2e6, 4e6, 8e6) for k in (20, 40)))
+  with pytest.raises(ValueError, match='no size is best'):
+    scaling_page.write(scaling_page.read(str(path)), str(tmp_path / 'out'), bootstrap=8)
 
 
 @pytest.mark.slow
