@@ -423,7 +423,7 @@ def test_of_rows_along_a_run_the_last_is_the_run(tmp_path):
   ('params,tokens,loss\n1e6,2e7,3,456\n', 'line 2: 4 cells under 3 columns'),
   ('params;tokens;loss\n1e6;2e7;3,456\n', "line 2: loss is '3,456', no number above 0"),
   ('params,tokens,loss\n"1,000,000",2e7,3\n', "line 2: params is '1,000,000', no number above 0"),
-  ('params,tokens,loss\n1.5,2e9,3\n', 'params has 1.5 to 1.5: .*not millions'),
+  ('params,tokens,loss\n1.5,2e9,3\n', r'params has 1.5 to 1.5: .*not millions'),
 ])  # fmt: skip
 def test_a_bad_csv_is_said(tmp_path, content, message):
   path = tmp_path / 'points.csv'
@@ -447,7 +447,7 @@ def test_tables_of_other_people_are_read(tmp_path):
     assert ('twice' in points.convention) == (content.count('1e6') == 2)
   for encoding in ('utf-16', 'latin-1'):
     path.write_bytes(('größe,' + plain).encode(encoding))
-    with pytest.raises(ValueError, match='points.csv is no text in UTF-8'):
+    with pytest.raises(ValueError, match='is no text in UTF-8'):
       scaling_page.read(str(path))
 
 
