@@ -10,15 +10,17 @@ A row of JSONL or Parquet is, by the columns that it has:
                           or messages), or two conversations that begin alike
   messages                [{"role": …, "content": …}, …], also under `conversation`
   conversations           ShareGPT: [{"from": "human", "value": …}, …]
-  prompt, completion      texts or messages; `instruction` (and `input`), `question`; `response`,
-                          `output`, `answer` are read likewise. Only the completion is learned
+  prompt, completion      texts or messages; `instruction`, `question` (and `input`, `context`,
+                          `history`), `input` alone; `response`, `output`, `answer` are read
+                          likewise. Only the completion is learned
 
 and besides, all optional: `system`; `tools` or `xml_tools`, `python_tools` (lists, or JSON text);
 `custom_instructions`; `mode` (think, no_think) or `enable_thinking`; `language`; any of them inside
 `chat_template_kwargs`, as smoltalk2 has them. A message of the assistant may have
 `reasoning_content`, or begin with `<think>…</think>` (an empty one is kept where others think:
-the answer does without on purpose); `tool_calls`; and `weight` 0, which keeps it from being
-learned.
+the answer does without on purpose); `tool_calls`, as objects or JSON text; and `weight` 0 (`train`
+or `loss` false), which keeps it from being learned. Lines end in \\n alone. Fields of calls and
+signatures that are null are left out: a struct of Parquet has those of all rows.
 
 The corpus has what people read as `text` (without system turn and tools, which many conversations
 share: duplicates and quotes of evaluation sets are looked for in it), and in its metadata under
@@ -31,6 +33,7 @@ import dataclasses
 import datetime
 import hashlib
 import json
+import re
 import sys
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
@@ -49,13 +52,18 @@ from data_beam.text.language import detect_language, language_sample
 
 _ROLES = {
   'developer': 'system', 'human': 'user', 'prompter': 'user', 'gpt': 'assistant',
-  'chatgpt': 'assistant', 'bot': 'assistant', 'model': 'assistant', 'function_call': 'assistant',
+  'chatgpt': 'assistant', 'bot': 'assistant', 'model': 'assistant', 'ai': 'assistant',
+  'function_call': 'assistant', 'tool_call': 'assistant',
   'function': 'tool', 'function_response': 'tool', 'observation': 'tool', 'ipython': 'tool',
   'environment': 'tool', 'tool_response': 'tool', **{role: role for role in chat.ROLES},
 }
-_QUESTIONS, _ANSWERS = ('prompt', 'instruction', 'question'), (
+_CALLERS = ('function_call', 'tool_call')  # roles whose text is a call
+_QUESTIONS, _ANSWERS = ('prompt', 'instruction', 'question', 'input'), (
   'completion', 'response', 'output', 'answer')
+_SCORES = 'score_chosen', 'score_rejected'
 _OPEN, _CLOSE = '<think>', '</think>'
+_ON_ITS_LINE = re.compile(r'\n\s*</think>|</think>[^\S\n]*\n')
+_OF_CALLS = {'name', 'arguments', 'id', 'type', 'index'}
 
 
 # --- rows → conversations ------------------------------------------------------------------------
@@ -105,7 +113,7 @@ def to_conversation(row: Mapping[str, Any], mode: str = 'auto') -> dict[str, Any
   elif (turns := _first(row, ('messages', 'conversations', 'conversation'))) is not None:
     found['messages'] = _messages(turns)
   elif (answer := _first(row, _ANSWERS)) is not None and _first(row, _QUESTIONS) is not None:
-    if row.get('label') is False:
+    if str(row.get('label')).lower() == 'false':
       raise RowError('bad_answer', 'its label says that the answer is not to be learned')
     question = _question(row)
     found['messages'] = [m | {'weight': 0} if m['role'] == 'assistant' else m for m in question]
@@ -115,9 +123,10 @@ def to_conversation(row: Mapping[str, Any], mode: str = 'auto') -> dict[str, Any
   system = _first(row, ('system', 'system_prompt'))
   custom = _given(row, 'custom_instructions')
   if isinstance(system, str) and system.strip() and found['messages'][0]['role'] != 'system':
-    found['messages'].insert(0, {'role': 'system', 'content': system})
+    found['messages'].insert(0, {'role': 'system', 'content': _lines(system)})
     found |= {'prompt': found['prompt'] + 1} if 'prompt' in found else {}
   if isinstance(custom, str) and custom.strip():
+    custom = _lines(custom)
     if found['messages'][0]['role'] == 'system':  # they would stand in one place
       found['messages'][0]['content'] = f'{custom}\n\n{found["messages"][0]["content"]}'
     else:
@@ -148,6 +157,9 @@ def _pair(row: Mapping[str, Any]) -> tuple[list, list, list]:
     chosen, rejected = chosen[len(question):], rejected[len(question):]
   if not question or chosen[0]['role'] != 'assistant' or rejected[0]['role'] != 'assistant':
     raise RowError('prompt_differs', 'the two do not answer one question')
+  scores = [row.get(k) for k in _SCORES]
+  if isinstance(scores[0], int | float) and scores[0] == scores[1]:
+    raise RowError('equal_pair', f'both have a score of {scores[0]}')
   return question, _until_answer(chosen), _until_answer(rejected)
 
 
@@ -155,20 +167,34 @@ def _question(row):
   question = _first(row, _QUESTIONS)
   if question is None:
     raise RowError('unknown_layout', 'answers without a question')
-  more = row.get('input')
-  if isinstance(question, str) and isinstance(more, str) and more.strip():
-    question = f'{question}\n\n{more}'
-  return _messages(question, 'user')
+  if not isinstance(question, str):
+    return _messages(question, 'user')
+  more = [row[k] for k in ('context', 'input') if isinstance(row.get(k), str)]
+  more = [text for text in more if text.strip() and text.strip() not in question]
+  past = row.get('history') if isinstance(row.get('history'), list | tuple) else ()
+  if not all(isinstance(pair, list | tuple) and len(pair) == 2 for pair in past):
+    raise RowError('bad_value', 'its history is no list of questions and answers')
+  turns = [(text, role) for pair in past
+           for text, role in zip(pair, ('user', 'assistant'), strict=True)]
+  return [message for turn in [*turns, ('\n\n'.join([question, *more]), 'user')]
+          for message in _messages(*turn)]
 
 
 def _first(row, names):
-  return next((row[name] for name in names if row.get(name) is not None), None)
+  """The first of some columns that says something, or at least is there."""
+  there = [row[name] for name in names if row.get(name) is not None]
+  return next((value for value in there if not isinstance(value, str | list) or value),
+              there[0] if there else None)
+
+
+def _lines(text):
+  return text.replace('\r\n', '\n')
 
 
 def _given(row, name):
   """A setting of the template: a column, or inside chat_template_kwargs."""
   inner = row.get('chat_template_kwargs')
-  if isinstance(inner, str):
+  if isinstance(inner, str) and inner.strip():
     inner = _json(inner, 'chat_template_kwargs')
   value = row.get(name)
   return inner.get(name) if value is None and isinstance(inner, Mapping) else value
@@ -179,7 +205,7 @@ def _mode(row):
   thinking = _given(row, 'enable_thinking')
   if mode is None and thinking is not None:
     mode = 'no_think' if str(thinking).lower() in ('false', '0', 'no') else 'think'
-  if mode is not None and (mode := str(mode).strip().lstrip('/')) not in chat.MODES:
+  if mode is not None and (mode := str(mode).strip().lstrip('/').lower()) not in chat.MODES:
     raise RowError('bad_value', f'mode is {mode[:60]!r}, not {" or ".join(chat.MODES)}')
   return mode
 
@@ -192,69 +218,131 @@ def _tools(value):
   if value and not (isinstance(value, list | tuple)
                     and all(isinstance(tool, str | Mapping) for tool in value)):
     raise RowError('bad_value', 'tools are no list of signatures')
-  return [tool if isinstance(tool, str) else tables.plain(tool) for tool in value or ()]
+  return [tool if isinstance(tool, str) else _said(tool) for tool in value or ()]
 
 
-def _json(text, what):
+def _said(value: Any) -> Any:
+  """A value as JSON can hold it, without the fields that are null."""
+  def without_null(value):
+    if isinstance(value, Mapping):
+      return {k: without_null(v) for k, v in value.items() if v is not None}
+    return [without_null(v) for v in value] if isinstance(value, list) else value
+  return without_null(tables.plain(value))
+
+
+def _json(text, what, reason='bad_value'):
   try:
     return json.loads(text)
   except (ValueError, RecursionError) as error:
-    raise RowError('bad_value', f'{what} is not JSON: {error}') from None
+    raise RowError(reason, f'{what} is not JSON: {error}') from None
+
+
+def _name(entry: Mapping[str, Any]) -> str:
+  """Who speaks, as the message has it."""
+  name = entry.get('role') if entry.get('role') is not None else entry.get('from')
+  return name.strip().lower() if isinstance(name, str) else ''
 
 
 def _messages(value: Any, role: str = '') -> list[dict[str, Any]]:
-  """Messages of a list of them (or its JSON text), or of a text that `role` wrote."""
+  """Messages of a list of them, of one, of lists by field, or of the JSON text of any; or of a
+  text that `role` wrote."""
   if isinstance(value, str):
-    if role:
-      return [_message({'role': role, 'content': value})]
-    value = _json(value, 'messages')
-  if not isinstance(value, list | tuple) or not value:
+    value = (_listed(value) or [{'role': role, 'content': value}]) if role else _json(
+      value, 'messages')
+  if isinstance(value, Mapping):
+    value = {k: v for k, v in value.items() if v is not None}
+    by_field = value and all(isinstance(v, list | tuple) for v in value.values())
+    if by_field and len({len(v) for v in value.values()}) > 1:
+      raise RowError('bad_value', 'fields of messages have different lengths')
+    value = [dict(zip(value, row, strict=True)) for row in zip(*value.values(), strict=True)
+             ] if by_field else [value]
+  found: list[dict[str, Any]] = []
+  for entry in value if isinstance(value, list | tuple) else ():
+    message = _message(entry)
+    if message and _name(entry) in _CALLERS and found and found[-1]['role'] == 'assistant':
+      found[-1].setdefault('tool_calls', []).extend(message['tool_calls'])  # one turn in two parts
+    elif message:
+      found.append(message)
+  if not found:
     raise RowError('no_text', 'no messages')
-  return [_message(entry) for entry in value]
+  return found
+
+
+def _listed(text: str) -> list | None:
+  """The messages that a text is as JSON; None for what is only a text."""
+  try:
+    value = json.loads(text) if text.startswith('[') else None
+  except (ValueError, RecursionError):
+    return None
+  messages = isinstance(value, list) and all(
+    isinstance(m, dict) and _name(m) in _ROLES for m in value)
+  return value if messages else None
 
 
 def _message(entry: Any) -> dict[str, Any]:
+  """A message as the template takes it; an empty one for a system turn that says nothing."""
   if not isinstance(entry, Mapping):
     raise RowError('unknown_role', f'a message is {type(entry).__name__}')
   entry = {k: v for k, v in entry.items() if v is not None}  # a struct of Parquet has all fields
-  name = entry.get('role', entry.get('from'))
-  role = _ROLES.get(name.lower()) if isinstance(name, str) else None
+  role = _ROLES.get(name := _name(entry))
   if role is None:
-    raise RowError('unknown_role', f'{name!r}'[:80])
-  content = entry.get('content', entry.get('value'))
+    raise RowError('unknown_role', f'{entry.get("role", entry.get("from"))!r}'[:80])
+  content = next((entry[k] for k in ('content', 'value', 'text') if k in entry), None)
   if isinstance(content, list | tuple):
     parts = [p.get('text') if isinstance(p, Mapping) else p for p in content]
     content = ''.join(parts) if all(isinstance(p, str) for p in parts) else content
   message: dict[str, Any] = {'role': role}
   if role == 'assistant':
-    calls = entry.get('tool_calls') or (
-      [entry['function_call']] if isinstance(entry.get('function_call'), Mapping) else None)
-    if name == 'function_call' and isinstance(content, str):
-      calls, content = [_json(content, 'a function call')], None
+    calls = _calls(entry.get('tool_calls') or _said(entry.get('function_call')))
+    if name in _CALLERS:
+      calls, content = _calls(content), ''
     if calls:
-      message['tool_calls'] = tables.plain(calls)
+      message['tool_calls'] = calls
+      content = '' if content is None else content
     if isinstance(content, str):
       thought = next((entry[k] for k in chat.REASONING if isinstance(entry.get(k), str)), '')
-      thought, empty, content = _thought(content, thought)
+      thought, empty, content = _thought(_lines(content), _lines(thought))
       message |= {'reasoning_content': thought} if thought else {}
       if empty and content.strip():  # said so, in a conversation that may think in other turns
         content = chat.NO_THOUGHT + content
-    if entry.get('weight') == 0:
+    if any(entry.get(k) == 0 for k in ('weight', 'train', 'loss')):
       message['weight'] = 0
-  if isinstance(content, str) and content.strip():
-    message['content'] = content
+  elif role == 'tool' and not isinstance(content, str):
+    content = '' if content is None else json.dumps(tables.plain(content), ensure_ascii=False)
+  if isinstance(content, str) and (content.strip() or role == 'tool'):
+    message['content'] = _lines(content)
+  elif role == 'system' and (content is None or isinstance(content, str)):
+    return {}
   elif not message.get('tool_calls'):
     raise RowError('no_text', f'a message of {role} holds {content!r}'[:80])
   return message
 
 
+def _calls(value: Any) -> list[Any]:
+  """Calls of tools, given as a list or one, as objects or JSON text."""
+  read = lambda x: _json(x, 'a call', 'bad_tool_call') if isinstance(x, str) else x
+  value = read(value) if value else []
+  if isinstance(value, Mapping):
+    value = [value]
+  if not isinstance(value, list | tuple):
+    raise RowError('bad_tool_call', f'calls are {value!r}'[:80])
+  calls = [_said(read(call)) for call in value]
+  for call in calls:
+    of = call.get('function', call) if isinstance(call, dict) else None
+    if isinstance(of, dict) and not of.get('arguments') and of.keys() <= _OF_CALLS:
+      of['arguments'] = {}
+  return calls
+
+
 def _thought(content: str, thought: str) -> tuple[str, bool, str]:
   """(thought, whether it is said to be empty, answer) of what the assistant wrote, which may begin
-  with its thought."""
+  with its thought, whose opening mark a prompt may have had."""
   body, empty = content.lstrip(), False
+  if _OPEN not in content and content.count(_CLOSE) == 1 and _ON_ITS_LINE.search(content):
+    body = _OPEN + body
   if body.startswith(_OPEN):
     inner, closed, content = body.removeprefix(_OPEN).partition(_CLOSE)
-    if not closed or (thought and inner.strip()):
+    if not closed or (thought and inner.strip() not in ('', thought.strip())):
       raise RowError('bad_thought', 'a thought that is not closed, or two')
     thought, empty = thought or inner, not inner.strip()
   content = content.lstrip('\n')  # as the template does
@@ -274,11 +362,12 @@ def _until_answer(messages: list) -> list:
 def _check(found: dict[str, Any]) -> None:
   """Raises RowError where a conversation is none, and cuts off what nobody answers."""
   messages = found['messages'] = _until_answer(found['messages'])
-  if not any(m['role'] == 'assistant' and m.get('weight') != 0 for m in messages):
-    raise RowError('no_answer', 'nothing by the assistant that is to be learned')
   answers = [messages]
   if 'rejected' in found:
     answers.append([*messages[:found['prompt']], *found['rejected']])
+  if not all(any(m['role'] == 'assistant' and m.get('weight') != 0
+                 for m in turns[found.get('prompt', 0):]) for turns in answers):
+    raise RowError('no_answer', 'nothing by the assistant that is to be learned')
   given = {k: found[k] for k in ('tools', 'python_tools', 'custom_instructions') if k in found}
   for turns in answers:
     before = 'start'

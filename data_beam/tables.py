@@ -76,8 +76,10 @@ LAYOUTS: dict[str, dict[str, str]] = {
   'stack-edu': {'text': 'text', 'id': 'blob_id', 'quality': 'score',
                 'metadata.programming_language': 'language'},
 }
-# ISO 639-3 (and a script), as FineWeb-2 and FinePDFs have it, of the languages we curate.
-_ISO_639_1 = {'eng': 'en', 'fra': 'fr', 'deu': 'de', 'spa': 'es', 'ita': 'it', 'por': 'pt'}
+# Of the languages that we curate: ISO 639-3, as FineWeb-2 and FinePDFs have it, and English names.
+_ISO_639_1 = {
+  'eng': 'en', 'fra': 'fr', 'deu': 'de', 'spa': 'es', 'ita': 'it', 'por': 'pt', 'english': 'en',
+  'french': 'fr', 'german': 'de', 'spanish': 'es', 'italian': 'it', 'portuguese': 'pt'}
 FORMATS = ('parquet', 'jsonl')
 MAX_DEPTH = 64      # of values in values
 MAX_LINE = 64 << 20  # bytes
@@ -201,8 +203,10 @@ def to_document(row: Mapping[str, Any], columns: Mapping[str, str], source: str)
 
 
 def language_of(tag: str) -> str:
-  """ISO 639-1 of a language's tag such as fra_Latn, where we know it; else the tag."""
-  return _ISO_639_1.get(tag.partition('_')[0], tag)
+  """ISO 639-1 of a language's tag, such as fra_Latn, fr-CA or French, where we know it; else the
+  tag."""
+  language = tag.replace('-', '_').partition('_')[0].lower()
+  return language if language in _ISO_639_1.values() else _ISO_639_1.get(language, tag)
 
 
 def _find(row: Mapping[str, Any], column: str) -> Any:

@@ -42,6 +42,16 @@ SAME = {  # one conversation, in each layout
   'texts of prompt and completion': {'prompt': 'Hi', 'completion': 'Hello'},
   'messages of prompt and completion': {'prompt': [USER], 'completion': [ANSWER]},
   'alpaca': {'instruction': 'Hi', 'input': '', 'output': 'Hello'},
+  'the question alone is called input': {'input': [USER], 'output': 'Hello', 'instruction': ''},
+  'other names of roles': {'messages': [turn('User ', 'Hi'), turn('AI', 'Hello')]},
+  'other names of columns': {'messages': [{'role': 'prompter', 'text': 'Hi'}, ANSWER]},
+  'an empty list beside': {'messages': [], 'conversation': [USER, ANSWER]},
+  'a list a column': {'messages': {'role': ['user', 'assistant'], 'content': ['Hi', 'Hello']}},
+  'an empty system turn': {'messages': [turn('system', ''), USER, ANSWER]},
+  'a system turn of null': {'messages': [turn('system', None), USER, ANSWER]},
+  'no settings': {'messages': [USER, ANSWER], 'chat_template_kwargs': '', 'mode': 'NO_THINK'},
+  'a call of nulls': {'messages': [
+    USER, ANSWER | {'function_call': {'name': None, 'arguments': None}}]},
   'nobody answers the last': {'messages': [USER, ANSWER, USER]},
 }
 
@@ -58,6 +68,12 @@ PAIRS = {
   'texts': {'prompt': 'Hi', 'chosen': 'Hello', 'rejected': 'No'},
   'messages': {'prompt': [USER], 'chosen': [ANSWER], 'rejected': PAIR['rejected']},
   'conversations': {'chosen': [USER, ANSWER], 'rejected': [USER, *PAIR['rejected']]},
+  'JSON text': {'prompt': json.dumps([USER]), 'chosen': json.dumps([ANSWER]),
+                'rejected': json.dumps(PAIR['rejected'])},
+  'single messages': {'prompt': 'Hi', 'chosen': ANSWER, 'rejected': PAIR['rejected'][0]},
+  'the question is called input': {'input': 'Hi', 'chosen': 'Hello', 'rejected': 'No'},
+  'scores': {'prompt': 'Hi', 'chosen': 'Hello', 'rejected': 'No', 'score_chosen': 8.,
+             'score_rejected': 3.},
   'prompt twice': {'prompt': 'Hi', 'chosen': [USER, ANSWER], 'rejected': [USER, *PAIR['rejected']]},
 }
 
@@ -99,6 +115,94 @@ def test_settings_come_from_columns_and_from_the_template_s_arguments():
   assert found['messages'][1]['tool_calls'] == [CALL]
 
 
+@pytest.mark.parametrize('given', [
+  [CALL], CALL, json.dumps([CALL]), json.dumps(CALL), [json.dumps(CALL)],
+  [{'id': '1', 'type': 'function', 'function': CALL, 'name': None}],
+  [CALL | {'arguments': json.dumps(CALL['arguments'])}],
+  [CALL | {'arguments': {**CALL['arguments'], 'of_another_tool': None}}],  # a struct of Parquet
+])
+@pytest.mark.parametrize('place', ['tool_calls', 'function_call', 'role'])
+def test_calls_are_one_form(given, place):
+  said = ({'role': 'tool_call', 'content': given} if place == 'role'
+          else turn('assistant', None) | {place: given})
+  found = conversations.to_conversation({'messages': [USER, said, turn('tool', '12:00'), ANSWER]})
+  calls = [call.get('function', call) for call in found['messages'][1]['tool_calls']]
+  assert [(c['name'], c['arguments'] if isinstance(c['arguments'], dict)
+           else json.loads(c['arguments'])) for c in calls] == [tuple(CALL.values())]
+  assert 'null' not in chat.render(found['messages'], mode='no_think').text
+
+
+@pytest.mark.parametrize('arguments', [None, '', {}, {'zone': None}])
+def test_a_call_may_have_no_arguments(arguments):
+  found = conversations.to_conversation({'messages': [
+    USER, turn('assistant', None) | {'tool_calls': [{'name': 'now', 'arguments': arguments}]},
+    turn('tool', None), ANSWER], 'tools': [{'name': 'now', 'parameters': {'zone': None}}]})
+  assert '{"name": "now", "arguments": {}}' in chat.render(found['messages']).text
+  assert found['messages'][2] == turn('tool', '')
+  assert found['tools'] == [{'name': 'now', 'parameters': {}}]
+
+
+@pytest.mark.parametrize('content', [None, '', '<think>hm</think>'])
+def test_a_call_may_be_thought_about(content):
+  thought = {} if content else {'reasoning_content': 'hm'}
+  found = conversations.to_conversation({'messages': [
+    USER, turn('assistant', content) | {'tool_calls': [CALL]} | thought, turn('tool', '1'),
+    ANSWER]})
+  assert found['mode'] == 'think'
+  assert found['messages'][1] == {
+    'role': 'assistant', 'reasoning_content': 'hm', 'tool_calls': [CALL]}
+
+
+def test_results_of_tools_may_be_objects():
+  found = conversations.to_conversation({'messages': [
+    USER, turn('assistant', None) | {'tool_calls': [CALL]}, turn('tool', {'é': [1, None]}),
+    turn('tool', [3]), ANSWER]})
+  assert [m['content'] for m in found['messages'][2:4]] == ['{"é": [1, null]}', '[3]']
+
+
+def test_nothing_that_was_asked_is_left_out():
+  asked = lambda **row: [m['content'] for m in conversations.to_conversation(row)['messages']]
+  assert asked(instruction='When?', context='In 1990.', response='1990') == [
+    'When?\n\nIn 1990.', '1990']
+  assert asked(question='When?', context='In 1990.', answer='1990') == ['When?\n\nIn 1990.', '1990']
+  assert asked(instruction='Add', input='1 2', output='3', history=[['a', 'b']]) == [
+    'a', 'b', 'Add\n\n1 2', '3']
+  past = conversations.to_conversation(
+    {'instruction': 'c', 'output': 'd', 'history': [['a', 'b']]})['messages']
+  assert [m.get('weight') for m in past] == [None, 0, None, None]
+
+
+def test_lines_end_alike():
+  found = conversations.to_conversation({
+    'system': 'Be\r\nbrief.', 'messages': [
+      turn('user', 'a\r\nb'), turn('assistant', '<think>\r\nhm\r\n</think>\r\n\r\nc\r\nd')]})
+  assert found['messages'] == [
+    turn('system', 'Be\nbrief.'), turn('user', 'a\nb'),
+    turn('assistant', 'c\nd') | {'reasoning_content': 'hm'}]
+
+
+def test_a_thought_may_be_said_twice_or_lack_its_opening():
+  for content, more in (('hm\n</think>\n\nHello', {}), ('hm\n\n</think>Hello', {}),
+                        ('<think>hm</think>Hello', {'reasoning_content': 'hm\n'})):
+    found = conversations.to_conversation({'messages': [USER, turn('assistant', content) | more]})
+    assert found['messages'][1] == ANSWER | {'reasoning_content': 'hm'} and found['mode'] == 'think'
+
+
+@pytest.mark.parametrize('tag, language', [
+  ('English', 'en'), ('en-US', 'en'), ('PT_br', 'pt'), ('fra_Latn', 'fr'), ('de', 'de'),
+  ('Klingon', 'Klingon'), ('srp_Latn', 'srp_Latn')])
+def test_languages_by_any_name(tag, language):
+  assert conversations.to_document({'messages': [USER, ANSWER], 'language': tag}, 'x'
+                                   ).language == language
+
+
+@pytest.mark.parametrize('key', ['weight', 'train', 'loss'])
+def test_answers_that_are_not_to_be_learned(key):
+  found = conversations.to_conversation(
+    {'messages': [USER, ANSWER | {key: False}, USER, ANSWER | {key: True}]})
+  assert [m.get('weight') for m in found['messages']] == [None, 0, None, None]
+
+
 @pytest.mark.parametrize('row, reason', [
   ({'text': 'a page'}, 'unknown_layout'),
   ({'messages': []}, 'no_text'),
@@ -120,6 +224,14 @@ def test_settings_come_from_columns_and_from_the_template_s_arguments():
   ({'messages': [USER, turn('assistant', 'so </think> on')]}, 'bad_thought'),
   ({'messages': [USER, {'role': 'assistant', 'tool_calls': [{}]}]}, 'bad_tool_call'),
   ({'prompt': 'Hi', 'completion': 'No', 'label': False}, 'bad_answer'),
+  ({'prompt': 'Hi', 'completion': 'No', 'label': 'False'}, 'bad_answer'),
+  ({'messages': [USER, turn('assistant', None) | {'tool_calls': 3}]}, 'bad_tool_call'),
+  ({'messages': [USER, {'role': 'function_call', 'content': 'now()'}]}, 'bad_tool_call'),
+  ({'messages': [USER, turn('assistant', '<think>a</think>b') | {'thinking': 'c'}]},
+   'bad_thought'),
+  ({'prompt': 'Hi', 'chosen': 'a', 'rejected': 'b', 'score_chosen': 7, 'score_rejected': 7.},
+   'equal_pair'),
+  ({'prompt': 'Hi', 'chosen': 'a', 'rejected': [ANSWER | {'weight': 0}]}, 'no_answer'),
   ({'prompt': 'Hi', 'chosen': 'Hello', 'rejected': 'Hello'}, 'equal_pair'),
   ({'prompt': 'Hi', 'chosen': '\nHello', 'rejected': [ANSWER]}, 'equal_pair'),
   ({'chosen': [USER, ANSWER], 'rejected': [USER, ANSWER]}, 'equal_pair'),
