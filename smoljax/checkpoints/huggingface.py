@@ -233,6 +233,11 @@ def read_hf(path: str, **overrides: Any) -> tuple[ModelConfig, Params]:
   return config, _nested(rest) | {'blocks': blocks}
 
 
+def load_config(path: str) -> ModelConfig:
+  """The config of `load_hf`, and its errors."""
+  return _opened(path, {})[0]
+
+
 def _opened(path, overrides):
   """The config of a folder, and what reads a tensor of it."""
   hf_folder.check_links(path)

@@ -133,6 +133,13 @@ def load_weights(path: str) -> tuple[model.ModelConfig, dict, Mapping[str, Any]]
   return _read_run(path)
 
 
+def load_config(path: str) -> model.ModelConfig:
+  """The config that `load_weights` gives, without reading any weight. Raises as it."""
+  if hf_folder.is_hf(path):
+    return huggingface.load_config(path)
+  return model.ModelConfig(**store.load_meta(path)['model'])
+
+
 def _read_run(path, **how):
   config, params, meta = store.load_params(path, **how)
   with cache.no_mesh():  # they are on one device yet, whatever mesh a run has set

@@ -13,6 +13,7 @@ model writes, one that loads a set and an entry in `SETS` (smoljax/evals/problem
 """
 
 import dataclasses
+import functools
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
@@ -130,6 +131,12 @@ def evaluate(
   source = problems.Source(eval_data, limit, seed, generation.unsafe_programs)
   written = {name: problems.load_set(name, source) for name in tasks
              if name not in loaded and name.partition(':')[0] != _RULER}
+  writer = generation.model or load.Model(config, params, tokenizer, bos)
+  writer = writer._replace(config=config, params=params)
+  long = [name for name in tasks if name.partition(':')[0] == _RULER]
+  long_texts = functools.partial(
+    _long_texts, writer, long, documents, generation, limit, seed, seq_len)
+  long_texts(look=True)
   options = {'batch_size': batch_size, 'seq_len': seq_len}
   results: dict[str, Any] = {'bits_per_byte': {}, 'tasks': {}}
   for name, docs in documents.items():
@@ -164,34 +171,41 @@ def evaluate(
       f'{name}: {metric} {row[metric]:.3f}{spread} (blind '
       f'{max(row["blind"].values()):.3f}, chance {row["chance"]:.3f}, {row["n"]} examples)'
     )
-  writer = generation.model or load.Model(config, params, tokenizer, bos)
-  writer = writer._replace(config=config, params=params)
   if written:
     results['generation'] = generative.evaluate_generation(
       writer, written, generation.settings, log_line=log_line)
-  if long := [name for name in tasks if name.partition(':')[0] == _RULER]:
-    results.setdefault('generation', {}).update(_long_texts(
-      writer, long, documents, generation, limit, seed, seq_len, log_line))
+  if long:
+    results.setdefault('generation', {}).update(long_texts(log_line=log_line))
   return results
 
 
-def _long_texts(model_, names, documents, generation, limit, seed, seq_len, log_line):
-  """Scores of `ruler`, length by length: the model's positions are stretched only as needed."""
+def _long_texts(model_, names, documents, generation, limit, seed, seq_len, *, look=False,
+                log_line=lambda line: None):
+  """Scores of `ruler`, length by length: the model's positions are stretched only as needed.
+
+  With `look` none: whether the questions fit into the shortest length.
+  """
   chosen = [part for name in names for part in
             ((name.partition(':')[2],) if ':' in name else ruler.TASKS)]
+  lengths = generation.lengths or (seq_len,)
+  plain = set(generation.settings.modes) == {'plain'}
+  overhead = 1 + (0 if plain else _template_tokens(model_))
+  make = functools.partial(
+    ruler.make, chosen, model_.tokenizer, languages=generation.languages, seed=seed,
+    overhead=overhead)
+  if look:
+    make((min(lengths),), num=1)
+    return {}
   texts: dict[str, list[str]] = {}
   for docs in documents.values():
     for d in docs:
       language = d.get('language') or generation.languages[0]
       texts.setdefault(language, []).append(model_.tokenizer.decode(d['tokens']))
-  overhead = 1 + _template_tokens(model_)
   found: dict[str, dict[str, Any]] = {}
-  for length in generation.lengths or (seq_len,):
+  for length in lengths:
     config = model_.config
     stretched = config.extended(length) if length > config.max_seq_len else config
-    sets = ruler.make(
-      chosen, model_.tokenizer, (length,), languages=generation.languages, documents=texts,
-      num=limit or 50, seed=seed, overhead=overhead)
+    sets = make((length,), documents=texts, num=limit or 50)
     found |= generative.evaluate_generation(
       model_._replace(config=stretched),
       {f'{_RULER}:{task}@{length}': set_ for task, set_ in sets.items()}, generation.settings,

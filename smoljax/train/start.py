@@ -112,7 +112,9 @@ def prepare(
       pairs=bool(preference),
       across=config.data.across,
     )
-  model_config = dataclasses.replace(model_config, max_segments=batches.max_segments)
+  model_config = dataclasses.replace(
+    model_config, max_segments=batches.max_segments,
+    max_seq_len=_context(t.init_from, model_config))
   meta = {
     **(meta or {}),
     'special_tokens': special_tokens({name: c.manifest for name, c in opened.items()}),
@@ -143,6 +145,15 @@ def prepare(
                  for name, path in (targets or corpora).items() if name in held_out}
   return Run(config, model_config, directory, mesh, batches, stages, held_out, plan,
              teacher_params, meta, rollouts, questions)
+
+
+def _context(init_from: str, config: model.ModelConfig) -> int:
+  """How far a model reads: as its rows, or as the model that training begins with, whose positions
+  rotate alike: a 32k model that is fine-tuned in rows of 8k is one still."""
+  before = load.load_config(init_from) if init_from else config
+  alike = all(getattr(before, f) == getattr(config, f) for f in (
+    'rope_theta', 'rope_scaling', 'nope_interval', 'rope_layers'))
+  return max(config.max_seq_len, before.max_seq_len if alike else 0)
 
 
 def _questions_a_step(t: Any, samples: int) -> int:

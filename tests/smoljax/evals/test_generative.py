@@ -363,6 +363,24 @@ def test_evaluate_writes_reads_and_reports(model, say, tmp_path):
     evals.evaluate(wide.config, wide.params, wide.tokenizer, ['gsm9k'], bos=True, seq_len=64)
 
 
+def test_long_texts_are_as_long_as_is_asked_for(model, say, monkeypatch):
+  """The template takes room where there is one; what does not fit is said before all else."""
+  wide, sizes = big(model), []
+  say(lambda prompt: sizes.append(len(model.tokenizer.encode(prompt))) or 'x')
+  put = lambda modes, length: evals.evaluate(
+    wide.config, wide.params, wide.tokenizer, ['ruler:niah_single_1'], bos=wide.bos, seq_len=64,
+    limit=2, generation=run.Generation(Settings(modes=modes), lengths=(4000, length)))
+  put(('plain',), 4000)
+  assert all(0.97 * 4000 <= size + 128 <= 4000 for size in sizes)
+  monkeypatch.setattr(run, 'copy_probe', lambda *_, **__: pytest.fail('it has begun'))
+  monkeypatch.setattr(run, 'bits_per_byte', lambda *_, **__: pytest.fail('it has begun'))
+  with pytest.raises(ValueError, match='niah_single_1 needs .* more than a length of 200'):
+    evals.evaluate(
+      wide.config, wide.params, wide.tokenizer, ['ruler:niah_single_1'], bos=wide.bos, seq_len=64,
+      limit=2, documents={'a': [{'tokens': np.arange(9), 'num_bytes': 9}]},
+      generation=run.Generation(Settings(modes=('plain',)), lengths=(4000, 200)))
+
+
 def test_which_tasks_decide():
   rising = {f'seed {s}': {100 * t: 0.25 + 0.05 * t + 0.002 * s for t in range(1, 6)}
             for s in range(3)}

@@ -258,6 +258,16 @@ def test_continued_training_starts_from_the_given_weights(undisturbed, markov_co
     fit(tiny(**longer, **{'model.mlp_dim': 96}), markov_corpora, tmp_path / 'other')
 
 
+def test_shorter_rows_keep_the_context(undisturbed, markov_corpora, tmp_path):
+  """What is fine-tuned in short rows reads as far as before, where positions rotate as before."""
+  shorter = {
+    'data.seq_len': 32, 'train.init_from': str(undisturbed[1]), 'train.tokens': 2 * 8 * 32,
+    'tokenizer.path': 'none: these corpora are of numbers', 'train.batch_tokens': 8 * 32}
+  for name, more, context in (('same', {}, 64), ('other', {'model.rope_theta': 5e5}, 32)):
+    fit(tiny(**shorter, **more), markov_corpora, tmp_path / name)
+    assert store.load_params(str(tmp_path / name))[0].max_seq_len == context
+
+
 def test_a_cooldown_branches_from_a_run(markov_corpora, tmp_path):
   """From a constant phase to the bits of a run that was meant to end there from the start."""
   one = dict(name='all', fraction=1.0, mixture=dict(web=0.75, pdf=0.25))
