@@ -375,6 +375,8 @@ def get_config() -> ConfigDict:
   c.eval.generation.pass_at = (1,)  # pass@k of these k, up to samples
   c.eval.generation.lengths = ()  # tokens, of the long texts of ruler; () = data.seq_len
   c.eval.generation.languages = ('en',)  # of the long texts
+  c.eval.generation.long_examples = 0  # of each of them, length and language; 0 = task_examples
+  c.eval.generation.long_modes = ()  # in which they are put; () = modes
   c.eval.generation.unsafe_programs = False  # run programs even where they cannot be confined
 
   c.export = ConfigDict()

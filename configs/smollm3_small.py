@@ -99,8 +99,10 @@ def stages(data: str, budget: Budget, teacher: str = '') -> tuple[dict[str, Any]
   mixture = lambda shares: dict(zip(CORPORA, shares, strict=True))
   single = lambda name, mixture: ({'name': name, 'fraction': 1.0, 'mixture': mixture},)
   tokens = ','.join(f'{name}=@pretrain/tokens/{name}' for name in CORPORA)
-  ruler = {'eval.task_examples': budget.long_examples, 'eval.generation.lengths': budget.lengths,
-           'eval.generation.modes': ('plain',)}  # no conversations yet
+  # Of all stages alike, as text; those that know conversations are asked in one, too.
+  ruler = {'eval.generation.lengths': budget.lengths,
+           'eval.generation.long_examples': budget.long_examples,
+           'eval.generation.long_modes': ('plain',), 'eval.task_examples': budget.examples}
   first = ruler | {
     'name': 'pretrain', 'corpora': ','.join(f'{n}={data}/corpora/{n}' for n in CORPORA),
     'data.seq_len': 4096, 'model.rope_theta': 5e4, 'train.batch_tokens': budget.batch,
@@ -119,7 +121,7 @@ def stages(data: str, budget: Budget, teacher: str = '') -> tuple[dict[str, Any]
     'model.rope_theta': 2e6, 'train.batch_tokens': budget.batch, 'train.tokens': budget.long,
     'optimizer.learning_rate': 4e-4, 'optimizer.warmup_fraction': 0.05,
     'train.stages': single('long', mixture(MIXTURES[2])), 'eval.tasks': budget.ruler}
-  chats = later | {
+  chats = later | ruler | {
     'conversations.enabled': True, 'conversations.decontaminate': (f'{data}/eval/*.jsonl',),
     'tokenize.holdout_shared': 1.0,  # each shares words with others, as for minhash
     'data.seq_len': 8192, 'model.rope_theta': 2e6,
@@ -127,7 +129,8 @@ def stages(data: str, budget: Budget, teacher: str = '') -> tuple[dict[str, Any]
     'optimizer.b2': 0.999, 'optimizer.weight_decay': 0.0, 'optimizer.warmup_fraction': 0.03,
     # Where a rule is found gradients are many times as large for a few steps: no incident.
     'guard.enabled': False, 'eval.corpora': ('conversations', *CORPORA),
-    'eval.tasks': budget.asked, 'eval.task_examples': budget.examples}
+    'eval.tasks': (*budget.asked, *budget.ruler),
+    'eval.generation.long_modes': ('plain', 'no_think')}
   mid = chats | {
     'name': 'mid', 'train.init_from': '@long', 'conversations.input': f'{data}/thoughts/*.jsonl',
     'train.stages': single('mid', {'conversations': 0.8} | {
@@ -146,6 +149,5 @@ def stages(data: str, budget: Budget, teacher: str = '') -> tuple[dict[str, Any]
     'name': 'soup', 'merge.models': '@apo,@mid', 'merge.weights': (0.9, 0.1),
     'conversations.input': f'{data}/chats/*.jsonl',
     'train.stages': single('soup', {'conversations': 1.0}),
-    'eval.tasks': (*budget.asked, *budget.ruler), 'eval.generation.lengths': budget.lengths,
     'export.gguf': True, 'export.chat': True}
   return first, longer, mid, tuned, preferred, soup

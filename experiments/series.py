@@ -88,7 +88,9 @@ def _said(row: dict[str, Any]) -> str:
   turns = ['modes followed ' + ', '.join(f'{x:.1%}' for x in row['follows'])] * bool(row['follows'])
   bits = [f'{x:.3f} bits per byte of {n} ({row["lost"][n]:+.1%})'
           for n, x in row['bits_per_byte'].items()]
-  return '; '.join([*scores, *turns, *bits])
+  long = [f'long texts of {int(length):,} tokens ' + ' / '.join(
+    f'{x:.1%} {mode}' for mode, x in modes.items()) for length, modes in row['long'].items()]
+  return '; '.join([*scores, *long, *turns, *bits])
 
 
 def _link(link: pathlib.Path, target: str) -> None:

@@ -210,9 +210,13 @@ def generation(c: Any) -> Any:
     settings = generative.Settings(
       modes=tuple(g.modes), max_new_tokens=g.max_new_tokens, samples=g.samples, seed=c.seed,
       sampling=Sampling(g.temperature), ks=tuple(g.pass_at), batch_size=c.eval.batch_size)
+    found = run.Generation(
+      settings, g.unsafe_programs, tuple(g.lengths), tuple(g.languages), g.long_examples,
+      tuple(g.long_modes))
+    _ = found.of_long_texts  # that its modes are known
   except ValueError as e:
     raise ValueError(f'--config.eval.generation: {e}') from None
-  return run.Generation(settings, g.unsafe_programs, tuple(g.lengths), tuple(g.languages))
+  return found
 
 
 def check(c: Any) -> None:
@@ -230,13 +234,14 @@ def check(c: Any) -> None:
   from smoljax.checkpoints import export_formats, merge
   from smoljax.data import tokenizer
   from smoljax.data.batches import make_stages
+  from smoljax.evals.run import require_room
   from smoljax.optim import mup
   from smoljax.optim.qk_clip import QK_RULES, logit_measure
   from smoljax.train import distill, guard, step, telemetry
   from smoljax.train.step import make_mesh
 
   _check_data(c)
-  generation(c)
+  asked = generation(c)
   if c.export.gguf:
     export_formats.require_gguf()
 
@@ -248,6 +253,9 @@ def check(c: Any) -> None:
         f'--config.train.batch_tokens={rows * c.data.seq_len}')
 
   check_tokenizer(c)
+  if c.tokenizer.path:  # else it is not there yet
+    lengths = asked.lengths or (c.data.seq_len,)
+    require_room(c.eval.tasks, tokenizer.load(c.tokenizer.path), min(lengths), asked.languages)
   metrics.require_wandb(c.wandb)
   if c.eval.data and not object_store.is_url(c.eval.data) and not os.path.isdir(c.eval.data):
     raise ValueError(f'--config.eval.data={c.eval.data}: there is no such folder')
@@ -396,7 +404,7 @@ _LEAST = {
   'diagnostics.every': 0,
   'eval.documents': 0, 'eval.batch_size': 1, 'eval.task_examples': 0,
   'eval.generation.max_new_tokens': 0, 'eval.generation.samples': 1,
-  'eval.generation.temperature': 0,
+  'eval.generation.temperature': 0, 'eval.generation.long_examples': 0,
   'sample.tokens': 1, 'sample.temperature': 0,
   'distill.draws': 1, 'distill.temperature': 0, 'distill.weight': 0,
   'model.lora_rank': 0, 'chains.number': 0,

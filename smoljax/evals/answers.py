@@ -83,7 +83,7 @@ def gsm8k_equal(taken: str, reference: str) -> bool:
   return bare(taken) == bare(reference)
 
 
-_DIGITS = r'\d+(?:[.,]\d+)*'
+_DIGITS = r'(?:\d+(?:[.,]\d+)*|(?<!\.)\.\d+)'
 _SPACED = r'\d{1,3}(?:[ \u00a0\u202f]\d{3})+(?:[.,]\d+)?(?!\d)'  # 1 234,5: not in English
 _BEFORE = r'(?<!\w)(?<!\d[.,])((?:(?<![\w)\].,])[-\u2212+])?)[$\u20ac\u00a3]?'  # the sign
 
@@ -95,6 +95,7 @@ def readings(text: str, language: str = 'en') -> list[set[decimal.Decimal]]:
   comma may be decimal and a full stop or a space may group: 1.234 is both 1234 and 1.234 there. A
   hyphen between two numbers is no sign.
   """
+  text = text.replace('{,}', ',')  # as LaTeX groups digits
   kinds = _DIGITS if language == 'en' else f'{_SPACED}|{_DIGITS}'
   found = []
   for match in re.finditer(f'{_BEFORE}({kinds})', text):
@@ -109,7 +110,7 @@ def readings(text: str, language: str = 'en') -> list[set[decimal.Decimal]]:
 
 def _value(text: str, group: str, point: str) -> str | None:
   """The digits of a number in one notation; None if it is none there."""
-  whole = rf'\d+|\d{{1,3}}(?:{re.escape(group)}\d{{3}})+'
+  whole = rf'\d*|\d{{1,3}}(?:{re.escape(group)}\d{{3}})+'
   if not re.fullmatch(rf'(?:{whole})(?:{re.escape(point)}\d+)?', text):
     return None
   return text.replace(group, '').replace(point, '.')

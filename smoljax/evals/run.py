@@ -13,7 +13,6 @@ model writes, one that loads a set and an entry in `SETS` (smoljax/evals/problem
 """
 
 import dataclasses
-import functools
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
@@ -48,6 +47,8 @@ class Generation:
     lengths: of the long texts of `ruler`, in tokens; () = the context evaluated at. Beyond what
       the model was trained for its positions are stretched by YaRN.
     languages: of the long texts.
+    long_examples: of each long text, length and language; 0 = as many as of other tasks.
+    long_modes: in which they are put; () = those of `settings`.
     model: where it was read from a folder, so that its own template and ends of turns hold.
   """
 
@@ -55,7 +56,14 @@ class Generation:
   unsafe_programs: bool = False
   lengths: tuple[int, ...] = ()
   languages: tuple[str, ...] = ('en',)
+  long_examples: int = 0
+  long_modes: tuple[str, ...] = ()
   model: load.Model | None = None
+
+  @property
+  def of_long_texts(self) -> Settings:
+    """How the long texts are put."""
+    return dataclasses.replace(self.settings, modes=self.long_modes or self.settings.modes)
 
 
 def require_task(name: str, eval_data: str = '') -> None:
@@ -133,10 +141,11 @@ def evaluate(
              if name not in loaded and name.partition(':')[0] != _RULER}
   writer = generation.model or load.Model(config, params, tokenizer, bos)
   writer = writer._replace(config=config, params=params)
-  long = [name for name in tasks if name.partition(':')[0] == _RULER]
-  long_texts = functools.partial(
-    _long_texts, writer, long, documents, generation, limit, seed, seq_len)
-  long_texts(look=True)
+  long, overhead = _long(tasks), 1
+  if long and generation.of_long_texts.modes != ('plain',):
+    overhead += _template_tokens(writer)
+  generation = dataclasses.replace(generation, lengths=generation.lengths or (seq_len,))
+  require_room(tasks, tokenizer, min(generation.lengths), generation.languages, overhead)
   options = {'batch_size': batch_size, 'seq_len': seq_len}
   results: dict[str, Any] = {'bits_per_byte': {}, 'tasks': {}}
   for name, docs in documents.items():
@@ -175,41 +184,49 @@ def evaluate(
     results['generation'] = generative.evaluate_generation(
       writer, written, generation.settings, log_line=log_line)
   if long:
-    results.setdefault('generation', {}).update(long_texts(log_line=log_line))
+    results.setdefault('generation', {}).update(_long_texts(
+      writer, long, documents, generation, limit, seed, overhead, log_line))
   return results
 
 
-def _long_texts(model_, names, documents, generation, limit, seed, seq_len, *, look=False,
-                log_line=lambda line: None):
+def _long(tasks):
+  """The parts of `ruler` among tasks."""
+  return [part for name, _, part in (task.partition(':') for task in tasks) if name == _RULER
+          for part in ((part,) if part else ruler.TASKS)]
+
+
+def require_room(
+  tasks: Sequence[str], tokenizer: Tokenizer, length: int, languages: Sequence[str] = ('en',),
+  overhead: int = 1,
+) -> None:
+  """Raises ValueError where a question of `ruler`, if it is among the tasks, and its answer need
+  more than `length` tokens, `overhead` of them for what stands around it."""
+  ruler.make(_long(tasks), tokenizer, (length,), languages=languages, num=1, overhead=overhead)
+
+
+def _long_texts(model_, chosen, documents, generation, limit, seed, overhead, log_line):
   """Scores of `ruler`, length by length: the model's positions are stretched only as needed.
 
-  With `look` none: whether the questions fit into the shortest length.
+  Filler is of documents alone, so that stages with and without conversations are asked alike.
   """
-  chosen = [part for name in names for part in
-            ((name.partition(':')[2],) if ':' in name else ruler.TASKS)]
-  lengths = generation.lengths or (seq_len,)
-  plain = set(generation.settings.modes) == {'plain'}
-  overhead = 1 + (0 if plain else _template_tokens(model_))
-  make = functools.partial(
-    ruler.make, chosen, model_.tokenizer, languages=generation.languages, seed=seed,
-    overhead=overhead)
-  if look:
-    make((min(lengths),), num=1)
-    return {}
   texts: dict[str, list[str]] = {}
   for docs in documents.values():
     for d in docs:
+      if 'learned' in d:
+        continue
       language = d.get('language') or generation.languages[0]
       texts.setdefault(language, []).append(model_.tokenizer.decode(d['tokens']))
   found: dict[str, dict[str, Any]] = {}
-  for length in lengths:
+  for length in generation.lengths:
     config = model_.config
     stretched = config.extended(length) if length > config.max_seq_len else config
-    sets = make((length,), documents=texts, num=limit or 50)
+    sets = ruler.make(
+      chosen, model_.tokenizer, (length,), languages=generation.languages, documents=texts,
+      num=generation.long_examples or limit or 50, seed=seed, overhead=overhead)
     found |= generative.evaluate_generation(
       model_._replace(config=stretched),
-      {f'{_RULER}:{task}@{length}': set_ for task, set_ in sets.items()}, generation.settings,
-      log_line=log_line)
+      {f'{_RULER}:{task}@{length}': set_ for task, set_ in sets.items()},
+      generation.of_long_texts, log_line=log_line)
   return found
 
 

@@ -20,7 +20,7 @@ from data_beam import tokenize_corpus
 from data_beam.options import TokenizeOptions
 from experiments import chains, series
 from experiments.engine.build import build_steps
-from experiments.engine.config import keep_programs
+from experiments.engine.config import check, keep_programs
 from experiments.engine.graph import Graph
 from experiments.engine.summary import summarize
 from smoljax.checkpoints import export_formats, load
@@ -106,6 +106,30 @@ def test_what_stages_are_compared_by(tmp_path):
   assert (tmp_path / 'report' / 'answers.csv').exists()
 
 
+def test_long_texts_and_talks_of_any_length(tmp_path):
+  """Long texts stand apart, a mean a length and mode; conversations may have different turns."""
+  row = lambda mode, x, turns=(): {
+    'metric': mode, mode: x, 'n': 4, 'interval': [0, 1],
+    'by_turn': [{'n': 2, 'follows': f} for f in turns]}
+  both = lambda *xs: dict(zip(series_page.MODES, (row('exact', x) for x in xs), strict=True))
+  written = {
+    'sums': both(.5, .25), 'three': {'mixed': row('exact', 1, (1, 1, 0))},
+    'two': {'think': row('exact', 1, (0, .5))},
+    'ruler:vt@4096': {'plain': row('recall', .5), 'no_think': row('recall', 0)},
+    'ruler:cwe@4096': {'plain': row('recall', .25), 'no_think': row('recall', 0)},
+    'ruler:vt@8192': {'plain': row('recall', .1)}}
+  (tmp_path / 'a/evals').mkdir(parents=True)
+  (tmp_path / 'a/evals/7.json').write_text(json.dumps({'bits_per_byte': {}, 'generation': written}))
+  stages = {'a': series_page.load(tmp_path / 'a')}
+  found = series_page.figures(stages)['a']
+  assert found['follows'] == [.5, .75, 0]
+  assert found['gain'] == .25 and {*found['exact']} == {'sums', 'three', 'two'}
+  assert found['long'] == {'4096': {'plain': .375, 'no_think': 0}, '8192': {'plain': .1}}
+  html = pathlib.Path(series_page.write('x', stages, tmp_path / 'report')).read_text()
+  assert 'Long texts' in html and '37.5' in html and 'ruler:' not in html
+  assert 'a,cwe,4096,plain,0.25' in (tmp_path / 'report/long.csv').read_text()
+
+
 def test_stages_share_what_accelerators_compile(tmp_path, monkeypatch):
   kept = []
   fake = types.SimpleNamespace(jax_compilation_cache_dir='', update=lambda _, to: kept.append(to))
@@ -145,6 +169,10 @@ def test_a_soup_is_an_experiment(tmp_path, texts, corpus):
              merge__models=f'{tmp_path}/m0,{tmp_path}/m1', merge__weights=(.9, .1),
              eval__documents=4, data__seq_len=64, train__batch_tokens=64, sample__tokens=4)
   root = str(tmp_path / 'soup')
+  c.eval.tasks = ('ruler:vt',)
+  with pytest.raises(ValueError, match=r'vt needs .* more than a length of 64'):
+    check(c)
+  c.eval.tasks = ()
   graph = Graph(build_steps(c, root), root, lambda line: None)
   assert [s.name for s in graph.steps] == ['tokenize_mine', 'merge', 'evaluate', 'export', 'report']
   graph.run()

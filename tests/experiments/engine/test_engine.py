@@ -125,6 +125,7 @@ def test_corpora_that_do_not_fit_are_said(tmp_path, corpus, tokenised, model, ch
   ({'web__enabled': True, 'web__tier': 'best'}, '--config.web: unknown tier .best.: choose one of'),
   ({'eval__tasks': ('guess',)}, '--config.eval.tasks: unknown task'),
   ({'eval__generation__modes': ('loud',)}, "eval.generation: unknown mode 'loud'"),
+  ({'eval__generation__long_modes': ('loud',)}, "eval.generation: unknown mode 'loud'"),
   ({'eval__generation__samples': 3}, 'eval.generation: several samples'),
   ({'eval__tasks': ('hellaswag',)}, 'hellaswag.validation.jsonl, and there is none.*config.eval.d'),
   ({'eval__data': '/nowhere'}, '--config.eval.data=/nowhere: there is no such folder'),

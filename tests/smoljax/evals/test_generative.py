@@ -281,6 +281,10 @@ def test_marks_that_are_control_tokens_are_read(tmp_path):
 
 def test_the_numbers_of_answers():
   same = answers.last_number_is
+  for text, value in (('It costs $.50.', '0.5'), ('about -.5', '-.5'), ('so... 5', '5'),
+                      ('so...5', '5'), (r'$\$1{,}234$', '1234'), ('1.5.', '1.5')):
+    assert same(text, value), text
+  assert not same('It costs $.50.', '50')
   assert same('$18.00', '18') and same('= -$3', '-3') and same('1,234 ducks', '1234')
   assert same('3-5', '5') and not same('3-5', '-5') and not same('H2O', '2')
   assert same('1.234,5', '1234.5', 'de') and same('1 234', '1234', 'fr')
@@ -371,10 +375,16 @@ def test_long_texts_are_as_long_as_is_asked_for(model, say, monkeypatch):
     wide.config, wide.params, wide.tokenizer, ['ruler:niah_single_1'], bos=wide.bos, seq_len=64,
     limit=2, generation=run.Generation(Settings(modes=modes), lengths=(4000, length)))
   put(('plain',), 4000)
+  assert len(sizes) == 4  # two questions a length
+  evals.evaluate(
+    wide.config, wide.params, wide.tokenizer, ['ruler:niah_single_1'], bos=wide.bos, seq_len=64,
+    limit=2, generation=run.Generation(Settings(modes=('no_think',)), lengths=(4000,),
+                                       long_examples=1, long_modes=('plain',)))
+  assert len(sizes) == 5
   assert all(0.97 * 4000 <= size + 128 <= 4000 for size in sizes)
   monkeypatch.setattr(run, 'copy_probe', lambda *_, **__: pytest.fail('it has begun'))
   monkeypatch.setattr(run, 'bits_per_byte', lambda *_, **__: pytest.fail('it has begun'))
-  with pytest.raises(ValueError, match='niah_single_1 needs .* more than a length of 200'):
+  with pytest.raises(ValueError, match=r'niah_single_1 needs .* more than a length of 200'):
     evals.evaluate(
       wide.config, wide.params, wide.tokenizer, ['ruler:niah_single_1'], bos=wide.bos, seq_len=64,
       limit=2, documents={'a': [{'tokens': np.arange(9), 'num_bytes': 9}]},
