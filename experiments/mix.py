@@ -6,7 +6,8 @@
   python -m experiments.mix … --steps=design,run --seconds=500     # and again, to go on
 
 Give two or more tokenised corpora of one tokenizer: sources, their buckets of quality, languages.
-Each held-out split is a domain that is scored, in bits per byte. Settings are the config's section
+Each held-out split is a domain that is scored, in bits per byte: every other document of it by the
+proxies, the rest by the runs that validate. Settings are the config's section
 `mix`. The steps, each of which needs those before it, and does what is left of it:
 
   design    proxy mixtures: Dirichlet around the prior, cut to the caps on repetition and the floors
@@ -16,7 +17,8 @@ Each held-out split is a domain that is scored, in bits per byte. Settings are t
             on proxies that they have not seen, and on those within what was tried; the best mixture
             within the constraints by the law of the least error, and what it should gain
   validate  what was decided before: the proposed mixture, the natural proportions, UniMax and the
-            best proxy, with new seeds; and again with a larger model and more tokens
+            best proxy, with new seeds, on held-out documents that no law was fitted to; and again
+            with a larger model and more tokens
   report    WORKDIR/report/index.html: weights, predicted against actual, sensitivity, differences
 
 A proxy of fewer tokens than mix.target_tokens reads only that share of each corpus, so that it
@@ -98,7 +100,9 @@ class Mix:
         evaluated[name] = open_corpus(path, 'validation', name)
       except EmptySplit as e:
         console.print(f'not scored: {e}')
-    self.held_out = side_by_side.make_table(evaluated, **packing)
+    split = {name: side_by_side.halves(corpus) for name, corpus in evaluated.items()}
+    self.held_out, self.judged = (side_by_side.make_table(
+      {name: of[i] for name, of in split.items()}, **packing) for i in range(2))
     self.domains = list(evaluated)
     self.space = mixtures.Space(
       self.names, self.table.sizes, float(self.c.train.tokens), np.array(m.phases, float),
@@ -161,7 +165,8 @@ class Mix:
     trainer = self.trainers[larger]
     on_device = {k: jnp.asarray(x) for k, x in table.rows.items()}
     params, losses = trainer.train(on_device, chosen, [r.seed for r in padded])
-    scores = trainer.score(params, self.held_out)
+    judged = group[0].key.startswith('arm')
+    scores = trainer.score(params, self.judged if judged else self.held_out)
     seconds = time.monotonic() - began
     with open(self.workdir / 'runs.jsonl', 'a', encoding='utf-8') as file:
       for run, loss, bpb in zip(group, losses, scores, strict=False):
@@ -197,7 +202,7 @@ class Mix:
       'sizes': [float(x) for x in self.table.sizes], 'share': self.share,
       'tokens': self.c.train.tokens, 'steps': self.c.train.steps, 'phases': list(m.phases),
       'caps': self.space.caps.tolist(), 'natural': self.space.natural.tolist(),
-      'proxies': m.proxies, 'mixtures': made.tolist(),
+      'proxies': m.proxies, 'mixtures': made.tolist(), 'judged': 'by other documents',
       'optimizer': [self.c.optimizer.name, self.c.optimizer.learning_rate],
       'parameters': model_config(self.c, self.vocab_size).num_params(),
     }

@@ -386,16 +386,18 @@ def again(study: Study, done: optuna.Study, best: int, seeds: int, seed: int) ->
 def intervals(done: optuna.Study, retest: optuna.Study) -> list[dict[str, Any]]:
   """Of each point that was tried again: its trial, values by seed, mean and 95 % t-interval.
 
-  The value that made it one of the best is left out, since it was chosen for it. The best first.
+  The value that made it one of the best is left out, since it was chosen for it. The best first;
+  last, without a mean, what has failed with a seed: those that are left would speak too well of it.
   """
   found = []
+  trials = retest.get_trials(deepcopy=False, states=(optuna.trial.TrialState.COMPLETE,))
   for trial in good(done):
-    of = {t.params['seed']: t.value for t in good(retest)
+    of = {t.params['seed']: math.inf if t.user_attrs.get('failed') else t.value for t in trials
           if trial.params == {k: v for k, v in t.params.items() if k != 'seed'}}
     if of:
       mean, half = comparison.interval([of[seed] for seed in sorted(of)])
       found.append((mean, {'trial': run_of(trial), 'values': of, 'mean': mean, 'half': half}))
-  return [row for _, row in sorted(found, key=lambda f: f[0])]
+  return [row for _, row in sorted(found, key=lambda f: f[0] if f[0] == f[0] else math.inf)]
 
 
 def _parse(argv: Sequence[str]) -> argparse.Namespace:

@@ -85,7 +85,8 @@ def _again(results: Mapping[str, Any], site: charts.Site) -> str:
     site.csv('again', ('trial', 'seed', name), [
       (f['trial'], seed, value) for f in found for seed, value in f['values'].items()]),
     'Mean and 95 % interval (Student’s t) over seeds that the search has not seen: the value above '
-    'was the least of many, and so a little too good.')
+    'was the least of many, and so a little too good; so is the first mean here, a little less. A '
+    'point that failed with one of them has none.')
 
 
 def _history(complete: Sequence[Mapping], site: charts.Site) -> str:

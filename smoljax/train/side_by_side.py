@@ -61,6 +61,16 @@ class _Held(list):
     return [self[i] for i in wanted]
 
 
+def halves(corpus: Corpus) -> tuple[Corpus, Corpus]:
+  """Its documents in turn to one and the other; a single one is in both."""
+  number = len(corpus.lengths)
+  parts = [np.arange(number)[i % number::2] for i in range(2)]
+  first, second = (dataclasses.replace(
+    corpus, lengths=corpus.lengths[part], digest=f'{corpus.digest}-{i}',
+    records=_Held(corpus.records.__getitems__(part.tolist()))) for i, part in enumerate(parts))
+  return first, second
+
+
 def make_table(corpora: Mapping[str, Corpus], *, seq_len: int, window: int, seed: int) -> Table:
   """One epoch of each corpus, packed as the trainer packs it.
 

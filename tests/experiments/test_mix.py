@@ -3,12 +3,14 @@
 import hashlib
 import json
 import pathlib
+import types
 
 import numpy as np
 import pytest
 from conftest import write_tokenised
 
 from experiments import mix
+from smoljax.data.corpus import open_corpus
 
 FLAGS = {
   'data.seq_len': 32, 'data.window': 32, 'model.num_layers': 1, 'model.embed_dim': 16,
@@ -41,6 +43,25 @@ def given(tmp_path_factory):
 
 def run(given, workdir, *more):
   return mix.main(['--config=configs/mix.py', f'--workdir={workdir}', *given, *more])
+
+
+def test_a_decision_is_judged_by_documents_that_no_law_saw(given, tmp_path):
+  study = mix.Mix('configs/mix.py', given, tmp_path, 1e9)
+  texts = [{tuple(row[:12]) for row, first in zip(
+    table.rows['inputs'], table.rows['segment_ids'], strict=True) if first[0]}
+    for table in (study.held_out, study.judged)]
+  assert all(texts) and not texts[0] & texts[1]
+  whole = sum(sum(int(r['num_bytes']) for r in open_corpus(p, 'validation').records)
+              for p in study.paths.values())
+  assert study.held_out.num_bytes.sum() + study.judged.num_bytes.sum() == whole
+  seen = []
+  study.trainers[False] = types.SimpleNamespace(
+    train=lambda rows, chosen, seeds: (None, np.zeros((len(seeds), 20))),
+    score=lambda params, table: seen.append(table) or np.ones((6, 3)))
+  mixture = study.space.natural
+  study.train([mix.Run('proxy-0', mixture, 0)])
+  study.train([mix.Run('arm-natural-0', mixture, 0)])
+  assert seen[0] is study.held_out and seen[1] is study.judged
 
 
 @pytest.mark.slow

@@ -193,6 +193,23 @@ search.Study(pathlib.Path(root), {{'optimizer.learning_rate': ('log', 1e-3, 0.1)
   assert [len(asked(tmp_path / f'points/trial-000{i}')) for i in range(3)] == [1, 2, 1]
 
 
+def test_a_point_that_fails_with_another_seed_is_not_the_best_of_the_rest(tmp_path, runner):
+  study = search.Study(tmp_path, {'optimizer.learning_rate': ('log', 1e-3, 0.1)}, 4, 'random')
+  done = study.run(experiment(tmp_path, runner), quiet)
+  best = sorted(done.trials, key=lambda t: t.value)[:2]
+
+  def objective(trial, report):
+    first = trial.params['optimizer.learning_rate'] == best[0].params['optimizer.learning_rate']
+    return [math.nan if first and trial.params['seed'] == 6 else 1.0 if first else 2.0]
+
+  retest = search.again(study, done, best=2, seeds=3, seed=4).run(objective, quiet)
+  found = search.intervals(done, retest)
+  assert [f['trial'] for f in found] == [t.number for t in best[::-1]]
+  assert found[1]['values'][6] == math.inf == found[1]['half'] and math.isnan(found[1]['mean'])
+  results = search.results(done, study.space, ['loss']) | {'again': found}
+  assert 'has none' in pathlib.Path(search_page.write(results, str(tmp_path))).read_text()
+
+
 def test_the_best_are_tried_again_with_other_seeds(tmp_path, runner):
   study = search.Study(tmp_path, {'optimizer.learning_rate': ('log', 1e-3, 0.1)}, 6, 'random')
   objective = experiment(tmp_path, runner)
