@@ -105,7 +105,7 @@ def capped(mixture: np.ndarray, space: Space) -> np.ndarray:
     # Even one that is at 0 may have to take some.
     free = np.where(held, 0.0, np.maximum(mixture, 1e-9))
     missing = 1 - mixture.sum(axis=1, keepdims=True)
-    mixture = mixture + missing * free / free.sum(axis=1, keepdims=True)
+    mixture = np.maximum(0.0, mixture + missing * free / free.sum(axis=1, keepdims=True))
   return mixture / mixture.sum(axis=1, keepdims=True)
 
 
@@ -363,10 +363,10 @@ def quality(predicted: np.ndarray, actual: np.ndarray) -> dict[str, float]:
   }
 
 
-def within(mixtures: np.ndarray, tried: np.ndarray) -> np.ndarray:
+def within(mixtures: np.ndarray, tried: np.ndarray, slack: float = 1e-9) -> np.ndarray:
   """Which of the mixtures [n, K, m] have every weight in the range that it had in those tried: a
   law says nothing beyond, and no proposal is there; [n] bool."""
-  low, high = tried.min(axis=0) - 1e-9, tried.max(axis=0) + 1e-9
+  low, high = tried.min(axis=0) - slack, tried.max(axis=0) + slack
   return ((mixtures >= low) & (mixtures <= high)).all(axis=(1, 2))
 
 
@@ -396,6 +396,8 @@ def propose(
   order = np.argsort(objective(tried))
   if not FORMS[law.form].smooth:  # RegMix's way: the mean of the best of many
     many = design(space, 20_000, temper=1.0, strength=(3.0, 40.0), seed=1)
+    inside = within(many, tried)
+    many = many[inside] if inside.any() else tried
     return capped(many[np.argsort(objective(many))[:128]].mean(axis=0), space)
 
   def with_gradient(flat: np.ndarray) -> tuple[float, np.ndarray]:
@@ -420,7 +422,10 @@ def propose(
       with_gradient, start.ravel(), jac=True, method='SLSQP', bounds=bounds,
       constraints=constraints, options={'maxiter': 300, 'ftol': 1e-10})
     mixture = shape(found.x) / shape(found.x).sum(axis=1, keepdims=True)
-    kept = (space.overall(mixture) <= space.caps * (1 + 1e-6)).all()
+    kept = (space.overall(mixture) <= space.caps * (1 + 1e-6)).all() and within(
+      mixture[None], tried, 1e-6)[0] and all(
+      part(mixture.ravel())[[space.names.index(n) for n in names]].sum() >= share - 1e-6
+      for names, share in space.floors)
     if kept and (value := float(objective(mixture))) < least:
       best, least = mixture, value
   return best

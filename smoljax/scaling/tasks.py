@@ -7,6 +7,7 @@ follows no law of N and D: it stays at chance, rises and saturates.
 
 import dataclasses
 import math
+from collections.abc import Sequence
 
 import numpy as np
 import scipy.optimize
@@ -24,6 +25,7 @@ class Sigmoid:
   Attributes:
     spread: standard deviation of the points about it, with four degrees of freedom taken.
     points: how many it was fitted on.
+    covariance: of the four numbers, [4, 4].
   """
 
   top: float
@@ -32,11 +34,27 @@ class Sigmoid:
   middle: float
   spread: float
   points: int
+  covariance: np.ndarray = dataclasses.field(default_factory=lambda: np.zeros((4, 4)), repr=False)
 
   def __call__(self, bits: Array) -> np.ndarray:
     """Accuracy at these bits per byte."""
     share = scipy.special.expit(self.slope * (np.asarray(bits, np.float64) - self.middle))
     return self.top - self.fall * share
+
+  def half(self, bits: float) -> float:
+    """Half the 90 % interval of a point at these bits: its own spread, and what the curve may be
+    wrong by there, times Student's t."""
+    slopes = _slopes((self.top, self.fall, self.slope, self.middle), np.array([bits]))[0]
+    error = math.hypot(self.spread, math.sqrt(max(0.0, slopes @ self.covariance @ slopes)))
+    return float(scipy.special.stdtrit(max(1, self.points - 4), 0.95)) * error
+
+
+def _slopes(theta: Sequence[float], x: np.ndarray) -> np.ndarray:
+  """Derivatives of the accuracy at x by top, fall, slope and middle, [n, 4]."""
+  _, fall, slope, middle = theta
+  share = scipy.special.expit(slope * (x - middle))
+  steep = fall * share * (1 - share)
+  return np.stack([np.ones_like(x), -share, -steep * (x - middle), steep * slope], axis=1)
 
 
 def fit_sigmoid(bits: Array, accuracy: Array, *, best: float = 1.0) -> Sigmoid:
@@ -62,7 +80,9 @@ def fit_sigmoid(bits: Array, accuracy: Array, *, best: float = 1.0) -> Sigmoid:
   found = min(tries, key=lambda r: r.cost)
   rest = off(found.x)[:-1]
   spread = math.sqrt(float(rest @ rest) / max(1, len(x) - 4))
-  return Sigmoid(*map(float, found.x), spread=spread, points=len(x))
+  slopes = _slopes(found.x, with_end[0])
+  return Sigmoid(*map(float, found.x), spread=spread, points=len(x),
+                 covariance=spread**2 * np.linalg.pinv(slopes.T @ slopes, rcond=1e-10))
 
 
 @dataclasses.dataclass(frozen=True)
@@ -73,11 +93,13 @@ class TaskLaw:
   accuracy: Sigmoid
 
   def predict(self, params: float, tokens: float, *, force: bool = False) -> laws.Prediction:
-    """Accuracy (as `loss`) with its 90 % interval: that of the bits, and the spread about the
-    sigmoid. Raises laws.TooFar as `laws.predict` does."""
+    """Accuracy (as `loss`) with its 90 % interval: that of the bits, and the sigmoid's.
+
+    Raises laws.TooFar as `laws.predict` does.
+    """
     told = laws.predict(self.bits, params, tokens, force=force)
     middle = float(self.accuracy(told.loss))
-    around = 1.645 * self.accuracy.spread
+    around = self.accuracy.half(told.loss)
     worse, better = (float(self.accuracy(x)) if math.isfinite(x) else x
                      for x in (told.high, told.low))
     if not math.isfinite(worse):  # the runs do not tell the bits

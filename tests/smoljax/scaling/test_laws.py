@@ -539,6 +539,19 @@ def test_a_sigmoid_of_bits_is_found():
     tasks_lib.fit_sigmoid(bits[:5], accuracy[:5])
 
 
+def test_an_accuracy_told_beyond_the_runs_is_within_its_interval():
+  """Of nominal 90 % intervals .15 bits beyond eight points; the points' spread alone holds .67."""
+  rng, held, narrow, tries = np.random.default_rng(0), 0, 0, 40
+  of = lambda bits: 1 - 0.75 / (1 + np.exp(-3 * (bits - 1.0)))
+  for _ in range(tries):
+    bits = np.sort(rng.uniform(0.8, 2.0, 8))
+    found = tasks_lib.fit_sigmoid(bits, of(bits) + 0.01 * rng.standard_normal(8))
+    off = abs(of(0.65) + 0.01 * rng.standard_normal() - float(found(0.65)))
+    held += off <= found.half(0.65)
+    narrow += off <= 1.645 * found.spread
+  assert held / tries >= 0.8 > narrow / tries
+
+
 def make_ladder(folder, c=1.0, **of_last):
   """Runs that follow a law, with their configs; those of the last one can be changed."""
   rows = list(zip(*planted(1e-4), strict=True))

@@ -4,6 +4,7 @@ import math
 
 import numpy as np
 import pytest
+import scipy.optimize
 import scipy.spatial
 import scipy.special
 
@@ -109,6 +110,22 @@ def test_the_proposal_wins_within_the_constraints(swarm):
                        [law.settings[i] for i in order])
   assert float(again(mixtures.propose(again, blend, tried[..., order])) @ blend) == pytest.approx(
     float(law(mixtures.propose(law, blend, tried)) @ blend), abs=2e-4)
+
+
+def test_no_law_proposes_beyond_what_was_tried_and_none_below_a_floor(swarm, monkeypatch):
+  """Not trees either, which search by drawing mixtures; nor where the optimiser ends outside."""
+  tried, scores, groups = swarm
+  near = np.argsort(np.abs(tried[:, 0, 0] - np.median(tried[:, 0, 0])))[:24]  # a narrow swarm
+  tried, scores, groups = tried[near], scores[near], [groups[i] for i in near]
+  blend = np.full(6, 1 / 6)
+  law = mixtures.fit(SPACE, 'trees', tried, scores, groups)
+  assert mixtures.within(mixtures.propose(law, blend, tried)[None], tried, 5e-3)[0]
+  law = mixtures.fit(SPACE, 'saturating', tried, scores, groups)
+  outside = SPACE.caps * [1, 1, 1, 1, 0, 0]
+  monkeypatch.setattr(scipy.optimize, 'minimize', lambda *_, **__: scipy.optimize.OptimizeResult(
+    x=outside / outside.sum()))
+  kept = mixtures.propose(law, blend, tried)
+  assert kept[0, 4:].sum() >= 0.05 - 1e-6 and mixtures.within(kept[None], tried, 5e-3)[0]
 
 
 def test_what_lies_within_what_was_tried():
