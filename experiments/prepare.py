@@ -9,7 +9,8 @@ with GPUs and without Beam. What the config names as input must lie at the same 
 from where the command is run; of corpora that it brings, the files beside the shards suffice.
 """
 
-from collections.abc import Sequence
+import contextlib
+from collections.abc import Mapping, Sequence
 
 from absl import flags
 from ml_collections import ConfigDict, config_flags
@@ -20,6 +21,7 @@ from experiments.engine.build import build_steps
 from experiments.engine.config import resolve, unknown_field
 from experiments.engine.corpora import choose_corpora
 from experiments.engine.graph import Graph
+from smoljax.checkpoints import load
 
 _CONFIG = config_flags.DEFINE_config_file('config', None, 'Recipe, such as configs/quickstart.py.')
 _WORKDIR = flags.DEFINE_string('workdir', None, 'As of experiments.run.', required=True)
@@ -36,22 +38,36 @@ def prepare(c: ConfigDict, workdir: str, tokenizer: str = '') -> str:
   Args:
     c: the config, which is resolved.
     workdir: where its steps lie.
-    tokenizer: that of the models that it begins with.
+    tokenizer: that of the models that it begins with; '' = that of one of them that is there.
 
   Returns:
     Its tokenizer's path.
+
+  Raises:
+    ValueError: none of the models that decide the tokenizer is there.
   """
-  sections = [(c[section], name) for section, name in (f.split('.') for f in _MODELS)]
-  if any(section[name] for section, name in sections):
-    c.tokenizer.path = c.tokenizer.path or tokenizer
-  for section, name in sections:
-    section[name] = ''
+  fields = [(f, *f.split('.')) for f in _MODELS]
+  models = {field: c[section][name] for field, section, name in fields if c[section][name]}
+  if models and not c.tokenizer.path:
+    c.tokenizer.path = tokenizer or _tokenizer_of(models)
+  for _, section, name in fields:
+    c[section][name] = ''
   choose_corpora(c)
   resolve(c)
   steps = build_steps(c, workdir)
   first = next(i for i, s in enumerate(steps) if s.name == 'train')
   Graph(steps[:first], workdir, cli.console.print).run()
   return c.tokenizer.path or f'{workdir}/tokenizer.model'
+
+
+def _tokenizer_of(models: Mapping[str, str]) -> str:
+  """The tokenizer of the first model that is there; ValueError where none is."""
+  for path in models.values():
+    with contextlib.suppress(FileNotFoundError):
+      return load.find_tokenizer(path.split(',')[0])
+  field, path = next(iter(models.items()))
+  raise ValueError(f'{field}={path} is not there yet, and decides what tokens mean: prepare where '
+                   'it is, or give --config.tokenizer.path')
 
 
 def main(argv: Sequence[str]) -> None:
