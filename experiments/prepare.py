@@ -18,7 +18,7 @@ from ml_collections import ConfigDict, config_flags
 from experiments import series, sweep
 from experiments.engine import cli
 from experiments.engine.build import build_steps
-from experiments.engine.config import resolve, unknown_field
+from experiments.engine.config import MODELS, resolve, unknown_field
 from experiments.engine.corpora import choose_corpora
 from experiments.engine.graph import Graph
 from smoljax.checkpoints import load
@@ -26,11 +26,6 @@ from smoljax.checkpoints import load
 _CONFIG = config_flags.DEFINE_config_file('config', None, 'Recipe, such as configs/quickstart.py.')
 _WORKDIR = flags.DEFINE_string('workdir', None, 'As of experiments.run.', required=True)
 _SWEEP = flags.DEFINE_bool('sweep', False, 'Of all points that experiments.sweep would run.')
-
-# Models that a stage begins with need not be there yet. Of data they decide the tokenizer alone.
-_MODELS = ('train.init_from', 'train.branch_from', 'train.reference', 'merge.models',
-           'distill.teacher')
-
 
 def prepare(c: ConfigDict, workdir: str, tokenizer: str = '') -> str:
   """Runs the steps of the config ahead of training and of what a teacher says.
@@ -46,7 +41,8 @@ def prepare(c: ConfigDict, workdir: str, tokenizer: str = '') -> str:
   Raises:
     ValueError: none of the models that decide the tokenizer is there.
   """
-  fields = [(f, *f.split('.')) for f in _MODELS]
+  # Models that a stage begins with need not be there yet. Of data they decide the tokenizer alone.
+  fields = [(f, *f.split('.')) for f in MODELS]
   models = {field: c[section][name] for field, section, name in fields if c[section][name]}
   if models and not c.tokenizer.path:
     c.tokenizer.path = tokenizer or _tokenizer_of(models)

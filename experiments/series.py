@@ -16,6 +16,8 @@ from typing import Any
 from ml_collections import ConfigDict
 
 from experiments import sweep
+from experiments.engine import config as config_lib
+from experiments.engine import steps
 from experiments.engine.cli import read_json, write_json
 from smoljax.report import series_page
 
@@ -58,8 +60,12 @@ def run(
 ) -> None:
   """Runs the stages one after another; writes WORKDIR/summary.json and WORKDIR/report.
 
-  Raises ValueError, with its last words, for a stage that failed.
+  Raises ValueError, with its last words, for a stage that failed; and before the first one begins,
+  as OSError, for what can be told of a later one.
   """
+  for point in points:
+    if point.after:
+      _look_ahead(point)
   signal.signal(signal.SIGTERM, signal.default_int_handler)  # its processes must not outlive it
   root = pathlib.Path(workdir)
   if not sweep.run(points, parallel=1, log_line=log_line):
@@ -79,6 +85,20 @@ def run(
   for name, row in found.items():
     log_line(f'{name}: {_said(row)}')
   log_line(f'{c.name}: {page}')
+
+
+def _look_ahead(point: sweep.Point) -> None:
+  """What a stage would be refused for when those before it are done."""
+  try:
+    config = next(f for f in point.command if f.startswith('--config=')).removeprefix('--config=')
+    c = sweep.load_config(config, [f for f in point.command if f.startswith('--config.')])
+    config_lib.check_ahead(c)
+    for name in ('web', 'pdf', 'conversations'):
+      if c[name].enabled:
+        steps.find_files(c[name].input, f'--config.{name}.input')
+        steps.find_files(','.join(config_lib.options(c, name).files()), f'--config.{name}')
+  except (ValueError, OSError) as e:
+    raise type(e)(f'stage {point.name}: {e}') from None
 
 
 def _said(row: dict[str, Any]) -> str:

@@ -21,6 +21,10 @@ from data_beam.options import (
 )
 from experiments.engine.corpora import check_tokenizer, choose_corpora
 
+# Fields that name a model which a run begins with.
+MODELS = ('train.init_from', 'train.branch_from', 'train.reference', 'merge.models',
+          'distill.teacher')
+
 
 def model_config(c: Any, vocab_size: int) -> Any:
   """The `smoljax.model.ModelConfig` of a config, for a tokenizer of `vocab_size` pieces."""
@@ -219,6 +223,45 @@ def generation(c: Any) -> Any:
   return found
 
 
+def check_ahead(c: ConfigDict) -> None:
+  """As much of `resolve` and `check` as needs no device, nor models and corpora that are not there
+  yet: of an experiment that others come before, what it would be refused for after them."""
+  merged = c.merge.models
+  for field in MODELS:
+    section, name = field.split('.')
+    c[section][name] = ''
+  c.tokenizer.chat = True  # its tokenizer is that of a model
+  resolve(c)
+  c.merge.models = merged
+  check_fields(c)
+
+
+def check_fields(c: Any) -> None:
+  """The part of `check` that looks at fields alone, and at files that are data."""
+  from smoljax.checkpoints import export_formats, merge
+  from smoljax.data.batches import make_stages
+  from smoljax.optim import schedules
+  from smoljax.train import distill, step
+
+  _check_data(c)
+  generation(c)
+  if c.export.gguf:
+    export_formats.require_gguf()
+  for field, known in (('distill.cache', ('none', *distill.CACHES)),
+                       ('distill.distance', distill.DISTANCES)):
+    section, name = field.split('.')
+    if c[section][name] not in known:
+      raise ValueError(f'--config.{field}={c[section][name]!r}: one of {", ".join(known)}')
+  step.post_training(c.train)
+  if c.merge.models:
+    merge.Merge(c.merge.method)
+    if len(c.merge.models.split(',')) != len(c.merge.weights):
+      raise ValueError(f'--config.merge.weights={c.merge.weights}: give one for each of '
+                       f'merge.models={c.merge.models}')
+  make_stages(c.train.stages, c.train.steps)
+  schedules.horizon(c.optimizer, c.train.steps)
+
+
 def check(c: Any) -> None:
   """Checks what needs Beam's or JAX's part of the house, before any step runs.
 
@@ -231,19 +274,14 @@ def check(c: Any) -> None:
   import jax
 
   from smoljax import metrics, model, object_store, optim
-  from smoljax.checkpoints import export_formats, merge
   from smoljax.data import tokenizer
-  from smoljax.data.batches import make_stages
   from smoljax.evals.run import require_room
   from smoljax.optim import mup
   from smoljax.optim.qk_clip import QK_RULES, logit_measure
-  from smoljax.train import distill, guard, step, telemetry
+  from smoljax.train import guard, step, telemetry
   from smoljax.train.step import make_mesh
 
-  _check_data(c)
-  asked = generation(c)
-  if c.export.gguf:
-    export_formats.require_gguf()
+  check_fields(c)
 
   def divides(what: str, num_shards: int) -> None:
     if c.train.rows % num_shards:
@@ -254,6 +292,7 @@ def check(c: Any) -> None:
 
   check_tokenizer(c)
   if c.tokenizer.path:  # else it is not there yet
+    asked = generation(c)
     lengths = asked.lengths or (c.data.seq_len,)
     require_room(c.eval.tasks, tokenizer.load(c.tokenizer.path), min(lengths), asked.languages)
   metrics.require_wandb(c.wandb)
@@ -265,10 +304,6 @@ def check(c: Any) -> None:
   if c.train.checkpoint_dir:
     object_store.Folder(c.train.checkpoint_dir).require_writable()
   telemetry.Profile(c.xprof, '')
-  for field, known in (('cache', ('none', *distill.CACHES)), ('distance', distill.DISTANCES)):
-    if c.distill[field] not in known:
-      raise ValueError(
-        f'--config.distill.{field}={c.distill[field]!r}: one of {", ".join(known)}')
   divides('train.accumulate', c.train.accumulate)
   config = model_config(c, c.tokenizer.vocab_size)
   mesh = make_mesh(c, config)
@@ -300,12 +335,6 @@ def check(c: Any) -> None:
     raise ValueError(f'a step of {c.train.rows} rows does not divide into questions of '
                      f'train.reinforce.samples={reinforce.samples} answers: change '
                      'train.batch_tokens')
-  if c.merge.models:
-    merge.Merge(c.merge.method)
-    if len(c.merge.models.split(',')) != len(c.merge.weights):
-      raise ValueError(f'--config.merge.weights={c.merge.weights}: give one for each of '
-                       f'merge.models={c.merge.models}')
-  make_stages(c.train.stages, c.train.steps)
   guard.init(c.guard, 1)
   # A tokenizer that is given decides the vocabulary, and that only when it is loaded.
   params = model.abstract_params(config, None if c.tokenizer.path else mesh)

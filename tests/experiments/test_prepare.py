@@ -60,7 +60,8 @@ def test_a_teacher_decides_the_tokenizer_of_what_is_prepared(tmp_path, corpus, t
   text = tokenizer.load(str(tmp_path / 'tokenizer.model'))
   shape = SHAPES['tiny']
   sizes = {f: getattr(shape, f) for f in ('num_heads', 'num_kv_heads', 'head_dim', 'mlp_dim')}
-  small = ModelConfig(vocab_size=text.vocab_size, num_layers=1, embed_dim=16, max_seq_len=64, **sizes)
+  small = ModelConfig(
+    vocab_size=text.vocab_size, num_layers=1, embed_dim=16, max_seq_len=64, **sizes)
   teacher = str(tmp_path / 'teacher')
   export_formats.write_hf(load.Model(small, init(small, jax.random.key(0)), text, False), teacher)
   fields = {'corpora': f'mine={corpus}', 'distill__teacher': teacher, 'data__seq_len': 64,
@@ -75,5 +76,5 @@ def test_a_teacher_decides_the_tokenizer_of_what_is_prepared(tmp_path, corpus, t
                 lambda line: None)
   assert [s.name for s in graph.steps if graph.done(s)] == ['mine', 'tokenize_mine']
   c.distill.teacher = str(tmp_path / 'not_yet')
-  with pytest.raises(ValueError, match='distill.teacher=.*not_yet is not there.*tokenizer.path'):
+  with pytest.raises(ValueError, match=r'distill.teacher=.*not_yet is not there.*tokenizer.path'):
     prepare.prepare(c, str(tmp_path / 'other'))

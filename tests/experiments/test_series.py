@@ -75,6 +75,28 @@ def test_what_is_no_series(rows, said, tmp_path):
     planned(rows, tmp_path, ['--config.train.keep=2'])
 
 
+@pytest.mark.parametrize('fields, said', [
+  ({'conversations.enabled': True, 'conversations.input': 'none/*.jsonl'}, 'none/'),
+  ({'conversations.enabled': True, 'conversations.input': __file__, 'tokenizer.chat': True,
+    'conversations.decontaminate': ('none/*.jsonl',)}, 'none/'),
+  ({'eval.tasks': ('guess',)}, 'unknown task'),
+  ({'eval.generation.long_modes': ('loud',)}, "unknown mode 'loud'"),
+  ({'merge.models': '@a,@b', 'merge.weights': (1.,)}, 'one for each'),
+  ({'train.preference.loss': 'dpoo'}, 'dpoo'),
+  ({'optimizer.schedule': 'sloping'}, 'sloping'),
+  ({'train.stages': ({'name': 'x', 'fraction': 0.5, 'mixture': {'web': 1.0}},)}, 'sum to 0.5'),
+])
+def test_a_late_stage_is_refused_before_the_first_begins(fields, said, tmp_path, monkeypatch):
+  ran = []
+  monkeypatch.setattr(series.sweep, 'run', lambda *_, **__: ran.append(1))
+  points = planned([{'name': 'a'}, {'name': 'b', 'train.init_from': '@a'}, {
+    'name': 'c', 'train.init_from': '@b', 'web.enabled': False, 'pdf.enabled': False, **fields}],
+    tmp_path)
+  with pytest.raises((ValueError, OSError), match=f'stage c: .*{said}'):
+    series.run(base.get_config(), points, str(tmp_path / 'run'))
+  assert not ran
+
+
 def scored(folder, bpb, tokens, exact, follows):
   (folder / 'evals').mkdir(parents=True)
   (folder / 'tokens' / 'text').mkdir(parents=True)
