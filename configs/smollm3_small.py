@@ -2,7 +2,7 @@
 
   python -m experiments.run --config=configs/smollm3_small.py:data=small --workdir=runs/small
   python -m experiments.run --config=configs/smollm3_small.py:data=small,budget=minutes …
-  python -m experiments.run --config=configs/smollm3_small.py:data=small,teacher=runs/larger/pretrain \
+  python -m experiments.run --config=configs/smollm3_small.py:data=small,teacher=larger/pretrain \
     --workdir=runs/small_distilled
 
 Stages in WORKDIR/NAME, each from the one before (config.series): pretraining in three mixtures of
