@@ -106,6 +106,17 @@ def all_devices(params: PyTree) -> Iterator[PyTree]:
     yield jax.device_put(params, shardings(params, mesh))
 
 
+def place(tree: PyTree, places: PyTree) -> PyTree:
+  """`jax.device_put`, also over several processes, each of which has the same whole arrays."""
+  def put(x, where):
+    if where.is_fully_addressable or (isinstance(x, jax.Array) and not x.is_fully_addressable):
+      return jax.device_put(x, where)
+    x = np.asarray(x)
+    return jax.make_array_from_callback(x.shape, where, x.__getitem__)
+
+  return jax.tree.map(put, tree, places)
+
+
 def spec(*names: str | None) -> PartitionSpec:
   """The PartitionSpec of an array whose dims bear these logical names (None: not split)."""
   unknown = [n for n in names if n is not None and n not in RULES]
@@ -124,6 +135,11 @@ def constrain(x: jax.Array, *names: str | None) -> jax.Array:
   if len(names) != x.ndim:
     raise ValueError(f'constrain: {len(names)} names {names} for an array of {x.ndim} dims')
   return x if _no_mesh() else jax.reshard(x, spec(*names))
+
+
+def whole(tree: PyTree) -> PyTree:
+  """Every array whole on each device, so that each process of a run can read it."""
+  return jax.tree.map(lambda x: constrain(x, *(None,) * x.ndim), tree)
 
 
 def reduced(x: jax.Array) -> jax.Array:

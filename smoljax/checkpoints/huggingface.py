@@ -211,7 +211,7 @@ def load_hf(
   params = from_hf_tensors(config, read, param_dtype=param_dtype)
   if mesh.empty:
     return config, jax.tree.map(jnp.asarray, params)
-  return config, jax.device_put(params, sharding.shardings(params, jax.sharding.get_mesh()))
+  return config, sharding.place(params, sharding.shardings(params, jax.sharding.get_mesh()))
 
 
 def read_hf(path: str, **overrides: Any) -> tuple[ModelConfig, Params]:

@@ -44,12 +44,12 @@ def make_probe(run: Run) -> Callable[[dict, dict], dict]:
     updates = jax.tree.map(lambda u: u * state['opt_state']['guard']['lr_scale'], updates)
     sums = aux['micro_sq'], jnp.square(clipping.norm(grads)), jnp.sum(aux['tokens_S'])
     move_L = diagnostics.movement(config, state['params'], updates, fixed)
-    return sums, move_L, diagnostics.svd_entropy(updates, views)
+    return sharding.whole((sums, move_L, diagnostics.svd_entropy(updates, views)))
 
   @jax.jit
   def of_activations(params: PyTree, batch: dict) -> tuple[dict, dict]:
-    return (
-      diagnostics.activations(config, params, batch), diagnostics.svd_entropy(params, views))
+    return sharding.whole((
+      diagnostics.activations(config, params, batch), diagnostics.svd_entropy(params, views)))
 
   def probe(state: dict, batch: dict) -> dict:
     rows, seq_len = batch['inputs'].shape

@@ -39,7 +39,7 @@ def load_frozen(t: Any, config: model.ModelConfig, expected: PyTree) -> PyTree:
   params = load.load_weights(t[field])[1]
   require_shapes(f'train.{field}', t[field], params, expected)
   params = jax.tree.map(lambda x: x.astype(config.dtype), params)
-  return jax.device_put(params, jax.tree.map(lambda x: x.sharding, expected))
+  return sharding.place(params, jax.tree.map(lambda x: x.sharding, expected))
 
 
 def require_shapes(field: str, path: str, params: PyTree, expected: PyTree) -> None:

@@ -2,6 +2,7 @@
 
 import jax
 
+from smoljax import sharding
 from smoljax.checkpoints.store import Checkpoints
 from smoljax.train import guard
 from smoljax.train.start import Run, Snapshot, newest
@@ -36,7 +37,7 @@ def roll_back(
   checkpoints.discard(to + 1)
   before = jax.device_get(state['opt_state']['guard'])
   after = guard.roll_back(config, now, before, to)
-  state['opt_state']['guard'] = jax.device_put(after, run.plan.places['guard'])
+  state['opt_state']['guard'] = sharding.place(after, run.plan.places['guard'])
   left_out = int(after['batches'] - before['batches'])
   position = run.batches.after(position, left_out)
   telemetry.event(step, 'guard', action=action, **broken, to=to, batches_left_out=left_out,

@@ -212,7 +212,7 @@ def _state(run: Run, params: PyTree, opt_state: PyTree) -> dict:
   """The state of a run from what was stored of it."""
   if run.config.guard.window != guard.window(opt_state['guard']):
     known = guard.resized(jax.device_get(opt_state['guard']), run.config.guard.window)
-    opt_state = opt_state | {'guard': jax.device_put(known, run.plan.places['guard'])}
+    opt_state = opt_state | {'guard': sharding.place(known, run.plan.places['guard'])}
   return {'params': params, 'opt_state': opt_state}
 
 
@@ -244,11 +244,11 @@ def _fresh(run: Run) -> Snapshot:
       run.config.train.init_from, run.model_config, run.key, plan.params, plan.scales)
   if plan.teacher:
     more = plan.teacher.init(run.key)
-    params |= jax.device_put(more, sharding.shardings(more, run.mesh))
+    params |= sharding.place(more, sharding.shardings(more, run.mesh))
   places = plan.places
   init = jax.jit(plan.optimizer.init, out_shardings=places['optimizer'])
   opt_state = {
-    'optimizer': init(params), 'guard': jax.device_put(plan.fresh_guard, places['guard'])}
+    'optimizer': init(params), 'guard': sharding.place(plan.fresh_guard, places['guard'])}
   return Snapshot(0, {'params': params, 'opt_state': opt_state}, iter(run.batches).get_state())
 
 
@@ -288,7 +288,7 @@ def load_teacher(
     max_segments=student.max_segments)
   made = distill.Teacher(teacher, student, **given)
   params = jax.tree.map(lambda x: x.astype(teacher.dtype), params)
-  params = jax.device_put(params, sharding.shardings(params, mesh))
+  params = sharding.place(params, sharding.shardings(params, mesh))
   if config.cache == 'hidden':
     params = {'unembed_DV': jax.jit(model.unembedding, static_argnums=0)(teacher, params)}
   return made, params
@@ -306,7 +306,7 @@ def first_params(
     return mup.initialise(model.init(config, key), scales)
   params = load.load_weights(init_from)[1]
   reference.require_shapes('train.init_from', init_from, params, expected)
-  return jax.device_put(params, jax.tree.map(lambda x: x.sharding, expected))
+  return sharding.place(params, jax.tree.map(lambda x: x.sharding, expected))
 
 
 _merge = jax.jit(lora.merged, static_argnums=0)

@@ -127,7 +127,8 @@ def make_train_step(
     if tau and not slower:
       new_params = qk_clip_lib.qk_clip(new_params, aux['max_logits_LN'], tau)
     params, opt_state = guard.select(ok, (new_params, new_opt_state), (params, opt_state))
-    return {'params': params, 'opt_state': {'optimizer': opt_state, 'guard': guarded}}, aux
+    state = {'params': params, 'opt_state': {'optimizer': opt_state, 'guard': guarded}}
+    return state, sharding.whole(aux)
 
   return jax.jit(train_step, donate_argnums=0, compiler_options=compiler_options(config))
 

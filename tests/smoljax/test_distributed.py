@@ -105,6 +105,18 @@ def test_two_processes_train_as_one_does_and_may_become_one(tmp_path, corpus):
   same(rows(one), rows(less), after=stopped + 2)  # which rows are means of other steps
 
 
+@pytest.mark.slow
+def test_two_processes_begin_with_a_trained_model_and_learn_from_it(tmp_path, corpus):
+  first, one, two = (tmp_path / name for name in ('first', 'one', 'two'))
+  few = '--config.train.tokens=6144', '--config.train.eval_every=6'
+  finish(start(corpus, first, 1, 2, *few))
+  flags = *few, *(f'--config.{field}={first}' for field in ('train.init_from', 'distill.teacher'))
+  finish(start(corpus, one, 1, 2, *flags))
+  finish(start(corpus, two, 2, 1, *flags))
+  same(rows(one), rows(two))
+  assert rows(two)[0][2]['train/loss'] < rows(first)[0][2]['train/loss'] - 0.1
+
+
 _HUNG_READ = """
 import runpy, sys, time
 from smoljax.data import batches

@@ -321,6 +321,19 @@ def test_meshes_agree(undisturbed, markov_corpora, tmp_path, mesh):
   np.testing.assert_allclose(got, reference, rtol=2e-4)
 
 
+@pytest.mark.slow
+def test_each_process_can_read_what_is_told(markov_corpora, tmp_path, monkeypatch):
+  """On a mesh whose axes reach over several processes, what is split no process holds whole."""
+  read, get = [], jax.device_get
+  monkeypatch.setattr(jax, 'device_get', lambda tree: (read.extend(
+    x for x in jax.tree.leaves(tree) if isinstance(x, jax.Array)), get(tree))[1])
+  fit(tiny(**{
+    'mesh.fsdp': 2, 'mesh.tensor': 2, 'model.num_kv_heads': 2, 'optimizer.qk_clip.tau': 1.0,
+    'diagnostics.every': 2, 'diagnostics.leaves': True, 'train.tokens': 2 * 8 * 64,
+  }), markov_corpora, tmp_path, devices=4)
+  assert len(read) > 50 and all(x.is_fully_replicated for x in read)
+
+
 def test_accumulation_is_one_big_batch(undisturbed, markov_corpora, tmp_path):
   fit(tiny(**{'train.accumulate': 4}), markov_corpora, tmp_path)
   reference, got = (
