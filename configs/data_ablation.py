@@ -40,8 +40,43 @@ documents; several processes share a GPU, and a run of this size takes seconds o
 
 and there, after `tar xzf panel.tgz`,
 
-  python -m experiments.sweep --workdir=runs/panel_runs --parallel=6 --config=\\
-    configs/data_ablation.py:panel,tokens=runs/panel,judge=news=runs/panel/news/1.0.0
+  VARIANTS=panel,tokens=runs/panel,judge=news=runs/panel/news/1.0.0
+  python -m experiments.sweep --config=configs/data_ablation.py:$VARIANTS \\
+    --workdir=runs/panel_runs --parallel=6
+
+`tokens=` reads of each variant what it has with seed 0. Arms whose manifests have the same numbers
+of documents and tokens are the same text (a crawl on which a filter finds nothing): leave them out.
+
+Whether text that a checkpoint writes on from a small corpus helps to train on it (Beam writes it,
+so that is done before, too; prompt.txt is `{text}` alone; a writer that follows requests takes
+--prompt=faq and neither --parts nor --keep_cut):
+
+  python -m data_beam.tables export --input=runs/panel/points/corpora/corpora/web/1.0.0 \\
+    --output=runs/anew/clean --format=jsonl
+  python -m data_beam.tables import --input 'runs/anew/clean/**/*.jsonl*' --layout=corpus \\
+    --limit=340 --output=runs/anew --name=real
+  python -m data_beam.tokenize_corpus --input=runs/anew/real/1.0.0 --holdout=0.05 --name=real \\
+    --tokenizer=runs/panel/points/corpora/tokenizer.model --output=runs/anew/tokens
+  python -m experiments.run --config=configs/quickstart.py --workdir=runs/anew/writer \\
+    --config.corpora=real=runs/anew/tokens/real/1.0.0 --config.train.tokens=1200000 \\
+    --config.tokenizer.path=runs/panel/points/corpora/tokenizer.model
+  python -m experiments.serve --checkpoint=runs/anew/writer --batch_size=64 --port=8000 &
+  python -m data_beam.rephrase --input=runs/anew/real/1.0.0 --output=runs/anew --name=anew \\
+    --server=http://localhost:8000 --model=writer --prompt=prompt.txt --parts --most=300 \\
+    --max_tokens=144 --keep_cut --temperature=0.8 --against runs/anew/real/1.0.0
+  python -m data_beam.tokenize_corpus --input=runs/anew/anew/1.0.0 --holdout=0.05 --name=anew \\
+    --tokenizer=runs/panel/points/corpora/tokenizer.model --output=runs/anew/tokens
+  tar czf anew.tgz runs/anew/tokens
+
+and where the GPU is, beside the panel's tokens,
+
+  TRAIN=real=runs/anew/tokens/real/1.0.0,anew=runs/anew/tokens/anew/1.0.0
+  JUDGES=clean=runs/panel/points/clean-0/tokens/web/1.0.0,news=runs/panel/news/1.0.0
+  python -m experiments.sweep --workdir=runs/anew_runs --parallel=6 \\
+    --config='configs/data_ablation.py:real*1,real*.5+anew*.5' --config.corpora=$TRAIN,$JUDGES \\
+    --config.eval.corpora="('clean','news')" --config.train.tokens=600000 \\
+    --config.train.max_epochs=0 \\
+    --config.tokenizer.path=runs/panel/points/corpora/tokenizer.model
 """
 
 import itertools

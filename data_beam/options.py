@@ -376,6 +376,9 @@ class RephraseOptions(Options):
   parts: bool = option(False, 'write the rest anew too, in parts of so many characters, each a '
                        'document of its own')
   least: int = option(20, 'words of an answer; a shorter one is dropped', metavar='N', least=1)
+  holdout: float = option(
+    .05, 'leave out the documents that tokenize_corpus with this --holdout, or less, holds out: '
+    'what is made of them is no text to train on', metavar='SHARE', least=0)
   parallel: int = option(16, 'questions that a worker has open at a time', metavar='N', least=1)
   minhash: str = _minhash('14x8')
   minhash_hash: str = _minhash_hash()

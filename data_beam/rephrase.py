@@ -11,7 +11,8 @@ questions `{text}` alone, after which it writes on: --keep_cut). Each result is 
 own whose metadata say of which document, by which prompt and model it was made; url, language and
 date are the source's. What is no use is a reject with its reason: no answer, one cut at its limit,
 one that runs in circles, one that is too short; then duplicates, also of the corpora in --against
-(give the source, so that copies go), and quotes of evaluation sets.
+(give the source, so that copies go), and quotes of evaluation sets. What tokenize_corpus would hold
+out of the source is left out (--holdout).
 """
 
 import concurrent.futures
@@ -26,7 +27,7 @@ from typing import Any
 
 import apache_beam as beam
 
-from data_beam import curation, model_server, records
+from data_beam import curation, model_server, records, tokenize_corpus
 from data_beam.curation import Each
 from data_beam.dedup.clusters import deduplication
 from data_beam.dedup.decontaminate import Decontaminate
@@ -101,6 +102,8 @@ def _read(files: Sequence[tuple[str, int]], options: RephraseOptions) -> Iterato
   rows = itertools.chain.from_iterable(
     records.read_shard(file, count, 'curated') for file, count in files)
   for row in itertools.islice(rows, options.limit):
+    if tokenize_corpus.is_validation(row['id'], options.holdout):
+      continue
     document = Document(**row)
     for n, text in enumerate(parts(document.text, options.most) if options.parts else ()):
       yield dataclasses.replace(

@@ -7,7 +7,7 @@ import threading
 import pytest
 from helpers.tokenised import write_corpus
 
-from data_beam import model_server, records, rephrase
+from data_beam import model_server, records, rephrase, tokenize_corpus
 from data_beam.options import RephraseOptions
 
 PROSE = ' '.join(f'word{i}' for i in range(40))
@@ -70,6 +70,15 @@ def test_a_corpus_is_written_anew_with_lineage(server, tmp_path, monkeypatch):
     'web-2': 'no_answer', 'web-3': 'circles', 'web-4': 'short', 'web-5': 'cut'}.items()
   assert {(model, limit) for model, limit, _ in server.seen} == {('m', 77)}
   assert all(len(asked) < 70 for *_, asked in server.seen)
+
+
+def test_what_is_held_out_is_not_written_anew(tmp_path):
+  """Else a model would train on what was made of the documents that judge it."""
+  source = write_corpus(tmp_path, 'web', [f'{i} {PROSE}' for i in range(200)])
+  files = records.list_shards(records.read_manifest(source, 'curated'), 'train')
+  read = lambda **more: {d.id for d in rephrase._read(files, RephraseOptions(**more))}
+  held = {f'web-{i}' for i in range(200) if tokenize_corpus.is_validation(f'web-{i}', 0.05)}
+  assert 3 < len(held) < 25 and read() == read(holdout=0.0) - held and len(read(holdout=0.0)) == 200
 
 
 @pytest.mark.parametrize('options, words', [
