@@ -468,7 +468,8 @@ def _main(args: argparse.Namespace) -> int:
                                 p.against)
                 for p in points if p.state == 'done' and not p.aside]
     if finished:
-      page, verdicts = sweep_page.write(finished, args.workdir)
+      failed = [p.name for p in points if p.state == 'failed' and not p.aside]
+      page, verdicts = sweep_page.write(finished, args.workdir, failed)
       print(*verdicts, f'comparison: {page}', sep='\n', flush=True)
   if ok and laws:
     page, _ = scaling_page.write(

@@ -126,10 +126,13 @@ def effects(results: Iterable[Result], metric: str = LOSS) -> dict[str, dict[str
   return out
 
 
-def write(results: Sequence[Result], workdir: str) -> tuple[str, list[str]]:
+def write(
+  results: Sequence[Result], workdir: str, failed: Sequence[str] = ()
+) -> tuple[str, list[str]]:
   """Writes WORKDIR/report/index.html about finished runs; returns its path and what it finds.
 
-  Beside it `runs.csv` has all figures of all runs.
+  Beside it `runs.csv` has all figures of all runs. `failed` are the names of runs that gave none,
+  such as diverged ones: a mean of the rest speaks too well of their groups, and the page says so.
   """
   site = charts.Site()
   varied = list(dict.fromkeys(k for r in results for k in r.fields))
@@ -150,7 +153,10 @@ def write(results: Sequence[Result], workdir: str) -> tuple[str, list[str]]:
     f'{fixed(least.figures.get(LOSS), 3)}</h1><p class="lede">{text(least.name)}</p></header>',
     section('runs', 'Runs', figure('By validation loss', table(('run', *names), rows), link)),
   ]
-  of_seeds, verdicts = groups(results), _unlike(results)
+  of_seeds = groups(results)
+  verdicts = [*_unlike(results), *_lengths(of_seeds)]
+  if failed:
+    verdicts.append(f'warning: {len(failed)} runs failed and are in no mean: {", ".join(failed)}')
   parts += [f'<p class="lede">{text(line)}</p>' for line in verdicts]
   if any(len(g) > 1 for g in of_seeds.values()):
     parts.append(section('seeds', 'Over seeds', *_over_seeds(of_seeds, site.csv, verdicts),
@@ -185,6 +191,20 @@ def _unlike(results: Sequence[Result]) -> list[str]:
         f'warning: bits per byte of {corpus} are of {count(few)} documents in some runs '
         f'({count(less)} bytes) and of {count(many)} in others ({count(more)}): do not compare '
         'them')
+  return out
+
+
+def _lengths(of_seeds: Mapping[str, Mapping[Any, Result]]) -> list[str]:
+  """Warnings of groups that were trained on other amounts than what they are compared with."""
+  means = {name: statistics.fmean(tokens) for name, runs in of_seeds.items()
+           if len(tokens := [r.figures['tokens'] for r in runs.values()
+                             if 'tokens' in r.figures]) > 1}
+  out = []
+  for name, mean in means.items():
+    base = next(iter(of_seeds[name].values())).against or next(iter(of_seeds))
+    if base in means and not 0.99 < mean / means[base] < 1.01:
+      out.append(f'warning: {name} was trained on {count(round(mean))} tokens a run, {base} on '
+                 f'{count(round(means[base]))}')
   return out
 
 

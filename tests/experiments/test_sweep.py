@@ -317,6 +317,19 @@ def test_runs_that_were_judged_by_other_text_are_told(tmp_path):
   assert 'of 7 documents in some runs' in pathlib.Path(page).read_text()
 
 
+def test_groups_of_other_lengths_and_runs_that_failed_are_told(tmp_path):
+  runs = []
+  for group, tokens in (('a', 4096), ('b', 4096), ('c', 8192)):
+    for seed in range(2):
+      make_run(tmp_path / f'{group}{seed}', 3.0 + seed / 10)
+      run = sweep_page.load(f'{group}{seed}', {'seed': seed}, tmp_path / f'{group}{seed}', group)
+      runs.append(dataclasses.replace(run, figures={**run.figures, 'tokens': tokens}))
+  page, verdicts = sweep_page.write(runs, str(tmp_path), ['b-2'])
+  assert verdicts[:2] == ['warning: c was trained on 8,192 tokens a run, a on 4,096',
+                          'warning: 1 runs failed and are in no mean: b-2']
+  assert 'are in no mean: b-2' in pathlib.Path(page).read_text()
+
+
 def test_which_tasks_can_decide(tmp_path):
   """One that a change moves by more than its noise; not one that is all noise."""
   rng = np.random.default_rng(0)
