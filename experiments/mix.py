@@ -230,6 +230,11 @@ class Mix:
   def fit(self) -> bool:
     """Fits laws, judges them, decides: fit.json and decision.json."""
     runs = self.proxies()
+    finite = np.isfinite(self.scores([r.key for r in runs])).all(axis=1)
+    if lost := [r.key for r, well in zip(runs, finite, strict=True) if not well]:
+      console.print(f'left out, since they diverged: {", ".join(lost)} (a lower '
+                    'optimizer.learning_rate in another --workdir keeps them)')
+      runs = [r for r, well in zip(runs, finite, strict=True) if well]
     fitted = [r for r in runs if not r.key.startswith('unseen')]
     unseen = [r for r in runs if r.key.startswith('unseen')]
     tried, scores = np.array([r.mixture for r in fitted]), self.scores([r.key for r in fitted])

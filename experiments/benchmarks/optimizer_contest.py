@@ -592,7 +592,8 @@ def leaderboard(rows: list[dict], c: Any) -> str:
     f'steps to the target | share of the reference’s | p | p of {c.bar:g} |',
     '|---|---|---|---|---|---|---|---|---|---|']
   for s in found:
-    spread = statistics.stdev(s.losses.values()) if len(s.losses) > 1 else math.nan
+    known = len(s.losses) > 1 and all(map(math.isfinite, s.losses.values()))
+    spread = statistics.stdev(s.losses.values()) if known else math.nan
     share = steps = p = p_bar = '–'
     if s.ratio:
       low, mean, high = (math.exp(x) for x in (s.ratio.low, s.ratio.mean, s.ratio.high))

@@ -278,12 +278,13 @@ class Surrogate:
 
 
 def folds(groups: Sequence[Any], count: int, seed: int = 0) -> list[np.ndarray]:
-  """Rows of each fold; rows of one group, repeats of a mixture, are never apart."""
+  """Rows of each fold, of as many as there are groups at most; rows of one group, repeats of a
+  mixture, are never apart."""
   names = list(dict.fromkeys(groups))
   order = np.random.default_rng([13, seed]).permutation(len(names))
   fold = {names[i]: rank % count for rank, i in enumerate(order)}
   place = np.array([fold[g] for g in groups])
-  return [np.flatnonzero(place == i) for i in range(count)]
+  return [np.flatnonzero(place == i) for i in range(min(count, len(names)))]
 
 
 def _fitted(space: Space, form: str, settings: Mapping[str, Any], mixtures: np.ndarray,
@@ -308,7 +309,10 @@ def fit(
     groups: of each row; rows of a group are repeats of a mixture.
     settings: of each domain; () = those of least squared error in cross-validation.
     parts: of the cross-validation.
+  Raises ValueError for a score that is no number, which every law would follow.
   """
+  if not np.isfinite(scores).all():
+    raise ValueError('a law of mixtures is fitted to finite scores: leave out what diverged')
   if not len(settings):
     choices, errors = _choices(space, form), []
     held_out = folds(groups, parts)

@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import math
 import pathlib
 import types
 
@@ -62,6 +63,20 @@ def test_a_decision_is_judged_by_documents_that_no_law_saw(given, tmp_path):
   study.train([mix.Run('proxy-0', mixture, 0)])
   study.train([mix.Run('arm-natural-0', mixture, 0)])
   assert seen[0] is study.held_out and seen[1] is study.judged
+
+
+def test_proxies_that_diverged_are_left_out_and_named(given, tmp_path, capsys, monkeypatch):
+  study, rng = mix.Mix('configs/mix.py', given, tmp_path, 1e9), np.random.default_rng(0)
+  study.design()
+  with open(tmp_path / 'runs.jsonl', 'w') as file:
+    for run in study.proxies():
+      bpb = {d: math.nan if run.key == 'proxy-2' else float(rng.normal(2, .1))
+             for d in study.domains}
+      file.write(json.dumps({'key': run.key, 'bpb': bpb}) + '\n')
+  seen = []
+  monkeypatch.setattr(study, '_decide', lambda ranked, laws, tried, *_: seen.append(len(tried)))
+  assert study.fit() and seen == [7 + 2 - 1]
+  assert 'they diverged: proxy-2' in ' '.join(capsys.readouterr().out.split())
 
 
 @pytest.mark.slow

@@ -89,6 +89,12 @@ def test_a_contestant_twice_as_fast_needs_half_the_steps():
     r['steps'] == 400 and (r['seed'] < 3 or r['name'] != 'muon'))]
   fast = next(s for s in contest.standings(rows, c) if s.name != 'muon')
   assert fast.ratio is None and fast.reached == 3 == len(fast.losses)
+  # A seed that diverged is no end of the report.
+  rows = [r | {'loss': math.nan} if r['name'] != 'muon' and r.get('seed') == 1 else r
+          for r in curve_rows(5, .002)]
+  fast = next(s for s in contest.standings(rows, c) if s.name != 'muon')
+  assert fast.ratio is None and fast.reached == 4 and fast.shorter[400].p == 1
+  assert 'reached by 4 of 5' in contest.leaderboard(rows, c)
 
 
 @pytest.mark.parametrize('size', ['12m', '124m'])

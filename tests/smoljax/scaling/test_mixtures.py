@@ -128,6 +128,14 @@ def test_no_law_proposes_beyond_what_was_tried_and_none_below_a_floor(swarm, mon
   assert kept[0, 4:].sum() >= 0.05 - 1e-6 and mixtures.within(kept[None], tried, 5e-3)[0]
 
 
+def test_a_proxy_that_diverged_is_in_no_law(swarm):
+  tried, scores, groups = swarm
+  wrong = scores.copy()
+  wrong[3, 1] = np.nan
+  with pytest.raises(ValueError, match='leave out what diverged'):
+    mixtures.fit(SPACE, 'linear', tried, wrong, groups)
+
+
 def test_what_lies_within_what_was_tried():
   tried = np.array([[[0.2, 0.8]], [[0.5, 0.5]]])
   others = np.array([[[0.2, 0.8]], [[0.3, 0.7]], [[0.1, 0.9]], [[0.6, 0.4]]])
