@@ -5,6 +5,7 @@ import functools
 import json
 import os
 import pathlib
+import shutil
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
@@ -256,6 +257,8 @@ def run_evaluate(output: str, inputs: Mapping[str, str], *, c: Any, targets: Seq
   text = tokenizer.load(
     tokenizer_file(c, inputs), meta.get('special_tokens'), meta.get('tokenizer_sha256', ''))
   evaluate = _evaluation(c, inputs, targets, text, say=console.print)
+  # The step begins anew where it was stopped; what the model wrote by then is scored already.
+  scored = f'{output.removesuffix(".partial")}.scores'
   own = functools.partial(
     evaluate,
     config,
@@ -263,7 +266,7 @@ def run_evaluate(output: str, inputs: Mapping[str, str], *, c: Any, targets: Seq
     unigram_counts=unigram_counts(paths, config.vocab_size),
     limit=c.eval.task_examples,
     seed=c.seed,
-    generation=config_lib.generation(c),
+    generation=dataclasses.replace(config_lib.generation(c), folder=scored),
   )
   with sharding.all_devices(params) as params:
     result = _as_far_as_it_goes(functools.partial(own, params=params), c.eval.tasks, console.print)
@@ -277,6 +280,7 @@ def run_evaluate(output: str, inputs: Mapping[str, str], *, c: Any, targets: Seq
   path = os.path.join(output, 'evals', f'{step}.json')
   os.makedirs(os.path.dirname(path))
   write_json(path, {'step': step, **result})
+  shutil.rmtree(scored, ignore_errors=True)
   return {'file': os.path.basename(path)}
 
 

@@ -8,6 +8,7 @@ A thought that is not closed is no answer. Beside each score stand n and an inte
 """
 
 import concurrent.futures
+import contextlib
 import dataclasses
 import datetime
 import hashlib
@@ -18,6 +19,7 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
+from smoljax import files
 from smoljax.checkpoints import load
 from smoljax.data import chat, chat_template
 from smoljax.evals import answers
@@ -132,9 +134,14 @@ def evaluate_generation(
   sets: Mapping[str, Set],
   settings: Settings = DEFAULT,
   *,
+  folder: str = '',
   log_line: Callable[[str], None] = lambda line: None,
 ) -> dict[str, dict[str, Any]]:
   """Scores of each set in each mode: `{set: {mode: scores}}`.
+
+  Args:
+    folder: gets the scores of each set and mode as they come, and has those of a call of the same
+      model, sets and settings that was stopped: they are not asked again.
 
   Scores have the mean of each metric over the questions, and
     metric, n, interval: which of them counts, of how many questions, 95 % (Wilson's).
@@ -157,13 +164,27 @@ def evaluate_generation(
            for mode, chosen in _by_mode(set_, asker.modes).items()]
   results: dict[str, dict[str, Any]] = {name: {} for name in sets}
   with concurrent.futures.ThreadPoolExecutor(PARALLEL) as pool:
-    rows = pool.map(lambda part: _score(asker, *part[1:]), parts)
+    rows = pool.map(lambda part: _kept(
+      folder, f'{part[0]}, {part[-1]}', lambda: _score(asker, *part[1:])), parts)
     for (name, set_, _, mode), row in zip(parts, rows, strict=True):
       results[name][mode] = row
       low, high = row['interval']
       log_line(f'{name}, {mode}: {set_.metric} {row[set_.metric]:.3f} [{low:.3f}, {high:.3f}] of '
                f'{row["n"]}, {row["follows"]:.0%} follow the mode')
   return results
+
+
+def _kept(folder, name, make):
+  """What a folder has under a name, or what is made and put there."""
+  if not folder:
+    return make()
+  file = os.path.join(folder, f'{hashlib.sha256(name.encode()).hexdigest()[:16]}.json')
+  with contextlib.suppress(FileNotFoundError, ValueError):
+    return files.read_json(file)
+  made = make()
+  os.makedirs(folder, exist_ok=True)
+  files.write_json(file, made)
+  return made
 
 
 def _by_mode(set_, modes):

@@ -49,6 +49,7 @@ class Generation:
     languages: of the long texts.
     long_examples: of each long text, length and language; 0 = as many as of other tasks.
     long_modes: in which they are put; () = those of `settings`.
+    folder: keeps the scores as they come, see `generative.evaluate_generation`.
     model: where it was read from a folder, so that its own template and ends of turns hold.
   """
 
@@ -58,6 +59,7 @@ class Generation:
   languages: tuple[str, ...] = ('en',)
   long_examples: int = 0
   long_modes: tuple[str, ...] = ()
+  folder: str = ''
   model: load.Model | None = None
 
   @property
@@ -182,7 +184,7 @@ def evaluate(
     )
   if written:
     results['generation'] = generative.evaluate_generation(
-      writer, written, generation.settings, log_line=log_line)
+      writer, written, generation.settings, folder=generation.folder, log_line=log_line)
   if long:
     results.setdefault('generation', {}).update(_long_texts(
       writer, long, documents, generation, limit, seed, overhead, log_line))
@@ -226,7 +228,7 @@ def _long_texts(model_, chosen, documents, generation, limit, seed, overhead, lo
     found |= generative.evaluate_generation(
       model_._replace(config=stretched),
       {f'{_RULER}:{task}@{length}': set_ for task, set_ in sets.items()},
-      generation.of_long_texts, log_line=log_line)
+      generation.of_long_texts, folder=generation.folder, log_line=log_line)
   return found
 
 

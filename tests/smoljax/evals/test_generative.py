@@ -367,6 +367,23 @@ def test_evaluate_writes_reads_and_reports(model, say, tmp_path):
     evals.evaluate(wide.config, wide.params, wide.tokenizer, ['gsm9k'], bos=True, seq_len=64)
 
 
+def test_what_was_scored_before_a_stop_is_not_asked_again(model, say, tmp_path):
+  sets = {name: Set([Question((Turn('2+2', lambda text: {'exact': float(text == '4')}),))])
+          for name in ('a', 'b')}
+  settings = Settings(modes=('no_think', 'plain'))
+  asked, wide = [], big(model)
+  scored = lambda only: evaluate_generation(
+    wide, {k: sets[k] for k in only}, settings, folder=str(tmp_path / 'scores'))
+  say(lambda prompt: asked.append(prompt) or '4')
+  first = scored('a')
+  assert len(asked) == 2
+  whole = scored('ab')
+  assert len(asked) == 4 and whole['a'] == first['a'] and whole['b']['plain']['exact'] == 1
+  for file in (tmp_path / 'scores').iterdir():  # a write that was cut off
+    file.write_text(file.read_text()[:20])
+  assert scored('a')['a']['plain']['exact'] == 1 and len(asked) == 6
+
+
 def test_long_texts_are_as_long_as_is_asked_for(model, say, monkeypatch):
   """The template takes room where there is one; what does not fit is said before all else."""
   wide, sizes = big(model), []
