@@ -4,7 +4,7 @@
     --tokenizer=tokenizer.json
   python -m data_beam.tokenize_corpus --input=corpora/chat/1.0.0 --tokenizer=… --output=tokens
 
-A row of JSONL or Parquet is, by the columns that it has:
+A row of JSONL (or of a .json file's list) or Parquet is, by the columns that it has:
 
   chosen, rejected        a preference pair: two answers as texts, or as messages, to `prompt` (text
                           or messages), or two conversations that begin alike

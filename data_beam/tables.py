@@ -10,6 +10,7 @@ Export writes one file a shard, a dataset card made from the manifest, and the m
 importing that again (`--layout=corpus`) gives the identical corpus.
 """
 
+import codecs
 import contextlib
 import datetime
 import gzip
@@ -18,6 +19,7 @@ import io
 import json
 import logging
 import math
+import re
 import sys
 import tempfile
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
@@ -83,6 +85,8 @@ _ISO_639_1 = {
 FORMATS = ('parquet', 'jsonl')
 MAX_DEPTH = 64      # of values in values
 MAX_LINE = 64 << 20  # bytes
+_CHUNK = 1 << 20    # characters of a JSON list that are read at once
+_BETWEEN = re.compile(r'[\s,]*')
 
 
 class RowError(ValueError):
@@ -121,7 +125,8 @@ def split(path: str) -> list[Part]:
 
 
 def read_rows(part: Part) -> Iterator[tuple[int, dict[str, Any] | RowError]]:
-  """(number in the part, the row) of Parquet, or of JSON lines (plain, gz, zst or lz4).
+  """(number in the part, the row) of Parquet, or of JSON: lines, or in a file called so (.json) one
+  list (plain, gz, zst or lz4).
 
   Raises what the library of the format raises where the file itself breaks off.
   """
@@ -130,7 +135,11 @@ def read_rows(part: Part) -> Iterator[tuple[int, dict[str, Any] | RowError]]:
       yield from enumerate(parquet.rows(parquet.open_table(f), row_group=part.row_group))
     return
   with open_file(part.path) as raw:
-    for number, line in enumerate(lines(decompressed(raw), MAX_LINE)):
+    stream = decompressed(raw)
+    if _is_list(part.path, stream):
+      yield from enumerate(_listed(stream))
+      return
+    for number, line in enumerate(lines(stream, MAX_LINE)):
       if not line.strip():
         continue
       try:
@@ -138,9 +147,44 @@ def read_rows(part: Part) -> Iterator[tuple[int, dict[str, Any] | RowError]]:
                if len(line) >= MAX_LINE else parse_json(line))
       except (ValueError, RecursionError) as error:  # bad UTF-8, deep nesting
         row = RowError('bad_json', f'{type(error).__name__}: {error}')
-      if not isinstance(row, dict | RowError):
-        row = RowError('bad_json', f'a JSON {type(row).__name__}, not an object')
-      yield number, row
+      yield number, _object(row)
+
+
+def _object(row: Any) -> dict[str, Any] | RowError:
+  if isinstance(row, dict | RowError):
+    return row
+  return RowError('bad_json', f'a JSON {type(row).__name__}, not an object')
+
+
+def _is_list(path: str, stream: Any) -> bool:
+  """Whether a file is one JSON list of all rows, by its name, which lines may have too, and by how
+  it begins."""
+  name = re.sub(r'\.(gz|zst|lz4)$', '', without_query(path))
+  begin = stream.peek(64)[:64] if name.endswith('.json') else b''
+  return begin.removeprefix(codecs.BOM_UTF8).lstrip().startswith(b'[')
+
+
+def _listed(stream: Any) -> Iterator[dict[str, Any] | RowError]:
+  """The rows of a file that is a JSON list, of which a few are held at a time."""
+  file, decoder = io.TextIOWrapper(stream, 'utf-8-sig'), json.JSONDecoder()
+  text = file.read(_CHUNK)
+  at = text.index('[') + 1
+  while True:
+    if between := _BETWEEN.match(text, at):
+      at = between.end()
+    if text.startswith(']', at):
+      return
+    try:
+      _, end = decoder.raw_decode(text, at)
+    except (ValueError, RecursionError) as error:
+      more = file.read(max(_CHUNK, len(text) - at)) if len(text) - at < MAX_LINE else ''
+      if not more:
+        yield RowError('bad_json', f'{type(error).__name__}: {error}')
+        return
+      text, at = text[at:] + more, 0
+      continue
+    yield _object(parse_json(text[at:end].encode('utf-8', 'replace')))
+    at = end
 
 
 @contextlib.contextmanager

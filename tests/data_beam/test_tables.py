@@ -261,6 +261,26 @@ def test_compressed_lines(tmp_path):
   assert rows == [{'text': f'Line {i}.'} for i in range(9000)]
 
 
+@pytest.mark.parametrize('indent', [None, 2])
+@pytest.mark.parametrize('packed', [False, True])
+def test_a_json_list_is_rows(tmp_path, indent, packed, monkeypatch):
+  monkeypatch.setattr(tables, '_CHUNK', 100)
+  rows = [{'text': f'Line {i}, é "[{{', 'n': [i, {'a': None}]} for i in range(200)]
+  data = b'\xef\xbb\xbf\n ' + json.dumps(rows, indent=indent, ensure_ascii=False).encode()
+  path = tmp_path / ('x.json.gz' if packed else 'x.json')
+  path.write_bytes(gzip.compress(data) if packed else data)
+  read = lambda: [row for _, row in tables.read_rows(tables.Part(str(path), None))]
+  assert read() == rows
+  path.write_bytes(data[:-30])  # cut off
+  *found, error = read()
+  assert found == rows[:len(found)] and len(found) > 190 and error.reason == 'bad_json'
+  path.write_bytes(b'[1, {"text": "\\ud800"}, "x"]')
+  assert [getattr(r, 'reason', r) for r in read()] == ['bad_json', {'text': '?'}, 'bad_json']
+  for text, count in (('[]', 0), ('', 0), ('{"text": "a"}\n{"text": "b"}\n', 2)):
+    path.write_text(text)  # lines are called so, too
+    assert len(read()) == count
+
+
 def test_tables_over_http(tmp_path):
   folder = tmp_path / 'served'
   folder.mkdir()
