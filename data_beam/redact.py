@@ -22,8 +22,9 @@ _NOT = {'bos', 'eos', 'pad', 'unk', 'sep', 'cls', 'mask', 'per'}  # bos_token is
 
 # https://user:password@host/path?query: what begins a URL, and ends it in a sentence.
 _URL = re.compile(r'''\b\w[\w+.-]*://[^\s'"<>]+''')
-# user:password@host without a scheme, as rsync and git have it.
-_ACCOUNT = re.compile(r'''(?<![\w/@.-])(?!mailto:)[\w.+%-]+:[^\s/:@'"]+@(?=\w)''')
+# user:password@host without a scheme, as rsync and git have it; a number alone is no host.
+_ACCOUNT = re.compile(
+  r'''(?<![\w/@.-])(?!mailto:)[\w.+%-]+:[^\s/:@'"]+@(?=\w)(?!\d+\b(?!\.?[\w-]))''')
 # NAME=value, --name=value, "name": "value"; values may be quoted.
 _VALUE = r'''(?:"[^"]*"|'[^']*'|[^\s"',;&)\]}]+)'''
 _ASSIGNED = re.compile(rf'''([\w.-]*\w)(\s?=\s?|["']\s*:\s*){_VALUE}''')

@@ -73,6 +73,13 @@ def test_a_corpus_and_its_card_hold_no_secret(tmp_path, capsys):
   assert SECRET not in said.out + said.err
 
 
+def test_a_long_text_of_so_many_tokens_is_no_account():
+  said = 'ruler:niah_single_1@4096, plain: recall 0.5; ruler:vt@16384.'
+  assert public(said) == said
+  for host in ('10.0.0.1', 'b.test', '4096.test', 'node7'):
+    assert public(f'u:{SECRET}@{host}:dir') == f'***@{host}:dir'
+
+
 def test_it_imports_nothing_but_the_standard_library():
   code = 'import sys, data_beam.redact; print([m for m in sys.modules if m.startswith("apache")])'
   assert subprocess.run([sys.executable, '-c', code], cwd=REPOSITORY, capture_output=True, text=True
