@@ -635,11 +635,11 @@ def report(output: pathlib.Path, c: Any) -> None:
   matplotlib.use('Agg')
   from matplotlib import pyplot
 
-  rows, name = read(output), 'contest'
+  rows, board = read(output), 'contest'
   if c.reference != optimizer_contest.get_config().reference:
-    name += f'_{c.reference}'
+    board += f'_{c.reference}'
   text = leaderboard(rows, c)
-  (output / f'{name}.md').write_text(text)
+  (output / f'{board}.md').write_text(text)
   figure, axes = pyplot.subplots(1, 2, figsize=(11, 4), layout='constrained')
   for name in dict.fromkeys(r['name'] for r in rows):
     lowest: dict[float, float] = {}  # of all cells with this rate
@@ -655,7 +655,7 @@ def report(output: pathlib.Path, c: Any) -> None:
               ylabel='loss on the documents to tune by', ylim=(low - .05, low + 1))
   axes[1].set(xlabel='steps, cooled down', ylabel='loss on the documents for the verdict')
   axes[1].legend(fontsize=8)
-  figure.savefig(output / f'{name}.svg', metadata={'Date': None})
+  figure.savefig(output / f'{board}.svg', metadata={'Date': None})
   print(text)
 
 

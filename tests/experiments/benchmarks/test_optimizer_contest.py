@@ -303,4 +303,8 @@ def test_a_contest_from_files_to_leaderboard(tmp_path):
   contest.report(tmp_path, c)
   text = (tmp_path / 'contest.md').read_text()
   assert 'NorMuonH' in text and (tmp_path / 'contest.svg').exists()
+  c.reference = 'normuonh_heads'
+  contest.report(tmp_path, c)
+  assert 'loss that NorMuonH' in (tmp_path / 'contest_normuonh_heads.md').read_text()
+  assert (tmp_path / 'contest_normuonh_heads.svg').exists()
   assert isinstance(contest.standings(rows, c)[0].losses, dict) and comparison.LEVEL == .95
