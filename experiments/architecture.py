@@ -39,7 +39,7 @@ from experiments.engine import cli, processes
 from experiments.engine.cli import console, read_json
 from experiments.engine.config import keep_programs, model_config, resolve, use_all_cores
 from experiments.engine.graph import Graph, Step
-from smoljax import metrics
+from smoljax import gpu, metrics
 from smoljax.report import architecture_page
 from smoljax.scaling import comparison
 
@@ -530,8 +530,7 @@ def _train_in_parallel(
   corpora: Sequence[str], output: str, parallel: int, variants: Sequence[str], arguments: Mapping
 ) -> None:
   """Trains in `parallel` processes that share the devices, each with variants of its own."""
-  share = f'{0.9 / parallel:.2f}'
-  environment = {'XLA_PYTHON_CLIENT_MEM_FRACTION': share} | os.environ
+  environment = os.environ | gpu.divided(parallel)
   code = 'import sys; from experiments import architecture; architecture._worker(sys.argv[1])'
   workers = []
   for part in range(min(parallel, len(variants))):
