@@ -12,17 +12,13 @@ with 1 of the mid-trained model, with a GGUF file and a model card. One command 
 stopped, so calls of ten minutes will do; budget=minutes is two of them on one H200,
 budget=hour pretrains on a billion tokens. With a teacher, pretraining learns from what it says.
 
-DATA is a folder that is made beforehand, by our own pipelines:
+DATA is a folder that is made beforehand, by our own pipelines, of packages of Debian:
 
-  apt-get download libreoffice-help-{en-us,fr,de,es,it,pt} texlive-{latex-base,science}-doc …;
-  dpkg -x each of them
-  python -m data_beam.web --input='unpacked/**/*.html' --output=small/corpora --name=manuals
-  python -m data_beam.pdf --input='texlive/**/*.pdf' --output=small/corpora --name=papers
-  python -m data_beam.python_source --input=sources --output=small/corpora --name=code
-  python -m data_beam.pdf --input='mathematics/**/*.pdf' --output=small/corpora --name=mathematics
-  small/thoughts/*.jsonl, small/chats/*.jsonl, small/pairs/*.jsonl: data_beam.conversations says in
-  which layouts; `python -m experiments.chains` makes some of each by rule
-  small/eval/*.jsonl: evaluation sets, quotes of which are left out of conversations
+  experiments/cloud/debian_texts.sh DATA [EVAL]
+
+It has corpora/{manuals,papers,code,mathematics}; thoughts/*.jsonl, chats/*.jsonl and pairs/*.jsonl,
+in any layout that data_beam.conversations reads; and eval/*.jsonl, evaluation sets, quotes of which
+are left out of conversations. Others of the same names will do.
 
 Beam is needed only until the steps of a stage's data are done: WORKDIR/steps with those alone, and
 DATA, may be taken to a machine with a GPU and without Beam.

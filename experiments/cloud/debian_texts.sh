@@ -1,0 +1,89 @@
+#!/usr/bin/env bash
+# The texts of configs/smollm3_small.py, from packages of a Debian machine and by our own pipelines.
+#
+#   experiments/cloud/debian_texts.sh DATA [EVAL]
+#
+# 380 MB of packages are downloaded (apt-get update first) and unpacked in DATA/packages; none is
+# installed. DATA/corpora has manuals, papers, mathematics and code, DATA/{thoughts,chats,pairs} the
+# conversations, by rule and, with EVAL (a folder with gsm8k.train.jsonl), GSM8K's training half;
+# EVAL's sets are what is kept out of conversations. What is there already is not made again.
+set -euo pipefail
+data=$(mkdir -p "$1" && cd "$1" && pwd) eval=${2:+$(cd "$2" && pwd)}
+cd "$(dirname "$0")/../.."
+python=${PYTHON:-.venv/bin/python}
+
+manuals="libreoffice-help-en-us libreoffice-help-fr libreoffice-help-de libreoffice-help-es
+  libreoffice-help-it libreoffice-help-pt debian-reference-en debian-reference-fr
+  debian-reference-de debian-reference-es debian-reference-it debian-reference-pt debian-handbook
+  developers-reference developers-reference-fr developers-reference-de developers-reference-it
+  postgresql-doc-15 cmake-doc git-doc nodejs-doc python3.11-doc r-doc-html"
+papers="texlive-latex-base-doc texlive-latex-recommended-doc"
+mathematics="texlive-science-doc gap-doc pari-doc r-doc-pdf octave-doc maxima-doc"
+modules="networkx optax flax sklearn nltk rich"
+
+fetch() { # KIND PACKAGE…: unpacks what Debian has of them in packages/KIND
+  local into=$data/packages/$1 package
+  shift
+  mkdir -p "$into"
+  for package; do
+    [ -e "$into/.$package" ] && continue
+    if ! (cd "$into" && apt-get download -qq "$package"); then
+      echo "$0: no package $package here; without it" >&2
+      continue
+    fi
+    dpkg -x "$into/${package}_"*.deb "$into" && rm "$into/${package}_"*.deb
+    touch "$into/.$package"
+  done
+}
+
+corpus() { # NAME PIPELINE FLAGS…: a corpus, unless it is there
+  local name=$1 pipeline=$2
+  shift 2
+  [ -e "$data/corpora/$name/1.0.0/dataset_info.json" ] ||
+    "$python" -m "data_beam.$pipeline" --output="$data/corpora" --name="$name" "$@"
+}
+
+chains() { # FILE FLAGS…: conversations by rule in six languages
+  mkdir -p "$(dirname "$data/$1")"
+  [ -e "$data/$1" ] || "$python" -m experiments.chains --output="$data/$1" \
+    --families=sums,rewriting --languages=en,fr,de,es,it,pt "${@:2}"
+}
+
+fetch manuals $manuals
+fetch papers $papers
+fetch mathematics $mathematics
+languages=en,fr,de,es,it,pt
+corpus manuals web --input="$data/packages/manuals/**/*.html" --languages=$languages --signals
+corpus papers pdf --input="$data/packages/papers/**/*.pdf" --languages=$languages --ocr=never
+corpus mathematics pdf --input "$data/packages/mathematics/**/*.pdf" \
+  "$data/packages/mathematics/**/*.pdf.gz" --languages=$languages --ocr=never
+sources=()
+for module in $modules; do # of those that are installed
+  if at=$("$python" -c "import importlib.util as u; print(*u.find_spec('$module').submodule_search_locations)" 2> /dev/null); then
+    sources+=("$at")
+  fi
+done
+quotes=()
+mkdir -p "$data/eval" "$data/thoughts"
+if [ "$eval" ]; then
+  cp -n "$eval"/*.jsonl "$data/eval/"
+  rm -f "$data/eval/gsm8k.train.jsonl" # which is learned
+  for set in humaneval mbpp_sanitized; do
+    if [ -e "$data/eval/$set.jsonl" ]; then quotes+=("$data/eval/$set.jsonl"); fi
+  done
+  "$python" - "$eval/gsm8k.train.jsonl" "$data/thoughts/gsm8k.jsonl" << 'PYTHON'
+import json, re, sys
+with open(sys.argv[1]) as read, open(sys.argv[2], 'w') as out:
+  for line in read:
+    row = json.loads(line)
+    steps, _, answer = row['answer'].rpartition('\n#### ')
+    steps = re.sub(r'<<[^>]*>>', '', steps)
+    out.write(json.dumps({'mode': 'think', 'messages': [
+      {'role': 'user', 'content': row['question']},
+      {'role': 'assistant', 'reasoning_content': steps, 'content': f'{answer}'}]}) + '\n')
+PYTHON
+fi
+corpus code python_source --input "${sources[@]}" ${quotes:+--decontaminate "${quotes[@]}"}
+chains thoughts/chains.jsonl --number=20000 --mode=think --turns=3
+chains chats/chains.jsonl --number=18000 --mode=both --turns=3 --seed=1
+chains pairs/chains.jsonl --number=6000 --mode=both --pairs --seed=2
