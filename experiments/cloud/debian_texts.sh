@@ -3,7 +3,7 @@
 #
 #   experiments/cloud/debian_texts.sh DATA [EVAL]
 #
-# 380 MB of packages are downloaded (apt-get update first) and unpacked in DATA/packages; none is
+# 390 MB of packages are downloaded (apt-get update first) and unpacked in DATA/packages; none is
 # installed. DATA/corpora has manuals, papers, mathematics and code, DATA/{thoughts,chats,pairs} the
 # conversations, by rule and, with EVAL (a folder with gsm8k.train.jsonl), GSM8K's training half;
 # EVAL's sets are what is kept out of conversations. What is there already is not made again.
@@ -19,7 +19,7 @@ manuals="libreoffice-help-en-us libreoffice-help-fr libreoffice-help-de libreoff
   postgresql-doc-15 cmake-doc git-doc nodejs-doc python3.11-doc r-doc-html"
 papers="texlive-latex-base-doc texlive-latex-recommended-doc"
 mathematics="texlive-science-doc gap-doc pari-doc r-doc-pdf octave-doc maxima-doc"
-modules="networkx optax flax sklearn nltk rich"
+code="python3-networkx python3-sympy python3-nltk python3-rich python3-sklearn python3-django"
 
 fetch() { # KIND PACKAGE…: unpacks what Debian has of them in packages/KIND
   local into=$data/packages/$1 package
@@ -52,17 +52,12 @@ chains() { # FILE FLAGS…: conversations by rule in six languages
 fetch manuals $manuals
 fetch papers $papers
 fetch mathematics $mathematics
+fetch code $code
 languages=en,fr,de,es,it,pt
 corpus manuals web --input="$data/packages/manuals/**/*.html" --languages=$languages --signals
 corpus papers pdf --input="$data/packages/papers/**/*.pdf" --languages=$languages --ocr=never
 corpus mathematics pdf --input "$data/packages/mathematics/**/*.pdf" \
   "$data/packages/mathematics/**/*.pdf.gz" --languages=$languages --ocr=never
-sources=()
-for module in $modules; do # of those that are installed
-  if at=$("$python" -c "import importlib.util as u; print(*u.find_spec('$module').submodule_search_locations)" 2> /dev/null); then
-    sources+=("$at")
-  fi
-done
 quotes=()
 mkdir -p "$data/eval" "$data/thoughts"
 if [ "$eval" ]; then
@@ -83,7 +78,8 @@ with open(sys.argv[1]) as read, open(sys.argv[2], 'w') as out:
       {'role': 'assistant', 'reasoning_content': steps, 'content': f'{answer}'}]}) + '\n')
 PYTHON
 fi
-corpus code python_source --input "${sources[@]}" ${quotes:+--decontaminate "${quotes[@]}"}
+corpus code python_source --input="$data/packages/code/usr/lib" \
+  ${quotes:+--decontaminate "${quotes[@]}"}
 chains thoughts/chains.jsonl --number=20000 --mode=think --turns=3
 chains chats/chains.jsonl --number=18000 --mode=both --turns=3 --seed=1
 chains pairs/chains.jsonl --number=6000 --mode=both --pairs --seed=2
