@@ -5,7 +5,7 @@
 Four arms of the same tokens in rows of 1,024: every fourth layer rotates nothing (SmolLM3's) or all
 rotate; attention stops at the ends of documents, or reads across those that share a row. DIR has
 tokenizer.model and tokens of `text`, and of `needles`: questions in the manner of RULER with their
-answers (smoljax.evals.ruler.texts), of other seeds than the ones that are asked; without, a model
+answers (smoljax.evals.ruler.texts), none of which is ever asked; without them, a model
 so small answers none at any length. Scores stand beyond the rows it was trained on, too, where
 positions are stretched by YaRN.
 """

@@ -215,19 +215,20 @@ def make(
 
 def texts(
   tasks: Sequence[str], tokenizer: Tokenizer, lengths: Sequence[int], *, language: str = 'en',
-  documents: Sequence[str] = (), num: int = 50, seed: int = 1,
+  documents: Sequence[str] = (), num: int = 50, seed: int = 0,
 ) -> Iterator[str]:
   """Such questions with their answers, to learn from: `num` of tasks and lengths in turn.
 
   Args:
     documents: for filler.
-    seed: another one than that of the questions that are asked later.
+    seed: whatever it is, `make` asks other questions.
   """
   filler = _sentences(documents or [_FRAMES[language].noise])
   for i in range(num):
     task, length = tasks[i % len(tasks)], lengths[i // len(tasks) % len(lengths)]
     draft, reserve = TASKS[task]
-    made, _ = draft(random.Random(f'{seed}/{task}/{language}/{i}'), _FRAMES[language], filler)
+    rng = random.Random(f'learned/{seed}/{task}/{language}/{i}')
+    made, _ = draft(rng, _FRAMES[language], filler)
     prompt = _fill(made, tokenizer, length - reserve, task, length)
     yield f'{prompt}\n{made.prefix} {", ".join(made.answers)}.'
 

@@ -96,6 +96,15 @@ def test_texts_to_learn_from_end_in_what_is_right(text):
     assert len(text.encode(found)) <= 4096
 
 
+def test_what_is_learned_is_never_asked(text):
+  """Whatever the seeds: those of a run's repetitions count from 0."""
+  numbers = lambda texts: {n for t in texts for n in re.findall(r'\b\d{7}\b', t)}
+  for seed in (0, 1):
+    asked, = ruler.make(('niah_single_1',), text, (4096,), num=4, seed=seed).values()
+    learned = ruler.texts(('niah_single_1',), text, (4096,), num=4, seed=seed)
+    assert not numbers(learned) & numbers(q.turns[0].prompt for q in asked.questions)
+
+
 def test_needles_stand_at_their_depth_in_held_out_text(text):
   documents = {'en': [f'Sentence number {i} says something of its own.' for i in range(900)]}
   set_, = ruler.make(
