@@ -2,9 +2,9 @@
 
 A document longer than a row is cut into pieces. A conversation is not: what of it does not fit is
 left out from the end of a turn on, since without its system turn and question an answer teaches
-what nobody asked for; only a first answer that is longer than a row ends in its midst. The two
-answers of a preference pair lie in one row, each behind the prompt; a pair that does not fit is
-left out.
+what nobody asked for; only a first answer that is longer than a row ends in its midst, and any turn
+where all of them are learned. The two answers of a preference pair lie in one row, each behind the
+prompt; a pair that does not fit is left out.
 """
 
 import bisect
@@ -132,10 +132,13 @@ def evenly(
 
 def fitting(corpus: Corpus, document: int, seq_len: int) -> int:
   """How many tokens of a conversation that is longer than a row go into it: up to the end of the
-  last turn to learn that fits, or as many as fit of the first one; 0 if nothing to learn does."""
+  last turn to learn that fits, or as many as fit of the first one, or where all turns are learned;
+  0 if nothing to learn does."""
   record = files.retried(lambda: corpus.records[document])
   tokens = corpus.decode(record)[:seq_len + 2]
   mask = corpus.mask(record)[:seq_len + 2]
+  if mask.all():  # an end may be a question's, and each token teaches
+    return seq_len + 1
   goes_on = mask[1:] & (tokens[1:] != corpus.manifest['turn_id'])
   ends = np.flatnonzero(mask[:-1] & ~goes_on) + 1
   if len(ends):

@@ -4,6 +4,7 @@ masks and packing are those of the template."""
 import json
 import re
 import shutil
+import types
 
 import hypothesis.strategies as st
 import numpy as np
@@ -430,6 +431,17 @@ def test_rows_hold_whole_conversations_and_what_is_learned_of_them(made, text):
   first = int(np.flatnonzero(corpus.mask(corpus.records[long]))[0])
   assert packing.fitting(corpus, long, first + 3) == first + 4
   assert packing.fitting(corpus, long, first - 1) == 0
+
+
+def test_a_thought_longer_than_a_row_is_learned_where_questions_are():
+  """Mid-training's: a cut behind the question that is learned too would leave the thought out."""
+  question, thought = [1, 5, 5, 2, 9, 1, 6, 6, 2, 9], [1, *[7] * 200, 2, 9]
+  tokens = np.array([*question, *thought])
+  for learned in (np.ones(len(tokens), bool), np.arange(len(tokens)) >= len(question)):
+    corpus = types.SimpleNamespace(
+      records=[{}], manifest={'turn_id': 1}, decode=lambda _: tokens,
+      mask=lambda _, learned=learned: learned)
+    assert packing.fitting(corpus, 0, 64) == 65
 
 
 def test_documents_and_conversations_share_a_batch(made, markov_corpora):
