@@ -437,10 +437,10 @@ def test_a_thought_longer_than_a_row_is_learned_where_questions_are():
   """Mid-training's: a cut behind the question that is learned too would leave the thought out."""
   question, thought = [1, 5, 5, 2, 9, 1, 6, 6, 2, 9], [1, *[7] * 200, 2, 9]
   tokens = np.array([*question, *thought])
-  for learned in (np.ones(len(tokens), bool), np.arange(len(tokens)) >= len(question)):
+  for mask in (np.ones(len(tokens), bool), np.arange(len(tokens)) >= len(question)):
     corpus = types.SimpleNamespace(
       records=[{}], manifest={'turn_id': 1}, decode=lambda _: tokens,
-      mask=lambda _, learned=learned: learned)
+      mask=lambda _, mask=mask: mask)
     assert packing.fitting(corpus, 0, 64) == 65
 
 
