@@ -2,6 +2,7 @@
 
 
 import itertools
+import re
 
 import hypothesis
 import numpy as np
@@ -76,6 +77,12 @@ def _blank(spacy, language):
   if language not in _BLANK:
     _BLANK[language] = spacy.blank(language)
   return _BLANK[language]
+
+
+def test_letters_of_french_compounds_are_those_of_either_case():
+  slow = re.compile(f'(?i:[{words.LOWER}])')
+  everything = ''.join(map(chr, range(0x110000)))
+  assert re.findall(words._LETTER, everything) == slow.findall(everything)
 
 
 @hypothesis.given(st.sampled_from(words.LANGUAGES), st.text())
