@@ -178,7 +178,7 @@ def _is_valid(body: bytes, codec: str) -> bool:
 def within_budget(html: str, max_tags: int = MAX_TAGS) -> str:
   """The page up to MAX_CHARS characters and `max_tags` tags."""
   html = html[:MAX_CHARS]
-  if html.count('<') > max_tags:
+  if len(html) > max_tags and html.count('<') > max_tags:
     html = '<'.join(html.split('<', max_tags + 1)[:-1])
   return html
 

@@ -192,12 +192,13 @@ def render(blocks: Iterable[Block], markdown: bool = False) -> str:
   return '\n'.join(lines)
 
 
-def _declared_text(root) -> str:
-  """The articleBody of the page's JSON-LD (schema.org), '' if there is none."""
-  for script in root.iter('script'):
-    if 'ld+json' in (script.get('type') or '') and 'articleBody' in (script.text or ''):
+def _declared_text(scripts: Iterable[tuple[str, str | None]]) -> str:
+  """The articleBody of the page's JSON-LD (schema.org), '' if there is none. `scripts` are what
+  type each is of, and its text."""
+  for kind, text in scripts:
+    if 'ld+json' in kind and 'articleBody' in (text or ''):
       try:
-        found = _find(json.loads(script.text, strict=False), 'articleBody')
+        found = _find(json.loads(text, strict=False), 'articleBody')
       except (ValueError, RecursionError):
         continue
       if isinstance(found, str) and found:
@@ -255,8 +256,9 @@ def extract(html: str, *, markdown: bool = False) -> str:
   root = parse(html)
   if root is None:
     return ''
-  formulas = 'math/' in html and any(
-    (script.get('type') or '').startswith('math/') for script in root.iter('script'))
+  # Asked of the tree: to look for a word in all of a page takes longer.
+  scripts = [(kind, script) for script in root.iter('script') if (kind := script.get('type'))]
+  formulas = any(kind.startswith('math/') for kind, _ in scripts)
   walk_over = functools.partial(
     Walk, root, markdown=markdown, formulas=formulas, thread=_is_thread(html))
   walk = walk_over()
@@ -267,6 +269,7 @@ def extract(html: str, *, markdown: bool = False) -> str:
     more = _text(walk_over(everything=True), html, markdown)
     if len(more) > max(200, 2 * len(text)):
       text = more
-  if 'articleBody' in html and len(declared := _declared_text(root)) > 2 * len(text):
+  declared = _declared_text((kind, script.text) for kind, script in scripts)
+  if len(declared) > 2 * len(text):
     return declared
   return text
