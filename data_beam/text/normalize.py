@@ -13,7 +13,7 @@ from data_beam.text import words
 
 # --- a clean form ----------------------------------------------------------------------------
 
-_LINE_BREAKS = re.compile(r'\r\n?|[\x0b\x0c\x85\u2028\u2029]')
+_LINE_BREAKS = re.compile(r'[\x0b\x0c\x85\u2028\u2029]')
 _SPACES = re.compile(r'[\xa0\u1680\u2000-\u200a\u202f\u205f\u3000]')
 # Controls but tab and newline, soft hyphen, zero-width space and no-break, byte order mark, marks
 # and overrides of direction, invisible operators, lone surrogates. The zero-width joiners stay:
@@ -34,12 +34,15 @@ def normalize(text: str) -> str:
   """
   if not text.isascii():
     if _MAYBE_MOJIBAKE.search(text):
-      text = '\n'.join(map(_mend, text.split('\n')))
+      text = '\n'.join(line if line.isascii() else _mend(line) for line in text.split('\n'))
     text = _SPACES.sub(' ', text)
+  text = text.replace('\r\n', '\n').replace('\r', '\n')
   text = _INVISIBLE.sub('', _LINE_BREAKS.sub('\n', text))
   text = unicodedata.normalize('NFC', text)
   text = '\n'.join(line.rstrip() for line in text.split('\n'))  # a regex ` +$` is quadratic
-  return _BLANK_LINES.sub('\n\n', text).strip('\n')
+  if '\n\n\n' in text:
+    text = _BLANK_LINES.sub('\n\n', text)
+  return text.strip('\n')
 
 
 def _mend(line: str) -> str:
