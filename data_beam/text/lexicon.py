@@ -1,6 +1,7 @@
 """What filters ask about a text: its pieces are looked up at once, and one pass serves all."""
 
 import functools
+import itertools
 import re
 from collections.abc import Iterable, Iterator, Sequence
 
@@ -149,14 +150,11 @@ class Lexicon:
 
   def _learn(self, pieces: Sequence[str], hashes: np.ndarray) -> None:
     """Remembers new pieces, which get the next numbers."""
-    tokens: list[str] = []
-    ends = []
-    for piece in pieces:
-      tokens += self.cut(piece)
-      ends.append(len(tokens))
-    counts = np.diff(ends, prepend=0)
+    words = list(map(self.cut, pieces))
+    tokens = list(itertools.chain.from_iterable(words))
+    counts = np.array(list(map(len, words)))
     before, numbers = len(self.spelling), np.arange(len(pieces), dtype=np.int32) + len(self.counts)
-    self.starts = _append(self.starts, before + np.array(ends) - counts)
+    self.starts = _append(self.starts, before + np.cumsum(counts) - counts)
     self.counts = _append(self.counts, counts)
     sizes = np.fromiter(map(len, tokens), np.int64, len(tokens))
     behind = np.cumsum(sizes)

@@ -16,7 +16,8 @@ import itertools
 import math
 import re
 import unicodedata
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from typing import Any
 
 import regex
 
@@ -284,6 +285,9 @@ _COMPOUNDS = '|'.join([
   rf"(?:l['’])?{_LETTER}+",
 ])
 
+# What each of them has: it is asked first.
+_COMPOUND = rf"{_HYPHEN}|(?i:(?:ch|prud|z|entr|grande?s?|r)['’])"
+
 # --- links -----------------------------------------------------------------------------------
 
 _SCHEME = re.compile(r'[\w+\-.]{2,}://')
@@ -330,8 +334,10 @@ class Splitter:
     self.articles = language == 'fr'
     self.letters_end = re.compile(
       "[0-9]|['’][sS]$" + ('|[-–—‐‑]' if language == 'fr' else '')).search
-    self.whole = (re.compile(f'(?i:{_COMPOUNDS})$').match if language == 'fr'
-                  else lambda piece: None)
+    self.whole: Callable[[str], Any] = lambda piece: None
+    if language == 'fr':
+      hint, compound = re.compile(_COMPOUND).search, re.compile(f'(?i:{_COMPOUNDS})$').match
+      self.whole = lambda piece: hint(piece) and compound(piece)
     self.exceptions = _exceptions(language)
     if language in _JOINED:
       self.exceptions |= {joined: (joined,) for joined in _JOINED[language].values()}
@@ -344,16 +350,13 @@ class Splitter:
         self.sequences.setdefault(words[:2], []).append((words, parts))
     self.beginnings = frozenset(words[0] for words in self.sequences)
 
-  def __call__(self, piece: str) -> Iterable[str]:
+  def __call__(self, piece: str) -> Sequence[str]:
     """The words of a piece; a very long one is cut first."""
-    if len(piece) <= _LONGEST:
-      return self._words(piece)
-    return itertools.chain.from_iterable(
-      self._words(piece[i:i + _LONGEST]) for i in range(0, len(piece), _LONGEST))
-
-  def _words(self, piece: str) -> Iterable[str]:
     if piece in self.exceptions:
       return self.exceptions[piece]
+    if len(piece) > _LONGEST:
+      parts = (piece[i:i + _LONGEST] for i in range(0, len(piece), _LONGEST))
+      return [word for part in parts for word in Splitter.__call__(self, part)]
     if piece.isalpha():
       return (piece,)
     # Most other pieces are a word and a sign after it.
@@ -379,6 +382,8 @@ class Splitter:
     if '0' <= piece[-1:] <= '9' or (piece[-1:].isalpha() and not self.letters_end(
         piece, max(0, len(piece) - _LOOK))):
       return 0
+    if piece[-1:] == '.' and 'a' <= piece[-2:-1] <= 'z':
+      return 1
     if piece.endswith('..'):
       return len(piece) - len(piece.rstrip('.'))
     found = self.suffix(piece, max(0, len(piece) - _LOOK))
@@ -387,7 +392,7 @@ class Splitter:
   def _cut(self, piece: str, exceptions: dict[str, tuple[str, ...]]) -> list[str]:
     """Takes prefixes and suffixes off until nothing more comes off, then looks inside."""
     before, after = [], []
-    while piece and not self.whole(piece) and piece not in exceptions:
+    while piece and piece not in exceptions and not self.whole(piece):
       head = self._prefix_length(piece)
       if head and piece[head:] in exceptions:
         before.append(piece[:head])
@@ -427,6 +432,8 @@ class Splitter:
 
   def _merge(self, words: list[str]) -> list[str]:
     """Exceptions among the words of a piece, such as an emoticon in brackets; longest first."""
+    if self.beginnings.isdisjoint(words):
+      return words
     found = []
     for i, word in enumerate(words):
       if word not in self.beginnings:
@@ -462,7 +469,7 @@ class Unspaced(Splitter):
   def __init__(self):
     super().__init__('en')
 
-  def __call__(self, piece: str) -> Iterable[str]:
+  def __call__(self, piece: str) -> Sequence[str]:
     """The parts of a piece."""
     if not UNSPACED.search(piece):
       return super().__call__(piece)
