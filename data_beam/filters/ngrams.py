@@ -160,12 +160,15 @@ class NGrams:
       hashes = self._joined(n)[0]
       shorter = self.again.get(n - 1)
       places = _perhaps_again(hashes) if shorter is None else shorter[0]
-      places = places[:np.searchsorted(places, len(hashes))]
-      order = places[np.argsort(hashes[places], kind='stable')]
+      places = places[:places.searchsorted(len(hashes))]
+      order = places[hashes[places].argsort(kind='stable')]
       ordered = hashes[order]
       same = ordered[1:] == ordered[:-1]
-      later = np.sort(order[1:][same])
-      self.again[n] = (np.union1d(order[:-1][same], later) if len(later) else later, later)
+      again = np.zeros(len(hashes), bool)      # marks are cheaper than to sort
+      again[order[1:][same]] = True
+      later = again.nonzero()[0]
+      again[order[:-1][same]] = True
+      self.again[n] = again.nonzero()[0], later
     return self.again[n]
 
   def covers(self, n: int, characters: float) -> bool:
@@ -203,8 +206,9 @@ def _perhaps_again(hashes: np.ndarray) -> np.ndarray:
   slots, table = lexicon.slots(hashes, bits), np.empty(1 << bits, np.int32)
   table[slots] = places
   there = table[slots]
-  lost = np.flatnonzero(there != places)
-  return np.unique(np.concatenate((lost, there[lost])))
+  shared = there != places
+  shared[there[shared]] = True
+  return shared.nonzero()[0]
 
 
 def duplicates(parts: Sequence[str]) -> tuple[int, int]:
