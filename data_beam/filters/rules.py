@@ -179,7 +179,7 @@ def c4(doc: Document, *, min_sentences: int = 5, refuse: bool = True) -> str | N
   spaced, kept = doc.language not in words.UNSPACED_LANGUAGES, []
   for line in doc.text.splitlines():
     line = line.strip()
-    if spaced and len(line) > 1000 and any(len(word) > 1000 for word in line.split()):
+    if spaced and len(line) > 1000 and max(map(len, line.split())) > 1000:
       continue
     tidy = CITATION.sub('', line) if citations and '[' in line else line
     if len(line.split(maxsplit=2)) < 3 and (spaced or len(line) < 6):
