@@ -8,12 +8,12 @@ runs in one), so that a busy machine matters little. `stages` runs the pipeline'
 loop; `beam` is the whole command, corpus written, with FnApiRunner (its fixed cost, about two
 seconds, is in it), or with `--files` in so many processes whose shuffles are files. `--repeat`
 reads the files so many times over, for the growth of cost and memory (copies are read, extracted,
-filtered and then dropped as duplicates). `--datatrove` names
-the Python of an environment with datatrove[io,processing]==0.10.1, fasttext-numpy2-wheel, absl-py and
-lxml_html_clean, where FineWeb's chain (URL filter to MinHash signatures and PII; of other languages
-FineWeb-2's filters) runs on the same files, stage by stage, one process. Of neither side it counts
-what is loaded first (models, rules of languages; of ours also the start of the process that
-extracts: `load_seconds`). Pages are all that were read, unusable ones (404s …) too.
+filtered and then dropped as duplicates). `--datatrove` names the Python of an environment with
+datatrove[io,processing]==0.10.1, fasttext-numpy2-wheel, absl-py and lxml_html_clean, where
+FineWeb's chain (URL filter to MinHash signatures and PII; of other languages FineWeb-2's filters)
+runs on the same files, stage by stage, one process. Of neither side it counts what is loaded first
+(models, rules of languages; of ours also the start of the process that extracts: `load_seconds`).
+Pages are all that were read, unusable ones (404s …) too.
 """
 
 import collections
