@@ -27,6 +27,7 @@ _CONFIG = config_flags.DEFINE_config_file('config', None, 'Recipe, such as confi
 _WORKDIR = flags.DEFINE_string('workdir', None, 'As of experiments.run.', required=True)
 _SWEEP = flags.DEFINE_bool('sweep', False, 'Of all points that experiments.sweep would run.')
 
+
 def prepare(c: ConfigDict, workdir: str, tokenizer: str = '') -> str:
   """Runs the steps of the config ahead of training and of what a teacher says.
 

@@ -164,7 +164,7 @@ class NGrams:
       order = places[hashes[places].argsort(kind='stable')]
       ordered = hashes[order]
       same = ordered[1:] == ordered[:-1]
-      again = np.zeros(len(hashes), bool)      # marks are cheaper than to sort
+      again = np.zeros(len(hashes), bool)  # marks are cheaper than to sort
       again[order[1:][same]] = True
       later = again.nonzero()[0]
       again[order[:-1][same]] = True
