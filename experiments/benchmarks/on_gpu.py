@@ -25,6 +25,8 @@ from typing import Any, NamedTuple
 
 from absl import app, flags
 
+from experiments import sweep
+
 _OUTPUT = flags.DEFINE_string('output', None, 'Folder for results and logs.', required=True)
 _SECONDS = flags.DEFINE_float('seconds', float('inf'), 'How long all may take.')
 _ONLY = flags.DEFINE_list('only', [], 'Parts of names of jobs to run; all if none.')
@@ -148,17 +150,6 @@ FIGURES = (
 )
 
 
-def devices() -> list[str]:
-  """The GPUs that are used, as CUDA_VISIBLE_DEVICES names them; '' alone where there is none."""
-  if named := os.environ.get('CUDA_VISIBLE_DEVICES'):
-    return named.split(',')
-  try:
-    lines = subprocess.run(['nvidia-smi', '-L'], capture_output=True, text=True, check=True).stdout
-  except (OSError, subprocess.CalledProcessError):
-    return ['']
-  return [str(i) for i in range(lines.count('GPU '))]
-
-
 def command(name: str, output: pathlib.Path, corpora: str) -> list[str]:
   """The job's command line."""
   job = JOBS[name]
@@ -240,7 +231,7 @@ def main(_: list[str]) -> None:
       run(name, device, output, _CORPORA.value, deadline)
 
   with concurrent.futures.ThreadPoolExecutor() as pool:
-    list(pool.map(work, devices()))
+    list(pool.map(work, sweep.find_gpus() or ['']))  # a CPU, to try it
   results = found(output)
   print('\n'.join(table(results)))
   sys.exit(any(results[name]['code'] for name in wanted if name in results))
