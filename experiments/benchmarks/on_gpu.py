@@ -33,8 +33,10 @@ _ONLY = flags.DEFINE_list('only', [], 'Parts of names of jobs to run; all if non
 _CORPORA = flags.DEFINE_string('corpora', '', 'Folder with tokenizer.model and tokens/.')
 _PLAN = flags.DEFINE_bool('plan', False, 'Says what would be run, and what is there already.')
 
-_STEP = 'experiments.benchmarks.train_step --seq_len=4096'
+_STEP = 'experiments.benchmarks.train_step --seq_len=4096 --kernels=24'
 _3B = f'{_STEP} --shape=smollm3-3b --rows=8 --chunk=2048 --model=scan_layers=False'
+_1_7B = (f'{_STEP} --shape=smollm2-1.7b --rows=16 --chunk=2048'
+         ' --model=scan_layers=False,vocab_size=128256')
 _1B = f'{_STEP} --shape=smollm3-1b --rows=4 --chunk=2048 --model=scan_layers=True'
 # A real run, from its first line to its exported model.
 _RUN = (
@@ -51,8 +53,10 @@ class Job(NamedTuple):
 
   seconds: int  # that it takes on an H200, about
   arguments: str  # a module and its flags, after `python -m`
-  before: str = ''  # Python that is run in the process first
+  xla: str = ''  # flags of XLA
 
+
+_CUBLAS = '--xla_gpu_enable_triton_gemm=false'
 
 JOBS = {
   'kernels': Job(60, 'pytest -q -p no:cacheprovider tests/smoljax/model/test_fp8.py'
@@ -63,11 +67,11 @@ JOBS = {
                      '_of_several_tokens_equals_one_at_a_time'),
   '3b': Job(75, _3B),
   '3b fp8': Job(85, f'{_3B},fp8=True'),
-  '3b fp8, mlp at once': Job(
-    85, f'{_3B},fp8=True', 'from smoljax.model import fp8; fp8.MLP_AT_ONCE = True'),
+  '3b, cublas alone': Job(75, _3B, _CUBLAS),
   'run': Job(140, _RUN),
-  'run, compiled beside': Job(140, f'{_RUN} --config.train.compile_beside=True'),
   '3b muon': Job(85, f'{_3B} --optimizer=muon --coefficients=gram5'),
+  '1.7b': Job(60, _1_7B),
+  '1.7b, cublas alone': Job(60, _1_7B, _CUBLAS),
   'speculative': Job(90, 'experiments.benchmarks.decode --size=smollm3-1b'
                          ' --cases=greedy,speculative --batch=1,8'),
   '1b': Job(50, _1B),
@@ -76,12 +80,14 @@ JOBS = {
                   ' --model=scan_layers=False,vocab_size=128256'),
   '360m': Job(50, f'{_STEP} --shape=smollm2-360m --rows=16 --chunk=1024'
                   ' --model=scan_layers=False,vocab_size=128256'),
-  '1.7b': Job(60, f'{_STEP} --shape=smollm2-1.7b --rows=16 --chunk=2048'
-                  ' --model=scan_layers=False,vocab_size=128256'),
   '3b 64k': Job(90, 'experiments.benchmarks.train_step --seq_len=65536 --shape=smollm3-3b --rows=1'
-                    ' --chunk=2048 --document=65536 --steps=4 --model=scan_layers=True'),
+                    ' --chunk=2048 --document=65536 --steps=4 --kernels=24'
+                    ' --model=scan_layers=True,remat=qkv+ctx+mid'),
   'newton schulz': Job(45, 'experiments.benchmarks.newton_schulz --only=bfloat16'),
   'decode': Job(70, 'experiments.benchmarks.decode --cases=greedy,evaluator --batch=1,32'),
+  'fp8 loss': Job(280, 'experiments.benchmarks.fp8_loss --corpus={corpora}/tokens --seeds=1'
+                       ' --shape=smollm2-360m --rows=4 --seq_len=4096 --chunk=4096 --steps=1000'
+                       ' --model=scan_layers=False'),
 }
 
 Found = Mapping[str, dict]  # by job: seconds, code, and the rows that it printed
@@ -123,18 +129,19 @@ def _row(job: str, key: str, **fields: Any) -> Callable[[Found], float]:
 
 FIGURES = (
   Figure('3B, % of the peak', _percent('3b'), 62),
+  Figure('the same, all products by cuBLAS', _percent('3b, cublas alone'), 62),
   Figure('3B, first step, s', lambda found: _step(found, '3b', 'first_step_seconds'), 35, True),
   Figure('1.7B, % of the peak', _percent('1.7b'), 64.5),
+  Figure('the same, all products by cuBLAS', _percent('1.7b, cublas alone'), 64.5),
   Figure('360M, % of the peak', _percent('360m'), 54),
   Figure('135M, % of the peak', _percent('135m'), 47),
   Figure('3B, a row of 65,536, % of the peak', _percent('3b 64k'), 52),
   Figure('3B in 8 bits, times bf16', _over('3b fp8', '3b'), 1.3),
-  Figure('the same, gated MLPs at once', _over('3b fp8, mlp at once', '3b'), 1.3),
+  Figure("360M in 8 bits, % above bf16's loss", lambda found: 100 * _step(found, 'fp8 loss', 'gap'),
+         0.3, True),
   Figure("3B with Muon, times AdamW's step", _over('3b', '3b muon'), 1.10, True),
   Figure('1B with a module of MTP, times its step', _over('1b', '1b mtp'), 1.2, True),
   Figure('a run of 26M tokens at 135M, s', lambda found: found['run']['seconds'], 110, True),
-  Figure('the same, compiled beside, s',
-         lambda found: found['run, compiled beside']['seconds'], 110, True),
   Figure('Newton–Schulz, ms',
          _row('newton schulz', 'ms', variant='smoljax pe5, bfloat16 gradients'), 50, True),
   Figure('Newton–Schulz in Gram form, ms',
@@ -152,20 +159,17 @@ FIGURES = (
 
 def command(name: str, output: pathlib.Path, corpora: str) -> list[str]:
   """The job's command line."""
-  job = JOBS[name]
   module, *arguments = (
-    part.format(output=output, corpora=corpora, name=name.replace(', ', '-').replace(' ', '-'))
-    for part in job.arguments.split())
-  if not job.before:
-    return [sys.executable, '-m', module, *arguments]
-  run = f'import runpy; runpy.run_module({module!r}, run_name="__main__", alter_sys=True)'
-  return [sys.executable, '-c', f'{job.before}; {run}', *arguments]
+    part.format(output=output, corpora=corpora, name=name.replace(' ', '-'))
+    for part in JOBS[name].arguments.split())
+  return [sys.executable, '-m', module, *arguments]
 
 
 def run(name: str, device: str, output: pathlib.Path, corpora: str, deadline: float) -> None:
   """Runs a job on a device and writes what it gave, unless the deadline ends it first."""
   environment = {**os.environ, 'CUDA_VISIBLE_DEVICES': device, 'PYTHONUNBUFFERED': '1',
-                 'SMOLJAX_TEST_PLATFORM': 'cuda'}
+                 'SMOLJAX_TEST_PLATFORM': 'cuda',
+                 'XLA_FLAGS': f'{os.environ.get("XLA_FLAGS", "")} {JOBS[name].xla}'}
   began = time.monotonic()
   with open(output / f'{name}.log', 'w') as log:
     process = subprocess.Popen(command(name, output, corpora), stdout=log,

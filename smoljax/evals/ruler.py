@@ -190,9 +190,7 @@ def make(
   Raises:
     ValueError: an unknown task or language, a length that the shortest question does not fit into.
   """
-  for known, given, what in ((TASKS, tasks, 'task'), (LANGUAGES, languages, 'language')):
-    if wrong := [x for x in given if x not in known]:
-      raise ValueError(f'unknown {what} {wrong[0]!r}: one of {", ".join(known)}')
+  _require_known(tasks, languages)
   sets = {}
   for task in tasks:
     draft, reserve = TASKS[task]
@@ -222,7 +220,10 @@ def texts(
   Args:
     documents: for filler.
     seed: whatever it is, `make` asks other questions.
+  Raises:
+    ValueError: as `make` does.
   """
+  _require_known(tasks, (language,))
   filler = _sentences(documents or [_FRAMES[language].noise])
   for i in range(num):
     task, length = tasks[i % len(tasks)], lengths[i // len(tasks) % len(lengths)]
@@ -231,6 +232,12 @@ def texts(
     made, _ = draft(rng, _FRAMES[language], filler)
     prompt = _fill(made, tokenizer, length - reserve, task, length)
     yield f'{prompt}\n{made.prefix} {", ".join(made.answers)}.'
+
+
+def _require_known(tasks, languages):
+  for known, given, what in ((TASKS, tasks, 'task'), (LANGUAGES, languages, 'language')):
+    if wrong := [x for x in given if x not in known]:
+      raise ValueError(f'unknown {what} {wrong[0]!r}: one of {", ".join(known)}')
 
 
 def _fill(made, tokenizer, room, task, length):

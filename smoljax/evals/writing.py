@@ -73,6 +73,7 @@ class Writer:
     self._memory = 2 * stats.get('bytes_limit', _MEMORY) // 5
     self._used = [0] * len(self._params)  # bytes of caches on each device
     self._freed = threading.Condition()
+    self._compiled: set[tuple] = set()
     self._token_bytes = 2 * config.num_layers * config.num_kv_heads * config.head_dim * jnp.dtype(
       config.dtype).itemsize
     # One row may have less room than another: none is looked at beyond its own.
@@ -119,9 +120,11 @@ class Writer:
       prompts_BT, mask = np.zeros((size, length), int), np.zeros((size, length), bool)
       for row, i in enumerate(filled):
         prompts_BT[row, : len(prompts[i])], mask[row, : len(prompts[i])] = prompts[i], True
+      how = dict(mask=mask, max_new_tokens=most, sampling=sampling, eos_id=tuple(eos_ids))
+      if cache.in_turn():
+        self._compile(params, prompts_BT, how)
       steps = generate.stream(
-        self._config, params, prompts_BT, mask=mask, max_new_tokens=most, sampling=sampling,
-        eos_id=tuple(eos_ids), seed=[seeds[i] for i in filled])
+        self._config, params, prompts_BT, seed=[seeds[i] for i in filled], **how)
       written = [_Row(self.decode, prompts[i], rooms[i], stops) for i in rows]
       for step in steps:
         for row, token in zip(written, step, strict=False):
@@ -133,6 +136,15 @@ class Writer:
       return [(i, row.result()) for i, row in zip(rows, written, strict=True)]
 
     yield from _spread(answers, self._params, batches)
+
+  def _compile(self, params, prompts_BT, how):
+    """Compiles for a shape, once a device: other threads may compile or call others meanwhile."""
+    device, = jax.tree.leaves(params)[0].devices()
+    what = device, prompts_BT.shape, *(how[k] for k in ('max_new_tokens', 'sampling', 'eos_id'))
+    if what not in self._compiled:
+      for _ in generate.rehearse(self._config, params, prompts_BT, device=device, **how):
+        pass
+      self._compiled.add(what)
 
   @contextlib.contextmanager
   def _memory_of(self, params, size):

@@ -1,8 +1,10 @@
 """The cache of keys and values, and prefill: the prompt through the model, in chunks."""
 
+import contextlib
 import dataclasses
 import functools
-from collections.abc import Callable, Mapping, Sequence
+import threading
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager
 from typing import Any, NamedTuple
 
@@ -18,6 +20,8 @@ BLOCK = 8  # tokens per row computed between two looks of the host
 BUCKET = 64  # lengths are rounded up to a multiple of this, or of an eighth of a power of two
 PREFILL_BYTES = 1 << 29  # attention logits (fp32) that may exist at once while a prompt is read
 HIDDEN = 1 << 30  # position of slots that hold nothing: in every query's future
+
+_ONE_AT_A_TIME = threading.RLock()
 
 Cache = list[tuple[jax.Array, jax.Array]]  # per layer (k_BKRH, v_BKRH) in the compute dtype
 
@@ -40,7 +44,9 @@ def prepare(
 
 
 def prepared(config: model.ModelConfig, params: model.Params) -> model.Params:
-  """ShapeDtypeStructs of what `prepare` makes of such parameters."""
+  """ShapeDtypeStructs of what `prepare` makes of such parameters; they themselves if it has."""
+  if isinstance(params['blocks'], list):
+    return params
   with no_mesh():
     return jax.eval_shape(functools.partial(_prepared, config, weights=''), params)
 
@@ -332,6 +338,23 @@ def run_modules(
 def no_mesh() -> AbstractContextManager:
   """Context without a mesh, whatever the caller has set."""
   return jax.set_mesh(jax.sharding.Mesh(np.empty((), object), ()))
+
+
+@contextlib.contextmanager
+def calling() -> Iterator[None]:
+  """Context in which programs of generation are called: without a mesh, on GPUs by one thread.
+
+  XLA records CUDA graphs as it calls programs, and a program that another thread calls meanwhile
+  for the first time can end the process (STREAM_CAPTURE_UNSUPPORTED: two threads, two GPUs). What
+  programs compute is not waited for here, so GPUs work side by side.
+  """
+  with _ONE_AT_A_TIME if in_turn() else contextlib.nullcontext(), no_mesh():
+    yield
+
+
+def in_turn() -> bool:
+  """Whether threads call programs one after the other."""
+  return jax.default_backend() == 'gpu'
 
 
 def on_one_device(x: Any) -> jax.Array:

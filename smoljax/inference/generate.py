@@ -92,7 +92,7 @@ def stream(
   rows = _rows(config, prompts, mask, max_new_tokens)
   if not rows or not max_new_tokens:
     return iter(())
-  with cache_lib.no_mesh():  # of whoever evaluates on many devices
+  with cache_lib.calling():
     keys_B, drawn = _keys(seed, len(rows) * samples)
   ends = _ends(eos_id)
   if speculation is not None:
@@ -106,24 +106,29 @@ def stream(
 
 
 def rehearse(
-  config: model.ModelConfig, params: model.Params, prompts: Sequence[Sequence[int]], *,
-  max_new_tokens: int, sampling: Sampling = GREEDY, eos_id: int | Sequence[int] | None = None,
+  config: model.ModelConfig, params: model.Params, prompts: Sequence[Sequence[int]] | np.ndarray,
+  *, mask: np.ndarray | None = None, max_new_tokens: int, sampling: Sampling = GREEDY,
+  eos_id: int | Sequence[int] | None = None, device: jax.Device | None = None,
 ) -> Iterator[None]:
-  """Compiles what `generate` with these arguments runs, of parameters that are not there yet, a
+  """Compiles what `stream` with these arguments runs, of parameters that need not be there yet, a
   program a turn.
 
   Args:
-    params: ShapeDtypeStructs, as of `model.abstract_params` without a mesh.
+    params: or ShapeDtypeStructs, as of `model.abstract_params` without a mesh.
+    device: where it is to run; None: on the first.
   """
-  rows = _rows(config, prompts, None, max_new_tokens)
+  rows = _rows(config, prompts, mask, max_new_tokens)
+  padded = 0 if mask is None else np.shape(mask)[1]
   block = min(_usual_block(config), max_new_tokens)
-  T, S, chunk = cache_lib.prefill_sizes(config, rows, -(-max_new_tokens // block) * block)
-  placing = jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
+  T, S, chunk = cache_lib.prefill_sizes(
+    config, rows, -(-max_new_tokens // block) * block, padded)
+  placing = jax.sharding.SingleDeviceSharding(device or jax.local_devices()[0])
   there = lambda tree: jax.tree.map(
     lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=placing), tree)
   with cache_lib.no_mesh():
     params = there(cache_lib.prepared(config, params))
-    offset_B, (keys_B, drawn) = jnp.zeros(len(rows), jnp.int32), _keys(0, len(rows))
+    offset_B, (keys_B, drawn) = jax.eval_shape(
+      lambda: (jnp.zeros(len(rows), jnp.int32), _keys(0, len(rows))))
     tokens_BC = np.zeros((len(rows), min(chunk, T)), np.int32)
     cache = jax.eval_shape(functools.partial(cache_lib.init_cache, config, len(rows), S))
     first, further = cache_lib.prefill_programs(config, 0)
@@ -188,7 +193,7 @@ def _stream(
   params = cache_lib.prepare(config, params)
   block = min(block, max_new_tokens)
   num_blocks = -(-max_new_tokens // block)
-  with cache_lib.no_mesh():
+  with cache_lib.calling():
     logits_BV, cache, offset_B, index, *_ = cache_lib.prefill(
       config, params, rows, num_blocks * block, padded=padded)
     if samples > 1:
@@ -211,7 +216,7 @@ def _stream(
   for i in range(num_blocks):
     tokens_BJ, logprobs_BJ = new
     if i + 1 < num_blocks:  # dispatched before the current tokens are waited for
-      with cache_lib.no_mesh():
+      with cache_lib.calling():
         new, state = run(params, offset_B, keys_B, state)
     columns = np.asarray(tokens_BJ).T[:left].tolist()
     scores = np.asarray(logprobs_BJ).T[:left].tolist() if logprobs else columns

@@ -98,14 +98,14 @@ def speculate(
   """
   params = cache_lib.prepare(config, params)
   modules = config.mtp_depth
-  with cache_lib.no_mesh():
+  with cache_lib.calling():
     logits_BV, cache, offset_B, index, recent_BW, trunk_BWD = cache_lib.prefill(
       config, params, rows, max_new_tokens + modules + 1, modules=modules)
     start, run = _rounds(config, sampling, ends, block, max_new_tokens)
     token_B, state = start(
       params, offset_B, keys_B, logits_BV, cache, jnp.int32(index), recent_BW, trunk_BWD)
-    waiting = [[t] if t >= 0 else [] for t in np.asarray(token_B).tolist()]
-    given, ended = 0, np.asarray(state.ended_B)
+  waiting = [[t] if t >= 0 else [] for t in np.asarray(token_B).tolist()]
+  given, ended = 0, np.asarray(state.ended_B)
   try:
     while True:
       while given < max_new_tokens and any(waiting) and all(
@@ -115,7 +115,7 @@ def speculate(
         given += 1
       if given == max_new_tokens or ended.all():
         break
-      with cache_lib.no_mesh():
+      with cache_lib.calling():
         tokens_BJX, state = run(params, offset_B, keys_B, state)
       ended = np.asarray(state.ended_B)
       for row, new_X in zip(waiting, np.asarray(tokens_BJX).reshape(len(rows), -1), strict=True):

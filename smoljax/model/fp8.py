@@ -10,8 +10,8 @@ same numbers in the wider dtype, slowly.
 Tensor cores want what is summed over as the last dim of both operands. So the weight is transposed
 as it is rounded, and for the weight's own gradient input and cotangent are.
 
-A gated MLP can be one function (`swiglu`), with two kernels on a single NVIDIA GPU (Pallas, Triton)
-for what is as large as its hidden units: they are rounded with a scale a row as they are made; and
+On a single NVIDIA GPU a gated MLP is one function (`swiglu`), with two kernels (Pallas, Triton) for
+what is as large as its hidden units: they are rounded with a scale a row as they are made; and
 what its backward pass rounds is read once for its scale and once to be written as it lies and
 turned. Shapes: R rows (tokens), F hidden units.
 """
@@ -27,7 +27,6 @@ from smoljax.model.attention import decode
 from smoljax.model.config import ModelConfig
 
 DTYPE = jnp.float8_e4m3fn
-MLP_AT_ONCE = False  # gated MLPs by `swiglu`, whose kernels no GPU has run yet
 _TILE = 128, 64  # rows and units that a program turns
 _WARPS = 8
 _ROW_WARPS = 16  # of a program that rounds a row
@@ -65,10 +64,15 @@ def _backward(inwards, outwards, residuals, dy_BTO):
 product.defvjp(_forward, _backward)
 
 
-def fits(config: ModelConfig) -> bool:
-  """Whether the MLP is one that `swiglu` computes, if asked for (MLP_AT_ONCE)."""
-  return (MLP_AT_ONCE and config.fp8 and config.activation == 'swiglu'
-          and not config.mlp_bias)
+def fits(config: ModelConfig, x_BTD: jax.Array) -> bool:
+  """Whether `swiglu`'s kernels can do the MLP: whole tiles of 16-bit numbers on one NVIDIA GPU.
+
+  (Of 32-bit ones ptxas 13.0 does not compile what turns.)
+  """
+  mesh, (B, T, _) = jax.sharding.get_abstract_mesh(), x_BTD.shape
+  return (config.fp8 and config.activation == 'swiglu' and not config.mlp_bias
+          and decode.on_gpu() and (mesh.empty or mesh.size == 1) and x_BTD.dtype.itemsize == 2
+          and not any(n % tile for n, tile in zip((B * T, config.mlp_dim), _TILE, strict=True)))
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(4,))
@@ -78,7 +82,8 @@ def swiglu(
 ) -> jax.Array:
   """(silu(x gate) · x up) down, `[B, T, D]` in x's dtype; gradients of all in 8 bits too.
 
-  `interpret`: run the kernel as plain jax, on any device (to test).
+  By kernels on a GPU, if `fits`; elsewhere the same numbers without. `interpret`: run the kernels
+  as plain jax, on any device (to test).
   """
   return _swiglu_forward(x_BTD, gate_DF, up_DF, down_FD, interpret)[0]
 
@@ -90,7 +95,7 @@ def _swiglu_forward(x_BTD, gate_DF, up_DF, down_FD, interpret):
   gate_BTF, up_BTF = (
     checkpoint_name(_dot(x8_BTD, rounded(w_DF.T, w), x, w, dtype, ('batch', 'length', 'mlp')), 'gu')
     for w_DF, w in zip(matrices[:2], scales[:2], strict=True))
-  make = (functools.partial(round_units, interpret=interpret) if _kernel(gate_BTF, interpret)
+  make = (functools.partial(round_units, interpret=interpret) if interpret or decode.on_gpu()
           else rounded_units)
   mid8_BTF, mid_BT = make(gate_BTF, up_BTF)
   y_BTD = _dot(mid8_BTF, rounded(down_FD.T, scales[2]), jnp.float32(1), scales[2], dtype,
@@ -111,7 +116,7 @@ def _swiglu_backward(interpret, residuals, dy_BTD):
   # One scale of both gradients, so that they are looked at once.
   _, *pulled = _pulled(*given)
   d = scale(functools.reduce(jnp.maximum, (jnp.abs(a).astype(dtype) for a in pulled)))
-  make = (functools.partial(round_both_ways, interpret=interpret) if _kernel(gate_BTF, interpret)
+  make = (functools.partial(round_both_ways, interpret=interpret) if interpret or decode.on_gpu()
           else rounded_both_ways)
   dgate_BTF, dup_BTF, dgate_FR, dup_FR, mid_FR = make(*given, d, mid)
   dx_BTD = sum(
@@ -125,13 +130,6 @@ def _swiglu_backward(interpret, residuals, dy_BTD):
 
 
 swiglu.defvjp(_swiglu_forward, _swiglu_backward)
-
-
-def _kernel(gate_BTF, interpret):
-  """Whether kernels compute it: whole tiles on one NVIDIA GPU."""
-  mesh, (B, T, F) = jax.sharding.get_abstract_mesh(), gate_BTF.shape
-  return (not any(n % tile for n, tile in zip((B * T, F), _TILE, strict=True))
-          and (mesh.empty or mesh.size == 1) and (interpret or decode.on_gpu()))
 
 
 def _pulled(gate, up, dmid=None):

@@ -123,7 +123,7 @@ class MLP(nnx.Module):
   def __call__(self, x_BTD: jax.Array, watch: Callable | None = None) -> jax.Array:
     """What the layer adds to the stream; `watch` is shown gate and hidden units."""
     gated = GATED[self.config.activation]
-    if not watch and hasattr(self, 'up_DF') and fp8.fits(self.config):
+    if not watch and hasattr(self, 'up_DF') and fp8.fits(self.config, x_BTD):
       return fp8.swiglu(x_BTD, *(_use(self, name) for name in ('gate_DF', 'up_DF', 'down_FD')))
     names = MATRICES['mlp'][0] if gated else ('up_DF',)
     parts = _inwards(self, x_BTD, *names)

@@ -119,6 +119,9 @@ COMMANDS: dict[str, tuple[list[str], dict[str, tuple[str, ...]]]] = {
     'weights': ('.5', 'a,b', 'nan,1'), 'method': ('tie', 'ties')}),
   'experiments.chains': (['--output={new}.jsonl', '--number=3'], {
     'output': ('{folder}',), 'number': ('0', 'x'), 'families': ('smus',)}),
+  'experiments.needles': (['--output={new}.jsonl', '--tokenizer={tokenizer}', '--number=3'], {
+    'output': ('{folder}',), 'number': ('0', 'x'), 'tasks': ('vt,nope', ''), 'tokenizer': FILES,
+    'lengths': ('x', '9', ''), 'language': ('xx',), 'documents': FILES}),
   'experiments.prepare': (['--config=configs/quickstart.py', '--workdir={new}'], {
     'config': (*FILES, 'configs/quikstart.py')}),
   'experiments.shapes': ([], {

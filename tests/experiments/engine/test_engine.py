@@ -214,7 +214,7 @@ def test_an_unknown_field_is_said_with_its_neighbours(flag, message):
 @pytest.mark.parametrize('changes', [
   {'train__keep': 9}, {'train__log_every': 7}, {'train__checkpoint_every': 7},
   {'train__eval_every': 7}, {'train__eval_documents': 7}, {'train__tensorboard': False},
-  {'train__compile_beside': True},
+  {'train__compile_beside': False},
   {'train__loss_chunk': 64}, {'train__accumulate': 2}, {'mesh__fsdp': 1}, {'guard__sigma': 9.0},
   {'guard__window': 40}, {'train__checkpoint_dir': 'gs://b/x'},
   {'guard__enabled': False}, {'diagnostics__every': 5}, {'model__remat': 'full'},

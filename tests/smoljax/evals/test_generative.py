@@ -1,11 +1,13 @@
 """Evaluation by generation: what is asked, what is written, what is graded."""
 
 import concurrent.futures
+import contextlib
 import importlib.util
 import json
 import math
 import random
 import re
+import threading
 import time
 import types
 
@@ -23,6 +25,7 @@ from smoljax.data import chat_template, tokenizer
 from smoljax.evals import answers, problems, run, tasks, writing
 from smoljax.evals.generative import Question, Set, Settings, Turn, evaluate_generation
 from smoljax.evals.writing import Writer, Written
+from smoljax.inference import cache
 from smoljax.inference.sampling import Sampling
 from smoljax.inference.text import Text
 from smoljax.report import generation_section
@@ -78,6 +81,35 @@ def test_a_mesh_for_the_rest_of_an_evaluation_is_no_hindrance(model):
   alone = ask(model)
   with sharding.all_devices(model.params) as params:
     assert ask(model._replace(params=params)) == alone
+
+
+def test_threads_call_programs_in_turn_on_gpus_and_compile_them_before(model, monkeypatch):
+  """A program called for the first time beside another's recording ended the process."""
+  prompts, rooms = [[3] * n for n in (3, 9, 60, 70, 90, 100)], [20] * 6
+  ask = lambda: dict(Writer(model, 2).write(
+    prompts, rooms, seeds=range(6), eos_ids=(2,), sampling=Sampling(temperature=0.9)))
+  alone, callers, compiled = ask(), [], []
+  monkeypatch.setattr(sharding, 'workers', lambda: jax.local_devices()[1:4])
+  monkeypatch.setattr(cache, 'in_turn', lambda: True)
+  jax.monitoring.register_event_duration_secs_listener(
+    lambda event, _, fun_name='', **__: compiled.append(
+      (fun_name, threading.get_ident() in callers))
+    if event.endswith('backend_compile_duration') else None)
+
+  @contextlib.contextmanager
+  def watched(context=cache.calling):
+    with context():
+      callers.append(threading.get_ident())
+      time.sleep(.01)  # whoever does not wait would come in
+      assert set(callers) == {threading.get_ident()}
+      yield
+      callers.pop()
+
+  monkeypatch.setattr(cache, 'calling', watched)
+  with concurrent.futures.ThreadPoolExecutor(4) as pool:
+    assert all(found == alone for found in pool.map(lambda _: ask(), range(4)))
+  slow = [called for name, called in compiled if name in ('jit(first)', 'jit(run)')]
+  assert slow and not any(slow), compiled
 
 
 def test_the_last_rows_of_a_batch_end_as_well(model):

@@ -10,6 +10,7 @@ import pytest
 
 from smoljax import model, sharding
 from smoljax.model import fp8
+from smoljax.model.attention import decode
 from smoljax.train.step import Objective, compiler_options, make_gradients
 
 pytestmark = pytest.mark.usefixtures('float16')  # by which XLA converts to eight bits on a CPU
@@ -47,7 +48,10 @@ def test_a_gated_mlp_as_one_function_is_near_the_exact_one_by_kernels_too():
     x, gate, up, down = (a.astype(jnp.float32) for a in (x, gate, up, down))
     return (jax.nn.silu(x @ gate) * (x @ up)) @ down
 
-  @functools.partial(jax.jit, static_argnums=0)
+  # On a GPU XLA would leave out the rounding to 16 bits before that to 8, which kernels do: 1 % of
+  # the norm.
+  @functools.partial(
+    jax.jit, static_argnums=0, compiler_options={'xla_allow_excess_precision': False})
   def results(function):
     y, pull = jax.vjp(function, *given)
     return [a.astype(jnp.float32) for a in (y, *pull(dy.astype(y.dtype)))]
@@ -56,6 +60,18 @@ def test_a_gated_mlp_as_one_function_is_near_the_exact_one_by_kernels_too():
   for plain, same, exact in zip(*map(results, (fp8.swiglu, kernels, wide)), strict=True):
     assert relative(same, plain) < .01
     assert .02 < relative(plain, exact) < .08  # three products one after the other
+
+
+def test_the_kernels_are_asked_for_what_they_can_do(monkeypatch):
+  monkeypatch.setattr(decode, 'on_gpu', lambda: True)
+  asked = lambda B=4, dtype=jnp.bfloat16, **fields: fp8.fits(
+    dataclasses.replace(CONFIG, **fields), jax.ShapeDtypeStruct((B, 64, 128), dtype))
+  assert asked()
+  assert not asked(dtype=jnp.float32)  # ptxas ends with a fault
+  assert not asked(B=3) and not asked(mlp_dim=96)
+  assert not asked(mlp_bias=True) and not asked(fp8=False)
+  with jax.set_mesh(sharding.make_mesh(data=1, fsdp=-1)):
+    assert asked() == (jax.device_count() == 1)
 
 
 def test_a_scale_is_a_power_of_two_that_fits():
@@ -74,10 +90,10 @@ def test_numbers_that_eight_bits_hold_are_multiplied_exactly():
     whole @ jnp.round(W * 100).clip(-8, 8))
 
 
-@pytest.mark.parametrize('axes, at_once', [
-  (dict(fsdp=8), False), (dict(data=2, fsdp=2, tensor=2), True)])
-def test_a_mesh_changes_nothing_but_rounding(axes, at_once, monkeypatch):
-  monkeypatch.setattr(fp8, 'MLP_AT_ONCE', at_once)
+@pytest.mark.parametrize('axes', [dict(fsdp=8), dict(data=2, fsdp=2, tensor=2)])
+def test_a_mesh_changes_nothing_but_rounding(axes):
+  if jax.device_count() < 8:
+    pytest.skip('has no eight devices')
   rng = np.random.default_rng(0)
   batch = {k: rng.integers(0, 128, (8, 32), np.int32) for k in ('inputs', 'targets')}
   batch |= {'segment_ids': np.ones((8, 32), np.int32), 'source': np.zeros(8, np.int32),
