@@ -78,11 +78,22 @@ def ask(url: str, model: str, content: Any, max_tokens: int, **more: Any) -> Ans
     except (OSError, ValueError, LookupError, TypeError, AttributeError, OverflowError,
             http.client.HTTPException) as error:
       detail = f'{type(error).__name__}: {error}'[:200]
-      if isinstance(error, urllib.error.HTTPError) and error.code < 500 and (
-          error.code not in (408, 425, 429)):
-        break
+      if isinstance(error, urllib.error.HTTPError):
+        detail += _said(error)
+        if error.code < 500 and error.code not in (408, 425, 429):
+          break
   _failures += 1
   raise ServerError(detail)
+
+
+def _said(error: urllib.error.HTTPError) -> str:
+  """': ' and what the server says of its refusal, in any of the forms that servers have; or ''."""
+  try:
+    body = json.loads(error.read(1 << 16))
+    said = body.get('error', body)
+    return f': {said if isinstance(said, str) else said["message"]}'[:200]
+  except (OSError, ValueError, LookupError, TypeError, AttributeError, http.client.HTTPException):
+    return ''
 
 
 def _opener(url: str) -> urllib.request.OpenerDirector:

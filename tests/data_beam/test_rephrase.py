@@ -1,14 +1,18 @@
 """Documents written anew by a server's model: what is kept, what is dropped, where it is from."""
 
 import http.server
+import io
 import json
 import threading
+import urllib.error
+from email.message import Message
 
 import pytest
 from helpers.tokenised import write_corpus
 
 from data_beam import model_server, records, rephrase, tokenize_corpus
 from data_beam.options import RephraseOptions
+from data_beam.records import Document
 
 PROSE = ' '.join(f'word{i}' for i in range(40))
 
@@ -25,7 +29,9 @@ class Model(http.server.BaseHTTPRequestHandler):
     word = asked.split('DOCUMENT ')[1].split()[0]
     self.server.seen.append((body['model'], body['max_tokens'], asked))
     if word == 'fails':
-      return self.send_error(400)
+      self.send_response(400)
+      self.end_headers()
+      return self.wfile.write(b'{"error": {"message": "300 tokens; the model reads 255"}}')
     text = {'circles': 'the same line again\n' * 9, 'short': 'No.', 'twin': f'twin {PROSE}',
             'twin2': f'twin {PROSE}'}.get(word, f'Rewritten {word}: {PROSE}{word} {word}')
     answer = json.dumps({'choices': [{
@@ -70,6 +76,24 @@ def test_a_corpus_is_written_anew_with_lineage(server, tmp_path, monkeypatch):
     'web-2': 'no_answer', 'web-3': 'circles', 'web-4': 'short', 'web-5': 'cut'}.items()
   assert {(model, limit) for model, limit, _ in server.seen} == {('m', 77)}
   assert all(len(asked) < 70 for *_, asked in server.seen)
+
+
+def test_a_reject_says_why_the_server_refused(server, monkeypatch):
+  monkeypatch.setattr(model_server, '_failures', 0)
+  options = RephraseOptions(server=f'http://127.0.0.1:{server.server_address[1]}', model='m')
+  document = Document(id='a', text='fails')
+  reject = rephrase.Writer('mine', 'DOCUMENT {text}', options)(document)
+  assert reject.reason == 'no_answer' and len(server.seen) == 1
+  assert reject.document.metadata['server'] == (
+    'HTTPError: HTTP Error 400: Bad Request: 300 tokens; the model reads 255')
+
+
+@pytest.mark.parametrize('body, said', [
+  (b'{"error": "busy"}', ': busy'), (b'{"message": "busy"}', ': busy'),
+  (b'{"error": {"code": 4}}', ''), (b'[1]', ''), (b'<html>', ''), (b'', '')])
+def test_what_a_server_says_of_a_refusal(body, said):
+  error = urllib.error.HTTPError('http://a.test', 400, 'Bad Request', Message(), io.BytesIO(body))
+  assert model_server._said(error) == said
 
 
 def test_what_is_held_out_is_not_written_anew(tmp_path):
