@@ -48,33 +48,40 @@ and there, after `tar xzf panel.tgz`,
 of documents and tokens are the same text (a crawl on which a filter finds nothing): leave them out.
 
 Whether text that a checkpoint writes on from a small corpus helps to train on it (Beam writes it,
-so that is done before, too; prompt.txt is `{text}` alone; a writer that follows requests takes
---prompt=faq and neither --parts nor --keep_cut):
+so that is done before, too; a writer that follows requests takes --prompt=faq and neither --parts
+nor --keep_cut). A quarter of the documents is held out, in all lines by the same rule, for a few
+judge badly; --limit is such that the last line's tokens are twice those that `real` has to train
+on, and --parallel more than the server answers at a time, which sorts them by length:
 
   python -m data_beam.tables export --input=runs/panel/points/corpora/corpora/web/1.0.0 \\
     --output=runs/anew/clean --format=jsonl
   python -m data_beam.tables import --input 'runs/anew/clean/**/*.jsonl*' --layout=corpus \\
-    --limit=340 --output=runs/anew --name=real
-  python -m data_beam.tokenize_corpus --input=runs/anew/real/1.0.0 --holdout=0.05 --name=real \\
-    --tokenizer=runs/panel/points/corpora/tokenizer.model --output=runs/anew/tokens
+    --limit=230 --output=runs/anew --name=real
+  MODEL=runs/panel/points/corpora/tokenizer.model
+  TOKENS="--tokenizer=$MODEL --output=runs/anew/tokens --holdout=.25"
+  python -m data_beam.tokenize_corpus --input=runs/anew/real/1.0.0 --name=real $TOKENS
+  python -m data_beam.tokenize_corpus --name=clean $TOKENS \\
+    --input=runs/panel/points/corpora/corpora/web/1.0.0
   python -m experiments.run --config=configs/quickstart.py --workdir=runs/anew/writer \\
     --config.corpora=real=runs/anew/tokens/real/1.0.0 --config.train.tokens=1200000 \\
-    --config.tokenizer.path=runs/panel/points/corpora/tokenizer.model
+    --config.tokenizer.path=$MODEL
+  printf '{text}' >runs/anew/prompt.txt
   python -m experiments.serve --checkpoint=runs/anew/writer --batch_size=64 --port=8000 &
   python -m data_beam.rephrase --input=runs/anew/real/1.0.0 --output=runs/anew --name=anew \\
-    --server=http://localhost:8000 --model=writer --prompt=prompt.txt --parts --most=300 \\
-    --max_tokens=144 --keep_cut --temperature=0.8 --against runs/anew/real/1.0.0
-  python -m data_beam.tokenize_corpus --input=runs/anew/anew/1.0.0 --holdout=0.05 --name=anew \\
-    --tokenizer=runs/panel/points/corpora/tokenizer.model --output=runs/anew/tokens
+    --server=http://localhost:8000 --model=writer --prompt=runs/anew/prompt.txt --parts \\
+    --most=300 --max_tokens=144 --keep_cut --temperature=0.8 --holdout=.25 --parallel=128 \\
+    --against runs/anew/real/1.0.0
+  kill %1
+  python -m data_beam.tokenize_corpus --input=runs/anew/anew/1.0.0 --name=anew $TOKENS --holdout=0
   tar czf anew.tgz runs/anew/tokens
 
 and where the GPU is, beside the panel's tokens,
 
   TRAIN=real=runs/anew/tokens/real/1.0.0,anew=runs/anew/tokens/anew/1.0.0
-  JUDGES=clean=runs/panel/points/clean-0/tokens/web/1.0.0,news=runs/panel/news/1.0.0
+  JUDGES=clean=runs/anew/tokens/clean/1.0.0,news=runs/panel/news/1.0.0
   python -m experiments.sweep --workdir=runs/anew_runs --parallel=6 \\
     --config='configs/data_ablation.py:real*1,real*.5+anew*.5' --config.corpora=$TRAIN,$JUDGES \\
-    --config.eval.corpora="('clean','news')" --config.train.tokens=600000 \\
+    --config.eval.corpora="('clean','news')" --config.train.tokens=790000 \\
     --config.train.max_epochs=0 \\
     --config.tokenizer.path=runs/panel/points/corpora/tokenizer.model
 """
