@@ -1,7 +1,7 @@
 """Newton–Schulz on one stack of matrices: time, scratch memory and error, beside optax's.
 
   python -m experiments.benchmarks.newton_schulz [--stack=36,2048,11008] [--repeat=5]
-  python -m experiments.benchmarks.newton_schulz --tiles=128x256x64x8x3,128x128x64x4x4
+  python -m experiments.benchmarks.newton_schulz --tiles=128x64x4x4,128x64x4x3
 
 The default is the gate projections of SmolLM3-3B. Prints one JSON line per variant: milliseconds
 (median), scratch memory of the compiled program, TFLOP/s by the operations of the plain form,
@@ -9,9 +9,10 @@ The default is the gate projections of SmolLM3-3B. Prints one JSON line per vari
 smallest and largest singular value, of one matrix of the same kind cut to at most 512 x 2,752 (an
 SVD in float64 of the whole one would take longer than everything else).
 
-With --tiles X Xᵀ alone is timed, of the stack and of squares of its short side: by XLA's product,
-and by the kernel that computes half of it (smoljax.optim.symmetric) in tiles of rows x columns x
-depth x warps x stages. `off` is the largest difference over the largest entry.
+With --tiles X Xᵀ alone is timed, of the stack, of the same turned (XᵀX, as `down` takes it) and of
+squares of its short side: by XLA's product, and by the kernel that computes half of it
+(smoljax.optim.symmetric) in tiles of rows x depth x warps x stages. `off` is the largest difference
+over the largest entry.
 """
 
 import json
@@ -72,18 +73,20 @@ def _milliseconds(compiled: Any, *given: jax.Array) -> float:
 
 def tiles(stack: jax.Array) -> None:
   """Prints milliseconds of X Xᵀ by XLA and by each tile of --tiles."""
-  plain = jax.jit(lambda x: jnp.matmul(
-    x, jnp.swapaxes(x, -2, -1), preferred_element_type=x.dtype))
   short = min(stack.shape[1:])
   wide = stack if stack.shape[1] == short else jnp.swapaxes(stack, -2, -1)
-  for x in (wide.astype(jnp.bfloat16), wide[:, :, :short].astype(jnp.float16)):
+  square = wide[:, :, :short].astype(jnp.float16)
+  wide = wide.astype(jnp.bfloat16)
+  for x, tall in ((wide, False), (jnp.swapaxes(wide, -2, -1), True), (square, False)):
+    sides = 'bki,bkj->bij' if tall else 'bik,bjk->bij'
+    plain = jax.jit(lambda x, sides=sides: jnp.einsum(sides, x, x, preferred_element_type=x.dtype))
     expected = plain(x)
     row = {'benchmark': 'symmetric_product', 'device': jax.devices()[0].device_kind,
-           'stack': list(x.shape), 'dtype': x.dtype.name}
+           'stack': list(x.shape), 'tall': tall, 'dtype': x.dtype.name}
     print(json.dumps({**row, 'tile': 'whole', 'ms': round(_milliseconds(plain, x), 3)}), flush=True)
     for text in _TILES.value:
       tile = tuple(map(int, text.split('x')))
-      half = jax.jit(lambda x, tile=tile: symmetric.product(x, x, tile=tile))
+      half = jax.jit(lambda x, tile=tile, tall=tall: symmetric.product(x, x, tall=tall, tile=tile))
       try:
         ms = _milliseconds(half, x)
       except jax.errors.JaxRuntimeError as error:

@@ -62,6 +62,7 @@ JOBS = {
   'kernels': Job(60, 'pytest -q -p no:cacheprovider tests/smoljax/model/test_fp8.py'
                      ' tests/smoljax/train/test_cross_entropy.py'
                      ' tests/smoljax/model/test_rms_norm.py'
+                     ' tests/smoljax/optim/test_symmetric.py'
                      ' tests/smoljax/model/test_attention.py::test_the_kernel_of_one_token'
                      '_equals_the_definition tests/smoljax/model/test_attention.py::test_the_kernel'
                      '_of_several_tokens_equals_one_at_a_time'),
@@ -84,6 +85,8 @@ JOBS = {
                     ' --chunk=2048 --document=65536 --steps=4 --kernels=24'
                     ' --model=scan_layers=True,remat=qkv+ctx+mid'),
   'newton schulz': Job(45, 'experiments.benchmarks.newton_schulz --only=bfloat16'),
+  'half products': Job(45, 'experiments.benchmarks.newton_schulz'
+                           ' --tiles=128x64x4x4,128x64x4x3,128x32x4x4,256x64x8x3'),
   'decode': Job(70, 'experiments.benchmarks.decode --cases=greedy,evaluator --batch=1,32'),
   'fp8 loss': Job(280, 'experiments.benchmarks.fp8_loss --corpus={corpora}/tokens --seeds=1'
                        ' --shape=smollm2-360m --rows=4 --seq_len=4096 --chunk=4096 --steps=1000'

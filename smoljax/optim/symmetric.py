@@ -16,38 +16,39 @@ import numpy as np
 
 from smoljax.model.attention import decode
 
-# Rows and columns of a tile, places summed over at once, warps, stages of the pipeline.
-TILE = (128, 128, 64, 4, 4)
+# Rows of a tile, as many columns, places summed over at once, warps, stages of the pipeline.
+TILE = (128, 64, 4, 4)
 
 
 def fits(x_BMK: jax.Array, tall: bool = False) -> bool:
   """Whether the kernel can do it, and is faster than the whole product: large, in 16 bits."""
   M, K = x_BMK.shape[-2:][:: -1 if tall else 1]
   return (x_BMK.ndim == 3 and x_BMK.dtype.itemsize == 2 and M >= 1024
-          and M % max(TILE[:2]) == 0 and K % TILE[2] == 0 and decode.available())
+          and M % TILE[0] == 0 and K % TILE[1] == 0 and decode.available())
 
 
 def product(
   x_BMK: jax.Array, y_BMK: jax.Array, add_BMM: jax.Array | None = None, *,
   factor: float = 1.0, of_add: float = 1.0, of_eye: float = 0.0, tall: bool = False,
-  interpret: bool = False, tile: tuple[int, int, int, int, int] = TILE,
+  interpret: bool = False, tile: tuple[int, int, int, int] = TILE,
 ) -> jax.Array:
   """factor·X Yᵀ + of_add·C + of_eye·I in X's dtype, where the caller knows X Yᵀ is symmetric.
 
   What lies below the diagonal is a copy of what lies above it, also of C.
 
   Args:
+    factor: not 0.
     tall: X and Y are given transposed, [B, K, M].
     interpret: run it as plain jax, on any device (to test).
-    tile: see TILE; M is a multiple of the first two, K of the third.
+    tile: see TILE; M is a multiple of the first, K of the second.
   """
   from jax.experimental import pallas as pl
   from jax.experimental.pallas import triton
 
   B, M, K = x_BMK.shape
   M = K if tall else M
-  rows, columns, _, warps, stages = tile
-  at = _upper(M, rows, columns)
+  side, _, warps, stages = tile
+  at = _upper(M // side)
   whole = lambda *dims: pl.BlockSpec((None, *dims), lambda t: (t // len(at), 0, 0))
   given = [x_BMK, y_BMK] + ([] if add_BMM is None else [add_BMM])
   return pl.pallas_call(
@@ -61,25 +62,25 @@ def product(
   )(jnp.asarray(at), *given)
 
 
-def _upper(M: int, rows: int, columns: int) -> np.ndarray:
-  """First row and column of the tiles that are not wholly below the diagonal, int32 [tiles, 2].
+def _upper(tiles: int) -> np.ndarray:
+  """Row and column of the tiles on and above the diagonal, of so many a side: int32 [number, 2].
 
   In an order in which programs that run together read the same rows: blocks of eight.
   """
-  wide = 8 * max(rows, columns)
-  places = [(i, j) for i in range(0, M, rows) for j in range(0, M, columns) if j + columns > i]
-  return np.array(
-    sorted(places, key=lambda p: (p[0] // wide, p[1] // wide, p[1], p[0])), np.int32)
+  places = [(i, j) for i in range(tiles) for j in range(i, tiles)]
+  return np.array(sorted(places, key=lambda p: (p[0] // 8, p[1] // 8, p[1], p[0])), np.int32)
 
 
 def _kernel(at_ref, x_ref, y_ref, *refs, factor, of_add, of_eye, tall, tile):
   from jax.experimental import pallas as pl
   from jax.experimental.pallas import triton
 
-  rows, columns, depth = tile[:3]
+  side, depth = tile[:2]
   *added, out_ref = refs
-  top, left = at_ref[0], at_ref[1]
-  of_rows, of_columns = pl.ds(top, rows), pl.ds(left, columns)
+  # Multiplied here, and no masks above the diagonal: where Triton does not see what a place is a
+  # multiple of, or that all of 16 bytes are wanted, it moves numbers one by one.
+  top, left = at_ref[0] * side, at_ref[1] * side
+  of_rows, of_columns = pl.ds(top, side), pl.ds(left, side)
 
   def block(k, sum_RC):
     places = pl.ds(k * depth, depth)
@@ -90,15 +91,22 @@ def _kernel(at_ref, x_ref, y_ref, *refs, factor, of_add, of_eye, tall, tile):
     return sum_RC + jax.lax.dot_general(
       x, y, (((dim,), (dim,)), ((), ())), preferred_element_type=jnp.float32)
 
-  sum_RC = jax.lax.fori_loop(
-    0, x_ref.shape[0 if tall else 1] // depth, block, jnp.zeros((rows, columns), jnp.float32))
-  row_RC = top + jax.lax.broadcasted_iota(jnp.int32, (rows, columns), 0)
-  column_RC = left + jax.lax.broadcasted_iota(jnp.int32, (rows, columns), 1)
-  sum_RC *= factor
+  row_RC, column_RC = (jax.lax.broadcasted_iota(jnp.int32, (side, side), dim) for dim in (0, 1))
+  # What is added comes first: after the products it would want as many registers once more.
+  first_RC = jnp.zeros((side, side), jnp.float32)
   if added:
-    sum_RC += of_add * added[0][of_rows, of_columns].astype(jnp.float32)
+    first_RC = of_add / factor * added[0][of_rows, of_columns].astype(jnp.float32)
   if of_eye:
-    sum_RC += jnp.where(row_RC == column_RC, of_eye, 0.0)
-  out_RC = sum_RC.astype(out_ref.dtype)
-  triton.store(out_ref.at[of_rows, of_columns], out_RC, mask=row_RC <= column_RC)
-  triton.store(out_ref.at[of_columns, of_rows], out_RC.T, mask=(row_RC < column_RC).T)
+    first_RC += jnp.where(row_RC - column_RC == left - top, of_eye / factor, 0.0)
+  sum_RC = jax.lax.fori_loop(0, x_ref.shape[0 if tall else 1] // depth, block, first_RC)
+  out_RC = (factor * sum_RC).astype(out_ref.dtype)
+
+  @pl.when(top < left)
+  def _():
+    out_ref[of_rows, of_columns] = out_RC
+    out_ref[of_columns, of_rows] = out_RC.T
+
+  @pl.when(top == left)
+  def _():
+    triton.store(out_ref.at[of_rows, of_columns], out_RC, mask=row_RC <= column_RC)
+    triton.store(out_ref.at[of_columns, of_rows], out_RC.T, mask=(row_RC < column_RC).T)

@@ -151,20 +151,6 @@ def test_the_gram_form_loses_little_in_float16(float16):
   assert np.linalg.norm(out - exact) < .05 * np.linalg.norm(exact)
 
 
-@pytest.mark.parametrize('tall, tile', [(False, (32, 64, 16, 4, 1)), (True, (64, 32, 16, 4, 1))])
-def test_half_of_a_symmetric_product_is_the_whole(tall, tile):
-  rng = np.random.default_rng(9)
-  x, add = (rng.standard_normal((2, 128, n)).astype(np.float32) for n in (48, 128))
-  add += add.swapaxes(1, 2)
-  given = jnp.asarray(x.swapaxes(1, 2) if tall else x)
-  out = np.asarray(symmetric.product(
-    given, given, jnp.asarray(add), factor=0.5, of_add=2.0, of_eye=3.0, tall=tall, interpret=True,
-    tile=tile))
-  expected = 0.5 * x.astype(np.float64) @ x.swapaxes(1, 2) + 2 * add + 3 * np.eye(128)
-  np.testing.assert_allclose(out, expected, atol=1e-5)
-  np.testing.assert_array_equal(out, out.swapaxes(1, 2))
-
-
 @pytest.mark.parametrize('coefficients', ['pe5', 'gram5'])
 @pytest.mark.parametrize('shape', [(2, 96, 64), (2, 64, 96)])
 def test_newton_schulz_by_half_products_is_the_plain_one(coefficients, shape, monkeypatch):
