@@ -16,9 +16,11 @@ DATA is a folder that is made beforehand, by our own pipelines, of packages of D
 
   experiments/cloud/debian_texts.sh DATA [EVAL]
 
-It has corpora/{manuals,papers,code,mathematics}; thoughts/*.jsonl, chats/*.jsonl and pairs/*.jsonl,
-in any layout that data_beam.conversations reads; and eval/*.jsonl, evaluation sets, quotes of which
-are left out of conversations. Others of the same names will do.
+It has corpora/{manuals,papers,code,mathematics}; corpora/{needles,needles_far}, questions in the
+manner of RULER with their answers, to 4k and from 8k tokens, from which a model so small knows what
+is wanted (none of them is asked); thoughts/*.jsonl, chats/*.jsonl and pairs/*.jsonl, in any layout
+that data_beam.conversations reads; and eval/*.jsonl, evaluation sets, quotes of which are left out
+of conversations. Others of the same names will do.
 
 Beam is needed only until the steps of a stage's data are done: WORKDIR/steps with those alone, and
 DATA, may be taken to a machine with a GPU and without Beam.
@@ -36,9 +38,10 @@ from configs import base
 CORPORA = ('manuals', 'papers', 'code', 'mathematics')
 # Of the corpora above, in pretraining's three stages; SmolLM3's code and mathematics rise alike.
 MIXTURES = ((0.70, 0.15, 0.12, 0.03), (0.62, 0.15, 0.14, 0.09), (0.48, 0.16, 0.23, 0.13))
+NEEDLES = (0.0, 0.1, 0.2)  # share of these beside them; in the 32k extension half are far ones
 FRACTIONS = (0.731, 0.158, 0.111)
 ASKED = ('sums', 'rewriting', 'dialogues', 'modes', 'instructions')  # of the tuned models
-NEEDLES = ('ruler:niah_single_1', 'ruler:niah_single_2', 'ruler:niah_multikey_1', 'ruler:vt')
+LEARNED = ('ruler:niah_single_1', 'ruler:niah_single_2', 'ruler:niah_multikey_1', 'ruler:vt')
 
 
 class Budget(NamedTuple):
@@ -62,7 +65,7 @@ BUDGETS = {
   'hour': Budget(1_000_000_000, 50_000_000, 60_000_000, 30_000_000, 6_000_000, 262_144, ASKED, 200,
                  ('ruler',), 50, (4096, 16_384, 32_768), 400),
   'minutes': Budget(80_000_000, 6_000_000, 10_000_000, 5_000_000, 1_000_000, 65_536, ASKED[:4], 64,
-                    NEEDLES, 16, (4096, 16_384), 100),
+                    LEARNED, 16, (4096, 16_384), 100),
 }
 
 
@@ -90,33 +93,41 @@ def get_config(arg: str = '') -> ConfigDict:
   return c
 
 
+def mixture(i: int, *needles: str) -> dict[str, float]:
+  """Of pretraining's i-th stage, with these corpora of needles in equal parts."""
+  text = {name: (1 - NEEDLES[i]) * share for name, share in zip(CORPORA, MIXTURES[i], strict=True)}
+  return text | {name: NEEDLES[i] / len(needles) for name in needles if NEEDLES[i]}
+
+
 def stages(data: str, budget: Budget, teacher: str = '') -> tuple[dict[str, Any], ...]:
   """The stages, in order."""
-  mixture = lambda shares: dict(zip(CORPORA, shares, strict=True))
   single = lambda name, mixture: ({'name': name, 'fraction': 1.0, 'mixture': mixture},)
-  tokens = ','.join(f'{name}=@pretrain/tokens/{name}' for name in CORPORA)
+  tokens = ','.join(f'{name}=@pretrain/tokens/{name}' for name in (*CORPORA, 'needles'))
   # Of all stages alike, as text; those that know conversations are asked in one, too.
   ruler = {'eval.generation.lengths': budget.lengths,
            'eval.generation.long_examples': budget.long_examples,
            'eval.generation.long_modes': ('plain',), 'eval.task_examples': budget.examples}
   first = ruler | {
-    'name': 'pretrain', 'corpora': ','.join(f'{n}={data}/corpora/{n}' for n in CORPORA),
+    'name': 'pretrain', 'eval.corpora': CORPORA,
+    'corpora': ','.join(f'{n}={data}/corpora/{n}' for n in (*CORPORA, 'needles')),
     'data.seq_len': 4096, 'model.rope_theta': 5e4, 'train.batch_tokens': budget.batch,
     'train.tokens': budget.pretrain, 'optimizer.learning_rate': 4e-3,
     'optimizer.schedule': 'wsd', 'optimizer.decay_fraction': 0.111,
     'optimizer.warmup_fraction': 0.02, 'eval.tasks': ('continuation', 'cloze', *budget.ruler),
     'eval.generation.lengths': (4096,),
     'train.stages': tuple(
-      {'name': f'stage-{i + 1}', 'fraction': FRACTIONS[i], 'mixture': mixture(MIXTURES[i])}
+      {'name': f'stage-{i + 1}', 'fraction': FRACTIONS[i], 'mixture': mixture(i, 'needles')}
       for i in range(3))}
   if teacher:
     first |= {'distill.teacher': teacher, 'distill.cache': 'sampled', 'distill.weight': 0.9}
   later = {'optimizer.schedule': 'cosine', 'corpora': tokens}
   longer = later | ruler | {
     'name': 'long', 'train.init_from': '@pretrain', 'data.seq_len': 32_768,
+    'corpora': f'{tokens},needles_far={data}/corpora/needles_far', 'eval.corpora': CORPORA,
     'model.rope_theta': 2e6, 'train.batch_tokens': budget.batch, 'train.tokens': budget.long,
     'optimizer.learning_rate': 4e-4, 'optimizer.warmup_fraction': 0.05,
-    'train.stages': single('long', mixture(MIXTURES[2])), 'eval.tasks': budget.ruler}
+    'train.stages': single('long', mixture(2, 'needles', 'needles_far')),
+    'eval.tasks': budget.ruler}
   chats = later | ruler | {
     'conversations.enabled': True, 'conversations.decontaminate': (f'{data}/eval/*.jsonl',),
     'tokenize.holdout_shared': 1.0,  # each shares words with others, as for minhash
@@ -130,7 +141,7 @@ def stages(data: str, budget: Budget, teacher: str = '') -> tuple[dict[str, Any]
   mid = chats | {
     'name': 'mid', 'train.init_from': '@long', 'conversations.input': f'{data}/thoughts/*.jsonl',
     'train.stages': single('mid', {'conversations': 0.8} | {
-      name: 0.2 * share for name, share in mixture(MIXTURES[2]).items()}),
+      name: 0.2 * share for name, share in mixture(2, 'needles').items()}),
     'tokenize.train_user': True, 'train.tokens': budget.mid, 'optimizer.learning_rate': 2e-3}
   tuned = chats | {
     'name': 'sft', 'train.init_from': '@mid', 'conversations.input': f'{data}/chats/*.jsonl',

@@ -40,7 +40,13 @@ corpus() { # NAME PIPELINE FLAGS…: a corpus, unless it is there
   local name=$1 pipeline=$2
   shift 2
   [ -e "$data/corpora/$name/1.0.0/dataset_info.json" ] ||
-    "$python" -m "data_beam.$pipeline" --output="$data/corpora" --name="$name" "$@"
+    "$python" -m "data_beam.$pipeline" "$@" --output="$data/corpora" --name="$name"
+}
+
+needles() { # NAME FLAGS…: a corpus of questions in the manner of RULER, hidden in the filler
+  "$python" -m experiments.needles --output="$data/$1.jsonl" --documents="$data/filler.jsonl" "${@:2}"
+  corpus "$1" tables import --input="$data/$1.jsonl"
+  rm "$data/$1.jsonl"
 }
 
 chains() { # FILE FLAGS…: conversations by rule in six languages
@@ -80,6 +86,15 @@ PYTHON
 fi
 corpus code python_source --input="$data/packages/code/usr/lib" \
   ${quotes:+--decontaminate "${quotes[@]}"}
+if [ ! -e "$data/corpora/needles_far/1.0.0/dataset_info.json" ]; then
+  rm -rf "$data/filler"
+  "$python" -m data_beam.tables export --input="$data/corpora/manuals/1.0.0" --format=jsonl \
+    --output="$data/filler"
+  zcat "$data/filler/data/"*.jsonl.gz > "$data/filler.jsonl"
+  needles needles --lengths=512,1000,2000,4000 --number=3000
+  needles needles_far --lengths=8000,16000,32000 --number=300 --seed=1
+  rm -rf "$data/filler" "$data/filler.jsonl"
+fi
 chains thoughts/chains.jsonl --number=20000 --mode=think --turns=3
 chains chats/chains.jsonl --number=18000 --mode=both --turns=3 --seed=1
 chains pairs/chains.jsonl --number=6000 --mode=both --pairs --seed=2

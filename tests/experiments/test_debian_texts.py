@@ -11,6 +11,7 @@ SCRIPT = REPOSITORY / 'experiments' / 'cloud' / 'debian_texts.sh'
 TOOLS = {
   'apt-get': '[ "$3" = r-doc-pdf ] && exit 100; touch "$3"_1.0_all.deb',
   'dpkg': '[ -e "$2" ]',
+  'zcat': '',
   'python': '''for flag; do case $flag in
     --output=*.jsonl) touch "${flag#*=}" ;;
     --output=*) out=${flag#*=} ;;
@@ -38,6 +39,7 @@ def test_what_is_there_is_not_made_again_and_a_missing_package_is_said(tmp_path)
   assert 'no package r-doc-pdf here' in said
   modules = [c.split()[2] for c in calls if c.startswith('python')]
   assert modules == ['data_beam.web', 'data_beam.pdf', 'data_beam.pdf', 'data_beam.python_source',
+                     'data_beam.tables', *['experiments.needles', 'data_beam.tables'] * 2,
                      *['experiments.chains'] * 3]
   assert '--decontaminate' not in ' '.join(calls)
   for folder in ('thoughts', 'chats', 'pairs'):

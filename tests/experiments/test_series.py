@@ -238,7 +238,7 @@ def get_config(data):
 def test_the_small_recipe_in_miniature(tmp_path):
   """From corpora and conversations to a soup, its chat folder and its GGUF; then nothing anew."""
   rng = random.Random(0)
-  for name in smollm3_small.CORPORA:
+  for name in (*smollm3_small.CORPORA, 'needles', 'needles_far'):
     write_corpus(tmp_path / 'data/corpora', name, [
       ' '.join(rng.choices(WORDS, k=rng.randint(5, 60))) + f' {i}' for i in range(40)])
   for kind, what in (('thoughts', {}), ('chats', {'mode': 'both'}),
