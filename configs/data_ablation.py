@@ -51,7 +51,8 @@ Whether text that a checkpoint writes on from a small corpus helps to train on i
 so that is done before, too; a writer that follows requests takes --prompt=faq and neither --parts
 nor --keep_cut). A quarter of the documents is held out, in all lines by the same rule, for a few
 judge badly; --limit is such that the last line's tokens are twice those that `real` has to train
-on, and --parallel more than the server answers at a time, which sorts them by length:
+on; two answers of --max_tokens fill a row of data.seq_len, as train.tokens counts empty places too;
+and --parallel is more than the server answers at a time, which sorts them by length:
 
   python -m data_beam.tables export --input=runs/panel/points/corpora/corpora/web/1.0.0 \\
     --output=runs/anew/clean --format=jsonl
@@ -69,7 +70,7 @@ on, and --parallel more than the server answers at a time, which sorts them by l
   python -m experiments.serve --checkpoint=runs/anew/writer --batch_size=64 --port=8000 &
   python -m data_beam.rephrase --input=runs/anew/real/1.0.0 --output=runs/anew --name=anew \\
     --server=http://localhost:8000 --model=writer --prompt=runs/anew/prompt.txt --parts \\
-    --most=300 --max_tokens=144 --keep_cut --temperature=0.8 --holdout=.25 --parallel=128 \\
+    --most=300 --max_tokens=126 --keep_cut --temperature=0.8 --holdout=.25 --parallel=128 \\
     --against runs/anew/real/1.0.0
   kill %1
   python -m data_beam.tokenize_corpus --input=runs/anew/anew/1.0.0 --name=anew $TOKENS --holdout=0

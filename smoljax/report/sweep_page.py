@@ -22,7 +22,8 @@ from smoljax.scaling import comparison, decisive
 
 LOSS = 'validation loss'
 _TOKENS = 'tokens to target'
-_COUNTS = ('tokens', 'unique tokens', 'parameters', 'tokens per second')
+_FILLED = 'tokens without padding'
+_COUNTS = ('tokens', _FILLED, 'unique tokens', 'parameters', 'tokens per second')
 
 
 @dataclasses.dataclass(frozen=True)
@@ -70,6 +71,8 @@ def load(name: str, fields: Mapping[str, Any], folder: str | pathlib.Path, group
   rows = metrics.read_rows(folder / 'metrics.jsonl')
   if unique := [r['data/unique'] for r in rows if 'data/unique' in r]:
     figures['unique tokens'] = unique[-1]
+  if 'tokens' in figures and (padding := [r['data/padding'] for r in rows if 'data/padding' in r]):
+    figures[_FILLED] = figures['tokens'] * (1 - statistics.fmean(padding))
   bits = [(r['tokens'], [x for k, x in r.items() if k.startswith('val/') and k.endswith('/bpb')])
           for r in rows if 'tokens' in r]
   return Result(
@@ -197,7 +200,7 @@ def _unlike(results: Sequence[Result]) -> list[str]:
 def _lengths(of_seeds: Mapping[str, Mapping[Any, Result]]) -> list[str]:
   """Warnings of groups that were trained on other amounts than what they are compared with."""
   means = {name: statistics.fmean(tokens) for name, runs in of_seeds.items()
-           if len(tokens := [r.figures['tokens'] for r in runs.values()
+           if len(tokens := [r.figures.get(_FILLED, r.figures['tokens']) for r in runs.values()
                              if 'tokens' in r.figures]) > 1}
   out = []
   for name, mean in means.items():

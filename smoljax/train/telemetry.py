@@ -23,6 +23,7 @@ from smoljax.train.step import PyTree
 from smoljax.train.watchdog import Watchdog
 
 MANY_EPOCHS = 4
+MUCH_PADDING = .1  # share of a batch's places; of documents of all lengths it is a hundredth
 
 
 class Diverged(ArithmeticError):
@@ -141,6 +142,8 @@ class Telemetry:
     if taken:
       row |= self._learned(taken)
       self._warn_of_displacement(step, row)
+      if 'places' not in taken[0]:  # conversations are not cut, so their rows have room
+        self._warn_of_padding(step, row['data/padding'])
     lr_scale = float(reports[-1]['lr_scale'])
     lr = self._run.plan.info.schedule(max(int(reports[-1]['applied']) - 1, 0))
     row |= {
@@ -214,11 +217,11 @@ class Telemetry:
       'clip_frac': float(np.mean([v['clip_kept'] < 1 - 1e-6 for v in taken])),
       **{k: float(x) for k, x in taken[-1].get('leaves', {}).items()},
     }
+    places = sum(map(_places, taken))
+    row['data/padding'] = round(
+      1 - places / (len(taken) * t.rows * self._run.config.data.seq_len), 4)
     if 'places' in taken[0]:
-      places = sum(map(_places, taken))
       row['data/learned'] = round(float(tokens_S.sum()) / max(1, places), 4)
-      row['data/padding'] = round(
-        1 - places / (len(taken) * t.rows * self._run.config.data.seq_len), 4)
       if 'chat_sum/hits' in taken[0]:
         row |= _of_chats(taken)
     if t.accumulate > 1:
@@ -240,6 +243,16 @@ class Telemetry:
       self.log_line(
         f'warning: step {step}: {share:.0%} of the chosen answers are less likely than they were: '
         'a lower --config.optimizer.learning_rate, a larger preference.beta or apo_zero keep them')
+
+  def _warn_of_padding(self, step: int, padding: float) -> None:
+    """Once, where rows are far from full: a run learns from fewer tokens than it is said to."""
+    if padding > MUCH_PADDING and 'padding' not in self._repeated:
+      self._repeated.add('padding')
+      self.event(step, 'padding', padding=padding)
+      self.log_line(
+        f'warning: step {step}: {padding:.0%} of the places of a batch are empty, and train.tokens '
+        f'counts them: rows of {self._run.config.data.seq_len} tokens hold few documents of these '
+        'lengths whole; more of them fit with another --config.data.seq_len')
 
   def _times(self, **seconds: float) -> dict[str, float]:
     """Where the time went since it was last asked, with that of steps, in seconds."""

@@ -330,6 +330,21 @@ def test_groups_of_other_lengths_and_runs_that_failed_are_told(tmp_path):
   assert 'are in no mean: b-2' in pathlib.Path(page).read_text()
 
 
+def test_padding_is_no_token_that_a_group_was_trained_on(tmp_path):
+  runs = []
+  for group, padding in (('a', 0.0), ('b', 0.3)):
+    for seed in range(2):
+      folder = tmp_path / f'{group}{seed}'
+      make_run(folder, 3.0 + seed / 10)
+      tokens = json.loads((folder / 'summary.json').read_text())['tokens']['trained']
+      with (folder / 'metrics.jsonl').open('a') as file:
+        file.write(json.dumps({'step': 1, 'data/padding': padding}) + '\n')
+      runs.append(sweep_page.load(folder.name, {'seed': seed}, folder, group))
+  _, verdicts = sweep_page.write(runs, str(tmp_path))
+  assert verdicts[0] == (
+    f'warning: b was trained on {round(.7 * tokens):,} tokens a run, a on {tokens:,}')
+
+
 def test_which_tasks_can_decide(tmp_path):
   """One that a change moves by more than its noise; not one that is all noise."""
   rng = np.random.default_rng(0)

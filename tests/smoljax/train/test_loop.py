@@ -15,7 +15,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from conftest import REPOSITORY, on_devices
+from conftest import REPOSITORY, on_devices, write_tokenised
 from helpers.training import fit, leaves, tiny
 
 from experiments.engine import config as config_lib
@@ -417,6 +417,26 @@ def test_skipped_steps_are_no_tokens_and_epochs_are_counted(markov_corpora, tmp_
   with pytest.raises(ValueError, match=r'keep_best=.val/web/loss.: one of val/pdf/loss'):
     fit(tiny(**{'train.keep_best': 'val/web/loss', 'train.stages': c.train.stages}),
         {'pdf': markov_corpora['pdf']}, tmp_path / 'other')
+
+
+def test_rows_that_are_far_from_full_are_told(tmp_path):
+  """Two documents of one corpus do not fit into a row; those of the other are cut."""
+  rng = np.random.default_rng(0)
+  for name, length in (('short', 40), ('long', 400)):
+    said = []
+    documents = [rng.integers(3, 60, length).tolist() for _ in range(40)]
+    corpus = {'web': write_tokenised(
+      tmp_path, name, {'train': documents, 'validation': documents[:4]}, 64)}
+    c = tiny(**{'train.tokens': 4 * 8 * 64,
+                'train.stages': (dict(name='all', fraction=1.0, mixture=dict(web=1.0)),)})
+    loop.train(c, config_lib.model_config(c, 64), corpus, str(tmp_path / name / 'run'),
+               log_line=said.append)
+    padding = [r['data/padding'] for r in metrics.read_rows(
+      tmp_path / name / 'run/metrics.jsonl') if 'data/padding' in r]
+    told = [line for line in said if 'of the places of a batch are empty' in line]
+    assert len(told) == (name == 'short')
+    assert padding and all(x == pytest.approx(1 - 39 / 64, abs=1e-3) if told else x < .1
+                           for x in padding)
 
 
 def test_another_stream_is_refused(undisturbed, markov_corpora):
