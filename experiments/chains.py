@@ -133,7 +133,7 @@ def _wrong(drawn, thinks, rng, right):
 
 
 def write(path: str, rows: Iterator[dict[str, Any]]) -> None:
-  """Writes conversations as JSONL, whole or not at all."""
+  """Writes rows as JSONL, whole or not at all."""
   files.write(path, ''.join(f'{json.dumps(row, ensure_ascii=False)}\n' for row in rows).encode())
 
 

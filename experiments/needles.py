@@ -14,7 +14,7 @@ import os
 import sys
 
 from data_beam.command_line import Parser, complain
-from smoljax import files
+from experiments import chains
 from smoljax.data import tokenizer
 from smoljax.evals import ruler
 
@@ -47,8 +47,7 @@ def main() -> None:
       documents=_documents(a.documents, a.language) if a.documents else ())
     rows = ({'id': f'needle-{a.seed}-{i}', 'text': text, 'language': a.language}
             for i, text in enumerate(texts))
-    lines = (json.dumps(row, ensure_ascii=False) + '\n' for row in rows)
-    files.write(a.output, ''.join(lines).encode())
+    chains.write(a.output, rows)
   except (ValueError, OSError) as e:
     sys.exit(complain('experiments.needles', e))
 

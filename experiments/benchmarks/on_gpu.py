@@ -40,7 +40,7 @@ _1_7B = (f'{_STEP} --shape=smollm2-1.7b --rows=16 --chunk=2048'
 _1B = f'{_STEP} --shape=smollm3-1b --rows=4 --chunk=2048 --model=scan_layers=True'
 # A real run, from its first line to its exported model.
 _RUN = (
-  'experiments.run --config=configs/base.py --workdir={output}/{name}'
+  'experiments.run --config=configs/base.py --workdir={output}/run'
   ' --config.web.enabled=False --config.pdf.enabled=False --config.corpora=text={corpora}/tokens'
   ' --config.tokenizer.path={corpora}/tokenizer.model --config.model.shape=smollm2-135m'
   ' --config.model.dtype=bfloat16 --config.data.seq_len=4096 --config.train.tokens=26214400'
@@ -163,8 +163,7 @@ FIGURES = (
 def command(name: str, output: pathlib.Path, corpora: str) -> list[str]:
   """The job's command line."""
   module, *arguments = (
-    part.format(output=output, corpora=corpora, name=name.replace(' ', '-'))
-    for part in JOBS[name].arguments.split())
+    part.format(output=output, corpora=corpora) for part in JOBS[name].arguments.split())
   return [sys.executable, '-m', module, *arguments]
 
 

@@ -82,8 +82,8 @@ def swiglu(
 ) -> jax.Array:
   """(silu(x gate) · x up) down, `[B, T, D]` in x's dtype; gradients of all in 8 bits too.
 
-  By kernels on a GPU, if `fits`; elsewhere the same numbers without. `interpret`: run the kernels
-  as plain jax, on any device (to test).
+  By kernels on a GPU, where it is for what `fits`; elsewhere the same numbers without them.
+  `interpret`: run the kernels as plain jax, on any device (to test).
   """
   return _swiglu_forward(x_BTD, gate_DF, up_DF, down_FD, interpret)[0]
 
