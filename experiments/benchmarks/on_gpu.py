@@ -5,10 +5,10 @@
 
 The benchmarks of this folder whose figures docs/training.md states run as processes of their own,
 one a GPU at a time (those of CUDA_VISIBLE_DEVICES, or all), in the order of JOBS, which is that of
-their worth. What has ended is in DIR/NAME.json and isn't run again, so a machine that is lent for
-minutes at a time is used by the same command until all are there: with --seconds a job begins only
-if it is expected to end in time, and what is left then is stopped. Prints a table, whatever there
-is; status 1 if a job failed. DATA is a folder with tokenizer.model and tokens/ (a tokenised corpus)
+their worth. What has ended well is in DIR/NAME.json and isn't run again, so a machine that is lent
+for minutes at a time is used by the same command until all are there: with --seconds a job begins
+only if it is expected to end in time, and what is left then is stopped. Prints a table, whatever
+there is; status 1 if a job failed, which the same command tries again. DATA is a folder with tokenizer.model and tokens/ (a tokenised corpus)
 for those that read text, which are left out without it.
 """
 
@@ -63,6 +63,8 @@ JOBS = {
                      ' tests/smoljax/train/test_cross_entropy.py'
                      ' tests/smoljax/model/test_rms_norm.py'
                      ' tests/smoljax/optim/test_symmetric.py'
+                     ' tests/smoljax/inference/test_generate.py::test_kernels_read_a_prompt_in'
+                     '_chunks_as_it_is_read_at_once'
                      ' tests/smoljax/model/test_attention.py::test_the_kernel_of_one_token'
                      '_equals_the_definition tests/smoljax/model/test_attention.py::test_the_kernel'
                      '_of_several_tokens_equals_one_at_a_time'),
@@ -88,6 +90,8 @@ JOBS = {
   'half products': Job(45, 'experiments.benchmarks.newton_schulz'
                            ' --tiles=128x64x4x4,128x64x4x3,128x32x4x4,256x64x8x3'),
   'decode': Job(70, 'experiments.benchmarks.decode --cases=greedy,evaluator --batch=1,32'),
+  'long prompt': Job(60, 'experiments.benchmarks.decode --cases=greedy --batch=1 --prompt=65536'
+                         ' --new=8 --runs=1'),
   'fp8 loss': Job(280, 'experiments.benchmarks.fp8_loss --corpus={corpora}/tokens --seeds=1'
                        ' --shape=smollm2-360m --rows=4 --seq_len=4096 --chunk=4096 --steps=1000'
                        ' --model=scan_layers=False'),
@@ -153,6 +157,8 @@ FIGURES = (
          _row('decode', 'share_of_bound', case='greedy', batch=1), 0.88),
   Figure('decoding 3B at batch 32, share of the bound',
          _row('decode', 'share_of_bound', case='greedy', batch=32), 0.77),
+  Figure('3B reads 65,536 tokens, ms (60 % of the peak)',
+         _row('long prompt', 'prefill_ms', case='greedy', batch=1), 1690, True),
   Figure('evaluator, 3B at batch 32, tokens/s',
          _row('decode', 'tokens_per_sec', case='evaluator', batch=32), 8000),
   Figure('speculation at 1B, share of drafts to be kept',
@@ -171,7 +177,8 @@ def run(name: str, device: str, output: pathlib.Path, corpora: str, deadline: fl
   """Runs a job on a device and writes what it gave, unless the deadline ends it first."""
   environment = {**os.environ, 'CUDA_VISIBLE_DEVICES': device, 'PYTHONUNBUFFERED': '1',
                  'SMOLJAX_TEST_PLATFORM': 'cuda',
-                 'XLA_FLAGS': f'{os.environ.get("XLA_FLAGS", "")} {JOBS[name].xla}'}
+                 # Of blanks alone XLA takes it for the name of a file, and ends.
+                 'XLA_FLAGS': f'{os.environ.get("XLA_FLAGS", "")} {JOBS[name].xla}'.strip()}
   began = time.monotonic()
   with open(output / f'{name}.log', 'w') as log:
     process = subprocess.Popen(command(name, output, corpora), stdout=log,
@@ -219,10 +226,10 @@ def main(_: list[str]) -> None:
   if not _CORPORA.value:
     wanted = [name for name in wanted if '{corpora}' not in JOBS[name].arguments]
   done = found(output)
-  left = [name for name in wanted if name not in done]
+  left = [name for name in wanted if name not in done or done[name]['code']]
   if _PLAN.value:
     for name in wanted:
-      print(f'{name:<24}{JOBS[name].seconds:>5} s  {"done" if name in done else "left"}')
+      print(f'{name:<24}{JOBS[name].seconds:>5} s  {"left" if name in left else "done"}')
     return
   taking = threading.Lock()
 

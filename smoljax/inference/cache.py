@@ -14,11 +14,14 @@ import numpy as np
 
 from smoljax import model
 from smoljax.model import quantised
-from smoljax.model.attention import attention, decode
+from smoljax.model.attention import attention, attention_after, decode, follows
+from smoljax.model.attention.context import RemoteSpan
 
 BLOCK = 8  # tokens per row computed between two looks of the host
 BUCKET = 64  # lengths are rounded up to a multiple of this, or of an eighth of a power of two
-PREFILL_BYTES = 1 << 29  # attention logits (fp32) that may exist at once while a prompt is read
+# Attention logits (fp32) that may exist at once while a prompt is read; where attention keeps none,
+# hidden units of the MLP.
+PREFILL_BYTES = 1 << 29
 HIDDEN = 1 << 30  # position of slots that hold nothing: in every query's future
 
 _ONE_AT_A_TIME = threading.RLock()
@@ -127,6 +130,7 @@ def attend_cache(
   # Padding is a document of its own, so that whatever it holds stays finite and apart.
   segments_BT = jnp.where(positions_BT < 0, 0, 1)
   positions_BT = jnp.where(positions_BT < 0, index_T, positions_BT)
+  softcap = config.attention_softcap
 
   def attend(q_BTNH, k_BTKH, v_BTKH, layer, window, cache):
     given = q_BTNH, k_BTKH, v_BTKH, cache[layer]
@@ -140,7 +144,7 @@ def attend_cache(
 
   def few_tokens(q_BTNH, k_BTKH, v_BTKH, held):
     return decode.attend(
-      q_BTNH, k_BTKH, v_BTKH, held, first, offset_B, softcap=config.attention_softcap)
+      q_BTNH, k_BTKH, v_BTKH, held, first, offset_B, softcap=softcap)
 
   def tokens(q_BTNH, k_BTKH, v_BTKH, held, window):
     new = (k_BTKH.swapaxes(1, 2), v_BTKH.swapaxes(1, 2))
@@ -152,10 +156,16 @@ def attend_cache(
       out_BTNH, _ = attention(
         q_BTNH, k_BTKH, v_BTKH, q_positions_BT=positions_BT, kv_positions_BS=positions_BT,
         q_segments_BT=segments_BT, kv_segments_BS=segments_BT, window=window, in_order=True,
-        softcap=config.attention_softcap, max_segments=2,
+        softcap=softcap, max_segments=2,
       )
       return out_BTNH, written
     R = held[0].shape[2]
+    if T > 1 and not own and not window and follows(q_BTNH, held[0].swapaxes(1, 2), softcap):
+      before_B = jnp.broadcast_to(first, offset_B.shape)
+      span = RemoteSpan(jnp.where(offset_B < before_B, T, 0), offset_B, before_B)
+      earlier = tuple(h.swapaxes(1, 2) for h in held)
+      return attention_after(
+        q_BTNH, k_BTKH, v_BTKH, earlier, span, segments_BT, softcap=softcap), written
     if window and T > 1:  # what the chunk pushes out of the ring is still seen by its first tokens
       k_BKSH, v_BKSH = (jnp.concatenate(pair, axis=2) for pair in zip(held, new, strict=True))
       index_S = jnp.concatenate([_held(first - 1, R), index_T])
@@ -167,7 +177,7 @@ def attend_cache(
     out_BTNH, _ = attention(
       q_BTNH, k_BKSH.swapaxes(1, 2), v_BKSH.swapaxes(1, 2), q_positions_BT=positions_BT,
       kv_positions_BS=jnp.where(hidden_BS, HIDDEN, kv_positions_BS), window=window,
-      softcap=config.attention_softcap, implementation='xla',
+      softcap=softcap, implementation='xla',
     )
     return out_BTNH, written
 
@@ -238,12 +248,26 @@ def prefill_sizes(
   T = bucket_length(longest)
   S = bucket_length(T + num_new)
   # A chunk's queries are taken in 8 parts, each against all keys: [B, N, chunk / 8, S] logits.
-  chunk = max(BUCKET, 8 * PREFILL_BYTES // (4 * B * config.num_heads * S))
-  chunk = 1 << (chunk.bit_length() - 1)  # few lengths, so that few are compiled
+  chunk = _chunk(8 * PREFILL_BYTES // (4 * B * config.num_heads * S))
+  larger = _chunk(PREFILL_BYTES // (B * config.mlp_dim * jnp.dtype(config.dtype).itemsize))
+  if chunk < min(larger, T) and _keeps_no_logits(config, B, min(larger, T), S):
+    chunk = larger
   if chunk < T:
     T = -(-longest // chunk) * chunk
     S = bucket_length(T + num_new)
   return T, S, chunk
+
+
+def _chunk(tokens):
+  """At least a bucket, of few lengths, so that few programs are compiled."""
+  return 1 << (max(BUCKET, tokens).bit_length() - 1)
+
+
+def _keeps_no_logits(config, B, T, S):
+  """Whether T tokens of a prompt are read by kernels, whatever was read before."""
+  q, k = (jax.ShapeDtypeStruct((B, size, heads, config.head_dim), config.dtype)
+          for size, heads in ((T, config.num_heads), (S, config.num_kv_heads)))
+  return not any(config.windows) and follows(q, k, config.attention_softcap)
 
 
 class State(NamedTuple):

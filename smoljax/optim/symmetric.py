@@ -17,7 +17,7 @@ import numpy as np
 from smoljax.model.attention import decode
 
 # Rows of a tile, as many columns, places summed over at once, warps, stages of the pipeline.
-TILE = (128, 64, 4, 4)
+TILE = (128, 64, 4, 3)
 
 
 def fits(x_BMK: jax.Array, tall: bool = False) -> bool:

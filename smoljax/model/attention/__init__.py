@@ -130,6 +130,38 @@ def attention(
   return out_BTNH, max_N
 
 
+def follows(q_BTNH: jax.Array, k_BSKH: jax.Array, softcap: float = 0.0) -> bool:
+  """Whether `attention_after` can do it here: by kernels, which keep no logits. (Or of shapes.)"""
+  static = _after(softcap)
+  kernel = IMPLEMENTATIONS[_choose(static, q_BTNH, k_BSKH, True)]
+  return kernel.forward_across is not None and not k_BSKH.shape[1] % 128
+
+
+def attention_after(
+  q_BTNH: jax.Array, k_BTKH: jax.Array, v_BTKH: jax.Array,
+  earlier: tuple[jax.Array, jax.Array], span: context.RemoteSpan, segments_BT: jax.Array,
+  *, softcap: float = 0.0,
+) -> jax.Array:
+  """out_BTNH of tokens that see each other, in order, and keys of before them; no gradient.
+
+  Args:
+    earlier: k_BSKH, v_BSKH, of any tokens.
+    span: which of these the first queries of each row see.
+    segments_BT: of the tokens themselves: 1, and 0 for padding on the left.
+  """
+  static = _after(softcap)
+  static = static._replace(implementation=_choose(static, q_BTNH, k_BTKH, True))
+  kernel = IMPLEMENTATIONS[static.implementation]
+  index_1T = jnp.arange(q_BTNH.shape[1])[None]
+  own = Places(index_1T, index_1T, segments_BT, segments_BT)
+  return _joined(kernel.forward(static, None, q_BTNH, k_BTKH, v_BTKH, own),
+                 kernel.forward_across(static, q_BTNH, *earlier, span))[0]
+
+
+def _after(softcap):
+  return Static('auto', (None,), float(softcap), in_order=True, zigzag=False, max_segments=2)
+
+
 def probabilities(
   q_BTNH: jax.Array, k_BSKH: jax.Array, places: Places, *, softcap: float = 0.0
 ) -> jax.Array:
@@ -185,12 +217,19 @@ def _forward(static, q_BTNH, k_BSKH, v_BSKH, places):
   k_BSKH, v_BSKH = context.whole_row(k_BSKH), context.whole_row(v_BSKH)
   outs, lses = [], []
   for t, span in spans:
-    out, lse = kernel.forward_across(static, q_BTNH[:, t], k_BSKH, v_BSKH, span)
-    total = jnp.logaddexp(lse, lse_BTN[:, t])
-    share, own_share = (jnp.exp(x - total)[..., None] for x in (lse, lse_BTN[:, t]))
-    outs.append((out * share + out_BTNH[:, t] * own_share).astype(q_BTNH.dtype))
-    lses.append(total)
+    across = kernel.forward_across(static, q_BTNH[:, t], k_BSKH, v_BSKH, span)
+    out, lse = _joined((out_BTNH[:, t], lse_BTN[:, t]), across)
+    outs.append(out)
+    lses.append(lse)
   return xla.join(outs), xla.join(lses)
+
+
+def _joined(own, across):
+  """Output and log-sum-exp over two sets of keys, from those over each."""
+  (own_BTNH, own_BTN), (out_BTNH, lse_BTN) = own, across
+  total_BTN = jnp.logaddexp(lse_BTN, own_BTN)
+  share, own_share = (jnp.exp(x - total_BTN)[..., None] for x in (lse_BTN, own_BTN))
+  return (out_BTNH * share + own_BTNH * own_share).astype(own_BTNH.dtype), total_BTN
 
 
 def _backward(static, q_BTNH, k_BSKH, v_BSKH, out_BTNH, lse_BTN, dout_BTNH, places):

@@ -28,6 +28,7 @@ from smoljax.inference.generate import stream
 from smoljax.inference.sampling import GREEDY, Sampling
 from smoljax.inference.speculative import Speculation
 from smoljax.inference.text import Text, stream_text
+from smoljax.model.attention import splash
 
 CONFIG = model.ModelConfig(
   vocab_size=64, num_layers=2, embed_dim=32, num_heads=4, num_kv_heads=2, head_dim=8, mlp_dim=48,
@@ -171,6 +172,41 @@ def test_the_cache_is_written_in_place():
   memory = compiled.memory_analysis()
   assert memory.alias_size_in_bytes > cache_bytes
   assert memory.temp_size_in_bytes < cache_bytes / (2 * CONFIG.num_layers)  # one layer's keys
+
+
+@pytest.mark.parametrize('softcap', [0.0, 1.5])
+def test_kernels_read_a_prompt_in_chunks_as_it_is_read_at_once(softcap, monkeypatch):
+  """Rows whose padding ends in any chunk; splash as plain jax here, cuDNN's where there is a GPU."""
+  kernels = {'cpu': 'splash', 'tpu': 'splash', 'gpu': 'cudnn'}[jax.default_backend()]
+  if kernels == 'cudnn' and softcap:
+    pytest.skip('cuDNN has no softcap')
+  config = dataclasses.replace(CONFIG, max_seq_len=640, attention_softcap=softcap, dtype={
+    'splash': 'float32', 'cudnn': 'bfloat16'}[kernels])
+  params = cache_lib.prepare(config, make(config))
+  rows = [RNG.integers(0, 64, n).tolist() for n in (380, 256, 130, 100, 1)]
+  read = functools.partial(cache_lib.prefill, config, params, rows, 128)
+  with monkeypatch.context() as patch:
+    patch.setattr(cache_lib, '_keeps_no_logits', lambda *_: False)
+    patch.setattr(cache_lib, 'follows', lambda *_: False)
+    expected, cache, *_ = read()  # by XLA, or cuDNN's kernels over whole rows
+  cache_lib.prefill_programs.cache_clear()
+  monkeypatch.setattr(splash, 'interpret_splash', jax.default_backend() == 'cpu')
+  monkeypatch.setattr(cache_lib, 'PREFILL_BYTES', 5 * 128 * 48 * jnp.dtype(config.dtype).itemsize)
+  chunks = []
+  after = cache_lib.attention_after
+  monkeypatch.setattr(cache_lib, 'attention_after', lambda q, *rest, **how: (
+    chunks.append(q.shape[1]), after(q, *rest, **how))[1])
+  try:
+    got, chunked, *_ = read()
+  finally:
+    cache_lib.prefill_programs.cache_clear()
+  assert chunks == [128] * config.num_layers  # one program, which is called twice
+  tolerance = dict(atol=1e-4) if kernels == 'splash' else dict(atol=0.1)
+  np.testing.assert_allclose(got, expected, **tolerance)
+  for a, b in zip(jax.tree.leaves(cache), jax.tree.leaves(chunked), strict=True):
+    for i, row in enumerate(rows):
+      seen = slice(384 - len(row), 384)
+      np.testing.assert_allclose(np.float32(a[i, :, seen]), np.float32(b[i, :, seen]), **tolerance)
 
 
 def test_a_long_prompt_needs_no_square_of_its_length(monkeypatch):
