@@ -8,8 +8,9 @@ one a GPU at a time (those of CUDA_VISIBLE_DEVICES, or all), in the order of JOB
 their worth. What has ended well is in DIR/NAME.json and isn't run again, so a machine that is lent
 for minutes at a time is used by the same command until all are there: with --seconds a job begins
 only if it is expected to end in time, and what is left then is stopped. Prints a table, whatever
-there is; status 1 if a job failed, which the same command tries again. DATA is a folder with tokenizer.model and tokens/ (a tokenised corpus)
-for those that read text, which are left out without it.
+there is; status 1 if a job failed, which the same command tries again. DATA is a folder with
+tokenizer.model and tokens/ (a tokenised corpus) for those that read text, which are left out
+without it.
 """
 
 import concurrent.futures
@@ -63,8 +64,7 @@ JOBS = {
                      ' tests/smoljax/train/test_cross_entropy.py'
                      ' tests/smoljax/model/test_rms_norm.py'
                      ' tests/smoljax/optim/test_symmetric.py'
-                     ' tests/smoljax/inference/test_generate.py::test_kernels_read_a_prompt_in'
-                     '_chunks_as_it_is_read_at_once'
+                     ' tests/smoljax/inference/test_prefill.py'
                      ' tests/smoljax/model/test_attention.py::test_the_kernel_of_one_token'
                      '_equals_the_definition tests/smoljax/model/test_attention.py::test_the_kernel'
                      '_of_several_tokens_equals_one_at_a_time'),

@@ -152,6 +152,7 @@ def attention_after(
   static = _after(softcap)
   static = static._replace(implementation=_choose(static, q_BTNH, k_BTKH, True))
   kernel = IMPLEMENTATIONS[static.implementation]
+  assert kernel.forward_across is not None, 'as follows() says'
   index_1T = jnp.arange(q_BTNH.shape[1])[None]
   own = Places(index_1T, index_1T, segments_BT, segments_BT)
   return _joined(kernel.forward(static, None, q_BTNH, k_BTKH, v_BTKH, own),

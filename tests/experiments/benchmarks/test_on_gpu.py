@@ -41,7 +41,9 @@ def jobs(tmp_path, monkeypatch):
   return run
 
 
-def test_jobs_share_the_gpus_and_only_those_that_failed_are_run_again(jobs, tmp_path, capsys, monkeypatch):
+def test_jobs_share_the_gpus_and_only_failures_are_run_again(
+  jobs, tmp_path, capsys, monkeypatch
+):
   monkeypatch.setattr(on_gpu, 'FIGURES', (
     on_gpu.Figure('one over the other', on_gpu._over('a', 'b'), 3),
     on_gpu.Figure('what is not there', on_gpu._over('a', 'none'), 3)))
@@ -84,6 +86,7 @@ def test_figures_are_of_jobs_that_there_are():
   every['decode']['rows'] = [
     {'case': case, 'batch': b, 'share_of_bound': 1, 'tokens_per_sec': 1}
     for case in ('greedy', 'evaluator') for b in (1, 32)]
+  every['long prompt']['rows'] = [{'case': 'greedy', 'batch': 1, 'prefill_ms': 1}]
   every['speculative']['rows'] = [{'case': 'speculative', 'batch': 1, 'break_even': 1}]
   every['newton schulz']['rows'] = [
     {'variant': f'smoljax {table}, bfloat16 gradients', 'ms': 1} for table in ('pe5', 'gram5')]

@@ -28,7 +28,6 @@ from smoljax.inference.generate import stream
 from smoljax.inference.sampling import GREEDY, Sampling
 from smoljax.inference.speculative import Speculation
 from smoljax.inference.text import Text, stream_text
-from smoljax.model.attention import splash
 
 CONFIG = model.ModelConfig(
   vocab_size=64, num_layers=2, embed_dim=32, num_heads=4, num_kv_heads=2, head_dim=8, mlp_dim=48,
@@ -172,83 +171,6 @@ def test_the_cache_is_written_in_place():
   memory = compiled.memory_analysis()
   assert memory.alias_size_in_bytes > cache_bytes
   assert memory.temp_size_in_bytes < cache_bytes / (2 * CONFIG.num_layers)  # one layer's keys
-
-
-@pytest.mark.parametrize('softcap', [0.0, 1.5])
-def test_kernels_read_a_prompt_in_chunks_as_it_is_read_at_once(softcap, monkeypatch):
-  """Rows whose padding ends in any chunk; splash as plain jax here, cuDNN's where there is a GPU."""
-  kernels = {'cpu': 'splash', 'tpu': 'splash', 'gpu': 'cudnn'}[jax.default_backend()]
-  if kernels == 'cudnn' and softcap:
-    pytest.skip('cuDNN has no softcap')
-  config = dataclasses.replace(CONFIG, max_seq_len=640, attention_softcap=softcap, dtype={
-    'splash': 'float32', 'cudnn': 'bfloat16'}[kernels])
-  params = cache_lib.prepare(config, make(config))
-  rows = [RNG.integers(0, 64, n).tolist() for n in (380, 256, 130, 100, 1)]
-  read = functools.partial(cache_lib.prefill, config, params, rows, 128)
-  with monkeypatch.context() as patch:
-    patch.setattr(cache_lib, '_keeps_no_logits', lambda *_: False)
-    patch.setattr(cache_lib, 'follows', lambda *_: False)
-    expected, cache, *_ = read()  # by XLA, or cuDNN's kernels over whole rows
-  cache_lib.prefill_programs.cache_clear()
-  monkeypatch.setattr(splash, 'interpret_splash', jax.default_backend() == 'cpu')
-  monkeypatch.setattr(cache_lib, 'PREFILL_BYTES', 5 * 128 * 48 * jnp.dtype(config.dtype).itemsize)
-  chunks = []
-  after = cache_lib.attention_after
-  monkeypatch.setattr(cache_lib, 'attention_after', lambda q, *rest, **how: (
-    chunks.append(q.shape[1]), after(q, *rest, **how))[1])
-  try:
-    got, chunked, *_ = read()
-  finally:
-    cache_lib.prefill_programs.cache_clear()
-  assert chunks == [128] * config.num_layers  # one program, which is called twice
-  tolerance = dict(atol=1e-4) if kernels == 'splash' else dict(atol=0.1)
-  np.testing.assert_allclose(got, expected, **tolerance)
-  for a, b in zip(jax.tree.leaves(cache), jax.tree.leaves(chunked), strict=True):
-    for i, row in enumerate(rows):
-      seen = slice(384 - len(row), 384)
-      np.testing.assert_allclose(np.float32(a[i, :, seen]), np.float32(b[i, :, seen]), **tolerance)
-
-
-def test_a_long_prompt_needs_no_square_of_its_length(monkeypatch):
-  """Nothing computed for a chunk of 65,536 tokens of the 3B shape is larger than its embedding."""
-  config = dataclasses.replace(model.SHAPES['smollm3-3b'], num_layers=4)
-  chunks = []
-
-  def record(params, tokens_BT, offset_B, cache, start=None):
-    chunks.append((tokens_BT.shape, cache[0][0].shape))
-    return jnp.zeros((1, 8)), cache, None
-
-  monkeypatch.setattr(cache_lib, 'prefill_programs', lambda config, modules: (record, record))
-  monkeypatch.setattr(cache_lib, 'init_cache', lambda config, *shape: jax.eval_shape(
-    lambda: decode_init_cache(config, *shape)))
-  cache_lib.prefill(config, {}, [[1] * 65536], 256)
-  monkeypatch.undo()
-  assert len(set(chunks)) == 1 and len(chunks) * chunks[0][0][1] == 65536
-  (tokens, cache) = chunks[0]
-
-  int32 = functools.partial(jax.ShapeDtypeStruct, dtype=jnp.int32)
-
-  def prepared(key):
-    params = model.init(config, key)
-    return params | {'blocks': [
-      model.unstack(config, jax.tree.map(lambda p, i=i: p[i], params['blocks'])) for i in range(4)]}
-
-  params = jax.eval_shape(prepared, jax.eval_shape(lambda: jax.random.key(0)))
-  traced = cache_lib.prefill_programs(config, 0)[1].trace(
-    params, int32(tokens), int32((1,)), jax.eval_shape(
-      lambda: init_cache(config, 1, cache[2])), int32(()))
-  sizes = list(all_sizes(traced.jaxpr.jaxpr))
-  assert max(sizes) == config.vocab_size * config.embed_dim
-  assert max(n for n in sizes if n != max(sizes)) * 4 <= 1.1 * cache_lib.PREFILL_BYTES
-
-
-def all_sizes(jaxpr):
-  for eqn in jaxpr.eqns:
-    yield from (v.aval.size for v in (*eqn.invars, *eqn.outvars) if hasattr(v.aval, 'size'))
-    for value in jax.tree.leaves(eqn.params, is_leaf=lambda x: hasattr(x, 'eqns')):
-      value = getattr(value, 'jaxpr', value)
-      if hasattr(value, 'eqns'):
-        yield from all_sizes(value)
 
 
 # ------------------------------------------------------------------------------- samples and scores
