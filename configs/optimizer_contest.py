@@ -6,16 +6,13 @@ shorter runs and from there at full length; with a seed and on documents that th
 use. All have the same cooldown, whose branches off one stable phase (Hägele et al., arXiv
 2405.18392) give the steps that a contestant needs for the reference's final loss.
 
-AdamW's rows at 12M beside Muon's and NorMuonH's that experiments/log/contest has, ten minutes of an
-H200, in calls that go on where the last one ended. If `sha256sum runs/contest/tokens.npy` does not
-begin with d1e4260f, the first `run` refuses: then without the `cp` and with --verdict --names muon
-adamw, so that Muon is tuned on the same text.
+AdamW's rows at 12M beside Muon's, which experiments/log/contest/adamw has, six minutes of an H200, in
+calls that go on where the last one ended:
 
   python -m experiments.benchmarks.optimizer_contest tokens --output=runs/contest \\
     --text='SITE-PACKAGES/**/*.py' 'GUTENBERG/*.txt.gz'
-  cp experiments/log/contest/runs.jsonl runs/contest/
   python -m experiments.benchmarks.optimizer_contest run --output=runs/contest --seconds=500 \\
-    --names adamw
+    --verdict --names muon adamw
   python -m experiments.benchmarks.optimizer_contest run --output=runs/contest --seconds=500 \\
     --judge --reference=adamw --names muon --lengths .5 .65 .75 1
   python -m experiments.benchmarks.optimizer_contest report --output=runs/contest
