@@ -6,8 +6,8 @@ shorter runs and from there at full length; with a seed and on documents that th
 use. All have the same cooldown, whose branches off one stable phase (Hägele et al., arXiv
 2405.18392) give the steps that a contestant needs for the reference's final loss.
 
-AdamW's rows at 12M beside Muon's, which experiments/log/contest/adamw has, six minutes of an H200, in
-calls that go on where the last one ended:
+AdamW's rows at 12M beside Muon's, which experiments/log/contest/adamw has, six minutes of an H200,
+in calls that go on where the last one ended:
 
   python -m experiments.benchmarks.optimizer_contest tokens --output=runs/contest \\
     --text='SITE-PACKAGES/**/*.py' 'GUTENBERG/*.txt.gz'
