@@ -73,6 +73,7 @@ JOBS = {
   '3b, cublas alone': Job(75, _3B, _CUBLAS),
   'run': Job(140, _RUN),
   '3b muon': Job(85, f'{_3B} --optimizer=muon --coefficients=gram5'),
+  '3b muon, cublas alone': Job(85, f'{_3B} --optimizer=muon --coefficients=gram5', _CUBLAS),
   '1.7b': Job(60, _1_7B),
   '1.7b, cublas alone': Job(60, _1_7B, _CUBLAS),
   'speculative': Job(90, 'experiments.benchmarks.decode --size=smollm3-1b'
@@ -147,6 +148,8 @@ FIGURES = (
   Figure("360M in 8 bits, % above bf16's loss", lambda found: 100 * _step(found, 'fp8 loss', 'gap'),
          0.3, True),
   Figure("3B with Muon, times AdamW's step", _over('3b', '3b muon'), 1.10, True),
+  Figure('the same, all products by cuBLAS',
+         _over('3b, cublas alone', '3b muon, cublas alone'), 1.10, True),
   Figure('1B with a module of MTP, times its step', _over('1b', '1b mtp'), 1.2, True),
   Figure('a run of 26M tokens at 135M, s', lambda found: found['run']['seconds'], 110, True),
   Figure('Newton–Schulz, ms',
