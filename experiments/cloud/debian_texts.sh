@@ -65,23 +65,29 @@ corpus papers pdf --input="$data/packages/papers/**/*.pdf" --languages=$language
 corpus mathematics pdf --input "$data/packages/mathematics/**/*.pdf" \
   "$data/packages/mathematics/**/*.pdf.gz" --languages=$languages --ocr=never
 quotes=()
-mkdir -p "$data/eval" "$data/thoughts"
+mkdir -p "$data/eval" "$data/thoughts" "$data/chats"
 if [ "$eval" ]; then
   cp -n "$eval"/*.jsonl "$data/eval/"
   rm -f "$data/eval/gsm8k.train.jsonl" # which is learned
   for set in humaneval mbpp_sanitized; do
     if [ -e "$data/eval/$set.jsonl" ]; then quotes+=("$data/eval/$set.jsonl"); fi
   done
-  "$python" - "$eval/gsm8k.train.jsonl" "$data/thoughts/gsm8k.jsonl" << 'PYTHON'
+  # Half of them without thoughts in fine-tuning, where modes are learned: conversations by rule
+  # alone teach these in the words of the rule.
+  "$python" - "$eval/gsm8k.train.jsonl" "$data/thoughts/gsm8k.jsonl" "$data/chats/gsm8k.jsonl" \
+    << 'PYTHON'
 import json, re, sys
-with open(sys.argv[1]) as read, open(sys.argv[2], 'w') as out:
-  for line in read:
+with open(sys.argv[1]) as read, open(sys.argv[2], 'w') as all_think, open(sys.argv[3], 'w') as both:
+  for i, line in enumerate(read):
     row = json.loads(line)
     steps, _, answer = row['answer'].rpartition('\n#### ')
     steps = re.sub(r'<<[^>]*>>', '', steps)
-    out.write(json.dumps({'mode': 'think', 'messages': [
-      {'role': 'user', 'content': row['question']},
-      {'role': 'assistant', 'reasoning_content': steps, 'content': f'{answer}'}]}) + '\n')
+    rows = {mode: json.dumps({'mode': mode, 'messages': [
+      {'role': 'user', 'content': row['question']}, {'role': 'assistant', **reply}]}) + '\n'
+      for mode, reply in (('think', {'reasoning_content': steps, 'content': answer}),
+                          ('no_think', {'content': f'{steps}\n{answer}'}))}
+    all_think.write(rows['think'])
+    both.write(rows['think' if i % 2 else 'no_think'])
 PYTHON
 fi
 corpus code python_source --input="$data/packages/code/usr/lib" \
