@@ -69,7 +69,8 @@ def test_worked_problems_are_thoughts_and_half_of_them_chats_without(run, tmp_pa
   run(sets)
   data = tmp_path / 'data with spaces'
   assert [p.name for p in (data / 'eval').iterdir()] == ['gsm8k.test.jsonl']  # not what is learned
-  read = lambda kind: [json.loads(line) for line in open(data / kind / 'gsm8k.jsonl')]
+  read = lambda kind: [
+    json.loads(line) for line in (data / kind / 'gsm8k.jsonl').read_text().splitlines()]
   answers = [row['messages'][1] for row in read('thoughts')]
   assert [(a['reasoning_content'], a['content']) for a in answers] == [
     ('It is 2.', '2'), ('It is 3.', '3')]
