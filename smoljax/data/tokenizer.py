@@ -163,8 +163,17 @@ class Tokenizer:
       raise ValueError(f'{self.path} is no tokenizer that can be read: {e}') from None
 
   def encode(self, text: str) -> list[int]:
-    """Ids of `text` alone: no BOS or EOS is added, and control tokens are not looked for in it."""
-    return self._model.encode(text)
+    """Ids of `text` alone: no BOS or EOS is added, and control tokens are not looked for in it.
+
+    Raises ValueError for half a surrogate pair, which JSON and command lines can hold.
+    """
+    try:
+      return self._model.encode(text)
+    except (TypeError, RuntimeError):  # what the libraries say of it
+      if half := re.search('[\ud800-\udfff]', text):
+        raise ValueError(f'{text[max(0, half.start() - 20):half.end()]!a} ends in half a surrogate '
+                         'pair, which is no Unicode text: take it out') from None
+      raise
 
   @functools.cached_property
   def controls(self) -> dict[str, int]:

@@ -85,6 +85,12 @@ def test_control_tokens_decode_to_nothing(model_path, hf_folder):
     assert text.decode([2, *text.encode('a b'), 3, 0, 0]) == 'a b'
 
 
+def test_half_a_surrogate_pair_is_told(model_path, hf_folder):
+  for path in (model_path, hf_folder):
+    with pytest.raises(ValueError, match=r"x \\ud83d' ends in half a surrogate pair"):
+      tokenizer.load(path).encode('x \ud83d y')
+
+
 def test_ids_beyond_the_tokenizer_decode_to_nothing(model_path, hf_folder):
   """A model's vocabulary may be padded beyond its tokenizer's."""
   for path in (model_path, hf_folder):
