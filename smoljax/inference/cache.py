@@ -14,7 +14,7 @@ import numpy as np
 
 from smoljax import model
 from smoljax.model import quantised
-from smoljax.model.attention import attention, attention_after, decode, follows
+from smoljax.model.attention import attention, attention_after, can_attend_after, decode
 from smoljax.model.attention.context import RemoteSpan
 
 BLOCK = 8  # tokens per row computed between two looks of the host
@@ -160,10 +160,10 @@ def attend_cache(
       )
       return out_BTNH, written
     R = held[0].shape[2]
-    if T > 1 and not own and not window and follows(q_BTNH, held[0].swapaxes(1, 2), softcap):
+    earlier = tuple(h.swapaxes(1, 2) for h in held)
+    if T > 1 and not own and not window and can_attend_after(q_BTNH, earlier[0], softcap):
       before_B = jnp.broadcast_to(first, offset_B.shape)
       span = RemoteSpan(jnp.where(offset_B < before_B, T, 0), offset_B, before_B)
-      earlier = tuple(h.swapaxes(1, 2) for h in held)
       return attention_after(
         q_BTNH, k_BTKH, v_BTKH, earlier, span, segments_BT, softcap=softcap), written
     if window and T > 1:  # what the chunk pushes out of the ring is still seen by its first tokens
@@ -267,7 +267,7 @@ def _keeps_no_logits(config, B, T, S):
   """Whether T tokens of a prompt are read by kernels, whatever was read before."""
   q, k = (jax.ShapeDtypeStruct((B, size, heads, config.head_dim), config.dtype)
           for size, heads in ((T, config.num_heads), (S, config.num_kv_heads)))
-  return not any(config.windows) and follows(q, k, config.attention_softcap)
+  return not any(config.windows) and can_attend_after(q, k, config.attention_softcap)
 
 
 class State(NamedTuple):

@@ -130,7 +130,7 @@ def attention(
   return out_BTNH, max_N
 
 
-def follows(q_BTNH: jax.Array, k_BSKH: jax.Array, softcap: float = 0.0) -> bool:
+def can_attend_after(q_BTNH: jax.Array, k_BSKH: jax.Array, softcap: float = 0.0) -> bool:
   """Whether `attention_after` can do it here: by kernels, which keep no logits. (Or of shapes.)"""
   static = _after(softcap)
   kernel = IMPLEMENTATIONS[_choose(static, q_BTNH, k_BSKH, True)]
@@ -152,7 +152,7 @@ def attention_after(
   static = _after(softcap)
   static = static._replace(implementation=_choose(static, q_BTNH, k_BTKH, True))
   kernel = IMPLEMENTATIONS[static.implementation]
-  assert kernel.forward_across is not None, 'as follows() says'
+  assert kernel.forward_across is not None, 'as can_attend_after() says'
   index_1T = jnp.arange(q_BTNH.shape[1])[None]
   own = Places(index_1T, index_1T, segments_BT, segments_BT)
   return _joined(kernel.forward(static, None, q_BTNH, k_BTKH, v_BTKH, own),

@@ -33,7 +33,7 @@ def test_kernels_read_a_prompt_in_chunks_as_it_is_read_at_once(softcap, monkeypa
   read = functools.partial(cache_lib.prefill, config, params, rows, 128)
   with monkeypatch.context() as patch:
     patch.setattr(cache_lib, '_keeps_no_logits', lambda *_: False)
-    patch.setattr(cache_lib, 'follows', lambda *_: False)
+    patch.setattr(cache_lib, 'can_attend_after', lambda *_: False)
     expected, cache, *_ = read()  # by XLA, or cuDNN's kernels over whole rows
   cache_lib.prefill_programs.cache_clear()
   monkeypatch.setattr(splash, 'interpret_splash', jax.default_backend() == 'cpu')
