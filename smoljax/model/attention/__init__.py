@@ -131,7 +131,10 @@ def attention(
 
 
 def can_attend_after(q_BTNH: jax.Array, k_BSKH: jax.Array, softcap: float = 0.0) -> bool:
-  """Whether `attention_after` can do it here: by kernels, which keep no logits. (Or of shapes.)"""
+  """Whether `attention_after` can do it here, by kernels, which keep no logits.
+
+  Of tokens and of the earlier keys; ShapeDtypeStructs will do.
+  """
   static = _after(softcap)
   kernel = IMPLEMENTATIONS[_choose(static, q_BTNH, k_BSKH, True)]
   return kernel.forward_across is not None and not k_BSKH.shape[1] % 128
