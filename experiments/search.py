@@ -61,7 +61,7 @@ from experiments.engine.study import (
   run_of,
   size,
 )
-from smoljax import metrics
+from smoljax import gpu, metrics
 from smoljax.report import search_page
 from smoljax.scaling import comparison
 
@@ -189,15 +189,15 @@ class Experiment:
     """The trial's values, by the study's protocol."""
     prefix = 'trial' if trial.study.study_name == 'search' else trial.study.study_name
     folder = pathlib.Path(self.workdir) / 'points' / f'{prefix}-{run_of(trial):04d}'
-    with self._gpu(trial.number) as gpu:
+    with self._gpu(trial.number) as mine:
       try:
         if self.cooled:
-          self._train_by_rungs(trial, folder, gpu, report)
+          self._train_by_rungs(trial, folder, mine, report)
         else:
-          self._train(trial, folder, self._evaluations(trial.params), gpu,
+          self._train(trial, folder, self._evaluations(trial.params), mine,
                       lambda: _watch(folder, report))
         summary = json.loads((folder / 'summary.json').read_text())
-        return [float(OBJECTIVES[name](folder, summary, sweep.on_gpu(gpu, self._among())))
+        return [float(OBJECTIVES[name](folder, summary, sweep.on_gpu(mine, self._among())))
                 for name in self.objectives]
       except Failed as e:
         trial.set_user_attr('failed', str(e))
@@ -211,7 +211,7 @@ class Experiment:
     batch = sweep.load_config(self.config, flags).train.batch_tokens
     return {'train.eval_every': max(1, int(self.unit / batch))}
 
-  def _train_by_rungs(self, trial, folder, gpu, report) -> None:
+  def _train_by_rungs(self, trial, folder, mine, report) -> None:
     """On along the plateau, and off it into a branch at each rung; the last is the trial's run."""
     from experiments.engine.config import resolve
 
@@ -229,17 +229,17 @@ class Experiment:
         continue
       self._train(trial, plateau, {
         **shared, **branch, 'train.tokens': rung.plateau * batch, 'eval.tasks': (),
-        'optimizer.schedule': 'constant'}, gpu, start=start)
+        'optimizer.schedule': 'constant'}, mine, start=start)
       start = rung.plateau
       branch = {'train.branch_from': str(plateau / 'checkpoints' / str(start))}
       cooled = folder if rung is lengths[-1] else folder.with_name(f'{folder.name}-rung-{i}')
       self._train(trial, cooled, {
         **shared, **branch, 'train.tokens': (start + rung.cooldown) * batch,
-        'optimizer.decay_steps': rung.cooldown}, gpu, start=start)
+        'optimizer.decay_steps': rung.cooldown}, mine, start=start)
       summary = json.loads((cooled / 'summary.json').read_text())
       report(rung.tokens, summary['loss']['validation'])
 
-  def _train(self, trial, folder, fields, gpu, watch=lambda: None, start=0) -> None:
+  def _train(self, trial, folder, fields, mine, watch=lambda: None, start=0) -> None:
     """One experiment, started again where it is killed; its FLOPs after step `start` are counted.
 
     Raises Failed.
@@ -250,7 +250,7 @@ class Experiment:
     point = sweep.Point(folder.name, params, command, folder, set())
     spent = trial.user_attrs.get('flops_of', {})
     while True:
-      sweep.start(point, gpu, self._among())
+      sweep.start(point, mine, self._among())
       try:
         while point.process.poll() is None:
           time.sleep(self.poll)
@@ -271,18 +271,18 @@ class Experiment:
 
   def _among(self) -> int:
     """How many trials share a GPU of this machine."""
-    return sweep.on_one(self.parallel, sweep.find_gpus())
+    return sweep.on_one(self.parallel, gpu.visible())
 
   @contextlib.contextmanager
   def _gpu(self, number: int) -> Iterator[str | None]:
     """A GPU that no more trials on this machine have than are to share it, while there is one; None
     without GPUs."""
-    gpus = sweep.find_gpus()
+    gpus = gpu.visible()
     leases = pathlib.Path(self.workdir) / 'leases'
-    for place, gpu in itertools.product(range(self._among()), gpus):
-      if held := processes.lease(leases / f'{platform.node()}-gpu-{gpu}-{place}'):
+    for place, name in itertools.product(range(self._among()), gpus):
+      if held := processes.lease(leases / f'{platform.node()}-gpu-{name}-{place}'):
         with held:
-          yield gpu
+          yield name
         return
     yield gpus[number % len(gpus)] if gpus else None
 

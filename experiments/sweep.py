@@ -23,15 +23,18 @@ A process that is killed, or says nothing for --stall seconds and is killed for 
 and continues from its checkpoint, --retries times. A point that diverges is run again with
 --backoff times its learning rate, which the page then tells, as often; one that is refused is
 reported at the end, and the others go on. The same command does what is left. Several may run at
-once, on machines that share the disk: a point is leased by one of them, and free again when that
-one dies. With several GPUs each process sees one. The commands that --dry_run prints run anywhere,
-on TPU VMs too, if --workdir is on a disk that all can reach.
+once, on machines that share the disk: a point is leased by one of them, done for all when that one
+has done it, and free again when that one dies. Where a field was changed beside training that is
+not finished, --fresh begins it anew and --change lets it go on, as in experiments.run.
+With several GPUs each process sees one. The commands that --dry_run prints run anywhere, on TPU VMs
+too, if --workdir is on a disk that all can reach.
 """
 
 import argparse
 import ast
+import contextlib
 import dataclasses
-import glob
+import hashlib
 import importlib.util
 import inspect
 import itertools
@@ -56,12 +59,12 @@ from experiments.engine import cli, processes
 from experiments.engine.cli import exit_status, read_json, write_json
 from experiments.engine.config import unknown_field
 from smoljax import gpu, metrics
-from smoljax.report import scaling_page, sweep_page
 
 _REFERENCE = re.compile(r'(?:^|(?<=[=,]))@([^/,]+)')
 _WEIGHT = re.compile(r'--config\.train\.stages\.([^.=]+)\.([^.=]+)=(.+)')
 # Of a point that are no config fields.
 _ENTRIES = ('name', 'group', 'against', 'factors', 'law', 'aside')
+_LONGEST = 160  # of names, which are folders'
 REFUSED = 2  # exit status of experiments.run for what another try would not mend
 
 
@@ -85,6 +88,9 @@ class Point:
   gpu: str | None = None
   began: float = 0.0
   lease: IO | None = None  # an open, locked file: it is ours until this process ends or closes it
+  slowed: float | None = None  # the learning rate that it came down to when it diverged
+  asked: str = ''  # digest of its command, before a learning rate was lowered
+  ended: Any = None  # what its folder said of its end when this sweep began
   steps: pathlib.Path | None = None  # the folder of steps that it shares; None = that of the sweep
 
   @property
@@ -176,9 +182,15 @@ def load_points(config: str, grid: Sequence[str] = (), seeds: int = 0) -> list[d
   if seeds:
     points = [seeded for point in points for seeded in _with_seeds(point, seeds)]
   names = [name_of(p) for p in points]
+  where = '--grid' if grid else f'{path}: sweep()'
   if twice := {n for n in names if names.count(n) > 1}:
-    where = '--grid' if grid else f'{path}: sweep()'
     raise ValueError(f'{where} has {", ".join(sorted(twice))} twice')
+  samples: dict[Any, str] = {}
+  for point, name in zip(points, names, strict=True):
+    sample = point.get('group'), str(point.get('seed', 0))
+    if sample[0] and not point.get('aside') and (other := samples.setdefault(sample, name)) != name:
+      raise ValueError(f'{where}: {other} and {name} are both seed {sample[1]} of the group '
+                       f'{sample[0]!r}: give them seeds of their own, or groups')
   return points
 
 
@@ -202,7 +214,8 @@ def _literal(text: str) -> Any:
 def _with_seeds(point: dict[str, Any], seeds: int) -> Iterator[dict[str, Any]]:
   """The point once a seed; what others read (`aside`) is made once."""
   if 'seed' in point:
-    raise ValueError(f'--seeds: the point {name_of(point)} has a seed of its own')
+    raise ValueError(f'--seeds={seeds}: the point {name_of(point)} has a seed of its own: drop '
+                     '--seeds, or the field seed of the points')
   if point.get('aside'):
     yield point
     return
@@ -212,10 +225,15 @@ def _with_seeds(point: dict[str, Any], seeds: int) -> Iterator[dict[str, Any]]:
 
 
 def name_of(point: dict[str, Any]) -> str:
-  """The point's `name`, or its fields and values as one name that is safe as a folder's."""
+  """The point's `name`, or its fields and values as one name that is safe as a folder's; what is
+  too long for that ends with a digest of itself."""
   fields = ','.join(public(f'{k.rpartition(".")[2]}={v}') for k, v in point.items()
                     if k not in _ENTRIES)
-  return re.sub(r'[^A-Za-z0-9._,=+-]+', '_', str(point.get('name', fields)))
+  given = str(point.get('name', fields)) or 'unchanged'
+  name = re.sub(r'[^A-Za-z0-9._,=+-]+|^[.-]', '_', given)
+  if len(name) <= _LONGEST:
+    return name
+  return f'{name[:_LONGEST - 9]}-{hashlib.sha256(given.encode()).hexdigest()[:8]}'
 
 
 def plan(
@@ -289,6 +307,8 @@ def run(points: Sequence[Point], *, parallel: int, retries: int = 1, backoff: fl
     stall: seconds without a word in its files after which a process is killed.
   """
   by_name = {p.name: p for p in points}
+  for p in points:
+    p.asked, p.ended = hashlib.sha256('\0'.join(p.command).encode()).hexdigest()[:16], _end(p)
   among = on_one(min(parallel, len(points)), gpus)
   try:
     while any(p.state in ('waiting', 'running') for p in points):
@@ -308,6 +328,9 @@ def run(points: Sequence[Point], *, parallel: int, retries: int = 1, backoff: fl
           log_line(f'{p.name}: not run, since {", ".join(sorted(p.after))} failed')
         elif (states <= {'done'} and sum(q.state == 'running' for q in points) < parallel
               and _take(p)):
+          if _done_meanwhile(p):
+            log_line(f'{p.name}: done by another process')
+            continue
           busy = [q.gpu for q in points if q.state == 'running']
           start(p, min(gpus, key=busy.count) if gpus else None, among)
           done = sum(q.state == 'done' for q in points)
@@ -326,6 +349,33 @@ def _take(point: Point) -> bool:
   """Leases the point; False while another process has it."""
   point.lease = processes.lease(point.folder / 'lease')
   return point.lease is not None
+
+
+def _end(point: Point) -> Any:
+  """What a sweep wrote of the point's end, when it was done; None where none did."""
+  with contextlib.suppress(OSError, ValueError):
+    return read_json(point.folder / 'done.json')
+
+
+def _done_meanwhile(point: Point) -> bool:
+  """Whether another sweep has done the leased point since this one began, which gives the lease
+  back. A learning rate that an earlier one came down to is where this one begins."""
+  end = _end(point)
+  if not end or end['asked'] != point.asked:
+    return False
+  if end['learning_rate'] and not point.tries:
+    _slow_down(point, end['learning_rate'])
+  if end == point.ended:  # of an earlier sweep: experiments.run looks whether it is still so
+    return False
+  point.state = 'done'
+  if point.lease:
+    point.lease.close()
+  return True
+
+
+def _slow_down(point: Point, rate: float) -> None:
+  point.fields['optimizer.learning_rate'] = point.slowed = rate
+  point.command += ['--fresh', f'--config.optimizer.learning_rate={rate}']
 
 
 def _silence(point: Point) -> float:
@@ -356,6 +406,9 @@ def start(point: Point, gpu: str | None, among: int = 1) -> None:
 
 def _finish(point: Point, retries: int, backoff: float, log_line: Callable[[str], None]) -> None:
   status, seconds = point.process.returncode, time.monotonic() - point.began
+  if status == 0:
+    write_json(point.folder / 'done.json', {
+      'asked': point.asked, 'learning_rate': point.slowed, 'time': time.time()})
   if point.lease:
     point.lease.close()
   again = point.tries <= retries
@@ -368,8 +421,7 @@ def _finish(point: Point, retries: int, backoff: float, log_line: Callable[[str]
   elif again and backoff != 1 and metrics.diverged(
       metrics.read_rows(point.folder / 'events.jsonl')):
     rate = backoff * read_json(str(point.folder / 'config.json'))['optimizer']['learning_rate']
-    point.fields['optimizer.learning_rate'] = rate
-    point.command += ['--fresh', f'--config.optimizer.learning_rate={rate}']
+    _slow_down(point, rate)
     point.state = 'waiting'
     log_line(f'{point.name}: diverged after {seconds:.0f} s; again at a learning rate of {rate:g}')
   else:
@@ -385,14 +437,6 @@ def on_gpu(name: str | None, among: int = 1) -> dict[str, str]:
 def on_one(count: int, gpus: Sequence[str]) -> int:
   """How many of so many processes share a GPU at most."""
   return max(1, -(-count // max(1, len(gpus))))
-
-
-def find_gpus() -> list[str]:
-  """What CUDA_VISIBLE_DEVICES names, or every GPU that the driver lists."""
-  named = os.environ.get('CUDA_VISIBLE_DEVICES')
-  if named is not None:
-    return [g for g in named.split(',') if g]
-  return [str(i) for i in range(len(glob.glob('/dev/nvidia[0-9]*')))]
 
 
 def is_field(flag: str) -> bool:
@@ -422,6 +466,11 @@ def _parse(argv: Sequence[str] | None) -> argparse.Namespace:
                       help='on the learning rate of a point that diverged; 1 = do not try again')
   parser.add_argument('--stall', type=float, default=math.inf, metavar='SECONDS',
                       help='kill a process that has said nothing for so long')
+  unfinished = parser.add_mutually_exclusive_group()
+  unfinished.add_argument('--fresh', action='store_true', help='begin training anew beside an '
+                          'unfinished one that other values left in a point')
+  unfinished.add_argument('--change', action='store_true',
+                          help='let unfinished training go on with the values that were changed')
   parser.add_argument('--dry_run', action='store_true', help='print the commands, run nothing')
   args, args.flags = parser.parse_known_args(argv)
   if wrong := wrong_flags(args.flags):
@@ -448,9 +497,25 @@ def main(argv: Sequence[str] | None = None) -> int:
   return exit_status(lambda: _main(args))
 
 
+def _warnings(points: Sequence[Point]) -> list[str]:
+  """What a page of the finished points must say beside their figures."""
+  compared = [p for p in points if not p.aside]
+  left = [p for p in compared if p.state in ('waiting', 'running')]
+  return [
+    *[f'warning: the sweep is not done: {len(left)} of {len(compared)} runs are not in here: '
+      + ', '.join(p.name for p in left)] * bool(left),
+    *(f'warning: {p.name} diverged, and is a run at a learning rate of {p.slowed:g} instead'
+      for p in compared if p.slowed and p.state == 'done')]
+
+
 def _main(args: argparse.Namespace) -> int:
+  # Here, since every experiments.run has this module and not the second that these take to load.
+  from smoljax.report import scaling_page, sweep_page
+
   points = plan(args.config, args.workdir, args.flags, args.grid, args.seeds)
   check(points, args.config)
+  for p in points:
+    p.command += ['--fresh'] * args.fresh + ['--change'] * args.change
   if args.dry_run:
     print(*commands(points), sep='\n')
     return 0
@@ -461,15 +526,15 @@ def _main(args: argparse.Namespace) -> int:
   ok = False
   try:
     ok = run(points, parallel=args.parallel, retries=args.retries, backoff=args.backoff,
-             stall=args.stall, gpus=find_gpus(), log_line=lambda line: print(line, flush=True))
+             stall=args.stall, gpus=gpu.visible(), log_line=lambda line: print(line, flush=True))
   finally:  # of a sweep that is stopped too: what is finished is compared
     shown = lambda fields: {k: public(v) if isinstance(v, str) else v for k, v in fields.items()}
     finished = [sweep_page.load(p.name, shown(p.fields), p.folder, p.group, p.factors,
                                 p.against)
                 for p in points if p.state == 'done' and not p.aside]
     if finished:
-      failed = [p.name for p in points if p.state == 'failed' and not p.aside]
-      page, verdicts = sweep_page.write(finished, args.workdir, failed)
+      failed = [p.name for p in points if p.state in ('failed', 'blocked') and not p.aside]
+      page, verdicts = sweep_page.write(finished, args.workdir, failed, _warnings(points))
       print(*verdicts, f'comparison: {page}', sep='\n', flush=True)
   if ok and laws:
     page, _ = scaling_page.write(

@@ -3,6 +3,7 @@
 Without jax, since what jax is to have is decided before it starts.
 """
 
+import glob
 import os
 from collections.abc import Sequence
 
@@ -43,14 +44,15 @@ def share() -> float:
 
 
 def visible() -> list[str]:
-  """UUIDs of the GPUs that this process may use, as CUDA counts them; [] without a driver."""
+  """The GPUs that this process may use, as CUDA counts them: their UUIDs, or their numbers where
+  NVML is kept from it; [] without a driver."""
   try:
     pynvml.nvmlInit()
     boards = [str(pynvml.nvmlDeviceGetUUID(pynvml.nvmlDeviceGetHandleByIndex(i)))
               for i in range(pynvml.nvmlDeviceGetCount())]
-  except pynvml.NVMLError:
-    return []
-  if (named := os.environ.get('CUDA_VISIBLE_DEVICES')) is None:
+  except pynvml.NVMLError:  # a container may have CUDA without it
+    boards = [str(i) for i in range(len(glob.glob('/dev/nvidia[0-9]*')))]
+  if not boards or (named := os.environ.get('CUDA_VISIBLE_DEVICES')) is None:
     return boards
   found = []
   for name in map(str.strip, named.split(',')):

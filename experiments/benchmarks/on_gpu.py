@@ -26,7 +26,7 @@ from typing import Any, NamedTuple
 
 from absl import app, flags
 
-from experiments import sweep
+from smoljax import gpu
 
 _OUTPUT = flags.DEFINE_string('output', None, 'Folder for results and logs.', required=True)
 _SECONDS = flags.DEFINE_float('seconds', float('inf'), 'How long all may take.')
@@ -247,7 +247,7 @@ def main(_: list[str]) -> None:
       run(name, device, output, _CORPORA.value, deadline)
 
   with concurrent.futures.ThreadPoolExecutor() as pool:
-    list(pool.map(work, sweep.find_gpus() or ['']))  # a CPU, to try it
+    list(pool.map(work, gpu.visible() or ['']))  # a CPU, to try it
   results = found(output)
   print('\n'.join(table(results)))
   sys.exit(any(results[name]['code'] for name in wanted if name in results))

@@ -24,7 +24,7 @@ import time
 
 from absl import app, flags
 
-from experiments.sweep import find_gpus
+from smoljax import gpu
 
 _SHAPES = flags.DEFINE_list('shapes', ['smollm2-135m', 'smollm2-1.7b', 'smollm3-3b'], 'Models.')
 _OPTIMIZERS = flags.DEFINE_list('optimizers', ['adamw', 'muon', 'muonclip'], 'Optimizers.')
@@ -59,7 +59,7 @@ def time_cell(shape: str, optimizer: str, mesh: str, rows: int, gpus: list[str])
 def main(argv: list[str]) -> None:
   """Times one cell after another."""
   del argv
-  gpus, began, rows, cells = find_gpus(), time.monotonic(), _ROWS.value, []
+  gpus, began, rows, cells = gpu.visible(), time.monotonic(), _ROWS.value, []
   if len(gpus) < 2:
     sys.exit('error: this machine has fewer than two GPUs')
   print(f'{"shape":14} {"optimizer":9} {"mesh":10} {"tokens/s":>9} {"MFU":>6} {"of one":>7} '
@@ -67,15 +67,15 @@ def main(argv: list[str]) -> None:
   late = lambda: time.monotonic() - began > _SECONDS.value
   models = list(itertools.product(_SHAPES.value, _OPTIMIZERS.value))
   free = queue.SimpleQueue()
-  for gpu in gpus:
-    free.put(gpu)
+  for name in gpus:
+    free.put(name)
 
   def alone(shape: str, optimizer: str) -> dict:
-    gpu = free.get()
+    mine = free.get()
     try:
-      return {'error': 'no time'} if late() else time_cell(shape, optimizer, 'fsdp=1', rows, [gpu])
+      return {'error': 'no time'} if late() else time_cell(shape, optimizer, 'fsdp=1', rows, [mine])
     finally:
-      free.put(gpu)
+      free.put(mine)
 
   with concurrent.futures.ThreadPoolExecutor(len(gpus)) as pool:
     singles = list(pool.map(alone, *zip(*models, strict=True)))

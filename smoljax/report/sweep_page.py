@@ -21,6 +21,7 @@ from smoljax.report.charts import Series, count, figure, fixed, number, section,
 from smoljax.scaling import comparison, decisive
 
 LOSS = 'validation loss'
+UNCHANGED = 'unchanged'  # the config as it is, seeds apart
 _TOKENS = 'tokens to target'
 _FILLED = 'tokens without padding'
 _COUNTS = ('tokens', _FILLED, 'unique tokens', 'parameters', 'tokens per second')
@@ -33,7 +34,8 @@ class Result:
   name: str
   fields: Mapping[str, Any]  # what tells it from the others
   folder: pathlib.Path
-  figures: Mapping[str, float]  # by their names in words, in the order they are shown
+  figures: Mapping[str, float]  # by their names in words, in the order they are shown; some may be
+  # NaN, which is no lack of a run
   loss: list[tuple[float, float]]  # tokens, nats per token in training
   held_out: list[tuple[float, float]]  # tokens, bits per byte, mean over corpora
   group: str = ''  # what it is a sample of; '' = its fields but the seed
@@ -76,7 +78,7 @@ def load(name: str, fields: Mapping[str, Any], folder: str | pathlib.Path, group
   bits = [(r['tokens'], [x for k, x in r.items() if k.startswith('val/') and k.endswith('/bpb')])
           for r in rows if 'tokens' in r]
   return Result(
-    name, fields, folder, {k: x for k, x in figures.items() if number(x)},
+    name, fields, folder, {k: x for k, x in figures.items() if isinstance(x, int | float)},
     [(r['tokens'], r['train/loss']) for r in rows if 'train/loss' in r],
     [(tokens, statistics.fmean(values)) for tokens, values in bits if values],
     group, None if factors is None else frozenset(factors), chances, against,
@@ -88,7 +90,7 @@ def groups(results: Iterable[Result]) -> dict[str, dict[Any, Result]]:
   """What runs are samples of → {seed: run}, in the order of the runs."""
   out: dict[str, dict[Any, Result]] = {}
   for r in results:
-    name = r.group or ', '.join(f'{k}={v}' for k, v in r.fields.items() if k != 'seed') or 'all'
+    name = r.group or ', '.join(f'{k}={v}' for k, v in r.fields.items() if k != 'seed') or UNCHANGED
     out.setdefault(name, {})[r.seed] = r
   return out
 
@@ -130,12 +132,13 @@ def effects(results: Iterable[Result], metric: str = LOSS) -> dict[str, dict[str
 
 
 def write(
-  results: Sequence[Result], workdir: str, failed: Sequence[str] = ()
+  results: Sequence[Result], workdir: str, failed: Sequence[str] = (), warnings: Sequence[str] = ()
 ) -> tuple[str, list[str]]:
   """Writes WORKDIR/report/index.html about finished runs; returns its path and what it finds.
 
   Beside it `runs.csv` has all figures of all runs. `failed` are the names of runs that gave none,
-  such as diverged ones: a mean of the rest speaks too well of their groups, and the page says so.
+  such as diverged ones: a mean of the rest speaks too well of their groups, and the page says so,
+  with other `warnings`.
   """
   site = charts.Site()
   varied = list(dict.fromkeys(k for r in results for k in r.fields))
@@ -143,9 +146,10 @@ def write(
   link = site.csv('runs', ('run', *varied, *names), [
     (r.name, *(str(r.fields.get(k, '')) for k in varied), *(r.figures.get(k, '') for k in names))
     for r in results])
-  least = min(results, key=lambda r: r.figures.get(LOSS, math.inf))
+  ordered = sorted(results, key=lambda r: x if number(x := r.figures.get(LOSS)) else math.inf)
+  least = ordered[0]
   rows = []
-  for r in sorted(results, key=lambda r: r.figures.get(LOSS, math.inf)):
+  for r in ordered:
     page = r.folder / 'report' / 'index.html'
     at = page.relative_to(workdir) if page.is_relative_to(workdir) else page.absolute()
     rows.append((f'<a href="../{text(at)}">{text(r.name)}</a>',
@@ -157,9 +161,10 @@ def write(
     section('runs', 'Runs', figure('By validation loss', table(('run', *names), rows), link)),
   ]
   of_seeds = groups(results)
-  verdicts = [*_unlike(results), *_lengths(of_seeds)]
+  verdicts = [*warnings, *_unlike(results), *_lengths(of_seeds)]
   if failed:
-    verdicts.append(f'warning: {len(failed)} runs failed and are in no mean: {", ".join(failed)}')
+    what = 'run failed and is' if len(failed) == 1 else 'runs failed and are'
+    verdicts.append(f'warning: {len(failed)} {what} in no mean: {", ".join(failed)}')
   parts += [f'<p class="lede">{text(line)}</p>' for line in verdicts]
   if any(len(g) > 1 for g in of_seeds.values()):
     parts.append(section('seeds', 'Over seeds', *_over_seeds(of_seeds, site.csv, verdicts),
@@ -221,11 +226,11 @@ def _seen(detectable: float, form: str = '.4f') -> str:
 
 # Of a difference, in tables and CSVs alike.
 _DIFFERENCE = ('difference', 'difference_half', 'p', 'detectable', 'paired', 'correlation',
-               'verdict')
+               'verdict', 'n')
 
 
 def _row(e: comparison.Estimate, verdict: str) -> tuple:
-  return e.mean, e.half, e.p, e.detectable, e.paired, e.correlation, verdict
+  return e.mean, e.half, e.p, e.detectable, e.paired, e.correlation, verdict, e.n
 
 
 def _over_seeds(
@@ -237,8 +242,7 @@ def _over_seeds(
   values = {metric: {name: {seed: r.figures[metric] for seed, r in runs.items()
                             if metric in r.figures} for name, runs in of_seeds.items()}
             for metric in metrics_of}
-  curves = [r.held_out for r in every]
-  target = max(c[-1][1] for c in curves) if all(len(c) > 2 for c in curves) else None
+  target = _target([r.held_out for r in every])
   if target is not None:  # in logarithms, as ratios are compared
     values[_TOKENS] = {name: {seed: math.log(max(1, comparison.tokens_to(r.held_out, target)))
                               for seed, r in runs.items()} for name, runs in of_seeds.items()}
@@ -265,13 +269,14 @@ def _over_seeds(
                    *_row(gap, judged.get((metric, name), ''))))
     body = [
       (text(name), count(n), f'<b>{_show(mean, half)}</b>', *(('', '') if name == to[name] else (
-        f'{_show(gap, gap_half, "+")} <small>{verdict}</small>{_named(to, name)}',
-        _seen(detectable))))
-      for name, n, mean, half, gap, gap_half, _, detectable, _, _, verdict in rows]
+        f'{_show(gap, gap_half, "+")} <small>{verdict}'
+        f'{"" if of == n else f", of {of} " + ("pairs" if paired else "seeds")}</small>'
+        f'{_named(to, name)}', _seen(detectable))))
+      for name, n, mean, half, gap, gap_half, _, detectable, paired, _, verdict, of in rows]
     if metric == LOSS:
       verdicts += [_say(f'{name}: {LOSS} {_show(mean, half)}', found[metric][name], to[name],
                         verdict)
-                   for name, _, mean, half, *_, verdict in rows if name != to[name]]
+                   for name, _, mean, half, *_, verdict, _ in rows if name != to[name]]
     counted = sum(e in judged for e in families[metric not in (LOSS, _TOKENS)])
     out.append(figure(
       f'{metric[0].upper()}{metric[1:]}: means, with 95 % intervals',
@@ -282,6 +287,16 @@ def _over_seeds(
     out.insert(1, _tokens_to_target(
       values[_TOKENS], found[_TOKENS], base[_TOKENS], judged, target, csv, verdicts))
   return out
+
+
+def _target(curves: Sequence[Sequence[tuple[float, float]]]) -> float | None:
+  """The loss that every run comes to while it is watched; None where a run has no finite one, was
+  looked at too seldom, or was there when first looked at, as one that is trained further may be."""
+  values = [[loss for _, loss in curve] for curve in curves]
+  if not all(len(of) > 2 and all(map(math.isfinite, of)) for of in values):
+    return None
+  target = max(of[-1] for of in values)
+  return target if all(of[0] > target for of in values) else None
 
 
 def _what(to: Mapping[str, str]) -> str:
@@ -295,7 +310,8 @@ def _named(to: Mapping[str, str], name: str) -> str:
 
 def _say(start: str, gap: comparison.Estimate, base: str, verdict: str) -> str:
   seen = _seen(gap.detectable) and f'; {_seen(gap.detectable)} would have been seen'
-  return f'{start}, {_show(gap.mean, gap.half, "+")} against {base} ({verdict}{seen})'
+  of = f'{gap.n} pairs' if gap.paired else f'{gap.n} seeds or more a side'
+  return f'{start}, {_show(gap.mean, gap.half, "+")} of {of} against {base} ({verdict}{seen})'
 
 
 def _how(gaps: Sequence[comparison.Estimate], counted: int) -> str:
@@ -325,7 +341,7 @@ def _signals(of_seeds: Mapping[str, Mapping[Any, Result]], csv) -> list[str]:
     chances |= {k: math.nan for r in runs_of for k in r.figures if k.startswith('bits per byte')}
   rows = []
   for task, chance in chances.items():
-    of = [[r.figures[task] for r in runs.values() if task in r.figures]
+    of = [[r.figures[task] for r in runs.values() if number(r.figures.get(task))]
           for runs in of_seeds.values()]
     found = [decisive.signal({str(i): {0: x} for i, x in enumerate(scores)}, chance)
              for scores in of if len(scores) > 1]
@@ -364,22 +380,24 @@ def _tokens_to_target(
     shown = math.isfinite(gap.half) and gap.n >= comparison.LEAST
     low, high = (math.exp(min(x, 99)) for x in (gap.low, gap.high)) if shown else (math.nan,) * 2
     rows.append((name, math.exp(statistics.fmean(logs[name].values())), math.exp(gap.mean), low,
-                 high, math.exp(min(gap.detectable, 99)), verdict))
+                 high, math.exp(min(gap.detectable, 99)), verdict, gap.n))
   ends = lambda low, high: f' ({low:.2f} to {high:.2f})' if number(low) else ''
   body = [
-    (text(name), f'<b>{count(round(tokens))}</b>', *(('', '') if name == to[name] else (
+    (text(name), count(len(logs[name])), f'<b>{count(round(tokens))}</b>', *(
+      ('', '') if name == to[name] else (
       f'{times:.2f} times{ends(low, high)} <small>{verdict}</small>{_named(to, name)}',
       f'{seen:.2f} times' if number(low) else '')))
-    for name, tokens, times, low, high, seen, verdict in rows]
+    for name, tokens, times, low, high, seen, verdict, _ in rows]
   verdicts += [
     f'{name}: {times:.2f} times the tokens of {to[name]} to {target:.3f} bits per byte'
-    + (f' (95 %: {low:.2f} to {high:.2f}; {verdict})' if number(low) else f' ({verdict})')
-    for name, _, times, low, high, _, verdict in rows if name != to[name]]
+    + (f' (95 %: {low:.2f} to {high:.2f}, n = {n}; {verdict})' if number(low) else f' ({verdict})')
+    for name, _, times, low, high, _, verdict, n in rows if name != to[name]]
   return figure(
     f'Tokens to {target:.3f} held-out bits per byte, which every run reaches',
-    table(('', 'tokens, geometric mean', f'times those of {_what(to)}, 95 % interval',
+    table(('', 'seeds', 'tokens, geometric mean', f'times those of {_what(to)}, 95 % interval',
            'could have seen'), body),
-    csv('tokens to target', ('group', 'tokens', 'ratio', 'low', 'high', 'detectable', 'verdict'),
+    csv('tokens to target', ('group', 'tokens', 'ratio', 'low', 'high', 'detectable', 'verdict',
+                             'n'),
         rows))
 
 
@@ -400,7 +418,8 @@ def _effects(found: Mapping[str, Mapping[str, Mapping]], csv, verdicts: list[str
       for x in (e.mean, e.half, e.detectable, word))))
     verdicts.append(f'{factor}: ' + ', '.join(
       f'{name} {_show(e.mean, e.half, "+")} ({word})'
-      for name, e, word in zip(names, of, judged[factor], strict=True)))
+      for name, e, word in zip(names, of, judged[factor], strict=True))
+      + f'; {of[0].n} seed{"s" * (of[0].n > 1)}')
   return figure(
     f'Change of {LOSS}, with 95 % intervals over seeds',
     table(('', 'seeds', *names, 'could have seen'), body),

@@ -331,7 +331,7 @@ assert not xla_bridge._backends, xla_bridge._backends
 
 
 def test_trials_share_gpus_evenly_and_divide_their_memory(tmp_path, monkeypatch):
-  monkeypatch.setenv('CUDA_VISIBLE_DEVICES', '4,7')
+  monkeypatch.setattr(search.gpu, 'visible', lambda: ['4', '7'])
   for name in ('XLA_PYTHON_CLIENT_MEM_FRACTION', 'XLA_CLIENT_MEM_FRACTION'):
     monkeypatch.delenv(name, raising=False)
   objective = search.Experiment(str(tmp_path), 'configs/search.py', (), ['loss'], parallel=4)

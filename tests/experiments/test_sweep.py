@@ -57,6 +57,8 @@ def test_points_become_commands(tmp_path):
   ("[{'seed': 0}, {'seed': 0}]", [], 'seed=0 twice'),
   ("[{'seed': 0}]", ['--config.seed=3'], 'is what the sweep varies'),
   ("[{'train.init_from': '@later'}, {'name': 'later'}]", [], 'names no point before it'),
+  ("[{'name': 'a', 'group': 'g'}, {'name': 'b', 'group': 'g'}]", [],
+   "a and b are both seed 0 of the group 'g'"),
 ])  # fmt: skip
 def test_a_bad_sweep_is_said(tmp_path, points, flags, message):
   with pytest.raises(ValueError, match=message):
@@ -122,8 +124,32 @@ def test_each_point_of_a_sweep_may_have_seeds(tmp_path):
     tmp_path, [{'name': 'first', 'aside': True}, {'name': 'b', 'train.tokens': 5}])
   points = sweep.load_points(config, seeds=2)
   assert [p['name'] for p in points] == ['first', 'b-0', 'b-1'] and points[2]['group'] == 'b'
-  with pytest.raises(ValueError, match='has a seed of its own'):
+  with pytest.raises(ValueError, match='has a seed of its own: drop --seeds, or the field seed'):
     sweep.load_points('configs/quickstart.py', ['seed=1,2'], seeds=2)
+
+
+def test_names_are_names_of_folders(tmp_path):
+  """Of a baseline without fields, of a long value, of those that lead out of the folder."""
+  assert sweep.name_of({}) == 'unchanged' and sweep.name_of({'name': 'ä b/c'}) == '_b_c'
+  for odd in ('..', '.', '-x', '/', '../../etc'):
+    name = sweep.name_of({'name': odd})
+    assert (tmp_path / name).resolve().parent == tmp_path and name[0] not in '.-'
+  long = [sweep.name_of({'train.stages': ({'name': 'x' * 300 + end},)}) for end in 'ab']
+  assert len({*long}) == 2 and max(map(len, long)) <= 160
+  (tmp_path / long[0]).mkdir()
+  points = sweep.plan(config_file(tmp_path, "[{}, {'mtp.weight': 0.1}]"), str(tmp_path / 'w'))
+  assert [p.folder.name for p in points] == ['unchanged', 'weight=0.1']
+
+
+def test_a_sweep_may_go_on_with_changed_values(tmp_path, capsys):
+  """What a point says of unfinished training, --fresh or --change, is to be typed here."""
+  config = config_file(tmp_path, "[{'name': 'a'}]")
+  command = [f'--config={config}', f'--workdir={tmp_path}/w', '--dry_run']
+  for flag in ('--fresh', '--change'):
+    assert sweep.main([*command, flag]) == 0
+    assert capsys.readouterr().out.strip().endswith(flag)
+  with pytest.raises(SystemExit):
+    sweep.main([*command, '--fresh', '--change'])
 
 
 def points_of(tmp_path, **scripts: str) -> list[sweep.Point]:
@@ -239,6 +265,24 @@ def test_a_stopped_sweep_compares_what_is_finished(tmp_path, monkeypatch, capsys
   assert 'comparison: ' in capsys.readouterr().out
 
 
+def test_a_page_tells_what_is_not_as_it_was_asked(tmp_path, monkeypatch):
+  def partly(points, **_):
+    for p, state in zip(points, ('done', 'done', 'blocked', 'waiting'), strict=True):
+      p.state = state
+      if state == 'done':
+        make_run(p.folder, 3.25)
+    points[1].slowed = 0.01
+    return False
+
+  monkeypatch.setattr(sweep, 'run', partly)
+  config = config_file(tmp_path, "[{'name': x} for x in 'abcd']")
+  assert sweep.main([f'--config={config}', f'--workdir={tmp_path}/w']) == 1
+  page = (tmp_path / 'w/report/index.html').read_text()
+  assert 'the sweep is not done: 1 of 4 runs are not in here: d' in page
+  assert 'b diverged, and is a run at a learning rate of 0.01 instead' in page
+  assert '1 run failed and is in no mean: c' in page
+
+
 def test_comparison_has_every_run_and_the_best_first(tmp_path):
   losses = {'<b>a': 3.25, 'b': 3.0}
   runs = []
@@ -326,8 +370,8 @@ def test_groups_of_other_lengths_and_runs_that_failed_are_told(tmp_path):
       runs.append(dataclasses.replace(run, figures={**run.figures, 'tokens': tokens}))
   page, verdicts = sweep_page.write(runs, str(tmp_path), ['b-2'])
   assert verdicts[:2] == ['warning: c was trained on 8,192 tokens a run, a on 4,096',
-                          'warning: 1 runs failed and are in no mean: b-2']
-  assert 'are in no mean: b-2' in pathlib.Path(page).read_text()
+                          'warning: 1 run failed and is in no mean: b-2']
+  assert 'is in no mean: b-2' in pathlib.Path(page).read_text()
 
 
 def test_padding_is_no_token_that_a_group_was_trained_on(tmp_path):
@@ -391,6 +435,36 @@ def test_tokens_to_a_loss_that_all_reach(tmp_path):
   assert 'which every run reaches' in pathlib.Path(page).read_text()
 
 
+@pytest.mark.parametrize('curve', [
+  [(0, 1.3), (1000, 1.5), (2000, 1.45)],  # it forgets: at the target before its first step
+  [(1000, 3.0), (2000, math.nan), (4000, math.nan)], [(1000, 3.0), (2000, 2.9)]])
+def test_no_tokens_are_told_where_a_curve_does_not_come_to_a_target(tmp_path, curve):
+  runs = []
+  for group in 'ab':
+    for seed in range(3):
+      make_run(tmp_path / f'{group}{seed}', 3.0 + seed)
+      run = sweep_page.load(f'{group}{seed}', {'seed': seed}, tmp_path / f'{group}{seed}', group)
+      runs.append(dataclasses.replace(run, held_out=curve))
+  _, verdicts = sweep_page.write(runs, str(tmp_path))
+  assert len(verdicts) == 1 and not (tmp_path / 'report/tokens_to_target.csv').exists()
+
+
+def test_a_difference_tells_of_how_many_runs_it_is(tmp_path):
+  """Of a group that lacks a seed, and of one whose figure is not finite, which has no verdict."""
+  runs = []
+  for group, losses in {'a': (3.0, 3.2, 3.1), 'b': (3.5, 3.6, 3.8, 3.7),
+                        'c': (3, math.nan, 4)}.items():
+    for seed, loss in enumerate(losses):
+      folder = tmp_path / f'{group}{seed}'
+      make_run(folder, loss)
+      runs.append(sweep_page.load(folder.name, {'seed': seed}, folder, group))
+  page, verdicts = sweep_page.write(runs, str(tmp_path))
+  rows = list(csv.DictReader((tmp_path / 'report/seeds_validation_loss.csv').open()))
+  assert [(r['seeds'], r['n']) for r in rows] == [('3', '3'), ('4', '3'), ('3', '3')]
+  assert 'of 3 pairs against a' in verdicts[0] and 'a run has no finite figure' in verdicts[1]
+  assert ', of 3 pairs</small>' in pathlib.Path(page).read_text()
+
+
 def test_effects_and_interactions(tmp_path):
   """Two factors and their interaction as planted; a seed that lacks a cell does not count."""
   runs = []
@@ -410,13 +484,6 @@ def test_effects_and_interactions(tmp_path):
   _, verdicts = sweep_page.write(runs, str(tmp_path))
   assert 'b: alone -0.2000 ± 0.0000 (apart), among all -0.1000' in ' '.join(verdicts)
   assert sweep_page.effects([r for r in runs if r.factors]) == {}
-
-
-def test_gpus_are_those_that_are_visible(monkeypatch):
-  monkeypatch.setenv('CUDA_VISIBLE_DEVICES', '2,3')
-  assert sweep.find_gpus() == ['2', '3']
-  monkeypatch.setenv('CUDA_VISIBLE_DEVICES', '')
-  assert sweep.find_gpus() == []
 
 
 def test_flags_are_checked(capsys):
@@ -475,6 +542,29 @@ assert sweep.run(points, parallel=2, log_line=lambda line: None)
   assert sorted(counter.read_text().split()) == list('012345')
 
 
+def test_what_another_sweep_has_done_meanwhile_is_not_run_again(tmp_path):
+  """A later call runs it, and experiments.run sees that nothing is left."""
+  counter = tmp_path / 'counter'
+  code = f'''
+import pathlib, sys
+from experiments import sweep
+root = pathlib.Path({str(tmp_path)!r}) / 'points'
+points = [sweep.Point(str(i), {{}}, [sys.executable, '-c', """
+import sys, time
+open({str(counter)!r}, 'a').write(sys.argv[1] + chr(10))
+time.sleep(1)
+""", str(i)], root / str(i), set()) for i in range(6)]
+while len(list(root.parent.glob('ready*'))) < 2:
+  (root.parent / ('ready' + sys.argv[1])).touch()
+assert sweep.run(points, parallel=2, log_line=lambda line: None)
+'''
+  both = [subprocess.Popen([sys.executable, '-c', code, str(i)], cwd=REPOSITORY) for i in range(2)]
+  assert [p.wait(120) for p in both] == [0, 0]
+  assert sorted(counter.read_text().split()) == list('012345')
+  assert subprocess.run([sys.executable, '-c', code, '0'], cwd=REPOSITORY).returncode == 0
+  assert len(counter.read_text().split()) == 12
+
+
 def test_a_point_that_diverges_is_run_again_slower(tmp_path):
   script = '''
 import json
@@ -493,6 +583,10 @@ sys.exit(2 if rate > .3 else 0)'''
     assert (point.state, point.tries) == (state, retries + 1)
     assert 'again at a learning rate of 0.4' in said[1]
   assert point.fields == {'optimizer.learning_rate': 0.2}
+  again = points_of(tmp_path / '2', wild=script)
+  again[0].command[2] = f'import os, sys\nos.chdir({str(again[0].folder)!r})\n{script}'
+  assert sweep.run(again, parallel=1, backoff=0.5, log_line=lambda _: None)
+  assert (again[0].tries, again[0].slowed) == (1, 0.2)  # it does not diverge anew
   (point,) = points_of(tmp_path / 'never', wild=script)
   point.command[2] = f'import os, sys\nos.chdir({str(point.folder)!r})\n{script}'
   assert not sweep.run([point], parallel=1, retries=2, log_line=lambda _: None) and point.tries == 1

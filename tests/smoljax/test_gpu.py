@@ -66,6 +66,14 @@ def test_a_machine_without_a_driver_has_no_gpus(no_driver):
   assert gpu.visible() == []
 
 
+def test_gpus_without_nvml_are_counted(no_driver, monkeypatch):
+  monkeypatch.setattr(gpu.glob, 'glob', lambda _: ['/dev/nvidia0', '/dev/nvidia1', '/dev/nvidia2'])
+  monkeypatch.delenv('CUDA_VISIBLE_DEVICES', raising=False)
+  assert gpu.visible() == ['0', '1', '2']
+  monkeypatch.setenv('CUDA_VISIBLE_DEVICES', '2,0')
+  assert gpu.visible() == ['2', '0']
+
+
 @pytest.mark.parametrize('visible, joules', [
   ('0,1', 3000), ('2, 0', 4000), ('GPU-ab,GPU-cc', 5000)])
 def test_energy_since_the_last_reading(boards, monkeypatch, visible, joules):

@@ -26,7 +26,7 @@ def jobs(tmp_path, monkeypatch):
   """Jobs that sleep: a function of {name: (expected seconds, seconds, …)}, which runs them."""
   (tmp_path / 'sleeps.py').write_text(SLEEPS)
   monkeypatch.setenv('PYTHONPATH', str(tmp_path))
-  monkeypatch.setenv('CUDA_VISIBLE_DEVICES', '4,7')
+  monkeypatch.setattr(on_gpu.gpu, 'visible', lambda: ['4', '7'])
   monkeypatch.delenv('XLA_FLAGS', raising=False)
 
   def run(given, seconds=float('inf')):
