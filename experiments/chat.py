@@ -1,5 +1,7 @@
 """A conversation in the terminal: turns, modes, calls of tools, written as they come."""
 
+import contextlib
+import io
 import json
 import sys
 from collections.abc import Callable, Sequence
@@ -14,11 +16,15 @@ from smoljax.inference.generate import stream
 from smoljax.inference.sampling import Sampling
 from smoljax.inference.text import Text
 
+with contextlib.suppress(ImportError):
+  import readline  # noqa: F401  input() then takes long lines, which a terminal alone cuts at 4,095
+
 HELP = """\
 /think, /no_think  think before answering, or answer at once (alone, or before or after a message)
 /reset             forget the conversation
 /help              these lines
-/exit              leave; so do Ctrl-D, and Ctrl-C at the prompt (in an answer it ends that)"""
+/exit              leave; so do Ctrl-D, and Ctrl-C at the prompt (in an answer it ends that; asked
+                   for a result, it gives none)"""
 
 
 def read_tools(path: str) -> list[chat.Tool]:
@@ -45,7 +51,7 @@ class Conversation:
     max_new_tokens: of an answer.
     ends: more ids that end an answer.
   Raises:
-    ValueError: it has no chat template, or not this mode.
+    ValueError: it has no chat template, or not this mode; answers may fill the whole context.
   """
 
   def __init__(
@@ -56,6 +62,9 @@ class Conversation:
     self._loaded, self._config, self._tools = loaded, config, list(tools)
     self._template = load.chat_template_of(loaded)
     self._sampling, self._most, self._seed = sampling, max_new_tokens, seed
+    if max_new_tokens >= config.max_seq_len:
+      raise ValueError(f'max_new_tokens={max_new_tokens} leaves no room for a message in a context '
+                       f'of {config.max_seq_len}: lower it, or give --context')
     end = loaded.tokenizer.control_id(chat.END)
     self._ends = (*loaded.eos_ids, *ends, *([] if end is None else [end]))
     self._system: list[chat.Message] = (
@@ -80,12 +89,12 @@ class Conversation:
 
     Raises ValueError where they do not fit into the context; then nothing was said.
     """
-    before = list(self.history)
-    self.history += messages
+    before = self.history, self.dropped
+    self.history = [*self.history, *messages]
     try:
       ids = self._prompt(len(messages))
     except ValueError:
-      self.history = before
+      self.history, self.dropped = before
       raise
     text, pieces = Text(decoder(self._loaded.tokenizer), (), ids), []
 
@@ -124,7 +133,8 @@ class Conversation:
       if cut is None or cut > len(self.history) - new:
         raise ValueError(
           f'this takes {len(ids)} tokens, and beside max_new_tokens={self._most} there is room for '
-          f'{room} in a context of {self._config.max_seq_len}: say less, or give --context')
+          f'{room} in a context of {self._config.max_seq_len}: say less, or give --context '
+          'or a lower --max_new_tokens')
       self.history, self.dropped = self.history[cut:], self.dropped + cut
 
 
@@ -135,19 +145,22 @@ def converse(
   source, sink = source or sys.stdin, sink or sys.stdout
   show = lambda text: print(text, end='', file=sink, flush=True)
   asks = source.isatty()
+  if isinstance(source, io.TextIOWrapper):
+    source.reconfigure(errors='replace')
   if asks:
     show('Say something; /help tells what else.\n')
 
   def read(prompt: str) -> str | None:
-    show(prompt if asks else '')
-    line = source.readline()
-    return line.rstrip('\n') if line else None
+    try:
+      if asks:
+        return input(prompt)
+      line = source.readline()
+      return line.rstrip('\n') if line else None
+    except (EOFError, KeyboardInterrupt):
+      return None
 
   while True:
-    try:
-      line = read('> ')
-    except KeyboardInterrupt:
-      line = None
+    line = read('> ')
     if line is None or line.strip() in ('/exit', '/quit'):
       show('\n' if line is None else '')
       return
@@ -197,5 +210,6 @@ def _exchange(talk, message, show, read):
     for call in calls:
       show(f'→ {call.name}({json.dumps(call.arguments, ensure_ascii=False)})\n')
       if (result := read(f'result of {call.name}: ')) is None or not result.strip():
-        return  # no result: the conversation goes on without
+        show('\n' if result is None else '')
+        return  # the conversation goes on without
       messages.append({'role': 'tool', 'content': result.strip()})

@@ -1,7 +1,14 @@
 """A conversation in the terminal, with a model whose words are given."""
 
+import contextlib
 import io
 import json
+import os
+import pathlib
+import pty
+import select
+import subprocess
+import sys
 
 import pytest
 from goldens import make_lm_harness as models
@@ -74,6 +81,59 @@ def test_what_no_longer_fits_is_forgotten_from_the_beginning(talk):
   assert said.count('no longer fit') >= 1 and 'say less, or give --context' in said
   assert 'message 3' in prompts[-1] and 'message 0' not in prompts[-1]
   assert len(it.history) % 2 == 0 and it.history[0]['role'] == 'user'
+
+
+def test_what_does_not_fit_changes_nothing(talk):
+  it, _ = talk(['yes'] * 3, context=560, mode='no_think')
+  conversation(it, 'message ' + 'value ' * 60, 'message ' + 'value ' * 60)
+  before = it.dropped, list(it.history)
+  conversation(it, 'word ' * 2000)
+  assert (it.dropped, it.history) == before
+  with pytest.raises(ValueError, match='max_new_tokens=64 leaves no room for a'):
+    talk([], context=64)
+
+
+TALK = """
+import os
+os.close(os.open(os.ttyname(0), os.O_RDWR))  # makes it the terminal of this session, for Ctrl-C
+from experiments import chat
+class Talk:
+  dropped = 0
+  def say(self, messages, show):
+    said = messages[0]['content']
+    call = '<tool_call>{"name": "f", "arguments": {}}</tool_call>'
+    show(text := call if said == 'call' else f'{len(said)} characters, {said[-2:]}')
+    return text
+chat.converse(Talk())
+"""
+
+
+def test_a_terminal_keeps_long_lines_and_ctrl_c_ends_what_it_should():
+  ours, theirs = pty.openpty()
+  environment = {**os.environ, 'PYTHONIOENCODING': 'utf-8', 'TERM': 'dumb'}
+  child = subprocess.Popen(
+    [sys.executable, '-c', TALK], stdin=theirs, stdout=theirs, stderr=theirs, env=environment,
+    cwd=pathlib.Path(chat_lib.__file__).parents[1], start_new_session=True)
+  os.close(theirs)
+  said = b''
+  try:
+    for send, answer in (
+      (b'', b'> '), (b'x' * 5000 + b'yz\n', b'5002 characters, yz\r\n> '),
+      (b'a\xff\n', 'a\ufffd\r\n> '.encode()), (b'call\n', b'result of f: '), (b'\x03', b'> '),
+      (b'on\n', b'2 characters, on\r\n> ')):
+      os.write(ours, send)
+      said = b''
+      while answer not in said:
+        assert select.select([ours], [], [], 60)[0], (answer, said)
+        said += os.read(ours, 1 << 16)
+    os.write(ours, b'\x03')
+    with contextlib.suppress(OSError):  # of a terminal that its last process has left
+      while select.select([ours], [], [], 60)[0] and os.read(ours, 1 << 16):
+        pass
+    assert child.wait(60) == 0
+  finally:
+    child.kill()
+    os.close(ours)
 
 
 def test_tools_are_read_from_a_file(tmp_path):
