@@ -33,7 +33,7 @@ from apache_beam.io.filesystems import FileSystems
 
 from data_beam import curation, hub, records
 from data_beam import options as options_lib
-from data_beam.beam_options import is_beams, pipeline_options
+from data_beam.beam_options import explained, is_beams, pipeline_options
 from data_beam.command_line import Parser, complain
 from data_beam.curation import Each
 from data_beam.dedup.clusters import deduplication
@@ -633,13 +633,14 @@ def main(argv: Sequence[str] | None = None) -> int:
   logging.basicConfig(format='%(message)s', level=logging.WARNING, force=True)
   log.setLevel(logging.INFO)
   try:
-    if args.command == 'import':
-      path = import_tables(args.input, args.output, args.name,
-                           options_lib.take(ImportOptions, vars(args)), beam_args=beam_args)
-    else:
-      path = export_corpus(args.input, args.output, format=args.format, beam_args=beam_args)
-      if args.push_to_hub:
-        print(f'pushed to {hub.push(path, args.push_to_hub, "dataset")}')
+    with explained(beam_args):
+      if args.command == 'import':
+        path = import_tables(args.input, args.output, args.name,
+                             options_lib.take(ImportOptions, vars(args)), beam_args=beam_args)
+      else:
+        path = export_corpus(args.input, args.output, format=args.format, beam_args=beam_args)
+    if args.command != 'import' and args.push_to_hub:
+      print(f'pushed to {hub.push(path, args.push_to_hub, "dataset")}')
   except (ValueError, OSError) as error:
     return complain('data_beam.tables', error)
   print(public(f'The result is at {path}'))

@@ -30,7 +30,12 @@ import tokenizers
 
 from data_beam import chat, records, special_tokens
 from data_beam import options as options_lib
-from data_beam.beam_options import is_beams, pipeline_options, require_file_system
+from data_beam.beam_options import (
+  explained,
+  is_beams,
+  pipeline_options,
+  require_file_system,
+)
 from data_beam.command_line import Parser, complain
 from data_beam.dedup.clusters import rehydration_weight
 from data_beam.dedup.minhash import ngram_hashes, word_hashes
@@ -461,9 +466,10 @@ def main(argv: Sequence[str] | None = None) -> None:
   args, beam_args = parser.parse_known_args(argv)
   try:
     name = args.name or records.read_manifest(args.input[0], 'curated')['name']
-    path = run(args.input, args.tokenizer, args.output, name,
-               options_lib.take(TokenizeOptions, vars(args)), against=args.against,
-               beam_args=beam_args)
+    with explained(beam_args):
+      path = run(args.input, args.tokenizer, args.output, name,
+                 options_lib.take(TokenizeOptions, vars(args)), against=args.against,
+                 beam_args=beam_args)
   except (ValueError, OSError) as error:
     sys.exit(complain('error', error))
   manifest = records.read_manifest(path)

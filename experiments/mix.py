@@ -41,7 +41,9 @@ import jax.numpy as jnp
 import numpy as np
 
 from data_beam.command_line import Parser
+from data_beam.redact import public
 from experiments import sweep
+from experiments.engine.build import deciding
 from experiments.engine.cli import console, exit_status, read_json, write_json
 from experiments.engine.config import keep_programs, model_config, resolve
 from experiments.engine.corpora import foreign_corpora
@@ -205,10 +207,13 @@ class Mix:
       'proxies': m.proxies, 'mixtures': made.tolist(), 'judged': 'by other documents',
       'optimizer': [self.c.optimizer.name, self.c.optimizer.learning_rate],
       'parameters': model_config(self.c, self.vocab_size).num_params(),
+      'config': {k: public(deciding(k, self.c[k]))
+                 for k in ('model', 'optimizer', 'train', 'data')},
     }
-    path = self.workdir / 'design.json'
-    if path.exists() and read_json(path) != json.loads(json.dumps(value)):
-      raise ValueError(f'{path} is of other corpora or settings: give another --workdir')
+    path, value = self.workdir / 'design.json', json.loads(json.dumps(value, default=str))
+    if path.exists() and (other := metrics.changes(read_json(path), value)):
+      raise ValueError(f'{path} is of other corpora or settings ({", ".join(sorted(other)[:4])}): '
+                       'give another --workdir')
     write_json(path, value)
     return True
 

@@ -62,7 +62,7 @@ from experiments.engine.study import (
   size,
 )
 from smoljax import gpu, metrics
-from smoljax.report import search_page
+from smoljax.report import charts, search_page
 from smoljax.scaling import comparison
 
 RETRIES = 2  # new starts of a training that was killed
@@ -499,8 +499,10 @@ def _main(args: argparse.Namespace, argv: Sequence[str]) -> None:
     with _helpers(args.processes - 1, argv, 'again'):
       found['again'] = intervals(done, retest(done).run(plain, log_line))
     for f in found['again']:
-      log_line(f'trial {f["trial"]} again, {len(f["values"])} seeds: {args.objectives[0]} '
-               f'{f["mean"]:.4f} ± {f["half"]:.4f}')
+      lost = sum(not math.isfinite(x) for x in f['values'].values())
+      log_line(f'trial {f["trial"]} again, {len(f["values"])} seeds: ' + (
+        f'{lost} failed' if lost else
+        f'{args.objectives[0]} {charts.spread(f["mean"], f["half"])}'))
   print(f'results: {search_page.write(found, args.workdir)}')
 
 

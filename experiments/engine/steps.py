@@ -6,7 +6,7 @@ import json
 import os
 import pathlib
 import shutil
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 from data_beam.options import ConversationOptions, PdfOptions, TokenizeOptions, WebOptions
@@ -20,6 +20,19 @@ from experiments.engine.corpora import globs
 # curates need not be installed where nothing is curated.
 
 
+def _by_beam(run: Callable[..., dict]) -> Callable[..., dict]:
+  """A step whose disk may be full: Beam ends in a RuntimeError then, which would be a traceback."""
+
+  @functools.wraps(run)
+  def explained_run(*args: Any, c: Any, **how: Any) -> dict:
+    from data_beam.beam_options import explained
+
+    with explained(c.beam.args):
+      return run(*args, c=c, **how)
+
+  return explained_run
+
+
 def run_crawl(output: str, _: Mapping[str, str], *, c: Any) -> dict:
   """A small crawl of this machine's own documentation, as WARC and PDF."""
   from experiments.quickstart import crawl
@@ -29,6 +42,7 @@ def run_crawl(output: str, _: Mapping[str, str], *, c: Any) -> dict:
   )
 
 
+@_by_beam
 def run_web(output: str, inputs: Mapping[str, str], *, c: Any) -> dict:
   """Web pages to a curated corpus."""
   from data_beam.web import pipeline as web
@@ -43,6 +57,7 @@ def run_web(output: str, inputs: Mapping[str, str], *, c: Any) -> dict:
   return _corpus_result(path)
 
 
+@_by_beam
 def run_pdf(output: str, inputs: Mapping[str, str], *, c: Any) -> dict:
   """PDFs to a curated corpus."""
   from data_beam.pdf import pipeline as pdf
@@ -66,6 +81,7 @@ def run_chains(output: str, _: Mapping[str, str], *, c: Any) -> dict:
   return {'conversations': c.chains.number}
 
 
+@_by_beam
 def run_conversations(output: str, inputs: Mapping[str, str], *, c: Any) -> dict:
   """Conversations to a curated corpus."""
   from data_beam import conversations
@@ -111,6 +127,7 @@ def run_tokenizer(output: str, inputs: Mapping[str, str], *, c: Any) -> dict:
   return {'vocab_size': c.tokenizer.vocab_size}
 
 
+@_by_beam
 def run_tokenize(
   output: str, inputs: Mapping[str, str], *, c: Any, corpus: str, against: Mapping[str, str]
 ) -> dict:

@@ -209,13 +209,10 @@ class Rows:
   def epochs(self, position: Sequence[int]) -> float:
     """How often the corpus was gone through up to a position; within a window, about."""
     epoch, window, row = position
-    return epoch + (window + min(1.0, row / self._usual_rows)) / self._num_windows
+    documents = (window + min(1.0, row / self._usual_rows)) * self._window
+    return epoch + min(1.0, documents / self._size)
 
   @functools.cached_property
   def _usual_rows(self) -> float:
-    """Rows of a window, as if all were full."""
-    repeats = 1 if self.corpus.repeats is None else self.corpus.repeats
-    lengths = self.corpus.pair_lengths if self._pairs else self.corpus.lengths
-    lengths = np.minimum(lengths, self.corpus.longest(self._seq_len))
-    places = float(np.sum((lengths - 1.0) * repeats))
-    return max(1.0, places / self._seq_len / self._num_windows)
+    """Rows of a whole window, by the first one: as full as rows of such documents become."""
+    return max(1.0, len(self._rows(0, 0)) * self._window / min(self._window, self._size))

@@ -65,6 +65,13 @@ def fixed(x: object, digits: int = 2) -> str:
   return f'{x:,.{digits}f}' if number(x) else '–'
 
 
+def spread(mean: float, half: float, sign: str = '') -> str:
+  """A mean with half its interval, which is left out where it is infinite; '–' for no number."""
+  if not number(mean):
+    return '–'
+  return f'{mean:{sign}.4f}' + (f' ± {half:.4f}' if math.isfinite(half) else '')
+
+
 def percent(x: object, digits: int = 1) -> str:
   """A share in percent; '–' for what is no number."""
   return f'{100 * x:.{digits}f}%' if number(x) else '–'

@@ -5,7 +5,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 from smoljax.report import charts
-from smoljax.report.charts import Series, figure, fixed, section, table, text
+from smoljax.report.charts import Series, figure, fixed, number, section, spread, table, text
 from smoljax.scaling import comparison
 
 _KINDS = {'arm': 'the size of the proxies', 'arm_larger': 'a larger model and more tokens'}
@@ -20,8 +20,9 @@ def validation(scores: Mapping[str, Scores], blend: Mapping[str, float]) -> dict
 
   Returns:
     Of each kind `arms`, name → [mean, half its 95 % t-interval, seeds]; `differences`, a list of
-    {of, against, mean, half, p, holm, detectable, verdict}, paired by seed, Holm's method over
-    those of all kinds; `domains`, domain → [mean, half] of proposed less natural.
+    {of, against, mean, half, p, detectable, n, verdict, holm}, paired by seed, Holm's method over
+    those of all kinds that have a verdict (the others' `holm` is NaN); `domains`,
+    domain → [mean, half] of proposed less natural.
   """
   found: dict[str, Any] = {}
   asked: list[tuple[dict, comparison.Estimate]] = []
@@ -35,7 +36,7 @@ def validation(scores: Mapping[str, Scores], blend: Mapping[str, float]) -> dict
       if arm in blended and other in blended:
         gap = comparison.difference(blended[other], blended[arm])
         row = {'of': arm, 'against': other, 'mean': gap.mean, 'half': gap.half, 'p': gap.p,
-               'detectable': gap.detectable}
+               'detectable': gap.detectable, 'n': gap.n}
         found[kind]['differences'].append(row)
         asked.append((row, gap))
     if 'proposed' in of and 'natural' in of:
@@ -44,7 +45,7 @@ def validation(scores: Mapping[str, Scores], blend: Mapping[str, float]) -> dict
                                       for arm in ('natural', 'proposed')))
         found[kind]['domains'][d] = [gap.mean, gap.half]
   verdicts = comparison.judge([gap for _, gap in asked])
-  corrected = comparison.holm([gap.p for _, gap in asked])
+  corrected = comparison.corrected([gap for _, gap in asked])
   for (row, _), verdict, p in zip(asked, verdicts, corrected, strict=True):
     row |= {'verdict': verdict, 'holm': p}
   return found
@@ -54,9 +55,10 @@ def words(found: Mapping[str, Any]) -> Iterator[str]:
   """A line about each difference that was asked for."""
   for kind, of in found.items():
     for row in of['differences']:
-      yield (f'{row["of"]} less {row["against"]}, {_KINDS[kind]}: {row["mean"]:+.4f} ± '
-             f'{row["half"]:.4f} bits per byte, {row["verdict"]} (p {row["holm"]:.2g} by Holm\'s '
-             f'method; {row["detectable"]:.4f} would have been seen)')
+      why = (f' (n = {row["n"]}; p {row["holm"]:.2g} by Holm\'s method; {row["detectable"]:.4f} '
+             'would have been seen)') if number(row['holm']) else ''
+      yield (f'{row["of"]} less {row["against"]}, {_KINDS[kind]}: '
+             f'{spread(row["mean"], row["half"], "+")} bits per byte, {row["verdict"]}{why}')
 
 
 def write(design: Mapping, fit: Mapping, decision: Mapping, found: Mapping[str, Any], folder: str
@@ -149,29 +151,33 @@ def _validated(site: charts.Site, found: Mapping[str, Any]) -> str:
     return section('validation', 'Validation', charts.missing('validation', 'no arm has run yet'))
   parts = []
   for kind, of in found.items():
-    arms = [(text(a), str(n), f'{mean:.4f} ± {half:.4f}')
+    arms = [(text(a), str(n), spread(mean, half))
             for a, (mean, half, n) in of['arms'].items()]
     parts.append(figure(f'Arms, {_KINDS[kind]}', table(('', 'seeds', 'bits per byte'), arms), ''))
     body = [(f'{text(r["of"])} less {text(r["against"])}', text(r['verdict']),
-             f'<b>{r["mean"]:+.4f} ± {r["half"]:.4f}</b>', f'{r["holm"]:.2g}',
-             f'{r["detectable"]:.4f}') for r in of['differences']]
+             str(r['n']), f'<b>{spread(r["mean"], r["half"], "+")}</b>',
+             f'{r["holm"]:.2g}' if number(r['holm']) else '–', fixed(r['detectable'], 4))
+            for r in of['differences']]
     parts.append(figure(
       f'Differences, {_KINDS[kind]}',
-      table(('', '', 'bits per byte', 'p, by Holm’s method', 'could have seen'), body, words=2),
+      table(('', '', 'seeds', 'bits per byte', 'p, by Holm’s method', 'could have seen'), body,
+            words=2),
       site.csv(f'differences_{kind}', _COLUMNS, [[r[k] for k in _COLUMNS]
                                                  for r in of['differences']]),
-      'Paired by seed, 95 % t-intervals; decided before any of these runs.'))
+      'Paired by seed, 95 % t-intervals; decided before any of these runs. Could have seen: the '
+      'true difference that so many seeds show in 80 % of tries.'))
     domains = sorted(of['domains'].items(), key=lambda x: -x[1][0])
     parts.append(figure(
       f'By domain, proposed less natural, {_KINDS[kind]}',
-      table(('', 'bits per byte'), [(text(d), f'{mean:+.4f} ± {half:.4f}')
+      table(('', 'bits per byte'), [(text(d), spread(mean, half, '+'))
                                     for d, (mean, half) in domains]),
       site.csv(f'domains_{kind}', ('domain', 'difference', 'half'),
                [(d, *x) for d, x in domains]), 'Those above 0 lost.'))
   return section('validation', 'Validation', *parts)
 
 
-_COLUMNS: Sequence[str] = ('of', 'against', 'mean', 'half', 'p', 'holm', 'detectable', 'verdict')
+_COLUMNS: Sequence[str] = (
+  'of', 'against', 'mean', 'half', 'p', 'holm', 'detectable', 'verdict', 'n')
 
 
 def _sensitivity(site: charts.Site, decision: Mapping) -> str:

@@ -53,7 +53,8 @@ def write(results: Mapping[str, Any], workdir: str) -> str:
   if several:
     parts.append(section('front', 'Trade-offs', _front(results, complete, site)))
   else:
-    parts.append(section('history', 'History', _history(complete, site)))
+    name = results['objectives'][0]
+    parts.append(section('history', 'History', _history(name, complete, site)))
     parts.append(section('matters', 'What matters', _importance(results, site),
                          f'<div class="grid">{"".join(_slices(results, complete))}</div>',
                          _contour(results, complete)))
@@ -89,14 +90,18 @@ def _again(results: Mapping[str, Any], site: charts.Site) -> str:
     'point that failed with one of them has none.')
 
 
-def _history(complete: Sequence[Mapping], site: charts.Site) -> str:
+def _history(name: str, complete: Sequence[Mapping], site: charts.Site) -> str:
   values = [(t['number'], t['values'][0]) for t in complete]
   least = [(n, float(y)) for (n, _), y in
            zip(values, np.minimum.accumulate([v for _, v in values]), strict=True)]
-  return figure('Loss by trial', charts.lines(
+  return figure(f'{_capital(name)} by trial', charts.lines(
     [Series('trials', values, 2, 'points'), Series('the best so far', least, 0)],
-    label='Loss by trial', y_label='loss', x_label='trial', height=220),
-    site.csv('history', ('trial', 'loss'), values))
+    label=f'{_capital(name)} by trial', y_label=name, x_label='trial', height=220),
+    site.csv('history', ('trial', name), values))
+
+
+def _capital(name: str) -> str:
+  return name[0].upper() + name[1:]
 
 
 def _importance(results: Mapping[str, Any], site: charts.Site) -> str:
@@ -110,15 +115,15 @@ def _importance(results: Mapping[str, Any], site: charts.Site) -> str:
 
 
 def _slices(results: Mapping[str, Any], complete: Sequence[Mapping]) -> list[str]:
-  out = []
+  out, objective = [], results['objectives'][0]
   for name, of in results['space'].items():
     points = sorted((t['params'][name], t['values'][0]) for t in complete
                     if number(t['params'].get(name)))
     if points:
       log = 'x' if of[0] == 'log' and points[0][0] > 0 else ''
       out.append(figure(text(name), charts.lines(
-        [Series('', points, 2, 'points')], label=f'Loss by {name}', y_label='loss', x_label='',
-        height=200, log=log), ''))
+        [Series('', points, 2, 'points')], label=f'{_capital(objective)} by {name}',
+        y_label=objective, x_label='', height=200, log=log), ''))
   return out
 
 
@@ -153,7 +158,7 @@ def _contour(results: Mapping[str, Any], complete: Sequence[Mapping]) -> str:
   fig.savefig(file, format='svg', bbox_inches='tight', metadata={'Date': None})
   pyplot.close(fig)
   data = base64.b64encode(file.getvalue()).decode()
-  label = f'Loss over {numeric[0]} and {numeric[1]}'
+  label = f'{_capital(results["objectives"][0])} over {numeric[0]} and {numeric[1]}'
   return figure(text(label), f'<img alt="{text(label)}" style="max-width:100%" '
                 f'src="data:image/svg+xml;base64,{data}">', '', 'The star is the best; lighter is '
                 'less.')

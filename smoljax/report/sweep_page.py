@@ -17,7 +17,17 @@ from typing import Any
 
 from smoljax import metrics
 from smoljax.report import charts
-from smoljax.report.charts import Series, count, figure, fixed, number, section, table, text
+from smoljax.report.charts import (
+  Series,
+  count,
+  figure,
+  fixed,
+  number,
+  section,
+  spread,
+  table,
+  text,
+)
 from smoljax.scaling import comparison, decisive
 
 LOSS = 'validation loss'
@@ -216,10 +226,6 @@ def _lengths(of_seeds: Mapping[str, Mapping[Any, Result]]) -> list[str]:
   return out
 
 
-def _show(mean: float, half: float, sign: str = '') -> str:
-  return f'{mean:{sign}.4f}' + (f' ± {half:.4f}' if math.isfinite(half) else '')
-
-
 def _seen(detectable: float, form: str = '.4f') -> str:
   return f'{detectable:{form}}' if math.isfinite(detectable) else ''
 
@@ -268,18 +274,20 @@ def _over_seeds(
       rows.append((name, len(of), *comparison.interval(of),
                    *_row(gap, judged.get((metric, name), ''))))
     body = [
-      (text(name), count(n), f'<b>{_show(mean, half)}</b>', *(('', '') if name == to[name] else (
-        f'{_show(gap, gap_half, "+")} <small>{verdict}'
+      (text(name), count(n), f'<b>{spread(mean, half)}</b>', *(('', '') if name == to[name] else (
+        f'{spread(gap, gap_half, "+")} <small>{verdict}'
         f'{"" if of == n else f", of {of} " + ("pairs" if paired else "seeds")}</small>'
         f'{_named(to, name)}', _seen(detectable))))
       for name, n, mean, half, gap, gap_half, _, detectable, paired, _, verdict, of in rows]
     if metric == LOSS:
-      verdicts += [_say(f'{name}: {LOSS} {_show(mean, half)}', found[metric][name], to[name],
+      verdicts += [_say(f'{name}: {LOSS} {spread(mean, half)}', found[metric][name], to[name],
                         verdict)
                    for name, _, mean, half, *_, verdict, _ in rows if name != to[name]]
-    counted = sum(e in judged for e in families[metric not in (LOSS, _TOKENS)])
+    counted = sum(not found[m][name].unknown for m, name in families[
+      metric not in (LOSS, _TOKENS)])
     out.append(figure(
-      f'{metric[0].upper()}{metric[1:]}: means, with 95 % intervals',
+      f'{metric[0].upper()}{metric[1:]}{", nats per token" * (metric == LOSS)}: means, with 95 % '
+      'intervals',
       table(('', 'seeds', metric, f'against {_what(to)}', 'could have seen'), body),
       csv(f'seeds {metric}', ('group', 'seeds', 'mean', 'half_interval', *_DIFFERENCE), rows),
       _how([e for name, e in found[metric].items() if name != to[name]], counted)))
@@ -311,7 +319,7 @@ def _named(to: Mapping[str, str], name: str) -> str:
 def _say(start: str, gap: comparison.Estimate, base: str, verdict: str) -> str:
   seen = _seen(gap.detectable) and f'; {_seen(gap.detectable)} would have been seen'
   of = f'{gap.n} pairs' if gap.paired else f'{gap.n} seeds or more a side'
-  return f'{start}, {_show(gap.mean, gap.half, "+")} of {of} against {base} ({verdict}{seen})'
+  return f'{start}, {spread(gap.mean, gap.half, "+")} of {of} against {base} ({verdict}{seen})'
 
 
 def _how(gaps: Sequence[comparison.Estimate], counted: int) -> str:
@@ -352,9 +360,9 @@ def _signals(of_seeds: Mapping[str, Mapping[Any, Result]], csv) -> list[str]:
     floor = max(noise, 1e-12)
     best = min(means) if math.isnan(chance) else max(means)
     above = (best - chance) / floor
-    spread = (max(means) - min(means)) / floor if len(means) > 1 else math.nan
-    rows.append((task, best, chance, noise, above, spread,
-                 not above < decisive.ABOVE_CHANCE and not spread < 2))
+    between = (max(means) - min(means)) / floor if len(means) > 1 else math.nan
+    rows.append((task, best, chance, noise, above, between,
+                 not above < decisive.ABOVE_CHANCE and not between < 2))
   if not rows:
     return []
   show = lambda x: fixed(x, 1) if number(x) else ''
@@ -362,8 +370,8 @@ def _signals(of_seeds: Mapping[str, Mapping[Any, Result]], csv) -> list[str]:
     ('', 'best mean', 'chance', 'noise of a seed', 'above chance / noise',
      'between groups / noise', ''),
     [(text(task), fixed(best, 3), fixed(chance, 3) if number(chance) else '', fixed(noise, 4),
-      show(above), show(spread), 'can' if can else 'cannot')
-     for task, best, chance, noise, above, spread, can in rows]),
+      show(above), show(between), 'can' if can else 'cannot')
+     for task, best, chance, noise, above, between, can in rows]),
     csv('signals', ('task', 'best', 'chance', 'noise', 'above', 'spread', 'can'), rows),
     'A task can decide where the best group is three times the noise above chance, a task or a '
     'corpus where the groups differ by twice the noise of one seed.')]
@@ -410,18 +418,18 @@ def _effects(found: Mapping[str, Mapping[str, Mapping]], csv, verdicts: list[str
   body, rows = [], []
   for factor, of in cells.items():
     body.append((f'<b>{text(factor)}</b>', count(of[0].n), *(
-      f'{_show(e.mean, e.half, "+")} <small>{word}</small>'
+      f'{spread(e.mean, e.half, "+")} <small>{word}</small>'
       for e, word in zip(of, judged[factor], strict=True)),
       _seen(max(e.detectable for e in of[:2]))))
     rows.append((factor, of[0].n, *(
       x for e, word in zip(of, judged[factor], strict=True)
       for x in (e.mean, e.half, e.detectable, word))))
     verdicts.append(f'{factor}: ' + ', '.join(
-      f'{name} {_show(e.mean, e.half, "+")} ({word})'
+      f'{name} {spread(e.mean, e.half, "+")} ({word})'
       for name, e, word in zip(names, of, judged[factor], strict=True))
       + f'; {of[0].n} seed{"s" * (of[0].n > 1)}')
   return figure(
-    f'Change of {LOSS}, with 95 % intervals over seeds',
+    f'Change of {LOSS}, nats per token, with 95 % intervals over seeds',
     table(('', 'seeds', *names, 'could have seen'), body),
     csv('effects', ('factor', 'seeds', *(
       f'{n}{what}' for n in names

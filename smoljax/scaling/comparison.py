@@ -181,11 +181,14 @@ def judge(family: Sequence[Estimate]) -> list[str]:
 
   Those of fewer than three runs, or of an `unknown` error, get no verdict, and do not count.
   """
-  judged = [i for i, e in enumerate(family) if not e.unknown]
-  out = [f'no verdict: {e.unknown}' for e in family]
-  for i, p in zip(judged, holm([family[i].p for i in judged]), strict=True):
-    out[i] = 'apart' if p < 1 - LEVEL else 'within noise'
-  return out
+  return [f'no verdict: {e.unknown}' if e.unknown else 'apart' if p < 1 - LEVEL else 'within noise'
+          for e, p in zip(family, corrected(family), strict=True)]
+
+
+def corrected(family: Sequence[Estimate]) -> list[float]:
+  """By Holm's method, the p-values that `judge` goes by; NaN where it gives no verdict."""
+  found = iter(holm([e.p for e in family if not e.unknown]))
+  return [math.nan if e.unknown else next(found) for e in family]
 
 
 def tokens_to(curve: Sequence[tuple[float, float]], target: float) -> float:

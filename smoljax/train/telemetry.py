@@ -156,7 +156,8 @@ class Telemetry:
       float(np.sum([_places(v) for v in taken])), len(steps), seconds, sum(w for _, _, w in steps))
     row |= self._times(**{'steps': seconds * len(taken) / len(steps),
                           'skipped': seconds * (1 - len(taken) / len(steps))})
-    row |= self._epochs(step, position)
+    learned = tokens * (1 - float(row.get('data/padding', 0)))
+    row |= self._epochs(step, position, learned)
     if self._run.config.optimizer.qk_clip.tau and taken:
       row |= logit_metrics([v['max_logits_LN'] for v in taken], self._run.config.optimizer.qk_clip)
     self._log.row(step, row)
@@ -259,9 +260,10 @@ class Telemetry:
     apart, self._apart = self._apart, collections.defaultdict(float)
     return {f'time/{name}': round(s, 3) for name, s in {**seconds, **apart}.items() if s}
 
-  def _epochs(self, step: int, position: dict) -> dict[str, float]:
+  def _epochs(self, step: int, position: dict, learned: float) -> dict[str, float]:
     """How often each corpus was gone through, which past MANY_EPOCHS is said once; and how many
-    different tokens the run has seen, about."""
+    different tokens the run has learned from, about: no more than it `learned` from at all, since
+    batches that were left out are gone through too."""
     epochs = self._run.batches.epochs(position)
     for name in {n for n, x in epochs.items() if x >= MANY_EPOCHS} - self._repeated:
       self._repeated.add(name)
@@ -271,9 +273,9 @@ class Telemetry:
         f'{int(epochs[name]) + 1}th time. Up to {MANY_EPOCHS} times a text is nearly as good as '
         'new, then less and less (Muennighoff et al. 2023): give it more, or a smaller weight')
     corpora = self._run.batches.corpora
-    unique = round(sum(min(1.0, x) * float(corpora[name].lengths.sum(dtype=np.int64))
-                       for name, x in epochs.items()))
-    return {'data/unique': unique,
+    unique = sum(min(1.0, x) * float(corpora[name].lengths.sum(dtype=np.int64))
+                 for name, x in epochs.items())
+    return {'data/unique': round(min(unique, learned)),
             **{f'data/epochs/{name}': round(x, 3) for name, x in epochs.items()}}
 
   def _speed(self, tokens: float, steps: int, seconds: float, waited: float) -> dict[str, float]:

@@ -65,6 +65,16 @@ def test_a_decision_is_judged_by_documents_that_no_law_saw(given, tmp_path):
   assert seen[0] is study.held_out and seen[1] is study.judged
 
 
+def test_another_config_is_no_part_of_a_study(given, tmp_path, capsys):
+  """Whatever of it decides what a proxy scores, not a list of some of it."""
+  assert run(given, tmp_path, '--steps=design') == 0
+  assert run(given, tmp_path, '--steps=design', '--config.train.log_every=3') == 0
+  for field in ('optimizer.weight_decay=0.7', 'model.qk_norm=True'):
+    assert run(given, tmp_path, '--steps=design', f'--config.{field}') == 2
+    said = ' '.join(capsys.readouterr().err.split())
+    assert field.partition('=')[0] in said and 'give another --workdir' in said
+
+
 def test_proxies_that_diverged_are_left_out_and_named(given, tmp_path, capsys, monkeypatch):
   study, rng = mix.Mix('configs/mix.py', given, tmp_path, 1e9), np.random.default_rng(0)
   study.design()

@@ -290,6 +290,8 @@ def test_the_page(tmp_path):
   assert float(rows[best.number]['loss']) == best.value
   assert sum(results['importance'].values()) == pytest.approx(1)
   assert json.loads((tmp_path / 'search.json').read_text())['best'] == [best.number]
+  other = pathlib.Path(search_page.write(search.results(done, SPACE, ['bytes']), str(tmp_path)))
+  assert 'Bytes by trial' in other.read_text() and 'Loss' not in other.read_text()
 
 
 def test_several_objectives_have_a_front(tmp_path):

@@ -51,6 +51,20 @@ def test_a_corpus_of_tokens_from_elsewhere(tmp_path, tokenised, model):
   assert len(open_corpus(str(tmp_path / 'tokens/mine/1.0.0')).tokens(0)) > 2
 
 
+@pytest.mark.parametrize('step, module', [
+  ('web', 'data_beam.web.pipeline'), ('pdf', 'data_beam.pdf.pipeline'),
+  ('conversations', 'data_beam.conversations')])
+def test_a_full_disk_under_beam_is_an_error_of_the_disk(tmp_path, monkeypatch, step, module):
+  def full(*_, **__):
+    raise RuntimeError("OSError: [Errno 28] No space left on device [while running 'write']")
+
+  monkeypatch.setattr(importlib.import_module(module), 'run', full)
+  c = config()
+  c[step].input = 'x'
+  with pytest.raises(OSError, match='No space left on device'):
+    getattr(steps, f'run_{step}')(str(tmp_path), {}, c=c)
+
+
 def test_held_out_documents_of_a_corpus_that_is_not_trained_on(tmp_path, corpus):
   """It is tokenised and evaluated on, and the tokenizer does not see it."""
   c = config(corpora=f'mine={corpus},target={corpus}', eval__corpora=('target',))

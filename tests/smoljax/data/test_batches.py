@@ -237,6 +237,16 @@ def test_epochs_are_counted(markov_corpora):
   assert abs(seen[whole - 1] - 1) < 0.2 and iterator.get_state()['positions']['pdf'][0] >= 1
 
 
+def test_epochs_are_counted_where_rows_have_room(tmp_path):
+  """Conversations of 40 tokens, each alone in a row of 64; the last window is short."""
+  path = conversations.write(
+    tmp_path, 'chat', {'train': [(range(3, 23), range(3, 23))] * 25}, 64)
+  rows = packing.Rows(open_corpus(path), seq_len=64, window=10, max_segments=4, seed=0)
+  for taken in range(1, 61):
+    next(rows)
+    assert rows.epochs(rows.position) == pytest.approx(taken / 25, abs=1e-6)
+
+
 def test_conversations_of_which_none_fits_are_an_error_and_no_endless_search(tmp_path):
   path = conversations.write(tmp_path, 'chat', {'train': [(range(3, 40), range(3, 9))] * 5}, 64)
   made = Batches(

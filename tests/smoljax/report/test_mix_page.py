@@ -29,3 +29,18 @@ def test_differences_are_paired_and_judged_together():
   assert abs(found['arm']['domains']['code'][0]) < 0.01
   lines = list(mix_page.words(found))
   assert len(lines) == 3 and 'proposed less natural, the size of the proxies: -0.0' in lines[0]
+
+
+def test_what_has_no_verdict_counts_for_nothing_and_has_no_interval(tmp_path):
+  """A larger model of which one seed is there yet, beside four seeds of the proxies' size."""
+  rng = np.random.default_rng(0)
+  of = lambda mean, n: {i: {'web': mean + rng.normal(0, 0.01)} for i in range(n)}
+  means = {'natural': 1.6, 'unimax': 1.5, 'best': 1.5, 'proposed': 1.5}
+  scores = {kind: {arm: of(mean, n) for arm, mean in means.items()}
+            for kind, n in (('arm', 4), ('arm_larger', 1))}
+  found = mix_page.validation(scores, {'web': 1.0})
+  few = mix_page.validation({'arm': scores['arm']}, {'web': 1.0})
+  assert found['arm'] == few['arm']
+  lines = list(mix_page.words(found))
+  assert 'n = 4; p ' in lines[0] and lines[3].endswith('bits per byte, no verdict: n = 1')
+  assert 'inf' not in ' '.join(lines) and 'nan' not in ' '.join(lines)
