@@ -100,9 +100,13 @@ def groups(results: Iterable[Result]) -> dict[str, dict[Any, Result]]:
   """What runs are samples of → {seed: run}, in the order of the runs."""
   out: dict[str, dict[Any, Result]] = {}
   for r in results:
-    name = r.group or ', '.join(f'{k}={v}' for k, v in r.fields.items() if k != 'seed') or UNCHANGED
-    out.setdefault(name, {})[r.seed] = r
+    out.setdefault(_group(r), {})[r.seed] = r
   return out
+
+
+def _group(r: Result) -> str:
+  return r.group or ', '.join(
+    f'{k}={v}' for k, v in r.fields.items() if k != 'seed') or UNCHANGED
 
 
 def effects(results: Iterable[Result], metric: str = LOSS) -> dict[str, dict[str, dict]]:
@@ -181,6 +185,9 @@ def write(
                          *_signals(of_seeds, site.csv)))
   if found := effects(results):
     parts.append(section('effects', 'Effects', _effects(found, site.csv, verdicts)))
+  # Six colours, so that they are the groups'.
+  order = list(of_seeds)
+  colors = {r.name: order.index(_group(r)) for r in results}
   curves = (
     ('Loss in training', 'nats per token, smoothed', 'line',
      {r.name: charts.smooth(r.loss) for r in results}),
@@ -188,7 +195,7 @@ def write(
   )
   parts.append(section('curves', 'Against tokens', *(
     figure(title, charts.lines(
-      [Series(name, xy, i, style) for i, (name, xy) in enumerate(of.items()) if xy],
+      [Series(name, xy, colors[name], style) for name, xy in of.items() if xy],
       label=f'{title} against tokens', y_label=unit, x_label='tokens'),
       site.csv(title, ('run', 'tokens', 'value'),
                [(name, x, y) for name, xy in of.items() for x, y in xy]))

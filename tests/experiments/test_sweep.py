@@ -7,6 +7,7 @@ import json
 import math
 import os
 import pathlib
+import re
 import subprocess
 import sys
 import time
@@ -462,7 +463,10 @@ def test_a_difference_tells_of_how_many_runs_it_is(tmp_path):
   rows = list(csv.DictReader((tmp_path / 'report/seeds_validation_loss.csv').open()))
   assert [(r['seeds'], r['n']) for r in rows] == [('3', '3'), ('4', '3'), ('3', '3')]
   assert 'of 3 pairs against a' in verdicts[0] and 'a run has no finite figure' in verdicts[1]
-  assert ', of 3 pairs</small>' in pathlib.Path(page).read_text()
+  html = pathlib.Path(page).read_text()
+  assert ', of 3 pairs</small>' in html
+  keys = dict(re.findall(r'<span class="key \w+ (c\d)">(\w)\d</span>', html))
+  assert keys == {'c1': 'a', 'c2': 'b', 'c3': 'c'}  # runs of a group have its colour
 
 
 def test_effects_and_interactions(tmp_path):
