@@ -60,6 +60,9 @@ def main(_: Sequence[str]) -> None:
     if _PUSH.value and _FORMAT.value != 'hf':
       raise ValueError('--push_to_hub goes with --format=hf')
     if _FORMAT.value == 'peft':
+      for flag in (_DTYPE, _QUANTIZE, _TOKENIZER, _CHAT, _MTP):
+        if flag.value:
+          raise ValueError(f'--{flag.name} is of a whole model: leave it out with --format=peft')
       print(f'exported to {export_formats.write_peft(_CHECKPOINT.value, _OUTPUT.value)}')
       return
     model = load.load_model(_CHECKPOINT.value, _TOKENIZER.value)

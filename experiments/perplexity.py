@@ -107,7 +107,8 @@ def _run(checkpoint: str, corpus: str, output: str) -> tuple[dict, collections.C
   os.makedirs(output, exist_ok=True)
   _same_job(os.path.join(output, 'inputs.json'), {
     'corpus': [s['sha256'] for s in manifest['shards']],
-    'model': load.weights_fingerprint(checkpoint), 'seq_len': seq_len})
+    'model': load.weights_fingerprint(checkpoint), 'seq_len': seq_len,
+    'tokenizer': files.sha256(loaded.tokenizer.path)})
   raw = [os.path.join(output, f'raw-{i:05d}.jsonl') for i in range(len(shards))]
   with sharding.all_devices(loaded.params) as params:
     loaded = loaded._replace(params=params)
@@ -133,8 +134,8 @@ def _same_job(path: str, job: dict) -> None:
   if os.path.exists(path):
     with open(path) as file:
       if json.load(file) != job:
-        raise ValueError(f'{os.path.dirname(path)} holds the scores of another model, corpus or '
-                         '--seq_len: give a fresh --output')
+        raise ValueError(f'{os.path.dirname(path)} holds the scores of another model, tokenizer, '
+                         'corpus or --seq_len: give a fresh --output')
   else:
     _write(path, [job])
 

@@ -103,3 +103,13 @@ def test_thirds_are_per_language():
   for language, start in (('en', 0), ('de', 10)):
     named = [perplexity.bucket(-i - start, limits[language]) for i in range(9)]
     assert named == ['head'] * 3 + ['middle'] * 3 + ['tail'] * 3
+
+
+def test_scores_by_another_tokenizer_are_not_gone_on_with(corpus, hf, tmp_path, capsys):
+  run(corpus, hf, tmp_path / 'scores')
+  other = str(tmp_path / 'other.model')
+  tokenizer.train([text[::-1] * 5 for text in TEXTS], other, vocab_size=290)
+  with pytest.raises(SystemExit, match='2'), flagsaver.flagsaver(
+      corpus=corpus, checkpoint=hf, output=str(tmp_path / 'scores'), tokenizer=other):
+    perplexity.main(['perplexity'])
+  assert 'another model, tokenizer, corpus' in capsys.readouterr().err
