@@ -163,7 +163,8 @@ def attend_cache(
     earlier = tuple(h.swapaxes(1, 2) for h in held)
     if T > 1 and not own and not window and can_attend_after(q_BTNH, earlier[0], softcap):
       before_B = jnp.broadcast_to(first, offset_B.shape)
-      span = RemoteSpan(jnp.where(offset_B < before_B, T, 0), offset_B, before_B)
+      span = RemoteSpan(
+        jnp.where(offset_B < before_B, T, 0), jnp.minimum(offset_B, before_B), before_B)
       return attention_after(
         q_BTNH, k_BTKH, v_BTKH, earlier, span, segments_BT, softcap=softcap), written
     if window and T > 1:  # what the chunk pushes out of the ring is still seen by its first tokens
@@ -252,8 +253,10 @@ def prefill_sizes(
   larger = _chunk(PREFILL_BYTES // (B * config.mlp_dim * jnp.dtype(config.dtype).itemsize))
   if chunk < min(larger, T) and _keeps_no_logits(config, B, min(larger, T), S):
     chunk = larger
-  if chunk < T:
-    T = -(-longest // chunk) * chunk
+  if chunk < T:  # evenly, lest the last one is padding for the most part
+    number = -(-longest // chunk)
+    chunk = bucket_length(-(-longest // number))
+    T = number * chunk
     S = bucket_length(T + num_new)
   return T, S, chunk
 

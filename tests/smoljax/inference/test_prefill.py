@@ -55,6 +55,18 @@ def test_kernels_read_a_prompt_in_chunks_as_it_is_read_at_once(softcap, monkeypa
       np.testing.assert_allclose(np.float32(a[i, :, seen]), np.float32(b[i, :, seen]), **tolerance)
 
 
+@pytest.mark.parametrize('kernels', [False, True])
+@pytest.mark.parametrize('rows, longest', [(1, 16_500), (2, 8193), (8, 2100), (1, 100_000)])
+def test_chunks_are_padded_no_more_than_a_prompt_that_is_read_at_once(
+  rows, longest, kernels, monkeypatch
+):
+  monkeypatch.setattr(cache_lib, '_keeps_no_logits', lambda *_: kernels)
+  config = model.SHAPES['smollm3-3b']
+  T, S, chunk = cache_lib.prefill_sizes(config, [[1] * longest] * rows, 128)
+  assert chunk < T and T % chunk == 0 and longest <= T <= 5 / 4 * longest
+  assert T + 128 <= S <= 5 / 4 * (T + 128)
+
+
 def test_a_long_prompt_needs_no_square_of_its_length(monkeypatch):
   """Nothing computed for a chunk of 65,536 tokens of the 3B shape is larger than its embedding."""
   config = dataclasses.replace(model.SHAPES['smollm3-3b'], num_layers=4)
