@@ -109,6 +109,19 @@ chat.converse(Talk())
 """
 
 
+def until_it_waits(child):
+  """Returns when the process waits for keys: before, Python loses a Ctrl-C."""
+  state = pathlib.Path(f'/proc/{child.pid}/stat')
+  asleep = 0
+  for _ in range(600):
+    time.sleep(.05)
+    # S: it waits, where R may only wait for a core.
+    waits = not state.exists() or state.read_text().rpartition(')')[2].split()[0] == 'S'
+    asleep = asleep + 1 if waits else 0
+    if asleep == 10:
+      return
+
+
 def test_a_terminal_keeps_long_lines_and_ctrl_c_ends_what_it_should():
   ours, theirs = pty.openpty()
   environment = {**os.environ, 'PYTHONIOENCODING': 'utf-8', 'TERM': 'dumb'}
@@ -122,13 +135,14 @@ def test_a_terminal_keeps_long_lines_and_ctrl_c_ends_what_it_should():
       (b'', b'> '), (b'x' * 5000 + b'yz\n', b'5002 characters, yz\r\n> '),
       (b'a\xff\n', 'a\ufffd\r\n> '.encode()), (b'call\n', b'result of f: '), (b'\x03', b'> '),
       (b'on\n', b'2 characters, on\r\n> ')):
-      time.sleep(.5 * (send == b'\x03'))  # before it waits for keys, Python loses it
+      if send == b'\x03':
+        until_it_waits(child)
       os.write(ours, send)
       said = b''
       while answer not in said:
         assert select.select([ours], [], [], 60)[0], (answer, said)
         said += os.read(ours, 1 << 16)
-    time.sleep(.5)
+    until_it_waits(child)
     os.write(ours, b'\x03')
     with contextlib.suppress(OSError):  # of a terminal that its last process has left
       while select.select([ours], [], [], 60)[0] and os.read(ours, 1 << 16):
