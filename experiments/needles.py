@@ -42,7 +42,7 @@ def main() -> None:
     if os.path.isdir(a.output):
       raise IsADirectoryError(f'--output={a.output} is a folder: give FILE.jsonl')
     texts = ruler.texts(
-      a.tasks.split(','), tokenizer.load(a.tokenizer) if a.tokenizer else _Threes(),
+      _tasks(a.tasks), tokenizer.load(a.tokenizer) if a.tokenizer else _Threes(),
       _lengths(a.lengths), language=a.language, num=a.number, seed=a.seed,
       documents=_documents(a.documents, a.language) if a.documents else ())
     rows = ({'id': f'needle-{a.seed}-{i}', 'text': text, 'language': a.language}
@@ -50,6 +50,13 @@ def main() -> None:
     chains.write(a.output, rows)
   except (ValueError, OSError) as e:
     sys.exit(complain('experiments.needles', e))
+
+
+def _tasks(given: str) -> list[str]:
+  names = given.split(',')
+  if wrong := [name for name in names if name not in ruler.TASKS]:
+    raise ValueError(f'--tasks={given}: {wrong[0]!r} is none of {", ".join(ruler.TASKS)}')
+  return names
 
 
 def _lengths(given: str) -> list[int]:
