@@ -135,8 +135,7 @@ def can_attend_after(q_BTNH: jax.Array, k_BSKH: jax.Array, softcap: float = 0.0)
 
   Of tokens and of the earlier keys; ShapeDtypeStructs will do.
   """
-  static = _after(softcap)
-  kernel = IMPLEMENTATIONS[_choose(static, q_BTNH, k_BSKH, True)]
+  kernel = IMPLEMENTATIONS[_after(q_BTNH, k_BSKH, softcap).implementation]
   return kernel.forward_across is not None and not k_BSKH.shape[1] % 128
 
 
@@ -152,8 +151,7 @@ def attention_after(
     span: which of these the first queries of each row see.
     segments_BT: of the tokens themselves: 1, and 0 for padding on the left.
   """
-  static = _after(softcap)
-  static = static._replace(implementation=_choose(static, q_BTNH, k_BTKH, True))
+  static = _after(q_BTNH, k_BTKH, softcap)
   kernel = IMPLEMENTATIONS[static.implementation]
   assert kernel.forward_across is not None, 'as can_attend_after() says'
   index_1T = jnp.arange(q_BTNH.shape[1])[None]
@@ -162,8 +160,9 @@ def attention_after(
                  kernel.forward_across(static, q_BTNH, *earlier, span))[0]
 
 
-def _after(softcap):
-  return Static('auto', (None,), float(softcap), in_order=True, zigzag=False, max_segments=2)
+def _after(q_BTNH, k_BSKH, softcap):
+  static = Static('auto', (None,), float(softcap), in_order=True, zigzag=False, max_segments=2)
+  return static._replace(implementation=_choose(static, q_BTNH, k_BSKH, True))
 
 
 def probabilities(
