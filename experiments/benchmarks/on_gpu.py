@@ -91,7 +91,7 @@ JOBS = {
   'half products': Job(45, 'experiments.benchmarks.newton_schulz'
                            ' --tiles=128x64x4x4,128x64x4x3,128x32x4x4,256x64x8x3'),
   'decode': Job(70, 'experiments.benchmarks.decode --cases=greedy,evaluator --batch=1,32'),
-  'long prompt': Job(60, 'experiments.benchmarks.decode --cases=greedy --batch=1 --prompt=65536'
+  'long prompt': Job(60, 'experiments.benchmarks.decode --cases=greedy --batch=1 --prompt=65528'
                          ' --new=8 --runs=1'),
   'fp8 loss': Job(280, 'experiments.benchmarks.fp8_loss --corpus={corpora}/tokens --seeds=1'
                        ' --shape=smollm2-360m --rows=4 --seq_len=4096 --chunk=4096 --steps=1000'
@@ -205,6 +205,12 @@ def found(output: pathlib.Path) -> dict[str, dict]:
           if (path := output / f'{name}.json').exists()}
 
 
+def _failure(result: dict) -> str:
+  """How a job ended that did not do all that it should; '' if it did."""
+  errors = [row['error'] for row in result['rows'] if row.get('error')]
+  return ''.join(result['end']) or 'no output' if result['code'] else ''.join(errors[:1])
+
+
 def table(results: Found) -> list[str]:
   """A line for each figure that there is, and for each job that failed."""
   good = {name: result for name, result in results.items() if not result['code']}
@@ -217,8 +223,8 @@ def table(results: Found) -> list[str]:
     reached = value <= figure.bar if figure.most else value >= figure.bar
     lines.append(f'{figure.name:<48}{value:>10.4g}  (bar {"≤" if figure.most else "≥"} '
                  f'{figure.bar:g}{"" if reached else ", not reached"})')
-  return lines + [f'{name:<48}    failed: {"".join(result["end"])[:200]}'
-                  for name, result in results.items() if result['code']]
+  return lines + [f'{name:<48}    failed: {failure[:200]}'
+                  for name, result in results.items() if (failure := _failure(result))]
 
 
 def main(_: list[str]) -> None:
@@ -229,7 +235,7 @@ def main(_: list[str]) -> None:
   if not _CORPORA.value:
     wanted = [name for name in wanted if '{corpora}' not in JOBS[name].arguments]
   done = found(output)
-  left = [name for name in wanted if name not in done or done[name]['code']]
+  left = [name for name in wanted if name not in done or _failure(done[name])]
   if _PLAN.value:
     for name in wanted:
       print(f'{name:<24}{JOBS[name].seconds:>5} s  {"left" if name in left else "done"}')
@@ -250,7 +256,7 @@ def main(_: list[str]) -> None:
     list(pool.map(work, gpu.visible() or ['']))  # a CPU, to try it
   results = found(output)
   print('\n'.join(table(results)))
-  sys.exit(any(results[name]['code'] for name in wanted if name in results))
+  sys.exit(any(_failure(results[name]) for name in wanted if name in results))
 
 
 if __name__ == '__main__':

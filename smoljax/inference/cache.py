@@ -20,7 +20,7 @@ from smoljax.model.attention.context import RemoteSpan
 BLOCK = 8  # tokens per row computed between two looks of the host
 BUCKET = 64  # lengths are rounded up to a multiple of this, or of an eighth of a power of two
 # Attention logits (fp32) that may exist at once while a prompt is read; where attention keeps none,
-# hidden units of the MLP.
+# hidden units of the MLP, gates included.
 PREFILL_BYTES = 1 << 29
 HIDDEN = 1 << 30  # position of slots that hold nothing: in every query's future
 
@@ -250,7 +250,7 @@ def prefill_sizes(
   S = bucket_length(T + num_new)
   # A chunk's queries are taken in 8 parts, each against all keys: [B, N, chunk / 8, S] logits.
   chunk = _chunk(8 * PREFILL_BYTES // (4 * B * config.num_heads * S))
-  larger = _chunk(PREFILL_BYTES // (B * config.mlp_dim * jnp.dtype(config.dtype).itemsize))
+  larger = _chunk(PREFILL_BYTES // (B * 2 * config.mlp_dim * jnp.dtype(config.dtype).itemsize))
   if chunk < min(larger, T) and _keeps_no_logits(config, B, min(larger, T), S):
     chunk = larger
   if chunk < T:  # evenly, lest the last one is padding for the most part

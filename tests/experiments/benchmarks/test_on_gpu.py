@@ -16,7 +16,10 @@ open(sys.argv[1], 'a').write(os.environ['CUDA_VISIBLE_DEVICES'])
 if os.environ['XLA_FLAGS'].isspace():
   sys.exit('XLA would end here')
 time.sleep(float(sys.argv[2]))
-print(json.dumps({'benchmark': 'sleeps', 'tokens_per_sec': 1 / float(sys.argv[2])}))
+case = {'tokens_per_sec': 1 / float(sys.argv[2])}
+if sys.argv[3:] == ['case']:
+  case = {'error': 'it is too long'}
+print(json.dumps({'benchmark': 'sleeps', **case}))
 sys.exit(sys.argv[3:] == ['bad'] and 'it is bad')
 """
 
@@ -55,6 +58,14 @@ def test_jobs_share_the_gpus_and_only_failures_are_run_again(
   assert jobs(given) == 1
   ran = [(tmp_path / f'{name}.ran').read_text() for name in given]
   assert sorted(ran[:2]) == ['4', '7'] and len(ran[2]) == 2
+
+
+def test_a_case_that_could_not_be_measured_is_a_failure(jobs, tmp_path, capsys):
+  """Its process ends well, as it goes on to the next case."""
+  given = {'a': (1, 0.1, 'case')}
+  assert jobs(given) == jobs(given) == 1
+  assert re.search(r'a +failed: it is too long', capsys.readouterr().out)
+  assert len((tmp_path / 'a.ran').read_text()) == 2
 
 
 def test_what_does_not_fit_is_left_for_another_call(jobs, tmp_path):
