@@ -20,7 +20,7 @@ import numpy as np
 from apache_beam.io.filesystems import FileSystems
 
 from data_beam import records
-from data_beam.beam_options import is_beams, pipeline_options
+from data_beam.beam_options import explained, is_beams, pipeline_options
 from data_beam.command_line import Parser, complain
 from data_beam.filters.quality import documents_of, load
 from data_beam.records import Document, Reject
@@ -179,9 +179,11 @@ def main(argv: Sequence[str] | None = None) -> int:
   add('--num_shards', type=int, default=8, help='of each corpus (default: %(default)s)')
   args, beam_args = parser.parse_known_args(argv)
   try:
-    for path in write_buckets(args.corpus, args.models, args.output, args.name, args.buckets,
-                              num_shards=args.num_shards, beam_args=beam_args):
-      print(f'A bucket is at {path}')
+    with explained(beam_args):
+      paths = write_buckets(args.corpus, args.models, args.output, args.name, args.buckets,
+                            num_shards=args.num_shards, beam_args=beam_args)
   except (ValueError, OSError) as error:
     return complain(parser.prog, error)
+  for path in paths:
+    print(f'A bucket is at {path}')
   return 0

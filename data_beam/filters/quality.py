@@ -41,7 +41,7 @@ import scipy.sparse.linalg
 import xxhash
 
 from data_beam import records
-from data_beam.beam_options import is_beams, pipeline_options
+from data_beam.beam_options import explained, is_beams, pipeline_options
 from data_beam.command_line import Parser, complain
 from data_beam.records import Document, Reject
 from data_beam.sources.files import expand
@@ -559,7 +559,8 @@ def main(argv: Sequence[str] | None = None) -> int:
   if beam_args and args.command not in ('score', 'join'):
     parser.error(f'unexpected argument {beam_args[0]!r}')
   try:
-    args.function(args, beam_args)
+    with explained(beam_args):
+      args.function(args, beam_args)
   except (ValueError, OSError) as error:
     return complain(parser.prog, error)
   return 0

@@ -1,7 +1,9 @@
 """Quality classifiers: a planted signal is learned, thresholds are exact, scores are stored."""
 
+import errno
 import json
 import math
+import os
 import random
 
 import hypothesis
@@ -11,7 +13,7 @@ from hypothesis import strategies as st
 
 from data_beam import records
 from data_beam.beam_options import pipeline_options
-from data_beam.filters import quality
+from data_beam.filters import buckets, quality
 from data_beam.records import Document
 from data_beam.text.language import detect_language
 from tests.conftest import REPOSITORY
@@ -120,7 +122,7 @@ def test_thresholds_by_precision_share_and_f1():
     quality.choose_threshold(bad, precision=.9)
 
 
-def test_from_examples_to_a_scored_corpus(examples, tmp_path, capsys):
+def test_from_examples_to_a_scored_corpus(examples, tmp_path, capsys, monkeypatch):
   import apache_beam as beam
   for name, rows in (('train', examples[:400]), ('held_out', examples[400:])):
     (tmp_path / f'{name}.jsonl').write_text(''.join(json.dumps(e) + '\n' for e in rows))
@@ -144,6 +146,16 @@ def test_from_examples_to_a_scored_corpus(examples, tmp_path, capsys):
   assert all(row['quality'] >= 2.5 for row in rows)
   assert {row['reason'] for row in rejects} == {'below_threshold'}
   assert not any(math.isnan(row['quality']) for row in rejects)
+
+  def full(*_, **__):
+    raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+  monkeypatch.setattr(records, 'encode', full)
+  there = [f'--corpus={tmp_path}/raw', f'--output={tmp_path}', '--name=again']
+  assert quality.main(['score', model, *there]) == 2
+  assert buckets.main(['--models', f'{tmp_path}/edu.npz', *there]) == 2
+  said = capsys.readouterr().err.splitlines()
+  assert len(said) == 2 and all('No space left on device' in line for line in said)
 
 
 @pytest.mark.parametrize(('lines', 'message'), [
