@@ -23,7 +23,7 @@ from absl import flags
 
 from experiments.engine import cli
 from experiments.engine.cli import console, write_json
-from smoljax.checkpoints import export_formats, huggingface, load, merge
+from smoljax.checkpoints import export_formats, hf_folder, huggingface, load, merge
 from smoljax.evals import held_out, multiple_choice, tasks
 
 _MODELS = flags.DEFINE_list('models', [], 'Runs, checkpoints or Hugging Face folders.')
@@ -63,6 +63,7 @@ def main(argv: Sequence[str]) -> None:
     raise ValueError(f'--scan is of two models, not {len(_MODELS.value)}')
   if given[1] and not (_CORPUS.value or _TASKS.value):
     raise ValueError('--scan needs something to choose by: --corpus, --tasks or both')
+  hf_folder.Export(_OUTPUT.value, {hf_folder.CONFIG})  # raises now if the folder is taken
   paths = [*_MODELS.value, *([_BASE.value] if _BASE.value else [])]
   loaded = {path: load.load_model(path) for path in paths}
   merge.require_same(loaded)

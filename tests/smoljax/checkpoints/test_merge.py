@@ -165,14 +165,19 @@ def test_the_command_merges_scans_and_refuses(tmp_path):
   documents = [[256, *RNG.integers(0, 255, 40).tolist(), 257] for _ in range(6)]
   corpus = write_tokenised(tmp_path, 't', {'train': documents, 'validation': documents}, 260)
   soup, best = (str(tmp_path / name) for name in ('soup', 'best'))
+  (tmp_path / 'taken').mkdir()
+  (tmp_path / 'taken' / 'config.json').write_text('{}')
   command = ['experiments.merge', f'--models={a},{b}']
-  made, scanned, both, bad = run_commands(
+  made, scanned, both, bad, taken = run_commands(
     [*command, '--weights=.9,.1', f'--output={soup}'],
     [*command, '--scan=0,.5', f'--corpus={corpus}', '--tasks=', f'--output={best}'],
     [*command, '--weights=1,1', '--scan=1', f'--output={best}'],
-    [*command, '--weights=a,1', f'--output={best}'])
+    [*command, '--weights=a,1', f'--output={best}'],
+    # Before it reads a model, not after it has scored them.
+    ['experiments.merge', '--models=none,none', '--weights=.5,.5', f'--output={tmp_path}/taken'])
   assert made.returncode == scanned.returncode == 0, made.stderr + scanned.stderr
-  for run, said in ((both, 'either --weights or --scan'), (bad, 'give numbers')):
+  for run, said in ((both, 'either --weights or --scan'), (bad, 'give numbers'),
+                    (taken, 'config.json, which no export wrote')):
     assert run.returncode == 2 and said in run.stderr and 'Traceback' not in run.stderr
   parents = [huggingface.load_hf(path)[1] for path in (a, b)]
   jax.tree.map(lambda x, p, q: np.testing.assert_allclose(x, 0.9 * p + 0.1 * q, atol=1e-7),
